@@ -1,0 +1,43 @@
+"""Learn which attention heads a transformer needs, and remove the others.
+
+gates = gating.inject_gates(model)                      # a hard-concrete gate on every head
+objective = gating.ExactBudget(num_heads=18)
+objective.attach(gates)                                 # then train weights and gates together
+gating.finalize(model, gates, num_heads=18)             # the other heads are gone
+gating.save_compact(model, "compact", tokenizer=tokenizer)
+model = gating.load_compact("compact")
+"""
+
+from gating.card import CompactReport
+from gating.export import load_compact, save_compact
+from gating.finalize import FinalizeReport, finalize
+from gating.gates import HeadGates, inject_gates
+from gating.heads.blocks import AttentionBlock, find_attention_blocks
+from gating.heads.families import register_attention_spec
+from gating.heads.pruning import PruneReport, prune_heads
+from gating.heads.spec import AttentionSpec
+from gating.objectives import BudgetSchedule, ExactBudget, FixedPrice, NoObjective, Objective
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionBlock",
+    "AttentionSpec",
+    "BudgetSchedule",
+    "CompactReport",
+    "ExactBudget",
+    "FinalizeReport",
+    "FixedPrice",
+    "HeadGates",
+    "NoObjective",
+    "Objective",
+    "PruneReport",
+    "__version__",
+    "finalize",
+    "find_attention_blocks",
+    "inject_gates",
+    "load_compact",
+    "prune_heads",
+    "register_attention_spec",
+    "save_compact",
+]

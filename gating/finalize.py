@@ -1,0 +1,129 @@
+"""From gates to a smaller model: decide, fold, remove, prove."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gating.gates import HeadGates
+from gating.heads.blocks import AttentionBlock, find_attention_blocks
+from gating.heads.compact import become_compact
+from gating.heads.probe import forward_outputs, make_probe, max_relative_difference, tolerance_for
+from gating.heads.pruning import PruneReport, num_parameters
+from gating.heads.removal import Edit, apply_edits, plan_removal, undo_edits
+
+__all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
+
+
+@dataclass(frozen=True)
+class FinalizeReport(PruneReport):
+    """What finalizing did: a :class:`PruneReport` and the proof.
+
+    Attributes:
+        max_difference: Largest relative difference between the outputs of the masked and of the compact model on
+            the probe batch.
+    """
+
+    max_difference: float
+
+
+def finalize(
+    model: nn.Module, gates: HeadGates, *, num_heads: int | None = None, probe: Mapping[str, Tensor] | None = None
+) -> FinalizeReport:
+    """Turn closed gates into physical removal, in place.
+
+    Decides which heads stay, multiplies the fractional gate values of those into their columns of the output
+    projection, removes gates and heads, and checks that the compact model computes what the masked one did.
+
+    Args:
+        model: A model with gates from :func:`~gating.gates.inject_gates`.
+        gates: Those gates.
+        num_heads: Keep exactly so many heads, those with the largest ``log_alpha``; the heads whose gate is open
+            when left out.
+        probe: A batch as the model's keyword arguments, for the check; made from the model's configuration when
+            left out.
+
+    Returns:
+        What was kept and how far masked and compact outputs differ.
+
+    Raises:
+        ValueError: ``num_heads`` is out of range, or no gate is open.
+        RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
+    """
+    blocks = find_attention_blocks(model)
+    gated = [block for block in blocks if block.name in gates.block_names]
+    values = decide_gate_values(gates, num_heads=num_heads)
+    probe = make_probe(model) if probe is None else probe
+    with gates.fixed_at(values):
+        masked = forward_outputs(model, probe)
+    heads_before = sum(block.num_heads for block in blocks)
+    parameters_before = num_parameters(model) - gates.num_heads
+
+    gates.remove()
+    done = apply_edits(_plan(gated, values.split(gates.block_sizes)))
+    difference = max_relative_difference(masked, forward_outputs(model, probe))
+    tolerance = max(tolerance_for(tensor.dtype) for tensor in masked)
+    if difference > tolerance:
+        undo_edits(done)
+        gates.attach(model, gated)
+        raise RuntimeError(
+            f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
+            f"error of {tolerance:.1e}: the layout of {type(gated[0].module).__name__} is not described rightly. "
+            "Nothing was changed."
+        )
+    become_compact(model)
+    kept = {block.name: block.head_ids for block in find_attention_blocks(model)}
+    return FinalizeReport(
+        kept_heads=kept,
+        num_heads=sum(map(len, kept.values())),
+        num_heads_before=heads_before,
+        num_parameters=num_parameters(model),
+        num_parameters_before=parameters_before,
+        max_difference=difference,
+    )
+
+
+def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None) -> Tensor:
+    """Return the final value of every gate, ``[num_heads]``: zero for heads to remove, else what to fold in.
+
+    Args:
+        gates: Trained gates.
+        num_heads: How many heads stay, those with the largest ``log_alpha``; all open ones when left out.
+
+    Raises:
+        ValueError: ``num_heads`` is out of range, or no gate is open.
+    """
+    values = gates.values().detach()
+    if num_heads is None:
+        if not values.any():
+            raise ValueError("Every gate is closed, so no head would be left. Lower the price, or give num_heads.")
+        return values
+    if not 1 <= num_heads <= gates.num_heads:
+        raise ValueError(f"num_heads={num_heads} cannot be kept: there are {gates.num_heads} gated heads.")
+    kept = torch.zeros_like(values)
+    kept[gates.log_alpha.detach().topk(num_heads).indices] = 1.0
+    # A head that is kept for the count's sake though its gate reads 0 would be dead: it comes in as strongly as it
+    # was on average in training.
+    return kept * torch.where(values > 0, values, gates.prob_open().detach())
+
+
+def _plan(blocks: list[AttentionBlock], values: tuple[Tensor, ...]) -> list[Edit]:
+    edits = []
+    for block, block_values in zip(blocks, values, strict=True):
+        edits.append(_plan_fold(block, block_values))
+        edits += plan_removal(block, block_values.nonzero().flatten().tolist())
+    return edits
+
+
+def _plan_fold(block: AttentionBlock, values: Tensor) -> Edit:
+    """Multiply gate values into the columns of the output projection."""
+    projection = block.output_projection
+    weight = projection.weight
+    assert isinstance(weight, nn.Parameter)
+
+    def folded() -> nn.Parameter:
+        scale = values.repeat_interleave(block.head_dim).to(weight)
+        return nn.Parameter(weight.detach() * scale, requires_grad=weight.requires_grad)
+
+    return Edit(projection, "weight", folded)

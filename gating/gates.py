@@ -1,0 +1,217 @@
+"""Hard-concrete gates on the attention heads of a model: inject, sample, read, remove."""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gating import hard_concrete
+from gating.heads.blocks import AttentionBlock, find_attention_blocks
+
+__all__ = ["HeadGates", "inject_gates"]
+
+_CHILD_NAME = "head_gates"
+
+
+def inject_gates(
+    model: nn.Module,
+    *,
+    temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
+    stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
+    init_prob_open: float = 0.98,
+    exclude: Collection[str] = (),
+) -> "HeadGates":
+    """Put a gate on every attention head of a model, in place.
+
+    Each head's slice of the output projection's input is multiplied by its gate from then on. In training mode
+    the gates are sampled once for each forward pass of the model; in evaluation mode they take their deterministic
+    value. :meth:`HeadGates.remove` takes everything out again.
+
+    Args:
+        model: The model to gate.
+        temperature: ``beta`` of the hard-concrete distribution.
+        stretch_limits: ``(gamma, zeta)`` of the hard-concrete distribution.
+        init_prob_open: Probability that a gate is open at the start. Close to 1, so that a pre-trained model starts
+            nearly as it was; not 1, or the penalty has no gradient.
+        exclude: Names of attention blocks that get no gates.
+
+    Returns:
+        The gates, which are also a submodule of the model.
+
+    Raises:
+        ValueError: The model has no known attention block, has gates already, or an argument is out of range.
+    """
+    if hasattr(model, _CHILD_NAME):
+        raise ValueError(f"{type(model).__name__} has gates already; call model.{_CHILD_NAME}.remove() first.")
+    if temperature <= 0:
+        raise ValueError(f"The temperature of the gates must be positive, got {temperature}.")
+    if not (len(stretch_limits) == 2 and stretch_limits[0] < 0 and stretch_limits[1] > 1):
+        raise ValueError(f"The stretch limits must be a number below 0 and one above 1, got {stretch_limits}.")
+    blocks = find_attention_blocks(model)
+    unknown = set(exclude) - {block.name for block in blocks}
+    if unknown:
+        raise ValueError(f"There is no attention block {sorted(unknown)[0]!r} to exclude.")
+    blocks = [block for block in blocks if block.num_heads and block.name not in exclude]
+    if not blocks:
+        raise ValueError(f"No attention head of {type(model).__name__} is left to put a gate on.")
+    gates = HeadGates(blocks, temperature=temperature, stretch_limits=stretch_limits, init_prob_open=init_prob_open)
+    gates.attach(model, blocks)
+    return gates
+
+
+class HeadGates(nn.Module):
+    """The gates of all heads of a model, in one vector.
+
+    Attributes:
+        log_alpha: Parameter of shape ``[num_heads]``, float32: the location of each gate, block after block.
+        block_names: Names of the gated attention blocks.
+        block_sizes: Number of heads of each block.
+        constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
+    """
+
+    log_alpha: nn.Parameter
+
+    def __init__(
+        self,
+        blocks: Sequence[AttentionBlock],
+        *,
+        temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
+        stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
+        init_prob_open: float = 0.98,
+    ) -> None:
+        """Create gates for attention blocks; :func:`inject_gates` also puts them to work."""
+        super().__init__()
+        self.temperature = temperature
+        self.stretch_limits = stretch_limits
+        self.block_names = [block.name for block in blocks]
+        self.block_sizes = [block.num_heads for block in blocks]
+        start = hard_concrete.log_alpha_for(init_prob_open, temperature=temperature, stretch_limits=stretch_limits)
+        device = next(blocks[0].module.parameters()).device
+        self.log_alpha = nn.Parameter(torch.full((sum(self.block_sizes),), start, device=device))
+        self.constraint: nn.Module | None = None
+        head_dims = torch.tensor([block.head_dim for block in blocks for _ in range(block.num_heads)])
+        self.register_buffer("_head_dims", head_dims.to(device), persistent=False)
+        self._widths = [block.num_heads * block.head_dim for block in blocks]
+        self._fixed: Tensor | None = None
+        self._scales: tuple[Tensor, ...] | None = None
+        self._attached: list[tuple[nn.Module, str]] = []
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def num_heads(self) -> int:
+        """Number of gated heads."""
+        return self.log_alpha.numel()
+
+    def sample(self) -> Tensor:
+        """Draw a value for every gate, ``[num_heads]``; differentiable."""
+        return hard_concrete.sample(
+            self.constrained_log_alpha(), temperature=self.temperature, stretch_limits=self.stretch_limits
+        )
+
+    def values(self) -> Tensor:
+        """Return the deterministic value of every gate, ``[num_heads]``: 0 is closed, 1 fully open."""
+        if self._fixed is not None:
+            return self._fixed
+        return hard_concrete.deterministic(self.constrained_log_alpha(), stretch_limits=self.stretch_limits)
+
+    def prob_open(self) -> Tensor:
+        """Return for every gate the probability that it is not zero, ``[num_heads]``; differentiable."""
+        return hard_concrete.prob_open(
+            self.constrained_log_alpha(), temperature=self.temperature, stretch_limits=self.stretch_limits
+        )
+
+    def num_open(self) -> int:
+        """Count the gates whose deterministic value is not zero."""
+        return int((self.values() > 0).sum())
+
+    def by_block(self) -> dict[str, Tensor]:
+        """Return the deterministic values of each attention block by its name."""
+        return dict(zip(self.block_names, self.values().detach().split(self.block_sizes), strict=True))
+
+    def constrained_log_alpha(self) -> Tensor:
+        """Return the locations that the distribution uses: ``log_alpha`` after the constraint, if there is one."""
+        return self.log_alpha if self.constraint is None else self.constraint(self.log_alpha)
+
+    @contextmanager
+    def fixed_at(self, values: Tensor) -> Iterator[None]:
+        """Use given gate values, ``[num_heads]``, in training and evaluation, for the length of a ``with`` block.
+
+        With zeros and ones this is a head mask.
+        """
+        if values.shape != self.log_alpha.shape:
+            raise ValueError(f"Expected {self.num_heads} gate values, got a tensor of shape {tuple(values.shape)}.")
+        before = self._fixed
+        self._fixed = values.to(self.log_alpha.device)
+        try:
+            yield
+        finally:
+            self._fixed = before
+            self._scales = None
+
+    def attach(self, model: nn.Module, blocks: Sequence[AttentionBlock]) -> None:
+        """Put the gates to work in a model, in place: a pre-hook on every output projection and one on the model."""
+        model.add_module(_CHILD_NAME, self)
+        self._attached = [(model, _CHILD_NAME)]
+        self._handles = [model.register_forward_pre_hook(self._forget)]
+        for index, block in enumerate(blocks):
+            gate = _BlockGate(self, index)
+            projection = block.output_projection
+            projection.add_module("gate", gate)
+            self._attached.append((projection, "gate"))
+            self._handles.append(projection.register_forward_pre_hook(gate))
+
+    def remove(self) -> None:
+        """Take the gates out of the model, in place; nothing of them stays. Gate values are lost, not folded."""
+        for handle in self._handles:
+            handle.remove()
+        for owner, name in self._attached:
+            delattr(owner, name)
+        self._handles, self._attached, self._scales = [], [], None
+
+    def scale(self, block_index: int) -> Tensor:
+        """Return what a block's ``[..., num_heads * head_dim]`` is multiplied by in this forward pass."""
+        if self._scales is None:
+            values = self.sample() if self.training and self._fixed is None else self.values()
+            per_feature = values.repeat_interleave(self._head_dims, output_size=sum(self._widths))
+            self._scales = per_feature.split(self._widths)
+        return self._scales[block_index]
+
+    def extra_repr(self) -> str:
+        """Show how many heads have a gate."""
+        return f"{self.num_heads} heads in {len(self.block_names)} attention blocks"
+
+    def _forget(self, *_: object) -> None:
+        """Before each forward pass of the model: the next gate that is asked for draws new values for all."""
+        self._scales = None
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        """Follow the model from device to device, but stay in float32 when it goes to half precision."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor[:0]).device), recurse)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave this pass's values out of copies: they hang on the graph of the original."""
+        return {**self.__dict__, "_scales": None}
+
+
+class _BlockGate(nn.Module):
+    """The gates of one attention block, as a pre-hook of its output projection.
+
+    A module, not a closure: it is visible in ``print(model)``, and copying the model copies it with its gates.
+    """
+
+    gates: HeadGates
+
+    def __init__(self, gates: HeadGates, index: int) -> None:
+        super().__init__()
+        # Not registered as a submodule: the gates belong to the model, once.
+        object.__setattr__(self, "gates", gates)
+        self.index = index
+
+    def forward(self, projection: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        heads, *rest = inputs
+        return (heads * self.gates.scale(self.index).to(heads.dtype), *rest)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.gates.block_sizes[self.index]}"

@@ -1,0 +1,138 @@
+"""The hard-concrete distribution of Louizos et al. 2018 (arXiv 1712.01312), as pure functions.
+
+A gate value ``z`` in [0, 1] is drawn from a binary concrete variable that is stretched to
+``(gamma, zeta)`` and clipped, so that exact zeros and ones have positive probability while the
+gradient still reaches the parameter ``log_alpha``.
+
+Every function takes ``log_alpha`` of any shape and answers with the same shape in float32, also
+under autocast: in half precision the noise rounds to 1 and its log-odds to infinity.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "DEFAULT_STRETCH_LIMITS",
+    "DEFAULT_TEMPERATURE",
+    "deterministic",
+    "expected_l0",
+    "log_alpha_for",
+    "prob_open",
+    "sample",
+]
+
+DEFAULT_TEMPERATURE = 2 / 3
+DEFAULT_STRETCH_LIMITS = (-0.1, 1.1)
+
+
+def sample(
+    log_alpha: Tensor,
+    *,
+    temperature: float = DEFAULT_TEMPERATURE,
+    stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw one hard-concrete value for each parameter (paper, equations 10 and 11).
+
+    Args:
+        log_alpha: Location of each gate, any shape.
+        temperature: ``beta``; lower is closer to a Bernoulli variable.
+        stretch_limits: ``(gamma, zeta)`` with ``gamma < 0`` and ``zeta > 1``.
+        generator: Source of the noise; the default generator of the device when left out.
+
+    Returns:
+        Values in [0, 1], float32, differentiable with respect to ``log_alpha``.
+
+    Example:
+        >>> values = sample(torch.tensor([-20.0, 20.0]))
+        >>> values.tolist()
+        [0.0, 1.0]
+    """
+    with _full_precision(log_alpha):
+        noise = torch.rand(log_alpha.shape, device=log_alpha.device, dtype=torch.float32, generator=generator)
+        log_odds = torch.logit(noise, eps=1e-6)
+        return _stretch((log_odds + log_alpha.float()) / temperature, stretch_limits)
+
+
+def deterministic(log_alpha: Tensor, *, stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS) -> Tensor:
+    """Return the value used at test time (paper, equation 13).
+
+    Args:
+        log_alpha: Location of each gate, any shape.
+        stretch_limits: ``(gamma, zeta)``.
+
+    Returns:
+        ``min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))``, float32.
+
+    Example:
+        >>> deterministic(torch.tensor([-3.0, 0.0, 3.0])).tolist()
+        [0.0, 0.5, 1.0]
+    """
+    with _full_precision(log_alpha):
+        return _stretch(log_alpha.float(), stretch_limits)
+
+
+def prob_open(
+    log_alpha: Tensor,
+    *,
+    temperature: float = DEFAULT_TEMPERATURE,
+    stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
+) -> Tensor:
+    """Return the probability that a gate is not exactly zero (paper, equation 12).
+
+    Args:
+        log_alpha: Location of each gate, any shape.
+        temperature: ``beta``.
+        stretch_limits: ``(gamma, zeta)``.
+
+    Returns:
+        ``sigmoid(log_alpha - beta log(-gamma / zeta))``, float32.
+    """
+    with _full_precision(log_alpha):
+        return torch.sigmoid(log_alpha.float() - _open_threshold(temperature, stretch_limits))
+
+
+def expected_l0(
+    log_alpha: Tensor,
+    *,
+    temperature: float = DEFAULT_TEMPERATURE,
+    stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
+) -> Tensor:
+    """Return the expected number of open gates, the L0 norm in expectation (paper, section 2.2).
+
+    Returns:
+        A scalar: the sum of :func:`prob_open`.
+    """
+    return prob_open(log_alpha, temperature=temperature, stretch_limits=stretch_limits).sum()
+
+
+def log_alpha_for(
+    prob: float,
+    *,
+    temperature: float = DEFAULT_TEMPERATURE,
+    stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
+) -> float:
+    """Return the ``log_alpha`` at which a gate is open with probability ``prob``: the inverse of :func:`prob_open`.
+
+    Raises:
+        ValueError: ``prob`` is not strictly between 0 and 1.
+    """
+    if not 0 < prob < 1:
+        raise ValueError(f"The probability of an open gate must be between 0 and 1, both excluded; got {prob}.")
+    return math.log(prob / (1 - prob)) + _open_threshold(temperature, stretch_limits)
+
+
+def _open_threshold(temperature: float, stretch_limits: tuple[float, float]) -> float:
+    gamma, zeta = stretch_limits
+    return temperature * math.log(-gamma / zeta)
+
+
+def _stretch(logits: Tensor, stretch_limits: tuple[float, float]) -> Tensor:
+    gamma, zeta = stretch_limits
+    return (torch.sigmoid(logits) * (zeta - gamma) + gamma).clamp(0.0, 1.0)
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    return torch.autocast(device_type=tensor.device.type, enabled=False)

@@ -1,0 +1,87 @@
+"""The model class that repeats a removal when it is built, so that ``from_pretrained`` fits.
+
+This file and its neighbours in ``heads/`` are copied into a saved compact model. There they serve
+``AutoModelFor....from_pretrained(directory, trust_remote_code=True)`` on machines without this package.
+Importing them defines functions and classes and does nothing else.
+"""
+
+from functools import cache as memoize
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from .blocks import find_attention_blocks
+from .record import RECORD_KEY, describe_kept_heads, plan_from_record
+from .removal import apply_edits
+
+__all__ = ["become_compact", "compact_class"]
+
+
+def become_compact(model: nn.Module) -> None:
+    """Make a model whose heads were removed save and load itself, in place.
+
+    Writes the record of kept heads into the model's configuration and turns the model's class into
+    :func:`compact_class` of it. A module without a transformers configuration is left as it is.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return
+    cls = compact_class(type(model))
+    model.__class__ = cls
+    setattr(model.config, RECORD_KEY, describe_kept_heads(find_attention_blocks(model)))
+    module_name = __name__.rpartition(".")[2]
+    # Remote code is looked up by Auto class; every one that knows this configuration gets its class.
+    model.config.auto_map = {
+        auto_name: f"{module_name}.{base.__name__}" for auto_name, base in _auto_classes(type(model.config)).items()
+    }
+
+
+@memoize
+def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return the subclass of a transformers model class that removes heads as its configuration records.
+
+    The subclass has the name of its base, because pipelines check model classes by name.
+    """
+    if getattr(base, "is_compact", False):
+        return base
+
+    def __init__(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
+        base.__init__(self, config, *args, **kwargs)
+        record = getattr(config, RECORD_KEY, None)
+        if record is not None:
+            apply_edits(plan_from_record(self, record))
+
+    auto_names = [name for name, cls in _auto_classes(base.config_class).items() if cls is base]
+    members = {
+        "__init__": __init__,
+        "__module__": __name__,
+        "__qualname__": base.__name__,
+        "is_compact": True,
+        # Asks save_pretrained to copy this file and those it imports into the folder.
+        "_auto_class": auto_names[0] if auto_names else "AutoModel",
+    }
+    return type(base.__name__, (base,), members)
+
+
+def __getattr__(name: str) -> type[PreTrainedModel]:
+    """Build the compact class of any transformers model on demand: one file serves all families."""
+    base = None if name.startswith("_") else getattr(transformers, name, None)
+    if isinstance(base, type) and issubclass(base, PreTrainedModel):
+        return compact_class(base)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _auto_classes(config_class: type) -> dict[str, type[PreTrainedModel]]:
+    """Return the model class that each Auto class of transformers picks for a configuration."""
+    found = {}
+    for auto_name in dir(transformers):
+        mapping = (
+            getattr(getattr(transformers, auto_name), "_model_mapping", None)
+            if auto_name.startswith("AutoModel")
+            else None
+        )
+        if mapping is not None and config_class in mapping:
+            choice = mapping[config_class]
+            found[auto_name] = choice[0] if isinstance(choice, tuple) else choice
+    return found

@@ -1,0 +1,109 @@
+"""Removing heads that the caller names: what ``prune_heads`` of transformers 4 did."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from .blocks import AttentionBlock, find_attention_blocks
+from .compact import become_compact
+from .removal import apply_edits, plan_removal
+
+__all__ = ["PruneReport", "kept_positions", "num_parameters", "prune_heads"]
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a removal did.
+
+    Attributes:
+        kept_heads: For each attention block, the original numbers of the heads that are left.
+        num_heads: Number of heads that are left in the model.
+        num_heads_before: Number of heads before this removal.
+        num_parameters: Number of parameters that are left.
+        num_parameters_before: Number of parameters before this removal.
+    """
+
+    kept_heads: dict[str, tuple[int, ...]]
+    num_heads: int
+    num_heads_before: int
+    num_parameters: int
+    num_parameters_before: int
+
+
+def prune_heads(model: nn.Module, heads_to_prune: Mapping[int | str, Iterable[int]]) -> PruneReport:
+    """Remove attention heads from a model, in place.
+
+    The named heads' rows of the query, key and value projections and their columns of the output projection are
+    gone afterwards; all other heads compute what they computed before. A layer may lose every head.
+
+    Args:
+        model: The model to change.
+        heads_to_prune: For each layer (by number, or by the block's name from :func:`find_attention_blocks`) the
+            heads to remove. Heads are counted as in the original model, also when some are gone already.
+
+    Returns:
+        What is left, and how many parameters that saves.
+
+    Raises:
+        ValueError: A layer or head does not exist, or a layer number means more than one block. The model is
+            unchanged then.
+        TypeError: A head or layer is not a number.
+
+    Example:
+        >>> prune_heads(model, {0: [2]})  # doctest: +SKIP
+    """
+    blocks = find_attention_blocks(model)
+    removed = _read_request(blocks, heads_to_prune)
+    kept = {block.name: set(block.head_ids) - removed.get(block.name, set()) for block in blocks}
+    edits = [edit for block in blocks for edit in plan_removal(block, kept_positions(block, kept[block.name]))]
+    parameters_before = num_parameters(model)
+    apply_edits(edits)
+    become_compact(model)
+    return PruneReport(
+        kept_heads={name: tuple(sorted(heads)) for name, heads in kept.items()},
+        num_heads=sum(map(len, kept.values())),
+        num_heads_before=sum(block.num_heads for block in blocks),
+        num_parameters=num_parameters(model),
+        num_parameters_before=parameters_before,
+    )
+
+
+def kept_positions(block: AttentionBlock, kept: Iterable[int]) -> list[int]:
+    """Translate original head numbers to positions among the heads that are there now."""
+    return [position for position, head in enumerate(block.head_ids) if head in set(kept)]
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Count the parameters of a model; shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _read_request(
+    blocks: Sequence[AttentionBlock], heads_to_prune: Mapping[int | str, Iterable[int]]
+) -> dict[str, set[int]]:
+    removed: dict[str, set[int]] = {}
+    for layer, heads in heads_to_prune.items():
+        block = _find_block(blocks, layer)
+        heads = list(heads)
+        if not all(isinstance(head, int) for head in heads):
+            raise TypeError(f"Heads are whole numbers; got {heads!r} for layer {layer!r}.")
+        wrong = [head for head in heads if not 0 <= head < block.num_heads_before]
+        if wrong:
+            raise ValueError(
+                f"Layer {layer!r} has heads 0 to {block.num_heads_before - 1}; there is no head {wrong[0]}."
+            )
+        removed.setdefault(block.name, set()).update(heads)
+    return removed
+
+
+def _find_block(blocks: Sequence[AttentionBlock], layer: int | str) -> AttentionBlock:
+    if not isinstance(layer, (int, str)):
+        raise TypeError(f"A layer is a number or the name of an attention block; got {layer!r}.")
+    matches = [block for block in blocks if layer in (block.layer_idx, block.name)]
+    if len(matches) == 1:
+        return matches[0]
+    names = ", ".join(block.name for block in (matches or blocks))
+    if matches:
+        raise ValueError(f"Layer {layer} has more than one attention block: name one of {names}.")
+    raise ValueError(f"There is no layer {layer!r}. The attention blocks are: {names}.")

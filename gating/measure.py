@@ -1,0 +1,78 @@
+"""Size and speed of a model beside another's, measured in one process."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LatencyComparison", "compare_latency", "folder_megabytes"]
+
+
+@dataclass(frozen=True)
+class LatencyComparison:
+    """Median time of a forward pass of two models, from interleaved repeats.
+
+    Attributes:
+        before: Median seconds of the first model.
+        after: Median seconds of the second model.
+        speedup: Median over the repeats of the ratio first / second; above 1 the second is faster.
+        repeats: How often each was timed.
+    """
+
+    before: float
+    after: float
+    speedup: float
+    repeats: int
+
+
+def compare_latency(
+    before: nn.Module, after: nn.Module, batch: Mapping[str, Tensor], *, repeats: int = 15, warm_up: int = 2
+) -> LatencyComparison:
+    """Time two models side by side on the same batch, in evaluation mode and without gradients.
+
+    Args:
+        before: The first model.
+        after: The second model, on the same device.
+        batch: Keyword arguments of both models.
+        repeats: How often each is timed; they take turns, so that a busy machine slows both.
+        warm_up: How many passes of each go before.
+    """
+    training = before.training, after.training
+    before.eval()
+    after.eval()
+    for _ in range(warm_up):
+        _seconds(before, batch)
+        _seconds(after, batch)
+    times = [(_seconds(before, batch), _seconds(after, batch)) for _ in range(repeats)]
+    before.train(training[0])
+    after.train(training[1])
+    return LatencyComparison(
+        before=statistics.median(first for first, _ in times),
+        after=statistics.median(second for _, second in times),
+        speedup=statistics.median(first / second for first, second in times),
+        repeats=repeats,
+    )
+
+
+def folder_megabytes(folder: Path) -> float:
+    """Return the size of the weights in a folder, in MB (millions of bytes)."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+
+
+@torch.inference_mode()
+def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
+    device = next(model.parameters()).device
+    _wait_for(device)
+    start = time.perf_counter()
+    model(**batch)
+    _wait_for(device)
+    return time.perf_counter() - start
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

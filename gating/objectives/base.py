@@ -1,0 +1,69 @@
+"""What an objective has to offer, and the reading of budgets."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from gating.gates import HeadGates
+
+__all__ = ["Objective", "resolve_budget"]
+
+
+class Objective(Protocol):
+    """What decides which heads close.
+
+    An objective is a module: what it has to remember is in its buffers and parameters, and so in a checkpoint.
+    Its parameters, if any, are multipliers and are trained by gradient ascent.
+    """
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return the multipliers."""
+        ...
+
+    def check(self, num_heads: int) -> None:
+        """Raise ``ValueError`` if what was asked for does not fit a model with so many heads."""
+        ...
+
+    def attach(self, gates: HeadGates) -> None:
+        """Connect to the gates before training."""
+        ...
+
+    def update(self, gates: HeadGates, progress: float) -> None:
+        """Follow the schedule; called before each training step with the share of the search that is done."""
+        ...
+
+    def penalty(self, gates: HeadGates) -> Tensor:
+        """Return what is added to the loss of the task: a scalar."""
+        ...
+
+    def target(self, gates: HeadGates) -> float:
+        """Return how many heads should be open at this moment; NaN where the objective sets no number."""
+        ...
+
+    def num_heads_to_keep(self, gates: HeadGates) -> int | None:
+        """Return how many heads to keep at the end; None leaves it to the gates."""
+        ...
+
+
+def resolve_budget(num_heads: int | None, keep: float | None, *, total: int) -> int:
+    """Return the number of heads that a budget means for a model.
+
+    Args:
+        num_heads: How many heads to keep.
+        keep: Which share of the heads to keep, instead; rounded to the nearest number, at least one head.
+        total: How many heads the model has.
+
+    Raises:
+        ValueError: Both or neither were given, or the budget does not lie between one head and all of them.
+    """
+    if (num_heads is None) == (keep is None):
+        raise ValueError(f"Give either num_heads or keep, not both or neither: got {num_heads} and {keep}.")
+    if keep is not None:
+        if not 0 < keep <= 1:
+            raise ValueError(f"keep={keep} is not a share of heads: give a number above 0 and at most 1, such as 0.25.")
+        return max(1, round(keep * total))
+    assert num_heads is not None
+    if not 1 <= num_heads <= total:
+        raise ValueError(f"num_heads={num_heads} cannot be kept: this model has {total} heads, so give 1 to {total}.")
+    return num_heads

@@ -1,0 +1,117 @@
+"""Exactly as many heads as asked for: a budget on the expected number of open gates, met at every step."""
+
+import torch
+from torch import Tensor, nn
+
+from gating import hard_concrete
+from gating.gates import HeadGates
+from gating.objectives.base import resolve_budget
+from gating.objectives.schedule import BudgetSchedule
+
+__all__ = ["ExactBudget", "ExpectedCount"]
+
+
+class ExpectedCount(nn.Module):
+    """Shift all ``log_alpha`` by one number so that the expected count of open gates equals a target.
+
+    With ``p_i(c) = sigmoid(log_alpha_i - c - beta log(-gamma / zeta))``, the offset ``c`` solves
+    ``sum_i p_i(c) = target``. It is the Lagrange multiplier of the budget, solved for instead of learned: heads
+    compete, since one gate can open only as others close.
+    """
+
+    target: Tensor
+
+    def __init__(self, target: float, *, temperature: float, stretch_limits: tuple[float, float]) -> None:
+        """Args: ``target`` is the expected number of open gates, the others are those of the gates."""
+        super().__init__()
+        self.register_buffer("target", torch.tensor(float(target)))
+        self.temperature = temperature
+        self.stretch_limits = stretch_limits
+
+    def forward(self, log_alpha: Tensor) -> Tensor:
+        """Return the shifted locations, ``[num_heads]``, with the gradient of the offset in them."""
+        return log_alpha - self.offset(log_alpha)
+
+    def offset(self, log_alpha: Tensor) -> Tensor:
+        """Solve for the offset: a search without gradient, then one Newton step that carries it.
+
+        The Newton step's derivative, ``dc / d log_alpha_i = p_i' / sum_j p_j'``, is that of the implicit function.
+        """
+        with torch.no_grad():
+            low, high = log_alpha.min() - 20.0, log_alpha.max() + 20.0
+            # Grids instead of bisection: four rounds of a few kernels each, and no step waits for a value.
+            for _ in range(4):
+                grid = low + (high - low) * torch.linspace(0, 1, 33, device=log_alpha.device)
+                counts = self._prob_open(log_alpha - grid.unsqueeze(1)).sum(dim=1)
+                above = (counts > self.target).sum().clamp(1, 32)
+                low, high = grid.index_select(0, torch.stack((above - 1, above))).unbind()
+            start = (low + high) / 2
+            probs = self._prob_open(log_alpha - start)
+            slope = (probs * (1 - probs)).sum().clamp_min(1e-6)
+        return start + (self._prob_open(log_alpha - start).sum() - self.target) / slope
+
+    def _prob_open(self, log_alpha: Tensor) -> Tensor:
+        return hard_concrete.prob_open(log_alpha, temperature=self.temperature, stretch_limits=self.stretch_limits)
+
+
+class ExactBudget(nn.Module):
+    """Keep exactly the number of heads that was asked for; nothing to tune.
+
+    Instead of a price on open gates, the expected number of open gates is held at a scheduled budget at every step
+    (:class:`ExpectedCount`). At the end the heads with the largest ``log_alpha`` stay.
+    """
+
+    def __init__(
+        self, *, num_heads: int | None = None, keep: float | None = None, schedule: BudgetSchedule | None = None
+    ) -> None:
+        """Set the budget.
+
+        Args:
+            num_heads: How many heads to keep.
+            keep: Which share of the heads to keep, instead; a quarter when neither is given.
+            schedule: How the number of open heads descends.
+        """
+        super().__init__()
+        self._num_heads = num_heads
+        self._keep = 0.25 if num_heads is None and keep is None else keep
+        self._schedule = schedule or BudgetSchedule()
+
+    def check(self, num_heads: int) -> None:
+        """Raise ``ValueError`` if the budget does not fit a model with so many heads."""
+        resolve_budget(self._num_heads, self._keep, total=num_heads)
+
+    def attach(self, gates: HeadGates) -> None:
+        """Let the gates compete for the budget."""
+        self.check(gates.num_heads)
+        gates.constraint = ExpectedCount(
+            self._highest(gates), temperature=gates.temperature, stretch_limits=gates.stretch_limits
+        ).to(gates.log_alpha.device)
+
+    def update(self, gates: HeadGates, progress: float) -> None:
+        """Set the number of heads that may be open after this share of the search."""
+        target = self._schedule.target(
+            progress, total=self._highest(gates), budget=min(self.num_heads_to_keep(gates), self._highest(gates))
+        )
+        _constraint_of(gates).target.fill_(target)
+
+    def penalty(self, gates: HeadGates) -> Tensor:
+        """Return zero: the budget is met by construction."""
+        return gates.log_alpha.new_zeros(())
+
+    def target(self, gates: HeadGates) -> float:
+        """Return how many heads may be open at this moment."""
+        return float(_constraint_of(gates).target)
+
+    def num_heads_to_keep(self, gates: HeadGates) -> int:
+        """Return the budget as a number of heads."""
+        return resolve_budget(self._num_heads, self._keep, total=gates.num_heads)
+
+    @staticmethod
+    def _highest(gates: HeadGates) -> float:
+        # Sigmoids never sum to all heads; at .98 of them the gates are as open as they start.
+        return 0.98 * gates.num_heads
+
+
+def _constraint_of(gates: HeadGates) -> ExpectedCount:
+    assert isinstance(gates.constraint, ExpectedCount), "attach() the objective to the gates first"
+    return gates.constraint
