@@ -188,7 +188,7 @@ class HeadGates(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Follow the model from device to device, but stay in float32 when it goes to half precision."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor[:0]).device), recurse)
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.reshape(-1)[:0]).device), recurse)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave this pass's values out of copies: they hang on the graph of the original."""

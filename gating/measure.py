@@ -4,12 +4,13 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LatencyComparison", "compare_latency", "folder_megabytes"]
+from gating.heads.blocks import find_attention_blocks
+
+__all__ = ["LatencyComparison", "compare_latency", "count_heads", "weight_megabytes"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class LatencyComparison:
         after: Median seconds of the second model.
         speedup: Median over the repeats of the ratio first / second; above 1 the second is faster.
         repeats: How often each was timed.
+        batch: Shape of the batch.
     """
 
     before: float
     after: float
     speedup: float
     repeats: int
+    batch: str
 
 
 def compare_latency(
@@ -55,12 +58,8 @@ def compare_latency(
         after=statistics.median(second for _, second in times),
         speedup=statistics.median(first / second for first, second in times),
         repeats=repeats,
+        batch=" x ".join(map(str, next(iter(batch.values())).shape)),
     )
-
-
-def folder_megabytes(folder: Path) -> float:
-    """Return the size of the weights in a folder, in MB (millions of bytes)."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
 
 
 @torch.inference_mode()
@@ -76,3 +75,14 @@ def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
 def _wait_for(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def count_heads(model: nn.Module) -> int:
+    """Count the attention heads of a model."""
+    return sum(block.num_heads for block in find_attention_blocks(model))
+
+
+def weight_megabytes(model: nn.Module) -> float:
+    """Return the size of a model's weights when saved, in MB (millions of bytes); shared ones count once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6

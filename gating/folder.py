@@ -1,0 +1,32 @@
+"""Whether a run's folder can be written to."""
+
+import tempfile
+from pathlib import Path
+
+__all__ = ["check_folder"]
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Make sure that a folder can be created and written to, and leave no trace.
+
+    Args:
+        folder: The folder of a run.
+        overwrite: Whether it may hold something already.
+
+    Raises:
+        FileExistsError: It holds something and ``overwrite`` is false, or a part of its path is a file.
+        PermissionError: It cannot be written to.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise FileExistsError(
+            f"output_dir={folder} holds something already. Choose another folder, or pass overwrite=true."
+        )
+    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not parent.is_dir():
+        raise FileExistsError(f"output_dir={folder} cannot be a folder: {parent} is a file. Choose another place.")
+    try:
+        Path(tempfile.mkdtemp(prefix=".head-gating-", dir=parent)).rmdir()
+    except OSError as error:
+        raise PermissionError(
+            f"output_dir={folder} cannot be written to ({error.strerror} in {parent}). Choose another place."
+        ) from error

@@ -1,0 +1,32 @@
+"""What was seen of a run while it trained."""
+
+from dataclasses import dataclass, field
+
+__all__ = ["History", "Look"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """The state of a run at one validation.
+
+    Attributes:
+        step: Optimizer steps of the run so far.
+        metric: Value of the task's metric on validation data.
+        expected_open: Expected number of open heads; all that are kept in recovery.
+        open: Number of heads whose deterministic gate is not zero.
+        target: How many should be open; NaN where the objective sets no number.
+    """
+
+    step: int
+    metric: float
+    expected_open: float
+    open: float
+    target: float
+
+
+@dataclass
+class History:
+    """The looks at a run over all its phases, and the gate values by block at each of them in the search."""
+
+    looks: list[Look] = field(default_factory=list)
+    gate_values: list[dict[str, list[float]]] = field(default_factory=list)

@@ -1,0 +1,85 @@
+"""What is recorded and shown while gates are trained."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import WandbLogger
+
+from gating.heads.blocks import find_attention_blocks
+from gating.history import History, Look
+from gating.lightning.module import FineTuning
+from gating.report import head_map_figure
+
+__all__ = ["GateMonitor"]
+
+
+class GateMonitor(Callback):
+    """Logs the state of the gates at every step that is logged, and a map of heads at every validation."""
+
+    def __init__(self, history: History) -> None:
+        """Args: ``history`` is what the looks are added to."""
+        self.history = history
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the counts of gates."""
+        assert isinstance(pl_module, FineTuning)
+        if pl_module.objective is not None and trainer.global_step % trainer.log_every_n_steps == 0:
+            pl_module.log_dict(_gate_metrics(pl_module))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember this look, and send the map of heads to W&B."""
+        assert isinstance(pl_module, FineTuning)
+        if trainer.sanity_checking:
+            return
+        metric = float(trainer.callback_metrics[f"val/{pl_module.task.metric_name}"])
+        if pl_module.objective is None:
+            kept = sum(block.num_heads for block in find_attention_blocks(pl_module.model))
+            self.history.looks.append(Look(pl_module.step_in_run, metric, kept, kept, kept))
+            return
+        gates, objective = pl_module.gates, pl_module.objective
+        look = Look(
+            pl_module.step_in_run, metric, float(gates.prob_open().sum()), gates.num_open(), objective.target(gates)
+        )
+        values = {name: z.tolist() for name, z in gates.by_block().items()}
+        self.history.looks.append(look)
+        self.history.gate_values.append(values)
+        if trainer.is_global_zero:
+            _log_head_map(trainer, values, look)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Put the history into checkpoints."""
+        looks = [asdict(look) for look in self.history.looks]
+        return {"looks": looks, "gate_values": self.history.gate_values}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the history from a checkpoint."""
+        self.history.looks = [Look(**look) for look in state_dict["looks"]]
+        self.history.gate_values = state_dict["gate_values"]
+
+
+@torch.no_grad()
+def _gate_metrics(module: FineTuning) -> dict[str, float | torch.Tensor]:
+    gates = module.gates
+    assert module.objective is not None
+    values = gates.values()
+    metrics: dict[str, float | torch.Tensor] = {
+        "gates/expected_open": gates.prob_open().sum(),
+        "gates/open": (values > 0).sum().float(),
+        "gates/target": module.objective.target(gates),
+        "gates/undecided": ((values > 0.05) & (values < 0.95)).float().mean(),
+    }
+    for index, block_values in enumerate(values.split(gates.block_sizes)):
+        metrics[f"gates/layer_{index:02d}/open"] = (block_values > 0).sum().float()
+    return metrics
+
+
+def _log_head_map(trainer: pl.Trainer, values: dict[str, list[float]], look: Look) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            figure = head_map_figure(values, title=f"Gates after {look.step} steps: {look.open:.0f} heads open")
+            logger.log_image("gates/heads", [figure], step=look.step)

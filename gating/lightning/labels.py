@@ -1,0 +1,69 @@
+"""From labels as people write them to class numbers."""
+
+from collections.abc import Sequence
+
+from datasets import ClassLabel, Dataset, DatasetDict
+
+__all__ = ["encode_labels"]
+
+
+def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
+    """Replace the column ``label`` of every split by class numbers from 0.
+
+    The classes are those of the training split: in their declared order where the data declares one, else sorted
+    (numbers by value, words by letters).
+
+    Returns:
+        The splits, and the names of the classes in the order of their numbers.
+
+    Raises:
+        ValueError: A label is missing, is no class, or does not occur in the training split; or there is only one.
+    """
+    feature = splits["train"].features["label"]
+    names = list(feature.names) if isinstance(feature, ClassLabel) else _distinct(splits["train"])
+    if len(names) < 2:
+        raise ValueError(f"All training examples have the label {names[0]!r}; a classifier needs at least two.")
+    numbers = {name: number for number, name in enumerate(names)}
+    encoded = {}
+    for split, table in splits.items():
+        labels = _as_text(table, split)
+        unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
+        if unknown:
+            raise ValueError(
+                f"The {split} data has the label {unknown[1]!r} (row {unknown[0] + 1}), which the training data lacks; "
+                f"it has {', '.join(names)}. Correct the row, or add examples of it to the training data."
+            )
+        encoded[split] = table.remove_columns("label").add_column("label", [numbers[label] for label in labels])
+    return DatasetDict(encoded), names
+
+
+def _as_text(table: Dataset, split: str) -> list[str]:
+    """Labels of one file may be read as numbers and those of another as words: compare what was written."""
+    feature = table.features["label"]
+    labels: Sequence[object] = table["label"]
+    if isinstance(feature, ClassLabel):
+        return [
+            feature.int2str(label) if label is not None and label >= 0 else _missing(split, row)
+            for row, label in enumerate(labels)
+        ]
+    result = []
+    for row, label in enumerate(labels):
+        if label is None or label == "":
+            _missing(split, row)
+        if isinstance(label, float) and not label.is_integer():
+            raise ValueError(
+                f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes."
+            )
+        result.append(str(int(label)) if isinstance(label, float) else str(label))
+    return result
+
+
+def _missing(split: str, row: int) -> str:
+    raise ValueError(f"The {split} data has no label in row {row + 1}. Fill it in, or remove the row.")
+
+
+def _distinct(table: Dataset) -> list[str]:
+    names = set(_as_text(table, "train"))
+    if all(name.lstrip("-").isdigit() for name in names):
+        return sorted(names, key=int)
+    return sorted(names)

@@ -1,0 +1,109 @@
+"""Weights & Biases without an account, and a CSV file beside it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import wandb
+from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+__all__ = ["build_loggers", "close_wandb", "log_outcome", "resolve_mode"]
+
+
+def build_loggers(
+    save_dir: str | os.PathLike[str],
+    *,
+    mode: str = "auto",
+    project: str = "head-gating",
+    name: str | None = None,
+    tags: list[str] | None = None,
+    run_config: dict[str, Any] | None = None,
+) -> list[Logger]:
+    """Create the loggers of a run.
+
+    Args:
+        save_dir: The run's folder.
+        mode: ``auto``, ``online``, ``offline`` or ``disabled`` (no W&B); see :func:`resolve_mode`.
+        project: W&B project.
+        name: Name of the W&B run; W&B makes one up when left out.
+        tags: Tags of the W&B run.
+        run_config: What to record as the run's configuration; plain values.
+
+    Raises:
+        ValueError: The mode is unknown.
+    """
+    # W&B warns where the folder is not there yet.
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    loggers: list[Logger] = [CSVLogger(save_dir, name="csv", version="")]
+    mode = resolve_mode(mode)
+    if mode != "disabled":
+        settings = wandb.Settings(silent=True, console="off")
+        logger = _WandbLogger(
+            save_dir=save_dir, mode=mode, project=project, name=name, tags=tags, config=run_config, settings=settings
+        )
+        loggers.insert(0, logger)
+    return loggers
+
+
+def resolve_mode(mode: str) -> str:
+    """Say whether W&B runs online: where ``auto``, only if ``WANDB_MODE`` or a configured key asks for it.
+
+    Raises:
+        ValueError: The mode is unknown.
+    """
+    known = ("auto", "online", "offline", "disabled")
+    if mode not in known:
+        raise ValueError(f"logger.mode={mode} is not a mode of W&B: choose one of {', '.join(known)}.")
+    if mode == "auto":
+        from_environment = {"dryrun": "offline", "run": "online"}.get(
+            os.environ.get("WANDB_MODE", ""), os.environ.get("WANDB_MODE", "")
+        )
+        if from_environment in known:
+            return from_environment
+        return "online" if wandb.api.api_key else "offline"
+    if mode == "online" and not wandb.api.api_key:
+        raise ValueError("logger.mode=online needs an account: run `wandb login` first, or leave logger.mode out.")
+    return mode
+
+
+def log_outcome(loggers: list[Logger], numbers: dict[str, float], compact_folder: Path) -> None:
+    """Put the outcome of a run into the W&B summary and, online, the compact model into an artifact.
+
+    Args:
+        loggers: The loggers of the run.
+        numbers: What was measured, flat.
+        compact_folder: The saved compact model.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            run = logger.experiment
+            names = {"num_heads", "num_heads_before", "num_parameters", "num_parameters_before", "speedup"}
+            run.summary.update({f"compact/{name}" if name in names else name: x for name, x in numbers.items()})
+            if not run.offline:
+                artifact = wandb.Artifact(f"compact-{run.id}", type="model")
+                artifact.add_dir(str(compact_folder))
+                run.log_artifact(artifact)
+
+
+def close_wandb(*, failed: bool) -> Path | None:
+    """Finish the W&B run, if there is one, and return its folder.
+
+    Lightning leaves runs open; the next job of a sweep would then write into this one.
+
+    Args:
+        failed: Whether to mark the run as failed.
+    """
+    run = wandb.run
+    if run is None:
+        return None
+    folder = Path(run.dir).parent
+    run.finish(exit_code=1 if failed else 0)
+    return folder
+
+
+class _WandbLogger(WandbLogger):
+    """Lightning's logger without an argument that W&B has stopped to accept and warns about."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._wandb_init.pop("anonymous", None)

@@ -1,0 +1,116 @@
+"""The Lightning module: one training step for every task and objective, with gates or without."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torchmetrics import MetricCollection
+from transformers import PreTrainedModel
+
+from gating.gates import HeadGates
+from gating.lightning.optimizers import AdamW, LinearSchedule
+from gating.lightning.tasks import SequenceClassification
+from gating.objectives import Objective
+
+__all__ = ["FineTuning"]
+
+
+class FineTuning(pl.LightningModule):
+    """Trains a model and, where there are any, its gates."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        task: SequenceClassification,
+        metrics: MetricCollection,
+        optimizer: AdamW,
+        scheduler: LinearSchedule,
+        total_steps: int,
+        first_step: int = 0,
+        gates: HeadGates | None = None,
+        objective: Objective | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Put together what is trained.
+
+        Args:
+            model: The model; with gates if ``gates`` are given.
+            task: What the task makes of outputs.
+            metrics: Metrics of the task.
+            optimizer: Learning rates.
+            scheduler: How they change.
+            total_steps: Optimizer steps of the whole run, search and recovery.
+            first_step: Steps of the run that went before this phase.
+            gates: The model's gates.
+            objective: What decides which gates close; given with the gates.
+            seed: Seed of dropout and of the gates' noise.
+        """
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.metrics = metrics
+        self.objective = objective
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._total_steps = total_steps
+        self._first_step = first_step
+        self._seed = seed
+        self._has_gates = gates is not None
+
+    @property
+    def gates(self) -> HeadGates:
+        """The model's gates, which are a submodule of it."""
+        gates = self.model.head_gates
+        assert isinstance(gates, HeadGates)
+        return gates
+
+    @property
+    def step_in_run(self) -> int:
+        """Optimizer steps of the run so far, over all phases."""
+        return self._first_step + self.global_step
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return one optimizer over weights, gates and multipliers, and its schedule."""
+        gates = list(self.gates.parameters()) if self._has_gates else []
+        multipliers = list(self.objective.parameters()) if self.objective is not None else []
+        apart = {id(parameter) for parameter in gates}
+        weights = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
+        optimizer = self._optimizer.build(weights, gates, multipliers)
+        scheduler = self._scheduler.build(optimizer, first_step=self._first_step, total_steps=self._total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Set the schedule and the noise of this step from its number alone, so that a resumed run repeats it."""
+        torch.manual_seed(self._seed + 1_000_003 * self.step_in_run + 1009 * batch_idx + self.global_rank)
+        if self.objective is not None:
+            self.objective.update(self.gates, self.global_step / max(1, self.trainer.max_steps))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of the task plus the penalty on open gates."""
+        task_loss: Tensor = self.model(**batch).loss
+        loss = task_loss
+        if self.objective is not None:
+            penalty = self.objective.penalty(self.gates)
+            loss = task_loss + penalty
+            self.log_dict({"train/task_loss": task_loss.detach(), "train/penalty": penalty.detach()})
+        self.log("train/loss", loss.detach())
+        self._log_step()
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Collect loss and metrics; gates take their deterministic values here."""
+        outputs = self.model(**batch)
+        self.metrics.update(self.task.predict(outputs), batch["labels"])
+        self.log("val/loss", outputs.loss, batch_size=len(batch["labels"]), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the whole validation set."""
+        self.log_dict({f"val/{name}": value for name, value in self.metrics.compute().items()})
+        self.metrics.reset()
+        self._log_step()
+
+    def _log_step(self) -> None:
+        """Number what is logged by the step in the run: each phase has a trainer of its own that counts from 0."""
+        self.log("step", float(self.step_in_run))

@@ -1,0 +1,31 @@
+"""Keeping libraries from talking over the run's own output."""
+
+import logging
+import os
+import warnings
+
+import datasets
+import transformers
+
+__all__ = ["quiet_libraries"]
+
+# Each is true and expected here, and says nothing that a user could act on.
+_EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*You are using `torch.load`.*",
+    ".*exists and is not empty.*",
+    ".*smaller than the logging interval.*",
+    ".*LeafSpec.*",
+)
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries print in an ordinary run; warnings and errors of substance stay."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for pattern in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", pattern)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()

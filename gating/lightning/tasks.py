@@ -1,0 +1,81 @@
+"""What a task makes of examples and of a model's outputs."""
+
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gating.lightning.labels import encode_labels
+
+__all__ = ["SequenceClassification"]
+
+
+class SequenceClassification:
+    """One label for a text or for a pair of texts."""
+
+    metric_name = "accuracy"
+
+    def prepare(
+        self, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, *, max_length: int
+    ) -> tuple[DatasetDict, list[str]]:
+        """Tokenise examples.
+
+        Args:
+            splits: Columns ``text``, ``label`` and possibly ``text_pair``.
+            tokenizer: The model's tokenizer.
+            max_length: Number of tokens after which an example is cut off.
+
+        Returns:
+            Splits with the model's input columns and ``labels``, and the names of the classes.
+        """
+        encoded, label_names = encode_labels(splits)
+
+        def tokenize(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            texts = [[str(text) for text in batch[column]] for column in ("text", "text_pair") if column in batch]
+            tokens = tokenizer(*texts, truncation=True, max_length=max_length)
+            return {**tokens, "labels": batch["label"]}
+
+        columns = encoded["train"].column_names
+        return encoded.map(tokenize, batched=True, remove_columns=columns, desc="Tokenising"), label_names
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
+        """Return what makes a batch of examples, padded to the longest of them."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def load_model(self, name_or_path: str, *, label_names: list[str], **options: Any) -> PreTrainedModel:
+        """Load a pre-trained model with a new classification head.
+
+        Args:
+            name_or_path: What ``from_pretrained`` takes.
+            label_names: Names of the classes.
+            options: Further arguments of ``from_pretrained``.
+        """
+        config = AutoConfig.from_pretrained(
+            name_or_path,
+            num_labels=len(label_names),
+            id2label=dict(enumerate(label_names)),
+            label2id={name: number for number, name in enumerate(label_names)},
+            problem_type="single_label_classification",
+        )
+        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            name_or_path, config=config, **options
+        )
+        return model
+
+    def metrics(self, label_names: list[str]) -> MetricCollection:
+        """Return the metrics of this task; :attr:`metric_name` is the one to report."""
+        return MetricCollection({"accuracy": MulticlassAccuracy(num_classes=len(label_names), average="micro")})
+
+    def predict(self, outputs: Any) -> torch.Tensor:
+        """Return what the metrics compare with the labels, ``[batch, classes]``."""
+        logits: torch.Tensor = outputs.logits
+        return logits.float()

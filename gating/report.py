@@ -1,0 +1,122 @@
+"""Pictures and tables of a run."""
+
+from collections.abc import Mapping, Sequence
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from gating.card import CompactReport
+from gating.history import History, Look
+
+__all__ = ["head_map_figure", "print_report", "save_pictures"]
+
+
+def head_map_figure(values: Mapping[str, Sequence[float]], *, title: str) -> Figure:
+    """Draw gate values as a map: a row for each attention block, a column for each head.
+
+    Args:
+        values: Gate values in [0, 1] by the block's name.
+        title: What the map shows.
+    """
+    num_heads = max(len(row) for row in values.values())
+    figure = Figure(figsize=(0.42 * num_heads + 1.8, 0.36 * len(values) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    padded = [[*row, *[float("nan")] * (num_heads - len(row))] for row in values.values()]
+    image = axes.imshow(padded, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.set(title=title, xlabel="head", ylabel="layer")
+    axes.set_xticks(range(num_heads))
+    axes.set_yticks(range(len(values)))
+    # White lines between heads, so that they can be counted.
+    axes.set_xticks([x - 0.5 for x in range(1, num_heads)], minor=True)
+    axes.set_yticks([y - 0.5 for y in range(1, len(values))], minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="minor", length=0)
+    figure.colorbar(image, ax=axes, label="gate value")
+    return figure
+
+
+def save_pictures(folder: Path, history: History, *, metric_name: str, num_heads: int, search_steps: int) -> None:
+    """Draw a run: gates at the end of the search, and open heads and the metric over the steps.
+
+    Args:
+        folder: Where the PNG files go.
+        history: What was seen at each validation.
+        metric_name: Name of the task's metric.
+        num_heads: Number of heads of the dense model.
+        search_steps: Step at which heads were removed; 0 if none were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if history.gate_values:
+        figure = head_map_figure(history.gate_values[-1], title="Gates at the last validation of the search")
+        figure.savefig(folder / "gates.png", dpi=150)
+    figure = _history_figure(history.looks, metric_name=metric_name, num_heads=num_heads, search_steps=search_steps)
+    figure.savefig(folder / "history.png", dpi=150)
+
+
+def print_report(console: Console, kept: Sequence[tuple[str, Sequence[int], int]], report: CompactReport) -> None:
+    """Show a person what a run came to.
+
+    Args:
+        console: Where to print.
+        kept: Block name, kept heads by their original numbers, number of heads before.
+        report: What was measured.
+    """
+    for table in (_kept_heads_table(kept), *_report_tables(report)):
+        console.print(table)
+    for note in report.notes:
+        console.print(note, style="dim")
+
+
+def _history_figure(looks: Sequence[Look], *, metric_name: str, num_heads: int, search_steps: int) -> Figure:
+    """Draw open heads and the validation metric over the steps of a run.
+
+    Args:
+        looks: What was recorded at each validation.
+        metric_name: Name of the metric.
+        num_heads: Number of heads of the dense model.
+        search_steps: Step at which heads were removed; 0 if none were.
+    """
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    heads, metric = figure.subplots(2, 1, sharex=True)
+    steps = [look.step for look in looks]
+    heads.plot(steps, [look.expected_open for look in looks], color="tab:blue", label="expected open")
+    heads.plot(steps, [look.open for look in looks], "o", color="tab:blue", label="open")
+    heads.plot(steps, [look.target for look in looks], "--", color="tab:gray", label="target")
+    heads.set(ylabel="heads", ylim=(0, 1.05 * num_heads))
+    metric.plot(
+        steps, [100 * look.metric for look in looks], "o-", color="tab:orange", label=f"validation {metric_name}"
+    )
+    metric.set(xlabel="step", ylabel=f"{metric_name} (%)")
+    for axes in (heads, metric):
+        if search_steps:
+            axes.axvline(search_steps, color="black", linewidth=0.8, linestyle=":", label="heads removed")
+        axes.legend(loc="best", fontsize="small")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _kept_heads_table(kept: Sequence[tuple[str, Sequence[int], int]]) -> Table:
+    """Show which heads of each attention block are kept.
+
+    Args:
+        kept: Block name, kept heads by their original numbers, number of heads before.
+    """
+    table = Table("attention block", "heads", "kept", title="Heads per layer", title_justify="left")
+    for name, heads, before in kept:
+        marks = "".join("█" if head in set(heads) else "·" for head in range(before))
+        table.add_row(name, marks, f"{len(heads)} of {before}")
+    return table
+
+
+def _report_tables(report: CompactReport) -> list[Table]:
+    """Show sizes and speed before and after, and the metric at each stage."""
+    sizes = Table("", "before", "after", "ratio", title="The model", title_justify="left")
+    for row in report.rows:
+        sizes.add_row(row.name, row.before, row.after, row.ratio)
+    stages = Table("stage", "validation", "test", title=report.metric_name.capitalize(), title_justify="left")
+    for stage in report.metrics:
+        stages.add_row(*stage)
+    return [sizes, stages]

@@ -1,0 +1,127 @@
+"""The numbers of a run, gathered as it goes along."""
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+
+from gating.card import CompactReport, Row
+from gating.heads.pruning import num_parameters
+from gating.measure import LatencyComparison, count_heads, weight_megabytes
+
+__all__ = ["Summary"]
+
+
+@dataclass
+class Summary:
+    """What a run measured.
+
+    Attributes:
+        metrics: For each stage (``search``, ``removed``, ``compact``) the metrics by ``validation/name``.
+        titles: What the stages are called in tables.
+        seconds: How long each stage took.
+        latency: Time of a forward pass, dense and compact.
+        sizes: Heads, parameters and megabytes, dense and compact.
+    """
+
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    latency: LatencyComparison | None = None
+    sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time that a ``with`` block takes to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def add_metrics(self, stage: str, title: str, split: str, values: Mapping[str, float]) -> None:
+        """Record the metrics of a stage on a split."""
+        self.titles[stage] = title
+        self.metrics.setdefault(stage, {}).update({f"{split}/{name}": value for name, value in values.items()})
+
+    def compare_models(self, dense: nn.Module, compact: nn.Module) -> None:
+        """Record the sizes of the two models."""
+        self.sizes = {
+            "heads": (count_heads(dense), count_heads(compact)),
+            "parameters": (num_parameters(dense), num_parameters(compact)),
+            "megabytes": (weight_megabytes(dense), weight_megabytes(compact)),
+        }
+
+    def compact_report(self, metric_name: str) -> CompactReport:
+        """Return the numbers as tables for people."""
+        rows = []
+        for name, shown, digits in (
+            ("heads", "attention heads", 0),
+            ("parameters", "parameters", 0),
+            ("megabytes", "size on disk (MB)", 1),
+        ):
+            before, after = self.sizes[name]
+            rows.append(Row(shown, f"{before:,.{digits}f}", f"{after:,.{digits}f}", f"{after / before:.2f}"))
+        notes = []
+        if self.latency is not None:
+            times = self.latency
+            rows.append(
+                Row(
+                    "latency (ms)",
+                    f"{1e3 * times.before:.1f}",
+                    f"{1e3 * times.after:.1f}",
+                    f"{times.speedup:.2f}x faster",
+                )
+            )
+            notes.append(
+                f"Latency: a batch of {times.batch}, median of {times.repeats} interleaved repeats, "
+                f"{torch.get_num_threads()} thread(s), {_machine()}."
+            )
+        stages = [
+            (self.titles[stage], _percent(values, f"validation/{metric_name}"), _percent(values, f"test/{metric_name}"))
+            for stage, values in self.metrics.items()
+        ]
+        return CompactReport(rows=rows, metrics=stages, metric_name=metric_name, notes=notes)
+
+    def flat(self) -> dict[str, float]:
+        """Return the numbers as one flat object, by the names that scripts rely on."""
+        numbers: dict[str, float] = {}
+        for name, prefix in (("heads", "num_heads"), ("parameters", "num_parameters"), ("megabytes", "megabytes")):
+            numbers[f"{prefix}_before"], numbers[prefix] = self.sizes[name]
+        if self.latency is not None:
+            numbers |= {
+                "speedup": self.latency.speedup,
+                "latency_ms_before": 1e3 * self.latency.before,
+                "latency_ms": 1e3 * self.latency.after,
+            }
+        numbers |= self.metrics.get("compact", {})
+        is_dense = list(self.metrics) == ["compact"]
+        stages = {"dense": self.metrics["compact"]} if is_dense else self.metrics
+        numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
+        return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
+
+    def write(self, path: Path, *, seed: int) -> None:
+        """Write the numbers, the seed and the versions as JSON."""
+        versions = {"version/torch": torch.__version__, "version/transformers": transformers.__version__}
+        about = {"seed": seed, "machine": _machine(), "threads": torch.get_num_threads(), **versions}
+        path.write_text(json.dumps(self.flat() | about, indent=2) + "\n", encoding="utf-8")
+
+
+def _percent(values: Mapping[str, float], name: str) -> str:
+    value = values.get(name, math.nan)
+    return "-" if math.isnan(value) else f"{100 * value:.2f} %"
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU with {os.cpu_count()} cores"

@@ -1,0 +1,249 @@
+"""Fine-tune a transformer with a gate on every attention head, remove the closed ones, recover, export.
+
+    python train.py --help
+
+A run is a story, told by `run` below with one function for each stage.
+"""
+
+import sys
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+from rich.console import Console
+from torchmetrics import MetricCollection
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from gating import HeadGates, NoObjective, Objective, finalize, save_compact
+from gating.card import heads_per_layer
+from gating.errors import is_input_error
+from gating.folder import check_folder
+from gating.history import History
+from gating.lightning.callbacks import GateMonitor
+from gating.lightning.data import TextDataModule
+from gating.lightning.evaluation import evaluate
+from gating.lightning.hub import locate
+from gating.lightning.loggers import close_wandb, log_outcome
+from gating.lightning.module import FineTuning
+from gating.lightning.progress import PhaseProgressBar
+from gating.lightning.quiet import quiet_libraries
+from gating.lightning.tasks import SequenceClassification
+from gating.measure import compare_latency, count_heads
+from gating.report import print_report, save_pictures
+from gating.settings import check_settings, take_arguments
+from gating.summary import Summary
+
+CONF = str(Path(__file__).resolve().parent / "conf")
+
+
+@dataclass
+class Run:
+    """What the stages hand on to each other."""
+
+    cfg: DictConfig
+    task: SequenceClassification
+    objective: Objective | None
+    tokenizer: PreTrainedTokenizerBase
+    data: TextDataModule
+    metrics: MetricCollection
+    model: PreTrainedModel
+    dense_config: PreTrainedConfig
+    total_steps: int
+    search_steps: int
+    loggers: list[Logger] = field(default_factory=list)
+    history: History = field(default_factory=History)
+    summary: Summary = field(default_factory=Summary)
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Run one configuration; an input that cannot be used ends in one sentence and exit code 1."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        cfg.output_dir = HydraConfig.get().runtime.output_dir
+    failed = True
+    try:
+        run(cfg)
+        failed = False
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        if not is_input_error(cause):
+            raise
+        print(f"error: {cause}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        folder = close_wandb(failed=failed)
+        if folder is not None:
+            print(f"W&B run  {folder}\n  look   wandb leet {folder}\n  upload wandb sync {folder}")
+
+
+def run(cfg: DictConfig) -> None:
+    """Tell the story."""
+    quiet_libraries()
+    work = prepare(cfg)
+    if work.objective is None:
+        train(work, "dense", steps=work.total_steps)
+    else:
+        gates = search(work, work.objective)
+        remove_heads(work, work.objective, gates)
+        train(work, "recovery", steps=work.total_steps - work.search_steps, first_step=work.search_steps)
+    export(work)
+    report(work)
+
+
+def prepare(cfg: DictConfig) -> Run:
+    """Check everything, load data and model, and only then open the run's folder."""
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    check_settings(settings)
+    check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
+    pl.seed_everything(cfg.seed, verbose=False)
+    objective = instantiate(cfg.objective)
+    task = instantiate(cfg.task)
+    name = locate(cfg.model.name)
+    source = settings["data"]
+    source_of, max_length = source.pop("_target_"), source.pop("max_length")
+    batching = take_arguments(TextDataModule, source)
+    splits = instantiate({"_target_": source_of, **source})
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    splits, label_names = task.prepare(splits, tokenizer, max_length=max_length)
+    data = TextDataModule(splits, collate=task.collator(tokenizer), order_seed=cfg.seed, **batching)
+    options = {key: value for key, value in settings["model"].items() if key != "name"}
+    model = task.load_model(name, label_names=label_names, **options)
+    gated = not isinstance(objective, NoObjective)
+    if gated:
+        objective.check(count_heads(model))
+    total_steps = count_steps(cfg, data)
+    work = Run(
+        cfg=cfg,
+        task=task,
+        objective=objective if gated else None,
+        tokenizer=tokenizer,
+        data=data,
+        metrics=task.metrics(label_names),
+        model=model,
+        dense_config=deepcopy(model.config),
+        total_steps=total_steps,
+        search_steps=round((1 - cfg.recovery) * total_steps) if gated else 0,
+    )
+    Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, Path(cfg.output_dir) / "config.yaml", resolve=True)
+    work.loggers = instantiate(cfg.logger, _partial_=True)(cfg.output_dir, run_config=settings)
+    return work
+
+
+def count_steps(cfg: DictConfig, data: TextDataModule) -> int:
+    """Return the optimizer steps of the whole run."""
+    if cfg.trainer.max_steps > 0:
+        return int(cfg.trainer.max_steps)
+    batches = data.num_batches()
+    limit = cfg.trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
+    return int(cfg.trainer.max_epochs * -(-batches // cfg.trainer.accumulate_grad_batches))
+
+
+def search(work: Run, objective: Objective) -> HeadGates:
+    """Train weights and gates together while the objective closes gates."""
+    gates: HeadGates = instantiate(work.cfg.gates)(work.model)
+    objective.attach(gates)
+    train(work, "search", steps=work.search_steps, gates=gates)
+    objective.update(gates, 1.0)
+    measure_metric(work, "search", "gates, end of search")
+    return gates
+
+
+def remove_heads(work: Run, objective: Objective, gates: HeadGates) -> None:
+    """Turn closed gates into physical removal, and prove that it changed nothing else."""
+    with work.summary.timed("finalize"):
+        finalize(work.model, gates, num_heads=objective.num_heads_to_keep(gates), probe=probe_batch(work))
+    measure_metric(work, "removed", "after removal")
+
+
+def train(work: Run, phase: str, *, steps: int, first_step: int = 0, gates: HeadGates | None = None) -> None:
+    """Train one phase of the run."""
+    cfg = OmegaConf.merge(work.cfg, {"phase": phase})
+    module = FineTuning(
+        work.model,
+        task=work.task,
+        metrics=work.metrics,
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler),
+        total_steps=work.total_steps,
+        first_step=first_step,
+        gates=gates,
+        objective=work.objective if gates is not None else None,
+        seed=cfg.seed,
+    )
+    callbacks = [PhaseProgressBar(phase), GateMonitor(work.history)]
+    callbacks += [instantiate(callback) for callback in cfg.callbacks.values()]
+    trainer: pl.Trainer = instantiate(cfg.trainer, _partial_=True)(
+        max_epochs=-1,
+        max_steps=steps,
+        logger=work.loggers,
+        callbacks=callbacks,
+        default_root_dir=cfg.output_dir,
+        use_distributed_sampler=False,
+    )
+    with work.summary.timed(phase):
+        # from_pretrained leaves models in evaluation mode, and Lightning does not change that.
+        trainer.fit(module.train(), datamodule=work.data)
+    # Lightning moves models back to the CPU after training.
+    work.model.to(trainer.strategy.root_device)
+
+
+def export(work: Run) -> None:
+    """Measure the compact model beside the dense one and save it."""
+    measure_metric(work, "compact", "compact, after recovery" if work.objective else "dense")
+    with work.summary.timed("latency"):
+        dense = type(work.model)._from_config(work.dense_config).to(work.model.device)
+        work.summary.latency = compare_latency(dense, work.model, probe_batch(work))
+    work.summary.compare_models(dense, work.model)
+    save_compact(
+        work.model,
+        work.cfg.paths.compact,
+        tokenizer=work.tokenizer,
+        report=work.summary.compact_report(work.task.metric_name),
+        overwrite=work.cfg.overwrite,
+    )
+
+
+def report(work: Run) -> None:
+    """Write the pictures and numbers of the run, and show them."""
+    folder = Path(work.cfg.output_dir)
+    metric_name, numbers = work.task.metric_name, work.summary.flat()
+    save_pictures(
+        folder / "report",
+        work.history,
+        metric_name=metric_name,
+        num_heads=int(numbers["num_heads_before"]),
+        search_steps=work.search_steps,
+    )
+    work.summary.write(folder / "metrics.json", seed=work.cfg.seed)
+    log_outcome(work.loggers, numbers, Path(work.cfg.paths.compact))
+    print_report(Console(), heads_per_layer(work.model), work.summary.compact_report(metric_name))
+    print(f"Everything is in {folder}; the model is in {work.cfg.paths.compact}")
+
+
+def measure_metric(work: Run, key: str, title: str) -> None:
+    """Evaluate the model as it is now on validation and test data."""
+    with work.summary.timed("evaluate"):
+        for split in work.data.splits[1:]:
+            batches = work.data.evaluation_dataloader(split)
+            values = evaluate(work.model, batches, task=work.task, metrics=work.metrics)
+            work.summary.add_metrics(key, title, split, values)
+
+
+def probe_batch(work: Run) -> dict[str, Any]:
+    """Return eight long examples of the validation data, without labels."""
+    return {name: tensor.to(work.model.device) for name, tensor in work.data.probe_batch().items()}
+
+
+if __name__ == "__main__":
+    main()
