@@ -195,7 +195,7 @@ def train(work: Run, phase: str, *, steps: int, first_step: int = 0, gates: Head
         # from_pretrained leaves models in evaluation mode, and Lightning does not change that.
         trainer.fit(module.train(), datamodule=work.data)
     # Lightning moves models back to the CPU after training.
-    work.model.to(trainer.strategy.root_device)
+    work.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
 
 
 def export(work: Run) -> None:

@@ -81,9 +81,8 @@ def load_compact(save_directory: str | os.PathLike[str], *, dtype: torch.dtype |
     config = AutoConfig.from_pretrained(folder)
     cls = _model_class(config, folder)
     _check_shapes(cls, config, folder)
-    model = cls.from_pretrained(folder, dtype=dtype or "auto")
-    assert isinstance(model, PreTrainedModel)
-    return model.eval()
+    model: PreTrainedModel = cls.from_pretrained(folder, dtype=dtype or "auto")
+    return model
 
 
 def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel]:
@@ -97,7 +96,8 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
 def _check_shapes(cls: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> None:
     """Compare the shapes that the record asks for with those in the file, before anything is allocated."""
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
+        model = cls(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = _stored_shapes(folder)
     for name, shape in expected.items():
         # Tied weights are stored once, under one of their names.
@@ -107,19 +107,13 @@ def _check_shapes(cls: type[PreTrainedModel], config: PreTrainedConfig, folder: 
                 f"shape {list(shape)}, but model.safetensors holds {list(found[name])}. Export the model again."
             )
     unknown = sorted(set(found) - set(expected))
-    missing = sorted(set(expected) - set(found) - _tied_names(cls, config))
+    missing = sorted(set(expected) - set(found) - {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()})
     if unknown or missing:
         raise ValueError(
             f"{folder} is damaged or mixed from two models: the weights "
             + (f"lack {missing[0]}" if missing else f"hold {unknown[0]}, which the heads in config.json do not keep")
             + ". Export the model again."
         )
-
-
-def _tied_names(cls: type[PreTrainedModel], config: PreTrainedConfig) -> set[str]:
-    with torch.device("meta"):
-        tied = cls(config).all_tied_weights_keys
-    return {*tied.keys(), *tied.values()}
 
 
 def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -130,7 +124,7 @@ def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     for path in files:
         try:
             with safe_open(path, framework="pt") as weights:
-                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}
+                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}). Export the model again.") from error
     return shapes

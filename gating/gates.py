@@ -72,6 +72,7 @@ class HeadGates(nn.Module):
     """
 
     log_alpha: nn.Parameter
+    _head_dims: Tensor
 
     def __init__(
         self,
@@ -188,7 +189,8 @@ class HeadGates(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Follow the model from device to device, but stay in float32 when it goes to half precision."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor.reshape(-1)[:0]).device), recurse)
+        to_device = lambda tensor: tensor.to(fn(tensor.reshape(-1)[:0]).device)  # noqa: E731
+        return super()._apply(to_device, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, object]:
         """Leave this pass's values out of copies: they hang on the graph of the original."""

@@ -85,4 +85,5 @@ def count_heads(model: nn.Module) -> int:
 def weight_megabytes(model: nn.Module) -> float:
     """Return the size of a model's weights when saved, in MB (millions of bytes); shared ones count once."""
     tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
+    size: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return size / 1e6

@@ -1,7 +1,6 @@
 """Pictures and tables of a run."""
 
 from collections.abc import Mapping, Sequence
-
 from pathlib import Path
 
 from matplotlib.figure import Figure

@@ -91,7 +91,7 @@ def get_by_path(start: nn.Module, way: list[str]) -> nn.Module:
 def in_features(linear: nn.Module) -> int:
     """Return the width of a linear layer's input, read from its weight."""
     weight = linear.weight
-    return int(weight.shape[1])  # type: ignore[index, union-attr]
+    return int(weight.shape[1])  # type: ignore[index]
 
 
 def _walk(model: nn.Module) -> Iterator[AttentionBlock]:

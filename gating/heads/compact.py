@@ -5,7 +5,6 @@ This file and its neighbours in ``heads/`` are copied into a saved compact model
 Importing them defines functions and classes and does nothing else.
 """
 
-from functools import cache as memoize
 from typing import Any
 
 import transformers
@@ -37,7 +36,9 @@ def become_compact(model: nn.Module) -> None:
     }
 
 
-@memoize
+_COMPACT_CLASSES: dict[type, type[PreTrainedModel]] = {}
+
+
 def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return the subclass of a transformers model class that removes heads as its configuration records.
 
@@ -45,8 +46,10 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """
     if getattr(base, "is_compact", False):
         return base
+    if base in _COMPACT_CLASSES:
+        return _COMPACT_CLASSES[base]
 
-    def __init__(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
+    def build(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         record = getattr(config, RECORD_KEY, None)
         if record is not None:
@@ -54,14 +57,15 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
     auto_names = [name for name, cls in _auto_classes(base.config_class).items() if cls is base]
     members = {
-        "__init__": __init__,
+        "__init__": build,
         "__module__": __name__,
         "__qualname__": base.__name__,
         "is_compact": True,
         # Asks save_pretrained to copy this file and those it imports into the folder.
         "_auto_class": auto_names[0] if auto_names else "AutoModel",
     }
-    return type(base.__name__, (base,), members)
+    _COMPACT_CLASSES[base] = type(base.__name__, (base,), members)
+    return _COMPACT_CLASSES[base]
 
 
 def __getattr__(name: str) -> type[PreTrainedModel]:
@@ -72,7 +76,7 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _auto_classes(config_class: type) -> dict[str, type[PreTrainedModel]]:
+def _auto_classes(config_class: type | None) -> dict[str, type[PreTrainedModel]]:
     """Return the model class that each Auto class of transformers picks for a configuration."""
     found = {}
     for auto_name in dir(transformers):

@@ -6,8 +6,6 @@ forward of its own, which keeps what the rest of the model relies on: bias, resi
 of the layer in ``output_attentions``.
 """
 
-from functools import cache as memoize
-
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
@@ -37,7 +35,8 @@ class BiasOnly(nn.Module):
     def replacing(cls, linear: nn.Module) -> "BiasOnly":
         """Return the stub for a linear layer; the bias is the same parameter."""
         weight, bias = linear.weight, linear.bias
-        assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, nn.Parameter))
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, nn.Parameter)
         return cls(weight.detach()[:, :0].clone(), bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -51,7 +50,9 @@ class BiasOnly(nn.Module):
         return f"in_features=0, out_features={self.weight.shape[0]}, bias={self.bias is not None}"
 
 
-@memoize
+_EMPTIED_CLASSES: dict[type, type[nn.Module]] = {}
+
+
 def emptied_class(attention_class: type[nn.Module], returns: Returns) -> type[nn.Module]:
     """Return the subclass of an attention class that computes nothing but its output bias.
 
@@ -68,8 +69,10 @@ def emptied_class(attention_class: type[nn.Module], returns: Returns) -> type[nn
         output = hidden_states if returns == "context" else _output_projection(self)(hidden_states)
         return output, probabilities
 
-    name = attention_class.__name__
-    return type(name, (attention_class,), {"forward": forward, "__module__": attention_class.__module__})
+    if attention_class not in _EMPTIED_CLASSES:
+        members = {"forward": forward, "__module__": attention_class.__module__}
+        _EMPTIED_CLASSES[attention_class] = type(attention_class.__name__, (attention_class,), members)
+    return _EMPTIED_CLASSES[attention_class]
 
 
 def _output_projection(module: nn.Module) -> BiasOnly:

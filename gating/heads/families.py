@@ -2,7 +2,7 @@
 
 import re
 
-from .spec import AttentionSpec
+from .spec import AttentionSpec, RowLayout
 
 __all__ = ["find_spec", "register_attention_spec"]
 
@@ -32,7 +32,7 @@ def find_spec(attention_class: type) -> AttentionSpec | None:
     return None
 
 
-_BERT_LIKE = (("query", "q"), ("key", "k"), ("value", "v"))
+_BERT_LIKE: tuple[tuple[str, RowLayout], ...] = (("query", "q"), ("key", "k"), ("value", "v"))
 
 # BERT and its textual copies: the output projection stands in a sibling module.
 register_attention_spec(

@@ -23,7 +23,7 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
     generator = torch.Generator().manual_seed(0)
     name = getattr(model, "main_input_name", None)
     if isinstance(model, PreTrainedModel) and name == "input_ids":
-        vocab_size = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+        vocab_size = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
         probe = {"input_ids": torch.randint(vocab_size, (batch_size, length), generator=generator)}
     elif isinstance(model, PreTrainedModel) and name == "pixel_values":
         size = model.config.image_size

@@ -137,8 +137,8 @@ def _take(parameter: nn.Parameter, kept: Tensor, dim: int) -> nn.Parameter:
 
 
 def _plan_attributes(block: AttentionBlock, num_heads: int) -> list[Edit]:
-    sizes = {name: num_heads for name in block.spec.head_counts}
-    sizes |= {name: num_heads * block.head_dim for name in block.spec.head_widths}
+    sizes = dict.fromkeys(block.spec.head_counts, num_heads)
+    sizes |= dict.fromkeys(block.spec.head_widths, num_heads * block.head_dim)
     return [
         Edit(block.module, name, lambda size=size: size)  # type: ignore[misc]
         for name, size in sizes.items()

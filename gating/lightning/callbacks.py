@@ -28,7 +28,7 @@ class GateMonitor(Callback):
     ) -> None:
         """Log the counts of gates."""
         assert isinstance(pl_module, FineTuning)
-        if pl_module.objective is not None and trainer.global_step % trainer.log_every_n_steps == 0:
+        if pl_module.objective is not None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict(_gate_metrics(pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -97,7 +97,7 @@ class TextDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, batch_size: int, order: Any) -> DataLoader[Any]:
         return DataLoader(
-            self._splits[split],  # type: ignore[arg-type]
+            self._splits[split],
             batch_size=batch_size,
             sampler=order,
             collate_fn=self._collate,

@@ -1,6 +1,7 @@
 """From labels as people write them to class numbers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
@@ -40,7 +41,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
 def _as_text(table: Dataset, split: str) -> list[str]:
     """Labels of one file may be read as numbers and those of another as words: compare what was written."""
     feature = table.features["label"]
-    labels: Sequence[object] = table["label"]
+    labels: Sequence[Any] = table["label"]
     if isinstance(feature, ClassLabel):
         return [
             feature.int2str(label) if label is not None and label >= 0 else _missing(split, row)

@@ -1,8 +1,10 @@
 """Weights & Biases without an account, and a CSV file beside it."""
 
+import netrc
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
@@ -11,7 +13,7 @@ __all__ = ["build_loggers", "close_wandb", "log_outcome", "resolve_mode"]
 
 
 def build_loggers(
-    save_dir: str | os.PathLike[str],
+    save_dir: str | Path,
     *,
     mode: str = "auto",
     project: str = "head-gating",
@@ -60,8 +62,8 @@ def resolve_mode(mode: str) -> str:
         )
         if from_environment in known:
             return from_environment
-        return "online" if wandb.api.api_key else "offline"
-    if mode == "online" and not wandb.api.api_key:
+        return "online" if _has_key() else "offline"
+    if mode == "online" and not _has_key():
         raise ValueError("logger.mode=online needs an account: run `wandb login` first, or leave logger.mode out.")
     return mode
 
@@ -99,6 +101,17 @@ def close_wandb(*, failed: bool) -> Path | None:
     folder = Path(run.dir).parent
     run.finish(exit_code=1 if failed else 0)
     return folder
+
+
+def _has_key() -> bool:
+    """Say whether an account is configured, without asking the server."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        host = urlparse(wandb.Settings().base_url).hostname or ""
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class _WandbLogger(WandbLogger):

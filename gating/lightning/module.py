@@ -4,6 +4,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
@@ -71,7 +72,7 @@ class FineTuning(pl.LightningModule):
         """Optimizer steps of the run so far, over all phases."""
         return self._first_step + self.global_step
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return one optimizer over weights, gates and multipliers, and its schedule."""
         gates = list(self.gates.parameters()) if self._has_gates else []
         multipliers = list(self.objective.parameters()) if self.objective is not None else []

@@ -13,7 +13,7 @@ __all__ = ["PhaseProgressBar"]
 
 
 class PhaseProgressBar(ProgressBar):
-    """Shows steps done, time left, loss and open heads of a phase; where there is no terminal, a line per validation."""
+    """Shows steps, time left, loss and open heads of a phase; without a terminal, a line for each validation."""
 
     def __init__(self, phase: str) -> None:
         """Args: ``phase`` is the name that is shown."""
@@ -44,7 +44,7 @@ class PhaseProgressBar(ProgressBar):
     ) -> None:
         """Move the bar."""
         assert self._bar is not None
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._status = _status(trainer, pl_module)
         self._bar.update(self._task, completed=trainer.global_step, status=self._status)
 
@@ -82,7 +82,7 @@ def _status(trainer: pl.Trainer, module: pl.LightningModule) -> str:
     status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
     if module.objective is not None:
         target = module.objective.target(module.gates)
-        status += f"  heads {float(module.gates.prob_open().sum()):.1f}" + (
+        status += f"  heads {float(module.gates.prob_open().detach().sum()):.1f}" + (
             f" → {target:.0f}" if target == target else ""
         )
     return status

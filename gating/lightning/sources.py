@@ -1,4 +1,4 @@
-"""Where examples come from. Each function returns the splits ``train``, ``validation`` and, where there is one, ``test``.
+"""Where examples come from: each function returns the splits ``train``, ``validation`` and, if there is one, ``test``.
 
 The columns are ``text``, ``text_pair`` where examples are pairs, and ``label``.
 """

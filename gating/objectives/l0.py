@@ -56,4 +56,4 @@ class FixedPrice(nn.Module):
 
     def num_heads_to_keep(self, gates: HeadGates) -> None:
         """Keep the heads whose gates are open."""
-        return None
+        return
