@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
@@ -66,9 +66,14 @@ class Run:
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
-    """Run one configuration; an input that cannot be used ends in one sentence and exit code 1."""
+    """Run one configuration."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         cfg.output_dir = HydraConfig.get().runtime.output_dir
+    guarded_run(cfg)
+
+
+def guarded_run(cfg: DictConfig) -> None:
+    """Run; close W&B whatever happens, and end in one sentence and exit code 1 on input that cannot be used."""
     failed = True
     try:
         run(cfg)
@@ -94,32 +99,28 @@ def run(cfg: DictConfig) -> None:
     else:
         gates = search(work, work.objective)
         remove_heads(work, work.objective, gates)
-        train(work, "recovery", steps=work.total_steps - work.search_steps, first_step=work.search_steps)
+        if work.total_steps > work.search_steps:
+            train(work, "recovery", steps=work.total_steps - work.search_steps, first_step=work.search_steps)
     export(work)
     report(work)
 
 
 def prepare(cfg: DictConfig) -> Run:
     """Check everything, load data and model, and only then open the run's folder."""
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    check_settings(settings)
+    settings = read_settings(cfg)
     check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
     pl.seed_everything(cfg.seed, verbose=False)
-    objective = instantiate(cfg.objective)
     task = instantiate(cfg.task)
+    objective = instantiate(cfg.objective)
+    gated = not isinstance(objective, NoObjective)
     name = locate(cfg.model.name)
-    source = settings["data"]
-    source_of, max_length = source.pop("_target_"), source.pop("max_length")
-    batching = take_arguments(TextDataModule, source)
-    splits = instantiate({"_target_": source_of, **source})
+    num_heads = count_heads(task.blueprint(name))
+    if gated:
+        objective.check(num_heads)
     tokenizer = AutoTokenizer.from_pretrained(name)
-    splits, label_names = task.prepare(splits, tokenizer, max_length=max_length)
-    data = TextDataModule(splits, collate=task.collator(tokenizer), order_seed=cfg.seed, **batching)
+    data, label_names = load_data(settings["data"], task, tokenizer, seed=cfg.seed)
     options = {key: value for key, value in settings["model"].items() if key != "name"}
     model = task.load_model(name, label_names=label_names, **options)
-    gated = not isinstance(objective, NoObjective)
-    if gated:
-        objective.check(count_heads(model))
     total_steps = count_steps(cfg, data)
     work = Run(
         cfg=cfg,
@@ -131,12 +132,32 @@ def prepare(cfg: DictConfig) -> Run:
         model=model,
         dense_config=deepcopy(model.config),
         total_steps=total_steps,
-        search_steps=round((1 - cfg.recovery) * total_steps) if gated else 0,
+        search_steps=max(1, round((1 - cfg.recovery) * total_steps)) if gated else 0,
     )
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, Path(cfg.output_dir) / "config.yaml", resolve=True)
     work.loggers = instantiate(cfg.logger, _partial_=True)(cfg.output_dir, run_config=settings)
     return work
+
+
+def read_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings as plain values, each of the kind that its place takes."""
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    # Batches and tokens are settings of the data to a user, whoever takes them here.
+    check_settings(settings, also={"data": [TextDataModule, get_method(f"{cfg.task._target_}.prepare")]})
+    return settings
+
+
+def load_data(
+    settings: dict[str, Any], task: SequenceClassification, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> tuple[TextDataModule, list[str]]:
+    """Load the examples from their source, tokenise them, and get ready to serve them in batches."""
+    source = dict(settings)
+    batching = take_arguments(TextDataModule, source)
+    preparation = take_arguments(task.prepare, source)
+    splits, label_names = task.prepare(instantiate(source), tokenizer, **preparation)
+    data = TextDataModule(splits, collate=task.collator(tokenizer), order_seed=seed, **batching)
+    return data, label_names
 
 
 def count_steps(cfg: DictConfig, data: TextDataModule) -> int:

@@ -18,11 +18,20 @@ from gating.lightning.labels import encode_labels
 
 __all__ = ["SequenceClassification"]
 
+_TEXT_COLUMNS = ("text", "text_pair")
+
 
 class SequenceClassification:
     """One label for a text or for a pair of texts."""
 
     metric_name = "accuracy"
+
+    def blueprint(self, name_or_path: str) -> PreTrainedModel:
+        """Return the model without its weights, on the meta device: enough to count its heads."""
+        config = AutoConfig.from_pretrained(name_or_path)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        return model
 
     def prepare(
         self, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, *, max_length: int
@@ -38,9 +47,10 @@ class SequenceClassification:
             Splits with the model's input columns and ``labels``, and the names of the classes.
         """
         encoded, label_names = encode_labels(splits)
+        _check_texts(encoded)
 
         def tokenize(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            texts = [[str(text) for text in batch[column]] for column in ("text", "text_pair") if column in batch]
+            texts = [[str(text) for text in batch[column]] for column in _TEXT_COLUMNS if column in batch]
             tokens = tokenizer(*texts, truncation=True, max_length=max_length)
             return {**tokens, "labels": batch["label"]}
 
@@ -79,3 +89,15 @@ class SequenceClassification:
         """Return what the metrics compare with the labels, ``[batch, classes]``."""
         logits: torch.Tensor = outputs.logits
         return logits.float()
+
+
+def _check_texts(splits: DatasetDict) -> None:
+    for split, table in splits.items():
+        for column in _TEXT_COLUMNS:
+            row = (
+                next((i for i, text in enumerate(table[column]) if text is None), None)
+                if column in table.features
+                else None
+            )
+            if row is not None:
+                raise ValueError(f"The {split} data has no {column} in row {row + 1}. Fill it in, or remove the row.")
