@@ -32,7 +32,7 @@ from gating.lightning.callbacks import GateMonitor
 from gating.lightning.data import TextDataModule
 from gating.lightning.evaluation import evaluate
 from gating.lightning.hub import locate
-from gating.lightning.loggers import close_wandb, log_outcome
+from gating.lightning.loggers import close_wandb, log_outcome, resolve_mode
 from gating.lightning.module import FineTuning
 from gating.lightning.progress import PhaseProgressBar
 from gating.lightning.quiet import quiet_libraries
@@ -109,6 +109,7 @@ def prepare(cfg: DictConfig) -> Run:
     """Check everything, load data and model, and only then open the run's folder."""
     settings = read_settings(cfg)
     check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
+    resolve_mode(cfg.logger.mode)
     pl.seed_everything(cfg.seed, verbose=False)
     task = instantiate(cfg.task)
     objective = instantiate(cfg.objective)

@@ -3,7 +3,7 @@
 import netrc
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlparse
 
 import wandb
@@ -57,9 +57,10 @@ def resolve_mode(mode: Mode) -> Mode:
     """
     if mode == "auto":
         wanted = os.environ.get("WANDB_MODE", "")
-        asked: Mode | None = {"dryrun": "offline", "run": "online"}.get(wanted, wanted)  # type: ignore[assignment]
-        if asked in get_args(Mode) and asked != "auto":
-            return asked
+        asked = {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
+        for known in get_args(Mode)[1:]:
+            if asked == known:
+                return cast(Mode, known)
         return "online" if _has_key() else "offline"
     if mode == "online" and not _has_key():
         raise ValueError("logger.mode=online needs an account: run `wandb login` first, or leave logger.mode out.")
