@@ -15,11 +15,6 @@ from transformers import AutoTokenizer
 import gating
 import train
 
-pytestmark = [
-    # Lightning asks for more loader processes, which would cost more than they bring here.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-]
-
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:

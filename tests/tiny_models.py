@@ -46,6 +46,22 @@ def build(family: str, **overrides: object) -> PreTrainedModel:
     return model.eval()
 
 
+def build_bert_base() -> PreTrainedModel:
+    """Build a random model of the size of BERT-base, but for the number of words."""
+    config = transformers.BertConfig(vocab_size=1000, max_position_embeddings=64, num_labels=3)
+    with torch.device("meta"):  # Spares initialising what is overwritten.
+        model = transformers.BertForSequenceClassification(config)
+    model.to_empty(device="cpu")
+    randomise(model, std=0.02)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.mul_(5)
+        model.bert.embeddings.position_ids.copy_(torch.arange(64))
+        model.bert.embeddings.token_type_ids.zero_()
+    return model.eval()
+
+
 def batch_for(model: PreTrainedModel, *, seed: int = 1) -> dict[str, Tensor]:
     """Make a batch with padding (texts) for a model of :func:`build`."""
     generator = torch.Generator().manual_seed(seed)
