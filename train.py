@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from torchmetrics import MetricCollection
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating import HeadGates, NoObjective, Objective, finalize, save_compact
 from gating.card import heads_per_layer
@@ -94,6 +94,7 @@ def run(cfg: DictConfig) -> None:
     """Tell the story."""
     quiet_libraries()
     work = prepare(cfg)
+    print(f"{cfg.model.name}: {count_heads(work.model)} heads, {work.total_steps} steps in {cfg.output_dir}")
     if work.objective is None:
         train(work, "dense", steps=work.total_steps)
     else:
@@ -118,10 +119,10 @@ def prepare(cfg: DictConfig) -> Run:
     num_heads = count_heads(task.blueprint(name))
     if gated:
         objective.check(num_heads)
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    tokenizer = task.load_tokenizer(name)
     data, label_names = load_data(settings["data"], task, tokenizer, seed=cfg.seed)
     options = {key: value for key, value in settings["model"].items() if key != "name"}
-    model = task.load_model(name, label_names=label_names, **options)
+    model = task.load_model(name, label_names=label_names, pad_token_id=tokenizer.pad_token_id, **options)
     total_steps = count_steps(cfg, data)
     work = Run(
         cfg=cfg,

@@ -179,6 +179,7 @@ BAD_INPUTS = {
     "data.batch_size=0": "batch_size=0",
     "model.name=./nowhere": "./nowhere",
     "model.name=unknown_family": "BigBird",
+    "model.name=images_only": "cannot be used to classify texts",
     "output_dir=empty.tsv/out": "is a file",
     "logger.mode=sometimes": "logger.mode=sometimes",
 }
@@ -190,7 +191,10 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(bad, inputs, tmp_path,
     Path("empty.tsv").write_text("")
     Path("no_label.tsv").write_text("text\nword1\n")
     write_table(Path("new_label.tsv"), rows=6, seed=0, labels=("first", "second", "third"))
-    save_unknown_family(Path("unknown_family"))
+    save_configuration(
+        Path("unknown_family"), '{"model_type": "big_bird", "hidden_size": 12, "num_attention_heads": 2}'
+    )
+    save_configuration(Path("images_only"), '{"model_type": "vit"}')
     before = sorted(tmp_path.rglob("*"))
     overrides = [*inputs, "logger=csv", "output_dir=out", bad]
     with pytest.raises(SystemExit) as stop:
@@ -203,13 +207,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(bad, inputs, tmp_path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def save_unknown_family(folder: Path) -> None:
-    from transformers import BigBirdConfig
-
+def save_configuration(folder: Path, text: str) -> None:
     folder.mkdir()
-    BigBirdConfig(
-        vocab_size=45, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    ).save_pretrained(folder)
+    (folder / "config.json").write_text(text)
 
 
 def test_existing_folder_is_not_overwritten(inputs, tmp_path, capsys):

@@ -9,6 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,10 +28,18 @@ class SequenceClassification:
     metric_name = "accuracy"
 
     def blueprint(self, name_or_path: str) -> PreTrainedModel:
-        """Return the model without its weights, on the meta device: enough to count its heads."""
-        config = AutoConfig.from_pretrained(name_or_path)
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        """Return the model without its weights, on the meta device: enough to count its heads.
+
+        Raises:
+            ValueError: transformers does not know the model, or has no classifier on top of it.
+        """
+        try:
+            config = AutoConfig.from_pretrained(name_or_path)
+            with torch.device("meta"):
+                model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        except ValueError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"model.name={name_or_path} cannot be used to classify texts: {reason}") from error
         return model
 
     def prepare(
@@ -61,12 +70,22 @@ class SequenceClassification:
         """Return what makes a batch of examples, padded to the longest of them."""
         return DataCollatorWithPadding(tokenizer)
 
-    def load_model(self, name_or_path: str, *, label_names: list[str], **options: Any) -> PreTrainedModel:
+    def load_tokenizer(self, name_or_path: str) -> PreTrainedTokenizerBase:
+        """Load a model's tokenizer; one without a padding token, as decoders have it, pads with its last token."""
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def load_model(
+        self, name_or_path: str, *, label_names: list[str], pad_token_id: int, **options: Any
+    ) -> PreTrainedModel:
         """Load a pre-trained model with a new classification head.
 
         Args:
             name_or_path: What ``from_pretrained`` takes.
             label_names: Names of the classes.
+            pad_token_id: Number of the padding token; decoders find the end of a text by it.
             options: Further arguments of ``from_pretrained``.
         """
         config = AutoConfig.from_pretrained(
@@ -75,6 +94,7 @@ class SequenceClassification:
             id2label=dict(enumerate(label_names)),
             label2id={name: number for number, name in enumerate(label_names)},
             problem_type="single_label_classification",
+            pad_token_id=pad_token_id,
         )
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             name_or_path, config=config, **options
