@@ -1,4 +1,6 @@
-"""The embedded example with and without gates, over several seeds: python -m benchmarks.example --seeds 0 1 2
+"""The embedded example with and without gates, over several seeds.
+
+    python -m benchmarks.example --seeds 0 1 2
 
 Every run is `python train.py` with its defaults but for the objective and the seed. Results are appended to a file of
 JSON lines as runs end, runs that are in it are not repeated, and a table of all of them is printed at the end.

@@ -3,6 +3,7 @@
 Nothing here needs a network: models are small, random and built from configurations.
 """
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 # Before transformers, wandb and torch are imported: they read these once.
 _SCRATCH = Path(tempfile.mkdtemp(prefix="head-gating-tests-"))
+atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_MODULES_CACHE": str(_SCRATCH / "modules"),
@@ -20,7 +22,7 @@ os.environ |= {
 (_SCRATCH / "wandb-data").mkdir()
 
 import copy  # noqa: E402
-from collections.abc import Callable, Iterable, Iterator  # noqa: E402
+from collections.abc import Callable, Iterable  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 
 import pytest  # noqa: E402
@@ -45,12 +47,6 @@ import gating  # noqa: E402
 torch.set_num_threads(1)
 
 TEXT_CLASS = "AutoModelForSequenceClassification"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _scratch_folder() -> Iterator[None]:
-    yield
-    shutil.rmtree(_SCRATCH, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
