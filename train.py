@@ -178,6 +178,7 @@ def search(work: Run, objective: Objective) -> HeadGates:
     objective.attach(gates)
     train(work, "search", steps=work.search_steps, gates=gates)
     objective.update(gates, 1.0)
+    work.history.gate_values.append({name: values.tolist() for name, values in gates.by_block().items()})
     measure_metric(work, "search", "gates, end of search")
     return gates
 
@@ -240,17 +241,11 @@ def export(work: Run) -> None:
 def report(work: Run) -> None:
     """Write the pictures and numbers of the run, and show them."""
     folder = Path(work.cfg.output_dir)
-    metric_name, numbers = work.task.metric_name, work.summary.flat()
-    save_pictures(
-        folder / "report",
-        work.history,
-        metric_name=metric_name,
-        num_heads=int(numbers["num_heads_before"]),
-        search_steps=work.search_steps,
-    )
+    metric_name, numbers, kept = work.task.metric_name, work.summary.flat(), heads_per_layer(work.model)
+    save_pictures(folder / "report", work.history, metric_name=metric_name, kept=kept, search_steps=work.search_steps)
     work.summary.write(folder / "metrics.json", seed=work.cfg.seed)
     log_outcome(work.loggers, numbers, Path(work.cfg.paths.compact))
-    print_report(Console(), heads_per_layer(work.model), work.summary.compact_report(metric_name))
+    print_report(Console(), kept, work.summary.compact_report(metric_name))
     print(f"Everything is in {folder}; the model is in {work.cfg.paths.compact}")
 
 
