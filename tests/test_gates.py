@@ -421,9 +421,13 @@ def test_fixed_values_of_another_shape_are_refused(bert, shape):
 
 def test_fixed_values_end_with_the_block_also_after_an_error(bert):
     gates = gating.inject_gates(bert)
-    with pytest.raises(KeyError), gates.fixed_at(torch.zeros(TOTAL)):
+
+    def fail():
         assert gates.num_open() == 0
         raise KeyError
+
+    with pytest.raises(KeyError), gates.fixed_at(torch.zeros(TOTAL)):
+        fail()
     assert gates.num_open() == TOTAL
 
 

@@ -148,7 +148,7 @@ def test_a_bad_budget_is_refused_with_its_value(num_heads, keep, message):
 @pytest.mark.parametrize("arguments", [{"num_heads": 0}, {"num_heads": 13}, {"num_heads": 3, "keep": 0.5}, {"keep": 2}])
 def test_a_budget_that_does_not_fit_is_refused_before_the_gates_change(bert, arguments):
     gates = gating.inject_gates(bert)
-    with pytest.raises(ValueError, match="num_heads|keep"):
+    with pytest.raises(ValueError, match=r"num_heads|keep"):
         ExactBudget(**arguments).attach(gates)
     assert gates.constraint is None
 

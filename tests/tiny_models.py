@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 
 NUM_LAYERS = 3
 NUM_HEADS = 4
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"the a cat dog sat ran on mat home fast slow".split()]
+WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "home", "fast", "slow"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 
 _SIZES = {"num_hidden_layers": NUM_LAYERS, "num_attention_heads": NUM_HEADS, "hidden_size": 32, "intermediate_size": 48}
 _TEXT = {"vocab_size": 60, "max_position_embeddings": 40, "num_labels": 3}
