@@ -48,9 +48,13 @@ def finalize(
         What was kept and how far masked and compact outputs differ.
 
     Raises:
-        ValueError: ``num_heads`` is out of range, or no gate is open.
+        ValueError: ``num_heads`` is out of range, no gate is open, or the gates are another model's.
         RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
     """
+    if getattr(model, "head_gates", None) is not gates:
+        raise ValueError(
+            f"These gates are not those of this {type(model).__name__}; pass what inject_gates(model) gave."
+        )
     blocks = find_attention_blocks(model)
     gated = [block for block in blocks if block.name in gates.block_names]
     values = decide_gate_values(gates, num_heads=num_heads)
@@ -60,18 +64,17 @@ def finalize(
     heads_before = sum(block.num_heads for block in blocks)
     parameters_before = num_parameters(model) - gates.num_heads
 
+    edits = _plan(gated, values.split(gates.block_sizes))
     gates.remove()
-    done = apply_edits(_plan(gated, values.split(gates.block_sizes)))
-    difference = max_relative_difference(masked, forward_outputs(model, probe))
-    tolerance = max(tolerance_for(tensor.dtype) for tensor in masked)
-    if difference > tolerance:
+    done = []
+    try:
+        done = apply_edits(edits)
+        difference = max_relative_difference(masked, forward_outputs(model, probe))
+        _check_difference(difference, max(tolerance_for(tensor.dtype) for tensor in masked), gated[0])
+    except BaseException:
         undo_edits(done)
         gates.attach(model, gated)
-        raise RuntimeError(
-            f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
-            f"error of {tolerance:.1e}: the layout of {type(gated[0].module).__name__} is not described rightly. "
-            "Nothing was changed."
-        )
+        raise
     become_compact(model)
     kept = {block.name: block.head_ids for block in find_attention_blocks(model)}
     return FinalizeReport(
@@ -82,6 +85,15 @@ def finalize(
         num_parameters_before=parameters_before,
         max_difference=difference,
     )
+
+
+def _check_difference(difference: float, tolerance: float, block: AttentionBlock) -> None:
+    if difference > tolerance:
+        raise RuntimeError(
+            f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
+            f"error of {tolerance:.1e}: the layout of {type(block.module).__name__} is not described rightly. "
+            "Nothing was changed."
+        )
 
 
 def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None) -> Tensor:

@@ -24,6 +24,8 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
     name = getattr(model, "main_input_name", None)
     if isinstance(model, PreTrainedModel) and name == "input_ids":
         vocab_size = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+        # Some families number positions from the padding index on, which takes two or so of them.
+        length = min(length, max(1, getattr(model.config, "max_position_embeddings", length + 4) - 4))
         probe = {"input_ids": torch.randint(vocab_size, (batch_size, length), generator=generator)}
     elif isinstance(model, PreTrainedModel) and name == "pixel_values":
         size = model.config.image_size

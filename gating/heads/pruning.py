@@ -53,6 +53,8 @@ def prune_heads(model: nn.Module, heads_to_prune: Mapping[int | str, Iterable[in
     Example:
         >>> prune_heads(model, {0: [2]})  # doctest: +SKIP
     """
+    if hasattr(model, "head_gates"):
+        raise ValueError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
     blocks = find_attention_blocks(model)
     removed = _read_request(blocks, heads_to_prune)
     kept = {block.name: set(block.head_ids) - removed.get(block.name, set()) for block in blocks}
@@ -85,8 +87,10 @@ def _read_request(
     removed: dict[str, set[int]] = {}
     for layer, heads in heads_to_prune.items():
         block = _find_block(blocks, layer)
+        if not isinstance(heads, Iterable):
+            raise TypeError(f"For each layer give a list of heads; got {heads!r} for layer {layer!r}.")
         heads = list(heads)
-        if not all(isinstance(head, int) for head in heads):
+        if not all(type(head) is int for head in heads):
             raise TypeError(f"Heads are whole numbers; got {heads!r} for layer {layer!r}.")
         wrong = [head for head in heads if not 0 <= head < block.num_heads_before]
         if wrong:

@@ -68,6 +68,8 @@ def _read_entries(record: object) -> dict[str, object]:
 
 def _read_kept(name: str, entry: object, num_heads: int) -> list[int]:
     kept = entry.get("kept_heads") if isinstance(entry, dict) else None
+    if isinstance(entry, dict) and entry.get("num_heads") != num_heads:
+        raise _damaged(f"block {name!r} has num_heads={entry.get('num_heads')}, but the model has {num_heads} heads")
     if not isinstance(kept, list) or not all(type(head) is int for head in kept):
         raise _damaged(f"block {name!r} has no list of kept heads")
     if sorted(set(kept)) != kept or any(not 0 <= head < num_heads for head in kept):

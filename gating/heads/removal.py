@@ -13,6 +13,9 @@ from .spec import RowLayout
 __all__ = ["Edit", "apply_edits", "plan_removal", "undo_edits"]
 
 
+_ABSENT = object()
+
+
 @dataclass(frozen=True)
 class Edit:
     """One planned change, ``setattr(owner, attribute, make())``.
@@ -35,7 +38,7 @@ def apply_edits(edits: Iterable[Edit]) -> list[tuple[object, str, object]]:
     done: list[tuple[object, str, object]] = []
     try:
         for edit in edits:
-            before = getattr(edit.owner, edit.attribute, None)
+            before = getattr(edit.owner, edit.attribute, _ABSENT)
             value = edit.make()
             done.append((edit.owner, edit.attribute, before))
             setattr(edit.owner, edit.attribute, value)
@@ -48,7 +51,10 @@ def apply_edits(edits: Iterable[Edit]) -> list[tuple[object, str, object]]:
 def undo_edits(done: Sequence[tuple[object, str, object]]) -> None:
     """Put everything back as it was before :func:`apply_edits`, bit for bit."""
     for owner, attribute, before in reversed(done):
-        setattr(owner, attribute, before)
+        if before is _ABSENT:
+            delattr(owner, attribute)
+        else:
+            setattr(owner, attribute, before)
 
 
 def plan_removal(block: AttentionBlock, kept: Sequence[int]) -> list[Edit]:
