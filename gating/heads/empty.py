@@ -89,7 +89,7 @@ def _remember_length(
     cache = next((argument for argument in arguments if isinstance(argument, Cache)), None)
     layer_idx = getattr(module, "layer_idx", None)
     if cache is None or layer_idx is None:
-        return int(keys_from.shape[1])
+        return keys_from.shape[1]
     if isinstance(cache, EncoderDecoderCache):
         if isinstance(source, Tensor):
             cache.is_updated[layer_idx] = True
@@ -100,4 +100,4 @@ def _remember_length(
         keys_from.shape[0], 1, keys_from.shape[1], 1, dtype=keys_from.dtype, device=keys_from.device
     )
     keys, _ = cache.update(placeholder, placeholder, layer_idx)
-    return int(keys.shape[2])
+    return keys.shape[2]
