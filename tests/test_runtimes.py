@@ -30,7 +30,6 @@ def test_torch_export_answers_the_same(compact_folder, tmp_path):
     assert (tmp_path / "exported" / "config.json").is_file()
 
 
-@pytest.mark.slow
 def test_onnx_runtime_answers_the_same(compact_folder, tmp_path):
     pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
     report = runtimes.export_runtime(compact_folder, tmp_path / "exported", format="onnx")
