@@ -12,8 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .blocks import find_attention_blocks
-from .record import RECORD_KEY, describe_kept_heads, plan_from_record
-from .removal import apply_edits
+from .record import RECORD_KEY, apply_record, describe_kept_heads
 
 __all__ = ["become_compact", "compact_class"]
 
@@ -53,11 +52,21 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         base.__init__(self, config, *args, **kwargs)
         record = getattr(config, RECORD_KEY, None)
         if record is not None:
-            apply_edits(plan_from_record(self, record))
+            apply_record(self, record)
+
+    def reduce(self: PreTrainedModel, _: object) -> tuple[Any, ...]:
+        # Pickle would look for the class by its name and find the base.
+        return _new, (base,), self.__getstate__()
+
+    def no_early_cache(self: PreTrainedModel) -> None:
+        # Static caches are sized at their first use then, layer by layer; the configuration knows one size for all.
+        return
 
     auto_names = [name for name, cls in _auto_classes(base.config_class).items() if cls is base]
     members = {
         "__init__": build,
+        "__reduce_ex__": reduce,
+        "_get_static_cache_init_shape": no_early_cache,
         "__module__": __name__,
         "__qualname__": base.__name__,
         "is_compact": True,
@@ -74,6 +83,11 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
     if isinstance(base, type) and issubclass(base, PreTrainedModel):
         return compact_class(base)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _new(base: type[PreTrainedModel]) -> PreTrainedModel:
+    cls = compact_class(base)
+    return cls.__new__(cls)
 
 
 def _auto_classes(config_class: type | None) -> dict[str, type[PreTrainedModel]]:
