@@ -27,12 +27,12 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
         raise ValueError(
             f"{type(model).__name__} does not say what it reads: pass probe={{argument name: tensor, ...}}, one batch."
         )
-    if model.config.pad_token_id is None and type(model).__name__.endswith("ForSequenceClassification"):
+    if getattr(model.config, "pad_token_id", 0) is None and type(model).__name__.endswith("ForSequenceClassification"):
         # Decoders look for the last token before the padding, and refuse batches without knowing padding.
         batch_size = 1
     accepts = inspect.signature(model.forward).parameters
     names = {name}
-    if model.config.is_encoder_decoder:
+    if getattr(model.config, "is_encoder_decoder", False):
         names |= {"decoder_input_ids"} & set(accepts)
     elif hasattr(model.config, "text_config") and hasattr(model.config, "vision_config"):
         # Models with a tower for each. Those that splice images into the text need it made to measure: text only.
