@@ -12,6 +12,8 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gating import HeadGates
+
 TEXT: dict[str, Any] = {
     "vocab_size": 99,
     "hidden_size": 64,
@@ -106,9 +108,9 @@ class Family:
     def build(self, implementation: str | None = None, seed: int = 0) -> PreTrainedModel:
         """Build the model, in evaluation mode."""
         config = getattr(transformers, self.config)(**self.arguments)
-        config._attn_implementation = implementation or self.implementations[0]
-        model: PreTrainedModel = getattr(transformers, self.model)(config).eval()
-        return randomise(model, std=self.std, seed=seed)
+        cls = getattr(transformers, self.model)
+        model: PreTrainedModel = cls._from_config(config, attn_implementation=implementation or self.implementations[0])
+        return randomise(model.eval(), std=self.std, seed=seed)
 
 
 def randomise(model: PreTrainedModel, *, std: float, seed: int) -> PreTrainedModel:
@@ -269,16 +271,17 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def make_patterns(model: PreTrainedModel, blocks: list[Any], seed: int) -> dict[str, Tensor]:
-    """Return for each block a mask over its heads: random, but one block empty, and one full.
+def make_pattern(gates: HeadGates, seed: int | None) -> Tensor:
+    """Return a zero or one for every gate: at random, but one block is empty and one full.
 
-    Which blocks those are follows from the seed; seed 0 empties the first one, the place where caches are read.
+    Which blocks those are follows from the seed; seed 0 empties the first one, the place where caches are read. The
+    pattern called None closes everything.
     """
+    if seed is None:
+        return torch.zeros(sum(gates.block_sizes))
     generator = torch.Generator().manual_seed(seed)
-    masks = {
-        block.name: (torch.rand(block.num_heads_before, generator=generator) < 0.5).float() for block in blocks
-    }
-    names = list(masks)
-    masks[names[seed % len(names)]].zero_()
-    masks[names[(seed + 1) % len(names)]].fill_(1.0)
-    return masks
+    pattern = (torch.rand(sum(gates.block_sizes), generator=generator) < 0.5).float()
+    by_block = pattern.split(gates.block_sizes)
+    by_block[seed % len(by_block)].zero_()
+    by_block[(seed + 1) % len(by_block)].fill_(1.0)
+    return pattern

@@ -1,0 +1,225 @@
+"""Every family: removal is exact, generation is the same, reload needs nothing of this package.
+
+One row for each family. Compact models are compared with masked ones: the same gates, held at zero and one.
+"""
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+import gating
+from gating.heads.probe import forward_outputs, make_probe, max_relative_difference
+
+from .family_models import FAMILIES, Family, make_pattern
+
+# Masked and compact models add the same numbers; what they may differ by is the order of the sums.
+TOLERANCE = 1e-5
+FAMILY_IMPLEMENTATIONS = [
+    (name, implementation) for name, family in FAMILIES.items() for implementation in family.implementations
+]
+GENERATIVE = [name for name, family in FAMILIES.items() if family.generates]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+    torch.set_num_threads(threads)
+
+
+def compact(
+    family: Family, seed: int | None, *, implementation: str | None = None, group_queries: bool = False
+) -> tuple[PreTrainedModel, list[Tensor], dict[str, Tensor]]:
+    """Build a model, mask it, remove its masked heads; return it with the masked outputs and the batch."""
+    model = family.build(implementation)
+    probe = make_probe(model)
+    gates = gating.inject_gates(model, group_queries=group_queries)
+    pattern = make_pattern(gates, seed)
+    with gates.fixed_at(pattern):
+        masked = forward_outputs(model, probe)
+    prune(model, gates, pattern)
+    return model, masked, probe
+
+
+def prune(model: PreTrainedModel, gates: gating.HeadGates, pattern: Tensor) -> None:
+    closed = {}
+    blocks = {block.name: block for block in gating.find_attention_blocks(model)}
+    for name, values in zip(gates.block_names, pattern.split(gates.block_sizes), strict=True):
+        heads = values.repeat_interleave(blocks[name].num_heads // len(values))
+        closed[name] = (heads == 0).nonzero().flatten().tolist()
+    gates.remove()
+    gating.prune_heads(model, closed)
+
+
+def check_gradients(model: PreTrainedModel, probe: dict[str, Tensor]) -> None:
+    outputs = [value for value in model(**probe).values() if isinstance(value, Tensor) and value.requires_grad]
+    sum(value.float().pow(2).mean() for value in outputs).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(("name", "implementation"), FAMILY_IMPLEMENTATIONS)
+def test_compact_equals_masked(name: str, implementation: str) -> None:
+    family = FAMILIES[name]
+    first = implementation == family.implementations[0]
+    for seed in (0, 1) if first else (2, None):
+        model, masked, probe = compact(family, seed, implementation=implementation, group_queries=seed == 1)
+        assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
+        check_gradients(model, probe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "implementation"), FAMILY_IMPLEMENTATIONS)
+@pytest.mark.parametrize("seed", [3, 4, 5, 6, 7, None])
+@pytest.mark.parametrize("group_queries", [False, True])
+def test_compact_equals_masked_on_more_patterns(
+    name: str, implementation: str, seed: int | None, group_queries: bool
+) -> None:
+    model, masked, probe = compact(
+        FAMILIES[name], seed, implementation=implementation, group_queries=group_queries
+    )
+    assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
+
+
+def generate_all(model: PreTrainedModel, probe: dict[str, Tensor], ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    inputs = {key: value for key, value in probe.items() if not key.startswith("decoder_")}
+    return {
+        way: model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False, **arguments).tolist()
+        for way, arguments in ways.items()
+    }
+
+
+def check_generation(family: Family, seed: int | None, *, implementation: str, group_queries: bool) -> None:
+    ways: dict[str, dict[str, Any]] = {"greedy": {}, "beams": {"num_beams": 2}, "no cache": {"use_cache": False}}
+    if family.static_cache:
+        ways["static"] = {"cache_implementation": "static"}
+    model = family.build(implementation)
+    probe = make_probe(model)
+    gates = gating.inject_gates(model, group_queries=group_queries)
+    pattern = make_pattern(gates, seed)
+    with gates.fixed_at(pattern):
+        masked = generate_all(model, probe, ways)
+    assert masked["greedy"] == masked["no cache"]
+    prune(model, gates, pattern)
+    assert generate_all(model, probe, ways) == masked
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_generates_the_same(name: str) -> None:
+    family = FAMILIES[name]
+    check_generation(family, 0, implementation=family.implementations[0], group_queries=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GENERATIVE)
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5, None])
+@pytest.mark.parametrize("group_queries", [False, True])
+def test_generates_the_same_on_more_patterns(name: str, seed: int | None, group_queries: bool) -> None:
+    family = FAMILIES[name]
+    for implementation in family.implementations:
+        check_generation(family, seed, implementation=implementation, group_queries=group_queries)
+
+
+RELOAD = """
+import json, sys, torch, transformers
+from transformers.utils import logging
+logging.set_verbosity_error()
+torch.set_num_threads(1)
+try:
+    import gating
+except ImportError:
+    pass
+else:
+    raise SystemExit("this process was not to have the package")
+results = {}
+for folder, auto_class in json.load(open("folders.json")):
+    try:
+        model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
+        saved = torch.load(folder + "/check.pt")
+        with torch.no_grad():
+            outputs = model(**saved["probe"])
+        expected = saved["expected"]
+        actual = [outputs[key] for key in expected]
+        results[folder] = max(float((a - e).abs().max()) for a, e in zip(actual, expected.values()))
+        model.save_pretrained(folder + "/again")
+        again = getattr(transformers, auto_class).from_pretrained(folder + "/again", trust_remote_code=True)
+        with torch.no_grad():
+            outputs = again(**saved["probe"])
+        results[folder] += max(float((outputs[key] - e).abs().max()) for key, e in expected.items())
+    except Exception as error:
+        results[folder] = f"{type(error).__name__}: {error}"
+print(json.dumps(results))
+"""
+
+
+def auto_class_of(model: PreTrainedModel) -> str:
+    """Return the Auto class that picks the model's class for its configuration."""
+    auto_map = model.config.auto_map
+    return next(auto for auto, path in auto_map.items() if path.endswith("." + type(model).__name__))
+
+
+def save_for_reload(model: PreTrainedModel, folder: Path) -> None:
+    probe = make_probe(model)
+    with torch.no_grad():
+        outputs = model.eval()(**probe)
+    gating.save_compact(model, folder)
+    expected = {key: value for key, value in outputs.items() if isinstance(value, Tensor)}
+    torch.save({"probe": probe, "expected": expected}, folder / "check.pt")
+
+
+def reload_elsewhere(folders: list[tuple[str, str]], cwd: Path) -> dict[str, Any]:
+    """Load folders in a fresh process that does not have the package, all in one, and compare outputs."""
+    (cwd / "folders.json").write_text(json.dumps(folders))
+    environment = {**os.environ, "HF_HOME": str(cwd / "hf"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", RELOAD], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    results: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return results
+
+
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    folders = []
+    for name, family in FAMILIES.items():
+        model, _, _ = compact(family, 0)
+        save_for_reload(model, cwd / name)
+        folders.append((name, auto_class_of(model)))
+    return reload_elsewhere(folders, cwd)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_reloads_in_a_fresh_process(name: str, reloaded: dict[str, Any]) -> None:
+    assert reloaded[name] == 0.0
+
+
+@pytest.mark.parametrize("name", ["bert", "albert-1group", "llama", "phi3", "t5", "mpnet", "blip", "whisper"])
+def test_load_compact_copies_and_pickles(name: str, tmp_path: Path) -> None:
+    model, _, probe = compact(FAMILIES[name], 0)
+    expected = forward_outputs(model, probe)
+    gating.save_compact(model, tmp_path / "compact")
+    for other in (
+        gating.load_compact(tmp_path / "compact"),
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+    ):
+        assert type(other) is type(model)
+        assert max_relative_difference(expected, forward_outputs(other, probe)) == 0.0
