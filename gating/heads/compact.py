@@ -10,6 +10,7 @@ from typing import Any
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from .blocks import find_attention_blocks
 from .record import RECORD_KEY, apply_record, describe_kept_heads
@@ -93,12 +94,9 @@ def _new(base: type[PreTrainedModel]) -> PreTrainedModel:
 def _auto_classes(config_class: type | None) -> dict[str, type[PreTrainedModel]]:
     """Return the model class that each Auto class of transformers picks for a configuration."""
     found = {}
-    for auto_name in dir(transformers):
-        mapping = (
-            getattr(getattr(transformers, auto_name), "_model_mapping", None)
-            if auto_name.startswith("AutoModel")
-            else None
-        )
+    # Not dir(transformers), which takes a fifth of a second.
+    for auto_name, auto_class in vars(modeling_auto).items():
+        mapping = getattr(auto_class, "_model_mapping", None) if auto_name.startswith("AutoModel") else None
         if mapping is not None and config_class in mapping:
             choice = mapping[config_class]
             found[auto_name] = choice[0] if isinstance(choice, tuple) else choice

@@ -1,6 +1,7 @@
 """The registry of attention classes whose heads can be gated and removed, one row per layout."""
 
 import re
+from functools import lru_cache
 
 from torch import nn
 
@@ -29,6 +30,7 @@ def register_attention_spec(class_name: str, spec: SpecOrChoice) -> None:
     """
     _REGISTERED.pop(class_name, None)
     _REGISTERED[class_name] = spec
+    _find_row.cache_clear()
 
 
 def find_spec(module: nn.Module, *, shipped_only: bool = False) -> AttentionSpec | None:
@@ -43,11 +45,17 @@ def find_spec(module: nn.Module, *, shipped_only: bool = False) -> AttentionSpec
     own = getattr(module, "attention_spec", None)
     if isinstance(own, AttentionSpec) and not shipped_only:
         return own
+    spec = _find_row(original_class(type(module)), shipped_only)
+    return spec if spec is None or isinstance(spec, AttentionSpec) else spec(module)
+
+
+@lru_cache(maxsize=4096)
+def _find_row(attention_class: type, shipped_only: bool) -> SpecOrChoice | None:
     # Newest first: what a user registers goes before what is shipped.
     rows = [] if shipped_only else [*reversed(_REGISTERED.items())]
     rows += _SHIPPED.items()
-    for ancestor in original_class(type(module)).__mro__:
+    for ancestor in attention_class.__mro__:
         for pattern, spec in rows:
             if re.fullmatch(pattern, ancestor.__name__):
-                return spec if isinstance(spec, AttentionSpec) else spec(module)
+                return spec
     return None
