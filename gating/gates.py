@@ -111,9 +111,7 @@ class HeadGates(nn.Module):
         device = next(blocks[0].module.parameters()).device
         self.log_alpha = nn.Parameter(torch.full((sum(self.block_sizes),), start, device=device))
         self.constraint: nn.Module | None = None
-        heads = [
-            len(set(unit) & set(block.head_ids)) for block, its in zip(blocks, units, strict=True) for unit in its
-        ]
+        heads = [len(set(unit) & set(block.head_ids)) for block, its in zip(blocks, units, strict=True) for unit in its]
         features = [len(unit) * block.head_dim for block, its in zip(blocks, units, strict=True) for unit in its]
         self.heads_per_gate = tuple(heads)
         self.register_buffer("_heads", torch.tensor(heads, device=device), persistent=False)
@@ -170,7 +168,9 @@ class HeadGates(nn.Module):
         With zeros and ones this is a head mask.
         """
         if values.shape != self.log_alpha.shape:
-            raise ValueError(f"Expected {self.log_alpha.numel()} gate values, got a tensor of shape {tuple(values.shape)}.")
+            raise ValueError(
+                f"Expected {self.log_alpha.numel()} gate values, got a tensor of shape {tuple(values.shape)}."
+            )
         before = self._fixed
         self._fixed = values.to(self.log_alpha.device)
         try:

@@ -169,9 +169,7 @@ FAMILIES: dict[str, Family] = {
     "albert": _encoder(
         "Albert", {**TEXT, "embedding_size": 32, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 1}
     ),
-    "albert-1group": _encoder(
-        "Albert", {**TEXT, "embedding_size": 32, "num_hidden_groups": 1, "inner_group_num": 2}
-    ),
+    "albert-1group": _encoder("Albert", {**TEXT, "embedding_size": 32, "num_hidden_groups": 1, "inner_group_num": 2}),
     "deberta-v2": _encoder("DebertaV2", {**DEBERTA, "share_att_key": True}, implementations=("eager",)),
     "deberta-v2-unshared": _encoder("DebertaV2", {**DEBERTA, "share_att_key": False}, implementations=("eager",)),
     "mpnet": _encoder("MPNet", implementations=("eager",)),

@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from family_models import FAMILIES, Family, make_pattern
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import gating
 from gating.heads.probe import forward_outputs, make_probe, max_relative_difference
-
-from family_models import FAMILIES, Family, make_pattern
 
 # Masked and compact models add the same numbers; what they may differ by is the order of the sums.
 TOLERANCE = 1e-5
@@ -90,9 +89,7 @@ def test_compact_equals_masked(name: str, implementation: str) -> None:
 def test_compact_equals_masked_on_more_patterns(
     name: str, implementation: str, seed: int | None, group_queries: bool
 ) -> None:
-    model, masked, probe = compact(
-        FAMILIES[name], seed, implementation=implementation, group_queries=group_queries
-    )
+    model, masked, probe = compact(FAMILIES[name], seed, implementation=implementation, group_queries=group_queries)
     assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
 
 

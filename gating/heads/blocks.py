@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from .families import find_spec
 from .linear import num_inputs, num_outputs
 from .refusals import check_not_wrapped, check_removable, explain_unknown
-from .spec import AttentionSpec
+from .spec import AttentionSpec, RowLayout
 
 __all__ = ["AttentionBlock", "find_attention_blocks"]
 
@@ -65,7 +66,7 @@ class AttentionBlock:
         assert isinstance(module, nn.Module)
         return module
 
-    def projections(self) -> Iterator[tuple[nn.Module, str]]:
+    def projections(self) -> Iterator[tuple[nn.Module, RowLayout]]:
         """Yield each linear layer that makes queries, keys or values, with the layout of its rows."""
         for path, layout in self.spec.projections:
             if self.has(path):
@@ -132,7 +133,7 @@ def _describe(name: str, layer_idx: int, module: nn.Module, parent: nn.Module, s
     unfinished = AttentionBlock(name, layer_idx, module, parent, spec, 0, head_dim, (), (), 0)
     if hasattr(module, "head_slots"):
         # What removal left behind.
-        head_slots, head_ids, num_heads_before = module.head_slots, module.head_ids, module.num_heads_before
+        head_slots, head_ids, num_heads_before = _memory(module)
     else:
         # A module that was never touched has all its heads, numbered in order.
         num_heads_before = num_inputs(unfinished.output_projection) // head_dim
@@ -142,8 +143,13 @@ def _describe(name: str, layer_idx: int, module: nn.Module, parent: nn.Module, s
         name, layer_idx, module, parent, spec, num_key_value_heads, head_dim, head_ids, head_slots, num_heads_before
     )
     if head_slots:
-        check_removable(name, module, len(head_slots), head_dim, [*block.projections(), (block.output_projection, "")])
+        linears = [*(linear for linear, _ in block.projections()), block.output_projection]
+        check_removable(name, module, len(head_slots), head_dim, linears)
     return block
+
+
+def _memory(module: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    return module.head_slots, module.head_ids, module.num_heads_before
 
 
 def _count_key_value_heads(block: AttentionBlock, num_slots: int) -> int:

@@ -59,7 +59,7 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         # Pickle would look for the class by its name and find the base.
         return _new, (base,), self.__getstate__()
 
-    def no_early_cache(self: PreTrainedModel) -> None:
+    def no_early_cache(_: PreTrainedModel) -> None:
         # Static caches are sized at their first use then, layer by layer; the configuration knows one size for all.
         return
 

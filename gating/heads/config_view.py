@@ -14,7 +14,7 @@ class ConfigView:
 
     def __init__(self, config: object, values: dict[str, object]) -> None:
         """Args: ``config`` may be a view itself, which is replaced then; ``values`` are what differs."""
-        self._viewed = config._viewed if isinstance(config, ConfigView) else config
+        self._viewed: object = config._viewed if isinstance(config, ConfigView) else config
         # Plain attributes: torch.compile does not trace a __getattribute__ of our own.
         self.__dict__.update(values)
 

@@ -45,8 +45,8 @@ def find_spec(module: nn.Module, *, shipped_only: bool = False) -> AttentionSpec
     own = getattr(module, "attention_spec", None)
     if isinstance(own, AttentionSpec) and not shipped_only:
         return own
-    spec = _find_row(original_class(type(module)), shipped_only)
-    return spec if spec is None or isinstance(spec, AttentionSpec) else spec(module)
+    row = _find_row(original_class(type(module)), shipped_only)  # type: ignore[arg-type]
+    return row if row is None or isinstance(row, AttentionSpec) else row(module)
 
 
 @lru_cache(maxsize=4096)

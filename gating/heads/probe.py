@@ -22,7 +22,7 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
     Raises:
         ValueError: The model does not say what it reads; pass a batch of your own then.
     """
-    name = getattr(model, "main_input_name", None)
+    name = str(getattr(model, "main_input_name", None))
     if not isinstance(model, PreTrainedModel) or name not in _MAKERS:
         raise ValueError(
             f"{type(model).__name__} does not say what it reads: pass probe={{argument name: tensor, ...}}, one batch."
@@ -58,7 +58,7 @@ def _make_tokens(model: PreTrainedModel, batch_size: int, length: int, generator
     return tokens
 
 
-def _make_image(model: PreTrainedModel, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
+def _make_image(model: PreTrainedModel, batch_size: int, _length: int, generator: torch.Generator) -> Tensor:
     config = getattr(model.config, "vision_config", model.config)
     size = config.image_size
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
@@ -80,7 +80,7 @@ def _make_sound(model: PreTrainedModel, batch_size: int, length: int, generator:
     return torch.randn(batch_size, num_samples, generator=generator)
 
 
-_MAKERS: dict[object, Callable[[PreTrainedModel, int, int, torch.Generator], Tensor]] = {
+_MAKERS: dict[str, Callable[[PreTrainedModel, int, int, torch.Generator], Tensor]] = {
     "input_ids": _make_tokens,
     "decoder_input_ids": _make_tokens,
     "pixel_values": _make_image,

@@ -83,9 +83,7 @@ def prune_heads(
     )
 
 
-def plan_pruning(
-    model: nn.Module, blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]
-) -> list[Edit]:
+def plan_pruning(model: nn.Module, blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]) -> list[Edit]:
     """Plan the removal of all heads of a model but the kept ones.
 
     Args:

@@ -26,7 +26,7 @@ def check_not_wrapped(model: nn.Module) -> None:
 
 
 def check_removable(
-    name: str, module: nn.Module, num_heads: int, head_dim: int, projections: Iterable[tuple[nn.Module, str]]
+    name: str, module: nn.Module, num_heads: int, head_dim: int, projections: Iterable[nn.Module]
 ) -> None:
     """Raise ``ValueError`` if heads cannot be removed from an attention module.
 
@@ -35,12 +35,12 @@ def check_removable(
         module: The attention module.
         num_heads: Number of its query heads.
         head_dim: Width of each.
-        projections: Its linear layers and their layouts, the output projection included.
+        projections: Its linear layers, the output projection included.
     """
     reason = _why_heads_depend(module, num_heads * head_dim)
     if reason is not None:
         raise ValueError(f"Heads cannot be removed from {name} ({type(module).__name__}): {reason}.")
-    for linear, _ in projections:
+    for linear in projections:
         reason = why_not_editable(linear)
         if reason is not None:
             raise ValueError(f"Heads cannot be removed from {name}, because of a projection: {reason}.")
@@ -65,7 +65,9 @@ def explain_unknown(model: nn.Module) -> str:
     for name, module in model.named_modules():
         reason = why_not_attention(module)
         if reason is not None:
-            return f"Heads cannot be removed from {type(model).__name__}: in {name} ({type(module).__name__}), {reason}."
+            return (
+                f"Heads cannot be removed from {type(model).__name__}: in {name} ({type(module).__name__}), {reason}."
+            )
     seen = sorted({type(m).__name__ for m in model.modules() if re.search("attention", type(m).__name__, re.I)})
     return (
         f"No attention block of {type(model).__name__} is known: its attention classes are "

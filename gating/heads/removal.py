@@ -21,9 +21,7 @@ __all__ = ["plan_removal"]
 _STAYS_WHEN_EMPTIED = {"t5": {"relative_attention_bias"}, "albert": {"LayerNorm"}}
 
 
-def plan_removal(
-    block: AttentionBlock, kept: Collection[int], *, padding: Collection[int] | None = None
-) -> list[Edit]:
+def plan_removal(block: AttentionBlock, kept: Collection[int], *, padding: Collection[int] | None = None) -> list[Edit]:
     """Plan the removal of all heads of a block but the kept ones.
 
     Args:
@@ -35,10 +33,15 @@ def plan_removal(
         Edits for :func:`~gating.heads.edits.apply_edits`; none if every head is kept.
 
     Raises:
-        ValueError: The padding does not fill the groups evenly.
+        ValueError: The padding does not fill the groups evenly, or no head is kept and the block cannot do without.
     """
     if set(kept) == set(block.head_ids) and padding is None:
         return []
+    if not kept and block.spec.returns == "unknown":
+        raise ValueError(
+            f"{block.name} ({type(block.module).__name__}) cannot be left without a head: what it returns then was not "
+            "understood. Keep one head, or describe the class with gating.register_attention_spec."
+        )
     selection = select(block, kept, padding)
     if selection.head_slots == block.head_slots and selection.heads == block.head_ids:
         return []

@@ -14,7 +14,12 @@ __all__ = ["apply_checked", "heads_masked"]
 
 
 def apply_checked(
-    model: nn.Module, blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]], edits: Sequence[Edit]
+    model: nn.Module,
+    blocks: Sequence[AttentionBlock],
+    kept: Mapping[str, Collection[int]],
+    edits: Sequence[Edit],
+    *,
+    must_matter: bool = False,
 ) -> list[tuple[object, str, object]]:
     """Apply the edits of a removal, in place, and take them back if the model computes something else than masked.
 
@@ -25,6 +30,7 @@ def apply_checked(
         blocks: Its attention blocks, as they are before.
         kept: For the name of each block, the original numbers of the heads to keep.
         edits: The planned removal.
+        must_matter: Whether it is an error, too, if masking these heads changes nothing.
 
     Returns:
         What was there before, for :func:`~gating.heads.edits.undo_edits`.
@@ -33,8 +39,11 @@ def apply_checked(
         ValueError: The outputs differ, or the compact model does not run. The model is as it was.
     """
     probe = make_probe(model)
+    dense = forward_outputs(model, probe) if must_matter else []
     with heads_masked(blocks, kept):
         expected = forward_outputs(model, probe)
+    if must_matter and max_relative_difference(dense, expected) == 0:
+        raise ValueError("masking heads at the input of the output projection has no effect, so nothing is proven.")
     done = apply_edits(edits)
     try:
         problem = _find_problem(model, probe, expected)

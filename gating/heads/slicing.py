@@ -4,7 +4,7 @@ Position biases and slopes that all layers share are made outside of the attenti
 head; a module that lost heads takes the entries of the others at each call.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...]) ->
     return {"forward": forward}
 
 
-def shared_bias(base: type[nn.Module]) -> dict[str, Any]:
+def shared_bias(base: Any) -> dict[str, Any]:
     """Make the members of a subclass of T5's attention.
 
     The first layer computes a position bias from its table and hands it on to the others through its return value. It
@@ -37,8 +37,8 @@ def shared_bias(base: type[nn.Module]) -> dict[str, Any]:
     bind = bind_arguments(base)
 
     def compute_bias(self: Any, *args: object, **kwargs: object) -> Tensor:
-        bias: Tensor = base.compute_bias(self, *args, **kwargs)  # type: ignore[operator]
-        return _take_heads(self, bias, 1)
+        bias: Tensor = base.compute_bias(self, *args, **kwargs)
+        return cast("Tensor", _take_heads(self, bias, 1))
 
     def forward(self: Any, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
         arguments = bind(args, kwargs)
@@ -49,7 +49,7 @@ def shared_bias(base: type[nn.Module]) -> dict[str, Any]:
         arguments["position_bias"] = _take_heads(self, full_bias, 1)
         output, own_bias, probabilities = base.forward(self, **arguments)
         if full_bias is None and not is_cross_attention and self.has_relative_attention_bias:
-            full_bias = base.compute_bias(  # type: ignore[operator]
+            full_bias = base.compute_bias(
                 self, hidden_states.shape[1], own_bias.shape[-1], own_bias.device, past_length
             )
         return output, full_bias, probabilities
@@ -63,7 +63,7 @@ def past_length_of(cache: Any, layer_idx: int | None) -> Any:
     return length.clone() if isinstance(length, Tensor) else length
 
 
-def replaced_forward(base: type[nn.Module], forward: Any) -> dict[str, Any]:
+def replaced_forward(_base: type[nn.Module], forward: Any) -> dict[str, Any]:
     """Make the members of a subclass with another ``forward``."""
     return {"forward": forward}
 

@@ -9,7 +9,7 @@ from torch import nn
 __all__ = ["AttentionSpec", "Returns", "RowLayout", "SpecOrChoice"]
 
 RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv"]
-Returns = Literal["pair", "context", "t5", "mpnet", "albert"]
+Returns = Literal["pair", "context", "t5", "mpnet", "albert", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AttentionSpec:
         returns: What the attention module returns: ``pair`` for ``(output, attention probabilities)`` with the
             output projection inside, ``context`` when the output projection is applied by somebody else, ``t5`` with
             the position bias in the middle, ``mpnet`` without the probabilities unless asked for, ``albert`` with
-            residual and layer norm inside.
+            residual and layer norm inside. With ``unknown``, no block can be left without a head.
         head_counts: Attributes that hold the number of heads; those present are updated.
         head_widths: Attributes that hold ``num_heads * head_dim``; those present are updated.
         is_cross_attention: Whether keys and values come from another sequence. Modules that are called

@@ -12,7 +12,7 @@ from .text_encoders import QUERY_KEY_VALUE
 __all__ = ["VISION_AUDIO"]
 
 
-def blip_vision_forward(self: Any, hidden_states: Tensor, **kwargs: object) -> tuple[Tensor, Tensor]:
+def blip_vision_forward(self: Any, hidden_states: Tensor, **_kwargs: object) -> tuple[Tensor, Tensor]:
     """Attend as BLIP's image encoder does; its own code takes the width of a head for hidden size / heads."""
     queries, keys, values = self.qkv(hidden_states).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
     probabilities = self.dropout(torch.softmax(queries @ keys.transpose(-1, -2) * self.scale, dim=-1))

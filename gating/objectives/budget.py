@@ -18,8 +18,8 @@ class ExpectedCount(nn.Module):
     """Shift all ``log_alpha`` by one number so that the expected count of open gates equals a target.
 
     With ``p_i(c) = sigmoid(log_alpha_i - c - beta log(-gamma / zeta))`` and ``h_i`` the number of heads of a gate, the
-    offset ``c`` solves ``sum_i h_i p_i(c) = target``. It is the Lagrange multiplier of the budget, solved for instead of learned: heads
-    compete, since one gate can open only as others close.
+    offset ``c`` solves ``sum_i h_i p_i(c) = target``. It is the Lagrange multiplier of the budget, solved for instead
+    of learned: heads compete, since one gate can open only as others close.
     """
 
     target: Tensor
@@ -47,7 +47,8 @@ class ExpectedCount(nn.Module):
     def offset(self, log_alpha: Tensor) -> Tensor:
         """Solve for the offset: a search without gradient, then one Newton step that carries it.
 
-        The Newton step's derivative, ``dc / d log_alpha_i = h_i p_i' / sum_j h_j p_j'``, is that of the implicit function.
+        The Newton step's derivative, ``dc / d log_alpha_i = h_i p_i' / sum_j h_j p_j'``, is that of the implicit
+        function.
         """
         with torch.no_grad():
             low, high = log_alpha.min() - 20.0, log_alpha.max() + 20.0
