@@ -268,6 +268,20 @@ FAMILIES: dict[str, Family] = {
     "phi": _decoder("Phi", {**TEXT, "num_attention_heads": 8, "num_key_value_heads": 4, "qk_layernorm": True}),
     "granite": _decoder("Granite", GROUPED),
     "starcoder2": _decoder("Starcoder2", {**GROUPED, "use_bias": True, "sliding_window": None}),
+    "deberta": _encoder(
+        "Deberta",
+        {**TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0},
+        implementations=("eager",),
+    ),
+    "ernie": _encoder("Ernie"),
+    "pegasus": _seq2seq("Pegasus", SEQ2SEQ),
+    "mvp": _seq2seq("Mvp", SEQ2SEQ, implementations=("eager",)),
+    "mixtral": _decoder("Mixtral", {**GROUPED, "num_local_experts": 2}),
+    "gpt_bigcode": _decoder("GPTBigCode", {**GPT2, **IDS}),
+    "persimmon": _decoder("Persimmon", TEXT),
+    "modernbert-decoder": _decoder("ModernBertDecoder", {**TEXT, "global_attn_every_n_layers": 2}),
+    "dinov3": Family("DINOv3ViTModel", "DINOv3ViTConfig", VISION),
+    "vit_mae": Family("ViTMAEModel", "ViTMAEConfig", VISION),
 }
 
 

@@ -148,6 +148,7 @@ for folder, auto_class in json.load(open("folders.json")):
     try:
         model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True)
         saved = torch.load(folder + "/check.pt")
+        torch.manual_seed(0)  # masked auto-encoders draw which patches to hide
         with torch.no_grad():
             outputs = model(**saved["probe"])
         expected = saved["expected"]
@@ -155,6 +156,7 @@ for folder, auto_class in json.load(open("folders.json")):
         results[folder] = max(float((a - e).abs().max()) for a, e in zip(actual, expected.values()))
         model.save_pretrained(folder + "/again")
         again = getattr(transformers, auto_class).from_pretrained(folder + "/again", trust_remote_code=True)
+        torch.manual_seed(0)
         with torch.no_grad():
             outputs = again(**saved["probe"])
         results[folder] += max(float((outputs[key] - e).abs().max()) for key, e in expected.items())
@@ -172,6 +174,7 @@ def auto_class_of(model: PreTrainedModel) -> str:
 
 def save_for_reload(model: PreTrainedModel, folder: Path) -> None:
     probe = make_probe(model)
+    torch.manual_seed(0)
     with torch.no_grad():
         outputs = model.eval()(**probe)
     gating.save_compact(model, folder)

@@ -119,13 +119,23 @@ def _walk(model: nn.Module) -> Iterator[AttentionBlock]:
     order = 0
     for full_name, module in modules.items():
         spec = find_spec(module)
-        if spec is None or not hasattr(module, spec.head_dim):
+        parent = modules[full_name.rpartition(".")[0]]
+        if spec is None or not _fits(module, parent, spec):
             continue
         name = full_name.removeprefix(prefix)
         layer_number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
         layer_idx = int(layer_number.group(1)) if layer_number else order
-        yield _describe(name, layer_idx, module, modules[full_name.rpartition(".")[0]], spec)
+        yield _describe(name, layer_idx, module, parent, spec)
         order += 1
+
+
+def _fits(module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> bool:
+    """Say whether a module has what its spec is about; a class of the same name may be built otherwise."""
+    block = AttentionBlock("", 0, module, parent, spec, 0, 0, (), (), 0)
+    if hasattr(module, "head_slots"):
+        return True
+    layouts = {kind for _, layout in block.projections() for kind in layout}
+    return hasattr(module, spec.head_dim) and block.has(spec.output_projection) and {"q", "k", "v"} <= layouts
 
 
 def _describe(name: str, layer_idx: int, module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> AttentionBlock:

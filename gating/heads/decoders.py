@@ -8,6 +8,12 @@ __all__ = ["DECODERS", "Q_K_V_PROJ"]
 
 Q_K_V_PROJ: tuple[tuple[str, RowLayout], ...] = (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"))
 _FUSED = "query_key_value"
+# Textual copies of one another as far as heads go.
+_LLAMA_LIKE = (
+    "Llama|Mistral|Mixtral|Ministral3?|Qwen2|Qwen2Moe|Qwen3|Qwen3Moe|Gemma|Gemma2|Gemma3|VaultGemma|EuroBert|NomicBert|"
+    "Granite|GraniteMoe|GraniteMoeShared|Starcoder2|Olmo|Cohere2|Glm|Glm4|Helium|SmolLM3|Arcee|Apertus|Ernie4_5|"
+    "Exaone4|SeedOss|Nemotron|Phimoe|HunYuanDenseV1|JinaEmbeddingsV3"
+)
 
 
 def _gpt2(module: nn.Module) -> AttentionSpec:
@@ -37,12 +43,13 @@ def _falcon(module: nn.Module) -> AttentionSpec:
 
 
 DECODERS: dict[str, SpecOrChoice] = {
-    "(Llama|Mistral|Qwen2|Qwen3|Gemma|Gemma2|Gemma3|EuroBert|NomicBert|Granite|Starcoder2)Attention": AttentionSpec(
-        Q_K_V_PROJ, "o_proj"
-    ),
+    f"({_LLAMA_LIKE})Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
     "GPT2Attention": _gpt2,
     "GPTNeoXAttention": AttentionSpec(((_FUSED, "hqkv"),), "dense", head_dim="head_size"),
-    "(OPT|GPTJ)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    "(OPT|GPTJ|BioGpt)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    "GPTBigCodeAttention": AttentionSpec((("c_attn", "qkv"),), "c_proj", head_widths=("embed_dim",)),
+    "PersimmonAttention": AttentionSpec(((_FUSED, "hqkv"),), "dense"),
+    "ModernBertDecoderAttention": AttentionSpec(Q_K_V_PROJ, "Wo"),
     "XGLMAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
     "PhiAttention": AttentionSpec(Q_K_V_PROJ, "dense"),
     "Phi3Attention": AttentionSpec((("qkv_proj", "qkv"),), "o_proj", config_counts=("num_attention_heads",)),

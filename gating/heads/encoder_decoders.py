@@ -19,5 +19,8 @@ ENCODER_DECODERS: dict[str, SpecOrChoice] = {
         head_widths=("inner_dim",),
         per_head=(("relative_attention_bias.weight", 1),),
     ),
-    "(Bart|Marian|MBart|Whisper)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    "(Bart|Marian|MBart|Whisper|Pegasus|Blenderbot|BlenderbotSmall|M2M100|NllbMoe|PLBart)Attention": AttentionSpec(
+        Q_K_V_PROJ, "out_proj"
+    ),
+    "MvpAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
 }

@@ -97,7 +97,9 @@ def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> list[Tenso
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        # Some encoders draw numbers in evaluation, too, such as which patches to mask.
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
             outputs = model(**probe)
     finally:
         model.train(was_training)

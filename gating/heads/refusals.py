@@ -51,7 +51,7 @@ def why_not_attention(module: nn.Module) -> str | None:
 
     The reasons are read off the module, so that they hold for families nobody has listed.
     """
-    if any(hasattr(module, name) for name in ("kv_a_proj_with_mqa", "kv_lora_rank", "kv_b_proj")):
+    if any(hasattr(module, name) for name in ("kv_a_proj_with_mqa", "kv_lora_rank", "kv_b_proj", "q_a_proj")):
         return "multi-head latent attention compresses the keys and values of all heads together"
     if re.search(r"Mamba|LinearAttention|DeltaNet|Lightning|Rwkv|RWKV|Retention|SSM|Mixer2?$", type(module).__name__):
         return "linear attention and state-space layers have no independent heads of queries, keys and values"
@@ -78,7 +78,9 @@ def explain_unknown(model: nn.Module) -> str:
 
 
 def _why_heads_depend(module: nn.Module, width: int) -> str | None:
-    """Heads are not independent where a norm takes its statistics over all of them."""
+    """Heads are not independent where a norm takes its statistics over all of them, or where they are mixed."""
+    if getattr(module, "head_logits_proj", None) is not None:
+        return "its heads are mixed before the softmax (talking heads)"
     for name, child in module.named_children():
         weight = getattr(child, "weight", None)
         if re.fullmatch(r"(q|k|query|key)_?(layer)?_?(norm|layernorm|ln)", name) and weight is not None:

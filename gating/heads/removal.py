@@ -68,10 +68,15 @@ def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
         side="inputs",
         silent=expand(selection.padding, block.head_dim).tolist(),
     )
-    for paths, kept in ((block.spec.per_head, selection.slots), (block.spec.per_key_value_head, selection.key_values)):
+    for paths, kept, num_before in (
+        (block.spec.per_head, selection.slots, len(block.head_slots)),
+        (block.spec.per_key_value_head, selection.key_values, block.num_key_value_heads),
+    ):
         for path, dim in paths:
             if block.has(path):
-                edits += plan_take_parameter(*block.locate(path), torch.tensor(kept, device="cpu"), dim=dim)
+                holder, name = block.locate(path)
+                width = getattr(holder, name).shape[dim] // num_before
+                edits += plan_take_parameter(holder, name, expand(kept, width), dim=dim)
     return edits
 
 

@@ -36,7 +36,7 @@ class AttentionSpec:
         head_widths: Attributes that hold ``num_heads * head_dim``; those present are updated.
         is_cross_attention: Whether keys and values come from another sequence. Modules that are called
             ``encoder_attn`` or alike are known by their name.
-        per_head: Pairs ``(path, dim)`` of parameters with one entry for each head along ``dim``.
+        per_head: Pairs ``(path, dim)`` of parameters with one entry, or equally many, for each head along ``dim``.
         per_key_value_head: The same with one entry for each key-value head.
         per_head_inputs: Pairs ``(argument, dim)`` of arguments of ``forward`` that come with an entry for each head of
             the original model, such as position biases shared by all layers.

@@ -21,13 +21,15 @@ def blip_vision_forward(self: Any, hidden_states: Tensor, **_kwargs: object) -> 
 
 
 VISION_AUDIO: dict[str, SpecOrChoice] = {
-    "(ViT|DeiT|Dinov2)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
+    "(ViT|ViTMAE|ViTMSN|DeiT|Dinov2|Dinov2WithRegisters|DINOv3ViT|IJepa)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
     # The layer's and the encoder's table of position biases both come in through the mask.
     "BeitAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", per_head_inputs=(("attention_mask", 1),)),
     "SwinAttention": AttentionSpec(
         Q_K_V_PROJ, "o_proj", per_head=(("relative_position_bias.relative_position_bias_table", 1),)
     ),
-    "(CLIP|Siglip|Wav2Vec2|Hubert)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    "(CLIP|Siglip|Aimv2|Wav2Vec2|Hubert|UniSpeech|UniSpeechSat|SEW|Data2VecAudio)Attention": AttentionSpec(
+        Q_K_V_PROJ, "out_proj"
+    ),
     "BlipAttention": AttentionSpec(
         (("qkv", "qkv"),), "projection", head_widths=("embed_dim",), forward=blip_vision_forward
     ),
