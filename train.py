@@ -16,12 +16,12 @@ import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from torchmetrics import MetricCollection
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating import HeadGates, NoObjective, Objective, finalize, save_compact
 from gating.card import heads_per_layer
@@ -32,7 +32,7 @@ from gating.lightning.callbacks import GateMonitor
 from gating.lightning.data import TextDataModule
 from gating.lightning.evaluation import evaluate
 from gating.lightning.hub import locate
-from gating.lightning.loggers import close_wandb, log_outcome
+from gating.lightning.loggers import close_wandb, log_outcome, resolve_mode
 from gating.lightning.module import FineTuning
 from gating.lightning.progress import PhaseProgressBar
 from gating.lightning.quiet import quiet_libraries
@@ -66,9 +66,14 @@ class Run:
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
-    """Run one configuration; an input that cannot be used ends in one sentence and exit code 1."""
+    """Run one configuration."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         cfg.output_dir = HydraConfig.get().runtime.output_dir
+    guarded_run(cfg)
+
+
+def guarded_run(cfg: DictConfig) -> None:
+    """Run; close W&B whatever happens, and end in one sentence and exit code 1 on input that cannot be used."""
     failed = True
     try:
         run(cfg)
@@ -89,37 +94,35 @@ def run(cfg: DictConfig) -> None:
     """Tell the story."""
     quiet_libraries()
     work = prepare(cfg)
+    print(f"{cfg.model.name}: {count_heads(work.model)} heads, {work.total_steps} steps in {cfg.output_dir}")
     if work.objective is None:
         train(work, "dense", steps=work.total_steps)
     else:
         gates = search(work, work.objective)
         remove_heads(work, work.objective, gates)
-        train(work, "recovery", steps=work.total_steps - work.search_steps, first_step=work.search_steps)
+        if work.total_steps > work.search_steps:
+            train(work, "recovery", steps=work.total_steps - work.search_steps, first_step=work.search_steps)
     export(work)
     report(work)
 
 
 def prepare(cfg: DictConfig) -> Run:
     """Check everything, load data and model, and only then open the run's folder."""
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    check_settings(settings)
+    settings = read_settings(cfg)
     check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
+    resolve_mode(cfg.logger.mode)
     pl.seed_everything(cfg.seed, verbose=False)
-    objective = instantiate(cfg.objective)
     task = instantiate(cfg.task)
-    name = locate(cfg.model.name)
-    source = settings["data"]
-    source_of, max_length = source.pop("_target_"), source.pop("max_length")
-    batching = take_arguments(TextDataModule, source)
-    splits = instantiate({"_target_": source_of, **source})
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    splits, label_names = task.prepare(splits, tokenizer, max_length=max_length)
-    data = TextDataModule(splits, collate=task.collator(tokenizer), order_seed=cfg.seed, **batching)
-    options = {key: value for key, value in settings["model"].items() if key != "name"}
-    model = task.load_model(name, label_names=label_names, **options)
+    objective = instantiate(cfg.objective)
     gated = not isinstance(objective, NoObjective)
+    name = locate(cfg.model.name)
+    num_heads = count_heads(task.blueprint(name))
     if gated:
-        objective.check(count_heads(model))
+        objective.check(num_heads)
+    tokenizer = task.load_tokenizer(name)
+    data, label_names = load_data(settings["data"], task, tokenizer, seed=cfg.seed)
+    options = {key: value for key, value in settings["model"].items() if key != "name"}
+    model = task.load_model(name, label_names=label_names, pad_token_id=tokenizer.pad_token_id, **options)
     total_steps = count_steps(cfg, data)
     work = Run(
         cfg=cfg,
@@ -131,12 +134,32 @@ def prepare(cfg: DictConfig) -> Run:
         model=model,
         dense_config=deepcopy(model.config),
         total_steps=total_steps,
-        search_steps=round((1 - cfg.recovery) * total_steps) if gated else 0,
+        search_steps=max(1, round((1 - cfg.recovery) * total_steps)) if gated else 0,
     )
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, Path(cfg.output_dir) / "config.yaml", resolve=True)
     work.loggers = instantiate(cfg.logger, _partial_=True)(cfg.output_dir, run_config=settings)
     return work
+
+
+def read_settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return the settings as plain values, each of the kind that its place takes."""
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    # Batches and tokens are settings of the data to a user, whoever takes them here.
+    check_settings(settings, also={"data": [TextDataModule, get_method(f"{cfg.task._target_}.prepare")]})
+    return settings
+
+
+def load_data(
+    settings: dict[str, Any], task: SequenceClassification, tokenizer: PreTrainedTokenizerBase, *, seed: int
+) -> tuple[TextDataModule, list[str]]:
+    """Load the examples from their source, tokenise them, and get ready to serve them in batches."""
+    source = dict(settings)
+    batching = take_arguments(TextDataModule, source)
+    preparation = take_arguments(task.prepare, source)
+    splits, label_names = task.prepare(instantiate(source), tokenizer, **preparation)
+    data = TextDataModule(splits, collate=task.collator(tokenizer), order_seed=seed, **batching)
+    return data, label_names
 
 
 def count_steps(cfg: DictConfig, data: TextDataModule) -> int:
@@ -155,6 +178,7 @@ def search(work: Run, objective: Objective) -> HeadGates:
     objective.attach(gates)
     train(work, "search", steps=work.search_steps, gates=gates)
     objective.update(gates, 1.0)
+    work.history.gate_values.append({name: values.tolist() for name, values in gates.by_block().items()})
     measure_metric(work, "search", "gates, end of search")
     return gates
 
@@ -217,17 +241,11 @@ def export(work: Run) -> None:
 def report(work: Run) -> None:
     """Write the pictures and numbers of the run, and show them."""
     folder = Path(work.cfg.output_dir)
-    metric_name, numbers = work.task.metric_name, work.summary.flat()
-    save_pictures(
-        folder / "report",
-        work.history,
-        metric_name=metric_name,
-        num_heads=int(numbers["num_heads_before"]),
-        search_steps=work.search_steps,
-    )
+    metric_name, numbers, kept = work.task.metric_name, work.summary.flat(), heads_per_layer(work.model)
+    save_pictures(folder / "report", work.history, metric_name=metric_name, kept=kept, search_steps=work.search_steps)
     work.summary.write(folder / "metrics.json", seed=work.cfg.seed)
     log_outcome(work.loggers, numbers, Path(work.cfg.paths.compact))
-    print_report(Console(), heads_per_layer(work.model), work.summary.compact_report(metric_name))
+    print_report(Console(), kept, work.summary.compact_report(metric_name))
     print(f"Everything is in {folder}; the model is in {work.cfg.paths.compact}")
 
 

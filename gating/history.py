@@ -26,7 +26,7 @@ class Look:
 
 @dataclass
 class History:
-    """The looks at a run over all its phases, and the gate values by block at each of them in the search."""
+    """The looks at a run over all its phases, and the gate values by block at those of the search and at its end."""
 
     looks: list[Look] = field(default_factory=list)
     gate_values: list[dict[str, list[float]]] = field(default_factory=list)

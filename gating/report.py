@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from rich.console import Console
 from rich.table import Table
 
@@ -13,12 +14,15 @@ from gating.history import History, Look
 __all__ = ["head_map_figure", "print_report", "save_pictures"]
 
 
-def head_map_figure(values: Mapping[str, Sequence[float]], *, title: str) -> Figure:
+def head_map_figure(
+    values: Mapping[str, Sequence[float]], *, title: str, kept: Mapping[str, Sequence[int]] | None = None
+) -> Figure:
     """Draw gate values as a map: a row for each attention block, a column for each head.
 
     Args:
         values: Gate values in [0, 1] by the block's name.
         title: What the map shows.
+        kept: Heads to outline, by the block's name.
     """
     num_heads = max(len(row) for row in values.values())
     figure = Figure(figsize=(0.42 * num_heads + 1.8, 0.36 * len(values) + 1.3), layout="constrained")
@@ -33,24 +37,37 @@ def head_map_figure(values: Mapping[str, Sequence[float]], *, title: str) -> Fig
     axes.set_yticks([y - 0.5 for y in range(1, len(values))], minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
     axes.tick_params(which="minor", length=0)
+    for row, name in enumerate(values):
+        for head in (kept or {}).get(name, ()):
+            axes.add_patch(Rectangle((head - 0.45, row - 0.45), 0.9, 0.9, fill=False, edgecolor="tab:red", linewidth=2))
     figure.colorbar(image, ax=axes, label="gate value")
     return figure
 
 
-def save_pictures(folder: Path, history: History, *, metric_name: str, num_heads: int, search_steps: int) -> None:
+def save_pictures(
+    folder: Path,
+    history: History,
+    *,
+    metric_name: str,
+    kept: Sequence[tuple[str, Sequence[int], int]],
+    search_steps: int,
+) -> None:
     """Draw a run: gates at the end of the search, and open heads and the metric over the steps.
 
     Args:
         folder: Where the PNG files go.
-        history: What was seen at each validation.
+        history: What was seen of the run.
         metric_name: Name of the task's metric.
-        num_heads: Number of heads of the dense model.
+        kept: Block name, kept heads by their original numbers, number of heads before.
         search_steps: Step at which heads were removed; 0 if none were.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if history.gate_values:
-        figure = head_map_figure(history.gate_values[-1], title="Gates at the last validation of the search")
+        kept_heads = {name: heads for name, heads, _ in kept}
+        title = "Gates at the end of the search; the outlined heads are kept"
+        figure = head_map_figure(history.gate_values[-1], title=title, kept=kept_heads)
         figure.savefig(folder / "gates.png", dpi=150)
+    num_heads = sum(before for _, _, before in kept)
     figure = _history_figure(history.looks, metric_name=metric_name, num_heads=num_heads, search_steps=search_steps)
     figure.savefig(folder / "history.png", dpi=150)
 

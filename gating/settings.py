@@ -1,34 +1,43 @@
 """Checking a run's settings against the signatures they are meant for, before anything is loaded."""
 
+import difflib
 import inspect
 import pydoc
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 __all__ = ["check_settings", "take_arguments"]
 
+_MISSING = "???"
 
-def check_settings(settings: Mapping[str, Any], *, prefix: str = "") -> None:
-    """Compare every value under a ``_target_`` of this package with the type that the target's signature gives it.
+
+class _RunSettings(typing.TypedDict):
+    """The settings that stand in no group."""
+
+    output_dir: str
+    overwrite: bool
+    seed: Annotated[int, Field(ge=0)]
+    recovery: Annotated[float, Field(ge=0, lt=1)]
+
+
+def check_settings(settings: Mapping[str, Any], *, also: Mapping[str, Sequence[Callable[..., Any]]]) -> None:
+    """Compare every setting with the type that the signature it is meant for gives it.
 
     Args:
-        settings: Nested plain values, as composed from ``conf/``.
-        prefix: Dotted name of the place the settings stand at.
+        settings: Nested plain values, as composed from ``conf/``. A group with a ``_target_`` of this package is
+            compared with that target's signature.
+        also: For groups whose settings go to more than one place, the other functions.
 
     Raises:
-        ValueError: A key is unknown or a value has the wrong type; the message has the dotted name.
+        ValueError: A setting is unknown, missing or of the wrong type; the message has its dotted name.
     """
-    target = settings.get("_target_")
-    parameters = _parameters(target) if isinstance(target, str) and target.startswith("gating.") else {}
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            check_settings(value, prefix=f"{name}.")
-        elif key in parameters:
-            _check_type(name, value, parameters[key])
+    _check_values("", settings, typing.get_type_hints(_RunSettings, include_extras=True))
+    for group, values in settings.items():
+        if isinstance(values, Mapping):
+            _check_group(f"{group}.", values, also.get(group, ()))
 
 
 def take_arguments(function: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -36,12 +45,47 @@ def take_arguments(function: Callable[..., Any], settings: dict[str, Any]) -> di
     return {name: settings.pop(name) for name in inspect.signature(function).parameters if name in settings}
 
 
-def _parameters(target: str) -> dict[str, Any]:
+def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callable[..., Any]]) -> None:
+    target = settings.get("_target_")
+    types: dict[str, Any] = {}
+    if isinstance(target, str) and target.startswith("gating."):
+        for function in (_locate(target, prefix), *also):
+            types |= _parameter_types(function)
+        _check_names(prefix, settings, types)
+    _check_values(prefix, settings, types)
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            _check_group(f"{prefix}{key}.", value, ())
+
+
+def _locate(target: str, prefix: str) -> Callable[..., Any]:
     function = pydoc.locate(target)
-    if function is None:
-        raise ValueError(f"_target_={target} does not exist.")
+    if not callable(function):
+        raise ValueError(f"{prefix}_target_={target} does not exist.")
+    return function
+
+
+def _parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
     signed = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    return typing.get_type_hints(signed)
+    hints = typing.get_type_hints(signed, include_extras=True)
+    return {name: hints.get(name, Any) for name in inspect.signature(function).parameters}
+
+
+def _check_names(prefix: str, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    for key in settings:
+        if not key.startswith("_") and key not in types:
+            close = difflib.get_close_matches(key, types, n=1)
+            hint = f"Did you mean {prefix}{close[0]}?" if close else f"There are {', '.join(sorted(types))}."
+            raise ValueError(f"There is no setting {prefix}{key}. {hint}")
+
+
+def _check_values(prefix: str, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, str) and value == _MISSING:
+            raise ValueError(f"{name} is needed: add {name}=... to the command.")
+        if key in types and not isinstance(value, Mapping):
+            _check_type(name, value, types[key])
 
 
 def _check_type(name: str, value: object, expected: Any) -> None:
@@ -51,4 +95,4 @@ def _check_type(name: str, value: object, expected: Any) -> None:
         return  # Not a type that can be written in a configuration.
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise ValueError(f"{name}={value!r} is of the wrong kind: {reason[0].lower()}{reason[1:]}.") from None
+        raise ValueError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None

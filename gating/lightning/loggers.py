@@ -3,11 +3,13 @@
 import netrc
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlparse
 
 import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+
+Mode = Literal["auto", "online", "offline", "disabled"]
 
 __all__ = ["build_loggers", "close_wandb", "log_outcome", "resolve_mode"]
 
@@ -15,7 +17,7 @@ __all__ = ["build_loggers", "close_wandb", "log_outcome", "resolve_mode"]
 def build_loggers(
     save_dir: str | Path,
     *,
-    mode: str = "auto",
+    mode: Mode = "auto",
     project: str = "head-gating",
     name: str | None = None,
     tags: list[str] | None = None,
@@ -32,7 +34,7 @@ def build_loggers(
         run_config: What to record as the run's configuration; plain values.
 
     Raises:
-        ValueError: The mode is unknown.
+        ValueError: The mode is ``online`` and no account is configured.
     """
     # W&B warns where the folder is not there yet.
     Path(save_dir).mkdir(parents=True, exist_ok=True)
@@ -47,21 +49,18 @@ def build_loggers(
     return loggers
 
 
-def resolve_mode(mode: str) -> str:
+def resolve_mode(mode: Mode) -> Mode:
     """Say whether W&B runs online: where ``auto``, only if ``WANDB_MODE`` or a configured key asks for it.
 
     Raises:
-        ValueError: The mode is unknown.
+        ValueError: The mode is ``online`` and no account is configured.
     """
-    known = ("auto", "online", "offline", "disabled")
-    if mode not in known:
-        raise ValueError(f"logger.mode={mode} is not a mode of W&B: choose one of {', '.join(known)}.")
     if mode == "auto":
-        from_environment = {"dryrun": "offline", "run": "online"}.get(
-            os.environ.get("WANDB_MODE", ""), os.environ.get("WANDB_MODE", "")
-        )
-        if from_environment in known:
-            return from_environment
+        wanted = os.environ.get("WANDB_MODE", "")
+        asked = {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
+        for known in get_args(Mode)[1:]:
+            if asked == known:
+                return cast(Mode, known)
         return "online" if _has_key() else "offline"
     if mode == "online" and not _has_key():
         raise ValueError("logger.mode=online needs an account: run `wandb login` first, or leave logger.mode out.")

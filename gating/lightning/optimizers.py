@@ -23,7 +23,7 @@ class AdamW:
         betas: Decay rates of the averages.
     """
 
-    lr: float = 5e-5
+    lr: float = 1e-4
     gate_lr: float = 0.1
     multiplier_lr: float = 0.1
     weight_decay: float = 0.01

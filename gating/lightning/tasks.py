@@ -9,6 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,11 +19,28 @@ from gating.lightning.labels import encode_labels
 
 __all__ = ["SequenceClassification"]
 
+_TEXT_COLUMNS = ("text", "text_pair")
+
 
 class SequenceClassification:
     """One label for a text or for a pair of texts."""
 
     metric_name = "accuracy"
+
+    def blueprint(self, name_or_path: str) -> PreTrainedModel:
+        """Return the model without its weights, on the meta device: enough to count its heads.
+
+        Raises:
+            ValueError: transformers does not know the model, or has no classifier on top of it.
+        """
+        try:
+            config = AutoConfig.from_pretrained(name_or_path)
+            with torch.device("meta"):
+                model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+        except ValueError as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"model.name={name_or_path} cannot be used to classify texts: {reason}") from error
+        return model
 
     def prepare(
         self, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, *, max_length: int
@@ -38,9 +56,10 @@ class SequenceClassification:
             Splits with the model's input columns and ``labels``, and the names of the classes.
         """
         encoded, label_names = encode_labels(splits)
+        _check_texts(encoded)
 
         def tokenize(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            texts = [[str(text) for text in batch[column]] for column in ("text", "text_pair") if column in batch]
+            texts = [[str(text) for text in batch[column]] for column in _TEXT_COLUMNS if column in batch]
             tokens = tokenizer(*texts, truncation=True, max_length=max_length)
             return {**tokens, "labels": batch["label"]}
 
@@ -51,12 +70,22 @@ class SequenceClassification:
         """Return what makes a batch of examples, padded to the longest of them."""
         return DataCollatorWithPadding(tokenizer)
 
-    def load_model(self, name_or_path: str, *, label_names: list[str], **options: Any) -> PreTrainedModel:
+    def load_tokenizer(self, name_or_path: str) -> PreTrainedTokenizerBase:
+        """Load a model's tokenizer; one without a padding token, as decoders have it, pads with its last token."""
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def load_model(
+        self, name_or_path: str, *, label_names: list[str], pad_token_id: int, **options: Any
+    ) -> PreTrainedModel:
         """Load a pre-trained model with a new classification head.
 
         Args:
             name_or_path: What ``from_pretrained`` takes.
             label_names: Names of the classes.
+            pad_token_id: Number of the padding token; decoders find the end of a text by it.
             options: Further arguments of ``from_pretrained``.
         """
         config = AutoConfig.from_pretrained(
@@ -65,6 +94,7 @@ class SequenceClassification:
             id2label=dict(enumerate(label_names)),
             label2id={name: number for number, name in enumerate(label_names)},
             problem_type="single_label_classification",
+            pad_token_id=pad_token_id,
         )
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             name_or_path, config=config, **options
@@ -79,3 +109,15 @@ class SequenceClassification:
         """Return what the metrics compare with the labels, ``[batch, classes]``."""
         logits: torch.Tensor = outputs.logits
         return logits.float()
+
+
+def _check_texts(splits: DatasetDict) -> None:
+    for split, table in splits.items():
+        for column in _TEXT_COLUMNS:
+            row = (
+                next((i for i, text in enumerate(table[column]) if text is None), None)
+                if column in table.features
+                else None
+            )
+            if row is not None:
+                raise ValueError(f"The {split} data has no {column} in row {row + 1}. Fill it in, or remove the row.")

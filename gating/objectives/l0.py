@@ -54,6 +54,6 @@ class FixedPrice(nn.Module):
         """Return NaN: a price sets no number."""
         return math.nan
 
-    def num_heads_to_keep(self, gates: HeadGates) -> None:
-        """Keep the heads whose gates are open."""
-        return
+    def num_heads_to_keep(self, gates: HeadGates) -> int | None:
+        """Keep the heads whose gates are open; the last to close if none is, so that the run is not lost."""
+        return None if gates.num_open() else 1

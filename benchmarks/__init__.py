@@ -1,0 +1,1 @@
+"""Measurements; nothing in here is asserted."""

@@ -1,0 +1,158 @@
+"""Models and folders that the tests of the core share.
+
+Nothing here needs a network: models are small, random and built from configurations.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# Before transformers, wandb and torch are imported: they read these once.
+_SCRATCH = Path(tempfile.mkdtemp(prefix="head-gating-tests-"))
+atexit.register(shutil.rmtree, _SCRATCH, ignore_errors=True)
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_MODULES_CACHE": str(_SCRATCH / "modules"),
+    "WANDB_MODE": "offline",
+    "WANDB_DATA_DIR": str(_SCRATCH / "wandb-data"),
+    "TOKENIZERS_PARALLELISM": "false",
+}
+(_SCRATCH / "wandb-data").mkdir()
+
+import copy  # noqa: E402
+from collections.abc import Callable, Iterable  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from fresh_process import answers_of_fresh_process  # noqa: E402
+from tiny_models import (  # noqa: E402
+    FAMILIES,
+    NUM_HEADS,
+    NUM_LAYERS,
+    VOCABULARY,
+    batch_for,
+    build,
+    build_bert_base,
+    logits_of,
+)
+from torch import Tensor  # noqa: E402
+from transformers import BertTokenizerFast, PreTrainedModel  # noqa: E402
+
+import gating  # noqa: E402
+
+# Two threads that share a busy machine wait for each other longer than they compute.
+torch.set_num_threads(1)
+
+TEXT_CLASS = "AutoModelForSequenceClassification"
+
+
+@pytest.fixture(scope="session")
+def _built() -> dict[str, PreTrainedModel]:
+    return {family: build(family) for family in FAMILIES}
+
+
+@pytest.fixture
+def make_model(_built: dict[str, PreTrainedModel]) -> Callable[[str], PreTrainedModel]:
+    """Return a function from the name of a family to a fresh random model of it."""
+    return lambda family: copy.deepcopy(_built[family])
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest, make_model: Callable[[str], PreTrainedModel]) -> PreTrainedModel:
+    """Return a model of each family in turn."""
+    return make_model(request.param)
+
+
+@pytest.fixture
+def bert(make_model: Callable[[str], PreTrainedModel]) -> PreTrainedModel:
+    """Return a BERT, for what does not depend on the family."""
+    return make_model("bert")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
+    """Return a BERT tokenizer of a few words."""
+    path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
+    path.write_text("\n".join(VOCABULARY), encoding="utf-8")
+    return BertTokenizerFast(str(path), model_max_length=40)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model, the folder it was saved in, and what it answers."""
+
+    model: PreTrainedModel
+    folder: Path
+    batch: dict[str, Tensor]
+    logits: Tensor
+
+
+# By name: family and heads to prune. Uneven, with a whole and an emptied layer; then only such layers.
+SAVED: dict[str, tuple[str, dict[int, Iterable[int]]]] = {
+    **{family: (family, {0: [1], 1: range(NUM_HEADS)}) for family in FAMILIES},
+    "whole-or-emptied": ("bert", {0: range(NUM_HEADS), 2: range(NUM_HEADS)}),
+    "all-emptied": ("distilbert", {layer: range(NUM_HEADS) for layer in range(NUM_LAYERS)}),
+    "whole": ("bert", {}),
+}
+
+
+@pytest.fixture(scope="session")
+def saved(
+    _built: dict[str, PreTrainedModel], tokenizer: BertTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Saved]:
+    """Save a compact model of every family, and some special ones. Copy a folder before you change it."""
+    place = tmp_path_factory.mktemp("saved")
+    found = {}
+    for name, (family, heads) in SAVED.items():
+        model = copy.deepcopy(_built[family])
+        gating.prune_heads(model, heads)
+        folder = gating.save_compact(model, place / name, tokenizer=None if family == "vit" else tokenizer)
+        batch = batch_for(model)
+        found[name] = Saved(model, folder, batch, logits_of(model, batch))
+    return found
+
+
+@pytest.fixture(scope="session")
+def bert_base(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Return a BERT of the real size (few words) with uneven, emptied and whole layers."""
+    model = build_bert_base()
+    generator = torch.Generator().manual_seed(7)
+    heads = {layer: [h for h in range(12) if torch.rand((), generator=generator) < 0.6] for layer in range(12)}
+    gating.prune_heads(model, heads | {3: range(12), 8: range(12), 5: []})
+    batch = batch_for(model)
+    folder = gating.save_compact(model, tmp_path_factory.mktemp("base") / "compact")
+    return Saved(model, folder, batch, logits_of(model, batch))
+
+
+TEXTS = ["the cat sat on the mat", "a fast dog ran home"]
+
+
+@pytest.fixture(scope="session")
+def fresh_answers(
+    saved: dict[str, Saved], bert_base: Saved, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, dict]]:
+    """Load all saved models in two fresh processes: ``remote`` without this package, ``local`` with it."""
+    again = tmp_path_factory.mktemp("again")
+    answers = {}
+    for kind in ("remote", "local"):
+        jobs = {
+            name: {
+                "folder": str(one.folder),
+                "batch": one.batch,
+                "auto_class": "AutoModelForImageClassification" if name == "vit" else TEXT_CLASS,
+                "save_again": str(again / f"{name}-{kind}"),
+                "texts": TEXTS if name in ("bert", "distilbert") else None,
+            }
+            for name, one in saved.items()
+        }
+        jobs["base model"] = {
+            "folder": jobs["bert"]["folder"],
+            "batch": jobs["bert"]["batch"],
+            "auto_class": "AutoModel",
+        }
+        jobs["bert-base"] = {"folder": str(bert_base.folder), "batch": bert_base.batch, "auto_class": TEXT_CLASS}
+        answers[kind] = answers_of_fresh_process(jobs, with_package=kind == "local")
+    return answers

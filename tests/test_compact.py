@@ -1,0 +1,164 @@
+import copy
+import importlib
+
+import pytest
+import torch
+import transformers
+from fresh_process import outputs_of
+from tiny_models import FAMILIES, NUM_HEADS, assert_same_state, batch_for, build_bert_base, logits_of, state_of
+from torch import nn
+
+import gating
+from gating.heads import compact
+from gating.heads.compact import become_compact, compact_class
+
+SAVED_NAMES = [*FAMILIES, "whole-or-emptied", "all-emptied", "whole"]
+
+
+def test_the_compact_class_is_a_subclass_of_the_same_name(model):
+    base = type(model)
+    cls = compact_class(base)
+    assert issubclass(cls, base)
+    assert cls.__name__ == base.__name__
+    assert cls is compact_class(base) is compact_class(cls)
+
+
+def test_a_pruned_model_has_the_compact_class_and_a_record(model):
+    base = type(model)
+    gating.prune_heads(model, {0: [1]})
+    assert type(model) is compact_class(base)
+    assert model.config.head_gating["blocks"][gating.find_attention_blocks(model)[0].name] == {
+        "num_heads": NUM_HEADS,
+        "kept_heads": [0, 2, 3],
+    }
+
+
+def test_building_from_the_configuration_repeats_the_removal(model):
+    gating.prune_heads(model, {0: [1], 1: range(NUM_HEADS)})
+    fresh = type(model)(model.config)
+    assert {k: v.shape for k, v in fresh.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(logits_of(fresh.eval(), batch_for(model)), logits_of(model, batch_for(model)))
+
+
+def test_building_works_without_memory(bert):
+    gating.prune_heads(bert, {0: [1], 1: range(NUM_HEADS)})
+    with torch.device("meta"):
+        fresh = type(bert)(bert.config)
+    assert all(parameter.is_meta for parameter in fresh.parameters())
+
+
+def test_a_configuration_without_a_record_builds_a_whole_model(bert):
+    config = copy.deepcopy(bert.config)
+    fresh = compact_class(type(bert))(config)
+    assert {k: v.shape for k, v in fresh.state_dict().items()} == {k: v.shape for k, v in bert.state_dict().items()}
+
+
+def test_a_pruned_model_can_be_copied(bert):
+    gating.prune_heads(bert, {0: [1], 1: range(NUM_HEADS)})
+    twin = copy.deepcopy(bert)
+    state = state_of(bert)
+    gating.prune_heads(twin, {0: [0]})
+    assert_same_state(bert, state)
+    assert bert.config.head_gating != twin.config.head_gating
+    assert [block.num_heads for block in gating.find_attention_blocks(twin)] == [2, 0, 4]
+
+
+def test_a_module_without_configuration_is_left_alone():
+    module = nn.Linear(2, 2)
+    become_compact(module)
+    assert type(module) is nn.Linear
+
+
+def test_becoming_compact_changes_no_weight(bert):
+    state = state_of(bert)
+    become_compact(bert)
+    become_compact(bert)
+    assert_same_state(bert, state)
+
+
+def test_the_module_offers_every_transformers_model_by_name():
+    assert compact.BertModel is compact_class(transformers.BertModel)
+    with pytest.raises(AttributeError, match="no attribute 'BertConfig'"):
+        _ = compact.BertConfig
+    with pytest.raises(AttributeError):
+        _ = compact.nothing_of_the_sort
+
+
+def test_every_auto_class_of_the_configuration_is_mapped(bert):
+    gating.prune_heads(bert, {0: [1]})
+    auto_map = bert.config.auto_map
+    assert auto_map["AutoModelForSequenceClassification"] == "compact.BertForSequenceClassification"
+    assert auto_map["AutoModel"] == "compact.BertModel"
+    assert auto_map["AutoModelForTokenClassification"] == "compact.BertForTokenClassification"
+    assert all(name.startswith("AutoModel") for name in auto_map)
+
+
+def test_importing_the_files_that_travel_defines_and_does_nothing_else():
+    assert importlib.import_module("gating.heads.compact") is compact
+
+
+# Fresh processes: two for all of these tests, see the fixture fresh_answers.
+
+
+@pytest.mark.parametrize("name", SAVED_NAMES)
+def test_remote_code_loads_equal_models_where_the_package_is_missing(saved, fresh_answers, name):
+    first, again = outputs_of(fresh_answers["remote"][name])
+    # The same operations on the same bits, in another process on the same machine.
+    torch.testing.assert_close(first, saved[name].logits, rtol=0, atol=1e-6)
+    assert torch.equal(again, first), "saving the loaded model and loading it again changed it"
+    assert not fresh_answers["remote"][name]["training"]
+
+
+@pytest.mark.parametrize("name", SAVED_NAMES)
+def test_load_compact_loads_equal_models_in_a_fresh_process(saved, fresh_answers, name):
+    first, again = outputs_of(fresh_answers["local"][name])
+    torch.testing.assert_close(first, saved[name].logits, rtol=0, atol=1e-6)
+    assert torch.equal(again, first), "saving the loaded model and loading it again changed it"
+    assert fresh_answers["local"][name]["modules"] == [], "load_compact ran code of the folder"
+
+
+def test_remote_code_loads_the_base_model_too(saved, fresh_answers):
+    one = saved["bert"]
+    with torch.no_grad():
+        expected = one.model.bert(**one.batch).last_hidden_state
+    torch.testing.assert_close(outputs_of(fresh_answers["remote"]["base model"])[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["remote", "local"])
+def test_bert_base_loads_equal_in_a_fresh_process(bert_base, fresh_answers, kind):
+    found = outputs_of(fresh_answers[kind]["bert-base"])[0]
+    torch.testing.assert_close(found, bert_base.logits, rtol=0, atol=1e-6)
+
+
+# BERT-base: 12 layers of 12 heads of 64.
+
+
+@pytest.fixture(scope="module")
+def dense_base():
+    return build_bert_base()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bert_base_compact_equals_masked(dense_base, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(12, 12, generator=generator) < torch.rand(12, 1, generator=generator)).float()
+    mask[2 + seed] = 0
+    mask[9] = 0
+    mask[6] = 1
+    model = copy.deepcopy(dense_base)
+    batch = batch_for(model)
+    gates = gating.inject_gates(model)
+    with gates.fixed_at(mask.flatten()):
+        masked = logits_of(model, batch)
+    gates.remove()
+    gating.prune_heads(model, {layer: (mask[layer] == 0).nonzero().flatten().tolist() for layer in range(12)})
+    assert (masked - logits_of(dense_base, batch)).abs().max() > 1e-3, "the pattern makes no difference"
+    assert (masked - logits_of(model, batch)).abs().max() <= 1e-5
+    for layer, kept in enumerate(mask.sum(1).int().tolist()):
+        attention = model.bert.encoder.layer[layer].attention
+        if kept:
+            assert all(
+                getattr(attention.self, name).weight.shape == (64 * kept, 768) for name in ("query", "key", "value")
+            )
+        assert attention.output.dense.weight.shape == (768, 64 * kept)

@@ -1,0 +1,50 @@
+"""Every file of conf/ composes, passes the check of settings, and what it describes can be built."""
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from tiny_run import ROOT, compose_settings
+
+import gating
+import train
+
+GROUPS = ("model", "data", "gates", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug")
+NEEDED = {
+    "pretrained": ["model.name=x"],
+    "glue": ["data.name=sst2"],
+    "hub": ["data.path=x"],
+    "files": ["data.train=x", "data.validation=x"],
+}
+OPTIONS = [
+    (group, path.stem)
+    for group in (*GROUPS, "experiment", "task", "paths")
+    for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
+    if path.stem != "batches"  # a part of the others
+]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option_composes_and_passes_the_check(group, option):
+    settings = train.read_settings(compose_settings([f"{group}={option}", *NEEDED.get(option, [])]))
+    assert settings["trainer"]["_target_"] == "pytorch_lightning.Trainer"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=str)
+def test_file_opens_with_what_it_is_and_how_to_use_it(path: Path):
+    lines = [line for line in path.read_text().splitlines() if "@package" not in line]
+    comment = " ".join(line for line in lines[:4] if line.startswith("#"))
+    assert "python train.py" in comment
+
+
+def test_objects_are_what_their_files_say():
+    cfg = compose_settings(["objective.num_heads=18", "trainer.accelerator=cpu"])
+    assert isinstance(instantiate(cfg.objective), gating.ExactBudget)
+    assert isinstance(instantiate(compose_settings(["objective=l0"]).objective), gating.FixedPrice)
+    assert isinstance(instantiate(compose_settings(["objective=none"]).objective), gating.NoObjective)
+    assert instantiate(cfg.optimizer).gate_lr == 0.1
+    assert instantiate(cfg.scheduler).warmup == 0.1
+
+
+def test_sweep_asks_for_several_budgets():
+    assert "objective.num_heads" in (ROOT / "conf" / "sweep" / "heads.yaml").read_text()

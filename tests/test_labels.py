@@ -1,0 +1,54 @@
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from gating.lightning.labels import encode_labels
+
+
+def splits(train: list, validation: list) -> DatasetDict:
+    return DatasetDict(
+        {
+            name: Dataset.from_dict({"text": ["x"] * len(labels), "label": labels})
+            for name, labels in (("train", train), ("validation", validation))
+        }
+    )
+
+
+def test_words_are_sorted_and_numbered():
+    encoded, names = encode_labels(splits(["b", "a", "b"], ["a"]))
+    assert names == ["a", "b"]
+    assert encoded["train"]["label"][:] == [1, 0, 1]
+    assert encoded["validation"]["label"][:] == [0]
+
+
+def test_numbers_are_sorted_by_value_not_by_digits():
+    _, names = encode_labels(splits([10, 9, -1], [9]))
+    assert names == ["-1", "9", "10"]
+
+
+def test_declared_classes_keep_their_order():
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["yes", "no"])})
+    table = Dataset.from_dict({"text": ["x", "y"], "label": [1, 0]}, features=features)
+    encoded, names = encode_labels(DatasetDict(train=table, validation=table))
+    assert names == ["yes", "no"]
+    assert encoded["train"]["label"][:] == [1, 0]
+
+
+def test_same_label_read_as_number_and_as_word_is_one_class():
+    encoded, names = encode_labels(splits([0, 1], ["1", "0"]))
+    assert names == ["0", "1"]
+    assert encoded["validation"]["label"][:] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        (["a", "b"], ["a", "c"], r"'c' \(row 2\)"),
+        (["a", "b"], [None, "a"], "no label in row 1"),
+        (["a", "b"], ["a", ""], "no label in row 2"),
+        (["a", "a"], ["a"], "at least two"),
+        ([0.5, 1.0], [1.0], "fractions"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_named(train, validation, message):
+    with pytest.raises(ValueError, match=message):
+        encode_labels(splits(train, validation))

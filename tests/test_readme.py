@@ -1,0 +1,63 @@
+"""What the README says works: its snippet runs, its commands compose, its limits hold."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_run import ROOT, compose_settings, make_model_folder
+from transformers import AutoTokenizer, BertForSequenceClassification
+
+import gating
+import train
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_quickstart_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = make_model_folder(tmp_path / "model")
+    model = BertForSequenceClassification.from_pretrained(folder).train()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    batch = {"input_ids": torch.randint(5, 45, (2, 6)), "labels": torch.tensor([0, 1])}
+    optimizer = torch.optim.AdamW(model.parameters())
+    # The model of the README has 72 heads, this one 12.
+    snippet = re.search(r"```python\n(.*?)```", README, re.S)[1].replace("num_heads=18", "num_heads=5")
+    exec(snippet, {"model": model, "tokenizer": tokenizer, "batches": [batch] * 4, "optimizer": optimizer})
+    assert sum(block.num_heads for block in gating.find_attention_blocks(gating.load_compact("compact"))) == 5
+
+
+def test_one_line_removes_the_third_head_of_the_first_layer(tmp_path):
+    names = {
+        "gating": gating,
+        "model": BertForSequenceClassification.from_pretrained(make_model_folder(tmp_path / "m")),
+    }
+    line = re.search(r"`(gating\.prune_heads\(.*?\))`", README)[1]
+    assert eval(line, names).kept_heads["encoder.layer.0.attention.self"] == (0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "call", [c.replace("\\\n", " ") for c in re.findall(r"^python train\.py ((?:.*\\\n)*.*)$", README, re.M)]
+)
+def test_commands_compose(call):
+    if call != "--help":
+        train.read_settings(compose_settings(call.split()))
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.M):
+        assert f"\n{target}: " in makefile
+
+
+def test_readme_is_short_and_its_links_into_the_repository_hold():
+    assert len(README.split()) < 900
+    for path in re.findall(r"\]\((?!https)(.*?)\)", README):
+        assert Path(ROOT / path).is_file(), path
+
+
+def test_core_imports_no_trainer_no_hydra_and_no_wandb():
+    code = "import gating, sys; sys.exit(any(m in sys.modules for m in ('pytorch_lightning', 'hydra', 'wandb')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,0 +1,243 @@
+"""The whole path, from the command to the compact model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from safetensors.torch import load_file
+from tiny_run import compose_settings, make_inputs, run_command, write_table
+from transformers import AutoTokenizer
+
+import gating
+import train
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """One run through the command line, which the tests below look at from all sides."""
+    where = tmp_path_factory.mktemp("run")
+    return where / "out", run_command([*inputs, f"output_dir={where / 'out'}"], cwd=where)
+
+
+def run_here(overrides: list[str], folder: Path) -> dict:
+    """Run in this process, which saves the seconds of importing everything again."""
+    train.run(compose_settings([*overrides, "logger=csv", f"output_dir={folder}"]))
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_run_ends_well(finished):
+    _, process = finished
+    assert process.returncode == 0, process.stderr
+    assert "4 of 12 heads open" not in process.stderr
+    for wanted in ("Heads per layer", "compact, after recovery", "latency (ms)", "wandb leet", "wandb sync"):
+        assert wanted in process.stdout
+
+
+def test_run_folder_keeps_the_contract(finished):
+    folder, _ = finished
+    numbers = json.loads((folder / "metrics.json").read_text())
+    assert numbers["num_heads"] == 4
+    assert numbers["num_heads_before"] == 12
+    assert numbers["num_parameters"] < numbers["num_parameters_before"]
+    for name in ("test/accuracy", "search/validation/accuracy", "removed/test/accuracy", "compact/test/accuracy"):
+        assert 0 <= numbers[name] <= 1
+    assert numbers["speedup"] > 0
+    assert {"seed", "version/torch", "seconds/search", "seconds/recovery"} <= set(numbers)
+    for path in ("config.yaml", "report/gates.png", "report/history.png", "compact/config.json", "csv/metrics.csv"):
+        assert (folder / path).is_file(), path
+    assert not list(folder.rglob("*.bin"))
+
+
+def test_compact_model_is_physically_smaller(finished):
+    folder, _ = finished
+    weights = load_file(folder / "compact" / "model.safetensors")
+    record = json.loads((folder / "compact" / "config.json").read_text())["head_gating"]["blocks"]
+    assert sum(len(block["kept_heads"]) for block in record.values()) == 4
+    for name, block in record.items():
+        width = 8 * len(block["kept_heads"])
+        projection = f"bert.{name.removesuffix('.self')}.output.dense.weight"
+        assert weights[projection].shape == (32, width)
+        if width:
+            assert weights[f"bert.{name}.query.weight"].shape == (width, 32)
+
+
+def test_compact_model_has_the_accuracy_that_was_reported(finished, inputs):
+    folder, _ = finished
+    model = gating.load_compact(folder / "compact")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "compact")
+    rows = Path(next(x for x in inputs if x.startswith("data.test=")).partition("=")[2]).read_text().splitlines()[1:]
+    texts, labels = zip(*(row.split("\t") for row in rows), strict=True)
+    logits = model(**tokenizer(list(texts), padding=True, return_tensors="pt")).logits
+    right = [model.config.id2label[int(i)] == label for i, label in zip(logits.argmax(1), labels, strict=True)]
+    reported = json.loads((folder / "metrics.json").read_text())["test/accuracy"]
+    assert sum(right) / len(right) == pytest.approx(reported)
+
+
+def test_offline_run_can_be_read_back(finished):
+    folder, _ = finished
+    run_folder = next((folder / "wandb").glob("offline-run-*"))
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(run_folder)]
+    records = [json.loads(line) for line in subprocess.check_output(command, text=True).splitlines()]
+    text = json.dumps(records)
+    for name in (
+        "train/loss",
+        "train/task_loss",
+        "val/accuracy",
+        "gates/expected_open",
+        "gates/open",
+        "gates/target",
+        "gates/undecided",
+        "gates/layer_00/open",
+        "gates/heads",
+        "compact/num_heads",
+        "compact/speedup",
+        "search/test/accuracy",
+        "objective",
+    ):
+        assert name in text, name
+    assert len(list(run_folder.rglob("gates/heads*.png"))) == 2  # one for each validation of the search
+    assert any("exit" in json.dumps(record) for record in records)
+
+
+def test_gates_descend_to_the_budget(finished):
+    folder, _ = finished
+    header, *rows = [line.split(",") for line in (folder / "csv" / "metrics.csv").read_text().splitlines()]
+    expected = [float(row[header.index("gates/expected_open")]) for row in rows if row[header.index("gates/open")]]
+    assert expected[0] == pytest.approx(0.98 * 12, abs=1e-2)
+    assert expected[-1] == pytest.approx(4, abs=1e-2)
+    steps = [int(row[header.index("step")]) for row in rows]
+    assert max(steps) == 11  # counted from 0, and on from search to recovery
+
+
+def test_dense_run_goes_through_the_same_code(inputs, tmp_path):
+    overrides = [x for x in inputs if not x.startswith("objective.")]
+    numbers = run_here([*overrides, "objective=none"], tmp_path / "out")
+    assert numbers["num_heads"] == numbers["num_heads_before"] == 12
+    assert numbers["dense/test/accuracy"] == numbers["test/accuracy"]
+    assert gating.load_compact(tmp_path / "out" / "compact").num_parameters() == numbers["num_parameters"]
+
+
+def test_same_seed_gives_the_same_model(inputs, tmp_path):
+    for name in ("one", "two"):
+        run_here(inputs, tmp_path / name)
+    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_price_decides_how_many_heads_stay(inputs, tmp_path):
+    overrides = [x for x in inputs if not x.startswith("objective.")]
+    numbers = run_here(
+        [*overrides, "objective=l0", "objective.price=5", "optimizer.gate_lr=0.5", "trainer.max_steps=24"],
+        tmp_path / "out",
+    )
+    assert 1 <= numbers["num_heads"] < 12
+
+
+def test_sweep_jobs_have_folders_and_runs_of_their_own(inputs, tmp_path):
+    process = run_command(["-m", *inputs, "objective.num_heads=2,3", f"output_dir={tmp_path / 'sweep'}"], cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    for job, num_heads in ((0, 2), (1, 3)):
+        folder = tmp_path / "sweep" / str(job)
+        assert json.loads((folder / "metrics.json").read_text())["num_heads"] == num_heads
+        assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_run_is_finished_when_training_fails(inputs, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("training broke")
+
+    monkeypatch.setattr(train, "search", fail)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(RuntimeError, match="training broke"):
+        train.guarded_run(compose_settings([*inputs, f"output_dir={tmp_path / 'out'}"]))
+    assert wandb.run is None
+
+
+BAD_INPUTS = {
+    "objective.num_heads=0": "num_heads=0",
+    "objective.num_heads=13": "has 12 heads",
+    "objective.num_heads=many": "objective.num_heads=many",
+    "objective.keep=0.5": "not both",
+    "+objective.num_head=3": "Did you mean objective.num_heads?",
+    "seed=-1": "seed=-1",
+    "recovery=1.5": "recovery=1.5",
+    "data.train=nowhere.tsv": "nowhere.tsv",
+    "data.train=empty.tsv": "empty.tsv",
+    "data.train=no_label.tsv": "no column 'label'",
+    "data.validation=new_label.tsv": "'third'",
+    "data.text_column=body": "no column 'body'",
+    "data.train=???": "data.train is needed",
+    "data.batch_size=0": "batch_size=0",
+    "model.name=./nowhere": "./nowhere",
+    "model.name=unknown_family": "BigBird",
+    "model.name=images_only": "cannot be used to classify texts",
+    "output_dir=empty.tsv/out": "is a file",
+    "logger.mode=sometimes": "logger.mode=sometimes",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_INPUTS)
+def test_bad_input_is_one_sentence_and_nothing_is_written(bad, inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.tsv").write_text("")
+    Path("no_label.tsv").write_text("text\nword1\n")
+    write_table(Path("new_label.tsv"), rows=6, seed=0, labels=("first", "second", "third"))
+    save_configuration(
+        Path("unknown_family"), '{"model_type": "big_bird", "hidden_size": 12, "num_attention_heads": 2}'
+    )
+    save_configuration(Path("images_only"), '{"model_type": "vit"}')
+    before = sorted(tmp_path.rglob("*"))
+    overrides = [*inputs, "logger=csv", "output_dir=out", bad]
+    with pytest.raises(SystemExit) as stop:
+        train.guarded_run(compose_settings(overrides))
+    assert stop.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert BAD_INPUTS[bad] in message
+    assert message.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def save_configuration(folder: Path, text: str) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(text)
+
+
+def test_existing_folder_is_not_overwritten(inputs, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("mine")
+    with pytest.raises(SystemExit):
+        train.guarded_run(compose_settings([*inputs, f"output_dir={tmp_path / 'out'}"]))
+    assert "overwrite=true" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
+    """The real-world call of the README; where there is a network this test has nothing to say."""
+    import urllib.request
+
+    try:
+        urllib.request.urlopen("https://huggingface.co", timeout=3).close()
+        pytest.skip("the hub can be reached")
+    except OSError:
+        pass
+    call = ["model=bert-base", "data=glue", "data.name=sst2", "objective.num_heads=36", "output_dir=out"]
+    process = run_command(call, cwd=tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: Cannot load the model 'google-bert/bert-base-uncased'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_shows_groups_and_settings(tmp_path):
+    process = run_command(["--help"], cwd=tmp_path)
+    for wanted in ("objective: budget, l0, none", "objective.num_heads=18", "output_dir=DIR", "experiment: smoke"):
+        assert wanted in process.stdout

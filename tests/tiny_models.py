@@ -1,0 +1,102 @@
+"""Random models of every family, small enough to be built in milliseconds, and what tests ask of models."""
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+NUM_LAYERS = 3
+NUM_HEADS = 4
+WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "home", "fast", "slow"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+
+_SIZES = {"num_hidden_layers": NUM_LAYERS, "num_attention_heads": NUM_HEADS, "hidden_size": 32, "intermediate_size": 48}
+_TEXT = {"vocab_size": 60, "max_position_embeddings": 40, "num_labels": 3}
+_DISTILBERT = {"dim": 32, "hidden_dim": 48, "n_layers": NUM_LAYERS, "n_heads": NUM_HEADS}
+
+FAMILIES: dict[str, tuple[str, str, dict[str, object]]] = {
+    "bert": ("BertForSequenceClassification", "BertConfig", {**_SIZES, **_TEXT}),
+    "roberta": ("RobertaForSequenceClassification", "RobertaConfig", {**_SIZES, **_TEXT}),
+    "xlm-roberta": ("XLMRobertaForSequenceClassification", "XLMRobertaConfig", {**_SIZES, **_TEXT}),
+    "camembert": ("CamembertForSequenceClassification", "CamembertConfig", {**_SIZES, **_TEXT}),
+    "electra": ("ElectraForSequenceClassification", "ElectraConfig", {**_SIZES, **_TEXT, "embedding_size": 16}),
+    "distilbert": ("DistilBertForSequenceClassification", "DistilBertConfig", {**_DISTILBERT, **_TEXT}),
+    "vit": (
+        "ViTForImageClassification",
+        "ViTConfig",
+        {**_SIZES, "image_size": 16, "patch_size": 8, "num_labels": 3},
+    ),
+}
+
+
+def randomise(model: nn.Module, *, seed: int = 0, std: float = 0.15) -> None:
+    """Give every parameter, biases included, a random value; scales of layer norms stay around one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_scale = parameter.dim() == 1 and name.endswith("weight")
+            parameter.normal_(1.0 if is_scale else 0.0, std, generator=generator)
+
+
+def build(family: str, **overrides: object) -> PreTrainedModel:
+    """Build a random model in evaluation mode; ``overrides`` go to its configuration."""
+    model_name, config_name, sizes = FAMILIES[family]
+    config = getattr(transformers, config_name)(**{**sizes, **overrides})
+    model: PreTrainedModel = getattr(transformers, model_name)(config)
+    randomise(model)
+    return model.eval()
+
+
+def build_bert_base() -> PreTrainedModel:
+    """Build a random model of the size of BERT-base, but for the number of words."""
+    config = transformers.BertConfig(vocab_size=1000, max_position_embeddings=64, num_labels=3)
+    with torch.device("meta"):  # Spares initialising what is overwritten.
+        model = transformers.BertForSequenceClassification(config)
+    model.to_empty(device="cpu")
+    randomise(model, std=0.02)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.mul_(5)
+        model.bert.embeddings.position_ids.copy_(torch.arange(64))
+        model.bert.embeddings.token_type_ids.zero_()
+    return model.eval()
+
+
+def batch_for(model: PreTrainedModel, *, seed: int = 1) -> dict[str, Tensor]:
+    """Make a batch with padding (texts) for a model of :func:`build`."""
+    generator = torch.Generator().manual_seed(seed)
+    if model.main_input_name == "pixel_values":
+        return {"pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
+    mask = torch.ones(2, 10, dtype=torch.long)
+    mask[1, 6:] = 0
+    return {"input_ids": torch.randint(5, 60, (2, 10), generator=generator), "attention_mask": mask}
+
+
+def logits_of(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Run a model in the mode it is in, without gradients."""
+    with torch.no_grad():
+        logits: Tensor = model(**batch).logits
+    return logits
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copy a model's state, to compare with later."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Fail unless a model's state has the same names, shapes and bits as before."""
+    now = model.state_dict()
+    assert list(now) == list(state)
+    for name, tensor in state.items():
+        assert torch.equal(now[name], tensor), name
+
+
+def hooks_of(model: nn.Module) -> int:
+    """Count the hooks on all modules of a model."""
+    return sum(
+        len(getattr(module, attribute))
+        for module in model.modules()
+        for attribute in ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+    )
