@@ -63,18 +63,23 @@ def finalize(
     heads_before = sum(block.num_heads for block in blocks)
     parameters_before = num_parameters(model) - gates.log_alpha.numel()
 
+    edits = _plan(model, gated, values.split(gates.block_sizes))
     gates.remove()
-    done = apply_edits(_plan(model, gated, values.split(gates.block_sizes)))
-    difference = max_relative_difference(masked, forward_outputs(model, probe))
-    tolerance = max(tolerance_for(tensor.dtype) for tensor in masked)
-    if difference > tolerance:
+    done: list[tuple[object, str, object]] = []
+    try:
+        done = apply_edits(edits)
+        difference = max_relative_difference(masked, forward_outputs(model, probe))
+        tolerance = max(tolerance_for(tensor.dtype) for tensor in masked)
+        if difference > tolerance:
+            raise RuntimeError(
+                f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
+                f"error of {tolerance:.1e}: the layout of {type(gated[0].module).__name__} is not described rightly. "
+                "Nothing was changed."
+            )
+    except BaseException:
         undo_edits(done)
         gates.attach(model, gated)
-        raise RuntimeError(
-            f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
-            f"error of {tolerance:.1e}: the layout of {type(gated[0].module).__name__} is not described rightly. "
-            "Nothing was changed."
-        )
+        raise
     become_compact(model)
     kept = {block.name: block.head_ids for block in find_attention_blocks(model)}
     return FinalizeReport(

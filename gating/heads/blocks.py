@@ -120,7 +120,7 @@ def _walk(model: nn.Module) -> Iterator[AttentionBlock]:
     for full_name, module in modules.items():
         spec = find_spec(module)
         parent = modules[full_name.rpartition(".")[0]]
-        if spec is None or not _fits(module, parent, spec):
+        if spec is None or not _fits(full_name, module, parent, spec):
             continue
         name = full_name.removeprefix(prefix)
         layer_number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
@@ -129,13 +129,24 @@ def _walk(model: nn.Module) -> Iterator[AttentionBlock]:
         order += 1
 
 
-def _fits(module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> bool:
-    """Say whether a module has what its spec is about; a class of the same name may be built otherwise."""
-    block = AttentionBlock("", 0, module, parent, spec, 0, 0, (), (), 0)
+def _fits(name: str, module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> bool:
+    """Say whether a module has what its spec is about; a class of the same name may be built otherwise.
+
+    What a user has described has to fit: a path that does not exist is a mistake then.
+    """
+    block = AttentionBlock(name, 0, module, parent, spec, 0, 0, (), (), 0)
     if hasattr(module, "head_slots"):
         return True
     layouts = {kind for _, layout in block.projections() for kind in layout}
-    return hasattr(module, spec.head_dim) and block.has(spec.output_projection) and {"q", "k", "v"} <= layouts
+    fits = hasattr(module, spec.head_dim) and block.has(spec.output_projection) and {"q", "k", "v"} <= layouts
+    if not fits and find_spec(module, shipped_only=True) is not spec:
+        paths = [*(path for path, _ in spec.projections), spec.output_projection, spec.head_dim]
+        missing = [path for path in paths if not block.has(path)]
+        raise ValueError(
+            f"The spec of {type(module).__name__} does not fit {name}: "
+            + (f"it has no {missing[0]!r}." if missing else "its projections do not make queries, keys and values.")
+        )
+    return fits
 
 
 def _describe(name: str, layer_idx: int, module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> AttentionBlock:

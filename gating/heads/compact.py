@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 
 from .blocks import find_attention_blocks
-from .record import RECORD_KEY, apply_record, describe_kept_heads
+from .edits import apply_edits
+from .record import RECORD_KEY, describe_kept_heads, plan_from_record
 
 __all__ = ["become_compact", "compact_class"]
 
@@ -53,7 +54,7 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         base.__init__(self, config, *args, **kwargs)
         record = getattr(config, RECORD_KEY, None)
         if record is not None:
-            apply_record(self, record)
+            apply_edits(plan_from_record(self, record))
 
     def reduce(self: PreTrainedModel, _: object) -> tuple[Any, ...]:
         # Pickle would look for the class by its name and find the base.

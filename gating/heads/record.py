@@ -19,13 +19,13 @@ from typing import Any
 from torch import nn
 
 from .blocks import AttentionBlock, find_attention_blocks
-from .edits import Edit, apply_edits
+from .edits import Edit
 from .families import find_spec
 from .removal import plan_removal
 from .spec import AttentionSpec
 from .subclasses import original_class
 
-__all__ = ["FORMAT", "RECORD_KEY", "apply_record", "describe_kept_heads"]
+__all__ = ["FORMAT", "RECORD_KEY", "describe_kept_heads", "plan_from_record"]
 
 RECORD_KEY = "head_gating"
 FORMAT = 1
@@ -42,12 +42,16 @@ def describe_kept_heads(blocks: Sequence[AttentionBlock]) -> dict[str, Any]:
     return {**record, "specs": specs} if specs else record
 
 
-def apply_record(model: nn.Module, record: object) -> None:
-    """Remove from a model, in place, the heads that a record does not keep.
+def plan_from_record(model: nn.Module, record: object) -> list[Edit]:
+    """Check a record against a model that has all its heads, and plan the removal that it describes.
 
     Args:
-        model: A freshly built model of the original architecture.
+        model: A freshly built model of the original architecture. Its attention modules get the specs of the record,
+            if that has any; nothing else changes.
         record: What ``config.json`` holds under ``head_gating``.
+
+    Returns:
+        Edits for :func:`~gating.heads.edits.apply_edits`.
 
     Raises:
         ValueError: The record is malformed or does not fit the model; the message names the block.
@@ -71,7 +75,7 @@ def apply_record(model: nn.Module, record: object) -> None:
             edits += plan_removal(block, kept, padding=padding)
         except ValueError as error:
             raise _damaged(str(error).rstrip(".")) from None
-    apply_edits(edits)
+    return edits
 
 
 def _describe(block: AttentionBlock) -> dict[str, Any]:
