@@ -49,10 +49,9 @@ _USAGE = """\
 ## Use
 
 ```python
-from transformers import AutoModel{task}, AutoTokenizer
+from transformers import AutoModel{task}
 
 model = AutoModel{task}.from_pretrained("{folder}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ```
 
 `trust_remote_code` lets the small Python files of this folder rebuild the layers with fewer heads; nothing else is

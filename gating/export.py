@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -46,9 +46,12 @@ def save_compact(
         The path of the folder.
 
     Raises:
+        TypeError: The model is none of transformers.
         ValueError: The model still has gates.
         FileExistsError: The folder is there and not empty, and ``overwrite`` is false.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"Only models of transformers can be saved as a folder, and {type(model).__name__} is none.")
     if hasattr(model, "head_gates"):
         raise ValueError("The model still has gates: call gating.finalize(model, gates) before saving it.")
     become_compact(model)
@@ -72,7 +75,7 @@ def load_compact(save_directory: str | os.PathLike[str], *, dtype: torch.dtype |
 
     Raises:
         FileNotFoundError: The folder or one of its files is missing.
-        ValueError: The record of kept heads, the weights and the model class do not fit together. Nothing was loaded.
+        ValueError: The record of kept heads, the weights and the model class do not fit together.
     """
     folder = Path(save_directory)
     for path in (folder, folder / "config.json"):
@@ -80,8 +83,23 @@ def load_compact(save_directory: str | os.PathLike[str], *, dtype: torch.dtype |
             raise FileNotFoundError(f"There is no compact model in {folder}: {path} does not exist.")
     config = AutoConfig.from_pretrained(folder)
     cls = _model_class(config, folder)
-    _check_shapes(cls, config, folder)
-    model: PreTrainedModel = cls.from_pretrained(folder, dtype=dtype or "auto")
+    _check_files(folder)
+    with _without_load_report():
+        # Mismatches are let through to be told below, in the words of this package.
+        loaded: Any = cls.from_pretrained(
+            folder, dtype=dtype or "auto", ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    model, found = loaded
+    for kind, what in (
+        ("mismatched_keys", "has another shape in model.safetensors than the heads that config.json keeps ask for"),
+        ("missing_keys", "is not in model.safetensors"),
+        ("unexpected_keys", "is in model.safetensors, but the heads in config.json do not keep it"),
+    ):
+        if found[kind]:
+            first = sorted(found[kind])[0]
+            name = first if isinstance(first, str) else first[0]
+            raise ValueError(f"{folder} is damaged or mixed from two models: {name} {what}. Export the model again.")
+    assert isinstance(model, PreTrainedModel)
     return model
 
 
@@ -93,41 +111,28 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
     return compact_class(base) if hasattr(config, RECORD_KEY) else base
 
 
-def _check_shapes(cls: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> None:
-    """Compare the shapes that the record asks for with those in the file, before anything is allocated."""
-    with torch.device("meta"):
-        model = cls(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = _stored_shapes(folder)
-    for name, shape in expected.items():
-        # Tied weights are stored once, under one of their names.
-        if name in found and found[name] != shape:
-            raise ValueError(
-                f"{folder} is damaged or mixed from two models: with the heads that config.json keeps, {name} has "
-                f"shape {list(shape)}, but model.safetensors holds {list(found[name])}. Export the model again."
-            )
-    unknown = sorted(set(found) - set(expected))
-    missing = sorted(set(expected) - set(found) - {*model.all_tied_weights_keys, *model.all_tied_weights_keys.values()})
-    if unknown or missing:
-        raise ValueError(
-            f"{folder} is damaged or mixed from two models: the weights "
-            + (f"lack {missing[0]}" if missing else f"hold {unknown[0]}, which the heads in config.json do not keep")
-            + ". Export the model again."
-        )
-
-
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def _check_files(folder: Path) -> None:
+    """Open every file of weights, which checks that its header and its length fit together."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"There are no weights in {folder}: model.safetensors does not exist.")
-    shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         try:
-            with safe_open(path, framework="pt") as weights:
-                shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+            with safe_open(path, framework="pt"):
+                pass
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}). Export the model again.") from error
-    return shapes
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from printing its table of mismatches before our sentence."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
 
 
 @contextmanager

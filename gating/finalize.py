@@ -51,9 +51,13 @@ def finalize(
 
     Raises:
         ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
-            gate is open.
+            gate is open, or the gates are another model's.
         RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
     """
+    if getattr(model, "head_gates", None) is not gates:
+        raise ValueError(
+            f"These gates are not those of this {type(model).__name__}; pass what inject_gates(model) gave."
+        )
     blocks = find_attention_blocks(model)
     gated = [block for block in blocks if block.name in gates.block_names]
     values = decide_gate_values(gates, num_heads=num_heads)
@@ -69,13 +73,7 @@ def finalize(
     try:
         done = apply_edits(edits)
         difference = max_relative_difference(masked, forward_outputs(model, probe))
-        tolerance = max(tolerance_for(tensor.dtype) for tensor in masked)
-        if difference > tolerance:
-            raise RuntimeError(
-                f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
-                f"error of {tolerance:.1e}: the layout of {type(gated[0].module).__name__} is not described rightly. "
-                "Nothing was changed."
-            )
+        _check_difference(difference, max(tolerance_for(tensor.dtype) for tensor in masked), gated[0])
     except BaseException:
         undo_edits(done)
         gates.attach(model, gated)
@@ -90,6 +88,15 @@ def finalize(
         num_parameters_before=parameters_before,
         max_difference=difference,
     )
+
+
+def _check_difference(difference: float, tolerance: float, block: AttentionBlock) -> None:
+    if difference > tolerance:
+        raise RuntimeError(
+            f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
+            f"error of {tolerance:.1e}: the layout of {type(block.module).__name__} is not described rightly. "
+            "Nothing was changed."
+        )
 
 
 def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None) -> Tensor:

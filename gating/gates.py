@@ -51,7 +51,7 @@ def inject_gates(
     """
     if hasattr(model, _CHILD_NAME):
         raise ValueError(f"{type(model).__name__} has gates already; call model.{_CHILD_NAME}.remove() first.")
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"The temperature of the gates must be positive, got {temperature}.")
     if not (len(stretch_limits) == 2 and stretch_limits[0] < 0 and stretch_limits[1] > 1):
         raise ValueError(f"The stretch limits must be a number below 0 and one above 1, got {stretch_limits}.")
@@ -119,6 +119,8 @@ class HeadGates(nn.Module):
         self._widths = [len(block.head_slots) * block.head_dim for block in blocks]
         self._fixed: Tensor | None = None
         self._scales: tuple[Tensor, ...] | None = None
+        # Parts of a model may be called without the whole; mode and version tell whether the values are still good.
+        self._drawn_in: tuple[bool, int] | None = None
         self._attached: list[tuple[nn.Module, str]] = []
         self._handles: list[RemovableHandle] = []
 
@@ -172,24 +174,26 @@ class HeadGates(nn.Module):
                 f"Expected {self.log_alpha.numel()} gate values, got a tensor of shape {tuple(values.shape)}."
             )
         before = self._fixed
-        self._fixed = values.to(self.log_alpha.device)
+        self._fixed, self._scales = values.to(self.log_alpha.device), None
         try:
             yield
         finally:
-            self._fixed = before
-            self._scales = None
+            self._fixed, self._scales = before, None
 
     def attach(self, model: nn.Module, blocks: Sequence[AttentionBlock]) -> None:
         """Put the gates to work in a model, in place: a pre-hook on every output projection and one on the model."""
         model.add_module(_CHILD_NAME, self)
         self._attached = [(model, _CHILD_NAME)]
-        self._handles = [model.register_forward_pre_hook(self._forget)]
+        # Of the model without its task head, so that it may also be called alone.
+        self._handles = [getattr(model, "base_model", model).register_forward_pre_hook(self._renew)]
         for index, block in enumerate(blocks):
             gate = _BlockGate(self, index)
             projection = block.output_projection
             projection.add_module("gate", gate)
             self._attached.append((projection, "gate"))
             self._handles.append(projection.register_forward_pre_hook(gate))
+            gate.train(model.training)
+        self.train(model.training)
 
     def remove(self) -> None:
         """Take the gates out of the model, in place; nothing of them stays. Gate values are lost, not folded."""
@@ -201,10 +205,12 @@ class HeadGates(nn.Module):
 
     def scale(self, block_index: int) -> Tensor:
         """Return what a block's ``[..., num_heads * head_dim]`` is multiplied by in this forward pass."""
-        if self._scales is None:
+        state = (self.training, self.log_alpha._version)
+        if self._scales is None or self._drawn_in != state:
             values = self.sample() if self.training and self._fixed is None else self.values()
             per_feature = values.repeat_interleave(self._features_per_gate, output_size=sum(self._widths))
             self._scales = per_feature.split(self._widths)
+            self._drawn_in = state
         return self._scales[block_index]
 
     def extra_repr(self) -> str:
@@ -212,9 +218,13 @@ class HeadGates(nn.Module):
         gates = "" if self.log_alpha.numel() == self.num_heads else f"{self.log_alpha.numel()} gates for "
         return f"{gates}{self.num_heads} heads in {len(self.block_names)} attention blocks"
 
-    def _forget(self, *_: object) -> None:
-        """Before each forward pass of the model: the next gate that is asked for draws new values for all."""
+    def _renew(self, *_: object) -> None:
+        """Before each forward pass of the model, draw new values for all gates.
+
+        Here, not in the first layer that needs them: that may be inside of a checkpoint, which runs again backwards.
+        """
         self._scales = None
+        self.scale(0)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Follow the model from device to device, but stay in float32 when it goes to half precision."""
@@ -245,7 +255,9 @@ class _BlockGate(nn.Module):
         return (heads * self.gates.scale(self.index).to(heads.dtype), *rest)
 
     def extra_repr(self) -> str:
-        return f"num_gates={self.gates.block_sizes[self.index]}"
+        start, size = sum(self.gates.block_sizes[: self.index]), self.gates.block_sizes[self.index]
+        num_heads = sum(self.gates.heads_per_gate[start : start + size])
+        return f"num_heads={num_heads}" if num_heads == size else f"num_heads={num_heads}, num_gates={size}"
 
 
 def _gate_units(block: AttentionBlock, *, group_queries: bool) -> list[tuple[int, ...]]:

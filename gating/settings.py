@@ -84,15 +84,18 @@ def _check_values(prefix: str, settings: Mapping[str, Any], types: Mapping[str, 
         name = f"{prefix}{key}"
         if isinstance(value, str) and value == _MISSING:
             raise ValueError(f"{name} is needed: add {name}=... to the command.")
-        if key in types and not isinstance(value, Mapping):
+        if key in types and not (isinstance(value, Mapping) and "_target_" in value):
             _check_type(name, value, types[key])
 
 
 def _check_type(name: str, value: object, expected: Any) -> None:
     try:
-        TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        read = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except PydanticSchemaGenerationError:
         return  # Not a type that can be written in a configuration.
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise ValueError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None
+    # Pydantic reads "18" and true as numbers, but the value is passed on as it is.
+    if isinstance(value, (str, bool)) and type(read) is not type(value):
+        raise ValueError(f"{name}={value} cannot be used: input should be a {type(read).__name__}.")

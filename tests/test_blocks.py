@@ -63,9 +63,11 @@ def test_cross_attention_is_told_apart():
 
 
 def test_an_unknown_family_is_named_with_the_way_to_register_it():
-    config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=8)
-    with pytest.raises(ValueError, match=r"(?s)GPT2Model .*GPT2Attention.*gating\.register_attention_spec\(") as error:
-        gating.find_attention_blocks(transformers.GPT2Model(config))
+    config = transformers.CTRLConfig(vocab_size=20, n_embd=16, dff=8, n_layer=1, n_head=2, n_positions=8)
+    with pytest.raises(
+        ValueError, match=r"(?s)CTRLModel .*MultiHeadAttention.*gating\.register_attention_spec\("
+    ) as error:
+        gating.find_attention_blocks(transformers.CTRLModel(config))
     assert "AttentionSpec(" in str(error.value)
 
 

@@ -101,12 +101,13 @@ def _remember_length(module: Any, hidden_states: Tensor, source: Tensor | None, 
     keys_from = hidden_states if source is None else source
     layer_idx = getattr(module, "layer_idx", None)
     if cache is None or layer_idx is None:
-        return int(keys_from.shape[1])
+        return keys_from.shape[1]
     if isinstance(cache, EncoderDecoderCache):
         if source is None:
             cache = cache.self_attention_cache
         elif cache.is_updated.get(layer_idx):
-            return int(cache.cross_attention_cache.layers[layer_idx].keys.shape[2])
+            updated: Tensor = cache.cross_attention_cache.layers[layer_idx].keys
+            return updated.shape[2]
         else:
             # Whisper and others read the length of cross-attention from here.
             cache.is_updated[layer_idx] = True
@@ -114,5 +115,5 @@ def _remember_length(module: Any, hidden_states: Tensor, source: Tensor | None, 
     placeholder = torch.zeros(
         keys_from.shape[0], 1, keys_from.shape[1], 1, dtype=keys_from.dtype, device=keys_from.device
     )
-    keys, _ = cache.update(placeholder, placeholder, layer_idx)
-    return int(keys.shape[2])
+    keys: Tensor = cache.update(placeholder, placeholder, layer_idx)[0]
+    return keys.shape[2]

@@ -106,8 +106,10 @@ def _read_request(
     removed: dict[str, set[int]] = {}
     for layer, heads in heads_to_prune.items():
         block = _find_block(blocks, layer)
+        if not isinstance(heads, Iterable):
+            raise TypeError(f"For each layer give a list of heads; got {heads!r} for layer {layer!r}.")
         heads = list(heads)
-        if not all(isinstance(head, int) for head in heads):
+        if not all(type(head) is int for head in heads):
             raise TypeError(f"Heads are whole numbers; got {heads!r} for layer {layer!r}.")
         wrong = [head for head in heads if not 0 <= head < block.num_heads_before]
         if wrong:

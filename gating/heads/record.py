@@ -67,8 +67,13 @@ def plan_from_record(model: nn.Module, record: object) -> list[Edit]:
         raise _damaged(f"it does not mention the attention block {missing[0]!r} of {type(model).__name__}")
     edits: list[Edit] = []
     for name, block in blocks.items():
-        kept = _read_heads(name, entries[name], "kept_heads", block.num_heads)
-        padding = _read_heads(name, entries[name], "padding_heads", block.num_heads)
+        entry = entries[name]
+        if isinstance(entry, dict) and entry.get("num_heads") != block.num_heads:
+            raise _damaged(
+                f"block {name!r} has num_heads={entry.get('num_heads')}, but the model has {block.num_heads} heads"
+            )
+        kept = _read_heads(name, entry, "kept_heads", block.num_heads)
+        padding = _read_heads(name, entry, "padding_heads", block.num_heads)
         if set(kept) & set(padding) or (padding and not kept):
             raise _damaged(f"block {name!r} names heads {padding} as padding, which must fill groups of kept heads")
         try:

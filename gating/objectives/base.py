@@ -63,7 +63,6 @@ def resolve_budget(num_heads: int | None, keep: float | None, *, total: int) -> 
         if not 0 < keep <= 1:
             raise ValueError(f"keep={keep} is not a share of heads: give a number above 0 and at most 1, such as 0.25.")
         return max(1, round(keep * total))
-    assert num_heads is not None
-    if not 1 <= num_heads <= total:
+    if not isinstance(num_heads, int) or not 1 <= num_heads <= total:
         raise ValueError(f"num_heads={num_heads} cannot be kept: this model has {total} heads, so give 1 to {total}.")
     return num_heads
