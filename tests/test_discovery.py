@@ -12,8 +12,19 @@ from gating.heads.record import RECORD_KEY
 UNKNOWN = {
     "stablelm": Family("StableLmForCausalLM", "StableLmConfig", GROUPED),
     "codegen": Family("CodeGenForCausalLM", "CodeGenConfig", {**GPT2, **IDS, "n_head": 8, "rotary_dim": 4}, ("eager",)),
-    "dpt": Family("DPTModel", "DPTConfig", {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-                  "intermediate_size": 48, "image_size": 16, "patch_size": 8, "backbone_out_indices": [0, 1, 2, 2]}),
+    "dpt": Family(
+        "DPTModel",
+        "DPTConfig",
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "image_size": 16,
+            "patch_size": 8,
+            "backbone_out_indices": [0, 1, 2, 2],
+        },
+    ),
     "roformer": Family("RoFormerForSequenceClassification", "RoFormerConfig", TEXT, ("eager",)),
 }
 

@@ -7,8 +7,8 @@ from tiny_models import NUM_HEADS, NUM_LAYERS, assert_same_state, batch_for, log
 from torch import nn
 
 import gating
-from gating.heads.empty import BiasOnly
 from gating.heads.edits import Edit, apply_edits, undo_edits
+from gating.heads.empty import BiasOnly
 from gating.heads.removal import plan_removal
 
 HEAD_DIM = 8

@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, conversion_mapping
 from transformers.models.auto import modeling_auto
 
 from .blocks import find_attention_blocks
@@ -75,6 +75,10 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         # Asks save_pretrained to copy this file and those it imports into the folder.
         "_auto_class": auto_names[0] if auto_names else "AutoModel",
     }
+    # transformers stores weights of some families under older names and renames them as it loads, but not for classes
+    # from elsewhere, unless they are on this list. Without it, a base model could not be loaded from the folder of a
+    # model with a task head.
+    conversion_mapping.USER_REGISTERED_MAPPINGS.add(base.__name__)
     _COMPACT_CLASSES[base] = type(base.__name__, (base,), members)
     return _COMPACT_CLASSES[base]
 
