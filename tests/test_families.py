@@ -153,8 +153,7 @@ for folder, auto_class in json.load(open("folders.json")):
         with torch.no_grad():
             outputs = model(**saved["probe"])
         expected = saved["expected"]
-        actual = [outputs[key] for key in expected]
-        results[folder] = max(float((a - e).abs().max()) for a, e in zip(actual, expected.values())) if expected else 0.0
+        results[folder] = sum(float((outputs[key] - e).abs().max()) for key, e in expected.items())
         model.save_pretrained(folder + "/again")
         again = getattr(transformers, auto_class).from_pretrained(folder + "/again", trust_remote_code=True)
         torch.manual_seed(0)
@@ -384,7 +383,6 @@ ONNX = [
     "t5",
     "bart",
     "vit",
-    "swin",
     "albert",
     "phi3",
 ]
