@@ -33,10 +33,10 @@ $(VENV)/train.stamp: pyproject.toml
 
 $(VENV)/test.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[demo,test]'
+	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
 $(VENV)/check.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[demo,test,dev]'
+	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@

@@ -116,9 +116,10 @@ def prepare(cfg: DictConfig) -> Run:
     objective = instantiate(cfg.objective)
     gated = not isinstance(objective, NoObjective)
     name = locate(cfg.model.name)
-    num_heads = count_heads(task.blueprint(name))
+    blueprint = task.blueprint(name)
     if gated:
-        objective.check(num_heads)
+        # On the model without weights: whether gates and budget fit it is known before anything is loaded.
+        objective.attach(instantiate(cfg.gates)(blueprint))
     tokenizer = task.load_tokenizer(name)
     data, label_names = load_data(settings["data"], task, tokenizer, seed=cfg.seed)
     options = {key: value for key, value in settings["model"].items() if key != "name"}

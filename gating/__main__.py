@@ -1,23 +1,69 @@
-"""The command line: ``head-gating train``."""
+"""The command line: ``head-gating train``, ``inspect`` and ``export``; the same as ``python -m gating``."""
 
+import argparse
 import importlib.util
 import runpy
 import sys
 from pathlib import Path
 
-_USAGE = """usage: head-gating train [SETTING=VALUE ...]    fine-tune, remove heads, export
-       head-gating train --help               the settings
-"""
+__all__ = ["main"]
 
 
 def main() -> None:
     """Run a command of this package."""
-    command, *arguments = sys.argv[1:] or [""]
-    if command != "train":
-        print(_USAGE, end="")
-        sys.exit(0 if command in ("-h", "--help") else 2)
-    sys.argv = ["head-gating train", *arguments]
-    runpy.run_path(str(_train_script()), run_name="__main__")
+    if sys.argv[1:2] == ["train"]:
+        # Settings are Hydra's; everything behind the word is handed on.
+        sys.argv = ["head-gating train", *sys.argv[2:]]
+        runpy.run_path(str(_train_script()), run_name="__main__")
+        return
+    arguments = _parser().parse_args()
+    try:
+        _COMMANDS[arguments.command](arguments)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="head-gating", description="Remove attention heads that are not needed.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("train", help="fine-tune with gates, remove heads, export: head-gating train --help")
+    inspect = commands.add_parser("inspect", help="show which heads a model has, and its sizes")
+    inspect.add_argument("folder", help="folder of a compact model, or of any model with attention heads")
+    export = commands.add_parser("export", help="export a compact model for another runtime, and check it there")
+    export.add_argument("folder", help="folder of a compact model")
+    export.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="onnx (default) or torch.export")
+    export.add_argument("--output", help="where to write; FOLDER-FORMAT if left out")
+    export.add_argument("--overwrite", action="store_true", help="replace what is there")
+    return parser
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from gating.export import load_compact
+    from gating.heads.blocks import find_attention_blocks
+    from gating.heads.pruning import num_parameters
+    from gating.measure import weight_megabytes
+    from gating.report import kept_heads_table
+
+    model = load_compact(arguments.folder)
+    blocks = find_attention_blocks(model)
+    console = Console()
+    console.print(kept_heads_table([(block.name, block.head_ids, block.num_heads_before) for block in blocks]))
+    kept, before = sum(b.num_heads for b in blocks), sum(b.num_heads_before for b in blocks)
+    console.print(f"{type(model).__name__}: {kept} of {before} heads, {num_parameters(model):,} parameters")
+    console.print(f"{weight_megabytes(model):,.1f} MB of weights in {arguments.folder}", highlight=False)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from gating.runtimes import export_runtime
+
+    folder = arguments.output or f"{arguments.folder.rstrip('/')}-{arguments.format}"
+    report = export_runtime(arguments.folder, folder, format=arguments.format, overwrite=arguments.overwrite)
+    print(
+        f"{report.folder}: {report.megabytes:,.1f} MB, any batch size and length; its outputs differ from the model's "
+        f"by {report.max_difference:.1e}"
+    )
 
 
 def _train_script() -> Path:
@@ -25,6 +71,8 @@ def _train_script() -> Path:
     here = Path(__file__).resolve().parent
     return here / "train.py" if importlib.util.find_spec("gating.train") else here.parent / "train.py"
 
+
+_COMMANDS = {"inspect": _inspect, "export": _export}
 
 if __name__ == "__main__":
     main()

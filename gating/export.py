@@ -20,7 +20,7 @@ from gating.heads.record import RECORD_KEY
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["load_compact", "save_compact"]
+__all__ = ["load_compact", "replacing_folder", "save_compact"]
 
 
 def save_compact(
@@ -55,7 +55,7 @@ def save_compact(
     if hasattr(model, "head_gates"):
         raise ValueError("The model still has gates: call gating.finalize(model, gates) before saving it.")
     become_compact(model)
-    with _replacing_folder(Path(save_directory), overwrite=overwrite) as folder:
+    with replacing_folder(Path(save_directory), overwrite=overwrite) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -136,7 +136,7 @@ def _without_load_report() -> Iterator[None]:
 
 
 @contextmanager
-def _replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder that takes the target's place when the block ends without an error."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())) and not overwrite:
         raise FileExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")

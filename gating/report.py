@@ -11,7 +11,7 @@ from rich.table import Table
 from gating.card import CompactReport
 from gating.history import History, Look
 
-__all__ = ["head_map_figure", "print_report", "save_pictures"]
+__all__ = ["head_map_figure", "kept_heads_table", "print_report", "save_pictures"]
 
 
 def head_map_figure(
@@ -80,7 +80,7 @@ def print_report(console: Console, kept: Sequence[tuple[str, Sequence[int], int]
         kept: Block name, kept heads by their original numbers, number of heads before.
         report: What was measured.
     """
-    for table in (_kept_heads_table(kept), *_report_tables(report)):
+    for table in (kept_heads_table(kept), *_report_tables(report)):
         console.print(table)
     for note in report.notes:
         console.print(note, style="dim")
@@ -114,7 +114,7 @@ def _history_figure(looks: Sequence[Look], *, metric_name: str, num_heads: int, 
     return figure
 
 
-def _kept_heads_table(kept: Sequence[tuple[str, Sequence[int], int]]) -> Table:
+def kept_heads_table(kept: Sequence[tuple[str, Sequence[int], int]]) -> Table:
     """Show which heads of each attention block are kept.
 
     Args:

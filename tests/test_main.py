@@ -1,0 +1,61 @@
+"""The command line beside training."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_run import ROOT, make_model_folder
+from transformers import BertForSequenceClassification
+
+import gating
+from gating import __main__ as command_line
+
+
+@pytest.fixture(scope="module")
+def compact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("command")
+    model = BertForSequenceClassification.from_pretrained(make_model_folder(folder / "model"))
+    gating.prune_heads(model, {0: [1, 2], 1: [0, 1, 2, 3]})
+    return gating.save_compact(model, folder / "compact")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["head-gating", *map(str, arguments)])
+    command_line.main()
+
+
+def test_inspect_shows_heads_parameters_and_sizes(compact, monkeypatch, capsys):
+    run(monkeypatch, "inspect", compact)
+    shown = capsys.readouterr().out
+    assert "2 of 4" in shown
+    assert "0 of 4" in shown
+    assert "6 of 12 heads" in shown
+    assert f"{gating.load_compact(compact).num_parameters():,} parameters" in shown
+
+
+def test_inspect_takes_dense_models_too(compact, monkeypatch, capsys):
+    run(monkeypatch, "inspect", compact.parent / "model")
+    assert "12 of 12 heads" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["inspect", "export"])
+def test_folder_that_is_not_there_is_one_sentence(command, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, command, tmp_path / "nowhere", *(["--format", "torch"] if command == "export" else []))
+    assert str(stop.value).startswith("error: There is no compact model in")
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_is_the_command_of_a_checkout():
+    command = [sys.executable, "-m", "gating", "train", "--cfg", "job", "objective.num_heads=7"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "num_heads: 7" in shown
+
+
+def test_help_names_the_commands(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--help")
+    shown = capsys.readouterr().out
+    for command in ("train", "inspect", "export"):
+        assert command in shown
