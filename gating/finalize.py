@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from gating.gates import HeadGates
 from gating.heads.blocks import AttentionBlock, find_attention_blocks
 from gating.heads.compact import become_compact
+from gating.heads.edits import Edit, apply_edits, undo_edits
+from gating.heads.linear import scale_inputs
 from gating.heads.probe import forward_outputs, make_probe, max_relative_difference, tolerance_for
-from gating.heads.pruning import PruneReport, num_parameters
-from gating.heads.removal import Edit, apply_edits, plan_removal, undo_edits
+from gating.heads.pruning import PruneReport, num_parameters, plan_pruning
+from gating.selection import check_reachable, select_gates
 
 __all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
 
@@ -48,7 +50,8 @@ def finalize(
         What was kept and how far masked and compact outputs differ.
 
     Raises:
-        ValueError: ``num_heads`` is out of range, no gate is open, or the gates are another model's.
+        ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
+            gate is open, or the gates are another model's.
         RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
     """
     if getattr(model, "head_gates", None) is not gates:
@@ -62,11 +65,11 @@ def finalize(
     with gates.fixed_at(values):
         masked = forward_outputs(model, probe)
     heads_before = sum(block.num_heads for block in blocks)
-    parameters_before = num_parameters(model) - gates.num_heads
+    parameters_before = num_parameters(model) - gates.log_alpha.numel()
 
-    edits = _plan(gated, values.split(gates.block_sizes))
+    edits = _plan(model, gated, values.split(gates.block_sizes))
     gates.remove()
-    done = []
+    done: list[tuple[object, str, object]] = []
     try:
         done = apply_edits(edits)
         difference = max_relative_difference(masked, forward_outputs(model, probe))
@@ -97,14 +100,15 @@ def _check_difference(difference: float, tolerance: float, block: AttentionBlock
 
 
 def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None) -> Tensor:
-    """Return the final value of every gate, ``[num_heads]``: zero for heads to remove, else what to fold in.
+    """Return the final value of every gate, ``[num_gates]``: zero for heads to remove, else what to fold in.
 
     Args:
         gates: Trained gates.
         num_heads: How many heads stay, those with the largest ``log_alpha``; all open ones when left out.
 
     Raises:
-        ValueError: ``num_heads`` is out of range, or no gate is open.
+        ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
+            gate is open.
     """
     values = gates.values().detach()
     if num_heads is None:
@@ -113,29 +117,27 @@ def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None) -> Ten
         return values
     if not 1 <= num_heads <= gates.num_heads:
         raise ValueError(f"num_heads={num_heads} cannot be kept: there are {gates.num_heads} gated heads.")
+    check_reachable(num_heads, gates.heads_per_gate)
     kept = torch.zeros_like(values)
-    kept[gates.log_alpha.detach().topk(num_heads).indices] = 1.0
+    kept[select_gates(gates.log_alpha.detach(), gates.heads_per_gate, num_heads)] = 1.0
     # A head that is kept for the count's sake though its gate reads 0 would be dead: it comes in as strongly as it
     # was on average in training.
     return kept * torch.where(values > 0, values, gates.prob_open().detach())
 
 
-def _plan(blocks: list[AttentionBlock], values: tuple[Tensor, ...]) -> list[Edit]:
-    edits = []
+def _plan(model: nn.Module, blocks: list[AttentionBlock], values: tuple[Tensor, ...]) -> list[Edit]:
+    edits: list[Edit] = []
+    kept = {}
     for block, block_values in zip(blocks, values, strict=True):
-        edits.append(_plan_fold(block, block_values))
-        edits += plan_removal(block, block_values.nonzero().flatten().tolist())
-    return edits
+        # A gate of a group of query heads stands for several slots.
+        slot_values = block_values.repeat_interleave(len(block.head_slots) // len(block_values))
+        open_slots = slot_values.nonzero().flatten().tolist()
+        kept[block.name] = {block.head_slots[slot] for slot in open_slots} & set(block.head_ids)
+        edits.append(_plan_fold(block, slot_values))
+    return [*edits, *plan_pruning(model, blocks, kept)]
 
 
 def _plan_fold(block: AttentionBlock, values: Tensor) -> Edit:
     """Multiply gate values into the columns of the output projection."""
     projection = block.output_projection
-    weight = projection.weight
-    assert isinstance(weight, nn.Parameter)
-
-    def folded() -> nn.Parameter:
-        scale = values.repeat_interleave(block.head_dim).to(weight)
-        return nn.Parameter(weight.detach() * scale, requires_grad=weight.requires_grad)
-
-    return Edit(projection, "weight", folded)
+    return Edit(projection, "weight", lambda: scale_inputs(projection, values.repeat_interleave(block.head_dim)))

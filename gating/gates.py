@@ -22,6 +22,8 @@ def inject_gates(
     stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
     init_prob_open: float = 0.98,
     exclude: Collection[str] = (),
+    group_queries: bool = True,
+    discover: bool = False,
 ) -> "HeadGates":
     """Put a gate on every attention head of a model, in place.
 
@@ -36,6 +38,10 @@ def inject_gates(
         init_prob_open: Probability that a gate is open at the start. Close to 1, so that a pre-trained model starts
             nearly as it was; not 1, or the penalty has no gradient.
         exclude: Names of attention blocks that get no gates.
+        group_queries: Where groups of query heads share keys and values, whether a group gets one gate. It can always
+            be removed whole. With a gate for each query head, groups that lose different numbers of heads are filled
+            up with padding. A single group for all heads always gets a gate for each head: it needs no padding.
+        discover: Whether to gate attention classes that the registry does not know, by their structure.
 
     Returns:
         The gates, which are also a submodule of the model.
@@ -49,14 +55,20 @@ def inject_gates(
         raise ValueError(f"The temperature of the gates must be positive, got {temperature}.")
     if not (len(stretch_limits) == 2 and stretch_limits[0] < 0 and stretch_limits[1] > 1):
         raise ValueError(f"The stretch limits must be a number below 0 and one above 1, got {stretch_limits}.")
-    blocks = find_attention_blocks(model)
+    blocks = find_attention_blocks(model, discover=discover)
     unknown = set(exclude) - {block.name for block in blocks}
     if unknown:
         raise ValueError(f"There is no attention block {sorted(unknown)[0]!r} to exclude.")
     blocks = [block for block in blocks if block.num_heads and block.name not in exclude]
     if not blocks:
         raise ValueError(f"No attention head of {type(model).__name__} is left to put a gate on.")
-    gates = HeadGates(blocks, temperature=temperature, stretch_limits=stretch_limits, init_prob_open=init_prob_open)
+    gates = HeadGates(
+        blocks,
+        temperature=temperature,
+        stretch_limits=stretch_limits,
+        init_prob_open=init_prob_open,
+        group_queries=group_queries,
+    )
     gates.attach(model, blocks)
     return gates
 
@@ -64,15 +76,20 @@ def inject_gates(
 class HeadGates(nn.Module):
     """The gates of all heads of a model, in one vector.
 
+    A gate stands for one head, or for a group of query heads that share keys and values. Tensors with an entry for
+    each gate have the shape ``[num_gates]``; without such groups that is the number of heads.
+
     Attributes:
-        log_alpha: Parameter of shape ``[num_heads]``, float32: the location of each gate, block after block.
+        log_alpha: Parameter of shape ``[num_gates]``, float32: the location of each gate, block after block.
+        heads_per_gate: How many heads each gate stands for.
         block_names: Names of the gated attention blocks.
-        block_sizes: Number of heads of each block.
+        block_sizes: Number of gates of each block.
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
     """
 
     log_alpha: nn.Parameter
-    _head_dims: Tensor
+    _heads: Tensor
+    _features_per_gate: Tensor
 
     def __init__(
         self,
@@ -81,20 +98,25 @@ class HeadGates(nn.Module):
         temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
         stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
         init_prob_open: float = 0.98,
+        group_queries: bool = True,
     ) -> None:
         """Create gates for attention blocks; :func:`inject_gates` also puts them to work."""
         super().__init__()
         self.temperature = temperature
         self.stretch_limits = stretch_limits
         self.block_names = [block.name for block in blocks]
-        self.block_sizes = [block.num_heads for block in blocks]
+        units = [_gate_units(block, group_queries=group_queries) for block in blocks]
+        self.block_sizes = [len(block_units) for block_units in units]
         start = hard_concrete.log_alpha_for(init_prob_open, temperature=temperature, stretch_limits=stretch_limits)
         device = next(blocks[0].module.parameters()).device
         self.log_alpha = nn.Parameter(torch.full((sum(self.block_sizes),), start, device=device))
         self.constraint: nn.Module | None = None
-        head_dims = torch.tensor([block.head_dim for block in blocks for _ in range(block.num_heads)])
-        self.register_buffer("_head_dims", head_dims.to(device), persistent=False)
-        self._widths = [block.num_heads * block.head_dim for block in blocks]
+        heads = [len(set(unit) & set(block.head_ids)) for block, its in zip(blocks, units, strict=True) for unit in its]
+        features = [len(unit) * block.head_dim for block, its in zip(blocks, units, strict=True) for unit in its]
+        self.heads_per_gate = tuple(heads)
+        self.register_buffer("_heads", torch.tensor(heads, device=device), persistent=False)
+        self.register_buffer("_features_per_gate", torch.tensor(features, device=device), persistent=False)
+        self._widths = [len(block.head_slots) * block.head_dim for block in blocks]
         self._fixed: Tensor | None = None
         self._scales: tuple[Tensor, ...] | None = None
         # Parts of a model may be called without the whole; mode and version tell whether the values are still good.
@@ -105,29 +127,33 @@ class HeadGates(nn.Module):
     @property
     def num_heads(self) -> int:
         """Number of gated heads."""
-        return self.log_alpha.numel()
+        return sum(self.heads_per_gate)
 
     def sample(self) -> Tensor:
-        """Draw a value for every gate, ``[num_heads]``; differentiable."""
+        """Draw a value for every gate, ``[num_gates]``; differentiable."""
         return hard_concrete.sample(
             self.constrained_log_alpha(), temperature=self.temperature, stretch_limits=self.stretch_limits
         )
 
     def values(self) -> Tensor:
-        """Return the deterministic value of every gate, ``[num_heads]``: 0 is closed, 1 fully open."""
+        """Return the deterministic value of every gate, ``[num_gates]``: 0 is closed, 1 fully open."""
         if self._fixed is not None:
             return self._fixed
         return hard_concrete.deterministic(self.constrained_log_alpha(), stretch_limits=self.stretch_limits)
 
     def prob_open(self) -> Tensor:
-        """Return for every gate the probability that it is not zero, ``[num_heads]``; differentiable."""
+        """Return for every gate the probability that it is not zero, ``[num_gates]``; differentiable."""
         return hard_concrete.prob_open(
             self.constrained_log_alpha(), temperature=self.temperature, stretch_limits=self.stretch_limits
         )
 
     def num_open(self) -> int:
-        """Count the gates whose deterministic value is not zero."""
-        return int((self.values() > 0).sum())
+        """Count the heads whose gate's deterministic value is not zero."""
+        return int(((self.values() > 0) * self._heads).sum())
+
+    def expected_open(self) -> Tensor:
+        """Return how many heads are open on average, a scalar; differentiable."""
+        return (self.prob_open() * self._heads).sum()
 
     def by_block(self) -> dict[str, Tensor]:
         """Return the deterministic values of each attention block by its name."""
@@ -139,12 +165,14 @@ class HeadGates(nn.Module):
 
     @contextmanager
     def fixed_at(self, values: Tensor) -> Iterator[None]:
-        """Use given gate values, ``[num_heads]``, in training and evaluation, for the length of a ``with`` block.
+        """Use given gate values, ``[num_gates]``, in training and evaluation, for the length of a ``with`` block.
 
         With zeros and ones this is a head mask.
         """
         if values.shape != self.log_alpha.shape:
-            raise ValueError(f"Expected {self.num_heads} gate values, got a tensor of shape {tuple(values.shape)}.")
+            raise ValueError(
+                f"Expected {self.log_alpha.numel()} gate values, got a tensor of shape {tuple(values.shape)}."
+            )
         before = self._fixed
         self._fixed, self._scales = values.to(self.log_alpha.device), None
         try:
@@ -180,14 +208,15 @@ class HeadGates(nn.Module):
         state = (self.training, self.log_alpha._version)
         if self._scales is None or self._drawn_in != state:
             values = self.sample() if self.training and self._fixed is None else self.values()
-            per_feature = values.repeat_interleave(self._head_dims, output_size=sum(self._widths))
+            per_feature = values.repeat_interleave(self._features_per_gate, output_size=sum(self._widths))
             self._scales = per_feature.split(self._widths)
             self._drawn_in = state
         return self._scales[block_index]
 
     def extra_repr(self) -> str:
         """Show how many heads have a gate."""
-        return f"{self.num_heads} heads in {len(self.block_names)} attention blocks"
+        gates = "" if self.log_alpha.numel() == self.num_heads else f"{self.log_alpha.numel()} gates for "
+        return f"{gates}{self.num_heads} heads in {len(self.block_names)} attention blocks"
 
     def _renew(self, *_: object) -> None:
         """Before each forward pass of the model, draw new values for all gates.
@@ -226,4 +255,13 @@ class _BlockGate(nn.Module):
         return (heads * self.gates.scale(self.index).to(heads.dtype), *rest)
 
     def extra_repr(self) -> str:
-        return f"num_heads={self.gates.block_sizes[self.index]}"
+        start, size = sum(self.gates.block_sizes[: self.index]), self.gates.block_sizes[self.index]
+        num_heads = sum(self.gates.heads_per_gate[start : start + size])
+        return f"num_heads={num_heads}" if num_heads == size else f"num_heads={num_heads}, num_gates={size}"
+
+
+def _gate_units(block: AttentionBlock, *, group_queries: bool) -> list[tuple[int, ...]]:
+    """Return the slots of a block, as original head numbers, that each of its gates multiplies."""
+    slots, num_groups = block.head_slots, block.num_key_value_heads
+    size = len(slots) // num_groups if group_queries and num_groups > 1 else 1
+    return [slots[start : start + size] for start in range(0, len(slots), size)]

@@ -5,7 +5,7 @@ from tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, stat
 from torch import nn
 
 import gating
-from gating.heads.pruning import kept_positions, num_parameters
+from gating.heads.pruning import num_parameters
 
 NAME = "encoder.layer.1.attention.self"
 
@@ -123,12 +123,6 @@ def test_a_model_with_gates_is_refused(bert):
     with pytest.raises(ValueError, match="gates"):
         gating.prune_heads(bert, {0: [2]})
     assert_same_state(bert, state)
-
-
-def test_positions_are_those_among_the_heads_that_are_left(bert):
-    gating.prune_heads(bert, {0: [1]})
-    block = gating.find_attention_blocks(bert)[0]
-    assert kept_positions(block, [0, 3]) == [0, 2]
 
 
 def test_shared_parameters_count_once():

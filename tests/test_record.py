@@ -4,8 +4,8 @@ import pytest
 from tiny_models import NUM_HEADS, assert_same_state, state_of
 
 import gating
+from gating.heads.edits import apply_edits
 from gating.heads.record import FORMAT, describe_kept_heads, plan_from_record
-from gating.heads.removal import apply_edits
 
 NAMES = [f"encoder.layer.{i}.attention.self" for i in range(3)]
 

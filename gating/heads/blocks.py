@@ -3,13 +3,18 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from .families import find_spec
-from .spec import AttentionSpec
+from .linear import num_inputs, num_outputs
+from .refusals import check_not_wrapped, check_removable, explain_unknown
+from .spec import AttentionSpec, RowLayout
 
-__all__ = ["AttentionBlock", "find_attention_blocks", "get_by_path", "in_features"]
+__all__ = ["AttentionBlock", "find_attention_blocks"]
+
+_CROSS_ATTENTION = re.compile(r"(^|\.)(encoder_attn|EncDecAttention|cross_?attention|cross_?attn)(\.|$)", re.I)
 
 
 @dataclass(frozen=True)
@@ -19,13 +24,15 @@ class AttentionBlock:
     Attributes:
         name: Dotted name of the attention module, relative to the model without its task head.
         layer_idx: Number of the layer the block belongs to.
-        module: The attention module.
+        module: The attention module. In models that share layers, it does the work of several.
         parent: The module that holds it.
         spec: How the class lays out its heads.
-        num_heads: Number of (query) heads that are there now.
         num_key_value_heads: Number of key-value heads; smaller than ``num_heads`` with grouped queries.
         head_dim: Width of one head.
-        head_ids: For each head that is there now, the number it had in the model before any removal.
+        head_ids: For each (query) head that is there now, the number it had in the model before any removal.
+        head_slots: The same for everything that the projections have rows for: the heads, and among them the padding
+            that fills groups of query heads up. The input of the output projection is
+            ``[..., len(head_slots) * head_dim]``.
         num_heads_before: Number of heads before any removal.
     """
 
@@ -34,64 +41,76 @@ class AttentionBlock:
     module: nn.Module
     parent: nn.Module
     spec: AttentionSpec
-    num_heads: int
     num_key_value_heads: int
     head_dim: int
     head_ids: tuple[int, ...]
+    head_slots: tuple[int, ...]
     num_heads_before: int
+
+    @property
+    def num_heads(self) -> int:
+        """Number of (query) heads that are there now, without padding."""
+        return len(self.head_ids)
 
     @property
     def is_cross_attention(self) -> bool:
         """Whether keys and values come from another sequence."""
-        return self.spec.is_cross_attention
+        named_so = bool(_CROSS_ATTENTION.search(self.name))
+        return self.spec.is_cross_attention or named_so or bool(getattr(self.module, "is_cross_attention", False))
 
     @property
     def output_projection(self) -> nn.Module:
-        """The layer that mixes the heads; its input is ``[..., num_heads * head_dim]``, head-major."""
+        """The layer that mixes the heads; its input is head-major."""
         holder, attribute = self.locate(self.spec.output_projection)
         module = getattr(holder, attribute)
         assert isinstance(module, nn.Module)
         return module
 
+    def projections(self) -> Iterator[tuple[nn.Module, RowLayout]]:
+        """Yield each linear layer that makes queries, keys or values, with the layout of its rows."""
+        for path, layout in self.spec.projections:
+            if self.has(path):
+                yield getattr(*self.locate(path)), layout
+
     def locate(self, path: str) -> tuple[nn.Module, str]:
-        """Return the module that holds the submodule at a path of the spec, and the attribute's name there."""
+        """Return the module that holds what a path of the spec names, and the attribute's name there."""
         start = self.parent if path.startswith("^") else self.module
         *way, attribute = path.removeprefix("^").split(".")
-        return get_by_path(start, way), attribute
+        return start.get_submodule(".".join(way)), attribute
+
+    def has(self, path: str) -> bool:
+        """Say whether this module has what a path of the spec names; some configurations lack parts."""
+        try:
+            return getattr(*self.locate(path), None) is not None
+        except AttributeError:
+            return False
 
 
-def find_attention_blocks(model: nn.Module) -> list[AttentionBlock]:
+def find_attention_blocks(model: nn.Module, *, discover: bool = False) -> list[AttentionBlock]:
     """Find the attention blocks of a model, in the order of its modules.
 
     Args:
         model: A transformers model, or any module that holds attention classes of the registry.
+        discover: Whether to look for the structure of attention in classes that the registry does not know, too. What
+            is found that way is tried out on a small input before it is believed.
 
     Returns:
-        One entry for each attention module whose class, or a class it inherits from, is registered.
+        One entry for each attention module whose class, or a class it inherits from, is registered. A module that is
+        used for several layers is one entry.
 
     Raises:
-        ValueError: No attention class of the model is registered.
+        ValueError: No attention class of the model is known, or its heads cannot be removed; the message says why.
     """
+    check_not_wrapped(model)
+    if discover:
+        # Discovery tries removal out, and removal needs the blocks: the one import that would close a circle.
+        from .discovery import discover_specs
+
+        discover_specs(model)
     blocks = list(_walk(model))
     if not blocks:
-        seen = sorted({type(m).__name__ for m in model.modules() if re.search("attention", type(m).__name__, re.I)})
-        raise ValueError(
-            f"No attention block of {type(model).__name__} is known: its attention classes are "
-            f"{', '.join(seen) or 'none by name'}. Describe one with gating.register_attention_spec("
-            f"{(seen or ['MyAttention'])[0]!r}, gating.AttentionSpec(projections=..., output_projection=...))."
-        )
+        raise ValueError(explain_unknown(model))
     return blocks
-
-
-def get_by_path(start: nn.Module, way: list[str]) -> nn.Module:
-    """Follow attribute names from a module to a submodule."""
-    return start.get_submodule(".".join(way))
-
-
-def in_features(linear: nn.Module) -> int:
-    """Return the width of a linear layer's input, read from its weight."""
-    weight = linear.weight
-    return int(weight.shape[1])  # type: ignore[index]
 
 
 def _walk(model: nn.Module) -> Iterator[AttentionBlock]:
@@ -99,38 +118,69 @@ def _walk(model: nn.Module) -> Iterator[AttentionBlock]:
     modules = dict(model.named_modules())
     order = 0
     for full_name, module in modules.items():
-        spec = find_spec(type(module))
-        if spec is None or not hasattr(module, spec.head_dim):
+        spec = find_spec(module)
+        parent = modules[full_name.rpartition(".")[0]]
+        if spec is None or not _fits(full_name, module, parent, spec):
             continue
         name = full_name.removeprefix(prefix)
         layer_number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
         layer_idx = int(layer_number.group(1)) if layer_number else order
-        yield _describe(name, layer_idx, module, modules[full_name.rpartition(".")[0]], spec)
+        yield _describe(name, layer_idx, module, parent, spec)
         order += 1
+
+
+def _fits(name: str, module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> bool:
+    """Say whether a module has what its spec is about; a class of the same name may be built otherwise.
+
+    What a user has described has to fit: a path that does not exist is a mistake then.
+    """
+    block = AttentionBlock(name, 0, module, parent, spec, 0, 0, (), (), 0)
+    if hasattr(module, "head_slots"):
+        return True
+    layouts = {kind for _, layout in block.projections() for kind in layout}
+    fits = hasattr(module, spec.head_dim) and block.has(spec.output_projection) and {"q", "k", "v"} <= layouts
+    if not fits and find_spec(module, shipped_only=True) is not spec:
+        paths = [*(path for path, _ in spec.projections), spec.output_projection, spec.head_dim]
+        missing = [path for path in paths if not block.has(path)]
+        raise ValueError(
+            f"The spec of {type(module).__name__} does not fit {name}: "
+            + (f"it has no {missing[0]!r}." if missing else "its projections do not make queries, keys and values.")
+        )
+    return fits
 
 
 def _describe(name: str, layer_idx: int, module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> AttentionBlock:
     head_dim = int(getattr(module, spec.head_dim))
-    unfinished = AttentionBlock(name, layer_idx, module, parent, spec, 0, 0, head_dim, (), 0)
-    num_heads = in_features(unfinished.output_projection) // head_dim
-    # What removal left behind; a model that was never touched has all its heads, numbered in order.
-    head_ids: tuple[int, ...] = getattr(module, "head_ids", tuple(range(num_heads)))
-    num_heads_before = int(getattr(module, "num_heads_before", num_heads))
-    num_key_value_heads = _count_key_value_heads(unfinished, num_heads) if num_heads else 0
-    return AttentionBlock(
-        name, layer_idx, module, parent, spec, num_heads, num_key_value_heads, head_dim, head_ids, num_heads_before
+    unfinished = AttentionBlock(name, layer_idx, module, parent, spec, 0, head_dim, (), (), 0)
+    if hasattr(module, "head_slots"):
+        # What removal left behind.
+        head_slots, head_ids, num_heads_before = _memory(module)
+    else:
+        # A module that was never touched has all its heads, numbered in order.
+        num_heads_before = num_inputs(unfinished.output_projection) // head_dim
+        head_slots = head_ids = tuple(range(num_heads_before))
+    num_key_value_heads = _count_key_value_heads(unfinished, len(head_slots)) if head_slots else 0
+    block = AttentionBlock(
+        name, layer_idx, module, parent, spec, num_key_value_heads, head_dim, head_ids, head_slots, num_heads_before
     )
+    if head_slots:
+        linears = [*(linear for linear, _ in block.projections()), block.output_projection]
+        check_removable(name, module, len(head_slots), head_dim, linears)
+    return block
 
 
-def _count_key_value_heads(block: AttentionBlock, num_heads: int) -> int:
-    for path, layout in block.spec.projections:
-        holder, attribute = block.locate(path)
-        num_blocks = int(getattr(holder, attribute).weight.shape[0]) // block.head_dim
+def _memory(module: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    return module.head_slots, module.head_ids, module.num_heads_before
+
+
+def _count_key_value_heads(block: AttentionBlock, num_slots: int) -> int:
+    for linear, layout in block.projections():
+        num_blocks = num_outputs(linear) // block.head_dim
         if layout in ("k", "v"):
             return num_blocks
         if layout in ("qkv", "gqkv"):
-            return (num_blocks - num_heads) // 2
-    return num_heads
+            return (num_blocks - num_slots) // 2
+    return num_slots
 
 
 def _base_prefix(model: nn.Module) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, conversion_mapping
 from transformers.models.auto import modeling_auto
 
 from .blocks import find_attention_blocks
+from .edits import apply_edits
 from .record import RECORD_KEY, describe_kept_heads, plan_from_record
-from .removal import apply_edits
 
 __all__ = ["become_compact", "compact_class"]
 
@@ -56,15 +56,29 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         if record is not None:
             apply_edits(plan_from_record(self, record))
 
+    def reduce(self: PreTrainedModel, _: object) -> tuple[Any, ...]:
+        # Pickle would look for the class by its name and find the base.
+        return _new, (base,), self.__getstate__()
+
+    def no_early_cache(_: PreTrainedModel) -> None:
+        # Static caches are sized at their first use then, layer by layer; the configuration knows one size for all.
+        return
+
     auto_names = [name for name, cls in _auto_classes(base.config_class).items() if cls is base]
     members = {
         "__init__": build,
+        "__reduce_ex__": reduce,
+        "_get_static_cache_init_shape": no_early_cache,
         "__module__": __name__,
         "__qualname__": base.__name__,
         "is_compact": True,
         # Asks save_pretrained to copy this file and those it imports into the folder.
         "_auto_class": auto_names[0] if auto_names else "AutoModel",
     }
+    # transformers stores weights of some families under older names and renames them as it loads, but not for classes
+    # from elsewhere, unless they are on this list. Without it, a base model could not be loaded from the folder of a
+    # model with a task head.
+    conversion_mapping.USER_REGISTERED_MAPPINGS.add(base.__name__)
     _COMPACT_CLASSES[base] = type(base.__name__, (base,), members)
     return _COMPACT_CLASSES[base]
 
@@ -75,6 +89,11 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
     if isinstance(base, type) and issubclass(base, PreTrainedModel):
         return compact_class(base)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _new(base: type[PreTrainedModel]) -> PreTrainedModel:
+    cls = compact_class(base)
+    return cls.__new__(cls)
 
 
 def _auto_classes(config_class: type | None) -> dict[str, type[PreTrainedModel]]:

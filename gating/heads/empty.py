@@ -6,13 +6,18 @@ forward of its own, which keeps what the rest of the model relies on: bias, resi
 of the layer in ``output_attentions``.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
+from .linear import num_outputs
+from .slicing import past_length_of
 from .spec import Returns
+from .subclasses import bind_arguments
 
-__all__ = ["BiasOnly", "emptied_class"]
+__all__ = ["BiasOnly", "emptied"]
 
 
 class BiasOnly(nn.Module):
@@ -37,7 +42,7 @@ class BiasOnly(nn.Module):
         weight, bias = linear.weight, linear.bias
         assert isinstance(weight, Tensor)
         assert bias is None or isinstance(bias, nn.Parameter)
-        return cls(weight.detach()[:, :0].clone(), bias)
+        return cls(weight.detach().new_empty(num_outputs(linear), 0), bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return the bias for every position, ``[..., out_features]``, whatever the input's width."""
@@ -50,54 +55,65 @@ class BiasOnly(nn.Module):
         return f"in_features=0, out_features={self.weight.shape[0]}, bias={self.bias is not None}"
 
 
-_EMPTIED_CLASSES: dict[type, type[nn.Module]] = {}
+def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
+    """Make the members of the subclass of an attention class that computes nothing but its output bias."""
+    bind = bind_arguments(base)
 
-
-def emptied_class(attention_class: type[nn.Module], returns: Returns) -> type[nn.Module]:
-    """Return the subclass of an attention class that computes nothing but its output bias.
-
-    It is a subclass so that hooks, names and ``isinstance`` checks (transformers collects attention
-    probabilities by class) go on working.
-    """
-
-    def forward(
-        self: nn.Module, hidden_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor | None]:
-        key_length = _remember_length(self, hidden_states, (*args, *kwargs.values()), kwargs)
+    def forward(self: Any, *args: object, **kwargs: object) -> tuple[Tensor | None, ...]:
+        arguments = bind(args, kwargs)
+        hidden_states = arguments["hidden_states"]
+        source = arguments.get("encoder_hidden_states", arguments.get("key_value_states"))
+        # By type, not by name: the argument is called differently from family to family.
+        cache = next((argument for argument in arguments.values() if isinstance(argument, Cache)), None)
+        past_length = past_length_of(cache, self.layer_idx) if cache is not None else 0
+        key_length = _remember_length(self, hidden_states, source, cache)
         # An empty tensor, not None: transformers skips None when it collects the layers' probabilities.
         probabilities = hidden_states.new_zeros(hidden_states.shape[0], 0, hidden_states.shape[1], key_length)
-        output = hidden_states if returns == "context" else _output_projection(self)(hidden_states)
+        if returns == "context":
+            return hidden_states, probabilities
+        output = _output_of_nothing(self, hidden_states)
+        if returns == "mpnet":
+            return (output, probabilities) if arguments.get("output_attentions") else (output,)
+        if returns == "albert":
+            return self.LayerNorm(hidden_states + output), probabilities
+        if returns == "t5":
+            bias = None if source is not None else arguments.get("position_bias")
+            if bias is None and source is None and self.has_relative_attention_bias:
+                bias = self.compute_bias(hidden_states.shape[1], key_length, hidden_states.device, past_length)
+            return output, bias, probabilities
         return output, probabilities
 
-    if attention_class not in _EMPTIED_CLASSES:
-        members = {"forward": forward, "__module__": attention_class.__module__}
-        _EMPTIED_CLASSES[attention_class] = type(attention_class.__name__, (attention_class,), members)
-    return _EMPTIED_CLASSES[attention_class]
+    return {"forward": forward}
 
 
-def _output_projection(module: nn.Module) -> BiasOnly:
-    return next(child for child in module.children() if isinstance(child, BiasOnly))
+def _output_of_nothing(module: nn.Module, hidden_states: Tensor) -> Tensor:
+    """Apply the output projection's bias, and the dropout that some classes put behind it."""
+    children = dict(module.named_children())
+    output: Tensor = next(child for child in children.values() if isinstance(child, BiasOnly))(hidden_states)
+    for name in ("resid_dropout", "out_drop", "output_dropout"):
+        if name in children:
+            output = children[name](output)
+    return output
 
 
-def _remember_length(
-    module: nn.Module, hidden_states: Tensor, arguments: tuple[object, ...], kwargs: dict[str, object]
-) -> int:
+def _remember_length(module: Any, hidden_states: Tensor, source: Tensor | None, cache: Cache | None) -> int:
     """Tell the cache, if there is one, how many positions went by; return the number of keys."""
-    source = kwargs.get("encoder_hidden_states", kwargs.get("key_value_states"))
-    keys_from = source if isinstance(source, Tensor) else hidden_states
-    # By type, not by name: the argument is called differently from family to family.
-    cache = next((argument for argument in arguments if isinstance(argument, Cache)), None)
+    keys_from = hidden_states if source is None else source
     layer_idx = getattr(module, "layer_idx", None)
     if cache is None or layer_idx is None:
         return keys_from.shape[1]
     if isinstance(cache, EncoderDecoderCache):
-        if isinstance(source, Tensor):
+        if source is None:
+            cache = cache.self_attention_cache
+        elif cache.is_updated.get(layer_idx):
+            updated: Tensor = cache.cross_attention_cache.layers[layer_idx].keys
+            return updated.shape[2]
+        else:
+            # Whisper and others read the length of cross-attention from here.
             cache.is_updated[layer_idx] = True
             cache = cache.cross_attention_cache
-        else:
-            cache = cache.self_attention_cache
     placeholder = torch.zeros(
         keys_from.shape[0], 1, keys_from.shape[1], 1, dtype=keys_from.dtype, device=keys_from.device
     )
-    keys, _ = cache.update(placeholder, placeholder, layer_idx)
+    keys: Tensor = cache.update(placeholder, placeholder, layer_idx)[0]
     return keys.shape[2]

@@ -1,12 +1,14 @@
 """A small input for any model, and the comparison of what two models make of it."""
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
-__all__ = ["forward_outputs", "make_probe", "max_relative_difference", "tolerance_for"]
+__all__ = ["cached_outputs", "forward_outputs", "make_probe", "max_relative_difference", "tolerance_for"]
 
 
 def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> dict[str, Tensor]:
@@ -15,28 +17,76 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
     Args:
         model: The model to feed.
         batch_size: Number of examples.
-        length: Number of tokens of each, for models that read tokens.
+        length: Number of tokens of each, or of frames, for models that read tokens or sound.
 
     Raises:
         ValueError: The model does not say what it reads; pass a batch of your own then.
     """
-    generator = torch.Generator().manual_seed(0)
-    name = getattr(model, "main_input_name", None)
-    if isinstance(model, PreTrainedModel) and name == "input_ids":
-        vocab_size = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
-        # Some families number positions from the padding index on, which takes two or so of them.
-        length = min(length, max(1, getattr(model.config, "max_position_embeddings", length + 4) - 4))
-        probe = {"input_ids": torch.randint(vocab_size, (batch_size, length), generator=generator)}
-    elif isinstance(model, PreTrainedModel) and name == "pixel_values":
-        size = model.config.image_size
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        shape = (batch_size, model.config.num_channels, height, width)
-        probe = {"pixel_values": torch.randn(shape, generator=generator)}
-    else:
+    name = str(getattr(model, "main_input_name", None))
+    if not isinstance(model, PreTrainedModel) or name not in _MAKERS:
         raise ValueError(
             f"{type(model).__name__} does not say what it reads: pass probe={{argument name: tensor, ...}}, one batch."
         )
+    if getattr(model.config, "pad_token_id", 0) is None and type(model).__name__.endswith("ForSequenceClassification"):
+        # Decoders look for the last token before the padding, and refuse batches without knowing padding.
+        batch_size = 1
+    accepts = inspect.signature(model.forward).parameters
+    names = {name}
+    if getattr(model.config, "is_encoder_decoder", False):
+        names |= {"decoder_input_ids"} & set(accepts)
+    elif hasattr(model.config, "text_config") and hasattr(model.config, "vision_config"):
+        # Models with a tower for each. Those that splice images into the text need it made to measure: text only.
+        splices = any(hasattr(model.config, key) for key in ("image_token_id", "image_token_index"))
+        wanted = {"input_ids"} if splices else {"input_ids", "pixel_values"}
+        names = wanted & set(accepts) or names
+    generator = torch.Generator().manual_seed(0)
+    probe = {name: _MAKERS[name](model, batch_size, length, generator) for name in sorted(names)}
     return {key: tensor.to(model.device) for key, tensor in probe.items()}
+
+
+def _make_tokens(model: PreTrainedModel, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None) or length
+    # Some families number positions from the padding index on, which takes two or so of them.
+    length = min(length, max(1, positions - 4))
+    tokens = torch.randint(min(3, config.vocab_size - 1), config.vocab_size, (batch_size, length), generator=generator)
+    end = config.eos_token_id
+    if isinstance(end, int) and 0 <= end < config.vocab_size:
+        # As many ends of text in every example: classifiers of some families read the state there.
+        tokens[tokens == end] = 0
+        tokens[:, -1] = end
+    return tokens
+
+
+def _make_image(model: PreTrainedModel, batch_size: int, _length: int, generator: torch.Generator) -> Tensor:
+    config = getattr(model.config, "vision_config", model.config)
+    size = config.image_size
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    return torch.randn(batch_size, config.num_channels, height, width, generator=generator)
+
+
+def _make_spectrogram(model: PreTrainedModel, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
+    config = model.config
+    if hasattr(config, "max_source_positions"):
+        # Whisper takes 30 seconds, no less; its encoder halves the number of frames.
+        return torch.randn(batch_size, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
+    return torch.randn(batch_size, length, config.feature_projection_input_dim, generator=generator)
+
+
+def _make_sound(model: PreTrainedModel, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
+    num_samples = length
+    for kernel, stride in zip(reversed(model.config.conv_kernel), reversed(model.config.conv_stride), strict=True):
+        num_samples = (num_samples - 1) * stride + kernel
+    return torch.randn(batch_size, num_samples, generator=generator)
+
+
+_MAKERS: dict[str, Callable[[PreTrainedModel, int, int, torch.Generator], Tensor]] = {
+    "input_ids": _make_tokens,
+    "decoder_input_ids": _make_tokens,
+    "pixel_values": _make_image,
+    "input_features": _make_spectrogram,
+    "input_values": _make_sound,
+}
 
 
 def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> list[Tensor]:
@@ -47,11 +97,37 @@ def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> list[Tenso
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        # Some encoders draw numbers in evaluation, too, such as which patches to mask.
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
             outputs = model(**probe)
     finally:
         model.train(was_training)
     return list(_tensors(outputs))
+
+
+def cached_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Return a decoder's outputs for the last token of a batch: of one pass, and of a step with a cache.
+
+    Returns:
+        Two tensors that should be equal, or None for a model that uses no cache.
+    """
+    name = "decoder_input_ids" if "decoder_input_ids" in probe else "input_ids"
+    if name not in probe or not (isinstance(model, PreTrainedModel) and model.can_generate()):
+        return None
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            full = model(**probe)
+            first = model(**{**probe, name: probe[name][:, :-1]}, use_cache=True)
+            caches = {key: value for key, value in first.items() if isinstance(value, Cache)}
+            if not caches or "logits" not in first:
+                return None
+            step = model(**{**probe, name: probe[name][:, -1:]}, **caches)
+    finally:
+        model.train(was_training)
+    return full.logits[:, -1], step.logits[:, -1]
 
 
 def max_relative_difference(expected: list[Tensor], actual: list[Tensor]) -> float:

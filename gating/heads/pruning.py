@@ -1,15 +1,18 @@
 """Removing heads that the caller names: what ``prune_heads`` of transformers 4 did."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from .blocks import AttentionBlock, find_attention_blocks
 from .compact import become_compact
-from .removal import apply_edits, plan_removal
+from .edits import Edit, apply_edits
+from .generation import plan_alignment_heads
+from .removal import plan_removal
+from .self_check import apply_checked
 
-__all__ = ["PruneReport", "kept_positions", "num_parameters", "prune_heads"]
+__all__ = ["PruneReport", "num_parameters", "plan_pruning", "prune_heads"]
 
 
 @dataclass(frozen=True)
@@ -31,23 +34,29 @@ class PruneReport:
     num_parameters_before: int
 
 
-def prune_heads(model: nn.Module, heads_to_prune: Mapping[int | str, Iterable[int]]) -> PruneReport:
+def prune_heads(
+    model: nn.Module, heads_to_prune: Mapping[int | str, Iterable[int]], *, discover: bool = False
+) -> PruneReport:
     """Remove attention heads from a model, in place.
 
     The named heads' rows of the query, key and value projections and their columns of the output projection are
-    gone afterwards; all other heads compute what they computed before. A layer may lose every head.
+    gone afterwards; all other heads compute what they computed before. A layer may lose every head. Where query heads
+    share keys and values, groups that lose different numbers of heads are filled up with padding: some of the removed
+    heads keep their query rows, and their columns of the output projection are zero.
 
     Args:
         model: The model to change.
         heads_to_prune: For each layer (by number, or by the block's name from :func:`find_attention_blocks`) the
             heads to remove. Heads are counted as in the original model, also when some are gone already.
+        discover: Whether attention classes that the registry does not know may be taken by their structure. The model
+            is run on a small input before and after then, and everything is put back if it computes something else.
 
     Returns:
         What is left, and how many parameters that saves.
 
     Raises:
-        ValueError: A layer or head does not exist, or a layer number means more than one block. The model is
-            unchanged then.
+        ValueError: A layer or head does not exist, or a layer number means more than one block, or the model is one
+            that heads cannot be removed from. The model is unchanged then.
         TypeError: A head or layer is not a number.
 
     Example:
@@ -55,12 +64,15 @@ def prune_heads(model: nn.Module, heads_to_prune: Mapping[int | str, Iterable[in
     """
     if hasattr(model, "head_gates"):
         raise ValueError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
-    blocks = find_attention_blocks(model)
+    blocks = find_attention_blocks(model, discover=discover)
     removed = _read_request(blocks, heads_to_prune)
     kept = {block.name: set(block.head_ids) - removed.get(block.name, set()) for block in blocks}
-    edits = [edit for block in blocks for edit in plan_removal(block, kept_positions(block, kept[block.name]))]
+    edits = plan_pruning(model, blocks, kept)
     parameters_before = num_parameters(model)
-    apply_edits(edits)
+    if discover:
+        apply_checked(model, blocks, kept, edits)
+    else:
+        apply_edits(edits)
     become_compact(model)
     return PruneReport(
         kept_heads={name: tuple(sorted(heads)) for name, heads in kept.items()},
@@ -71,9 +83,16 @@ def prune_heads(model: nn.Module, heads_to_prune: Mapping[int | str, Iterable[in
     )
 
 
-def kept_positions(block: AttentionBlock, kept: Iterable[int]) -> list[int]:
-    """Translate original head numbers to positions among the heads that are there now."""
-    return [position for position, head in enumerate(block.head_ids) if head in set(kept)]
+def plan_pruning(model: nn.Module, blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]) -> list[Edit]:
+    """Plan the removal of all heads of a model but the kept ones.
+
+    Args:
+        model: The model.
+        blocks: The attention blocks to change.
+        kept: For the name of each of these blocks, the original numbers of the heads to keep.
+    """
+    edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
+    return [*edits, *plan_alignment_heads(model, blocks, kept)]
 
 
 def num_parameters(model: nn.Module) -> int:

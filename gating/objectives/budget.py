@@ -1,5 +1,7 @@
 """Exactly as many heads as asked for: a budget on the expected number of open gates, met at every step."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from gating import hard_concrete
 from gating.gates import HeadGates
 from gating.objectives.base import resolve_budget
 from gating.objectives.schedule import BudgetSchedule
+from gating.selection import check_reachable, nearest_reachable
 
 __all__ = ["ExactBudget", "ExpectedCount"]
 
@@ -14,41 +17,52 @@ __all__ = ["ExactBudget", "ExpectedCount"]
 class ExpectedCount(nn.Module):
     """Shift all ``log_alpha`` by one number so that the expected count of open gates equals a target.
 
-    With ``p_i(c) = sigmoid(log_alpha_i - c - beta log(-gamma / zeta))``, the offset ``c`` solves
-    ``sum_i p_i(c) = target``. It is the Lagrange multiplier of the budget, solved for instead of learned: heads
-    compete, since one gate can open only as others close.
+    With ``p_i(c) = sigmoid(log_alpha_i - c - beta log(-gamma / zeta))`` and ``h_i`` the number of heads of a gate, the
+    offset ``c`` solves ``sum_i h_i p_i(c) = target``. It is the Lagrange multiplier of the budget, solved for instead
+    of learned: heads compete, since one gate can open only as others close.
     """
 
     target: Tensor
+    heads_per_gate: Tensor
 
-    def __init__(self, target: float, *, temperature: float, stretch_limits: tuple[float, float]) -> None:
-        """Args: ``target`` is the expected number of open gates, the others are those of the gates."""
+    def __init__(
+        self,
+        target: float,
+        *,
+        temperature: float,
+        stretch_limits: tuple[float, float],
+        heads_per_gate: Sequence[int] = (1,),
+    ) -> None:
+        """Args: ``target`` is the expected number of open heads, the others are those of the gates."""
         super().__init__()
+        self.register_buffer("heads_per_gate", torch.tensor(heads_per_gate, dtype=torch.float32), persistent=False)
         self.register_buffer("target", torch.tensor(float(target)))
         self.temperature = temperature
         self.stretch_limits = stretch_limits
 
     def forward(self, log_alpha: Tensor) -> Tensor:
-        """Return the shifted locations, ``[num_heads]``, with the gradient of the offset in them."""
+        """Return the shifted locations, ``[num_gates]``, with the gradient of the offset in them."""
         return log_alpha - self.offset(log_alpha)
 
     def offset(self, log_alpha: Tensor) -> Tensor:
         """Solve for the offset: a search without gradient, then one Newton step that carries it.
 
-        The Newton step's derivative, ``dc / d log_alpha_i = p_i' / sum_j p_j'``, is that of the implicit function.
+        The Newton step's derivative, ``dc / d log_alpha_i = h_i p_i' / sum_j h_j p_j'``, is that of the implicit
+        function.
         """
         with torch.no_grad():
             low, high = log_alpha.min() - 20.0, log_alpha.max() + 20.0
             # Grids instead of bisection: four rounds of a few kernels each, and no step waits for a value.
             for _ in range(4):
                 grid = low + (high - low) * torch.linspace(0, 1, 33, device=log_alpha.device)
-                counts = self._prob_open(log_alpha - grid.unsqueeze(1)).sum(dim=1)
+                counts = (self._prob_open(log_alpha - grid.unsqueeze(1)) * self.heads_per_gate).sum(dim=1)
                 above = (counts > self.target).sum().clamp(1, 32)
                 low, high = grid.index_select(0, torch.stack((above - 1, above))).unbind()
             start = (low + high) / 2
             probs = self._prob_open(log_alpha - start)
-            slope = (probs * (1 - probs)).sum().clamp_min(1e-6)
-        return start + (self._prob_open(log_alpha - start).sum() - self.target) / slope
+            slope = (probs * (1 - probs) * self.heads_per_gate).sum().clamp_min(1e-6)
+        count = (self._prob_open(log_alpha - start) * self.heads_per_gate).sum()
+        return start + (count - self.target) / slope
 
     def _prob_open(self, log_alpha: Tensor) -> Tensor:
         return hard_concrete.prob_open(log_alpha, temperature=self.temperature, stretch_limits=self.stretch_limits)
@@ -82,9 +96,12 @@ class ExactBudget(nn.Module):
 
     def attach(self, gates: HeadGates) -> None:
         """Let the gates compete for the budget."""
-        self.check(gates.num_heads)
+        self.num_heads_to_keep(gates)
         gates.constraint = ExpectedCount(
-            self._highest(gates), temperature=gates.temperature, stretch_limits=gates.stretch_limits
+            self._highest(gates),
+            temperature=gates.temperature,
+            stretch_limits=gates.stretch_limits,
+            heads_per_gate=gates.heads_per_gate,
         ).to(gates.log_alpha.device)
 
     def update(self, gates: HeadGates, progress: float) -> None:
@@ -103,8 +120,18 @@ class ExactBudget(nn.Module):
         return float(_constraint_of(gates).target)
 
     def num_heads_to_keep(self, gates: HeadGates) -> int:
-        """Return the budget as a number of heads."""
-        return resolve_budget(self._num_heads, self._keep, total=gates.num_heads)
+        """Return the budget as a number of heads.
+
+        A share is rounded to a number of heads that gates can keep.
+
+        Raises:
+            ValueError: The budget is out of range, or gates for groups of heads cannot keep exactly so many.
+        """
+        num_heads = resolve_budget(self._num_heads, self._keep, total=gates.num_heads)
+        if self._num_heads is None:
+            return nearest_reachable(num_heads, gates.heads_per_gate)
+        check_reachable(num_heads, gates.heads_per_gate)
+        return num_heads
 
     @staticmethod
     def _highest(gates: HeadGates) -> float:

@@ -1,0 +1,157 @@
+"""Finding heads by structure, in attention classes that the registry does not know.
+
+A module is taken for attention if it has projections with familiar names, a familiar name for the width of a head, and
+an output projection whose input that width divides. Structure does not tell how fused projections order their rows,
+or what else a ``forward`` relies on, so candidates are tried: heads are removed and put back, and only a candidate
+whose outputs equal those with masked heads is believed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+
+from torch import nn
+
+from .blocks import AttentionBlock, find_attention_blocks
+from .edits import undo_edits
+from .families import find_spec
+from .linear import num_inputs, num_outputs, why_not_editable
+from .refusals import why_not_attention
+from .removal import plan_removal
+from .self_check import apply_checked
+from .spec import AttentionSpec, RowLayout
+
+__all__ = ["discover_specs"]
+
+_TRIPLES = [
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q", "k", "v"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("linear_q", "linear_k", "linear_v"),
+    ("to_q", "to_k", "to_v"),
+    ("wq", "wk", "wv"),
+]
+_FUSED = ["qkv", "Wqkv", "qkv_proj", "query_key_value", "c_attn", "in_proj", "att_proj", "W_pack"]
+_FUSED_LAYOUTS: list[RowLayout] = ["qkv", "hqkv", "gqkv"]
+_OUTPUTS = ["o_proj", "out_proj", "dense", "o", "out_lin", "c_proj", "Wo", "proj", "projection", "linear_out", "wo"]
+_HEAD_DIMS = ["head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "d_head", "dim_head", "d_k"]
+_WIDTHS = ("all_head_size", "inner_dim", "split_size")
+
+
+def discover_specs(model: nn.Module) -> None:
+    """Give every module that turns out to be attention, and is not known yet, a spec of its own, in place.
+
+    The specs are attributes of the modules, ``attention_spec``, so that they are found from then on; nothing else is
+    changed.
+
+    Raises:
+        ValueError: A class looks like attention, but no reading of its structure stands the test.
+    """
+    by_class: dict[type, list[nn.Module]] = {}
+    candidates: dict[type, list[AttentionSpec]] = {}
+    modules = dict(model.named_modules())
+    for name, module in modules.items():
+        if find_spec(module) is None and why_not_attention(module) is None:
+            guesses = list(_guess(module, modules[name.rpartition(".")[0]]))
+            if guesses:
+                by_class.setdefault(type(module), []).append(module)
+                candidates.setdefault(type(module), guesses)
+    for attention_class, its_modules in by_class.items():
+        _settle(model, its_modules, candidates[attention_class])
+
+
+def _guess(module: nn.Module, parent: nn.Module) -> Iterator[AttentionSpec]:
+    """Yield the readings of a module's structure, the simplest first; nothing if it does not look like attention."""
+    head_dim_name = next((name for name in _HEAD_DIMS if isinstance(getattr(module, name, None), int)), None)
+    output_path = next((name for name in _OUTPUTS if _is_linear(module, name)), None)
+    if output_path is None and _is_linear(parent, "output.dense"):
+        output_path = "^output.dense"
+    if head_dim_name is None or output_path is None:
+        return
+    head_dim = getattr(module, head_dim_name)
+    output = (parent if output_path.startswith("^") else module).get_submodule(output_path.removeprefix("^"))
+    num_heads, rest = divmod(num_inputs(output), head_dim)
+    projections = list(_guess_projections(module, num_heads, head_dim)) if num_heads and not rest else []
+    embed_dim = [(), ("embed_dim",)] if hasattr(module, "embed_dim") else [()]
+    config = [(), ("num_attention_heads",)] if hasattr(module, "config") else [()]
+    for laid_out, widths, counts in product(projections, embed_dim, config):
+        yield AttentionSpec(
+            laid_out,
+            output_path,
+            head_dim=head_dim_name,
+            returns="context" if output_path.startswith("^") else "pair",
+            head_widths=(*_WIDTHS, *widths),
+            config_counts=counts,
+        )
+
+
+def _guess_projections(module: nn.Module, num_heads: int, head_dim: int) -> Iterator[tuple[tuple[str, RowLayout], ...]]:
+    for query, key, value in _TRIPLES:
+        if all(_is_linear(module, name) for name in (query, key, value)):
+            rows = [num_outputs(module.get_submodule(name)) for name in (query, key, value)]
+            groups = rows[1] // head_dim
+            if rows == [num_heads * head_dim, groups * head_dim, groups * head_dim] and num_heads % groups == 0:
+                yield (query, "q"), (key, "k"), (value, "v")
+            return
+    for name in _FUSED:
+        if _is_linear(module, name):
+            groups, rest = divmod(num_outputs(module.get_submodule(name)) - num_heads * head_dim, 2 * head_dim)
+            if groups > 0 and rest == 0 and num_heads % groups == 0:
+                for layout in _FUSED_LAYOUTS if groups < num_heads else _FUSED_LAYOUTS[:2]:
+                    yield ((name, layout),)
+            return
+
+
+def _is_linear(module: nn.Module, path: str) -> bool:
+    try:
+        child = module.get_submodule(path)
+    except AttributeError:
+        return False
+    # Quantised and wrapped layers count: why they cannot be edited is said later.
+    return why_not_editable(child) is None or hasattr(child, "weight") or hasattr(child, "base_layer")
+
+
+def _settle(model: nn.Module, modules: list[nn.Module], candidates: list[AttentionSpec]) -> None:
+    """Give modules of one class the first spec that stands the test."""
+    problem = ""
+    for spec in candidates:
+        try:
+            _assign(modules, spec)
+            _try(model, spec, emptied=False)
+        except ValueError as error:
+            problem = problem or str(error)
+            _assign(modules, None)
+            continue
+        try:
+            _try(model, spec, emptied=True)
+        except ValueError:
+            _assign(modules, replace(spec, returns="unknown"))
+        return
+    raise ValueError(f"discover=True found {type(modules[0]).__name__}, but {problem[0].lower()}{problem[1:]}")
+
+
+def _assign(modules: list[nn.Module], spec: AttentionSpec | None) -> None:
+    for module in modules:
+        if spec is not None:
+            module.attention_spec = spec  # type: ignore[assignment]
+        elif hasattr(module, "attention_spec"):
+            del module.attention_spec
+
+
+def _try(model: nn.Module, spec: AttentionSpec, *, emptied: bool) -> None:
+    """Remove some heads, compare with masking them, and put them back.
+
+    The first group of heads goes: the values of the last one lie at the end of a fused projection in every layout.
+    """
+    blocks = [block for block in find_attention_blocks(model) if block.spec == spec]
+    kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
+    edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
+    undo_edits(apply_checked(model, blocks, kept, edits, must_matter=True))
+
+
+def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:
+    size = len(block.head_slots) // block.num_key_value_heads
+    # A single group cannot go without emptying the block; its first query head can.
+    return block.head_slots[size if block.num_key_value_heads > 1 else 1 :]

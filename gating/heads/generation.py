@@ -1,0 +1,37 @@
+"""What a model's generation settings say about single heads."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from torch import nn
+
+from .blocks import AttentionBlock
+from .edits import ABSENT, Edit
+from .grouping import select
+
+__all__ = ["plan_alignment_heads"]
+
+
+def plan_alignment_heads(
+    model: nn.Module, blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]
+) -> list[Edit]:
+    """Plan the update of Whisper's ``alignment_heads``: pairs (decoder layer, head of its cross-attention).
+
+    Word-level timestamps are read off these heads. Those that stay get their new positions, the others are dropped;
+    without any left the setting goes, so that asking for such timestamps says that they are not available.
+    """
+    config = getattr(model, "generation_config", None)
+    pairs = getattr(config, "alignment_heads", None)
+    if not pairs:
+        return []
+    cross_attention = {block.layer_idx: block for block in blocks if block.is_cross_attention}
+    moved: list[list[int]] = []
+    for layer_idx, position in pairs:
+        block = cross_attention.get(layer_idx)
+        if block is None:
+            moved.append([layer_idx, position])
+            continue
+        head = block.head_slots[position]
+        heads = kept[block.name]
+        if head in heads:
+            moved.append([layer_idx, select(block, heads).head_slots.index(head)])
+    return [Edit(config, "alignment_heads", lambda: moved or ABSENT)]

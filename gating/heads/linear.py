@@ -1,0 +1,91 @@
+"""The two kinds of linear layer that attention is built of, and what can be done to them.
+
+``nn.Linear`` keeps its weight as ``[outputs, inputs]``; GPT-2's ``Conv1D`` as ``[inputs, outputs]``.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .edits import Edit
+
+__all__ = ["num_inputs", "num_outputs", "plan_take", "plan_take_parameter", "scale_inputs", "why_not_editable"]
+
+Side = Literal["inputs", "outputs"]
+
+
+def num_inputs(linear: nn.Module) -> int:
+    """Return the width of a linear layer's input, read from its weight."""
+    return int(linear.weight.shape[_dim(linear, "inputs")])  # type: ignore[index]
+
+
+def num_outputs(linear: nn.Module) -> int:
+    """Return the width of a linear layer's output, read from its weight."""
+    return int(linear.weight.shape[_dim(linear, "outputs")])  # type: ignore[index]
+
+
+def why_not_editable(linear: nn.Module) -> str | None:
+    """Return why rows or columns of a layer cannot be removed, or None if they can."""
+    kind = type(linear).__name__
+    if hasattr(linear, "base_layer"):
+        return f"it is wrapped by an adapter ({kind}): merge adapters first (PEFT: model = model.merge_and_unload())"
+    weight = getattr(linear, "weight", None)
+    if isinstance(weight, Tensor) and not (weight.is_floating_point() and weight.element_size() > 1):
+        return f"it is quantised ({kind} with {weight.dtype} weights): remove heads first and quantise the result"
+    if not isinstance(linear, (nn.Linear, Conv1D)):
+        return f"{kind} is neither nn.Linear nor Conv1D: remove heads before layers are quantised or replaced"
+    if type(weight) is not nn.Parameter:
+        return (
+            f"its weight is no plain parameter but {type(weight).__name__} (quantised, distributed or parametrised): "
+            "remove heads before that"
+        )
+    return None
+
+
+def plan_take(linear: nn.Module, kept: Tensor, *, side: Side, silent: Sequence[int] = ()) -> list[Edit]:
+    """Plan to keep some inputs or outputs of a linear layer.
+
+    Args:
+        linear: The layer.
+        kept: Numbers of the inputs or outputs that stay.
+        side: Which of the two.
+        silent: Positions among the kept that get zero weight.
+    """
+    size_names = ("nx", "nf") if isinstance(linear, Conv1D) else ("in_features", "out_features")
+    edits = [
+        *plan_take_parameter(linear, "weight", kept, dim=_dim(linear, side), silent=silent),
+        Edit(linear, size_names[side == "outputs"], lambda: len(kept)),
+    ]
+    if side == "outputs" and linear.bias is not None:
+        edits += plan_take_parameter(linear, "bias", kept, dim=0)
+    return edits
+
+
+def plan_take_parameter(
+    holder: nn.Module, name: str, kept: Tensor, *, dim: int, silent: Sequence[int] = ()
+) -> list[Edit]:
+    """Plan to keep some entries of a parameter along one dimension; the silent ones among them become zero."""
+
+    def take() -> nn.Parameter:
+        parameter = getattr(holder, name)
+        taken = parameter.detach().index_select(dim, kept.to(parameter.device))
+        if silent:
+            taken.index_fill_(dim, torch.tensor(silent, device=parameter.device), 0.0)
+        return nn.Parameter(taken, requires_grad=parameter.requires_grad)
+
+    return [Edit(holder, name, take)]
+
+
+def scale_inputs(linear: nn.Module, scale: Tensor) -> nn.Parameter:
+    """Return the weight that does to an input what the layer does to ``input * scale``."""
+    weight = linear.weight
+    assert isinstance(weight, nn.Parameter)
+    shape = (-1, 1) if _dim(linear, "inputs") == 0 else (1, -1)
+    return nn.Parameter(weight.detach() * scale.to(weight).view(shape), requires_grad=weight.requires_grad)
+
+
+def _dim(linear: nn.Module, side: Side) -> int:
+    return int((side == "inputs") != isinstance(linear, Conv1D))

@@ -1,0 +1,90 @@
+"""What heads cannot be removed from, and why."""
+
+import re
+from collections.abc import Iterable
+
+from torch import nn
+
+from .linear import why_not_editable
+
+__all__ = ["check_not_wrapped", "check_removable", "explain_unknown", "why_not_attention"]
+
+_WRAPPERS = {
+    "DataParallel": "pass model.module",
+    "DistributedDataParallel": "pass model.module, before it is wrapped if you can",
+    "FullyShardedDataParallel": "pass model.module, before it is wrapped if you can",
+    "FSDPModule": "remove heads before fully_shard",
+    "OptimizedModule": "pass model._orig_mod, and compile the result again",
+}
+
+
+def check_not_wrapped(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model inside a wrapper that holds on to its parameters."""
+    for ancestor in type(model).__mro__:
+        if ancestor.__name__ in _WRAPPERS:
+            raise ValueError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")
+
+
+def check_removable(
+    name: str, module: nn.Module, num_heads: int, head_dim: int, projections: Iterable[nn.Module]
+) -> None:
+    """Raise ``ValueError`` if heads cannot be removed from an attention module.
+
+    Args:
+        name: Name of the module, for the message.
+        module: The attention module.
+        num_heads: Number of its query heads.
+        head_dim: Width of each.
+        projections: Its linear layers, the output projection included.
+    """
+    reason = _why_heads_depend(module, num_heads * head_dim)
+    if reason is not None:
+        raise ValueError(f"Heads cannot be removed from {name} ({type(module).__name__}): {reason}.")
+    for linear in projections:
+        reason = why_not_editable(linear)
+        if reason is not None:
+            raise ValueError(f"Heads cannot be removed from {name}, because of a projection: {reason}.")
+
+
+def why_not_attention(module: nn.Module) -> str | None:
+    """Return why a module, although it mixes positions, has no heads that can be removed; None if there is no reason.
+
+    The reasons are read off the module, so that they hold for families nobody has listed.
+    """
+    if any(hasattr(module, name) for name in ("kv_a_proj_with_mqa", "kv_lora_rank", "kv_b_proj", "q_a_proj")):
+        return "multi-head latent attention compresses the keys and values of all heads together"
+    if re.search(r"Mamba|LinearAttention|DeltaNet|Lightning|Rwkv|RWKV|Retention|SSM|Mixer2?$", type(module).__name__):
+        return "linear attention and state-space layers have no independent heads of queries, keys and values"
+    output = next((getattr(module, name) for name in ("o_proj", "out_proj", "dense") if hasattr(module, name)), None)
+    width = getattr(output, "in_features", None)
+    return _why_heads_depend(module, width) if isinstance(width, int) else None
+
+
+def explain_unknown(model: nn.Module) -> str:
+    """Return the message for a model without any attention block that can be used."""
+    for name, module in model.named_modules():
+        reason = why_not_attention(module)
+        if reason is not None:
+            return (
+                f"Heads cannot be removed from {type(model).__name__}: in {name} ({type(module).__name__}), {reason}."
+            )
+    seen = sorted({type(m).__name__ for m in model.modules() if re.search("attention", type(m).__name__, re.I)})
+    return (
+        f"No attention block of {type(model).__name__} is known: its attention classes are "
+        f"{', '.join(seen) or 'none by name'}. Describe one with gating.register_attention_spec("
+        f"{(seen or ['MyAttention'])[0]!r}, gating.AttentionSpec(projections=..., output_projection=...)), "
+        "or pass discover=True to have its structure found and tried out."
+    )
+
+
+def _why_heads_depend(module: nn.Module, width: int) -> str | None:
+    """Heads are not independent where a norm takes its statistics over all of them, or where they are mixed."""
+    if getattr(module, "head_logits_proj", None) is not None:
+        return "its heads are mixed before the softmax (talking heads)"
+    for name, child in module.named_children():
+        weight = getattr(child, "weight", None)
+        if re.fullmatch(r"(q|k|query|key)_?(layer)?_?(norm|layernorm|ln)", name) and weight is not None:
+            head_dim = getattr(module, "head_dim", width)
+            if weight.dim() == 1 and weight.numel() == width > head_dim:
+                return f"{name} normalises across all heads, so every head depends on those that would go"
+    return None

@@ -1,0 +1,101 @@
+"""Proof that a removal changed nothing but the size: masked against compact on a small input."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import AttentionBlock
+from .edits import Edit, apply_edits, undo_edits
+from .probe import cached_outputs, forward_outputs, make_probe, max_relative_difference, tolerance_for
+
+__all__ = ["apply_checked", "heads_masked"]
+
+
+def apply_checked(
+    model: nn.Module,
+    blocks: Sequence[AttentionBlock],
+    kept: Mapping[str, Collection[int]],
+    edits: Sequence[Edit],
+    *,
+    must_matter: bool = False,
+) -> list[tuple[object, str, object]]:
+    """Apply the edits of a removal, in place, and take them back if the model computes something else than masked.
+
+    For decoders, a step with a cache is compared with the pass without one, too.
+
+    Args:
+        model: The model.
+        blocks: Its attention blocks, as they are before.
+        kept: For the name of each block, the original numbers of the heads to keep.
+        edits: The planned removal.
+        must_matter: Whether it is an error, too, if masking these heads changes nothing.
+
+    Returns:
+        What was there before, for :func:`~gating.heads.edits.undo_edits`.
+
+    Raises:
+        ValueError: The outputs differ, or the compact model does not run. The model is as it was.
+    """
+    probe = make_probe(model)
+    dense = forward_outputs(model, probe) if must_matter else []
+    with heads_masked(blocks, kept):
+        expected = forward_outputs(model, probe)
+    if must_matter and max_relative_difference(dense, expected) == 0:
+        raise ValueError("masking heads at the input of the output projection has no effect, so nothing is proven.")
+    done = apply_edits(edits)
+    try:
+        problem = _find_problem(model, probe, expected)
+    except Exception as error:
+        problem = f"it does not run ({type(error).__name__}: {error})"
+    if problem is None:
+        return done
+    undo_edits(done)
+    classes = sorted({type(block.module).__name__ for block in blocks})
+    raise ValueError(
+        f"Without its removed heads, {type(model).__name__} is not what it is with these heads masked: {problem}. "
+        f"The structure of {', '.join(classes)} was not understood; describe it with gating.register_attention_spec. "
+        "Nothing was changed."
+    )
+
+
+def _find_problem(model: nn.Module, probe: Mapping[str, Tensor], expected: list[Tensor]) -> str | None:
+    actual = forward_outputs(model, probe)
+    tolerance = max((tolerance_for(tensor.dtype) for tensor in expected), default=0.0)
+    difference = max_relative_difference(expected, actual)
+    if difference > tolerance:
+        return f"outputs differ by {difference:.1e}"
+    pair = cached_outputs(model, probe)
+    if pair is not None:
+        difference = max_relative_difference([pair[0]], [pair[1]])
+        if difference > 10 * tolerance:
+            return f"with a cache, the next token's outputs differ by {difference:.1e}"
+    return None
+
+
+@contextmanager
+def heads_masked(blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]) -> Iterator[None]:
+    """Multiply all heads but the kept ones by zero for the length of a ``with`` block."""
+    handles = []
+    for block in blocks:
+        if block.head_slots:
+            open_slots = torch.tensor([float(head in kept[block.name]) for head in block.head_slots])
+            mask = open_slots.repeat_interleave(block.head_dim)
+            handles.append(block.output_projection.register_forward_pre_hook(_Mask(mask)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Mask:
+    """A pre-hook that multiplies the input by a mask."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        heads, *rest = inputs
+        return (heads * self.mask.to(heads), *rest)

@@ -1,0 +1,301 @@
+"""Tiny random models of every supported family.
+
+All parameters are random, biases and tables of position biases too: what a library initialises with zeros would hide
+mistakes. Sizes are uneven on purpose (heads x head_dim need not be the hidden size where a family allows that).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gating import HeadGates
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED: dict[str, Any] = {**TEXT, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+SEQ2SEQ: dict[str, Any] = {
+    "vocab_size": 99,
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": None,
+}
+T5: dict[str, Any] = {
+    "vocab_size": 99,
+    "d_model": 64,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 0,
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 16,
+    "patch_size": 8,
+    "num_channels": 3,
+}
+AUDIO: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "conv_dim": (32, 32),
+    "conv_kernel": (10, 3),
+    "conv_stride": (5, 2),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+TOWERS: dict[str, Any] = {
+    "text_config": {**TEXT, "num_hidden_layers": 2, "projection_dim": 32},
+    "vision_config": {**VISION, "num_hidden_layers": 2, "projection_dim": 32},
+    "projection_dim": 32,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to build a tiny model of a family.
+
+    Attributes:
+        model: Name of the transformers model class.
+        config: Name of its configuration class.
+        arguments: Arguments of the configuration.
+        implementations: Attention implementations that the family has.
+        generates: Whether ``generate`` is compared.
+        static_cache: Whether the dense model generates with a static cache.
+        std: Spread of the random parameters.
+    """
+
+    model: str
+    config: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    implementations: tuple[str, ...] = ("sdpa", "eager")
+    generates: bool = False
+    static_cache: bool = True
+    std: float = 0.15
+
+    def build(self, implementation: str | None = None, seed: int = 0) -> PreTrainedModel:
+        """Build the model, in evaluation mode."""
+        config = getattr(transformers, self.config)(**self.arguments)
+        cls = getattr(transformers, self.model)
+        model: PreTrainedModel = cls._from_config(config, attn_implementation=implementation or self.implementations[0])
+        return randomise(model.eval(), std=self.std, seed=seed)
+
+
+def randomise(model: PreTrainedModel, *, std: float, seed: int) -> PreTrainedModel:
+    """Draw all parameters anew, in place; norm weights around 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * std
+            if name.endswith("embed_positions.weight") and type(model).__name__.startswith("Marian"):
+                continue  # a table of sines that transformers does not save
+            is_norm_weight = "norm" in name.lower() and name.endswith("weight")
+            parameter.copy_(noise + 1.0 if is_norm_weight else noise)
+    return model
+
+
+def _decoder(name: str, arguments: dict[str, Any], **options: Any) -> Family:
+    return Family(f"{name}ForCausalLM", f"{name}Config", arguments, generates=True, **options)
+
+
+def _encoder(name: str, arguments: dict[str, Any] = TEXT, **options: Any) -> Family:
+    return Family(f"{name}ForSequenceClassification", f"{name}Config", arguments, **options)
+
+
+def _seq2seq(name: str, arguments: dict[str, Any], model: str = "{}ForConditionalGeneration", **options: Any) -> Family:
+    return Family(model.format(name), f"{name}Config", arguments, generates=True, **options)
+
+
+def _classifier(name: str, arguments: dict[str, Any], kind: str = "Image", **options: Any) -> Family:
+    return Family(f"{name}For{kind}Classification", f"{name}Config", arguments, **options)
+
+
+FALCON = {**TEXT, "ffn_hidden_size": 48, "bias": True}
+DEBERTA = {
+    **TEXT,
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "type_vocab_size": 0,
+    "position_biased_input": False,
+}
+GPT2 = {"vocab_size": 99, "n_embd": 64, "n_layer": 3, "n_head": 4, "n_positions": 64, "n_inner": 48}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+FAMILIES: dict[str, Family] = {
+    "bert": _encoder("Bert"),
+    "bert-decoder": Family("BertLMHeadModel", "BertConfig", {**TEXT, "is_decoder": True}, generates=True),
+    "roberta": _encoder("Roberta"),
+    "xlm-roberta": _encoder("XLMRoberta"),
+    "camembert": _encoder("Camembert"),
+    "electra": _encoder("Electra", {**TEXT, "embedding_size": 32}),
+    "distilbert": _encoder(
+        "DistilBert",
+        {"vocab_size": 99, "dim": 64, "n_layers": 3, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64},
+    ),
+    "albert": _encoder(
+        "Albert", {**TEXT, "embedding_size": 32, "num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 1}
+    ),
+    "albert-1group": _encoder("Albert", {**TEXT, "embedding_size": 32, "num_hidden_groups": 1, "inner_group_num": 2}),
+    "deberta-v2": _encoder("DebertaV2", {**DEBERTA, "share_att_key": True}, implementations=("eager",)),
+    "deberta-v2-unshared": _encoder("DebertaV2", {**DEBERTA, "share_att_key": False}, implementations=("eager",)),
+    "mpnet": _encoder("MPNet", implementations=("eager",)),
+    "modernbert": _encoder("ModernBert", {**TEXT, "global_attn_every_n_layers": 2, "local_attention": 4}),
+    "eurobert": _encoder("EuroBert", GROUPED),
+    "nomic_bert": _encoder("NomicBert"),
+    "gpt2": Family("GPT2LMHeadModel", "GPT2Config", {**GPT2, **IDS}, generates=True),
+    "gpt2-cross": Family("GPT2LMHeadModel", "GPT2Config", {**GPT2, **IDS, "add_cross_attention": True}),
+    "gpt_neox": _decoder("GPTNeoX", TEXT),
+    "opt": _decoder("OPT", {**TEXT, "ffn_dim": 48, "word_embed_proj_dim": 64}),
+    "llama": _decoder("Llama", GROUPED),
+    "llama-mha": _decoder("Llama", {**TEXT, "attention_bias": True}),
+    "mistral": _decoder("Mistral", {**GROUPED, "sliding_window": 6}),
+    "qwen2": _decoder("Qwen2", GROUPED),
+    "qwen3": _decoder("Qwen3", GROUPED),
+    "gemma": _decoder("Gemma", {**TEXT, "num_key_value_heads": 1, "head_dim": 16}),
+    "gemma2": _decoder("Gemma2", {**GROUPED, "sliding_window": 6}, implementations=("eager",)),
+    "gemma3": Family(
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        {
+            **GROUPED,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        generates=True,
+    ),
+    "phi3": _decoder("Phi3", GROUPED),
+    "falcon-new": _decoder("Falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-mq": _decoder("Falcon", {**FALCON, "multi_query": True, "new_decoder_architecture": False}),
+    "falcon-rw-alibi": _decoder(
+        "Falcon",
+        {**FALCON, "multi_query": False, "new_decoder_architecture": False, "alibi": True},
+        static_cache=False,
+    ),
+    "t5": _seq2seq("T5", T5),
+    "bart": _seq2seq("Bart", SEQ2SEQ),
+    "marian": _seq2seq("Marian", SEQ2SEQ, model="{}MTModel"),
+    "mbart": _seq2seq("MBart", SEQ2SEQ),
+    "whisper": _seq2seq(
+        "Whisper", {**SEQ2SEQ, "num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 32}
+    ),
+    "vit": _classifier("ViT", VISION),
+    "deit": _classifier("DeiT", VISION),
+    "dinov2": _classifier("Dinov2", {**VISION, "mlp_ratio": 1}),
+    "beit": _classifier(
+        "Beit", {**VISION, "use_relative_position_bias": True, "use_shared_relative_position_bias": True}
+    ),
+    "swin": _classifier(
+        "Swin",
+        {
+            "image_size": 32,
+            "patch_size": 2,
+            "num_channels": 3,
+            "embed_dim": 32,
+            "depths": [2, 2],
+            "num_heads": [2, 4],
+            "window_size": 4,
+            "mlp_ratio": 1.0,
+        },
+    ),
+    "clip": Family("CLIPModel", "CLIPConfig", TOWERS),
+    "siglip": Family("SiglipModel", "SiglipConfig", TOWERS),
+    "blip": Family(
+        "BlipForConditionalGeneration",
+        "BlipConfig",
+        {
+            **TOWERS,
+            "text_config": {
+                **TOWERS["text_config"],
+                "encoder_hidden_size": 64,
+                "sep_token_id": 2,
+                "is_decoder": True,
+            },
+        },
+        implementations=("eager",),
+        generates=True,
+        static_cache=False,
+    ),
+    "wav2vec2": _classifier("Wav2Vec2", AUDIO, "Sequence"),
+    "hubert": _classifier("Hubert", AUDIO, "Sequence"),
+    "mt5": _seq2seq("MT5", T5),
+    "umt5": _seq2seq("UMT5", T5),
+    "gpt_oss": _decoder(
+        "GptOss",
+        {**GROUPED, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 6},
+        implementations=("eager",),
+    ),
+    "xglm": _decoder(
+        "XGLM",
+        {"vocab_size": 99, "d_model": 64, "num_layers": 3, "attention_heads": 4, "ffn_dim": 48, **IDS},
+        implementations=("eager",),
+    ),
+    "gptj": _decoder("GPTJ", {**GPT2, **IDS, "rotary_dim": 4}),
+    "cohere": _decoder("Cohere", {**GROUPED, "use_qk_norm": True}),
+    "phi": _decoder("Phi", {**TEXT, "num_attention_heads": 8, "num_key_value_heads": 4, "qk_layernorm": True}),
+    "granite": _decoder("Granite", GROUPED),
+    "starcoder2": _decoder("Starcoder2", {**GROUPED, "use_bias": True, "sliding_window": None}),
+    "deberta": _encoder(
+        "Deberta",
+        {**TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "type_vocab_size": 0},
+        implementations=("eager",),
+    ),
+    "ernie": _encoder("Ernie"),
+    "pegasus": _seq2seq("Pegasus", SEQ2SEQ),
+    "mvp": _seq2seq("Mvp", SEQ2SEQ, implementations=("eager",)),
+    "mixtral": _decoder("Mixtral", {**GROUPED, "num_local_experts": 2}),
+    "gpt_bigcode": _decoder("GPTBigCode", {**GPT2, **IDS}),
+    "persimmon": _decoder("Persimmon", TEXT),
+    "modernbert-decoder": _decoder("ModernBertDecoder", {**TEXT, "global_attn_every_n_layers": 2}),
+    "dinov3": Family("DINOv3ViTModel", "DINOv3ViTConfig", VISION),
+    "vit_mae": Family("ViTMAEModel", "ViTMAEConfig", VISION),
+}
+
+
+def make_pattern(gates: HeadGates, seed: int | None) -> Tensor:
+    """Return a zero or one for every gate: at random, but one block is empty and one full.
+
+    Which blocks those are follows from the seed; seed 0 empties the first one, the place where caches are read. The
+    pattern called None closes everything.
+    """
+    if seed is None:
+        return torch.zeros(sum(gates.block_sizes))
+    generator = torch.Generator().manual_seed(seed)
+    pattern = (torch.rand(sum(gates.block_sizes), generator=generator) < 0.5).float()
+    by_block = pattern.split(gates.block_sizes)
+    by_block[seed % len(by_block)].zero_()
+    by_block[(seed + 1) % len(by_block)].fill_(1.0)
+    return pattern
