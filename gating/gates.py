@@ -149,7 +149,12 @@ class HeadGates(nn.Module):
 
     def num_open(self) -> int:
         """Count the heads whose gate's deterministic value is not zero."""
-        return int(((self.values() > 0) * self._heads).sum())
+        return sum(self.open_by_block().values())
+
+    def open_by_block(self) -> dict[str, int]:
+        """Count the heads of each attention block whose gate's deterministic value is not zero, by its name."""
+        counts = ((self.values() > 0) * self._heads).split(self.block_sizes)
+        return {name: int(count.sum()) for name, count in zip(self.block_names, counts, strict=True)}
 
     def expected_open(self) -> Tensor:
         """Return how many heads are open on average, a scalar; differentiable."""

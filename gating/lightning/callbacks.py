@@ -43,7 +43,7 @@ class GateMonitor(Callback):
             return
         gates, objective = pl_module.gates, pl_module.objective
         look = Look(
-            pl_module.step_in_run, metric, float(gates.prob_open().sum()), gates.num_open(), objective.target(gates)
+            pl_module.step_in_run, metric, float(gates.expected_open()), gates.num_open(), objective.target(gates)
         )
         values = {name: z.tolist() for name, z in gates.by_block().items()}
         self.history.looks.append(look)
@@ -67,14 +67,15 @@ def _gate_metrics(module: FineTuning) -> dict[str, float | torch.Tensor]:
     gates = module.gates
     assert module.objective is not None
     values = gates.values()
+    open_heads = gates.open_by_block()
     metrics: dict[str, float | torch.Tensor] = {
-        "gates/expected_open": gates.prob_open().sum(),
-        "gates/open": (values > 0).sum().float(),
+        "gates/expected_open": gates.expected_open(),
+        "gates/open": float(sum(open_heads.values())),
         "gates/target": module.objective.target(gates),
         "gates/undecided": ((values > 0.05) & (values < 0.95)).float().mean(),
     }
-    for index, block_values in enumerate(values.split(gates.block_sizes)):
-        metrics[f"gates/layer_{index:02d}/open"] = (block_values > 0).sum().float()
+    for index, num_open in enumerate(open_heads.values()):
+        metrics[f"gates/layer_{index:02d}/open"] = float(num_open)
     return metrics
 
 

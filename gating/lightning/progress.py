@@ -82,7 +82,7 @@ def _status(trainer: pl.Trainer, module: pl.LightningModule) -> str:
     status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
     if module.objective is not None:
         target = module.objective.target(module.gates)
-        status += f"  heads {float(module.gates.prob_open().detach().sum()):.1f}" + (
+        status += f"  heads {float(module.gates.expected_open().detach()):.1f}" + (
             f" → {target:.0f}" if target == target else ""
         )
     return status
