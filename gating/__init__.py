@@ -14,6 +14,7 @@ from gating.finalize import FinalizeReport, finalize
 from gating.gates import HeadGates, inject_gates
 from gating.heads.blocks import AttentionBlock, find_attention_blocks
 from gating.heads.families import register_attention_spec
+from gating.heads.padding import silence_padding
 from gating.heads.pruning import PruneReport, prune_heads
 from gating.heads.spec import AttentionSpec
 from gating.objectives import BudgetSchedule, ExactBudget, FixedPrice, NoObjective, Objective
@@ -40,4 +41,5 @@ __all__ = [
     "prune_heads",
     "register_attention_spec",
     "save_compact",
+    "silence_padding",
 ]

@@ -1,13 +1,16 @@
 """The whole path, from the command to the compact model."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import wandb
+from family_models import FAMILIES
 from safetensors.torch import load_file
 from tiny_run import compose_settings, make_inputs, run_command, write_table
 from transformers import AutoTokenizer
@@ -74,7 +77,7 @@ def test_compact_model_has_the_accuracy_that_was_reported(finished, inputs):
     folder, _ = finished
     model = gating.load_compact(folder / "compact")
     tokenizer = AutoTokenizer.from_pretrained(folder / "compact")
-    rows = Path(next(x for x in inputs if x.startswith("data.test=")).partition("=")[2]).read_text().splitlines()[1:]
+    rows = Path(setting(inputs, "data.test")).read_text().splitlines()[1:]
     texts, labels = zip(*(row.split("\t") for row in rows), strict=True)
     logits = model(**tokenizer(list(texts), padding=True, return_tensors="pt")).logits
     right = [model.config.id2label[int(i)] == label for i, label in zip(logits.argmax(1), labels, strict=True)]
@@ -124,6 +127,34 @@ def test_dense_run_goes_through_the_same_code(inputs, tmp_path):
     assert numbers["num_heads"] == numbers["num_heads_before"] == 12
     assert numbers["dense/test/accuracy"] == numbers["test/accuracy"]
     assert gating.load_compact(tmp_path / "out" / "compact").num_parameters() == numbers["num_parameters"]
+
+
+@pytest.mark.parametrize("family", ["distilbert", "deberta-v2", "modernbert", "gpt2", "llama"])
+def test_the_same_command_runs_other_families(family, inputs, tmp_path):
+    """No setting but the model's name changes; a gate of the llama stands for two query heads."""
+    folder = tmp_path / family
+    shutil.copytree(Path(setting(inputs, "model.name")), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = getattr(transformers, FAMILIES[family].config)(**FAMILIES[family].arguments)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    numbers = run_here([*inputs, f"model.name={folder}"], tmp_path / "out")
+    assert numbers["num_heads"] == 4
+    model = gating.load_compact(tmp_path / "out" / "compact")
+    assert sum(block.num_heads for block in gating.find_attention_blocks(model)) == 4
+
+
+def test_number_of_heads_that_groups_cannot_keep_names_the_nearest(inputs, tmp_path, capsys):
+    folder = tmp_path / "llama"
+    shutil.copytree(Path(setting(inputs, "model.name")), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    transformers.LlamaConfig(**FAMILIES["llama"].arguments).save_pretrained(folder)
+    overrides = [*inputs, f"model.name={folder}", "objective.num_heads=5", f"output_dir={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit):
+        train.guarded_run(compose_settings(overrides))
+    assert "4 or 6" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def setting(inputs: list[str], name: str) -> str:
+    return next(x for x in inputs if x.startswith(f"{name}=")).partition("=")[2]
 
 
 def test_same_seed_gives_the_same_model(inputs, tmp_path):

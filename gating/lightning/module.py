@@ -10,6 +10,7 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
 from gating.gates import HeadGates
+from gating.heads.padding import has_padding, silence_padding
 from gating.lightning.optimizers import AdamW, LinearSchedule
 from gating.lightning.tasks import SequenceClassification
 from gating.objectives import Objective
@@ -81,6 +82,15 @@ class FineTuning(pl.LightningModule):
         optimizer = self._optimizer.build(weights, gates, multipliers)
         scheduler = self._scheduler.build(optimizer, first_step=self._first_step, total_steps=self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """See whether removed heads fill up groups of query heads."""
+        self._has_padding = has_padding(self.model)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Keep removed heads that fill up groups from coming back to life."""
+        if self._has_padding:
+            silence_padding(self.model)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the schedule and the noise of this step from its number alone, so that a resumed run repeats it."""
