@@ -7,7 +7,7 @@ from gating.heads.padding import has_padding
 
 def test_padding_heads_stay_silent_in_further_training():
     model = FAMILIES["llama"].build().train()
-    gating.prune_heads(model, {0: [0, 2, 3], 1: [5]})  # groups of two: 1 | 2 removed | 4, 5 | 6, 7, and so on
+    gating.prune_heads(model, {0: [0, 2, 3], 1: [5]})  # groups of two query heads
     assert has_padding(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     batch = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(0))
