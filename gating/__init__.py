@@ -18,6 +18,7 @@ from gating.heads.padding import silence_padding
 from gating.heads.pruning import PruneReport, prune_heads
 from gating.heads.spec import AttentionSpec
 from gating.objectives import BudgetSchedule, ExactBudget, FixedPrice, NoObjective, Objective
+from gating.runtimes import export_onnx
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "Objective",
     "PruneReport",
     "__version__",
+    "export_onnx",
     "finalize",
     "find_attention_blocks",
     "inject_gates",

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from gating.export import load_compact, replacing_folder
 from gating.heads.probe import forward_outputs, make_probe, max_relative_difference
 
-__all__ = ["RuntimeFormat", "RuntimeReport", "export_runtime"]
+__all__ = ["RuntimeFormat", "RuntimeReport", "export_onnx", "export_runtime"]
 
 RuntimeFormat = Literal["onnx", "torch"]
 
@@ -80,6 +80,16 @@ def export_runtime(
             )
         megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
     return RuntimeReport(Path(save_directory), format, difference, megabytes)
+
+
+def export_onnx(
+    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    save_directory: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> RuntimeReport:
+    """Export a model to ONNX: :func:`export_runtime` with that format."""
+    return export_runtime(model_or_directory, save_directory, format="onnx", overwrite=overwrite)
 
 
 def _load_exporter(format: RuntimeFormat) -> tuple[Any, Any, Any]:

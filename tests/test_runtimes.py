@@ -32,7 +32,7 @@ def test_torch_export_answers_the_same(compact_folder, tmp_path):
 
 def test_onnx_runtime_answers_the_same(compact_folder, tmp_path):
     pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
-    report = runtimes.export_runtime(compact_folder, tmp_path / "exported", format="onnx")
+    report = gating.export_onnx(compact_folder, tmp_path / "exported")
     assert report.max_difference <= 1e-5
     assert (tmp_path / "exported" / "model.onnx").is_file()
 
