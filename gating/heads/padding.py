@@ -26,4 +26,4 @@ def silence_padding(model: nn.Module) -> None:
         kept = torch.tensor([float(head in block.head_ids) for head in block.head_slots])
         projection = block.output_projection
         with torch.no_grad():
-            projection.weight.copy_(scale_inputs(projection, kept.repeat_interleave(block.head_dim)))  # type: ignore[operator, union-attr]
+            projection.weight.copy_(scale_inputs(projection, kept.repeat_interleave(block.head_dim)))  # type: ignore[operator]
