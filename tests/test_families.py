@@ -138,12 +138,7 @@ import json, sys, torch, transformers
 from transformers.utils import logging
 logging.set_verbosity_error()
 torch.set_num_threads(1)
-try:
-    import gating
-except ImportError:
-    pass
-else:
-    raise SystemExit("this process was not to have the package")
+sys.modules["gating"] = None  # as where it is not installed
 results = {}
 for folder, auto_class in json.load(open("folders.json")):
     try:
@@ -348,11 +343,7 @@ if len(sys.argv) > 1:
     gating.prune_heads(model[0].auto_model, {{0: range(12), 1: [0, 5], 3: [11]}})
     model.save("st")
 else:
-    try:
-        import gating
-        raise SystemExit("this process was not to have the package")
-    except ImportError:
-        pass
+    sys.modules["gating"] = None  # as where it is not installed
     model = SentenceTransformer("st", trust_remote_code=True)
 embedding = model.encode(["Heads that nobody needs are gone."], convert_to_tensor=True)
 torch.save(embedding, sys.argv[1] if len(sys.argv) > 1 else "again.pt")
