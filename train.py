@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from gating import HeadGates, NoObjective, Objective, finalize, save_compact
 from gating.card import heads_per_layer
 from gating.errors import is_input_error
-from gating.folder import check_folder
+from gating.folder import check_folder, clear_folder
 from gating.history import History
 from gating.lightning.callbacks import GateMonitor
 from gating.lightning.data import TextDataModule
@@ -36,6 +36,7 @@ from gating.lightning.loggers import close_wandb, log_outcome, resolve_mode
 from gating.lightning.module import FineTuning
 from gating.lightning.progress import PhaseProgressBar
 from gating.lightning.quiet import quiet_libraries
+from gating.lightning.steps import check_one_process, count_steps
 from gating.lightning.tasks import SequenceClassification
 from gating.measure import compare_latency, count_heads
 from gating.report import print_report, save_pictures
@@ -111,6 +112,7 @@ def prepare(cfg: DictConfig) -> Run:
     settings = read_settings(cfg)
     check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
     resolve_mode(cfg.logger.mode)
+    check_one_process(settings["trainer"])
     pl.seed_everything(cfg.seed, verbose=False)
     task = instantiate(cfg.task)
     objective = instantiate(cfg.objective)
@@ -120,11 +122,12 @@ def prepare(cfg: DictConfig) -> Run:
     if gated:
         # On the model without weights: whether gates and budget fit it is known before anything is loaded.
         objective.attach(instantiate(cfg.gates)(blueprint))
+    settings["data"]["max_length"] = task.readable_length(blueprint, cfg.data.max_length)
     tokenizer = task.load_tokenizer(name)
     data, label_names = load_data(settings["data"], task, tokenizer, seed=cfg.seed)
     options = {key: value for key, value in settings["model"].items() if key != "name"}
     model = task.load_model(name, label_names=label_names, pad_token_id=tokenizer.pad_token_id, **options)
-    total_steps = count_steps(cfg, data)
+    total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
     work = Run(
         cfg=cfg,
         task=task,
@@ -137,6 +140,7 @@ def prepare(cfg: DictConfig) -> Run:
         total_steps=total_steps,
         search_steps=max(1, round((1 - cfg.recovery) * total_steps)) if gated else 0,
     )
+    clear_folder(Path(cfg.output_dir))
     Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, Path(cfg.output_dir) / "config.yaml", resolve=True)
     work.loggers = instantiate(cfg.logger, _partial_=True)(cfg.output_dir, run_config=settings)
@@ -161,16 +165,6 @@ def load_data(
     splits, label_names = task.prepare(instantiate(source), tokenizer, **preparation)
     data = TextDataModule(splits, collate=task.collator(tokenizer), order_seed=seed, **batching)
     return data, label_names
-
-
-def count_steps(cfg: DictConfig, data: TextDataModule) -> int:
-    """Return the optimizer steps of the whole run."""
-    if cfg.trainer.max_steps > 0:
-        return int(cfg.trainer.max_steps)
-    batches = data.num_batches()
-    limit = cfg.trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
-    return int(cfg.trainer.max_epochs * -(-batches // cfg.trainer.accumulate_grad_batches))
 
 
 def search(work: Run, objective: Objective) -> HeadGates:
@@ -214,8 +208,10 @@ def train(work: Run, phase: str, *, steps: int, first_step: int = 0, gates: Head
         logger=work.loggers,
         callbacks=callbacks,
         default_root_dir=cfg.output_dir,
+        val_check_interval=validation_interval(work),
         use_distributed_sampler=False,
     )
+    work.data.go_on_after(first_step * cfg.trainer.accumulate_grad_batches)
     with work.summary.timed(phase):
         # from_pretrained leaves models in evaluation mode, and Lightning does not change that.
         trainer.fit(module.train(), datamodule=work.data)
@@ -223,19 +219,26 @@ def train(work: Run, phase: str, *, steps: int, first_step: int = 0, gates: Head
     work.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
 
 
+def validation_interval(work: Run) -> int | float:
+    """Return after how many batches, or which share of an epoch, to validate; at the latest after an epoch."""
+    interval: int | float = work.cfg.trainer.val_check_interval
+    return min(interval, work.data.num_batches()) if isinstance(interval, int) else interval
+
+
 def export(work: Run) -> None:
     """Measure the compact model beside the dense one and save it."""
-    measure_metric(work, "compact", "compact, after recovery" if work.objective else "dense")
+    recovered = work.total_steps > work.search_steps
+    compact = "compact, after recovery" if recovered else "compact, without recovery"
+    measure_metric(work, "compact", compact if work.objective else "dense")
     with work.summary.timed("latency"):
-        dense = type(work.model)._from_config(work.dense_config).to(work.model.device)
+        dense = type(work.model)._from_config(work.dense_config).to(work.model.device, work.model.dtype)
         work.summary.latency = compare_latency(dense, work.model, probe_batch(work))
     work.summary.compare_models(dense, work.model)
     save_compact(
         work.model,
-        work.cfg.paths.compact,
+        Path(work.cfg.output_dir) / "compact",
         tokenizer=work.tokenizer,
         report=work.summary.compact_report(work.task.metric_name),
-        overwrite=work.cfg.overwrite,
     )
 
 
@@ -245,9 +248,9 @@ def report(work: Run) -> None:
     metric_name, numbers, kept = work.task.metric_name, work.summary.flat(), heads_per_layer(work.model)
     save_pictures(folder / "report", work.history, metric_name=metric_name, kept=kept, search_steps=work.search_steps)
     work.summary.write(folder / "metrics.json", seed=work.cfg.seed)
-    log_outcome(work.loggers, numbers, Path(work.cfg.paths.compact))
+    log_outcome(work.loggers, numbers, folder / "compact")
     print_report(Console(), kept, work.summary.compact_report(metric_name))
-    print(f"Everything is in {folder}; the model is in {work.cfg.paths.compact}")
+    print(f"Everything is in {folder}; the model is in {folder / 'compact'}")
 
 
 def measure_metric(work: Run, key: str, title: str) -> None:

@@ -82,8 +82,9 @@ def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None)
             parts.append(_table(heading, [list(row) for row in report.metrics]))
         parts += [f"{note}\n" for note in report.notes]
     parts.append("## Heads that were kept\n")
-    parts.append(_table(["attention block", "kept", "of"], [[name, _listed(heads), str(n)] for name, heads, n in kept]))
-    parts.append(_USAGE.format(task=_auto_suffix(model), folder=path.parent.name if path.parent.name != "new" else "."))
+    rows = [[name, _listed(heads), f"{len(heads)} of {num_heads}"] for name, heads, num_heads in kept]
+    parts.append(_table(["attention block", "numbers of the kept heads", "kept"], rows))
+    parts.append(_USAGE.format(task=_auto_suffix(model), folder="."))
     path.write_text("\n".join(parts), encoding="utf-8")
 
 

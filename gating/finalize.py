@@ -51,7 +51,7 @@ def finalize(
 
     Raises:
         ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
-            gate is open, or the gates are another model's.
+            gate is open, or the gates are another model's, or something is NaN.
         RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
     """
     if getattr(model, "head_gates", None) is not gates:
@@ -99,9 +99,13 @@ def _masked_outputs(
     """
     with gates.fixed_at(values):
         masked = forward_outputs(model, probe)
+    if values.isnan().any() or any(tensor.isnan().any() for tensor in masked):
+        raise ValueError(
+            "The model or its gates give NaN: training has diverged. Lower the learning rate, or train in float32."
+        )
     eps = max(torch.finfo(tensor.dtype).eps for tensor in masked)
     with gates.fixed_at(values * (1 - eps)):
-        sensitivity = max_relative_difference(masked, forward_outputs(model, probe))
+        sensitivity = min(1e-4, max_relative_difference(masked, forward_outputs(model, probe)))
     return masked, max(*(tolerance_for(tensor.dtype) for tensor in masked), 30 * sensitivity)
 
 

@@ -1,9 +1,10 @@
 """Whether a run's folder can be written to."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["check_folder"]
+__all__ = ["check_folder", "clear_folder"]
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -30,3 +31,15 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
         raise PermissionError(
             f"output_dir={folder} cannot be written to ({error.strerror} in {parent}). Choose another place."
         ) from error
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove what an earlier run left in a folder, so that two runs do not mix; other files stay.
+
+    Args:
+        folder: The folder of a run that may be overwritten.
+    """
+    for name in ("checkpoints", "compact", "csv", "report"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("config.yaml", "metrics.json"):
+        (folder / name).unlink(missing_ok=True)

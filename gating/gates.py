@@ -119,8 +119,8 @@ class HeadGates(nn.Module):
         self._widths = [len(block.head_slots) * block.head_dim for block in blocks]
         self._fixed: Tensor | None = None
         self._scales: tuple[Tensor, ...] | None = None
-        # Parts of a model may be called without the whole; mode and version tell whether the values are still good.
-        self._drawn_in: tuple[bool, int] | None = None
+        # Parts of a model may be called without the whole; this tells whether the values are still good.
+        self._drawn_in: tuple[bool, int, bool] | None = None
         self._attached: list[tuple[nn.Module, str]] = []
         self._handles: list[RemovableHandle] = []
 
@@ -210,7 +210,7 @@ class HeadGates(nn.Module):
 
     def scale(self, block_index: int) -> Tensor:
         """Return what a block's ``[..., num_heads * head_dim]`` is multiplied by in this forward pass."""
-        state = (self.training, self.log_alpha._version)
+        state = (self.training, self.log_alpha._version, torch.is_grad_enabled())
         if self._scales is None or self._drawn_in != state:
             values = self.sample() if self.training and self._fixed is None else self.values()
             per_feature = values.repeat_interleave(self._features_per_gate, output_size=sum(self._widths))

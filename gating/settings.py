@@ -19,7 +19,7 @@ class _RunSettings(typing.TypedDict):
 
     output_dir: str
     overwrite: bool
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     recovery: Annotated[float, Field(ge=0, lt=1)]
 
 

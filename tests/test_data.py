@@ -65,3 +65,16 @@ def test_text_that_is_missing_is_named(tokenizer):
 def test_batch_size_below_one_is_refused(tokenizer):
     with pytest.raises(ValueError, match="batch_size=0"):
         make_data(tokenizer, batch_size=0)
+
+
+def test_next_phase_goes_on_where_the_last_one_ended(tokenizer):
+    data = make_data(tokenizer, batch_size=4)
+    first = [batch["input_ids"].tolist() for batch in data.train_dataloader()]
+    data.go_on_after(3)
+    rest = [batch["input_ids"].tolist() for batch in data.train_dataloader()]
+    assert rest[:7] == first[3:]
+    data.go_on_after(10)
+    loader = data.train_dataloader()
+    again = make_data(tokenizer, batch_size=4).train_dataloader()
+    again.sampler.set_epoch(1)
+    assert [b["input_ids"].tolist() for b in loader] == [b["input_ids"].tolist() for b in again]

@@ -279,3 +279,13 @@ def test_after_a_refusal_the_right_spec_works(odd_model):
     gates.remove()
     gating.register_attention_spec("OddSelfAttention", RIGHT)
     assert gating.finalize(odd_model, gating.inject_gates(odd_model), num_heads=5).num_heads == 5
+
+
+def test_a_model_that_has_diverged_is_refused(make_model):
+    model = make_model("bert")
+    gates = gating.inject_gates(model)
+    with torch.no_grad():
+        gates.log_alpha.fill_(float("nan"))
+    with pytest.raises(ValueError, match="diverged"):
+        gating.finalize(model, gates, num_heads=2)
+    assert model.head_gates is gates

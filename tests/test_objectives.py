@@ -254,7 +254,6 @@ def test_a_bad_price_is_refused(arguments, message):
 def test_a_price_leaves_the_number_to_the_gates(bert):
     gates = gating.inject_gates(bert)
     objective = FixedPrice()
-    objective.check(12)
     assert objective.num_heads_to_keep(gates) is None
     assert math.isnan(objective.target(gates))
     assert list(objective.parameters()) == []

@@ -173,6 +173,22 @@ def test_a_price_decides_how_many_heads_stay(inputs, tmp_path):
     assert 1 <= numbers["num_heads"] < 12
 
 
+def test_texts_longer_than_the_model_reads_are_cut_off(inputs, tmp_path):
+    long = tmp_path / "long.tsv"
+    long.write_text("text\tlabel\n" + "".join(f"{'word3 ' * 600}\t{label}\n" for label in ("first", "second")))
+    files = [f"data.{split}={long}" for split in ("train", "validation", "test")]
+    overrides = [*inputs, *files, "data.max_length=1000", "trainer.max_steps=2"]
+    assert run_here(overrides, tmp_path / "out")["num_heads"] == 4
+
+
+def test_half_precision_checkpoints_are_trained_in_full(inputs, tmp_path):
+    folder = tmp_path / "half"
+    shutil.copytree(Path(setting(inputs, "model.name")), folder)
+    transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float16).save_pretrained(folder)
+    run_here([*inputs, f"model.name={folder}"], tmp_path / "out")
+    assert gating.load_compact(tmp_path / "out" / "compact").dtype == torch.float32
+
+
 def test_sweep_jobs_have_folders_and_runs_of_their_own(inputs, tmp_path):
     process = run_command(["-m", *inputs, "objective.num_heads=2,3", f"output_dir={tmp_path / 'sweep'}"], cwd=tmp_path)
     assert process.returncode == 0, process.stderr
@@ -208,6 +224,9 @@ BAD_INPUTS = {
     "data.text_column=body": "no column 'body'",
     "data.train=???": "data.train is needed",
     "data.batch_size=0": "batch_size=0",
+    "trainer.max_epochs=0 trainer.max_steps=-1": "nothing to train",
+    "trainer.devices=2": "one device",
+    "data.text_column=label": "different columns",
     "model.name=./nowhere": "./nowhere",
     "model.name=unknown_family": "BigBird",
     "model.name=images_only": "cannot be used to classify texts",
@@ -227,7 +246,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(bad, inputs, tmp_path,
     )
     save_configuration(Path("images_only"), '{"model_type": "vit"}')
     before = sorted(tmp_path.rglob("*"))
-    overrides = [*inputs, "logger=csv", "output_dir=out", bad]
+    overrides = [*inputs, "logger=csv", "output_dir=out", *bad.split()]
     with pytest.raises(SystemExit) as stop:
         train.guarded_run(compose_settings(overrides))
     assert stop.value.code == 1

@@ -1,11 +1,11 @@
 """Batches: examples of similar length together, padded to the longest of each batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from datasets import DatasetDict
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
 __all__ = ["TextDataModule"]
@@ -37,7 +37,7 @@ class TextDataModule(pl.LightningDataModule):
             order_seed: Seed of the order of training batches.
 
         Raises:
-            ValueError: A batch size is not positive, or larger than the training data.
+            ValueError: A batch size is not positive.
         """
         super().__init__()
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -49,30 +49,31 @@ class TextDataModule(pl.LightningDataModule):
         self._eval_batch_size = eval_batch_size
         self._num_workers = num_workers
         self._seed = order_seed
+        self._batches_before = 0
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits that there are."""
         return list(self._splits)
 
-    def num_batches(self, *, world_size: int = 1) -> int:
-        """Return the number of training batches in an epoch for each of so many processes."""
-        per_process = -(-len(self._splits["train"]) // world_size)
-        return -(-per_process // self._batch_size)
+    def num_batches(self) -> int:
+        """Return the number of training batches in an epoch."""
+        return -(-len(self._splits["train"]) // self._batch_size)
+
+    def go_on_after(self, num_batches: int) -> None:
+        """Begin the next training where so many batches of an earlier phase ended, be it in the middle of an epoch."""
+        self._batches_before = num_batches
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of similar length."""
-        trainer = self.trainer
         lengths = [len(ids) for ids in self._splits["train"]["input_ids"]]
-        # Shuffles by epoch and seed alone, so that a resumed run sees the same order; also outside of DDP.
+        # It shuffles by epoch and seed alone, whatever else draws random numbers; in one process, too.
         sampler = DistributedLengthGroupedSampler(
-            self._batch_size,
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-            seed=self._seed,
-            lengths=lengths,
+            self._batch_size, num_replicas=1, rank=0, seed=self._seed, lengths=lengths
         )
-        return self._loader("train", self._batch_size, sampler)
+        epochs, batches = divmod(self._batches_before, self.num_batches())
+        going_on = _GoingOn(sampler, first_epoch=epochs, skipped=batches * self._batch_size)
+        return self._loader("train", self._batch_size, going_on)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the validation data, shortest examples first."""
@@ -104,3 +105,23 @@ class TextDataModule(pl.LightningDataModule):
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
         )
+
+
+class _GoingOn(Sampler[int]):
+    """An order of examples that begins in a later epoch, with those that were not yet seen in it."""
+
+    def __init__(self, sampler: DistributedLengthGroupedSampler, *, first_epoch: int, skipped: int) -> None:
+        self._sampler = sampler
+        self._first_epoch = first_epoch
+        self._skipped = skipped
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._sampler.set_epoch(self._first_epoch + epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(self._sampler)
+        yield from order[self._skipped :] + order[: self._skipped]
+
+    def __len__(self) -> int:
+        return len(self._sampler)

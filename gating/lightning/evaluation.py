@@ -26,7 +26,7 @@ def evaluate(
         model: The model, on the device to use.
         batches: What to evaluate on.
         task: What the task makes of outputs.
-        metrics: Metrics of the task; reset afterwards.
+        metrics: Metrics of the task; a copy of them counts.
     """
     was_training = model.training
     model.eval()

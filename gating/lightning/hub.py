@@ -27,14 +27,14 @@ def locate(name_or_path: str) -> str:
         ConnectionError: A name on the hub is neither in the local cache nor can the hub be reached.
     """
     if name_or_path.startswith(_PACKAGE):
-        package, _, folder = name_or_path.removeprefix(_PACKAGE).partition("/")
-        return str(package_folder(package) / folder)
-    if Path(name_or_path).is_dir():
-        return name_or_path
+        package, _, inside = name_or_path.removeprefix(_PACKAGE).partition("/")
+        return str(package_folder(package) / inside)
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return str(folder)
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise FileNotFoundError(f"The model folder {name_or_path} does not exist.")
-    cached = _is_cached(name_or_path, "config.json")
-    if not cached:
+    if not _is_cached(name_or_path, "config.json"):
         require_hub(f"the model {name_or_path!r}")
     return name_or_path
 

@@ -58,12 +58,10 @@ def resolve_mode(mode: Mode) -> Mode:
     if mode == "auto":
         wanted = os.environ.get("WANDB_MODE", "")
         asked = {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
-        for known in get_args(Mode)[1:]:
-            if asked == known:
-                return cast(Mode, known)
-        return "online" if _has_key() else "offline"
+        known = get_args(Mode)[1:]
+        mode = cast(Mode, asked) if asked in known else "online" if _has_key() else "offline"
     if mode == "online" and not _has_key():
-        raise ValueError("logger.mode=online needs an account: run `wandb login` first, or leave logger.mode out.")
+        raise ValueError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
     return mode
 
 

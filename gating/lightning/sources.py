@@ -162,7 +162,7 @@ def load_files(
 
 
 def _read_file(split: str, file: str) -> Dataset:
-    path = Path(file)
+    path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"data.{split}={file}: there is no such file.")
     if path.suffix not in _READERS:
@@ -176,8 +176,6 @@ def _read_file(split: str, file: str) -> Dataset:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
     except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError, ValueError, OSError) as error:
         raise ValueError(f"data.{split}={file}: the file cannot be read ({error.__cause__ or error}).") from error
-    if len(table) == 0:
-        raise ValueError(f"data.{split}={file}: the file has no rows.")
     return table
 
 
@@ -193,6 +191,9 @@ def _from_hub(path: str, name: str | None, split: str | None = None) -> Dataset 
 
 
 def _columns(text: str, text_pair: str | None, label: str) -> dict[str, str]:
+    given = [column for column in (text, text_pair, label) if column]
+    if len(set(given)) < len(given):
+        raise ValueError(f"Text, second text and label are different columns, but {', '.join(given)} were given.")
     return {text: "text"} | ({text_pair: "text_pair"} if text_pair else {}) | {label: "label"}
 
 

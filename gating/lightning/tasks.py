@@ -42,6 +42,15 @@ class SequenceClassification:
             raise ValueError(f"model.name={name_or_path} cannot be used to classify texts: {reason}") from error
         return model
 
+    def readable_length(self, blueprint: PreTrainedModel, max_length: int) -> int:
+        """Return how many tokens of a text to use: ``max_length``, or as many as the model has positions for."""
+        positions = getattr(blueprint.config, "max_position_embeddings", None)
+        for name, module in blueprint.named_modules():
+            # RoBERTa and alike count positions from the padding index on.
+            if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+                positions -= module.padding_idx + 1
+        return max_length if positions is None else min(max_length, positions)
+
     def prepare(
         self, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, *, max_length: int
     ) -> tuple[DatasetDict, list[str]]:
@@ -96,6 +105,12 @@ class SequenceClassification:
             problem_type="single_label_classification",
             pad_token_id=pad_token_id,
         )
+        # In full precision, whatever it was stored in: small steps are lost in half of it. The trainer's precision
+        # decides what is computed in.
+        options = {"dtype": torch.float32, **options}
+        # In full precision, whatever it was stored in: small steps are lost in half of it. The trainer's precision says
+        # what is computed in.
+        options = {"dtype": torch.float32, **options}
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             name_or_path, config=config, **options
         )

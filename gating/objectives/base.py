@@ -21,12 +21,8 @@ class Objective(Protocol):
         """Return the multipliers."""
         ...
 
-    def check(self, num_heads: int) -> None:
-        """Raise ``ValueError`` if what was asked for does not fit a model with so many heads."""
-        ...
-
     def attach(self, gates: HeadGates) -> None:
-        """Connect to the gates before training."""
+        """Connect to the gates before training; raise ``ValueError`` if what was asked for does not fit them."""
         ...
 
     def update(self, gates: HeadGates, progress: float) -> None:

@@ -90,10 +90,6 @@ class ExactBudget(nn.Module):
         self._keep = 0.25 if num_heads is None and keep is None else keep
         self._schedule = schedule or BudgetSchedule()
 
-    def check(self, num_heads: int) -> None:
-        """Raise ``ValueError`` if the budget does not fit a model with so many heads."""
-        resolve_budget(self._num_heads, self._keep, total=num_heads)
-
     def attach(self, gates: HeadGates) -> None:
         """Let the gates compete for the budget."""
         self.num_heads_to_keep(gates)

@@ -35,9 +35,6 @@ class FixedPrice(nn.Module):
         self._start = start
         self._started = False
 
-    def check(self, num_heads: int) -> None:
-        """Accept any model."""
-
     def attach(self, gates: HeadGates) -> None:
         """Need nothing of the gates beforehand."""
 
