@@ -41,8 +41,8 @@ def test_the_card_opens_with_the_metadata_that_hubs_read(pruned, tmp_path):
 def test_the_card_lists_the_kept_heads(pruned, tmp_path):
     lines = card_of(pruned, tmp_path).splitlines()
     assert "| encoder.layer.0.attention.self | 0, 2, 3 | 3 of 4 |" in lines
-    assert "| encoder.layer.1.attention.self | none | 4 |" in lines
-    assert "| encoder.layer.2.attention.self | 0, 1, 2, 3 | 4 |" in lines
+    assert "| encoder.layer.1.attention.self | none | 0 of 4 |" in lines
+    assert "| encoder.layer.2.attention.self | 0, 1, 2, 3 | 4 of 4 |" in lines
 
 
 def test_the_card_has_the_measured_tables(pruned, tmp_path):
