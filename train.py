@@ -239,6 +239,7 @@ def export(work: Run) -> None:
         Path(work.cfg.output_dir) / "compact",
         tokenizer=work.tokenizer,
         report=work.summary.compact_report(work.task.metric_name),
+        overwrite=work.cfg.overwrite,
     )
 
 

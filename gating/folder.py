@@ -37,8 +37,12 @@ def clear_folder(folder: Path) -> None:
     """Remove what an earlier run left in a folder, so that two runs do not mix; other files stay.
 
     Args:
-        folder: The folder of a run that may be overwritten.
+        folder: A folder that may be overwritten. If it is not that of a run, which the settings in it would tell,
+            nothing is removed.
     """
+    settings = folder / "config.yaml"
+    if not (settings.is_file() and "_target_: gating." in settings.read_text(encoding="utf-8", errors="replace")):
+        return
     for name in ("checkpoints", "compact", "csv", "report"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("config.yaml", "metrics.json"):

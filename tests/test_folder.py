@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from gating.folder import check_folder
+from gating.folder import check_folder, clear_folder
 
 
 @pytest.mark.parametrize("path", ["new", "deep/down/new", "empty"])
@@ -43,3 +43,15 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     with pytest.raises(PermissionError, match=r"output_dir=.*new cannot be written to \(Permission denied in .*\)"):
         check_folder(tmp_path / "new", overwrite=False)
+
+
+def test_clearing_takes_what_a_run_left_and_nothing_else(tmp_path):
+    for name in ("compact", "csv", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    clear_folder(tmp_path)  # a folder that no run made: all of it is the user's
+    assert {path.name for path in tmp_path.iterdir()} == {"compact", "csv", "mine"}
+    (tmp_path / "config.yaml").write_text("task:\n  _target_: gating.lightning.tasks.SequenceClassification\n")
+    (tmp_path / "metrics.json").write_text("{}")
+    clear_folder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine"}
