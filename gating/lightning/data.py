@@ -79,10 +79,6 @@ class TextDataModule(pl.LightningDataModule):
         """Return the validation data, shortest examples first."""
         return self.evaluation_dataloader("validation")
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """Return the test data, shortest examples first."""
-        return self.evaluation_dataloader("test")
-
     def evaluation_dataloader(self, split: str) -> DataLoader[Any]:
         """Return a split in the order of its lengths, so that there is little padding."""
         lengths = [len(ids) for ids in self._splits[split]["input_ids"]]
