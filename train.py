@@ -36,7 +36,16 @@ from gating.lightning.loggers import close_wandb, log_outcome, resolve_mode
 from gating.lightning.module import FineTuning
 from gating.lightning.progress import PhaseProgressBar
 from gating.lightning.quiet import quiet_libraries
-from gating.lightning.steps import check_one_process, count_steps
+from gating.lightning.ranks import (
+    check_processes,
+    check_same,
+    from_first,
+    is_first,
+    rank,
+    start_processes,
+    stop_processes,
+)
+from gating.lightning.steps import count_steps
 from gating.lightning.tasks import SequenceClassification
 from gating.measure import compare_latency, count_heads
 from gating.report import print_report, save_pictures
@@ -70,11 +79,13 @@ def main(cfg: DictConfig) -> None:
     """Run one configuration."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         cfg.output_dir = HydraConfig.get().runtime.output_dir
+        # Processes that are started for more devices run this command again, when its time of day is another.
+        sys.argv.append(f"hydra.sweep.dir='{Path(cfg.output_dir).parent}'")
     guarded_run(cfg)
 
 
 def guarded_run(cfg: DictConfig) -> None:
-    """Run; close W&B whatever happens, and end in one sentence and exit code 1 on input that cannot be used."""
+    """Run; close what is open whatever happens, and end in one sentence and exit code 1 on unusable input."""
     failed = True
     try:
         run(cfg)
@@ -86,6 +97,8 @@ def guarded_run(cfg: DictConfig) -> None:
         print(f"error: {cause}", file=sys.stderr)
         sys.exit(1)
     finally:
+        if failed:
+            stop_processes()
         folder = close_wandb(failed=failed)
         if folder is not None:
             print(f"W&B run  {folder}\n  look   wandb leet {folder}\n  upload wandb sync {folder}")
@@ -95,7 +108,8 @@ def run(cfg: DictConfig) -> None:
     """Tell the story."""
     quiet_libraries()
     work = prepare(cfg)
-    print(f"{cfg.model.name}: {count_heads(work.model)} heads, {work.total_steps} steps in {cfg.output_dir}")
+    if is_first():
+        print(f"{cfg.model.name}: {count_heads(work.model)} heads, {work.total_steps} steps in {cfg.output_dir}")
     if work.objective is None:
         train(work, "dense", steps=work.total_steps)
     else:
@@ -103,30 +117,40 @@ def run(cfg: DictConfig) -> None:
         remove_heads(work, work.objective, gates)
         if work.total_steps > work.search_steps:
             train(work, "recovery", steps=work.total_steps - work.search_steps, first_step=work.search_steps)
-    export(work)
-    report(work)
+    recovered = work.total_steps > work.search_steps
+    compact = "compact, after recovery" if recovered else "compact, without recovery"
+    measure_metric(work, "compact", compact if work.objective else "dense")
+    if is_first():
+        export(work)
+        report(work)
 
 
 def prepare(cfg: DictConfig) -> Run:
-    """Check everything, load data and model, and only then open the run's folder."""
+    """Check everything, load data and model, and only then start other processes and open the run's folder."""
     settings = read_settings(cfg)
-    check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
+    num_processes = check_processes(settings["trainer"])
+    if is_first():
+        check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
     resolve_mode(cfg.logger.mode)
-    check_one_process(settings["trainer"])
     pl.seed_everything(cfg.seed, verbose=False)
     task = instantiate(cfg.task)
     objective = instantiate(cfg.objective)
     gated = not isinstance(objective, NoObjective)
     name = locate(cfg.model.name)
     blueprint = task.blueprint(name)
+    if cfg.gradient_checkpointing:
+        task.check_checkpointing(blueprint)
     if gated:
         # On the model without weights: whether gates and budget fit it is known before anything is loaded.
         objective.attach(instantiate(cfg.gates)(blueprint))
     settings["data"]["max_length"] = task.readable_length(blueprint, cfg.data.max_length)
     tokenizer = task.load_tokenizer(name)
     data, label_names = load_data(settings["data"], task, tokenizer, seed=cfg.seed)
+    data.divide(num_processes)
     options = {key: value for key, value in settings["model"].items() if key != "name"}
     model = task.load_model(name, label_names=label_names, pad_token_id=tokenizer.pad_token_id, **options)
+    if cfg.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
     work = Run(
         cfg=cfg,
@@ -140,11 +164,22 @@ def prepare(cfg: DictConfig) -> Run:
         total_steps=total_steps,
         search_steps=max(1, round((1 - cfg.recovery) * total_steps)) if gated else 0,
     )
-    clear_folder(Path(cfg.output_dir))
-    Path(cfg.output_dir).mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, Path(cfg.output_dir) / "config.yaml", resolve=True)
-    work.loggers = instantiate(cfg.logger, _partial_=True)(cfg.output_dir, run_config=settings)
+    start_processes(settings["trainer"], num_processes)
+    data.divide(num_processes, part=rank())
+    open_folder(work, settings)
     return work
+
+
+def open_folder(work: Run, settings: dict[str, Any]) -> None:
+    """Make the run's folder, and what writes to it."""
+    # The time of day in its name is another one in another process.
+    work.cfg.output_dir = from_first(str(work.cfg.output_dir))
+    if is_first():
+        folder = Path(work.cfg.output_dir)
+        clear_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(work.cfg, folder / "config.yaml", resolve=True)
+    work.loggers = instantiate(work.cfg.logger, _partial_=True)(work.cfg.output_dir, run_config=settings)
 
 
 def read_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -179,7 +214,8 @@ def search(work: Run, objective: Objective) -> HeadGates:
 
 
 def remove_heads(work: Run, objective: Objective, gates: HeadGates) -> None:
-    """Turn closed gates into physical removal, and prove that it changed nothing else."""
+    """Turn closed gates into physical removal, and prove that it changed nothing else; in every process alike."""
+    check_same(gates.log_alpha, "The location of the gates")
     with work.summary.timed("finalize"):
         finalize(work.model, gates, num_heads=objective.num_heads_to_keep(gates), probe=probe_batch(work))
     measure_metric(work, "removed", "after removal")
@@ -199,6 +235,7 @@ def train(work: Run, phase: str, *, steps: int, first_step: int = 0, gates: Head
         gates=gates,
         objective=work.objective if gates is not None else None,
         seed=cfg.seed,
+        compiler="inductor" if cfg.compile else None,
     )
     callbacks = [PhaseProgressBar(phase), GateMonitor(work.history)]
     callbacks += [instantiate(callback) for callback in cfg.callbacks.values()]
@@ -226,10 +263,7 @@ def validation_interval(work: Run) -> int | float:
 
 
 def export(work: Run) -> None:
-    """Measure the compact model beside the dense one and save it."""
-    recovered = work.total_steps > work.search_steps
-    compact = "compact, after recovery" if recovered else "compact, without recovery"
-    measure_metric(work, "compact", compact if work.objective else "dense")
+    """Time the compact model beside the dense one and save it."""
     with work.summary.timed("latency"):
         dense = type(work.model)._from_config(work.dense_config).to(work.model.device, work.model.dtype)
         work.summary.latency = compare_latency(dense, work.model, probe_batch(work))

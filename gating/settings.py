@@ -21,6 +21,8 @@ class _RunSettings(typing.TypedDict):
     overwrite: bool
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     recovery: Annotated[float, Field(ge=0, lt=1)]
+    compile: bool
+    gradient_checkpointing: bool
 
 
 def check_settings(settings: Mapping[str, Any], *, also: Mapping[str, Sequence[Callable[..., Any]]]) -> None:

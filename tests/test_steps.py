@@ -1,6 +1,6 @@
 import pytest
 
-from gating.lightning.steps import check_one_process, count_steps
+from gating.lightning.steps import count_steps
 
 TRAINER = {"max_epochs": 4, "max_steps": -1, "limit_train_batches": 1.0, "accumulate_grad_batches": 1}
 
@@ -24,9 +24,3 @@ def test_steps_follow_the_settings(settings, steps):
 def test_nothing_to_train_is_refused(settings):
     with pytest.raises(ValueError, match="trainer"):
         count_steps({**TRAINER, **settings}, num_batches=107)
-
-
-def test_several_processes_are_refused():
-    with pytest.raises(ValueError, match="one device"):
-        check_one_process({"devices": 2})
-    check_one_process({"devices": 1})

@@ -1,5 +1,6 @@
 """The Lightning module: one training step for every task and objective, with gates or without."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -34,6 +35,7 @@ class FineTuning(pl.LightningModule):
         gates: HeadGates | None = None,
         objective: Objective | None = None,
         seed: int = 0,
+        compiler: str | None = None,
     ) -> None:
         """Put together what is trained.
 
@@ -48,6 +50,7 @@ class FineTuning(pl.LightningModule):
             gates: The model's gates.
             objective: What decides which gates close; given with the gates.
             seed: Seed of dropout and of the gates' noise.
+            compiler: Backend of ``torch.compile`` for training steps, such as ``inductor``; none if left out.
         """
         super().__init__()
         self.model = model
@@ -60,6 +63,7 @@ class FineTuning(pl.LightningModule):
         self._first_step = first_step
         self._seed = seed
         self._has_gates = gates is not None
+        self._compiled = _compile(model, compiler) if compiler else None
 
     @property
     def gates(self) -> HeadGates:
@@ -100,7 +104,8 @@ class FineTuning(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of the task plus the penalty on open gates."""
-        task_loss: Tensor = self.model(**batch).loss
+        # Only training is compiled; validation is a small part of a run, and would be compiled apart.
+        task_loss: Tensor = (self._compiled or self.model)(**batch).loss
         loss = task_loss
         if self.objective is not None:
             penalty = self.objective.penalty(self.gates)
@@ -125,3 +130,15 @@ class FineTuning(pl.LightningModule):
     def _log_step(self) -> None:
         """Number what is logged by the step in the run: each phase has a trainer of its own that counts from 0."""
         self.log("step", float(self.step_in_run))
+
+
+def _compile(model: PreTrainedModel, backend: str) -> Callable[..., Any]:
+    """Compile the call of a model, not the model: that stays as it is, also the names of its weights."""
+
+    def call(**batch: Tensor) -> Any:
+        return model(**batch)
+
+    # Each phase has a model of another shape; the graphs of the last one would count against the limit.
+    torch._dynamo.reset()
+    # Batches are padded to lengths of their own, so the graph must not be one for each length.
+    return torch.compile(call, backend=backend, dynamic=True)

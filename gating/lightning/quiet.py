@@ -16,13 +16,16 @@ _EXPECTED_WARNINGS = (
     ".*exists and is not empty.*",
     ".*smaller than the logging interval.*",
     ".*LeafSpec.*",
+    # What is logged once for an epoch is the same in all processes already.
+    ".*`self.log.*sync_dist=True.*",
 )
 
 
 def quiet_libraries() -> None:
     """Silence what libraries print in an ordinary run; warnings and errors of substance stay."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for library in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     for pattern in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", pattern)
     transformers.utils.logging.set_verbosity_error()

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["check_one_process", "count_steps"]
+__all__ = ["count_steps"]
 
 
 def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
@@ -12,7 +12,7 @@ def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
     Args:
         trainer: Settings of the trainer: ``max_steps`` or, where that is not positive, ``max_epochs``;
             ``limit_train_batches`` and ``accumulate_grad_batches``.
-        num_batches: Batches in an epoch.
+        num_batches: Batches in an epoch, of one process where there are several.
 
     Raises:
         ValueError: There would be no step.
@@ -30,13 +30,3 @@ def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
             f"trainer.max_steps={trainer['max_steps']} and trainer.limit_train_batches={limit}: give positive numbers."
         )
     return steps
-
-
-def check_one_process(trainer: Mapping[str, Any]) -> None:
-    """Refuse several processes, which are not supported yet.
-
-    Raises:
-        ValueError: More than one device or node is asked for.
-    """
-    if trainer["devices"] != 1 or trainer.get("num_nodes", 1) != 1:
-        raise ValueError(f"trainer.devices={trainer['devices']}: runs use one device so far; leave it at 1.")

@@ -42,6 +42,18 @@ class SequenceClassification:
             raise ValueError(f"model.name={name_or_path} cannot be used to classify texts: {reason}") from error
         return model
 
+    def check_checkpointing(self, blueprint: PreTrainedModel) -> None:
+        """Make sure that a model can compute its activations again instead of keeping them.
+
+        Raises:
+            ValueError: transformers cannot do that with models of this class.
+        """
+        if not blueprint.supports_gradient_checkpointing:
+            raise ValueError(
+                f"gradient_checkpointing=true: {type(blueprint).__name__} does not offer it; leave it out, and take a "
+                "smaller data.batch_size with trainer.accumulate_grad_batches=2 instead."
+            )
+
     def readable_length(self, blueprint: PreTrainedModel, max_length: int) -> int:
         """Return how many tokens of a text to use: ``max_length``, or as many as the model has positions for."""
         positions = getattr(blueprint.config, "max_position_embeddings", None)
@@ -107,9 +119,6 @@ class SequenceClassification:
         )
         # In full precision, whatever it was stored in: small steps are lost in half of it. The trainer's precision
         # decides what is computed in.
-        options = {"dtype": torch.float32, **options}
-        # In full precision, whatever it was stored in: small steps are lost in half of it. The trainer's precision says
-        # what is computed in.
         options = {"dtype": torch.float32, **options}
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             name_or_path, config=config, **options

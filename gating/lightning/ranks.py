@@ -1,0 +1,153 @@
+"""The processes of a run, one for each device: what there may be, starting them, and what only the first one does.
+
+The first process prepares and checks everything alone and then starts the others, which run the same command again;
+under torchrun or SLURM they are there from the beginning. Each trains on a part of every batch, gradients are averaged,
+and all have the same weights and gates at every step.
+"""
+
+import os
+import signal
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.utilities import rank_zero_only
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+__all__ = ["check_processes", "check_same", "from_first", "is_first", "rank", "start_processes", "stop_processes"]
+
+# How long a process waits for another one. Nothing that only one of them does takes longer.
+_TIMEOUT = timedelta(minutes=10)
+_SHARDED = ("fsdp", "modelparallel", "model_parallel", "deepspeed")
+
+# The processes that this one has started, until they are told to stop.
+_started: list[Fabric] = []
+
+Value = TypeVar("Value")
+
+
+def check_processes(trainer: Mapping[str, Any]) -> int:
+    """Return how many processes a run has.
+
+    Args:
+        trainer: Settings of the trainer: ``accelerator``, ``devices``, and possibly ``strategy`` and ``num_nodes``.
+
+    Raises:
+        ValueError: The strategy does not go with the removal of heads, the devices are not there, or another number
+            of processes has been started already.
+    """
+    _check_strategy(trainer.get("strategy", "auto"))
+    accelerator, devices = trainer["accelerator"], trainer["devices"]
+    try:
+        strategy = Fabric(accelerator=accelerator, devices=devices, num_nodes=trainer.get("num_nodes", 1)).strategy
+    except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"trainer.accelerator={accelerator} with trainer.devices={devices} cannot be used here ({reason}). "
+            "trainer=default takes what the machine has."
+        ) from error
+    num_processes = getattr(strategy, "num_processes", 1) * getattr(strategy, "num_nodes", 1)
+    there = torch.distributed.get_world_size() if _several() else int(os.environ.get("WORLD_SIZE", num_processes))
+    if there != num_processes:
+        raise ValueError(
+            f"trainer.devices={devices} makes {num_processes} process(es), but {there} have been started; let "
+            "trainer.devices times trainer.num_nodes be their number, with trainer=ddp if there is more than one."
+        )
+    return num_processes
+
+
+def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
+    """Start the other processes, unless they are there already, and connect all of them.
+
+    Lightning watches over those that it starts here: if one dies, it ends them all.
+
+    Args:
+        trainer: Settings of the trainer, which takes over these processes.
+        num_processes: What :func:`check_processes` has found.
+    """
+    if num_processes == 1 or torch.distributed.is_initialized():
+        return
+    fabric = Fabric(
+        accelerator=trainer["accelerator"],
+        devices=trainer["devices"],
+        num_nodes=trainer.get("num_nodes", 1),
+        strategy=DDPStrategy(timeout=_TIMEOUT),
+    )
+    fabric.launch()
+    _started.append(fabric)
+
+
+def stop_processes() -> None:
+    """End the processes that this one has started: it has failed, and they would wait for it."""
+    for fabric in _started:
+        for process in getattr(fabric.strategy.launcher, "procs", []):
+            process.send_signal(signal.SIGTERM)
+    _started.clear()
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return int(rank_zero_only.rank or 0)  # type: ignore[attr-defined]
+
+
+def is_first() -> bool:
+    """Say whether this process is the one that writes and prints."""
+    return rank() == 0
+
+
+def from_first(value: Value) -> Value:
+    """Return what the first process has here."""
+    if not _several():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def check_same(tensor: Tensor, what: str) -> None:
+    """Make sure that a tensor is the same in all processes, to the bit.
+
+    Args:
+        tensor: The tensor; of one shape everywhere.
+        what: Its name, for the message.
+
+    Raises:
+        RuntimeError: It is not.
+    """
+    if not _several():
+        return
+    lowest, highest = tensor.detach().clone(), tensor.detach().clone()
+    torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    # NaN equals nothing; that is for others to report.
+    if not torch.equal(lowest.nan_to_num(), highest.nan_to_num()):
+        apart = float((highest - lowest).abs().max())
+        raise RuntimeError(
+            f"{what} has drifted apart between the processes, by up to {apart:.1e}: they have not trained the same "
+            "model. Does the trainer's strategy average all gradients?"
+        )
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _check_strategy(strategy: object) -> None:
+    """Refuse strategies that cut weights into parts, or whose processes end with a phase."""
+    name = str(strategy["_target_"] if isinstance(strategy, Mapping) else strategy).rpartition(".")[2].lower()
+    if name.startswith(_SHARDED):
+        raise ValueError(
+            f"trainer.strategy={name}: heads are removed from whole weight matrices, which this strategy cuts into "
+            "parts; use trainer=ddp, and gradient_checkpointing=true or a smaller data.batch_size with "
+            "trainer.accumulate_grad_batches=2 where memory is short."
+        )
+    if name != "auto" and (not name.startswith("ddp") or any(way in name for way in ("spawn", "fork", "notebook"))):
+        raise ValueError(
+            f"trainer.strategy={name}: a run takes its processes from one phase to the next, which is possible with "
+            "auto and ddp; use trainer=ddp for several devices."
+        )
