@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel
 
 from gating.gates import HeadGates
@@ -56,6 +56,8 @@ class FineTuning(pl.LightningModule):
         self.model = model
         self.task = task
         self.metrics = metrics
+        # Lightning's own mean over processes is off where they have different numbers of examples.
+        self._validation_loss = MeanMetric()
         self.objective = objective
         self._optimizer = optimizer
         self._scheduler = scheduler
@@ -119,11 +121,13 @@ class FineTuning(pl.LightningModule):
         """Collect loss and metrics; gates take their deterministic values here."""
         outputs = self.model(**batch)
         self.metrics.update(self.task.predict(outputs), batch["labels"])
-        self.log("val/loss", outputs.loss, batch_size=len(batch["labels"]), sync_dist=True)
+        self._validation_loss.update(outputs.loss, weight=len(batch["labels"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the whole validation set."""
-        self.log_dict({f"val/{name}": value for name, value in self.metrics.compute().items()})
+        """Log loss and metrics of the whole validation set, over all processes."""
+        values = {"loss": self._validation_loss.compute(), **self.metrics.compute()}
+        self.log_dict({f"val/{name}": value for name, value in values.items()})
+        self._validation_loss.reset()
         self.metrics.reset()
         self._log_step()
 
