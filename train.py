@@ -150,7 +150,7 @@ def prepare(cfg: DictConfig) -> Run:
     options = {key: value for key, value in settings["model"].items() if key != "name"}
     model = task.load_model(name, label_names=label_names, pad_token_id=tokenizer.pad_token_id, **options)
     if cfg.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        task.save_memory(model)
     total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
     work = Run(
         cfg=cfg,

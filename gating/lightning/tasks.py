@@ -54,6 +54,13 @@ class SequenceClassification:
                 "smaller data.batch_size with trainer.accumulate_grad_batches=2 instead."
             )
 
+    def save_memory(self, model: PreTrainedModel) -> None:
+        """Let a model compute its activations again in the backward pass instead of keeping them, in place."""
+        # The name that transformers 5 began with is deprecated by now.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        # The other kind loses gradients where a layer's inputs need none, and does not go with compiling.
+        enable({"use_reentrant": False})
+
     def readable_length(self, blueprint: PreTrainedModel, max_length: int) -> int:
         """Return how many tokens of a text to use: ``max_length``, or as many as the model has positions for."""
         positions = getattr(blueprint.config, "max_position_embeddings", None)
