@@ -38,7 +38,12 @@ def machine() -> dict[str, str | int | None]:
 
 
 def interleave(
-    callables: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int, budget_s: float
+    callables: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: int,
+    budget_s: float,
+    prepare: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Time callables in turns, so that whatever else the machine does slows all of them alike.
 
@@ -47,6 +52,7 @@ def interleave(
         rounds: How often each is timed.
         warm_up: How often each is called before, untimed.
         budget_s: Seconds after which no new round begins, warming up included; three rounds are measured anyway.
+        prepare: Called before each call, untimed, for what a call uses up.
 
     Returns:
         Seconds of each callable; the lists have equal lengths, an element for each round.
@@ -54,14 +60,14 @@ def interleave(
     end = time.perf_counter() + budget_s
     names = list(callables)
     for name in names * warm_up:
-        _seconds(callables[name])
+        _seconds(callables[name], prepare)
     times: dict[str, list[float]] = {name: [] for name in names}
     for number in range(max(rounds, MIN_ROUNDS)):
         if number >= MIN_ROUNDS and time.perf_counter() > end:
             break
         # Each is the first of a round as often as the last: what ran before leaves its traces in the caches.
         for name in names if number % 2 == 0 else reversed(names):
-            times[name].append(_seconds(callables[name]))
+            times[name].append(_seconds(callables[name], prepare))
     return times
 
 
@@ -72,7 +78,8 @@ def ratio(times: Mapping[str, list[float]], name: str, base: str) -> tuple[float
     return median, low, high
 
 
-def _seconds(function: Callable[[], object]) -> float:
+def _seconds(function: Callable[[], object], prepare: Callable[[], object]) -> float:
+    prepare()
     _wait()
     start = time.perf_counter()
     function()
