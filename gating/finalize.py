@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from gating.gates import HeadGates
 from gating.heads.blocks import AttentionBlock, find_attention_blocks
 from gating.heads.compact import become_compact
-from gating.heads.edits import Edit, apply_edits, undo_edits
-from gating.heads.linear import scale_inputs
+from gating.heads.edits import Edit, Undo, apply_edits, undo_edits
+from gating.heads.linear import plan_scale_inputs
 from gating.heads.probe import forward_outputs, make_probe, max_relative_difference, tolerance_for
 from gating.heads.pruning import PruneReport, num_parameters, plan_pruning
 from gating.selection import check_reachable, select_gates
@@ -68,7 +68,7 @@ def finalize(
 
     edits = _plan(model, gated, values.split(gates.block_sizes))
     gates.remove()
-    done: list[tuple[object, str, object]] = []
+    done: list[Undo] = []
     try:
         done = apply_edits(edits)
         difference = max_relative_difference(masked, forward_outputs(model, probe))
@@ -152,11 +152,7 @@ def _plan(model: nn.Module, blocks: list[AttentionBlock], values: tuple[Tensor, 
         slot_values = block_values.repeat_interleave(len(block.head_slots) // len(block_values))
         open_slots = slot_values.nonzero().flatten().tolist()
         kept[block.name] = {block.head_slots[slot] for slot in open_slots} & set(block.head_ids)
-        edits.append(_plan_fold(block, slot_values))
+        # Before the cut, and only what stays: closed gates need no multiplication by zero.
+        factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(block.head_dim)
+        edits += plan_scale_inputs(block.output_projection, factors)
     return [*edits, *plan_pruning(model, blocks, kept)]
-
-
-def _plan_fold(block: AttentionBlock, values: Tensor) -> Edit:
-    """Multiply gate values into the columns of the output projection."""
-    projection = block.output_projection
-    return Edit(projection, "weight", lambda: scale_inputs(projection, values.repeat_interleave(block.head_dim)))

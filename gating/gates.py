@@ -116,11 +116,14 @@ class HeadGates(nn.Module):
         self.heads_per_gate = tuple(heads)
         self.register_buffer("_heads", torch.tensor(heads, device=device), persistent=False)
         self.register_buffer("_features_per_gate", torch.tensor(features, device=device), persistent=False)
+        self._even = features[0] if len(set(features)) == 1 else None
         self._widths = [len(block.head_slots) * block.head_dim for block in blocks]
         self._fixed: Tensor | None = None
-        self._scales: tuple[Tensor, ...] | None = None
+        # What every feature of this pass is multiplied by, and its parts for each block in the precisions asked for.
+        self._drawn: Tensor | None = None
+        self._scales: dict[torch.dtype, tuple[Tensor, ...]] = {}
         # Parts of a model may be called without the whole; this tells whether the values are still good.
-        self._drawn_in: tuple[bool, int, bool] | None = None
+        self._drawn_in: tuple[bool, int] | None = None
         self._attached: list[tuple[nn.Module, str]] = []
         self._handles: list[RemovableHandle] = []
 
@@ -179,11 +182,11 @@ class HeadGates(nn.Module):
                 f"Expected {self.log_alpha.numel()} gate values, got a tensor of shape {tuple(values.shape)}."
             )
         before = self._fixed
-        self._fixed, self._scales = values.to(self.log_alpha.device), None
+        self._fixed, self._drawn = values.to(self.log_alpha.device), None
         try:
             yield
         finally:
-            self._fixed, self._scales = before, None
+            self._fixed, self._drawn = before, None
 
     def attach(self, model: nn.Module, blocks: Sequence[AttentionBlock]) -> None:
         """Put the gates to work in a model, in place: a pre-hook on every output projection and one on the model."""
@@ -206,17 +209,38 @@ class HeadGates(nn.Module):
             handle.remove()
         for owner, name in self._attached:
             delattr(owner, name)
-        self._handles, self._attached, self._scales = [], [], None
+        self._handles, self._attached = [], []
+        self._drawn, self._scales = None, {}
 
-    def scale(self, block_index: int) -> Tensor:
+    def scale(self, block_index: int, dtype: torch.dtype) -> Tensor:
         """Return what a block's ``[..., num_heads * head_dim]`` is multiplied by in this forward pass."""
-        state = (self.training, self.log_alpha._version, torch.is_grad_enabled())
-        if self._scales is None or self._drawn_in != state:
-            values = self.sample() if self.training and self._fixed is None else self.values()
-            per_feature = values.repeat_interleave(self._features_per_gate, output_size=sum(self._widths))
-            self._scales = per_feature.split(self._widths)
-            self._drawn_in = state
-        return self._scales[block_index]
+        if self._is_stale():
+            self._draw()
+        if dtype not in self._scales:
+            # One conversion for all blocks.
+            assert self._drawn is not None
+            self._scales[dtype] = self._drawn.to(dtype).split(self._widths)
+        return self._scales[dtype][block_index]
+
+    def _is_stale(self) -> bool:
+        if self._drawn is None:
+            return True
+        if torch.compiler.is_compiling():
+            # A compiled pass begins with _renew, and the version of a parameter is nothing to build into a graph.
+            return False
+        learns = torch.is_grad_enabled() and self.log_alpha.requires_grad and self._fixed is None
+        without_graph = learns and not self._drawn.requires_grad
+        return without_graph or self._drawn_in != (self.training, self.log_alpha._version)
+
+    def _draw(self) -> None:
+        values = self.sample() if self.training and self._fixed is None else self.values()
+        if self._even is None:
+            self._drawn = values.repeat_interleave(self._features_per_gate, output_size=sum(self._widths))
+        else:
+            self._drawn = values.unsqueeze(1).expand(-1, self._even).reshape(-1)
+        self._scales = {}
+        if not torch.compiler.is_compiling():
+            self._drawn_in = (self.training, self.log_alpha._version)
 
     def extra_repr(self) -> str:
         """Show how many heads have a gate."""
@@ -228,8 +252,7 @@ class HeadGates(nn.Module):
 
         Here, not in the first layer that needs them: that may be inside of a checkpoint, which runs again backwards.
         """
-        self._scales = None
-        self.scale(0)
+        self._draw()
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         """Follow the model from device to device, but stay in float32 when it goes to half precision."""
@@ -238,7 +261,7 @@ class HeadGates(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         """Leave this pass's values out of copies: they hang on the graph of the original."""
-        return {**self.__dict__, "_scales": None}
+        return {**self.__dict__, "_drawn": None, "_scales": {}}
 
 
 class _BlockGate(nn.Module):
@@ -257,7 +280,7 @@ class _BlockGate(nn.Module):
 
     def forward(self, projection: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         heads, *rest = inputs
-        return (heads * self.gates.scale(self.index).to(heads.dtype), *rest)
+        return (heads * self.gates.scale(self.index, heads.dtype), *rest)
 
     def extra_repr(self) -> str:
         start, size = sum(self.gates.block_sizes[: self.index]), self.gates.block_sizes[self.index]

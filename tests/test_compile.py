@@ -24,14 +24,19 @@ def test_compact_model_compiles_to_one_graph(name):
 
 # Dynamo looks at every tensor it meets, also at the gate values, which are no leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("budget", [False, True])
 @pytest.mark.parametrize("name", ["bert", "llama"])
-def test_gated_model_compiles_and_its_gates_get_the_same_gradients(name):
+def test_gated_model_compiles_to_one_graph_and_its_gates_get_the_same_gradients(name, budget):
     model = FAMILIES[name].build().train()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.config.use_cache = False
     gates = gating.inject_gates(model)
+    if budget:
+        objective = gating.ExactBudget(keep=0.5)
+        objective.attach(gates)
+        objective.update(gates, 0.4)
     probe = make_probe(model)
 
     def gradients(run):
@@ -41,7 +46,7 @@ def test_gated_model_compiles_and_its_gates_get_the_same_gradients(name):
         return gates.log_alpha.grad
 
     plain = gradients(model)
-    compiled = gradients(torch.compile(model, backend="eager"))
+    compiled = gradients(torch.compile(model, backend="eager", fullgraph=True))
     assert plain.abs().max() > 0
     assert max_relative_difference([plain], [compiled]) <= 1e-5
     torch._dynamo.reset()

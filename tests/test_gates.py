@@ -121,6 +121,21 @@ def test_one_sample_serves_the_whole_forward_pass(bert, monkeypatch):
         torch.testing.assert_close(rows, values.detach().repeat_interleave(8).expand_as(rows), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("where", ["frozen gates", "a part without gradient"])
+def test_one_sample_serves_the_whole_forward_pass_without_gradients(bert, monkeypatch, where):
+    gates = gating.inject_gates(bert, init_prob_open=0.6)
+    draws = []
+    sample = gates.sample
+    monkeypatch.setattr(gates, "sample", lambda: draws.append(1) or sample())
+    if where == "frozen gates":
+        gates.requires_grad_(False)
+    else:
+        first = bert.bert.encoder.layer[0]
+        monkeypatch.setattr(first, "forward", torch.no_grad()(first.forward))
+    bert.train()(**batch_for(bert))
+    assert len(draws) == 1
+
+
 def test_two_training_passes_draw_different_gates(bert):
     gating.inject_gates(without_dropout(bert), init_prob_open=0.6)
     batch = batch_for(bert)

@@ -1,4 +1,5 @@
 import copy
+import weakref
 
 import pytest
 import torch
@@ -138,6 +139,25 @@ def test_undo_restores_bit_for_bit(model, pattern):
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
     for name, module in model.named_modules():
         assert set(vars(module)) == set(attributes[name]), name
+
+
+@pytest.mark.parametrize("held", ["nothing", "a gradient"])
+def test_undo_restores_parameters_that_nobody_else_holds(model, held):
+    state = state_of(model)
+    if held == "a gradient":
+        model(**batch_for(model)).logits.sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    undo_edits(remove(model, PATTERNS[0]))
+    assert_same_state(model, state)
+    assert all(parameter.grad is gradients[name] for name, parameter in model.named_parameters())
+
+
+def test_weights_that_are_cut_are_let_go_of_before_the_change_is_final(bert):
+    projection = gating.find_attention_blocks(bert)[0].module.query
+    former = weakref.ref(projection.weight)
+    done = remove(bert, [[0], [2], [0, 3]])
+    assert done
+    assert former() is None
 
 
 def test_blocks_are_found_as_before_after_undo(model):

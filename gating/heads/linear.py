@@ -10,9 +10,17 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .edits import Edit
+from .edits import Edit, Rewritten
 
-__all__ = ["num_inputs", "num_outputs", "plan_take", "plan_take_parameter", "scale_inputs", "why_not_editable"]
+__all__ = [
+    "num_inputs",
+    "num_outputs",
+    "plan_scale_inputs",
+    "plan_take",
+    "plan_take_parameter",
+    "silence_inputs",
+    "why_not_editable",
+]
 
 Side = Literal["inputs", "outputs"]
 
@@ -69,22 +77,57 @@ def plan_take_parameter(
 ) -> list[Edit]:
     """Plan to keep some entries of a parameter along one dimension; the silent ones among them become zero."""
 
-    def take() -> nn.Parameter:
-        parameter = getattr(holder, name)
-        taken = parameter.detach().index_select(dim, kept.to(parameter.device))
+    def take() -> Rewritten:
+        before = getattr(holder, name)
+        size, index = before.shape[dim], kept.to(before.device)
+        taken = before.detach().index_select(dim, index)
+        silenced = torch.tensor(silent, dtype=torch.long, device="cpu")
         if silent:
-            taken.index_fill_(dim, torch.tensor(silent, device=parameter.device), 0.0)
-        return nn.Parameter(taken, requires_grad=parameter.requires_grad)
+            taken.index_fill_(dim, silenced.to(before.device), 0.0)
+        # On the CPU, since models may lie on the meta device here.
+        is_lost = torch.ones(size, dtype=torch.bool, device="cpu").index_fill_(0, kept, False)
+        is_lost[kept[silenced]] = True
+        lost_index = is_lost.nonzero().flatten().to(before.device)
+        lost = before.detach().index_select(dim, lost_index)
+
+        def restore(parameter: nn.Parameter) -> nn.Parameter:
+            shape = list(lost.shape)
+            shape[dim] = size
+            whole = lost.new_empty(shape).index_copy_(dim, index, parameter.detach())
+            whole.index_copy_(dim, lost_index, lost)
+            return nn.Parameter(whole, requires_grad=parameter.requires_grad)
+
+        return Rewritten(nn.Parameter(taken, requires_grad=before.requires_grad), restore)
 
     return [Edit(holder, name, take)]
 
 
-def scale_inputs(linear: nn.Module, scale: Tensor) -> nn.Parameter:
-    """Return the weight that does to an input what the layer does to ``input * scale``."""
+def silence_inputs(linear: nn.Module, inputs: Sequence[int]) -> None:
+    """Set the weight of some inputs of a layer to zero, in place."""
     weight = linear.weight
     assert isinstance(weight, nn.Parameter)
-    shape = (-1, 1) if _dim(linear, "inputs") == 0 else (1, -1)
-    return nn.Parameter(weight.detach() * scale.to(weight).view(shape), requires_grad=weight.requires_grad)
+    with torch.no_grad():
+        weight.index_fill_(_dim(linear, "inputs"), torch.tensor(inputs, device=weight.device), 0.0)
+
+
+def plan_scale_inputs(linear: nn.Module, scale: Tensor) -> list[Edit]:
+    """Plan to make a layer do to an input what it does to ``input * scale``; nothing where every scale is 1."""
+    dim = _dim(linear, "inputs")
+
+    def multiply() -> Rewritten:
+        before = linear.weight
+        assert isinstance(before, nn.Parameter)
+        index = (scale != 1).nonzero().flatten().to(before.device)
+        lost = before.detach().index_select(dim, index)
+        factors = scale.to(before)[index].unsqueeze(1 - dim)
+
+        def replace(parameter: nn.Parameter, columns: Tensor) -> nn.Parameter:
+            weight = parameter.detach().clone().index_copy_(dim, index, columns)
+            return nn.Parameter(weight, requires_grad=parameter.requires_grad)
+
+        return Rewritten(replace(before, lost * factors), lambda parameter: replace(parameter, lost))
+
+    return [Edit(linear, "weight", multiply)] if (scale != 1).any() else []
 
 
 def _dim(linear: nn.Module, side: Side) -> int:

@@ -1,10 +1,10 @@
 """Keeping padding heads silent while a compact model is trained on."""
 
-import torch
 from torch import nn
 
 from .blocks import find_attention_blocks
-from .linear import scale_inputs
+from .grouping import expand
+from .linear import silence_inputs
 
 __all__ = ["has_padding", "silence_padding"]
 
@@ -23,7 +23,5 @@ def silence_padding(model: nn.Module) -> None:
     for block in find_attention_blocks(model):
         if block.head_slots == block.head_ids:
             continue
-        kept = torch.tensor([float(head in block.head_ids) for head in block.head_slots])
-        projection = block.output_projection
-        with torch.no_grad():
-            projection.weight.copy_(scale_inputs(projection, kept.repeat_interleave(block.head_dim)))  # type: ignore[operator]
+        padding = [slot for slot, head in enumerate(block.head_slots) if head not in block.head_ids]
+        silence_inputs(block.output_projection, expand(padding, block.head_dim).tolist())

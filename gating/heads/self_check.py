@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .blocks import AttentionBlock
-from .edits import Edit, apply_edits, undo_edits
+from .edits import Edit, Undo, apply_edits, undo_edits
 from .probe import cached_outputs, forward_outputs, make_probe, max_relative_difference, tolerance_for
 
 __all__ = ["apply_checked", "heads_masked"]
@@ -20,7 +20,7 @@ def apply_checked(
     edits: Sequence[Edit],
     *,
     must_matter: bool = False,
-) -> list[tuple[object, str, object]]:
+) -> list[Undo]:
     """Apply the edits of a removal, in place, and take them back if the model computes something else than masked.
 
     For decoders, a step with a cache is compared with the pass without one, too.
@@ -33,7 +33,7 @@ def apply_checked(
         must_matter: Whether it is an error, too, if masking these heads changes nothing.
 
     Returns:
-        What was there before, for :func:`~gating.heads.edits.undo_edits`.
+        The ways back, for :func:`~gating.heads.edits.undo_edits`.
 
     Raises:
         ValueError: The outputs differ, or the compact model does not run. The model is as it was.

@@ -1,0 +1,51 @@
+"""Results as JSON lines, and as a Markdown table."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["append", "markdown", "read"]
+
+Row = Mapping[str, Any]
+
+
+def append(path: Path, row: Row) -> None:
+    """Write one result at the end of a file, which is made if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return all results of a file; none if there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def markdown(rows: Iterable[Row], columns: Sequence[str] | Mapping[str, str]) -> str:
+    """Return a Markdown table.
+
+    Args:
+        rows: The results.
+        columns: Names of the values to show; a mapping gives each the heading it shall have.
+    """
+    headings = columns if isinstance(columns, Mapping) else {name: name for name in columns}
+    lines = [f"| {' | '.join(headings.values())} |", "|" + "---|" * len(headings)]
+    lines += [f"| {' | '.join(_cell(row.get(name)) for name in headings)} |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    """Write a value: numbers with three digits, a list of three as a median and its quartiles."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(item, float) for item in value):
+        median, low, high = map(_cell, value)
+        return f"{median} ({low}-{high})"
+    return str(value).replace("|", "\\|").replace("\n", " ")
