@@ -139,7 +139,7 @@ def prepare(cfg: DictConfig) -> Run:
     name = locate(cfg.model.name)
     blueprint = task.blueprint(name)
     if cfg.gradient_checkpointing:
-        task.check_checkpointing(blueprint)
+        task.check_checkpointing(blueprint, compiled=cfg.compile)
     if gated:
         # On the model without weights: whether gates and budget fit it is known before anything is loaded.
         objective.attach(instantiate(cfg.gates)(blueprint))

@@ -121,7 +121,7 @@ def test_what_cannot_be_run_is_refused(case):
 def test_gpus_that_are_not_there_are_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match="trainer.accelerator=gpu"):
+    with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu"):
         check_processes({"accelerator": "gpu", "devices": 1})
 
 

@@ -189,6 +189,29 @@ def test_half_precision_checkpoints_are_trained_in_full(inputs, tmp_path):
     assert gating.load_compact(tmp_path / "out" / "compact").dtype == torch.float32
 
 
+def test_recomputing_activations_changes_nothing(inputs, tmp_path):
+    for name, recompute in (("kept", "false"), ("recomputed", "true")):
+        run_here([*inputs, f"gradient_checkpointing={recompute}"], tmp_path / name)
+    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("kept", "recomputed"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_half_precision_training_ends_in_a_proven_compact_model(inputs, tmp_path):
+    numbers = run_here([*inputs, "trainer.precision=bf16-mixed"], tmp_path / "out")
+    assert numbers["num_heads"] == 4
+    assert gating.load_compact(tmp_path / "out" / "compact").dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_compiled_training_ends_in_a_compact_model(inputs, tmp_path):
+    numbers = run_here([*inputs, "compile=true"], tmp_path / "out")
+    assert numbers["num_heads"] == 4
+    weights = load_file(tmp_path / "out" / "compact" / "model.safetensors")
+    assert not [name for name in weights if "_orig_mod" in name]
+
+
 def test_sweep_jobs_have_folders_and_runs_of_their_own(inputs, tmp_path):
     process = run_command(["-m", *inputs, "objective.num_heads=2,3", f"output_dir={tmp_path / 'sweep'}"], cwd=tmp_path)
     assert process.returncode == 0, process.stderr
@@ -225,7 +248,11 @@ BAD_INPUTS = {
     "data.train=???": "data.train is needed",
     "data.batch_size=0": "batch_size=0",
     "trainer.max_epochs=0 trainer.max_steps=-1": "nothing to train",
-    "trainer.devices=2": "one device",
+    "trainer.devices=0": "trainer.devices=0",
+    "trainer=fsdp": "trainer=ddp",
+    "trainer.devices=20 trainer.strategy=ddp": "16 example(s) for 20 processes",
+    "compile=perhaps": "compile=perhaps",
+    "compile=true gradient_checkpointing=true": "choose one",
     "data.text_column=label": "different columns",
     "model.name=./nowhere": "./nowhere",
     "model.name=unknown_family": "BigBird",

@@ -42,12 +42,17 @@ class SequenceClassification:
             raise ValueError(f"model.name={name_or_path} cannot be used to classify texts: {reason}") from error
         return model
 
-    def check_checkpointing(self, blueprint: PreTrainedModel) -> None:
+    def check_checkpointing(self, blueprint: PreTrainedModel, *, compiled: bool) -> None:
         """Make sure that a model can compute its activations again instead of keeping them.
 
         Raises:
-            ValueError: transformers cannot do that with models of this class.
+            ValueError: transformers cannot do that with models of this class, or torch not in a compiled one.
         """
+        if compiled:
+            raise ValueError(
+                "gradient_checkpointing=true does not go with compile=true: torch cannot take gates through both; "
+                "choose one of them."
+            )
         if not blueprint.supports_gradient_checkpointing:
             raise ValueError(
                 f"gradient_checkpointing=true: {type(blueprint).__name__} does not offer it; leave it out, and take a "
