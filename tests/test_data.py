@@ -1,9 +1,13 @@
+from collections import Counter
+
+import datasets
 import pytest
 from datasets import Dataset, DatasetDict
-from tiny_run import make_model_folder
-from transformers import AutoTokenizer
+from tiny_run import make_model_folder, write_table
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gating.lightning.data import TextDataModule
+from gating.lightning.sources import load_files
 from gating.lightning.tasks import SequenceClassification
 
 TASK = SequenceClassification()
@@ -78,3 +82,69 @@ def test_next_phase_goes_on_where_the_last_one_ended(tokenizer):
     again = make_data(tokenizer, batch_size=4).train_dataloader()
     again.sampler.set_epoch(1)
     assert [b["input_ids"].tolist() for b in loader] == [b["input_ids"].tolist() for b in again]
+
+
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_processes_share_each_batch_of_one_process(tokenizer, batch_size):
+    whole = make_data(tokenizer, batch_size=2 * batch_size)
+    parts = [make_data(tokenizer, batch_size=batch_size) for _ in range(2)]
+    for number, part in enumerate(parts):
+        part.divide(2, part=number)
+        assert part.num_batches() == whole.num_batches()
+    together = [
+        sorted(ids_of(first) + ids_of(second))
+        for first, second in zip(*(part.train_dataloader() for part in parts), strict=True)
+    ]
+    assert together == [sorted(ids_of(batch)) for batch in whole.train_dataloader()]
+
+
+def ids_of(batch) -> list[int]:
+    """Second tokens: the first word of each text, which is different in all of them."""
+    return batch["input_ids"][:, 1].tolist()
+
+
+def test_processes_go_on_where_the_last_phase_ended(tokenizer):
+    data = make_data(tokenizer, batch_size=4)
+    data.divide(2, part=1)
+    first = [ids_of(batch) for batch in data.train_dataloader()]
+    data.go_on_after(3)
+    assert [ids_of(batch) for batch in data.train_dataloader()][:2] == first[3:]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("eval_batch_size", [1, 2, 3, 64])
+def test_every_example_is_evaluated_once_in_as_many_batches_by_each_process(tokenizer, num_parts, eval_batch_size):
+    data = make_data(tokenizer, eval_batch_size=eval_batch_size)
+    batches = []
+    for part in range(num_parts):
+        data.divide(num_parts, part=part)
+        batches.append([ids_of(batch) for batch in data.val_dataloader()])
+    assert len({len(mine) for mine in batches}) == 1
+    seen = Counter(example for mine in batches for batch in mine for example in batch)
+    assert len(seen) == sum(seen.values()) == 9
+    largest = max(len(batch) for mine in batches for batch in mine)
+    assert largest <= max(eval_batch_size, 2 if num_parts > 1 else 1)
+
+
+def test_more_processes_than_examples_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="9 example"):
+        make_data(tokenizer).divide(10)
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_texts_are_tokenised_once_for_all_runs(tmp_path, monkeypatch, from_file):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    model = make_model_folder(tmp_path / "model")
+    files = {split: str(write_table(tmp_path / f"{split}.tsv", rows=8, seed=0)) for split in ("train", "validation")}
+    calls = []
+    call = PreTrainedTokenizerFast.__call__
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", lambda *a, **k: calls.append(1) or call(*a, **k))
+
+    def prepare(max_length: int) -> int:
+        """Do as a new process does, and return how often texts went through the tokenizer."""
+        calls.clear()
+        splits = load_files(**files) if from_file else make_splits()
+        TASK.prepare(splits, AutoTokenizer.from_pretrained(model), max_length=max_length)
+        return len(calls)
+
+    assert [prepare(8), prepare(8), prepare(7), prepare(8)] == [2, 0, 2, 0]

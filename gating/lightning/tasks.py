@@ -1,9 +1,13 @@
 """What a task makes of examples and of a model's outputs."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
+from datasets.fingerprint import Hasher
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import (
@@ -96,8 +100,14 @@ class SequenceClassification:
             tokens = tokenizer(*texts, truncation=True, max_length=max_length)
             return {**tokens, "labels": batch["label"]}
 
-        columns = encoded["train"].column_names
-        return encoded.map(tokenize, batched=True, remove_columns=columns, desc="Tokenising"), label_names
+        tokens = encoded.map(
+            tokenize,
+            batched=True,
+            remove_columns=encoded["train"].column_names,
+            cache_file_names={split: _cache_file(table, tokenize) for split, table in encoded.items()},
+            desc="Tokenising",
+        )
+        return tokens, label_names
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
         """Return what makes a batch of examples, padded to the longest of them."""
@@ -145,6 +155,15 @@ class SequenceClassification:
         """Return what the metrics compare with the labels, ``[batch, classes]``."""
         logits: torch.Tensor = outputs.logits
         return logits.float()
+
+
+def _cache_file(table: Dataset, function: Callable[..., Any]) -> str | None:
+    """Name a file to keep the results of a function in where ``datasets`` would not: for tables from no file."""
+    if table.cache_files:
+        return None
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "head-gating"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"{Hasher.hash((table._fingerprint, function))}.arrow")
 
 
 def _check_texts(splits: DatasetDict) -> None:
