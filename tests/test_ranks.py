@@ -107,6 +107,8 @@ REFUSED = {
     "spawn": ({"strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn"),
     "unknown": ({"strategy": "horovod"}, "trainer.strategy=horovod"),
     "no device": ({"devices": 0}, "trainer.devices=0"),
+    "unknown argument": ({"epochs": 3}, "epochs"),
+    "unknown precision": ({"precision": "bf17"}, "bf17"),
     "unknown device": ({"accelerator": "abacus"}, "trainer.accelerator=abacus"),
 }
 
@@ -128,6 +130,7 @@ def test_gpus_that_are_not_there_are_refused():
 def test_processes_started_by_others_are_counted(monkeypatch):
     assert check_processes({"accelerator": "cpu", "devices": 2}) == 2
     assert check_processes({"accelerator": "cpu", "devices": 1, "num_nodes": 3}) == 3
+    assert check_processes({"accelerator": "cpu", "devices": 1, "plugins": [{"_target_": "some.Plugin"}]}) == 1
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="4 have been started"):
         check_processes({"accelerator": "cpu", "devices": 2})

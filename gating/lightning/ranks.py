@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import pytorch_lightning as pl
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
@@ -35,28 +36,19 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
     """Return how many processes a run has.
 
     Args:
-        trainer: Settings of the trainer: ``accelerator``, ``devices``, and possibly ``strategy`` and ``num_nodes``.
+        trainer: Settings of the trainer, ``accelerator`` and ``devices`` among them.
 
     Raises:
-        ValueError: The strategy does not go with the removal of heads, the devices are not there, or another number
-            of processes has been started already.
+        ValueError: The strategy does not go with the removal of heads, Lightning does not take the settings, the
+            devices are not there, or another number of processes has been started already.
     """
     _check_strategy(trainer.get("strategy", "auto"))
-    accelerator, devices = trainer["accelerator"], trainer["devices"]
-    try:
-        strategy = Fabric(accelerator=accelerator, devices=devices, num_nodes=trainer.get("num_nodes", 1)).strategy
-    except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"trainer.accelerator={accelerator} with trainer.devices={devices} cannot be used here ({reason}). "
-            "trainer=default takes what the machine has."
-        ) from error
-    num_processes = getattr(strategy, "num_processes", 1) * getattr(strategy, "num_nodes", 1)
+    num_processes = _count_processes(trainer)
     there = torch.distributed.get_world_size() if _several() else int(os.environ.get("WORLD_SIZE", num_processes))
     if there != num_processes:
         raise ValueError(
-            f"trainer.devices={devices} makes {num_processes} process(es), but {there} have been started; let "
-            "trainer.devices times trainer.num_nodes be their number, with trainer=ddp if there is more than one."
+            f"trainer.devices={trainer['devices']} makes {num_processes} process(es), but {there} have been started; "
+            "let trainer.devices times trainer.num_nodes be their number, with trainer=ddp if there are several."
         )
     return num_processes
 
@@ -131,6 +123,23 @@ def check_same(tensor: Tensor, what: str) -> None:
             f"{what} has drifted apart between the processes, by up to {apart:.1e}: they have not trained the same "
             "model. Does the trainer's strategy average all gradients?"
         )
+
+
+def _count_processes(trainer: Mapping[str, Any]) -> int:
+    """Make a trainer for a moment, which also shows what is wrong with its settings before anything is loaded."""
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "strategy": "auto"}
+    # What describes an object is left out: plugins, profilers.
+    plain = {name: value for name, value in trainer.items() if "_target_" not in f"{name}{value}"}
+    options = plain | silent
+    try:
+        tried = pl.Trainer(**options)
+    except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".!")
+        raise ValueError(
+            f"The trainer's settings, with trainer.accelerator={trainer['accelerator']} and "
+            f"trainer.devices={trainer['devices']}, cannot be used here: {reason}. Correct or leave out what it names."
+        ) from error
+    return tried.num_nodes * tried.num_devices
 
 
 def _several() -> bool:
