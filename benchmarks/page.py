@@ -1,6 +1,8 @@
 """Write the tables of docs/speed.md from the results that are in benchmarks/results.
 
-python -m benchmarks.page
+    python -m benchmarks.page
+
+Run it after a benchmark; the page says what each table means.
 """
 
 from collections.abc import Sequence
