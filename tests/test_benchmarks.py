@@ -110,8 +110,8 @@ def test_what_cannot_be_installed_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "CACHE", tmp_path)
     with pytest.raises(environments.Unavailable, match="transformers 4 is left out"):
         environments.transformers4_python(None, install=False)
-    with pytest.raises(environments.Unavailable, match=r"no-such-package is left out: pip cannot .*\)\.$"):
-        environments._pip([sys.executable], ["--no-index", "--target", str(tmp_path), "no-such-package"])
+    with pytest.raises(environments.Unavailable, match=r"^a thing is left out: pip cannot .*\)\.$"):
+        environments._pip("a thing", sys.executable, ["--no-index", "--target", str(tmp_path), "no-such-package"])
 
 
 def test_batches_of_similar_length_are_counted_and_waited_for(tmp_path):

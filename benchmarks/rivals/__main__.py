@@ -21,8 +21,9 @@ import transformers
 from benchmarks import records
 from benchmarks.measuring import ROOT, machine
 from benchmarks.rivals.cases import CASES, MODELS, heads_to_remove, make_subject
+from benchmarks.rivals.elsewhere import TRANSFORMERS4, ask_transformers4
 from benchmarks.rivals.environments import Unavailable, torch_pruning_version, transformers4_python
-from benchmarks.rivals.removal import METHODS, OURS, TRANSFORMERS4, Timing, ask_transformers4, compare
+from benchmarks.rivals.removal import METHODS, OURS, Timing, compare
 
 RESULTS = ROOT / "benchmarks" / "results" / "rivals.jsonl"
 COLUMNS = {
@@ -43,9 +44,9 @@ RELOADS = ("reloads", "from_pretrained")
 NEEDS = {
     OURS: "needs the numbers of the heads; it reloads with load_compact.",
     "torch-pruning, pruner": "needs a batch to trace, an importance that ranks the named heads lowest, the list of all "
-    "other layers as ignored, a pruning_ratio above 0 that prunes nothing; it reloads as a pickle of the whole model.",
+    "other layers as ignored, a pruning_ratio above 0 that prunes nothing; it reloads as a pickle of the whole model, which may run any code.",
     "torch-pruning, graph": "needs a batch to trace, the rows of the heads, and to leave out check_pruning_group where "
-    "a layer is emptied; it reloads as a pickle of the whole model.",
+    "a layer is emptied; it reloads as a pickle of the whole model, which may run any code.",
     TRANSFORMERS4: "needs transformers below 5; it reloads by from_pretrained, here in the process that saved.",
 }
 
@@ -92,7 +93,11 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for model in options.models:
         subject = make_subject(model, batch_size=options.batch_size, length=options.length, small=options.quick)
         cases = {case: heads_to_remove(case, subject) for case in options.cases}
-        elsewhere = ask_transformers4(python, subject, cases, timing) if python else {}
+        try:
+            elsewhere = ask_transformers4(python, subject, cases, timing) if python else {}
+        except Unavailable as reason:
+            print(reason, file=sys.stderr)
+            elsewhere = {}
         for case, heads in cases.items():
             rows = compare(subject, heads, methods, timing)
             rows += [elsewhere[case]] if case in elsewhere else []

@@ -38,7 +38,11 @@ def torch_pruning_version(*, install: bool) -> str:
     if importlib.util.find_spec("torch_pruning") is None:
         if not (folder / "torch_pruning").is_dir():
             _require("torch-pruning", install)
-            _pip([sys.executable], ["--no-deps", "--target", str(folder), f"torch-pruning=={TORCH_PRUNING}"])
+            _pip(
+                "torch-pruning",
+                sys.executable,
+                ["--no-deps", "--target", str(folder), f"torch-pruning=={TORCH_PRUNING}"],
+            )
         sys.path.append(str(folder))
         importlib.invalidate_caches()
     return importlib.metadata.version("torch-pruning")
@@ -60,12 +64,21 @@ def transformers4_python(folder: Path | None, *, install: bool) -> tuple[str, st
     if version is None:
         _require("transformers 4", install)
         print(f"Installing transformers 4 into {folder} ...", file=sys.stderr)
-        venv.create(folder, clear=True, with_pip=True)
-        _pip([python], [TRANSFORMERS4, f"torch=={torch.__version__.partition('+')[0]}"])
+        _make(folder)
+        _pip("transformers 4", python, [TRANSFORMERS4, f"torch=={torch.__version__.partition('+')[0]}"])
         version = _version_of_transformers(python)
     if version is None or not version.startswith("4."):
         raise Unavailable(f"transformers 4 is left out: {folder} has {version or 'none'}.")
     return python, version
+
+
+def _make(folder: Path) -> None:
+    if folder.exists() and not (folder / "pyvenv.cfg").exists():
+        raise Unavailable(f"transformers 4 is left out: {folder} is there and no virtual environment.")
+    try:
+        venv.create(folder, clear=True, with_pip=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Unavailable(f"transformers 4 is left out: {folder} cannot be made ({error}).") from error
 
 
 def _version_of_transformers(python: str) -> str | None:
@@ -83,9 +96,9 @@ def _require(name: str, install: bool) -> None:
         raise Unavailable(f"{name} is left out: it is not in {CACHE}, and it was not to be installed.")
 
 
-def _pip(python: list[str], arguments: list[str]) -> None:
-    command = [*python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+def _pip(name: str, python: str, arguments: list[str]) -> None:
+    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise Unavailable(f"{arguments[-1]} is left out: pip cannot install it here ({lines[-1].strip()}).")
+        raise Unavailable(f"{name} is left out: pip cannot install it here ({lines[-1].strip()}).")

@@ -2,12 +2,10 @@
 
 import copy
 import statistics
-import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +18,9 @@ from benchmarks.rivals.reloading import SavedModel, reload
 from benchmarks.rivals.with_torch_pruning import count_heads, prune_by_graph, prune_by_pruner
 from gating.heads.probe import max_relative_difference, tolerance_for
 
-__all__ = ["METHODS", "OURS", "TRANSFORMERS4", "Timing", "ask_transformers4", "compare", "masked_logits"]
+__all__ = ["METHODS", "OURS", "Row", "Timing", "compare", "judge", "logits_of", "masked_logits", "verdict"]
 
 OURS = "head-gating"
-TRANSFORMERS4 = "transformers 4"
 Row = dict[str, Any]
 
 
@@ -174,65 +171,13 @@ def _save_and_reload(subject: Subject, compacts: dict[str, nn.Module]) -> dict[s
     rows: dict[str, Row] = {}
     for method, model in compacts.items():
         expected = logits_of(model, subject.batch)
-        rows[method] = {way: _verdict(expected, answers[f"{method}:{way}"]) for way in ("reloads", "from_pretrained")}
+        rows[method] = {way: verdict(expected, answers[f"{method}:{way}"]) for way in ("reloads", "from_pretrained")}
     return rows
 
 
-def _verdict(expected: Tensor, answer: Tensor | str) -> str:
+def verdict(expected: Tensor, answer: Tensor | str) -> str:
     """Return ``yes``, or what is wrong with a reloaded model."""
     if isinstance(answer, str):
         return answer
     difference = max_relative_difference([expected], [answer])
     return "yes" if difference <= tolerance_for(expected.dtype) else f"other outputs, by {difference:.0e}"
-
-
-def ask_transformers4(python: str, subject: Subject, cases: Mapping[str, Heads], timing: Timing) -> dict[str, Row]:
-    """Let transformers 4 remove heads in a process of its own; return a row for each case."""
-    with tempfile.TemporaryDirectory() as folder:
-        subject.model.save_pretrained(f"{folder}/model")
-        job = {
-            "folder": f"{folder}/model",
-            "architecture": type(subject.model).__name__,
-            "batch": subject.batch,
-            "cases": dict(cases),
-            "threads": torch.get_num_threads(),
-            "surgeries": timing.surgeries,
-            "rounds": timing.rounds,
-            "warm_up": timing.warm_up,
-            "budget_s": timing.budget_s,
-        }
-        torch.save(job, f"{folder}/job.pt")
-        script = str(Path(__file__).with_name("with_transformers4.py"))
-        command = [python, "-P", "-W", "ignore", script, f"{folder}/job.pt", f"{folder}/answers.pt"]
-        subprocess.run(command, check=True)
-        answers = torch.load(f"{folder}/answers.pt")
-    dense = max_relative_difference([logits_of(subject.model, subject.batch)], [answers["outputs"]])
-    if answers["problems"] or dense > tolerance_for(answers["outputs"].dtype):
-        raise RuntimeError(
-            f"transformers 4 loads another model: difference {dense:.0e}, keys {answers['problems'][:3]}."
-        )
-    return {
-        case: {
-            "method": TRANSFORMERS4,
-            "dense_difference": dense,
-            **_row_of_transformers4(subject, heads, answers["cases"][case]),
-        }
-        for case, heads in cases.items()
-    }
-
-
-def _row_of_transformers4(subject: Subject, heads: Heads, answer: dict[str, Any]) -> Row:
-    row: Row = {"works": False, "heads_asked": sum(map(len, heads.values()))}
-    if "num_heads" in answer:
-        row["heads"] = subject.num_layers * subject.num_heads - answer["num_heads"]
-    if "error" in answer:
-        return {**row, "error": answer["error"]}
-    masked = masked_logits(subject, heads)
-    row["effect_of_mask"] = max_relative_difference([masked], [logits_of(subject.model, subject.batch)])
-    row["difference"] = max_relative_difference([masked], [answer["outputs"]])
-    row |= judge(row, masked.dtype)
-    times = answer["times"]
-    row |= {"latency_vs_dense": ratio(times, "compact", "dense"), "rounds": len(times["dense"])}
-    row["seconds"] = statistics.median(answer["seconds"])
-    row["reloads"] = _verdict(answer["outputs"], answer.get("reload_error", answer.get("reloaded")))
-    return {**row, "from_pretrained": row["reloads"]}
