@@ -110,6 +110,8 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
     """Yield the rows of all measurements."""
     for source in sources(options):
         common = {"data": source.name, "max_length": source.max_length}
+        # Longer examples make steps longer, and so the share of waiting smaller.
+        is_usual = source.max_length in (options.max_length, options.bbc_max_lengths[0])
         splits, tokenizer, _ = load_and_tokenise(
             source.loader, source.arguments, source.max_length, limit=QUICK_EXAMPLES if options.quick else None
         )
@@ -118,7 +120,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
             if "tokens" in options.measurements:
                 counts = count_tokens(splits, tokenizer, source.max_length, batch_size, options.epochs)
                 yield {"measurement": "tokens", **case, **counts}
-            for num_workers in options.num_workers if "waiting" in options.measurements else ():
+            for num_workers in options.num_workers if "waiting" in options.measurements and is_usual else ():
                 waiting = time_waiting(splits, tokenizer, batch_size, num_workers, options.steps, options.budget)
                 yield {"measurement": "waiting", **case, "num_workers": num_workers, **waiting}
         if "cache" in options.measurements:

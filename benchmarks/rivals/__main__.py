@@ -44,7 +44,8 @@ RELOADS = ("reloads", "from_pretrained")
 NEEDS = {
     OURS: "needs the numbers of the heads; it reloads with load_compact.",
     "torch-pruning, pruner": "needs a batch to trace, an importance that ranks the named heads lowest, the list of all "
-    "other layers as ignored, a pruning_ratio above 0 that prunes nothing; it reloads as a pickle of the whole model, which may run any code.",
+    "other layers as ignored, a pruning_ratio above 0 that prunes nothing; it reloads as a pickle of the whole model, "
+    "which may run any code.",
     "torch-pruning, graph": "needs a batch to trace, the rows of the heads, and to leave out check_pruning_group where "
     "a layer is emptied; it reloads as a pickle of the whole model, which may run any code.",
     TRANSFORMERS4: "needs transformers below 5; it reloads by from_pretrained, here in the process that saved.",
