@@ -98,7 +98,8 @@ def sources(options: argparse.Namespace) -> Iterator[Source]:
         print(f"{', '.join(options.sets)} are left out: name their folder with --data.", file=sys.stderr)
         return
     for name in options.sets:
-        files = {split: str(options.data / name / f"{split}.tsv") for split in ("train", "validation", "test")}
+        folder = options.data.resolve() / name
+        files = {split: str(folder / f"{split}.tsv") for split in ("train", "validation", "test")}
         missing = next((file for file in files.values() if not Path(file).is_file()), None)
         if missing:
             print(f"{name} is left out: there is no {missing}.", file=sys.stderr)
