@@ -1,18 +1,22 @@
 # make train   set up and run the embedded example
 # make test    set up and run the tests
 # make check   lint and types
+# make bench   measure speed and print it beside the last committed figures
 # make format  rewrite the files as the linter wants them
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-.PHONY: train test check format clean
+.PHONY: train test check bench format clean
 
 train: $(VENV)/train.stamp
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/train.stamp
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 check: $(VENV)/check.stamp
 	$(BIN)/ruff check .

@@ -21,10 +21,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 from family_models import FAMILIES, Family  # noqa: E402
 from test_families import check_generation, compact  # noqa: E402
 
+from benchmarks.page import replace_table  # noqa: E402
 from gating.heads.probe import forward_outputs, max_relative_difference  # noqa: E402
 
 PAGE = ROOT / "docs" / "families.md"
-BEGIN, END = "<!-- begin: python -m benchmarks.families -->", "<!-- end -->"
 # The last stands for the pattern that empties every layer.
 SEEDS: tuple[int | None, ...] = (0, 1, 2, 3, 4, 5, 6, 7, None)
 
@@ -44,9 +44,7 @@ def main() -> None:
     for name, family in sorted(FAMILIES.items()):
         lines.append(measure(name, family))
         print(lines[-1], flush=True)
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}\n{END}{after}", encoding="utf-8")
+    replace_table(PAGE, "families", lines)
 
 
 def measure(name: str, family: Family) -> str:

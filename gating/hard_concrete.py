@@ -19,6 +19,7 @@ __all__ = [
     "deterministic",
     "expected_l0",
     "log_alpha_for",
+    "open_threshold",
     "prob_open",
     "sample",
 ]
@@ -91,7 +92,7 @@ def prob_open(
         ``sigmoid(log_alpha - beta log(-gamma / zeta))``, float32.
     """
     with _full_precision(log_alpha):
-        return torch.sigmoid(log_alpha.float() - _open_threshold(temperature, stretch_limits))
+        return torch.sigmoid(log_alpha.float() - open_threshold(temperature, stretch_limits))
 
 
 def expected_l0(
@@ -121,10 +122,11 @@ def log_alpha_for(
     """
     if not 0 < prob < 1:
         raise ValueError(f"The probability of an open gate must be between 0 and 1, both excluded; got {prob}.")
-    return math.log(prob / (1 - prob)) + _open_threshold(temperature, stretch_limits)
+    return math.log(prob / (1 - prob)) + open_threshold(temperature, stretch_limits)
 
 
-def _open_threshold(temperature: float, stretch_limits: tuple[float, float]) -> float:
+def open_threshold(temperature: float, stretch_limits: tuple[float, float]) -> float:
+    """Return the ``log_alpha`` of a gate that is as likely zero as not: ``beta log(-gamma / zeta)``."""
     gamma, zeta = stretch_limits
     return temperature * math.log(-gamma / zeta)
 

@@ -5,11 +5,13 @@ This file and its neighbours in ``heads/`` are copied into a saved compact model
 Importing them defines functions and classes and does nothing else.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel, conversion_mapping
+from transformers import PreTrainedModel, conversion_mapping, initialization
 from transformers.models.auto import modeling_auto
 
 from .blocks import find_attention_blocks
@@ -51,7 +53,8 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         return _COMPACT_CLASSES[base]
 
     def build(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
-        base.__init__(self, config, *args, **kwargs)
+        with _without_drawing():
+            base.__init__(self, config, *args, **kwargs)
         record = getattr(config, RECORD_KEY, None)
         if record is not None:
             apply_edits(plan_from_record(self, record))
@@ -81,6 +84,14 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     conversion_mapping.USER_REGISTERED_MAPPINGS.add(base.__name__)
     _COMPACT_CLASSES[base] = type(base.__name__, (base,), members)
     return _COMPACT_CLASSES[base]
+
+
+def _without_drawing() -> AbstractContextManager[None]:
+    """Spare a model that is built to be loaded into, on the meta device, the drawing of weights it does not have.
+
+    It makes up for the time that removal takes.
+    """
+    return initialization.no_init_weights() if torch.empty(0).is_meta else nullcontext()
 
 
 def __getattr__(name: str) -> type[PreTrainedModel]:

@@ -9,13 +9,11 @@ keep their query rows; their columns of the output projection are zero.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from .blocks import AttentionBlock
+from .linear import Features
 from .spec import RowLayout
 
-__all__ = ["Selection", "expand", "rows_of", "select"]
+__all__ = ["Selection", "rows_of", "select"]
 
 
 @dataclass(frozen=True)
@@ -83,17 +81,11 @@ def _fill(group: Sequence[int], kept: Collection[int], missing: int) -> list[int
     return [head for head in group if head not in kept][:missing]
 
 
-def rows_of(block: AttentionBlock, layout: RowLayout, selection: Selection) -> Tensor:
-    """Return the numbers of the rows of a projection that stay."""
+def rows_of(block: AttentionBlock, layout: RowLayout, selection: Selection) -> Features:
+    """Return the rows of a projection that stay."""
     stays = {"q": set(selection.slots), "k": set(selection.key_values), "v": set(selection.key_values)}
     order = _row_blocks(layout, len(block.head_slots), block.num_key_value_heads)
-    return expand([i for i, (kind, head) in enumerate(order) if head in stays[kind]], block.head_dim)
-
-
-def expand(heads: Sequence[int], head_dim: int) -> Tensor:
-    """Return the numbers of the features of heads, of which each has ``head_dim``."""
-    starts = torch.tensor(heads, dtype=torch.long, device="cpu").unsqueeze(1) * head_dim
-    return (starts + torch.arange(head_dim, device="cpu")).flatten()
+    return Features([i for i, (kind, head) in enumerate(order) if head in stays[kind]], block.head_dim)
 
 
 def _row_blocks(layout: RowLayout, num_heads: int, num_key_value_heads: int) -> list[tuple[str, int]]:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from .edits import Edit, Rewritten
 
 __all__ = [
+    "Features",
     "num_inputs",
     "num_outputs",
     "plan_scale_inputs",
@@ -53,12 +55,28 @@ def why_not_editable(linear: nn.Module) -> str | None:
     return None
 
 
-def plan_take(linear: nn.Module, kept: Tensor, *, side: Side, silent: Sequence[int] = ()) -> list[Edit]:
+@dataclass(frozen=True)
+class Features:
+    """Inputs or outputs of a layer that belong to heads: as many in a row for each."""
+
+    heads: Sequence[int]
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.heads) * self.width
+
+    def index(self) -> Tensor:
+        """Return their numbers; on the CPU, also where models are built on the meta device."""
+        starts = torch.tensor(self.heads, dtype=torch.long, device="cpu").unsqueeze(1) * self.width
+        return (starts + torch.arange(self.width, device="cpu")).flatten()
+
+
+def plan_take(linear: nn.Module, kept: Features, *, side: Side, silent: Features | None = None) -> list[Edit]:
     """Plan to keep some inputs or outputs of a linear layer.
 
     Args:
         linear: The layer.
-        kept: Numbers of the inputs or outputs that stay.
+        kept: The inputs or outputs that stay.
         side: Which of the two.
         silent: Positions among the kept that get zero weight.
     """
@@ -73,41 +91,48 @@ def plan_take(linear: nn.Module, kept: Tensor, *, side: Side, silent: Sequence[i
 
 
 def plan_take_parameter(
-    holder: nn.Module, name: str, kept: Tensor, *, dim: int, silent: Sequence[int] = ()
+    holder: nn.Module, name: str, kept: Features, *, dim: int, silent: Features | None = None
 ) -> list[Edit]:
     """Plan to keep some entries of a parameter along one dimension; the silent ones among them become zero."""
 
-    def take() -> Rewritten:
+    def take() -> nn.Parameter | Rewritten:
         before = getattr(holder, name)
-        size, index = before.shape[dim], kept.to(before.device)
-        taken = before.detach().index_select(dim, index)
-        silenced = torch.tensor(silent, dtype=torch.long, device="cpu")
-        if silent:
-            taken.index_fill_(dim, silenced.to(before.device), 0.0)
-        # On the CPU, since models may lie on the meta device here.
-        is_lost = torch.ones(size, dtype=torch.bool, device="cpu").index_fill_(0, kept, False)
-        is_lost[kept[silenced]] = True
-        lost_index = is_lost.nonzero().flatten().to(before.device)
-        lost = before.detach().index_select(dim, lost_index)
-
-        def restore(parameter: nn.Parameter) -> nn.Parameter:
-            shape = list(lost.shape)
-            shape[dim] = size
-            whole = lost.new_empty(shape).index_copy_(dim, index, parameter.detach())
-            whole.index_copy_(dim, lost_index, lost)
-            return nn.Parameter(whole, requires_grad=parameter.requires_grad)
-
-        return Rewritten(nn.Parameter(taken, requires_grad=before.requires_grad), restore)
+        if before.is_meta:
+            # A model that is built to be loaded into has shapes and nothing to take.
+            shape = [len(kept) if d == dim else size for d, size in enumerate(before.shape)]
+            return nn.Parameter(before.detach().new_empty(shape), requires_grad=before.requires_grad)
+        return _take(before, kept.index(), dim, silent.index() if silent else None)
 
     return [Edit(holder, name, take)]
 
 
-def silence_inputs(linear: nn.Module, inputs: Sequence[int]) -> None:
+def _take(before: nn.Parameter, kept: Tensor, dim: int, silent: Tensor | None) -> Rewritten:
+    size = before.shape[dim]
+    is_lost = torch.ones(size, dtype=torch.bool, device="cpu").index_fill_(0, kept, False)
+    index = kept.to(before.device)
+    taken = before.detach().index_select(dim, index)
+    if silent is not None:
+        taken.index_fill_(dim, silent.to(before.device), 0.0)
+        is_lost[kept[silent]] = True
+    lost_index = is_lost.nonzero().flatten().to(before.device)
+    lost = before.detach().index_select(dim, lost_index)
+
+    def restore(parameter: nn.Parameter) -> nn.Parameter:
+        shape = list(lost.shape)
+        shape[dim] = size
+        whole = lost.new_empty(shape).index_copy_(dim, index, parameter.detach())
+        whole.index_copy_(dim, lost_index, lost)
+        return nn.Parameter(whole, requires_grad=parameter.requires_grad)
+
+    return Rewritten(nn.Parameter(taken, requires_grad=before.requires_grad), restore)
+
+
+def silence_inputs(linear: nn.Module, inputs: Features) -> None:
     """Set the weight of some inputs of a layer to zero, in place."""
     weight = linear.weight
     assert isinstance(weight, nn.Parameter)
     with torch.no_grad():
-        weight.index_fill_(_dim(linear, "inputs"), torch.tensor(inputs, device=weight.device), 0.0)
+        weight.index_fill_(_dim(linear, "inputs"), inputs.index().to(weight.device), 0.0)
 
 
 def plan_scale_inputs(linear: nn.Module, scale: Tensor) -> list[Edit]:

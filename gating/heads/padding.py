@@ -3,8 +3,7 @@
 from torch import nn
 
 from .blocks import find_attention_blocks
-from .grouping import expand
-from .linear import silence_inputs
+from .linear import Features, silence_inputs
 
 __all__ = ["has_padding", "silence_padding"]
 
@@ -24,4 +23,4 @@ def silence_padding(model: nn.Module) -> None:
         if block.head_slots == block.head_ids:
             continue
         padding = [slot for slot, head in enumerate(block.head_slots) if head not in block.head_ids]
-        silence_inputs(block.output_projection, expand(padding, block.head_dim).tolist())
+        silence_inputs(block.output_projection, Features(padding, block.head_dim))

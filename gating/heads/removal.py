@@ -10,8 +10,8 @@ from .blocks import AttentionBlock
 from .config_view import ConfigView
 from .edits import ABSENT, Edit
 from .empty import BiasOnly, emptied
-from .grouping import Selection, expand, rows_of, select
-from .linear import plan_take, plan_take_parameter
+from .grouping import Selection, rows_of, select
+from .linear import Features, plan_take, plan_take_parameter
 from .slicing import replaced_forward, shared_bias, sliced_inputs
 from .subclasses import subclass
 
@@ -64,9 +64,9 @@ def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
         edits += plan_take(linear, rows_of(block, layout, selection), side="outputs")
     edits += plan_take(
         block.output_projection,
-        expand(selection.slots, block.head_dim),
+        Features(selection.slots, block.head_dim),
         side="inputs",
-        silent=expand(selection.padding, block.head_dim).tolist(),
+        silent=Features(selection.padding, block.head_dim),
     )
     for paths, kept, num_before in (
         (block.spec.per_head, selection.slots, len(block.head_slots)),
@@ -76,7 +76,7 @@ def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
             if block.has(path):
                 holder, name = block.locate(path)
                 width = getattr(holder, name).shape[dim] // num_before
-                edits += plan_take_parameter(holder, name, expand(kept, width), dim=dim)
+                edits += plan_take_parameter(holder, name, Features(kept, width), dim=dim)
     return edits
 
 

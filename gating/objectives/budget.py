@@ -13,6 +13,8 @@ from gating.selection import check_reachable, nearest_reachable
 
 __all__ = ["ExactBudget", "ExpectedCount"]
 
+_POINTS = 100
+
 
 class ExpectedCount(nn.Module):
     """Shift all ``log_alpha`` by one number so that the expected count of open gates equals a target.
@@ -50,22 +52,28 @@ class ExpectedCount(nn.Module):
         The Newton step's derivative, ``dc / d log_alpha_i = h_i p_i' / sum_j h_j p_j'``, is that of the implicit
         function.
         """
-        with torch.no_grad():
-            low, high = log_alpha.min() - 20.0, log_alpha.max() + 20.0
-            # Grids instead of bisection: four rounds of a few kernels each, and no step waits for a value.
-            for _ in range(4):
-                grid = low + (high - low) * torch.linspace(0, 1, 33, device=log_alpha.device)
-                counts = (self._prob_open(log_alpha - grid.unsqueeze(1)) * self.heads_per_gate).sum(dim=1)
-                above = (counts > self.target).sum().clamp(1, 32)
-                low, high = grid.index_select(0, torch.stack((above - 1, above))).unbind()
-            start = (low + high) / 2
-            probs = self._prob_open(log_alpha - start)
-            slope = (probs * (1 - probs) * self.heads_per_gate).sum().clamp_min(1e-6)
-        count = (self._prob_open(log_alpha - start) * self.heads_per_gate).sum()
-        return start + (count - self.target) / slope
+        # P(open) is a sigmoid around a threshold; in single precision also under autocast.
+        with torch.autocast(device_type=log_alpha.device.type, enabled=False):
+            logits = log_alpha.float() - hard_concrete.open_threshold(self.temperature, self.stretch_limits)
+            start = self._search(logits.detach())
+            probs = torch.sigmoid(logits - start)
+            with torch.no_grad():
+                slope = (probs * (1 - probs) * self.heads_per_gate).sum().clamp_min(1e-6)
+            return start + ((probs * self.heads_per_gate).sum() - self.target) / slope
 
-    def _prob_open(self, log_alpha: Tensor) -> Tensor:
-        return hard_concrete.prob_open(log_alpha, temperature=self.temperature, stretch_limits=self.stretch_limits)
+    @torch.no_grad()
+    def _search(self, logits: Tensor) -> Tensor:
+        """Find the offset to within some 1e-4: grids instead of bisection, and no step waits for a value."""
+        points = torch.arange(_POINTS + 1, device=logits.device, dtype=logits.dtype)
+        smallest, largest = logits.aminmax()
+        low, width = smallest - 20.0, (largest - smallest + 40.0) / _POINTS
+        for _ in range(3):
+            grid = low + width * points
+            counts = (torch.sigmoid(logits - grid.unsqueeze(1)) * self.heads_per_gate).sum(dim=1)
+            # The interval whose left end still has too many open, be it none or all of them.
+            low = low + width * (counts[1:] > self.target).sum().clamp(max=_POINTS - 1)
+            width = width / _POINTS
+        return low + width * (_POINTS / 2)
 
 
 class ExactBudget(nn.Module):

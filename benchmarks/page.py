@@ -1,0 +1,90 @@
+"""Write the tables of docs/speed.md from the results that are in benchmarks/results.
+
+    python -m benchmarks.page
+
+Run it after a benchmark; the page says what each table means.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from benchmarks.measuring import ROOT
+
+__all__ = ["replace_table"]
+
+Row = dict[str, Any]
+
+PAGE = ROOT / "docs" / "speed.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def main() -> None:
+    """Rewrite every table whose results are there."""
+    speed = records.read(RESULTS / "speed.jsonl")
+    for section in ("steps", "variants", "run", "built", "finalize", "reload", "growth"):
+        rows = [row for row in speed if row["section"] == section]
+        if rows:
+            columns = {"what": "", "case": "case", "ratio": "ratio", **_extras(rows), "device": "device"}
+            replace_table(PAGE, f"speed {section}", [*_facts(rows), records.markdown(rows, columns)])
+    grid = [row for row in speed if row["section"] in ("speedup", "michel")]
+    if grid:
+        replace_table(PAGE, "speed speedup michel", [*_facts(grid), speedup_table(grid)])
+
+
+def speedup_table(rows: Sequence[Row]) -> str:
+    """Return speed-ups with a row for each batch and a column for each share of heads: measured, and allowed."""
+    shares = sorted({_share(row) for row in rows}, key=lambda text: -float(text.rstrip("%")))
+    cases: dict[str, Row] = {}
+    for row in rows:
+        middle, low, high = row["ratio"]
+        cell = f"{middle:.2f} ({low:.2f}-{high:.2f}) of {row['flops_allow']:.2f}"
+        cases.setdefault(row["case"], {"case": row["case"], "device": row["device"]})[_share(row)] = cell
+    columns = {"case": "batch x length", **{share: f"{share} of the heads" for share in shares}, "device": "device"}
+    return records.markdown(cases.values(), columns)
+
+
+def replace_table(page: Path, command: str, lines: Sequence[str]) -> None:
+    """Replace what stands on a page between the marks of a command.
+
+    Raises:
+        ValueError: The page has no such marks.
+    """
+    begin, end = f"<!-- begin: python -m benchmarks.{command} -->", "<!-- end -->"
+    text = page.read_text(encoding="utf-8")
+    before, found, rest = text.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{page} has no place for a table: {begin} and {end} on lines of their own.")
+    table = "\n".join(lines)
+    page.write_text(f"{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+def _share(row: Row) -> str:
+    return row["what"].partition(" at ")[2].partition(" ")[0]
+
+
+def _extras(rows: Sequence[Row]) -> dict[str, str]:
+    titles = {
+        "seconds": "seconds",
+        "extra_mb": "extra MB",
+        "projection_mb": "largest projection, MB",
+        "gate_ms_per_layer": "gates, ms a layer",
+        "finalize_ms_per_layer": "finalizing, ms a layer",
+        "at_most": "goal, at most",
+    }
+    return {name: title for name, title in titles.items() if any(row.get(name) is not None for row in rows)}
+
+
+def _facts(rows: Sequence[Row]) -> list[str]:
+    """Say on which machines rows were measured."""
+    machines = {
+        f"{row['gpu'] or row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch {row['torch']}, "
+        f"transformers {row['transformers']}, commit {row['commit']}"
+        for row in rows
+    }
+    return [*sorted(machines), ""]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What people use instead, on the same models: ``python -m benchmarks.rivals``."""

