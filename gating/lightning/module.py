@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
@@ -85,7 +86,9 @@ class FineTuning(pl.LightningModule):
         multipliers = list(self.objective.parameters()) if self.objective is not None else []
         apart = {id(parameter) for parameter in gates}
         weights = [p for p in self.model.parameters() if p.requires_grad and id(p) not in apart]
-        optimizer = self._optimizer.build(weights, gates, multipliers)
+        # Lightning clips no gradients of a fused optimizer in mixed precision.
+        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
+        optimizer = self._optimizer.build(weights, gates, multipliers, fused=fused)
         scheduler = self._scheduler.build(optimizer, first_step=self._first_step, total_steps=self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
