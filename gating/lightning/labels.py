@@ -41,7 +41,8 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
 def _as_text(table: Dataset, split: str) -> list[str]:
     """Labels of one file may be read as numbers and those of another as words: compare what was written."""
     feature = table.features["label"]
-    labels: Sequence[Any] = table["label"]
+    # The whole column at once: reading it label by label is a hundred times slower.
+    labels: Sequence[Any] = table["label"][:]
     if isinstance(feature, ClassLabel):
         return [
             feature.int2str(label) if label is not None and label >= 0 else _missing(split, row)

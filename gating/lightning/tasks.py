@@ -170,7 +170,7 @@ def _check_texts(splits: DatasetDict) -> None:
     for split, table in splits.items():
         for column in _TEXT_COLUMNS:
             row = (
-                next((i for i, text in enumerate(table[column]) if text is None), None)
+                next((i for i, text in enumerate(table[column][:]) if text is None), None)
                 if column in table.features
                 else None
             )
