@@ -21,7 +21,7 @@ STAGES = ("search", "finalize", "recovery", "dense")
 
 def measure_runs(device: torch.device, *, quick: bool) -> Iterator[Row]:
     """Run the embedded example for some steps, with its default objective and densely."""
-    steps, rounds = (4, 2) if quick else (80, 3)
+    steps, rounds = (4, 2) if quick else (60, 3)
     times: dict[str, list[float]] = {"budget": [], "none": []}
     for number in range(rounds):
         for objective in sorted(times, reverse=number % 2 == 1):
