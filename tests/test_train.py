@@ -316,5 +316,10 @@ def test_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
 
 def test_help_shows_groups_and_settings(tmp_path):
     process = run_command(["--help"], cwd=tmp_path)
-    for wanted in ("objective: budget, l0, none", "objective.num_heads=18", "output_dir=DIR", "experiment: smoke"):
+    for wanted in (
+        "objective: budget, importance, l0, lagrangian, magnitude, none, random, topk",
+        "objective.num_heads=18",
+        "output_dir=DIR",
+        "experiment: smoke",
+    ):
         assert wanted in process.stdout
