@@ -74,8 +74,10 @@ def select_gates(
     sizes = set(heads_per_gate) - {0}
     if len(sizes) == 1:
         size = sizes.pop()
-        counts = torch.tensor(heads_per_gate, device=scores.device)
-        candidates = scores.masked_fill(counts == 0, -torch.inf)
+        candidates = scores
+        if 0 in heads_per_gate:
+            counts = torch.tensor(heads_per_gate, device=scores.device)
+            candidates = scores.masked_fill(counts == 0, -torch.inf)
         if min_per_layer:
             candidates = _favour_best_of_each(candidates, block_sizes, -(-min_per_layer // size))
         return candidates.topk(num_heads // size).indices
@@ -87,7 +89,7 @@ def _favour_best_of_each(scores: Tensor, block_sizes: Sequence[int], num_gates: 
     """Raise the best gates of each block above all others."""
     favoured = scores.clone()
     for block in favoured.split(list(block_sizes)):
-        block[block.topk(num_gates).indices] = torch.inf
+        block.index_fill_(0, block.topk(num_gates).indices, torch.inf)
     return favoured
 
 
