@@ -70,8 +70,9 @@ class IterativePruning(nn.Module):
             raise ValueError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
 
     def attach(self, gates: HeadGates) -> None:
-        """Open every gate; a mask decides their values from now on."""
+        """Open every gate; a mask decides their values from now on, and ``log_alpha`` is not trained."""
         self._budget.resolve(gates)
+        gates.log_alpha.requires_grad_(False)
         gates.sampler = HeadMask(gates)
         self.ranking.attach(gates)
 
