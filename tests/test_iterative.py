@@ -123,6 +123,17 @@ def test_chance_depends_on_the_seed_alone(gates):
     assert orders[0] == orders[1] != orders[2]
 
 
+def test_processes_that_saw_different_batches_close_the_same_heads(gates, monkeypatch):
+    """Another process ranks the other way round, and more strongly."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda scores: scores.add_(-3 * torch.arange(12.0)))
+    objective = gating.IterativePruning(Ascending(), num_heads=3, schedule=SCHEDULE)
+    objective.attach(gates)
+    objective.update(gates, 1.0)
+    assert gates.values().nonzero().flatten().tolist() == [0, 1, 2]
+    assert torch.equal(objective.kept(gates), gates.values() > 0)
+
+
 def test_values_do_not_depend_on_log_alpha(gates):
     objective = gating.IterativePruning(Ascending(), num_heads=3)
     objective.attach(gates)
