@@ -110,6 +110,20 @@ def test_draws_sum_to_the_number_of_heads(gates, autocast):
     assert gates.log_alpha.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("temperature", [0.01, 1e-4])
+def test_gradient_of_a_draw_does_not_explode(bert, temperature):
+    """Clipped together with a gradient of 1e15, weights would not learn."""
+    gates = gating.inject_gates(bert)
+    hard = StraightThroughTopK(gates, num_heads=11, min_per_layer=0)
+    sampler = GumbelTopK(gates, hard=hard, scale=5.0, temperature=temperature)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        gates.log_alpha.grad = None
+        (sampler.sample(gates.log_alpha) * torch.arange(12.0)).sum().backward()
+        assert gates.log_alpha.grad.isfinite().all()
+        assert gates.log_alpha.grad.norm() <= 1.001
+
+
 def test_a_gate_of_a_group_counts_as_its_heads():
     gates = gating.inject_gates(FAMILIES["llama"].build())
     hard = StraightThroughTopK(gates, num_heads=10, min_per_layer=0)

@@ -14,9 +14,12 @@ def gates(bert):
     return gating.inject_gates(bert)
 
 
+AT_ONCE = gating.BudgetSchedule(start=0.0, end=0.0)
+
+
 @pytest.mark.parametrize("variant", ["gumbel", "straight_through"])
 def test_exactly_k_heads_are_open_at_every_step(gates, variant):
-    objective = gating.TopK(num_heads=5, variant=variant)
+    objective = gating.TopK(num_heads=5, variant=variant, schedule=AT_ONCE)
     objective.attach(gates)
     for step in range(11):
         objective.update(gates, step / 10)
@@ -47,7 +50,7 @@ def test_the_temperature_falls_geometrically_and_stays(gates):
 
 def test_the_learning_rate_of_the_paper_is_five_times_that_of_the_gates(gates):
     """One step of Adam on log_alpha with 0.1 moves w as one on w with 0.5."""
-    objective = gating.TopK(num_heads=5)
+    objective = gating.TopK(num_heads=5, initial_temperature=1000, schedule=AT_ONCE)
     objective.attach(gates)
     before = 5 * gates.log_alpha.detach().clone()
     (gates.sample() * torch.arange(12.0)).sum().backward()
@@ -56,11 +59,14 @@ def test_the_learning_rate_of_the_paper_is_five_times_that_of_the_gates(gates):
     torch.testing.assert_close((5 * gates.log_alpha.detach() - before).abs(), torch.full((12,), 0.5), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("schedule", [AT_ONCE, gating.BudgetSchedule()], ids=["at once", "descent"])
 @pytest.mark.parametrize("variant", ["gumbel", "straight_through"])
-def test_heads_that_help_are_found(gates, variant):
+def test_heads_that_help_are_found(gates, variant, schedule):
     """A loss that only wants heads 2, 6 and 7: they win the places."""
     torch.manual_seed(0)
-    objective = gating.TopK(num_heads=3, variant=variant, initial_temperature=10, final_temperature=0.1)
+    objective = gating.TopK(
+        num_heads=3, variant=variant, initial_temperature=10, final_temperature=0.1, schedule=schedule
+    )
     objective.attach(gates)
     optimizer = AdamW(gate_lr=0.1).build([], [gates.log_alpha], [])
     wanted = torch.zeros(12).index_fill(0, torch.tensor([2, 6, 7]), 1.0)
@@ -84,7 +90,7 @@ def test_k_may_descend(gates):
 
 
 def test_every_layer_keeps_its_minimum(gates):
-    objective = gating.TopK(num_heads=4, min_per_layer=1, variant="straight_through")
+    objective = gating.TopK(num_heads=4, min_per_layer=1, variant="straight_through", schedule=AT_ONCE)
     objective.attach(gates)
     with torch.no_grad():
         gates.log_alpha.copy_(torch.arange(12.0))
