@@ -142,4 +142,5 @@ class GumbelTopK(nn.Module):
 def _bounded(gradient: Tensor) -> Tensor:
     # Of what has overflowed already, nothing can be learned.
     finite = gradient.nan_to_num(0.0, 0.0, 0.0)
-    return finite / finite.norm().clamp_min(1.0)
+    bounded: Tensor = finite / finite.norm().clamp_min(1.0)
+    return bounded
