@@ -8,7 +8,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.gates import HeadGates
 from gating.heads.blocks import AttentionBlock
-from gating.heads.grouping import Selection, expand, rows_of
+from gating.heads.grouping import Selection, rows_of
+from gating.heads.linear import Features
 
 __all__ = ["Magnitude", "head_norms"]
 
@@ -50,7 +51,7 @@ def head_norms(block: AttentionBlock) -> Tensor:
     slots, groups = range(len(block.head_slots)), range(block.num_key_value_heads)
     size = len(slots) // len(groups)
     columns = _weight(block.output_projection).T
-    norms = torch.stack([_norm(columns, expand([slot], block.head_dim)) for slot in slots])
+    norms = torch.stack([_norm(columns, Features([slot], block.head_dim)) for slot in slots])
     for linear, layout in block.projections():
         weight = _weight(linear)
         own = [_norm(weight, rows_of(block, layout, _only(slots=[slot]))) for slot in slots]
@@ -70,5 +71,5 @@ def _weight(linear: nn.Module) -> Tensor:
     return weight.T if isinstance(linear, Conv1D) else weight
 
 
-def _norm(weight: Tensor, rows: Tensor) -> Tensor:
-    return weight.index_select(0, rows.to(weight.device)).abs().sum(dtype=torch.float32)
+def _norm(weight: Tensor, rows: Features) -> Tensor:
+    return weight.index_select(0, rows.index().to(weight.device)).abs().sum(dtype=torch.float32)
