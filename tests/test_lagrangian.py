@@ -70,8 +70,12 @@ def test_the_target_rises_linearly_after_the_start(gates):
 def test_nothing_is_charged_before_the_start(gates):
     objective = attached(gates, num_heads=3)
     objective.update(gates, 0.19)
-    assert objective.penalty(gates).item() == 0
-    assert not objective.penalty(gates).requires_grad
+    penalty = objective.penalty(gates)
+    assert penalty.item() == 0
+    penalty.backward()
+    # Zero, but there: distributed training waits for the gradient of every parameter.
+    assert [p.grad.item() for p in objective.parameters()] == [0, 0]
+    assert gates.log_alpha.grad.abs().sum() == 0
 
 
 def test_multipliers_start_at_zero_and_hold_the_target():

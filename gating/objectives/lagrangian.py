@@ -66,10 +66,10 @@ class Lagrangian(nn.Module):
 
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return ``lambda_1 (s - t) + lambda_2 (s - t)^2``; zero before the start."""
-        if not self._started:
-            return gates.log_alpha.new_zeros(())
+        # Nothing, but not without the multipliers: distributed training wants every parameter to have a gradient.
+        charge = 1.0 if self._started else 0.0
         missed = 1 - gates.expected_open() / gates.num_heads - self.target_sparsity
-        return self.lambda_1 * missed + self.lambda_2 * missed**2
+        return charge * (self.lambda_1 * missed + self.lambda_2 * missed**2)
 
     def target(self, gates: HeadGates) -> float:
         """Return how many heads should be open at this moment."""
