@@ -216,8 +216,11 @@ def search(work: Run, objective: Objective) -> HeadGates:
 def remove_heads(work: Run, objective: Objective, gates: HeadGates) -> None:
     """Turn closed gates into physical removal, and prove that it changed nothing else; in every process alike."""
     check_same(gates.log_alpha, "The location of the gates")
+    kept = objective.kept(gates)
+    if kept is not None:
+        check_same(kept.float(), "The choice of heads")
     with work.summary.timed("finalize"):
-        finalize(work.model, gates, num_heads=objective.num_heads_to_keep(gates), probe=probe_batch(work))
+        finalize(work.model, gates, kept=kept, probe=probe_batch(work))
     measure_metric(work, "removed", "after removal")
 
 

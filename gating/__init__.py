@@ -17,7 +17,19 @@ from gating.heads.families import register_attention_spec
 from gating.heads.padding import silence_padding
 from gating.heads.pruning import PruneReport, prune_heads
 from gating.heads.spec import AttentionSpec
-from gating.objectives import BudgetSchedule, ExactBudget, FixedPrice, NoObjective, Objective
+from gating.objectives import (
+    BudgetSchedule,
+    ExactBudget,
+    FixedPrice,
+    Importance,
+    IterativePruning,
+    Lagrangian,
+    Magnitude,
+    NoObjective,
+    Objective,
+    RandomOrder,
+    TopK,
+)
 from gating.runtimes import export_onnx
 
 __version__ = "0.1.0"
@@ -31,9 +43,15 @@ __all__ = [
     "FinalizeReport",
     "FixedPrice",
     "HeadGates",
+    "Importance",
+    "IterativePruning",
+    "Lagrangian",
+    "Magnitude",
     "NoObjective",
     "Objective",
     "PruneReport",
+    "RandomOrder",
+    "TopK",
     "__version__",
     "export_onnx",
     "finalize",

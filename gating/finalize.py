@@ -31,7 +31,12 @@ class FinalizeReport(PruneReport):
 
 
 def finalize(
-    model: nn.Module, gates: HeadGates, *, num_heads: int | None = None, probe: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    gates: HeadGates,
+    *,
+    num_heads: int | None = None,
+    kept: Tensor | None = None,
+    probe: Mapping[str, Tensor] | None = None,
 ) -> FinalizeReport:
     """Turn closed gates into physical removal, in place.
 
@@ -43,6 +48,7 @@ def finalize(
         gates: Those gates.
         num_heads: Keep exactly so many heads, those with the largest ``log_alpha``; the heads whose gate is open
             when left out.
+        kept: Keep exactly the gates that are true here, ``[num_gates]``, instead: what an objective's ``kept`` gives.
         probe: A batch as the model's keyword arguments, for the check; made from the model's configuration when
             left out.
 
@@ -51,7 +57,7 @@ def finalize(
 
     Raises:
         ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
-            gate is open, or the gates are another model's, or something is NaN.
+            gate is open, or the gates are another model's, or something is NaN, or ``kept`` does not fit.
         RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
     """
     if getattr(model, "head_gates", None) is not gates:
@@ -60,7 +66,7 @@ def finalize(
         )
     blocks = find_attention_blocks(model)
     gated = [block for block in blocks if block.name in gates.block_names]
-    values = decide_gate_values(gates, num_heads=num_heads)
+    values = decide_gate_values(gates, num_heads=num_heads, kept=kept)
     probe = make_probe(model) if probe is None else probe
     masked, tolerance = _masked_outputs(model, gates, values, probe)
     heads_before = sum(block.num_heads for block in blocks)
@@ -78,10 +84,10 @@ def finalize(
         gates.attach(model, gated)
         raise
     become_compact(model)
-    kept = {block.name: block.head_ids for block in find_attention_blocks(model)}
+    kept_heads = {block.name: block.head_ids for block in find_attention_blocks(model)}
     return FinalizeReport(
-        kept_heads=kept,
-        num_heads=sum(map(len, kept.values())),
+        kept_heads=kept_heads,
+        num_heads=sum(map(len, kept_heads.values())),
         num_heads_before=heads_before,
         num_parameters=num_parameters(model),
         num_parameters_before=parameters_before,
@@ -118,30 +124,51 @@ def _check_difference(difference: float, tolerance: float, block: AttentionBlock
         )
 
 
-def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None) -> Tensor:
+def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None, kept: Tensor | None = None) -> Tensor:
     """Return the final value of every gate, ``[num_gates]``: zero for heads to remove, else what to fold in.
 
     Args:
         gates: Trained gates.
         num_heads: How many heads stay, those with the largest ``log_alpha``; all open ones when left out.
+        kept: Which gates stay, ``[num_gates]``, instead.
 
     Raises:
         ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
-            gate is open.
+            gate is open, or ``kept`` does not fit.
     """
     values = gates.values().detach()
-    if num_heads is None:
+    if kept is not None:
+        _check_kept(gates, kept, num_heads)
+    elif num_heads is not None:
+        kept = _largest(gates, num_heads)
+    else:
         if not values.any():
             raise ValueError("Every gate is closed, so no head would be left. Lower the price, or give num_heads.")
         return values
-    if not 1 <= num_heads <= gates.num_heads:
-        raise ValueError(f"num_heads={num_heads} cannot be kept: there are {gates.num_heads} gated heads.")
-    check_reachable(num_heads, gates.heads_per_gate)
-    kept = torch.zeros_like(values)
-    kept[select_gates(gates.log_alpha.detach(), gates.heads_per_gate, num_heads)] = 1.0
     # A head that is kept for the count's sake though its gate reads 0 would be dead: it comes in as strongly as it
     # was on average in training.
     return kept * torch.where(values > 0, values, gates.prob_open().detach())
+
+
+def _largest(gates: HeadGates, num_heads: int) -> Tensor:
+    if not 1 <= num_heads <= gates.num_heads:
+        raise ValueError(f"num_heads={num_heads} cannot be kept: there are {gates.num_heads} gated heads.")
+    check_reachable(num_heads, gates.heads_per_gate)
+    kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
+    kept[select_gates(gates.log_alpha.detach(), gates.heads_per_gate, num_heads)] = True
+    return kept
+
+
+def _check_kept(gates: HeadGates, kept: Tensor, num_heads: int | None) -> None:
+    if num_heads is not None:
+        raise ValueError("Give either num_heads or kept, not both.")
+    if kept.dtype != torch.bool or kept.shape != gates.log_alpha.shape:
+        raise ValueError(
+            f"kept must be {gates.log_alpha.numel()} truth values, one for each gate; got {kept.dtype} of shape "
+            f"{tuple(kept.shape)}."
+        )
+    if not kept.any():
+        raise ValueError("kept is false for every gate, so no head would be left.")
 
 
 def _plan(model: nn.Module, blocks: list[AttentionBlock], values: tuple[Tensor, ...]) -> list[Edit]:

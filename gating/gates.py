@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gating import hard_concrete
 from gating.heads.blocks import AttentionBlock, find_attention_blocks
+from gating.sampler import GateSampler
 
 __all__ = ["HeadGates", "inject_gates"]
 
@@ -85,6 +86,7 @@ class HeadGates(nn.Module):
         block_names: Names of the gated attention blocks.
         block_sizes: Number of gates of each block.
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
+        sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
     """
 
     log_alpha: nn.Parameter
@@ -111,6 +113,7 @@ class HeadGates(nn.Module):
         device = next(blocks[0].module.parameters()).device
         self.log_alpha = nn.Parameter(torch.full((sum(self.block_sizes),), start, device=device))
         self.constraint: nn.Module | None = None
+        self.sampler: GateSampler | None = None
         heads = [len(set(unit) & set(block.head_ids)) for block, its in zip(blocks, units, strict=True) for unit in its]
         features = [len(unit) * block.head_dim for block, its in zip(blocks, units, strict=True) for unit in its]
         self.heads_per_gate = tuple(heads)
@@ -134,21 +137,26 @@ class HeadGates(nn.Module):
 
     def sample(self) -> Tensor:
         """Draw a value for every gate, ``[num_gates]``; differentiable."""
-        return hard_concrete.sample(
-            self.constrained_log_alpha(), temperature=self.temperature, stretch_limits=self.stretch_limits
-        )
+        locations = self.constrained_log_alpha()
+        if self.sampler is not None:
+            return self.sampler.sample(locations)
+        return hard_concrete.sample(locations, temperature=self.temperature, stretch_limits=self.stretch_limits)
 
     def values(self) -> Tensor:
         """Return the deterministic value of every gate, ``[num_gates]``: 0 is closed, 1 fully open."""
         if self._fixed is not None:
             return self._fixed
-        return hard_concrete.deterministic(self.constrained_log_alpha(), stretch_limits=self.stretch_limits)
+        locations = self.constrained_log_alpha()
+        if self.sampler is not None:
+            return self.sampler.values(locations)
+        return hard_concrete.deterministic(locations, stretch_limits=self.stretch_limits)
 
     def prob_open(self) -> Tensor:
         """Return for every gate the probability that it is not zero, ``[num_gates]``; differentiable."""
-        return hard_concrete.prob_open(
-            self.constrained_log_alpha(), temperature=self.temperature, stretch_limits=self.stretch_limits
-        )
+        locations = self.constrained_log_alpha()
+        if self.sampler is not None:
+            return self.sampler.prob_open(locations)
+        return hard_concrete.prob_open(locations, temperature=self.temperature, stretch_limits=self.stretch_limits)
 
     def num_open(self) -> int:
         """Count the heads whose gate's deterministic value is not zero."""
@@ -202,6 +210,15 @@ class HeadGates(nn.Module):
             self._handles.append(projection.register_forward_pre_hook(gate))
             gate.train(model.training)
         self.train(model.training)
+
+    def attention_blocks(self) -> list[AttentionBlock]:
+        """Return the attention blocks that have these gates, as they are now, in the order of ``log_alpha``."""
+        blocks = {block.name: block for block in find_attention_blocks(self._attached[0][0])}
+        return [blocks[name] for name in self.block_names]
+
+    def remove_with_gates(self, handle: RemovableHandle) -> None:
+        """Let :meth:`remove` take out a hook of somebody else's, too."""
+        self._handles.append(handle)
 
     def remove(self) -> None:
         """Take the gates out of the model, in place; nothing of them stays. Gate values are lost, not folded."""

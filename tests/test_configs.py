@@ -46,5 +46,26 @@ def test_objects_are_what_their_files_say():
     assert instantiate(cfg.scheduler).warmup == 0.1
 
 
+@pytest.mark.parametrize(
+    ("option", "kind", "ranking"),
+    [
+        ("lagrangian", gating.Lagrangian, None),
+        ("topk", gating.TopK, None),
+        ("importance", gating.IterativePruning, gating.Importance),
+        ("magnitude", gating.IterativePruning, gating.Magnitude),
+        ("random", gating.IterativePruning, gating.RandomOrder),
+    ],
+)
+def test_rivals_are_what_their_files_say(option, kind, ranking):
+    objective = instantiate(compose_settings([f"objective={option}", "objective.num_heads=18"]).objective)
+    assert type(objective) is kind
+    assert ranking is None or type(objective.ranking) is ranking
+
+
+def test_chance_follows_the_seed_of_the_run():
+    settings = train.read_settings(compose_settings(["objective=random", "seed=5"]))
+    assert settings["objective"]["ranking"]["seed"] == 5
+
+
 def test_sweep_asks_for_several_budgets():
     assert "objective.num_heads" in (ROOT / "conf" / "sweep" / "heads.yaml").read_text()

@@ -173,6 +173,17 @@ def test_a_price_decides_how_many_heads_stay(inputs, tmp_path):
     assert 1 <= numbers["num_heads"] < 12
 
 
+@pytest.mark.parametrize(
+    "rival",
+    ["lagrangian", "topk", "topk objective.variant=straight_through", "importance", "magnitude", "random"],
+)
+def test_every_objective_with_a_number_ends_with_it(rival, inputs, tmp_path):
+    overrides = [*inputs, *f"objective={rival}".split(), "objective.min_per_layer=1", "objective.num_heads=5"]
+    assert run_here(overrides, tmp_path / "out")["num_heads"] == 5
+    blocks = gating.find_attention_blocks(gating.load_compact(tmp_path / "out" / "compact"))
+    assert min(block.num_heads for block in blocks) >= 1
+
+
 def test_texts_longer_than_the_model_reads_are_cut_off(inputs, tmp_path):
     long = tmp_path / "long.tsv"
     long.write_text("text\tlabel\n" + "".join(f"{'word3 ' * 600}\t{label}\n" for label in ("first", "second")))
@@ -237,6 +248,8 @@ BAD_INPUTS = {
     "objective.num_heads=13": "has 12 heads",
     "objective.num_heads=many": "objective.num_heads=many",
     "objective.keep=0.5": "not both",
+    "objective.min_per_layer=2": "4 heads are too few for min_per_layer=2",
+    "objective=topk objective.variant=hard": "objective.variant=hard",
     "+objective.num_head=3": "Did you mean objective.num_heads?",
     "seed=-1": "seed=-1",
     "recovery=1.5": "recovery=1.5",
@@ -316,5 +329,10 @@ def test_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
 
 def test_help_shows_groups_and_settings(tmp_path):
     process = run_command(["--help"], cwd=tmp_path)
-    for wanted in ("objective: budget, l0, none", "objective.num_heads=18", "output_dir=DIR", "experiment: smoke"):
+    for wanted in (
+        "objective: budget, importance, l0, lagrangian, magnitude, none, random, topk",
+        "objective.num_heads=18",
+        "output_dir=DIR",
+        "experiment: smoke",
+    ):
         assert wanted in process.stdout

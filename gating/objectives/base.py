@@ -41,6 +41,10 @@ class Objective(Protocol):
         """Return how many heads to keep at the end; None leaves it to the gates."""
         ...
 
+    def kept(self, gates: HeadGates) -> Tensor | None:
+        """Return which gates would stay if the search ended now, ``[num_gates]``; None keeps those that are open."""
+        ...
+
 
 def resolve_budget(num_heads: int | None, keep: float | None, *, total: int) -> int:
     """Return the number of heads that a budget means for a model.

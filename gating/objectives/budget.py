@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from gating import hard_concrete
 from gating.gates import HeadGates
-from gating.objectives.base import resolve_budget
+from gating.objectives.head_budget import HeadBudget
 from gating.objectives.schedule import BudgetSchedule
-from gating.selection import check_reachable, nearest_reachable
 
 __all__ = ["ExactBudget", "ExpectedCount"]
 
@@ -84,18 +83,23 @@ class ExactBudget(nn.Module):
     """
 
     def __init__(
-        self, *, num_heads: int | None = None, keep: float | None = None, schedule: BudgetSchedule | None = None
+        self,
+        *,
+        num_heads: int | None = None,
+        keep: float | None = None,
+        min_per_layer: int = 0,
+        schedule: BudgetSchedule | None = None,
     ) -> None:
         """Set the budget.
 
         Args:
             num_heads: How many heads to keep.
             keep: Which share of the heads to keep, instead; a quarter when neither is given.
+            min_per_layer: How many heads every layer keeps at least; it has a say when the heads are chosen.
             schedule: How the number of open heads descends.
         """
         super().__init__()
-        self._num_heads = num_heads
-        self._keep = 0.25 if num_heads is None and keep is None else keep
+        self._budget = HeadBudget(num_heads, keep, min_per_layer)
         self._schedule = schedule or BudgetSchedule()
 
     def attach(self, gates: HeadGates) -> None:
@@ -129,13 +133,14 @@ class ExactBudget(nn.Module):
         A share is rounded to a number of heads that gates can keep.
 
         Raises:
-            ValueError: The budget is out of range, or gates for groups of heads cannot keep exactly so many.
+            ValueError: The budget is out of range, gates for groups of heads cannot keep exactly so many, or layers
+                cannot keep what they have to.
         """
-        num_heads = resolve_budget(self._num_heads, self._keep, total=gates.num_heads)
-        if self._num_heads is None:
-            return nearest_reachable(num_heads, gates.heads_per_gate)
-        check_reachable(num_heads, gates.heads_per_gate)
-        return num_heads
+        return self._budget.resolve(gates)
+
+    def kept(self, gates: HeadGates) -> Tensor:
+        """Keep the heads with the largest ``log_alpha``."""
+        return self._budget.choose(gates, gates.log_alpha)
 
     @staticmethod
     def _highest(gates: HeadGates) -> float:

@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
+from gating.objectives.head_budget import HeadBudget
 
 __all__ = ["FixedPrice"]
 
@@ -54,3 +55,10 @@ class FixedPrice(nn.Module):
     def num_heads_to_keep(self, gates: HeadGates) -> int | None:
         """Keep the heads whose gates are open; the last to close if none is, so that the run is not lost."""
         return None if gates.num_open() else 1
+
+    def kept(self, gates: HeadGates) -> Tensor | None:
+        """Keep what :meth:`num_heads_to_keep` says."""
+        if gates.num_open():
+            return None
+        last = HeadBudget(num_heads=None, keep=1 / gates.num_heads)
+        return last.choose(gates, gates.log_alpha)
