@@ -6,6 +6,7 @@ A run is a story, told by `run` below with one function for each stage.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from gating.card import heads_per_layer
 from gating.errors import is_input_error
 from gating.folder import check_folder, clear_folder
 from gating.history import History
-from gating.lightning.callbacks import GateMonitor
+from gating.lightning.callbacks import GateMonitor, SearchEnd
 from gating.lightning.data import TextDataModule
 from gating.lightning.evaluation import evaluate
 from gating.lightning.hub import locate
@@ -42,6 +43,7 @@ from gating.lightning.ranks import (
     from_first,
     is_first,
     rank,
+    root_device,
     start_processes,
     stop_processes,
 )
@@ -50,6 +52,7 @@ from gating.lightning.tasks import SequenceClassification
 from gating.measure import compare_latency, count_heads
 from gating.report import print_report, save_pictures
 from gating.settings import check_settings, take_arguments
+from gating.speedup import check_speedup, num_heads_for_speedup
 from gating.summary import Summary
 
 CONF = str(Path(__file__).resolve().parent / "conf")
@@ -134,7 +137,7 @@ def prepare(cfg: DictConfig) -> Run:
     resolve_mode(cfg.logger.mode)
     pl.seed_everything(cfg.seed, verbose=False)
     task = instantiate(cfg.task)
-    objective = instantiate(cfg.objective)
+    objective = make_objective(settings["objective"])
     gated = not isinstance(objective, NoObjective)
     name = locate(cfg.model.name)
     blueprint = task.blueprint(name)
@@ -165,9 +168,29 @@ def prepare(cfg: DictConfig) -> Run:
         search_steps=max(1, round((1 - cfg.recovery) * total_steps)) if gated else 0,
     )
     start_processes(settings["trainer"], num_processes)
+    if settings["objective"].get("speedup"):
+        work.objective = budget_for_speedup(work, settings)
     data.divide(num_processes, part=rank())
     open_folder(work, settings)
     return work
+
+
+def make_objective(settings: Mapping[str, Any]) -> Any:
+    """Make the objective; a speed-up is for this program to turn into a number of heads."""
+    return instantiate({name: value for name, value in settings.items() if name != "speedup"})
+
+
+def budget_for_speedup(work: Run, settings: dict[str, Any]) -> Objective:
+    """Measure on this device how many heads may stay for the model to be so much faster, and make that the budget."""
+    speedup, num_heads = settings["objective"]["speedup"], 0
+    if is_first():
+        work.model.to(root_device(settings["trainer"]))  # type: ignore[arg-type]
+        num_heads = num_heads_for_speedup(work.model, probe_batch(work), speedup=speedup)
+        print(f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here.")
+    num_heads = from_first(num_heads)
+    settings["objective"]["num_heads"] = work.cfg.objective.num_heads = num_heads
+    objective: Objective = make_objective(settings["objective"])
+    return objective
 
 
 def open_folder(work: Run, settings: dict[str, Any]) -> None:
@@ -186,7 +209,9 @@ def read_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return the settings as plain values, each of the kind that its place takes."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     # Batches and tokens are settings of the data to a user, whoever takes them here.
-    check_settings(settings, also={"data": [TextDataModule, get_method(f"{cfg.task._target_}.prepare")]})
+    places = {"data": [TextDataModule, get_method(f"{cfg.task._target_}.prepare")], "objective": [check_speedup]}
+    check_settings(settings, also=places)
+    check_speedup(**{name: settings["objective"].get(name) for name in ("speedup", "num_heads", "keep")})
     return settings
 
 
@@ -206,7 +231,13 @@ def search(work: Run, objective: Objective) -> HeadGates:
     """Train weights and gates together while the objective closes gates."""
     gates: HeadGates = instantiate(work.cfg.gates)(work.model)
     objective.attach(gates)
-    train(work, "search", steps=work.search_steps, gates=gates)
+    end = SearchEnd(instantiate(work.cfg.convergence)) if work.cfg.convergence else None
+    planned = work.search_steps
+    work.search_steps = train(work, "search", steps=planned, gates=gates, callbacks=[end] if end else [])
+    reason = end.reason if end and end.reason else "all its steps were taken"
+    work.summary.search = {"search_steps": work.search_steps, "search_ended": reason}
+    if is_first():
+        print(f"The search ended after {work.search_steps} of {planned} steps: {reason}.")
     objective.update(gates, 1.0)
     work.history.gate_values.append({name: values.tolist() for name, values in gates.by_block().items()})
     measure_metric(work, "search", "gates, end of search")
@@ -224,8 +255,16 @@ def remove_heads(work: Run, objective: Objective, gates: HeadGates) -> None:
     measure_metric(work, "removed", "after removal")
 
 
-def train(work: Run, phase: str, *, steps: int, first_step: int = 0, gates: HeadGates | None = None) -> None:
-    """Train one phase of the run."""
+def train(
+    work: Run,
+    phase: str,
+    *,
+    steps: int,
+    first_step: int = 0,
+    gates: HeadGates | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> int:
+    """Train one phase of the run, and return how many steps it took."""
     cfg = OmegaConf.merge(work.cfg, {"phase": phase})
     module = FineTuning(
         work.model,
@@ -240,13 +279,12 @@ def train(work: Run, phase: str, *, steps: int, first_step: int = 0, gates: Head
         seed=cfg.seed,
         compiler="inductor" if cfg.compile else None,
     )
-    callbacks = [PhaseProgressBar(phase), GateMonitor(work.history)]
-    callbacks += [instantiate(callback) for callback in cfg.callbacks.values()]
+    chosen = [instantiate(callback) for callback in cfg.callbacks.values()]
     trainer: pl.Trainer = instantiate(cfg.trainer, _partial_=True)(
         max_epochs=-1,
         max_steps=steps,
         logger=work.loggers,
-        callbacks=callbacks,
+        callbacks=[PhaseProgressBar(phase), GateMonitor(work.history), *callbacks, *chosen],
         default_root_dir=cfg.output_dir,
         val_check_interval=validation_interval(work),
         use_distributed_sampler=False,
@@ -257,6 +295,7 @@ def train(work: Run, phase: str, *, steps: int, first_step: int = 0, gates: Head
         trainer.fit(module.train(), datamodule=work.data)
     # Lightning moves models back to the CPU after training.
     work.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
+    return trainer.global_step
 
 
 def validation_interval(work: Run) -> int | float:

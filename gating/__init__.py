@@ -9,6 +9,7 @@ model = gating.load_compact("compact")
 """
 
 from gating.card import CompactReport
+from gating.convergence import Convergence
 from gating.export import load_compact, save_compact
 from gating.finalize import FinalizeReport, finalize
 from gating.gates import HeadGates, inject_gates
@@ -39,6 +40,7 @@ __all__ = [
     "AttentionSpec",
     "BudgetSchedule",
     "CompactReport",
+    "Convergence",
     "ExactBudget",
     "FinalizeReport",
     "FixedPrice",

@@ -31,6 +31,7 @@ class Summary:
         seconds: How long each stage took.
         latency: Time of a forward pass, dense and compact.
         sizes: Heads, parameters and megabytes, dense and compact.
+        search: After how many steps the search ended, and why.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Summary:
     seconds: dict[str, float] = field(default_factory=dict)
     latency: LatencyComparison | None = None
     sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
+    search: dict[str, int | str] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -113,7 +115,7 @@ class Summary:
         """Write the numbers, the seed and the versions as JSON."""
         versions = {"version/torch": torch.__version__, "version/transformers": transformers.__version__}
         about = {"seed": seed, "machine": _machine(), "threads": torch.get_num_threads(), **versions}
-        path.write_text(json.dumps(self.flat() | about, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(self.flat() | self.search | about, indent=2) + "\n", encoding="utf-8")
 
 
 def _percent(values: Mapping[str, float], name: str) -> str:

@@ -39,9 +39,9 @@ def test_file_opens_with_what_it_is_and_how_to_use_it(path: Path):
 
 def test_objects_are_what_their_files_say():
     cfg = compose_settings(["objective.num_heads=18", "trainer.accelerator=cpu"])
-    assert isinstance(instantiate(cfg.objective), gating.ExactBudget)
-    assert isinstance(instantiate(compose_settings(["objective=l0"]).objective), gating.FixedPrice)
-    assert isinstance(instantiate(compose_settings(["objective=none"]).objective), gating.NoObjective)
+    assert isinstance(train.make_objective(cfg.objective), gating.ExactBudget)
+    assert isinstance(train.make_objective(compose_settings(["objective=l0"]).objective), gating.FixedPrice)
+    assert isinstance(train.make_objective(compose_settings(["objective=none"]).objective), gating.NoObjective)
     assert instantiate(cfg.optimizer).gate_lr == 0.1
     assert instantiate(cfg.scheduler).warmup == 0.1
 
@@ -57,7 +57,7 @@ def test_objects_are_what_their_files_say():
     ],
 )
 def test_rivals_are_what_their_files_say(option, kind, ranking):
-    objective = instantiate(compose_settings([f"objective={option}", "objective.num_heads=18"]).objective)
+    objective = train.make_objective(compose_settings([f"objective={option}", "objective.num_heads=18"]).objective)
     assert type(objective) is kind
     assert ranking is None or type(objective.ranking) is ranking
 

@@ -184,6 +184,40 @@ def test_every_objective_with_a_number_ends_with_it(rival, inputs, tmp_path):
     assert min(block.num_heads for block in blocks) >= 1
 
 
+def test_a_search_that_has_come_to_rest_leaves_its_steps_to_recovery(inputs, tmp_path, capsys):
+    overrides = [*inputs, "objective=random", "trainer.max_steps=40", "convergence.patience=2"]
+    numbers = run_here(overrides, tmp_path / "out")
+    # Two looks after the first one that is not before .67 of the 30 steps.
+    assert numbers["search_steps"] == 21 + 2
+    assert "4 heads were kept at 3 checks in a row" in numbers["search_ended"]
+    assert f"after 23 of 30 steps: {numbers['search_ended']}" in capsys.readouterr().out
+    # No step is lost: recovery goes on to the end of the run.
+    header, *rows = [line.split(",") for line in (tmp_path / "out" / "csv" / "metrics.csv").read_text().splitlines()]
+    assert max(int(row[header.index("step")]) for row in rows) == 40 - 1
+
+
+def test_a_search_takes_all_its_steps_where_it_is_told_to(inputs, tmp_path):
+    overrides = [*inputs, "objective=random", "trainer.max_steps=20", "convergence=null"]
+    assert run_here(overrides, tmp_path / "out")["search_steps"] == 15
+
+
+def test_a_speedup_becomes_a_number_of_heads(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "num_heads_for_speedup", lambda model, batch, *, speedup: round(12 / speedup))
+    overrides = [x for x in inputs if not x.startswith("objective.")]
+    numbers = run_here([*overrides, "objective.speedup=2.4"], tmp_path / "out")
+    assert numbers["num_heads"] == 5
+    assert "5 heads" in capsys.readouterr().out
+    assert "num_heads: 5" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_a_speedup_out_of_reach_is_refused_before_anything_is_written(inputs, tmp_path, capsys):
+    overrides = [x for x in inputs if not x.startswith("objective.")]
+    with pytest.raises(SystemExit):
+        train.guarded_run(compose_settings([*overrides, "objective.speedup=100", f"output_dir={tmp_path / 'out'}"]))
+    assert "cannot be reached" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_texts_longer_than_the_model_reads_are_cut_off(inputs, tmp_path):
     long = tmp_path / "long.tsv"
     long.write_text("text\tlabel\n" + "".join(f"{'word3 ' * 600}\t{label}\n" for label in ("first", "second")))
@@ -248,6 +282,8 @@ BAD_INPUTS = {
     "objective.num_heads=13": "has 12 heads",
     "objective.num_heads=many": "objective.num_heads=many",
     "objective.keep=0.5": "not both",
+    "objective.speedup=1.5": "Give either speedup, num_heads or keep",
+    "objective.num_heads=null objective.speedup=0.5": "speedup=0.5 is none",
     "objective.min_per_layer=2": "4 heads are too few for min_per_layer=2",
     "objective=topk objective.variant=hard": "objective.variant=hard",
     "+objective.num_head=3": "Did you mean objective.num_heads?",

@@ -8,12 +8,13 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import WandbLogger
 
+from gating.convergence import Convergence
 from gating.heads.blocks import find_attention_blocks
 from gating.history import History, Look
 from gating.lightning.module import FineTuning
 from gating.report import head_map_figure
 
-__all__ = ["GateMonitor"]
+__all__ = ["GateMonitor", "SearchEnd"]
 
 
 class GateMonitor(Callback):
@@ -60,6 +61,49 @@ class GateMonitor(Callback):
         """Take the history from a checkpoint."""
         self.history.looks = [Look(**look) for look in state_dict["looks"]]
         self.history.gate_values = state_dict["gate_values"]
+
+
+class SearchEnd(Callback):
+    """Ends the search before its last step when the gates have come to rest; the steps left over go to recovery.
+
+    Attributes:
+        reason: Why the search ended; None as long as it goes on.
+    """
+
+    def __init__(self, convergence: Convergence, *, after: float = 0.67) -> None:
+        """Say when to look.
+
+        Args:
+            convergence: What notices that the gates have come to rest.
+            after: Share of the search before which it does not end: gates that nothing closes yet are at rest, too.
+        """
+        self.reason: str | None = None
+        self._convergence = convergence
+        self._after = after
+        self._looked_at = -1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the gates at every step that is logged."""
+        assert isinstance(pl_module, FineTuning)
+        assert pl_module.objective is not None
+        step = trainer.global_step
+        is_due = step % trainer.log_every_n_steps == 0 and step != self._looked_at  # type: ignore[attr-defined]
+        if not is_due or step < self._after * trainer.max_steps:
+            return
+        self._looked_at = step
+        self.reason = self._convergence.update(pl_module.gates, pl_module.objective.kept(pl_module.gates))
+        trainer.should_stop = self.reason is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Put what was seen into checkpoints."""
+        return {"convergence": self._convergence.state_dict(), "looked_at": self._looked_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what was seen from a checkpoint."""
+        self._convergence.load_state_dict(state_dict["convergence"])
+        self._looked_at = state_dict["looked_at"]
 
 
 @torch.no_grad()

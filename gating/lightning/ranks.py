@@ -20,7 +20,16 @@ from lightning_fabric.utilities import rank_zero_only
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-__all__ = ["check_processes", "check_same", "from_first", "is_first", "rank", "start_processes", "stop_processes"]
+__all__ = [
+    "check_processes",
+    "check_same",
+    "from_first",
+    "is_first",
+    "rank",
+    "root_device",
+    "start_processes",
+    "stop_processes",
+]
 
 # How long a process waits for another one. Nothing that only one of them does takes longer.
 _TIMEOUT = timedelta(minutes=10)
@@ -43,7 +52,8 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
             devices are not there, or another number of processes has been started already.
     """
     _check_strategy(trainer.get("strategy", "auto"))
-    num_processes = _count_processes(trainer)
+    tried = _try_trainer(trainer)
+    num_processes = tried.num_nodes * tried.num_devices
     there = torch.distributed.get_world_size() if _several() else int(os.environ.get("WORLD_SIZE", num_processes))
     if there != num_processes:
         raise ValueError(
@@ -72,6 +82,11 @@ def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
     )
     fabric.launch()
     _started.append(fabric)
+
+
+def root_device(trainer: Mapping[str, Any]) -> torch.device:
+    """Return the device that this process will train on."""
+    return _try_trainer(trainer).strategy.root_device
 
 
 def stop_processes() -> None:
@@ -125,21 +140,20 @@ def check_same(tensor: Tensor, what: str) -> None:
         )
 
 
-def _count_processes(trainer: Mapping[str, Any]) -> int:
+def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
     """Make a trainer for a moment, which also shows what is wrong with its settings before anything is loaded."""
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "strategy": "auto"}
     # What describes an object is left out: plugins, profilers.
     plain = {name: value for name, value in trainer.items() if "_target_" not in f"{name}{value}"}
     options = plain | silent
     try:
-        tried = pl.Trainer(**options)
+        return pl.Trainer(**options)
     except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".!")
         raise ValueError(
             f"The trainer's settings, with trainer.accelerator={trainer['accelerator']} and "
             f"trainer.devices={trainer['devices']}, cannot be used here: {reason}. Correct or leave out what it names."
         ) from error
-    return tried.num_nodes * tried.num_devices
 
 
 def _several() -> bool:
