@@ -57,7 +57,9 @@ def test_objects_are_what_their_files_say():
     ],
 )
 def test_rivals_are_what_their_files_say(option, kind, ranking):
-    objective = train.make_objective(compose_settings([f"objective={option}", "objective.num_heads=18"]).objective)
+    objective = train.make_objective(
+        train.read_settings(compose_settings([f"objective={option}", "objective.num_heads=18"]))["objective"]
+    )
     assert type(objective) is kind
     assert ranking is None or type(objective.ranking) is ranking
 
