@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records
+from benchmarks import batching, records
 from benchmarks.measuring import ROOT
+from benchmarks.rivals import __main__ as rivals
 
 __all__ = ["replace_table"]
 
@@ -31,6 +32,23 @@ def main() -> None:
     grid = [row for row in speed if row["section"] in ("speedup", "michel")]
     if grid:
         replace_table(PAGE, "speed speedup michel", [*_facts(grid), speedup_table(grid)])
+    removals = latest(records.read(RESULTS / "rivals.jsonl"))
+    if removals:
+        shown = [rivals.readable(row) for row in removals]
+        replace_table(
+            PAGE, "rivals", [*_facts(removals), records.markdown(shown, rivals.COLUMNS), "", *rivals.notes(removals)]
+        )
+    batches = latest(records.read(RESULTS / "batching.jsonl"))
+    for measurement in batching.MEASUREMENTS:
+        rows = [row for row in batches if row["measurement"] == measurement]
+        if rows:
+            columns = batching.COLUMNS[measurement]
+            replace_table(PAGE, f"batching {measurement}", [*_facts(rows), records.markdown(rows, columns)])
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the last commit that was measured."""
+    return [row for row in rows if row["commit"] == rows[-1]["commit"] and not row["quick"]]
 
 
 def speedup_table(rows: Sequence[Row]) -> str:

@@ -123,17 +123,24 @@ def find_rivals(options: argparse.Namespace) -> tuple[list[str], str | None, dic
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print the results, what each method needs, and the errors."""
-    shown = [{name: "no" if _is_error(name, row.get(name)) else row.get(name) for name in COLUMNS} for row in rows]
-    print(records.markdown(shown, COLUMNS) + "\n")
-    for method in {row["method"]: None for row in rows}:
-        print(f"- {method} {NEEDS[method]}")
+    print(records.markdown(map(readable, rows), COLUMNS) + "\n")
+    print("\n".join(notes(rows)))
+
+
+def readable(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a table shows of a row: that something failed, not how."""
+    return {name: "no" if _is_error(name, row.get(name)) else row.get(name) for name in COLUMNS}
+
+
+def notes(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what each method needs and how it failed, as items of a list."""
+    needs = [f"- {method} {NEEDS[method]}" for method in {row["method"]: None for row in rows}]
     errors: dict[str, list[str]] = {}
     for row in rows:
         for name in ("error", *RELOADS):
             if name in row and _is_error(name, row[name]):
                 errors.setdefault(f"{row['method']}: {COLUMNS.get(name, name)}: {row[name]}", []).append(row["case"])
-    for error, cases in errors.items():
-        print(f"- {error} ({', '.join(dict.fromkeys(cases))})")
+    return needs + [f"- {error} ({', '.join(dict.fromkeys(cases))})" for error, cases in errors.items()]
 
 
 def _is_error(name: str, value: object) -> bool:
