@@ -122,7 +122,7 @@ def run(cfg: DictConfig) -> None:
             train(work, "recovery", steps=work.total_steps - work.search_steps, first_step=work.search_steps)
     recovered = work.total_steps > work.search_steps
     compact = "compact, after recovery" if recovered else "compact, without recovery"
-    measure_metric(work, "compact", compact if work.objective else "dense")
+    measure_metric(work, "compact", compact if work.objective else "dense", splits=work.data.splits[1:])
     if is_first():
         export(work)
         report(work)
@@ -330,10 +330,10 @@ def report(work: Run) -> None:
     print(f"Everything is in {folder}; the model is in {folder / 'compact'}")
 
 
-def measure_metric(work: Run, key: str, title: str) -> None:
-    """Evaluate the model as it is now on validation and test data."""
+def measure_metric(work: Run, key: str, title: str, *, splits: Sequence[str] = ("validation",)) -> None:
+    """Evaluate the model as it is now; test data is looked at once, at the end."""
     with work.summary.timed("evaluate"):
-        for split in work.data.splits[1:]:
+        for split in splits:
             batches = work.data.evaluation_dataloader(split)
             values = evaluate(work.model, batches, task=work.task, metrics=work.metrics)
             work.summary.add_metrics(key, title, split, values)

@@ -1,0 +1,101 @@
+"""What a comparison found: a table and a figure."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks import records
+from benchmarks.compare.methods import METHODS
+
+__all__ = ["draw", "table"]
+
+Row = Mapping[str, Any]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table for each data set: mean test accuracy, spread and seeds, best mean first."""
+    parts = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        lines = []
+        for (method, asked), runs in _groups(rows, data).items():
+            values = [100 * row["test/accuracy"] for row in runs]
+            heads = sorted({round(row["num_heads"]) for row in runs})
+            lines.append(
+                {
+                    "method": _title(method),
+                    "heads": " to ".join(str(number) for number in dict.fromkeys((heads[0], heads[-1]))),
+                    "accuracy": f"{statistics.mean(values):.2f} %",
+                    "spread": f"{min(values):.2f} to {max(values):.2f}",
+                    "seeds": len(values),
+                    "_order": (asked is not None, -(asked or 0), -statistics.mean(values)),
+                }
+            )
+        lines.sort(key=lambda line: line["_order"])
+        columns = {"method": data, "heads": "heads", "accuracy": "test accuracy", "spread": "spread", "seeds": "seeds"}
+        parts.append(records.markdown(lines, columns))
+    return "\n\n".join(parts)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw accuracy against heads kept, a panel for each data set: means, and lines from the worst to the best seed."""
+    names = list(dict.fromkeys(row["data"] for row in rows))
+    figure = Figure(figsize=(5.2 * len(names), 4.2), layout="constrained")
+    for number, data in enumerate(names):
+        axes = figure.add_subplot(1, len(names), number + 1)
+        groups = _groups(rows, data)
+        for index, method in enumerate(dict.fromkeys(name for name, _ in groups)):
+            runs = [group for (name, _), group in groups.items() if name == method]
+            _draw_method(axes, method, runs, shift=1 + 0.012 * (index - 4))
+        axes.set_xscale("log", base=2)
+        ticks = sorted({asked for _, asked in groups if asked is not None})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axes.set_title(data)
+        axes.set_xlabel("heads kept")
+        axes.set_ylabel("test accuracy, %")
+        axes.grid(alpha=0.25)
+        if number == len(names) - 1:
+            axes.legend(fontsize=7, loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_method(axes: Any, method: str, groups: list[list[Row]], *, shift: float) -> None:
+    points = []
+    for runs in groups:
+        values = [100 * row["test/accuracy"] for row in runs]
+        heads = statistics.mean(row["num_heads"] for row in runs)
+        points.append((heads, statistics.mean(values), min(values), max(values)))
+    points.sort()
+    if method == "none":
+        axes.axhline(points[0][1], color="black", linestyle="--", linewidth=1, label=_title(method))
+        axes.axhspan(points[0][2], points[0][3], color="black", alpha=0.08)
+        return
+    heads, means, lows, highs = map(list, zip(*points, strict=True))
+    strong = {"linewidth": 2.4, "zorder": 5} if method == "budget" else {"linewidth": 1.2}
+    errors = [[m - low for m, low in zip(means, lows, strict=True)], [h - m for m, h in zip(means, highs, strict=True)]]
+    axes.errorbar(
+        [value * shift for value in heads],
+        means,
+        yerr=errors,
+        marker="o",
+        ms=4,
+        capsize=2,
+        label=_title(method),
+        **strong,
+    )
+
+
+def _groups(rows: Sequence[Row], data: str) -> dict[tuple[str, int | None], list[Row]]:
+    groups = defaultdict(list)
+    for row in rows:
+        if row["data"] == data:
+            groups[row["method"], row["asked"]].append(row)
+    return groups
+
+
+def _title(method: str) -> str:
+    return METHODS[method].title if method in METHODS else method
