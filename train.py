@@ -24,8 +24,9 @@ from rich.console import Console
 from torchmetrics import MetricCollection
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gating import HeadGates, NoObjective, Objective, finalize, save_compact
+from gating import Distillation, HeadGates, NoObjective, Objective, finalize, save_compact
 from gating.card import heads_per_layer
+from gating.distillation import check_teacher
 from gating.errors import is_input_error
 from gating.folder import check_folder, clear_folder
 from gating.history import History
@@ -72,6 +73,8 @@ class Run:
     dense_config: PreTrainedConfig
     total_steps: int
     search_steps: int
+    distillation: Distillation | None = None
+    teacher: PreTrainedModel | None = None
     loggers: list[Logger] = field(default_factory=list)
     history: History = field(default_factory=History)
     summary: Summary = field(default_factory=Summary)
@@ -113,6 +116,8 @@ def run(cfg: DictConfig) -> None:
     work = prepare(cfg)
     if is_first():
         print(f"{cfg.model.name}: {count_heads(work.model)} heads, {work.total_steps} steps in {cfg.output_dir}")
+    if work.distillation is not None and work.teacher is None:
+        work.teacher = train_teacher(work)
     if work.objective is None:
         train(work, "dense", steps=work.total_steps)
     else:
@@ -154,6 +159,7 @@ def prepare(cfg: DictConfig) -> Run:
     model = task.load_model(name, label_names=label_names, pad_token_id=tokenizer.pad_token_id, **options)
     if cfg.gradient_checkpointing:
         task.save_memory(model)
+    distillation, teacher = load_teacher(settings["distillation"], task, model, data)
     total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
     work = Run(
         cfg=cfg,
@@ -166,6 +172,8 @@ def prepare(cfg: DictConfig) -> Run:
         dense_config=deepcopy(model.config),
         total_steps=total_steps,
         search_steps=max(1, round((1 - cfg.recovery) * total_steps)) if gated else 0,
+        distillation=distillation,
+        teacher=teacher,
     )
     start_processes(settings["trainer"], num_processes)
     if settings["objective"].get("speedup"):
@@ -178,6 +186,23 @@ def prepare(cfg: DictConfig) -> Run:
 def make_objective(settings: Mapping[str, Any]) -> Any:
     """Make the objective; a speed-up is for this program to turn into a number of heads."""
     return instantiate({name: value for name, value in settings.items() if name != "speedup"})
+
+
+def load_teacher(
+    settings: Mapping[str, Any],
+    task: SequenceClassification,
+    model: PreTrainedModel,
+    data: TextDataModule,
+) -> tuple[Distillation | None, PreTrainedModel | None]:
+    """Load the dense model to learn from, if there is to be one; None in its place where the run trains it."""
+    if not settings:
+        return None, None
+    own = {name: value for name, value in settings.items() if name != "teacher"}
+    if settings["teacher"] is None:
+        return instantiate(own), None
+    teacher = task.load_teacher(locate(settings["teacher"]))
+    check_teacher(teacher, model, data.probe_batch())
+    return instantiate(own), teacher
 
 
 def budget_for_speedup(work: Run, settings: dict[str, Any]) -> Objective:
@@ -209,7 +234,11 @@ def read_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return the settings as plain values, each of the kind that its place takes."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     # Batches and tokens are settings of the data to a user, whoever takes them here.
-    places = {"data": [TextDataModule, get_method(f"{cfg.task._target_}.prepare")], "objective": [check_speedup]}
+    places = {
+        "data": [TextDataModule, get_method(f"{cfg.task._target_}.prepare")],
+        "objective": [check_speedup],
+        "distillation": [get_method(f"{cfg.task._target_}.load_teacher")],
+    }
     check_settings(settings, also=places)
     check_speedup(**{name: settings["objective"].get(name) for name in ("speedup", "num_heads", "keep")})
     return settings
@@ -225,6 +254,17 @@ def load_data(
     splits, label_names = task.prepare(instantiate(source), tokenizer, **preparation)
     data = TextDataModule(splits, collate=task.collator(tokenizer), order_seed=seed, **batching)
     return data, label_names
+
+
+def train_teacher(work: Run) -> PreTrainedModel:
+    """Fine-tune a dense copy of the model with as many steps as the run has, and keep it for other runs."""
+    teacher = deepcopy(work.model)
+    train(work, "teacher", steps=work.total_steps, model=teacher)
+    measure_metric(work, "dense", "dense teacher", splits=work.data.splits[1:], model=teacher)
+    if is_first():
+        teacher.save_pretrained(Path(work.cfg.output_dir) / "teacher")
+        work.tokenizer.save_pretrained(Path(work.cfg.output_dir) / "teacher")
+    return teacher
 
 
 def search(work: Run, objective: Objective) -> HeadGates:
@@ -263,11 +303,13 @@ def train(
     first_step: int = 0,
     gates: HeadGates | None = None,
     callbacks: Sequence[pl.Callback] = (),
+    model: PreTrainedModel | None = None,
 ) -> int:
-    """Train one phase of the run, and return how many steps it took."""
+    """Train one phase of the run, and return how many steps it took; a teacher is trained apart from the run."""
     cfg = OmegaConf.merge(work.cfg, {"phase": phase})
+    apart, model = model is not None, model or work.model
     module = FineTuning(
-        work.model,
+        model,
         task=work.task,
         metrics=work.metrics,
         optimizer=instantiate(cfg.optimizer),
@@ -276,6 +318,8 @@ def train(
         first_step=first_step,
         gates=gates,
         objective=work.objective if gates is not None else None,
+        distillation=work.distillation if work.teacher is not None else None,
+        teacher=work.teacher,
         seed=cfg.seed,
         compiler="inductor" if cfg.compile else None,
     )
@@ -283,8 +327,10 @@ def train(
     trainer: pl.Trainer = instantiate(cfg.trainer, _partial_=True)(
         max_epochs=-1,
         max_steps=steps,
-        logger=work.loggers,
-        callbacks=[PhaseProgressBar(phase), GateMonitor(work.history), *callbacks, *chosen],
+        # Steps are counted over the run, of which a teacher's are no part.
+        logger=False if apart else work.loggers,
+        callbacks=[PhaseProgressBar(phase), *([] if apart else [GateMonitor(work.history), *callbacks, *chosen])],
+        enable_checkpointing=bool(chosen) and not apart,
         default_root_dir=cfg.output_dir,
         val_check_interval=validation_interval(work),
         use_distributed_sampler=False,
@@ -294,7 +340,7 @@ def train(
         # from_pretrained leaves models in evaluation mode, and Lightning does not change that.
         trainer.fit(module.train(), datamodule=work.data)
     # Lightning moves models back to the CPU after training.
-    work.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
+    model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
     return trainer.global_step
 
 
@@ -330,12 +376,14 @@ def report(work: Run) -> None:
     print(f"Everything is in {folder}; the model is in {folder / 'compact'}")
 
 
-def measure_metric(work: Run, key: str, title: str, *, splits: Sequence[str] = ("validation",)) -> None:
+def measure_metric(
+    work: Run, key: str, title: str, *, splits: Sequence[str] = ("validation",), model: PreTrainedModel | None = None
+) -> None:
     """Evaluate the model as it is now; test data is looked at once, at the end."""
     with work.summary.timed("evaluate"):
         for split in splits:
             batches = work.data.evaluation_dataloader(split)
-            values = evaluate(work.model, batches, task=work.task, metrics=work.metrics)
+            values = evaluate(model or work.model, batches, task=work.task, metrics=work.metrics)
             work.summary.add_metrics(key, title, split, values)
 
 

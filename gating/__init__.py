@@ -10,6 +10,7 @@ model = gating.load_compact("compact")
 
 from gating.card import CompactReport
 from gating.convergence import Convergence
+from gating.distillation import Distillation
 from gating.export import load_compact, save_compact
 from gating.finalize import FinalizeReport, finalize
 from gating.gates import HeadGates, inject_gates
@@ -41,6 +42,7 @@ __all__ = [
     "BudgetSchedule",
     "CompactReport",
     "Convergence",
+    "Distillation",
     "ExactBudget",
     "FinalizeReport",
     "FixedPrice",

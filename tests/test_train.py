@@ -372,3 +372,31 @@ def test_help_shows_groups_and_settings(tmp_path):
         "experiment: smoke",
     ):
         assert wanted in process.stdout
+
+
+def test_a_run_trains_its_own_teacher(inputs, tmp_path):
+    numbers = run_here([*inputs, "distillation=logits"], tmp_path / "out")
+    assert numbers["num_heads"] == 4
+    assert 0 <= numbers["dense/test/accuracy"] <= 1
+    # It is there for other runs, which learn from the very same answers.
+    again = run_here(
+        [*inputs, "distillation=logits", f"distillation.teacher={tmp_path / 'out' / 'teacher'}"], tmp_path / "again"
+    )
+    assert "dense/test/accuracy" not in again
+    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("out", "again"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_teacher_makes_a_difference(inputs, tmp_path):
+    for name, overrides in {"alone": [], "taught": ["distillation=logits"]}.items():
+        run_here([*inputs, *overrides], tmp_path / name)
+    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("alone", "taught"))
+    assert any(not torch.equal(one[key], two[key]) for key in one if one[key].shape == two[key].shape)
+
+
+def test_a_teacher_of_another_task_is_refused_before_anything_is_written(inputs, tmp_path, capsys):
+    overrides = ["distillation=logits", f"distillation.teacher={setting(inputs, 'model.name')}"]
+    with pytest.raises(SystemExit):
+        train.guarded_run(compose_settings([*inputs, *overrides, f"output_dir={tmp_path / 'out'}"]))
+    assert "LABEL_0, LABEL_1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel
 
+from gating.distillation import Distillation
 from gating.gates import HeadGates
 from gating.heads.padding import has_padding, silence_padding
 from gating.lightning.optimizers import AdamW, LinearSchedule
@@ -22,6 +23,8 @@ __all__ = ["FineTuning"]
 
 class FineTuning(pl.LightningModule):
     """Trains a model and, where there are any, its gates."""
+
+    _teacher: PreTrainedModel | None
 
     def __init__(
         self,
@@ -35,6 +38,8 @@ class FineTuning(pl.LightningModule):
         first_step: int = 0,
         gates: HeadGates | None = None,
         objective: Objective | None = None,
+        distillation: Distillation | None = None,
+        teacher: PreTrainedModel | None = None,
         seed: int = 0,
         compiler: str | None = None,
     ) -> None:
@@ -50,6 +55,8 @@ class FineTuning(pl.LightningModule):
             first_step: Steps of the run that went before this phase.
             gates: The model's gates.
             objective: What decides which gates close; given with the gates.
+            distillation: How to learn from a teacher; given with the teacher.
+            teacher: A dense model that answers the same question.
             seed: Seed of dropout and of the gates' noise.
             compiler: Backend of ``torch.compile`` for training steps, such as ``inductor``; none if left out.
         """
@@ -60,6 +67,9 @@ class FineTuning(pl.LightningModule):
         # Lightning's own mean over processes is off where they have different numbers of examples.
         self._validation_loss = MeanMetric()
         self.objective = objective
+        self._distillation = distillation
+        # Not registered as a submodule: it is neither trained nor in checkpoints.
+        object.__setattr__(self, "_teacher", teacher)
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._total_steps = total_steps
@@ -93,8 +103,10 @@ class FineTuning(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """See whether removed heads fill up groups of query heads."""
+        """See whether removed heads fill up groups of query heads, and take the teacher to the model's device."""
         self._has_padding = has_padding(self.model)
+        if self._teacher is not None:
+            self._teacher.to(self.device).eval()  # type: ignore[arg-type]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Keep removed heads that fill up groups from coming back to life."""
@@ -110,8 +122,13 @@ class FineTuning(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of the task plus the penalty on open gates."""
         # Only training is compiled; validation is a small part of a run, and would be compiled apart.
-        task_loss: Tensor = (self._compiled or self.model)(**batch).loss
-        loss = task_loss
+        outputs = (self._compiled or self.model)(**batch)
+        loss: Tensor = outputs.loss
+        if self._distillation is not None and self._teacher is not None:
+            with torch.no_grad():
+                taught = self._teacher(**batch)
+            loss = self._distillation.loss(loss, outputs, taught, batch.get("labels"))
+        task_loss = loss
         if self.objective is not None:
             penalty = self.objective.penalty(self.gates)
             loss = task_loss + penalty

@@ -147,6 +147,24 @@ class SequenceClassification:
         )
         return model
 
+    def load_teacher(self, teacher: str | None) -> PreTrainedModel:
+        """Load a model that was fine-tuned before, with the head that it has.
+
+        Args:
+            teacher: What ``from_pretrained`` takes.
+
+        Raises:
+            ValueError: It is no such model.
+        """
+        assert teacher is not None, "null means that the run trains it"
+        try:
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+                teacher, dtype=torch.float32, use_safetensors=True
+            )
+        except ValueError as error:
+            raise ValueError(f"distillation.teacher={teacher} does not load: {error}") from error
+        return model
+
     def metrics(self, label_names: list[str]) -> MetricCollection:
         """Return the metrics of this task; :attr:`metric_name` is the one to report."""
         return MetricCollection({"accuracy": MulticlassAccuracy(num_classes=len(label_names), average="micro")})
