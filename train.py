@@ -370,7 +370,7 @@ def report(work: Run) -> None:
     folder = Path(work.cfg.output_dir)
     metric_name, numbers, kept = work.task.metric_name, work.summary.flat(), heads_per_layer(work.model)
     save_pictures(folder / "report", work.history, metric_name=metric_name, kept=kept, search_steps=work.search_steps)
-    work.summary.write(folder / "metrics.json", seed=work.cfg.seed)
+    work.summary.write(folder / "metrics.json", metric_name=metric_name, seed=work.cfg.seed)
     log_outcome(work.loggers, numbers, folder / "compact")
     print_report(Console(), kept, work.summary.compact_report(metric_name))
     print(f"Everything is in {folder}; the model is in {folder / 'compact'}")

@@ -111,10 +111,16 @@ class Summary:
         numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
         return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
 
-    def write(self, path: Path, *, seed: int) -> None:
-        """Write the numbers, the seed and the versions as JSON."""
+    def write(self, path: Path, *, metric_name: str, seed: int) -> None:
+        """Write the numbers, the name of the metric to judge by, the seed and the versions as JSON."""
         versions = {"version/torch": torch.__version__, "version/transformers": transformers.__version__}
-        about = {"seed": seed, "machine": _machine(), "threads": torch.get_num_threads(), **versions}
+        about = {
+            "metric": metric_name,
+            "seed": seed,
+            "machine": _machine(),
+            "threads": torch.get_num_threads(),
+            **versions,
+        }
         path.write_text(json.dumps(self.flat() | self.search | about, indent=2) + "\n", encoding="utf-8")
 
 

@@ -26,11 +26,10 @@ from rich.progress import Progress
 
 from benchmarks import records
 from benchmarks.compare.methods import METHODS, Data, Method, read_data, read_method
-from benchmarks.compare.outcome import draw, table
+from benchmarks.compare.outcome import draw, headline, table
 from benchmarks.measuring import ROOT, machine
 
 RESULTS = ROOT / "benchmarks" / "results" / "compare.jsonl"
-FIGURE = ROOT / "docs" / "images" / "accuracy.png"
 # Bfloat16 is two and a half times as fast as single precision on a CPU that has instructions for it.
 COMMON = ("trainer.precision=bf16-mixed", "logger=csv", "callbacks=none")
 
@@ -54,8 +53,7 @@ def main() -> None:
         run_all(missing, options)
     rows = records.read(options.results)
     print(table(rows))
-    if options.figure:
-        draw(rows, options.figure)
+    draw(rows, options.results.with_suffix(".png"))
 
 
 def parse() -> argparse.Namespace:
@@ -73,8 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of every run (default: 600)")
     parser.add_argument("--settings", nargs="*", default=[], help="further settings of train.py, for every run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one CPU thread each (default: 1)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the file of JSON lines")
-    parser.add_argument("--figure", type=Path, default=None, help=f"where to draw, such as {FIGURE.relative_to(ROOT)}")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file of JSON lines; the figure is beside it")
     parser.add_argument("--show", action="store_true", help="run nothing")
     options = parser.parse_args()
     try:
@@ -119,7 +116,7 @@ def run_all(jobs: list[Job], options: argparse.Namespace) -> None:
         for row in pool.map(lambda job: run(job, facts(job, options)), jobs):
             records.append(options.results, row)
             shown = f"{row['data']} {row['method']} {row['num_heads']:.0f} seed {row['seed']}"
-            progress.console.print(f"{shown}: {100 * row['test/accuracy']:.2f} %", highlight=False)
+            progress.console.print(f"{shown}: {headline(row):.4f}", highlight=False)
             progress.advance(bar)
 
 

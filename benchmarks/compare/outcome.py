@@ -11,31 +11,37 @@ from matplotlib.figure import Figure
 from benchmarks import records
 from benchmarks.compare.methods import METHODS
 
-__all__ = ["draw", "table"]
+__all__ = ["draw", "headline", "table"]
 
 Row = Mapping[str, Any]
 
 
+def headline(row: Row) -> float:
+    """Return what a run is judged by: the first metric of its task, on test data."""
+    return float(row[f"test/{row['metric']}"])
+
+
 def table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table for each data set: mean test accuracy, spread and seeds, best mean first."""
+    """Return a Markdown table for each data set: mean test metric, spread and seeds, best mean first."""
     parts = []
     for data in dict.fromkeys(row["data"] for row in rows):
         lines = []
         for (method, asked), runs in _groups(rows, data).items():
-            values = [100 * row["test/accuracy"] for row in runs]
+            values = [100 * headline(row) for row in runs]
             heads = sorted({round(row["num_heads"]) for row in runs})
             lines.append(
                 {
                     "method": _title(method),
                     "heads": " to ".join(str(number) for number in dict.fromkeys((heads[0], heads[-1]))),
-                    "accuracy": f"{statistics.mean(values):.2f} %",
+                    "mean": f"{statistics.mean(values):.2f} %",
                     "spread": f"{min(values):.2f} to {max(values):.2f}",
                     "seeds": len(values),
                     "_order": (asked is not None, -(asked or 0), -statistics.mean(values)),
                 }
             )
         lines.sort(key=lambda line: line["_order"])
-        columns = {"method": data, "heads": "heads", "accuracy": "test accuracy", "spread": "spread", "seeds": "seeds"}
+        metric = next(row["metric"] for row in rows if row["data"] == data)
+        columns = {"method": data, "heads": "heads", "mean": f"test {metric}", "spread": "spread", "seeds": "seeds"}
         parts.append(records.markdown(lines, columns))
     return "\n\n".join(parts)
 
@@ -55,7 +61,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.set_title(data)
         axes.set_xlabel("heads kept")
-        axes.set_ylabel("test accuracy, %")
+        axes.set_ylabel(f"test {next(iter(groups.values()))[0]['metric']}, %")
         axes.grid(alpha=0.25)
         if number == len(names) - 1:
             axes.legend(fontsize=7, loc="lower right")
@@ -66,7 +72,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 def _draw_method(axes: Any, method: str, groups: list[list[Row]], *, shift: float) -> None:
     points = []
     for runs in groups:
-        values = [100 * row["test/accuracy"] for row in runs]
+        values = [100 * headline(row) for row in runs]
         heads = statistics.mean(row["num_heads"] for row in runs)
         points.append((heads, statistics.mean(values), min(values), max(values)))
     points.sort()
