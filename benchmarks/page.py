@@ -1,8 +1,8 @@
-"""Write the tables of docs/speed.md from the results that are in benchmarks/results.
+"""Write the tables of the README, docs/speed.md and docs/accuracy.md from the results that are in benchmarks/results.
 
     python -m benchmarks.page
 
-Run it after a benchmark; the page says what each table means.
+Run it after a benchmark; the pages say what each table means.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import batching, records
+from benchmarks.compare import outcome
 from benchmarks.measuring import ROOT
 from benchmarks.rivals import __main__ as rivals
 
@@ -17,12 +18,21 @@ __all__ = ["replace_table"]
 
 Row = dict[str, Any]
 
+README = ROOT / "README.md"
+ACCURACY = ROOT / "docs" / "accuracy.md"
 PAGE = ROOT / "docs" / "speed.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
     """Rewrite every table whose results are there."""
+    compared = records.read(RESULTS / "compare.jsonl")
+    if compared:
+        replace_table(ACCURACY, "compare", [*outcome.conditions(compared), "", outcome.table(compared)])
+        replace_table(README, "compare", [outcome.summary(compared)])
+    tried = records.read(RESULTS / "recipe.jsonl")
+    if tried:
+        replace_table(ACCURACY, "compare recipe", [*outcome.conditions(tried), "", outcome.table(tried)])
     speed = records.read(RESULTS / "speed.jsonl")
     for section in ("steps", "variants", "run", "built", "finalize", "reload", "growth"):
         rows = [row for row in speed if row["section"] == section]

@@ -9,7 +9,7 @@ import train
 from benchmarks import records
 from benchmarks.compare import __main__ as compare
 from benchmarks.compare.methods import METHODS, read_data, read_method
-from benchmarks.compare.outcome import draw, table
+from benchmarks.compare.outcome import draw, summary, table
 
 
 def make_row(method: str, asked: int | None, seed: int, accuracy: float, heads: int | None = None) -> dict:
@@ -100,3 +100,9 @@ def test_another_number_of_heads_than_asked_for_is_an_error(monkeypatch):
     job = compare.Job(read_data(f"toy:data=files data.train={ROOT}"), METHODS["budget"], 8, 0)
     with pytest.raises(RuntimeError, match="kept 9 heads, not the 8"):
         compare.run(job, {"settings": []})
+
+
+def test_summary_names_the_best_of_the_others():
+    header, _, line = summary(ROWS).splitlines()
+    assert header == "| data | dense | 18 heads | 8 heads | 8 heads, best other method |"
+    assert line == "| toy | 91.0 % | 90.5 % | 83.0 % | 55.0 % (`random`) |"

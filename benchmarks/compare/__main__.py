@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,9 +111,12 @@ def facts(job: Job, options: argparse.Namespace) -> dict[str, Any]:
 
 def run_all(jobs: list[Job], options: argparse.Namespace) -> None:
     """Run, and append each result as it comes."""
-    with Progress() as progress, ThreadPoolExecutor(options.jobs) as pool:
+    with Progress(refresh_per_second=1) as progress, ThreadPoolExecutor(options.jobs) as pool:
         bar = progress.add_task("Runs", total=len(jobs))
-        for row in pool.map(lambda job: run(job, facts(job, options)), jobs):
+        for finished in as_completed([pool.submit(run, job, facts(job, options)) for job in jobs]):
+            if finished.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
+            row = finished.result()
             records.append(options.results, row)
             shown = f"{row['data']} {row['method']} {row['num_heads']:.0f} seed {row['seed']}"
             progress.console.print(f"{shown}: {headline(row):.4f}", highlight=False)

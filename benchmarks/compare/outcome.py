@@ -11,14 +11,30 @@ from matplotlib.figure import Figure
 from benchmarks import records
 from benchmarks.compare.methods import METHODS
 
-__all__ = ["draw", "headline", "table"]
+__all__ = ["conditions", "draw", "headline", "summary", "table"]
 
 Row = Mapping[str, Any]
+RIVALS = [name for name, method in METHODS.items() if method.takes_number and name != "budget"]
 
 
 def headline(row: Row) -> float:
     """Return what a run is judged by: the first metric of its task, on test data."""
     return float(row[f"test/{row['metric']}"])
+
+
+def conditions(rows: Sequence[Row]) -> list[str]:
+    """Say where and how runs were made, a line for each way."""
+    return sorted(
+        {
+            f"{row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch {row['version/torch']}, transformers "
+            f"{row['version/transformers']}; {row['steps']} steps; seeds {_seeds(rows)}."
+            for row in rows
+        }
+    )
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    return ", ".join(map(str, sorted({row["seed"] for row in rows})))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -44,6 +60,22 @@ def table(rows: Sequence[Row]) -> str:
         columns = {"method": data, "heads": "heads", "mean": f"test {metric}", "spread": "spread", "seeds": "seeds"}
         parts.append(records.markdown(lines, columns))
     return "\n\n".join(parts)
+
+
+def summary(rows: Sequence[Row], *, ours: str = "budget") -> str:
+    """Return one Markdown table of all data sets: dense, ours at each number of heads, and the best of the others."""
+    lines = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        means = {key: statistics.mean(100 * headline(row) for row in runs) for key, runs in _groups(rows, data).items()}
+        line = {"data": data, "dense": f"{means['none', None]:.1f} %"}
+        for asked in sorted({asked for method, asked in means if method == ours and asked}, reverse=True):
+            line[f"{asked} heads"] = f"{means[ours, asked]:.1f} %"
+            others = {method: mean for (method, number), mean in means.items() if number == asked and method in RIVALS}
+            if others:
+                best = max(others, key=others.__getitem__)
+                line[f"{asked} heads, best other method"] = f"{others[best]:.1f} % (`{best}`)"
+        lines.append(line)
+    return records.markdown(lines, list(dict.fromkeys(name for line in lines for name in line)))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
