@@ -76,17 +76,17 @@ def test_runs_are_planned_recorded_and_not_repeated(tmp_path, monkeypatch, capsy
     data = "toy:" + " ".join(
         setting for setting in make_inputs(tmp_path) if not setting.startswith(("objective", "trainer.max"))
     )
-    command = ["compare", "--data", data, "--methods", "none", "random", "--heads", "3", "--seeds", "1"]
+    command = ["compare", "--data", data, "--methods", "random", "--heads", "3", "--seeds", "1"]
     command += ["--steps", "4", "--settings", "trainer.precision=32-true", "--results", str(results)]
     monkeypatch.setattr("sys.argv", command)
     compare.main()
     rows = records.read(results)
-    assert [(row["method"], row["num_heads"], row["asked"]) for row in rows] == [("none", 12, None), ("random", 3, 3)]
+    assert [(row["method"], row["num_heads"], row["asked"]) for row in rows] == [("random", 3, 3)]
     assert results.with_suffix(".png").is_file()
     assert "random" in capsys.readouterr().out
     monkeypatch.setattr(compare, "run", lambda *_: pytest.fail("it was run again"))
     compare.main()
-    assert len(records.read(results)) == 2
+    assert len(records.read(results)) == 1
 
 
 def test_another_number_of_heads_than_asked_for_is_an_error(monkeypatch):

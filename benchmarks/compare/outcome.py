@@ -26,8 +26,8 @@ def conditions(rows: Sequence[Row]) -> list[str]:
     """Say where and how runs were made, a line for each way."""
     return sorted(
         {
-            f"{row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch {row['version/torch']}, transformers "
-            f"{row['version/transformers']}; {row['steps']} steps; seeds {_seeds(rows)}."
+            f"{row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch {row['version/torch']}, "
+            f"transformers {row['version/transformers']}; {row['steps']} steps; seeds {_seeds(rows)}."
             for row in rows
         }
     )
