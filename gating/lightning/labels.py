@@ -5,7 +5,10 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-__all__ = ["encode_labels"]
+__all__ = ["LABEL_COLUMNS", "encode_labels"]
+
+# What the column of a label is usually called.
+LABEL_COLUMNS = ("label", "labels")
 
 
 def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
@@ -54,7 +57,8 @@ def _as_text(table: Dataset, split: str) -> list[str]:
             _missing(split, row)
         if isinstance(label, float) and not label.is_integer():
             raise ValueError(
-                f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes."
+                f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes; "
+                "task=regression learns numbers."
             )
         result.append(str(int(label)) if isinstance(label, float) else str(label))
     return result
