@@ -211,20 +211,16 @@ def read_settings(cfg: DictConfig) -> dict[str, Any]:
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     # Batches, tokens and columns are settings of the data to a user, whoever takes them here.
     places = {"data": [ExampleDataModule, get_method(f"{cfg.task._target_}.prepare")], "objective": [check_speedup]}
-    settings["data"] = without_columns_of_other_tasks(settings["data"], places["data"][1])
+    settings["data"] = without_defaults(settings["data"])
     check_settings(settings, also=places)
     check_speedup(**{name: settings["objective"].get(name) for name in ("speedup", "num_heads", "keep")})
     return settings
 
 
-def without_columns_of_other_tasks(settings: Mapping[str, Any], prepare: Callable[..., Any]) -> dict[str, Any]:
-    """Leave out the columns that are not given and that this task does not read; one that is given stays, to fail."""
-    mine = inspect.signature(prepare).parameters
-    return {
-        name: value
-        for name, value in settings.items()
-        if not name.endswith("_column") or value is not None or name in mine
-    }
+def without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the settings of data that are left to the task, or that only other tasks take."""
+    own = inspect.signature(get_method(settings["_target_"])).parameters
+    return {name: value for name, value in settings.items() if value is not None or name in own}
 
 
 def load_data(

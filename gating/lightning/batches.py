@@ -24,4 +24,4 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 def num_targets(batch: Batch) -> int:
     """Return how many things the loss of a batch is the mean of: examples, or tokens that have a label."""
     targets: Tensor = next(batch[name] for name in TARGETS if name in batch)
-    return int((targets != -100).sum())
+    return targets.numel() if targets.is_floating_point() else int((targets != -100).sum())

@@ -3,15 +3,17 @@
 The columns are as the data set has them; a task chooses among them.
 """
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.lightning.hub import package_folder, require_hub
 
-__all__ = ["Examples", "load_bbc_news", "load_files", "load_glue", "load_hub"]
+__all__ = ["Examples", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub"]
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,34 @@ def load_glue(*, name: str, seed: int = 0) -> Examples:
     return Examples(splits, metrics=_GLUE_METRICS[name])
 
 
+def load_digits(*, seed: int = 0) -> Examples:
+    """Load the handwritten digits that scikit-learn brings: 1,797 grey images of 8 x 8 pixels in 10 classes.
+
+    A fifth is for the test and a tenth for validation.
+
+    Args:
+        seed: Seed of the split.
+    """
+    package_folder("sklearn")
+    loaded = importlib.import_module("sklearn.datasets").load_digits()
+    # Sixteen is the darkest of their levels.
+    pixels = (loaded.images * (255 / 16)).round().astype("uint8")
+    images = [PIL.Image.fromarray(image) for image in pixels]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    table = Dataset.from_dict({"image": images, "label": loaded.target.tolist()}, features=features)
+    rest, test = _split(table, 360, seed)
+    train, validation = _split(rest, 180, seed)
+    return Examples(DatasetDict(train=train, validation=validation, test=test))
+
+
 def load_hub(
     *,
     path: str,
     name: str | None = None,
     train_split: str = "train",
-    validation_split: str = "validation",
+    validation_split: str | None = "validation",
     test_split: str | None = "test",
+    seed: int = 0,
 ) -> Examples:
     """Load any data set from the hub, or from a folder that ``datasets`` can load.
 
@@ -119,17 +142,21 @@ def load_hub(
         path: Its name on the hub.
         name: Its configuration, if it has several.
         train_split: Name of the split to train on, or a slice such as ``train[:90%]``.
-        validation_split: Name or slice of the split for validation.
+        validation_split: Name or slice of the split for validation; a tenth of the training split, drawn with
+            ``seed``, if None.
         test_split: Name or slice of the split for the test; None if there is none.
+        seed: Seed of that draw.
 
     Raises:
         ValueError: A split is missing.
         ConnectionError: The hub cannot be reached.
     """
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
-    return Examples(
-        DatasetDict({split: _from_hub(path, name, spec) for split, spec in wanted.items() if spec is not None})
-    )
+    splits = {split: _from_hub(path, name, spec, split) for split, spec in wanted.items() if spec is not None}
+    if validation_split is None:
+        train, validation = _split(splits["train"], 0.1, seed)
+        splits = {"train": train, "validation": validation} | {k: v for k, v in splits.items() if k == "test"}
+    return Examples(DatasetDict(splits))
 
 
 def load_files(*, train: str, validation: str, test: str | None = None) -> Examples:
@@ -166,18 +193,24 @@ def _read_file(split: str, file: str) -> Dataset:
     return table
 
 
-def _from_hub(path: str, name: str | None, split: str | None = None) -> Dataset | DatasetDict:
-    if not Path(path).exists():
+def _from_hub(path: str, name: str | None, spec: str | None = None, split: str | None = None) -> Dataset | DatasetDict:
+    if not Path(path).expanduser().exists():
         require_hub(f"the data set {path!r}")
+    path = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
     try:
-        return datasets.load_dataset(path, name, split=split)
-    except (ValueError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        return datasets.load_dataset(path, name, split=spec)
+    except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        reason = " ".join(str(error).split())
+        hint = f" Name another one with data.{split}_split=..." if "split" in reason.lower() and split else ""
+        if hint and split != "train":
+            hint += f", or let data.{split}_split=null do without."
         raise ValueError(
-            f"The data set {path!r} ({name or 'default'}, {split or 'all splits'}) does not load: {error}"
+            f"The data set {path!r} ({name or 'default'}, {spec or 'all splits'}) does not load: {reason}{hint}"
         ) from error
 
 
 def _split(table: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
-    classes = isinstance(table.features["label"], datasets.ClassLabel)
-    parts = table.train_test_split(test_size=size, seed=seed, stratify_by_column="label" if classes else None)
+    """Draw some examples, of every class its share where there are classes."""
+    classes = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    parts = table.train_test_split(test_size=size, seed=seed, stratify_by_column=classes[0] if classes else None)
     return parts["train"], parts["test"]

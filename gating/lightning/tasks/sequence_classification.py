@@ -19,7 +19,7 @@ from gating.lightning.models import ModelSource
 from gating.lightning.sources import Examples
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.class_metrics import class_config, class_metrics
-from gating.lightning.texts import check_filled, load_tokenizer, readable_length, tokenise
+from gating.lightning.texts import check_filled, load_tokenizer, readable_length, tokenise_labelled
 from gating.score import Score
 
 __all__ = ["SequenceClassification"]
@@ -69,7 +69,7 @@ class SequenceClassification:
         length = readable_length(blueprint, max_length)
         names = self._metrics or examples.metrics or ("accuracy",)
         return Prepared(
-            splits=tokenise_texts(splits, processor, list(texts), length),
+            splits=tokenise_labelled(splits, processor, list(texts), length),
             collate=DataCollatorWithPadding(processor),
             metrics=class_metrics(names, num_classes=len(label_names)),
             score=Score(names[0]),
@@ -86,16 +86,3 @@ class SequenceClassification:
     ) -> None:
         """Compare the class with the largest logit with the label."""
         metrics.update(outputs["logits"].float(), batch["labels"])
-
-
-def tokenise_texts(
-    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
-) -> DatasetDict:
-    """Replace texts, or pairs of texts, and ``label`` by tokens and ``labels``."""
-
-    def function(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        texts = [[str(text) for text in batch[column]] for column in columns]
-        tokens = tokenizer(*texts, truncation=True, max_length=max_length)
-        return {**tokens, "labels": batch["label"]}
-
-    return tokenise(splits, function)
