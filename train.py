@@ -5,6 +5,7 @@
 A run is a story, told by `run` below with one function for each stage.
 """
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -21,20 +22,21 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
-from torchmetrics import MetricCollection
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating import Distillation, HeadGates, NoObjective, Objective, finalize, save_compact
 from gating.card import heads_per_layer
 from gating.distillation import check_teacher
 from gating.errors import is_input_error
+from gating.export import Processor
 from gating.folder import check_folder, clear_folder
 from gating.history import History
 from gating.lightning.callbacks import GateMonitor, SearchEnd
-from gating.lightning.data import TextDataModule
+from gating.lightning.data import ExampleDataModule
 from gating.lightning.evaluation import evaluate
-from gating.lightning.hub import locate
 from gating.lightning.loggers import close_wandb, log_outcome, resolve_mode
+from gating.lightning.memory import check_checkpointing, save_memory
+from gating.lightning.models import ModelSource, make_blueprint, teacher_source
 from gating.lightning.module import FineTuning
 from gating.lightning.progress import PhaseProgressBar
 from gating.lightning.quiet import quiet_libraries
@@ -49,7 +51,7 @@ from gating.lightning.ranks import (
     stop_processes,
 )
 from gating.lightning.steps import count_steps
-from gating.lightning.tasks import SequenceClassification
+from gating.lightning.tasks.base import Prepared, Task
 from gating.measure import compare_latency, count_heads
 from gating.report import print_report, save_pictures
 from gating.settings import check_settings, take_arguments
@@ -64,11 +66,12 @@ class Run:
     """What the stages hand on to each other."""
 
     cfg: DictConfig
-    task: SequenceClassification
+    task: Task
     objective: Objective | None
-    tokenizer: PreTrainedTokenizerBase
-    data: TextDataModule
-    metrics: MetricCollection
+    processor: Processor
+    prepared: Prepared
+    data: ExampleDataModule
+    source: ModelSource
     model: PreTrainedModel
     dense_config: PreTrainedConfig
     total_steps: int
@@ -115,7 +118,7 @@ def run(cfg: DictConfig) -> None:
     quiet_libraries()
     work = prepare(cfg)
     if is_first():
-        print(f"{cfg.model.name}: {count_heads(work.model)} heads, {work.total_steps} steps in {cfg.output_dir}")
+        print(f"{work.source.title}: {count_heads(work.model)} heads, {work.total_steps} steps in {cfg.output_dir}")
     if work.distillation is not None and work.teacher is None:
         work.teacher = train_teacher(work)
     if work.objective is None:
@@ -144,30 +147,28 @@ def prepare(cfg: DictConfig) -> Run:
     task = instantiate(cfg.task)
     objective = make_objective(settings["objective"])
     gated = not isinstance(objective, NoObjective)
-    name = locate(cfg.model.name)
-    blueprint = task.blueprint(name)
+    source: ModelSource = instantiate(cfg.model, _convert_="all")
+    blueprint = make_blueprint(source, task.auto_class)
     if cfg.gradient_checkpointing:
-        task.check_checkpointing(blueprint, compiled=cfg.compile)
+        check_checkpointing(blueprint, compiled=cfg.compile)
     if gated:
         # On the model without weights: whether gates and budget fit it is known before anything is loaded.
         objective.attach(instantiate(cfg.gates)(blueprint))
-    settings["data"]["max_length"] = task.readable_length(blueprint, cfg.data.max_length)
-    tokenizer = task.load_tokenizer(name)
-    data, label_names = load_data(settings["data"], task, tokenizer, seed=cfg.seed)
+    processor, prepared, data = load_data(settings["data"], task, source, blueprint, seed=cfg.seed)
     data.divide(num_processes)
-    options = {key: value for key, value in settings["model"].items() if key != "name"}
-    model = task.load_model(name, label_names=label_names, pad_token_id=tokenizer.pad_token_id, **options)
+    model = source.load(task.auto_class, **prepared.config)
     if cfg.gradient_checkpointing:
-        task.save_memory(model)
+        save_memory(model)
     distillation, teacher = load_teacher(settings["distillation"], task, model, data)
     total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
     work = Run(
         cfg=cfg,
         task=task,
         objective=objective if gated else None,
-        tokenizer=tokenizer,
+        processor=processor,
+        prepared=prepared,
         data=data,
-        metrics=task.metrics(label_names),
+        source=source,
         model=model,
         dense_config=deepcopy(model.config),
         total_steps=total_steps,
@@ -189,18 +190,16 @@ def make_objective(settings: Mapping[str, Any]) -> Any:
 
 
 def load_teacher(
-    settings: Mapping[str, Any],
-    task: SequenceClassification,
-    model: PreTrainedModel,
-    data: TextDataModule,
+    settings: Mapping[str, Any], task: Task, model: PreTrainedModel, data: ExampleDataModule
 ) -> tuple[Distillation | None, PreTrainedModel | None]:
     """Load the dense model to learn from, if there is to be one; None in its place where the run trains it."""
     if not settings:
         return None, None
     own = {name: value for name, value in settings.items() if name != "teacher"}
-    if settings["teacher"] is None:
+    source = teacher_source(settings["teacher"])
+    if source is None:
         return instantiate(own), None
-    teacher = task.load_teacher(locate(settings["teacher"]))
+    teacher = source.load(task.auto_class)
     check_teacher(teacher, model, data.probe_batch())
     return instantiate(own), teacher
 
@@ -233,27 +232,36 @@ def open_folder(work: Run, settings: dict[str, Any]) -> None:
 def read_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return the settings as plain values, each of the kind that its place takes."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    # Batches and tokens are settings of the data to a user, whoever takes them here.
-    places = {
-        "data": [TextDataModule, get_method(f"{cfg.task._target_}.prepare")],
+    # Batches, tokens and columns are settings of the data to a user, whoever takes them here.
+    places: dict[str, list[Callable[..., Any]]] = {
+        "data": [ExampleDataModule, get_method(f"{cfg.task._target_}.prepare")],
         "objective": [check_speedup],
-        "distillation": [get_method(f"{cfg.task._target_}.load_teacher")],
+        "distillation": [teacher_source],
     }
+    settings["data"] = without_defaults(settings["data"])
     check_settings(settings, also=places)
     check_speedup(**{name: settings["objective"].get(name) for name in ("speedup", "num_heads", "keep")})
     return settings
 
 
+def without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the settings of data that are left to the task, or that only other tasks take."""
+    own = inspect.signature(get_method(settings["_target_"])).parameters
+    return {name: value for name, value in settings.items() if value is not None or name in own}
+
+
 def load_data(
-    settings: dict[str, Any], task: SequenceClassification, tokenizer: PreTrainedTokenizerBase, *, seed: int
-) -> tuple[TextDataModule, list[str]]:
-    """Load the examples from their source, tokenise them, and get ready to serve them in batches."""
-    source = dict(settings)
-    batching = take_arguments(TextDataModule, source)
-    preparation = take_arguments(task.prepare, source)
-    splits, label_names = task.prepare(instantiate(source), tokenizer, **preparation)
-    data = TextDataModule(splits, collate=task.collator(tokenizer), order_seed=seed, **batching)
-    return data, label_names
+    settings: dict[str, Any], task: Task, source: ModelSource, blueprint: PreTrainedModel, *, seed: int
+) -> tuple[Processor, Prepared, ExampleDataModule]:
+    """Load the examples from their source, prepare them, and get ready to serve them in batches."""
+    settings = dict(settings)
+    batching = take_arguments(ExampleDataModule, settings)
+    preparation = take_arguments(task.prepare, settings)
+    examples = instantiate(settings)
+    processor = task.load_processor(source, blueprint, examples.splits)
+    prepared = task.prepare(examples, processor, blueprint, **preparation)
+    data = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=seed, **batching)
+    return processor, prepared, data
 
 
 def train_teacher(work: Run) -> PreTrainedModel:
@@ -263,7 +271,7 @@ def train_teacher(work: Run) -> PreTrainedModel:
     measure_metric(work, "dense", "dense teacher", splits=work.data.splits[1:], model=teacher)
     if is_first():
         teacher.save_pretrained(Path(work.cfg.output_dir) / "teacher")
-        work.tokenizer.save_pretrained(Path(work.cfg.output_dir) / "teacher")
+        work.processor.save_pretrained(Path(work.cfg.output_dir) / "teacher")
     return teacher
 
 
@@ -311,7 +319,8 @@ def train(
     module = FineTuning(
         model,
         task=work.task,
-        metrics=work.metrics,
+        metrics=work.prepared.metrics,
+        score=work.prepared.score,
         optimizer=instantiate(cfg.optimizer),
         scheduler=instantiate(cfg.scheduler),
         total_steps=work.total_steps,
@@ -359,8 +368,8 @@ def export(work: Run) -> None:
     save_compact(
         work.model,
         Path(work.cfg.output_dir) / "compact",
-        tokenizer=work.tokenizer,
-        report=work.summary.compact_report(work.task.metric_name),
+        tokenizer=work.processor,
+        report=work.summary.compact_report(work.prepared.score),
         overwrite=work.cfg.overwrite,
     )
 
@@ -368,11 +377,11 @@ def export(work: Run) -> None:
 def report(work: Run) -> None:
     """Write the pictures and numbers of the run, and show them."""
     folder = Path(work.cfg.output_dir)
-    metric_name, numbers, kept = work.task.metric_name, work.summary.flat(), heads_per_layer(work.model)
-    save_pictures(folder / "report", work.history, metric_name=metric_name, kept=kept, search_steps=work.search_steps)
-    work.summary.write(folder / "metrics.json", metric_name=metric_name, seed=work.cfg.seed)
+    score, numbers, kept = work.prepared.score, work.summary.flat(), heads_per_layer(work.model)
+    save_pictures(folder / "report", work.history, score=score, kept=kept, search_steps=work.search_steps)
+    work.summary.write(folder / "metrics.json", metric_name=score.name, seed=work.cfg.seed)
     log_outcome(work.loggers, numbers, folder / "compact")
-    print_report(Console(), kept, work.summary.compact_report(metric_name))
+    print_report(Console(), kept, work.summary.compact_report(score))
     print(f"Everything is in {folder}; the model is in {folder / 'compact'}")
 
 
@@ -383,12 +392,12 @@ def measure_metric(
     with work.summary.timed("evaluate"):
         for split in splits:
             batches = work.data.evaluation_dataloader(split)
-            values = evaluate(model or work.model, batches, task=work.task, metrics=work.metrics)
+            values = evaluate(model or work.model, batches, task=work.task, metrics=work.prepared.metrics)
             work.summary.add_metrics(key, title, split, values)
 
 
 def probe_batch(work: Run) -> dict[str, Any]:
-    """Return eight long examples of the validation data, without labels."""
+    """Return eight long examples of the validation data, without what is right."""
     return {name: tensor.to(work.model.device) for name, tensor in work.data.probe_batch().items()}
 
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from benchmarks import records
 from benchmarks.measuring import ROOT, machine
 from benchmarks.tokenising import TOKENIZER, load_and_tokenise, seconds_twice
-from gating.lightning.data import TextDataModule
+from gating.lightning.data import ExampleDataModule
 from gating.lightning.hub import locate
 from gating.lightning.quiet import quiet_libraries
 
@@ -142,7 +142,7 @@ def count_tokens(splits: DatasetDict, tokenizer: Tokenizer, max_length: int, bat
     padded = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=max_length)
     train = splits["train"]
     own = sum(len(ids) for ids in train["input_ids"])
-    grouped = TextDataModule(splits, collate=dynamic, batch_size=batch_size).train_dataloader()
+    grouped = ExampleDataModule(splits, collate=dynamic, batch_size=batch_size).train_dataloader()
     shuffled = DataLoader(
         train, batch_size, shuffle=True, collate_fn=dynamic, generator=torch.Generator().manual_seed(0)
     )
@@ -166,7 +166,7 @@ def time_waiting(
 ) -> Row:
     """Time how long each training step of a MiniLM waits for its batch, as a share of the whole step."""
     collate = DataCollatorWithPadding(tokenizer)
-    data = TextDataModule(splits, collate=collate, batch_size=batch_size, num_workers=num_workers)
+    data = ExampleDataModule(splits, collate=collate, batch_size=batch_size, num_workers=num_workers)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     config = AutoConfig.from_pretrained(locate(TOKENIZER), num_labels=len(set(splits["train"]["labels"])))
     model = AutoModelForSequenceClassification.from_config(config).to(device).train()

@@ -14,9 +14,10 @@ from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from gating.lightning import sources
-from gating.lightning.hub import locate
+from gating.lightning.models import Pretrained, make_blueprint
 from gating.lightning.quiet import quiet_libraries
 from gating.lightning.tasks import SequenceClassification
+from gating.lightning.texts import load_tokenizer
 
 __all__ = ["TOKENIZER", "load_and_tokenise", "seconds_twice"]
 
@@ -38,14 +39,15 @@ def load_and_tokenise(
     Returns:
         The tokenised splits, the tokenizer, and the seconds of both steps.
     """
-    task = SequenceClassification()
-    tokenizer = task.load_tokenizer(locate(TOKENIZER))
+    task, source = SequenceClassification(), Pretrained(TOKENIZER)
+    blueprint = make_blueprint(source, task.auto_class)
+    tokenizer = load_tokenizer(source)
     start = time.perf_counter()
-    splits = getattr(sources, loader)(**arguments)
+    splits = getattr(sources, loader)(**arguments).splits
     loaded = time.perf_counter()
     if limit is not None:
         splits = DatasetDict({name: table.select(range(min(limit, len(table)))) for name, table in splits.items()})
-    tokens, _ = task.prepare(splits, tokenizer, max_length=max_length)
+    tokens = task.prepare(sources.Examples(splits), tokenizer, blueprint, max_length=max_length).splits
     return tokens, tokenizer, {"load": loaded - start, "tokenise": time.perf_counter() - loaded}
 
 
@@ -65,5 +67,5 @@ def seconds_twice(loader: str, arguments: Mapping[str, Any], max_length: int) ->
 if __name__ == "__main__":
     quiet_libraries()
     # The first use of a tokenizer loads libraries, which is no part of tokenising a data set.
-    SequenceClassification().load_tokenizer(locate(TOKENIZER))("a text")
+    load_tokenizer(Pretrained(TOKENIZER))("a text")
     print(json.dumps(load_and_tokenise(**json.loads(sys.argv[1]))[2]))

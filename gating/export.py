@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -17,17 +17,21 @@ from gating.card import CompactReport, write_card
 from gating.heads.compact import become_compact, compact_class
 from gating.heads.record import RECORD_KEY
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+__all__ = ["Processor", "load_compact", "replacing_folder", "save_compact"]
 
-__all__ = ["load_compact", "replacing_folder", "save_compact"]
+
+class Processor(Protocol):
+    """What makes a model's inputs of raw examples: a tokenizer or an image processor."""
+
+    def save_pretrained(self, save_directory: Any) -> Any:
+        """Save it as files in a folder."""
 
 
 def save_compact(
     model: PreTrainedModel,
     save_directory: str | os.PathLike[str],
     *,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: Processor | None = None,
     report: CompactReport | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -38,7 +42,7 @@ def save_compact(
     Args:
         model: A model whose gates were finalized or whose heads were pruned.
         save_directory: Where the folder goes.
-        tokenizer: The tokenizer to save with it.
+        tokenizer: The tokenizer, or the image processor, to save with it.
         report: Measurements for the model card.
         overwrite: Whether an existing folder may be replaced.
 

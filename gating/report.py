@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gating.card import CompactReport
 from gating.history import History, Look
+from gating.score import Score
 
 __all__ = ["head_map_figure", "kept_heads_table", "print_report", "save_pictures"]
 
@@ -48,7 +49,7 @@ def save_pictures(
     folder: Path,
     history: History,
     *,
-    metric_name: str,
+    score: Score,
     kept: Sequence[tuple[str, Sequence[int], int]],
     search_steps: int,
 ) -> None:
@@ -57,7 +58,7 @@ def save_pictures(
     Args:
         folder: Where the PNG files go.
         history: What was seen of the run.
-        metric_name: Name of the task's metric.
+        score: The metric to show.
         kept: Block name, kept heads by their original numbers, number of heads before.
         search_steps: Step at which heads were removed; 0 if none were.
     """
@@ -68,7 +69,7 @@ def save_pictures(
         figure = head_map_figure(history.gate_values[-1], title=title, kept=kept_heads)
         figure.savefig(folder / "gates.png", dpi=150)
     num_heads = sum(before for _, _, before in kept)
-    figure = _history_figure(history.looks, metric_name=metric_name, num_heads=num_heads, search_steps=search_steps)
+    figure = _history_figure(history.looks, score=score, num_heads=num_heads, search_steps=search_steps)
     figure.savefig(folder / "history.png", dpi=150)
 
 
@@ -86,12 +87,12 @@ def print_report(console: Console, kept: Sequence[tuple[str, Sequence[int], int]
         console.print(note, style="dim")
 
 
-def _history_figure(looks: Sequence[Look], *, metric_name: str, num_heads: int, search_steps: int) -> Figure:
+def _history_figure(looks: Sequence[Look], *, score: Score, num_heads: int, search_steps: int) -> Figure:
     """Draw open heads and the validation metric over the steps of a run.
 
     Args:
         looks: What was recorded at each validation.
-        metric_name: Name of the metric.
+        score: The metric to show.
         num_heads: Number of heads of the dense model.
         search_steps: Step at which heads were removed; 0 if none were.
     """
@@ -103,9 +104,9 @@ def _history_figure(looks: Sequence[Look], *, metric_name: str, num_heads: int, 
     heads.plot(steps, [look.target for look in looks], "--", color="tab:gray", label="target")
     heads.set(ylabel="heads", ylim=(0, 1.05 * num_heads))
     metric.plot(
-        steps, [100 * look.metric for look in looks], "o-", color="tab:orange", label=f"validation {metric_name}"
+        steps, [score.scale * look.metric for look in looks], "o-", color="tab:orange", label=f"validation {score.name}"
     )
-    metric.set(xlabel="step", ylabel=f"{metric_name} (%)")
+    metric.set(xlabel="step", ylabel=f"{score.name} ({unit})" if (unit := score.unit.strip()) else score.name)
     for axes in (heads, metric):
         if search_steps:
             axes.axvline(search_steps, color="black", linewidth=0.8, linestyle=":", label="heads removed")

@@ -17,6 +17,7 @@ from torch import nn
 from gating.card import CompactReport, Row
 from gating.heads.pruning import num_parameters
 from gating.measure import LatencyComparison, count_heads, weight_megabytes
+from gating.score import Score
 
 __all__ = ["Summary"]
 
@@ -63,7 +64,7 @@ class Summary:
             "megabytes": (weight_megabytes(dense), weight_megabytes(compact)),
         }
 
-    def compact_report(self, metric_name: str) -> CompactReport:
+    def compact_report(self, score: Score) -> CompactReport:
         """Return the numbers as tables for people."""
         rows = []
         for name, shown, digits in (
@@ -88,11 +89,15 @@ class Summary:
                 f"Latency: a batch of {times.batch}, median of {times.repeats} interleaved repeats, "
                 f"{torch.get_num_threads()} thread(s), {_machine()}."
             )
+
+        def value_of(values: Mapping[str, float], split: str) -> str:
+            return score.show(values.get(f"{split}/{score.name}", math.nan))
+
         stages = [
-            (self.titles[stage], _percent(values, f"validation/{metric_name}"), _percent(values, f"test/{metric_name}"))
+            (self.titles[stage], value_of(values, "validation"), value_of(values, "test"))
             for stage, values in self.metrics.items()
         ]
-        return CompactReport(rows=rows, metrics=stages, metric_name=metric_name, notes=notes)
+        return CompactReport(rows=rows, metrics=stages, metric_name=score.name, notes=notes)
 
     def flat(self) -> dict[str, float]:
         """Return the numbers as one flat object, by the names that scripts rely on."""
@@ -122,11 +127,6 @@ class Summary:
             **versions,
         }
         path.write_text(json.dumps(self.flat() | self.search | about, indent=2) + "\n", encoding="utf-8")
-
-
-def _percent(values: Mapping[str, float], name: str) -> str:
-    value = values.get(name, math.nan)
-    return "-" if math.isnan(value) else f"{100 * value:.2f} %"
 
 
 def _machine() -> str:

@@ -9,11 +9,15 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 import gating
-from gating.lightning.data import TextDataModule
+from gating.lightning.data import ExampleDataModule
+from gating.lightning.models import Pretrained, make_blueprint
 from gating.lightning.module import FineTuning
 from gating.lightning.optimizers import AdamW, LinearSchedule
 from gating.lightning.ranks import rank
+from gating.lightning.sources import Examples
 from gating.lightning.tasks import SequenceClassification
+from gating.lightning.tasks.class_metrics import class_metrics
+from gating.score import Score
 
 TASK = SequenceClassification()
 NUM_STEPS = 3
@@ -33,13 +37,14 @@ class Recorder(pl.Callback):
         self.gradients.append({name: p.grad.clone() for name, p in pl_module.named_parameters()})
 
 
-def make_data(folder: Path, batch_size: int) -> TextDataModule:
+def make_data(folder: Path, batch_size: int) -> ExampleDataModule:
     texts = [" ".join(f"word{(7 * i + j) % 40}" for j in range(1 + i % 9)) for i in range(24)]
     rows = Dataset.from_dict({"text": texts, "label": ["a", "b", "b"] * 8})
     splits = DatasetDict(train=rows, validation=rows.select(range(9)))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoded, _ = TASK.prepare(splits, tokenizer, max_length=12)
-    return TextDataModule(encoded, collate=TASK.collator(tokenizer), batch_size=batch_size, eval_batch_size=3)
+    blueprint = make_blueprint(Pretrained(str(folder)), TASK.auto_class)
+    prepared = TASK.prepare(Examples(splits), tokenizer, blueprint, max_length=12)
+    return ExampleDataModule(prepared.splits, collate=prepared.collate, batch_size=batch_size, eval_batch_size=3)
 
 
 def train_some_steps(folder: Path, *, num_processes: int, batch_size: int) -> dict:
@@ -56,7 +61,8 @@ def train_some_steps(folder: Path, *, num_processes: int, batch_size: int) -> di
     module = FineTuning(
         model,
         task=TASK,
-        metrics=TASK.metrics(["a", "b"]),
+        metrics=class_metrics(["accuracy"], num_classes=2),
+        score=Score("accuracy"),
         optimizer=AdamW(lr=1e-3),
         scheduler=LinearSchedule(),
         total_steps=NUM_STEPS,

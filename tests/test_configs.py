@@ -12,6 +12,7 @@ import train
 GROUPS = ("model", "data", "gates", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug")
 NEEDED = {
     "pretrained": ["model.name=x"],
+    "scratch": ["model.model_type=vit"],
     "glue": ["data.name=sst2"],
     "hub": ["data.path=x"],
     "files": ["data.train=x", "data.validation=x"],

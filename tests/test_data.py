@@ -2,13 +2,15 @@ from collections import Counter
 
 import datasets
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
 from tiny_run import make_model_folder, write_table
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from gating.lightning.data import TextDataModule
-from gating.lightning.sources import load_files
+from gating.lightning.data import ExampleDataModule
+from gating.lightning.sources import Examples, load_files
 from gating.lightning.tasks import SequenceClassification
+from gating.lightning.tasks.base import Prepared
 
 TASK = SequenceClassification()
 
@@ -23,10 +25,16 @@ def make_splits(**columns) -> DatasetDict:
     return DatasetDict(train=Dataset.from_dict(rows), validation=Dataset.from_dict({k: v[:9] for k, v in rows.items()}))
 
 
-def make_data(tokenizer, **options) -> TextDataModule:
-    splits, names = TASK.prepare(make_splits(), tokenizer, max_length=8)
-    assert names == ["a", "b"]
-    return TextDataModule(splits, collate=TASK.collator(tokenizer), **options)
+def prepare(splits: DatasetDict, tokenizer, max_length: int = 8) -> Prepared:
+    with torch.device("meta"):
+        blueprint = BertForSequenceClassification(BertConfig(num_hidden_layers=1))
+    return TASK.prepare(Examples(splits), tokenizer, blueprint, max_length=max_length)
+
+
+def make_data(tokenizer, **options) -> ExampleDataModule:
+    prepared = prepare(make_splits(), tokenizer)
+    assert prepared.config["id2label"] == {0: "a", 1: "b"}
+    return ExampleDataModule(prepared.splits, collate=prepared.collate, **options)
 
 
 def test_training_batches_hold_similar_lengths_and_every_example_once(tokenizer):
@@ -56,14 +64,14 @@ def test_batch_larger_than_the_data_is_one_batch(tokenizer):
 
 
 def test_texts_are_cut_off_and_pairs_are_joined(tokenizer):
-    splits, _ = TASK.prepare(make_splits(text_pair=["word1 word2"] * 40), tokenizer, max_length=8)
+    splits = prepare(make_splits(text_pair=["word1 word2"] * 40), tokenizer).splits
     assert max(map(len, splits["train"]["input_ids"])) == 8
     assert tokenizer.decode(splits["train"][0]["input_ids"]) == "[CLS] word0 [SEP] word1 word2 [SEP]"
 
 
 def test_text_that_is_missing_is_named(tokenizer):
     with pytest.raises(ValueError, match="no text in row 3"):
-        TASK.prepare(make_splits(text=["x", "y", None] + ["z"] * 37), tokenizer, max_length=8)
+        prepare(make_splits(text=["x", "y", None] + ["z"] * 37), tokenizer)
 
 
 def test_batch_size_below_one_is_refused(tokenizer):
@@ -140,11 +148,11 @@ def test_texts_are_tokenised_once_for_all_runs(tmp_path, monkeypatch, from_file)
     call = PreTrainedTokenizerFast.__call__
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", lambda *a, **k: calls.append(1) or call(*a, **k))
 
-    def prepare(max_length: int) -> int:
+    def num_calls(max_length: int) -> int:
         """Do as a new process does, and return how often texts went through the tokenizer."""
         calls.clear()
-        splits = load_files(**files) if from_file else make_splits()
-        TASK.prepare(splits, AutoTokenizer.from_pretrained(model), max_length=max_length)
+        splits = load_files(**files).splits if from_file else make_splits()
+        prepare(splits, AutoTokenizer.from_pretrained(model), max_length)
         return len(calls)
 
-    assert [prepare(8), prepare(8), prepare(7), prepare(8)] == [2, 0, 2, 0]
+    assert [num_calls(8), num_calls(8), num_calls(7), num_calls(8)] == [2, 0, 2, 0]

@@ -9,9 +9,12 @@ import gating
 from gating.history import History
 from gating.lightning.callbacks import GateMonitor
 from gating.lightning.evaluation import evaluate
+from gating.lightning.memory import save_memory
 from gating.lightning.module import FineTuning
 from gating.lightning.optimizers import AdamW, LinearSchedule
 from gating.lightning.tasks import SequenceClassification
+from gating.lightning.tasks.class_metrics import class_metrics
+from gating.score import Score
 
 BATCH = {"input_ids": torch.arange(5, 17).view(2, 6), "labels": torch.tensor([0, 1])}
 TASK = SequenceClassification()
@@ -30,7 +33,8 @@ def assemble(model, gates=None, objective=None, **options) -> FineTuning:
     return FineTuning(
         model.train(),
         task=TASK,
-        metrics=TASK.metrics(["a", "b"]),
+        metrics=class_metrics(["accuracy"], num_classes=2),
+        score=Score("accuracy"),
         optimizer=AdamW(lr=1e-3),
         scheduler=LinearSchedule(),
         total_steps=8,
@@ -130,7 +134,7 @@ def test_recovery_counts_on_from_the_search(folder):
 def test_evaluation_uses_deterministic_gates_and_leaves_the_mode(folder):
     module = make_module(folder)
     module.train()
-    metrics = TASK.metrics(["a", "b"])
+    metrics = class_metrics(["accuracy"], num_classes=2)
     results = {evaluate(module.model, [BATCH], task=TASK, metrics=metrics)["accuracy"] for _ in range(3)}
     assert len(results) == 1
     assert module.model.training
@@ -192,7 +196,7 @@ def test_recomputed_activations_give_the_same_losses_and_gradients(folder):
     def gradients(recompute: bool) -> dict[str, torch.Tensor]:
         module = make_module(folder)  # with dropout and the noise of gates
         if recompute:
-            TASK.save_memory(module.model)
+            save_memory(module.model)
         torch.nn.init.normal_(module.gates.log_alpha, generator=torch.Generator().manual_seed(0))
         torch.manual_seed(1)
         loss = module.model(**BATCH).loss

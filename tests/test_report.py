@@ -8,6 +8,7 @@ from rich.console import Console
 from gating.card import CompactReport, Row
 from gating.history import History, Look
 from gating.report import head_map_figure, print_report, save_pictures
+from gating.score import Score
 
 KEPT = [("encoder.layer.0", [0, 3], 4), ("encoder.layer.1", [], 4), ("encoder.layer.2", [0, 1, 2, 3], 4)]
 REPORT = CompactReport(
@@ -48,7 +49,7 @@ def test_kept_heads_are_outlined():
 
 
 def test_pictures_are_png_files(tmp_path):
-    save_pictures(tmp_path / "report", history(), metric_name="accuracy", kept=KEPT, search_steps=10)
+    save_pictures(tmp_path / "report", history(), score=Score("accuracy"), kept=KEPT, search_steps=10)
     for name in ("gates.png", "history.png"):
         with Image.open(tmp_path / "report" / name) as image:
             assert image.format == "PNG"
@@ -57,14 +58,14 @@ def test_pictures_are_png_files(tmp_path):
 
 def test_a_dense_run_has_no_map_of_gates(tmp_path):
     looks = [Look(0, 0.5, 12, 12, math.nan)]
-    save_pictures(tmp_path, History(looks), metric_name="accuracy", kept=KEPT, search_steps=0)
+    save_pictures(tmp_path, History(looks), score=Score("accuracy"), kept=KEPT, search_steps=0)
     assert [path.name for path in tmp_path.iterdir()] == ["history.png"]
 
 
 @pytest.mark.parametrize("looks", [0, 1])
 def test_a_run_that_was_hardly_looked_at_is_drawn_too(tmp_path, looks):
     one = History(history().looks[:looks])
-    save_pictures(tmp_path, one, metric_name="accuracy", kept=KEPT, search_steps=5)
+    save_pictures(tmp_path, one, score=Score("accuracy"), kept=KEPT, search_steps=5)
     assert (tmp_path / "history.png").exists()
 
 

@@ -305,7 +305,7 @@ BAD_INPUTS = {
     "data.text_column=label": "different columns",
     "model.name=./nowhere": "./nowhere",
     "model.name=unknown_family": "BigBird",
-    "model.name=images_only": "cannot be used to classify texts",
+    "model.name=images_only": "cannot be used for this task",
     "output_dir=empty.tsv/out": "is a file",
     "logger.mode=sometimes": "logger.mode=sometimes",
 }

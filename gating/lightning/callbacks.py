@@ -37,7 +37,7 @@ class GateMonitor(Callback):
         assert isinstance(pl_module, FineTuning)
         if trainer.sanity_checking:
             return
-        metric = float(trainer.callback_metrics[f"val/{pl_module.task.metric_name}"])
+        metric = float(trainer.callback_metrics[f"val/{pl_module.score.name}"])
         if pl_module.objective is None:
             kept = sum(block.num_heads for block in find_attention_blocks(pl_module.model))
             self.history.looks.append(Look(pl_module.step_in_run, metric, kept, kept, kept))

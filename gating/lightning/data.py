@@ -1,6 +1,6 @@
 """Batches: examples of similar length together, padded to the longest of each batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -10,13 +10,13 @@ from datasets import DatasetDict
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
-__all__ = ["TextDataModule"]
+from gating.lightning.batches import TARGETS, Batch, model_inputs
 
-Batch = Mapping[str, Any]
+__all__ = ["ExampleDataModule"]
 
 
-class TextDataModule(pl.LightningDataModule):
-    """Serves tokenised splits as batches; where several processes train, each its part of every batch."""
+class ExampleDataModule(pl.LightningDataModule):
+    """Serves prepared splits as batches; where several processes train, each its part of every batch."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class TextDataModule(pl.LightningDataModule):
         """Prepare to serve splits.
 
         Args:
-            splits: Tokenised ``train``, ``validation`` and possibly ``test``; each example has ``input_ids``.
+            splits: Prepared ``train``, ``validation`` and possibly ``test``; texts have ``input_ids``.
             collate: What makes a batch of examples.
             batch_size: Number of examples in a training batch of one process.
             eval_batch_size: Number of examples in a batch of validation or test of one process.
@@ -122,19 +122,21 @@ class TextDataModule(pl.LightningDataModule):
         return self._loader(split, batch_sampler=batches)
 
     def probe_batch(self, *, size: int = 8) -> dict[str, Any]:
-        """Return some of the longest validation examples, without labels; the same in all processes."""
+        """Return some of the longest validation examples, without what is right; the same in all processes."""
         longest = self._by_length("validation")[-size:]
         batch = self._collate([self._splits["validation"][index] for index in longest])
-        return {name: tensor for name, tensor in batch.items() if name != "labels"}
+        return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
 
     def _by_length(self, split: str) -> list[int]:
         lengths = self._lengths_of(split)
         return sorted(range(len(lengths)), key=lengths.__getitem__)
 
     def _lengths_of(self, split: str) -> list[int]:
-        """Read a split's tokens once, not again for every loader."""
+        """Read a split's tokens once, not again for every loader; what is no text has one length."""
         if split not in self._lengths:
-            self._lengths[split] = [len(ids) for ids in self._splits[split]["input_ids"]]
+            table = self._splits[split]
+            is_text = "input_ids" in table.column_names
+            self._lengths[split] = [len(ids) for ids in table["input_ids"]] if is_text else [1] * len(table)
         return self._lengths[split]
 
     def _loader(self, split: str, **order: Any) -> DataLoader[Any]:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
-from gating.lightning.tasks import SequenceClassification
+from gating.lightning.batches import Batch, model_inputs
+from gating.lightning.tasks.base import Task
 
 __all__ = ["evaluate"]
 
@@ -15,9 +15,9 @@ __all__ = ["evaluate"]
 @torch.no_grad()
 def evaluate(
     model: PreTrainedModel,
-    batches: Iterable[dict[str, Tensor]],
+    batches: Iterable[Batch],
     *,
-    task: SequenceClassification,
+    task: Task,
     metrics: MetricCollection,
 ) -> dict[str, float]:
     """Return the metrics of a model, in evaluation mode: gates, where there are any, at their deterministic values.
@@ -25,7 +25,7 @@ def evaluate(
     Args:
         model: The model, on the device to use.
         batches: What to evaluate on.
-        task: What the task makes of outputs.
+        task: What compares answers with what is right.
         metrics: Metrics of the task; a copy of them counts.
     """
     was_training = model.training
@@ -33,6 +33,6 @@ def evaluate(
     metrics = metrics.clone().to(model.device)
     for batch in batches:
         on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        metrics.update(task.predict(model(**on_device)), on_device["labels"])
+        task.update(metrics, on_device, outputs=model(**model_inputs(on_device)), model=model)
     model.train(was_training)
     return {name: float(value) for name, value in metrics.compute().items()}

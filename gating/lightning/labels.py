@@ -1,11 +1,14 @@
 """From labels as people write them to class numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-__all__ = ["encode_labels"]
+__all__ = ["LABEL_COLUMNS", "encode_labels", "sort_labels"]
+
+# What the column of a label is usually called.
+LABEL_COLUMNS = ("label", "labels")
 
 
 def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
@@ -21,7 +24,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         ValueError: A label is missing, is no class, or does not occur in the training split; or there is only one.
     """
     feature = splits["train"].features["label"]
-    names = list(feature.names) if isinstance(feature, ClassLabel) else _distinct(splits["train"])
+    names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(_as_text(splits["train"], "train"))
     if len(names) < 2:
         raise ValueError(f"All training examples have the label {names[0]!r}; a classifier needs at least two.")
     numbers = {name: number for number, name in enumerate(names)}
@@ -54,7 +57,8 @@ def _as_text(table: Dataset, split: str) -> list[str]:
             _missing(split, row)
         if isinstance(label, float) and not label.is_integer():
             raise ValueError(
-                f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes."
+                f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes; "
+                "task=regression learns numbers."
             )
         result.append(str(int(label)) if isinstance(label, float) else str(label))
     return result
@@ -64,8 +68,9 @@ def _missing(split: str, row: int) -> str:
     raise ValueError(f"The {split} data has no label in row {row + 1}. Fill it in, or remove the row.")
 
 
-def _distinct(table: Dataset) -> list[str]:
-    names = set(_as_text(table, "train"))
+def sort_labels(names: Iterable[str]) -> list[str]:
+    """Sort labels: numbers by value, words by letters."""
+    names = set(names)
     if all(name.lstrip("-").isdigit() for name in names):
         return sorted(names, key=int)
     return sorted(names)

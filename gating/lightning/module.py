@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 from gating.distillation import Distillation
 from gating.gates import HeadGates
 from gating.heads.padding import has_padding, silence_padding
+from gating.lightning.batches import Batch, model_inputs, num_targets
 from gating.lightning.optimizers import AdamW, LinearSchedule
-from gating.lightning.tasks import SequenceClassification
+from gating.lightning.tasks.base import Task
 from gating.objectives import Objective
+from gating.score import Score
 
 __all__ = ["FineTuning"]
 
@@ -30,8 +32,9 @@ class FineTuning(pl.LightningModule):
         self,
         model: PreTrainedModel,
         *,
-        task: SequenceClassification,
+        task: Task,
         metrics: MetricCollection,
+        score: Score,
         optimizer: AdamW,
         scheduler: LinearSchedule,
         total_steps: int,
@@ -49,6 +52,7 @@ class FineTuning(pl.LightningModule):
             model: The model; with gates if ``gates`` are given.
             task: What the task makes of outputs.
             metrics: Metrics of the task.
+            score: Which of them to report.
             optimizer: Learning rates.
             scheduler: How they change.
             total_steps: Optimizer steps of the whole run, search and recovery.
@@ -64,6 +68,7 @@ class FineTuning(pl.LightningModule):
         self.model = model
         self.task = task
         self.metrics = metrics
+        self.score = score
         # Lightning's own mean over processes is off where they have different numbers of examples.
         self._validation_loss = MeanMetric()
         self.objective = objective
@@ -119,15 +124,16 @@ class FineTuning(pl.LightningModule):
         if self.objective is not None:
             self.objective.update(self.gates, self.global_step / max(1, self.trainer.max_steps))
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the task plus the penalty on open gates."""
         # Only training is compiled; validation is a small part of a run, and would be compiled apart.
-        outputs = (self._compiled or self.model)(**batch)
+        inputs = model_inputs(batch)
+        outputs = (self._compiled or self.model)(**inputs)
         loss: Tensor = outputs.loss
         if self._distillation is not None and self._teacher is not None:
             with torch.no_grad():
-                taught = self._teacher(**batch)
-            loss = self._distillation.loss(loss, outputs, taught, batch.get("labels"))
+                taught = self._teacher(**inputs)
+            loss = self._distillation.loss(loss, outputs, taught, inputs.get("labels"))
         task_loss = loss
         if self.objective is not None:
             penalty = self.objective.penalty(self.gates)
@@ -137,11 +143,11 @@ class FineTuning(pl.LightningModule):
         self._log_step()
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect loss and metrics; gates take their deterministic values here."""
-        outputs = self.model(**batch)
-        self.metrics.update(self.task.predict(outputs), batch["labels"])
-        self._validation_loss.update(outputs.loss, weight=len(batch["labels"]))
+        outputs = self.model(**model_inputs(batch))
+        self.task.update(self.metrics, batch, outputs=outputs, model=self.model)
+        self._validation_loss.update(outputs.loss, weight=num_targets(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and metrics of the whole validation set, over all processes."""

@@ -53,7 +53,7 @@ class PhaseProgressBar(ProgressBar):
         assert isinstance(pl_module, FineTuning)
         if self._bar is None or not trainer.is_global_zero:
             return
-        metric = pl_module.task.metric_name
+        metric = pl_module.score.name
         value = float(trainer.callback_metrics[f"val/{metric}"])
         line = f"{self._phase} step {trainer.global_step}/{trainer.max_steps}: validation {metric} {value:.4f}"
         if pl_module.objective is not None:

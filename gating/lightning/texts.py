@@ -1,0 +1,114 @@
+"""From texts to tokens, for every task that reads text."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict
+from datasets.fingerprint import Hasher
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from gating.lightning.models import ModelSource
+
+__all__ = [
+    "check_filled",
+    "load_tokenizer",
+    "readable_length",
+    "require_offsets",
+    "tokenise",
+    "tokenise_labelled",
+]
+
+
+def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer; one without a padding token, as decoders have it, pads with its last token.
+
+    Args:
+        source: Where the model comes from.
+        after_space: Whether every text is tokenised as if a space went before it, by tokenizers that tell these apart.
+
+    Raises:
+        ValueError: A new model has no tokenizer.
+    """
+    if source.processor is None:
+        raise ValueError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.processor)
+    if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
+        tokenizer = AutoTokenizer.from_pretrained(source.processor, add_prefix_space=True)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrainedTokenizerBase:
+    """Return a tokenizer that knows which characters its tokens came from.
+
+    Raises:
+        ValueError: This one does not.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{task} needs a tokenizer that tells where in the text its tokens were, a fast one; "
+            f"{type(tokenizer).__name__} does not. Take another model."
+        )
+    return tokenizer
+
+
+def readable_length(blueprint: PreTrainedModel, max_length: int) -> int:
+    """Return how many tokens of a text to use: ``max_length``, or as many as the model has positions for."""
+    positions = getattr(blueprint.config, "max_position_embeddings", None)
+    for name, module in blueprint.named_modules():
+        # RoBERTa and alike count positions from the padding index on.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1
+    return max_length if positions is None else min(max_length, positions)
+
+
+def tokenise(splits: DatasetDict, function: Callable[..., Any]) -> DatasetDict:
+    """Replace every split by what a function makes of it in batches, from the cache where it has been made before."""
+    tokens: DatasetDict = splits.map(
+        function,
+        batched=True,
+        remove_columns=splits["train"].column_names,
+        cache_file_names={split: _cache_file(table, function) for split, table in splits.items()},
+        desc="Tokenising",
+    )
+    return tokens
+
+
+def tokenise_labelled(
+    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
+) -> DatasetDict:
+    """Replace texts, or pairs of texts, by tokens, and ``label`` by ``labels``."""
+
+    def function(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        texts = [[str(text) for text in batch[column]] for column in columns]
+        tokens = tokenizer(*texts, truncation=True, max_length=max_length)
+        return {**tokens, "labels": batch["label"]}
+
+    return tokenise(splits, function)
+
+
+def check_filled(splits: DatasetDict, columns: Sequence[str]) -> None:
+    """Make sure that no row lacks one of some columns.
+
+    Raises:
+        ValueError: One does; the message says which.
+    """
+    for split, table in splits.items():
+        for column in columns:
+            # As Arrow has it, because images would be decoded otherwise.
+            missing = table.with_format("arrow")[column][:].is_null().to_pylist()
+            if any(missing):
+                row = missing.index(True)
+                raise ValueError(f"The {split} data has no {column} in row {row + 1}. Fill it in, or remove the row.")
+
+
+def _cache_file(table: Dataset, function: Callable[..., Any]) -> str | None:
+    """Name a file to keep the results of a function in where ``datasets`` would not: for tables from no file."""
+    if table.cache_files:
+        return None
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "head-gating"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"{Hasher.hash((table._fingerprint, function))}.arrow")
