@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+import transformers
 from datasets import Dataset, Image, Value
-from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedModel, ViTImageProcessor
+from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedModel
 
 from gating.lightning.models import ModelSource
 
 __all__ = ["load_image_processor", "serve_images"]
+
+# Pillow's arithmetic on every machine; the first versions 5 of transformers had nothing else.
+_OLD = not hasattr(transformers, "ViTImageProcessorPil")
+_Maker = transformers.ViTImageProcessor if _OLD else transformers.ViTImageProcessorPil
 
 # Number of channels -> what Pillow calls it.
 _MODES = {1: "L", 3: "RGB"}
@@ -24,7 +29,7 @@ def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> Ima
         config = blueprint.config
         height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         middle = [0.5] * config.num_channels
-        made: ImageProcessingMixin = ViTImageProcessor(
+        made: ImageProcessingMixin = _Maker(
             size={"height": height, "width": width}, image_mean=middle, image_std=middle
         )
         return made

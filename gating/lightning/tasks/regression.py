@@ -28,7 +28,7 @@ from gating.lightning.tasks.base import Prepared
 from gating.lightning.texts import check_filled, load_tokenizer, readable_length, tokenise_labelled
 from gating.score import Score
 
-__all__ = ["Regression", "encode_numbers"]
+__all__ = ["Regression", "encode_numbers", "number_metrics"]
 
 _METRICS: dict[str, tuple[Callable[[], Metric], Score]] = {
     "pearson": (PearsonCorrCoef, Score("pearson", unit="")),
@@ -81,16 +81,11 @@ class Regression:
         splits = encode_numbers(take_columns(examples.splits, {**texts, "label": label}))
         check_filled(splits, list(texts))
         names = self._metrics or examples.metrics or ("pearson", "spearman")
-        unknown = [name for name in names if name not in _METRICS]
-        if unknown:
-            raise ValueError(
-                f"There is no metric {unknown[0]!r} of numbers: let task.metrics be of {', '.join(_METRICS)}."
-            )
         length = readable_length(blueprint, max_length)
         return Prepared(
             splits=tokenise_labelled(splits, processor, list(texts), length),
             collate=DataCollatorWithPadding(processor),
-            metrics=MetricCollection({name: _METRICS[name][0]() for name in names}),
+            metrics=number_metrics(names),
             score=_METRICS[names[0]][1],
             # Decoders find the end of a text by the padding.
             config={"num_labels": 1, "problem_type": "regression", "pad_token_id": processor.pad_token_id},
@@ -101,6 +96,18 @@ class Regression:
     ) -> None:
         """Compare the only logit with the number."""
         metrics.update(outputs["logits"].float().squeeze(-1), batch["labels"].float())
+
+
+def number_metrics(names: Sequence[str]) -> MetricCollection:
+    """Return metrics of numbers by their names.
+
+    Raises:
+        ValueError: There is no metric of this name.
+    """
+    for name in names:
+        if name not in _METRICS:
+            raise ValueError(f"task.metrics: numbers have no metric {name!r}; choose of {', '.join(_METRICS)}.")
+    return MetricCollection({name: _METRICS[name][0]() for name in names})
 
 
 def encode_numbers(splits: DatasetDict) -> DatasetDict:

@@ -98,10 +98,10 @@ def _metric(name: str, tag_names: list[str]) -> Metric:
     if name == "accuracy":
         return MulticlassAccuracy(len(tag_names), average="micro", ignore_index=-100)
     if name not in _SPANS:
-        raise ValueError(f"There is no metric {name!r} of tags: let task.metrics be of {', '.join(_SPANS)}, accuracy.")
+        raise ValueError(f"task.metrics: tags have no metric {name!r}; choose of {', '.join(_SPANS)}, accuracy.")
     if not mark_spans(tag_names):
         raise ValueError(
-            f"task.metrics={name} counts spans, which tags mark as B-TYPE, I-TYPE and O; these tags are "
+            f"task.metrics: {name} counts spans, which tags mark as B-TYPE, I-TYPE and O, but these are "
             f"{', '.join(tag_names[:5])}. Take task.metrics=[accuracy]."
         )
     return SpanScore(tag_names, kind=name)  # type: ignore[arg-type]
