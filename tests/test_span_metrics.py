@@ -42,9 +42,7 @@ def test_scores_are_those_of_seqeval_to_the_digit():
     predicted = [[tag if rng.random() < 0.6 else rng.choice(NAMES) for tag in row] for row in expected]
     metrics = MetricCollection({kind: SpanScore(NAMES, kind=kind) for kind in ("f1", "precision", "recall")})
     for start in range(0, 40, 16):
-        metrics.update(
-            as_numbers(predicted[start : start + 16]).clamp_min(0), as_numbers(expected[start : start + 16])
-        )
+        metrics.update(as_numbers(predicted[start : start + 16]).clamp_min(0), as_numbers(expected[start : start + 16]))
     found = {name: float(value) for name, value in metrics.compute().items()}
     for name in found:
         reference = getattr(seqeval, f"{name}_score")(expected, predicted)

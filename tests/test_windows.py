@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from datasets import Dataset, DatasetDict
 from tiny_run import make_model_folder
@@ -29,7 +31,7 @@ def test_windows_cover_the_text_and_overlap(tokenizer):
     windows = windows_of(tokenizer)
     words = [words_of(window) for window in windows]
     assert all(len(window["input_ids"]) <= 16 for window in windows)
-    assert all(first[-4:] == second[:4] for first, second in zip(words, words[1:], strict=False))
+    assert all(first[-4:] == second[:4] for first, second in pairwise(words))
     assert {word for some in words for word in some} == set(CONTEXT.split())
     assert all(window["metric_example"] == 7 for window in windows)
 

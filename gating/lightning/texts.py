@@ -70,7 +70,7 @@ def tokenise(splits: DatasetDict, function: Callable[..., Any]) -> DatasetDict:
     tokens: DatasetDict = splits.map(
         function,
         batched=True,
-        remove_columns=splits["train"].column_names,
+        remove_columns=next(iter(splits.values())).column_names,
         cache_file_names={split: _cache_file(table, function) for split, table in splits.items()},
         desc="Tokenising",
     )

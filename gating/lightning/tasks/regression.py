@@ -1,18 +1,11 @@
 """One number for a text or for a pair of texts."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import DatasetDict, Value
-from torchmetrics import (
-    MeanAbsoluteError,
-    MeanSquaredError,
-    Metric,
-    MetricCollection,
-    PearsonCorrCoef,
-    SpearmanCorrCoef,
-)
+from torchmetrics import MetricCollection
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -25,17 +18,11 @@ from gating.lightning.columns import find_column, find_texts, take_columns
 from gating.lightning.models import ModelSource
 from gating.lightning.sources import Examples
 from gating.lightning.tasks.base import Prepared
+from gating.lightning.tasks.number_metrics import number_metrics
 from gating.lightning.texts import check_filled, load_tokenizer, readable_length, tokenise_labelled
-from gating.score import Score
 
-__all__ = ["Regression", "encode_numbers", "number_metrics"]
+__all__ = ["Regression", "encode_numbers"]
 
-_METRICS: dict[str, tuple[Callable[[], Metric], Score]] = {
-    "pearson": (PearsonCorrCoef, Score("pearson", unit="")),
-    "spearman": (SpearmanCorrCoef, Score("spearman", unit="")),
-    "mse": (MeanSquaredError, Score("mse", scale=1, unit="")),
-    "mae": (MeanAbsoluteError, Score("mae", scale=1, unit="")),
-}
 _NUMBER_COLUMNS = ("label", "labels", "score", "similarity_score", "rating")
 
 
@@ -80,13 +67,13 @@ class Regression:
         label = find_column(examples.splits, label_column, _NUMBER_COLUMNS)
         splits = encode_numbers(take_columns(examples.splits, {**texts, "label": label}))
         check_filled(splits, list(texts))
-        names = self._metrics or examples.metrics or ("pearson", "spearman")
+        metrics, score = number_metrics(self._metrics or examples.metrics or ("pearson", "spearman"))
         length = readable_length(blueprint, max_length)
         return Prepared(
             splits=tokenise_labelled(splits, processor, list(texts), length),
             collate=DataCollatorWithPadding(processor),
-            metrics=number_metrics(names),
-            score=_METRICS[names[0]][1],
+            metrics=metrics,
+            score=score,
             # Decoders find the end of a text by the padding.
             config={"num_labels": 1, "problem_type": "regression", "pad_token_id": processor.pad_token_id},
         )
@@ -96,18 +83,6 @@ class Regression:
     ) -> None:
         """Compare the only logit with the number."""
         metrics.update(outputs["logits"].float().squeeze(-1), batch["labels"].float())
-
-
-def number_metrics(names: Sequence[str]) -> MetricCollection:
-    """Return metrics of numbers by their names.
-
-    Raises:
-        ValueError: There is no metric of this name.
-    """
-    for name in names:
-        if name not in _METRICS:
-            raise ValueError(f"task.metrics: numbers have no metric {name!r}; choose of {', '.join(_METRICS)}.")
-    return MetricCollection({name: _METRICS[name][0]() for name in names})
 
 
 def encode_numbers(splits: DatasetDict) -> DatasetDict:

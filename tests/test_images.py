@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as Pillow
+from transformers import ViTConfig, ViTForImageClassification
+
+from gating.lightning.images import load_image_processor, serve_images
+from gating.lightning.models import NewModel, Pretrained
+
+
+def blueprint(**config) -> ViTForImageClassification:
+    with torch.device("meta"):
+        return ViTForImageClassification(
+            ViTConfig(num_hidden_layers=1, hidden_size=12, num_attention_heads=2, **config)
+        )
+
+
+def picture(mode: str, *, width: int = 6, height: int = 9) -> Pillow.Image:
+    channels = len(Pillow.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Pillow.fromarray(pixels.squeeze(), mode)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+def test_images_of_any_size_and_colour_become_what_a_new_model_reads(channels, mode):
+    made = load_image_processor(NewModel("vit"), blueprint(image_size=8, num_channels=channels))
+    features = Features({"image": Image(), "label": Value("int64")})
+    images = [picture(mode), picture(mode, width=30)]
+    table = Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
+    served = serve_images(table, made, num_channels=channels, where="train")
+    rows = [served[0], served[1]]
+    assert [row["labels"] for row in rows] == [0, 1]
+    for row in rows:
+        assert row["pixel_values"].shape == (channels, 8, 8)
+        assert -1 <= row["pixel_values"].min() < 0 < row["pixel_values"].max() <= 1
+
+
+def test_pixels_of_the_right_size_are_only_scaled():
+    made = load_image_processor(NewModel("vit"), blueprint(image_size=[4, 4], num_channels=1))
+    pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    features = Features({"image": Image(), "label": Value("int64")})
+    table = Dataset.from_dict({"image": [Pillow.fromarray(pixels)], "label": [0]}, features=features)
+    served = serve_images(table, made, num_channels=1, where="train")
+    expected = torch.from_numpy(pixels.astype("float32"))[None] / 255 * 2 - 1
+    assert torch.allclose(served[0]["pixel_values"], expected, atol=1e-6)
+
+
+def test_files_of_images_can_be_named_in_a_column(tmp_path):
+    picture("L").save(tmp_path / "one.png")
+    made = load_image_processor(NewModel("vit"), blueprint(image_size=8, num_channels=3))
+    table = Dataset.from_dict({"image": [str(tmp_path / "one.png")], "label": [0]})
+    assert serve_images(table, made, num_channels=3, where="train")[0]["pixel_values"].shape == (3, 8, 8)
+
+
+def test_column_without_images_is_named():
+    with pytest.raises(ValueError, match=r"data\.image_column="):
+        serve_images(Dataset.from_dict({"image": [3], "label": [0]}), None, num_channels=3, where="train")
+
+
+def test_model_without_an_image_processor_is_named(tmp_path):
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"does not load: .*model\.tokenizer="):
+        load_image_processor(Pretrained(str(tmp_path)), blueprint())
