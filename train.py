@@ -186,7 +186,8 @@ def prepare(cfg: DictConfig) -> Run:
 
 def make_objective(settings: Mapping[str, Any]) -> Any:
     """Make the objective; a speed-up is for this program to turn into a number of heads."""
-    return instantiate({name: value for name, value in settings.items() if name != "speedup"})
+    own = {name: value for name, value in settings.items() if name != "speedup"}
+    return instantiate(own, _convert_="all")
 
 
 def load_teacher(

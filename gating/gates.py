@@ -85,6 +85,7 @@ class HeadGates(nn.Module):
         heads_per_gate: How many heads each gate stands for.
         block_names: Names of the gated attention blocks.
         block_sizes: Number of gates of each block.
+        block_kinds: For each block, which part of the model's attention it is (:attr:`AttentionBlock.kind`).
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
     """
@@ -107,6 +108,7 @@ class HeadGates(nn.Module):
         self.temperature = temperature
         self.stretch_limits = stretch_limits
         self.block_names = [block.name for block in blocks]
+        self.block_kinds = [block.kind for block in blocks]
         units = [_gate_units(block, group_queries=group_queries) for block in blocks]
         self.block_sizes = [len(block_units) for block_units in units]
         start = hard_concrete.log_alpha_for(init_prob_open, temperature=temperature, stretch_limits=stretch_limits)

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from gating.heads.blocks import find_attention_blocks
 
-__all__ = ["LatencyComparison", "compare_latency", "count_heads", "weight_megabytes"]
+__all__ = ["LatencyComparison", "compare_latency", "count_heads", "count_heads_by_kind", "weight_megabytes"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,14 @@ def _wait_for(device: torch.device) -> None:
 def count_heads(model: nn.Module) -> int:
     """Count the attention heads of a model."""
     return sum(block.num_heads for block in find_attention_blocks(model))
+
+
+def count_heads_by_kind(model: nn.Module) -> dict[str, int]:
+    """Count the attention heads of each kind that a model has (:attr:`AttentionBlock.kind`)."""
+    counts = Counter[str]()
+    for block in find_attention_blocks(model):
+        counts[block.kind] += block.num_heads
+    return dict(counts)
 
 
 def weight_megabytes(model: nn.Module) -> float:

@@ -10,7 +10,12 @@ __all__ = ["check_reachable", "fewest_heads", "nearest_reachable", "select_gates
 
 
 def check_reachable(
-    num_heads: int, heads_per_gate: tuple[int, ...], *, block_sizes: Sequence[int] = (), min_per_layer: int = 0
+    num_heads: int,
+    heads_per_gate: tuple[int, ...],
+    *,
+    block_sizes: Sequence[int] = (),
+    min_per_layer: int = 0,
+    kind: str | None = None,
 ) -> None:
     """Raise ``ValueError`` unless some choice of gates has exactly so many heads.
 
@@ -19,12 +24,14 @@ def check_reachable(
         heads_per_gate: How many heads each gate stands for.
         block_sizes: How many gates each attention block has; needed with ``min_per_layer``.
         min_per_layer: How many heads every attention block keeps at least.
+        kind: The kind of attention that the gates belong to, for the message.
     """
     reachable = _reachable(heads_per_gate, tuple(block_sizes), min_per_layer)
     if 1 <= num_heads <= sum(heads_per_gate) and not reachable >> num_heads & 1:
+        name = f"num_heads.{kind}" if kind else "num_heads"
         near = " or ".join(map(str, _neighbours(num_heads, reachable)))
         raise ValueError(
-            f"num_heads={num_heads} cannot be kept exactly: a gate stands for the {max(heads_per_gate)} query heads "
+            f"{name}={num_heads} cannot be kept exactly: a gate stands for the {max(heads_per_gate)} query heads "
             f"that share keys and values. The nearest possible numbers are {near}; or give every head a gate with "
             "inject_gates(model, group_queries=False)."
         )

@@ -96,7 +96,8 @@ def _check_type(name: str, value: object, expected: Any) -> None:
     except PydanticSchemaGenerationError:
         return  # Not a type that can be written in a configuration.
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
+        # Of all kinds of value that would do, the one that was meant is that whose reading went deepest.
+        reason = max(error.errors(), key=lambda problem: len(problem["loc"]))["msg"]
         raise ValueError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None
     # Pydantic reads "18" and true as numbers, but the value is passed on as it is.
     if isinstance(value, (str, bool)) and type(read) is not type(value):

@@ -19,7 +19,12 @@ __all__ = ["check_speedup", "num_heads_for_speedup"]
 _SHARES = (0.0, 0.25, 0.5, 0.75)
 
 
-def check_speedup(*, speedup: float | None, num_heads: int | None = None, keep: float | None = None) -> None:
+def check_speedup(
+    *,
+    speedup: float | None,
+    num_heads: int | Mapping[str, int] | None = None,
+    keep: float | Mapping[str, float] | None = None,
+) -> None:
     """Make sure that a speed-up is one, and the only thing that is asked for.
 
     Raises:

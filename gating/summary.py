@@ -16,7 +16,7 @@ from torch import nn
 
 from gating.card import CompactReport, Row
 from gating.heads.pruning import num_parameters
-from gating.measure import LatencyComparison, count_heads, weight_megabytes
+from gating.measure import LatencyComparison, count_heads, count_heads_by_kind, weight_megabytes
 from gating.score import Score
 
 __all__ = ["Summary"]
@@ -32,6 +32,7 @@ class Summary:
         seconds: How long each stage took.
         latency: Time of a forward pass, dense and compact.
         sizes: Heads, parameters and megabytes, dense and compact.
+        kinds: Heads of each kind of attention, dense and compact, where there are several kinds.
         search: After how many steps the search ended, and why.
     """
 
@@ -40,6 +41,7 @@ class Summary:
     seconds: dict[str, float] = field(default_factory=dict)
     latency: LatencyComparison | None = None
     sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
+    kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     search: dict[str, int | str] = field(default_factory=dict)
 
     @contextmanager
@@ -63,16 +65,18 @@ class Summary:
             "parameters": (num_parameters(dense), num_parameters(compact)),
             "megabytes": (weight_megabytes(dense), weight_megabytes(compact)),
         }
+        before, after = count_heads_by_kind(dense), count_heads_by_kind(compact)
+        self.kinds = {kind: (before[kind], after[kind]) for kind in before} if len(before) > 1 else {}
 
     def compact_report(self, score: Score) -> CompactReport:
         """Return the numbers as tables for people."""
         rows = []
-        for name, shown, digits in (
-            ("heads", "attention heads", 0),
-            ("parameters", "parameters", 0),
-            ("megabytes", "size on disk (MB)", 1),
+        for shown, (before, after), digits in (
+            ("attention heads", self.sizes["heads"], 0),
+            *((f"{kind} heads", numbers, 0) for kind, numbers in self.kinds.items()),
+            ("parameters", self.sizes["parameters"], 0),
+            ("size on disk (MB)", self.sizes["megabytes"], 1),
         ):
-            before, after = self.sizes[name]
             rows.append(Row(shown, f"{before:,.{digits}f}", f"{after:,.{digits}f}", f"{after / before:.2f}"))
         notes = []
         if self.latency is not None:
@@ -104,6 +108,8 @@ class Summary:
         numbers: dict[str, float] = {}
         for name, prefix in (("heads", "num_heads"), ("parameters", "num_parameters"), ("megabytes", "megabytes")):
             numbers[f"{prefix}_before"], numbers[prefix] = self.sizes[name]
+        for kind, (before, after) in self.kinds.items():
+            numbers |= {f"num_heads_before/{kind}": before, f"num_heads/{kind}": after}
         if self.latency is not None:
             numbers |= {
                 "speedup": self.latency.speedup,

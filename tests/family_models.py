@@ -274,6 +274,9 @@ FAMILIES: dict[str, Family] = {
         implementations=("eager",),
     ),
     "ernie": _encoder("Ernie"),
+    "t5gemma": _seq2seq(
+        "T5Gemma", {"encoder": GROUPED, "decoder": GROUPED, "vocab_size": 99, **IDS}, implementations=("eager",)
+    ),
     "pegasus": _seq2seq("Pegasus", SEQ2SEQ),
     "mvp": _seq2seq("Mvp", SEQ2SEQ, implementations=("eager",)),
     "mixtral": _decoder("Mixtral", {**GROUPED, "num_local_experts": 2}),

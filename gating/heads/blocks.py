@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,9 +12,12 @@ from .linear import num_inputs, num_outputs
 from .refusals import check_not_wrapped, check_removable, explain_unknown
 from .spec import AttentionSpec, RowLayout
 
-__all__ = ["AttentionBlock", "find_attention_blocks"]
+__all__ = ["AttentionBlock", "AttentionKind", "find_attention_blocks"]
+
+AttentionKind = Literal["encoder", "decoder", "cross", "self"]
 
 _CROSS_ATTENTION = re.compile(r"(^|\.)(encoder_attn|EncDecAttention|cross_?attention|cross_?attn)(\.|$)", re.I)
+_TOWER = re.compile(r"(?:^|\.)(?:\w+_)?(encoder|decoder)(?:\.|$)")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,20 @@ class AttentionBlock:
         """Whether keys and values come from another sequence."""
         named_so = bool(_CROSS_ATTENTION.search(self.name))
         return self.spec.is_cross_attention or named_so or bool(getattr(self.module, "is_cross_attention", False))
+
+    @property
+    def kind(self) -> AttentionKind:
+        """Which part of the model's attention this is: ``cross``, or self-attention of the ``encoder`` or ``decoder``.
+
+        By the names of the modules around it, the outermost first, as a decoder made of a BERT has an encoder inside.
+        The self-attention of a model whose names speak of neither is ``self``.
+        """
+        if self.is_cross_attention:
+            return "cross"
+        tower = _TOWER.search(self.name)
+        if tower is None:
+            return "self"
+        return "encoder" if tower.group(1) == "encoder" else "decoder"
 
     @property
     def output_projection(self) -> nn.Module:

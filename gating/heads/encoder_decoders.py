@@ -22,5 +22,6 @@ ENCODER_DECODERS: dict[str, SpecOrChoice] = {
     "(Bart|Marian|MBart|Whisper|Pegasus|Blenderbot|BlenderbotSmall|M2M100|NllbMoe|PLBart)Attention": AttentionSpec(
         Q_K_V_PROJ, "out_proj"
     ),
+    "T5Gemma(Self|Cross)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
     "MvpAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
 }

@@ -1,5 +1,6 @@
 """What is recorded and shown while gates are trained."""
 
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -120,6 +121,11 @@ def _gate_metrics(module: FineTuning) -> dict[str, float | torch.Tensor]:
     }
     for index, num_open in enumerate(open_heads.values()):
         metrics[f"gates/layer_{index:02d}/open"] = float(num_open)
+    kinds = Counter[str]()
+    for kind, num_open in zip(gates.block_kinds, open_heads.values(), strict=True):
+        kinds[kind] += num_open
+    if len(kinds) > 1:
+        metrics |= {f"gates/{kind}/open": float(num_open) for kind, num_open in kinds.items()}
     return metrics
 
 

@@ -46,23 +46,29 @@ class Objective(Protocol):
         ...
 
 
-def resolve_budget(num_heads: int | None, keep: float | None, *, total: int) -> int:
+def resolve_budget(num_heads: int | None, keep: float | None, *, total: int, kind: str | None = None) -> int:
     """Return the number of heads that a budget means for a model.
 
     Args:
         num_heads: How many heads to keep.
         keep: Which share of the heads to keep, instead; rounded to the nearest number, at least one head.
         total: How many heads the model has.
+        kind: The kind of attention that the budget and the total are about; None for all of a model.
 
     Raises:
         ValueError: Both or neither were given, or the budget does not lie between one head and all of them.
     """
     if (num_heads is None) == (keep is None):
         raise ValueError(f"Give either num_heads or keep, not both or neither: got {num_heads} and {keep}.")
+    of_kind, has = (f".{kind}", f"{kind} attention of this model") if kind else ("", "this model")
     if keep is not None:
-        if not 0 < keep <= 1:
-            raise ValueError(f"keep={keep} is not a share of heads: give a number above 0 and at most 1, such as 0.25.")
+        if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
+            raise ValueError(
+                f"keep{of_kind}={keep} is not a share of heads: give a number above 0 and at most 1, such as 0.25."
+            )
         return max(1, round(keep * total))
-    if not isinstance(num_heads, int) or not 1 <= num_heads <= total:
-        raise ValueError(f"num_heads={num_heads} cannot be kept: this model has {total} heads, so give 1 to {total}.")
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int) or not 1 <= num_heads <= total:
+        raise ValueError(
+            f"num_heads{of_kind}={num_heads} cannot be kept: {has} has {total} heads, so give 1 to {total}."
+        )
     return num_heads

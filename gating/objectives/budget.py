@@ -1,6 +1,6 @@
 """Exactly as many heads as asked for: a budget on the expected number of open gates, met at every step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from gating import hard_concrete
 from gating.gates import HeadGates
 from gating.objectives.head_budget import HeadBudget
+from gating.objectives.parts import BudgetPart, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["ExactBudget", "ExpectedCount"]
@@ -79,22 +80,23 @@ class ExactBudget(nn.Module):
     """Keep exactly the number of heads that was asked for; nothing to tune.
 
     Instead of a price on open gates, the expected number of open gates is held at a scheduled budget at every step
-    (:class:`ExpectedCount`). At the end the heads with the largest ``log_alpha`` stay.
+    (:class:`ExpectedCount`). At the end the heads with the largest ``log_alpha`` stay. Where each kind of attention has
+    a budget, heads compete with those of their kind.
     """
 
     def __init__(
         self,
         *,
-        num_heads: int | None = None,
-        keep: float | None = None,
+        num_heads: int | Mapping[str, int] | None = None,
+        keep: float | Mapping[str, float] | None = None,
         min_per_layer: int = 0,
         schedule: BudgetSchedule | None = None,
     ) -> None:
         """Set the budget.
 
         Args:
-            num_heads: How many heads to keep.
-            keep: Which share of the heads to keep, instead; a quarter when neither is given.
+            num_heads: How many heads to keep, or how many of each kind of attention.
+            keep: Which share of the heads to keep, instead, likewise; a quarter when neither is given.
             min_per_layer: How many heads every layer keeps at least; it has a say when the heads are chosen.
             schedule: How the number of open heads descends.
         """
@@ -104,20 +106,23 @@ class ExactBudget(nn.Module):
 
     def attach(self, gates: HeadGates) -> None:
         """Let the gates compete for the budget."""
-        self.num_heads_to_keep(gates)
-        gates.constraint = ExpectedCount(
-            self._highest(gates),
-            temperature=gates.temperature,
-            stretch_limits=gates.stretch_limits,
-            heads_per_gate=gates.heads_per_gate,
-        ).to(gates.log_alpha.device)
+        parts = [part for part, _ in self._budget.parts(gates)]
+        counts = [
+            ExpectedCount(
+                _highest(part),
+                temperature=gates.temperature,
+                stretch_limits=gates.stretch_limits,
+                heads_per_gate=part.heads_per_gate,
+            )
+            for part in parts
+        ]
+        gates.constraint = per_part(parts, counts).to(gates.log_alpha.device)
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the number of heads that may be open after this share of the search."""
-        target = self._schedule.target(
-            progress, total=self._highest(gates), budget=min(self.num_heads_to_keep(gates), self._highest(gates))
-        )
-        _constraint_of(gates).target.fill_(target)
+        for (part, budget), count in zip(self._budget.parts(gates), _counts_of(gates), strict=True):
+            highest = _highest(part)
+            count.target.fill_(self._schedule.target(progress, total=highest, budget=min(budget, highest)))
 
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return zero: the budget is met by construction."""
@@ -125,7 +130,7 @@ class ExactBudget(nn.Module):
 
     def target(self, gates: HeadGates) -> float:
         """Return how many heads may be open at this moment."""
-        return float(_constraint_of(gates).target)
+        return sum(float(count.target) for count in _counts_of(gates))
 
     def num_heads_to_keep(self, gates: HeadGates) -> int:
         """Return the budget as a number of heads.
@@ -133,8 +138,8 @@ class ExactBudget(nn.Module):
         A share is rounded to a number of heads that gates can keep.
 
         Raises:
-            ValueError: The budget is out of range, gates for groups of heads cannot keep exactly so many, or layers
-                cannot keep what they have to.
+            ValueError: The budget is out of range, the model lacks the kind of attention it is for, gates for groups of
+                heads cannot keep exactly so many, or layers cannot keep what they have to.
         """
         return self._budget.resolve(gates)
 
@@ -142,12 +147,13 @@ class ExactBudget(nn.Module):
         """Keep the heads with the largest ``log_alpha``."""
         return self._budget.choose(gates, gates.log_alpha)
 
-    @staticmethod
-    def _highest(gates: HeadGates) -> float:
-        # Sigmoids never sum to all heads; at .98 of them the gates are as open as they start.
-        return 0.98 * gates.num_heads
+
+def _highest(part: BudgetPart) -> float:
+    # Sigmoids never sum to all heads; at .98 of them the gates are as open as they start.
+    return 0.98 * part.num_heads
 
 
-def _constraint_of(gates: HeadGates) -> ExpectedCount:
-    assert isinstance(gates.constraint, ExpectedCount), "attach() the objective to the gates first"
-    return gates.constraint
+def _counts_of(gates: HeadGates) -> list[ExpectedCount]:
+    counts = [module for module in modules_of(gates.constraint) if isinstance(module, ExpectedCount)]
+    assert counts, "attach() the objective to the gates first"
+    return counts

@@ -1,5 +1,6 @@
 """Closing heads for good, some in each round, by a ranking: what importance, magnitude and chance have in common."""
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, distributed, nn
 from gating.gates import HeadGates
 from gating.objectives.head_budget import HeadBudget
 from gating.objectives.mask import HeadMask
+from gating.objectives.parts import BudgetPart
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["HeadRanking", "IterativePruning"]
@@ -40,8 +42,8 @@ class IterativePruning(nn.Module):
         self,
         ranking: HeadRanking,
         *,
-        num_heads: int | None = None,
-        keep: float | None = None,
+        num_heads: int | Mapping[str, int] | None = None,
+        keep: float | Mapping[str, float] | None = None,
         min_per_layer: int = 0,
         share_per_round: float = 0.1,
         schedule: BudgetSchedule | None = None,
@@ -50,8 +52,8 @@ class IterativePruning(nn.Module):
 
         Args:
             ranking: What heads are ranked by.
-            num_heads: How many heads to keep.
-            keep: Which share of the heads to keep, instead; a quarter when neither is given.
+            num_heads: How many heads to keep, or how many of each kind of attention.
+            keep: Which share of the heads to keep, instead, likewise; a quarter when neither is given.
             min_per_layer: How many heads every layer keeps at least.
             share_per_round: Which share of all heads each round closes.
             schedule: When the rounds are.
@@ -78,9 +80,9 @@ class IterativePruning(nn.Module):
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Close gates if a round is due after this share of the search."""
-        num_heads = self._num_left(gates, progress)
-        if num_heads < _mask_of(gates).num_open.value:
-            _mask_of(gates).fix(self._choose(gates, num_heads), num_open=num_heads)
+        left = [self._num_left(part, budget, progress) for part, budget in self._budget.parts(gates)]
+        if sum(left) < _mask_of(gates).num_open.value:
+            _mask_of(gates).fix(self._choose(gates, left), num_open=sum(left))
             self.ranking.start_over(gates)
         elif progress <= self._schedule.start < self._schedule.end:
             self.ranking.start_over(gates)
@@ -99,21 +101,22 @@ class IterativePruning(nn.Module):
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Keep the open heads that rank first."""
-        return self._choose(gates, self._budget.resolve(gates))
+        return self._choose(gates, [budget for _, budget in self._budget.parts(gates)])
 
-    def _num_left(self, gates: HeadGates, progress: float) -> int:
+    def _num_left(self, part: BudgetPart, budget: int, progress: float) -> int:
         """Return how many heads the rounds leave open that are due by now."""
-        total, budget = gates.num_heads, self._budget.resolve(gates)
+        total = part.num_heads
         wanted = self._schedule.target(progress, total=total, budget=budget)
         if wanted <= budget:
             return budget
         size = max(1, round(self._share * total))
         # Rounding in the schedule must not put a round off.
         num_rounds = int((total - wanted) / size + 1e-6)
-        return self._budget.nearest(gates, max(budget, total - num_rounds * size))
+        left = max(budget, total - num_rounds * size)
+        return part.nearest(left, min_per_layer=self._budget.min_per_layer)
 
     @torch.no_grad()
-    def _choose(self, gates: HeadGates, num_heads: int) -> Tensor:
+    def _choose(self, gates: HeadGates, num_heads: Sequence[int]) -> Tensor:
         scores = self.ranking.scores(gates)
         if distributed.is_available() and distributed.is_initialized():
             # Processes have seen different batches, and have to close the same heads.

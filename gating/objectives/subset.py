@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from gating.gates import HeadGates
 from gating.objectives.mask import HostCount
+from gating.objectives.parts import BudgetPart
 from gating.selection import select_gates
 
 __all__ = ["GumbelTopK", "StraightThroughTopK", "gumbel_noise", "soft_top_k"]
@@ -64,12 +64,12 @@ class StraightThroughTopK(nn.Module):
         num_open: How many heads are open.
     """
 
-    def __init__(self, gates: HeadGates, *, num_heads: int, min_per_layer: int) -> None:
-        """Args: ``num_heads`` and ``min_per_layer`` are what :func:`~gating.selection.select_gates` can keep."""
+    def __init__(self, part: BudgetPart, *, num_heads: int, min_per_layer: int) -> None:
+        """Args: ``part`` has the gates, ``num_heads`` and ``min_per_layer`` are what they can keep."""
         super().__init__()
         self.num_open = HostCount(num_heads)
-        self._heads_per_gate = gates.heads_per_gate
-        self._block_sizes = tuple(gates.block_sizes)
+        self._heads_per_gate = part.heads_per_gate
+        self._block_sizes = part.block_sizes
         self._min_per_layer = min_per_layer
 
     def sample(self, log_alpha: Tensor) -> Tensor:
@@ -108,15 +108,14 @@ class GumbelTopK(nn.Module):
     temperature: Tensor
     _is_padding: Tensor
 
-    def __init__(self, gates: HeadGates, *, hard: StraightThroughTopK, scale: float, temperature: float) -> None:
-        """Args: ``gates`` are those that will use it, the others are the attributes and factors named above."""
+    def __init__(self, part: BudgetPart, *, hard: StraightThroughTopK, scale: float, temperature: float) -> None:
+        """Args: ``part`` has the gates, the others are the attributes and factors named above."""
         super().__init__()
         self.hard = hard
-        self.register_buffer("temperature", gates.log_alpha.new_tensor(temperature))
-        heads = torch.tensor(gates.heads_per_gate, device=gates.log_alpha.device)
-        self.register_buffer("_is_padding", heads == 0, persistent=False)
+        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.register_buffer("_is_padding", torch.tensor(part.heads_per_gate) == 0, persistent=False)
         self._scale = scale
-        self._heads_per_draw = gates.num_heads / (len(gates.heads_per_gate) - gates.heads_per_gate.count(0))
+        self._heads_per_draw = part.num_heads / (len(part.heads_per_gate) - part.heads_per_gate.count(0))
 
     def sample(self, log_alpha: Tensor) -> Tensor:
         """Return a relaxed draw."""

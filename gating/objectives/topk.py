@@ -1,16 +1,21 @@
 """A subset of exactly so many heads, learned (Li, Cotterell and Sachan 2021, arXiv 2108.04657)."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
 from gating.objectives.head_budget import HeadBudget
+from gating.objectives.parts import BudgetPart, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule
 from gating.objectives.subset import GumbelTopK, StraightThroughTopK
+from gating.sampler import GateSampler
 
 __all__ = ["TopK"]
+
+Sampler = GumbelTopK | StraightThroughTopK
 
 
 class TopK(nn.Module):
@@ -35,8 +40,8 @@ class TopK(nn.Module):
     def __init__(
         self,
         *,
-        num_heads: int | None = None,
-        keep: float | None = None,
+        num_heads: int | Mapping[str, int] | None = None,
+        keep: float | Mapping[str, float] | None = None,
         min_per_layer: int = 0,
         variant: Literal["gumbel", "straight_through"] = "gumbel",
         initial_temperature: float = 10.0,
@@ -48,8 +53,8 @@ class TopK(nn.Module):
         """Set the budget.
 
         Args:
-            num_heads: How many heads to keep.
-            keep: Which share of the heads to keep, instead; a quarter when neither is given.
+            num_heads: How many heads to keep, or how many of each kind of attention.
+            keep: Which share of the heads to keep, instead, likewise; a quarter when neither is given.
             min_per_layer: How many heads every layer keeps at least; draws of ``gumbel`` are free of it.
             variant: ``gumbel`` or ``straight_through``.
             initial_temperature: Temperature of ``gumbel`` at the start.
@@ -82,24 +87,18 @@ class TopK(nn.Module):
 
     def attach(self, gates: HeadGates) -> None:
         """Draw new ``log_alpha``, and let them compete for k places."""
-        self._budget.resolve(gates)
+        parts = self._budget.parts(gates)
         bound = math.sqrt(6 / (len(gates.block_sizes) + max(gates.block_sizes)))
         nn.init.uniform_(gates.log_alpha, -bound / self._scale, bound / self._scale)
-        hard = StraightThroughTopK(
-            gates, num_heads=self._num_open(gates, 0.0), min_per_layer=self._budget.min_per_layer
-        )
-        gates.sampler = (
-            GumbelTopK(gates, hard=hard, scale=self._scale, temperature=self._temperature(0.0))
-            if self._variant == "gumbel"
-            else hard
-        )
+        samplers = per_part([part for part, _ in parts], [self._sampler(part, budget) for part, budget in parts])
+        gates.sampler = cast(GateSampler, samplers.to(gates.log_alpha.device))
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set temperature and k for this share of the search."""
-        sampler = gates.sampler
-        if isinstance(sampler, GumbelTopK):
-            sampler.temperature.fill_(self._temperature(progress))
-        _hard(gates).num_open.value = self._num_open(gates, progress)
+        for (part, budget), sampler in zip(self._budget.parts(gates), _samplers_of(gates), strict=True):
+            if isinstance(sampler, GumbelTopK):
+                sampler.temperature.fill_(self._temperature(progress))
+            _hard(sampler).num_open.value = self._num_open(part, budget, progress)
 
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return zero: the number is met by construction."""
@@ -107,7 +106,7 @@ class TopK(nn.Module):
 
     def target(self, gates: HeadGates) -> float:
         """Return how many heads are open at this moment."""
-        return float(_hard(gates).num_open.value)
+        return float(sum(_hard(sampler).num_open.value for sampler in _samplers_of(gates)))
 
     def num_heads_to_keep(self, gates: HeadGates) -> int:
         """Return the budget as a number of heads."""
@@ -117,9 +116,16 @@ class TopK(nn.Module):
         """Keep the heads with the largest ``log_alpha``."""
         return self._budget.choose(gates, gates.log_alpha)
 
-    def _num_open(self, gates: HeadGates, progress: float) -> int:
-        wanted = self._schedule.target(progress, total=gates.num_heads, budget=self._budget.resolve(gates))
-        return self._budget.nearest(gates, wanted)
+    def _sampler(self, part: BudgetPart, budget: int) -> Sampler:
+        num_open, min_per_layer = self._num_open(part, budget, 0.0), self._budget.min_per_layer
+        hard = StraightThroughTopK(part, num_heads=num_open, min_per_layer=min_per_layer)
+        if self._variant == "straight_through":
+            return hard
+        return GumbelTopK(part, hard=hard, scale=self._scale, temperature=self._temperature(0.0))
+
+    def _num_open(self, part: BudgetPart, budget: int, progress: float) -> int:
+        wanted = self._schedule.target(progress, total=part.num_heads, budget=budget)
+        return part.nearest(wanted, min_per_layer=self._budget.min_per_layer)
 
     def _temperature(self, progress: float) -> float:
         initial, final = map(math.log, self._temperatures)
@@ -127,7 +133,12 @@ class TopK(nn.Module):
         return math.exp(initial + done * (final - initial))
 
 
-def _hard(gates: HeadGates) -> StraightThroughTopK:
-    hard = gates.sampler.hard if isinstance(gates.sampler, GumbelTopK) else gates.sampler
-    assert isinstance(hard, StraightThroughTopK), "attach() the objective to the gates first"
-    return hard
+def _samplers_of(gates: HeadGates) -> list[Sampler]:
+    samplers = modules_of(cast(nn.Module | None, gates.sampler))
+    found = [module for module in samplers if isinstance(module, (GumbelTopK, StraightThroughTopK))]
+    assert found, "attach() the objective to the gates first"
+    return found
+
+
+def _hard(sampler: Sampler) -> StraightThroughTopK:
+    return sampler.hard if isinstance(sampler, GumbelTopK) else sampler
