@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from gating.card import CompactReport, write_card
 from gating.heads.compact import become_compact, compact_class
 from gating.heads.record import RECORD_KEY
+from gating.heads.refusals import check_no_adapters
 
 __all__ = ["Processor", "load_compact", "replacing_folder", "save_compact"]
 
@@ -51,13 +52,14 @@ def save_compact(
 
     Raises:
         TypeError: The model is none of transformers.
-        ValueError: The model still has gates.
+        ValueError: The model still has gates or adapters.
         FileExistsError: The folder is there and not empty, and ``overwrite`` is false.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"Only models of transformers can be saved as a folder, and {type(model).__name__} is none.")
     if hasattr(model, "head_gates"):
         raise ValueError("The model still has gates: call gating.finalize(model, gates) before saving it.")
+    check_no_adapters(model)
     become_compact(model)
     with replacing_folder(Path(save_directory), overwrite=overwrite) as folder:
         model.save_pretrained(folder)

@@ -13,6 +13,7 @@ from gating.heads.edits import Edit, Undo, apply_edits, undo_edits
 from gating.heads.linear import plan_scale_inputs
 from gating.heads.probe import forward_outputs, make_probe, max_relative_difference, tolerance_for
 from gating.heads.pruning import PruneReport, num_parameters, plan_pruning
+from gating.heads.refusals import check_no_adapters
 from gating.selection import check_reachable, select_gates
 
 __all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
@@ -57,7 +58,8 @@ def finalize(
 
     Raises:
         ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
-            gate is open, or the gates are another model's, or something is NaN, or ``kept`` does not fit.
+            gate is open, or the gates are another model's, or something is NaN, or ``kept`` does not fit, or adapters
+            have not been merged.
         RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
     """
     if getattr(model, "head_gates", None) is not gates:
@@ -65,8 +67,10 @@ def finalize(
             f"These gates are not those of this {type(model).__name__}; pass what inject_gates(model) gave."
         )
     blocks = find_attention_blocks(model)
+    check_no_adapters(model)
     gated = [block for block in blocks if block.name in gates.block_names]
     values = decide_gate_values(gates, num_heads=num_heads, kept=kept)
+    gates.attach_again()
     probe = make_probe(model) if probe is None else probe
     masked, tolerance = _masked_outputs(model, gates, values, probe)
     heads_before = sum(block.num_heads for block in blocks)

@@ -26,7 +26,7 @@ def inject_gates(
     group_queries: bool = True,
     discover: bool = False,
 ) -> "HeadGates":
-    """Put a gate on every attention head of a model, in place.
+    """Put a gate on every attention head of a model, in place; where it has adapters, beside them.
 
     Each head's slice of the output projection's input is multiplied by its gate from then on. In training mode
     the gates are sampled once for each forward pass of the model; in evaluation mode they take their deterministic
@@ -230,6 +230,13 @@ class HeadGates(nn.Module):
             delattr(owner, name)
         self._handles, self._attached = [], []
         self._drawn, self._scales = None, {}
+
+    def attach_again(self) -> None:
+        """Put the gates to work again, in place, if output projections have been replaced, as merging adapters does."""
+        model, blocks = self._attached[0][0], self.attention_blocks()
+        if [owner for owner, _ in self._attached[1:]] != [block.output_projection for block in blocks]:
+            self.remove()
+            self.attach(model, blocks)
 
     def scale(self, block_index: int, dtype: torch.dtype) -> Tensor:
         """Return what a block's ``[..., num_heads * head_dim]`` is multiplied by in this forward pass."""

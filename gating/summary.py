@@ -66,7 +66,7 @@ class Summary:
             "megabytes": (weight_megabytes(dense), weight_megabytes(compact)),
         }
         before, after = count_heads_by_kind(dense), count_heads_by_kind(compact)
-        self.kinds = {kind: (before[kind], after[kind]) for kind in before} if len(before) > 1 else {}
+        self.kinds = {kind: (before[kind], after.get(kind, 0)) for kind in before} if len(before) > 1 else {}
 
     def compact_report(self, score: Score) -> CompactReport:
         """Return the numbers as tables for people."""

@@ -16,7 +16,7 @@ from .blocks import AttentionBlock, find_attention_blocks
 from .edits import undo_edits
 from .families import find_spec
 from .linear import num_inputs, num_outputs, why_not_editable
-from .refusals import why_not_attention
+from .refusals import check_no_adapters, why_not_attention
 from .removal import plan_removal
 from .self_check import apply_checked
 from .spec import AttentionSpec, RowLayout
@@ -58,6 +58,8 @@ def discover_specs(model: nn.Module) -> None:
             if guesses:
                 by_class.setdefault(type(module), []).append(module)
                 candidates.setdefault(type(module), guesses)
+    if by_class:
+        check_no_adapters(model)
     for attention_class, its_modules in by_class.items():
         _settle(model, its_modules, candidates[attention_class])
 
@@ -109,8 +111,8 @@ def _is_linear(module: nn.Module, path: str) -> bool:
         child = module.get_submodule(path)
     except AttributeError:
         return False
-    # Quantised and wrapped layers count: why they cannot be edited is said later.
-    return why_not_editable(child) is None or hasattr(child, "weight") or hasattr(child, "base_layer")
+    # Quantised layers count: why they cannot be edited is said later.
+    return why_not_editable(child) is None or hasattr(child, "weight")
 
 
 def _settle(model: nn.Module, modules: list[nn.Module], candidates: list[AttentionSpec]) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "plan_take_parameter",
     "silence_inputs",
     "why_not_editable",
+    "without_adapter",
 ]
 
 Side = Literal["inputs", "outputs"]
@@ -29,19 +30,25 @@ Side = Literal["inputs", "outputs"]
 
 def num_inputs(linear: nn.Module) -> int:
     """Return the width of a linear layer's input, read from its weight."""
-    return int(linear.weight.shape[_dim(linear, "inputs")])  # type: ignore[index]
+    layer = without_adapter(linear)
+    return int(layer.weight.shape[_dim(layer, "inputs")])  # type: ignore[index]
 
 
 def num_outputs(linear: nn.Module) -> int:
     """Return the width of a linear layer's output, read from its weight."""
-    return int(linear.weight.shape[_dim(linear, "outputs")])  # type: ignore[index]
+    layer = without_adapter(linear)
+    return int(layer.weight.shape[_dim(layer, "outputs")])  # type: ignore[index]
+
+
+def without_adapter(linear: nn.Module) -> nn.Module:
+    """Return the layer that an adapter, such as LoRA's, is wrapped around; a layer without one as it is."""
+    inner = getattr(linear, "base_layer", None)
+    return without_adapter(inner) if isinstance(inner, nn.Module) else linear
 
 
 def why_not_editable(linear: nn.Module) -> str | None:
     """Return why rows or columns of a layer cannot be removed, or None if they can."""
     kind = type(linear).__name__
-    if hasattr(linear, "base_layer"):
-        return f"it is wrapped by an adapter ({kind}): merge adapters first (PEFT: model = model.merge_and_unload())"
     weight = getattr(linear, "weight", None)
     if isinstance(weight, Tensor) and not (weight.is_floating_point() and weight.element_size() > 1):
         return f"it is quantised ({kind} with {weight.dtype} weights): remove heads first and quantise the result"
@@ -129,6 +136,7 @@ def _take(before: nn.Parameter, kept: Tensor, dim: int, silent: Tensor | None) -
 
 def silence_inputs(linear: nn.Module, inputs: Features) -> None:
     """Set the weight of some inputs of a layer to zero, in place."""
+    linear = without_adapter(linear)
     weight = linear.weight
     assert isinstance(weight, nn.Parameter)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from .blocks import AttentionBlock, find_attention_blocks
 from .compact import become_compact
 from .edits import Edit, apply_edits
 from .generation import plan_alignment_heads
+from .refusals import check_no_adapters
 from .removal import plan_removal
 from .self_check import apply_checked
 
@@ -65,6 +66,7 @@ def prune_heads(
     if hasattr(model, "head_gates"):
         raise ValueError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
     blocks = find_attention_blocks(model, discover=discover)
+    check_no_adapters(model)
     removed = _read_request(blocks, heads_to_prune)
     kept = {block.name: set(block.head_ids) - removed.get(block.name, set()) for block in blocks}
     edits = plan_pruning(model, blocks, kept)

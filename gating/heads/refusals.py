@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from .linear import why_not_editable
+from .linear import why_not_editable, without_adapter
 
-__all__ = ["check_not_wrapped", "check_removable", "explain_unknown", "why_not_attention"]
+__all__ = ["check_no_adapters", "check_not_wrapped", "check_removable", "explain_unknown", "why_not_attention"]
 
 _WRAPPERS = {
     "DataParallel": "pass model.module",
@@ -15,6 +15,7 @@ _WRAPPERS = {
     "FullyShardedDataParallel": "pass model.module, before it is wrapped if you can",
     "FSDPModule": "remove heads before fully_shard",
     "OptimizedModule": "pass model._orig_mod, and compile the result again",
+    "PeftModel": "pass model.get_base_model() to put gates on it; to remove heads, model.merge_and_unload()",
 }
 
 
@@ -25,10 +26,20 @@ def check_not_wrapped(model: nn.Module) -> None:
             raise ValueError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")
 
 
+def check_no_adapters(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model with adapters: heads are removed from weights that these are yet to change."""
+    for name, module in model.named_modules():
+        if without_adapter(module) is not module or hasattr(module, "original_module"):
+            raise ValueError(
+                f"{name} has an adapter ({type(module).__module__.partition('.')[0]}'s {type(module).__name__}): merge "
+                "adapters first (PEFT: model = peft_model.merge_and_unload()), then remove heads."
+            )
+
+
 def check_removable(
     name: str, module: nn.Module, num_heads: int, head_dim: int, projections: Iterable[nn.Module]
 ) -> None:
-    """Raise ``ValueError`` if heads cannot be removed from an attention module.
+    """Raise ``ValueError`` if heads cannot be removed from an attention module, once its adapters are merged.
 
     Args:
         name: Name of the module, for the message.
@@ -41,7 +52,7 @@ def check_removable(
     if reason is not None:
         raise ValueError(f"Heads cannot be removed from {name} ({type(module).__name__}): {reason}.")
     for linear in projections:
-        reason = why_not_editable(linear)
+        reason = why_not_editable(without_adapter(linear))
         if reason is not None:
             raise ValueError(f"Heads cannot be removed from {name}, because of a projection: {reason}.")
 

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from gating.gates import HeadGates
 from gating.heads.blocks import AttentionBlock
 from gating.heads.grouping import Selection, rows_of
-from gating.heads.linear import Features
+from gating.heads.linear import Features, without_adapter
 
 __all__ = ["Magnitude", "head_norms"]
 
@@ -65,7 +65,8 @@ def _only(*, slots: Sequence[int] = (), groups: Sequence[int] = ()) -> Selection
 
 
 def _weight(linear: nn.Module) -> Tensor:
-    """Return the weight as ``[outputs, inputs]``."""
+    """Return the weight as ``[outputs, inputs]``; what an adapter adds to it is left out."""
+    linear = without_adapter(linear)
     weight = linear.weight
     assert isinstance(weight, Tensor)
     return weight.T if isinstance(linear, Conv1D) else weight
