@@ -31,6 +31,7 @@ from gating.errors import is_input_error
 from gating.export import Processor
 from gating.folder import check_folder, clear_folder
 from gating.history import History
+from gating.lightning.adapters import Adapters, check_adapters
 from gating.lightning.callbacks import GateMonitor, SearchEnd
 from gating.lightning.data import ExampleDataModule
 from gating.lightning.evaluation import evaluate
@@ -72,6 +73,7 @@ class Run:
     prepared: Prepared
     data: ExampleDataModule
     source: ModelSource
+    adapters: Adapters
     model: PreTrainedModel
     dense_config: PreTrainedConfig
     total_steps: int
@@ -122,12 +124,15 @@ def run(cfg: DictConfig) -> None:
     if work.distillation is not None and work.teacher is None:
         work.teacher = train_teacher(work)
     if work.objective is None:
-        train(work, "dense", steps=work.total_steps)
+        with work.adapters.on(work.model):
+            train(work, "dense", steps=work.total_steps)
     else:
-        gates = search(work, work.objective)
+        with work.adapters.on(work.model):
+            gates = search(work, work.objective)
         remove_heads(work, work.objective, gates)
         if work.total_steps > work.search_steps:
-            train(work, "recovery", steps=work.total_steps - work.search_steps, first_step=work.search_steps)
+            with work.adapters.on(work.model):
+                train(work, "recovery", steps=work.total_steps - work.search_steps, first_step=work.search_steps)
     recovered = work.total_steps > work.search_steps
     compact = "compact, after recovery" if recovered else "compact, without recovery"
     measure_metric(work, "compact", compact if work.objective else "dense", splits=work.data.splits[1:])
@@ -148,7 +153,9 @@ def prepare(cfg: DictConfig) -> Run:
     objective = make_objective(settings["objective"])
     gated = not isinstance(objective, NoObjective)
     source: ModelSource = instantiate(cfg.model, _convert_="all")
+    adapters: Adapters = instantiate(cfg.adapters, _convert_="all")
     blueprint = make_blueprint(source, task.auto_class)
+    check_adapters(adapters, source, blueprint)
     if cfg.gradient_checkpointing:
         check_checkpointing(blueprint, compiled=cfg.compile)
     if gated:
@@ -169,6 +176,7 @@ def prepare(cfg: DictConfig) -> Run:
         prepared=prepared,
         data=data,
         source=source,
+        adapters=adapters,
         model=model,
         dense_config=deepcopy(model.config),
         total_steps=total_steps,

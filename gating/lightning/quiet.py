@@ -18,6 +18,7 @@ _EXPECTED_WARNINGS = (
     ".*LeafSpec.*",
     # Of a model that answers the same to everything, as at the start; nan says so.
     ".*The variance of predictions or target is close to zero.*",
+    ".*`is_gradient_checkpointing` is deprecated.*",
     # What is logged once for an epoch is the same in all processes already.
     ".*`self.log.*sync_dist=True.*",
 )
