@@ -6,6 +6,7 @@ A run is a story, told by `run` below with one function for each stage.
 """
 
 import inspect
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -22,7 +23,7 @@ from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating import Distillation, HeadGates, NoObjective, Objective, finalize, save_compact
 from gating.card import heads_per_layer
@@ -35,7 +36,7 @@ from gating.lightning.adapters import Adapters, check_adapters
 from gating.lightning.callbacks import GateMonitor, SearchEnd
 from gating.lightning.data import ExampleDataModule
 from gating.lightning.evaluation import evaluate
-from gating.lightning.loggers import close_wandb, log_outcome, resolve_mode
+from gating.lightning.loggers import close_wandb, log_outcome, log_samples, resolve_mode
 from gating.lightning.memory import check_checkpointing, save_memory
 from gating.lightning.models import ModelSource, make_blueprint, teacher_source
 from gating.lightning.module import FineTuning
@@ -53,8 +54,9 @@ from gating.lightning.ranks import (
 )
 from gating.lightning.steps import count_steps
 from gating.lightning.tasks.base import Prepared, Task
+from gating.lightning.tasks.samples import WritesText
 from gating.measure import compare_latency, count_heads
-from gating.report import print_report, save_pictures
+from gating.report import print_report, print_samples, save_pictures
 from gating.settings import check_settings, take_arguments
 from gating.speedup import check_speedup, num_heads_for_speedup
 from gating.summary import Summary
@@ -276,7 +278,8 @@ def load_data(
 def train_teacher(work: Run) -> PreTrainedModel:
     """Fine-tune a dense copy of the model with as many steps as the run has, and keep it for other runs."""
     teacher = deepcopy(work.model)
-    train(work, "teacher", steps=work.total_steps, model=teacher)
+    with work.adapters.on(teacher):
+        train(work, "teacher", steps=work.total_steps, model=teacher)
     measure_metric(work, "dense", "dense teacher", splits=work.data.splits[1:], model=teacher)
     if is_first():
         teacher.save_pretrained(Path(work.cfg.output_dir) / "teacher")
@@ -378,7 +381,7 @@ def export(work: Run) -> None:
         work.model,
         Path(work.cfg.output_dir) / "compact",
         tokenizer=work.processor,
-        report=work.summary.compact_report(work.prepared.score),
+        report=work.summary.compact_report(work.prepared.final_score or work.prepared.score),
         overwrite=work.cfg.overwrite,
     )
 
@@ -388,20 +391,35 @@ def report(work: Run) -> None:
     folder = Path(work.cfg.output_dir)
     score, numbers, kept = work.prepared.score, work.summary.flat(), heads_per_layer(work.model)
     save_pictures(folder / "report", work.history, score=score, kept=kept, search_steps=work.search_steps)
-    work.summary.write(folder / "metrics.json", metric_name=score.name, seed=work.cfg.seed)
+    final_score = work.prepared.final_score or score
+    work.summary.write(folder / "metrics.json", metric_name=final_score.name, seed=work.cfg.seed)
     log_outcome(work.loggers, numbers, folder / "compact")
-    print_report(Console(), kept, work.summary.compact_report(score))
+    print_report(Console(), kept, work.summary.compact_report(final_score))
+    show_samples(work)
     print(f"Everything is in {folder}; the model is in {folder / 'compact'}")
+
+
+def show_samples(work: Run) -> None:
+    """Let the compact model write, if it is one that does, and show what."""
+    if not (isinstance(work.task, WritesText) and isinstance(work.processor, PreTrainedTokenizerBase)):
+        return
+    samples = work.task.write_samples(work.model.eval(), work.processor, work.prepared.splits)
+    print_samples(Console(), samples)
+    log_samples(work.loggers, samples)
+    text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
+    (Path(work.cfg.output_dir) / "report" / "samples.jsonl").write_text(text, encoding="utf-8")
 
 
 def measure_metric(
     work: Run, key: str, title: str, *, splits: Sequence[str] = ("validation",), model: PreTrainedModel | None = None
 ) -> None:
     """Evaluate the model as it is now; test data is looked at once, at the end."""
+    # What takes long need not be measured before heads are removed: that changes nothing.
+    metrics = work.prepared.metrics if key == "search" else work.prepared.all_metrics
     with work.summary.timed("evaluate"):
         for split in splits:
             batches = work.data.evaluation_dataloader(split)
-            values = evaluate(model or work.model, batches, task=work.task, metrics=work.prepared.metrics)
+            values = evaluate(model or work.model, batches, task=work.task, metrics=metrics)
             work.summary.add_metrics(key, title, split, values)
 
 

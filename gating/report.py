@@ -7,12 +7,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gating.card import CompactReport
 from gating.history import History, Look
 from gating.score import Score
 
-__all__ = ["head_map_figure", "kept_heads_table", "print_report", "save_pictures"]
+__all__ = ["head_map_figure", "kept_heads_table", "print_report", "print_samples", "save_pictures"]
 
 
 def head_map_figure(
@@ -85,6 +86,20 @@ def print_report(console: Console, kept: Sequence[tuple[str, Sequence[int], int]
         console.print(table)
     for note in report.notes:
         console.print(note, style="dim")
+
+
+def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> None:
+    """Show a person what a model has written.
+
+    Args:
+        console: Where to print.
+        samples: For each, texts by what they are.
+    """
+    for sample in samples:
+        table = Table(show_header=False, title_justify="left", title="Written by the compact model")
+        for name, text in sample.items():
+            table.add_row(name, Text(text))
+        console.print(table)
 
 
 def _history_figure(looks: Sequence[Look], *, score: Score, num_heads: int, search_steps: int) -> Figure:

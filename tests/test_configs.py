@@ -9,7 +9,19 @@ from tiny_run import ROOT, compose_settings
 import gating
 import train
 
-GROUPS = ("model", "data", "gates", "adapters", "objective", "optimizer", "scheduler", "trainer", "callbacks", "logger", "debug")
+GROUPS = (
+    "model",
+    "data",
+    "gates",
+    "adapters",
+    "objective",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "callbacks",
+    "logger",
+    "debug",
+)
 NEEDED = {
     "pretrained": ["model.name=x"],
     "scratch": ["model.model_type=vit"],

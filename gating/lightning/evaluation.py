@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
@@ -32,7 +33,7 @@ def evaluate(
     model.eval()
     metrics = metrics.clone().to(model.device)
     for batch in batches:
-        on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+        on_device = move_data_to_device(batch, model.device)
         task.update(metrics, on_device, outputs=model(**model_inputs(on_device)), model=model)
     model.train(was_training)
     return {name: float(value) for name, value in metrics.compute().items()}

@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
-__all__ = ["build_loggers", "close_wandb", "log_outcome", "resolve_mode"]
+__all__ = ["build_loggers", "close_wandb", "log_outcome", "log_samples", "resolve_mode"]
 
 
 def build_loggers(
@@ -82,6 +82,14 @@ def log_outcome(loggers: list[Logger], numbers: dict[str, float], compact_folder
                 artifact = wandb.Artifact(f"compact-{run.id}", type="model")
                 artifact.add_dir(str(compact_folder))
                 run.log_artifact(artifact)
+
+
+def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
+    """Put what the finished model has written into W&B, as a table."""
+    rows = [list(sample.values()) for sample in samples]
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and rows:
+            logger.experiment.log({"compact/samples": wandb.Table(columns=list(samples[0]), data=rows)})
 
 
 def close_wandb(*, failed: bool) -> Path | None:

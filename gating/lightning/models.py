@@ -139,8 +139,10 @@ class NewModel:
             raise ValueError(
                 f"model.model_type={self.model_type} is no family of transformers. Did you mean {close[0]}?"
             )
-        _check_names(AutoConfig.for_model(self.model_type), self.config)
-        return _checked(lambda: AutoConfig.for_model(self.model_type, **{**self.config, **changes}))
+        family = AutoConfig.for_model(self.model_type)
+        _check_names(family, self.config)
+        values = {**_special_tokens_within(self.config, family), **self.config, **changes}
+        return _checked(lambda: AutoConfig.for_model(self.model_type, **values))
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
         """Return the model with random weights."""
@@ -173,6 +175,16 @@ def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
             f"The model {source.title} cannot be used for this task ({auto_class.__name__}): {reason}"
         ) from error
     return model
+
+
+def _special_tokens_within(changes: Mapping[str, Any], family: PreTrainedConfig) -> dict[str, int]:
+    """Return values for the special tokens of a family that a smaller vocabulary has no numbers for.
+
+    Embeddings are not made with them. The right ones are those of the tokenizer, which the task sets.
+    """
+    size = changes.get("vocab_size")
+    tokens = {name: value for name, value in family.to_dict().items() if name.endswith("_token_id")}
+    return {name: 0 for name, value in tokens.items() if size and isinstance(value, int) and value >= size}
 
 
 def _check_names(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ The columns are as the data set has them; a task chooses among them.
 """
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from gating.lightning.hub import package_folder, require_hub
 
-__all__ = ["Examples", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub"]
+__all__ = ["Examples", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub", "read_file"]
 
 
 @dataclass(frozen=True)
@@ -172,16 +173,28 @@ def load_files(*, train: str, validation: str, test: str | None = None) -> Examp
         ValueError: A file is empty or cannot be read.
     """
     files = {"train": train, "validation": validation, "test": test}
-    return Examples(DatasetDict({split: _read_file(split, file) for split, file in files.items() if file is not None}))
+    return Examples(DatasetDict({split: read_file(split, file) for split, file in files.items() if file is not None}))
 
 
-def _read_file(split: str, file: str) -> Dataset:
+def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
+    """Read a table.
+
+    Args:
+        split: What it is for, for messages.
+        file: The file.
+        also: Endings of files that the caller can read itself, for messages.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: It is empty or cannot be read.
+    """
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"data.{split}={file}: there is no such file.")
     if path.suffix not in _READERS:
         raise ValueError(
-            f"data.{split}={file}: cannot read {path.suffix or 'a file without ending'}; use {', '.join(_READERS)}."
+            f"data.{split}={file}: cannot read {path.suffix or 'a file without ending'}; use "
+            f"{', '.join([*also, *_READERS])}."
         )
     if not path.read_bytes().strip():
         raise ValueError(f"data.{split}={file}: the file is empty.")

@@ -27,6 +27,9 @@ class Prepared:
         metrics: The metrics of the task.
         score: Which of them to report.
         config: Values that the model's configuration must have, such as the names of classes.
+        final_metrics: Metrics that take longer, such as those of text that a model writes: besides the others, but at
+            the end of each phase only.
+        final_score: Which of these to report.
     """
 
     splits: DatasetDict
@@ -34,6 +37,15 @@ class Prepared:
     metrics: MetricCollection
     score: Score
     config: dict[str, Any] = field(default_factory=dict)
+    final_metrics: MetricCollection | None = None
+    final_score: Score | None = None
+
+    @property
+    def all_metrics(self) -> MetricCollection:
+        """All metrics, for the end of a phase."""
+        return MetricCollection(
+            {**dict(self.metrics.items()), **dict((self.final_metrics or {}).items())}, compute_groups=False
+        )
 
 
 class Task(Protocol):

@@ -1,0 +1,190 @@
+"""A text made of another: translation, summaries, with T5, BART, Marian and other encoder-decoders."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import DatasetDict, Translation
+from torch import Tensor
+from torchmetrics import MetricCollection
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gating.lightning.batches import Batch
+from gating.lightning.columns import take_columns
+from gating.lightning.models import ModelSource
+from gating.lightning.new_tokenizers import load_or_train_tokenizer
+from gating.lightning.sources import Examples
+from gating.lightning.special_tokens import special_token_ids
+from gating.lightning.tasks.base import Prepared
+from gating.lightning.tasks.samples import Sample
+from gating.lightning.tasks.token_metrics import PERPLEXITY, token_metrics, update_token_metrics
+from gating.lightning.tasks.translation_metrics import SacreScore
+from gating.lightning.texts import check_filled, readable_length, tokenise
+from gating.score import Score
+
+__all__ = ["Seq2Seq"]
+
+# Names of the column of the source and of that of the target; the first ones that are both there are taken.
+_USUAL = (
+    ("text_a", "text_b"),
+    ("source", "target"),
+    ("document", "summary"),
+    ("article", "highlights"),
+    ("dialogue", "summary"),
+    ("text", "summary"),
+    ("text", "text_pair"),
+    ("question", "answer"),
+)
+
+_TEXT_SCORES = ("bleu", "chrf")
+
+
+class Seq2Seq:
+    """A text made of another."""
+
+    auto_class = AutoModelForSeq2SeqLM
+
+    def __init__(self, prefix: str = "", num_beams: int = 1, num_samples: int = 3) -> None:
+        """Say how the model is asked.
+
+        Args:
+            prefix: What stands in front of every source, such as T5's ``translate English to German: ``.
+            num_beams: How many beams a search for the best text has; 1 takes the likeliest token at each step.
+            num_samples: How many texts to show at the end.
+
+        Raises:
+            ValueError: There is no beam.
+        """
+        if num_beams < 1:
+            raise ValueError(f"task.num_beams={num_beams}: a search has at least one beam.")
+        self._prefix = prefix
+        self._num_beams = num_beams
+        self._num_samples = num_samples
+        # How texts are written is known with the data.
+        self._write: _Writer | None = None
+
+    def load_processor(
+        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+    ) -> PreTrainedTokenizerBase:
+        """Load the tokenizer, or learn one, of both texts together, for a new model."""
+        return load_or_train_tokenizer(source, blueprint, splits, frame="end")
+
+    def prepare(
+        self,
+        examples: Examples,
+        processor: PreTrainedTokenizerBase,
+        blueprint: PreTrainedModel,
+        *,
+        max_length: int = 128,
+        max_target_length: int | None = None,
+        text_column: str | None = None,
+        text_pair_column: str | None = None,
+    ) -> Prepared:
+        """Tokenise sources and targets.
+
+        Args:
+            examples: The data.
+            processor: The model's tokenizer.
+            blueprint: The model without its weights.
+            max_length: Number of tokens after which a source is cut off.
+            max_target_length: The same of a target; as for sources when left out. Texts that are written are no longer.
+            text_column: Column of the source; ``translation.en`` is a part of a nested column.
+            text_pair_column: Column of the target.
+        """
+        columns = _find_columns(examples.splits, text_column, text_pair_column)
+        texts = take_columns(examples.splits, columns)
+        check_filled(texts, list(columns))
+        length = readable_length(blueprint, max_length)
+        target_length = readable_length(blueprint, max_target_length or length)
+        self._write = _Writer(processor, num_beams=self._num_beams, max_length=target_length)
+        ids = special_token_ids(processor, blueprint.config)
+        # It shifts targets as the model itself will do, each family in its way.
+        blueprint.config.update(ids)
+        return Prepared(
+            splits=_tokenise(texts, processor, prefix=self._prefix, length=length, target_length=target_length),
+            collate=_PairCollator(processor, blueprint),
+            metrics=token_metrics(blueprint.config.get_text_config(decoder=True).vocab_size),
+            score=PERPLEXITY,
+            config=ids,
+            final_metrics=MetricCollection({name: SacreScore(name) for name in _TEXT_SCORES}, compute_groups=False),
+            final_score=Score("bleu", unit=""),
+        )
+
+    def update(
+        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
+    ) -> None:
+        """Compare each token with what the right ones before it made the model expect, and what the model writes."""
+        update_token_metrics(metrics, outputs["logits"], batch["labels"])
+        if "bleu" in metrics:
+            assert self._write is not None, "prepare() the data first"
+            written = self._write(model, batch["input_ids"], batch["attention_mask"])
+            for name in _TEXT_SCORES:
+                metrics[name].update(written, batch["metric_target"])
+
+    def write_samples(
+        self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict
+    ) -> list[Sample]:
+        """Let the model answer the first sources of the test data, or of the validation data if there are none."""
+        assert self._write is not None, "prepare() the data first"
+        table = splits.get("test", splits["validation"])
+        samples = []
+        for row in table.select(range(min(self._num_samples, len(table)))):
+            ids = torch.tensor([row["input_ids"]], device=model.device)
+            (written,) = self._write(model, ids, torch.ones_like(ids))
+            source = str(processor.decode(row["input_ids"], skip_special_tokens=True))
+            samples.append({"source": source, "written": written, "right": row["metric_target"]})
+        return samples
+
+
+class _Writer:
+    """Writes the text that a model finds best for a source."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, num_beams: int, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._options = {"num_beams": num_beams, "max_new_tokens": max_length, "do_sample": False}
+
+    def __call__(self, model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> list[str]:
+        ids = model.generate(  # type: ignore[operator]
+            input_ids=input_ids, attention_mask=attention_mask, **self._options
+        )
+        texts: list[str] = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+class _PairCollator:
+    """Pads sources and targets, and hands the targets on as text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, blueprint: PreTrainedModel) -> None:
+        self._pad = DataCollatorForSeq2Seq(tokenizer, model=blueprint)
+
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self._pad([{name: pair[name] for name in ("input_ids", "labels")} for pair in pairs])
+        return {**batch, "metric_target": [pair["metric_target"] for pair in pairs]}
+
+
+def _find_columns(splits: DatasetDict, text: str | None, text_pair: str | None) -> dict[str, str]:
+    """Return the columns of source and target; of a column ``translation`` its two languages in their order."""
+    there = set(splits["train"].column_names)
+    usual = next((pair for pair in _USUAL if there.issuperset(pair)), _USUAL[0])
+    if "translation" in there:
+        feature = splits["train"].features["translation"]
+        languages = feature.languages if isinstance(feature, Translation) else list(feature)
+        usual = (f"translation.{languages[0]}", f"translation.{languages[1]}")
+    return {"text": text or usual[0], "text_pair": text_pair or usual[1]}
+
+
+def _tokenise(
+    splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, *, prefix: str, length: int, target_length: int
+) -> DatasetDict:
+    def function(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        targets = [str(text) for text in batch["text_pair"]]
+        tokens = tokenizer([f"{prefix}{text}" for text in batch["text"]], truncation=True, max_length=length)
+        labels = tokenizer(text_target=targets, truncation=True, max_length=target_length)
+        return {"input_ids": tokens["input_ids"], "labels": labels["input_ids"], "metric_target": targets}
+
+    return tokenise(splits, function)
