@@ -168,7 +168,7 @@ def inputs(tmp_path_factory):
 def test_the_command_trains_adapters_in_search_and_recovery_and_leaves_the_rest(inputs, tmp_path):
     numbers = run_here([*inputs, "adapters=lora", "optimizer.lr=0.01"], tmp_path / "out")
     assert numbers["num_heads"] == 4
-    assert numbers["removed/test/accuracy"] == numbers["search/test/accuracy"]
+    assert numbers["removed/validation/accuracy"] == numbers["search/validation/accuracy"]
     old = load_file(f"{setting(inputs, 'model.name')}/model.safetensors")
     new = load_file(tmp_path / "out" / "compact" / "model.safetensors")
     assert not [name for name in new if "lora" in name or "base_layer" in name]

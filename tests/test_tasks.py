@@ -102,7 +102,7 @@ def test_tags_of_words_and_their_f1_as_seqeval_has_it(bert, tagged, tmp_path):
         tmp_path / "out",
     )
     assert numbers["num_heads"] == 4
-    assert numbers["search/test/f1"] == numbers["removed/test/f1"]
+    assert numbers["search/validation/f1"] == numbers["removed/validation/f1"]
     model, tokenizer = gating.load_compact(compact), AutoTokenizer.from_pretrained(compact)
     expected, predicted = [], []
     for line in (tagged / "test.tsv").read_text().splitlines()[1:]:
@@ -156,7 +156,7 @@ def test_answers_and_their_scores_as_torchmetrics_has_them(bert, questions, tmp_
         tmp_path / "out",
     )
     assert numbers["num_heads"] == 4
-    assert numbers["search/test/f1"] == pytest.approx(numbers["removed/test/f1"])
+    assert numbers["search/validation/f1"] == pytest.approx(numbers["removed/validation/f1"])
     model, tokenizer = gating.load_compact(compact), AutoTokenizer.from_pretrained(compact)
     reference = SQuAD()
     for line in (questions / "test.jsonl").read_text().splitlines():
@@ -231,7 +231,7 @@ def test_digits_with_a_new_vision_transformer(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     numbers, compact = run(SMALL_VIT, tmp_path / "out")
     assert numbers["num_heads"] == 4
-    assert numbers["search/test/accuracy"] == numbers["removed/test/accuracy"]
+    assert numbers["search/validation/accuracy"] == numbers["removed/validation/accuracy"]
     model = gating.load_compact(compact)
     assert type(model).__name__ == "ViTForImageClassification"
     assert AutoImageProcessor.from_pretrained(compact).size["height"] == 8

@@ -52,7 +52,7 @@ class LoRA:
     """
 
     rank: int = 8
-    alpha: float = 16.0
+    alpha: int = 16
     dropout: float = 0.0
     target_modules: Sequence[str] | Literal["all-linear"] | None = None
 

@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-import sacrebleu.metrics
 import torch
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 from torch import Tensor
 from torchmetrics import Metric
 
 __all__ = ["SacreScore"]
 
 # Each with an empty text's statistics, whose length is that of all.
-_SCORES: dict[str, Any] = {"bleu": sacrebleu.metrics.BLEU, "chrf": sacrebleu.metrics.CHRF}
+_SCORES: dict[str, Any] = {"bleu": BLEU, "chrf": CHRF}
 
 
 class SacreScore(Metric):
