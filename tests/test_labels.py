@@ -47,6 +47,7 @@ def test_same_label_read_as_number_and_as_word_is_one_class():
         (["a", "b"], ["a", ""], "no label in row 2"),
         (["a", "a"], ["a"], "at least two"),
         ([0.5, 1.0], [1.0], "fractions"),
+        ([["a"], ["b"]], [["a"]], "more than one label in row 1.*task=token_classification"),
     ],
 )
 def test_labels_that_cannot_be_used_are_named(train, validation, message):

@@ -5,11 +5,11 @@ from typing import Any
 
 import transformers
 from datasets import Dataset, Image, Value
-from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedModel
+from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
 from gating.lightning.models import ModelSource
 
-__all__ = ["load_image_processor", "serve_images"]
+__all__ = ["load_image_processor", "serve_images", "vision_config"]
 
 # Pillow's arithmetic on every machine; the first versions 5 of transformers had nothing else.
 _OLD = not hasattr(transformers, "ViTImageProcessorPil")
@@ -26,7 +26,7 @@ def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> Ima
         ValueError: There is none, or it needs a package that is not installed.
     """
     if source.processor is None:
-        config = blueprint.config
+        config = vision_config(blueprint)
         height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         middle = [0.5] * config.num_channels
         made: ImageProcessingMixin = _Maker(
@@ -41,6 +41,12 @@ def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> Ima
             f"The image processor of {source.title} does not load: {reason} Name another one with model.tokenizer=..."
         ) from error
     return loaded
+
+
+def vision_config(blueprint: PreTrainedModel) -> PreTrainedConfig:
+    """Return the part of a model's configuration that is about images."""
+    config: PreTrainedConfig = getattr(blueprint.config, "vision_config", blueprint.config)
+    return config
 
 
 def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: str) -> Dataset:

@@ -55,6 +55,11 @@ def _as_text(table: Dataset, split: str) -> list[str]:
     for row, label in enumerate(labels):
         if label is None or label == "":
             _missing(split, row)
+        if isinstance(label, (list, dict)):
+            raise ValueError(
+                f"The {split} data has more than one label in row {row + 1}: {label}. One for each word is learned "
+                "with task=token_classification."
+            )
         if isinstance(label, float) and not label.is_integer():
             raise ValueError(
                 f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes; "

@@ -141,7 +141,8 @@ class NewModel:
             )
         family = AutoConfig.for_model(self.model_type)
         _check_names(family, self.config)
-        values = {**_special_tokens_within(self.config, family), **self.config, **changes}
+        # Auto classes with a choice of models for a family look for the one that was saved; there is none.
+        values = {"architectures": [], **_special_tokens_within(self.config, family), **self.config, **changes}
         return _checked(lambda: AutoConfig.for_model(self.model_type, **values))
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:

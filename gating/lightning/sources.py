@@ -51,6 +51,14 @@ _GLUE_METRICS: dict[str, tuple[str, ...]] = {
     "wnli": ("accuracy",),
 }
 
+# What to do where a split is missing.
+_SPLIT_HINTS = {
+    "train": " Name another one with data.train_split=...",
+    "validation": " Name another one with data.validation_split=..., or let data.validation_split=null draw it from "
+    "the training data.",
+    "test": " Name another one with data.test_split=..., or do without: data.test_split=null.",
+}
+
 # One reader of `datasets` for each file ending. Empty cells and words such as "null" are text like any other.
 _TABLE = {"keep_default_na": False, "na_values": []}
 _READERS: dict[str, tuple[str, dict[str, object]]] = {
@@ -214,9 +222,7 @@ def _from_hub(path: str, name: str | None, spec: str | None = None, split: str |
         return datasets.load_dataset(path, name, split=spec)
     except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
         reason = " ".join(str(error).split())
-        hint = f" Name another one with data.{split}_split=..." if "split" in reason.lower() and split else ""
-        if hint and split != "train":
-            hint += f", or let data.{split}_split=null do without."
+        hint = _SPLIT_HINTS.get(split or "", "") if reason.startswith("Unknown split") else ""
         raise ValueError(
             f"The data set {path!r} ({name or 'default'}, {spec or 'all splits'}) does not load: {reason}{hint}"
         ) from error

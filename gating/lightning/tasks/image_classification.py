@@ -9,7 +9,7 @@ from transformers import AutoModelForImageClassification, DefaultDataCollator, I
 
 from gating.lightning.batches import Batch
 from gating.lightning.columns import find_column, take_columns
-from gating.lightning.images import load_image_processor, serve_images
+from gating.lightning.images import load_image_processor, serve_images, vision_config
 from gating.lightning.labels import LABEL_COLUMNS, encode_labels
 from gating.lightning.models import ModelSource
 from gating.lightning.sources import Examples
@@ -63,7 +63,7 @@ class ImageClassification:
         splits, label_names = encode_labels(take_columns(examples.splits, columns))
         check_filled(splits, ["image"])
         names = self._metrics or examples.metrics or ("accuracy",)
-        channels = getattr(blueprint.config, "num_channels", 3)
+        channels = getattr(vision_config(blueprint), "num_channels", 3)
         served = {
             split: serve_images(table, processor, num_channels=channels, where=split) for split, table in splits.items()
         }

@@ -1,0 +1,120 @@
+"""The experiments of conf/experiment that need no hub, with gates and without, once each.
+
+    python -m benchmarks.tasks --data FOLDER
+    python -m benchmarks.tasks --data FOLDER --experiments wnut17 --settings trainer.precision=bf16-mixed
+
+Every run is `python train.py experiment=NAME`, and the same with `objective=none`. Results are appended to a file of
+JSON lines as runs end, and what is in it is not repeated. The table of docs/tasks.md is written from all of them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from benchmarks.measuring import ROOT, machine
+from benchmarks.page import replace_table
+from gating.score import Score
+
+__all__ = ["EXPERIMENTS", "table"]
+
+Row = dict[str, Any]
+
+PAGE = ROOT / "docs" / "tasks.md"
+RESULTS = ROOT / "benchmarks" / "results" / "tasks.jsonl"
+
+# Experiment -> the metric to report. Those that read FOLDER/NAME/... are left out where there is no such folder.
+EXPERIMENTS = {"digits-vit": Score("accuracy"), "wnut17": Score("f1")}
+DATA = {"wnut17": "wnut17"}
+
+COLUMNS = {
+    "experiment": "experiment",
+    "metric": "metric",
+    "dense": "dense",
+    "compact": "compact",
+    "heads": "heads",
+    "parameters": "parameters",
+    "speedup": "speed-up",
+    "command": "settings besides `experiment=`",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, and write the table."""
+    options = parse(arguments)
+    done = {(row["experiment"], row["objective"]) for row in records.read(options.output)}
+    for experiment in options.experiments:
+        folder = DATA.get(experiment)
+        if folder is not None and not (options.data and (options.data / folder).is_dir()):
+            print(f"{experiment} is left out: name the folder that has {folder}/ with --data.", file=sys.stderr)
+            continue
+        for objective in ("budget", "none"):
+            if (experiment, objective) not in done:
+                records.append(options.output, measure(experiment, objective, options.settings, options.data))
+    if options.output == RESULTS:
+        replace_table(PAGE, "tasks", [*facts(records.read(RESULTS)), "", table(records.read(RESULTS))])
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", type=Path, help=f"folder with the data sets {', '.join(DATA.values())}")
+    parser.add_argument("--experiments", nargs="+", default=list(EXPERIMENTS), choices=list(EXPERIMENTS))
+    parser.add_argument("--settings", nargs="*", default=[], help="further settings of train.py")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    return parser.parse_args(arguments)
+
+
+def measure(experiment: str, objective: str, settings: Sequence[str], data: Path | None) -> Row:
+    """Run once, and return the outcome."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = [f"output_dir={folder}/run", "logger=csv", "callbacks=none"]
+        places += [f"paths.data={data.resolve()}"] if data else []
+        command = [f"experiment={experiment}", f"objective={objective}", *settings]
+        subprocess.run([sys.executable, str(ROOT / "train.py"), *command, *places], check=True)
+        numbers = json.loads((Path(folder) / "run" / "metrics.json").read_text())
+    return {"experiment": experiment, "objective": objective, "settings": list(settings), **machine(), **numbers}
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Return a row for each experiment, dense beside compact, as Markdown."""
+    runs = {(row["experiment"], row["objective"]): row for row in rows}
+    shown = []
+    for experiment, score in EXPERIMENTS.items():
+        compact, dense = runs.get((experiment, "budget")), runs.get((experiment, "none"))
+        if compact is None or dense is None:
+            continue
+        key = f"test/{score.name}"
+        shown.append(
+            {
+                "experiment": f"`{experiment}`",
+                "metric": f"test {score.name}",
+                "dense": score.show(dense[key]),
+                "compact": score.show(compact[key]),
+                "heads": f"{compact['num_heads']} of {compact['num_heads_before']}",
+                "parameters": f"{compact['num_parameters'] / compact['num_parameters_before']:.0%}",
+                "speedup": f"{compact['speedup']:.2f}",
+                "command": " ".join(f"`{setting}`" for setting in compact["settings"]) or "none",
+            }
+        )
+    return records.markdown(shown, COLUMNS)
+
+
+def facts(rows: Iterable[Row]) -> list[str]:
+    """Say on which machines rows were measured."""
+    return sorted(
+        {
+            f"{row['gpu'] or row['cpu']}, {row['threads']} thread(s), torch {row['torch']}, transformers "
+            f"{row['transformers']}, seed {row['seed']}"
+            for row in rows
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
