@@ -93,12 +93,11 @@ class CausalLM:
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict
     ) -> list[Sample]:
         """Let the model go on from the prompts."""
-        beginnings = splits["validation"].select(range(min(self._num_samples, len(splits["validation"]))))
-        prompts = (
-            [processor(prompt)["input_ids"] for prompt in self._prompts]
-            if self._prompts
-            else [ids[: max(1, min(16, len(ids) // 2))] for ids in beginnings["input_ids"]]
-        )
+        if self._prompts:
+            prompts = [processor(prompt)["input_ids"] for prompt in self._prompts]
+        else:
+            beginnings = splits["validation"][: self._num_samples]["input_ids"]
+            prompts = [ids[: max(1, min(16, len(ids) // 2))] for ids in beginnings]
         return [self._write(model, processor, prompt, seed=self._sample_seed + n) for n, prompt in enumerate(prompts)]
 
     def _write(

@@ -133,7 +133,7 @@ class Seq2Seq:
         assert self._write is not None, "prepare() the data first"
         table = splits.get("test", splits["validation"])
         samples = []
-        for row in table.select(range(min(self._num_samples, len(table)))):
+        for row in table.take(min(self._num_samples, len(table))):
             ids = torch.tensor([row["input_ids"]], device=model.device)
             (written,) = self._write(model, ids, torch.ones_like(ids))
             source = str(processor.decode(row["input_ids"], skip_special_tokens=True))
