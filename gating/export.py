@@ -1,8 +1,6 @@
 """Saving a compact model as a folder that loads anywhere, and loading it."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +12,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from gating.card import CompactReport, write_card
+from gating.folder import replacing_folder
 from gating.heads.compact import become_compact, compact_class
 from gating.heads.record import RECORD_KEY
 from gating.heads.refusals import check_no_adapters
 
-__all__ = ["Processor", "load_compact", "replacing_folder", "save_compact"]
+__all__ = ["Processor", "load_compact", "save_compact"]
 
 
 class Processor(Protocol):
@@ -139,25 +138,3 @@ def _without_load_report() -> Iterator[None]:
         yield
     finally:
         transformers.utils.logging.set_verbosity(before)
-
-
-@contextmanager
-def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty folder that takes the target's place when the block ends without an error."""
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())) and not overwrite:
-        raise FileExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    new, old = scratch / "new", scratch / "old"
-    try:
-        new.mkdir()
-        yield new
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
