@@ -135,7 +135,7 @@ def test_the_new_folder_is_on_the_disk_before_the_old_one_goes(tmp_path, monkeyp
 
 
 def test_other_errors_pass_as_they_are(tmp_path):
-    with pytest.raises(RuntimeError, match="^differs$"), replacing_folder(tmp_path / "new", overwrite=False):
+    with pytest.raises(RuntimeError, match=r"^differs$"), replacing_folder(tmp_path / "new", overwrite=False):
         raise RuntimeError("differs")
     assert os.listdir(tmp_path) == []
 
