@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from gating.errors import is_input_error
-from gating.heads.blocks import find_attention_blocks
 from gating.heads.compact import compact_class
 from gating.heads.files import read_config, walk
-from gating.heads.limits import checked_folder
+from gating.heads.limits import checked_folder, load_whole
 from gating.heads.record import RECORD_KEY
 
 __all__ = ["load_compact"]
@@ -57,29 +57,10 @@ def load_compact(
     with _clear_errors(folder), checked_folder(folder, verify=verify, exact=is_compact), _without_load_report():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         base = _model_class(config, folder)
-        # Mismatches are let through to be told below, in the words of this package.
-        loaded: Any = (compact_class(base) if is_compact else base).from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
+        cls = compact_class(base) if is_compact else base
+        return load_whole(
+            partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True)
         )
-    model, found = loaded
-    for kind, what in (
-        ("mismatched_keys", "has another shape in the weights than the heads that config.json keeps ask for"),
-        ("missing_keys", "is not in the weights"),
-        ("unexpected_keys", "is in the weights, but the heads in config.json do not keep it"),
-    ):
-        if found[kind]:
-            first = sorted(found[kind])[0]
-            name = first if isinstance(first, str) else first[0]
-            raise ValueError(f"{folder} is damaged or mixed from two models: {name} {what}. Export the model again.")
-    assert isinstance(model, PreTrainedModel)
-    if is_compact:
-        _check_blocks(folder, model)
-    return model
 
 
 def _check_trust(folder: Path, described: Mapping[str, Any]) -> None:
@@ -116,17 +97,6 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
             "Export the model again."
         )
     return base
-
-
-def _check_blocks(folder: Path, model: PreTrainedModel) -> None:
-    """A record may be of more blocks than a base model has, but not than the model that was saved."""
-    known = {block.name for block in find_attention_blocks(model)}
-    unknown = [name for name in getattr(model.config, RECORD_KEY)["blocks"] if name not in known]
-    if unknown:
-        raise ValueError(
-            f"{folder} is damaged or mixed from two models: config.json has heads of {unknown[0]!r}, which "
-            f"{type(model).__name__} does not have. Export the model again."
-        )
 
 
 @contextmanager

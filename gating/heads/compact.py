@@ -21,7 +21,7 @@ from transformers.utils.hub import cached_file
 from .blocks import find_attention_blocks
 from .edits import apply_edits
 from .files import check_checksums, read_config, write_checksums
-from .limits import check_fits, checked_folder
+from .limits import check_fits, checked_folder, is_being_checked, load_whole
 from .record import CHECKSUMS, RECORD_KEY, describe_kept_heads, plan_from_record
 
 __all__ = ["become_compact", "compact_class"]
@@ -78,9 +78,17 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     ) -> Any:
         name = pretrained_model_name_or_path
         load = partial(base.from_pretrained.__func__, cls, name, *args, **kwargs)  # type: ignore[attr-defined]
+        if is_being_checked():
+            return load()
         if name is not None and os.path.isdir(name):
-            with checked_folder(Path(name, kwargs.get("subfolder", "")), verify=verify, exact=False):
-                return load()
+            folder = Path(name, kwargs.get("subfolder", ""))
+            if kwargs.get("variant") or kwargs.get("gguf_file"):
+                return load()  # These are other weights than those that the record is about.
+            # Another class has another task head; and who lets mismatches through wants a new one.
+            own_checks = kwargs.get("ignore_mismatched_sizes") or kwargs.get("output_loading_info")
+            exact = not own_checks and cls.__name__ in (read_config(folder).get("architectures") or ())
+            with checked_folder(folder, verify=verify, exact=exact):
+                return load_whole(load) if exact else load()
         loaded = load()
         if name is not None and verify:
             # From the hub: its files are known when they are there.

@@ -59,12 +59,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_json(folder / _CONFIG)
 
 
-def walk(value: object, *, name: str = "config.json") -> Iterator[tuple[str, object]]:
-    """Yield everything in a nested table, the tables too, with its dotted name."""
-    yield name, value
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, one in inside:
-        yield from walk(one, name=f"{name}.{key}")
+def walk(table: object, *, within: str = "") -> Iterator[tuple[str, object]]:
+    """Yield everything in a nested table, the tables inside of it too, with its dotted name."""
+    inside = table.items() if isinstance(table, dict) else enumerate(table) if isinstance(table, list) else ()
+    for key, value in inside:
+        yield f"{within}{key}", value
+        yield from walk(value, within=f"{within}{key}.")
 
 
 def read_headers(folder: Path) -> dict[str, Stored]:
