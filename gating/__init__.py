@@ -11,7 +11,7 @@ model = gating.load_compact("compact")
 from gating.card import CompactReport
 from gating.convergence import Convergence
 from gating.distillation import Distillation
-from gating.export import load_compact, save_compact
+from gating.export import save_compact
 from gating.finalize import FinalizeReport, finalize
 from gating.gates import HeadGates, inject_gates
 from gating.heads.blocks import AttentionBlock, find_attention_blocks
@@ -19,6 +19,7 @@ from gating.heads.families import register_attention_spec
 from gating.heads.padding import silence_padding
 from gating.heads.pruning import PruneReport, prune_heads
 from gating.heads.spec import AttentionSpec
+from gating.loading import load_compact
 from gating.objectives import (
     BudgetSchedule,
     ExactBudget,

@@ -40,9 +40,9 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from gating.export import load_compact
     from gating.heads.blocks import find_attention_blocks
     from gating.heads.pruning import num_parameters
+    from gating.loading import load_compact
     from gating.measure import weight_megabytes
     from gating.report import kept_heads_table
 

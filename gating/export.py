@@ -1,24 +1,17 @@
-"""Saving a compact model as a folder that loads anywhere, and loading it."""
+"""Saving a compact model as a folder that loads anywhere."""
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-import transformers
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gating.card import CompactReport, write_card
-from gating.heads.compact import become_compact, compact_class
-from gating.heads.record import RECORD_KEY
+from gating.folder import replacing_folder
+from gating.heads.compact import become_compact
 from gating.heads.refusals import check_no_adapters
 
-__all__ = ["Processor", "load_compact", "replacing_folder", "save_compact"]
+__all__ = ["Processor", "save_compact"]
 
 
 class Processor(Protocol):
@@ -67,97 +60,3 @@ def save_compact(
             tokenizer.save_pretrained(folder)
         write_card(folder / "README.md", model, report)
     return Path(save_directory)
-
-
-def load_compact(save_directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load a folder of :func:`save_compact` without running code from it.
-
-    Args:
-        save_directory: The folder.
-        dtype: Type of the weights; the one they were saved in when left out.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: The folder or one of its files is missing.
-        ValueError: The record of kept heads, the weights and the model class do not fit together.
-    """
-    folder = Path(save_directory)
-    for path in (folder, folder / "config.json"):
-        if not path.exists():
-            raise FileNotFoundError(f"There is no compact model in {folder}: {path} does not exist.")
-    config = AutoConfig.from_pretrained(folder)
-    cls = _model_class(config, folder)
-    _check_files(folder)
-    with _without_load_report():
-        # Mismatches are let through to be told below, in the words of this package.
-        loaded: Any = cls.from_pretrained(
-            folder, dtype=dtype or "auto", ignore_mismatched_sizes=True, output_loading_info=True
-        )
-    model, found = loaded
-    for kind, what in (
-        ("mismatched_keys", "has another shape in model.safetensors than the heads that config.json keeps ask for"),
-        ("missing_keys", "is not in model.safetensors"),
-        ("unexpected_keys", "is in model.safetensors, but the heads in config.json do not keep it"),
-    ):
-        if found[kind]:
-            first = sorted(found[kind])[0]
-            name = first if isinstance(first, str) else first[0]
-            raise ValueError(f"{folder} is damaged or mixed from two models: {name} {what}. Export the model again.")
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
-def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel]:
-    name = (config.architectures or [""])[0]
-    base = getattr(transformers, name, None)
-    if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
-        raise ValueError(f"{folder}/config.json names the architecture {name!r}, which transformers does not have.")
-    return compact_class(base) if hasattr(config, RECORD_KEY) else base
-
-
-def _check_files(folder: Path) -> None:
-    """Open every file of weights, which checks that its header and its length fit together."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"There are no weights in {folder}: model.safetensors does not exist.")
-    for path in files:
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}). Export the model again.") from error
-
-
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep transformers from printing its table of mismatches before our sentence."""
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers.utils.logging.set_verbosity(before)
-
-
-@contextmanager
-def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield an empty folder that takes the target's place when the block ends without an error."""
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())) and not overwrite:
-        raise FileExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    new, old = scratch / "new", scratch / "old"
-    try:
-        new.mkdir()
-        yield new
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

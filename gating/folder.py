@@ -1,10 +1,52 @@
-"""Whether a run's folder can be written to."""
+"""Folders that appear whole or not at all, and whether a run's folder can be written to."""
 
+import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_folder", "clear_folder"]
+from safetensors import SafetensorError
+
+__all__ = ["check_folder", "clear_folder", "replacing_folder"]
+
+
+@contextmanager
+def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder that takes the target's place when the block ends without an error.
+
+    Until then it lies beside the target, under a hidden name. What was there before goes only when the new folder is
+    in its place and on the disk; after an error nothing is left behind.
+
+    Args:
+        target: Where the folder goes.
+        overwrite: Whether something that is there may be replaced.
+
+    Raises:
+        FileExistsError: Something is there and ``overwrite`` is false, or a part of the path is a file.
+        OSError: The place cannot be written to, or the disk is full.
+    """
+    target = Path(os.path.abspath(target))
+    _check_replaceable(target, overwrite=overwrite)
+    made = [place for place in target.parents if not place.exists()]
+    try:
+        with _clear_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            try:
+                (scratch / "new").mkdir()
+                yield scratch / "new"
+                _flush(scratch / "new")
+                _swap(scratch / "new", target, old=scratch / "old")
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    except BaseException:
+        for place in made:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+        raise
 
 
 def check_folder(folder: Path, *, overwrite: bool) -> None:
@@ -47,3 +89,59 @@ def clear_folder(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("config.yaml", "metrics.json"):
         (folder / name).unlink(missing_ok=True)
+
+
+def _check_replaceable(target: Path, *, overwrite: bool) -> None:
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return
+    if os.path.lexists(target) and not overwrite:
+        raise FileExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
+    if Path.cwd().is_relative_to(target):
+        raise FileExistsError(f"{target} is or holds the current folder, which is not replaced. Choose another place.")
+
+
+@contextmanager
+def _clear_errors(target: Path) -> Iterator[None]:
+    """Say in one sentence that the disk does not take what is written."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = _why_not_written(error)
+        if reason is None:
+            raise
+        raise OSError(
+            f"{target} cannot be written ({reason}); nothing was changed there. Make room or choose another place."
+        ) from error
+
+
+def _why_not_written(error: Exception) -> str | None:
+    """Return what the system said where an error is about writing; the libraries below say it in several ways."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error).rstrip(".")
+    number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
+    if number:
+        return os.strerror(int(number[1]))
+    return "a file could not be written to its end" if "inline_container" in str(error) else None  # torch
+
+
+def _flush(folder: Path) -> None:
+    """Wait until a folder is on the disk, with all that is in it."""
+    if os.name != "posix":
+        return  # Elsewhere, folders cannot be opened.
+    for path in [*folder.rglob("*"), folder]:
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+
+def _swap(new: Path, target: Path, *, old: Path) -> None:
+    if os.path.lexists(target):
+        target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        if os.path.lexists(old):
+            old.rename(target)
+        raise

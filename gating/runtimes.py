@@ -11,8 +11,9 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.export import load_compact, replacing_folder
+from gating.folder import replacing_folder
 from gating.heads.probe import forward_outputs, make_probe, max_relative_difference
+from gating.loading import load_compact
 
 __all__ = ["RuntimeFormat", "RuntimeReport", "export_onnx", "export_runtime"]
 

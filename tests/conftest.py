@@ -115,6 +115,12 @@ def saved(
     return found
 
 
+@pytest.fixture
+def folder(saved: dict[str, Saved], tmp_path: Path) -> Path:
+    """Return the folder of a saved BERT that a test may damage."""
+    return Path(shutil.copytree(saved["bert"].folder, tmp_path / "compact"))
+
+
 @pytest.fixture(scope="session")
 def bert_base(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """Return a BERT of the real size (few words) with uneven, emptied and whole layers."""

@@ -1,9 +1,17 @@
 import functools
+import json
+import os
+import signal
 import sys
+import time
 
 import pytest
+import torch
 
 from benchmarks import batching, records
+from benchmarks.damage.__main__ import SUBJECTS, run_cases
+from benchmarks.damage.damages import DAMAGES
+from benchmarks.damage.outcome import load_outcome
 from benchmarks.measuring import interleave, machine, ratio
 from benchmarks.rivals import __main__ as rivals
 from benchmarks.rivals import environments
@@ -127,3 +135,31 @@ def test_data_sets_that_are_not_there_are_named(tmp_path, capsys):
     options = batching.parse(["--data", str(tmp_path), "--sets", "sick"])
     assert {source.name for source in batching.sources(options)} == {"bbc"}
     assert "sick is left out: there is no" in capsys.readouterr().err
+
+
+# Forking is what makes a case cheap; nothing in the child waits for a thread of this process.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_damaged_folders_give_the_model_that_was_saved_or_one_sentence():
+    rows = list(run_cases(range(2 * len(DAMAGES)), remote=False))
+    assert {row["damage"] for row in rows} == set(DAMAGES)
+    assert {row["family"] for row in rows} == {family for family, *_ in SUBJECTS}
+    assert [row for row in rows if row["outcome"] == "FAIL"] == []
+    assert sum(row["outcome"] == "sentence" for row in rows) > 0.7 * len(rows)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("load", "why"),
+    [
+        (lambda folder: time.sleep(60), "no answer after 2 s"),
+        (lambda folder: os.kill(os.getpid(), signal.SIGKILL), "the process ended with status"),
+        (lambda folder: torch.empty(10**10), "can't allocate memory"),
+        (lambda folder: {}["key"], "KeyError"),
+        (lambda folder: json.loads("{"), "JSONDecodeError"),
+        (lambda folder: torch.ones(3), "another model"),
+    ],
+)
+def test_the_benchmark_of_damage_notices_what_must_not_be(tmp_path, load, why):
+    found = load_outcome(load, tmp_path, lambda model: [model], [torch.ones(2)], sentence=True, timeout_s=2)
+    assert found["outcome"] == "FAIL"
+    assert why in found["why"]

@@ -1,5 +1,9 @@
+import ast
 import copy
-import importlib
+import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,8 +98,32 @@ def test_every_auto_class_of_the_configuration_is_mapped(bert):
     assert all(name.startswith("AutoModel") for name in auto_map)
 
 
-def test_importing_the_files_that_travel_defines_and_does_nothing_else():
-    assert importlib.import_module("gating.heads.compact") is compact
+# Calls that a module may make as it is imported: they make a value of what they are given and touch nothing.
+HARMLESS = {"AttentionSpec", "ContextVar", "_Absent", "_bert", "compile", "dataclass", "fromkeys", "lru_cache"}
+
+
+def test_the_files_that_travel_define_and_do_nothing_else(saved):
+    paths = list(saved["bert"].folder.glob("*.py"))
+    assert {"compact.py", "files.py", "limits.py", "record.py"} <= {path.name for path in paths}
+    for path in paths:
+        for node in ast.parse(path.read_text()).body:
+            where = f"{path.name}:{node.lineno}"
+            is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            assert is_docstring or isinstance(node, DEFINITIONS), where
+            assert calls_at_import(node) <= HARMLESS, where
+
+
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef)
+
+
+def calls_at_import(node: ast.AST) -> set[str]:
+    """Return the names of what is called when a statement of a module is executed."""
+    if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+        inside = [*node.args.defaults, *filter(None, node.args.kw_defaults), *getattr(node, "decorator_list", [])]
+    else:
+        inside = list(ast.iter_child_nodes(node))
+    own = {getattr(node.func, "attr", getattr(node.func, "id", "?"))} if isinstance(node, ast.Call) else set()
+    return own.union(*map(calls_at_import, inside))
 
 
 # Fresh processes: two for all of these tests, see the fixture fresh_answers.
@@ -162,3 +190,98 @@ def test_bert_base_compact_equals_masked(dense_base, seed):
                 getattr(attention.self, name).weight.shape == (64 * kept, 768) for name in ("query", "key", "value")
             )
         assert attention.output.dense.weight.shape == (768, 64 * kept)
+
+
+# Checksums.
+
+
+def load_by_remote_code(folder, auto_class=transformers.AutoModelForSequenceClassification, **options):
+    return auto_class.from_pretrained(folder, trust_remote_code=True, **options)
+
+
+def flip_a_bit(path, place=-5):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("load", [gating.load_compact, load_by_remote_code])
+def test_a_flipped_bit_in_the_weights_is_refused(folder, load):
+    flip_a_bit(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved with this model"):
+        load(folder)
+    load(folder, verify=False)
+
+
+@pytest.mark.parametrize("load", [gating.load_compact, load_by_remote_code])
+def test_a_model_that_was_trained_on_saves_checksums_of_its_own(folder, tmp_path, load):
+    model = load(folder)
+    assert "sha256" not in model.config.head_gating
+    with torch.no_grad():
+        model.classifier.weight += 1
+    model.save_pretrained(folder)  # over the folder that it came from
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 2
+    for place in (folder, tmp_path / "parts"):
+        batch = batch_for(model)
+        assert torch.equal(logits_of(load(place), batch), logits_of(model, batch))
+        shard = max(place.glob("model*.safetensors"))
+        flip_a_bit(shard)
+        with pytest.raises(ValueError, match=rf"{shard.name} is not what was saved"):
+            load(place)
+
+
+def test_a_configuration_that_is_saved_alone_brings_no_stale_checksums(folder):
+    model = gating.load_compact(folder)
+    model.config.id2label = {number: f"label {number}" for number in range(3)}
+    model.config.save_pretrained(folder)
+    assert gating.load_compact(folder).config.id2label[2] == "label 2"
+
+
+def test_only_the_main_process_writes(folder, tmp_path):
+    model = gating.load_compact(folder)
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert os.listdir(tmp_path / "other") == []
+
+
+def test_what_is_uploaded_has_checksums(folder, tmp_path, monkeypatch):
+    uploaded = {}
+
+    def upload(self, working_dir, *_, **__):
+        uploaded.update(json.loads((Path(working_dir) / "config.json").read_text()))
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return self
+
+        repo_id = "me/model"
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "_upload_modified_files", upload)
+    monkeypatch.setattr("transformers.modeling_utils.hf_api", Hub)
+    gating.load_compact(folder).save_pretrained(tmp_path / "there", push_to_hub=True)
+    assert set(uploaded["head_gating"]["sha256"]) == {"config.json", "model.safetensors"}
+
+
+def test_a_folder_in_the_cache_of_the_hub_is_checked_too(saved, tmp_path):
+    repository = tmp_path / "models--me--model"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(saved["bert"].folder, repository / "blobs")
+    snapshot.mkdir(parents=True)
+    for blob in (repository / "blobs").iterdir():
+        (snapshot / blob.name).symlink_to(f"../../blobs/{blob.name}")
+    model = load_by_remote_code("me/model", cache_dir=tmp_path)
+    assert torch.equal(logits_of(model, saved["bert"].batch), saved["bert"].logits)
+    assert torch.equal(logits_of(gating.load_compact(snapshot), saved["bert"].batch), saved["bert"].logits)
+    flip_a_bit(repository / "blobs" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved"):
+        load_by_remote_code("me/model", cache_dir=tmp_path)
+    load_by_remote_code("me/model", cache_dir=tmp_path, verify=False)
+
+
+def test_another_task_head_is_new_and_the_rest_is_checked(saved, folder):
+    model = load_by_remote_code(folder, transformers.AutoModelForTokenClassification)
+    name = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(model.get_parameter(name), saved["bert"].model.get_parameter(name))
+    assert model.classifier.out_features == 3

@@ -1,9 +1,14 @@
+import errno
+import os
+import resource
 import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from gating.folder import check_folder, clear_folder
+from gating.folder import check_folder, clear_folder, replacing_folder
 
 
 @pytest.mark.parametrize("path", ["new", "deep/down/new", "empty"])
@@ -55,3 +60,116 @@ def test_clearing_takes_what_a_run_left_and_nothing_else(tmp_path):
     (tmp_path / "metrics.json").write_text("{}")
     clear_folder(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"mine"}
+
+
+@pytest.fixture
+def small_disk():
+    """Let no file grow beyond a thousand bytes: the error of a full disk, from the system itself."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_text(folder):
+    (folder / "text").write_text("x" * 5000)
+
+
+def write_weights(folder):
+    save_file({"weight": torch.zeros(5000)}, folder / "model.safetensors")
+
+
+def write_torch(folder):
+    torch.save(torch.zeros(5000), folder / "model.pt2")
+
+
+@pytest.mark.parametrize("write", [write_text, write_weights, write_torch])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, small_disk, write, exists):
+    target = tmp_path / ("there" if exists else "new/deep")
+    if exists:
+        target.mkdir()
+        (target / "old").write_text("old")
+    with (
+        pytest.raises(OSError, match=rf"{target.name} cannot be written \(.+\); nothing was changed there\. Make room"),
+        replacing_folder(target, overwrite=True) as folder,
+    ):
+        write(folder)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == (
+        ["there", "there/old"] if exists else []
+    )
+
+
+@pytest.mark.parametrize("step", ["mkdtemp", "fsync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_what_the_system_says_is_in_the_sentence(tmp_path, monkeypatch, step, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(*((tempfile, "mkdtemp") if step == "mkdtemp" else (os, "fsync")), refuse)
+    with (
+        pytest.raises(OSError, match=rf"new cannot be written \({os.strerror(number)}\)"),
+        replacing_folder(tmp_path / "deep" / "new", overwrite=False) as folder,
+    ):
+        (folder / "file").write_text("x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_new_folder_is_on_the_disk_before_the_old_one_goes(tmp_path, monkeypatch):
+    target = tmp_path / "there"
+    target.mkdir()
+    (target / "old").write_text("old")
+    flushed = []
+
+    def fsync(file):
+        assert (target / "old").exists()
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing_folder(target, overwrite=True) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_text("x")
+    assert sorted(flushed) == ["file", "new", "sub"]
+    assert os.listdir(target) == ["sub"]
+    assert os.listdir(tmp_path) == ["there"]
+
+
+def test_other_errors_pass_as_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^differs$"), replacing_folder(tmp_path / "new", overwrite=False):
+        raise RuntimeError("differs")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_folder_one_stands_in_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "thesis.txt").write_text("x")
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (Path("."), Path(".."), tmp_path):
+        with (
+            pytest.raises(FileExistsError, match="holds the current folder"),
+            replacing_folder(place, overwrite=True),
+        ):
+            pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "thesis.txt"]
+
+
+def test_a_link_is_replaced_and_what_it_points_at_stays(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "far")
+    with pytest.raises(FileExistsError), replacing_folder(tmp_path / "link", overwrite=False):
+        pass
+    with replacing_folder(tmp_path / "link", overwrite=True) as folder:
+        (folder / "new").write_text("")
+    assert (tmp_path / "far" / "file").exists()
+    assert not (tmp_path / "link").is_symlink()
+    assert os.listdir(tmp_path / "link") == ["new"]
+
+
+def test_a_path_through_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=r"file/new cannot be written \((File exists|Not a directory)\)"),
+        replacing_folder(tmp_path / "file" / "new", overwrite=True),
+    ):
+        pass

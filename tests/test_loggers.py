@@ -1,7 +1,14 @@
+import logging
+import socket
+import time
+from pathlib import Path
+
 import pytest
 import wandb
+from fake_wandb import KEY, fake_server
 
-from gating.lightning.loggers import build_loggers, close_wandb, resolve_mode
+from gating.lightning import loggers
+from gating.lightning.loggers import build_loggers, close_wandb, log_outcome, resolve_mode
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +57,114 @@ def test_disabled_leaves_the_csv_file(tmp_path):
     csv.save()
     assert (tmp_path / "csv" / "metrics.csv").read_text() == "step,x\n0,1.0\n"
     assert close_wandb(failed=False) is None
+
+
+# Outages. The server is one of this machine.
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """Return a function that makes W&B use a server, and wait for it for a few seconds only."""
+
+    def use(url: str) -> None:
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setattr(loggers, "_PATIENCE_S", 2.0)
+        wandb.teardown()  # W&B reads its settings once in a process
+
+    yield use
+    close_wandb(failed=True)
+    monkeypatch.undo()
+    wandb.teardown()
+
+
+def closed_port() -> int:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        return closed.getsockname()[1]
+
+
+def what_was_said(caplog) -> list[str]:
+    ours = [record for record in caplog.records if record.name.startswith("gating.")]
+    return [record.message for record in ours if record.levelno >= logging.WARNING]
+
+
+def kinds_of_runs(folder: Path) -> list[str]:
+    return [path.name.rpartition("run-")[0] for path in (folder / "wandb").glob("*run-*")]
+
+
+@pytest.mark.parametrize("outage", ["no network", "wrong key", "server error", "run refused"])
+def test_a_run_that_cannot_be_online_is_offline_and_says_so_once(tmp_path, online, caplog, outage):
+    with fake_server() as server:
+        server.fault = {"wrong key": 401, "server error": 500}.get(outage)
+        server.fault_of_runs = {"run refused": 401}.get(outage)
+        online(f"http://127.0.0.1:{closed_port()}" if outage == "no network" else server.url)
+        assert resolve_mode("auto") == "online"
+        for logger in (built := build_loggers(tmp_path)):
+            logger.log_metrics({"x": 1.0}, step=1)
+            logger.log_metrics({"x": 2.0}, step=2)
+        log_outcome(built, {"num_heads": 4}, tmp_path)
+        folder = close_wandb(failed=False)
+        questions = len(server.questions)
+    assert folder.name.startswith("offline-run-")
+    assert "offline-" in kinds_of_runs(tmp_path)
+    (said,) = what_was_said(caplog)
+    assert "The run goes on offline; `wandb sync` uploads it later" in said
+    assert KEY not in said
+    assert questions < 10
+    assert (tmp_path / "csv").exists()
+
+
+def test_a_server_that_works_gets_the_run(tmp_path, online, caplog):
+    with fake_server() as server:
+        online(server.url)
+        logger, _ = build_loggers(tmp_path, run_config={"model": {"token": "hf_" + "s" * 30}})
+        logger.log_metrics({"x": 1.0}, step=1)
+        folder = close_wandb(failed=False)
+        asked = "".join(body for _, body in server.questions)
+    assert folder.name.startswith("run-")
+    assert "UpsertBucket" in asked
+    assert "hf_" + "s" * 30 not in asked
+    assert what_was_said(caplog) == []
+
+
+@pytest.mark.parametrize("fault", [500, "hang"])
+def test_an_outage_in_the_middle_stops_nothing(tmp_path, online, fault):
+    with fake_server() as server:
+        online(server.url)
+        built = build_loggers(tmp_path)
+        built[0].log_metrics({"x": 1.0}, step=1)
+        server.fault = fault
+        start = time.monotonic()
+        for step in range(2, 50):
+            built[0].log_metrics({"x": 1.0}, step=step)
+        folder = close_wandb(failed=False)
+        assert time.monotonic() - start < 20  # a bound on hanging, not on speed
+    assert list(folder.glob("run-*.wandb"))
+    assert wandb.run is None
+
+
+def test_w_and_b_that_dies_costs_nothing_but_itself(tmp_path, monkeypatch, caplog):
+    def gone(*_, **__):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    logger, csv = build_loggers(tmp_path, mode="offline")
+    logger.log_metrics({"x": 1.0}, step=1)
+    monkeypatch.setattr(logger.experiment, "log", gone)
+    monkeypatch.setattr(type(logger.experiment), "finish", gone)
+    for step in range(2, 10):
+        logger.log_metrics({"x": 1.0}, step=step)
+        logger.log_hyperparams({"y": step})
+    log_outcome([logger, csv], {"num_heads": 4}, tmp_path)
+    close_wandb(failed=False)
+    assert logger.is_broken
+    assert wandb.run is None
+    failed, unfinished = what_was_said(caplog)
+    assert "W&B has failed ([Errno 104] Connection reset by peer). The run goes on without it" in failed
+    assert "W&B did not finish" in unfinished
+    # The next job of a sweep has a W&B run of its own.
+    monkeypatch.undo()
+    logger, _ = build_loggers(tmp_path / "next", mode="offline")
+    logger.log_metrics({"x": 1.0})
+    assert not logger.is_broken
+    assert kinds_of_runs(tmp_path / "next") == ["offline-"]

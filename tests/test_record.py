@@ -62,6 +62,12 @@ def set_kept(value):
         (lambda record: record["blocks"][NAMES[1]].update(num_heads=8), "num_heads|8 heads"),
         (lambda record: record.update(format=2), "its format is 2, and this version reads format 1"),
         (lambda record: record.pop("format"), "its format is None"),
+        (lambda record: record["blocks"][NAMES[1]].update(num_heads=4.0), r"num_heads=4\.0, but the model has 4"),
+        (
+            lambda record: record["blocks"][NAMES[1]].update(kept_head=[]),
+            "has 'kept_head', which this version does not",
+        ),
+        (lambda record: record.update(blocs={}), "it has 'blocs', which this version does not know"),
         (lambda record: record.update(blocks=[]), "not a table of blocks"),
         (lambda record: record.pop("blocks"), "not a table of blocks"),
     ],
@@ -78,3 +84,46 @@ def test_a_damaged_record_is_refused_by_what_is_wrong(bert, record, damage, mess
 def test_something_else_than_a_table_is_refused(bert, record):
     with pytest.raises(ValueError, match="not a table of blocks"):
         plan_from_record(bert, record)
+
+
+SPEC = {
+    "projections": [["query", "q"], ["key", "k"], ["value", "v"]],
+    "output_projection": "^output.dense",
+    "head_dim": "attention_head_size",
+    "returns": "context",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"projections": "query"},
+        {"projections": [["query", "q", "k"]]},
+        {"projections": [["query", "z"]]},
+        {"projections": [["__class__", "q"]]},
+        {"projections": [["self._parameters", "q"]]},
+        {"output_projection": "^^output"},
+        {"output_projection": "../output"},
+        {"output_projection": None},
+        {"head_dim": "a b"},
+        {"head_dim": 8},
+        {"returns": "anything"},
+        {"returns": ["pair"]},
+        {"is_cross_attention": 1},
+        {"head_counts": ["__dict__"]},
+        {"head_counts": "num_heads"},
+        {"head_widths": [1]},
+        {"per_head": [["bias", -1]]},
+        {"per_head": [["bias", 10**9]]},
+        {"per_head": [["bias", True]]},
+        {"per_head_inputs": {"bias": 1}},
+        {"forward": "exec"},
+        {"more": 1},
+    ],
+)
+def test_a_spec_that_is_none_is_refused(bert, record, change):
+    state = state_of(bert)
+    record["specs"] = {"BertSelfAttention": {**SPEC, **change}}
+    with pytest.raises(ValueError, match=r"'head_gating' in config\.json.*the spec of BertSelfAttention"):
+        plan_from_record(bert, record)
+    assert_same_state(bert, state)

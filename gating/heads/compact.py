@@ -5,7 +5,10 @@ This file and its neighbours in ``heads/`` are copied into a saved compact model
 Importing them defines functions and classes and does nothing else.
 """
 
+import os
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +16,13 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel, conversion_mapping, initialization
 from transformers.models.auto import modeling_auto
+from transformers.utils.hub import cached_file
 
 from .blocks import find_attention_blocks
 from .edits import apply_edits
-from .record import RECORD_KEY, describe_kept_heads, plan_from_record
+from .files import check_checksums, read_config, write_checksums
+from .limits import check_fits, checked_folder, is_being_checked, load_whole
+from .record import CHECKSUMS, RECORD_KEY, describe_kept_heads, plan_from_record
 
 __all__ = ["become_compact", "compact_class"]
 
@@ -58,6 +64,52 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         record = getattr(config, RECORD_KEY, None)
         if record is not None:
             apply_edits(plan_from_record(self, record))
+            # A model in memory can be trained on; it is no longer what the checksums are about.
+            setattr(config, RECORD_KEY, {name: value for name, value in record.items() if name != CHECKSUMS})
+        check_fits(self)
+
+    def from_pretrained(
+        cls: type[PreTrainedModel],
+        /,
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *args: Any,
+        verify: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        name = pretrained_model_name_or_path
+        load = partial(base.from_pretrained.__func__, cls, name, *args, **kwargs)  # type: ignore[attr-defined]
+        if is_being_checked():
+            return load()
+        if name is not None and os.path.isdir(name):
+            folder = Path(name, kwargs.get("subfolder", ""))
+            if kwargs.get("variant") or kwargs.get("gguf_file"):
+                return load()  # These are other weights than those that the record is about.
+            # Another class has another task head; and who lets mismatches through wants a new one.
+            own_checks = kwargs.get("ignore_mismatched_sizes") or kwargs.get("output_loading_info")
+            exact = not own_checks and cls.__name__ in (read_config(folder).get("architectures") or ())
+            with checked_folder(folder, verify=verify, exact=exact):
+                return load_whole(load) if exact else load()
+        loaded = load()
+        if name is not None and verify:
+            # From the hub: its files are known when they are there.
+            places = {key: kwargs[key] for key in ("cache_dir", "revision", "subfolder", "token") if key in kwargs}
+            snapshot = Path(str(cached_file(str(name), "config.json", local_files_only=True, **places))).parent
+            check_checksums(snapshot, read_config(snapshot))
+        return loaded
+
+    def save_pretrained(
+        self: PreTrainedModel, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
+        base.save_pretrained(self, save_directory, is_main_process, **kwargs)
+        # Where a model is cut into parts, one process writes for all; older versions of transformers do not say which.
+        writes = getattr(self, "should_save_on_this_rank", bool)
+        if writes(is_main_process):
+            write_checksums(Path(save_directory))
+
+    def upload(self: PreTrainedModel, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        # save_pretrained(push_to_hub=True) uploads what it has written before it comes back.
+        write_checksums(Path(working_dir))
+        return base._upload_modified_files(self, working_dir, *args, **kwargs)
 
     def reduce(self: PreTrainedModel, _: object) -> tuple[Any, ...]:
         # Pickle would look for the class by its name and find the base.
@@ -71,6 +123,9 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
     members = {
         "__init__": build,
         "__reduce_ex__": reduce,
+        "from_pretrained": classmethod(from_pretrained),
+        "save_pretrained": save_pretrained,
+        "_upload_modified_files": upload,
         "_get_static_cache_init_shape": no_early_cache,
         "__module__": __name__,
         "__qualname__": base.__name__,

@@ -6,13 +6,16 @@ them (by their original numbers) are kept::
     {"format": 1, "blocks": {"encoder.layer.0.attention.self": {"num_heads": 12, "kept_heads": [0, 7]}, ...}}
 
 ``padding_heads``, where there are any, are heads that do nothing but fill a group of query heads up. ``specs`` holds
-the layout of attention classes that are not in the shipped registry, so that loading needs no help.
+the layout of attention classes that are not in the shipped registry, so that loading needs no help. ``sha256`` is
+about the files of a folder, see ``files.py``.
 
 The rest of the configuration stays that of the original architecture: sizes such as the rotary width are derived
 from its head counts.
 """
 
-from collections.abc import Sequence
+import re
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -22,13 +25,20 @@ from .blocks import AttentionBlock, find_attention_blocks
 from .edits import Edit
 from .families import find_spec
 from .removal import plan_removal
-from .spec import AttentionSpec
+from .spec import AttentionSpec, Returns, RowLayout
 from .subclasses import original_class
 
-__all__ = ["FORMAT", "RECORD_KEY", "describe_kept_heads", "plan_from_record"]
+__all__ = ["CHECKSUMS", "FORMAT", "RECORD_KEY", "describe_kept_heads", "plan_from_record"]
 
 RECORD_KEY = "head_gating"
+CHECKSUMS = "sha256"
 FORMAT = 1
+
+_KNOWN = {"format", "blocks", "specs", CHECKSUMS}
+_KNOWN_OF_BLOCK = {"num_heads", "kept_heads", "padding_heads"}
+# Names that a spec may give: no private ones, and no way up but the one to the parent.
+_NAME = r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?"
+_PATH = rf"\^?{_NAME}(\.(\d+|{_NAME}))*"
 
 
 def describe_kept_heads(blocks: Sequence[AttentionBlock]) -> dict[str, Any]:
@@ -68,7 +78,7 @@ def plan_from_record(model: nn.Module, record: object) -> list[Edit]:
     edits: list[Edit] = []
     for name, block in blocks.items():
         entry = entries[name]
-        if isinstance(entry, dict) and entry.get("num_heads") != block.num_heads:
+        if isinstance(entry, dict) and (entry.get("num_heads"), type(entry.get("num_heads"))) != (block.num_heads, int):
             raise _damaged(
                 f"block {name!r} has num_heads={entry.get('num_heads')}, but the model has {block.num_heads} heads"
             )
@@ -94,14 +104,23 @@ def _read_record(record: object) -> tuple[dict[str, object], dict[str, Attention
         raise _damaged("it is not a table of blocks")
     if record.get("format") != FORMAT:
         raise _damaged(f"its format is {record.get('format')!r}, and this version reads format {FORMAT}")
+    _check_known("it", record, _KNOWN)
     specs = record.get("specs", {})
     if not isinstance(specs, dict):
         raise _damaged("specs is not a table of attention classes")
     return dict(record["blocks"]), {name: _read_spec(name, spec) for name, spec in specs.items()}
 
 
+def _check_known(what: str, table: dict[str, object], known: set[str]) -> None:
+    unknown = sorted(table.keys() - known)
+    if unknown:
+        raise _damaged(f"{what} has {unknown[0]!r}, which this version does not know")
+
+
 def _read_heads(name: str, entry: object, key: str, num_heads: int) -> list[int]:
     heads = entry.get(key, None if key == "kept_heads" else []) if isinstance(entry, dict) else None
+    if isinstance(entry, dict):
+        _check_known(f"block {name!r}", entry, _KNOWN_OF_BLOCK)
     if not isinstance(heads, list) or not all(type(head) is int for head in heads):
         raise _damaged(f"block {name!r} has no list of {key.replace('_', ' ')}")
     if sorted(set(heads)) != heads or any(not 0 <= head < num_heads for head in heads):
@@ -110,19 +129,51 @@ def _read_heads(name: str, entry: object, key: str, num_heads: int) -> list[int]
 
 
 def _write_spec(spec: AttentionSpec) -> dict[str, Any]:
-    """Describe a spec by what differs from the defaults; a ``forward`` of its own cannot be written down."""
+    """Describe a spec by what differs from the defaults."""
     return {
         field.name: getattr(spec, field.name)
         for field in fields(spec)
-        if getattr(spec, field.name) != field.default and field.name != "forward"
+        if getattr(spec, field.name) != field.default and field.name in _FIELDS
     }
 
 
 def _read_spec(name: str, written: object) -> AttentionSpec:
-    known = {field.name for field in fields(AttentionSpec)} - {"forward"}
-    if not isinstance(written, dict) or not {"projections", "output_projection"} <= set(written) <= known:
+    if not isinstance(written, dict) or not {"projections", "output_projection"} <= set(written) <= set(_FIELDS):
         raise _damaged(f"the spec of {name} is not that of an attention class")
+    for key, value in written.items():
+        if not _FIELDS[key](value):
+            raise _damaged(f"the spec of {name} has {key}={value!r}")
     return AttentionSpec(**{key: _tuples(value) for key, value in written.items()})
+
+
+def _is_text(value: object, pattern: str) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(_is_text(name, _NAME) for name in value)
+
+
+def _are_pairs(value: object, is_second: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and _is_text(pair[0], _PATH) and is_second(pair[1]) for pair in value
+    )
+
+
+def _are_dims(value: object) -> bool:
+    return _are_pairs(value, lambda dim: type(dim) is int and 0 <= dim < 8)
+
+
+# What the fields of a spec must look like in a record; a forward of its own cannot be written down.
+_FIELDS: dict[str, Callable[[object], bool]] = {
+    "projections": lambda value: _are_pairs(value, lambda layout: layout in typing.get_args(RowLayout)),
+    "output_projection": lambda value: _is_text(value, _PATH),
+    "head_dim": lambda value: _is_text(value, _NAME),
+    "returns": lambda value: value in typing.get_args(Returns),
+    "is_cross_attention": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("head_counts", "head_widths", "config_counts"), _are_names),
+    **dict.fromkeys(("per_head", "per_key_value_head", "per_head_inputs"), _are_dims),
+}
 
 
 def _tuples(value: Any) -> Any:

@@ -1,17 +1,29 @@
 """Weights & Biases without an account, and a CSV file beside it."""
 
+import logging
 import netrc
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 from urllib.parse import urlparse
 
 import wandb
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from gating.lightning.outage import why_unreachable
+from gating.lightning.ranks import is_first
+from gating.lightning.wandb_logger import TolerantWandbLogger
+from gating.redaction import redact, redact_settings
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 __all__ = ["build_loggers", "close_wandb", "log_outcome", "log_samples", "resolve_mode"]
+
+# Seconds that W&B may take to begin a run, and to upload what is left at its end. Else it would try for minutes.
+_PATIENCE_S = 30.0
+
+_log = logging.getLogger(__name__)
 
 
 def build_loggers(
@@ -40,13 +52,42 @@ def build_loggers(
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [CSVLogger(save_dir, name="csv", version="")]
     mode = resolve_mode(mode)
+    # Secrets in the settings are nothing that W&B should have.
+    options = {"project": project, "name": name, "tags": tags, "config": redact_settings(run_config)}
+    if mode == "online":
+        reachable = _begin_online(save_dir=save_dir, **options)
+        if reachable is not None:
+            return [reachable, *loggers]
+        mode = "offline"
     if mode != "disabled":
-        settings = wandb.Settings(silent=True, console="off")
-        logger = _WandbLogger(
-            save_dir=save_dir, mode=mode, project=project, name=name, tags=tags, config=run_config, settings=settings
-        )
-        loggers.insert(0, logger)
+        loggers.insert(0, TolerantWandbLogger(save_dir=save_dir, mode=mode, settings=_settings(), **options))
     return loggers
+
+
+def _begin_online(**options: Any) -> TolerantWandbLogger | None:
+    """Begin a W&B run on the server; None, and a sentence, if the server does not take it."""
+    logger = TolerantWandbLogger(mode="online", settings=_settings(), **options)
+    if not is_first():
+        return logger
+    reason = why_unreachable(_base_url(), _key() or "")
+    if reason is None:
+        try:
+            _ = logger.experiment
+        except Exception as error:
+            reason = str(error).strip() or type(error).__name__
+    if reason is None:
+        return logger
+    _log.warning(
+        f"W&B cannot be used online ({redact(reason)}). The run goes on offline; `wandb sync` uploads it later."
+    )
+    return None
+
+
+def _settings() -> wandb.Settings:
+    wanted: dict[str, Any] = {"silent": True, "console": "off"}
+    wanted |= {"init_timeout": _PATIENCE_S, "finish_timeout": _PATIENCE_S}
+    # Older versions do not know all of them.
+    return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
 
 def resolve_mode(mode: Mode) -> Mode:
@@ -59,8 +100,8 @@ def resolve_mode(mode: Mode) -> Mode:
         wanted = os.environ.get("WANDB_MODE", "")
         asked = {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
         known = get_args(Mode)[1:]
-        mode = cast(Mode, asked) if asked in known else "online" if _has_key() else "offline"
-    if mode == "online" and not _has_key():
+        mode = cast(Mode, asked) if asked in known else "online" if _key() else "offline"
+    if mode == "online" and not _key():
         raise ValueError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
     return mode
 
@@ -73,15 +114,11 @@ def log_outcome(loggers: list[Logger], numbers: dict[str, float], compact_folder
         numbers: What was measured, flat.
         compact_folder: The saved compact model.
     """
+    names = {"num_heads", "num_heads_before", "num_parameters", "num_parameters_before", "speedup"}
+    renamed = {f"compact/{name}" if name in names else name: x for name, x in numbers.items()}
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            run = logger.experiment
-            names = {"num_heads", "num_heads_before", "num_parameters", "num_parameters_before", "speedup"}
-            run.summary.update({f"compact/{name}" if name in names else name: x for name, x in numbers.items()})
-            if not run.offline:
-                artifact = wandb.Artifact(f"compact-{run.id}", type="model")
-                artifact.add_dir(str(compact_folder))
-                run.log_artifact(artifact)
+        if isinstance(logger, TolerantWandbLogger):
+            logger.log_outcome(renamed, compact_folder)
 
 
 def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
@@ -104,24 +141,29 @@ def close_wandb(*, failed: bool) -> Path | None:
     if run is None:
         return None
     folder = Path(run.dir).parent
-    run.finish(exit_code=1 if failed else 0)
+    try:
+        run.finish(exit_code=1 if failed else 0)
+    except Exception as error:
+        _log.warning(f"W&B did not finish ({str(error).strip() or type(error).__name__}); what it has is in {folder}.")
+        # Its service is gone, and with it nothing else would begin in this process.
+        with suppress(Exception):
+            wandb.teardown()
+        wandb.run = None
     return folder
 
 
-def _has_key() -> bool:
-    """Say whether an account is configured, without asking the server."""
+def _base_url() -> str:
+    """Return the server's address, from the environment and W&B's own files of settings."""
+    return str(wandb.setup().settings.base_url)
+
+
+def _key() -> str | None:
+    """Return the key of the account that is configured, if there is one, without asking the server."""
     if os.environ.get("WANDB_API_KEY"):
-        return True
+        return os.environ["WANDB_API_KEY"]
     try:
-        host = urlparse(wandb.Settings().base_url).hostname or ""
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        host = urlparse(_base_url()).hostname or ""
+        login = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
     except (OSError, netrc.NetrcParseError):
-        return False
-
-
-class _WandbLogger(WandbLogger):
-    """Lightning's logger without an argument that W&B has stopped to accept and warns about."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._wandb_init.pop("anonymous", None)
+        return None
+    return login[2] if login else None

@@ -1,0 +1,1 @@
+"""Damaged and hostile model folders: what loading makes of them."""

@@ -1,0 +1,74 @@
+"""Keeping keys, tokens and passwords out of what is written and printed.
+
+What is secret is told by its name (``model.token``), by its place (the password in a URL), or by being the value of an
+environment variable with such a name.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["hidden_arguments", "redact", "redact_settings"]
+
+_HIDDEN = "***"
+# As a whole name or behind an underscore; not pad_token, max_tokens or tokenizer.
+_LONG = (
+    r"(?:\w*_)?(?:api_?key|access_key|auth_token|access_token|hf_token|secret|secret_key|password|passwd|passphrase)"
+)
+_NAME = rf"(?:token|use_auth_token|{_LONG})"
+_SECRET_NAME = re.compile(_NAME, re.I)
+_SECRET_VARIABLE = re.compile(r".*(TOKEN|KEY|SECRET|PASSWORD|PASSPHRASE|CREDENTIALS)", re.I)
+_IN_TEXT = [
+    # user:password@ and token@ in URLs, and what is signed or given in their query.
+    (re.compile(r"(?<=://)[^/\s@'\"]+@"), f"{_HIDDEN}@"),
+    (re.compile(rf"([?&](?:{_NAME}|key|sig|signature|x-amz-[\w-]+)=)[^&\s'\"]+", re.I), rf"\1{_HIDDEN}"),
+    # NAME=VALUE, as on a command line or in a message; 'NAME': 'VALUE' and, on a line of its own, NAME: VALUE.
+    (re.compile(rf"(\b{_NAME}=['\"]?)[^\s'\",}}\]]+", re.I), rf"\1{_HIDDEN}"),
+    (re.compile(rf"((?:['\"]{_NAME}['\"]|^\s*{_NAME}): ?['\"]?)[^\s'\",}}\]]+", re.I | re.M), rf"\1{_HIDDEN}"),
+    (re.compile(r"\bhf_\w{16,}"), _HIDDEN),
+]
+_SHORTEST = 8  # shorter values stand in words
+
+
+def redact(text: str) -> str:
+    """Return a text without the secrets in it."""
+    for value in _secret_values():
+        text = text.replace(value, _HIDDEN)
+    for pattern, replacement in _IN_TEXT:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def redact_settings(settings: Any) -> Any:
+    """Return nested plain values without the secrets in them; what is not set stays so."""
+    if isinstance(settings, dict):
+        return {
+            name: _HIDDEN if value is not None and _SECRET_NAME.fullmatch(str(name)) else redact_settings(value)
+            for name, value in settings.items()
+        }
+    if isinstance(settings, list):
+        return [redact_settings(value) for value in settings]
+    return redact(settings) if isinstance(settings, str) else settings
+
+
+@contextmanager
+def hidden_arguments() -> Iterator[None]:
+    """Hide the secrets in the arguments of this program from libraries that write them down."""
+    before, sys.argv = sys.argv, [redact(argument) for argument in sys.argv]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _secret_values() -> list[str]:
+    """Return what the environment and the command line hold that is secret, the longest first."""
+    found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.fullmatch(name)}
+    for argument in sys.argv:
+        name, _, value = argument.partition("=")
+        if _SECRET_NAME.fullmatch(name.rpartition(".")[2]):
+            found.add(value.strip("'\""))
+    return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)
