@@ -7,7 +7,9 @@ from typing import Any, Literal, cast, get_args
 from urllib.parse import urlparse
 
 import wandb
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
+
+from gating.lightning.csv_log import CsvLogger
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -22,6 +24,7 @@ def build_loggers(
     name: str | None = None,
     tags: list[str] | None = None,
     run_config: dict[str, Any] | None = None,
+    goes_on: bool = False,
 ) -> list[Logger]:
     """Create the loggers of a run.
 
@@ -32,18 +35,29 @@ def build_loggers(
         name: Name of the W&B run; W&B makes one up when left out.
         tags: Tags of the W&B run.
         run_config: What to record as the run's configuration; plain values.
+        goes_on: Whether the run was begun before in this folder: its W&B run and its CSV file go on, too.
 
     Raises:
         ValueError: The mode is ``online`` and no account is configured.
     """
     # W&B warns where the folder is not there yet.
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = [CSVLogger(save_dir, name="csv", version="")]
+    loggers: list[Logger] = [CsvLogger(save_dir, name="csv", version="")]
     mode = resolve_mode(mode)
     if mode != "disabled":
         settings = wandb.Settings(silent=True, console="off")
+        # Offline it is a second folder of the same run; `wandb sync` puts them together.
+        wandb_id = _last_wandb_id(Path(save_dir)) if goes_on else None
         logger = _WandbLogger(
-            save_dir=save_dir, mode=mode, project=project, name=name, tags=tags, config=run_config, settings=settings
+            save_dir=save_dir,
+            mode=mode,
+            project=project,
+            name=name,
+            tags=tags,
+            config=run_config,
+            settings=settings,
+            id=wandb_id,
+            resume="allow" if wandb_id else None,
         )
         loggers.insert(0, logger)
     return loggers
@@ -117,6 +131,12 @@ def _has_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _last_wandb_id(save_dir: Path) -> str | None:
+    """Return the id of the W&B run in a folder; its segments are called offline-run-TIME-ID or run-TIME-ID."""
+    segments = sorted((save_dir / "wandb").glob("*run-*-*"), key=lambda path: path.name.removeprefix("offline-"))
+    return segments[-1].name.rpartition("-")[2] if segments else None
 
 
 class _WandbLogger(WandbLogger):
