@@ -6,41 +6,35 @@ A run is a story, told by `run` below with one function for each stage.
 """
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
-from rich.console import Console
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from pytorch_lightning.callbacks import Checkpoint
+from transformers import PreTrainedModel
 
-from gating import Distillation, HeadGates, NoObjective, Objective, finalize, save_compact
-from gating.card import heads_per_layer
+from gating import Distillation, HeadGates, NoObjective, Objective, finalize
 from gating.distillation import check_teacher
-from gating.errors import is_input_error
 from gating.export import Processor
-from gating.folder import check_folder, clear_folder
-from gating.history import History
+from gating.folder import check_folder, replacing_folder
 from gating.lightning.adapters import Adapters, check_adapters
-from gating.lightning.callbacks import GateMonitor, SearchEnd
+from gating.lightning.callbacks import SearchEnd
 from gating.lightning.data import ExampleDataModule
-from gating.lightning.evaluation import evaluate
-from gating.lightning.loggers import close_wandb, log_outcome, log_samples, resolve_mode
+from gating.lightning.ending import ending_well
+from gating.lightning.loggers import resolve_mode
 from gating.lightning.memory import check_checkpointing, save_memory
-from gating.lightning.models import ModelSource, make_blueprint, teacher_source
+from gating.lightning.models import ModelSource, Pretrained, make_blueprint, teacher_source
 from gating.lightning.module import FineTuning
-from gating.lightning.progress import PhaseProgressBar
+from gating.lightning.outcome import export, report
+from gating.lightning.phase import callbacks_of_phase
 from gating.lightning.quiet import quiet_libraries
 from gating.lightning.ranks import (
     check_processes,
@@ -50,41 +44,17 @@ from gating.lightning.ranks import (
     rank,
     root_device,
     start_processes,
-    stop_processes,
 )
-from gating.lightning.steps import count_steps
+from gating.lightning.removed import keep_removed, restore_removed
+from gating.lightning.resume import find_run, is_finished, read_settings_of, recall, take_folder
+from gating.lightning.run import Run
+from gating.lightning.steps import count_steps, validation_interval
 from gating.lightning.tasks.base import Prepared, Task
-from gating.lightning.tasks.samples import WritesText
-from gating.measure import compare_latency, count_heads
-from gating.report import print_report, print_samples, save_pictures
+from gating.measure import count_heads
 from gating.settings import check_settings, take_arguments
 from gating.speedup import check_speedup, num_heads_for_speedup
-from gating.summary import Summary
 
 CONF = str(Path(__file__).resolve().parent / "conf")
-
-
-@dataclass
-class Run:
-    """What the stages hand on to each other."""
-
-    cfg: DictConfig
-    task: Task
-    objective: Objective | None
-    processor: Processor
-    prepared: Prepared
-    data: ExampleDataModule
-    source: ModelSource
-    adapters: Adapters
-    model: PreTrainedModel
-    dense_config: PreTrainedConfig
-    total_steps: int
-    search_steps: int
-    distillation: Distillation | None = None
-    teacher: PreTrainedModel | None = None
-    loggers: list[Logger] = field(default_factory=list)
-    history: History = field(default_factory=History)
-    summary: Summary = field(default_factory=Summary)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -94,60 +64,64 @@ def main(cfg: DictConfig) -> None:
         cfg.output_dir = HydraConfig.get().runtime.output_dir
         # Processes that are started for more devices run this command again, when its time of day is another.
         sys.argv.append(f"hydra.sweep.dir='{Path(cfg.output_dir).parent}'")
-    guarded_run(cfg)
+    guarded_run(cfg, HydraConfig.get().overrides.task)
 
 
-def guarded_run(cfg: DictConfig) -> None:
-    """Run; close what is open whatever happens, and end in one sentence and exit code 1 on unusable input."""
-    failed = True
-    try:
+def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None:
+    """Run, and end well in any case.
+
+    Args:
+        cfg: The configuration, which a run that goes on may take from its folder.
+        overrides: What the command line says of it; None if there is none.
+    """
+    with ending_well(lambda: Path(cfg.output_dir)):
+        if overrides is not None:
+            for name, value in recall(overrides, resume=cfg.resume, ckpt_path=cfg.ckpt_path).items():
+                cfg[name] = value
         run(cfg)
-        failed = False
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        if not is_input_error(cause):
-            raise
-        print(f"error: {cause}", file=sys.stderr)
-        sys.exit(1)
-    finally:
-        if failed:
-            stop_processes()
-        folder = close_wandb(failed=failed)
-        if folder is not None:
-            print(f"W&B run  {folder}\n  look   wandb leet {folder}\n  upload wandb sync {folder}")
 
 
 def run(cfg: DictConfig) -> None:
-    """Tell the story."""
+    """Tell the story. Each phase goes on from its last checkpoint, if the run was interrupted."""
     quiet_libraries()
-    work = prepare(cfg)
+    settings = read_settings(cfg)
+    before = find_run(settings, is_place_given=not OmegaConf.is_interpolation(cfg, "output_dir"))
+    if before is not None and is_finished(before):
+        print(f"The run in {before} is finished; there is nothing to go on with.")
+        return
+    work = prepare(cfg, settings, before)
     if is_first():
-        print(f"{work.source.title}: {count_heads(work.model)} heads, {work.total_steps} steps in {cfg.output_dir}")
+        print(f"{work.source.title}: {count_heads(work.model)} heads, {work.total_steps} steps in {work.folder}")
     if work.distillation is not None and work.teacher is None:
-        work.teacher = train_teacher(work)
+        work.teacher = own_teacher(cfg, work)
     if work.objective is None:
-        with work.adapters.on(work.model):
-            train(work, "dense", steps=work.total_steps)
+        with work.adapted(work.model):
+            train(cfg, work, "dense", steps=work.total_steps)
     else:
-        with work.adapters.on(work.model):
-            gates = search(work, work.objective)
-        remove_heads(work, work.objective, gates)
-        if work.total_steps > work.search_steps:
-            with work.adapters.on(work.model):
-                train(work, "recovery", steps=work.total_steps - work.search_steps, first_step=work.search_steps)
-    recovered = work.total_steps > work.search_steps
-    compact = "compact, after recovery" if recovered else "compact, without recovery"
-    measure_metric(work, "compact", compact if work.objective else "dense", splits=work.data.splits[1:])
+        if not restore_removed(work):
+            with work.adapted(work.model):
+                gates = search(cfg, work, work.objective)
+            remove_heads(work, work.objective, gates)
+        if work.recovery_steps:
+            with work.adapted(work.model):
+                train(cfg, work, "recovery", steps=work.recovery_steps, first_step=work.search_steps)
+    compact = "compact, after recovery" if work.recovery_steps else "compact, without recovery"
+    work.measure_metric("compact", compact if work.objective else "dense", splits=work.data.splits[1:])
     if is_first():
         export(work)
         report(work)
 
 
-def prepare(cfg: DictConfig) -> Run:
-    """Check everything, load data and model, and only then start other processes and open the run's folder."""
-    settings = read_settings(cfg)
+def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> Run:
+    """Check everything, load data and model, and only then start other processes and open the run's folder.
+
+    Args:
+        cfg: The configuration.
+        settings: The same as plain values.
+        before: Folder of the run that is to go on; None for a new one.
+    """
     num_processes = check_processes(settings["trainer"])
-    if is_first():
+    if is_first() and before is None:
         check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
     resolve_mode(cfg.logger.mode)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -171,7 +145,9 @@ def prepare(cfg: DictConfig) -> Run:
     distillation, teacher = load_teacher(settings["distillation"], task, model, data)
     total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
     work = Run(
-        cfg=cfg,
+        folder=Path(cfg.output_dir),
+        checkpoints=Path(cfg.paths.checkpoints),
+        seed=cfg.seed,
         task=task,
         objective=objective if gated else None,
         processor=processor,
@@ -188,9 +164,9 @@ def prepare(cfg: DictConfig) -> Run:
     )
     start_processes(settings["trainer"], num_processes)
     if settings["objective"].get("speedup"):
-        work.objective = budget_for_speedup(work, settings)
+        work.objective = budget_for_speedup(cfg, work, settings, before)
     data.divide(num_processes, part=rank())
-    open_folder(work, settings)
+    open_folder(cfg, work, settings, before)
     return work
 
 
@@ -215,29 +191,30 @@ def load_teacher(
     return instantiate(own), teacher
 
 
-def budget_for_speedup(work: Run, settings: dict[str, Any]) -> Objective:
+def budget_for_speedup(cfg: DictConfig, work: Run, settings: dict[str, Any], before: Path | None) -> Objective:
     """Measure on this device how many heads may stay for the model to be so much faster, and make that the budget."""
     speedup, num_heads = settings["objective"]["speedup"], 0
-    if is_first():
+    if before is not None:
+        num_heads = read_settings_of(before)["objective"]["num_heads"]
+    elif is_first():
         work.model.to(root_device(settings["trainer"]))  # type: ignore[arg-type]
-        num_heads = num_heads_for_speedup(work.model, probe_batch(work), speedup=speedup)
+        num_heads = num_heads_for_speedup(work.model, work.probe_batch(), speedup=speedup)
         print(f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here.")
     num_heads = from_first(num_heads)
-    settings["objective"]["num_heads"] = work.cfg.objective.num_heads = num_heads
+    settings["objective"]["num_heads"] = cfg.objective.num_heads = num_heads
     objective: Objective = make_objective(settings["objective"])
     return objective
 
 
-def open_folder(work: Run, settings: dict[str, Any]) -> None:
-    """Make the run's folder, and what writes to it."""
+def open_folder(cfg: DictConfig, work: Run, settings: dict[str, Any], before: Path | None) -> None:
+    """Make the run's folder, or take the one it has, and what writes to it."""
     # The time of day in its name is another one in another process.
-    work.cfg.output_dir = from_first(str(work.cfg.output_dir))
+    cfg.output_dir = from_first(str(before or cfg.output_dir))
+    work.folder, work.checkpoints = Path(cfg.output_dir), Path(cfg.paths.checkpoints)
     if is_first():
-        folder = Path(work.cfg.output_dir)
-        clear_folder(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(work.cfg, folder / "config.yaml", resolve=True)
-    work.loggers = instantiate(work.cfg.logger, _partial_=True)(work.cfg.output_dir, run_config=settings)
+        config = OmegaConf.to_yaml(cfg, resolve=True) if before is None else None
+        work.lock = take_folder(work.folder, work.checkpoints, config=config, ckpt_path=cfg.ckpt_path)
+    work.loggers = instantiate(cfg.logger, _partial_=True)(work.folder, run_config=settings, goes_on=before is not None)
 
 
 def read_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -275,32 +252,37 @@ def load_data(
     return processor, prepared, data
 
 
-def train_teacher(work: Run) -> PreTrainedModel:
+def own_teacher(cfg: DictConfig, work: Run) -> PreTrainedModel:
     """Fine-tune a dense copy of the model with as many steps as the run has, and keep it for other runs."""
-    teacher = deepcopy(work.model)
-    with work.adapters.on(teacher):
-        train(work, "teacher", steps=work.total_steps, model=teacher)
-    measure_metric(work, "dense", "dense teacher", splits=work.data.splits[1:], model=teacher)
-    if is_first():
-        teacher.save_pretrained(Path(work.cfg.output_dir) / "teacher")
-        work.processor.save_pretrained(Path(work.cfg.output_dir) / "teacher")
+    folder, teacher = work.folder / "teacher", deepcopy(work.model)
+    if from_first(folder.is_dir()):
+        teacher = Pretrained(str(folder)).load(work.task.auto_class)
+    else:
+        with work.adapted(teacher):
+            train(cfg, work, "teacher", steps=work.total_steps, model=teacher)
+        if is_first():
+            with replacing_folder(folder, overwrite=False) as new:
+                teacher.save_pretrained(new)
+                work.processor.save_pretrained(new)
+    teacher.to(work.model.device)  # type: ignore[arg-type]
+    work.measure_metric("dense", "dense teacher", splits=work.data.splits[1:], model=teacher)
     return teacher
 
 
-def search(work: Run, objective: Objective) -> HeadGates:
+def search(cfg: DictConfig, work: Run, objective: Objective) -> HeadGates:
     """Train weights and gates together while the objective closes gates."""
-    gates: HeadGates = instantiate(work.cfg.gates)(work.model)
+    gates: HeadGates = instantiate(cfg.gates)(work.model)
     objective.attach(gates)
-    end = SearchEnd(instantiate(work.cfg.convergence)) if work.cfg.convergence else None
+    end = SearchEnd(instantiate(cfg.convergence)) if cfg.convergence else None
     planned = work.search_steps
-    work.search_steps = train(work, "search", steps=planned, gates=gates, callbacks=[end] if end else [])
+    work.search_steps = train(cfg, work, "search", steps=planned, gates=gates, callbacks=[end] if end else [])
     reason = end.reason if end and end.reason else "all its steps were taken"
     work.summary.search = {"search_steps": work.search_steps, "search_ended": reason}
     if is_first():
         print(f"The search ended after {work.search_steps} of {planned} steps: {reason}.")
     objective.update(gates, 1.0)
     work.history.gate_values.append({name: values.tolist() for name, values in gates.by_block().items()})
-    measure_metric(work, "search", "gates, end of search")
+    work.measure_metric("search", "gates, end of search")
     return gates
 
 
@@ -311,11 +293,14 @@ def remove_heads(work: Run, objective: Objective, gates: HeadGates) -> None:
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
     with work.summary.timed("finalize"):
-        finalize(work.model, gates, kept=kept, probe=probe_batch(work))
-    measure_metric(work, "removed", "after removal")
+        finalize(work.model, gates, kept=kept, probe=work.probe_batch())
+    work.measure_metric("removed", "after removal")
+    if is_first():
+        keep_removed(work)
 
 
 def train(
+    cfg: DictConfig,
     work: Run,
     phase: str,
     *,
@@ -326,7 +311,7 @@ def train(
     model: PreTrainedModel | None = None,
 ) -> int:
     """Train one phase of the run, and return how many steps it took; a teacher is trained apart from the run."""
-    cfg = OmegaConf.merge(work.cfg, {"phase": phase})
+    cfg = OmegaConf.merge(cfg, {"phase": phase})  # type: ignore[assignment]
     apart, model = model is not None, model or work.model
     module = FineTuning(
         model,
@@ -350,82 +335,14 @@ def train(
         max_steps=steps,
         # Steps are counted over the run, of which a teacher's are no part.
         logger=False if apart else work.loggers,
-        callbacks=[PhaseProgressBar(phase), *([] if apart else [GateMonitor(work.history), *callbacks, *chosen])],
-        enable_checkpointing=bool(chosen) and not apart,
-        default_root_dir=cfg.output_dir,
-        val_check_interval=validation_interval(work),
+        callbacks=callbacks_of_phase(work, phase, [*callbacks, *chosen], apart=apart),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen) and not apart,
+        # Where Lightning has SLURM's checkpoints; those of one phase are not for the next.
+        default_root_dir=work.checkpoints / phase,
+        val_check_interval=validation_interval(cfg.trainer, num_batches=work.data.num_batches()),
         use_distributed_sampler=False,
     )
-    work.data.go_on_after(first_step * cfg.trainer.accumulate_grad_batches)
-    with work.summary.timed(phase):
-        # from_pretrained leaves models in evaluation mode, and Lightning does not change that.
-        trainer.fit(module.train(), datamodule=work.data)
-    # Lightning moves models back to the CPU after training.
-    model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
-    return trainer.global_step
-
-
-def validation_interval(work: Run) -> int | float:
-    """Return after how many batches, or which share of an epoch, to validate; at the latest after an epoch."""
-    interval: int | float = work.cfg.trainer.val_check_interval
-    return min(interval, work.data.num_batches()) if isinstance(interval, int) else interval
-
-
-def export(work: Run) -> None:
-    """Time the compact model beside the dense one and save it."""
-    with work.summary.timed("latency"):
-        dense = type(work.model)._from_config(work.dense_config).to(work.model.device, work.model.dtype)
-        work.summary.latency = compare_latency(dense, work.model, probe_batch(work))
-    work.summary.compare_models(dense, work.model)
-    save_compact(
-        work.model,
-        Path(work.cfg.output_dir) / "compact",
-        tokenizer=work.processor,
-        report=work.summary.compact_report(work.prepared.final_score or work.prepared.score),
-        overwrite=work.cfg.overwrite,
-    )
-
-
-def report(work: Run) -> None:
-    """Write the pictures and numbers of the run, and show them."""
-    folder = Path(work.cfg.output_dir)
-    score, numbers, kept = work.prepared.score, work.summary.flat(), heads_per_layer(work.model)
-    save_pictures(folder / "report", work.history, score=score, kept=kept, search_steps=work.search_steps)
-    final_score = work.prepared.final_score or score
-    work.summary.write(folder / "metrics.json", metric_name=final_score.name, seed=work.cfg.seed)
-    log_outcome(work.loggers, numbers, folder / "compact")
-    print_report(Console(), kept, work.summary.compact_report(final_score))
-    show_samples(work)
-    print(f"Everything is in {folder}; the model is in {folder / 'compact'}")
-
-
-def show_samples(work: Run) -> None:
-    """Let the compact model write, if it is one that does, and show what."""
-    if not (isinstance(work.task, WritesText) and isinstance(work.processor, PreTrainedTokenizerBase)):
-        return
-    samples = work.task.write_samples(work.model.eval(), work.processor, work.prepared.splits)
-    print_samples(Console(), samples)
-    log_samples(work.loggers, samples)
-    text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
-    (Path(work.cfg.output_dir) / "report" / "samples.jsonl").write_text(text, encoding="utf-8")
-
-
-def measure_metric(
-    work: Run, key: str, title: str, *, splits: Sequence[str] = ("validation",), model: PreTrainedModel | None = None
-) -> None:
-    """Evaluate the model as it is now; test data is looked at once, at the end."""
-    # What takes long need not be measured before heads are removed: that changes nothing.
-    metrics = work.prepared.metrics if key == "search" else work.prepared.all_metrics
-    with work.summary.timed("evaluate"):
-        for split in splits:
-            batches = work.data.evaluation_dataloader(split)
-            values = evaluate(model or work.model, batches, task=work.task, metrics=metrics)
-            work.summary.add_metrics(key, title, split, values)
-
-
-def probe_batch(work: Run) -> dict[str, Any]:
-    """Return eight long examples of the validation data, without what is right."""
-    return {name: tensor.to(work.model.device) for name, tensor in work.data.probe_batch().items()}
+    return work.fit(trainer, module, phase, batches_before=first_step * cfg.trainer.accumulate_grad_batches)
 
 
 if __name__ == "__main__":

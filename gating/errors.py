@@ -1,6 +1,19 @@
 """Telling a user's mistake from a fault of the program."""
 
-__all__ = ["is_input_error"]
+import errno
+
+__all__ = ["explain", "is_input_error"]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def explain(error: BaseException) -> str:
+    """Return an error as a sentence for the user."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    where = f"{error.filename} cannot be used" if error.filename else "A file cannot be written"
+    remedy = " Make room there." if error.errno in _FULL else ""
+    return f"{where}: {error.strerror[:1].lower()}{error.strerror[1:]}.{remedy}"
 
 
 def is_input_error(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """What was seen of a run while it trained."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 __all__ = ["History", "Look"]
 
@@ -30,3 +31,12 @@ class History:
 
     looks: list[Look] = field(default_factory=list)
     gate_values: list[dict[str, list[float]]] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for a checkpoint."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.looks = [Look(**look) for look in state["looks"]]
+        self.gate_values = list(state["gate_values"])

@@ -19,6 +19,8 @@ class _RunSettings(typing.TypedDict):
 
     output_dir: str
     overwrite: bool
+    resume: str | None
+    ckpt_path: str | None
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     recovery: Annotated[float, Field(ge=0, lt=1)]
     compile: bool

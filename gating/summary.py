@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
 
+from gating.atomic import replacing_file
 from gating.card import CompactReport, Row
 from gating.heads.pruning import num_parameters
 from gating.measure import LatencyComparison, count_heads, count_heads_by_kind, weight_megabytes
@@ -43,6 +45,16 @@ class Summary:
     sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     search: dict[str, int | str] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured so far as plain values, for a checkpoint."""
+        return {"metrics": self.metrics, "titles": self.titles, "seconds": self.seconds, "search": self.search}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.metrics, self.titles, self.search = state["metrics"], state["titles"], state["search"]
+        for stage, seconds in state["seconds"].items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -132,7 +144,8 @@ class Summary:
             "threads": torch.get_num_threads(),
             **versions,
         }
-        path.write_text(json.dumps(self.flat() | self.search | about, indent=2) + "\n", encoding="utf-8")
+        with replacing_file(path) as new:
+            new.write_text(json.dumps(self.flat() | self.search | about, indent=2) + "\n", encoding="utf-8")
 
 
 def _machine() -> str:

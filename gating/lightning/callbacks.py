@@ -1,7 +1,6 @@
 """What is recorded and shown while gates are trained."""
 
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
@@ -55,13 +54,11 @@ class GateMonitor(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Put the history into checkpoints."""
-        looks = [asdict(look) for look in self.history.looks]
-        return {"looks": looks, "gate_values": self.history.gate_values}
+        return self.history.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the history from a checkpoint."""
-        self.history.looks = [Look(**look) for look in state_dict["looks"]]
-        self.history.gate_values = state_dict["gate_values"]
+        self.history.load_state_dict(state_dict)
 
 
 class SearchEnd(Callback):
@@ -83,6 +80,10 @@ class SearchEnd(Callback):
         self._after = after
         self._looked_at = -1
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stay at the end that a checkpoint was written at."""
+        trainer.should_stop = self.reason is not None
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -99,12 +100,17 @@ class SearchEnd(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Put what was seen into checkpoints."""
-        return {"convergence": self._convergence.state_dict(), "looked_at": self._looked_at}
+        return {
+            "convergence": self._convergence.state_dict(),
+            "looked_at": self._looked_at,
+            "reason": self.reason,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what was seen from a checkpoint."""
         self._convergence.load_state_dict(state_dict["convergence"])
         self._looked_at = state_dict["looked_at"]
+        self.reason = state_dict["reason"]
 
 
 @torch.no_grad()

@@ -52,6 +52,7 @@ class ExampleDataModule(pl.LightningDataModule):
         self._num_workers = num_workers
         self._seed = order_seed
         self._batches_before = 0
+        self._epochs_done, self._batches_done = 0, 0
         self._num_parts, self._part = 1, 0
         self._lengths: dict[str, list[int]] = {}
 
@@ -87,6 +88,32 @@ class ExampleDataModule(pl.LightningDataModule):
     def go_on_after(self, num_batches: int) -> None:
         """Begin the next training where so many batches of an earlier phase ended, be it in the middle of an epoch."""
         self._batches_before = num_batches
+        self._epochs_done, self._batches_done = 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where in the data training is, for a checkpoint between two batches."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        return {
+            "epochs_done": loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
+            "batches_done": loop.epoch_loop.batch_progress.current.completed,
+            "num_examples": {name: len(split) for name, split in self._splits.items()},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training go on where it was.
+
+        Raises:
+            ValueError: The data was another.
+        """
+        for name, split in self._splits.items():
+            before = state_dict["num_examples"].get(name)
+            if before != len(split):
+                raise ValueError(
+                    f"The {name} data has {len(split)} examples now and had {before} when the run began; it cannot go "
+                    "on with other data. Begin a new run."
+                )
+        self._epochs_done, self._batches_done = state_dict["epochs_done"], state_dict["batches_done"]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Return shuffled batches of similar length."""
@@ -100,7 +127,13 @@ class ExampleDataModule(pl.LightningDataModule):
             lengths=self._lengths_of("train"),
         )
         epochs, batches = divmod(self._batches_before, self.num_batches())
-        going_on = _GoingOn(sampler, first_epoch=epochs, skipped=batches * self._batch_size)
+        going_on = _GoingOn(
+            sampler,
+            first_epoch=epochs,
+            skipped=batches * self._batch_size,
+            epoch=self._epochs_done,
+            done=self._batches_done * self._batch_size,
+        )
         return self._loader("train", batch_size=self._batch_size, sampler=going_on)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -152,20 +185,27 @@ class ExampleDataModule(pl.LightningDataModule):
 
 
 class _GoingOn(Sampler[int]):
-    """An order of examples that begins in a later epoch, with those that were not yet seen in it."""
+    """An order of examples that begins in a later epoch, with those that were not yet seen in it.
 
-    def __init__(self, sampler: DistributedLengthGroupedSampler, *, first_epoch: int, skipped: int) -> None:
+    The first time it leaves out those that were done in this order before training was interrupted.
+    """
+
+    def __init__(
+        self, sampler: DistributedLengthGroupedSampler, *, first_epoch: int, skipped: int, epoch: int, done: int
+    ) -> None:
         self._sampler = sampler
         self._first_epoch = first_epoch
         self._skipped = skipped
-        self.set_epoch(0)
+        self._done = done
+        self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
         self._sampler.set_epoch(self._first_epoch + epoch)
 
     def __iter__(self) -> Iterator[int]:
         order = list(self._sampler)
-        yield from order[self._skipped :] + order[: self._skipped]
+        done, self._done = self._done, 0
+        yield from (order[self._skipped :] + order[: self._skipped])[done:]
 
     def __len__(self) -> int:
         return len(self._sampler)

@@ -9,8 +9,9 @@ from typing import Any, Literal, cast, get_args
 from urllib.parse import urlparse
 
 import wandb
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import Logger
 
+from gating.lightning.csv_log import CsvLogger
 from gating.lightning.outage import why_unreachable
 from gating.lightning.ranks import is_first
 from gating.lightning.wandb_logger import TolerantWandbLogger
@@ -34,6 +35,7 @@ def build_loggers(
     name: str | None = None,
     tags: list[str] | None = None,
     run_config: dict[str, Any] | None = None,
+    goes_on: bool = False,
 ) -> list[Logger]:
     """Create the loggers of a run.
 
@@ -44,16 +46,21 @@ def build_loggers(
         name: Name of the W&B run; W&B makes one up when left out.
         tags: Tags of the W&B run.
         run_config: What to record as the run's configuration; plain values.
+        goes_on: Whether the run was begun before in this folder: its W&B run and its CSV file go on, too.
 
     Raises:
         ValueError: The mode is ``online`` and no account is configured.
     """
     # W&B warns where the folder is not there yet.
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = [CSVLogger(save_dir, name="csv", version="")]
+    loggers: list[Logger] = [CsvLogger(save_dir, name="csv", version="")]
     mode = resolve_mode(mode)
     # Secrets in the settings are nothing that W&B should have.
-    options = {"project": project, "name": name, "tags": tags, "config": redact_settings(run_config)}
+    options: dict[str, Any] = {"project": project, "name": name, "tags": tags, "config": redact_settings(run_config)}
+    wandb_id = _last_wandb_id(Path(save_dir)) if goes_on else None
+    if wandb_id is not None:
+        # Offline it is a second folder of the same run; `wandb sync` puts them together.
+        options |= {"id": wandb_id, "resume": "allow"}
     if mode == "online":
         reachable = _begin_online(save_dir=save_dir, **options)
         if reachable is not None:
@@ -125,8 +132,8 @@ def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
     """Put what the finished model has written into W&B, as a table."""
     rows = [list(sample.values()) for sample in samples]
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and rows:
-            logger.experiment.log({"compact/samples": wandb.Table(columns=list(samples[0]), data=rows)})
+        if isinstance(logger, TolerantWandbLogger) and rows:
+            logger.log_table("compact/samples", columns=list(samples[0]), data=rows)
 
 
 def close_wandb(*, failed: bool) -> Path | None:
@@ -167,3 +174,9 @@ def _key() -> str | None:
     except (OSError, netrc.NetrcParseError):
         return None
     return login[2] if login else None
+
+
+def _last_wandb_id(save_dir: Path) -> str | None:
+    """Return the id of the W&B run in a folder; its segments are called offline-run-TIME-ID or run-TIME-ID."""
+    segments = sorted((save_dir / "wandb").glob("*run-*-*"), key=lambda path: path.name.removeprefix("offline-"))
+    return segments[-1].name.rpartition("-")[2] if segments else None

@@ -19,6 +19,8 @@ _EXPECTED_WARNINGS = (
     # Of a model that answers the same to everything, as at the start; nan says so.
     ".*The variance of predictions or target is close to zero.*",
     ".*`is_gradient_checkpointing` is deprecated.*",
+    # Its sampler goes on where it was.
+    ".*your dataloader is not resumable.*",
     # What is logged once for an epoch is the same in all processes already.
     ".*`self.log.*sync_dist=True.*",
 )

@@ -6,7 +6,6 @@ and all have the same weights and gates at every step.
 """
 
 import os
-import signal
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ __all__ = [
     "check_processes",
     "check_same",
     "from_first",
+    "highest",
     "is_first",
     "rank",
     "root_device",
@@ -93,7 +93,7 @@ def stop_processes() -> None:
     """End the processes that this one has started: it has failed, and they would wait for it."""
     for fabric in _started:
         for process in getattr(fabric.strategy.launcher, "procs", []):
-            process.send_signal(signal.SIGTERM)
+            process.kill()  # Nothing less ends one that waits for another.
     _started.clear()
 
 
@@ -114,6 +114,17 @@ def from_first(value: Value) -> Value:
     values = [value]
     torch.distributed.broadcast_object_list(values)
     return values[0]
+
+
+def highest(*values: int) -> tuple[int, ...]:
+    """Return the highest of each value over all processes."""
+    if not _several():
+        return values
+    # Of the kind that the processes can exchange.
+    device = "cuda" if torch.distributed.get_backend() == torch.distributed.Backend.NCCL else "cpu"
+    found = torch.tensor(values, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return tuple(found.tolist())
 
 
 def check_same(tensor: Tensor, what: str) -> None:

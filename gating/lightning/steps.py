@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["count_steps"]
+__all__ = ["count_steps", "validation_interval"]
 
 
 def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
@@ -30,3 +30,9 @@ def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
             f"trainer.max_steps={trainer['max_steps']} and trainer.limit_train_batches={limit}: give positive numbers."
         )
     return steps
+
+
+def validation_interval(trainer: Mapping[str, Any], *, num_batches: int) -> int | float:
+    """Return after how many batches, or which share of an epoch, to validate; at the latest after an epoch."""
+    interval: int | float = trainer["val_check_interval"]
+    return min(interval, num_batches) if isinstance(interval, int) else interval

@@ -75,5 +75,6 @@ class TolerantWandbLogger(WandbLogger):
     log_metrics = _tolerant(WandbLogger.log_metrics)
     log_hyperparams = _tolerant(WandbLogger.log_hyperparams)
     log_image = _tolerant(WandbLogger.log_image)
+    log_table = _tolerant(WandbLogger.log_table)
     after_save_checkpoint = _tolerant(WandbLogger.after_save_checkpoint)
     finalize = _tolerant(WandbLogger.finalize)

@@ -1,0 +1,65 @@
+"""How a run ends: well, with a sentence about what was wrong, or stopped by a signal."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gating.errors import explain, is_input_error
+from gating.lightning.divergence import DivergedError
+from gating.lightning.loggers import close_wandb
+from gating.lightning.ranks import is_first, stop_processes
+from gating.lightning.resume import is_finished, is_run
+from gating.lightning.stopping import Stopped, stopping_at_signals
+
+__all__ = ["ending_well"]
+
+
+@contextmanager
+def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
+    """Run a ``with`` block; close what is open whatever happens, and say how to go on where that is possible.
+
+    What the user can mend ends in one sentence and exit code 1, a signal in 128 and its number. Faults of the program
+    keep their traceback.
+
+    Args:
+        folder: Tells the run's folder, which may not be there.
+    """
+    failed = True
+    try:
+        with stopping_at_signals():
+            yield
+        failed = False
+    except Stopped as stopped:
+        _say(f"{stopped}.")
+        _say_how_to_go_on(folder())
+        sys.exit(stopped.exit_code)
+    except Exception as error:
+        # What was instantiated from a configuration was at fault, not what instantiates.
+        cause = error.__cause__ if type(error).__module__.startswith("hydra.") and error.__cause__ else error
+        if not is_input_error(cause):
+            _say_how_to_go_on(folder())
+            raise
+        if isinstance(cause, DivergedError):
+            _say(f"error: {cause}")
+        else:
+            print(f"error: {explain(cause)}", file=sys.stderr)
+            _say_how_to_go_on(folder())
+        sys.exit(1)
+    finally:
+        if failed:
+            stop_processes()
+        wandb_folder = close_wandb(failed=failed)
+        if wandb_folder is not None:
+            print(f"W&B run  {wandb_folder}\n  look   wandb leet {wandb_folder}\n  upload wandb sync {wandb_folder}")
+
+
+def _say(sentence: str) -> None:
+    """Say once what all processes know."""
+    if is_first():
+        print(sentence, file=sys.stderr)
+
+
+def _say_how_to_go_on(folder: Path) -> None:
+    if is_run(folder) and not is_finished(folder):
+        _say(f"The run can go on: python train.py resume={folder}")

@@ -1,0 +1,29 @@
+"""What looks on while a phase of a run is trained."""
+
+from collections.abc import Sequence
+
+from pytorch_lightning.callbacks import Callback
+
+from gating.lightning.callbacks import GateMonitor
+from gating.lightning.checkpoints import RunCheckpoint
+from gating.lightning.divergence import DivergenceStop
+from gating.lightning.progress import PhaseProgressBar
+from gating.lightning.run import Run
+
+__all__ = ["callbacks_of_phase"]
+
+
+def callbacks_of_phase(run: Run, phase: str, chosen: Sequence[Callback], *, apart: bool) -> list[Callback]:
+    """Return the callbacks of a phase in the order in which they are to be called.
+
+    Args:
+        run: The run.
+        phase: Name of the phase.
+        chosen: Those of the configuration, and those for this phase alone.
+        apart: Whether the phase is no part of the run's history: the training of a teacher.
+    """
+    # First, since what others do at the start of a batch is not to be in a checkpoint of the moment before it.
+    checkpoints = [callback for callback in chosen if isinstance(callback, RunCheckpoint)]
+    others = [callback for callback in chosen if not isinstance(callback, RunCheckpoint)]
+    always = [*checkpoints, PhaseProgressBar(phase), DivergenceStop(run.checkpoints / phase)]
+    return always if apart else [*always, GateMonitor(run.history), *others]

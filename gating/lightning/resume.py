@@ -1,0 +1,248 @@
+"""Finding the run that a command is to go on with, and making sure that it is the same run."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+from omegaconf import OmegaConf
+
+from gating.atomic import replacing_file
+from gating.folder import clear_folder
+from gating.lightning.checkpoints import checkpoints_in, what_is_wrong
+
+__all__ = [
+    "find_run",
+    "is_finished",
+    "is_free",
+    "is_run",
+    "named_run",
+    "read_settings_of",
+    "recall",
+    "take_folder",
+]
+
+# In the order that a run comes through; ``removed`` is the model between removal and recovery.
+_PHASES = ("teacher", "dense", "search", "removed", "recovery")
+
+# What may differ between a run and the command that goes on with it: none of it changes what is computed.
+_FREE = (
+    "output_dir",
+    "overwrite",
+    "resume",
+    "ckpt_path",
+    "phase",
+    "paths",
+    "logger",
+    "callbacks.checkpoint",
+    "callbacks.learning_rate",
+    "data.num_workers",
+)
+
+
+def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | None:
+    """Return the folder of the run to go on with; None if a new one is to begin.
+
+    Args:
+        settings: All settings of the command, as plain values.
+        is_place_given: Whether the command says ``output_dir``; otherwise its default is the time of day.
+
+    Raises:
+        FileExistsError: No ``resume`` is asked for, and ``output_dir`` has an unfinished run.
+        ValueError: What is asked for is no run, or a setting is another than the run's.
+    """
+    place, resume, ckpt_path = Path(settings["output_dir"]), settings["resume"], settings["ckpt_path"]
+    if resume is None and ckpt_path is None:
+        if is_place_given and is_run(place) and not is_finished(place) and not settings["overwrite"]:
+            raise FileExistsError(
+                f"output_dir={place} holds an unfinished run. Pass resume=auto to go on with it, or overwrite=true to "
+                "begin again."
+            )
+        return None
+    if resume == "auto" and ckpt_path is None:
+        if not is_run(place):
+            return None if is_place_given else _latest_like(settings, place.parent.parent)
+        folder = place
+    else:
+        folder = named_run(resume, ckpt_path)
+        if is_place_given and place.absolute() != folder.absolute():
+            raise ValueError(f"The run to go on with is in {folder}, and output_dir={place}: leave output_dir out.")
+    changed = _difference(read_settings_of(folder), settings)
+    if changed is not None:
+        name, before, now = changed
+        raise ValueError(
+            f"The run in {folder} has {name}={before}, and this command {name}={now}: a run goes on with the settings "
+            "that it began with. Leave it as it was, or begin another run in another output_dir."
+        )
+    return folder
+
+
+def named_run(resume: str | None, ckpt_path: str | None) -> Path:
+    """Return the folder of the run that is named, or whose checkpoint is.
+
+    Raises:
+        ValueError: There is no such run.
+    """
+    if ckpt_path is None:
+        return Path(str(resume))
+    checkpoint = Path(ckpt_path)
+    if not checkpoint.is_file():
+        raise ValueError(f"ckpt_path={checkpoint}: there is no such file.")
+    folder = next((parent for parent in checkpoint.parents if is_run(parent)), None)
+    if folder is None:
+        raise ValueError(f"ckpt_path={checkpoint} is in no folder of a run, which its settings are read from.")
+    if resume not in (None, "auto") and Path(str(resume)).absolute() != folder.absolute():
+        raise ValueError(f"ckpt_path={checkpoint} is not of the run in resume={resume}: leave one of them out.")
+    return folder
+
+
+def is_run(folder: Path) -> bool:
+    """Say whether a folder is that of a run."""
+    return (folder / "config.yaml").is_file()
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether a run came to its end, of which its numbers are the last thing to be written."""
+    return (folder / "metrics.json").is_file()
+
+
+def read_settings_of(folder: Path) -> dict[str, Any]:
+    """Return the settings of the run in a folder.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not is_run(folder):
+        raise ValueError(f"There is no run in {folder} to go on with: {folder / 'config.yaml'} does not exist.")
+    settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # type: ignore[assignment]
+    return settings
+
+
+def is_free(name: str) -> bool:
+    """Say whether a setting may be another one when a run goes on: what is computed does not depend on it."""
+    return any(name == free or name.startswith(f"{free}.") for free in _FREE)
+
+
+def recall(overrides: Sequence[str], *, resume: str | None, ckpt_path: str | None) -> dict[str, Any]:
+    """Return the settings to take from the folder of a run that is named, where a command says nothing else about it.
+
+    So ``resume=DIR`` is all that one has to remember.
+
+    Args:
+        overrides: What the command line sets, as Hydra has it.
+        resume: ``auto`` or the folder.
+        ckpt_path: One of its checkpoints.
+
+    Returns:
+        Settings by name, to replace whole groups; none if the command has settings of its own or names no run.
+    """
+    if (resume in (None, "auto") and ckpt_path is None) or not all(is_free(_name(line)) for line in overrides):
+        return {}
+    folder = named_run(resume, ckpt_path)
+    settings = read_settings_of(folder)
+    if settings["objective"].get("speedup") is not None:
+        settings["objective"]["num_heads"] = None  # It stands for it.
+    # Callbacks have been told the place of one phase.
+    taken = {name: value for name, value in settings.items() if not is_free(name) and name != "callbacks"}
+    return {**taken, "output_dir": str(folder)}
+
+
+def take_folder(folder: Path, checkpoints: Path, *, config: str | None, ckpt_path: str | None) -> filelock.BaseFileLock:
+    """Make a run's folder ready for this process.
+
+    Args:
+        folder: The folder.
+        checkpoints: Where checkpoints are.
+        config: Its settings as YAML, for a new run; None for one that goes on.
+        ckpt_path: The checkpoint to go back to.
+
+    Returns:
+        A lock that the process has as long as it is at the run, however it ends.
+
+    Raises:
+        ValueError: Another process is at it, or the checkpoint is none to go on from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    if config is not None:
+        clear_folder(folder)
+        _forget(checkpoints, after="")
+        with replacing_file(folder / "config.yaml") as new:
+            new.write_text(config, encoding="utf-8")
+    if ckpt_path is not None:
+        _return_to(Path(ckpt_path), checkpoints)
+    return lock
+
+
+def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
+    """Return the latest unfinished run with these settings that no process is at."""
+    for folder in sorted(outputs.glob("*/*"), reverse=True):
+        if not is_run(folder) or is_finished(folder) or _difference(read_settings_of(folder), settings) is not None:
+            continue
+        try:
+            _lock(folder).release()
+        except ValueError:
+            continue
+        return folder
+    return None
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first setting that matters and is another one, with both of its values."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    if new.get("objective.speedup") is not None:
+        # Measured when the run began; it would come out a little differently now.
+        new["objective.num_heads"] = old.get("objective.num_heads")
+    for name in sorted(old | new):
+        if not is_free(name) and old.get(name) != new.get(name):
+            return name, old.get(name), new.get(name)
+    return None
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+    return found
+
+
+def _name(override: str) -> str:
+    """Return the setting or group that an override is about: of ``+group@place=option``, the group."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _return_to(checkpoint: Path, checkpoints: Path) -> None:
+    """Remove what a run wrote after one of its checkpoints, so that this is the last one."""
+    folder = checkpoint.absolute().parent
+    mine = checkpoints_in(folder)
+    if folder.parent != checkpoints.absolute() or folder.name not in _PHASES or checkpoint.absolute() not in mine:
+        raise ValueError(
+            f"ckpt_path={checkpoint} is none of the checkpoints that runs go on from: those are called "
+            f"{checkpoints / 'PHASE' / 'step=N.ckpt'}."
+        )
+    wrong = what_is_wrong(checkpoint)
+    if wrong is not None:
+        raise ValueError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last whole one.")
+    for later in mine[: mine.index(checkpoint.absolute())]:
+        later.unlink()
+    _forget(checkpoints, after=folder.name)
+    if folder.name == "teacher":
+        shutil.rmtree(checkpoints.parent / "teacher", ignore_errors=True)
+
+
+def _lock(folder: Path) -> filelock.BaseFileLock:
+    lock = filelock.FileLock(folder / ".lock", is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise ValueError(f"The run in {folder} is under way in another process.") from None
+    except NotImplementedError:
+        pass  # A file system without locks.
+    return lock
+
+
+def _forget(checkpoints: Path, *, after: str) -> None:
+    """Remove the checkpoints of the phases that come after one; of all of them after none."""
+    for phase in _PHASES[_PHASES.index(after) + 1 if after else 0 :]:
+        shutil.rmtree(checkpoints / phase, ignore_errors=True)

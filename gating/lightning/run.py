@@ -1,0 +1,151 @@
+"""What the stages of a run hand on to each other."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from filelock import BaseFileLock
+from pytorch_lightning.loggers import Logger
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from gating.distillation import Distillation
+from gating.export import Processor
+from gating.history import History
+from gating.lightning.adapters import Adapters
+from gating.lightning.checkpoints import WholeFiles, checkpoints_in, what_is_wrong
+from gating.lightning.csv_log import keep_rows
+from gating.lightning.data import ExampleDataModule
+from gating.lightning.evaluation import evaluate
+from gating.lightning.models import ModelSource
+from gating.lightning.module import FineTuning
+from gating.lightning.ranks import from_first, is_first
+from gating.lightning.tasks.base import Prepared, Task
+from gating.objectives import Objective
+from gating.summary import Summary
+
+__all__ = ["Run"]
+
+
+@dataclass
+class Run:
+    """A run under way.
+
+    Attributes:
+        folder: Where everything goes.
+        checkpoints: Where its checkpoints go, a folder for each phase.
+        seed: Of what is random in it.
+        task: What the model is trained for.
+        objective: What decides which heads close; None where every head stays.
+        processor: The model's tokenizer or image processor.
+        prepared: The examples and how they are judged.
+        data: What serves them.
+        source: Where the model comes from.
+        adapters: What is trained of the model besides its gates.
+        model: The model as it is now.
+        dense_config: Its configuration with all heads.
+        total_steps: Optimizer steps of the whole run.
+        search_steps: How many of them are before the removal; 0 without gates.
+        distillation: How to learn from a teacher, if at all.
+        teacher: The dense model to learn from; None where there is none, or it is not trained yet.
+        loggers: What metrics are sent to.
+        history: What was seen at each validation.
+        summary: What was measured.
+        lock: What tells other processes that this one is at the run.
+        num_rows: Rows of the CSV file when the present phase began.
+    """
+
+    folder: Path
+    checkpoints: Path
+    seed: int
+    task: Task
+    objective: Objective | None
+    processor: Processor
+    prepared: Prepared
+    data: ExampleDataModule
+    source: ModelSource
+    adapters: Adapters
+    model: PreTrainedModel
+    dense_config: PreTrainedConfig
+    total_steps: int
+    search_steps: int
+    distillation: Distillation | None = None
+    teacher: PreTrainedModel | None = None
+    loggers: list[Logger] = field(default_factory=list)
+    history: History = field(default_factory=History)
+    summary: Summary = field(default_factory=Summary)
+    lock: BaseFileLock | None = None
+    num_rows: int = 0
+
+    @property
+    def recovery_steps(self) -> int:
+        """Optimizer steps after the removal."""
+        return self.total_steps - self.search_steps
+
+    def last_checkpoint(self, phase: str) -> Path | None:
+        """Return the last checkpoint of a phase that is as it was written; the same in all processes."""
+        found: Path | None = None
+        if is_first():
+            for path in checkpoints_in(self.checkpoints / phase):
+                wrong = what_is_wrong(path)
+                if wrong is None:
+                    found = path
+                    break
+                print(f"{path} is damaged ({wrong}); going back to the one before it.", file=sys.stderr)
+        return from_first(found)
+
+    def fit(self, trainer: pl.Trainer, module: FineTuning, phase: str, *, batches_before: int) -> int:
+        """Train a phase, from its last checkpoint on if it has one.
+
+        Args:
+            trainer: What trains.
+            module: What is trained.
+            phase: Name of the phase.
+            batches_before: Batches of the run that went before the phase.
+
+        Returns:
+            How many steps the phase has taken, with those before an interruption.
+        """
+        checkpoint = self.last_checkpoint(phase)
+        if checkpoint is None:
+            keep_rows(self.loggers, self.num_rows)
+        elif is_first():
+            print(f"{phase} goes on from {checkpoint}")
+        trainer.strategy.checkpoint_io = WholeFiles()
+        self.data.go_on_after(batches_before)
+        with self.summary.timed(phase):
+            # from_pretrained leaves models in evaluation mode, and Lightning does not change that.
+            trainer.fit(module.train(), datamodule=self.data, ckpt_path=checkpoint)
+        # Lightning moves models back to the CPU after training.
+        module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
+        return trainer.global_step
+
+    @contextmanager
+    def adapted(self, model: PreTrainedModel) -> Iterator[None]:
+        """Train a model's adapters, if it is to have some, for the length of a ``with`` block, in place.
+
+        What is drawn at the beginning of a phase, here or by an objective for its gates, is the same whatever was
+        drawn before; in a run that goes on that is something else.
+        """
+        pl.seed_everything(self.seed, verbose=False)
+        with self.adapters.on(model):
+            yield
+
+    def measure_metric(
+        self, key: str, title: str, *, splits: Sequence[str] = ("validation",), model: PreTrainedModel | None = None
+    ) -> None:
+        """Evaluate the model, or another one, as it is now; test data is looked at once, at the end."""
+        # What takes long need not be measured before heads are removed: that changes nothing.
+        metrics = self.prepared.metrics if key == "search" else self.prepared.all_metrics
+        with self.summary.timed("evaluate"):
+            for split in splits:
+                batches = self.data.evaluation_dataloader(split)
+                values = evaluate(model or self.model, batches, task=self.task, metrics=metrics)
+                self.summary.add_metrics(key, title, split, values)
+
+    def probe_batch(self) -> dict[str, Any]:
+        """Return eight long examples of the validation data, without what is right."""
+        return {name: tensor.to(self.model.device) for name, tensor in self.data.probe_batch().items()}
