@@ -369,7 +369,8 @@ def test_help_shows_groups_and_settings(tmp_path):
         "objective: budget, importance, l0, lagrangian, magnitude, none, random, topk",
         "objective.num_heads=18",
         "output_dir=DIR",
-        "experiment: smoke",
+        "experiment=wnut17",
+        "resume=auto",
     ):
         assert wanted in process.stdout
 
