@@ -56,6 +56,7 @@ from gating.lightning.steps import count_steps
 from gating.lightning.tasks.base import Prepared, Task
 from gating.lightning.tasks.samples import WritesText
 from gating.measure import compare_latency, count_heads
+from gating.redaction import redact_file, redact_output, redact_settings
 from gating.report import print_report, print_samples, save_pictures
 from gating.settings import check_settings, take_arguments
 from gating.speedup import check_speedup, num_heads_for_speedup
@@ -94,6 +95,8 @@ def main(cfg: DictConfig) -> None:
         cfg.output_dir = HydraConfig.get().runtime.output_dir
         # Processes that are started for more devices run this command again, when its time of day is another.
         sys.argv.append(f"hydra.sweep.dir='{Path(cfg.output_dir).parent}'")
+        # Hydra's own note of the command.
+        redact_file(Path(cfg.output_dir).parent / "multirun.yaml")
     guarded_run(cfg)
 
 
@@ -236,7 +239,8 @@ def open_folder(work: Run, settings: dict[str, Any]) -> None:
         folder = Path(work.cfg.output_dir)
         clear_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(work.cfg, folder / "config.yaml", resolve=True)
+        shown = redact_settings(OmegaConf.to_container(work.cfg, resolve=True))
+        OmegaConf.save(OmegaConf.create(shown), folder / "config.yaml")
     work.loggers = instantiate(work.cfg.logger, _partial_=True)(work.cfg.output_dir, run_config=settings)
 
 
@@ -429,4 +433,5 @@ def probe_batch(work: Run) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    redact_output()
     main()

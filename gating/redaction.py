@@ -7,11 +7,12 @@ environment variable with such a name.
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["hidden_arguments", "redact", "redact_settings"]
+__all__ = ["hidden_arguments", "redact", "redact_file", "redact_output", "redact_settings"]
 
 _HIDDEN = "***"
 # As a whole name or behind an underscore; not pad_token, max_tokens or tokenizer.
@@ -52,6 +53,37 @@ def redact_settings(settings: Any) -> Any:
     if isinstance(settings, list):
         return [redact_settings(value) for value in settings]
     return redact(settings) if isinstance(settings, str) else settings
+
+
+def redact_file(path: Path) -> None:
+    """Take the secrets out of a text file, in place; nothing happens if there is none."""
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        if redact(text) != text:
+            path.write_text(redact(text), encoding="utf-8")
+
+
+def redact_output() -> None:
+    """Take the secrets out of everything that this program prints from now on, errors of libraries included."""
+    sys.stdout, sys.stderr = _RedactingStream(sys.stdout), _RedactingStream(sys.stderr)
+
+
+class _RedactingStream:
+    """A text stream, but for what is written to it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

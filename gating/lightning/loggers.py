@@ -125,8 +125,8 @@ def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
     """Put what the finished model has written into W&B, as a table."""
     rows = [list(sample.values()) for sample in samples]
     for logger in loggers:
-        if isinstance(logger, WandbLogger) and rows:
-            logger.experiment.log({"compact/samples": wandb.Table(columns=list(samples[0]), data=rows)})
+        if isinstance(logger, TolerantWandbLogger) and rows:
+            logger.log_table("compact/samples", columns=list(samples[0]), data=rows)
 
 
 def close_wandb(*, failed: bool) -> Path | None:
