@@ -51,6 +51,7 @@ from gating.lightning.run import Run
 from gating.lightning.steps import count_steps, validation_interval
 from gating.lightning.tasks.base import Prepared, Task
 from gating.measure import count_heads
+from gating.redaction import redact_file, redact_output, redact_settings
 from gating.settings import check_settings, take_arguments
 from gating.speedup import check_speedup, num_heads_for_speedup
 
@@ -64,6 +65,8 @@ def main(cfg: DictConfig) -> None:
         cfg.output_dir = HydraConfig.get().runtime.output_dir
         # Processes that are started for more devices run this command again, when its time of day is another.
         sys.argv.append(f"hydra.sweep.dir='{Path(cfg.output_dir).parent}'")
+        # Hydra's own note of the command.
+        redact_file(Path(cfg.output_dir).parent / "multirun.yaml")
     guarded_run(cfg, HydraConfig.get().overrides.task)
 
 
@@ -212,7 +215,8 @@ def open_folder(cfg: DictConfig, work: Run, settings: dict[str, Any], before: Pa
     cfg.output_dir = from_first(str(before or cfg.output_dir))
     work.folder, work.checkpoints = Path(cfg.output_dir), Path(cfg.paths.checkpoints)
     if is_first():
-        config = OmegaConf.to_yaml(cfg, resolve=True) if before is None else None
+        shown = redact_settings(OmegaConf.to_container(cfg, resolve=True))
+        config = OmegaConf.to_yaml(OmegaConf.create(shown)) if before is None else None
         work.lock = take_folder(work.folder, work.checkpoints, config=config, ckpt_path=cfg.ckpt_path)
     work.loggers = instantiate(cfg.logger, _partial_=True)(work.folder, run_config=settings, goes_on=before is not None)
 
@@ -346,4 +350,5 @@ def train(
 
 
 if __name__ == "__main__":
+    redact_output()
     main()

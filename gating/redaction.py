@@ -7,13 +7,15 @@ environment variable with such a name.
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["hidden_arguments", "redact", "redact_settings"]
+__all__ = ["HIDDEN", "hidden_arguments", "redact", "redact_file", "redact_output", "redact_settings"]
 
-_HIDDEN = "***"
+# What stands in the place of a secret.
+HIDDEN = "***"
 # As a whole name or behind an underscore; not pad_token, max_tokens or tokenizer.
 _LONG = (
     r"(?:\w*_)?(?:api_?key|access_key|auth_token|access_token|hf_token|secret|secret_key|password|passwd|passphrase)"
@@ -23,12 +25,12 @@ _SECRET_NAME = re.compile(_NAME, re.I)
 _SECRET_VARIABLE = re.compile(r".*(TOKEN|KEY|SECRET|PASSWORD|PASSPHRASE|CREDENTIALS)", re.I)
 _IN_TEXT = [
     # user:password@ and token@ in URLs, and what is signed or given in their query.
-    (re.compile(r"(?<=://)[^/\s@'\"]+@"), f"{_HIDDEN}@"),
-    (re.compile(rf"([?&](?:{_NAME}|key|sig|signature|x-amz-[\w-]+)=)[^&\s'\"]+", re.I), rf"\1{_HIDDEN}"),
+    (re.compile(r"(?<=://)[^/\s@'\"]+@"), f"{HIDDEN}@"),
+    (re.compile(rf"([?&](?:{_NAME}|key|sig|signature|x-amz-[\w-]+)=)[^&\s'\"]+", re.I), rf"\1{HIDDEN}"),
     # NAME=VALUE, as on a command line or in a message; 'NAME': 'VALUE' and, on a line of its own, NAME: VALUE.
-    (re.compile(rf"(\b{_NAME}=['\"]?)[^\s'\",}}\]]+", re.I), rf"\1{_HIDDEN}"),
-    (re.compile(rf"((?:['\"]{_NAME}['\"]|^\s*{_NAME}): ?['\"]?)[^\s'\",}}\]]+", re.I | re.M), rf"\1{_HIDDEN}"),
-    (re.compile(r"\bhf_\w{16,}"), _HIDDEN),
+    (re.compile(rf"(\b{_NAME}=['\"]?)[^\s'\",}}\]]+", re.I), rf"\1{HIDDEN}"),
+    (re.compile(rf"((?:['\"]{_NAME}['\"]|^\s*{_NAME}): ?['\"]?)[^\s'\",}}\]]+", re.I | re.M), rf"\1{HIDDEN}"),
+    (re.compile(r"\bhf_\w{16,}"), HIDDEN),
 ]
 _SHORTEST = 8  # shorter values stand in words
 
@@ -36,7 +38,7 @@ _SHORTEST = 8  # shorter values stand in words
 def redact(text: str) -> str:
     """Return a text without the secrets in it."""
     for value in _secret_values():
-        text = text.replace(value, _HIDDEN)
+        text = text.replace(value, HIDDEN)
     for pattern, replacement in _IN_TEXT:
         text = pattern.sub(replacement, text)
     return text
@@ -46,12 +48,43 @@ def redact_settings(settings: Any) -> Any:
     """Return nested plain values without the secrets in them; what is not set stays so."""
     if isinstance(settings, dict):
         return {
-            name: _HIDDEN if value is not None and _SECRET_NAME.fullmatch(str(name)) else redact_settings(value)
+            name: HIDDEN if value is not None and _SECRET_NAME.fullmatch(str(name)) else redact_settings(value)
             for name, value in settings.items()
         }
     if isinstance(settings, list):
         return [redact_settings(value) for value in settings]
     return redact(settings) if isinstance(settings, str) else settings
+
+
+def redact_file(path: Path) -> None:
+    """Take the secrets out of a text file, in place; nothing happens if there is none."""
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        if redact(text) != text:
+            path.write_text(redact(text), encoding="utf-8")
+
+
+def redact_output() -> None:
+    """Take the secrets out of everything that this program prints from now on, errors of libraries included."""
+    sys.stdout, sys.stderr = _RedactingStream(sys.stdout), _RedactingStream(sys.stderr)
+
+
+class _RedactingStream:
+    """A text stream, but for what is written to it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

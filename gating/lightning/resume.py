@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from gating.atomic import replacing_file
 from gating.folder import clear_folder
 from gating.lightning.checkpoints import checkpoints_in, what_is_wrong
+from gating.redaction import HIDDEN, redact_settings
 
 __all__ = [
     "find_run",
@@ -68,7 +69,8 @@ def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | Non
         folder = named_run(resume, ckpt_path)
         if is_place_given and place.absolute() != folder.absolute():
             raise ValueError(f"The run to go on with is in {folder}, and output_dir={place}: leave output_dir out.")
-    changed = _difference(read_settings_of(folder), settings)
+    # Secrets are not in the folder.
+    changed = _difference(read_settings_of(folder), redact_settings(dict(settings)))
     if changed is not None:
         name, before, now = changed
         raise ValueError(
@@ -136,11 +138,19 @@ def recall(overrides: Sequence[str], *, resume: str | None, ckpt_path: str | Non
 
     Returns:
         Settings by name, to replace whole groups; none if the command has settings of its own or names no run.
+
+    Raises:
+        ValueError: There is no such run, or a secret was among its settings.
     """
     if (resume in (None, "auto") and ckpt_path is None) or not all(is_free(_name(line)) for line in overrides):
         return {}
     folder = named_run(resume, ckpt_path)
     settings = read_settings_of(folder)
+    if HIDDEN in str(settings):
+        raise ValueError(
+            f"The run in {folder} had a secret among its settings, which is not kept there: give the whole command again, "
+            f"with output_dir={folder} resume=auto."
+        )
     if settings["objective"].get("speedup") is not None:
         settings["objective"]["num_heads"] = None  # It stands for it.
     # Callbacks have been told the place of one phase.
