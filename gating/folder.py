@@ -43,7 +43,7 @@ def clear_folder(folder: Path) -> None:
     settings = folder / "config.yaml"
     if not (settings.is_file() and "_target_: gating." in settings.read_text(encoding="utf-8", errors="replace")):
         return
-    for name in ("checkpoints", "compact", "csv", "report"):
+    for name in ("checkpoints", "compact", "csv", "report", "teacher"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("config.yaml", "metrics.json"):
         (folder / name).unlink(missing_ok=True)
