@@ -46,8 +46,9 @@ from gating.lightning.ranks import (
     start_processes,
 )
 from gating.lightning.removed import keep_removed, restore_removed
-from gating.lightning.resume import find_run, is_finished, read_settings_of, recall, take_folder
+from gating.lightning.resume import find_run, read_settings_of, recall
 from gating.lightning.run import Run
+from gating.lightning.run_folder import is_finished, take_folder
 from gating.lightning.steps import count_steps, validation_interval
 from gating.lightning.tasks.base import Prepared, Task
 from gating.measure import count_heads
@@ -214,11 +215,12 @@ def open_folder(cfg: DictConfig, work: Run, settings: dict[str, Any], before: Pa
     # The time of day in its name is another one in another process.
     cfg.output_dir = from_first(str(before or cfg.output_dir))
     work.folder, work.checkpoints = Path(cfg.output_dir), Path(cfg.paths.checkpoints)
+    work.goes_on = before is not None
     if is_first():
         shown = redact_settings(OmegaConf.to_container(cfg, resolve=True))
         config = OmegaConf.to_yaml(OmegaConf.create(shown)) if before is None else None
         work.lock = take_folder(work.folder, work.checkpoints, config=config, ckpt_path=cfg.ckpt_path)
-    work.loggers = instantiate(cfg.logger, _partial_=True)(work.folder, run_config=settings, goes_on=before is not None)
+    work.loggers = instantiate(cfg.logger, _partial_=True)(work.folder, run_config=settings, goes_on=work.goes_on)
 
 
 def read_settings(cfg: DictConfig) -> dict[str, Any]:
@@ -259,13 +261,13 @@ def load_data(
 def own_teacher(cfg: DictConfig, work: Run) -> PreTrainedModel:
     """Fine-tune a dense copy of the model with as many steps as the run has, and keep it for other runs."""
     folder, teacher = work.folder / "teacher", deepcopy(work.model)
-    if from_first(folder.is_dir()):
+    if work.goes_on and from_first(folder.is_dir()):
         teacher = Pretrained(str(folder)).load(work.task.auto_class)
     else:
         with work.adapted(teacher):
             train(cfg, work, "teacher", steps=work.total_steps, model=teacher)
         if is_first():
-            with replacing_folder(folder, overwrite=False) as new:
+            with replacing_folder(folder, overwrite=True) as new:
                 teacher.save_pretrained(new)
                 work.processor.save_pretrained(new)
     teacher.to(work.model.device)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from gating.errors import explain, is_input_error
 from gating.lightning.divergence import DivergedError
 from gating.lightning.loggers import close_wandb
 from gating.lightning.ranks import is_first, stop_processes
-from gating.lightning.resume import is_finished, is_run
+from gating.lightning.run_folder import is_finished, is_taken
 from gating.lightning.stopping import Stopped, stopping_at_signals
 
 __all__ = ["ending_well"]
@@ -61,5 +61,5 @@ def _say(sentence: str) -> None:
 
 
 def _say_how_to_go_on(folder: Path) -> None:
-    if is_run(folder) and not is_finished(folder):
+    if is_taken(folder) and not is_finished(folder):
         _say(f"The run can go on: python train.py resume={folder}")

@@ -1,31 +1,15 @@
 """Finding the run that a command is to go on with, and making sure that it is the same run."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 from omegaconf import OmegaConf
 
-from gating.atomic import replacing_file
-from gating.folder import clear_folder
-from gating.lightning.checkpoints import checkpoints_in, what_is_wrong
+from gating.lightning.run_folder import is_finished, is_run, is_under_way
 from gating.redaction import HIDDEN, redact_settings
 
-__all__ = [
-    "find_run",
-    "is_finished",
-    "is_free",
-    "is_run",
-    "named_run",
-    "read_settings_of",
-    "recall",
-    "take_folder",
-]
-
-# In the order that a run comes through; ``removed`` is the model between removal and recovery.
-_PHASES = ("teacher", "dense", "search", "removed", "recovery")
+__all__ = ["find_run", "recall", "read_settings_of"]
 
 # What may differ between a run and the command that goes on with it: none of it changes what is computed.
 _FREE = (
@@ -66,7 +50,7 @@ def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | Non
             return None if is_place_given else _latest_like(settings, place.parent.parent)
         folder = place
     else:
-        folder = named_run(resume, ckpt_path)
+        folder = _named_run(resume, ckpt_path)
         if is_place_given and place.absolute() != folder.absolute():
             raise ValueError(f"The run to go on with is in {folder}, and output_dir={place}: leave output_dir out.")
     # Secrets are not in the folder.
@@ -80,7 +64,7 @@ def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | Non
     return folder
 
 
-def named_run(resume: str | None, ckpt_path: str | None) -> Path:
+def _named_run(resume: str | None, ckpt_path: str | None) -> Path:
     """Return the folder of the run that is named, or whose checkpoint is.
 
     Raises:
@@ -99,16 +83,6 @@ def named_run(resume: str | None, ckpt_path: str | None) -> Path:
     return folder
 
 
-def is_run(folder: Path) -> bool:
-    """Say whether a folder is that of a run."""
-    return (folder / "config.yaml").is_file()
-
-
-def is_finished(folder: Path) -> bool:
-    """Say whether a run came to its end, of which its numbers are the last thing to be written."""
-    return (folder / "metrics.json").is_file()
-
-
 def read_settings_of(folder: Path) -> dict[str, Any]:
     """Return the settings of the run in a folder.
 
@@ -121,7 +95,7 @@ def read_settings_of(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def is_free(name: str) -> bool:
+def _is_free(name: str) -> bool:
     """Say whether a setting may be another one when a run goes on: what is computed does not depend on it."""
     return any(name == free or name.startswith(f"{free}.") for free in _FREE)
 
@@ -142,47 +116,20 @@ def recall(overrides: Sequence[str], *, resume: str | None, ckpt_path: str | Non
     Raises:
         ValueError: There is no such run, or a secret was among its settings.
     """
-    if (resume in (None, "auto") and ckpt_path is None) or not all(is_free(_name(line)) for line in overrides):
+    if (resume in (None, "auto") and ckpt_path is None) or not all(_is_free(_name(line)) for line in overrides):
         return {}
-    folder = named_run(resume, ckpt_path)
+    folder = _named_run(resume, ckpt_path)
     settings = read_settings_of(folder)
     if HIDDEN in str(settings):
         raise ValueError(
-            f"The run in {folder} had a secret among its settings, which is not kept there: give the whole command again, "
-            f"with output_dir={folder} resume=auto."
+            f"The run in {folder} had a secret among its settings, which is not kept there: give the whole command "
+            f"again, with output_dir={folder} resume=auto."
         )
     if settings["objective"].get("speedup") is not None:
         settings["objective"]["num_heads"] = None  # It stands for it.
     # Callbacks have been told the place of one phase.
-    taken = {name: value for name, value in settings.items() if not is_free(name) and name != "callbacks"}
+    taken = {name: value for name, value in settings.items() if not _is_free(name) and name != "callbacks"}
     return {**taken, "output_dir": str(folder)}
-
-
-def take_folder(folder: Path, checkpoints: Path, *, config: str | None, ckpt_path: str | None) -> filelock.BaseFileLock:
-    """Make a run's folder ready for this process.
-
-    Args:
-        folder: The folder.
-        checkpoints: Where checkpoints are.
-        config: Its settings as YAML, for a new run; None for one that goes on.
-        ckpt_path: The checkpoint to go back to.
-
-    Returns:
-        A lock that the process has as long as it is at the run, however it ends.
-
-    Raises:
-        ValueError: Another process is at it, or the checkpoint is none to go on from.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
-    if config is not None:
-        clear_folder(folder)
-        _forget(checkpoints, after="")
-        with replacing_file(folder / "config.yaml") as new:
-            new.write_text(config, encoding="utf-8")
-    if ckpt_path is not None:
-        _return_to(Path(ckpt_path), checkpoints)
-    return lock
 
 
 def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
@@ -190,11 +137,8 @@ def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
     for folder in sorted(outputs.glob("*/*"), reverse=True):
         if not is_run(folder) or is_finished(folder) or _difference(read_settings_of(folder), settings) is not None:
             continue
-        try:
-            _lock(folder).release()
-        except ValueError:
-            continue
-        return folder
+        if not is_under_way(folder):
+            return folder
     return None
 
 
@@ -205,7 +149,7 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str,
         # Measured when the run began; it would come out a little differently now.
         new["objective.num_heads"] = old.get("objective.num_heads")
     for name in sorted(old | new):
-        if not is_free(name) and old.get(name) != new.get(name):
+        if not _is_free(name) and old.get(name) != new.get(name):
             return name, old.get(name), new.get(name)
     return None
 
@@ -220,39 +164,3 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, An
 def _name(override: str) -> str:
     """Return the setting or group that an override is about: of ``+group@place=option``, the group."""
     return override.lstrip("+~").partition("=")[0].partition("@")[0]
-
-
-def _return_to(checkpoint: Path, checkpoints: Path) -> None:
-    """Remove what a run wrote after one of its checkpoints, so that this is the last one."""
-    folder = checkpoint.absolute().parent
-    mine = checkpoints_in(folder)
-    if folder.parent != checkpoints.absolute() or folder.name not in _PHASES or checkpoint.absolute() not in mine:
-        raise ValueError(
-            f"ckpt_path={checkpoint} is none of the checkpoints that runs go on from: those are called "
-            f"{checkpoints / 'PHASE' / 'step=N.ckpt'}."
-        )
-    wrong = what_is_wrong(checkpoint)
-    if wrong is not None:
-        raise ValueError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last whole one.")
-    for later in mine[: mine.index(checkpoint.absolute())]:
-        later.unlink()
-    _forget(checkpoints, after=folder.name)
-    if folder.name == "teacher":
-        shutil.rmtree(checkpoints.parent / "teacher", ignore_errors=True)
-
-
-def _lock(folder: Path) -> filelock.BaseFileLock:
-    lock = filelock.FileLock(folder / ".lock", is_singleton=True)
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        raise ValueError(f"The run in {folder} is under way in another process.") from None
-    except NotImplementedError:
-        pass  # A file system without locks.
-    return lock
-
-
-def _forget(checkpoints: Path, *, after: str) -> None:
-    """Remove the checkpoints of the phases that come after one; of all of them after none."""
-    for phase in _PHASES[_PHASES.index(after) + 1 if after else 0 :]:
-        shutil.rmtree(checkpoints / phase, ignore_errors=True)

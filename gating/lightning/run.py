@@ -54,6 +54,7 @@ class Run:
         loggers: What metrics are sent to.
         history: What was seen at each validation.
         summary: What was measured.
+        goes_on: Whether it was begun by an earlier process.
         lock: What tells other processes that this one is at the run.
         num_rows: Rows of the CSV file when the present phase began.
     """
@@ -77,6 +78,7 @@ class Run:
     loggers: list[Logger] = field(default_factory=list)
     history: History = field(default_factory=History)
     summary: Summary = field(default_factory=Summary)
+    goes_on: bool = False
     lock: BaseFileLock | None = None
     num_rows: int = 0
 
