@@ -53,8 +53,11 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
     target = settings.get("_target_")
     types: dict[str, Any] = {}
     if isinstance(target, str) and target.startswith("gating."):
-        for function in (_locate(target, prefix), *also):
-            types |= _parameter_types(function)
+        types |= _parameter_types(_locate(target, prefix))
+        for function in also:
+            # Their other arguments are the program's own.
+            keywords = {p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY}
+            types |= {name: kind for name, kind in _parameter_types(function).items() if name in keywords}
         _check_names(prefix, settings, types)
     _check_values(prefix, settings, types)
     for key, value in settings.items():

@@ -25,6 +25,7 @@ GROUPS = (
 NEEDED = {
     "pretrained": ["model.name=x"],
     "scratch": ["model.model_type=vit"],
+    "image_classification": ["data=digits"],
     "glue": ["data.name=sst2"],
     "hub": ["data.path=x"],
     "files": ["data.train=x", "data.validation=x"],

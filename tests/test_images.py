@@ -53,6 +53,9 @@ def test_files_of_images_can_be_named_in_a_column(tmp_path):
     made = load_image_processor(NewModel("vit"), blueprint(image_size=8, num_channels=3))
     table = Dataset.from_dict({"image": [str(tmp_path / "one.png")], "label": [0]})
     assert serve_images(table, made, num_channels=3, where="train")[0]["pixel_values"].shape == (3, 8, 8)
+    (tmp_path / "one.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train data names the image .*one\.png"):
+        serve_images(table, made, num_channels=3, where="train")
 
 
 def test_column_without_images_is_named():

@@ -103,6 +103,18 @@ def test_glue_takes_its_validation_set_as_the_test_set(monkeypatch):
     assert all(text.startswith("validation") for text in splits["test"]["sentence"])
 
 
+def test_splits_that_are_missing_are_named_with_what_to_do(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\n" + "some words,x\n" * 20)
+    with pytest.raises(ValueError, match=r"'train'.*data\.validation_split=null draw it"):
+        sources.load_hub(path=str(tmp_path))
+    with pytest.raises(ValueError, match=r"do without: data\.test_split=null"):
+        sources.load_hub(path=str(tmp_path), validation_split=None)
+    splits = sources.load_hub(path=str(tmp_path), validation_split=None, test_split=None).splits
+    assert {split: len(table) for split, table in splits.items()} == {"train": 18, "validation": 2}
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        sources.load_hub(path="./nowhere")
+
+
 def test_hub_format_on_disk_goes_through_the_hub_loader(tmp_path):
     for split, rows in (("train", 3), ("validation", 2), ("test", 1)):
         (tmp_path / f"{split}.csv").write_text("text,label\n" + "some words,x\n" * rows)

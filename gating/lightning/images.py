@@ -1,10 +1,11 @@
 """From images to the numbers that a model reads."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import transformers
-from datasets import Dataset, Image, Value
+from datasets import Dataset, Image
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
 from gating.lightning.models import ModelSource
@@ -60,14 +61,18 @@ def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: st
 
     Raises:
         ValueError: The column holds no images.
+        FileNotFoundError: A file does not exist.
     """
     feature = table.features["image"]
-    if feature == Value("string"):
+    if getattr(feature, "dtype", "") in ("string", "large_string"):
+        missing = next((path for path in table["image"] if not Path(path).is_file()), None)
+        if missing is not None:
+            raise FileNotFoundError(f"The {where} data names the image {missing}, and there is no such file.")
         table = table.cast_column("image", Image())
     elif not isinstance(feature, Image):
         raise ValueError(
-            f"The {where} data has no images in the column of images, but {feature}. Name the right one with "
-            "data.image_column=..."
+            f"The column of images of the {where} data holds {feature}: neither images nor paths of files. Name the "
+            "right one with data.image_column=..."
         )
     mode = _MODES.get(num_channels)
 

@@ -215,9 +215,13 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
 
 
 def _from_hub(path: str, name: str | None, spec: str | None = None, split: str | None = None) -> Dataset | DatasetDict:
-    if not Path(path).expanduser().exists():
+    folder = Path(path).expanduser()
+    if folder.exists():
+        path = str(folder)
+    elif path.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"data.path={path}: there is no such folder.")
+    else:
         require_hub(f"the data set {path!r}")
-    path = str(Path(path).expanduser()) if Path(path).expanduser().exists() else path
     try:
         return datasets.load_dataset(path, name, split=spec)
     except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
