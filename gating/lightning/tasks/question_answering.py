@@ -18,6 +18,7 @@ from gating.lightning.batches import Batch
 from gating.lightning.columns import find_column, take_columns
 from gating.lightning.models import ModelSource
 from gating.lightning.sources import Examples
+from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.answer_metrics import AnswerScores, best_spans
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.windows import check_stride, make_windows, read_answers
@@ -94,7 +95,7 @@ class QuestionAnswering:
             collate=_WindowCollator(processor),
             metrics=MetricCollection([AnswerScores(references, unanswerable=unanswerable)]),
             score=Score("f1", scale=1),
-            config={"pad_token_id": processor.pad_token_id},
+            config={**special_token_ids(processor, blueprint.config), "pad_token_id": processor.pad_token_id},
         )
 
     def update(

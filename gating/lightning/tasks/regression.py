@@ -17,6 +17,7 @@ from gating.lightning.batches import Batch
 from gating.lightning.columns import find_column, find_texts, take_columns
 from gating.lightning.models import ModelSource
 from gating.lightning.sources import Examples
+from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.number_metrics import number_metrics
 from gating.lightning.texts import check_filled, load_tokenizer, readable_length, tokenise_labelled
@@ -74,8 +75,13 @@ class Regression:
             collate=DataCollatorWithPadding(processor),
             metrics=metrics,
             score=score,
-            # Decoders find the end of a text by the padding.
-            config={"num_labels": 1, "problem_type": "regression", "pad_token_id": processor.pad_token_id},
+            config={
+                "num_labels": 1,
+                "problem_type": "regression",
+                **special_token_ids(processor, blueprint.config),
+                # Decoders find the end of a text by it.
+                "pad_token_id": processor.pad_token_id,
+            },
         )
 
     def update(

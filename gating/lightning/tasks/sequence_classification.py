@@ -17,6 +17,7 @@ from gating.lightning.columns import find_column, find_texts, take_columns
 from gating.lightning.labels import LABEL_COLUMNS, encode_labels
 from gating.lightning.models import ModelSource
 from gating.lightning.sources import Examples
+from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.class_metrics import class_config, class_metrics
 from gating.lightning.texts import check_filled, load_tokenizer, readable_length, tokenise_labelled
@@ -75,6 +76,7 @@ class SequenceClassification:
             score=Score(names[0]),
             config={
                 **class_config(label_names),
+                **special_token_ids(processor, blueprint.config),
                 "problem_type": "single_label_classification",
                 # Decoders find the end of a text by it.
                 "pad_token_id": processor.pad_token_id,

@@ -17,6 +17,7 @@ from gating.lightning.batches import Batch
 from gating.lightning.columns import find_column, take_columns
 from gating.lightning.models import ModelSource
 from gating.lightning.sources import Examples
+from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.class_metrics import class_config
 from gating.lightning.tasks.span_metrics import SpanScore
@@ -84,7 +85,7 @@ class TokenClassification:
             collate=DataCollatorForTokenClassification(processor),
             metrics=MetricCollection({name: _metric(name, tag_names) for name in names}),
             score=Score(names[0]),
-            config=class_config(tag_names),
+            config={**class_config(tag_names), **special_token_ids(processor, blueprint.config)},
         )
 
     def update(
