@@ -46,14 +46,14 @@ def test_scores_are_those_of_torchmetrics_on_the_best_window_of_each_text():
         reference.update(
             [{"prediction_text": text, "id": str(number)}], [{"answers": ANSWERS[number], "id": str(number)}]
         )
-    expected = {name: float(value) for name, value in reference.compute().items()}
-    assert 0 < expected["f1"] < 100
-    assert measure(windows, unanswerable=False) == expected
+    expected = {name: float(value) / 100 for name, value in reference.compute().items()}
+    assert 0 < expected["f1"] < 1
+    assert measure(windows, unanswerable=False) == pytest.approx(expected, abs=1e-7)
 
 
 def test_no_answer_is_given_where_every_window_prefers_it_and_the_data_has_such_questions():
     windows = [(2, 1.0, [3, 9], 5.0), (2, 2.0, [3, 9], 3.0)]
-    assert measure(windows, unanswerable=True)["exact_match"] == 100
+    assert measure(windows, unanswerable=True)["exact_match"] == 1
     assert measure(windows, unanswerable=False)["exact_match"] == 0
     assert measure([*windows, (2, 1.5, [0, 2], 1.0)], unanswerable=True)["exact_match"] == 0
 

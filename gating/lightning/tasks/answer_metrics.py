@@ -43,7 +43,7 @@ def best_spans(
 
 
 class AnswerScores(Metric):
-    """Exact match and F1 of answers in percent, each the best piece over all windows of its text."""
+    """Exact match and F1 of answers, from 0 to 1, each answer the best piece over all windows of its text."""
 
     higher_is_better = True
     full_state_update = False
@@ -73,7 +73,7 @@ class AnswerScores(Metric):
         self.no_answer.append(no_answer)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``exact_match`` and ``f1``, as torchmetrics computes them of the answers."""
+        """Return ``exact_match`` and ``f1``, which torchmetrics computes of the answers in percent."""
         answers = self._answers()
         predictions: list[dict[str, str]] = []
         targets: list[dict[str, Any]] = []
@@ -83,8 +83,7 @@ class AnswerScores(Metric):
             answered = right if right["text"] else {"text": [""], "answer_start": [0]}
             predictions.append({"id": str(number), "prediction_text": text})
             targets.append({"id": str(number), "answers": answered})
-        scores: dict[str, Tensor] = squad(predictions, targets)
-        return scores
+        return {name: value / 100 for name, value in squad(predictions, targets).items()}
 
     def _answers(self) -> dict[int, str]:
         """Return the answer to each example."""

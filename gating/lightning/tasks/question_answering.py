@@ -94,7 +94,7 @@ class QuestionAnswering:
             splits=DatasetDict(train=train["train"], **windows),
             collate=_WindowCollator(processor),
             metrics=MetricCollection([AnswerScores(references, unanswerable=unanswerable)]),
-            score=Score("f1", scale=1),
+            score=Score("f1"),
             config={**special_token_ids(processor, blueprint.config), "pad_token_id": processor.pad_token_id},
         )
 
