@@ -16,7 +16,7 @@ import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_method, instantiate
+from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
 from transformers import PreTrainedModel
@@ -233,6 +233,9 @@ def read_settings(cfg: DictConfig) -> dict[str, Any]:
         "distillation": [teacher_source],
     }
     settings["data"] = without_defaults(settings["data"])
+    if get_object(cfg.objective._target_) is NoObjective:
+        # What an experiment says of budgets is not meant for its dense run.
+        settings["objective"] = {"_target_": cfg.objective._target_}
     check_settings(settings, also=places)
     check_speedup(**{name: settings["objective"].get(name) for name in ("speedup", "num_heads", "keep")})
     return settings

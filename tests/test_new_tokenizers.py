@@ -1,6 +1,7 @@
 """Tokenizers learned from the training data."""
 
 import pytest
+import transformers
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
@@ -56,16 +57,31 @@ def test_what_cannot_be_learned_is_refused(table, size, message):
 
 def test_a_given_tokenizer_is_loaded_and_has_to_fit(tmp_path):
     train_tokenizer(TABLE, size=280, frame="none").save_pretrained(tmp_path)
-    from transformers import AutoModelForCausalLM
 
     def load(size):
         source = NewModel("gpt2", config={"vocab_size": size, "n_embd": 8, "n_head": 2}, tokenizer=str(tmp_path))
-        blueprint = make_blueprint(source, AutoModelForCausalLM)
+        blueprint = make_blueprint(source, transformers.AutoModelForCausalLM)
         return load_or_train_tokenizer(source, blueprint, DatasetDict(train=TABLE), frame="none")
 
     assert len(load(400)) == 280
     with pytest.raises(ValueError, match=r"has 280 tokens, and the new gpt2 knows 279: .*vocab_size=280"):
         load(279)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "marian"])
+def test_a_new_tokenizer_is_the_same_when_it_is_loaded_with_its_model(model_type, tmp_path):
+    """AutoTokenizer has opinions about some families."""
+    source = NewModel(model_type, config={"vocab_size": 300})
+    auto_class = transformers.AutoModelForSeq2SeqLM if model_type == "marian" else transformers.AutoModelForCausalLM
+    blueprint = make_blueprint(source, auto_class)
+    made = load_or_train_tokenizer(source, blueprint, DatasetDict(train=TABLE), frame="none")
+    made.save_pretrained(tmp_path)
+    blueprint.config.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(loaded) == len(made) <= 300
+    assert loaded(STRANGE)["input_ids"] == made(STRANGE)["input_ids"]
+    assert loaded.decode(loaded(STRANGE)["input_ids"]) == STRANGE
+    assert loaded.eos_token_id is not None
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen2", "marian", "bart", "t5", "pegasus"])

@@ -1,11 +1,12 @@
 """A tokenizer for a model from scratch: byte-level pairs (BPE), learned from the training data."""
 
+import tempfile
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gating.lightning.models import ModelSource
 from gating.lightning.texts import load_tokenizer
@@ -34,7 +35,15 @@ def load_or_train_tokenizer(
     """
     size = blueprint.config.get_text_config().vocab_size
     if source.processor is None:
-        return train_tokenizer(splits["train"], size=size, frame=frame)
+        made = train_tokenizer(splits["train"], size=size, frame=frame)
+        loaded = _class_when_loaded(made, blueprint)
+        if loaded is type(made):
+            return made
+        # The new Qwens: their tokenizers are loaded as that of their family, whatever they are.
+        other: PreTrainedTokenizerBase = loaded().train_new_from_iterator(
+            _texts(splits["train"]), size, show_progress=False
+        )
+        return other
     tokenizer = load_tokenizer(source)
     if len(tokenizer) > size:
         raise ValueError(
@@ -86,6 +95,14 @@ def train_tokenizer(table: Dataset, *, size: int, frame: Frame) -> PreTrainedTok
         sep_token=END,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _class_when_loaded(tokenizer: PreTrainedTokenizerFast, blueprint: PreTrainedModel) -> type[Any]:
+    """Return what AutoTokenizer makes of a tokenizer that is saved with a model."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        blueprint.config.save_pretrained(folder)
+        return type(AutoTokenizer.from_pretrained(folder))
 
 
 def _texts(table: Dataset) -> Iterator[list[str]]:

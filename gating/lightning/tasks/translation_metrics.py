@@ -11,7 +11,6 @@ from torchmetrics import Metric
 
 __all__ = ["SacreScore"]
 
-# Each with an empty text's statistics, whose length is that of all.
 _SCORES: dict[str, Any] = {"bleu": BLEU, "chrf": CHRF}
 
 
