@@ -29,6 +29,9 @@ NEEDED = {
     "glue": ["data.name=sst2"],
     "hub": ["data.path=x"],
     "files": ["data.train=x", "data.validation=x"],
+    "multi30k": ["task=seq2seq"],
+    "pairs": ["task=seq2seq", "data.train=x", "data.validation=x"],
+    "text": ["task=causal_lm", "data.train=x"],
 }
 OPTIONS = [
     (group, path.stem)

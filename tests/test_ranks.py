@@ -67,7 +67,7 @@ def test_only_one_folder_is_written(finished):
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
     numbers = json.loads((folder / "metrics.json").read_text())
     assert numbers["num_heads"] == 4
-    assert all(16 * numbers[f"{stage}/test/accuracy"] % 1 == 0 for stage in ("search", "removed", "compact"))
+    assert all(16 * numbers[f"{stage}/validation/accuracy"] % 1 == 0 for stage in ("search", "removed", "compact"))
 
 
 @pytest.mark.parametrize("dying", ["0", pytest.param("1", marks=pytest.mark.slow)])

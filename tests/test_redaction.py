@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,9 @@ def files_with_a_secret(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in found]
 
 
+WANDB_FILE = "wandb/offline-run-*/run-*.wandb"
+
+
 def test_no_file_of_a_run_has_a_secret(inputs, secrets, tmp_path, monkeypatch, capfd):
     repository = tmp_path / "repository"
     subprocess.run(["git", "init", "-q", repository], check=True)
@@ -148,7 +152,11 @@ def test_no_file_of_a_run_has_a_secret(inputs, secrets, tmp_path, monkeypatch, c
     train.guarded_run(compose_settings(overrides))
     folder = repository / "out"
     assert {"compact", "config.yaml", "csv", "metrics.json", "report", "wandb"} <= set(os.listdir(folder))
-    assert list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    # W&B may still be writing when it says that it has finished.
+    end = time.monotonic() + 20
+    while time.monotonic() < end and not any(path.stat().st_size > 1000 for path in folder.glob(WANDB_FILE)):
+        time.sleep(0.1)
+    assert list(folder.glob(WANDB_FILE))
     assert files_with_a_secret(folder) == []
     assert SENTINEL not in "".join(capfd.readouterr())
     assert "name: https://***@host/x" in (folder / "config.yaml").read_text()

@@ -22,7 +22,7 @@ from .blocks import find_attention_blocks
 from .edits import apply_edits
 from .files import check_checksums, read_config, write_checksums
 from .limits import check_fits, checked_folder, is_being_checked, load_whole
-from .record import CHECKSUMS, RECORD_KEY, describe_kept_heads, plan_from_record
+from .record import RECORD_KEY, describe_kept_heads, plan_from_record
 
 __all__ = ["become_compact", "compact_class"]
 
@@ -64,9 +64,11 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         record = getattr(config, RECORD_KEY, None)
         if record is not None:
             apply_edits(plan_from_record(self, record))
-            # A model in memory can be trained on; it is no longer what the checksums are about.
-            setattr(config, RECORD_KEY, {name: value for name, value in record.items() if name != CHECKSUMS})
         check_fits(self)
+        if record is not None:
+            # Of this model alone, which may be a part of the one that was saved; and without the checksums: a model in
+            # memory can be trained on, and is no longer what they are about.
+            setattr(config, RECORD_KEY, describe_kept_heads(find_attention_blocks(self)))
 
     def from_pretrained(
         cls: type[PreTrainedModel],

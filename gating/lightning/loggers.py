@@ -55,8 +55,10 @@ def build_loggers(
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [CsvLogger(save_dir, name="csv", version="")]
     mode = resolve_mode(mode)
-    # Secrets in the settings are nothing that W&B should have.
-    options: dict[str, Any] = {"project": project, "name": name, "tags": tags, "config": redact_settings(run_config)}
+    # Secrets are nothing that W&B should have.
+    options: dict[str, Any] = redact_settings(
+        {"project": project, "name": name, "tags": tags and list(tags), "config": run_config}
+    )
     wandb_id = _last_wandb_id(Path(save_dir)) if goes_on else None
     if wandb_id is not None:
         # Offline it is a second folder of the same run; `wandb sync` puts them together.
