@@ -28,7 +28,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from gating import Distillation, HeadGates, NoObjective, Objective, finalize, save_compact
 from gating.card import heads_per_layer
 from gating.distillation import check_teacher
-from gating.errors import is_input_error
+from gating.errors import explain, is_input_error
 from gating.export import Processor
 from gating.folder import check_folder, clear_folder
 from gating.history import History
@@ -52,7 +52,7 @@ from gating.lightning.ranks import (
     start_processes,
     stop_processes,
 )
-from gating.lightning.steps import count_steps
+from gating.lightning.steps import check_validation, count_steps, used_batches
 from gating.lightning.tasks.base import Prepared, Task
 from gating.lightning.tasks.samples import WritesText
 from gating.measure import compare_latency, count_heads
@@ -110,7 +110,7 @@ def guarded_run(cfg: DictConfig) -> None:
         cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
         if not is_input_error(cause):
             raise
-        print(f"error: {cause}", file=sys.stderr)
+        print(f"error: {explain(cause)}", file=sys.stderr)
         sys.exit(1)
     finally:
         if failed:
@@ -152,6 +152,7 @@ def prepare(cfg: DictConfig) -> Run:
     num_processes = check_processes(settings["trainer"])
     if is_first():
         check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
+    try_settings(cfg)
     resolve_mode(cfg.logger.mode)
     pl.seed_everything(cfg.seed, verbose=False)
     task = instantiate(cfg.task)
@@ -173,6 +174,7 @@ def prepare(cfg: DictConfig) -> Run:
         save_memory(model)
     distillation, teacher = load_teacher(settings["distillation"], task, model, data)
     total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
+    check_validation(settings["trainer"]["limit_val_batches"], num_batches=len(data.val_dataloader()))
     work = Run(
         cfg=cfg,
         task=task,
@@ -195,6 +197,12 @@ def prepare(cfg: DictConfig) -> Run:
     data.divide(num_processes, part=rank())
     open_folder(work, settings)
     return work
+
+
+def try_settings(cfg: DictConfig) -> None:
+    """Make once what each phase makes for itself, so that what is wrong with it is known before anything is loaded."""
+    for name in ("optimizer", "scheduler", "convergence", *(f"callbacks.{name}" for name in cfg.callbacks)):
+        instantiate(OmegaConf.select(cfg, name))
 
 
 def make_objective(settings: Mapping[str, Any]) -> Any:
@@ -254,7 +262,8 @@ def read_settings(cfg: DictConfig) -> dict[str, Any]:
         "distillation": [teacher_source],
     }
     settings["data"] = without_defaults(settings["data"])
-    check_settings(settings, also=places)
+    groups = {"convergence", *(folder.name for folder in Path(CONF).iterdir() if folder.is_dir())}
+    check_settings(settings, groups=groups, also=places)
     check_speedup(**{name: settings["objective"].get(name) for name in ("speedup", "num_heads", "keep")})
     return settings
 
@@ -372,7 +381,8 @@ def train(
 def validation_interval(work: Run) -> int | float:
     """Return after how many batches, or which share of an epoch, to validate; at the latest after an epoch."""
     interval: int | float = work.cfg.trainer.val_check_interval
-    return min(interval, work.data.num_batches()) if isinstance(interval, int) else interval
+    used = used_batches(work.cfg.trainer.limit_train_batches, num_batches=work.data.num_batches())
+    return min(interval, used) if isinstance(interval, int) else interval
 
 
 def export(work: Run) -> None:
@@ -432,6 +442,16 @@ def probe_batch(work: Run) -> dict[str, Any]:
     return {name: tensor.to(work.model.device) for name, tensor in work.data.probe_batch().items()}
 
 
+def check_groups(arguments: Sequence[str]) -> None:
+    """Stop where a group of settings is taken away, on which Hydra shows its insides."""
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        if option in ("null", "None") and (Path(CONF) / group).is_dir():
+            options = ", ".join(sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")))
+            sys.exit(f"error: {argument}: {group} is a group of settings; choose one of {options}.")
+
+
 if __name__ == "__main__":
     redact_output()
+    check_groups(sys.argv[1:])
     main()
