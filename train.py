@@ -49,7 +49,7 @@ from gating.lightning.removed import keep_removed, restore_removed
 from gating.lightning.resume import find_run, read_settings_of, recall
 from gating.lightning.run import Run
 from gating.lightning.run_folder import is_finished, take_folder
-from gating.lightning.steps import count_steps, validation_interval
+from gating.lightning.steps import check_validation, count_steps, validation_interval
 from gating.lightning.tasks.base import Prepared, Task
 from gating.measure import count_heads
 from gating.redaction import redact_file, redact_output, redact_settings
@@ -127,6 +127,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     num_processes = check_processes(settings["trainer"])
     if is_first() and before is None:
         check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
+    try_settings(cfg)
     resolve_mode(cfg.logger.mode)
     pl.seed_everything(cfg.seed, verbose=False)
     task = instantiate(cfg.task)
@@ -148,6 +149,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
         save_memory(model)
     distillation, teacher = load_teacher(settings["distillation"], task, model, data)
     total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
+    check_validation(settings["trainer"]["limit_val_batches"], num_batches=len(data.val_dataloader()))
     work = Run(
         folder=Path(cfg.output_dir),
         checkpoints=Path(cfg.paths.checkpoints),
@@ -172,6 +174,12 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     data.divide(num_processes, part=rank())
     open_folder(cfg, work, settings, before)
     return work
+
+
+def try_settings(cfg: DictConfig) -> None:
+    """Make once what each phase makes for itself, so that what is wrong with it is known before anything is loaded."""
+    for name in ("optimizer", "scheduler", "convergence", *(f"callbacks.{name}" for name in cfg.callbacks)):
+        instantiate(OmegaConf.select(cfg, name))
 
 
 def make_objective(settings: Mapping[str, Any]) -> Any:
@@ -236,7 +244,8 @@ def read_settings(cfg: DictConfig) -> dict[str, Any]:
     if get_object(cfg.objective._target_) is NoObjective:
         # What an experiment says of budgets is not meant for its dense run.
         settings["objective"] = {"_target_": cfg.objective._target_}
-    check_settings(settings, also=places)
+    groups = {"convergence", *(folder.name for folder in Path(CONF).iterdir() if folder.is_dir())}
+    check_settings(settings, groups=groups, also=places)
     check_speedup(**{name: settings["objective"].get(name) for name in ("speedup", "num_heads", "keep")})
     return settings
 
@@ -354,6 +363,16 @@ def train(
     return work.fit(trainer, module, phase, batches_before=first_step * cfg.trainer.accumulate_grad_batches)
 
 
+def check_groups(arguments: Sequence[str]) -> None:
+    """Stop where a group of settings is taken away, on which Hydra shows its insides."""
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        if option in ("null", "None") and (Path(CONF) / group).is_dir():
+            options = ", ".join(sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml")))
+            sys.exit(f"error: {argument}: {group} is a group of settings; choose one of {options}.")
+
+
 if __name__ == "__main__":
     redact_output()
+    check_groups(sys.argv[1:])
     main()

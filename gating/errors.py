@@ -1,32 +1,62 @@
 """Telling a user's mistake from a fault of the program."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["explain", "is_input_error"]
+__all__ = ["explain", "is_input_error", "loading", "shorten"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: BaseException) -> str:
-    """Return an error as a sentence for the user."""
+    """Return an error as a sentence for the user, on one line."""
     if not isinstance(error, OSError) or error.strerror is None:
-        return str(error)
+        return " ".join(str(error).split()) or type(error).__name__
     where = f"{error.filename} cannot be used" if error.filename else "A file cannot be written"
     remedy = " Make room there." if error.errno in _FULL else ""
     return f"{where}: {error.strerror[:1].lower()}{error.strerror[1:]}.{remedy}"
 
 
+def shorten(text: str, *, most: int = 80) -> str:
+    """Return a text, or its beginning, to be shown in a message."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+@contextmanager
+def loading(what: str, *, remedy: str) -> Iterator[None]:
+    """Say in one sentence what a library makes of files that it cannot load, whatever it raises.
+
+    Args:
+        what: What is loaded from files that somebody else has written.
+        remedy: A sentence for the user.
+
+    Raises:
+        ValueError: It cannot be loaded.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_input_error(error):
+            raise
+        reason = shorten(explain(error).rstrip("."), most=300)
+        raise ValueError(
+            f"{what} cannot be loaded, probably because of damage ({type(error).__name__}: {reason}). {remedy}"
+        ) from error
+
+
 def is_input_error(error: BaseException) -> bool:
     """Say whether an error is about the user's input, so that its message is all they need.
 
-    That is an error of the file system or network, or a ValueError or TypeError that code of this package raised on
-    purpose; the same types raised deeper down, in a library, are faults that want a traceback.
+    That is an error of the file system or network, one of Hydra's, which is about settings, or a ValueError or
+    TypeError that code of this package raised on purpose, or Hydra as it called what the settings name; the same types
+    raised deeper down, in a library, are faults that want a traceback.
     """
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or type(error).__module__.startswith("hydra."):
         return True
     if not isinstance(error, (ValueError, TypeError, RuntimeError)) or error.__traceback__ is None:
         return False
     innermost = error.__traceback__
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
-    return str(innermost.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "gating"
+    return str(innermost.tb_frame.f_globals.get("__name__", "")).split(".")[0] in ("gating", "hydra")

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import is_input_error
+from gating.errors import loading
 from gating.heads.compact import compact_class
 from gating.heads.files import read_config, walk
 from gating.heads.limits import checked_folder, load_whole
@@ -54,7 +54,11 @@ def load_compact(
     described = read_config(folder)
     _check_trust(folder, described)
     is_compact = RECORD_KEY in described
-    with _clear_errors(folder), checked_folder(folder, verify=verify, exact=is_compact), _without_load_report():
+    with (
+        loading(str(folder), remedy="Export the model again."),
+        checked_folder(folder, verify=verify, exact=is_compact),
+        _without_load_report(),
+    ):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         base = _model_class(config, folder)
         cls = compact_class(base) if is_compact else base
@@ -97,21 +101,6 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
             "Export the model again."
         )
     return base
-
-
-@contextmanager
-def _clear_errors(folder: Path) -> Iterator[None]:
-    """Say in one sentence what transformers or torch make of a folder that they cannot load."""
-    try:
-        yield
-    except Exception as error:
-        if is_input_error(error):
-            raise
-        reason = " ".join(str(error).split()) or "no reason given"
-        raise ValueError(
-            f"{folder} cannot be loaded and is probably damaged ({type(error).__name__}: {reason[:300]}). Export the "
-            "model again."
-        ) from error
 
 
 @contextmanager

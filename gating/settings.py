@@ -4,7 +4,7 @@ import difflib
 import inspect
 import pydoc
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter, ValidationError
@@ -25,23 +25,55 @@ class _RunSettings(typing.TypedDict):
     recovery: Annotated[float, Field(ge=0, lt=1)]
     compile: bool
     gradient_checkpointing: bool
+    phase: str
 
 
-def check_settings(settings: Mapping[str, Any], *, also: Mapping[str, Sequence[Callable[..., Any]]]) -> None:
+class _TrainerSettings(typing.TypedDict):
+    """The settings of Lightning's trainer that this program reads itself."""
+
+    max_epochs: Annotated[float, Field(ge=-1, allow_inf_nan=False)]
+    max_steps: int
+    accumulate_grad_batches: Annotated[int, Field(ge=1)]
+    limit_train_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
+    limit_val_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
+    val_check_interval: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)]
+    log_every_n_steps: Annotated[int, Field(ge=1)]
+
+
+# Groups whose target is not of this package.
+_FOREIGN = {"trainer": _TrainerSettings}
+
+
+def check_settings(
+    settings: Mapping[str, Any], *, groups: Collection[str], also: Mapping[str, Sequence[Callable[..., Any]]]
+) -> None:
     """Compare every setting with the type that the signature it is meant for gives it.
 
     Args:
         settings: Nested plain values, as composed from ``conf/``. A group with a ``_target_`` of this package is
             compared with that target's signature.
+        groups: Names of the settings that are groups of others.
         also: For groups whose settings go to more than one place, the other functions.
 
     Raises:
         ValueError: A setting is unknown, missing or of the wrong type; the message has its dotted name.
     """
-    _check_values("", settings, typing.get_type_hints(_RunSettings, include_extras=True))
+    own = typing.get_type_hints(_RunSettings, include_extras=True)
+    _check_names("", settings, {**own, **dict.fromkeys(groups)})
+    _check_values("", settings, own)
+    for name, value in [*((name, settings.get(name)) for name in groups), *_callbacks(settings)]:
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"{name}={value} cannot be used: {name} is a group of settings.")
     for group, values in settings.items():
         if isinstance(values, Mapping):
             _check_group(f"{group}.", values, also.get(group, ()))
+        if group in _FOREIGN:
+            _check_values(f"{group}.", values, typing.get_type_hints(_FOREIGN[group], include_extras=True))
+
+
+def _callbacks(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    callbacks = settings.get("callbacks")
+    return [(f"callbacks.{name}", value) for name, value in callbacks.items()] if isinstance(callbacks, Mapping) else []
 
 
 def take_arguments(function: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -75,7 +107,7 @@ def _locate(target: str, prefix: str) -> Callable[..., Any]:
 def _parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
     signed = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     hints = typing.get_type_hints(signed, include_extras=True)
-    return {name: hints.get(name, Any) for name in inspect.signature(function).parameters}
+    return {name: hints.get(name, Any) for name in inspect.signature(function).parameters if name != "self"}
 
 
 def _check_names(prefix: str, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ from gating.settings import check_settings, take_arguments
 
 RUN = {"output_dir": "out", "overwrite": False, "seed": 1, "recovery": 0.25}
 
+GROUPS = {"elsewhere", "objective", "trainer", "words"}
+
 
 def budget(**values):
     return {"objective": {"_target_": "gating.ExactBudget", **values}}
@@ -24,7 +26,7 @@ def budget(**values):
     ],
 )
 def test_good_settings_pass(settings):
-    check_settings(settings, also={})
+    check_settings(settings, groups=GROUPS, also={})
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_good_settings_pass(settings):
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_its_dotted_name(settings, message):
     with pytest.raises(ValueError, match=message):
-        check_settings(settings, also={})
+        check_settings(settings, groups=GROUPS, also={})
 
 
 @pytest.mark.parametrize(
@@ -63,31 +65,31 @@ def test_a_value_of_the_wrong_kind_is_refused_by_its_dotted_name(settings, messa
 )
 def test_an_unknown_setting_is_refused_with_what_there_is(settings, message):
     with pytest.raises(ValueError, match=message):
-        check_settings(settings, also={})
+        check_settings(settings, groups=GROUPS, also={})
 
 
 def test_a_missing_setting_is_refused_with_the_way_to_give_it():
     with pytest.raises(ValueError, match=r"objective\.num_heads is needed: add objective\.num_heads=\.\.\."):
-        check_settings(budget(num_heads="???"), also={})
+        check_settings(budget(num_heads="???"), groups=GROUPS, also={})
 
 
 def test_a_target_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"_target_=gating\.NoSuchThing does not exist"):
-        check_settings({"objective": {"_target_": "gating.NoSuchThing"}}, also={})
+        check_settings({"objective": {"_target_": "gating.NoSuchThing"}}, groups=GROUPS, also={})
 
 
 def test_settings_of_a_group_may_go_to_another_function_too():
     def other(*, speed: int = 1) -> None:
         pass
 
-    check_settings(budget(num_heads=3, speed=2), also={"objective": [other]})
+    check_settings(budget(num_heads=3, speed=2), groups=GROUPS, also={"objective": [other]})
     with pytest.raises(ValueError, match=r"objective\.speed=fast cannot be used"):
-        check_settings(budget(speed="fast"), also={"objective": [other]})
+        check_settings(budget(speed="fast"), groups=GROUPS, also={"objective": [other]})
 
 
 def test_checking_builds_nothing():
     # A budget of zero heads has the right type; whether it fits is for the model to say.
-    check_settings(budget(num_heads=0), also={})
+    check_settings(budget(num_heads=0), groups=GROUPS, also={})
 
 
 def test_arguments_of_a_function_are_taken_out():

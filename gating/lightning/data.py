@@ -39,9 +39,11 @@ class ExampleDataModule(pl.LightningDataModule):
             order_seed: Seed of the order of training batches.
 
         Raises:
-            ValueError: A batch size is not positive.
+            ValueError: A batch size is not positive, or the number of processes negative.
         """
         super().__init__()
+        if num_workers < 0:
+            raise ValueError(f"num_workers={num_workers}: give 0 to collate in the process that trains, or more.")
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size < 1:
                 raise ValueError(f"{name}={size}: a batch has at least one example.")

@@ -8,6 +8,8 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import huggingface_hub.constants as hub
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
 
 __all__ = ["locate", "package_folder", "require_hub"]
 
@@ -24,8 +26,11 @@ def locate(name_or_path: str) -> str:
 
     Raises:
         FileNotFoundError: The package is not installed, or something that looks like a path does not exist.
+        ValueError: It cannot be a name on the hub.
         ConnectionError: A name on the hub is neither in the local cache nor can the hub be reached.
     """
+    if not name_or_path.strip():
+        raise FileNotFoundError("The name of a model is empty: give a folder or a name on the hub.")
     if name_or_path.startswith(_PACKAGE):
         package, _, inside = name_or_path.removeprefix(_PACKAGE).partition("/")
         return str(package_folder(package) / inside)
@@ -34,6 +39,11 @@ def locate(name_or_path: str) -> str:
         return str(folder)
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise FileNotFoundError(f"The model folder {name_or_path} does not exist.")
+    try:
+        validate_repo_id(name_or_path)
+    except HFValidationError as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{name_or_path!r} is no folder that exists, and no name on the hub: {reason}.") from error
     if not _is_cached(name_or_path, "config.json"):
         require_hub(f"the model {name_or_path!r}")
     return name_or_path

@@ -5,6 +5,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
+from gating.errors import shorten
+
 __all__ = ["LABEL_COLUMNS", "encode_labels", "sort_labels"]
 
 # What the column of a label is usually called.
@@ -25,17 +27,23 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     """
     feature = splits["train"].features["label"]
     names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(_as_text(splits["train"], "train"))
+    if not names:
+        raise ValueError("The training data declares no classes and has no examples.")
     if len(names) < 2:
-        raise ValueError(f"All training examples have the label {names[0]!r}; a classifier needs at least two.")
+        raise ValueError(
+            f"All training examples have the label {shorten(repr(names[0]))}; a classifier needs at least two."
+        )
     numbers = {name: number for number, name in enumerate(names)}
     encoded = {}
     for split, table in splits.items():
         labels = _as_text(table, split)
         unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
         if unknown:
+            row, label = unknown
             raise ValueError(
-                f"The {split} data has the label {unknown[1]!r} (row {unknown[0] + 1}), which the training data lacks; "
-                f"it has {', '.join(names)}. Correct the row, or add examples of it to the training data."
+                f"The {split} data has the label {shorten(repr(label))} (row {row + 1}), which the training data "
+                f"lacks; it has {shorten(', '.join(names))}. Correct the row, or add examples of it to the training "
+                "data."
             )
         encoded[split] = table.remove_columns("label").add_column("label", [numbers[label] for label in labels])
     return DatasetDict(encoded), names
@@ -57,8 +65,13 @@ def _as_text(table: Dataset, split: str) -> list[str]:
             _missing(split, row)
         if isinstance(label, (list, dict)):
             raise ValueError(
-                f"The {split} data has more than one label in row {row + 1}: {label}. One for each word is learned "
-                "with task=token_classification."
+                f"The {split} data has more than one label in row {row + 1}: {shorten(repr(label))}. One for each word "
+                "is learned with task=token_classification."
+            )
+        if isinstance(label, bytes):
+            raise ValueError(
+                f"The {split} data has the label {shorten(repr(label))} in row {row + 1}, which is no class. Name the "
+                "column of the labels with data.label_column=..., or correct the row."
             )
         if isinstance(label, float) and not label.is_integer():
             raise ValueError(
@@ -78,6 +91,8 @@ def _missing(split: str, row: int) -> str:
 def sort_labels(names: Iterable[str]) -> list[str]:
     """Sort labels: numbers by value, words by letters."""
     names = set(names)
-    if all(name.lstrip("-").isdigit() for name in names):
-        return sorted(names, key=int)
-    return sorted(names)
+    try:
+        # What is one number, such as 1 and 01, is sorted as written.
+        return sorted(names, key=lambda name: (int(name), name))
+    except ValueError:
+        return sorted(names)

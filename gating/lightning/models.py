@@ -1,6 +1,7 @@
 """Where a model comes from: with its weights from a hub or folder, or new, from a configuration."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,9 +11,14 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from gating.errors import loading
 from gating.lightning.hub import locate
 
 __all__ = ["ModelSource", "NewModel", "Pretrained", "make_blueprint", "teacher_source"]
+
+
+_REMEDY = "Load it once with transformers 5 and save it again, or download it again."
+_OF_A_LAYER = re.compile(r"\.\d+\.")
 
 
 class ModelSource(Protocol):
@@ -72,33 +78,39 @@ class Pretrained:
             ValueError: The configuration has no such value, or a value is of the wrong kind.
         """
         name = locate(self.name)
-        _check_names(AutoConfig.from_pretrained(name, revision=self.revision), self.config)
+        with loading(f"The configuration of model.name={self.name}", remedy=_REMEDY):
+            _check_names(AutoConfig.from_pretrained(name, revision=self.revision), self.config)
         return _checked(lambda: AutoConfig.from_pretrained(name, revision=self.revision, **{**self.config, **changes}))
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
         """Return the model, with a new head of the task where its own has another shape.
 
         Raises:
-            ValueError: Weights below the head have another shape than the configuration says.
+            ValueError: The weights cannot be read, or do not fit what the configuration says below the head.
         """
         # In full precision, whatever it was stored in: small steps are lost in half of it. The trainer's precision
         # decides what is computed in.
         options = {"dtype": torch.float32, "use_safetensors": self.use_safetensors, "revision": self.revision}
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(  # type: ignore[attr-defined]
-            locate(self.name),
-            config=self.load_config(**changes),
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
+        config = self.load_config(**changes)
+        with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(  # type: ignore[attr-defined]
+                locate(self.name), config=config, ignore_mismatched_sizes=True, output_loading_info=True, **options
+            )
         model, found = loaded
         for name, stored, expected in found["mismatched_keys"]:
             if name.startswith(f"{model.base_model_prefix}."):
                 raise ValueError(
                     f"model.name={self.name}: {name} is stored as {list(stored)}, but its configuration with "
                     f"model.config={self.config} asks for {list(expected)}. Leave out what changes sizes."
+                )
+        # A head, and what pools for it, may be new; a layer may not.
+        for name in sorted(found["missing_keys"]):
+            if name.startswith(f"{model.base_model_prefix}.") and _OF_A_LAYER.search(name):
+                raise ValueError(
+                    f"model.name={self.name}: its weights lack {name}, so its configuration is of a larger model. "
+                    "Correct its config.json, or model.config."
                 )
         return model
 
@@ -170,7 +182,7 @@ def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = auto_class.from_config(config)  # type: ignore[attr-defined]
-    except ValueError as error:
+    except (ValueError, RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"The model {source.title} cannot be used for this task ({auto_class.__name__}): {reason}"

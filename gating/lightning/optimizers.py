@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 __all__ = ["AdamW", "LinearSchedule"]
+
+_Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,11 @@ class AdamW:
         betas: Decay rates of the averages.
     """
 
-    lr: float = 1e-4
-    gate_lr: float = 0.1
-    multiplier_lr: float = 0.1
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    lr: _Rate = 1e-4
+    gate_lr: _Rate = 0.1
+    multiplier_lr: _Rate = 0.1
+    weight_decay: _Rate = 0.01
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
 
     def build(
         self,
@@ -70,7 +74,7 @@ class LinearSchedule:
         warmup: Share of the run's steps in which the rate rises.
     """
 
-    warmup: float = 0.1
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
 
     def build(self, optimizer: torch.optim.Optimizer, *, first_step: int, total_steps: int) -> LambdaLR:
         """Return the scheduler.

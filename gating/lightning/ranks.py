@@ -159,7 +159,7 @@ def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
     options = plain | silent
     try:
         return pl.Trainer(**options)
-    except (MisconfigurationException, RuntimeError, ValueError, TypeError) as error:
+    except (MisconfigurationException, ImportError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".!")
         raise ValueError(
             f"The trainer's settings, with trainer.accelerator={trainer['accelerator']} and "

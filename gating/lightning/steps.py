@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["count_steps", "validation_interval"]
+__all__ = ["check_validation", "count_steps", "validation_interval"]
 
 
 def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
@@ -20,11 +20,10 @@ def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
     accumulate, limit = trainer["accumulate_grad_batches"], trainer["limit_train_batches"]
     if accumulate < 1:
         raise ValueError(f"trainer.accumulate_grad_batches={accumulate}: a step takes at least one batch.")
-    if trainer["max_steps"] > 0:
-        return int(trainer["max_steps"])
-    used = min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
-    steps = int(trainer["max_epochs"] * -(-used // accumulate))
-    if steps < 1:
+    used = _used_batches(limit, num_batches=num_batches)
+    in_epochs = int(trainer["max_epochs"] * -(-used // accumulate))
+    steps = int(trainer["max_steps"]) if trainer["max_steps"] > 0 else in_epochs
+    if used < 1 or steps < 1:
         raise ValueError(
             f"There is nothing to train with trainer.max_epochs={trainer['max_epochs']}, "
             f"trainer.max_steps={trainer['max_steps']} and trainer.limit_train_batches={limit}: give positive numbers."
@@ -35,4 +34,27 @@ def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
 def validation_interval(trainer: Mapping[str, Any], *, num_batches: int) -> int | float:
     """Return after how many batches, or which share of an epoch, to validate; at the latest after an epoch."""
     interval: int | float = trainer["val_check_interval"]
-    return min(interval, num_batches) if isinstance(interval, int) else interval
+    used = _used_batches(trainer["limit_train_batches"], num_batches=num_batches)
+    return min(interval, used) if isinstance(interval, int) else interval
+
+
+def _used_batches(limit: int | float, *, num_batches: int) -> int:
+    """Return how many batches of an epoch are used: so many, or a share of them."""
+    return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * min(limit, 1.0))
+
+
+def check_validation(limit: int | float, *, num_batches: int) -> None:
+    """Make sure that a share of the validation batches is not less than one of them.
+
+    Args:
+        limit: How many to use, or a share; 0 for no validation.
+        num_batches: How many there are.
+
+    Raises:
+        ValueError: It is less than one.
+    """
+    if limit > 0 and _used_batches(limit, num_batches=num_batches) < 1:
+        raise ValueError(
+            f"trainer.limit_val_batches={limit} of {num_batches} validation batch(es) is less than one; give a larger "
+            "share, or 0 for no validation."
+        )

@@ -1,24 +1,31 @@
 """From texts to tokens, for every task that reads text."""
 
+import datetime
+import decimal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from gating.errors import loading, shorten
 from gating.lightning.models import ModelSource
 
 __all__ = [
     "check_filled",
+    "check_texts",
     "load_tokenizer",
     "readable_length",
     "require_offsets",
     "tokenise",
     "tokenise_labelled",
 ]
+
+
+_READABLE = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
 
 
 def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrainedTokenizerBase:
@@ -33,9 +40,10 @@ def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrai
     """
     if source.processor is None:
         raise ValueError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.processor)
-    if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
-        tokenizer = AutoTokenizer.from_pretrained(source.processor, add_prefix_space=True)
+    with loading(f"The tokenizer in {source.processor}", remedy="Name another one with model.tokenizer=..."):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.processor)
+        if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
+            tokenizer = AutoTokenizer.from_pretrained(source.processor, add_prefix_space=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -56,7 +64,13 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrained
 
 
 def readable_length(blueprint: PreTrainedModel, max_length: int) -> int:
-    """Return how many tokens of a text to use: ``max_length``, or as many as the model has positions for."""
+    """Return how many tokens of a text to use: ``max_length``, or as many as the model has positions for.
+
+    Raises:
+        ValueError: There would be none.
+    """
+    if max_length < 1:
+        raise ValueError(f"data.max_length={max_length}: a text has at least one token.")
     positions = getattr(blueprint.config, "max_position_embeddings", None)
     for name, module in blueprint.named_modules():
         # RoBERTa and alike count positions from the padding index on.
@@ -80,7 +94,16 @@ def tokenise(splits: DatasetDict, function: Callable[..., Any]) -> DatasetDict:
 def tokenise_labelled(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
 ) -> DatasetDict:
-    """Replace texts, or pairs of texts, by tokens, and ``label`` by ``labels``."""
+    """Replace texts, or pairs of texts, by tokens, and ``label`` by ``labels``.
+
+    Raises:
+        ValueError: The special tokens leave no room for a text.
+    """
+    num_special = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
+    if max_length <= num_special:
+        raise ValueError(
+            f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {num_special} special tokens."
+        )
 
     def function(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         texts = [[str(text) for text in batch[column]] for column in columns]
@@ -88,6 +111,26 @@ def tokenise_labelled(
         return {**tokens, "labels": batch["label"]}
 
     return tokenise(splits, function)
+
+
+def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
+    """Make sure that every row has a text in some columns; numbers and dates are read as they are written.
+
+    Raises:
+        ValueError: A row has none, or something else, such as a list; the message says which.
+    """
+    check_filled(splits, columns)
+    for split, table in splits.items():
+        for column in columns:
+            feature = table.features[column]
+            if isinstance(feature, Value) and "binary" not in feature.dtype:
+                continue
+            row = next((row for row, value in enumerate(table[column][:]) if not isinstance(value, _READABLE)), None)
+            if row is not None:
+                raise ValueError(
+                    f"The {split} data has no {column} in row {row + 1} but {shorten(repr(table[column][row]))}. Name "
+                    f"the column of the texts with data.{column}_column=..., or correct the row."
+                )
 
 
 def check_filled(splits: DatasetDict, columns: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.samples import Sample
 from gating.lightning.tasks.token_metrics import PERPLEXITY, token_metrics, update_token_metrics
-from gating.lightning.texts import check_filled, readable_length
+from gating.lightning.texts import check_texts, readable_length
 from gating.lightning.token_blocks import cut_into_blocks
 
 __all__ = ["TEXT_COLUMNS", "CausalLM"]
@@ -73,7 +73,7 @@ class CausalLM:
         """
         column = find_column(examples.splits, text_column, TEXT_COLUMNS)
         texts = take_columns(examples.splits, {"text": column})
-        check_filled(texts, ["text"])
+        check_texts(texts, ["text"])
         length = readable_length(blueprint, max_length)
         return Prepared(
             splits=cut_into_blocks(texts, processor, length=length, with_ends=True),

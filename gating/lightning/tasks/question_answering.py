@@ -22,7 +22,7 @@ from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.answer_metrics import AnswerScores, best_spans
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.windows import check_stride, make_windows, read_answers
-from gating.lightning.texts import check_filled, load_tokenizer, readable_length, require_offsets, tokenise
+from gating.lightning.texts import check_filled, check_texts, load_tokenizer, readable_length, require_offsets, tokenise
 from gating.score import Score
 
 __all__ = ["QuestionAnswering"]
@@ -77,7 +77,8 @@ class QuestionAnswering:
             "answers": find_column(examples.splits, answers_column, ("answers", "answer")),
         }
         taken = take_columns(examples.splits, columns)
-        check_filled(taken, list(columns))
+        check_filled(taken, ["answers"])
+        check_texts(taken, ["context", "question"])
         splits = read_answers(taken)
         length = readable_length(blueprint, max_length)
         stride = check_stride(length, stride)

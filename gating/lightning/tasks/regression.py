@@ -20,7 +20,7 @@ from gating.lightning.sources import Examples
 from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.number_metrics import number_metrics
-from gating.lightning.texts import check_filled, load_tokenizer, readable_length, tokenise_labelled
+from gating.lightning.texts import check_texts, load_tokenizer, readable_length, tokenise_labelled
 
 __all__ = ["Regression", "encode_numbers"]
 
@@ -67,7 +67,7 @@ class Regression:
         texts = find_texts(examples.splits, text_column, text_pair_column)
         label = find_column(examples.splits, label_column, _NUMBER_COLUMNS)
         splits = encode_numbers(take_columns(examples.splits, {**texts, "label": label}))
-        check_filled(splits, list(texts))
+        check_texts(splits, list(texts))
         metrics, score = number_metrics(self._metrics or examples.metrics or ("pearson", "spearman"))
         length = readable_length(blueprint, max_length)
         return Prepared(
@@ -91,6 +91,10 @@ class Regression:
         metrics.update(outputs["logits"].float().squeeze(-1), batch["labels"].float())
 
 
+# What a float32 holds.
+_MOST = 3e38
+
+
 def encode_numbers(splits: DatasetDict) -> DatasetDict:
     """Read the column ``label`` of every split as numbers.
 
@@ -105,7 +109,7 @@ def encode_numbers(splits: DatasetDict) -> DatasetDict:
         for row, label in enumerate(table["label"][:]):
             shown = classes[label] if classes and label is not None and label >= 0 else label
             numbers.append(_number(shown))
-            if math.isnan(numbers[-1]):
+            if not abs(numbers[-1]) < _MOST:
                 raise ValueError(
                     f"The {split} data has the label {shown!r} in row {row + 1}, which is no number. Correct the row, "
                     "or learn classes with task=sequence_classification."

@@ -24,7 +24,7 @@ from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.samples import Sample
 from gating.lightning.tasks.token_metrics import PERPLEXITY, token_metrics, update_token_metrics
 from gating.lightning.tasks.translation_metrics import SacreScore
-from gating.lightning.texts import check_filled, readable_length, tokenise
+from gating.lightning.texts import check_texts, readable_length, tokenise
 from gating.score import Score
 
 __all__ = ["Seq2Seq"]
@@ -98,7 +98,7 @@ class Seq2Seq:
         """
         columns = _find_columns(examples.splits, text_column, text_pair_column)
         texts = take_columns(examples.splits, columns)
-        check_filled(texts, list(columns))
+        check_texts(texts, list(columns))
         length = readable_length(blueprint, max_length)
         target_length = readable_length(blueprint, max_target_length or length)
         self._write = _Writer(processor, num_beams=self._num_beams, max_length=target_length)

@@ -20,7 +20,7 @@ from gating.lightning.sources import Examples
 from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.class_metrics import class_config, class_metrics
-from gating.lightning.texts import check_filled, load_tokenizer, readable_length, tokenise_labelled
+from gating.lightning.texts import check_texts, load_tokenizer, readable_length, tokenise_labelled
 from gating.score import Score
 
 __all__ = ["SequenceClassification"]
@@ -66,7 +66,7 @@ class SequenceClassification:
         texts = find_texts(examples.splits, text_column, text_pair_column)
         label = find_column(examples.splits, label_column, LABEL_COLUMNS)
         splits, label_names = encode_labels(take_columns(examples.splits, {**texts, "label": label}))
-        check_filled(splits, list(texts))
+        check_texts(splits, list(texts))
         length = readable_length(blueprint, max_length)
         names = self._metrics or examples.metrics or ("accuracy",)
         return Prepared(
