@@ -21,7 +21,7 @@ from gating.lightning.stopping import NotedSignals, Stopped
 __all__ = ["RunCheckpoint", "WholeFiles", "checkpoint_path", "checkpoints_in", "read_checkpoint", "what_is_wrong"]
 
 _OURS = "head_gating"
-_NAME = re.compile(r"step=(\d+)\.ckpt")
+_NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -45,12 +45,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def checkpoint_path(folder: Path, step: int) -> Path:
     """Return where the checkpoint after so many steps of the run is."""
-    return folder / f"step={step}.ckpt"
+    return folder / f"step-{step}.ckpt"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints of a phase, the latest first."""
-    named = {path: _NAME.fullmatch(path.name) for path in folder.glob("step=*.ckpt")}
+    named = {path: _NAME.fullmatch(path.name) for path in folder.glob("step-*.ckpt")}
     steps = {path: int(name[1]) for path, name in named.items() if name}
     return sorted(steps, key=steps.__getitem__, reverse=True)
 

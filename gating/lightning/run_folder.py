@@ -82,7 +82,7 @@ def _return_to(checkpoint: Path, checkpoints: Path) -> None:
     if folder.parent != checkpoints.resolve() or folder.name not in _PHASES or checkpoint.resolve() not in mine:
         raise ValueError(
             f"ckpt_path={checkpoint} is none of the checkpoints that runs go on from: those are called "
-            f"{checkpoints / 'PHASE' / 'step=N.ckpt'}."
+            f"{checkpoints / 'PHASE' / 'step-N.ckpt'}."
         )
     wrong = what_is_wrong(checkpoint)
     if wrong is not None:
