@@ -195,7 +195,7 @@ def load_teacher(
     if not settings:
         return None, None
     own = {name: value for name, value in settings.items() if name != "teacher"}
-    source = teacher_source(settings["teacher"])
+    source = teacher_source(teacher=settings["teacher"])
     if source is None:
         return instantiate(own), None
     teacher = source.load(task.auto_class)

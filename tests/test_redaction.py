@@ -146,11 +146,11 @@ def test_no_file_of_a_run_has_a_secret(inputs, secrets, tmp_path, monkeypatch, c
     remote = "https://me:s3ntinel-git@example.org/x.git"
     subprocess.run(["git", "-C", repository, "remote", "add", "origin", remote], check=True)
     monkeypatch.chdir(repository)
-    overrides = [*inputs, URL, "logger.tags=['token=s3ntinel-tag']", "logger.mode=offline", "output_dir=out"]
+    folder = repository / "out"
+    overrides = [*inputs, URL, "logger.tags=['token=s3ntinel-tag']", "logger.mode=offline", f"output_dir={folder}"]
     # Others that W&B would note.
     monkeypatch.setattr(sys, "argv", ["train.py", *overrides, f"+{TOKEN}"])
     train.guarded_run(compose_settings(overrides))
-    folder = repository / "out"
     assert {"compact", "config.yaml", "csv", "metrics.json", "report", "wandb"} <= set(os.listdir(folder))
     # W&B may still be writing when it says that it has finished.
     end = time.monotonic() + 20

@@ -163,7 +163,7 @@ class NewModel:
         return model
 
 
-def teacher_source(teacher: str | None) -> ModelSource | None:
+def teacher_source(*, teacher: str | None) -> ModelSource | None:
     """Return where the dense model to learn from comes from; None if the run trains it.
 
     Args:
