@@ -29,13 +29,19 @@ def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrai
         after_space: Whether every text is tokenised as if a space went before it, by tokenizers that tell these apart.
 
     Raises:
-        ValueError: A new model has no tokenizer.
+        ValueError: A new model has no tokenizer, or it does not load.
     """
     if source.processor is None:
         raise ValueError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.processor)
-    if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
-        tokenizer = AutoTokenizer.from_pretrained(source.processor, add_prefix_space=True)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.processor)
+        if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
+            tokenizer = AutoTokenizer.from_pretrained(source.processor, add_prefix_space=True)
+    except (ImportError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"The tokenizer of {source.title} does not load: {reason} Name another one with model.tokenizer=..."
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
