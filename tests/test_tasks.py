@@ -261,14 +261,17 @@ WRONG = {
     "data.context_column=text": "no setting data.context_column",
     "data.stride=3": "no setting data.stride",
     "model=scratch model.model_type=bert": "no tokenizer: give one with model.tokenizer",
+    "model.tokenizer=weights_only": "does not load",
     "+model.config.n_layer=3": "model.config.n_layer is no value of a bert",
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_does_not_go_together_is_one_sentence_and_nothing_is_written(wrong, bert, tmp_path, capsys):
+def test_what_does_not_go_together_is_one_sentence_and_nothing_is_written(wrong, bert, tmp_path, capsys, monkeypatch):
     for seed, (split, rows) in enumerate(ROWS.items()):
         write_table(tmp_path / f"{split}.tsv", rows=rows, seed=seed)
+    (tmp_path / "weights_only").mkdir()
+    monkeypatch.chdir(tmp_path)
     model = [] if wrong.startswith("model=") else [bert]
     message = refusal([*files(tmp_path, "tsv"), *model, *wrong.split()], tmp_path / "out", capsys)
     assert WRONG[wrong] in message

@@ -74,11 +74,17 @@ def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: st
             f"The column of images of the {where} data holds {feature}: neither images nor paths of files. Name the "
             "right one with data.image_column=..."
         )
-    mode = _MODES.get(num_channels)
+    return table.with_transform(_Reader(processor, mode=_MODES.get(num_channels)))
 
-    def read(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        images = [image if mode is None else image.convert(mode) for image in batch["image"]]
-        pixels = processor(images, return_tensors="pt")["pixel_values"]
+
+class _Reader:
+    """Makes a model's inputs of images; a class, so that loader processes of every kind can have it."""
+
+    def __init__(self, processor: Any, *, mode: str | None) -> None:
+        self._processor = processor
+        self._mode = mode
+
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        images = [image if self._mode is None else image.convert(self._mode) for image in batch["image"]]
+        pixels = self._processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": list(pixels), "labels": list(batch["label"])}
-
-    return table.with_transform(read)

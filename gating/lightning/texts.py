@@ -36,7 +36,7 @@ def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrai
         after_space: Whether every text is tokenised as if a space went before it, by tokenizers that tell these apart.
 
     Raises:
-        ValueError: A new model has no tokenizer.
+        ValueError: A new model has no tokenizer, or it does not load.
     """
     if source.processor is None:
         raise ValueError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")

@@ -1,6 +1,7 @@
 """A question whose answer is a piece of a given text, or that the text does not answer."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -83,12 +84,14 @@ class QuestionAnswering:
         length = readable_length(blueprint, max_length)
         stride = check_stride(length, stride)
         numbered = _number(splits)
-        # Nothing is compared with training examples.
-        train = tokenise(
-            DatasetDict(train=numbered["train"]), make_windows(processor, length, stride, with_offsets=False)
-        )
         held_out = {split: table for split, table in numbered.items() if split != "train"}
-        windows = tokenise(DatasetDict(held_out), make_windows(processor, length, stride, with_offsets=True))
+        # Tokenizers remember how they were used last, and the cache tells them apart by that: each part has its own.
+        train = tokenise(
+            # Nothing is compared with training examples.
+            DatasetDict(train=numbered["train"]),
+            make_windows(deepcopy(processor), length, stride, with_offsets=False),
+        )
+        windows = tokenise(DatasetDict(held_out), make_windows(deepcopy(processor), length, stride, with_offsets=True))
         references = concatenate_datasets([splits[split] for split in held_out])
         unanswerable = any(not answers["text"] for answers in splits["train"]["answers"])
         return Prepared(
