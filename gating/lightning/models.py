@@ -100,6 +100,11 @@ class Pretrained:
                     f"model.name={self.name}: {name} is stored as {list(stored)}, but its configuration with "
                     f"model.config={self.config} asks for {list(expected)}. Leave out what changes sizes."
                 )
+        generation = model.generation_config if model.can_generate() else None
+        for name, value in changes.items():
+            # What a model writes with is kept apart from its configuration, and may lack what that has now.
+            if name.endswith("_token_id") and getattr(generation, name, value) is None:
+                setattr(generation, name, value)
         return model
 
 
