@@ -29,6 +29,9 @@ NEEDED = {
     "glue": ["data.name=sst2"],
     "hub": ["data.path=x"],
     "files": ["data.train=x", "data.validation=x"],
+    "text": ["data.train=x", "task=causal_lm"],
+    "pairs": ["data.train=x", "data.validation=x", "task=seq2seq"],
+    "multi30k": ["task=seq2seq"],
 }
 OPTIONS = [
     (group, path.stem)
