@@ -233,6 +233,9 @@ def open_folder(cfg: DictConfig, work: Run, settings: dict[str, Any], before: Pa
 
 def read_settings(cfg: DictConfig) -> dict[str, Any]:
     """Return the settings as plain values, each of the kind that its place takes."""
+    if get_object(cfg.objective._target_) is NoObjective:
+        # What an experiment says of budgets is not meant for its dense run.
+        cfg.objective = {"_target_": cfg.objective._target_}
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     # Batches, tokens and columns are settings of the data to a user, whoever takes them here.
     places: dict[str, list[Callable[..., Any]]] = {

@@ -29,8 +29,19 @@ PAGE = ROOT / "docs" / "tasks.md"
 RESULTS = ROOT / "benchmarks" / "results" / "tasks.jsonl"
 
 # Experiment -> the metric to report. Those that read FOLDER/NAME/... are left out where there is no such folder.
-EXPERIMENTS = {"digits-vit": Score("accuracy"), "wnut17": Score("f1")}
-DATA = {"wnut17": "wnut17"}
+EXPERIMENTS = {
+    "digits-vit": Score("accuracy"),
+    "wnut17": Score("f1"),
+    "multi30k-marian": Score("bleu", unit=""),
+    "shakespeare-gpt2": Score("perplexity", scale=1, unit=""),
+    "shakespeare-llama": Score("perplexity", scale=1, unit=""),
+}
+DATA = {
+    "wnut17": "wnut17",
+    "multi30k-marian": "multi30k",
+    "shakespeare-gpt2": "tinyshakespeare",
+    "shakespeare-llama": "tinyshakespeare",
+}
 
 COLUMNS = {
     "experiment": "experiment",
@@ -57,13 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if (experiment, objective) not in done:
                 records.append(options.output, measure(experiment, objective, options.settings, options.data))
     if options.output == RESULTS:
-        replace_table(PAGE, "tasks", [*facts(records.read(RESULTS)), "", table(records.read(RESULTS))])
+        rows = records.read(RESULTS)
+        replace_table(PAGE, "tasks", [*facts(rows), "", table(rows), "", *samples(rows)])
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, help=f"folder with the data sets {', '.join(DATA.values())}")
+    parser.add_argument(
+        "--data", type=Path, help=f"folder with the data sets {', '.join(dict.fromkeys(DATA.values()))}"
+    )
     parser.add_argument("--experiments", nargs="+", default=list(EXPERIMENTS), choices=list(EXPERIMENTS))
     parser.add_argument("--settings", nargs="*", default=[], help="further settings of train.py")
     parser.add_argument("--output", type=Path, default=RESULTS)
@@ -78,7 +92,10 @@ def measure(experiment: str, objective: str, settings: Sequence[str], data: Path
         command = [f"experiment={experiment}", f"objective={objective}", *settings]
         subprocess.run([sys.executable, str(ROOT / "train.py"), *command, *places], check=True)
         numbers = json.loads((Path(folder) / "run" / "metrics.json").read_text())
-    return {"experiment": experiment, "objective": objective, "settings": list(settings), **machine(), **numbers}
+        written = Path(folder) / "run" / "report" / "samples.jsonl"
+        samples = [json.loads(line) for line in written.read_text().splitlines()] if written.exists() else []
+    about = {"experiment": experiment, "objective": objective, "settings": list(settings), **machine()}
+    return {**about, **numbers, "samples": samples}
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -103,6 +120,16 @@ def table(rows: Iterable[Row]) -> str:
             }
         )
     return records.markdown(shown, COLUMNS)
+
+
+def samples(rows: Iterable[Row]) -> list[str]:
+    """Show what the compact models that write have written first, as Markdown."""
+    lines = []
+    for row in rows:
+        for sample in row["samples"][:1] if row["objective"] == "budget" and row.get("samples") else []:
+            texts = [f"{name}: “{' / '.join(text.split(chr(10)))}”" for name, text in sample.items()]
+            lines.append(f"- `{row['experiment']}`: {'; '.join(texts)}")
+    return ["What the compact models have written:", "", *lines] if lines else []
 
 
 def facts(rows: Iterable[Row]) -> list[str]:

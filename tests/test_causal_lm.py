@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gating.lightning.batches import num_targets
 from gating.lightning.evaluation import evaluate
+from gating.lightning.models import NewModel, make_blueprint
 from gating.lightning.new_tokenizers import train_tokenizer
 from gating.lightning.sources import Examples
 from gating.lightning.tasks import CausalLM
@@ -103,3 +104,15 @@ def test_models_go_on_from_prompts_or_from_validation_text(tokenizer, model):
     for sample in samples:
         # Each token is a byte, which may be no character, or one in angle brackets.
         assert len(re.sub("<[^>]+>", "#", sample["written"])) <= 6
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "roberta", "electra"])
+def test_no_model_reads_what_it_is_to_foretell(model_type, tokenizer):
+    """Encoders would, unless they are told that they are decoders now."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    source = NewModel(model_type, config={"vocab_size": 260, **sizes})
+    prepared = prepare(tokenizer, make_blueprint(source, CausalLM.auto_class))
+    model = source.load(CausalLM.auto_class, **prepared.config).eval()
+    one, other = torch.tensor([[10, 11, 12, 13]]), torch.tensor([[10, 11, 12, 99]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=one).logits[:, :3], model(input_ids=other).logits[:, :3])

@@ -261,7 +261,7 @@ WRONG = {
     "data.context_column=text": "no setting data.context_column",
     "data.stride=3": "no setting data.stride",
     "model=scratch model.model_type=bert": "no tokenizer: give one with model.tokenizer",
-    "model.tokenizer=weights_only": "does not load",
+    "model.tokenizer=weights_only": "cannot be loaded",
     "+model.config.n_layer=3": "model.config.n_layer is no value of a bert",
 }
 

@@ -112,6 +112,11 @@ class Pretrained:
                     f"model.name={self.name}: its weights lack {name}, so its configuration is of a larger model. "
                     "Correct its config.json, or model.config."
                 )
+        generation = model.generation_config if model.can_generate() else None
+        for name, value in changes.items():
+            # What a model writes with is kept apart from its configuration, and may lack what that has now.
+            if name.endswith("_token_id") and getattr(generation, name, value) is None:
+                setattr(generation, name, value)
         return model
 
 

@@ -7,7 +7,8 @@ import torch
 from datasets import DatasetDict
 from torch import Tensor
 from torchmetrics import MetricCollection
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from gating.lightning.batches import Batch
 from gating.lightning.columns import find_column, take_columns
@@ -80,7 +81,7 @@ class CausalLM:
             collate=_BlockCollator(processor),
             metrics=token_metrics(blueprint.config.get_text_config().vocab_size),
             score=PERPLEXITY,
-            config=special_token_ids(processor, blueprint.config),
+            config={**special_token_ids(processor, blueprint.config), **_one_way(blueprint.config)},
         )
 
     def update(
@@ -107,7 +108,7 @@ class CausalLM:
         # Of a prompt that fills the model's positions, the end counts.
         prompt = prompt[-max(1, room - self._sample_length) :]
         ids = torch.tensor([prompt], device=model.device)
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed)
             written = model.generate(  # type: ignore[operator]
                 input_ids=ids,
@@ -119,6 +120,11 @@ class CausalLM:
             )
         after = str(processor.decode(written[0, len(prompt) :], skip_special_tokens=True))
         return {"prompt": str(processor.decode(prompt)), "written": after}
+
+
+def _one_way(config: PreTrainedConfig) -> dict[str, bool]:
+    """Return what keeps an encoder, such as BERT, from reading the tokens that it is to foretell."""
+    return {"is_decoder": True} if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else {}
 
 
 class _BlockCollator:
