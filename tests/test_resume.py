@@ -12,7 +12,7 @@ from interruptions import Interrupted, at_batch, end_of, interrupt, run_in, step
 from tiny_run import compose_settings, make_inputs
 
 import train
-from benchmarks.faults import Outcome
+from benchmarks.faults.outcome import Outcome
 from gating.lightning.run_folder import is_finished, take_folder
 from gating.summary import Summary
 
@@ -249,7 +249,8 @@ def test_other_data_than_before_are_refused(inputs, half, capsys):
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(inputs, half, capsys, tmp_path):
-    script = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+    script = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True)"
+    script += "; input()"
     with subprocess.Popen(
         [sys.executable, "-c", script, str(half / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
