@@ -12,7 +12,7 @@ from interruptions import Interrupted, at_batch, end_of, interrupt, run_in, step
 from tiny_run import compose_settings, make_inputs
 
 import train
-from benchmarks.faults import Outcome
+from benchmarks.faults.outcome import Outcome
 from gating.lightning.run_folder import is_finished, take_folder
 from gating.summary import Summary
 
