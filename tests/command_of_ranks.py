@@ -1,10 +1,13 @@
 """train.py, remembering what each of its processes keeps; run by test_ranks.py.
 
-DIE_IN_RANK makes a process fail when it is to remove heads.
+HAPPENS, as "RANK BATCH WHAT", makes something happen to one process at a training batch: a signal by its name, "fails"
+or "nan".
 """
 
+import itertools
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,20 +15,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 from gating import find_attention_blocks
+from gating.lightning.module import FineTuning
 from gating.lightning.ranks import rank
 
-remove_heads = train.remove_heads
+remove_heads, training_step = train.remove_heads, FineTuning.training_step
+batches = itertools.count(1)
 
 
 def remember_kept_heads(work, objective, gates):
-    if os.environ.get("DIE_IN_RANK") == str(rank()):
-        raise RuntimeError("this process was told to fail")
     remove_heads(work, objective, gates)
     kept = {block.name: list(block.head_ids) for block in find_attention_blocks(work.model)}
     weights = float(sum(weight.double().abs().sum() for weight in work.model.state_dict().values()))
     Path(f"kept-{rank()}.json").write_text(json.dumps([kept, weights]))
 
 
+def let_it_happen(self, batch, batch_idx):
+    loss = training_step(self, batch, batch_idx)
+    happens = os.environ.get("HAPPENS", "- - -").split()
+    if happens[:2] == [str(rank()), str(next(batches))]:
+        if happens[2] == "fails":
+            raise RuntimeError("this process was told to fail")
+        if happens[2] == "nan":
+            return loss * float("nan")
+        os.kill(os.getpid(), signal.Signals[happens[2]])
+    return loss
+
+
 if __name__ == "__main__":
     train.remove_heads = remember_kept_heads
+    FineTuning.training_step = let_it_happen
     train.main()

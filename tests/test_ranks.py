@@ -12,6 +12,7 @@ import torch
 from steps_of_ranks import train_some_steps
 from tiny_run import ROOT, make_inputs, make_model_folder
 
+from benchmarks.faults.outcome import Outcome
 from gating.lightning.ranks import check_processes, check_same, from_first, is_first
 
 TWO = ["trainer=ddp", "trainer.devices=2", "trainer.precision=32-true", "data.batch_size=4"]
@@ -27,7 +28,7 @@ def run_script(script: str, arguments: list[str], *, cwd: Path, **environment: s
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
 
@@ -67,17 +68,40 @@ def test_only_one_folder_is_written(finished):
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
     numbers = json.loads((folder / "metrics.json").read_text())
     assert numbers["num_heads"] == 4
-    assert all(16 * numbers[f"{stage}/validation/accuracy"] % 1 == 0 for stage in ("search", "removed", "compact"))
+    assert 16 * numbers["test/accuracy"] % 1 == 0
 
 
-@pytest.mark.parametrize("dying", ["0", pytest.param("1", marks=pytest.mark.slow)])
-def test_a_process_that_dies_ends_the_run(dying, inputs, tmp_path):
+ENDS = {
+    # What happens to which process at its batch 7, how the run ends, and what it says.
+    "1 7 SIGKILL": ({1, -9}, ""),
+    "0 7 fails": ({1}, "this process was told to fail"),
+    "1 7 fails": ({1, -9}, "this process was told to fail"),
+    "0 7 SIGTERM": ({143}, "Stopped by SIGTERM"),
+    "1 7 SIGTERM": ({143, -9}, "Stopped by SIGTERM"),
+    "1 7 nan": ({1}, "The loss is not a number at step 7 of the run"),
+}
+IN_CI = ("1 7 SIGKILL",)
+
+
+@pytest.mark.parametrize("happens", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ENDS])
+def test_whatever_happens_to_one_process_ends_the_run_which_can_go_on(happens, finished, inputs, tmp_path):
+    codes, message = ENDS[happens]
     start = time.monotonic()
-    process = run_script("command_of_ranks.py", [*inputs, *TWO, "logger=csv"], cwd=tmp_path, DIE_IN_RANK=dying)
-    assert process.returncode != 0
-    assert "this process was told to fail" in process.stderr
-    assert time.monotonic() - start < 100
-    assert not list(tmp_path.rglob("compact"))
+    settings = [*inputs, *TWO, "logger=csv", "callbacks.checkpoint.every_n_steps=1", "resume=auto"]
+    process = run_script("command_of_ranks.py", settings, cwd=tmp_path, HAPPENS=happens)
+    assert process.returncode in codes
+    assert message in process.stderr
+    assert message == "" or process.stderr.count(message) == 1
+    assert time.monotonic() - start < 150
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert not (folder / "compact").exists()
+    assert len(list((folder / "checkpoints" / "search").glob("*.ckpt"))) == 2
+    process = run_script("command_of_ranks.py", settings, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("search goes on from") == 1
+    whole = next((finished[0] / "outputs").glob("*/*"))
+    comparison = Outcome.of(whole).compare(Outcome.of(folder))
+    assert all(comparison.values()), comparison
 
 
 def test_two_processes_take_the_steps_of_one_with_batches_twice_as_large(tmp_path):
