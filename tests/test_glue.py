@@ -69,15 +69,14 @@ def test_metrics_are_those_that_glue_reports(name, folder):
     assert separators == len(texts)
 
 
-@pytest.mark.parametrize(("name", "task"), [("cola", "sequence_classification"), ("stsb", "regression")])
-def test_a_run_by_the_name_of_the_task_alone(name, task, folder, tmp_path):
+def test_a_run_by_the_name_of_the_task_alone(folder, tmp_path):
     overrides = [
-        *("model=pretrained", f"model.name={folder}", "data=glue", f"data.name={name}", f"task={task}"),
-        *("trainer.max_steps=4", "trainer.accelerator=cpu", "objective.num_heads=4", "logger=csv", "callbacks=none"),
+        *("model=pretrained", f"model.name={folder}", "data=glue", "data.name=cola", "trainer.max_steps=4"),
+        *("trainer.accelerator=cpu", "objective.num_heads=4", "logger=csv", "callbacks=none"),
     ]
     train.run(compose_settings([*overrides, f"output_dir={tmp_path / 'out'}"]))
     numbers = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert {f"test/{metric}" for metric in GLUE[name][2]} <= set(numbers)
+    assert "test/matthews" in numbers
     assert "test/accuracy" not in numbers
 
 

@@ -260,7 +260,8 @@ WRONG = {
     "task.metrics=[f2]": "'f2'",
     "data.context_column=text": "no setting data.context_column",
     "data.stride=3": "no setting data.stride",
-    "model=scratch model.model_type=bert": "no tokenizer: give one with model.tokenizer",
+    "task=token_classification model=scratch model.model_type=bert": "no tokenizer: give one with model.tokenizer",
+    "model=scratch model.model_type=bert +model.config.vocab_size=9": "vocab_size=9 is too small",
     "model.tokenizer=weights_only": "cannot be loaded",
     "+model.config.n_layer=3": "model.config.n_layer is no value of a bert",
 }
@@ -272,7 +273,7 @@ def test_what_does_not_go_together_is_one_sentence_and_nothing_is_written(wrong,
         write_table(tmp_path / f"{split}.tsv", rows=rows, seed=seed)
     (tmp_path / "weights_only").mkdir()
     monkeypatch.chdir(tmp_path)
-    model = [] if wrong.startswith("model=") else [bert]
+    model = [] if "model=scratch" in wrong else [bert]
     message = refusal([*files(tmp_path, "tsv"), *model, *wrong.split()], tmp_path / "out", capsys)
     assert WRONG[wrong] in message
 

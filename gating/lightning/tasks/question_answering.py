@@ -18,12 +18,13 @@ from transformers import (
 from gating.lightning.batches import Batch
 from gating.lightning.columns import find_column, take_columns
 from gating.lightning.models import ModelSource
+from gating.lightning.new_tokenizers import load_or_train_tokenizer
 from gating.lightning.sources import Examples
 from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.answer_metrics import AnswerScores, best_spans
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.windows import check_stride, make_windows, read_answers
-from gating.lightning.texts import check_filled, check_texts, load_tokenizer, readable_length, require_offsets, tokenise
+from gating.lightning.texts import check_filled, check_texts, readable_length, require_offsets, tokenise
 from gating.score import Score
 
 __all__ = ["QuestionAnswering"]
@@ -41,8 +42,9 @@ class QuestionAnswering:
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer."""
-        tokenizer = require_offsets(load_tokenizer(source), "task=question_answering")
+        """Load the tokenizer, or learn one for a new model."""
+        tokenizer = load_or_train_tokenizer(source, blueprint, splits, frame="both")
+        tokenizer = require_offsets(tokenizer, "task=question_answering")
         # Positions in a text are the same in every batch then.
         tokenizer.padding_side = "right"
         return tokenizer

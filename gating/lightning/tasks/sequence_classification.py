@@ -16,11 +16,12 @@ from gating.lightning.batches import Batch
 from gating.lightning.columns import find_column, find_texts, take_columns
 from gating.lightning.labels import LABEL_COLUMNS, encode_labels
 from gating.lightning.models import ModelSource
+from gating.lightning.new_tokenizers import load_or_train_tokenizer
 from gating.lightning.sources import Examples
 from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.class_metrics import class_config, class_metrics
-from gating.lightning.texts import check_texts, load_tokenizer, readable_length, tokenise_labelled
+from gating.lightning.texts import check_texts, readable_length, tokenise_labelled
 from gating.score import Score
 
 __all__ = ["SequenceClassification"]
@@ -38,8 +39,8 @@ class SequenceClassification:
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer."""
-        return load_tokenizer(source)
+        """Load the tokenizer, or learn one for a new model."""
+        return load_or_train_tokenizer(source, blueprint, splits, frame="both")
 
     def prepare(
         self,
