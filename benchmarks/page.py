@@ -1,4 +1,4 @@
-"""Write the tables of the README, docs/speed.md and docs/accuracy.md from the results that are in benchmarks/results.
+"""Write the tables of the README and of docs/speed.md, accuracy.md and reliability.md from benchmarks/results.
 
     python -m benchmarks.page
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks import batching, records
 from benchmarks.compare import outcome
+from benchmarks.faults.__main__ import COLUMNS as FAULT_COLUMNS
 from benchmarks.measuring import ROOT
 from benchmarks.rivals import __main__ as rivals
 
@@ -20,6 +21,7 @@ Row = dict[str, Any]
 
 README = ROOT / "README.md"
 ACCURACY = ROOT / "docs" / "accuracy.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 PAGE = ROOT / "docs" / "speed.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -33,6 +35,9 @@ def main() -> None:
     tried = records.read(RESULTS / "recipe.jsonl")
     if tried:
         replace_table(ACCURACY, "compare recipe", [*outcome.conditions(tried), "", outcome.table(tried)])
+    faults = records.read(RESULTS / "faults.jsonl")
+    if faults:
+        replace_table(RELIABILITY, "faults", [*_facts(faults), records.markdown(faults, FAULT_COLUMNS)])
     speed = records.read(RESULTS / "speed.jsonl")
     for section in ("steps", "variants", "run", "built", "finalize", "reload", "growth"):
         rows = [row for row in speed if row["section"] == section]
