@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gating import hard_concrete
+from gating.full_precision import FullPrecision
 from gating.heads.blocks import AttentionBlock, find_attention_blocks
 from gating.sampler import GateSampler
 
@@ -74,7 +75,7 @@ def inject_gates(
     return gates
 
 
-class HeadGates(nn.Module):
+class HeadGates(FullPrecision):
     """The gates of all heads of a model, in one vector.
 
     A gate stands for one head, or for a group of query heads that share keys and values. Tensors with an entry for
@@ -279,11 +280,6 @@ class HeadGates(nn.Module):
         Here, not in the first layer that needs them: that may be inside of a checkpoint, which runs again backwards.
         """
         self._draw()
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        """Follow the model from device to device, but stay in float32 when it goes to half precision."""
-        to_device = lambda tensor: tensor.to(fn(tensor.reshape(-1)[:0]).device)  # noqa: E731
-        return super()._apply(to_device, recurse)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, object]:
         """Leave this pass's values out of copies: they hang on the graph of the original."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 
+from gating.full_precision import FullPrecision
 from gating.gates import HeadGates
 from gating.objectives.head_budget import HeadBudget
 from gating.objectives.mask import HeadMask
@@ -31,7 +32,7 @@ class HeadRanking(Protocol):
         ...
 
 
-class IterativePruning(nn.Module):
+class IterativePruning(FullPrecision):
     """Close the heads that rank last, in rounds along the schedule, and never open them again (Michel et al. 2019).
 
     Gates are on or off; weights are trained on between the rounds. Each round closes the same share of all heads,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from gating.full_precision import FullPrecision
 from gating.gates import HeadGates
 from gating.objectives.head_budget import HeadBudget
 from gating.objectives.schedule import BudgetSchedule
@@ -12,7 +13,7 @@ from gating.objectives.schedule import BudgetSchedule
 __all__ = ["Lagrangian"]
 
 
-class Lagrangian(nn.Module):
+class Lagrangian(FullPrecision):
     """Add ``lambda_1 (s - t) + lambda_2 (s - t)^2`` to the loss, and train the lambdas by gradient ascent.
 
     ``s`` is the expected sparsity of the gates and ``t`` the target, which rises linearly from none while the search
