@@ -10,12 +10,14 @@ import pytest
 import sacrebleu
 import torch
 from family_models import FAMILIES, SEQ2SEQ, T5
+from interruptions import Interrupted, at_batch, interrupt, run_in
 from test_tasks import SETTINGS
 from tiny_run import ROOT, WORDS, compose_settings
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import gating
 import train
+from benchmarks.faults.outcome import Outcome
 from gating.lightning.models import NewModel, make_blueprint
 from gating.lightning.sources import load_files
 from gating.lightning.tasks import CausalLM, Seq2Seq
@@ -229,6 +231,31 @@ def test_adapters_learn_the_next_token_and_are_in_the_compact_model(play, tmp_pa
     assert numbers["num_heads"] == 4
     dense, adapted = gating.load_compact(folder), gating.load_compact(compact)
     assert torch.equal(dense.transformer.wte.weight, adapted.transformer.wte.weight)
+
+
+RESUMED = {
+    "marian": [*SMALL_MARIAN, *KINDS],
+    "bert": [
+        *("model=scratch", "model.model_type=bert", "task=masked_lm", "data.max_length=32"),
+        "+model.config={vocab_size:300,hidden_size:32,num_hidden_layers:2,num_attention_heads:4,intermediate_size:32}",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_runs_that_are_interrupted_end_as_if_they_had_not_been(name, play, pairs, tmp_path):
+    """Its own tokenizer is learned again, and the same tokens are hidden."""
+    data = pairs if name == "marian" else one_file(play)
+    checkpoints = ["callbacks.checkpoint.every_n_steps=2", "trainer.max_steps=8", "trainer.val_check_interval=4"]
+    settings = [*RESUMED[name], *data, *checkpoints, "data.batch_size=8", "trainer.accelerator=cpu"]
+    run_in(tmp_path / "whole", settings)
+    for at in (4, 6):
+        # In the search, and then in the recovery.
+        with at_batch(at, interrupt), pytest.raises(Interrupted):
+            run_in(tmp_path / "often", settings, "resume=auto")
+    run_in(tmp_path / "often", settings, "resume=auto")
+    comparison = Outcome.of(tmp_path / "whole").compare(Outcome.of(tmp_path / "often"))
+    assert all(comparison.values()), comparison
 
 
 REFUSALS = {

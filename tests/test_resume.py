@@ -83,6 +83,7 @@ VARIANTS = {
         ["distillation=logits", "trainer.precision=bf16-mixed", "trainer.max_steps=6", EACH_STEP],
         4,
     ),
+    "adapters": (["adapters=lora", "adapters.dropout=0.1", "optimizer.lr=0.01", "trainer.max_steps=8", EACH_STEP], 4),
     "dense": (["objective=none", "callbacks.checkpoint.every_n_steps=4"], 6),
 }
 

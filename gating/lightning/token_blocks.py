@@ -5,11 +5,44 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gating.lightning.texts import tokenise
+from gating.lightning.columns import find_column, take_columns
+from gating.lightning.sources import Examples
+from gating.lightning.texts import check_texts, readable_length, tokenise
 
-__all__ = ["cut_into_blocks"]
+__all__ = ["cut_into_blocks", "read_blocks"]
+
+
+# Usual names of the column of text; the first one that is there is taken.
+_TEXT_COLUMNS = ("text", "content", "sentence", "document")
+
+
+def read_blocks(
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    blueprint: PreTrainedModel,
+    *,
+    max_length: int,
+    text_column: str | None,
+    with_ends: bool,
+) -> DatasetDict:
+    """Find the texts of a data set and cut them into blocks that a model can read.
+
+    Args:
+        examples: The data.
+        tokenizer: The model's tokenizer.
+        blueprint: The model without its weights.
+        max_length: Number of tokens of a block; fewer where the model has fewer positions.
+        text_column: Column of the text; a usual name when left out.
+        with_ends: As in :func:`cut_into_blocks`.
+
+    Raises:
+        ValueError: The column is missing, a row has no text, or there is too little of it.
+    """
+    texts = take_columns(examples.splits, {"text": find_column(examples.splits, text_column, _TEXT_COLUMNS)})
+    check_texts(texts, ["text"])
+    return cut_into_blocks(texts, tokenizer, length=readable_length(blueprint, max_length), with_ends=with_ends)
 
 
 def cut_into_blocks(

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from gating.lightning.batches import Batch
-from gating.lightning.columns import find_column, take_columns
 from gating.lightning.models import ModelSource
 from gating.lightning.new_tokenizers import load_or_train_tokenizer
 from gating.lightning.sources import Examples
@@ -19,12 +18,10 @@ from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.base import Prepared
 from gating.lightning.tasks.samples import Sample
 from gating.lightning.tasks.token_metrics import PERPLEXITY, token_metrics, update_token_metrics
-from gating.lightning.texts import check_texts, readable_length
-from gating.lightning.token_blocks import cut_into_blocks
+from gating.lightning.texts import readable_length
+from gating.lightning.token_blocks import read_blocks
 
-__all__ = ["TEXT_COLUMNS", "CausalLM"]
-
-TEXT_COLUMNS = ("text", "content", "sentence", "document")
+__all__ = ["CausalLM"]
 
 
 class CausalLM:
@@ -72,12 +69,11 @@ class CausalLM:
             max_length: Number of tokens of a block.
             text_column: Column of the text.
         """
-        column = find_column(examples.splits, text_column, TEXT_COLUMNS)
-        texts = take_columns(examples.splits, {"text": column})
-        check_texts(texts, ["text"])
-        length = readable_length(blueprint, max_length)
+        blocks = read_blocks(
+            examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=True
+        )
         return Prepared(
-            splits=cut_into_blocks(texts, processor, length=length, with_ends=True),
+            splits=blocks,
             collate=_BlockCollator(processor),
             metrics=token_metrics(blueprint.config.get_text_config().vocab_size),
             score=PERPLEXITY,

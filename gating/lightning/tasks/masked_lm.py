@@ -16,16 +16,13 @@ from transformers import (
 )
 
 from gating.lightning.batches import Batch
-from gating.lightning.columns import find_column, take_columns
 from gating.lightning.models import ModelSource
 from gating.lightning.new_tokenizers import load_or_train_tokenizer
 from gating.lightning.sources import Examples
 from gating.lightning.special_tokens import special_token_ids
 from gating.lightning.tasks.base import Prepared
-from gating.lightning.tasks.causal_lm import TEXT_COLUMNS
 from gating.lightning.tasks.token_metrics import PERPLEXITY, token_metrics, update_token_metrics
-from gating.lightning.texts import check_texts, readable_length
-from gating.lightning.token_blocks import cut_into_blocks
+from gating.lightning.token_blocks import read_blocks
 
 __all__ = ["MaskedLM"]
 
@@ -79,12 +76,11 @@ class MaskedLM:
             max_length: Number of tokens of a block.
             text_column: Column of the text.
         """
-        column = find_column(examples.splits, text_column, TEXT_COLUMNS)
-        texts = take_columns(examples.splits, {"text": column})
-        check_texts(texts, ["text"])
-        length = readable_length(blueprint, max_length)
+        blocks = read_blocks(
+            examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=False
+        )
         return Prepared(
-            splits=cut_into_blocks(texts, processor, length=length, with_ends=False),
+            splits=blocks,
             collate=_HidingCollator(processor, hidden=self._hidden),
             metrics=token_metrics(blueprint.config.vocab_size),
             score=PERPLEXITY,
