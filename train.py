@@ -6,7 +6,9 @@ A run is a story, told by `run` below with one function for each stage.
 """
 
 import inspect
+import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -23,6 +25,7 @@ from transformers import PreTrainedModel
 
 from gating import Distillation, HeadGates, NoObjective, Objective, finalize
 from gating.distillation import check_teacher
+from gating.errors import explain
 from gating.export import Processor
 from gating.folder import check_folder, replacing_folder
 from gating.lightning.adapters import Adapters, check_adapters
@@ -375,7 +378,19 @@ def check_groups(arguments: Sequence[str]) -> None:
             sys.exit(f"error: {argument}: {group} is a group of settings; choose one of {options}.")
 
 
-if __name__ == "__main__":
+def command_line() -> None:
+    """Run the command; settings that Hydra can make nothing of end in one sentence, too."""
     redact_output()
     check_groups(sys.argv[1:])
-    main()
+    # Hydra hands its errors on then.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        main()
+    except Exception as error:
+        if any(frame.name == guarded_run.__name__ for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        sys.exit(f"error: {explain(error)}")
+
+
+if __name__ == "__main__":
+    command_line()

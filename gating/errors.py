@@ -10,12 +10,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: BaseException) -> str:
-    """Return an error as a sentence for the user, on one line."""
+    """Return an error as a sentence for the user; what the system says tells neither the place nor the remedy."""
     if not isinstance(error, OSError) or error.strerror is None:
         return " ".join(str(error).split()) or type(error).__name__
-    where = f"{error.filename} cannot be used" if error.filename else "A file cannot be written"
+    what = "written" if error.errno in (*_FULL, errno.EROFS) else "used"
     remedy = " Make room there." if error.errno in _FULL else ""
-    return f"{where}: {error.strerror[:1].lower()}{error.strerror[1:]}.{remedy}"
+    return f"{error.filename or 'A file'} cannot be {what}: {error.strerror[:1].lower()}{error.strerror[1:]}.{remedy}"
 
 
 def shorten(text: str, *, most: int = 80) -> str:
@@ -52,11 +52,18 @@ def is_input_error(error: BaseException) -> bool:
     TypeError that code of this package raised on purpose, or Hydra as it called what the settings name; the same types
     raised deeper down, in a library, are faults that want a traceback.
     """
-    if isinstance(error, OSError) or type(error).__module__.startswith("hydra."):
+    if isinstance(error, OSError) or _is_about_settings(error):
         return True
-    if not isinstance(error, (ValueError, TypeError, RuntimeError)) or error.__traceback__ is None:
+    if not isinstance(error, (ValueError, TypeError, RuntimeError, ImportError)) or error.__traceback__ is None:
         return False
     innermost = error.__traceback__
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
     return str(innermost.tb_frame.f_globals.get("__name__", "")).split(".")[0] in ("gating", "hydra")
+
+
+def _is_about_settings(error: BaseException) -> bool:
+    """Say whether Hydra or OmegaConf raised an error because of settings; both are known here by name only."""
+    kind = type(error)
+    is_interpolation = kind.__module__.startswith("omegaconf.") and kind.__name__.startswith("Interpolation")
+    return kind.__module__.startswith("hydra.") or is_interpolation

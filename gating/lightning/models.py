@@ -11,7 +11,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import loading
+from gating.errors import explain, loading
 from gating.lightning.hub import locate
 
 __all__ = ["ModelSource", "NewModel", "Pretrained", "make_blueprint", "teacher_source"]
@@ -187,8 +187,8 @@ def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = auto_class.from_config(config)  # type: ignore[attr-defined]
-    except (ValueError, RuntimeError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
+    except Exception as error:  # what a library makes of a configuration is not only ValueErrors
+        reason = explain(error)
         raise ValueError(
             f"The model {source.title} cannot be used for this task ({auto_class.__name__}): {reason}"
         ) from error
