@@ -10,12 +10,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def explain(error: BaseException) -> str:
-    """Return an error as a sentence for the user, on one line."""
+    """Return an error as a sentence for the user, on one line; the system's own tells neither place nor remedy."""
     if not isinstance(error, OSError) or error.strerror is None:
         return " ".join(str(error).split()) or type(error).__name__
-    where = f"{error.filename} cannot be used" if error.filename else "A file cannot be written"
+    what = "written" if error.errno in (*_FULL, errno.EROFS) else "used"
     remedy = " Make room there." if error.errno in _FULL else ""
-    return f"{where}: {error.strerror[:1].lower()}{error.strerror[1:]}.{remedy}"
+    return f"{error.filename or 'A file'} cannot be {what}: {error.strerror[:1].lower()}{error.strerror[1:]}.{remedy}"
 
 
 def shorten(text: str, *, most: int = 80) -> str:

@@ -1,9 +1,10 @@
+import errno
 import json
 
 import pytest
 
 import gating
-from gating.errors import is_input_error
+from gating.errors import explain, is_input_error
 from gating.objectives import resolve_budget
 
 
@@ -47,3 +48,21 @@ def test_modules_that_merely_begin_like_this_package_are_not_it():
     scope = {"__name__": "gating_tools"}
     exec("def fail():\n    raise ValueError('x')", scope)
     assert not is_input_error(caught(scope["fail"]))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/d/f"),
+            "/d/f cannot be written: no space left on device. Make",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/d/f"), "/d/f cannot be written: read-only file system."),
+        (OSError(errno.ENOSPC, "No space left on device"), "A file cannot be written: no space left on device."),
+        (PermissionError(errno.EACCES, "Permission denied", "/d/f"), "/d/f cannot be used: permission denied."),
+        (FileNotFoundError("data.train=x: there is no such file."), "data.train=x: there is no such file."),
+        (ValueError("seed=-1 cannot be used."), "seed=-1 cannot be used."),
+    ],
+)
+def test_what_the_system_says_becomes_a_sentence(error, sentence):
+    assert explain(error).startswith(sentence)

@@ -1,6 +1,7 @@
 """Runs that are interrupted and go on: they end as if nothing had happened."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -176,6 +177,24 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(inputs, whole, tmp_
         run_in(folder, inputs, "resume=auto")
     assert steps[0] == 6
     assert "step-7.ckpt is damaged (" in capsys.readouterr().err
+    assert_same_end(folder, whole)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(inputs, whole, tmp_path, capsys):
+    """The system refuses to write larger files from the sixth batch on."""
+    folder, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with at_batch(6, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))):
+            assert end_of(folder, inputs) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    place = folder / "checkpoints" / "search"
+    assert capsys.readouterr().err == (
+        f"error: {place / 'step-8.ckpt'} cannot be written: file too large. Make room there.\n"
+        f"The run can go on: python train.py resume={folder}\n"
+    )
+    assert [path.name for path in place.iterdir()] == ["step-4.ckpt"]
+    run_in(folder, inputs, "resume=auto")
     assert_same_end(folder, whole)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from gating.errors import explain, is_input_error
 from gating.lightning.divergence import DivergedError
 from gating.lightning.loggers import close_wandb
-from gating.lightning.ranks import is_first, stop_processes
+from gating.lightning.ranks import is_about_others, is_first, stop_processes
 from gating.lightning.run_folder import is_finished, is_taken
 from gating.lightning.stopping import Stopped, stopping_at_signals
 
@@ -37,6 +37,10 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
     except Exception as error:
         # What was instantiated from a configuration was at fault, not what instantiates.
         cause = error.__cause__ if type(error).__module__.startswith("hydra.") and error.__cause__ else error
+        if is_about_others(cause):
+            _say("error: Another process of this run has ended. What it said about it, if anything, is above.")
+            _say_how_to_go_on(folder())
+            sys.exit(1)
         if not is_input_error(cause):
             _say_how_to_go_on(folder())
             raise

@@ -24,6 +24,7 @@ __all__ = [
     "check_same",
     "from_first",
     "highest",
+    "is_about_others",
     "is_first",
     "rank",
     "root_device",
@@ -95,6 +96,12 @@ def stop_processes() -> None:
         for process in getattr(fabric.strategy.launcher, "procs", []):
             process.kill()  # Nothing less ends one that waits for another.
     _started.clear()
+
+
+def is_about_others(error: BaseException) -> bool:
+    """Say whether an error means that another process of the run has ended: what was wrong, that one has said."""
+    lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    return _several() and isinstance(error, RuntimeError) and lost
 
 
 def rank() -> int:
