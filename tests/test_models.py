@@ -62,7 +62,7 @@ def test_a_new_model_that_cannot_be_is_named(source, message):
 
 def test_a_size_that_the_weights_do_not_have_is_refused(folder):
     source = Pretrained(folder, config={"intermediate_size": 48})
-    with pytest.raises(ValueError, match=r"weight is stored as .*intermediate_size"):
+    with pytest.raises(ValueError, match=r"intermediate.dense.bias is stored as .*intermediate_size"):
         source.load(AutoModelForSequenceClassification)
 
 

@@ -99,7 +99,7 @@ class Pretrained:
                 locate(self.name), config=config, ignore_mismatched_sizes=True, output_loading_info=True, **options
             )
         model, found = loaded
-        for name, stored, expected in found["mismatched_keys"]:
+        for name, stored, expected in sorted(found["mismatched_keys"]):
             if name.startswith(f"{model.base_model_prefix}."):
                 raise ValueError(
                     f"model.name={self.name}: {name} is stored as {list(stored)}, but its configuration with "
