@@ -299,7 +299,7 @@ def test_the_run_at_wandb_goes_on(inputs, tmp_path, monkeypatch):
     train.guarded_run(compose_settings([*inputs, f"output_dir={folder}", "resume=auto"]))
     segments = [path.name for path in (folder / "wandb").glob("offline-run-*")]
     assert len(segments) == 2
-    assert len({name.rpartition("-")[2] for name in segments}) == 1
+    assert len({name.split("-")[3] for name in segments}) == 1
 
 
 def test_only_one_process_takes_a_folder_and_a_new_run_forgets_the_old_one(tmp_path):

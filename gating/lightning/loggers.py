@@ -179,6 +179,9 @@ def _key() -> str | None:
 
 
 def _last_wandb_id(save_dir: Path) -> str | None:
-    """Return the id of the W&B run in a folder; its segments are called offline-run-TIME-ID or run-TIME-ID."""
-    segments = sorted((save_dir / "wandb").glob("*run-*-*"), key=lambda path: path.name.removeprefix("offline-"))
-    return segments[-1].name.rpartition("-")[2] if segments else None
+    """Return the id of the W&B run in a folder.
+
+    Its segments are called offline-run-TIME-ID or run-TIME-ID, with a number behind it if there are two in a second.
+    """
+    segments = sorted(path.name.removeprefix("offline-") for path in (save_dir / "wandb").glob("*run-*-*"))
+    return segments[-1].split("-")[2] if segments else None
