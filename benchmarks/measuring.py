@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import transformers
 
-__all__ = ["interleave", "machine", "ratio"]
+__all__ = ["describe", "interleave", "machine", "ratio"]
 
 ROOT = Path(__file__).resolve().parent.parent
 MIN_ROUNDS = 3  # quartiles of fewer say nothing
@@ -35,6 +35,14 @@ def machine() -> dict[str, str | int | None]:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
         "commit": _commit(),
     }
+
+
+def describe(facts: Mapping[str, object]) -> str:
+    """Say in a line on what something was measured; ``facts`` has what :func:`machine` returned then."""
+    return (
+        f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores, {facts['threads']} thread(s), "
+        f"torch {facts['torch']}, transformers {facts['transformers']}"
+    )
 
 
 def interleave(

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import batching, records
 from benchmarks.compare import outcome
 from benchmarks.faults.__main__ import COLUMNS as FAULT_COLUMNS
-from benchmarks.measuring import ROOT
+from benchmarks.measuring import ROOT, describe
 from benchmarks.rivals import __main__ as rivals
 
 __all__ = ["replace_table"]
@@ -111,11 +111,7 @@ def _extras(rows: Sequence[Row]) -> dict[str, str]:
 
 def _facts(rows: Sequence[Row]) -> list[str]:
     """Say on which machines rows were measured."""
-    machines = {
-        f"{row['gpu'] or row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch {row['torch']}, "
-        f"transformers {row['transformers']}, commit {row['commit']}"
-        for row in rows
-    }
+    machines = {f"{describe(row)}, commit {row['commit']}" for row in rows}
     return [*sorted(machines), ""]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import records
-from benchmarks.measuring import ROOT, machine
+from benchmarks.measuring import ROOT, describe, machine
 from benchmarks.page import replace_table
 from gating.score import Score
 
@@ -134,13 +134,7 @@ def samples(rows: Iterable[Row]) -> list[str]:
 
 def facts(rows: Iterable[Row]) -> list[str]:
     """Say on which machines rows were measured."""
-    return sorted(
-        {
-            f"{row['gpu'] or row['cpu']}, {row['threads']} thread(s), torch {row['torch']}, transformers "
-            f"{row['transformers']}, seed {row['seed']}"
-            for row in rows
-        }
-    )
+    return sorted({f"{describe(row)}, seed {row['seed']}" for row in rows})
 
 
 if __name__ == "__main__":

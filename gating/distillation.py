@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Distillation", "distillation_loss"]
+__all__ = ["Distillation", "check_teacher", "distillation_loss"]
 
 # What models call their answers; extractive question answering has two.
 _ANSWERS = ("logits", "start_logits", "end_logits")

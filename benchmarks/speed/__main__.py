@@ -39,14 +39,6 @@ SECTIONS: dict[str, Callable[..., Iterator[Row]]] = {
     "reload": measure_reload,
     "growth": measure_growth,
 }
-# What else a row may say, and how it is printed.
-EXTRAS = {
-    "flops_allow": "arithmetic allows {:.2f}",
-    "seconds": "{:.2f} s",
-    "extra_mb": "{:.1f} MB",
-    "gate_ms_per_layer": "gates {:.3f} ms a layer",
-    "finalize_ms_per_layer": "finalize {:.1f} ms a layer",
-}
 
 
 def main() -> None:
