@@ -2,6 +2,7 @@ import errno
 import os
 import resource
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,13 +63,18 @@ def test_clearing_takes_what_a_run_left_and_nothing_else(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"mine"}
 
 
-@pytest.fixture
+@contextmanager
 def small_disk():
-    """Let no file grow beyond a thousand bytes: the error of a full disk, from the system itself."""
+    """Let no file grow beyond a thousand bytes: the error of a full disk, from the system itself.
+
+    Not a fixture: pytest prints between a test and its end, perhaps to a file that is longer already.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_text(folder):
@@ -85,13 +91,14 @@ def write_torch(folder):
 
 @pytest.mark.parametrize("write", [write_text, write_weights, write_torch])
 @pytest.mark.parametrize("exists", [False, True])
-def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, small_disk, write, exists):
+def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, write, exists):
     target = tmp_path / ("there" if exists else "new/deep")
     if exists:
         target.mkdir()
         (target / "old").write_text("old")
     with (
         pytest.raises(OSError, match=rf"{target.name} cannot be written \(.+\); nothing was changed there\. Make room"),
+        small_disk(),
         replacing_folder(target, overwrite=True) as folder,
     ):
         write(folder)
