@@ -65,7 +65,7 @@ def main() -> None:
 def run(sections: list[str], device: torch.device, *, quick: bool) -> int:
     """Measure sections and return how many goals were missed."""
     before = {_key(row): row for row in committed()}
-    facts, console, missed = {"device": device.type, **machine()}, Console(highlight=False, width=150), 0
+    facts, console, missed = {"device": device.type, **machine()}, Console(highlight=False, soft_wrap=True), 0
     console.print(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
     for section in sections:
         console.print(f"\n[bold]{section}[/bold]")
