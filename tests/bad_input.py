@@ -34,6 +34,7 @@ from gating.errors import explain, is_input_error
 from gating.lightning.labels import encode_labels
 from gating.lightning.models import Pretrained, make_blueprint
 from gating.lightning.ranks import check_processes
+from gating.lightning.run_settings import make_objective, read_settings, try_settings
 from gating.lightning.sources import Examples, load_files
 from gating.lightning.tasks.sequence_classification import SequenceClassification
 from gating.lightning.texts import load_tokenizer
@@ -490,10 +491,10 @@ def try_overrides(case: list[str]) -> None:
         cfg = settings_of(case)
     except Exception as error:
         raise RefusedError(error) from error
-    settings = train.read_settings(cfg)
+    settings = read_settings(cfg, groups=train.GROUPS)
     check_processes(settings["trainer"])
-    train.try_settings(cfg)
-    train.make_objective(settings["objective"])
+    try_settings(cfg)
+    make_objective(settings["objective"])
 
 
 # Folders of models that are not compact.

@@ -3,9 +3,8 @@ import json
 import re
 
 import pytest
-from tiny_run import ROOT, compose_settings, make_inputs
+from tiny_run import ROOT, checked_settings, make_inputs
 
-import train
 from benchmarks import records
 from benchmarks.compare import __main__ as compare
 from benchmarks.compare.methods import METHODS, read_data, read_method
@@ -36,7 +35,7 @@ ROWS = [
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_a_configuration(name):
     method = METHODS[name]
-    train.read_settings(compose_settings(method.settings_for(8 if method.takes_number else None)))
+    checked_settings(method.settings_for(8 if method.takes_number else None))
 
 
 def test_methods_and_data_can_be_given_as_settings(tmp_path):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
-from tiny_run import ROOT, compose_settings
+from tiny_run import ROOT, checked_settings, compose_settings
 
 import gating
-import train
+from gating.lightning.run_settings import make_objective
 
 GROUPS = (
     "model",
@@ -43,7 +43,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option_composes_and_passes_the_check(group, option):
-    settings = train.read_settings(compose_settings([f"{group}={option}", *NEEDED.get(option, [])]))
+    settings = checked_settings([f"{group}={option}", *NEEDED.get(option, [])])
     assert settings["trainer"]["_target_"] == "pytorch_lightning.Trainer"
 
 
@@ -56,9 +56,9 @@ def test_file_opens_with_what_it_is_and_how_to_use_it(path: Path):
 
 def test_objects_are_what_their_files_say():
     cfg = compose_settings(["objective.num_heads=18", "trainer.accelerator=cpu"])
-    assert isinstance(train.make_objective(cfg.objective), gating.ExactBudget)
-    assert isinstance(train.make_objective(compose_settings(["objective=l0"]).objective), gating.FixedPrice)
-    assert isinstance(train.make_objective(compose_settings(["objective=none"]).objective), gating.NoObjective)
+    assert isinstance(make_objective(cfg.objective), gating.ExactBudget)
+    assert isinstance(make_objective(compose_settings(["objective=l0"]).objective), gating.FixedPrice)
+    assert isinstance(make_objective(compose_settings(["objective=none"]).objective), gating.NoObjective)
     assert instantiate(cfg.optimizer).gate_lr == 0.1
     assert instantiate(cfg.scheduler).warmup == 0.1
 
@@ -74,15 +74,13 @@ def test_objects_are_what_their_files_say():
     ],
 )
 def test_rivals_are_what_their_files_say(option, kind, ranking):
-    objective = train.make_objective(
-        train.read_settings(compose_settings([f"objective={option}", "objective.num_heads=18"]))["objective"]
-    )
+    objective = make_objective(checked_settings([f"objective={option}", "objective.num_heads=18"])["objective"])
     assert type(objective) is kind
     assert ranking is None or type(objective.ranking) is ranking
 
 
 def test_chance_follows_the_seed_of_the_run():
-    settings = train.read_settings(compose_settings(["objective=random", "seed=5"]))
+    settings = checked_settings(["objective=random", "seed=5"])
     assert settings["objective"]["ranking"]["seed"] == 5
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import ROOT, compose_settings, make_model_folder
+from tiny_run import ROOT, checked_settings, make_model_folder
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 import gating
-import train
 
 README = (ROOT / "README.md").read_text()
 
@@ -42,7 +41,7 @@ def test_one_line_removes_the_third_head_of_the_first_layer(tmp_path):
 )
 def test_commands_compose(call):
     if call != "--help":
-        train.read_settings(compose_settings(call.split()))
+        checked_settings(call.split())
 
 
 def test_make_targets_exist():

@@ -14,6 +14,7 @@ from tiny_run import compose_settings, make_inputs
 
 import train
 from benchmarks.faults.outcome import Outcome
+from gating.lightning import preparation
 from gating.lightning.run_folder import is_finished, take_folder
 from gating.summary import Summary
 
@@ -282,11 +283,11 @@ def test_a_run_that_another_process_is_at_is_left_to_it(inputs, half, capsys, tm
 
 
 def test_a_speedup_is_not_measured_again(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "num_heads_for_speedup", lambda model, batch, *, speedup: 5)
+    monkeypatch.setattr(preparation, "num_heads_for_speedup", lambda model, batch, *, speedup: 5)
     settings = [*[x for x in inputs if not x.startswith("objective.")], "objective.speedup=2"]
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "run", settings)
-    monkeypatch.setattr(train, "num_heads_for_speedup", lambda model, batch, *, speedup: 6)
+    monkeypatch.setattr(preparation, "num_heads_for_speedup", lambda model, batch, *, speedup: 6)
     run_in(tmp_path / "run", settings, "resume=auto")
     assert Outcome.of(tmp_path / "run").metrics["num_heads"] == 5
 

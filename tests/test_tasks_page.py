@@ -3,9 +3,8 @@
 import re
 
 import pytest
-from tiny_run import ROOT, compose_settings
+from tiny_run import ROOT, checked_settings
 
-import train
 from benchmarks import records, tasks
 
 PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
@@ -16,7 +15,7 @@ ROWS = {row.split("|")[1].strip(" `"): row for row in PAGE.splitlines() if row.s
 @pytest.mark.parametrize("task", sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml")))
 def test_every_task_has_a_row_with_a_command_of_that_task(task):
     (command,) = re.findall(r"`python train\.py (.*?)`", ROWS[task])
-    settings = train.read_settings(compose_settings(command.split()))
+    settings = checked_settings(command.split())
     assert f"_target_: {settings['task']['_target_']}\n" in (ROOT / "conf" / "task" / f"{task}.yaml").read_text()
 
 
@@ -24,7 +23,7 @@ def test_other_commands_compose():
     in_table = "".join(ROWS.values())
     for command in COMMANDS:
         if command not in in_table:
-            train.read_settings(compose_settings(command.split()))
+            checked_settings(command.split())
 
 
 def test_links_hold():

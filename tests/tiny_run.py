@@ -3,12 +3,17 @@
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+import train
+from gating.lightning.run_settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = [f"word{i}" for i in range(40)]
@@ -63,6 +68,11 @@ def compose_settings(overrides: list[str]) -> DictConfig:
     """Compose a configuration as the command line does."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("config", overrides=overrides)
+
+
+def checked_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose the settings of a command as plain values, checked as the command does."""
+    return read_settings(compose_settings(overrides), groups=train.GROUPS)
 
 
 def run_command(overrides: list[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,150 @@
+"""What comes before a run's first step: everything is checked and loaded, and only then the run's folder is opened."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel
+
+from gating.distillation import Distillation, check_teacher
+from gating.export import Processor
+from gating.folder import check_folder
+from gating.lightning.adapters import Adapters, check_adapters
+from gating.lightning.data import ExampleDataModule
+from gating.lightning.loggers import resolve_mode
+from gating.lightning.memory import check_checkpointing, save_memory
+from gating.lightning.models import ModelSource, make_blueprint, teacher_source
+from gating.lightning.ranks import check_processes, from_first, is_first, rank, root_device, start_processes
+from gating.lightning.resume import read_settings_of
+from gating.lightning.run import Run
+from gating.lightning.run_folder import take_folder
+from gating.lightning.run_settings import make_objective, try_settings
+from gating.lightning.steps import check_validation, count_steps
+from gating.lightning.tasks.base import Prepared, Task
+from gating.objectives import NoObjective, Objective
+from gating.redaction import redact_settings
+from gating.settings import take_arguments
+from gating.speedup import num_heads_for_speedup
+
+__all__ = ["prepare"]
+
+
+def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> Run:
+    """Check everything, load data and model, and only then start other processes and open the run's folder.
+
+    Args:
+        cfg: The configuration.
+        settings: The same as plain values.
+        before: Folder of the run that is to go on; None for a new one.
+    """
+    num_processes = check_processes(settings["trainer"])
+    if is_first() and before is None:
+        check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
+    try_settings(cfg)
+    resolve_mode(cfg.logger.mode)
+    pl.seed_everything(cfg.seed, verbose=False)
+    task = instantiate(cfg.task)
+    objective = make_objective(settings["objective"])
+    gated = not isinstance(objective, NoObjective)
+    source: ModelSource = instantiate(cfg.model, _convert_="all")
+    adapters: Adapters = instantiate(cfg.adapters, _convert_="all")
+    blueprint = make_blueprint(source, task.auto_class)
+    check_adapters(adapters, source, blueprint)
+    if cfg.gradient_checkpointing:
+        check_checkpointing(blueprint, compiled=cfg.compile)
+    if gated:
+        # On the model without weights: whether gates and budget fit it is known before anything is loaded.
+        objective.attach(instantiate(cfg.gates)(blueprint))
+    processor, prepared, data = _load_data(settings["data"], task, source, blueprint, seed=cfg.seed)
+    data.divide(num_processes)
+    model = source.load(task.auto_class, **prepared.config)
+    if cfg.gradient_checkpointing:
+        save_memory(model)
+    distillation, teacher = _load_teacher(settings["distillation"], task, model, data)
+    total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
+    check_validation(settings["trainer"]["limit_val_batches"], num_batches=len(data.val_dataloader()))
+    work = Run(
+        folder=Path(cfg.output_dir),
+        checkpoints=Path(cfg.paths.checkpoints),
+        seed=cfg.seed,
+        task=task,
+        objective=objective if gated else None,
+        processor=processor,
+        prepared=prepared,
+        data=data,
+        source=source,
+        adapters=adapters,
+        model=model,
+        dense_config=deepcopy(model.config),
+        total_steps=total_steps,
+        search_steps=max(1, round((1 - cfg.recovery) * total_steps)) if gated else 0,
+        distillation=distillation,
+        teacher=teacher,
+    )
+    start_processes(settings["trainer"], num_processes)
+    if settings["objective"].get("speedup"):
+        work.objective = _budget_for_speedup(cfg, work, settings, before)
+    data.divide(num_processes, part=rank())
+    _open_folder(cfg, work, settings, before)
+    return work
+
+
+def _load_data(
+    settings: dict[str, Any], task: Task, source: ModelSource, blueprint: PreTrainedModel, *, seed: int
+) -> tuple[Processor, Prepared, ExampleDataModule]:
+    """Load the examples from their source, prepare them, and get ready to serve them in batches."""
+    settings = dict(settings)
+    batching = take_arguments(ExampleDataModule, settings)
+    preparation = take_arguments(task.prepare, settings)
+    examples = instantiate(settings)
+    processor = task.load_processor(source, blueprint, examples.splits)
+    prepared = task.prepare(examples, processor, blueprint, **preparation)
+    data = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=seed, **batching)
+    return processor, prepared, data
+
+
+def _load_teacher(
+    settings: Mapping[str, Any], task: Task, model: PreTrainedModel, data: ExampleDataModule
+) -> tuple[Distillation | None, PreTrainedModel | None]:
+    """Load the dense model to learn from, if there is to be one; None in its place where the run trains it."""
+    if not settings:
+        return None, None
+    own = {name: value for name, value in settings.items() if name != "teacher"}
+    source = teacher_source(teacher=settings["teacher"])
+    if source is None:
+        return instantiate(own), None
+    teacher = source.load(task.auto_class)
+    check_teacher(teacher, model, data.probe_batch())
+    return instantiate(own), teacher
+
+
+def _budget_for_speedup(cfg: DictConfig, work: Run, settings: dict[str, Any], before: Path | None) -> Objective:
+    """Measure on this device how many heads may stay for the model to be so much faster, and make that the budget."""
+    speedup, num_heads = settings["objective"]["speedup"], 0
+    if before is not None:
+        num_heads = read_settings_of(before)["objective"]["num_heads"]
+    elif is_first():
+        work.model.to(root_device(settings["trainer"]))  # type: ignore[arg-type]
+        num_heads = num_heads_for_speedup(work.model, work.probe_batch(), speedup=speedup)
+        print(f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here.")
+    num_heads = from_first(num_heads)
+    settings["objective"]["num_heads"] = cfg.objective.num_heads = num_heads
+    objective: Objective = make_objective(settings["objective"])
+    return objective
+
+
+def _open_folder(cfg: DictConfig, work: Run, settings: dict[str, Any], before: Path | None) -> None:
+    """Make the run's folder, or take the one it has, and what writes to it."""
+    # The time of day in its name is another one in another process.
+    cfg.output_dir = from_first(str(before or cfg.output_dir))
+    work.folder, work.checkpoints = Path(cfg.output_dir), Path(cfg.paths.checkpoints)
+    work.goes_on = before is not None
+    if is_first():
+        shown = redact_settings(OmegaConf.to_container(cfg, resolve=True))
+        config = OmegaConf.to_yaml(OmegaConf.create(shown)) if before is None else None
+        work.lock = take_folder(work.folder, work.checkpoints, config=config, ckpt_path=cfg.ckpt_path)
+    work.loggers = instantiate(cfg.logger, _partial_=True)(work.folder, run_config=settings, goes_on=work.goes_on)
