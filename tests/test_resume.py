@@ -139,6 +139,7 @@ def test_a_signal_is_answered_by_a_checkpoint_and_how_to_go_on(number, code, inp
     error = capsys.readouterr().err
     assert error == f"Stopped by {number.name}.\nThe run can go on: python train.py resume={folder}\n"
     train.guarded_run(compose_settings([f"resume={folder}"]), [f"resume={folder}"])
+    assert not (folder / "wandb").exists()  # As the run was begun with logger=csv.
     assert_same_end(folder, whole)
 
 

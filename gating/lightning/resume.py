@@ -129,6 +129,9 @@ def recall(overrides: Sequence[str], *, resume: str | None, ckpt_path: str | Non
         settings["objective"]["num_heads"] = None  # It stands for it.
     # Callbacks have been told the place of one phase.
     taken = {name: value for name, value in settings.items() if not _is_free(name) and name != "callbacks"}
+    if not any(_name(line).partition(".")[0] == "logger" for line in overrides):
+        # Who kept a run off W&B did so for good.
+        taken["logger"] = settings["logger"]
     return {**taken, "output_dir": str(folder)}
 
 
