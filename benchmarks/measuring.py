@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -110,9 +111,12 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
-    """Return the checkout's commit, with a plus where files differ from it."""
+    """Return the checkout's commit, with a plus where files differ from it, results aside."""
+    git = ["git", "-C", str(ROOT)]
     try:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        ask = partial(subprocess.run, capture_output=True, text=True, check=True)
+        commit = ask([*git, "rev-parse", "--short", "HEAD"]).stdout.strip()
+        changed = ask([*git, "status", "--porcelain", "--untracked-files=no", ":(exclude)benchmarks/results"]).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
+    return commit + "+" if changed else commit
