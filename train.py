@@ -69,7 +69,7 @@ def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None
         cfg: The configuration, which a run that goes on may take from its folder.
         overrides: What the command line says of it; None if there is none.
     """
-    with ending_well(lambda: Path(cfg.output_dir)):
+    with ending_well(lambda: Path(str(OmegaConf.select(cfg, "output_dir", throw_on_resolution_failure=False)))):
         if overrides is not None:
             for name, value in recall(overrides, resume=cfg.resume, ckpt_path=cfg.ckpt_path).items():
                 cfg[name] = value
@@ -184,7 +184,7 @@ def train(
         seed=cfg.seed,
         compiler="inductor" if cfg.compile else None,
     )
-    chosen = [instantiate(callback) for callback in cfg.callbacks.values()]
+    chosen = [instantiate(callback) for callback in cfg.callbacks.values() if callback is not None]
     trainer: pl.Trainer = instantiate(cfg.trainer, _partial_=True)(
         max_epochs=-1,
         max_steps=steps,
@@ -217,6 +217,8 @@ def command_line() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         if any(frame.name == guarded_run.__name__ for frame in traceback.extract_tb(error.__traceback__)):
             raise

@@ -49,12 +49,13 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         raise
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
+def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> None:
     """Make sure that a folder can be created and written to, and leave no trace.
 
     Args:
         folder: The folder of a run.
         overwrite: Whether it may hold something already.
+        name: The setting that it comes from, for messages.
 
     Raises:
         FileExistsError: It holds something and ``overwrite`` is false, or a part of its path is a file.
@@ -62,16 +63,16 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise FileExistsError(
-            f"output_dir={folder} holds something already. Choose another folder, or pass overwrite=true."
+            f"{name}={folder} holds something already. Choose another folder, or pass overwrite=true."
         )
     parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not parent.is_dir():
-        raise FileExistsError(f"output_dir={folder} cannot be a folder: {parent} is a file. Choose another place.")
+        raise FileExistsError(f"{name}={folder} cannot be a folder: {parent} is a file. Choose another place.")
     try:
         Path(tempfile.mkdtemp(prefix=".head-gating-", dir=parent)).rmdir()
     except OSError as error:
         raise PermissionError(
-            f"output_dir={folder} cannot be written to ({error.strerror} in {parent}). Choose another place."
+            f"{name}={folder} cannot be written to ({error.strerror} in {parent}). Choose another place."
         ) from error
 
 
@@ -82,13 +83,15 @@ def clear_folder(folder: Path) -> None:
         folder: A folder that may be overwritten. If it is not that of a run, which the settings in it would tell,
             nothing is removed.
     """
+    # First, and whoever it is from: a run with numbers is a finished one.
+    (folder / "metrics.json").unlink(missing_ok=True)
     settings = folder / "config.yaml"
     if not (settings.is_file() and "_target_: gating." in settings.read_text(encoding="utf-8", errors="replace")):
         return
+    # Next, so that what is left of it when this is interrupted is no run.
+    settings.unlink()
     for name in ("checkpoints", "compact", "csv", "report", "teacher"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("config.yaml", "metrics.json"):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _check_replaceable(target: Path, *, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, StringConstraints, TypeAdapter, ValidationError
 
 __all__ = ["check_settings", "take_arguments"]
 
@@ -17,7 +17,7 @@ _MISSING = "???"
 class _RunSettings(typing.TypedDict):
     """The settings that stand in no group."""
 
-    output_dir: str
+    output_dir: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     overwrite: bool
     resume: str | None
     ckpt_path: str | None
@@ -32,7 +32,8 @@ class _TrainerSettings(typing.TypedDict):
     """The settings of Lightning's trainer that this program reads itself."""
 
     max_epochs: Annotated[float, Field(ge=-1, allow_inf_nan=False)]
-    max_steps: int
+    max_steps: Annotated[int, Field(ge=-1)]
+    gradient_clip_val: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     accumulate_grad_batches: Annotated[int, Field(ge=1)]
     limit_train_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
     limit_val_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]

@@ -1,6 +1,7 @@
 import os
 import pickle
 import random
+import zipfile
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ from gating.lightning.checkpoints import (
     what_is_wrong,
 )
 
-CHECKPOINT = {"weights": {"w": torch.arange(5000.0)}, "steps": 3, "names": ["a", "b"]}
+CHECKPOINT = {"phase": "search", "weights": {"w": torch.arange(5000.0)}, "steps": 3, "names": ["a", "b"]}
 
 
 @pytest.fixture
 def path(tmp_path):
-    WholeFiles().save_checkpoint(CHECKPOINT, tmp_path / "step-3.ckpt")
-    return tmp_path / "step-3.ckpt"
+    path = tmp_path / "search" / "step-3.ckpt"
+    WholeFiles().save_checkpoint(CHECKPOINT, path)
+    return path
 
 
 def test_checkpoints_come_back(path):
@@ -35,6 +37,18 @@ def test_a_checkpoint_that_was_cut_off_is_noticed(path, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     assert what_is_wrong(path)
+
+
+@pytest.mark.parametrize("content", [{}, {"x": 1}, [1], torch.zeros(2), {"phase": "recovery"}])
+def test_what_is_no_checkpoint_of_the_phase_is_noticed(path, content):
+    torch.save(content, path)
+    assert what_is_wrong(path) == "it is no checkpoint of the phase search"
+
+
+def test_another_archive_is_noticed(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "x")
+    assert what_is_wrong(path) == "it is no checkpoint"
 
 
 def test_changed_bits_are_noticed(path):

@@ -1,8 +1,9 @@
 """What lies in a model folder, read without believing it, and the checksums that tell damage.
 
-The record in ``config.json`` holds under ``sha256`` a checksum of every file of weights, and one of the configuration
-itself, without the checksums. They tell damage and mix-ups, not forgery: who can change the weights can change them,
-too. A model that is loaded does not carry them along; saving it writes new ones.
+The record in ``config.json`` holds under ``sha256`` a checksum of every file of weights, one of the settings of
+generation, and one of the configuration itself, without the checksums. They tell damage and mix-ups, not forgery: who
+can change the weights can change them, too. A model that is loaded does not carry them along;
+saving it writes new ones.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from .record import CHECKSUMS, RECORD_KEY
 __all__ = ["Stored", "check_checksums", "read_config", "read_headers", "walk", "write_checksums"]
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_GENERATION = "generation_config.json"
 _MAX_JSON_BYTES = 2**26
 _PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
@@ -103,11 +105,12 @@ def check_checksums(folder: Path, config: Mapping[str, Any]) -> None:
     record = config.get(RECORD_KEY)
     sums = record.get(CHECKSUMS) if isinstance(record, dict) else None
     if sums is None:
-        return
+        return  # As when a configuration was saved alone, in the place of the one that was here.
     if not isinstance(sums, dict):
         raise ValueError(f"{folder / _CONFIG} is damaged: {CHECKSUMS} is not a table. Export the model again.")
     # Beside the files that were saved, there must be no other one that would be loaded instead.
-    for name in sorted({_CONFIG, *sums, *(path.name for path in _weight_files(folder))}):
+    settings = [_GENERATION] if os.path.lexists(folder / _GENERATION) else []
+    for name in sorted({_CONFIG, *sums, *settings, *(path.name for path in _weight_files(folder))}):
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"{folder / _CONFIG} has a checksum of {name!r}, which is not a file of the folder.")
         if sums.get(name) != (_digest_config(config) if name == _CONFIG else _digest_file(folder / name)):
@@ -125,7 +128,11 @@ def write_checksums(folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config.get(RECORD_KEY), dict):
         return
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]
+    files = [
+        *folder.glob("*.safetensors"),
+        *folder.glob("*.safetensors.index.json"),
+        *folder.glob(_GENERATION),
+    ]
     sums = {file.name: _digest_file(file) for file in sorted(files)}
     config[RECORD_KEY][CHECKSUMS] = {**sums, _CONFIG: _digest_config(config)}
     beside = path.with_name(f".{_CONFIG}.new")

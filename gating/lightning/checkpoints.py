@@ -65,7 +65,14 @@ def what_is_wrong(path: Path) -> str | None:
             part = archive.testzip()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         return str(error) or type(error).__name__
-    return None if part is None else f"{part} has changed since it was written"
+    if part is not None:
+        return f"{part} has changed since it was written"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # Whatever torch makes of an archive that is something else.
+        return "it is no checkpoint"
+    phase = checkpoint.get("phase") if isinstance(checkpoint, dict) else None
+    return None if phase == path.parent.name else f"it is no checkpoint of the phase {path.parent.name}"
 
 
 class RunCheckpoint(Callback):
@@ -92,7 +99,7 @@ class RunCheckpoint(Callback):
             ValueError: A number is not positive.
         """
         for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes), ("keep", keep)):
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"callbacks.checkpoint.{name}={value}: give a positive number.")
         self._folder = Path(dirpath)
         self._every_n_steps = every_n_steps
@@ -164,6 +171,7 @@ class RunCheckpoint(Callback):
         for counts in (progress["total"], progress["current"]):
             counts |= dict.fromkeys(("ready", "started", "processed"), counts["completed"])
         progress["is_last_batch"] = False
+        checkpoint["phase"] = self._folder.name
         checkpoint[_OURS] = {
             "num_rows": num_rows(trainer.loggers),
             "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
@@ -190,8 +198,11 @@ class RunCheckpoint(Callback):
         finally:
             self._is_between_steps = False
         if is_first():
-            for old in checkpoints_in(self._folder)[self._keep :]:
-                old.unlink()
+            mine = checkpoints_in(self._folder)
+            # Later ones are damaged: this run has gone back behind them.
+            last = mine.index(checkpoint_path(self._folder, module.step_in_run))
+            for other in (*mine[:last], *mine[last + self._keep :]):
+                other.unlink()
 
 
 def _is_finite(module: torch.nn.Module) -> bool:

@@ -53,7 +53,14 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
     finally:
         if failed:
             stop_processes()
-        wandb_folder = close_wandb(failed=failed)
+        wandb_folder = None
+        try:
+            with stopping_at_signals():
+                wandb_folder = close_wandb(failed=failed)
+        except Stopped as stopped:
+            # All is written; what is not uploaded yet, `wandb sync` uploads.
+            _say(f"{stopped}.")
+            sys.exit(stopped.exit_code)
         if wandb_folder is not None:
             print(f"W&B run  {wandb_folder}\n  look   wandb leet {wandb_folder}\n  upload wandb sync {wandb_folder}")
 

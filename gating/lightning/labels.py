@@ -1,5 +1,6 @@
 """From labels as people write them to class numbers."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ __all__ = ["LABEL_COLUMNS", "encode_labels", "sort_labels"]
 
 # What the column of a label is usually called.
 LABEL_COLUMNS = ("label", "labels")
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
@@ -73,13 +76,21 @@ def _as_text(table: Dataset, split: str) -> list[str]:
                 f"The {split} data has the label {shorten(repr(label))} in row {row + 1}, which is no class. Name the "
                 "column of the labels with data.label_column=..., or correct the row."
             )
-        if isinstance(label, float) and not label.is_integer():
+        result.append(str(label))
+    return _without_fractions(result, split)
+
+
+def _without_fractions(labels: list[str], split: str) -> list[str]:
+    """Write 1.0 as 1 where all labels are numbers: the same classes may be written so in another file."""
+    if not all(map(_NUMBER.fullmatch, labels)):
+        return labels
+    for row, label in enumerate(labels):
+        if label.rpartition(".")[2].strip("0") and "." in label:
             raise ValueError(
                 f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes; "
                 "task=regression learns numbers."
             )
-        result.append(str(int(label)) if isinstance(label, float) else str(label))
-    return result
+    return [label.partition(".")[0] for label in labels]
 
 
 def _missing(split: str, row: int) -> str:

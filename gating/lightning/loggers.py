@@ -3,6 +3,7 @@
 import logging
 import netrc
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -11,6 +12,7 @@ from urllib.parse import urlparse
 import wandb
 from pytorch_lightning.loggers import Logger
 
+from gating.errors import shorten
 from gating.lightning.csv_log import CsvLogger
 from gating.lightning.outage import why_unreachable
 from gating.lightning.ranks import is_first
@@ -23,6 +25,9 @@ __all__ = ["build_loggers", "close_wandb", "log_outcome", "log_samples", "resolv
 
 # Seconds that W&B may take to begin a run, and to upload what is left at its end. Else it would try for minutes.
 _PATIENCE_S = 30.0
+
+# A segment of a W&B run on the disk.
+_SEGMENT = re.compile(r"(?:offline-)?run-(?P<time>\d{8}_\d{6})-(?P<id>\w+)(?:-\d+)?")
 
 _log = logging.getLogger(__name__)
 
@@ -64,31 +69,33 @@ def build_loggers(
         # Offline it is a second folder of the same run; `wandb sync` puts them together.
         options |= {"id": wandb_id, "resume": "allow"}
     if mode == "online":
-        reachable = _begin_online(save_dir=save_dir, **options)
+        reachable = _begin(
+            mode, "The run goes on offline; `wandb sync` uploads it later.", **options, save_dir=save_dir
+        )
         if reachable is not None:
             return [reachable, *loggers]
         mode = "offline"
     if mode != "disabled":
-        loggers.insert(0, TolerantWandbLogger(save_dir=save_dir, mode=mode, settings=_settings(), **options))
+        instead = "The run goes on without it; the CSV file has its numbers."
+        local = _begin("offline", instead, **options, save_dir=save_dir)
+        loggers = [*([local] if local else []), *loggers]
     return loggers
 
 
-def _begin_online(**options: Any) -> TolerantWandbLogger | None:
-    """Begin a W&B run on the server; None, and a sentence, if the server does not take it."""
-    logger = TolerantWandbLogger(mode="online", settings=_settings(), **options)
-    if not is_first():
-        return logger
-    reason = why_unreachable(_base_url(), _key() or "")
+def _begin(mode: Mode, instead: str, **options: Any) -> TolerantWandbLogger | None:
+    """Begin a W&B run; None, and a sentence that says what happens instead, if W&B does not take it."""
+    reason = None
+    try:
+        logger = TolerantWandbLogger(mode=mode, settings=_settings(), **options)
+        if is_first():
+            reason = why_unreachable(_base_url(), _key() or "") if mode == "online" else None
+            if reason is None:
+                _ = logger.experiment
+    except Exception as error:
+        reason = str(error).strip() or type(error).__name__
     if reason is None:
-        try:
-            _ = logger.experiment
-        except Exception as error:
-            reason = str(error).strip() or type(error).__name__
-    if reason is None:
         return logger
-    _log.warning(
-        f"W&B cannot be used online ({redact(reason)}). The run goes on offline; `wandb sync` uploads it later."
-    )
+    _log.warning(f"W&B cannot be used {mode} ({redact(' '.join(reason.split()))}). {instead}")
     return None
 
 
@@ -103,8 +110,10 @@ def resolve_mode(mode: Mode) -> Mode:
     """Say whether W&B runs online: where ``auto``, only if ``WANDB_MODE`` or a configured key asks for it.
 
     Raises:
-        ValueError: The mode is ``online`` and no account is configured.
+        ValueError: The mode is ``online`` and no account is configured, or W&B cannot read its own settings.
     """
+    if mode != "disabled":
+        _check_environment()
     if mode == "auto":
         wanted = os.environ.get("WANDB_MODE", "")
         asked = {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
@@ -161,6 +170,22 @@ def close_wandb(*, failed: bool) -> Path | None:
     return folder
 
 
+def _check_environment() -> None:
+    """Make W&B read its settings, in the environment and in files of its own, which it checks then."""
+    key = os.environ.get("WANDB_API_KEY")
+    if key is not None:
+        # A file that a key was read from ends with a line.
+        os.environ["WANDB_API_KEY"] = key.strip()
+    try:
+        wandb.setup()
+    except Exception as error:
+        reason = redact(" ".join(str(error).split())) or type(error).__name__
+        raise ValueError(
+            f"W&B cannot read its settings ({shorten(reason, most=200)}). Correct the variables WANDB_..., or do "
+            "without: logger=csv."
+        ) from error
+
+
 def _base_url() -> str:
     """Return the server's address, from the environment and W&B's own files of settings."""
     return str(wandb.setup().settings.base_url)
@@ -173,7 +198,7 @@ def _key() -> str | None:
     try:
         host = urlparse(_base_url()).hostname or ""
         login = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return None
     return login[2] if login else None
 
@@ -183,5 +208,6 @@ def _last_wandb_id(save_dir: Path) -> str | None:
 
     Its segments are called offline-run-TIME-ID or run-TIME-ID, with a number behind it if there are two in a second.
     """
-    segments = sorted(path.name.removeprefix("offline-") for path in (save_dir / "wandb").glob("*run-*-*"))
-    return segments[-1].split("-")[2] if segments else None
+    names = [_SEGMENT.fullmatch(path.name) for path in (save_dir / "wandb").glob("*run-*-*")]
+    segments = sorted((name["time"], name["id"]) for name in names if name)
+    return segments[-1][1] if segments else None

@@ -21,7 +21,7 @@ from gating.lightning.models import ModelSource, make_blueprint, teacher_source
 from gating.lightning.ranks import check_processes, from_first, is_first, rank, root_device, start_processes
 from gating.lightning.resume import read_settings_of
 from gating.lightning.run import Run
-from gating.lightning.run_folder import take_folder
+from gating.lightning.run_folder import check_places, take_folder
 from gating.lightning.run_settings import make_objective, try_settings
 from gating.lightning.steps import check_validation, count_steps
 from gating.lightning.tasks.base import Prepared, Task
@@ -44,6 +44,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     num_processes = check_processes(settings["trainer"])
     if is_first() and before is None:
         check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
+        check_places(Path(cfg.output_dir), Path(cfg.paths.checkpoints))
     try_settings(cfg)
     resolve_mode(cfg.logger.mode)
     pl.seed_everything(cfg.seed, verbose=False)

@@ -7,7 +7,9 @@ from gating.heads.blocks import find_attention_blocks
 from gating.heads.pruning import prune_heads
 from gating.lightning.checkpoints import checkpoint_path, read_checkpoint
 from gating.lightning.csv_log import num_rows
+from gating.lightning.ranks import is_first
 from gating.lightning.run import Run
+from gating.lightning.run_folder import forget_phases
 
 __all__ = ["keep_removed", "restore_removed"]
 
@@ -16,7 +18,9 @@ def keep_removed(run: Run) -> None:
     """Write which heads the model has left, its weights, and what the run has found out so far."""
     run.num_rows = num_rows(run.loggers)
     kept = {block.name: list(block.head_ids) for block in find_attention_blocks(run.model)}
+    path = checkpoint_path(run.checkpoints / "removed", run.search_steps)
     state = {
+        "phase": path.parent.name,
         "kept_heads": kept,
         "weights": run.model.state_dict(),
         "history": run.history.state_dict(),
@@ -24,7 +28,6 @@ def keep_removed(run: Run) -> None:
         "search_steps": run.search_steps,
         "num_rows": run.num_rows,
     }
-    path = checkpoint_path(run.checkpoints / "removed", run.search_steps)
     with replacing_file(path) as new, new.open("wb") as file:
         torch.save(state, file)
 
@@ -33,6 +36,9 @@ def restore_removed(run: Run) -> bool:
     """Remove the same heads again from the model, which still has all of them, in place; False if that is to come."""
     path = run.last_checkpoint("removed")
     if path is None:
+        if is_first():
+            # Recovery comes once more, too: with those of its checkpoints it would end as if it had been left out.
+            forget_phases(run.checkpoints, after="search")
         return False
     state = read_checkpoint(path)
     kept = state["kept_heads"]

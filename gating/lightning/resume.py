@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -24,6 +24,11 @@ _FREE = (
     "callbacks.learning_rate",
     "data.num_workers",
 )
+
+
+# Groups that every run has, and what to do where they are not there.
+_GROUPS = ("model", "task", "data", "objective", "trainer")
+_NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in another output_dir."
 
 
 def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | None:
@@ -87,12 +92,18 @@ def read_settings_of(folder: Path) -> dict[str, Any]:
     """Return the settings of the run in a folder.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is none, or its settings are damaged.
     """
     if not is_run(folder):
         raise ValueError(f"There is no run in {folder} to go on with: {folder / 'config.yaml'} does not exist.")
-    settings: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # type: ignore[assignment]
-    return settings
+    path = folder / "config.yaml"
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # YAML's own, OmegaConf's and those of decoding.
+        raise ValueError(f"{path} cannot be read: {type(error).__name__}. {_NO_SETTINGS}") from error
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(group), dict) for group in _GROUPS):
+        raise ValueError(f"{path} does not have the settings of a run. {_NO_SETTINGS}")
+    return cast(dict[str, Any], settings)
 
 
 def _is_free(name: str) -> bool:
@@ -116,6 +127,8 @@ def recall(overrides: Sequence[str], *, resume: str | None, ckpt_path: str | Non
     Raises:
         ValueError: There is no such run, or a secret was among its settings.
     """
+    if not all(given is None or isinstance(given, str) for given in (resume, ckpt_path)):
+        return {}  # Which the check of all settings tells.
     if (resume in (None, "auto") and ckpt_path is None) or not all(_is_free(_name(line)) for line in overrides):
         return {}
     folder = _named_run(resume, ckpt_path)
@@ -138,9 +151,13 @@ def recall(overrides: Sequence[str], *, resume: str | None, ckpt_path: str | Non
 def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
     """Return the latest unfinished run with these settings that no process is at."""
     for folder in sorted(outputs.glob("*/*"), reverse=True):
-        if not is_run(folder) or is_finished(folder) or _difference(read_settings_of(folder), settings) is not None:
+        if not is_run(folder) or is_finished(folder):
             continue
-        if not is_under_way(folder):
+        try:
+            changed = _difference(read_settings_of(folder), settings)
+        except ValueError:
+            continue  # A damaged run is not this one.
+        if changed is None and not is_under_way(folder):
             return folder
     return None
 

@@ -1,18 +1,21 @@
 """The folder of a run: whose it is, how far it is, and going back in it."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import filelock
 
 from gating.atomic import replacing_file
-from gating.folder import clear_folder
+from gating.folder import check_folder, clear_folder
 from gating.lightning.checkpoints import checkpoints_in, what_is_wrong
 
-__all__ = ["is_finished", "is_run", "is_taken", "is_under_way", "take_folder"]
+__all__ = ["check_places", "forget_phases", "is_finished", "is_run", "is_taken", "is_under_way", "take_folder"]
 
 # In the order that a run comes through; ``removed`` is the model between removal and recovery.
 _PHASES = ("teacher", "dense", "search", "removed", "recovery")
+# What a run makes in its folder, as it would have to be if it were there already.
+_FILES, _FOLDERS = ("config.yaml", "metrics.json"), ("checkpoints", "csv", "report", "wandb")
 
 
 def is_run(folder: Path) -> bool:
@@ -43,6 +46,33 @@ def is_taken(folder: Path) -> bool:
     return bool(_lock_of(folder).is_locked)
 
 
+def check_places(folder: Path, checkpoints: Path) -> None:
+    """Make sure that a new run can have the places it writes to, and leave no trace.
+
+    Args:
+        folder: The run's folder.
+        checkpoints: Where its checkpoints are to be.
+
+    Raises:
+        ValueError: Checkpoints of another run are there, or something of another kind than the run makes.
+        OSError: A place cannot be written to.
+    """
+    for names, is_right in ((_FILES, Path.is_file), (_FOLDERS, Path.is_dir)):
+        for path in (folder / name for name in names):
+            if path.exists() and not is_right(path):
+                raise ValueError(f"{path} is {'a file' if path.is_file() else 'a folder'}; put it out of the way.")
+    if checkpoints.absolute().is_relative_to(folder.absolute()):
+        return
+    if checkpoints == Path():
+        raise ValueError("paths.checkpoints is empty: give a folder, or leave it out.")
+    check_folder(checkpoints, overwrite=True, name="paths.checkpoints")
+    for path in (path for phase in _PHASES for path in checkpoints_in(checkpoints / phase)):
+        raise ValueError(
+            f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Give this run another place, "
+            "or remove what is there."
+        )
+
+
 def take_folder(folder: Path, checkpoints: Path, *, config: str | None, ckpt_path: str | None) -> filelock.BaseFileLock:
     """Make a run's folder ready for this process.
 
@@ -62,7 +92,7 @@ def take_folder(folder: Path, checkpoints: Path, *, config: str | None, ckpt_pat
     lock = _lock(folder)
     if config is not None:
         clear_folder(folder)
-        _forget(checkpoints, after="")
+        forget_phases(checkpoints, after="")
         with replacing_file(folder / "config.yaml") as new:
             new.write_text(config, encoding="utf-8")
     if ckpt_path is not None:
@@ -89,7 +119,7 @@ def _return_to(checkpoint: Path, checkpoints: Path) -> None:
         raise ValueError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last whole one.")
     for later in mine[: mine.index(checkpoint.resolve())]:
         later.unlink()
-    _forget(checkpoints, after=folder.name)
+    forget_phases(checkpoints, after=folder.name)
     if folder.name == "teacher":
         shutil.rmtree(checkpoints.parent / "teacher", ignore_errors=True)
 
@@ -105,7 +135,10 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
     return lock
 
 
-def _forget(checkpoints: Path, *, after: str) -> None:
-    """Remove the checkpoints of the phases that come after one; of all of them after none."""
+def forget_phases(checkpoints: Path, *, after: str) -> None:
+    """Remove the checkpoints of the phases that come after one; of all of them after none. Other files stay."""
     for phase in _PHASES[_PHASES.index(after) + 1 if after else 0 :]:
-        shutil.rmtree(checkpoints / phase, ignore_errors=True)
+        for path in checkpoints_in(checkpoints / phase):
+            path.unlink()
+        with suppress(OSError):
+            (checkpoints / phase).rmdir()

@@ -3,10 +3,12 @@
 The columns are as the data set has them; a task chooses among them.
 """
 
+import csv
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import PIL.Image
@@ -211,9 +213,14 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
     if not path.read_bytes().strip():
         raise ValueError(f"data.{split}={file}: the file is empty.")
     builder, options = _READERS[path.suffix.lower()]
+    if builder == "csv":
+        options = {**options, "features": _text_columns(path, f"data.{split}={file}")}
+    elif builder == "json" and path.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
+        # What reads it ends the whole process at some other values.
+        raise ValueError(f"data.{split}={file}: the file cannot be read (it begins with no JSON object or list).")
     try:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
-    except (datasets.exceptions.DatasetGenerationError, UnicodeDecodeError, ValueError, OSError) as error:
+    except Exception as error:  # Its readers, and what unpacks files that look packed, raise errors of many kinds.
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split()).rstrip(".")
         if any(text in reason for text in _NO_ROWS):
@@ -221,6 +228,32 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
         remedy = " Save it as UTF-8." if isinstance(cause, UnicodeDecodeError) else ""
         raise ValueError(f"data.{split}={file}: the file cannot be read ({reason}).{remedy}") from error
     return table
+
+
+def _text_columns(path: Path, what: str) -> datasets.Features | None:
+    """Return the columns of a table, all as text: ``007`` is no number, and 01 another class than 1.
+
+    Raises:
+        ValueError: Two columns have one name, or rows have more fields than there are columns.
+    """
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = (row for row in csv.reader(file, **dialect) if row)
+            header, first = next(rows), next(rows, [])
+    except (UnicodeDecodeError, csv.Error, StopIteration):
+        return None  # For the reader of the whole file to say.
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{what}: the file has two columns {twice!r}. Rename one of them.")
+    if len(first) > len(header):
+        # They would be moved by a column, and the first one be lost.
+        raise ValueError(
+            f"{what}: the first row has {len(first)} fields, and there are {len(header)} columns. Put quotes around "
+            "texts with commas in a csv file; texts in a tsv file have no tabs."
+        )
+    names = [name or f"Unnamed: {index}" for index, name in enumerate(header)]
+    return datasets.Features(dict.fromkeys(names, datasets.Value("string")))
 
 
 def _from_hub(path: str, name: str | None, spec: str | None = None, split: str | None = None) -> Dataset | DatasetDict:

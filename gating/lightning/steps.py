@@ -10,7 +10,7 @@ def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
     """Return the optimizer steps of a whole run, search and recovery together.
 
     Args:
-        trainer: Settings of the trainer: ``max_steps`` or, where that is not positive, ``max_epochs``;
+        trainer: Settings of the trainer: ``max_steps`` or, where that is -1, ``max_epochs``;
             ``limit_train_batches`` and ``accumulate_grad_batches``.
         num_batches: Batches in an epoch, of one process where there are several.
 
@@ -22,7 +22,7 @@ def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
         raise ValueError(f"trainer.accumulate_grad_batches={accumulate}: a step takes at least one batch.")
     used = _used_batches(limit, num_batches=num_batches)
     in_epochs = int(trainer["max_epochs"] * -(-used // accumulate))
-    steps = int(trainer["max_steps"]) if trainer["max_steps"] > 0 else in_epochs
+    steps = in_epochs if trainer["max_steps"] == -1 else int(trainer["max_steps"])
     if used < 1 or steps < 1:
         raise ValueError(
             f"There is nothing to train with trainer.max_epochs={trainer['max_epochs']}, "

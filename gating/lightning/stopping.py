@@ -1,4 +1,4 @@
-"""Being told to stop: by SIGTERM, as schedulers do it, or by Ctrl-C.
+"""Being told to stop: by SIGTERM, as schedulers do it, by Ctrl-C, or by the end of the terminal.
 
 Outside of training a run stops where it is. In training the signal is noted, so that the step is ended and a checkpoint
 written first.
@@ -13,7 +13,8 @@ from typing import Any
 
 __all__ = ["NotedSignals", "Stopped", "stopping_at_signals"]
 
-_STOPS = (signal.SIGTERM, signal.SIGINT)
+# The last one comes when a terminal is closed; not everywhere are there terminals.
+_STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(BaseException):
