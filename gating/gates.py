@@ -130,6 +130,8 @@ class HeadGates(FullPrecision):
         self._scales: dict[torch.dtype, tuple[Tensor, ...]] = {}
         # Parts of a model may be called without the whole; this tells whether the values are still good.
         self._drawn_in: tuple[bool, int] | None = None
+        # Whether the whole model has drawn for the pass of its base model that is to come.
+        self._announced = False
         self._attached: list[tuple[nn.Module, str]] = []
         self._handles: list[RemovableHandle] = []
 
@@ -203,8 +205,13 @@ class HeadGates(FullPrecision):
         """Put the gates to work in a model, in place: a pre-hook on every output projection and one on the model."""
         model.add_module(_CHILD_NAME, self)
         self._attached = [(model, _CHILD_NAME)]
-        # Of the model without its task head, so that it may also be called alone.
-        self._handles = [getattr(model, "base_model", model).register_forward_pre_hook(self._renew)]
+        # Of the model without its task head, too, so that it may also be called alone. Of the whole model, since some
+        # with a task head call a part of that one only.
+        base = getattr(model, "base_model", model)
+        self._handles = [base.register_forward_pre_hook(self._renew)]
+        if base is not model:
+            self._handles.append(model.register_forward_pre_hook(self._announce))
+            self._handles.append(model.register_forward_hook(self._pass_ended))
         for index, block in enumerate(blocks):
             gate = _BlockGate(self, index)
             projection = block.output_projection
@@ -275,11 +282,21 @@ class HeadGates(FullPrecision):
         return f"{gates}{self.num_heads} heads in {len(self.block_names)} attention blocks"
 
     def _renew(self, *_: object) -> None:
-        """Before each forward pass of the model, draw new values for all gates.
+        """Before each forward pass of the base model, draw new values for all gates, unless the whole model has.
 
         Here, not in the first layer that needs them: that may be inside of a checkpoint, which runs again backwards.
         """
+        if not self._announced:
+            self._draw()
+        self._announced = False
+
+    def _announce(self, *_: object) -> None:
+        """Before each forward pass of the whole model, draw new values for all gates."""
         self._draw()
+        self._announced = True
+
+    def _pass_ended(self, *_: object) -> None:
+        self._announced = False
 
     def __getstate__(self) -> dict[str, object]:
         """Leave this pass's values out of copies: they hang on the graph of the original."""
@@ -313,5 +330,10 @@ class _BlockGate(nn.Module):
 def _gate_units(block: AttentionBlock, *, group_queries: bool) -> list[tuple[int, ...]]:
     """Return the slots of a block, as original head numbers, that each of its gates multiplies."""
     slots, num_groups = block.head_slots, block.num_key_value_heads
+    if len(slots) % num_groups:
+        raise ValueError(
+            f"{block.name} has {len(slots)} query heads for {num_groups} key-value heads, which cannot be shared out "
+            "evenly: correct num_attention_heads or num_key_value_heads in the model's configuration."
+        )
     size = len(slots) // num_groups if group_queries and num_groups > 1 else 1
     return [slots[start : start + size] for start in range(0, len(slots), size)]

@@ -4,11 +4,37 @@ import pytest
 import torch
 from tiny_models import NUM_HEADS, NUM_LAYERS, assert_same_state, batch_for, build, hooks_of, logits_of, state_of
 from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MarianConfig,
+    MBartConfig,
+    OPTConfig,
+)
 
 import gating
 from gating import hard_concrete
 
 TOTAL = NUM_LAYERS * NUM_HEADS
+_SEQ2SEQ = {"vocab_size": 30, "d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 16}
+CAUSAL = {
+    "opt": OPTConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=16,
+        word_embed_proj_dim=16,
+        max_position_embeddings=16,
+    ),
+    "bart": BartConfig(**_SEQ2SEQ, is_decoder=True, is_encoder_decoder=False),
+    "mbart": MBartConfig(**_SEQ2SEQ, is_decoder=True, is_encoder_decoder=False),
+    "marian": MarianConfig(**_SEQ2SEQ, is_decoder=True, is_encoder_decoder=False, pad_token_id=0),
+    "gpt2": GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=4),
+}
 
 
 def without_dropout(model):
@@ -187,6 +213,28 @@ def test_training_passes_do_not_hang_on_each_others_graph(bert):
     bert.train()
     for _ in range(2):
         bert(**batch_for(bert)).logits.sum().backward()
+
+
+@pytest.mark.parametrize("family", ["opt", "bart", "mbart", "marian", "gpt2"])
+def test_a_language_model_that_calls_a_part_of_its_inner_model_draws_once_a_pass(family, monkeypatch):
+    """Two passes before the gates change, as when gradients are accumulated; OPT never calls its inner model."""
+    model = AutoModelForCausalLM.from_config(CAUSAL[family]).train()
+    gates = gating.inject_gates(model, init_prob_open=0.6)
+    draws, sample = [], gates.sample
+    monkeypatch.setattr(gates, "sample", lambda: draws.append(1) or sample())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for num_passes in (1, 2):
+        model(input_ids=ids, labels=ids).loss.backward()
+        assert len(draws) == num_passes
+    model.base_model(input_ids=ids)
+    assert len(draws) == 3
+
+
+def test_heads_that_groups_cannot_share_are_refused():
+    sizes = {"vocab_size": 9, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 16}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=8))
+    with pytest.raises(ValueError, match=r"has 4 query heads for 8 key-value heads.*num_key_value_heads"):
+        gating.inject_gates(model)
 
 
 def test_the_inner_model_can_be_trained_alone(bert):

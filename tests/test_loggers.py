@@ -1,4 +1,5 @@
 import logging
+import os
 import socket
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import wandb
 from fake_wandb import KEY, fake_server
 
 from gating.lightning import loggers
+from gating.lightning.csv_log import CsvLogger
 from gating.lightning.loggers import build_loggers, close_wandb, log_outcome, resolve_mode
 
 
@@ -38,6 +40,33 @@ def test_environment_and_key_are_followed(monkeypatch, tmp_path):
 def test_online_without_an_account_names_the_remedy():
     with pytest.raises(ValueError, match="wandb login"):
         resolve_mode("online")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("WANDB_MODE", "nonsense"), ("WANDB_BASE_URL", "notaurl"), ("WANDB_PROJECT", "a/b#c"), ("WANDB_RUN_ID", "a/b")],
+)
+def test_settings_that_w_and_b_refuses_are_told_before_anything_begins(variable, value, monkeypatch):
+    wandb.teardown()
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=r"W&B cannot read its settings \(.*\)\. Correct the variables WANDB_"):
+        resolve_mode("auto")
+    assert resolve_mode("disabled") == "disabled"
+
+
+@pytest.mark.parametrize("options", [{"project": "a/b"}, {"project": "x" * 300}, {"tags": ["x" * 100]}, {"tags": [""]}])
+def test_what_w_and_b_does_not_take_costs_nothing_but_w_and_b(options, tmp_path, caplog):
+    (csv,) = build_loggers(tmp_path, mode="offline", **options)
+    assert isinstance(csv, CsvLogger)
+    assert [record.message.startswith("W&B cannot be used offline (") for record in caplog.records] == [True]
+
+
+def test_spaces_around_a_key_are_no_part_of_it(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", " \n")
+    assert resolve_mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", f"{KEY}\n")
+    assert resolve_mode("auto") == "online"
+    assert os.environ["WANDB_API_KEY"] == KEY
 
 
 def test_two_runs_in_one_process_do_not_merge(tmp_path):

@@ -6,6 +6,11 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from gating.lightning.models import NewModel, Pretrained, make_blueprint
@@ -24,6 +29,26 @@ def test_pretrained_weights_are_kept_below_a_new_head(folder):
         model = Pretrained(folder).load(auto_class, num_labels=2)
         for name, weight in model.bert.state_dict().items():
             assert torch.equal(weight, stored.bert.state_dict()[name]), name
+
+
+def test_a_model_of_the_class_that_is_for_training_is_taken(tmp_path):
+    """The distilled models of DeiT are saved as a class that takes no labels."""
+    sizes = {"image_size": 8, "patch_size": 2, "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+    DeiTForImageClassificationWithTeacher(DeiTConfig(**sizes, intermediate_size=16)).save_pretrained(tmp_path)
+    for model in (
+        Pretrained(str(tmp_path)).load(AutoModelForImageClassification),
+        make_blueprint(Pretrained(str(tmp_path)), AutoModelForImageClassification),
+    ):
+        assert type(model) is DeiTForImageClassification
+
+
+def test_weights_are_found_where_a_head_calls_its_base_model_otherwise(tmp_path):
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    stored = Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1))
+    stored.save_pretrained(tmp_path)
+    model = Pretrained(str(tmp_path)).load(AutoModelForQuestionAnswering)
+    for name, weight in stored.model.state_dict().items():
+        assert torch.equal(weight, model.base_model.state_dict()[name]), name
 
 
 def test_a_head_for_another_number_of_classes_is_replaced(folder):
@@ -52,7 +77,7 @@ def test_a_new_model_is_as_its_configuration_says():
         (NewModel("gtp2"), "model_type=gtp2 is no family of transformers. Did you mean gpt2?"),
         (NewModel("vit", config={"hidden_sizes": 3}), r"model\.config\.hidden_sizes .* Did you mean .*hidden_size\?"),
         (NewModel("vit", config={"image_size": "large"}), "image_size"),
-        (NewModel("bert"), r"cannot be used for this task \(AutoModelForImageClassification\)"),
+        (NewModel("bert"), r"cannot be used for this task \(AutoModelForImageClassification\).* family bert\."),
     ],
 )
 def test_a_new_model_that_cannot_be_is_named(source, message):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
 from tiny_run import compose_settings, make_inputs
 
@@ -182,6 +183,88 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(inputs, whole, tmp_
     assert_same_end(folder, whole)
 
 
+def test_what_is_no_checkpoint_of_its_phase_is_passed_over(inputs, whole, tmp_path):
+    folder = tmp_path / "run"
+    with at_batch(11, interrupt), pytest.raises(Interrupted):
+        run_in(folder, inputs, EACH_STEP)
+    recovery, removed = folder / "checkpoints" / "recovery", folder / "checkpoints" / "removed"
+    shutil.copy(removed / "step-9.ckpt", recovery / "step-11.ckpt")
+    torch.save({"x": 1}, recovery / "step-12.ckpt")
+    run_in(folder, inputs, "resume=auto")
+    assert_same_end(folder, whole)
+
+
+def test_later_damaged_checkpoints_do_not_take_the_place_of_good_ones(inputs, whole, tmp_path):
+    folder = tmp_path / "run"
+    with at_batch(8, interrupt), pytest.raises(Interrupted):
+        run_in(folder, inputs, EACH_STEP)
+    for path in (folder / "checkpoints" / "search").iterdir():
+        path.write_bytes(path.read_bytes()[:-1000])
+    with at_batch(4, interrupt), pytest.raises(Interrupted):
+        run_in(folder, inputs, EACH_STEP, "resume=auto")
+    assert steps_of_checkpoints(folder, "search") == [2, 3]
+    run_in(folder, inputs, "resume=auto")
+    assert_same_end(folder, whole)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1000])])
+def test_a_removal_that_is_lost_is_done_again_and_so_is_the_recovery(harm, inputs, whole, tmp_path):
+    folder = tmp_path / "run"
+    with at_batch(11, interrupt), pytest.raises(Interrupted):
+        run_in(folder, inputs, EACH_STEP)
+    harm(folder / "checkpoints" / "removed" / "step-9.ckpt")
+    run_in(folder, inputs, "resume=auto")
+    assert_same_end(folder, whole)
+
+
+def test_checkpoints_of_another_run_are_neither_taken_nor_removed(inputs, tmp_path, capsys):
+    shared = tmp_path / "shared"
+    place = f"paths.checkpoints={shared}"
+    (shared / "search").mkdir(parents=True)
+    (shared / "search" / "mine.txt").write_text("precious")
+    with at_batch(6, interrupt), pytest.raises(Interrupted):
+        run_in(tmp_path / "one", inputs, place)
+    before = sorted(shared.rglob("*"))
+    assert end_of(tmp_path / "two", inputs, place, "seed=7") == 1
+    assert f"{place} holds a checkpoint of another run, {shared}/search/step-4.ckpt" in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
+    assert sorted(shared.rglob("*")) == before
+    run_in(tmp_path / "one", inputs, place, "resume=auto")
+    assert (shared / "search" / "mine.txt").read_text() == "precious"
+
+
+def test_numbers_of_something_else_do_not_make_a_run_a_finished_one(inputs, whole, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.json").write_text("{}")
+    with at_batch(6, interrupt), pytest.raises(Interrupted):
+        run_in(folder, inputs, "overwrite=true")
+    run_in(folder, inputs, "resume=auto")
+    assert_same_end(folder, whole)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml"])
+def test_a_folder_where_a_file_is_to_be_is_told_at_once(name, inputs, tmp_path, capsys):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with at_batch(1, interrupt):
+        assert end_of(tmp_path / "run", inputs, "overwrite=true") == 1
+    assert f"{name} is a folder; put it out of the way" in capsys.readouterr().err
+
+
+DAMAGED = ["", "seed: [", "- 1", "seed: 0", "objective: null", "\x00\x01", "objective: x\nmodel: y"]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_settings_that_are_damaged_are_told_with_their_file(text, inputs, half, capsys):
+    (half / "config.yaml").write_text(text)
+    assert end_of(half, inputs, "resume=auto") == 1
+    with pytest.raises(SystemExit):
+        train.guarded_run(compose_settings([f"resume={half}"]), [f"resume={half}"])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert all(line.startswith(f"error: {half / 'config.yaml'} ") and "overwrite=true" in line for line in said)
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(inputs, whole, tmp_path, capsys):
     """The system refuses to write larger files from the sixth batch on."""
     folder, before = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -212,6 +295,9 @@ def test_going_back_to_a_checkpoint_discards_what_came_after_it(inputs, whole, t
 
 def test_auto_finds_the_latest_unfinished_run_with_the_same_settings(inputs, whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    damaged = tmp_path / "outputs" / "today" / "4"
+    damaged.mkdir(parents=True)
+    (damaged / "config.yaml").write_text("seed: [")
     for name, settings in {"1": [], "2": [], "3": ["seed=4"]}.items():
         with at_batch(6, interrupt), pytest.raises(Interrupted):
             run_in(Path("outputs/today") / name, inputs, *settings)
@@ -221,7 +307,7 @@ def test_auto_finds_the_latest_unfinished_run_with_the_same_settings(inputs, who
     assert_same_end(tmp_path / "outputs" / "today" / "2", whole)
     with at_batch(1, interrupt), pytest.raises(Interrupted):
         train.run(compose_settings([*inputs, "logger=csv", "resume=auto", "seed=5"]))
-    assert len(list((tmp_path / "outputs").glob("*/*"))) == 4  # there was none to go on with
+    assert len(list((tmp_path / "outputs").glob("*/*"))) == 5  # there was none to go on with
 
 
 def test_a_finished_run_is_left_alone(inputs, whole, capsys):

@@ -7,7 +7,7 @@ import sacrebleu
 import torch
 from datasets import Dataset, DatasetDict, Features, Translation
 from transformers import AutoModelForSeq2SeqLM as Auto
-from transformers import BartConfig, MarianConfig, T5Config
+from transformers import BartConfig, M2M100Config, MarianConfig, MBartConfig, T5Config
 
 from gating.lightning.evaluation import evaluate
 from gating.lightning.new_tokenizers import train_tokenizer
@@ -31,6 +31,8 @@ IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 MODELS = {
     "marian": MarianConfig(**SIZES, **IDS, decoder_start_token_id=0, forced_eos_token_id=2),
     "bart": BartConfig(**SIZES, **IDS, decoder_start_token_id=2),
+    "mbart": MBartConfig(**SIZES, **IDS),
+    "m2m_100": M2M100Config(**SIZES, **IDS, decoder_start_token_id=2),
     "t5": T5Config(
         vocab_size=280, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0, **IDS
     ),
@@ -61,7 +63,7 @@ def test_the_decoder_reads_the_target_one_step_late(tokenizer, model):
         ids = tokenizer(target)["input_ids"]
         assert tokenizer.decode(batch["input_ids"][row], skip_special_tokens=True) == source
         assert batch["labels"][row].tolist() == [*ids, *[-100] * (batch["labels"].shape[1] - len(ids))]
-        start = model.config.decoder_start_token_id
+        start = prepared.config["decoder_start_token_id"]  # What is written begins with it, too.
         assert batch["decoder_input_ids"][row, : len(ids)].tolist() == [start, *ids[:-1]]
     assert batch["metric_target"] == TARGETS
     # What a probe without labels makes of it is what training does.

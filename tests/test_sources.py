@@ -41,6 +41,15 @@ def test_every_format_reads_the_same_rows(table_file):
         ("header.csv", b"text,label\n", ValueError, "no rows|no data"),
         ("odd.xlsx", b"x", ValueError, "cannot read .xlsx"),
         ("broken.json", b"{", ValueError, "cannot be read"),
+        ("null.json", b"null", ValueError, "no JSON object or list"),
+        ("null.jsonl", b"\xef\xbb\xbf\nnull\n", ValueError, "no JSON object or list"),
+        ("comma.csv", b"text,label\nHello, world,x\nYes, sir,y\n", ValueError, "first row has 3 fields.* 2 columns"),
+        ("tab.tsv", b"text\tlabel\n1\tx\ty\n2\tx\ty\n", ValueError, "first row has 3 fields.* 2 columns"),
+        ("longer.csv", b"text,label\na,x\nb,c,y\n", ValueError, "cannot be read"),
+        ("twice.csv", b"text,text,label\na,b,x\n", ValueError, "two columns 'text'"),
+        ("zip.csv", b"PK\x03\x04text,label\na,x\n", ValueError, "cannot be read"),
+        ("gzip.tsv", b"\x1f\x8btext", ValueError, "cannot be read"),
+        ("7z.csv", b"7z\xbc\xaf\x27\x1ctext", ValueError, "cannot be read"),
         ("latin.csv", "text,label\ncaf\u00e9,x\n".encode("latin-1"), ValueError, "cannot be read"),
     ],
 )
@@ -51,6 +60,15 @@ def test_file_that_cannot_be_used_is_named(name, content, error, message, tmp_pa
     with pytest.raises(error, match=message) as caught:
         sources.load_files(train=str(path), validation=str(path))
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(("ending", "between"), [("csv", ","), ("tsv", "\t")])
+def test_cells_are_text_as_they_were_written(ending, between, tmp_path):
+    rows = [("text", "label"), ("007", "01"), ("1e5", "1"), ("true", "9" * 30), ("2024-02-29", "nan")]
+    path = tmp_path / f"rows.{ending}"
+    path.write_text("".join(f"{text}{between}{label}\n" for text, label in rows))
+    table = sources.load_files(train=str(path), validation=str(path)).splits["train"]
+    assert list(zip(table["text"][:], table["label"][:], strict=True)) == rows[1:]
 
 
 def test_bbc_news_is_split_once_and_for_all():

@@ -6,7 +6,7 @@ import pytest
 
 from gating.lightning.stopping import NotedSignals, Stopped, stopping_at_signals
 
-HEEDED = (signal.SIGTERM, signal.SIGINT)
+HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def send(number: int) -> None:

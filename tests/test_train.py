@@ -309,6 +309,15 @@ BAD_INPUTS = {
     "model.name=images_only": "cannot be used for this task",
     "output_dir=empty.tsv/out": "is a file",
     "logger.mode=sometimes": "logger.mode=sometimes",
+    "trainer.max_steps=0": "nothing to train",
+    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1",
+    "output_dir=null": "output_dir=None",
+    "output_dir=": "output_dir=",
+    "output_dir=${nope}": "'nope' not found",
+    "resume=[a,b]": "resume=['a', 'b']",
+    "paths.checkpoints=": "paths.checkpoints is empty",
+    "paths.checkpoints=empty.tsv/here": "is a file",
+    "callbacks.checkpoint.every_minutes=nan": "every_minutes=nan",
 }
 
 

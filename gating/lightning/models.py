@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -80,7 +81,9 @@ class Pretrained:
         name = locate(self.name)
         with loading(f"The configuration of model.name={self.name}", remedy=_REMEDY):
             _check_names(AutoConfig.from_pretrained(name, revision=self.revision), self.config)
-        return _checked(lambda: AutoConfig.from_pretrained(name, revision=self.revision, **{**self.config, **changes}))
+        # Auto classes with a choice of models for a family take the one that was saved, which need not be for training.
+        values = {"architectures": [], **self.config, **changes}
+        return _checked(lambda: AutoConfig.from_pretrained(name, revision=self.revision, **values))
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
         """Return the model, with a new head of the task where its own has another shape.
@@ -94,11 +97,14 @@ class Pretrained:
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
         config = self.load_config(**changes)
+        options |= {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        load = partial(auto_class.from_pretrained, locate(self.name))  # type: ignore[attr-defined]
         with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):
-            loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class.from_pretrained(  # type: ignore[attr-defined]
-                locate(self.name), config=config, ignore_mismatched_sizes=True, output_loading_info=True, **options
-            )
-        model, found = loaded
+            model: PreTrainedModel
+            model, found = load(**options)
+            renamed = _other_prefix(model, found)
+            if renamed is not None:
+                model, found = load(**options, key_mapping=renamed)
         for name, stored, expected in sorted(found["mismatched_keys"]):
             if name.startswith(f"{model.base_model_prefix}."):
                 raise ValueError(
@@ -115,9 +121,24 @@ class Pretrained:
         generation = model.generation_config if model.can_generate() else None
         for name, value in changes.items():
             # What a model writes with is kept apart from its configuration, and may lack what that has now.
-            if name.endswith("_token_id") and getattr(generation, name, value) is None:
+            is_missing = name.endswith("_token_id") and getattr(generation, name, value) is None
+            if is_missing or (generation is not None and name == "decoder_start_token_id"):
                 setattr(generation, name, value)
         return model
+
+
+def _other_prefix(model: PreTrainedModel, found: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return how to rename weights, if all that a model lacks was stored under another name for its base model.
+
+    Models with some task heads call it ``transformer`` where all others of their family call it ``model``.
+    """
+    own = f"{model.base_model_prefix}."
+    lacking = {name.removeprefix(own) for name in found["missing_keys"] if name.startswith(own)}
+    for prefix in sorted({name.partition(".")[0] for name in found["unexpected_keys"]}):
+        stored = {name.removeprefix(f"{prefix}.") for name in found["unexpected_keys"]}
+        if lacking and lacking <= stored:
+            return {rf"^{prefix}\.": own}
+    return None
 
 
 @dataclass(frozen=True)
@@ -184,6 +205,12 @@ def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
         ValueError: transformers does not know the model, or has none of this Auto class for it.
     """
     config = source.load_config()
+    known = getattr(auto_class, "_model_mapping", None)
+    if known is not None and type(config) not in known:
+        raise ValueError(
+            f"The model {source.title} cannot be used for this task ({auto_class.__name__}): transformers has no such "
+            f"model of the family {config.model_type}. Choose another model, or another task."
+        )
     try:
         with torch.device("meta"):
             model: PreTrainedModel = auto_class.from_config(config)  # type: ignore[attr-defined]

@@ -57,12 +57,17 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     check_adapters(adapters, source, blueprint)
     if cfg.gradient_checkpointing:
         check_checkpointing(blueprint, compiled=cfg.compile)
-    if gated:
+    if gated and not cfg.gates.discover:
         # On the model without weights: whether gates and budget fit it is known before anything is loaded.
         objective.attach(instantiate(cfg.gates)(blueprint))
     processor, prepared, data = _load_data(settings["data"], task, source, blueprint, seed=cfg.seed)
     data.divide(num_processes)
     model = source.load(task.auto_class, **prepared.config)
+    if gated and cfg.gates.discover:
+        # What is found has to be tried out, which takes weights.
+        gates = instantiate(cfg.gates)(model)
+        objective.attach(gates)
+        gates.remove()
     if cfg.gradient_checkpointing:
         save_memory(model)
     distillation, teacher = _load_teacher(settings["distillation"], task, model, data)

@@ -1,6 +1,6 @@
 """A text made of another: translation, summaries, with T5, BART, Marian and other encoder-decoders."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -105,9 +105,13 @@ class Seq2Seq:
         ids = special_token_ids(processor, blueprint.config)
         # It shifts targets as the model itself will do, each family in its way.
         blueprint.config.update(ids)
+        collate = _PairCollator(processor, blueprint)
+        # Some put the last token first. What is written has to begin as what was learned did.
+        ids["decoder_start_token_id"] = collate.first_token
+        blueprint.config.update(ids)
         return Prepared(
             splits=_tokenise(texts, processor, prefix=self._prefix, length=length, target_length=target_length),
-            collate=_PairCollator(processor, blueprint),
+            collate=collate,
             metrics=token_metrics(blueprint.config.get_text_config(decoder=True).vocab_size),
             score=PERPLEXITY,
             config=ids,
@@ -161,9 +165,19 @@ class _PairCollator:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, blueprint: PreTrainedModel) -> None:
         self._pad = DataCollatorForSeq2Seq(tokenizer, model=blueprint)
+        self._start, self._padding = blueprint.config.decoder_start_token_id, blueprint.config.pad_token_id
+        target = tokenizer(text_target="a")["input_ids"]
+        batch = self([{"input_ids": target, "labels": target, "metric_target": "a"}])
+        self.first_token = int(batch["decoder_input_ids"][0, 0])
 
-    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, pairs: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        pairs = list(pairs)
         batch = self._pad([{name: pair[name] for name in ("input_ids", "labels")} for pair in pairs])
+        if "decoder_input_ids" not in batch:
+            # For models that shift targets in their forward pass alone; a pass without targets needs them, too.
+            shifted = batch["labels"].roll(1, dims=1)
+            shifted[:, 0] = self._start
+            batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, self._padding)
         return {**batch, "metric_target": [pair["metric_target"] for pair in pairs]}
 
 
