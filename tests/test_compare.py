@@ -11,12 +11,15 @@ from benchmarks.compare.methods import METHODS, read_data, read_method
 from benchmarks.compare.outcome import draw, summary, table
 
 
-def make_row(method: str, asked: int | None, seed: int, accuracy: float, heads: int | None = None) -> dict:
+def make_row(
+    method: str, asked: int | None, seed: int, accuracy: float, heads: int | None = None, *, steps: int = 1000
+) -> dict:
     return {
         "data": "toy",
         "method": method,
         "asked": asked,
         "seed": seed,
+        "steps": steps,
         "metric": "accuracy",
         "num_heads": heads or asked or 72,
         "test/accuracy": accuracy,
@@ -30,6 +33,7 @@ ROWS = [
     *(make_row("budget", 18, seed, accuracy) for seed, accuracy in enumerate((0.9, 0.91))),
     *(make_row("l0", None, seed, 0.7, heads) for seed, heads in enumerate((5, 9))),
 ]
+LONGER = [make_row("none", None, 0, 0.95, steps=2000), make_row("budget", 8, 0, 0.94, steps=2000)]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -56,17 +60,19 @@ def test_what_is_not_there_is_named(read, text, told):
 
 
 def test_table_has_means_and_spreads_best_first():
-    lines = [re.sub(" +", " ", line) for line in table(ROWS).splitlines()]
-    assert lines[0].startswith("| toy | heads |")
-    shown = [line.split(" | ")[:3] for line in lines[2:]]
+    lines = [re.sub(" +", " ", line) for line in table([*LONGER, *ROWS]).splitlines()]
+    assert lines[0].startswith("| toy, 1,000 steps | heads |")
+    shown = [line.split(" | ")[:3] for line in lines[2 : lines.index("")]]
     assert shown[0] == ["| dense", "72", "91.00 %"]
     assert ["| fixed price 1 (Voita et al. 2019)", "5 to 9", "70.00 %"] in shown
     at_eight = [row for row in shown if row[1] == "8"]
     assert [row[2] for row in at_eight] == ["83.00 %", "55.00 %"]
+    assert lines[-4].startswith("| toy, 2,000 steps | heads |")
+    assert [line.split(" | ")[2] for line in lines[-2:]] == ["95.00 %", "94.00 %"]
 
 
 def test_figure_is_drawn(tmp_path):
-    draw(ROWS, tmp_path / "new" / "figure.png")
+    draw([*LONGER, *ROWS], tmp_path / "new" / "figure.png")
     assert (tmp_path / "new" / "figure.png").stat().st_size > 1000
 
 
@@ -102,6 +108,9 @@ def test_another_number_of_heads_than_asked_for_is_an_error(monkeypatch):
 
 
 def test_summary_names_the_best_of_the_others():
-    header, _, line = summary(ROWS).splitlines()
-    assert header == "| data | dense | 18 heads | 8 heads | 8 heads, best other method |"
-    assert line == "| toy | 91.0 % | 90.5 % | 83.0 % | 55.0 % (`random`) |"
+    header, _, *lines = summary([*LONGER, *ROWS]).splitlines()
+    assert header == "| data | steps | dense | 18 heads | 8 heads | 8 heads, best other method |"
+    assert lines == [
+        "| toy | 1,000 | 91.0 % | 90.5 % | 83.0 % | 55.0 % (`random`) |",
+        "| toy | 2,000 | 95.0 % | - | 94.0 % | - |",
+    ]

@@ -27,22 +27,22 @@ def conditions(rows: Sequence[Row]) -> list[str]:
     return sorted(
         {
             f"{row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch {row['version/torch']}, "
-            f"transformers {row['version/transformers']}; {row['steps']} steps; seeds {_seeds(rows)}."
+            f"transformers {row['version/transformers']}; {row['steps']} steps; seeds {_seeds(rows, row['steps'])}."
             for row in rows
         }
     )
 
 
-def _seeds(rows: Sequence[Row]) -> str:
-    return ", ".join(map(str, sorted({row["seed"] for row in rows})))
+def _seeds(rows: Sequence[Row], steps: int) -> str:
+    return ", ".join(map(str, sorted({row["seed"] for row in rows if row["steps"] == steps})))
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table for each data set: mean test metric, spread and seeds, best mean first."""
+    """Return a Markdown table for each data set and number of steps: means, spread and seeds, best mean first."""
     parts = []
-    for data in dict.fromkeys(row["data"] for row in rows):
+    for data, steps in _sets(rows):
         lines = []
-        for (method, asked), runs in _groups(rows, data).items():
+        for (method, asked), runs in _groups(rows, data, steps).items():
             values = [100 * headline(row) for row in runs]
             heads = sorted({round(row["num_heads"]) for row in runs})
             lines.append(
@@ -57,7 +57,13 @@ def table(rows: Sequence[Row]) -> str:
             )
         lines.sort(key=lambda line: line["_order"])
         metric = next(row["metric"] for row in rows if row["data"] == data)
-        columns = {"method": data, "heads": "heads", "mean": f"test {metric}", "spread": "spread", "seeds": "seeds"}
+        columns = {
+            "method": f"{data}, {steps:,} steps",
+            "heads": "heads",
+            "mean": f"test {metric}",
+            "spread": "spread",
+            "seeds": "seeds",
+        }
         parts.append(records.markdown(lines, columns))
     return "\n\n".join(parts)
 
@@ -65,9 +71,10 @@ def table(rows: Sequence[Row]) -> str:
 def summary(rows: Sequence[Row], *, ours: str = "budget") -> str:
     """Return one Markdown table of all data sets: dense, ours at each number of heads, and the best of the others."""
     lines = []
-    for data in dict.fromkeys(row["data"] for row in rows):
-        means = {key: statistics.mean(100 * headline(row) for row in runs) for key, runs in _groups(rows, data).items()}
-        line = {"data": data, "dense": f"{means['none', None]:.1f} %"}
+    for data, steps in _sets(rows):
+        groups = _groups(rows, data, steps)
+        means = {key: statistics.mean(100 * headline(row) for row in runs) for key, runs in groups.items()}
+        line = {"data": data, "steps": f"{steps:,}", "dense": f"{means['none', None]:.1f} %"}
         for asked in sorted({asked for method, asked in means if method == ours and asked}, reverse=True):
             line[f"{asked} heads"] = f"{means[ours, asked]:.1f} %"
             others = {method: mean for (method, number), mean in means.items() if number == asked and method in RIVALS}
@@ -80,22 +87,24 @@ def summary(rows: Sequence[Row], *, ours: str = "budget") -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy against heads kept, a panel for each data set: means, and lines from the worst to the best seed."""
-    names = list(dict.fromkeys(row["data"] for row in rows))
-    figure = Figure(figsize=(5.2 * len(names), 4.2), layout="constrained")
-    for number, data in enumerate(names):
-        axes = figure.add_subplot(1, len(names), number + 1)
-        groups = _groups(rows, data)
+    sets = _sets(rows)
+    num_rows = len({steps for _, steps in sets})
+    num_columns = max(sum(steps == some for _, some in sets) for _, steps in sets) if sets else 1
+    figure = Figure(figsize=(5.2 * num_columns, 4.2 * max(1, num_rows)), layout="constrained")
+    for number, (data, steps) in enumerate(sets):
+        axes = figure.add_subplot(num_rows, num_columns, number + 1)
+        groups = _groups(rows, data, steps)
         for index, method in enumerate(dict.fromkeys(name for name, _ in groups)):
             runs = [group for (name, _), group in groups.items() if name == method]
             _draw_method(axes, method, runs, shift=1 + 0.012 * (index - 4))
         axes.set_xscale("log", base=2)
         ticks = sorted({asked for _, asked in groups if asked is not None})
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-        axes.set_title(data)
+        axes.set_title(f"{data}, {steps:,} steps")
         axes.set_xlabel("heads kept")
         axes.set_ylabel(f"test {next(iter(groups.values()))[0]['metric']}, %")
         axes.grid(alpha=0.25)
-        if number == len(names) - 1:
+        if number + 1 in (num_columns, len(sets)):
             axes.legend(fontsize=7, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -127,10 +136,15 @@ def _draw_method(axes: Any, method: str, groups: list[list[Row]], *, shift: floa
     )
 
 
-def _groups(rows: Sequence[Row], data: str) -> dict[tuple[str, int | None], list[Row]]:
+def _sets(rows: Sequence[Row]) -> list[tuple[str, int]]:
+    """Return the data sets with their numbers of steps, which make another comparison each; the shortest first."""
+    return sorted(dict.fromkeys((row["data"], row["steps"]) for row in rows), key=lambda both: both[1])
+
+
+def _groups(rows: Sequence[Row], data: str, steps: int) -> dict[tuple[str, int | None], list[Row]]:
     groups = defaultdict(list)
     for row in rows:
-        if row["data"] == data:
+        if (row["data"], row["steps"]) == (data, steps):
             groups[row["method"], row["asked"]].append(row)
     return groups
 
