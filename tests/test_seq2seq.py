@@ -6,10 +6,12 @@ import pytest
 import sacrebleu
 import torch
 from datasets import Dataset, DatasetDict, Features, Translation
+from tiny_run import make_model_folder
+from transformers import AutoModel, BartConfig, M2M100Config, MarianConfig, MBartConfig, MBartTokenizer, T5Config
 from transformers import AutoModelForSeq2SeqLM as Auto
-from transformers import BartConfig, M2M100Config, MarianConfig, MBartConfig, T5Config
 
 from gating.lightning.evaluation import evaluate
+from gating.lightning.models import Pretrained, make_blueprint
 from gating.lightning.new_tokenizers import train_tokenizer
 from gating.lightning.sources import Examples
 from gating.lightning.tasks import Seq2Seq
@@ -133,6 +135,44 @@ def test_columns_are_found_by_their_usual_names(table, options, first, tokenizer
     model = Auto.from_config(MODELS["marian"])
     prepared = prepare(tokenizer, model, table=table, **options)
     assert tokenizer.decode(prepared.splits["train"][0]["input_ids"], skip_special_tokens=True) == first
+
+
+@pytest.fixture(scope="module")
+def multilingual(tmp_path_factory):
+    """An mBART of German and English, as it is saved."""
+    vocab = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "\u2581"]
+    tokenizer = MBartTokenizer(vocab=[(token, -float(rank)) for rank, token in enumerate(vocab)], merges=[])
+    folder = tmp_path_factory.mktemp("mbart") / "model"
+    tokenizer.save_pretrained(folder)
+    Auto.from_config(MBartConfig(**{**SIZES, "vocab_size": len(tokenizer)}, **IDS)).save_pretrained(folder)
+    return Pretrained(str(folder))
+
+
+def test_languages_are_told_to_the_tokenizer(multilingual):
+    blueprint = make_blueprint(multilingual, Auto)
+    splits = DatasetDict(train=TABLE, validation=TABLE)
+    task = Seq2Seq(source_language="de_DE", target_language="en_XX")
+    tokenizer = task.load_processor(multilingual, blueprint, splits)
+    prepared = task.prepare(Examples(splits), tokenizer, blueprint)
+    batch = prepared.collate(list(prepared.splits["train"])[:1])
+    german, english = tokenizer.convert_tokens_to_ids(["de_DE", "en_XX"])
+    assert batch["input_ids"][0, -1] == german
+    assert batch["labels"][0, -1] == batch["decoder_input_ids"][0, 0] == prepared.config["decoder_start_token_id"]
+    assert batch["labels"][0, -1] == english
+
+
+def test_languages_that_are_not_there_are_refused(multilingual, folder_of_bert):
+    splits = DatasetDict(train=TABLE, validation=TABLE)
+    with pytest.raises(ValueError, match=r"task\.target_language=de_XX is no language .* Did you mean \w+\?"):
+        Seq2Seq(target_language="de_XX").load_processor(multilingual, make_blueprint(multilingual, Auto), splits)
+    bert = Pretrained(folder_of_bert)
+    with pytest.raises(ValueError, match=r"task\.source_language=de_DE: the model's tokenizer marks no languages"):
+        Seq2Seq(source_language="de_DE").load_processor(bert, make_blueprint(bert, AutoModel), splits)
+
+
+@pytest.fixture(scope="module")
+def folder_of_bert(tmp_path_factory):
+    return str(make_model_folder(tmp_path_factory.mktemp("bert") / "model"))
 
 
 def test_missing_columns_and_beams_are_refused(tokenizer):

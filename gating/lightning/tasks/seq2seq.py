@@ -1,5 +1,6 @@
 """A text made of another: translation, summaries, with T5, BART, Marian and other encoder-decoders."""
 
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -49,13 +50,22 @@ class Seq2Seq:
 
     auto_class = AutoModelForSeq2SeqLM
 
-    def __init__(self, prefix: str = "", num_beams: int = 1, num_samples: int = 3) -> None:
+    def __init__(
+        self,
+        prefix: str = "",
+        num_beams: int = 1,
+        num_samples: int = 3,
+        source_language: str | None = None,
+        target_language: str | None = None,
+    ) -> None:
         """Say how the model is asked.
 
         Args:
             prefix: What stands in front of every source, such as T5's ``translate English to German: ``.
             num_beams: How many beams a search for the best text has; 1 takes the likeliest token at each step.
             num_samples: How many texts to show at the end.
+            source_language: The source's code in the tokenizer of mBART, NLLB or M2M100, such as ``en_XX``.
+            target_language: That of the target.
 
         Raises:
             ValueError: There is no beam.
@@ -65,14 +75,23 @@ class Seq2Seq:
         self._prefix = prefix
         self._num_beams = num_beams
         self._num_samples = num_samples
+        self._languages = {"source": source_language, "target": target_language}
         # How texts are written is known with the data.
         self._write: _Writer | None = None
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or learn one, of both texts together, for a new model."""
-        return load_or_train_tokenizer(source, blueprint, splits, frame="end")
+        """Load the tokenizer, or learn one, of both texts together, for a new model.
+
+        Raises:
+            ValueError: It does not have the languages.
+        """
+        tokenizer = load_or_train_tokenizer(source, blueprint, splits, frame="end")
+        for side, language in self._languages.items():
+            if language is not None:
+                _set_language(tokenizer, side, language)
+        return tokenizer
 
     def prepare(
         self,
@@ -179,6 +198,19 @@ class _PairCollator:
             shifted[:, 0] = self._start
             batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, self._padding)
         return {**batch, "metric_target": [pair["metric_target"] for pair in pairs]}
+
+
+def _set_language(tokenizer: PreTrainedTokenizerBase, side: str, language: str) -> None:
+    """Tell a tokenizer the language of sources or targets, which it marks with a token."""
+    if not hasattr(tokenizer, "src_lang"):
+        raise ValueError(f"task.{side}_language={language}: the model's tokenizer marks no languages. Leave it out.")
+    known = getattr(tokenizer, "lang_code_to_id", None) or tokenizer.get_vocab()
+    # M2M100 writes its codes between underscores.
+    if not {language, f"__{language}__"} & set(known):
+        close = difflib.get_close_matches(language, known, n=1)
+        hint = f" Did you mean {close[0].strip('_')}?" if close else ""
+        raise ValueError(f"task.{side}_language={language} is no language of the model's tokenizer.{hint}")
+    setattr(tokenizer, "src_lang" if side == "source" else "tgt_lang", language)
 
 
 def _find_columns(splits: DatasetDict, text: str | None, text_pair: str | None) -> dict[str, str]:
