@@ -76,7 +76,9 @@ def _as_text(table: Dataset, split: str) -> list[str]:
                 f"The {split} data has the label {shorten(repr(label))} in row {row + 1}, which is no class. Name the "
                 "column of the labels with data.label_column=..., or correct the row."
             )
-        result.append(str(label))
+        if isinstance(label, float) and not label.is_integer():
+            raise _fraction(split, row, label)
+        result.append(str(int(label)) if isinstance(label, float) else str(label))
     return _without_fractions(result, split)
 
 
@@ -86,11 +88,15 @@ def _without_fractions(labels: list[str], split: str) -> list[str]:
         return labels
     for row, label in enumerate(labels):
         if label.rpartition(".")[2].strip("0") and "." in label:
-            raise ValueError(
-                f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes; "
-                "task=regression learns numbers."
-            )
+            raise _fraction(split, row, label)
     return [label.partition(".")[0] for label in labels]
+
+
+def _fraction(split: str, row: int, label: object) -> ValueError:
+    return ValueError(
+        f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes; "
+        "task=regression learns numbers."
+    )
 
 
 def _missing(split: str, row: int) -> str:
