@@ -42,7 +42,7 @@ def table(rows: Sequence[Row]) -> str:
     parts = []
     for data, steps in _sets(rows):
         lines = []
-        for (method, asked), runs in _groups(rows, data, steps).items():
+        for (method, _), runs in _groups(rows, data, steps).items():
             values = [100 * headline(row) for row in runs]
             heads = sorted({round(row["num_heads"]) for row in runs})
             lines.append(
@@ -52,7 +52,7 @@ def table(rows: Sequence[Row]) -> str:
                     "mean": f"{statistics.mean(values):.2f} %",
                     "spread": f"{min(values):.2f} to {max(values):.2f}",
                     "seeds": len(values),
-                    "_order": (asked is not None, -(asked or 0), -statistics.mean(values)),
+                    "_order": (method != "none", -statistics.mean(heads), -statistics.mean(values)),
                 }
             )
         lines.sort(key=lambda line: line["_order"])
