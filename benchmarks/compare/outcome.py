@@ -88,15 +88,17 @@ def summary(rows: Sequence[Row], *, ours: str = "budget") -> str:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy against heads kept, a panel for each data set: means, and lines from the worst to the best seed."""
     sets = _sets(rows)
+    # A method has one colour and one place in all panels.
+    order = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "none"))
     num_rows = len({steps for _, steps in sets})
     num_columns = max(sum(steps == some for _, some in sets) for _, steps in sets) if sets else 1
     figure = Figure(figsize=(5.2 * num_columns, 4.2 * max(1, num_rows)), layout="constrained")
     for number, (data, steps) in enumerate(sets):
         axes = figure.add_subplot(num_rows, num_columns, number + 1)
         groups = _groups(rows, data, steps)
-        for index, method in enumerate(dict.fromkeys(name for name, _ in groups)):
+        for method in dict.fromkeys(name for name, _ in groups):
             runs = [group for (name, _), group in groups.items() if name == method]
-            _draw_method(axes, method, runs, shift=1 + 0.012 * (index - 4))
+            _draw_method(axes, method, runs, index=order.index(method) if method in order else 0)
         axes.set_xscale("log", base=2)
         ticks = sorted({asked for _, asked in groups if asked is not None})
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
@@ -104,13 +106,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.set_xlabel("heads kept")
         axes.set_ylabel(f"test {next(iter(groups.values()))[0]['metric']}, %")
         axes.grid(alpha=0.25)
-        if number + 1 in (num_columns, len(sets)):
-            axes.legend(fontsize=7, loc="lower right")
+    shown = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), fontsize=8, ncols=3, loc="outside lower center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
-def _draw_method(axes: Any, method: str, groups: list[list[Row]], *, shift: float) -> None:
+def _draw_method(axes: Any, method: str, groups: list[list[Row]], *, index: int) -> None:
     points = []
     for runs in groups:
         values = [100 * headline(row) for row in runs]
@@ -125,9 +127,10 @@ def _draw_method(axes: Any, method: str, groups: list[list[Row]], *, shift: floa
     strong = {"linewidth": 2.4, "zorder": 5} if method == "budget" else {"linewidth": 1.2}
     errors = [[m - low for m, low in zip(means, lows, strict=True)], [h - m for m, h in zip(means, highs, strict=True)]]
     axes.errorbar(
-        [value * shift for value in heads],
+        [value * (1 + 0.012 * index) for value in heads],
         means,
         yerr=errors,
+        color=f"C{index}",
         marker="o",
         ms=4,
         capsize=2,
