@@ -8,8 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, StringConstraints, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
 
-__all__ = ["check_settings", "take_arguments"]
+__all__ = ["check_complete", "check_settings", "take_arguments"]
 
 _MISSING = "???"
 
@@ -33,6 +34,8 @@ class _TrainerSettings(typing.TypedDict):
 
     max_epochs: Annotated[float, Field(ge=-1, allow_inf_nan=False)]
     max_steps: Annotated[int, Field(ge=-1)]
+    accelerator: Any
+    devices: Any
     gradient_clip_val: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     accumulate_grad_batches: Annotated[int, Field(ge=1)]
     limit_train_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
@@ -43,6 +46,36 @@ class _TrainerSettings(typing.TypedDict):
 
 # Groups whose target is not of this package.
 _FOREIGN = {"trainer": _TrainerSettings}
+# Groups that only change others, and those that hold no target of their own.
+_CHANGES = {"debug", "experiment", "hydra", "sweep"}
+_PLAIN = {"callbacks", "paths"}
+
+
+def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> None:
+    """Find what was taken away from the settings that every run reads.
+
+    Args:
+        settings: Nested plain values, as composed from ``conf/``.
+        groups: Names of the settings that are groups of others.
+
+    Raises:
+        ValueError: One is missing; the message has its dotted name.
+    """
+    needed = [*_RunSettings.__annotations__, "convergence", *sorted(set(groups) - _CHANGES)]
+    for group in {*groups, "convergence"} - _CHANGES:
+        values = settings.get(group)
+        if isinstance(values, Mapping):
+            # Without any settings of it, nothing is distilled.
+            needed += [] if group in _PLAIN or (group == "distillation" and not values) else [f"{group}._target_"]
+            needed += [f"{group}.{name}" for name in _FOREIGN[group].__annotations__] if group in _FOREIGN else []
+    needed += [f"{name}._target_" for name, value in _callbacks(settings) if isinstance(value, Mapping)]
+    for name in needed:
+        here: Any = settings
+        for part in name.split("."):
+            if part not in here:
+                remedy = f"give {name}=null" if name == "convergence" else f"leave ~{name} out of the command"
+                raise ValueError(f"{name} is missing, which every run needs: {remedy}.")
+            here = here[part]
 
 
 def check_settings(
@@ -131,12 +164,14 @@ def _check_values(prefix: str, settings: Mapping[str, Any], types: Mapping[str, 
 def _check_type(name: str, value: object, expected: Any) -> None:
     try:
         read = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
-    except PydanticSchemaGenerationError:
-        return  # Not a type that can be written in a configuration.
+    except (PydanticSchemaGenerationError, SchemaError):
+        read = None  # Not a type that can be written in a configuration.
     except ValidationError as error:
         # Of all kinds of value that would do, the one that was meant is that whose reading went deepest.
         reason = max(error.errors(), key=lambda problem: len(problem["loc"]))["msg"]
         raise ValueError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None
+    if isinstance(value, Mapping) and not isinstance(read, Mapping):
+        raise ValueError(f"{name}._target_ is missing: without it nothing is made of {name}.")
     # Pydantic reads "18" and true as numbers, but the value is passed on as it is.
-    if isinstance(value, (str, bool)) and type(read) is not type(value):
+    if read is not None and isinstance(value, (str, bool)) and type(read) is not type(value):
         raise ValueError(f"{name}={value} cannot be used: input should be a {type(read).__name__}.")

@@ -46,7 +46,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
         check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
         check_places(Path(cfg.output_dir), Path(cfg.paths.checkpoints))
     try_settings(cfg)
-    resolve_mode(cfg.logger.mode)
+    resolve_mode(cfg.logger.get("mode", "auto"))
     pl.seed_everything(cfg.seed, verbose=False)
     task = instantiate(cfg.task)
     objective = make_objective(settings["objective"])
@@ -57,13 +57,13 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     check_adapters(adapters, source, blueprint)
     if cfg.gradient_checkpointing:
         check_checkpointing(blueprint, compiled=cfg.compile)
-    if gated and not cfg.gates.discover:
+    if gated and not cfg.gates.get("discover"):
         # On the model without weights: whether gates and budget fit it is known before anything is loaded.
         objective.attach(instantiate(cfg.gates)(blueprint))
     processor, prepared, data = _load_data(settings["data"], task, source, blueprint, seed=cfg.seed)
     data.divide(num_processes)
     model = source.load(task.auto_class, **prepared.config)
-    if gated and cfg.gates.discover:
+    if gated and cfg.gates.get("discover"):
         # What is found has to be tried out, which takes weights.
         gates = instantiate(cfg.gates)(model)
         objective.attach(gates)

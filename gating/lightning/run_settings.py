@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from gating.lightning.data import ExampleDataModule
 from gating.lightning.models import teacher_source
 from gating.objectives.none import NoObjective
-from gating.settings import check_settings
+from gating.settings import check_complete, check_settings
 from gating.speedup import check_speedup
 
 __all__ = ["make_objective", "read_settings", "try_settings"]
@@ -24,8 +24,9 @@ def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> dict[str, Any]
         groups: Names of the groups of settings.
 
     Raises:
-        ValueError: A setting is unknown, of another kind than its place takes, or contradicts another one.
+        ValueError: A setting is missing, unknown, of another kind than its place takes, or contradicts another one.
     """
+    check_complete(OmegaConf.to_container(cfg), groups=groups)  # type: ignore[arg-type]
     if get_object(cfg.objective._target_) is NoObjective:
         # What an experiment says of budgets is not meant for its dense run.
         cfg.objective = {"_target_": cfg.objective._target_}
