@@ -1,5 +1,6 @@
 """Hard-concrete gates on the attention heads of a model: inject, sample, read, remove."""
 
+import weakref
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -130,6 +131,8 @@ class HeadGates(FullPrecision):
         self._scales: dict[torch.dtype, tuple[Tensor, ...]] = {}
         # Parts of a model may be called without the whole; this tells whether the values are still good.
         self._drawn_in: tuple[bool, int] | None = None
+        self._use: _Use | None = None
+        self._earlier: list[weakref.ref[_Use]] = []
         # Whether the whole model has drawn for the pass of its base model that is to come.
         self._announced = False
         self._attached: list[tuple[nn.Module, str]] = []
@@ -211,7 +214,7 @@ class HeadGates(FullPrecision):
         self._handles = [base.register_forward_pre_hook(self._renew)]
         if base is not model:
             self._handles.append(model.register_forward_pre_hook(self._announce))
-            self._handles.append(model.register_forward_hook(self._pass_ended))
+            self._handles.append(model.register_forward_hook(self._pass_ended, always_call=True))
         for index, block in enumerate(blocks):
             gate = _BlockGate(self, index)
             projection = block.output_projection
@@ -237,7 +240,7 @@ class HeadGates(FullPrecision):
         for owner, name in self._attached:
             delattr(owner, name)
         self._handles, self._attached = [], []
-        self._drawn, self._scales = None, {}
+        self.forget_draw()
 
     def attach_again(self) -> None:
         """Put the gates to work again, in place, if output projections have been replaced, as merging adapters does."""
@@ -248,7 +251,9 @@ class HeadGates(FullPrecision):
 
     def scale(self, block_index: int, dtype: torch.dtype) -> Tensor:
         """Return what a block's ``[..., num_heads * head_dim]`` is multiplied by in this forward pass."""
-        if self._is_stale():
+        if not torch.compiler.is_compiling() and _is_in_backward():
+            self._check_recomputation()
+        elif self._is_stale():
             self._draw()
         if dtype not in self._scales:
             # One conversion for all blocks.
@@ -256,8 +261,25 @@ class HeadGates(FullPrecision):
             self._scales[dtype] = self._drawn.to(dtype).split(self._widths)
         return self._scales[dtype][block_index]
 
+    def forget_draw(self) -> None:
+        """Draw anew when values are needed next: what they are made of, besides ``log_alpha``, has changed."""
+        self._drawn, self._scales, self._use = None, {}, None
+
+    def _check_recomputation(self) -> None:
+        """Make sure that activations are computed again with the values of their own pass.
+
+        Raises:
+            RuntimeError: It cannot be known which pass they are of.
+        """
+        others = [use for use in (reference() for reference in self._earlier) if use is not None and not use.is_spent]
+        if self._drawn is None or others:
+            raise RuntimeError(
+                "Gradient checkpointing computes activations again, and gates have been drawn since for another pass: "
+                "call backward() after each forward pass, or disable gradient checkpointing."
+            )
+
     def _is_stale(self) -> bool:
-        if self._drawn is None:
+        if self._drawn is None or (self._use is not None and self._use.is_spent):
             return True
         if torch.compiler.is_compiling():
             # A compiled pass begins with _renew, and the version of a parameter is nothing to build into a graph.
@@ -273,8 +295,15 @@ class HeadGates(FullPrecision):
         else:
             self._drawn = values.unsqueeze(1).expand(-1, self._even).reshape(-1)
         self._scales = {}
-        if not torch.compiler.is_compiling():
-            self._drawn_in = (self.training, self.log_alpha._version)
+        if torch.compiler.is_compiling():
+            return
+        self._drawn_in = (self.training, self.log_alpha._version)
+        if self._use is not None:
+            self._earlier = [weakref.ref(self._use), *(use for use in self._earlier if use() is not None)]
+        self._use = None
+        if self._drawn.requires_grad:
+            self._use = _Use()
+            self._drawn.register_hook(self._use)
 
     def extra_repr(self) -> str:
         """Show how many heads have a gate."""
@@ -300,7 +329,26 @@ class HeadGates(FullPrecision):
 
     def __getstate__(self) -> dict[str, object]:
         """Leave this pass's values out of copies: they hang on the graph of the original."""
-        return {**self.__dict__, "_drawn": None, "_scales": {}}
+        return {**self.__dict__, "_drawn": None, "_scales": {}, "_use": None, "_earlier": []}
+
+
+class _Use:
+    """Tells whether gradients have come back to the values of a pass; it lives as long as their graph.
+
+    After that, what is computed is of another pass: parts of a model may be called without the whole.
+    """
+
+    def __init__(self) -> None:
+        self.is_spent = False
+
+    def __call__(self, _: Tensor) -> None:
+        self.is_spent = True
+
+
+def _is_in_backward() -> bool:
+    """Say whether gradients are being computed, in which checkpoints compute activations again."""
+    is_in_backward: bool = torch._C._current_graph_task_id() != -1
+    return is_in_backward
 
 
 class _BlockGate(nn.Module):

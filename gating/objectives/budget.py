@@ -120,6 +120,7 @@ class ExactBudget(nn.Module):
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the number of heads that may be open after this share of the search."""
+        gates.forget_draw()
         for (part, budget), count in zip(self._budget.parts(gates), _counts_of(gates), strict=True):
             highest = _highest(part)
             count.target.fill_(self._schedule.target(progress, total=highest, budget=min(budget, highest)))

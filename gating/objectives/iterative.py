@@ -81,6 +81,7 @@ class IterativePruning(FullPrecision):
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Close gates if a round is due after this share of the search."""
+        gates.forget_draw()
         left = [self._num_left(part, budget, progress) for part, budget in self._budget.parts(gates)]
         if sum(left) < _mask_of(gates).num_open.value:
             _mask_of(gates).fix(self._choose(gates, left), num_open=sum(left))

@@ -95,6 +95,7 @@ class TopK(nn.Module):
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set temperature and k for this share of the search."""
+        gates.forget_draw()
         for (part, budget), sampler in zip(self._budget.parts(gates), _samplers_of(gates), strict=True):
             if isinstance(sampler, GumbelTopK):
                 sampler.temperature.fill_(self._temperature(progress))
