@@ -41,7 +41,7 @@ from gating.lightning.removed import keep_removed, restore_removed
 from gating.lightning.resume import find_run, recall
 from gating.lightning.run import Run
 from gating.lightning.run_folder import is_finished
-from gating.lightning.run_settings import read_settings
+from gating.lightning.run_settings import is_place_given, read_settings
 from gating.lightning.steps import validation_interval
 from gating.measure import count_heads
 from gating.redaction import redact_file, redact_output
@@ -80,7 +80,7 @@ def run(cfg: DictConfig) -> None:
     """Tell the story. Each phase goes on from its last checkpoint, if the run was interrupted."""
     quiet_libraries()
     settings = read_settings(cfg, groups=GROUPS)
-    before = find_run(settings, is_place_given=not OmegaConf.is_interpolation(cfg, "output_dir"))
+    before = find_run(settings, is_place_given=is_place_given(cfg))
     if before is not None and is_finished(before):
         print(f"The run in {before} is finished; there is nothing to go on with.")
         return

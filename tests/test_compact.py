@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from fresh_process import outputs_of
-from tiny_models import FAMILIES, NUM_HEADS, assert_same_state, batch_for, build_bert_base, logits_of, state_of
+from tiny_models import FAMILIES, NUM_HEADS, assert_same_state, batch_for, build, build_bert_base, logits_of, state_of
 from torch import nn
 
 import gating
@@ -262,15 +262,32 @@ def test_what_is_uploaded_has_checksums(folder, tmp_path, monkeypatch):
     assert set(uploaded["head_gating"]["sha256"]) == {"config.json", "model.safetensors"}
 
 
-def test_a_folder_in_the_cache_of_the_hub_is_checked_too(saved, tmp_path):
-    repository = tmp_path / "models--me--model"
+def put_in_cache(folder, cache):
+    """Lay a folder where one from the hub lies, as ``me/model``."""
+    repository = cache / "models--me--model"
     snapshot = repository / "snapshots" / ("0" * 40)
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
-    shutil.copytree(saved["bert"].folder, repository / "blobs")
+    shutil.copytree(folder, repository / "blobs")
     snapshot.mkdir(parents=True)
     for blob in (repository / "blobs").iterdir():
         (snapshot / blob.name).symlink_to(f"../../blobs/{blob.name}")
+    return repository, snapshot
+
+
+def test_from_the_hub_classes_that_do_not_generate_need_no_settings_of_generation(tmp_path):
+    model = build("gpt2")
+    gating.prune_heads(model, {0: [1]})
+    gating.save_compact(model, tmp_path / "compact")
+    _, snapshot = put_in_cache(tmp_path / "compact", tmp_path)
+    (snapshot / "generation_config.json").unlink()  # It is not asked for.
+    assert load_by_remote_code("me/model", transformers.AutoModel, cache_dir=tmp_path) is not None
+    with pytest.raises(ValueError, match=r"generation_config\.json"):
+        gating.load_compact(snapshot)
+
+
+def test_a_folder_in_the_cache_of_the_hub_is_checked_too(saved, tmp_path):
+    repository, snapshot = put_in_cache(saved["bert"].folder, tmp_path)
     model = load_by_remote_code("me/model", cache_dir=tmp_path)
     assert torch.equal(logits_of(model, saved["bert"].batch), saved["bert"].logits)
     assert torch.equal(logits_of(gating.load_compact(snapshot), saved["bert"].batch), saved["bert"].logits)

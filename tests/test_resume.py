@@ -16,6 +16,7 @@ from tiny_run import compose_settings, make_inputs
 import train
 from benchmarks.faults.outcome import Outcome
 from gating.lightning import preparation
+from gating.lightning.module import FineTuning
 from gating.lightning.run_folder import is_finished, take_folder
 from gating.summary import Summary
 
@@ -231,6 +232,49 @@ def test_checkpoints_of_another_run_are_neither_taken_nor_removed(inputs, tmp_pa
     assert sorted(shared.rglob("*")) == before
     run_in(tmp_path / "one", inputs, place, "resume=auto")
     assert (shared / "search" / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("place", ["{run}/../shared", "{run}/linked"])
+def test_checkpoints_of_another_run_are_found_wherever_a_path_leads(place, inputs, tmp_path, capsys):
+    checkpoint = tmp_path / "shared" / "search" / "step-4.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("precious")
+    folder = tmp_path / "run"
+    if "linked" in place:
+        folder.mkdir()
+        (folder / "linked").symlink_to(tmp_path / "shared")
+    assert end_of(folder, inputs, "overwrite=true", f"paths.checkpoints={place.format(run=folder)}") == 1
+    assert "holds a checkpoint of another run" in capsys.readouterr().err
+    assert checkpoint.read_text() == "precious"
+
+
+def test_a_run_does_not_go_on_with_the_checkpoints_of_another(inputs, half, tmp_path, capsys):
+    with at_batch(6, interrupt), pytest.raises(Interrupted):
+        run_in(tmp_path / "other", inputs, "seed=2")
+    before = sorted((tmp_path / "other").rglob("*"))
+    assert end_of(half, inputs, "resume=auto", f"paths.checkpoints={tmp_path}/other/checkpoints") == 1
+    assert f"has its checkpoints in {half}/checkpoints, and this command" in capsys.readouterr().err
+    assert sorted((tmp_path / "other").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["paths.checkpoints=PLACE/elsewhere"], ["+callbacks.mine={_target_: pytorch_lightning.callbacks.ModelSummary}"]],
+)
+def test_a_folder_is_all_that_one_has_to_remember(settings, inputs, whole, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    given = [line.replace("PLACE", str(tmp_path)) for line in settings]
+    with at_batch(8, interrupt), pytest.raises(Interrupted):
+        run_in(folder, inputs, *given)
+    seen = []
+    step = FineTuning.training_step
+    monkeypatch.setattr(
+        FineTuning, "training_step", lambda self, *args: (seen.append(self.step_in_run), step(self, *args))[1]
+    )
+    overrides = [f"resume={folder}"]
+    train.guarded_run(compose_settings(overrides), overrides)
+    assert seen[0] == 4
+    assert_same_end(folder, whole)
 
 
 def test_numbers_of_something_else_do_not_make_a_run_a_finished_one(inputs, whole, tmp_path):

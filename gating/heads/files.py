@@ -92,12 +92,14 @@ def read_headers(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def check_checksums(folder: Path, config: Mapping[str, Any]) -> None:
+def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = True) -> None:
     """Compare a folder with the checksums in its record, if it has any.
 
     Args:
         folder: The folder of a model.
         config: What its ``config.json`` says.
+        whole: Whether all is there that was saved; from a hub come the files that a class has a use for, and only those
+            that generate have one for the settings of generation.
 
     Raises:
         ValueError: A file is not the one that was saved.
@@ -109,8 +111,10 @@ def check_checksums(folder: Path, config: Mapping[str, Any]) -> None:
     if not isinstance(sums, dict):
         raise ValueError(f"{folder / _CONFIG} is damaged: {CHECKSUMS} is not a table. Export the model again.")
     # Beside the files that were saved, there must be no other one that would be loaded instead.
-    settings = [_GENERATION] if os.path.lexists(folder / _GENERATION) else []
-    for name in sorted({_CONFIG, *sums, *settings, *(path.name for path in _weight_files(folder))}):
+    has_settings = os.path.lexists(folder / _GENERATION)
+    settings = {_GENERATION} if has_settings else set()
+    absent = set() if whole or has_settings else {_GENERATION}
+    for name in sorted({_CONFIG, *sums, *settings, *(path.name for path in _weight_files(folder))} - absent):
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"{folder / _CONFIG} has a checksum of {name!r}, which is not a file of the folder.")
         if sums.get(name) != (_digest_config(config) if name == _CONFIG else _digest_file(folder / name)):

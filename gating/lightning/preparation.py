@@ -21,7 +21,7 @@ from gating.lightning.models import ModelSource, make_blueprint, teacher_source
 from gating.lightning.ranks import check_processes, from_first, is_first, rank, root_device, start_processes
 from gating.lightning.resume import read_settings_of
 from gating.lightning.run import Run
-from gating.lightning.run_folder import check_places, take_folder
+from gating.lightning.run_folder import check_places, check_places_of, take_folder
 from gating.lightning.run_settings import make_objective, try_settings
 from gating.lightning.steps import check_validation, count_steps
 from gating.lightning.tasks.base import Prepared, Task
@@ -45,6 +45,9 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     if is_first() and before is None:
         check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
         check_places(Path(cfg.output_dir), Path(cfg.paths.checkpoints))
+    elif is_first() and before is not None:
+        cfg.output_dir = str(before)
+        check_places_of(before, Path(cfg.paths.checkpoints), before=read_settings_of(before)["paths"]["checkpoints"])
     try_settings(cfg)
     resolve_mode(cfg.logger.get("mode", "auto"))
     pl.seed_everything(cfg.seed, verbose=False)

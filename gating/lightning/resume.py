@@ -27,7 +27,7 @@ _FREE = (
 
 
 # Groups that every run has, and what to do where they are not there.
-_GROUPS = ("model", "task", "data", "objective", "trainer")
+_GROUPS = ("model", "task", "data", "objective", "trainer", "callbacks", "logger", "paths")
 _NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in another output_dir."
 
 
@@ -140,21 +140,36 @@ def recall(overrides: Sequence[str], *, resume: str | None, ckpt_path: str | Non
         )
     if settings["objective"].get("speedup") is not None:
         settings["objective"]["num_heads"] = None  # It stands for it.
-    # Callbacks have been told the place of one phase.
+    said = {_name(line).partition(".")[0] for line in overrides}
     taken = {name: value for name, value in settings.items() if not _is_free(name) and name != "callbacks"}
-    if not any(_name(line).partition(".")[0] == "logger" for line in overrides):
-        # Who kept a run off W&B did so for good.
-        taken["logger"] = settings["logger"]
+    # Who kept a run off W&B, or its checkpoints on another disk, did so for good; a folder may have been moved.
+    taken |= {"logger": settings["logger"]} if "logger" not in said else {}
+    checkpoints = str(settings["paths"]["checkpoints"])
+    if "paths" not in said and not Path(checkpoints).is_relative_to(str(settings["output_dir"])):
+        taken["paths"] = settings["paths"]
+    if "callbacks" not in said:
+        # They have been told the place of one phase.
+        taken["callbacks"] = _replace(
+            settings["callbacks"], f"{checkpoints}/{settings['phase']}", "${paths.checkpoints}/${phase}"
+        )
     return {**taken, "output_dir": str(folder)}
 
 
+def _replace(settings: Any, old: str, new: str) -> Any:
+    """Return settings with another text in place of one that is the whole of a value."""
+    if isinstance(settings, Mapping):
+        return {name: _replace(value, old, new) for name, value in settings.items()}
+    return new if settings == old else settings
+
+
 def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
-    """Return the latest unfinished run with these settings that no process is at."""
+    """Return the latest unfinished run with these settings, secrets aside, that no process is at."""
+    shown = redact_settings(dict(settings))
     for folder in sorted(outputs.glob("*/*"), reverse=True):
         if not is_run(folder) or is_finished(folder):
             continue
         try:
-            changed = _difference(read_settings_of(folder), settings)
+            changed = _difference(read_settings_of(folder), shown)
         except ValueError:
             continue  # A damaged run is not this one.
         if changed is None and not is_under_way(folder):

@@ -10,7 +10,16 @@ from gating.atomic import replacing_file
 from gating.folder import check_folder, clear_folder
 from gating.lightning.checkpoints import checkpoints_in, what_is_wrong
 
-__all__ = ["check_places", "forget_phases", "is_finished", "is_run", "is_taken", "is_under_way", "take_folder"]
+__all__ = [
+    "check_places",
+    "check_places_of",
+    "forget_phases",
+    "is_finished",
+    "is_run",
+    "is_taken",
+    "is_under_way",
+    "take_folder",
+]
 
 # In the order that a run comes through; ``removed`` is the model between removal and recovery.
 _PHASES = ("teacher", "dense", "search", "removed", "recovery")
@@ -61,15 +70,35 @@ def check_places(folder: Path, checkpoints: Path) -> None:
         for path in (folder / name for name in names):
             if path.exists() and not is_right(path):
                 raise ValueError(f"{path} is {'a file' if path.is_file() else 'a folder'}; put it out of the way.")
-    if checkpoints.absolute().is_relative_to(folder.absolute()):
+    if checkpoints.resolve().is_relative_to(folder.resolve()):
         return
     if checkpoints == Path():
         raise ValueError("paths.checkpoints is empty: give a folder, or leave it out.")
     check_folder(checkpoints, overwrite=True, name="paths.checkpoints")
-    for path in (path for phase in _PHASES for path in checkpoints_in(checkpoints / phase)):
+    # The folder of the run, which the path may lead through, is not there yet.
+    for path in (path for phase in _PHASES for path in checkpoints_in(checkpoints.resolve() / phase)):
         raise ValueError(
             f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Give this run another place, "
             "or remove what is there."
+        )
+
+
+def check_places_of(folder: Path, checkpoints: Path, *, before: str) -> None:
+    """Make sure that a run which goes on has its own checkpoints, and not those of another one.
+
+    Args:
+        folder: The run's folder.
+        checkpoints: Where its checkpoints are to be now.
+        before: Where they were.
+
+    Raises:
+        ValueError: They are somewhere else than they were, and not in the run's folder.
+    """
+    place = checkpoints.resolve()
+    if not place.is_relative_to(folder.resolve()) and place != Path(before).resolve():
+        raise ValueError(
+            f"The run in {folder} has its checkpoints in {before}, and this command paths.checkpoints={checkpoints}: "
+            "leave it as it was, or move them into the run's folder."
         )
 
 

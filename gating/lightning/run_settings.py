@@ -13,7 +13,7 @@ from gating.objectives.none import NoObjective
 from gating.settings import check_complete, check_settings
 from gating.speedup import check_speedup
 
-__all__ = ["make_objective", "read_settings", "try_settings"]
+__all__ = ["is_place_given", "make_objective", "read_settings", "try_settings"]
 
 
 def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> dict[str, Any]:
@@ -41,6 +41,11 @@ def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> dict[str, Any]
     check_settings(settings, groups={"convergence", *groups}, also=places)
     check_speedup(**{name: settings["objective"].get(name) for name in ("speedup", "num_heads", "keep")})
     return settings
+
+
+def is_place_given(cfg: DictConfig) -> bool:
+    """Say whether the command names the run's folder; the default is the time of day."""
+    return "${now:" not in str(OmegaConf.to_container(cfg, resolve=False)["output_dir"])  # type: ignore[call-overload,index]
 
 
 def try_settings(cfg: DictConfig) -> None:
