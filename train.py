@@ -190,7 +190,13 @@ def train(
         max_steps=steps,
         # Steps are counted over the run, of which a teacher's are no part.
         logger=False if apart else work.loggers,
-        callbacks=callbacks_of_phase(work, phase, [*callbacks, *chosen], apart=apart),
+        callbacks=callbacks_of_phase(
+            work,
+            phase,
+            [*callbacks, *chosen],
+            apart=apart,
+            shows_progress=cfg.trainer.get("enable_progress_bar", True),
+        ),
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen) and not apart,
         # Where Lightning has SLURM's checkpoints; those of one phase are not for the next.
         default_root_dir=work.checkpoints / phase,

@@ -101,6 +101,8 @@ def check_settings(
     for group, values in settings.items():
         if isinstance(values, Mapping):
             _check_group(f"{group}.", values, also.get(group, ()))
+        if group == "paths":
+            _check_values("paths.", values, dict.fromkeys(values, str))
         if group in _FOREIGN:
             _check_values(f"{group}.", values, typing.get_type_hints(_FOREIGN[group], include_extras=True))
 

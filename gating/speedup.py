@@ -1,13 +1,13 @@
 """How many heads to keep so that the compact model is so many times as fast as the dense one, on this device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from gating.gates import inject_gates
+from gating.gates import HeadGates, inject_gates
 from gating.heads.blocks import find_attention_blocks
 from gating.heads.pruning import prune_heads
 from gating.measure import compare_latency
@@ -46,6 +46,7 @@ def num_heads_for_speedup(
     *,
     speedup: float,
     repeats: int = 15,
+    gates: HeadGates | None = None,
     measure: Callable[[int], float] | None = None,
 ) -> int:
     """Find the largest number of heads with which a forward pass is so many times as fast.
@@ -58,6 +59,7 @@ def num_heads_for_speedup(
         batch: Keyword arguments of the model, of the size that matters.
         speedup: Time of the dense model over that of the compact one, above 1.
         repeats: How often each pair of models is timed.
+        gates: Those that the heads are to get, or have had; on every head when left out. Other heads stay.
         measure: What gives the speed-up of a number of heads instead of timing.
 
     Returns:
@@ -67,9 +69,12 @@ def num_heads_for_speedup(
         ValueError: The speed-up is not above 1, or not even one head (one group of heads) a model reaches it.
     """
     check_speedup(speedup=speedup)
-    heads_per_gate = _heads_per_gate(model)
+    if gates is None:
+        gates = inject_gates(model)
+        gates.remove()
+    heads_per_gate, names = gates.heads_per_gate, gates.block_names
     total, least = sum(heads_per_gate), nearest_reachable(1, heads_per_gate)
-    timed = measure or (lambda num_heads: _time(model, batch, num_heads, heads_per_gate, repeats))
+    timed = measure or (lambda num_heads: _time(model, batch, num_heads, heads_per_gate, names, repeats))
     points = {total: 1.0}
     for share in _SHARES:
         num_heads = nearest_reachable(max(least, round(share * total)), heads_per_gate)
@@ -106,23 +111,22 @@ def _at_most(num_heads: int, heads_per_gate: tuple[int, ...]) -> int:
     return nearest_reachable(num_heads, heads_per_gate)
 
 
-def _heads_per_gate(model: nn.Module) -> tuple[int, ...]:
-    gates = inject_gates(model)
-    gates.remove()
-    return gates.heads_per_gate
-
-
 def _time(
-    model: nn.Module, batch: Mapping[str, Tensor], num_heads: int, heads_per_gate: tuple[int, ...], repeats: int
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    num_heads: int,
+    heads_per_gate: tuple[int, ...],
+    names: Sequence[str],
+    repeats: int,
 ) -> float:
     compact = deepcopy(model)
-    _keep_evenly(compact, num_heads, max(heads_per_gate))
+    _keep_evenly(compact, num_heads, max(heads_per_gate), names)
     return compare_latency(model, compact, batch, repeats=repeats).speedup
 
 
-def _keep_evenly(model: nn.Module, num_heads: int, group: int) -> None:
-    """Keep groups of heads of each block in turn until there are so many, in place."""
-    blocks = find_attention_blocks(model)
+def _keep_evenly(model: nn.Module, num_heads: int, group: int, names: Sequence[str]) -> None:
+    """Keep groups of heads of each block with gates in turn until there are so many, in place."""
+    blocks = [block for block in find_attention_blocks(model) if block.name in names]
     kept: dict[str, set[int]] = {block.name: set() for block in blocks}
     left = num_heads
     for first in range(0, max(block.num_heads for block in blocks), group):

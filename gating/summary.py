@@ -135,7 +135,10 @@ class Summary:
         return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
 
     def write(self, path: Path, *, metric_name: str, seed: int) -> None:
-        """Write the numbers, the name of the metric to judge by, the seed and the versions as JSON."""
+        """Write the numbers, the name of the metric to judge by, the seed and the versions as JSON.
+
+        A metric without a value, such as a correlation with labels that are all the same, is null.
+        """
         versions = {"version/torch": torch.__version__, "version/transformers": transformers.__version__}
         about = {
             "metric": metric_name,
@@ -145,7 +148,8 @@ class Summary:
             **versions,
         }
         with replacing_file(path) as new:
-            new.write_text(json.dumps(self.flat() | self.search | about, indent=2) + "\n", encoding="utf-8")
+            numbers = {name: value if math.isfinite(value) else None for name, value in self.flat().items()}
+            new.write_text(json.dumps(numbers | self.search | about, indent=2) + "\n", encoding="utf-8")
 
 
 def _machine() -> str:

@@ -126,7 +126,7 @@ def find_attention_blocks(model: nn.Module, *, discover: bool = False) -> list[A
         discover_specs(model)
     blocks = list(_walk(model))
     if not blocks:
-        raise ValueError(explain_unknown(model))
+        raise ValueError(explain_unknown(model, searched=discover))
     return blocks
 
 

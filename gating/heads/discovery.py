@@ -21,7 +21,7 @@ from .removal import plan_removal
 from .self_check import apply_checked
 from .spec import AttentionSpec, RowLayout
 
-__all__ = ["discover_specs"]
+__all__ = ["discover_specs", "share_specs"]
 
 _TRIPLES = [
     ("q_proj", "k_proj", "v_proj"),
@@ -62,6 +62,15 @@ def discover_specs(model: nn.Module) -> None:
         check_no_adapters(model)
     for attention_class, its_modules in by_class.items():
         _settle(model, its_modules, candidates[attention_class])
+
+
+def share_specs(model: nn.Module, other: nn.Module) -> None:
+    """Tell another model of the same classes, in place, what was discovered in this one."""
+    modules = dict(other.named_modules())
+    for name, module in model.named_modules():
+        spec = getattr(module, "attention_spec", None)
+        if isinstance(spec, AttentionSpec) and name in modules:
+            modules[name].attention_spec = spec
 
 
 def _guess(module: nn.Module, parent: nn.Module) -> Iterator[AttentionSpec]:

@@ -50,7 +50,7 @@ def _make_tokens(model: PreTrainedModel, batch_size: int, length: int, generator
     # Some families number positions from the padding index on, which takes two or so of them.
     length = min(length, max(1, positions - 4))
     tokens = torch.randint(min(3, config.vocab_size - 1), config.vocab_size, (batch_size, length), generator=generator)
-    end = config.eos_token_id
+    end = getattr(config, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < config.vocab_size:
         # As many ends of text in every example: classifiers of some families read the state there.
         tokens[tokens == end] = 0
@@ -60,7 +60,8 @@ def _make_tokens(model: PreTrainedModel, batch_size: int, length: int, generator
 
 def _make_image(model: PreTrainedModel, batch_size: int, _length: int, generator: torch.Generator) -> Tensor:
     config = getattr(model.config, "vision_config", model.config)
-    size = config.image_size
+    # Some take images of any size.
+    size = getattr(config, "image_size", 64)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     return torch.randn(batch_size, config.num_channels, height, width, generator=generator)
 

@@ -71,8 +71,13 @@ def why_not_attention(module: nn.Module) -> str | None:
     return _why_heads_depend(module, width) if isinstance(width, int) else None
 
 
-def explain_unknown(model: nn.Module) -> str:
-    """Return the message for a model without any attention block that can be used."""
+def explain_unknown(model: nn.Module, *, searched: bool) -> str:
+    """Return the message for a model without any attention block that can be used.
+
+    Args:
+        model: The model.
+        searched: Whether its structure was looked at, too.
+    """
     for name, module in model.named_modules():
         reason = why_not_attention(module)
         if reason is not None:
@@ -83,8 +88,12 @@ def explain_unknown(model: nn.Module) -> str:
     return (
         f"No attention block of {type(model).__name__} is known: its attention classes are "
         f"{', '.join(seen) or 'none by name'}. Describe one with gating.register_attention_spec("
-        f"{(seen or ['MyAttention'])[0]!r}, gating.AttentionSpec(projections=..., output_projection=...)), "
-        "or pass discover=True to have its structure found and tried out."
+        f"{(seen or ['MyAttention'])[0]!r}, gating.AttentionSpec(projections=..., output_projection=...))"
+        + (
+            "; nothing in its structure looks like attention."
+            if searched
+            else ", or pass discover=True (in a command, gates.discover=true) to have its structure looked at."
+        )
     )
 
 

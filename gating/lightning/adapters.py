@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.gates import HeadGates
@@ -83,11 +83,16 @@ class LoRA:
             fan_in_fan_out=is_transposed,
             target_modules=targets if isinstance(targets, str) else list(targets),
         )
+        # peft takes an output for one of its own where the embedding that it shares is not the first one of the model.
+        shared = _shared_with_output(model)
+        ties = [(part, part.tie_word_embeddings) for part in _configs(model) if hasattr(part, "tie_word_embeddings")]
         wrapped = get_peft_model(model, config)
         for parameter in _head(model):
             parameter.requires_grad_(True)
         yield
         wrapped.merge_and_unload(safe_merge=True)
+        for part, is_tied in ties if _shared_with_output(model) == shared else ():
+            part.tie_word_embeddings = is_tied
         gates = getattr(model, "head_gates", None)
         if isinstance(gates, HeadGates):
             gates.attach_again()
@@ -110,6 +115,18 @@ def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTraine
         if not any(f".{name}".endswith(f".{target}") for name in names):
             there = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
             raise ValueError(f"adapters.target_modules: no linear layer is called {target}; there are {there}.")
+
+
+def _shared_with_output(model: PreTrainedModel) -> set[str]:
+    """Name the parameters that are the weights of a model's output."""
+    output = model.get_output_embeddings()
+    weight = getattr(getattr(output, "out_proj", output), "weight", None)
+    return {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is weight}
+
+
+def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Return a model's configuration and those of its parts."""
+    return [model.config, *(value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig))]
 
 
 def _queries_and_values(model: nn.Module) -> list[str]:

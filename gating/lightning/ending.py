@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gating.errors import explain, is_input_error
@@ -68,7 +68,9 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
 def _say(sentence: str) -> None:
     """Say once what all processes know."""
     if is_first():
-        print(sentence, file=sys.stderr)
+        # The terminal may be gone.
+        with suppress(OSError):
+            print(sentence, file=sys.stderr, flush=True)
 
 
 def _say_how_to_go_on(folder: Path) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import transformers
 from datasets import Dataset, Image
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
@@ -15,6 +17,9 @@ __all__ = ["load_image_processor", "serve_images", "vision_config"]
 # Pillow's arithmetic on every machine; the first versions 5 of transformers had nothing else.
 _OLD = not hasattr(transformers, "ViTImageProcessorPil")
 _Maker = transformers.ViTImageProcessor if _OLD else transformers.ViTImageProcessorPil
+
+# White in 16 bits.
+_LARGEST = 2**16 - 1
 
 # Number of channels -> what Pillow calls it.
 _MODES = {1: "L", 3: "RGB"}
@@ -35,7 +40,9 @@ def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> Ima
         )
         return made
     try:
-        loaded: ImageProcessingMixin = AutoImageProcessor.from_pretrained(source.processor)
+        loaded: ImageProcessingMixin = AutoImageProcessor.from_pretrained(
+            source.processor, revision=source.processor_revision
+        )
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
@@ -77,6 +84,23 @@ def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: st
     return table.with_transform(_Reader(processor, mode=_MODES.get(num_channels)))
 
 
+def _to_bytes(image: Any) -> Any:
+    """Return an image of 8 bits; Pillow would cut off what is brighter in one of 16.
+
+    Raises:
+        ValueError: Its numbers have no range that is known.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > _LARGEST:
+        raise ValueError(
+            f"An image has numbers from {pixels.min()} to {pixels.max()} (mode {image.mode}), whose white and black "
+            "are not known: save it with 8 or 16 bits."
+        )
+    return PIL.Image.fromarray((pixels.astype(np.uint16) >> 8).astype(np.uint8))
+
+
 class _Reader:
     """Makes a model's inputs of images; a class, so that loader processes of every kind can have it."""
 
@@ -85,6 +109,6 @@ class _Reader:
         self._mode = mode
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        images = [image if self._mode is None else image.convert(self._mode) for image in batch["image"]]
+        images = [image if self._mode is None else _to_bytes(image).convert(self._mode) for image in batch["image"]]
         pixels = self._processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": list(pixels), "labels": list(batch["label"])}

@@ -29,7 +29,10 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         ValueError: A label is missing, is no class, or does not occur in the training split; or there is only one.
     """
     feature = splits["train"].features["label"]
-    names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(_as_text(splits["train"], "train"))
+    written = {split: _as_text(table, split) for split, table in splits.items()}
+    if not isinstance(feature, ClassLabel) and all(map(_NUMBER.fullmatch, written["train"])):
+        written = {split: _without_fractions(labels, split) for split, labels in written.items()}
+    names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(written["train"])
     if not names:
         raise ValueError("The training data declares no classes and has no examples.")
     if len(names) < 2:
@@ -39,7 +42,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     numbers = {name: number for number, name in enumerate(names)}
     encoded = {}
     for split, table in splits.items():
-        labels = _as_text(table, split)
+        labels = written[split]
         unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
         if unknown:
             row, label = unknown
@@ -64,7 +67,7 @@ def _as_text(table: Dataset, split: str) -> list[str]:
         ]
     result = []
     for row, label in enumerate(labels):
-        if label is None or label == "":
+        if label is None or label == "" or label != label:
             _missing(split, row)
         if isinstance(label, (list, dict)):
             raise ValueError(
@@ -78,18 +81,16 @@ def _as_text(table: Dataset, split: str) -> list[str]:
             )
         if isinstance(label, float) and not label.is_integer():
             raise _fraction(split, row, label)
-        result.append(str(int(label)) if isinstance(label, float) else str(label))
-    return _without_fractions(result, split)
+        result.append(f"{int(label)}.0" if isinstance(label, float) else str(label))
+    return result
 
 
 def _without_fractions(labels: list[str], split: str) -> list[str]:
-    """Write 1.0 as 1 where all labels are numbers: the same classes may be written so in another file."""
-    if not all(map(_NUMBER.fullmatch, labels)):
-        return labels
+    """Write 1.0 as 1 where classes are numbers: the same ones may be written so in another file."""
     for row, label in enumerate(labels):
-        if label.rpartition(".")[2].strip("0") and "." in label:
+        if _NUMBER.fullmatch(label) and "." in label and label.rpartition(".")[2].strip("0"):
             raise _fraction(split, row, label)
-    return [label.partition(".")[0] for label in labels]
+    return [label.partition(".")[0] if _NUMBER.fullmatch(label) else label for label in labels]
 
 
 def _fraction(split: str, row: int, label: object) -> ValueError:

@@ -19,6 +19,8 @@ __all__ = ["ModelSource", "NewModel", "Pretrained", "make_blueprint", "teacher_s
 
 
 _REMEDY = "Load it once with transformers 5 and save it again, or download it again."
+# How what is written begins; other than the rest, it may be another than the model was saved with.
+_BEGINNINGS = ("decoder_start_token_id", "forced_bos_token_id")
 _OF_A_LAYER = re.compile(r"\.\d+\.")
 
 
@@ -32,6 +34,10 @@ class ModelSource(Protocol):
     @property
     def processor(self) -> str | None:
         """Where its tokenizer or image processor is; None if there is none yet."""
+
+    @property
+    def processor_revision(self) -> str:
+        """Which version of that: branch, tag or commit."""
 
     def load_config(self, **changes: Any) -> PreTrainedConfig:
         """Return the configuration, with some values changed."""
@@ -70,6 +76,11 @@ class Pretrained:
         """Where its tokenizer or image processor is."""
         return locate(self.tokenizer or self.name)
 
+    @property
+    def processor_revision(self) -> str:
+        """Which version of that: the model's, where it comes with the model."""
+        return self.revision if self.tokenizer is None else "main"
+
     def load_config(self, **changes: Any) -> PreTrainedConfig:
         """Return the configuration, with some values changed.
 
@@ -96,7 +107,8 @@ class Pretrained:
         options = {"dtype": torch.float32, "use_safetensors": self.use_safetensors, "revision": self.revision}
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
-        config = self.load_config(**changes)
+        # The model's configuration has no place for what only the settings of generation have.
+        config = self.load_config(**{name: value for name, value in changes.items() if name != "forced_bos_token_id"})
         options |= {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
         load = partial(auto_class.from_pretrained, locate(self.name))  # type: ignore[attr-defined]
         with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):
@@ -122,7 +134,7 @@ class Pretrained:
         for name, value in changes.items():
             # What a model writes with is kept apart from its configuration, and may lack what that has now.
             is_missing = name.endswith("_token_id") and getattr(generation, name, value) is None
-            if is_missing or (generation is not None and name == "decoder_start_token_id"):
+            if generation is not None and (is_missing or name in _BEGINNINGS):
                 setattr(generation, name, value)
         return model
 
@@ -165,6 +177,11 @@ class NewModel:
         """Where its tokenizer or image processor is; None if it is to be made."""
         return None if self.tokenizer is None else locate(self.tokenizer)
 
+    @property
+    def processor_revision(self) -> str:
+        """Which version of that."""
+        return "main"
+
     def load_config(self, **changes: Any) -> PreTrainedConfig:
         """Return the configuration, with some values changed.
 
@@ -185,7 +202,9 @@ class NewModel:
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
         """Return the model with random weights."""
-        model: PreTrainedModel = auto_class.from_config(self.load_config(**changes))  # type: ignore[attr-defined]
+        model: PreTrainedModel = auto_class.from_config(  # type: ignore[attr-defined]
+            self.load_config(**{name: value for name, value in changes.items() if name != "forced_bos_token_id"})
+        )
         return model
 
 

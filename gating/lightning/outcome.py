@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gating.card import heads_per_layer
 from gating.export import save_compact
+from gating.heads.discovery import share_specs
 from gating.lightning.loggers import log_outcome, log_samples
 from gating.lightning.run import Run
 from gating.lightning.tasks.samples import WritesText
@@ -20,6 +21,7 @@ def export(run: Run) -> None:
     """Time the compact model beside the dense one and save it."""
     with run.summary.timed("latency"):
         dense = type(run.model)._from_config(run.dense_config).to(run.model.device, run.model.dtype)
+        share_specs(run.model, dense)
         run.summary.latency = compare_latency(dense, run.model, run.probe_batch())
     run.summary.compare_models(dense, run.model)
     save_compact(

@@ -13,7 +13,9 @@ from gating.lightning.run import Run
 __all__ = ["callbacks_of_phase"]
 
 
-def callbacks_of_phase(run: Run, phase: str, chosen: Sequence[Callback], *, apart: bool) -> list[Callback]:
+def callbacks_of_phase(
+    run: Run, phase: str, chosen: Sequence[Callback], *, apart: bool, shows_progress: bool
+) -> list[Callback]:
     """Return the callbacks of a phase in the order in which they are to be called.
 
     Args:
@@ -21,9 +23,11 @@ def callbacks_of_phase(run: Run, phase: str, chosen: Sequence[Callback], *, apar
         phase: Name of the phase.
         chosen: Those of the configuration, and those for this phase alone.
         apart: Whether the phase is no part of the run's history: the training of a teacher.
+        shows_progress: Whether the terminal is to show it.
     """
     # First, since what others do at the start of a batch is not to be in a checkpoint of the moment before it.
     checkpoints = [callback for callback in chosen if isinstance(callback, RunCheckpoint)]
     others = [callback for callback in chosen if not isinstance(callback, RunCheckpoint)]
-    always = [*checkpoints, PhaseProgressBar(phase), DivergenceStop(run.checkpoints / phase)]
+    bar = [PhaseProgressBar(phase)] if shows_progress else []
+    always = [*checkpoints, *bar, DivergenceStop(run.checkpoints / phase)]
     return always if apart else [*always, GateMonitor(run.history), *others]

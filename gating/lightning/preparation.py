@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from gating.distillation import Distillation, check_teacher
 from gating.export import Processor
 from gating.folder import check_folder
+from gating.gates import HeadGates
+from gating.heads.blocks import find_attention_blocks
 from gating.lightning.adapters import Adapters, check_adapters
 from gating.lightning.data import ExampleDataModule
 from gating.lightning.loggers import resolve_mode
@@ -60,16 +62,20 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     check_adapters(adapters, source, blueprint)
     if cfg.gradient_checkpointing:
         check_checkpointing(blueprint, compiled=cfg.compile)
-    if gated and not cfg.gates.get("discover"):
+    if not gated and not cfg.gates.get("discover"):
+        find_attention_blocks(blueprint)
+    elif not cfg.gates.get("discover"):
         # On the model without weights: whether gates and budget fit it is known before anything is loaded.
         objective.attach(instantiate(cfg.gates)(blueprint))
     processor, prepared, data = _load_data(settings["data"], task, source, blueprint, seed=cfg.seed)
     data.divide(num_processes)
     model = source.load(task.auto_class, **prepared.config)
-    if gated and cfg.gates.get("discover"):
+    if cfg.gates.get("discover"):
         # What is found has to be tried out, which takes weights.
         gates = instantiate(cfg.gates)(model)
-        objective.attach(gates)
+        if gated:
+            objective.attach(gates)
+            _check_emptying(gates, settings["objective"])
         gates.remove()
     if cfg.gradient_checkpointing:
         save_memory(model)
@@ -100,6 +106,19 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     data.divide(num_processes, part=rank())
     _open_folder(cfg, work, settings, before)
     return work
+
+
+def _check_emptying(gates: HeadGates, objective: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if a layer may be asked to do without a head, and it is not known how."""
+    if objective.get("min_per_layer"):
+        return
+    for block in gates.attention_blocks():
+        if block.spec.returns == "unknown":
+            instead = "objective" if "min_per_layer" in objective else "objective=budget objective"
+            raise ValueError(
+                f"{block.name} ({type(block.module).__name__}) cannot be left without a head: what it returns then was "
+                f"not understood. Keep one in each layer with {instead}.min_per_layer=1."
+            )
 
 
 def _load_data(
@@ -138,7 +157,9 @@ def _budget_for_speedup(cfg: DictConfig, work: Run, settings: dict[str, Any], be
         num_heads = read_settings_of(before)["objective"]["num_heads"]
     elif is_first():
         work.model.to(root_device(settings["trainer"]))  # type: ignore[arg-type]
-        num_heads = num_heads_for_speedup(work.model, work.probe_batch(), speedup=speedup)
+        gates = instantiate(cfg.gates)(work.model)
+        gates.remove()
+        num_heads = num_heads_for_speedup(work.model, work.probe_batch(), speedup=speedup, gates=gates)
         print(f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here.")
     num_heads = from_first(num_heads)
     settings["objective"]["num_heads"] = cfg.objective.num_heads = num_heads

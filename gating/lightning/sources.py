@@ -236,6 +236,7 @@ def _text_columns(path: Path, what: str) -> datasets.Features | None:
     Raises:
         ValueError: Two columns have one name, or rows have more fields than there are columns.
     """
+    csv.field_size_limit(2**31 - 1)
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -3,13 +3,14 @@
 import datetime
 import decimal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict, Value
 from datasets.fingerprint import Hasher
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.errors import loading, shorten
 from gating.lightning.models import ModelSource
@@ -41,9 +42,15 @@ def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrai
     if source.processor is None:
         raise ValueError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
     with loading(f"The tokenizer in {source.processor}", remedy="Name another one with model.tokenizer=..."):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.processor)
+        load = partial(AutoTokenizer.from_pretrained, source.processor, revision=source.processor_revision)
+        tokenizer: PreTrainedTokenizerBase = load()
         if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
-            tokenizer = AutoTokenizer.from_pretrained(source.processor, add_prefix_space=True)
+            tokenizer = load(add_prefix_space=True)
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise ValueError(
+            f"The tokenizer in {source.processor} has neither a padding token nor one for the end of a text, and "
+            "batches need one: set its pad_token and save it again."
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -63,18 +70,26 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrained
     return tokenizer
 
 
-def readable_length(blueprint: PreTrainedModel, max_length: int) -> int:
+def readable_length(blueprint: PreTrainedModel, max_length: int, *, name: str = "data.max_length") -> int:
     """Return how many tokens of a text to use: ``max_length``, or as many as the model has positions for.
 
     Raises:
         ValueError: There would be none.
     """
     if max_length < 1:
-        raise ValueError(f"data.max_length={max_length}: a text has at least one token.")
-    positions = getattr(blueprint.config, "max_position_embeddings", None)
-    for name, module in blueprint.named_modules():
+        raise ValueError(f"{name}={max_length}: a text has at least one token.")
+    # Models made of two have a configuration for each.
+    parts = [blueprint.config, *(getattr(blueprint.config, part, None) for part in ("encoder", "decoder"))]
+    found = [getattr(part, "max_position_embeddings", None) for part in parts if isinstance(part, PreTrainedConfig)]
+    # XLNet says with -1 that there is no limit.
+    positions = min((number for number in found if number is not None and number > 0), default=None)
+    for place, module in blueprint.named_modules():
         # RoBERTa and alike count positions from the padding index on.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+        if (
+            positions is not None
+            and place.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
             positions -= module.padding_idx + 1
     return max_length if positions is None else min(max_length, positions)
 
@@ -105,9 +120,17 @@ def tokenise_labelled(
             f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {num_special} special tokens."
         )
 
+    special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    placeholder = next(number for number in special if number is not None)
+
     def function(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         texts = [[str(text) for text in batch[column]] for column in columns]
         tokens = tokenizer(*texts, truncation=True, max_length=max_length)
+        for row, ids in enumerate(tokens["input_ids"]):
+            if not ids:
+                # An empty text without special tokens is nothing that a model can read.
+                for name, values in tokens.items():
+                    values[row] = [{"input_ids": placeholder, "attention_mask": 1}.get(name, 0)]
         return {**tokens, "labels": batch["label"]}
 
     return tokenise(splits, function)

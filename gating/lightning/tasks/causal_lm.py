@@ -39,7 +39,17 @@ class CausalLM:
             num_samples: How many of these, when they are left out.
             sample_length: How many tokens to write.
             sample_seed: Seed of the draws of the first one.
+
+        Raises:
+            ValueError: A number is out of range.
         """
+        if num_samples < 0 or sample_length < 1:
+            raise ValueError(
+                f"task.num_samples={num_samples} and task.sample_length={sample_length}: give at least 0 texts of at "
+                "least 1 token."
+            )
+        if not 0 <= sample_seed < 2**32:
+            raise ValueError(f"task.sample_seed={sample_seed}: give a whole number from 0 to {2**32 - 1}.")
         self._prompts = prompts
         self._num_samples = num_samples
         self._sample_length = sample_length
@@ -69,6 +79,9 @@ class CausalLM:
             max_length: Number of tokens of a block.
             text_column: Column of the text.
         """
+        for prompt in self._prompts or ():
+            if not processor(prompt)["input_ids"]:
+                raise ValueError(f"task.prompts has {prompt!r}, which is no token: give a text, or leave it out.")
         blocks = read_blocks(
             examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=True
         )

@@ -36,7 +36,13 @@ class QuestionAnswering:
     auto_class = AutoModelForQuestionAnswering
 
     def __init__(self, max_answer_length: int = 30) -> None:
-        """Say how many tokens an answer may have."""
+        """Say how many tokens an answer may have.
+
+        Raises:
+            ValueError: None.
+        """
+        if max_answer_length < 1:
+            raise ValueError(f"task.max_answer_length={max_answer_length}: an answer has at least one token.")
         self._max_answer_length = max_answer_length
 
     def load_processor(

@@ -68,8 +68,10 @@ class Seq2Seq:
             target_language: That of the target.
 
         Raises:
-            ValueError: There is no beam.
+            ValueError: There is no beam, or a negative number of texts.
         """
+        if num_samples < 0:
+            raise ValueError(f"task.num_samples={num_samples}: give 0 or more.")
         if num_beams < 1:
             raise ValueError(f"task.num_beams={num_beams}: a search has at least one beam.")
         self._prefix = prefix
@@ -91,6 +93,12 @@ class Seq2Seq:
         for side, language in self._languages.items():
             if language is not None:
                 _set_language(tokenizer, side, language)
+        try:
+            tokenizer(text_target="a")
+        except KeyError as error:  # M2M100's has no language of its own.
+            raise ValueError(
+                "The model's tokenizer marks the language of targets: give task.target_language=..., such as de."
+            ) from error
         return tokenizer
 
     def prepare(
@@ -119,15 +127,20 @@ class Seq2Seq:
         texts = take_columns(examples.splits, columns)
         check_texts(texts, list(columns))
         length = readable_length(blueprint, max_length)
-        target_length = readable_length(blueprint, max_target_length or length)
+        target_length = length
+        if max_target_length is not None:
+            target_length = readable_length(blueprint, max_target_length, name="data.max_target_length")
         self._write = _Writer(processor, num_beams=self._num_beams, max_length=target_length)
-        ids = special_token_ids(processor, blueprint.config)
+        ids: dict[str, Any] = dict(special_token_ids(processor, blueprint.config))
         # It shifts targets as the model itself will do, each family in its way.
         blueprint.config.update(ids)
         collate = _PairCollator(processor, blueprint)
         # Some put the last token first. What is written has to begin as what was learned did.
         ids["decoder_start_token_id"] = collate.first_token
         blueprint.config.update(ids)
+        if self._languages["target"] is not None:
+            # What was saved with the model may force another language.
+            ids["forced_bos_token_id"] = _language_token(processor, self._languages["target"])
         return Prepared(
             splits=_tokenise(texts, processor, prefix=self._prefix, length=length, target_length=target_length),
             collate=collate,
@@ -200,11 +213,18 @@ class _PairCollator:
         return {**batch, "metric_target": [pair["metric_target"] for pair in pairs]}
 
 
+def _language_token(tokenizer: PreTrainedTokenizerBase, language: str) -> int | None:
+    """Return the token of a language that targets begin with; None where it is what the decoder starts with."""
+    first: int = tokenizer(text_target="a")["input_ids"][0]
+    return first if tokenizer.convert_ids_to_tokens(first) in (language, f"__{language}__") else None
+
+
 def _set_language(tokenizer: PreTrainedTokenizerBase, side: str, language: str) -> None:
     """Tell a tokenizer the language of sources or targets, which it marks with a token."""
     if not hasattr(tokenizer, "src_lang"):
         raise ValueError(f"task.{side}_language={language}: the model's tokenizer marks no languages. Leave it out.")
-    known = getattr(tokenizer, "lang_code_to_id", None) or tokenizer.get_vocab()
+    added = set(tokenizer.get_added_vocab()) - set(tokenizer.special_tokens_map.values())
+    known = getattr(tokenizer, "lang_code_to_id", None) or added or tokenizer.get_vocab()
     # M2M100 writes its codes between underscores.
     if not {language, f"__{language}__"} & set(known):
         close = difflib.get_close_matches(language, known, n=1)

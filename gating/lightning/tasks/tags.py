@@ -6,6 +6,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
+from gating.errors import shorten
 from gating.lightning.labels import sort_labels
 
 __all__ = ["encode_tags", "mark_spans"]
@@ -29,6 +30,14 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     tags = {split: _tag_names(table) for split, table in splits.items()}
     for split in splits:
         for row, (some_words, some_tags) in enumerate(zip(words[split], tags[split], strict=True)):
+            if not some_words and not some_tags:
+                raise ValueError(f"The {split} data has no words in row {row + 1}. Fill it in, or remove the row.")
+            if None in some_words or None in some_tags:
+                what = "tag" if None in some_tags else "word"
+                raise ValueError(
+                    f"The {split} data has a {what} that is missing in row {row + 1}: {shorten(str(some_tags))}. Fill "
+                    "it in, or remove the row."
+                )
             if len(some_words) != len(some_tags):
                 raise ValueError(
                     f"The {split} data has {len(some_words)} words but {len(some_tags)} tags in row {row + 1}. Give "
@@ -60,15 +69,16 @@ def _classes(table: Dataset) -> ClassLabel | None:
     return inner if isinstance(inner, ClassLabel) else None
 
 
-def _tag_names(table: Dataset) -> list[list[str]]:
+def _tag_names(table: Dataset) -> list[list[Any]]:
     classes = _classes(table)
     rows = table["label"][:]
     if classes is None:
         return [_items(row) for row in rows]
-    return [classes.int2str(row) if row else [] for row in rows]
+    return [[None if tag is None else classes.int2str(tag) for tag in row or ()] for row in rows]
 
 
-def _items(value: Any) -> list[str]:
+def _items(value: Any) -> list[Any]:
+    """Split a text, or read a list; what is missing in it stays None."""
     if isinstance(value, str):
         return value.split()
-    return [str(item) for item in value] if isinstance(value, list) else []
+    return [item if item is None else str(item) for item in value] if isinstance(value, list) else []

@@ -6,9 +6,14 @@ from typing import Any
 from datasets import DatasetDict, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from gating.errors import shorten
+
 __all__ = ["check_stride", "make_windows", "read_answers"]
 
 _ANSWERS = Features({"text": List(Value("string")), "answer_start": List(Value("int64"))})
+
+# How many characters an answer may be off.
+_NEAR = 3
 
 # Special tokens around question and text, at most.
 _SPECIAL_TOKENS = 4
@@ -35,6 +40,14 @@ def read_answers(splits: DatasetDict) -> DatasetDict:
                     raise ValueError(
                         f"The {split} data has an answer in row {row + 1} that is outside of its text: {text!r} at "
                         f"character {start} of {len(context)}. Correct answer_start, or remove the row."
+                    )
+                # Some data sets are a character off, or have other spaces.
+                near = context[max(0, start - _NEAR) : start + len(text) + _NEAR]
+                if "".join(text.split()).lower() not in "".join(near.split()).lower():
+                    raise ValueError(
+                        f"The {split} data has an answer in row {row + 1} that is somewhere else: {shorten(text)!r}; "
+                        f"at character {start} is {shorten(context[start : start + len(text)])!r}. Correct "
+                        "answer_start, or remove the row."
                     )
             answers.append(found)
         read[split] = table.remove_columns("answers").add_column("answers", answers, feature=_ANSWERS)
