@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -67,3 +69,31 @@ def test_model_without_an_image_processor_is_named(tmp_path):
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"does not load: .*model\.tokenizer="):
         load_image_processor(Pretrained(str(tmp_path)), blueprint())
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_bright_and_dark_are_told_apart_in_16_bits(mode):
+    made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=3))
+    bytes_ = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    deep = Pillow.fromarray(bytes_.astype(np.uint16) * 257)
+    deep = deep if mode == "I;16" else deep.convert("I")
+    assert deep.mode == mode
+    features = Features({"image": Image(), "label": Value("int64")})
+    table = Dataset.from_dict({"image": [deep, Pillow.fromarray(bytes_)], "label": [0, 1]}, features=features)
+    served = serve_images(table, made, num_channels=3, where="train")
+    assert torch.equal(served[0]["pixel_values"], served[1]["pixel_values"])
+
+
+def test_numbers_without_a_known_white_are_refused():
+    made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=3))
+    odd = Pillow.fromarray(np.full((4, 4), 1e5, dtype=np.float32))
+    table = Dataset.from_dict({"image": [{"path": None, "bytes": _tiff(odd)}], "label": [0]})
+    served = serve_images(table.cast_column("image", Image()), made, num_channels=3, where="train")
+    with pytest.raises(ValueError, match=r"mode F.*save it with 8 or 16 bits"):
+        served[0]
+
+
+def _tiff(image: Pillow.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="TIFF")
+    return buffer.getvalue()

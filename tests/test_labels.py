@@ -53,3 +53,15 @@ def test_same_label_read_as_number_and_as_word_is_one_class():
 def test_labels_that_cannot_be_used_are_named(train, validation, message):
     with pytest.raises(ValueError, match=message):
         encode_labels(splits(train, validation))
+
+
+@pytest.mark.parametrize(("rest", "validation"), [("n/a", ["1.0", "2.0"]), ("beta", ["1.5", "1.0"])])
+def test_all_files_are_read_as_the_training_file_is(rest, validation):
+    encoded, names = encode_labels(splits(["1.0", "2.0", "1.5", rest], validation))
+    assert names == ["1.0", "1.5", "2.0", rest]
+    assert [names[number] for number in encoded["validation"]["label"]] == validation
+
+
+def test_a_number_that_is_none_is_a_label_that_is_missing():
+    with pytest.raises(ValueError, match=r"has no label in row 3"):
+        encode_labels(splits([0.0, 1.0, float("nan")], [1.0]))

@@ -6,6 +6,8 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertTokenizer,
     DeiTConfig,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -14,6 +16,7 @@ from transformers import (
 )
 
 from gating.lightning.models import NewModel, Pretrained, make_blueprint
+from gating.lightning.texts import load_tokenizer
 
 SMALL_VIT = {"image_size": 8, "patch_size": 2, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
 
@@ -94,3 +97,23 @@ def test_a_size_that_the_weights_do_not_have_is_refused(folder):
 def test_a_value_that_the_configuration_lacks_is_refused(folder):
     with pytest.raises(ValueError, match=r"model\.config\.n_layer is no value of a bert"):
         Pretrained(folder, config={"n_layer": 2}).load_config()
+
+
+@pytest.mark.parametrize(("tokenizer", "revision"), [(None, "v2"), ("itself", "main")])
+def test_a_tokenizer_is_of_the_version_of_its_model(tokenizer, revision, folder, monkeypatch):
+    asked = []
+
+    def load(name, **options):
+        asked.append(options["revision"])
+        return BertTokenizer.from_pretrained(folder)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
+    load_tokenizer(Pretrained(folder, revision="v2", tokenizer=tokenizer and folder))
+    assert asked == [revision]
+
+
+def test_a_tokenizer_that_cannot_pad_is_told(folder, monkeypatch):
+    tokenizer = BertTokenizer.from_pretrained(folder, pad_token=None)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
+    with pytest.raises(ValueError, match="neither a padding token nor one for the end"):
+        load_tokenizer(Pretrained(folder))

@@ -1,6 +1,8 @@
 """Texts made of others: columns, batches, what models write and how it is judged."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import sacrebleu
@@ -159,6 +161,47 @@ def test_languages_are_told_to_the_tokenizer(multilingual):
     assert batch["input_ids"][0, -1] == german
     assert batch["labels"][0, -1] == batch["decoder_input_ids"][0, 0] == prepared.config["decoder_start_token_id"]
     assert batch["labels"][0, -1] == english
+
+
+@pytest.mark.parametrize("saved", ["ro_RO", None])
+def test_no_other_language_is_forced_on_what_is_written(saved, multilingual):
+    source = Pretrained(multilingual.name)
+    blueprint, splits = make_blueprint(source, Auto), DatasetDict(train=TABLE, validation=TABLE)
+    task = Seq2Seq(source_language="en_XX", target_language="de_DE")
+    tokenizer = task.load_processor(source, blueprint, splits)
+    prepared = task.prepare(Examples(splits), tokenizer, blueprint)
+    assert prepared.config["forced_bos_token_id"] is None  # German is what the decoder starts with.
+    path = Path(multilingual.name) / "generation_config.json"
+    before = path.read_text()
+    forced = tokenizer.convert_tokens_to_ids(saved) if saved else None
+    path.write_text(json.dumps({**json.loads(before), "forced_bos_token_id": forced}))
+    try:
+        model = source.load(Auto, **prepared.config)
+    finally:
+        path.write_text(before)
+    assert model.generation_config.forced_bos_token_id is None
+    assert "forced_bos_token_id" not in model.config.to_diff_dict()
+
+
+@pytest.mark.parametrize("language", ["a", "</s>", "<pad>"])
+def test_tokens_that_are_no_languages_are_refused(language, multilingual):
+    splits = DatasetDict(train=TABLE)
+    with pytest.raises(ValueError, match=r"is no language of the model's tokenizer"):
+        Seq2Seq(target_language=language).load_processor(multilingual, make_blueprint(multilingual, Auto), splits)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ({"num_samples": -1}, {}, "num_samples=-1"),
+        ({}, {"max_target_length": 0}, "max_target_length=0"),
+        ({}, {"max_target_length": -3}, "max_target_length=-3"),
+    ],
+)
+def test_numbers_out_of_range_are_told_by_their_name(arguments, options, message, tokenizer):
+    splits = DatasetDict(train=TABLE, validation=TABLE)
+    with pytest.raises(ValueError, match=message):
+        Seq2Seq(**arguments).prepare(Examples(splits), tokenizer, Auto.from_config(MODELS["bart"]), **options)
 
 
 def test_languages_that_are_not_there_are_refused(multilingual, folder_of_bert):

@@ -138,3 +138,9 @@ def test_hub_format_on_disk_goes_through_the_hub_loader(tmp_path):
         (tmp_path / f"{split}.csv").write_text("text,label\n" + "some words,x\n" * rows)
     splits = sources.load_hub(path=str(tmp_path)).splits
     assert [len(splits[split]) for split in ("train", "validation", "test")] == [3, 2, 1]
+
+
+def test_labels_stay_text_after_a_very_long_cell(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("text,label\n" + "x" * 150_000 + ",01\nb,1\n")
+    assert sources.load_files(train=str(path), validation=str(path)).splits["train"]["label"][:] == ["01", "1"]

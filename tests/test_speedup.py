@@ -50,7 +50,7 @@ def test_groups_of_query_heads_stay_whole():
 
 @pytest.mark.parametrize("num_heads", [1, 5, 12])
 def test_heads_are_removed_evenly(bert, num_heads):
-    _keep_evenly(bert, num_heads, 1)
+    _keep_evenly(bert, num_heads, 1, [block.name for block in gating.find_attention_blocks(bert)])
     counts = [block.num_heads for block in gating.find_attention_blocks(bert)]
     assert sum(counts) == num_heads
     assert max(counts) - min(counts) <= 1
@@ -66,3 +66,13 @@ def test_real_times_change_nothing_in_the_model(bert):
     for name, tensor in state.items():
         assert torch.equal(tensor, bert.state_dict()[name])
     assert type(bert) is type(twin)
+
+
+def test_heads_without_a_gate_stay_and_do_not_count(bert):
+    gates = gating.inject_gates(bert, exclude=["encoder.layer.0.attention.self"])
+    gates.remove()
+    found = num_heads_for_speedup(bert, batch_for(bert), speedup=1.2, gates=gates, measure=line(gates.num_heads))
+    assert found == 5
+    assert gates.num_heads == 8
+    _keep_evenly(bert, 2, 1, gates.block_names)
+    assert [block.num_heads for block in gating.find_attention_blocks(bert)] == [4, 1, 1]

@@ -100,3 +100,16 @@ def test_stride_that_leaves_no_room_is_refused():
         check_stride(32, 30)
     with pytest.raises(ValueError, match=r"data\.max_length=8 is too short"):
         check_stride(8, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "is_there"),
+    [("word2", 6, True), ("word2", 4, True), ("Word2 ", 6, True), ("word2", 60, False), ("nowhere", 0, False)],
+)
+def test_answers_are_where_they_say_or_a_few_characters_off(text, start, is_there):
+    table = Dataset.from_dict({"context": [CONTEXT], "answers": [{"text": [text], "answer_start": [start]}]})
+    if is_there:
+        assert read_answers(DatasetDict(train=table))["train"]["answers"][0]["answer_start"] == [start]
+    else:
+        with pytest.raises(ValueError, match=r"an answer in row 1 that is somewhere else: .*Correct answer_start"):
+            read_answers(DatasetDict(train=table))

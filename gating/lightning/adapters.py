@@ -6,6 +6,7 @@ few trainable weights, the same memory and the same learning rate; training the 
 take what adapters are used to save.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -90,7 +91,9 @@ class LoRA:
         for parameter in _head(model):
             parameter.requires_grad_(True)
         yield
-        wrapped.merge_and_unload(safe_merge=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+            wrapped.merge_and_unload(safe_merge=True)
         for part, is_tied in ties if _shared_with_output(model) == shared else ():
             part.tie_word_embeddings = is_tied
         gates = getattr(model, "head_gates", None)
