@@ -228,7 +228,11 @@ def command_line() -> None:
     except Exception as error:
         if any(frame.name == guarded_run.__name__ for frame in traceback.extract_tb(error.__traceback__)):
             raise
-        sys.exit(f"error: {explain(error)}")
+        sentence = explain(error)
+        hint = (
+            " Put quotes around a value with =, commas or brackets: \"NAME='VALUE'\"." if "grammar" in sentence else ""
+        )
+        sys.exit(f"error: {sentence}{hint}")
 
 
 if __name__ == "__main__":

@@ -279,11 +279,13 @@ class HeadGates(FullPrecision):
             )
 
     def _is_stale(self) -> bool:
-        if self._drawn is None or (self._use is not None and self._use.is_spent):
+        if self._drawn is None:
             return True
         if torch.compiler.is_compiling():
             # A compiled pass begins with _renew, and the version of a parameter is nothing to build into a graph.
             return False
+        if self._use is not None and self._use.is_spent:
+            return True
         learns = torch.is_grad_enabled() and self.log_alpha.requires_grad and self._fixed is None
         without_graph = learns and not self._drawn.requires_grad
         return without_graph or self._drawn_in != (self.training, self.log_alpha._version)

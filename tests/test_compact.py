@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from family_models import FAMILIES as FAMILY_MODELS
 from fresh_process import outputs_of
-from tiny_models import FAMILIES, NUM_HEADS, assert_same_state, batch_for, build, build_bert_base, logits_of, state_of
+from tiny_models import FAMILIES, NUM_HEADS, assert_same_state, batch_for, build_bert_base, logits_of, state_of
 from torch import nn
 
 import gating
@@ -276,13 +277,13 @@ def put_in_cache(folder, cache):
 
 
 def test_from_the_hub_classes_that_do_not_generate_need_no_settings_of_generation(tmp_path):
-    model = build("gpt2")
+    model = FAMILY_MODELS["gpt2"].build()
     gating.prune_heads(model, {0: [1]})
     gating.save_compact(model, tmp_path / "compact")
     _, snapshot = put_in_cache(tmp_path / "compact", tmp_path)
     (snapshot / "generation_config.json").unlink()  # It is not asked for.
     assert load_by_remote_code("me/model", transformers.AutoModel, cache_dir=tmp_path) is not None
-    with pytest.raises(ValueError, match=r"generation_config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"generation_config\.json"):
         gating.load_compact(snapshot)
 
 

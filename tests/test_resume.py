@@ -414,11 +414,11 @@ def test_a_run_that_another_process_is_at_is_left_to_it(inputs, half, capsys, tm
 
 
 def test_a_speedup_is_not_measured_again(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "num_heads_for_speedup", lambda model, batch, *, speedup: 5)
+    monkeypatch.setattr(preparation, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: 5)
     settings = [*[x for x in inputs if not x.startswith("objective.")], "objective.speedup=2"]
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "run", settings)
-    monkeypatch.setattr(preparation, "num_heads_for_speedup", lambda model, batch, *, speedup: 6)
+    monkeypatch.setattr(preparation, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: 6)
     run_in(tmp_path / "run", settings, "resume=auto")
     assert Outcome.of(tmp_path / "run").metrics["num_heads"] == 5
 

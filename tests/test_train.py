@@ -203,7 +203,9 @@ def test_a_search_takes_all_its_steps_where_it_is_told_to(inputs, tmp_path):
 
 
 def test_a_speedup_becomes_a_number_of_heads(inputs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(preparation, "num_heads_for_speedup", lambda model, batch, *, speedup: round(12 / speedup))
+    monkeypatch.setattr(
+        preparation, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: round(12 / speedup)
+    )
     overrides = [x for x in inputs if not x.startswith("objective.")]
     numbers = run_here([*overrides, "objective.speedup=2.4"], tmp_path / "out")
     assert numbers["num_heads"] == 5

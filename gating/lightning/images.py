@@ -10,6 +10,7 @@ import transformers
 from datasets import Dataset, Image
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
+from gating.errors import explain, is_input_error
 from gating.lightning.models import ModelSource
 
 __all__ = ["load_image_processor", "serve_images", "vision_config"]
@@ -61,7 +62,7 @@ def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: st
     """Return a table of ``image`` and ``label`` that makes ``pixel_values`` and ``labels`` when examples are read.
 
     Args:
-        table: Images, or the paths of image files, and class numbers.
+        table: Images, their files' content, or the paths of image files, and class numbers.
         processor: An image processor.
         num_channels: What images are converted to: 1, grey, or 3, colours.
         where: What the table is called, for messages.
@@ -74,14 +75,29 @@ def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: st
     if getattr(feature, "dtype", "") in ("string", "large_string"):
         missing = next((path for path in table["image"] if not Path(path).is_file()), None)
         if missing is not None:
-            raise FileNotFoundError(f"The {where} data names the image {missing}, and there is no such file.")
+            raise FileNotFoundError(
+                f"The {where} data names the image {missing}, and there is no such file; "
+                "paths are looked up from the folder that the command runs in."
+            )
+        table = table.cast_column("image", Image())
+    elif "binary" in getattr(feature, "dtype", "") or (isinstance(feature, dict) and "bytes" in feature):
         table = table.cast_column("image", Image())
     elif not isinstance(feature, Image):
         raise ValueError(
             f"The column of images of the {where} data holds {feature}: neither images nor paths of files. Name the "
             "right one with data.image_column=..."
         )
-    return table.with_transform(_Reader(processor, mode=_MODES.get(num_channels)))
+    served = table.with_transform(_Reader(processor, mode=_MODES.get(num_channels)))
+    try:
+        served[0]
+    except Exception as error:
+        if is_input_error(error):
+            raise
+        raise ValueError(
+            f"The first image of the {where} data cannot be made what the model reads: {explain(error)} Correct the "
+            "image, or name another image processor with model.tokenizer=..."
+        ) from error
+    return served
 
 
 def _to_bytes(image: Any) -> Any:

@@ -38,7 +38,7 @@ def load_text(*, train: str, validation: str | None = None, test: str | None = N
 
 def _read(split: str, file: str) -> Dataset:
     path = Path(file).expanduser()
-    if path.suffix not in _PLAIN or not path.is_file():
+    if path.suffix.lower() not in _PLAIN or not path.is_file():
         return read_file(split, file, also=_PLAIN)
     try:
         text = path.read_text(encoding="utf-8")
