@@ -32,9 +32,10 @@ def main() -> None:
     if compared:
         replace_table(ACCURACY, "compare", [*outcome.conditions(compared), "", outcome.table(compared)])
         replace_table(README, "compare", [outcome.summary(compared)])
-    tried = records.read(RESULTS / "recipe.jsonl")
-    if tried:
-        replace_table(ACCURACY, "compare recipe", [*outcome.conditions(tried), "", outcome.table(tried)])
+    for name in ("recipe", "elsewhere"):
+        rows = records.read(RESULTS / f"{name}.jsonl")
+        if rows:
+            replace_table(ACCURACY, f"compare {name}", [*outcome.conditions(rows), "", outcome.table(rows)])
     faults = records.read(RESULTS / "faults.jsonl")
     if faults:
         replace_table(RELIABILITY, "faults", [*_facts(faults), records.markdown(faults, FAULT_COLUMNS)])
