@@ -1,7 +1,10 @@
+import json
+
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from gating.lightning.labels import encode_labels
+from gating.lightning.sources import load_files
 
 
 def splits(train: list, validation: list) -> DatasetDict:
@@ -65,3 +68,10 @@ def test_all_files_are_read_as_the_training_file_is(rest, validation):
 def test_a_number_that_is_none_is_a_label_that_is_missing():
     with pytest.raises(ValueError, match=r"has no label in row 3"):
         encode_labels(splits([0.0, 1.0, float("nan")], [1.0]))
+
+
+def test_texts_and_numbers_in_one_column_of_json_are_refused(tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps({"text": "x", "label": label}) + "\n" for label in ("first", "-", 2)))
+    with pytest.raises(ValueError, match=r"labels of several kinds.*write all of them as texts"):
+        encode_labels(load_files(train=str(path), validation=str(path)).splits)

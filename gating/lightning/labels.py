@@ -58,6 +58,11 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
 def _as_text(table: Dataset, split: str) -> list[str]:
     """Labels of one file may be read as numbers and those of another as words: compare what was written."""
     feature = table.features["label"]
+    if type(feature).__name__ == "Json":
+        # As datasets reads values of several kinds in a column of JSON, with some texts turned into numbers.
+        raise ValueError(
+            f"The {split} data has labels of several kinds, such as texts and numbers: write all of them as texts."
+        )
     # The whole column at once: reading it label by label is a hundred times slower.
     labels: Sequence[Any] = table["label"][:]
     if isinstance(feature, ClassLabel):
@@ -81,7 +86,7 @@ def _as_text(table: Dataset, split: str) -> list[str]:
             )
         if isinstance(label, float) and not label.is_integer():
             raise _fraction(split, row, label)
-        result.append(f"{int(label)}.0" if isinstance(label, float) else str(label))
+        result.append(str(label))
     return result
 
 
