@@ -6,6 +6,7 @@ Nothing here needs a network: models are small, random and built from configurat
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,9 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 (_SCRATCH / "wandb-data").mkdir()
+# In the background, or under nohup, they are ignored, and so they would be in the runs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import copy  # noqa: E402
 from collections.abc import Callable, Iterable  # noqa: E402

@@ -88,9 +88,18 @@ def test_numbers_without_a_known_white_are_refused():
     made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=3))
     odd = Pillow.fromarray(np.full((4, 4), 1e5, dtype=np.float32))
     table = Dataset.from_dict({"image": [{"path": None, "bytes": _tiff(odd)}], "label": [0]})
-    served = serve_images(table.cast_column("image", Image()), made, num_channels=3, where="train")
     with pytest.raises(ValueError, match=r"mode F.*save it with 8 or 16 bits"):
-        served[0]
+        serve_images(table.cast_column("image", Image()), made, num_channels=3, where="train")
+
+
+def test_files_as_bytes_are_read_and_what_does_not_fit_is_told_at_once():
+    image = Pillow.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * 16)
+    table = Dataset.from_dict({"image": [_tiff(image)], "label": [0]})
+    made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=1))
+    assert serve_images(table, made, num_channels=1, where="train")[0]["pixel_values"].shape == (1, 4, 4)
+    made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=3))
+    with pytest.raises(ValueError, match=r"first image of the train data cannot be made what the model reads"):
+        serve_images(table, made, num_channels=1, where="train")
 
 
 def _tiff(image: Pillow.Image) -> bytes:
