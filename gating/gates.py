@@ -32,8 +32,8 @@ def inject_gates(
 
     Each head's slice of the output projection's input is multiplied by its gate from then on. In training mode
     the gates are sampled once for each forward pass of the model; in evaluation mode they take their deterministic
-    value. :meth:`HeadGates.remove` takes everything out again. With gradient checkpointing, ``backward()`` has to follow
-    each forward pass: activations of an earlier one cannot be computed again, and that is an error.
+    value. :meth:`HeadGates.remove` takes everything out again. With gradient checkpointing, ``backward()`` has to
+    follow each forward pass: activations of an earlier one cannot be computed again, and that is an error.
 
     Args:
         model: The model to gate.
