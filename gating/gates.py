@@ -199,11 +199,13 @@ class HeadGates(FullPrecision):
                 f"Expected {self.log_alpha.numel()} gate values, got a tensor of shape {tuple(values.shape)}."
             )
         before = self._fixed
-        self._fixed, self._drawn = values.to(self.log_alpha.device), None
+        self._fixed = values.to(self.log_alpha.device)
+        self.forget_draw()
         try:
             yield
         finally:
-            self._fixed, self._drawn = before, None
+            self._fixed = before
+            self.forget_draw()
 
     def attach(self, model: nn.Module, blocks: Sequence[AttentionBlock]) -> None:
         """Put the gates to work in a model, in place: a pre-hook on every output projection and one on the model."""
@@ -264,7 +266,14 @@ class HeadGates(FullPrecision):
 
     def forget_draw(self) -> None:
         """Draw anew when values are needed next: what they are made of, besides ``log_alpha``, has changed."""
-        self._drawn, self._scales, self._use = None, {}, None
+        self._drawn, self._scales = None, {}
+        self._retire_use()
+
+    def _retire_use(self) -> None:
+        """Remember the pass that the values were of, as long as its graph may still be run backwards."""
+        if self._use is not None:
+            self._earlier = [weakref.ref(self._use), *(use for use in self._earlier if use() is not None)]
+        self._use = None
 
     def _check_recomputation(self) -> None:
         """Make sure that activations are computed again with the values of their own pass.
@@ -301,9 +310,7 @@ class HeadGates(FullPrecision):
         if torch.compiler.is_compiling():
             return
         self._drawn_in = (self.training, self.log_alpha._version)
-        if self._use is not None:
-            self._earlier = [weakref.ref(self._use), *(use for use in self._earlier if use() is not None)]
-        self._use = None
+        self._retire_use()
         if self._drawn.requires_grad:
             self._use = _Use()
             self._drawn.register_hook(self._use)

@@ -69,12 +69,10 @@ def num_heads_for_speedup(
         ValueError: The speed-up is not above 1, or not even one head (one group of heads) a model reaches it.
     """
     check_speedup(speedup=speedup)
-    if gates is None:
-        gates = inject_gates(model)
-        gates.remove()
-    heads_per_gate, names = gates.heads_per_gate, gates.block_names
+    gated = _gates_on_all_heads(model) if gates is None else gates
+    heads_per_gate = gated.heads_per_gate
     total, least = sum(heads_per_gate), nearest_reachable(1, heads_per_gate)
-    timed = measure or (lambda num_heads: _time(model, batch, num_heads, heads_per_gate, names, repeats))
+    timed = measure or (lambda num_heads: _time(model, batch, num_heads, gated, repeats))
     points = {total: 1.0}
     for share in _SHARES:
         num_heads = nearest_reachable(max(least, round(share * total)), heads_per_gate)
@@ -111,16 +109,15 @@ def _at_most(num_heads: int, heads_per_gate: tuple[int, ...]) -> int:
     return nearest_reachable(num_heads, heads_per_gate)
 
 
-def _time(
-    model: nn.Module,
-    batch: Mapping[str, Tensor],
-    num_heads: int,
-    heads_per_gate: tuple[int, ...],
-    names: Sequence[str],
-    repeats: int,
-) -> float:
+def _gates_on_all_heads(model: nn.Module) -> HeadGates:
+    gates = inject_gates(model)
+    gates.remove()
+    return gates
+
+
+def _time(model: nn.Module, batch: Mapping[str, Tensor], num_heads: int, gates: HeadGates, repeats: int) -> float:
     compact = deepcopy(model)
-    _keep_evenly(compact, num_heads, max(heads_per_gate), names)
+    _keep_evenly(compact, num_heads, max(gates.heads_per_gate), gates.block_names)
     return compare_latency(model, compact, batch, repeats=repeats).speedup
 
 

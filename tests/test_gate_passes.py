@@ -53,6 +53,19 @@ def test_activations_are_not_computed_again_with_the_gates_of_another_pass():
         (first + second).backward()
 
 
+def test_a_pass_is_not_forgotten_where_the_objective_goes_on_before_its_backward():
+    model = build("bert", **QUIET)
+    gates, objective = gating.inject_gates(model, init_prob_open=0.6), gating.ExactBudget(num_heads=4)
+    objective.attach(gates)
+    model.train()
+    model.activation_checkpointing_enable()
+    first = model(**batch_for(model, seed=1)).logits.sum()
+    objective.update(gates, 0.5)
+    second = model(**batch_for(model, seed=2)).logits.sum()
+    with pytest.raises(RuntimeError, match=r"call backward\(\) after each forward pass"):
+        (first + second).backward()
+
+
 def test_passes_that_ended_or_were_dropped_do_not_stand_in_the_way_of_checkpointing():
     model = build("bert", **QUIET)
     gates = gating.inject_gates(model, init_prob_open=0.6)

@@ -2,8 +2,8 @@
 
 The record in ``config.json`` holds under ``sha256`` a checksum of every file of weights, one of the settings of
 generation, and one of the configuration itself, without the checksums. They tell damage and mix-ups, not forgery: who
-can change the weights can change them, too. A model that is loaded does not carry them along;
-saving it writes new ones.
+can change the weights can change them, too. A model that is loaded does not carry them along; saving it writes new
+ones.
 """
 
 import hashlib
@@ -111,10 +111,12 @@ def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = Tr
     if not isinstance(sums, dict):
         raise ValueError(f"{folder / _CONFIG} is damaged: {CHECKSUMS} is not a table. Export the model again.")
     # Beside the files that were saved, there must be no other one that would be loaded instead.
-    has_settings = os.path.lexists(folder / _GENERATION)
-    settings = {_GENERATION} if has_settings else set()
-    absent = set() if whole or has_settings else {_GENERATION}
-    for name in sorted({_CONFIG, *sums, *settings, *(path.name for path in _weight_files(folder))} - absent):
+    names = {_CONFIG, *sums, *(path.name for path in _weight_files(folder))}
+    if os.path.lexists(folder / _GENERATION):
+        names.add(_GENERATION)
+    elif not whole:
+        names.discard(_GENERATION)
+    for name in sorted(names):
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"{folder / _CONFIG} has a checksum of {name!r}, which is not a file of the folder.")
         if sums.get(name) != (_digest_config(config) if name == _CONFIG else _digest_file(folder / name)):
@@ -133,9 +135,7 @@ def write_checksums(folder: Path) -> None:
     if not isinstance(config.get(RECORD_KEY), dict):
         return
     files = [
-        *folder.glob("*.safetensors"),
-        *folder.glob("*.safetensors.index.json"),
-        *folder.glob(_GENERATION),
+        path for pattern in ("*.safetensors", "*.safetensors.index.json", _GENERATION) for path in folder.glob(pattern)
     ]
     sums = {file.name: _digest_file(file) for file in sorted(files)}
     config[RECORD_KEY][CHECKSUMS] = {**sums, _CONFIG: _digest_config(config)}

@@ -107,8 +107,7 @@ class Pretrained:
         options = {"dtype": torch.float32, "use_safetensors": self.use_safetensors, "revision": self.revision}
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
-        # The model's configuration has no place for what only the settings of generation have.
-        config = self.load_config(**{name: value for name, value in changes.items() if name != "forced_bos_token_id"})
+        config = self.load_config(**_for_config(changes))
         options |= {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
         load = partial(auto_class.from_pretrained, locate(self.name))  # type: ignore[attr-defined]
         with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):
@@ -137,6 +136,11 @@ class Pretrained:
             if generation is not None and (is_missing or name in _BEGINNINGS):
                 setattr(generation, name, value)
         return model
+
+
+def _for_config(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what only the settings of generation have a place for."""
+    return {name: value for name, value in changes.items() if name != "forced_bos_token_id"}
 
 
 def _other_prefix(model: PreTrainedModel, found: Mapping[str, Any]) -> dict[str, str] | None:
@@ -202,9 +206,8 @@ class NewModel:
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
         """Return the model with random weights."""
-        model: PreTrainedModel = auto_class.from_config(  # type: ignore[attr-defined]
-            self.load_config(**{name: value for name, value in changes.items() if name != "forced_bos_token_id"})
-        )
+        config = self.load_config(**_for_config(changes))
+        model: PreTrainedModel = auto_class.from_config(config)  # type: ignore[attr-defined]
         return model
 
 

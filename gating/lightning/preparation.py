@@ -44,12 +44,8 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
         before: Folder of the run that is to go on; None for a new one.
     """
     num_processes = check_processes(settings["trainer"])
-    if is_first() and before is None:
-        check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
-        check_places(Path(cfg.output_dir), Path(cfg.paths.checkpoints))
-    elif is_first() and before is not None:
-        cfg.output_dir = str(before)
-        check_places_of(before, Path(cfg.paths.checkpoints), before=read_settings_of(before)["paths"]["checkpoints"])
+    if is_first():
+        _check_places(cfg, before)
     try_settings(cfg)
     resolve_mode(cfg.logger.get("mode", "auto"))
     pl.seed_everything(cfg.seed, verbose=False)
@@ -62,15 +58,17 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     check_adapters(adapters, source, blueprint)
     if cfg.gradient_checkpointing:
         check_checkpointing(blueprint, compiled=cfg.compile)
-    if not gated and not cfg.gates.get("discover"):
-        find_attention_blocks(blueprint)
-    elif not cfg.gates.get("discover"):
+    discovers = cfg.gates.get("discover")
+    if not discovers:
         # On the model without weights: whether gates and budget fit it is known before anything is loaded.
-        objective.attach(instantiate(cfg.gates)(blueprint))
+        if gated:
+            objective.attach(instantiate(cfg.gates)(blueprint))
+        else:
+            find_attention_blocks(blueprint)
     processor, prepared, data = _load_data(settings["data"], task, source, blueprint, seed=cfg.seed)
     data.divide(num_processes)
     model = source.load(task.auto_class, **prepared.config)
-    if cfg.gates.get("discover"):
+    if discovers:
         # What is found has to be tried out, which takes weights.
         gates = instantiate(cfg.gates)(model)
         if gated:
@@ -106,6 +104,16 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     data.divide(num_processes, part=rank())
     _open_folder(cfg, work, settings, before)
     return work
+
+
+def _check_places(cfg: DictConfig, before: Path | None) -> None:
+    """Make sure that the run can write to its places, and that they are its own; one that goes on keeps its folder."""
+    if before is None:
+        check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
+        check_places(Path(cfg.output_dir), Path(cfg.paths.checkpoints))
+    else:
+        cfg.output_dir = str(before)
+        check_places_of(before, Path(cfg.paths.checkpoints), before=read_settings_of(before)["paths"]["checkpoints"])
 
 
 def _check_emptying(gates: HeadGates, objective: Mapping[str, Any]) -> None:

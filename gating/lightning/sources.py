@@ -210,12 +210,15 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
             f"data.{split}={file}: cannot read {path.suffix or 'a file without ending'}; use "
             f"{', '.join([*also, *_READERS])}."
         )
-    if not path.read_bytes().strip():
+    content = path.read_bytes()
+    is_empty, start = not content.strip(), content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    del content  # It may be large, and its reader reads it again.
+    if is_empty:
         raise ValueError(f"data.{split}={file}: the file is empty.")
     builder, options = _READERS[path.suffix.lower()]
     if builder == "csv":
         options = {**options, "features": _text_columns(path, f"data.{split}={file}")}
-    elif builder == "json" and path.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
+    elif builder == "json" and start not in (b"{", b"["):
         # What reads it ends the whole process at some other values.
         raise ValueError(f"data.{split}={file}: the file cannot be read (it begins with no JSON object or list).")
     try:

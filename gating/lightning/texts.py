@@ -82,16 +82,14 @@ def readable_length(blueprint: PreTrainedModel, max_length: int, *, name: str = 
     parts = [blueprint.config, *(getattr(blueprint.config, part, None) for part in ("encoder", "decoder"))]
     found = [getattr(part, "max_position_embeddings", None) for part in parts if isinstance(part, PreTrainedConfig)]
     # XLNet says with -1 that there is no limit.
-    positions = min((number for number in found if number is not None and number > 0), default=None)
+    positions: int | None = min((number for number in found if number is not None and number > 0), default=None)
+    if positions is None:
+        return max_length
     for place, module in blueprint.named_modules():
         # RoBERTa and alike count positions from the padding index on.
-        if (
-            positions is not None
-            and place.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
+        if place.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions -= module.padding_idx + 1
-    return max_length if positions is None else min(max_length, positions)
+    return min(max_length, positions)
 
 
 def tokenise(splits: DatasetDict, function: Callable[..., Any]) -> DatasetDict:

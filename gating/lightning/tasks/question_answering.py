@@ -39,7 +39,7 @@ class QuestionAnswering:
         """Say how many tokens an answer may have.
 
         Raises:
-            ValueError: None.
+            ValueError: It may have no token.
         """
         if max_answer_length < 1:
             raise ValueError(f"task.max_answer_length={max_answer_length}: an answer has at least one token.")
