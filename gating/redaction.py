@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,25 @@ def redact_file(path: Path) -> None:
 
 
 def redact_output() -> None:
-    """Take the secrets out of everything that this program prints from now on, errors of libraries included."""
-    sys.stdout, sys.stderr = _RedactingStream(sys.stdout), _RedactingStream(sys.stderr)
+    """Take the secrets out of everything that this program prints from now on, errors of libraries included.
+
+    Output that nobody can receive any more, such as after ``| head -1`` or the end of a terminal, is dropped.
+    """
+    sys.stdout = _RedactingStream(sys.stdout or _replace_closed(1))
+    sys.stderr = _RedactingStream(sys.stderr or _replace_closed(2))
+
+
+def _replace_closed(descriptor: int) -> Any:
+    """Return a stream to nowhere for one that was closed at the start, as by ``>&-``, and occupy its descriptor.
+
+    Otherwise the next file that is opened would get the number, and the output of libraries with it.
+    """
+    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        os.dup2(nowhere.fileno(), descriptor)
+    return nowhere
 
 
 class _RedactingStream:
@@ -76,15 +93,27 @@ class _RedactingStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redact(text))
+        with _dropping_lost_output():
+            self._stream.write(redact(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
 
+    def flush(self) -> None:
+        with _dropping_lost_output():
+            self._stream.flush()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def _dropping_lost_output() -> Iterator[None]:
+    # ValueError: a library has closed the stream.
+    with suppress(OSError, ValueError):
+        yield
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """train.py, remembering what each of its processes keeps; run by test_ranks.py.
 
 HAPPENS, as "RANK BATCH WHAT", makes something happen to one process at a training batch: a signal by its name, "fails"
-or "nan".
+or "nan". HANGS, as "RANK BATCH", lets another process wait there without end, as NCCL does for a process that is gone.
 """
 
 import itertools
@@ -9,12 +9,14 @@ import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
 from gating import find_attention_blocks
+from gating.lightning import watch
 from gating.lightning.module import FineTuning
 from gating.lightning.ranks import rank
 
@@ -32,7 +34,11 @@ def remember_kept_heads(work, objective, gates):
 def let_it_happen(self, batch, batch_idx):
     loss = training_step(self, batch, batch_idx)
     happens = os.environ.get("HAPPENS", "- - -").split()
-    if happens[:2] == [str(rank()), str(next(batches))]:
+    now = [str(rank()), str(next(batches))]
+    if os.environ.get("HANGS", "").split() == now:
+        watch._GRACE_S = 0.5
+        threading.Event().wait()
+    if happens[:2] == now:
         if happens[2] == "fails":
             raise RuntimeError("this process was told to fail")
         if happens[2] == "nan":

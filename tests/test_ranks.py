@@ -73,7 +73,7 @@ def test_only_one_folder_is_written(finished):
 
 ENDS = {
     # What happens to which process at its batch 7, how the run ends, and what it says.
-    "1 7 SIGKILL": (1, "Another process of this run has ended"),
+    "1 7 SIGKILL": (1, "Another process of this run has ended: rank 1 was killed by SIGKILL"),
     "0 7 fails": (1, "this process was told to fail"),
     "1 7 fails": (1, "this process was told to fail"),
     "0 7 SIGTERM": (143, "Stopped by SIGTERM"),

@@ -8,11 +8,14 @@ from pathlib import Path
 from gating.errors import explain, is_input_error
 from gating.lightning.divergence import DivergedError
 from gating.lightning.loggers import close_wandb
-from gating.lightning.ranks import is_about_others, is_first, stop_processes
-from gating.lightning.run_folder import is_finished, is_taken
+from gating.lightning.ranks import is_about_others, is_first, rank, stop_processes
+from gating.lightning.run_folder import is_finished, is_run, is_taken
 from gating.lightning.stopping import Stopped, stopping_at_signals
+from gating.lightning.watch import find_lost_process, heeding_lost_processes
 
 __all__ = ["ending_well"]
+
+_GO_ON = "The run can go on: python train.py resume="
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
     """
     failed = True
     try:
-        with stopping_at_signals():
+        with stopping_at_signals(), heeding_lost_processes(lambda lost: _say_lost(lost, folder())):
             yield
         failed = False
     except Stopped as stopped:
@@ -38,8 +41,7 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
         # What was instantiated from a configuration was at fault, not what instantiates.
         cause = error.__cause__ if type(error).__module__.startswith("hydra.") and error.__cause__ else error
         if is_about_others(cause):
-            _say("error: Another process of this run has ended. What it said about it, if anything, is above.")
-            _say_how_to_go_on(folder())
+            _say_lost(find_lost_process(patience_s=5.0), folder())
             sys.exit(1)
         if not is_input_error(cause):
             _say_how_to_go_on(folder())
@@ -73,6 +75,20 @@ def _say(sentence: str) -> None:
             print(sentence, file=sys.stderr, flush=True)
 
 
+def _say_lost(lost: str | None, folder: Path) -> None:
+    """Say which process has ended; another one says it where that was the first."""
+    if is_first() or (rank() == 1 and lost is not None and lost.startswith("rank 0 ")):
+        which = f": {lost}" if lost else ""
+        go_on = f"\n{_GO_ON}{folder}" if is_run(folder) and not is_finished(folder) else ""
+        with suppress(OSError):
+            print(
+                f"error: Another process of this run has ended{which}. What it said about it, if anything, is above."
+                + go_on,
+                file=sys.stderr,
+                flush=True,
+            )
+
+
 def _say_how_to_go_on(folder: Path) -> None:
     if is_taken(folder) and not is_finished(folder):
-        _say(f"The run can go on: python train.py resume={folder}")
+        _say(f"{_GO_ON}{folder}")

@@ -14,10 +14,11 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.utilities import rank_zero_only
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+
+from gating.lightning.watch import WatchedDDP, stop_children
 
 __all__ = [
     "check_processes",
@@ -36,8 +37,8 @@ __all__ = [
 _TIMEOUT = timedelta(minutes=10)
 _SHARDED = ("fsdp", "modelparallel", "model_parallel", "deepspeed")
 
-# The processes that this one has started, until they are told to stop.
-_started: list[Fabric] = []
+# Whether the other processes, which this one has started, were told to stop.
+_are_stopped = False
 
 Value = TypeVar("Value")
 
@@ -67,22 +68,24 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
 def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
     """Start the other processes, unless they are there already, and connect all of them.
 
-    Lightning watches over those that it starts here: if one dies, it ends them all.
-
     Args:
         trainer: Settings of the trainer, which takes over these processes.
         num_processes: What :func:`check_processes` has found.
     """
+    global _are_stopped
+    if _are_stopped:
+        # The job of a sweep that they were started in has failed.
+        torch.distributed.destroy_process_group()
+        _are_stopped = False
     if num_processes == 1 or torch.distributed.is_initialized():
         return
     fabric = Fabric(
         accelerator=trainer["accelerator"],
         devices=trainer["devices"],
         num_nodes=trainer.get("num_nodes", 1),
-        strategy=DDPStrategy(timeout=_TIMEOUT),
+        strategy=WatchedDDP(timeout=_TIMEOUT),
     )
     fabric.launch()
-    _started.append(fabric)
 
 
 def root_device(trainer: Mapping[str, Any]) -> torch.device:
@@ -92,10 +95,8 @@ def root_device(trainer: Mapping[str, Any]) -> torch.device:
 
 def stop_processes() -> None:
     """End the processes that this one has started: it has failed, and they would wait for it."""
-    for fabric in _started:
-        for process in getattr(fabric.strategy.launcher, "procs", []):
-            process.kill()  # Nothing less ends one that waits for another.
-    _started.clear()
+    global _are_stopped
+    _are_stopped = stop_children()
 
 
 def is_about_others(error: BaseException) -> bool:
