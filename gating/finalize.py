@@ -1,5 +1,6 @@
 """From gates to a smaller model: decide, fold, remove, prove."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,12 +12,15 @@ from gating.heads.blocks import AttentionBlock, find_attention_blocks
 from gating.heads.compact import become_compact
 from gating.heads.edits import Edit, Undo, apply_edits, undo_edits
 from gating.heads.linear import plan_scale_inputs
-from gating.heads.probe import forward_outputs, make_probe, max_relative_difference, tolerance_for
+from gating.heads.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.heads.pruning import PruneReport, num_parameters, plan_pruning
-from gating.heads.refusals import check_no_adapters
+from gating.heads.refusals import check_has_values, check_no_adapters
 from gating.selection import check_reachable, select_gates
 
 __all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
+
+# Between the mean values of the gates to keep and of those to remove.
+_LEAST_GAP = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,21 @@ def finalize(
     Raises:
         ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
             gate is open, or the gates are another model's, or something is NaN, or ``kept`` does not fit, or adapters
-            have not been merged.
+            have not been merged, or the model has no weights yet, or does not run on the probe.
         RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
     """
     if getattr(model, "head_gates", None) is not gates:
         raise ValueError(
             f"These gates are not those of this {type(model).__name__}; pass what inject_gates(model) gave."
         )
+    check_has_values(model)
     blocks = find_attention_blocks(model)
     check_no_adapters(model)
     gated = [block for block in blocks if block.name in gates.block_names]
     values = decide_gate_values(gates, num_heads=num_heads, kept=kept)
+    _warn_if_alike(gates, values > 0)
     gates.attach_again()
-    probe = make_probe(model) if probe is None else probe
-    masked, tolerance = _masked_outputs(model, gates, values, probe)
+    probe, masked, tolerance = _masked_outputs(model, gates, values, probe)
     heads_before = sum(block.num_heads for block in blocks)
     parameters_before = num_parameters(model) - gates.log_alpha.numel()
 
@@ -100,15 +105,15 @@ def finalize(
 
 
 def _masked_outputs(
-    model: nn.Module, gates: HeadGates, values: Tensor, probe: Mapping[str, Tensor]
-) -> tuple[list[Tensor], float]:
-    """Return what the model answers with given gate values, and how far rounding may carry the compact model from it.
+    model: nn.Module, gates: HeadGates, values: Tensor, probe: Mapping[str, Tensor] | None
+) -> tuple[Mapping[str, Tensor], list[Tensor], float]:
+    """Return the probe, the model's outputs for it with given gate values, and how far rounding may change them.
 
     A model that makes much of little, as T5 does without scaling its attention, shows it when its gates are changed by
     one rounding.
     """
     with gates.fixed_at(values):
-        masked = forward_outputs(model, probe)
+        probe, masked = run_probe(model, probe)
     if values.isnan().any() or any(tensor.isnan().any() for tensor in masked):
         raise ValueError(
             "The model or its gates give NaN: training has diverged. Lower the learning rate, or train in float32."
@@ -116,7 +121,25 @@ def _masked_outputs(
     eps = max(torch.finfo(tensor.dtype).eps for tensor in masked)
     with gates.fixed_at(values * (1 - eps)):
         sensitivity = min(1e-4, max_relative_difference(masked, forward_outputs(model, probe)))
-    return masked, max(*(tolerance_for(tensor.dtype) for tensor in masked), 30 * sensitivity)
+    return probe, masked, max(*(tolerance_for(tensor.dtype) for tensor in masked), 30 * sensitivity)
+
+
+def _warn_if_alike(gates: HeadGates, kept: Tensor) -> None:
+    """Warn that heads are chosen by gates that nothing seems to have trained."""
+    values = gates.values().detach()
+    removed = ~kept
+    if not removed.any():
+        return
+    num_open = int(((values > 0) & removed).sum())
+    mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
+    if mean_kept - mean_removed < _LEAST_GAP or 2 * num_open > int(removed.sum()):
+        warnings.warn(
+            f"The choice of heads is nearly arbitrary: the {int(kept.sum())} gates that are kept are at "
+            f"{mean_kept:.2f} on average, the {int(removed.sum())} that are removed at {mean_removed:.2f}, and "
+            f"{num_open} of these are open. Train until the objective has closed them: call its update at every step, "
+            "and give the gates a learning rate of their own, such as 0.1.",
+            stacklevel=3,
+        )
 
 
 def _check_difference(difference: float, tolerance: float, block: AttentionBlock) -> None:

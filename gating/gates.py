@@ -1,12 +1,15 @@
 """Hard-concrete gates on the attention heads of a model: inject, sample, read, remove."""
 
+import sys
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from gating import hard_concrete
 from gating.full_precision import FullPrecision
@@ -27,6 +30,7 @@ def inject_gates(
     exclude: Collection[str] = (),
     group_queries: bool = True,
     discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
 ) -> "HeadGates":
     """Put a gate on every attention head of a model, in place; where it has adapters, beside them.
 
@@ -46,6 +50,7 @@ def inject_gates(
             be removed whole. With a gate for each query head, groups that lose different numbers of heads are filled
             up with padding. A single group for all heads always gets a gate for each head: it needs no padding.
         discover: Whether to gate attention classes that the registry does not know, by their structure.
+        probe: A batch as the model's keyword arguments to try them on; made from its configuration when left out.
 
     Returns:
         The gates, which are also a submodule of the model.
@@ -59,7 +64,8 @@ def inject_gates(
         raise ValueError(f"The temperature of the gates must be positive, got {temperature}.")
     if not (len(stretch_limits) == 2 and stretch_limits[0] < 0 and stretch_limits[1] > 1):
         raise ValueError(f"The stretch limits must be a number below 0 and one above 1, got {stretch_limits}.")
-    blocks = find_attention_blocks(model, discover=discover)
+    _check_not_sequential(model)
+    blocks = find_attention_blocks(model, discover=discover, probe=probe)
     unknown = set(exclude) - {block.name for block in blocks}
     if unknown:
         raise ValueError(f"There is no attention block {sorted(unknown)[0]!r} to exclude.")
@@ -129,7 +135,7 @@ class HeadGates(FullPrecision):
         self._fixed: Tensor | None = None
         # What every feature of this pass is multiplied by, and its parts for each block in the precisions asked for.
         self._drawn: Tensor | None = None
-        self._scales: dict[torch.dtype, tuple[Tensor, ...]] = {}
+        self._scales: dict[tuple[torch.dtype, bool], tuple[Tensor, ...]] = {}
         # Parts of a model may be called without the whole; this tells whether the values are still good.
         self._drawn_in: tuple[bool, int] | None = None
         self._use: _Use | None = None
@@ -258,11 +264,15 @@ class HeadGates(FullPrecision):
             self._check_recomputation()
         elif self._is_stale():
             self._draw()
-        if dtype not in self._scales:
+        assert self._drawn is not None
+        # Some models run a part of themselves without gradients; the others are not to use its tensors.
+        key = (dtype, torch.is_grad_enabled())
+        if key not in self._scales:
+            if self._drawn.requires_grad and not key[1] and not torch.compiler.is_compiling():
+                _check_not_reentrant()
             # One conversion for all blocks.
-            assert self._drawn is not None
-            self._scales[dtype] = self._drawn.to(dtype).split(self._widths)
-        return self._scales[dtype][block_index]
+            self._scales[key] = self._drawn.to(dtype).split(self._widths)
+        return self._scales[key][block_index]
 
     def forget_draw(self) -> None:
         """Draw anew when values are needed next: what they are made of, besides ``log_alpha``, has changed."""
@@ -361,6 +371,20 @@ def _is_in_backward() -> bool:
     return is_in_backward
 
 
+def _check_not_reentrant() -> None:
+    """Raise ``RuntimeError`` inside of a reentrant checkpoint, whose backward pass ends at its own inputs.
+
+    The gates are no input of it, so they would get no gradient, without a word.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is CheckpointFunction.forward.__code__:
+            raise RuntimeError(
+                "Reentrant gradient checkpointing gives the gates no gradient: enable it with use_reentrant=False."
+            )
+        frame = frame.f_back  # type: ignore[assignment]
+
+
 class _BlockGate(nn.Module):
     """The gates of one attention block, as a pre-hook of its output projection.
 
@@ -383,6 +407,14 @@ class _BlockGate(nn.Module):
         start, size = sum(self.gates.block_sizes[: self.index]), self.gates.block_sizes[self.index]
         num_heads = sum(self.gates.heads_per_gate[start : start + size])
         return f"num_heads={num_heads}" if num_heads == size else f"num_heads={num_heads}, num_gates={size}"
+
+
+def _check_not_sequential(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a container that would call the gates as one of its parts, as SentenceTransformer."""
+    if isinstance(model, nn.Sequential):
+        inside = [name for name, module in model.named_modules() if isinstance(module, PreTrainedModel)]
+        where = f", model.get_submodule({inside[0]!r})" if inside else ""
+        raise ValueError(f"{type(model).__name__} calls its parts in order: put gates on one of them{where}.")
 
 
 def _gate_units(block: AttentionBlock, *, group_queries: bool) -> list[tuple[int, ...]]:

@@ -13,9 +13,9 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from gating.errors import loading
-from gating.heads.compact import compact_class
+from gating.heads.compact import auto_classes, compact_class
 from gating.heads.files import read_config, walk
-from gating.heads.limits import checked_folder, load_whole
+from gating.heads.limits import check_finite, checked_folder, load_whole
 from gating.heads.record import RECORD_KEY
 
 __all__ = ["load_compact"]
@@ -40,7 +40,8 @@ def load_compact(
     Args:
         save_directory: The folder.
         dtype: Type of the weights; the one they were saved in when left out.
-        verify: Whether to compare the files with the checksums of when they were saved, which reads them once more.
+        verify: Whether to compare the files with the checksums of when they were saved, which reads them once more, and
+            to refuse weights that are NaN or infinite.
 
     Returns:
         The model, in evaluation mode.
@@ -62,9 +63,12 @@ def load_compact(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         base = _model_class(config, folder)
         cls = compact_class(base) if is_compact else base
-        return load_whole(
+        model = load_whole(
             partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True)
         )
+    if verify:
+        check_finite(model, folder)
+    return model
 
 
 def _check_trust(folder: Path, described: Mapping[str, Any]) -> None:
@@ -95,7 +99,8 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
     base = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
         raise ValueError(f"{folder}/config.json names the architecture {name!r}, which transformers does not have.")
-    if base.config_class is not type(config):
+    # Some families have a configuration of their own and the models of another one.
+    if base.config_class is not type(config) and base not in auto_classes(type(config)).values():
         raise ValueError(
             f"{folder}/config.json is damaged: the architecture {name} is not of the type {config.model_type!r}. "
             "Export the model again."

@@ -75,7 +75,7 @@ def test_numbers_and_names_of_one_layer_add_up(bert):
     ("request_", "error", "message"),
     [
         ({0: [0], 7: [0]}, ValueError, "no layer 7.*encoder.layer.0.attention.self"),
-        ({0: [0], -1: [0]}, ValueError, "no layer -1"),
+        ({0: [0], -4: [0]}, ValueError, "no layer -4"),
         ({0: [0], "encoder.layer.9": [0]}, ValueError, "no layer 'encoder.layer.9'"),
         ({0: [0], 1: [4]}, ValueError, "Layer 1 has heads 0 to 3; there is no head 4"),
         ({0: [0], 1: [-1]}, ValueError, "there is no head -1"),

@@ -1,11 +1,11 @@
 """Where the attention heads of a model are."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from .families import find_spec
 from .linear import num_inputs, num_outputs
@@ -103,13 +103,16 @@ class AttentionBlock:
             return False
 
 
-def find_attention_blocks(model: nn.Module, *, discover: bool = False) -> list[AttentionBlock]:
+def find_attention_blocks(
+    model: nn.Module, *, discover: bool = False, probe: Mapping[str, Tensor] | None = None
+) -> list[AttentionBlock]:
     """Find the attention blocks of a model, in the order of its modules.
 
     Args:
         model: A transformers model, or any module that holds attention classes of the registry.
         discover: Whether to look for the structure of attention in classes that the registry does not know, too. What
             is found that way is tried out on a small input before it is believed.
+        probe: That input, a batch as the model's keyword arguments; made from its configuration when left out.
 
     Returns:
         One entry for each attention module whose class, or a class it inherits from, is registered. A module that is
@@ -123,7 +126,7 @@ def find_attention_blocks(model: nn.Module, *, discover: bool = False) -> list[A
         # Discovery tries removal out, and removal needs the blocks: the one import that would close a circle.
         from .discovery import discover_specs
 
-        discover_specs(model)
+        discover_specs(model, probe=probe)
     blocks = list(_walk(model))
     if not blocks:
         raise ValueError(explain_unknown(model, searched=discover))

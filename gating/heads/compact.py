@@ -21,19 +21,23 @@ from transformers.utils.hub import cached_file
 from .blocks import find_attention_blocks
 from .edits import apply_edits
 from .files import check_checksums, read_config, write_checksums
-from .limits import check_fits, checked_folder, is_being_checked, load_whole
+from .limits import check_finite, check_fits, checked_folder, is_being_checked, load_whole
 from .record import RECORD_KEY, describe_kept_heads, plan_from_record
 
-__all__ = ["become_compact", "compact_class"]
+__all__ = ["auto_classes", "become_compact", "compact_class"]
 
 
 def become_compact(model: nn.Module) -> None:
     """Make a model whose heads were removed save and load itself, in place.
 
     Writes the record of kept heads into the model's configuration and turns the model's class into
-    :func:`compact_class` of it. A module without a transformers configuration is left as it is.
+    :func:`compact_class` of it. Of a module that only holds such models, as a SentenceTransformer does, those that have
+    lost heads save and load themselves.
     """
     if not isinstance(model, PreTrainedModel):
+        for child in model.children():
+            if any(hasattr(module, "head_slots") for module in child.modules()):
+                become_compact(child)
         return
     cls = compact_class(type(model))
     model.__class__ = cls
@@ -41,7 +45,7 @@ def become_compact(model: nn.Module) -> None:
     module_name = __name__.rpartition(".")[2]
     # Remote code is looked up by Auto class; every one that knows this configuration gets its class.
     model.config.auto_map = {
-        auto_name: f"{module_name}.{base.__name__}" for auto_name, base in _auto_classes(type(model.config)).items()
+        auto_name: f"{module_name}.{base.__name__}" for auto_name, base in auto_classes(type(model.config)).items()
     }
 
 
@@ -82,17 +86,21 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         load = partial(base.from_pretrained.__func__, cls, name, *args, **kwargs)  # type: ignore[attr-defined]
         if is_being_checked():
             return load()
-        if name is not None and os.path.isdir(name):
-            folder = Path(name, kwargs.get("subfolder", ""))
+        is_folder = name is not None and os.path.isdir(name)
+        if is_folder:
+            folder = Path(str(name), kwargs.get("subfolder", ""))
             if kwargs.get("variant") or kwargs.get("gguf_file"):
                 return load()  # These are other weights than those that the record is about.
             # Another class has another task head; and who lets mismatches through wants a new one.
             own_checks = kwargs.get("ignore_mismatched_sizes") or kwargs.get("output_loading_info")
             exact = not own_checks and cls.__name__ in (read_config(folder).get("architectures") or ())
             with checked_folder(folder, verify=verify, exact=exact):
-                return load_whole(load) if exact else load()
-        loaded = load()
-        if name is not None and verify:
+                loaded = load_whole(load) if exact else load()
+        else:
+            loaded = load()
+        if verify and name is not None:
+            check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, name)
+        if verify and name is not None and not is_folder:
             # From the hub: its files are known when they are there.
             places = {key: kwargs[key] for key in ("cache_dir", "revision", "subfolder", "token") if key in kwargs}
             snapshot = Path(str(cached_file(str(name), "config.json", local_files_only=True, **places))).parent
@@ -117,11 +125,16 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         # Pickle would look for the class by its name and find the base.
         return _new, (base,), self.__getstate__()
 
+    def is_custom_code(_: type[PreTrainedModel]) -> bool:
+        # The code is that of the base. Modules of custom code whose parameters are all loaded keep the buffers that are
+        # in no file as they were allocated.
+        return bool(base.is_custom_code())
+
     def no_early_cache(_: PreTrainedModel) -> None:
         # Static caches are sized at their first use then, layer by layer; the configuration knows one size for all.
         return
 
-    auto_names = [name for name, cls in _auto_classes(base.config_class).items() if cls is base]
+    auto_names = [name for name, cls in auto_classes(base.config_class).items() if cls is base]
     members = {
         "__init__": build,
         "__reduce_ex__": reduce,
@@ -129,6 +142,7 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "save_pretrained": save_pretrained,
         "_upload_modified_files": upload,
         "_get_static_cache_init_shape": no_early_cache,
+        "is_custom_code": classmethod(is_custom_code),
         "__module__": __name__,
         "__qualname__": base.__name__,
         "is_compact": True,
@@ -164,7 +178,7 @@ def _new(base: type[PreTrainedModel]) -> PreTrainedModel:
     return cls.__new__(cls)
 
 
-def _auto_classes(config_class: type | None) -> dict[str, type[PreTrainedModel]]:
+def auto_classes(config_class: type | None) -> dict[str, type[PreTrainedModel]]:
     """Return the model class that each Auto class of transformers picks for a configuration."""
     found = {}
     # Not dir(transformers), which takes a fifth of a second.

@@ -6,16 +6,17 @@ or what else a ``forward`` relies on, so candidates are tried: heads are removed
 whose outputs equal those with masked heads is believed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 
-from torch import nn
+from torch import Tensor, nn
 
 from .blocks import AttentionBlock, find_attention_blocks
 from .edits import undo_edits
 from .families import find_spec
 from .linear import num_inputs, num_outputs, why_not_editable
+from .probe import run_probe
 from .refusals import check_no_adapters, why_not_attention
 from .removal import plan_removal
 from .self_check import apply_checked
@@ -34,20 +35,26 @@ _TRIPLES = [
     ("wq", "wk", "wv"),
 ]
 _FUSED = ["qkv", "Wqkv", "qkv_proj", "query_key_value", "c_attn", "in_proj", "att_proj", "W_pack"]
-_FUSED_LAYOUTS: list[RowLayout] = ["qkv", "hqkv", "gqkv"]
+# Fused rows, with as many key-value heads as query heads and with fewer of them.
+_FUSED_LAYOUTS: dict[bool, tuple[RowLayout, RowLayout]] = {False: ("qkv", "hqkv"), True: ("qkv", "gqkv")}
 _OUTPUTS = ["o_proj", "out_proj", "dense", "o", "out_lin", "c_proj", "Wo", "proj", "projection", "linear_out", "wo"]
 _HEAD_DIMS = ["head_dim", "attention_head_size", "head_size", "key_value_proj_dim", "d_head", "dim_head", "d_k"]
 _WIDTHS = ("all_head_size", "inner_dim", "split_size")
 
 
-def discover_specs(model: nn.Module) -> None:
+def discover_specs(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> None:
     """Give every module that turns out to be attention, and is not known yet, a spec of its own, in place.
 
     The specs are attributes of the modules, ``attention_spec``, so that they are found from then on; nothing else is
     changed.
 
+    Args:
+        model: The model.
+        probe: The batch to try them on; made from the model's configuration when left out.
+
     Raises:
-        ValueError: A class looks like attention, but no reading of its structure stands the test.
+        ValueError: A class looks like attention, but no reading of its structure stands the test, or the model does
+            not run on the probe.
     """
     by_class: dict[type, list[nn.Module]] = {}
     candidates: dict[type, list[AttentionSpec]] = {}
@@ -58,10 +65,13 @@ def discover_specs(model: nn.Module) -> None:
             if guesses:
                 by_class.setdefault(type(module), []).append(module)
                 candidates.setdefault(type(module), guesses)
-    if by_class:
-        check_no_adapters(model)
+    if not by_class:
+        return
+    check_no_adapters(model)
+    # Whether the model runs at all is not for each of the candidates to find out.
+    batch, _ = run_probe(model, probe)
     for attention_class, its_modules in by_class.items():
-        _settle(model, its_modules, candidates[attention_class])
+        _settle(model, its_modules, candidates[attention_class], batch)
 
 
 def share_specs(model: nn.Module, other: nn.Module) -> None:
@@ -110,7 +120,7 @@ def _guess_projections(module: nn.Module, num_heads: int, head_dim: int) -> Iter
         if _is_linear(module, name):
             groups, rest = divmod(num_outputs(module.get_submodule(name)) - num_heads * head_dim, 2 * head_dim)
             if groups > 0 and rest == 0 and num_heads % groups == 0:
-                for layout in _FUSED_LAYOUTS if groups < num_heads else _FUSED_LAYOUTS[:2]:
+                for layout in _FUSED_LAYOUTS[groups < num_heads]:
                     yield ((name, layout),)
             return
 
@@ -124,19 +134,21 @@ def _is_linear(module: nn.Module, path: str) -> bool:
     return why_not_editable(child) is None or hasattr(child, "weight")
 
 
-def _settle(model: nn.Module, modules: list[nn.Module], candidates: list[AttentionSpec]) -> None:
+def _settle(
+    model: nn.Module, modules: list[nn.Module], candidates: list[AttentionSpec], probe: Mapping[str, Tensor]
+) -> None:
     """Give modules of one class the first spec that stands the test."""
     problem = ""
     for spec in candidates:
         try:
             _assign(modules, spec)
-            _try(model, spec, emptied=False)
+            _try(model, spec, probe, emptied=False)
         except ValueError as error:
             problem = problem or str(error)
             _assign(modules, None)
             continue
         try:
-            _try(model, spec, emptied=True)
+            _try(model, spec, probe, emptied=True)
         except ValueError:
             _assign(modules, replace(spec, returns="unknown"))
         return
@@ -151,7 +163,7 @@ def _assign(modules: list[nn.Module], spec: AttentionSpec | None) -> None:
             del module.attention_spec
 
 
-def _try(model: nn.Module, spec: AttentionSpec, *, emptied: bool) -> None:
+def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, emptied: bool) -> None:
     """Remove some heads, compare with masking them, and put them back.
 
     The first group of heads goes: the values of the last one lie at the end of a fused projection in every layout.
@@ -159,7 +171,7 @@ def _try(model: nn.Module, spec: AttentionSpec, *, emptied: bool) -> None:
     blocks = [block for block in find_attention_blocks(model) if block.spec == spec]
     kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
-    undo_edits(apply_checked(model, blocks, kept, edits, must_matter=True))
+    undo_edits(apply_checked(model, blocks, kept, edits, probe=probe, must_matter=True))
 
 
 def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:

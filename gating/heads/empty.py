@@ -48,7 +48,7 @@ class BiasOnly(nn.Module):
         """Return the bias for every position, ``[..., out_features]``, whatever the input's width."""
         out_features = self.weight.shape[0]
         result = hidden_states.new_zeros(*hidden_states.shape[:-1], out_features)
-        return result if self.bias is None else result + self.bias
+        return _keep_graph(result if self.bias is None else result + self.bias, hidden_states)
 
     def extra_repr(self) -> str:
         """Show the shape like a linear layer does."""
@@ -70,8 +70,8 @@ def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
         # An empty tensor, not None: transformers skips None when it collects the layers' probabilities.
         probabilities = hidden_states.new_zeros(hidden_states.shape[0], 0, hidden_states.shape[1], key_length)
         if returns == "context":
-            return hidden_states, probabilities
-        output = _output_of_nothing(self, hidden_states)
+            return _keep_graph(hidden_states, *arguments.values()), probabilities
+        output = _keep_graph(_output_of_nothing(self, hidden_states), *arguments.values())
         if returns == "mpnet":
             return (output, probabilities) if arguments.get("output_attentions") else (output,)
         if returns == "albert":
@@ -80,10 +80,22 @@ def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
             bias = None if source is not None else arguments.get("position_bias")
             if bias is None and source is None and self.has_relative_attention_bias:
                 bias = self.compute_bias(hidden_states.shape[1], key_length, hidden_states.device, past_length)
-            return output, bias, probabilities
+            return _keep_graph(output, bias), bias, probabilities
         return output, probabilities
 
     return {"forward": forward}
+
+
+def _keep_graph(output: Tensor, *unused: object) -> Tensor:
+    """Give tensors that an output does not depend on a gradient of zero.
+
+    Parameters without any, such as those of the norm before an emptied block, of position biases or of an encoder whose
+    every cross-attention is empty, stop training on several devices.
+    """
+    for tensor in unused:
+        if isinstance(tensor, Tensor) and tensor.requires_grad and tensor is not output:
+            output = output + 0.0 * tensor.flatten()[:1].sum()
+    return output
 
 
 def _output_of_nothing(module: nn.Module, hidden_states: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import stat
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def read_headers(folder: Path) -> dict[str, Stored]:
 
 
 def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = True) -> None:
-    """Compare a folder with the checksums in its record, if it has any.
+    """Compare a folder with the checksums in its record; warn if the record has none.
 
     Args:
         folder: The folder of a model.
@@ -105,9 +106,17 @@ def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = Tr
         ValueError: A file is not the one that was saved.
     """
     record = config.get(RECORD_KEY)
-    sums = record.get(CHECKSUMS) if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        return
+    sums = record.get(CHECKSUMS)
     if sums is None:
-        return  # As when a configuration was saved alone, in the place of the one that was here.
+        # As when a configuration was saved alone, in the place of the one that was here.
+        warnings.warn(
+            f"{folder / _CONFIG} has no checksums, so damage to the files of this model is not noticed. Save the "
+            "whole model again to have them.",
+            stacklevel=2,
+        )
+        return
     if not isinstance(sums, dict):
         raise ValueError(f"{folder / _CONFIG} is damaged: {CHECKSUMS} is not a table. Export the model again.")
     # Beside the files that were saved, there must be no other one that would be loaded instead.

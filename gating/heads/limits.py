@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 from .files import Stored, check_checksums, read_config, read_headers, walk
 from .record import RECORD_KEY
 
-__all__ = ["check_fits", "checked_folder", "is_being_checked", "load_whole"]
+__all__ = ["check_finite", "check_fits", "checked_folder", "is_being_checked", "load_whole"]
 
 _MAX_LABELS = 1_000_000
-_LAYERS = re.compile("layer|depth")
+# Names of numbers of layers; sizes "per layer" and the positions of layers are called otherwise.
+_LAYERS = re.compile("(layers?|depth)$")
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,28 @@ def check_fits(model: PreTrainedModel) -> None:
     )
     if why:
         raise _mixed(expected.folder, why)
+
+
+def check_finite(model: nn.Module, name: object) -> None:
+    """Make sure that a model has no weight that is NaN or infinite.
+
+    Args:
+        model: The model, as it was loaded or is to be saved.
+        name: Its name or folder, for the message.
+
+    Raises:
+        ValueError: It has one; the message names the tensor.
+    """
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        # Types of a single byte are quantized; buffers may mask with infinity.
+        if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() == 1 or not tensor.numel():
+            continue
+        low, high = tensor.detach().aminmax()
+        if low.isnan() or (isinstance(tensor, nn.Parameter) and (low.isinf() or high.isinf())):
+            raise ValueError(
+                f"{name}: {key} has values that are NaN or infinite, as after training that has diverged. Take an "
+                "earlier checkpoint, or pass verify=False to go on all the same."
+            )
 
 
 def _unknown_block(model: PreTrainedModel) -> str | None:

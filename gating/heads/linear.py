@@ -5,7 +5,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from types import MethodType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +31,12 @@ Side = Literal["inputs", "outputs"]
 
 def num_inputs(linear: nn.Module) -> int:
     """Return the width of a linear layer's input, read from its weight."""
-    layer = without_adapter(linear)
-    return int(layer.weight.shape[_dim(layer, "inputs")])  # type: ignore[index]
+    return _width(without_adapter(linear), "inputs")
 
 
 def num_outputs(linear: nn.Module) -> int:
     """Return the width of a linear layer's output, read from its weight."""
-    layer = without_adapter(linear)
-    return int(layer.weight.shape[_dim(layer, "outputs")])  # type: ignore[index]
+    return _width(without_adapter(linear), "outputs")
 
 
 def without_adapter(linear: nn.Module) -> nn.Module:
@@ -50,6 +49,8 @@ def why_not_editable(linear: nn.Module) -> str | None:
     """Return why rows or columns of a layer cannot be removed, or None if they can."""
     kind = type(linear).__name__
     weight = getattr(linear, "weight", None)
+    if isinstance(weight, MethodType):
+        return f"it is quantised ({type(linear).__module__}.{kind}): remove heads first and quantise the result"
     if isinstance(weight, Tensor) and not (weight.is_floating_point() and weight.element_size() > 1):
         return f"it is quantised ({kind} with {weight.dtype} weights): remove heads first and quantise the result"
     if not isinstance(linear, (nn.Linear, Conv1D)):
@@ -161,6 +162,13 @@ def plan_scale_inputs(linear: nn.Module, scale: Tensor) -> list[Edit]:
         return Rewritten(replace(before, lost * factors), lambda parameter: replace(parameter, lost))
 
     return [Edit(linear, "weight", multiply)] if (scale != 1).any() else []
+
+
+def _width(linear: Any, side: Side) -> int:
+    if isinstance(linear.weight, Tensor):
+        return int(linear.weight.shape[_dim(linear, side)])
+    # A quantized layer, of which it is said later that it cannot be edited.
+    return int(linear.in_features if side == "inputs" else linear.out_features)
 
 
 def _dim(linear: nn.Module, side: Side) -> int:

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-__all__ = ["cached_outputs", "forward_outputs", "make_probe", "max_relative_difference", "tolerance_for"]
+from .refusals import check_has_values
+
+__all__ = ["cached_outputs", "forward_outputs", "make_probe", "max_relative_difference", "run_probe", "tolerance_for"]
+
+
+# Ends the names of models that judge a text by the state of one token.
+_CLASSIFIER = "ForSequenceClassification"
 
 
 def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> dict[str, Tensor]:
@@ -20,28 +26,69 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
         length: Number of tokens of each, or of frames, for models that read tokens or sound.
 
     Raises:
-        ValueError: The model does not say what it reads; pass a batch of your own then.
+        ValueError: The model does not say what it reads, or its configuration not in which sizes.
     """
     name = str(getattr(model, "main_input_name", None))
     if not isinstance(model, PreTrainedModel) or name not in _MAKERS:
-        raise ValueError(
-            f"{type(model).__name__} does not say what it reads: pass probe={{argument name: tensor, ...}}, one batch."
-        )
-    if getattr(model.config, "pad_token_id", 0) is None and type(model).__name__.endswith("ForSequenceClassification"):
-        # Decoders look for the last token before the padding, and refuse batches without knowing padding.
-        batch_size = 1
+        raise _unusable(model, "does not say what it reads")
+    try:
+        if getattr(model.config, "pad_token_id", 0) is None and type(model).__name__.endswith(_CLASSIFIER):
+            # Decoders look for the last token before the padding, and refuse batches without knowing padding.
+            batch_size = 1
+        generator = torch.Generator().manual_seed(0)
+        probe = {name: _MAKERS[name](model, batch_size, length, generator) for name in sorted(_input_names(model))}
+    except Exception as error:  # Configurations lack sizes in as many ways as there are families.
+        raise _unusable(model, f"has a configuration that tells no input's size ({_reason(error)})") from error
+    return {key: tensor.to(model.device) for key, tensor in probe.items()}
+
+
+def _input_names(model: PreTrainedModel) -> set[str]:
+    """Return the inputs of a model that a pass needs."""
     accepts = inspect.signature(model.forward).parameters
-    names = {name}
     if getattr(model.config, "is_encoder_decoder", False):
-        names |= {"decoder_input_ids"} & set(accepts)
-    elif hasattr(model.config, "text_config") and hasattr(model.config, "vision_config"):
+        return {model.main_input_name} | ({"decoder_input_ids"} & set(accepts))
+    if hasattr(model.config, "text_config") and hasattr(model.config, "vision_config"):
         # Models with a tower for each. Those that splice images into the text need it made to measure: text only.
         splices = any(hasattr(model.config, key) for key in ("image_token_id", "image_token_index"))
         wanted = {"input_ids"} if splices else {"input_ids", "pixel_values"}
-        names = wanted & set(accepts) or names
-    generator = torch.Generator().manual_seed(0)
-    probe = {name: _MAKERS[name](model, batch_size, length, generator) for name in sorted(names)}
-    return {key: tensor.to(model.device) for key, tensor in probe.items()}
+        return wanted & set(accepts) or {model.main_input_name}
+    return {model.main_input_name}
+
+
+def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tuple[Mapping[str, Tensor], list[Tensor]]:
+    """Run a model on a batch, or on a random one that is made for it.
+
+    Args:
+        model: The model.
+        probe: A batch as the model's keyword arguments; made from the model's configuration when left out.
+
+    Returns:
+        The batch, and what :func:`forward_outputs` makes of it.
+
+    Raises:
+        ValueError: No batch can be made, or the model does not run on it, or has no weights yet.
+    """
+    if not isinstance(probe, Mapping | None):
+        raise _unusable(model, f"takes no probe of type {type(probe).__name__}")
+    check_has_values(model)
+    batch = make_probe(model) if probe is None else probe
+    try:
+        outputs = forward_outputs(model, batch)
+    except Exception as error:  # Models fail in their own ways on inputs that are not theirs.
+        raise _unusable(model, f"does not run on {', '.join(batch)} ({_reason(error)})") from error
+    if not outputs:
+        raise _unusable(model, f"returns no tensors for {', '.join(batch)}")
+    return batch, outputs
+
+
+def _unusable(model: nn.Module, why: str) -> ValueError:
+    return ValueError(
+        f"{type(model).__name__} {why}: pass probe={{argument name: tensor, ...}}, one batch that the model takes."
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(".: ")
 
 
 def _make_tokens(model: PreTrainedModel, batch_size: int, length: int, generator: torch.Generator) -> Tensor:

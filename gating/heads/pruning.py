@@ -1,9 +1,11 @@
 """Removing heads that the caller names: what ``prune_heads`` of transformers 4 did."""
 
+import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .blocks import AttentionBlock, find_attention_blocks
 from .compact import become_compact
@@ -36,7 +38,11 @@ class PruneReport:
 
 
 def prune_heads(
-    model: nn.Module, heads_to_prune: Mapping[int | str, Iterable[int]], *, discover: bool = False
+    model: nn.Module,
+    heads_to_prune: Mapping[int | str, Iterable[int]],
+    *,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
 ) -> PruneReport:
     """Remove attention heads from a model, in place.
 
@@ -48,9 +54,11 @@ def prune_heads(
     Args:
         model: The model to change.
         heads_to_prune: For each layer (by number, or by the block's name from :func:`find_attention_blocks`) the
-            heads to remove. Heads are counted as in the original model, also when some are gone already.
+            heads to remove. Heads are counted as in the original model, also when some are gone already. Layer -1 is
+            the last one.
         discover: Whether attention classes that the registry does not know may be taken by their structure. The model
             is run on a small input before and after then, and everything is put back if it computes something else.
+        probe: That input, a batch as the model's keyword arguments; made from its configuration when left out.
 
     Returns:
         What is left, and how many parameters that saves.
@@ -58,21 +66,21 @@ def prune_heads(
     Raises:
         ValueError: A layer or head does not exist, or a layer number means more than one block, or the model is one
             that heads cannot be removed from. The model is unchanged then.
-        TypeError: A head or layer is not a number.
+        TypeError: A head is not a whole number, or there is no table of layers.
 
     Example:
         >>> prune_heads(model, {0: [2]})  # doctest: +SKIP
     """
     if hasattr(model, "head_gates"):
         raise ValueError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
-    blocks = find_attention_blocks(model, discover=discover)
+    blocks = find_attention_blocks(model, discover=discover, probe=probe)
     check_no_adapters(model)
     removed = _read_request(blocks, heads_to_prune)
     kept = {block.name: set(block.head_ids) - removed.get(block.name, set()) for block in blocks}
     edits = plan_pruning(model, blocks, kept)
     parameters_before = num_parameters(model)
     if discover:
-        apply_checked(model, blocks, kept, edits)
+        apply_checked(model, blocks, kept, edits, probe=probe)
     else:
         apply_edits(edits)
     become_compact(model)
@@ -105,14 +113,12 @@ def num_parameters(model: nn.Module) -> int:
 def _read_request(
     blocks: Sequence[AttentionBlock], heads_to_prune: Mapping[int | str, Iterable[int]]
 ) -> dict[str, set[int]]:
+    if not isinstance(heads_to_prune, Mapping):
+        raise TypeError(f"Give the heads of each layer, {{layer: [head, ...]}}; got {heads_to_prune!r}.")
     removed: dict[str, set[int]] = {}
-    for layer, heads in heads_to_prune.items():
+    for layer, given in heads_to_prune.items():
         block = _find_block(blocks, layer)
-        if not isinstance(heads, Iterable):
-            raise TypeError(f"For each layer give a list of heads; got {heads!r} for layer {layer!r}.")
-        heads = list(heads)
-        if not all(type(head) is int for head in heads):
-            raise TypeError(f"Heads are whole numbers; got {heads!r} for layer {layer!r}.")
+        heads = _read_heads(given, layer)
         wrong = [head for head in heads if not 0 <= head < block.num_heads_before]
         if wrong:
             raise ValueError(
@@ -122,10 +128,30 @@ def _read_request(
     return removed
 
 
-def _find_block(blocks: Sequence[AttentionBlock], layer: int | str) -> AttentionBlock:
-    if not isinstance(layer, (int, str)):
-        raise TypeError(f"A layer is a number or the name of an attention block; got {layer!r}.")
-    matches = [block for block in blocks if layer in (block.layer_idx, block.name)]
+def _read_heads(heads: object, layer: object) -> list[int]:
+    """Return heads as plain numbers; those of NumPy and PyTorch are taken, too."""
+    if not isinstance(heads, Iterable) or getattr(heads, "ndim", 1) == 0:
+        raise TypeError(f"For each layer give a list of heads; got {heads!r} for layer {layer!r}.")
+    try:
+        return [_whole_number(head) for head in heads]
+    except TypeError:
+        raise TypeError(f"Heads are whole numbers; got {heads!r} for layer {layer!r}.") from None
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        raise TypeError("a truth value is not a number")
+    return operator.index(value)
+
+
+def _find_block(blocks: Sequence[AttentionBlock], layer: object) -> AttentionBlock:
+    try:
+        wanted: object = layer if isinstance(layer, str) else _whole_number(layer)
+    except TypeError:
+        raise TypeError(f"A layer is a number or the name of an attention block; got {layer!r}.") from None
+    if isinstance(wanted, int) and wanted < 0:
+        wanted += max(block.layer_idx for block in blocks) + 1
+    matches = [block for block in blocks if wanted in (block.layer_idx, block.name)]
     if len(matches) == 1:
         return matches[0]
     names = ", ".join(block.name for block in (matches or blocks))

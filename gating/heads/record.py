@@ -129,9 +129,9 @@ def _read_heads(name: str, entry: object, key: str, num_heads: int) -> list[int]
 
 
 def _write_spec(spec: AttentionSpec) -> dict[str, Any]:
-    """Describe a spec by what differs from the defaults."""
+    """Describe a spec by what differs from the defaults, as it comes back from JSON."""
     return {
-        field.name: getattr(spec, field.name)
+        field.name: _lists(getattr(spec, field.name))
         for field in fields(spec)
         if getattr(spec, field.name) != field.default and field.name in _FIELDS
     }
@@ -178,6 +178,10 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _lists(value: Any) -> Any:
+    return list(map(_lists, value)) if isinstance(value, tuple) else value
 
 
 def _damaged(why: str) -> ValueError:

@@ -7,7 +7,14 @@ from torch import nn
 
 from .linear import why_not_editable, without_adapter
 
-__all__ = ["check_no_adapters", "check_not_wrapped", "check_removable", "explain_unknown", "why_not_attention"]
+__all__ = [
+    "check_has_values",
+    "check_no_adapters",
+    "check_not_wrapped",
+    "check_removable",
+    "explain_unknown",
+    "why_not_attention",
+]
 
 _WRAPPERS = {
     "DataParallel": "pass model.module",
@@ -34,6 +41,15 @@ def check_no_adapters(model: nn.Module) -> None:
                 f"{name} has an adapter ({type(module).__module__.partition('.')[0]}'s {type(module).__name__}): merge "
                 "adapters first (PEFT: model = peft_model.merge_and_unload()), then remove heads."
             )
+
+
+def check_has_values(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model on the meta device, where parameters have shapes and no values."""
+    name = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if name is not None:
+        raise ValueError(
+            f"{type(model).__name__} has no values yet: {name} is on the meta device. Load its weights first."
+        )
 
 
 def check_removable(

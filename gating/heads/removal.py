@@ -132,6 +132,8 @@ def _plan_emptying(block: AttentionBlock) -> list[Edit]:
             edits.append(_set(block.module, name, None))
     for name, _ in block.module.named_parameters(recurse=False):
         edits.append(_set(block.module, name, None))
+    # from_pretrained leaves it alone then; it would initialise projections that are gone.
+    edits.append(_set(block.module, "_is_hf_initialized", True))
     return edits
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .blocks import AttentionBlock
 from .edits import Edit, Undo, apply_edits, undo_edits
-from .probe import cached_outputs, forward_outputs, make_probe, max_relative_difference, tolerance_for
+from .probe import cached_outputs, forward_outputs, max_relative_difference, run_probe, tolerance_for
 
 __all__ = ["apply_checked", "heads_masked"]
 
@@ -19,6 +19,7 @@ def apply_checked(
     kept: Mapping[str, Collection[int]],
     edits: Sequence[Edit],
     *,
+    probe: Mapping[str, Tensor] | None = None,
     must_matter: bool = False,
 ) -> list[Undo]:
     """Apply the edits of a removal, in place, and take them back if the model computes something else than masked.
@@ -30,22 +31,24 @@ def apply_checked(
         blocks: Its attention blocks, as they are before.
         kept: For the name of each block, the original numbers of the heads to keep.
         edits: The planned removal.
+        probe: The batch to compare on; made from the model's configuration when left out.
         must_matter: Whether it is an error, too, if masking these heads changes nothing.
 
     Returns:
         The ways back, for :func:`~gating.heads.edits.undo_edits`.
 
     Raises:
-        ValueError: The outputs differ, or the compact model does not run. The model is as it was.
+        ValueError: The outputs differ, or the model does not run on the probe, or only the compact one does not. The
+            model is as it was.
     """
-    probe = make_probe(model)
-    dense = forward_outputs(model, probe) if must_matter else []
+    probe, dense = run_probe(model, probe)
     with heads_masked(blocks, kept):
         expected = forward_outputs(model, probe)
     if must_matter and max_relative_difference(dense, expected) == 0:
         raise ValueError("masking heads at the input of the output projection has no effect, so nothing is proven.")
-    done = apply_edits(edits)
+    done: list[Undo] = []
     try:
+        done = apply_edits(edits)
         problem = _find_problem(model, probe, expected)
     except Exception as error:
         problem = f"it does not run ({type(error).__name__}: {error})"
