@@ -1,8 +1,12 @@
+import copy
+
 import torch
 from family_models import FAMILIES
 
 import gating
 from gating.heads.padding import has_padding
+from gating.heads.probe import forward_outputs, max_relative_difference
+from gating.heads.self_check import heads_masked
 
 
 def test_padding_heads_stay_silent_in_further_training():
@@ -20,6 +24,35 @@ def test_padding_heads_stay_silent_in_further_training():
         columns = block.output_projection.weight.unflatten(1, (-1, block.head_dim)).abs().amax(dim=(0, 2))
         silent = [head for head, size in zip(block.head_slots, columns.tolist(), strict=True) if size == 0]
         assert silent == [head for head in block.head_slots if head not in block.head_ids]
+
+
+def test_removed_heads_do_not_come_back_in_a_plain_loop(tmp_path):
+    model = FAMILIES["llama"].build()
+    gating.prune_heads(model, {0: [0, 2, 3], 1: [5]})
+    folder = gating.save_compact(model, tmp_path / "compact")
+    for compact in (model, copy.deepcopy(model), gating.load_compact(folder)):
+        optimizer = torch.optim.SGD(compact.train().parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
+        batch = torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(0))
+        for _ in range(3):
+            compact(input_ids=batch, labels=batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        blocks = gating.find_attention_blocks(compact)
+        assert any(block.head_slots != block.head_ids for block in blocks)
+        with heads_masked(blocks, {block.name: block.head_ids for block in blocks}):
+            masked = forward_outputs(compact, {"input_ids": batch})
+        assert max_relative_difference(masked, forward_outputs(compact, {"input_ids": batch})) == 0
+        for block in blocks:
+            columns = block.output_projection.weight.unflatten(1, (-1, block.head_dim)).abs().amax(dim=(0, 2))
+            assert [h for h, size in zip(block.head_slots, columns.tolist(), strict=True) if size] == [*block.head_ids]
+
+
+def test_padding_that_is_removed_later_leaves_a_plain_projection():
+    model = FAMILIES["llama"].build()
+    gating.prune_heads(model, {0: [0]})
+    assert type(gating.find_attention_blocks(model)[0].output_projection) is not torch.nn.Linear
+    gating.prune_heads(model, {0: [2, 4, 6]})
+    assert type(gating.find_attention_blocks(model)[0].output_projection) is torch.nn.Linear
 
 
 def test_models_without_shared_keys_have_no_padding():

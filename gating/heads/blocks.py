@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .families import find_spec
 from .linear import num_inputs, num_outputs
-from .refusals import check_not_wrapped, check_removable, explain_unknown
+from .refusals import check_not_wrapped, check_removable, check_stays, explain_unknown
 from .spec import AttentionSpec, RowLayout
 
 __all__ = ["AttentionBlock", "AttentionKind", "find_attention_blocks"]
@@ -122,6 +122,7 @@ def find_attention_blocks(
         ValueError: No attention class of the model is known, or its heads cannot be removed; the message says why.
     """
     check_not_wrapped(model)
+    check_stays(model)
     if discover:
         # Discovery tries removal out, and removal needs the blocks: the one import that would close a circle.
         from .discovery import discover_specs

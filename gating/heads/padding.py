@@ -1,4 +1,4 @@
-"""Keeping padding heads silent while a compact model is trained on."""
+"""Padding heads, which fill groups of query heads up, and stay silent in further training."""
 
 from torch import nn
 
@@ -16,8 +16,8 @@ def has_padding(model: nn.Module) -> bool:
 def silence_padding(model: nn.Module) -> None:
     """Set the output projection's columns of padding heads to zero again, in place.
 
-    They get gradients like any other weight; without this, heads that were removed would come back to life in further
-    training. Call it after each optimizer step of a model that :func:`has_padding`.
+    Training leaves them at zero, since their inputs are zero (see :func:`~gating.heads.slicing.silenced`); this is for
+    columns that something else has written to, such as a merged adapter.
     """
     for block in find_attention_blocks(model):
         if block.head_slots == block.head_ids:

@@ -12,6 +12,7 @@ __all__ = [
     "check_no_adapters",
     "check_not_wrapped",
     "check_removable",
+    "check_stays",
     "explain_unknown",
     "why_not_attention",
 ]
@@ -40,6 +41,21 @@ def check_no_adapters(model: nn.Module) -> None:
             raise ValueError(
                 f"{name} has an adapter ({type(module).__module__.partition('.')[0]}'s {type(module).__name__}): merge "
                 "adapters first (PEFT: model = peft_model.merge_and_unload()), then remove heads."
+            )
+
+
+def check_stays(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model that exchanges its attention modules during a pass, as BigBird does.
+
+    Its block-sparse attention becomes full attention for good at the first short input, in memory and not in its
+    configuration.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(module, "set_attention_type") and getattr(config, "attention_type", None) == "block_sparse":
+            raise ValueError(
+                f"{type(model).__name__} replaces its block-sparse attention at the first short input, and its "
+                "configuration does not tell: load it with attention_type='original_full'."
             )
 
 

@@ -12,8 +12,8 @@ from .edits import ABSENT, Edit
 from .empty import BiasOnly, emptied
 from .grouping import Selection, rows_of, select
 from .linear import Features, plan_take, plan_take_parameter
-from .slicing import replaced_forward, shared_bias, sliced_inputs
-from .subclasses import subclass
+from .slicing import replaced_forward, shared_bias, silenced, sliced_inputs
+from .subclasses import original_class, subclass
 
 __all__ = ["plan_removal"]
 
@@ -68,6 +68,7 @@ def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
         side="inputs",
         silent=Features(selection.padding, block.head_dim),
     )
+    edits.append(_set(block.output_projection, "__class__", _output_class(block, selection)))
     for paths, kept, num_before in (
         (block.spec.per_head, selection.slots, len(block.head_slots)),
         (block.spec.per_key_value_head, selection.key_values, block.num_key_value_heads),
@@ -78,6 +79,15 @@ def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
                 width = getattr(holder, name).shape[dim] // num_before
                 edits += plan_take_parameter(holder, name, Features(kept, width), dim=dim)
     return edits
+
+
+def _output_class(block: AttentionBlock, selection: Selection) -> type[nn.Module]:
+    """Return the class of the output projection: its own, or one that holds padding heads at zero."""
+    cls = type(block.output_projection)
+    if not selection.padding:
+        return original_class(cls)
+    is_kept = tuple(head in selection.heads for head in selection.head_slots)
+    return subclass(cls, silenced, is_kept, block.head_dim)
 
 
 def _plan_attributes(block: AttentionBlock, selection: Selection) -> list[Edit]:

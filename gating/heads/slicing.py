@@ -1,4 +1,4 @@
-"""Attention classes that take what is theirs of inputs made for all heads of the original model.
+"""Classes that take what is theirs of inputs made for other heads, too.
 
 Position biases and slopes that all layers share are made outside of the attention modules, one entry for each original
 head; a module that lost heads takes the entries of the others at each call.
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .subclasses import bind_arguments
 
-__all__ = ["replaced_forward", "shared_bias", "sliced_inputs"]
+__all__ = ["replaced_forward", "shared_bias", "silenced", "sliced_inputs"]
 
 
 def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...]) -> dict[str, Any]:
@@ -65,6 +65,19 @@ def past_length_of(cache: Any, layer_idx: int | None) -> Any:
 
 def replaced_forward(_base: type[nn.Module], forward: Any) -> dict[str, Any]:
     """Make the members of a subclass with another ``forward``."""
+    return {"forward": forward}
+
+
+def silenced(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int) -> dict[str, Any]:
+    """Make the members of a subclass of an output projection that multiplies the outputs of padding heads by zero.
+
+    Their columns of the weight are zero and get a gradient of zero, so that no training brings removed heads back.
+    """
+
+    def forward(self: Any, head_outputs: Tensor) -> object:
+        mask = head_outputs.new_tensor(is_kept).repeat_interleave(head_dim)
+        return base.forward(self, head_outputs * mask)
+
     return {"forward": forward}
 
 

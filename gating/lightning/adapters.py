@@ -18,8 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.gates import HeadGates
 from gating.heads.blocks import find_attention_blocks
+from gating.heads.empty import BiasOnly
 from gating.heads.linear import why_not_editable
 from gating.heads.padding import silence_padding
+from gating.heads.self_check import heads_masked
 from gating.lightning.models import ModelSource, NewModel
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
@@ -83,6 +85,8 @@ class LoRA:
             lora_dropout=self.dropout,
             fan_in_fan_out=is_transposed,
             target_modules=targets if isinstance(targets, str) else list(targets),
+            # Emptied blocks have nothing left to adapt.
+            exclude_modules=[name for name, module in model.named_modules() if isinstance(module, BiasOnly)],
         )
         # peft takes an output for one of its own where the embedding that it shares is not the first one of the model.
         shared = _shared_with_output(model)
@@ -90,7 +94,10 @@ class LoRA:
         wrapped = get_peft_model(model, config)
         for parameter in _head(model):
             parameter.requires_grad_(True)
-        yield
+        # An adapter reads the outputs of padding heads, too.
+        blocks = find_attention_blocks(model)
+        with heads_masked([b for b in blocks if b.head_slots != b.head_ids], {b.name: b.head_ids for b in blocks}):
+            yield
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
             wrapped.merge_and_unload(safe_merge=True)

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from gating.distillation import Distillation
 from gating.gates import HeadGates
-from gating.heads.padding import has_padding, silence_padding
 from gating.lightning.batches import Batch, model_inputs, num_targets
 from gating.lightning.optimizers import AdamW, LinearSchedule
 from gating.lightning.tasks.base import Task
@@ -108,15 +107,9 @@ class FineTuning(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """See whether removed heads fill up groups of query heads, and take the teacher to the model's device."""
-        self._has_padding = has_padding(self.model)
+        """Move the teacher to the model's device."""
         if self._teacher is not None:
             self._teacher.to(self.device).eval()  # type: ignore[arg-type]
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep removed heads that fill up groups from coming back to life."""
-        if self._has_padding:
-            silence_padding(self.model)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the schedule and the noise of this step from its number alone, so that a resumed run repeats it."""
