@@ -1,15 +1,19 @@
 """Saving a compact model as a folder that loads anywhere."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.card import CompactReport, write_card
 from gating.folder import replacing_folder
 from gating.heads.compact import become_compact
+from gating.heads.limits import check_finite
 from gating.heads.refusals import check_no_adapters
+from gating.reload import check_saved
 
 __all__ = ["Processor", "save_compact"]
 
@@ -28,6 +32,8 @@ def save_compact(
     tokenizer: Processor | None = None,
     report: CompactReport | None = None,
     overwrite: bool = False,
+    verify: bool = True,
+    probe: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Save a compact model as a folder: configuration, weights, tokenizer, code to load it and a model card.
 
@@ -39,13 +45,17 @@ def save_compact(
         tokenizer: The tokenizer, or the image processor, to save with it.
         report: Measurements for the model card.
         overwrite: Whether an existing folder may be replaced.
+        verify: Whether to refuse weights that are NaN or infinite, and to load the folder once and compare outputs,
+            which takes the memory of a second model for a moment.
+        probe: A batch as the model's keyword arguments for that; made from its configuration when left out.
 
     Returns:
         The path of the folder.
 
     Raises:
         TypeError: The model is none of transformers.
-        ValueError: The model still has gates or adapters.
+        ValueError: The model still has gates or adapters, or weights that are NaN, or is another one when it is loaded
+            from the folder.
         FileExistsError: The folder is there and not empty, and ``overwrite`` is false.
     """
     if not isinstance(model, PreTrainedModel):
@@ -53,10 +63,14 @@ def save_compact(
     if hasattr(model, "head_gates"):
         raise ValueError("The model still has gates: call gating.finalize(model, gates) before saving it.")
     check_no_adapters(model)
+    if verify:
+        check_finite(model, type(model).__name__)
     become_compact(model)
     with replacing_folder(Path(save_directory), overwrite=overwrite) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         write_card(folder / "README.md", model, report)
+        if verify:
+            check_saved(model, folder, probe=probe)
     return Path(save_directory)

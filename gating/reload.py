@@ -1,0 +1,61 @@
+"""Proof that a folder holds the model that was saved in it."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gating.heads.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
+from gating.loading import load_compact
+
+__all__ = ["check_saved"]
+
+# Weights that are lost or wrong change more; another attention kernel changes less.
+_TOLERANCE = 3e-3
+
+
+def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None) -> None:
+    """Load a model from the folder that it was just saved in, and compare the outputs of the two.
+
+    What a model computes with need not be in its state: some families keep buffers that are in no file, and set values
+    from their configuration.
+
+    Args:
+        model: The model.
+        folder: Where it was saved.
+        probe: A batch as the model's keyword arguments; made from its configuration when left out. Where none can be
+            made, the model is loaded and not run.
+
+    Raises:
+        ValueError: The folder does not load, the model does not run on the given probe, or outputs differ.
+    """
+    loaded = _load(model, folder)
+    if probe is None:
+        with suppress(ValueError):
+            probe, expected = run_probe(model)
+    else:
+        probe, expected = run_probe(model, probe)
+    if probe is None:
+        return
+    with suppress(ValueError, AttributeError):
+        loaded.set_attn_implementation(model.config._attn_implementation)
+    actual = forward_outputs(loaded.to(model.device), probe)  # type: ignore[arg-type]
+    difference = max_relative_difference(expected, actual)
+    coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
+    if difference > max(_TOLERANCE, tolerance_for(coarsest)):
+        raise ValueError(
+            f"{type(model).__name__} computes something else after it is saved and loaded: its outputs differ by "
+            f"{difference:.1e}, so it has values that its configuration and weights do not hold. Nothing was written; "
+            "pass verify=False to save it all the same."
+        )
+
+
+def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    if hasattr(transformers, type(model).__name__):
+        return load_compact(folder, verify=False)
+    loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
+    return loaded
