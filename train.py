@@ -196,7 +196,9 @@ def train(
             [*callbacks, *chosen],
             apart=apart,
             shows_progress=cfg.trainer.get("enable_progress_bar", True),
+            max_time=OmegaConf.to_container(cfg.trainer).get("max_time"),  # type: ignore[union-attr]
         ),
+        max_time=None,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen) and not apart,
         # Where Lightning has SLURM's checkpoints; those of one phase are not for the next.
         default_root_dir=work.checkpoints / phase,

@@ -82,7 +82,7 @@ class SearchEnd(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stay at the end that a checkpoint was written at."""
-        trainer.should_stop = self.reason is not None
+        trainer.should_stop = trainer.should_stop or self.reason is not None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -96,7 +96,7 @@ class SearchEnd(Callback):
             return
         self._looked_at = step
         self.reason = self._convergence.update(pl_module.gates, pl_module.objective.kept(pl_module.gates))
-        trainer.should_stop = self.reason is not None
+        trainer.should_stop = trainer.should_stop or self.reason is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Put what was seen into checkpoints."""

@@ -118,7 +118,12 @@ class RunCheckpoint(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have a checkpoint written before the next step."""
-        self._is_due = not trainer.sanity_checking
+        if not trainer.sanity_checking:
+            self.request()
+
+    def request(self) -> None:
+        """Have a checkpoint written before the next step."""
+        self._is_due = True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

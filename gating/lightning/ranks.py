@@ -50,9 +50,15 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
         trainer: Settings of the trainer, ``accelerator`` and ``devices`` among them.
 
     Raises:
-        ValueError: The strategy does not go with the removal of heads, Lightning does not take the settings, the
-            devices are not there, or another number of processes has been started already.
+        ValueError: The strategy does not go with the removal of heads, phases would not have their steps, Lightning
+            does not take the settings, the devices are not there, or another number of processes has been started
+            already.
     """
+    if trainer.get("fast_dev_run"):
+        raise ValueError(
+            f"trainer.fast_dev_run={trainer['fast_dev_run']} replaces the number of steps of each phase, after which "
+            "heads are removed; use debug=fast for a quick run."
+        )
     _check_strategy(trainer.get("strategy", "auto"))
     tried = _try_trainer(trainer)
     num_processes = tried.num_nodes * tried.num_devices

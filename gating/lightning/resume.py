@@ -20,9 +20,10 @@ _FREE = (
     "phase",
     "paths",
     "logger",
-    "callbacks.checkpoint",
-    "callbacks.learning_rate",
+    "callbacks",
     "data.num_workers",
+    "optimized_metric",
+    "trainer.max_time",
 )
 
 

@@ -1,6 +1,7 @@
 """What the stages of a run hand on to each other."""
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from gating.lightning.data import ExampleDataModule
 from gating.lightning.evaluation import evaluate
 from gating.lightning.models import ModelSource
 from gating.lightning.module import FineTuning
+from gating.lightning.phase_end import check_all_steps
 from gating.lightning.ranks import from_first, is_first
 from gating.lightning.tasks.base import Prepared, Task
 from gating.objectives import Objective
@@ -57,6 +59,7 @@ class Run:
         goes_on: Whether it was begun by an earlier process.
         lock: What tells other processes that this one is at the run.
         num_rows: Rows of the CSV file when the present phase began.
+        began: When this process began to train, in seconds of ``time.monotonic``.
     """
 
     folder: Path
@@ -81,6 +84,7 @@ class Run:
     goes_on: bool = False
     lock: BaseFileLock | None = None
     num_rows: int = 0
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def recovery_steps(self) -> int:
@@ -110,6 +114,9 @@ class Run:
 
         Returns:
             How many steps the phase has taken, with those before an interruption.
+
+        Raises:
+            Unfinished: Training has ended before the last step.
         """
         checkpoint = self.last_checkpoint(phase)
         if checkpoint is None:
@@ -121,6 +128,7 @@ class Run:
         with self.summary.timed(phase):
             # from_pretrained leaves models in evaluation mode, and Lightning does not change that.
             trainer.fit(module.train(), datamodule=self.data, ckpt_path=checkpoint)
+        check_all_steps(trainer, phase=phase)
         # Lightning moves models back to the CPU after training.
         module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
         return trainer.global_step

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["NotedSignals", "Stopped", "stopping_at_signals"]
+__all__ = ["NotedSignals", "Stopped", "Unfinished", "stopping_at_signals"]
 
 # The last one comes when a terminal is closed; not everywhere are there terminals.
 _STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
@@ -24,6 +24,15 @@ class Stopped(BaseException):
         """Args: ``number`` is that of the signal."""
         super().__init__(f"Stopped by {signal.Signals(number).name}")
         self.exit_code = 128 + number
+
+
+class Unfinished(Stopped):
+    """A training phase has ended before its last step without a signal; the run can go on, as after SIGTERM."""
+
+    def __init__(self, phase: str, *, step: int, num_steps: int, reason: str) -> None:
+        """Args: ``reason`` is why it ended, the others are for the message."""
+        BaseException.__init__(self, f"The {phase} phase was interrupted after {step} of {num_steps} steps: {reason}")
+        self.exit_code = 128 + signal.SIGTERM
 
 
 @contextmanager
