@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
-__all__ = ["check_complete", "check_settings", "take_arguments"]
+__all__ = ["check_complete", "check_settings", "locate_target", "take_arguments"]
 
 _MISSING = "???"
 
@@ -29,7 +29,14 @@ class _RunSettings(typing.TypedDict):
     phase: str
 
 
-class _TrainerSettings(typing.TypedDict):
+class _TrainerOptions(typing.TypedDict, total=False):
+    """The settings of Lightning's trainer that may be left out."""
+
+    max_time: str | dict[str, float] | None
+    limit_test_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
+
+
+class _TrainerSettings(_TrainerOptions):
     """The settings of Lightning's trainer that this program reads itself."""
 
     max_epochs: Annotated[float, Field(ge=-1, allow_inf_nan=False)]
@@ -67,7 +74,7 @@ def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> N
         if isinstance(values, Mapping):
             # Without any settings of it, nothing is distilled.
             needed += [] if group in _PLAIN or (group == "distillation" and not values) else [f"{group}._target_"]
-            needed += [f"{group}.{name}" for name in _FOREIGN[group].__annotations__] if group in _FOREIGN else []
+            needed += [f"{group}.{name}" for name in _FOREIGN[group].__required_keys__] if group in _FOREIGN else []
     needed += [f"{name}._target_" for name, value in _callbacks(settings) if isinstance(value, Mapping)]
     for name in needed:
         here: Any = settings
@@ -120,30 +127,52 @@ def take_arguments(function: Callable[..., Any], settings: dict[str, Any]) -> di
 def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callable[..., Any]]) -> None:
     target = settings.get("_target_")
     types: dict[str, Any] = {}
-    if isinstance(target, str) and target.startswith("gating."):
-        types |= _parameter_types(_locate(target, prefix))
+    if isinstance(target, str) and (target.startswith("gating.") or also):
+        types |= _parameter_types(locate_target(target, prefix))
         for function in also:
             # Their other arguments are the program's own.
             keywords = {p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY}
             types |= {name: kind for name, kind in _parameter_types(function).items() if name in keywords}
-        _check_names(prefix, settings, types)
+        if not _takes_any(locate_target(target, prefix)):
+            _check_names(prefix, settings, types)
     _check_values(prefix, settings, types)
     for key, value in settings.items():
         if isinstance(value, Mapping):
             _check_group(f"{prefix}{key}.", value, ())
 
 
-def _locate(target: str, prefix: str) -> Callable[..., Any]:
-    function = pydoc.locate(target)
+def locate_target(target: str, prefix: str) -> Callable[..., Any]:
+    """Import the function or class that a setting names.
+
+    Args:
+        target: Its dotted name.
+        prefix: Of the setting's name, for messages.
+
+    Raises:
+        ValueError: It does not exist, or importing its module fails.
+    """
+    try:
+        function = pydoc.locate(target)
+    except pydoc.ErrorDuringImport as error:
+        reason = " ".join(f"{type(error.value).__name__}: {error.value}".split())
+        raise ValueError(f"{prefix}_target_={target} cannot be imported ({reason}). Correct its module.") from error
     if not callable(function):
-        raise ValueError(f"{prefix}_target_={target} does not exist.")
+        hint = "" if target.startswith("gating.") else " Is the folder of its module in PYTHONPATH?"
+        raise ValueError(f"{prefix}_target_={target} does not exist.{hint}")
     return function
 
 
 def _parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
     signed = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    hints = typing.get_type_hints(signed, include_extras=True)
+    try:
+        hints = typing.get_type_hints(signed, include_extras=True)
+    except NameError:
+        hints = {}  # Names that are imported for type checkers alone.
     return {name: hints.get(name, Any) for name in inspect.signature(function).parameters if name != "self"}
+
+
+def _takes_any(function: Callable[..., Any]) -> bool:
+    return any(p.kind == p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 def _check_names(prefix: str, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:

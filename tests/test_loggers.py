@@ -20,6 +20,7 @@ def no_account(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     yield
     close_wandb(failed=True)
+    wandb.teardown()  # W&B keeps what it has found for its session
 
 
 def test_without_an_account_runs_are_offline():

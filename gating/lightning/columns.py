@@ -1,10 +1,13 @@
 """Which columns of a data set a task reads, by the names that people give them."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-__all__ = ["find_column", "find_texts", "take_columns"]
+from gating.lightning.rows import warn_of_overlap
+
+__all__ = ["find_column", "find_inputs", "find_texts", "take_columns"]
 
 # Names of a text's column, or of a pair's; the first ones that are all there are taken.
 _USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
@@ -17,6 +20,16 @@ _USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
     ("question", "sentence"),
     ("sentence",),
 )
+
+# Names of what examples are told apart by, for all tasks.
+_USUAL_INPUTS: tuple[tuple[str, ...], ...] = (
+    ("context", "question"),
+    ("tokens",),
+    ("words",),
+    *_USUAL_TEXTS,
+    *((name,) for name in ("source", "document", "article", "dialogue", "content", "image", "img")),
+)
+_INPUT_ROLES = ("text", "text_pair", "context", "question", "image")
 
 
 def find_column(splits: DatasetDict, given: str | None, usual: Sequence[str]) -> str:
@@ -42,8 +55,21 @@ def find_texts(splits: DatasetDict, text: str | None, text_pair: str | None) -> 
     return {"text": found[0]} | ({"text_pair": second} if second else {})
 
 
+def find_inputs(table: Dataset, settings: Mapping[str, Any]) -> list[str]:
+    """Return the columns that a model reads, as far as they are known without the task.
+
+    Args:
+        table: The data.
+        settings: Settings of the data, such as ``text_column``; usual names where there is none.
+    """
+    there = set(table.column_names)
+    given = [settings[f"{role}_column"] for role in _INPUT_ROLES if settings.get(f"{role}_column")]
+    usual = next((names for names in _USUAL_INPUTS if there.issuperset(names)), ())
+    return [name for name in given or usual if name in there]
+
+
 def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict:
-    """Keep some columns and name them by their role.
+    """Keep some columns and name them by their role; warn where splits share examples.
 
     Args:
         splits: The data.
@@ -69,4 +95,6 @@ def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict
                 f"one with data.{roles[missing]}_column=..."
             )
     renamed = {name: role for name, role in roles.items() if name != role}
-    return splits.select_columns(wanted).rename_columns(renamed)
+    taken = splits.select_columns(wanted).rename_columns(renamed)
+    warn_of_overlap(taken, [role for role in columns if role in _INPUT_ROLES])
+    return taken

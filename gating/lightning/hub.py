@@ -1,28 +1,36 @@
 """Names of models and data sets: a hub's, a folder's, or one inside an installed package."""
 
 import importlib.util
-import urllib.error
-import urllib.request
+import os
 from pathlib import Path
 
 import datasets
 import huggingface_hub
 import huggingface_hub.constants as hub
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-__all__ = ["locate", "package_folder", "require_hub"]
+from gating.lightning.outage import within
+
+__all__ = ["cached_folder", "locate", "package_folder", "require_hub"]
 
 _PACKAGE = "package://"
 _TIMEOUT = 5.0
+_DEADLINE = 8.0
+_REMEDY = "connect to the internet, or give the path of a local folder or file instead"
+_OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+# Why the hub was out of reach when this process asked for it.
+_outage: str | None = None
 
 
-def locate(name_or_path: str) -> str:
-    """Return what ``from_pretrained`` loads a model from.
+def locate(name_or_path: str, *, revision: str = "main") -> str:
+    """Return what ``from_pretrained`` loads a model from: its folder in the cache where the hub cannot be reached.
 
     Args:
         name_or_path: ``package://NAME/FOLDER`` for a folder inside an installed package, an existing folder, or a
             name on the hub.
+        revision: Branch, tag or commit on the hub.
 
     Raises:
         FileNotFoundError: The package is not installed, or something that looks like a path does not exist.
@@ -44,8 +52,11 @@ def locate(name_or_path: str) -> str:
     except HFValidationError as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{name_or_path!r} is no folder that exists, and no name on the hub: {reason}.") from error
-    if not _is_cached(name_or_path, "config.json"):
-        require_hub(f"the model {name_or_path!r}")
+    at = "" if revision == "main" else f" (revision {revision})"
+    try:
+        require_hub(f"the model {name_or_path!r}{at}")
+    except ConnectionError as refused:
+        return cached_folder(name_or_path, refused, kind="model", revision=revision)
     return name_or_path
 
 
@@ -64,15 +75,29 @@ def package_folder(package: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _is_cached(repository: str, filename: str) -> bool:
-    """Say whether a file of a model on the hub is in the local cache."""
-    return isinstance(huggingface_hub.try_to_load_from_cache(repository, filename), str)
+def cached_folder(repository: str, refused: ConnectionError, *, kind: str = "dataset", revision: str = "main") -> str:
+    """Return the folder of the hub's cache that holds what is on the hub.
+
+    Args:
+        repository: Its name on the hub.
+        refused: Why the hub is not asked for it.
+        kind: ``dataset`` or ``model``.
+        revision: Branch, tag or commit.
+
+    Raises:
+        ConnectionError: That error; it is not in the cache.
+    """
+    try:
+        return huggingface_hub.snapshot_download(repository, repo_type=kind, revision=revision, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise refused from None
 
 
 def require_hub(wanted: str) -> None:
     """Stop within seconds, on one sentence, where the hub cannot be reached.
 
-    The libraries below would retry for half a minute first, each in its own words.
+    The libraries below would retry for half a minute first, each in its own words. From then on they are in offline
+    mode in this process: they load from their caches what is there.
 
     Args:
         wanted: What is needed from the hub, for the message.
@@ -80,15 +105,22 @@ def require_hub(wanted: str) -> None:
     Raises:
         ConnectionError: The hub cannot be reached or offline mode is on.
     """
-    remedy = "connect to the internet, or give the path of a local folder or file instead"
-    if hub.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
-        raise ConnectionError(f"Cannot load {wanted}: HF_HUB_OFFLINE is set, and it is not in the cache; {remedy}.")
+    global _outage
+    if not (hub.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE):
+        _outage = within(_DEADLINE, _ask_hub)
+        if _outage is None:
+            return
+        hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    elif _outage is None or any(os.environ.get(name) for name in _OFFLINE_VARIABLES):
+        raise ConnectionError(f"Cannot load {wanted}: HF_HUB_OFFLINE is set, and it is not in the cache; {_REMEDY}.")
+    raise ConnectionError(
+        f"Cannot load {wanted}: {hub.ENDPOINT} cannot be reached ({_outage}), and it is not in the cache; {_REMEDY}."
+    )
+
+
+def _ask_hub() -> str | None:
     try:
-        urllib.request.urlopen(hub.ENDPOINT, timeout=_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return  # It answered.
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        raise ConnectionError(
-            f"Cannot load {wanted}: {hub.ENDPOINT} cannot be reached ({reason}); {remedy}."
-        ) from error
+        huggingface_hub.get_session().head(hub.ENDPOINT, timeout=_TIMEOUT)  # Any answer will do.
+    except Exception as error:  # Of the library for requests, which differs between versions.
+        return str(error).rstrip(".") or type(error).__name__
+    return None

@@ -1,17 +1,22 @@
 """From labels as people write them to class numbers."""
 
+import logging
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from gating.errors import shorten
+from gating.lightning.ranks import is_first
 
-__all__ = ["LABEL_COLUMNS", "encode_labels", "sort_labels"]
+__all__ = ["LABEL_COLUMNS", "encode_labels", "sort_labels", "warn_of_spellings"]
 
 # What the column of a label is usually called.
 LABEL_COLUMNS = ("label", "labels")
+
+_log = logging.getLogger(__name__)
 
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
@@ -39,6 +44,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         raise ValueError(
             f"All training examples have the label {shorten(repr(names[0]))}; a classifier needs at least two."
         )
+    warn_of_spellings(names)
     numbers = {name: number for number, name in enumerate(names)}
     encoded = {}
     for split, table in splits.items():
@@ -109,6 +115,19 @@ def _missing(split: str, row: int) -> str:
     # Benchmarks keep the labels of their test sets secret.
     instead = "leave the test out" if split == "test" else "remove the row"
     raise ValueError(f"The {split} data has no label in row {row + 1}. Fill it in, or {instead}.")
+
+
+def warn_of_spellings(names: Sequence[str]) -> None:
+    """Warn once, in the first process, where classes differ in nothing but case and spaces."""
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        spellings[" ".join(name.split()).casefold()].append(name)
+    twice = [repr(name) for group in spellings.values() if len(group) > 1 for name in group]
+    if twice and is_first():
+        _log.warning(
+            f"{len(names)} classes are {len(spellings)} when case and surrounding spaces are ignored: "
+            f"{shorten(', '.join(twice))}. Each is learned as a class of its own; write the same one always alike."
+        )
 
 
 def sort_labels(names: Iterable[str]) -> list[str]:

@@ -1,13 +1,11 @@
 """Weights & Biases without an account, and a CSV file beside it."""
 
 import logging
-import netrc
 import os
 import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
-from urllib.parse import urlparse
 
 import wandb
 from pytorch_lightning.loggers import Logger
@@ -88,7 +86,7 @@ def _begin(mode: Mode, instead: str, **options: Any) -> TolerantWandbLogger | No
     try:
         logger = TolerantWandbLogger(mode=mode, settings=_settings(), **options)
         if is_first():
-            reason = why_unreachable(_base_url(), _key() or "") if mode == "online" else None
+            reason = why_unreachable(_base_url(), _key()) if mode == "online" else None
             if reason is None:
                 _ = logger.experiment
     except Exception as error:
@@ -107,7 +105,7 @@ def _settings() -> wandb.Settings:
 
 
 def resolve_mode(mode: Mode) -> Mode:
-    """Say whether W&B runs online: where ``auto``, only if ``WANDB_MODE`` or a configured key asks for it.
+    """Say whether W&B runs online: where ``auto``, only if ``WANDB_MODE`` or a configured account asks for it.
 
     Raises:
         ValueError: The mode is ``online`` and no account is configured, or W&B cannot read its own settings.
@@ -118,8 +116,8 @@ def resolve_mode(mode: Mode) -> Mode:
         wanted = os.environ.get("WANDB_MODE", "")
         asked = {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
         known = get_args(Mode)[1:]
-        mode = cast(Mode, asked) if asked in known else "online" if _key() else "offline"
-    if mode == "online" and not _key():
+        mode = cast(Mode, asked) if asked in known else "online" if _has_account() else "offline"
+    if mode == "online" and not _has_account():
         raise ValueError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
     return mode
 
@@ -177,7 +175,7 @@ def _check_environment() -> None:
         # A file that a key was read from ends with a line.
         os.environ["WANDB_API_KEY"] = key.strip()
     try:
-        wandb.setup()
+        wandb.setup(wandb.Settings(silent=True))
     except Exception as error:
         reason = redact(" ".join(str(error).split())) or type(error).__name__
         raise ValueError(
@@ -191,16 +189,20 @@ def _base_url() -> str:
     return str(wandb.setup().settings.base_url)
 
 
-def _key() -> str | None:
-    """Return the key of the account that is configured, if there is one, without asking the server."""
-    if os.environ.get("WANDB_API_KEY"):
-        return os.environ["WANDB_API_KEY"]
+def _has_account() -> bool:
+    """Say whether a key or an identity token is configured, without asking the server or the user."""
+    # The run's own mode goes before WANDB_MODE, in which W&B would not look.
+    wandb.setup(wandb.Settings(silent=True, mode="online"))
     try:
-        host = urlparse(_base_url()).hostname or ""
-        login = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
-    except (OSError, ValueError, netrc.NetrcParseError):
-        return None
-    return login[2] if login else None
+        return wandb.login(prompt=False, verify=False)
+    except wandb.errors.AuthenticationError:
+        return True  # What is wrong with it, W&B says when the run begins.
+
+
+def _key() -> str | None:
+    """Return the key of the account; None if it has an identity token instead."""
+    settings = wandb.setup().settings
+    return None if settings.identity_token_file else settings.api_key
 
 
 def _last_wandb_id(save_dir: Path) -> str | None:

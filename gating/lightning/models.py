@@ -74,7 +74,7 @@ class Pretrained:
     @property
     def processor(self) -> str | None:
         """Where its tokenizer or image processor is."""
-        return locate(self.tokenizer or self.name)
+        return locate(self.tokenizer or self.name, revision=self.processor_revision)
 
     @property
     def processor_revision(self) -> str:
@@ -89,7 +89,7 @@ class Pretrained:
             ConnectionError: The hub cannot be reached.
             ValueError: The configuration has no such value, or a value is of the wrong kind.
         """
-        name = locate(self.name)
+        name = locate(self.name, revision=self.revision)
         with loading(f"The configuration of model.name={self.name}", remedy=_REMEDY):
             _check_names(AutoConfig.from_pretrained(name, revision=self.revision), self.config)
         # Auto classes with a choice of models for a family take the one that was saved, which need not be for training.
@@ -109,7 +109,7 @@ class Pretrained:
             options["attn_implementation"] = self.attn_implementation
         config = self.load_config(**_for_config(changes))
         options |= {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        load = partial(auto_class.from_pretrained, locate(self.name))  # type: ignore[attr-defined]
+        load = partial(auto_class.from_pretrained, locate(self.name, revision=self.revision))  # type: ignore[attr-defined]
         with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):
             model: PreTrainedModel
             model, found = load(**options)

@@ -17,6 +17,8 @@ from gating.gates import HeadGates
 from gating.heads.blocks import find_attention_blocks
 from gating.lightning.adapters import Adapters, check_adapters
 from gating.lightning.data import ExampleDataModule
+from gating.lightning.examples import as_examples
+from gating.lightning.held_out import hold_out
 from gating.lightning.loggers import resolve_mode
 from gating.lightning.memory import check_checkpointing, save_memory
 from gating.lightning.models import ModelSource, make_blueprint, teacher_source
@@ -136,7 +138,9 @@ def _load_data(
     settings = dict(settings)
     batching = take_arguments(ExampleDataModule, settings)
     preparation = take_arguments(task.prepare, settings)
-    examples = instantiate(settings)
+    examples = as_examples(instantiate(settings, _convert_="all"), target=settings["_target_"])
+    has_classes = getattr(task, "has_classes", False)
+    examples = hold_out(examples, settings=preparation, has_classes=has_classes, seed=seed)
     processor = task.load_processor(source, blueprint, examples.splits)
     prepared = task.prepare(examples, processor, blueprint, **preparation)
     data = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=seed, **batching)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from gating.lightning.data import ExampleDataModule
 from gating.lightning.models import teacher_source
 from gating.objectives.none import NoObjective
-from gating.settings import check_complete, check_settings
+from gating.settings import check_complete, check_settings, locate_target
 from gating.speedup import check_speedup
 
 __all__ = ["is_place_given", "make_objective", "read_settings", "try_settings"]
@@ -62,5 +62,9 @@ def make_objective(settings: Mapping[str, Any]) -> Any:
 
 def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out the settings of data that are left to the task, or that only other tasks take."""
-    own = inspect.signature(get_method(settings["_target_"])).parameters
+    own = inspect.signature(locate_target(settings["_target_"], "data.")).parameters
+    for name, parameter in own.items():
+        is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if is_named and parameter.default is parameter.empty and name not in settings:
+            raise ValueError(f"data.{name} is needed, which {settings['_target_']} takes: add +data.{name}=...")
     return {name: value for name, value in settings.items() if value is not None or name in own}

@@ -3,33 +3,19 @@
 The columns are as the data set has them; a task chooses among them.
 """
 
-import csv
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import datasets
 import PIL.Image
 from datasets import Dataset, DatasetDict
 
-from gating.lightning.hub import package_folder, require_hub
+from gating.lightning.examples import Examples
+from gating.lightning.held_out import draw, find_classes
+from gating.lightning.hub import cached_folder, package_folder, require_hub
+from gating.lightning.tables import read_file, warn_of_same_files
 
 __all__ = ["Examples", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub", "read_file"]
-
-
-@dataclass(frozen=True)
-class Examples:
-    """A data set.
-
-    Attributes:
-        splits: ``train``, ``validation`` and possibly ``test``.
-        metrics: Names of the metrics that it is judged by, the first to report; empty where it prescribes none.
-    """
-
-    splits: DatasetDict
-    metrics: tuple[str, ...] = ()
 
 
 _BBC_CLASSES = {
@@ -60,20 +46,6 @@ _SPLIT_HINTS = {
     "the training data.",
     "test": " Name another one with data.test_split=..., or do without: data.test_split=null.",
 }
-
-# One reader of `datasets` for each file ending. Empty cells and words such as "null" are text like any other.
-_TABLE = {"keep_default_na": False, "na_values": []}
-_READERS: dict[str, tuple[str, dict[str, object]]] = {
-    ".csv": ("csv", _TABLE),
-    ".tsv": ("csv", {**_TABLE, "sep": "\t", "quoting": 3}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
-
-
-# What the readers say of a file that has a header and nothing else.
-_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
 
 
 def load_bbc_news(*, seed: int = 0) -> Examples:
@@ -169,113 +141,68 @@ def load_hub(
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
     splits = {split: _from_hub(path, name, spec, split) for split, spec in wanted.items() if spec is not None}
     if validation_split is None:
-        train, validation = _split(splits["train"], 0.1, seed)
-        splits = {"train": train, "validation": validation} | {k: v for k, v in splits.items() if k == "test"}
+        splits |= draw(splits["train"], ["validation"], label=find_classes(splits["train"]), seed=seed)
     return Examples(DatasetDict(splits))
 
 
-def load_files(*, train: str, validation: str, test: str | None = None) -> Examples:
+def load_files(
+    *, train: str, validation: str | None = None, test: str | None = None, validation_split: str | None = None
+) -> Examples:
     """Load local files: csv, tsv (without quoting), json, jsonl or parquet, told apart by their ending.
 
     Args:
         train: File of the examples to train on.
-        validation: File of the examples for validation.
+        validation: File of the examples for validation; None if they are to be drawn from those to train on, and those
+            for the test as well, unless they have a file (:func:`gating.lightning.held_out.hold_out` draws them).
         test: File of the examples for the test; None if there are none.
+        validation_split: None, as where a data set of the hub has no validation data; files have no splits by name.
 
     Raises:
         FileNotFoundError: A file does not exist.
-        ValueError: A file is empty or cannot be read.
+        ValueError: A file is empty or cannot be read, or a split is asked for by name.
     """
+    if validation_split is not None:
+        raise ValueError(
+            f"data.validation_split={validation_split}: files have no splits by name. Give data.validation=FILE, or "
+            "leave both out and let validation examples be drawn from data.train."
+        )
     files = {"train": train, "validation": validation, "test": test}
-    return Examples(DatasetDict({split: read_file(split, file) for split, file in files.items() if file is not None}))
-
-
-def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
-    """Read a table.
-
-    Args:
-        split: What it is for, for messages.
-        file: The file.
-        also: Endings of files that the caller can read itself, for messages.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: It is empty or cannot be read.
-    """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"data.{split}={file}: there is no such file.")
-    if path.suffix.lower() not in _READERS:
-        raise ValueError(
-            f"data.{split}={file}: cannot read {path.suffix or 'a file without ending'}; use "
-            f"{', '.join([*also, *_READERS])}."
-        )
-    content = path.read_bytes()
-    is_empty, start = not content.strip(), content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    del content  # It may be large, and its reader reads it again.
-    if is_empty:
-        raise ValueError(f"data.{split}={file}: the file is empty.")
-    builder, options = _READERS[path.suffix.lower()]
-    if builder == "csv":
-        options = {**options, "features": _text_columns(path, f"data.{split}={file}")}
-    elif builder == "json" and start not in (b"{", b"["):
-        # What reads it ends the whole process at some other values.
-        raise ValueError(f"data.{split}={file}: the file cannot be read (it begins with no JSON object or list).")
-    try:
-        table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
-    except Exception as error:  # Its readers, and what unpacks files that look packed, raise errors of many kinds.
-        cause = error.__cause__ or error
-        reason = " ".join(str(cause).split()).rstrip(".")
-        if any(text in reason for text in _NO_ROWS):
-            raise ValueError(f"data.{split}={file}: the file has no rows.") from error
-        remedy = " Save it as UTF-8." if isinstance(cause, UnicodeDecodeError) else ""
-        raise ValueError(f"data.{split}={file}: the file cannot be read ({reason}).{remedy}") from error
-    return table
-
-
-def _text_columns(path: Path, what: str) -> datasets.Features | None:
-    """Return the columns of a table, all as text: ``007`` is no number, and 01 another class than 1.
-
-    Raises:
-        ValueError: Two columns have one name, or rows have more fields than there are columns.
-    """
-    csv.field_size_limit(2**31 - 1)
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = (row for row in csv.reader(file, **dialect) if row)
-            header, first = next(rows), next(rows, [])
-    except (UnicodeDecodeError, csv.Error, StopIteration):
-        return None  # For the reader of the whole file to say.
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{what}: the file has two columns {twice!r}. Rename one of them.")
-    if len(first) > len(header):
-        # They would be moved by a column, and the first one be lost.
-        raise ValueError(
-            f"{what}: the first row has {len(first)} fields, and there are {len(header)} columns. Put quotes around "
-            "texts with commas in a csv file; texts in a tsv file have no tabs."
-        )
-    names = [name or f"Unnamed: {index}" for index, name in enumerate(header)]
-    return datasets.Features(dict.fromkeys(names, datasets.Value("string")))
+    tables = {split: read_file(split, file) for split, file in files.items() if file is not None}
+    warn_of_same_files(files)
+    return Examples(DatasetDict(tables))
 
 
 def _from_hub(path: str, name: str | None, spec: str | None = None, split: str | None = None) -> Dataset | DatasetDict:
     folder = Path(path).expanduser()
+    refused: ConnectionError | None = None
     if folder.exists():
         path = str(folder)
     elif path.startswith((".", "/", "~")):
         raise FileNotFoundError(f"data.path={path}: there is no such folder.")
     else:
-        require_hub(f"the data set {path!r}")
+        try:
+            require_hub(f"the data set {path!r}" + (f" ({name})" if name else ""))
+        except ConnectionError as error:
+            refused = error  # It may be in the cache.
     try:
-        return datasets.load_dataset(path, name, split=spec)
+        try:
+            return datasets.load_dataset(path, name, split=spec)
+        except (ConnectionError, ValueError) as error:
+            if refused is None or _is_about_splits(error):
+                raise
+            return datasets.load_dataset(cached_folder(path, refused), name, split=spec)
     except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        if error is refused:
+            raise
         reason = " ".join(str(error).split())
-        hint = _SPLIT_HINTS.get(split or "", "") if reason.startswith("Unknown split") else ""
+        hint = _SPLIT_HINTS.get(split or "", "") if _is_about_splits(error) else ""
         raise ValueError(
             f"The data set {path!r} ({name or 'default'}, {spec or 'all splits'}) does not load: {reason}{hint}"
         ) from error
+
+
+def _is_about_splits(error: Exception) -> bool:
+    return str(error).startswith("Unknown split")
 
 
 def _split(table: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from gating.lightning.sources import Examples, read_file
+from gating.lightning.examples import Examples
+from gating.lightning.ranks import is_first
+from gating.lightning.tables import read_file, warn_of_same_files
 
 __all__ = ["load_text"]
 
@@ -30,9 +32,12 @@ def load_text(*, train: str, validation: str | None = None, test: str | None = N
     """
     files = {"train": train, "validation": validation, "test": test}
     tables = {split: _read(split, file) for split, file in files.items() if file is not None}
+    warn_of_same_files(files)
     if validation is None:
         parts = ("train", "validation") if test is not None else ("train", "validation", "test")
         tables = {**tables, **dict(zip(parts, _divide(tables["train"], len(parts), train), strict=True))}
+        if is_first():
+            print(f"data.train={train} is divided from beginning to end: {', '.join(parts)}.")
     return Examples(DatasetDict({split: tables[split] for split in files if split in tables}))
 
 

@@ -27,6 +27,7 @@ class ImageClassification:
     """One label for an image."""
 
     auto_class = AutoModelForImageClassification
+    has_classes = True
 
     def __init__(self, metrics: Sequence[str] | None = None) -> None:
         """Choose the metrics, the one to report first: ``accuracy``, ``f1``, ``matthews``; accuracy if left out."""

@@ -31,6 +31,7 @@ class SequenceClassification:
     """One label for a text or for a pair of texts."""
 
     auto_class = AutoModelForSequenceClassification
+    has_classes = True
 
     def __init__(self, metrics: Sequence[str] | None = None) -> None:
         """Choose the metrics, the one to report first: ``accuracy``, ``f1``, ``matthews``; the data's if left out."""

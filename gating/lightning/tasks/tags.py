@@ -7,7 +7,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from gating.errors import shorten
-from gating.lightning.labels import sort_labels
+from gating.lightning.labels import sort_labels, warn_of_spellings
 
 __all__ = ["encode_tags", "mark_spans"]
 
@@ -49,6 +49,7 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     names = [*(declared.names if declared else ()), *sort_labels(used - set(declared.names if declared else ()))]
     if len(names) < 2:
         raise ValueError(f"All words have the tag {', '.join(names) or 'none'}; there must be at least two.")
+    warn_of_spellings(names)
     numbers = {name: number for number, name in enumerate(names)}
     encoded = {
         split: Dataset.from_dict(

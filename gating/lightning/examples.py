@@ -1,0 +1,67 @@
+"""What a source of data returns, and the check that it did."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from gating.errors import shorten
+
+__all__ = ["Examples", "as_examples"]
+
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A data set.
+
+    Attributes:
+        splits: ``train``, ``validation`` and possibly ``test``.
+        metrics: Names of the metrics that it is judged by, the first to report; empty where it prescribes none.
+    """
+
+    splits: DatasetDict
+    metrics: tuple[str, ...] = ()
+
+
+def as_examples(returned: Any, *, target: str) -> Examples:
+    """Check the data that a source returned, and bring it into one form.
+
+    Args:
+        returned: :class:`Examples`, a dictionary of data sets by their split, or a single data set, to train on.
+        target: Dotted name of the source, for messages.
+
+    Returns:
+        The examples, with the splits in the order train, validation, test.
+
+    Raises:
+        ValueError: It is something else, a split is missing, unknown, empty or no data set.
+    """
+    splits: Any = returned.splits if isinstance(returned, Examples) else returned
+    if isinstance(splits, Dataset):
+        splits = {"train": splits}
+    where = f"data._target_={target} returned"
+    if not isinstance(splits, Mapping):
+        raise ValueError(
+            f"{where} {_kind(splits)}: let it return a dictionary of datasets.Dataset by their split: "
+            f"{', '.join(_SPLITS)}."
+        )
+    unknown = next((name for name in splits if name not in _SPLITS), None)
+    if unknown is not None or "train" not in splits:
+        found = ", ".join(map(repr, splits)) or "no split"
+        raise ValueError(f"{where} {shorten(found)}: call the splits {', '.join(_SPLITS)}; train is needed.")
+    for name, table in splits.items():
+        if not isinstance(table, Dataset):
+            raise ValueError(f"{where} {_kind(table)} as {name}: let it be a datasets.Dataset.")
+        if not len(table):
+            raise ValueError(f"{where} no examples as {name}: give some, or leave {name} out.")
+    metrics = returned.metrics if isinstance(returned, Examples) else ()
+    if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
+        raise ValueError(f"{where} metrics={metrics!r}: give the names of metrics as a tuple, such as ('accuracy',).")
+    return Examples(DatasetDict({name: splits[name] for name in _SPLITS if name in splits}), metrics=tuple(metrics))
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
