@@ -168,7 +168,7 @@ def inputs(tmp_path_factory):
 def test_the_command_trains_adapters_in_search_and_recovery_and_leaves_the_rest(inputs, tmp_path):
     numbers = run_here([*inputs, "adapters=lora", "optimizer.lr=0.01"], tmp_path / "out")
     assert numbers["num_heads"] == 4
-    assert numbers["removed/validation/accuracy"] == numbers["search/validation/accuracy"]
+    assert numbers["removed/val/accuracy"] == numbers["search/val/accuracy"]
     old = load_file(f"{setting(inputs, 'model.name')}/model.safetensors")
     new = load_file(tmp_path / "out" / "compact" / "model.safetensors")
     assert not [name for name in new if "lora" in name or "base_layer" in name]
@@ -199,3 +199,27 @@ def test_settings_that_cannot_be_used_are_one_sentence(settings, message, inputs
     with pytest.raises(SystemExit):
         train.guarded_run(compose_settings(overrides))
     assert message in capsys.readouterr().err
+
+
+def test_adapters_pass_by_what_is_left_of_emptied_layers():
+    model = FAMILIES["bart"].build()
+    gating.prune_heads(model, {"encoder.layers.0.self_attn": range(4)})
+    with LoRA(rank=2, target_modules=["out_proj", "fc1"]).on(model):
+        adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert "model.encoder.layers.0.self_attn.out_proj" not in adapted
+    assert "model.encoder.layers.1.self_attn.out_proj" in adapted
+
+
+def test_adapters_do_not_read_heads_that_fill_up_groups():
+    model = FAMILIES["llama"].build()
+    gating.prune_heads(model, {0: [0, 2, 3], 1: [5]})
+    batch = make_probe(model)
+    with LoRA(rank=4, target_modules=["o_proj"]).on(model):
+        learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(learned, lr=1.0)
+        for _ in range(3):
+            model(**batch).logits.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        trained = forward_outputs(model, batch)
+    assert max_relative_difference(trained, forward_outputs(model, batch)) < 1e-5

@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import pytest
 import torch
@@ -290,3 +291,74 @@ def test_a_model_that_has_diverged_is_refused(make_model):
     with pytest.raises(ValueError, match="diverged"):
         gating.finalize(model, gates, num_heads=2)
     assert model.head_gates is gates
+
+
+def train_gates(model, *, lr, updates, steps=60):
+    """Train gates alone, so that their objective closes them, unless the learning rate or the updates fail it."""
+    gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=4)
+    objective.attach(gates)
+    batch, labels = batch_for(model), torch.tensor([0, 1])
+    optimizer = torch.optim.Adam([gates.log_alpha], lr=lr)
+    torch.manual_seed(0)
+    for step in range(steps):
+        if updates:
+            objective.update(gates, step / steps)
+        loss = torch.nn.functional.cross_entropy(model.train()(**batch).logits, labels)
+        (loss + objective.penalty(gates)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if updates:
+        objective.update(gates, 1.0)
+    return gates
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"lr": 0.3, "updates": False},
+            r"the 4 gates that are kept are at .* 8 of these are open",
+        ),
+        ({"lr": 2e-5, "updates": True}, "nearly arbitrary"),
+    ],
+)
+def test_gates_that_nobody_trained_are_told(bert, options, message):
+    gates = train_gates(bert, **options)
+    with pytest.warns(UserWarning, match=message):
+        assert gating.finalize(bert, gates, num_heads=4).num_heads == 4
+
+
+def test_trained_gates_are_cut_without_a_word(bert):
+    gates = train_gates(bert, lr=0.5, updates=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gating.finalize(bert, gates, num_heads=4).num_heads == 4
+
+
+def test_gates_that_are_all_closed_are_told(bert):
+    gates = gating.inject_gates(bert)
+    with torch.no_grad():
+        gates.log_alpha.fill_(-8)
+    with pytest.warns(UserWarning, match="nearly arbitrary"):
+        gating.finalize(bert, gates, num_heads=4)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_model_on_the_meta_device_is_refused(bert, moved):
+    with torch.device("meta"):
+        model = bert if moved else type(bert)(bert.config)
+    gates = gating.inject_gates(model)
+    model.to("meta")
+    with pytest.raises(ValueError, match=r"is on the meta device\. Load its weights first"):
+        gating.finalize(model, gates, num_heads=4)
+    assert model.head_gates is gates
+
+
+@pytest.mark.parametrize("probe", [{"words": torch.zeros(1, 3)}, {"input_ids": torch.full((1, 3), 1000)}, [1, 2]])
+def test_a_probe_that_the_model_does_not_take_is_told(bert, probe):
+    gates = spread_gates(bert)
+    state = state_of(bert)
+    with pytest.raises(ValueError, match=r"pass probe=\{argument name: tensor, ...\}, one batch that the model takes"):
+        gating.finalize(bert, gates, num_heads=5, probe=probe)
+    assert_same_state(bert, state)
+    assert bert.head_gates is gates

@@ -100,3 +100,35 @@ def test_a_pass_that_failed_leaves_no_trace():
         gates.eval()
     assert first.shape == second.shape
     assert not gates._announced
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "vit"])
+@pytest.mark.parametrize("inputs_learn", [False, True])
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
+def test_reentrant_checkpoints_which_would_leave_gates_without_gradient_are_refused(family, inputs_learn):
+    model = build(family)
+    gates = gating.inject_gates(model)
+    batch = batch_for(model)
+    model.train().gradient_checkpointing_enable({"use_reentrant": True})
+    if inputs_learn:
+        model.enable_input_require_grads()
+    with pytest.raises(RuntimeError, match="gives the gates no gradient: enable it with use_reentrant=False"):
+        model(**batch)
+    with torch.no_grad():
+        model(**batch)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model(**batch).logits.sum().backward()
+    assert gates.log_alpha.grad.abs().sum() > 0
+
+
+def test_a_part_that_runs_without_gradients_leaves_the_others_theirs():
+    model = build("bert", **QUIET)
+    gates = gating.inject_gates(model, init_prob_open=0.6)
+    model.train()
+    first = model.bert.encoder.layer[0]
+    original = first.forward
+    first.forward = torch.no_grad()(original)
+    model(**batch_for(model)).logits.sum().backward()
+    frozen, *others = gates.log_alpha.grad.split(gates.block_sizes)
+    assert not frozen.any()
+    assert all(part.abs().sum() > 0 for part in others)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -128,3 +129,49 @@ def test_a_model_with_gates_is_refused(bert):
 def test_shared_parameters_count_once():
     layer = nn.Linear(3, 4)
     assert num_parameters(nn.ModuleList([layer, layer])) == 16
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        {1: [np.int64(0), np.int64(3)]},
+        {np.int64(1): np.array([0, 3])},
+        {1: torch.tensor([0, 3])},
+        {torch.tensor(1): (0, 3)},
+        {-2: {0, 3}},
+    ],
+)
+def test_numbers_of_numpy_and_torch_and_layers_from_the_end_are_taken(request_of, bert):
+    assert gating.prune_heads(bert, request_of).kept_heads[NAME] == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("request_of", "message"),
+    [
+        ([[0, 1]], "Give the heads of each layer"),
+        ({0: [[0, 1]]}, "Heads are whole numbers"),
+        ({0: torch.tensor([[0, 1]])}, "Heads are whole numbers"),
+        ({0: torch.tensor([True, False])}, "Heads are whole numbers"),
+        ({0: [True]}, "Heads are whole numbers"),
+        ({0: [1.0]}, "Heads are whole numbers"),
+        ({0: "12"}, "Heads are whole numbers"),
+        ({0: torch.tensor(2)}, "give a list of heads"),
+        ({0: 2}, "give a list of heads"),
+        ({1.5: [0]}, "A layer is a number"),
+        ({True: [0]}, "A layer is a number"),
+    ],
+)
+def test_what_is_no_table_of_heads_is_told(request_of, message, bert):
+    state = state_of(bert)
+    with pytest.raises(TypeError, match=message):
+        gating.prune_heads(bert, request_of)
+    assert_same_state(bert, state)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
+def test_a_quantized_model_is_refused_in_a_sentence(family, make_model):
+    quantized = torch.ao.quantization.quantize_dynamic(make_model(family), {torch.nn.Linear}, dtype=torch.qint8)
+    for change in (gating.inject_gates, lambda model: gating.prune_heads(model, {0: [1]})):
+        with pytest.raises(ValueError, match=r"it is quantised .* remove heads first"):
+            change(quantized)
