@@ -5,6 +5,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from gating.lightning.labels import encode_labels
 from gating.lightning.sources import load_files
+from gating.lightning.tasks.tags import encode_tags
 
 
 def splits(train: list, validation: list) -> DatasetDict:
@@ -75,3 +76,20 @@ def test_texts_and_numbers_in_one_column_of_json_are_refused(tmp_path):
     path.write_text("".join(json.dumps({"text": "x", "label": label}) + "\n" for label in ("first", "-", 2)))
     with pytest.raises(ValueError, match=r"labels of several kinds.*write all of them as texts"):
         encode_labels(load_files(train=str(path), validation=str(path)).splits)
+
+
+@pytest.mark.parametrize("encode", ["labels", "tags"])
+def test_classes_that_differ_in_case_and_spaces_are_told_with_their_number(encode, caplog):
+    names = [spell(name) for name in ("food", "music", "sport") for spell in (str, str.upper, str.title, " {} ".format)]
+    if encode == "labels":
+        _, classes = encode_labels(splits(names, ["food"]))
+    else:
+        _, classes = encode_tags(splits([[name] for name in names], [["food"]]).map(lambda row: {"text": ["x"]}))
+    assert len(classes) == 12
+    (record,) = caplog.records
+    assert record.message.startswith("12 classes are 3 when case and surrounding spaces are ignored: ' food ', ")
+
+
+def test_other_classes_are_not_told(caplog):
+    encode_labels(splits(["foods", "food", "01", "1"], ["food"]))
+    assert caplog.records == []
