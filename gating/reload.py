@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gating.errors import explain, shorten
 from gating.heads.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.loading import load_compact
 
@@ -55,7 +56,14 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
 
 
 def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    if hasattr(transformers, type(model).__name__):
-        return load_compact(folder, verify=False)
-    loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
-    return loaded
+    try:
+        if hasattr(transformers, type(model).__name__):
+            return load_compact(folder, verify=False)
+        loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
+        return loaded
+    except Exception as error:  # Of a library that builds a model from a configuration that is not the model's own.
+        reason = explain(error).replace(str(folder), "the folder").rstrip(".")
+        raise ValueError(
+            f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
+            f"{shorten(reason, most=300)}. Nothing was written; pass verify=False to save it all the same."
+        ) from error

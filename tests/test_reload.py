@@ -130,3 +130,11 @@ def test_a_class_that_transformers_does_not_have_is_saved_too(tmp_path):
     gating.prune_heads(own, {0: [1]})
     gating.save_compact(own, tmp_path / "compact")
     assert (tmp_path / "compact" / "config.json").is_file()
+
+
+def test_a_model_that_its_configuration_does_not_describe_is_not_saved(bert, tmp_path):
+    gating.prune_heads(bert, {0: [1]})
+    bert.config.intermediate_size = 7
+    with pytest.raises(ValueError, match=r"does not load after it is saved, so its configuration .* in the weights"):
+        gating.save_compact(bert, tmp_path / "compact")
+    assert not any(tmp_path.iterdir())
