@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = "k" * 40
+# What an identity token is exchanged for.
+ACCESS = "wb_at_" + "a" * 40
 _BUCKET = {"id": "1", "displayName": "run", "description": "", "config": "{}", "sweepName": "", "historyLineCount": 0}
 _BUCKET |= {"project": {"id": "1", "name": "p", "entity": {"id": "1", "name": "e"}}}
 
@@ -75,6 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(302, b"", location=self.server.elsewhere)
         elif fault == "nobody":
             self._answer(200, b'{"data": {"viewer": null}}')
+        elif self.path == "/oidc/token":
+            token = {"access_token": ACCESS, "expires_in": 3600, "token_type": "Bearer"}
+            self._answer(200, json.dumps(token).encode())
         else:
             self._answer(200, json.dumps({"data": answer(body)}).encode())
 

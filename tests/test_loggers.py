@@ -15,7 +15,7 @@ from gating.lightning.loggers import build_loggers, close_wandb, log_outcome, re
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     yield
@@ -36,6 +36,33 @@ def test_environment_and_key_are_followed(monkeypatch, tmp_path):
     assert resolve_mode("offline") == "offline"
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     assert resolve_mode("auto") == "offline"
+
+
+def test_an_identity_token_is_an_account(monkeypatch, tmp_path, capfd):
+    (tmp_path / "token").write_text("an.identity.token")
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    assert resolve_mode("auto") == "online"
+    assert resolve_mode("offline") == "offline"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert resolve_mode("auto") == "offline"
+    assert resolve_mode("online") == "online"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_key_in_the_settings_of_w_and_b_is_an_account(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "settings").write_text(f"[default]\napi_key = {KEY}\n")
+    wandb.teardown()
+    assert resolve_mode("auto") == "online"
+
+
+def test_a_key_of_another_server_is_none_of_this_one(monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text(f"machine elsewhere.org login user password {KEY}\n")
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.here.org")
+    wandb.teardown()
+    assert resolve_mode("auto") == "offline"
+    (tmp_path / "netrc").write_text(f"machine wandb.here.org login user password {KEY}\n")
+    assert resolve_mode("auto") == "online"
 
 
 def test_online_without_an_account_names_the_remedy():
@@ -156,6 +183,26 @@ def test_a_server_that_works_gets_the_run(tmp_path, online, caplog):
     assert "UpsertBucket" in asked
     assert "hf_" + "s" * 30 not in asked
     assert what_was_said(caplog) == []
+
+
+@pytest.mark.parametrize("outage", [None, "no network", "server error", "run refused"])
+def test_a_run_with_an_identity_token_is_online_or_goes_on_offline(tmp_path, online, caplog, monkeypatch, outage):
+    (tmp_path / "token").write_text("an.identity.token")
+    with fake_server() as server:
+        server.fault = {"server error": 500}.get(outage)
+        server.fault_of_runs = {"run refused": 401}.get(outage)
+        online(f"http://127.0.0.1:{closed_port()}" if outage == "no network" else server.url)
+        monkeypatch.delenv("WANDB_API_KEY")
+        monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+        monkeypatch.setenv("WANDB_CREDENTIALS_FILE", str(tmp_path / "credentials.json"))
+        assert resolve_mode("auto") == "online"
+        for logger in build_loggers(tmp_path / "run"):
+            logger.log_metrics({"x": 1.0}, step=1)
+        folder = close_wandb(failed=False)
+        asked = "".join(body for _, body in server.questions)
+    assert folder.name.startswith("offline-run-" if outage else "run-")
+    assert len(what_was_said(caplog)) == (1 if outage else 0)
+    assert ("UpsertBucket" in asked) == (outage is None)
 
 
 @pytest.mark.parametrize("fault", [500, "hang"])

@@ -64,3 +64,12 @@ def test_the_key_goes_to_no_other_server(server):
     (headers, body) = server.questions[0]
     assert headers["Authorization"].startswith("Basic ")
     assert KEY not in body
+
+
+def test_where_there_is_no_key_any_answer_about_it_will_do(server):
+    for fault in (None, 401, 403, "nobody"):
+        server.fault = fault
+        assert why_unreachable(server.url, None) is None
+    server.fault = 500
+    assert "Internal Server Error" in why_unreachable(server.url, None)
+    assert all("Authorization" not in headers for headers, _ in server.questions)
