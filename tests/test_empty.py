@@ -1,6 +1,10 @@
 """Emptied layers in training: every parameter that learns in the dense model gets a gradient, so that DDP goes on."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,3 +58,19 @@ def test_gradients_are_those_of_masked_heads(name):
     for key, parameter in compact.named_parameters():
         if parameter.shape == expected[key].shape and expected[key].grad is not None:
             torch.testing.assert_close(parameter.grad, expected[key].grad, atol=1e-4, rtol=1e-3)
+
+
+def test_two_processes_train_models_with_emptied_layers(tmp_path):
+    names = ["llama", "gpt2", "t5", "vit", "bart"]
+    here = Path(__file__).resolve().parent
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.run(
+        [*launcher, str(here / "emptied_in_ranks.py"), str(tmp_path), *names],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert len(list(tmp_path.iterdir())) == 2 * 2 * len(names)

@@ -72,7 +72,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     model = source.load(task.auto_class, **prepared.config)
     if discovers:
         # What is found has to be tried out, which takes weights.
-        gates = instantiate(cfg.gates)(model)
+        gates = instantiate(cfg.gates)(model, probe=data.probe_batch())
         if gated:
             objective.attach(gates)
             _check_emptying(gates, settings["objective"])
