@@ -100,7 +100,8 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
     if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
         raise ValueError(f"{folder}/config.json names the architecture {name!r}, which transformers does not have.")
     # Some families have a configuration of their own and the models of another one.
-    if base.config_class is not type(config) and base not in auto_classes(type(config)).values():
+    models = {cls.__module__ for cls in auto_classes(type(config)).values()}
+    if base.config_class is not type(config) and base.__module__ not in models:
         raise ValueError(
             f"{folder}/config.json is damaged: the architecture {name} is not of the type {config.model_type!r}. "
             "Export the model again."

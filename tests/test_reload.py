@@ -70,6 +70,22 @@ def test_a_model_is_built_again_from_its_configuration_in_memory(name):
     assert max_relative_difference(forward_outputs(model, probe), forward_outputs(twin.eval(), probe)) == 0
 
 
+@pytest.mark.parametrize("model_class", ["LlamaForSequenceClassification", "LlamaModel"])
+def test_other_models_of_a_borrowed_architecture_load_too(model_class, tmp_path):
+    model = Family(model_class, "InternLM3Config", GROUPED).build()
+    gating.prune_heads(model, {0: [0, 1]})
+    probe = make_probe(model)
+    loaded = gating.load_compact(gating.save_compact(model, tmp_path / "compact"))
+    assert max_relative_difference(forward_outputs(model, probe), forward_outputs(loaded, probe)) == 0
+
+
+def test_a_model_of_another_family_than_its_configuration_is_not_saved(tmp_path):
+    model = Family("MistralForCausalLM", "LlamaConfig", GROUPED).build()
+    gating.prune_heads(model, {0: [0, 1]})
+    with pytest.raises(ValueError, match=r"does not load after it is saved, .* MistralForCausalLM is not of the type"):
+        gating.save_compact(model, tmp_path / "compact")
+
+
 def test_a_model_that_the_folder_does_not_hold_is_not_saved(bert, tmp_path):
     gating.prune_heads(bert, {0: [1]})
     # As a value that is set once, and is in neither configuration nor weights.
