@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(200, json.dumps({"data": answer(body)}).encode())
 
-    do_GET = do_PUT = do_POST  # noqa: N815 - names that the server calls
+    do_GET = do_HEAD = do_PUT = do_POST  # noqa: N815 - names that the server calls
 
     def _answer(self, status: int, content: bytes, **headers: str) -> None:
         self.send_response(status)

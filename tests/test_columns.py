@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from gating.lightning.columns import find_column, find_texts, take_columns
+from gating.lightning.columns import find_column, find_inputs, find_texts, take_columns
 
 
 def splits(*names: str) -> DatasetDict:
@@ -56,3 +56,18 @@ def test_a_column_that_is_missing_is_named_with_the_setting_that_names_it():
 def test_one_column_cannot_have_two_roles():
     with pytest.raises(ValueError, match="different columns"):
         take_columns(splits("text"), {"text": "text", "label": "text"})
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "found"),
+    [
+        (["id", "text", "label"], {}, ["text"]),
+        (["context", "question", "answers"], {"max_length": 3}, ["context", "question"]),
+        (["premise", "hypothesis"], {"text_column": "hypothesis", "label_column": "premise"}, ["hypothesis"]),
+        (["body", "title"], {"text_column": "body", "text_pair_column": "title"}, ["body", "title"]),
+        (["image", "label"], {"image_column": None}, ["image"]),
+        (["body"], {"text_column": "translation.en"}, []),
+    ],
+)
+def test_what_a_model_reads_is_found_without_the_task(names, settings, found):
+    assert find_inputs(splits(*names)["train"], settings) == found

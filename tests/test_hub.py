@@ -1,6 +1,7 @@
 import datasets
 import huggingface_hub.constants
 import pytest
+from fake_wandb import fake_server
 
 from gating.lightning import hub
 
@@ -43,3 +44,19 @@ def test_offline_mode_is_named(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE is set"):
         hub.require_hub("something")
+
+
+@pytest.mark.parametrize(("status", "is_there"), [(200, True), (302, True), (404, True), (503, False)])
+def test_a_hub_that_answers_is_there_unless_it_has_a_fault_of_its_own(online, monkeypatch, status, is_there):
+    monkeypatch.setattr(hub, "_OFFLINE_VARIABLES", ())
+    with fake_server() as server:
+        server.fault = status
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        if is_there:
+            assert hub.locate("some/model") == "some/model"
+            return
+        for wanted in ("a", "b"):
+            with pytest.raises(ConnectionError, match=f"Cannot load {wanted}: .*cannot be reached .it answers 503"):
+                hub.require_hub(wanted)
+        # The second time it is known.
+        assert len(server.questions) == 1

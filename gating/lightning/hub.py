@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from http import HTTPStatus
 from pathlib import Path
 
 import datasets
@@ -111,16 +112,21 @@ def require_hub(wanted: str) -> None:
         if _outage is None:
             return
         hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    elif _outage is None or any(os.environ.get(name) for name in _OFFLINE_VARIABLES):
+    elif _outage is None or _is_offline_wanted():
         raise ConnectionError(f"Cannot load {wanted}: HF_HUB_OFFLINE is set, and it is not in the cache; {_REMEDY}.")
     raise ConnectionError(
         f"Cannot load {wanted}: {hub.ENDPOINT} cannot be reached ({_outage}), and it is not in the cache; {_REMEDY}."
     )
 
 
+def _is_offline_wanted() -> bool:
+    return any(os.environ.get(name, "").upper() in hub.ENV_VARS_TRUE_VALUES for name in _OFFLINE_VARIABLES)
+
+
 def _ask_hub() -> str | None:
     try:
-        huggingface_hub.get_session().head(hub.ENDPOINT, timeout=_TIMEOUT)  # Any answer will do.
+        status = huggingface_hub.get_session().head(hub.ENDPOINT, timeout=_TIMEOUT).status_code
     except Exception as error:  # Of the library for requests, which differs between versions.
         return str(error).rstrip(".") or type(error).__name__
-    return None
+    # Any other answer will do.
+    return f"it answers {status}" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
