@@ -128,12 +128,13 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
     target = settings.get("_target_")
     types: dict[str, Any] = {}
     if isinstance(target, str) and (target.startswith("gating.") or also):
-        types |= _parameter_types(locate_target(target, prefix))
+        called = locate_target(target, prefix)
+        types |= _parameter_types(called)
         for function in also:
             # Their other arguments are the program's own.
             keywords = {p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY}
             types |= {name: kind for name, kind in _parameter_types(function).items() if name in keywords}
-        if not _takes_any(locate_target(target, prefix)):
+        if not _takes_any(called):
             _check_names(prefix, settings, types)
     _check_values(prefix, settings, types)
     for key, value in settings.items():

@@ -185,12 +185,7 @@ def _from_hub(path: str, name: str | None, spec: str | None = None, split: str |
         except ConnectionError as error:
             refused = error  # It may be in the cache.
     try:
-        try:
-            return datasets.load_dataset(path, name, split=spec)
-        except (ConnectionError, ValueError) as error:
-            if refused is None or _is_about_splits(error):
-                raise
-            return datasets.load_dataset(cached_folder(path, refused), name, split=spec)
+        return _load(path, name, spec, refused)
     except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
         if error is refused:
             raise
@@ -199,6 +194,16 @@ def _from_hub(path: str, name: str | None, spec: str | None = None, split: str |
         raise ValueError(
             f"The data set {path!r} ({name or 'default'}, {spec or 'all splits'}) does not load: {reason}{hint}"
         ) from error
+
+
+def _load(path: str, name: str | None, spec: str | None, refused: ConnectionError | None) -> Dataset | DatasetDict:
+    """Load a data set, where the hub cannot be asked from the cache of ``datasets`` or else from that of the hub."""
+    try:
+        return datasets.load_dataset(path, name, split=spec)
+    except (ConnectionError, ValueError) as error:
+        if refused is None or _is_about_splits(error):
+            raise
+        return datasets.load_dataset(cached_folder(path, refused), name, split=spec)
 
 
 def _is_about_splits(error: Exception) -> bool:
