@@ -24,10 +24,11 @@ from transformers import PreTrainedModel
 from gating import HeadGates, Objective, finalize
 from gating.errors import explain
 from gating.folder import replacing_folder
-from gating.lightning.callbacks import SearchEnd
+from gating.lightning.callbacks import SearchEnd, log_kept_heads
 from gating.lightning.ending import ending_well
 from gating.lightning.models import Pretrained
 from gating.lightning.module import FineTuning
+from gating.lightning.optimized import optimized_value
 from gating.lightning.outcome import export, report
 from gating.lightning.phase import callbacks_of_phase
 from gating.lightning.preparation import prepare
@@ -43,6 +44,7 @@ from gating.lightning.run import Run
 from gating.lightning.run_folder import is_finished
 from gating.lightning.run_settings import is_place_given, read_settings
 from gating.lightning.steps import validation_interval
+from gating.lightning.sweeps import begins_later, noting_failure
 from gating.measure import count_heads
 from gating.redaction import redact_file, redact_output
 
@@ -51,19 +53,27 @@ GROUPS = {folder.name for folder in Path(CONF).iterdir() if folder.is_dir()}
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Run one configuration."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        cfg.output_dir = HydraConfig.get().runtime.output_dir
-        # Processes that are started for more devices run this command again, when its time of day is another.
-        sys.argv.append(f"hydra.sweep.dir='{Path(cfg.output_dir).parent}'")
-        # Hydra's own note of the command.
-        redact_file(Path(cfg.output_dir).parent / "multirun.yaml")
-    guarded_run(cfg, HydraConfig.get().overrides.task)
+def main(cfg: DictConfig) -> float | None:
+    """Run one configuration, and return the number to optimize; None for a job of a sweep that has failed."""
+    hydra_cfg = HydraConfig.get()
+    overrides = hydra_cfg.overrides.task
+    if hydra_cfg.mode != RunMode.MULTIRUN:
+        return guarded_run(cfg, overrides)
+    job, sweep = int(hydra_cfg.job.num), Path(hydra_cfg.sweep.dir)
+    if begins_later(job):
+        return None
+    cfg.output_dir = hydra_cfg.runtime.output_dir
+    # Processes that are started for more devices run this command again, when its time of day is another.
+    sys.argv.append(f"hydra.sweep.dir='{sweep.absolute()}'")
+    # Hydra's own note of the command.
+    redact_file(sweep / "multirun.yaml")
+    with noting_failure(sweep, job=job, overrides=overrides):
+        return guarded_run(cfg, overrides)
+    return None
 
 
-def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None:
-    """Run, and end well in any case.
+def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> float | None:
+    """Run, and end well in any case; return the number to optimize.
 
     Args:
         cfg: The configuration, which a run that goes on may take from its folder.
@@ -73,17 +83,20 @@ def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> None
         if overrides is not None:
             for name, value in recall(overrides, resume=cfg.resume, ckpt_path=cfg.ckpt_path).items():
                 cfg[name] = value
-        run(cfg)
+        return run(cfg)
 
 
-def run(cfg: DictConfig) -> None:
-    """Tell the story. Each phase goes on from its last checkpoint, if the run was interrupted."""
+def run(cfg: DictConfig) -> float | None:
+    """Tell the story, and return the number to optimize.
+
+    Each phase goes on from its last checkpoint, if the run was interrupted.
+    """
     quiet_libraries()
     settings = read_settings(cfg, groups=GROUPS)
     before = find_run(settings, is_place_given=is_place_given(cfg))
     if before is not None and is_finished(before):
         print(f"The run in {before} is finished; there is nothing to go on with.")
-        return
+        return optimized_value(before, cfg.optimized_metric)
     work = prepare(cfg, settings, before)
     if is_first():
         print(f"{work.source.title}: {count_heads(work.model)} heads, {work.total_steps} steps in {work.folder}")
@@ -105,6 +118,7 @@ def run(cfg: DictConfig) -> None:
     if is_first():
         export(work)
         report(work)
+    return optimized_value(work.folder, cfg.optimized_metric) if is_first() else None
 
 
 def own_teacher(cfg: DictConfig, work: Run) -> PreTrainedModel:
@@ -147,6 +161,7 @@ def remove_heads(work: Run, objective: Objective, gates: HeadGates) -> None:
     kept = objective.kept(gates)
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
+    log_kept_heads(work.loggers, gates, objective, kept=kept, step=work.search_steps - 1)
     with work.summary.timed("finalize"):
         finalize(work.model, gates, kept=kept, probe=work.probe_batch())
     work.measure_metric("removed", "after removal")

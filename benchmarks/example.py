@@ -52,7 +52,9 @@ def measure(objective: str, seed: int) -> None:
 
 def read_results() -> list[dict[str, float | str]]:
     """Return one row for each run that is done."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    # Earlier versions called the split by another name.
+    text = RESULTS.read_text().replace("validation/", "val/") if RESULTS.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def print_table(rows: list[dict[str, float | str]]) -> None:
@@ -65,12 +67,12 @@ def print_table(rows: list[dict[str, float | str]]) -> None:
             seeds = ", ".join(str(run["seed"]) for run in runs)
             print(
                 f"| {title} | {seeds} | {means['num_heads']:.0f} | {means['num_parameters']:,.0f} "
-                f"| {100 * means['validation/accuracy']:.2f} % | {100 * means['test/accuracy']:.2f} % "
+                f"| {100 * means['val/accuracy']:.2f} % | {100 * means['test/accuracy']:.2f} % "
                 f"| {means['speedup']:.2f} |"
             )
 
 
-NAMES = ("num_heads", "num_parameters", "validation/accuracy", "test/accuracy", "speedup")
+NAMES = ("num_heads", "num_parameters", "val/accuracy", "test/accuracy", "speedup")
 
 if __name__ == "__main__":
     main()

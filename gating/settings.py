@@ -26,6 +26,7 @@ class _RunSettings(typing.TypedDict):
     recovery: Annotated[float, Field(ge=0, lt=1)]
     compile: bool
     gradient_checkpointing: bool
+    optimized_metric: str | None
     phase: str
 
 

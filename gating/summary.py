@@ -21,7 +21,16 @@ from gating.heads.pruning import num_parameters
 from gating.measure import LatencyComparison, count_heads, count_heads_by_kind, weight_megabytes
 from gating.score import Score
 
-__all__ = ["Summary"]
+__all__ = ["NUMBERS", "STAGES", "Summary"]
+
+# Names of the splits in the names of metrics, here as in the logs.
+_SPLITS = {"validation": "val", "test": "test"}
+# Of the stages that metrics are measured at; of a dense run, ``dense`` is the only one.
+STAGES = ("search", "removed", "compact", "dense")
+_SIZES = {"heads": "num_heads", "parameters": "num_parameters", "megabytes": "megabytes"}
+_LATENCY = ("speedup", "latency_ms_before", "latency_ms")
+# Names of the numbers that every run has, besides its metrics.
+NUMBERS = (*(f"{name}{end}" for name in _SIZES.values() for end in ("", "_before")), *_LATENCY)
 
 
 @dataclass
@@ -29,7 +38,7 @@ class Summary:
     """What a run measured.
 
     Attributes:
-        metrics: For each stage (``search``, ``removed``, ``compact``) the metrics by ``validation/name``.
+        metrics: For each stage (``search``, ``removed``, ``compact``) the metrics by ``val/name`` and ``test/name``.
         titles: What the stages are called in tables.
         seconds: How long each stage took.
         latency: Time of a forward pass, dense and compact.
@@ -52,7 +61,12 @@ class Summary:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.metrics, self.titles, self.search = state["metrics"], state["titles"], state["search"]
+        self.titles, self.search = state["titles"], state["search"]
+        # The name of the split was another one in earlier versions.
+        self.metrics = {
+            stage: {name.replace("validation/", "val/"): value for name, value in values.items()}
+            for stage, values in state["metrics"].items()
+        }
         for stage, seconds in state["seconds"].items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
@@ -68,7 +82,7 @@ class Summary:
     def add_metrics(self, stage: str, title: str, split: str, values: Mapping[str, float]) -> None:
         """Record the metrics of a stage on a split."""
         self.titles[stage] = title
-        self.metrics.setdefault(stage, {}).update({f"{split}/{name}": value for name, value in values.items()})
+        self.metrics.setdefault(stage, {}).update({f"{_SPLITS[split]}/{name}": value for name, value in values.items()})
 
     def compare_models(self, dense: nn.Module, compact: nn.Module) -> None:
         """Record the sizes of the two models."""
@@ -110,7 +124,7 @@ class Summary:
             return score.show(values.get(f"{split}/{score.name}", math.nan))
 
         stages = [
-            (self.titles[stage], value_of(values, "validation"), value_of(values, "test"))
+            (self.titles[stage], value_of(values, "val"), value_of(values, "test"))
             for stage, values in self.metrics.items()
         ]
         return CompactReport(rows=rows, metrics=stages, metric_name=score.name, notes=notes)
@@ -118,19 +132,16 @@ class Summary:
     def flat(self) -> dict[str, float]:
         """Return the numbers as one flat object, by the names that scripts rely on."""
         numbers: dict[str, float] = {}
-        for name, prefix in (("heads", "num_heads"), ("parameters", "num_parameters"), ("megabytes", "megabytes")):
+        for name, prefix in _SIZES.items():
             numbers[f"{prefix}_before"], numbers[prefix] = self.sizes[name]
         for kind, (before, after) in self.kinds.items():
             numbers |= {f"num_heads_before/{kind}": before, f"num_heads/{kind}": after}
         if self.latency is not None:
-            numbers |= {
-                "speedup": self.latency.speedup,
-                "latency_ms_before": 1e3 * self.latency.before,
-                "latency_ms": 1e3 * self.latency.after,
-            }
-        numbers |= self.metrics.get("compact", {})
-        is_dense = list(self.metrics) == ["compact"]
-        stages = {"dense": self.metrics["compact"]} if is_dense else self.metrics
+            times = self.latency
+            numbers |= dict(zip(_LATENCY, (times.speedup, 1e3 * times.before, 1e3 * times.after), strict=True))
+        final = self.metrics.get("compact", {})
+        numbers |= final
+        stages = self.metrics if self.search else {"dense": final}
         numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
         return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
 

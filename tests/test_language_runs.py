@@ -176,7 +176,7 @@ def test_a_new_marian_keeps_what_was_asked_of_each_kind_of_attention(pairs, tmp_
     assert count_heads_by_kind(model) == WANTED
     assert {kind: numbers[f"num_heads/{kind}"] for kind in WANTED} == WANTED
     assert [numbers[f"num_heads_before/{kind}"] for kind in WANTED] == [16, 16, 16]
-    assert "search/validation/bleu" not in numbers
+    assert "search/val/bleu" not in numbers
     rows = [line.split("\t") for line in Path(pairs[2].partition("=")[2]).read_text().splitlines()[1:]]
     written = []
     for source, _ in rows:

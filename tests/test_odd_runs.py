@@ -88,7 +88,7 @@ def test_a_correlation_with_one_value_is_null_and_the_progress_may_be_hidden(inp
     run += ["task=regression", f"data.train={tmp_path}/train.tsv", f"data.validation={tmp_path}/rest.tsv"]
     run_here([*run, "+trainer.enable_progress_bar=false"], tmp_path / "run")
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text(), parse_constant=pytest.fail)
-    assert numbers["validation/pearson"] is None
+    assert numbers["val/pearson"] is None
 
 
 @pytest.mark.parametrize("value", ["null", "3", "[]"])

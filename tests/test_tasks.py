@@ -104,7 +104,7 @@ def test_tags_of_words_and_their_f1_as_seqeval_has_it(bert, tagged, tmp_path):
         tmp_path / "out",
     )
     assert numbers["num_heads"] == 4
-    assert numbers["search/validation/f1"] == numbers["removed/validation/f1"]
+    assert numbers["search/val/f1"] == numbers["removed/val/f1"]
     model, tokenizer = gating.load_compact(compact), AutoTokenizer.from_pretrained(compact)
     expected, predicted = [], []
     for line in (tagged / "test.tsv").read_text().splitlines()[1:]:
@@ -158,7 +158,7 @@ def test_answers_and_their_scores_as_torchmetrics_has_them(bert, questions, tmp_
         tmp_path / "out",
     )
     assert numbers["num_heads"] == 4
-    assert numbers["search/validation/f1"] == pytest.approx(numbers["removed/validation/f1"])
+    assert numbers["search/val/f1"] == pytest.approx(numbers["removed/val/f1"])
     model, tokenizer = gating.load_compact(compact), AutoTokenizer.from_pretrained(compact)
     reference = SQuAD()
     for line in (questions / "test.jsonl").read_text().splitlines():
@@ -236,7 +236,7 @@ def test_digits_with_a_new_vision_transformer(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     numbers, compact = run(SMALL_VIT, tmp_path / "out")
     assert numbers["num_heads"] == 4
-    assert numbers["search/validation/accuracy"] == numbers["removed/validation/accuracy"]
+    assert numbers["search/val/accuracy"] == numbers["removed/val/accuracy"]
     model = gating.load_compact(compact)
     assert type(model).__name__ == "ViTForImageClassification"
     assert AutoImageProcessor.from_pretrained(compact).size["height"] == 8
@@ -254,7 +254,7 @@ def test_folders_of_images_for_each_class_and_no_validation(tmp_path):
     data = ["data=hub", f"data.path={tmp_path / 'images'}", "data.validation_split=null", "trainer.max_steps=4"]
     numbers, compact = run([*SMALL_VIT, *data], tmp_path / "out")
     assert gating.load_compact(compact).config.id2label == {0: "dark", 1: "light"}
-    assert 0 <= numbers["validation/accuracy"] <= 1
+    assert 0 <= numbers["val/accuracy"] <= 1
 
 
 WRONG = {

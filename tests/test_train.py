@@ -52,7 +52,7 @@ def test_run_folder_keeps_the_contract(finished):
     assert numbers["num_heads"] == 4
     assert numbers["num_heads_before"] == 12
     assert numbers["num_parameters"] < numbers["num_parameters_before"]
-    for name in ("test/accuracy", "search/validation/accuracy", "removed/validation/accuracy", "compact/test/accuracy"):
+    for name in ("test/accuracy", "search/val/accuracy", "removed/val/accuracy", "compact/test/accuracy"):
         assert 0 <= numbers[name] <= 1
     assert numbers["speedup"] > 0
     assert {"seed", "version/torch", "seconds/search", "seconds/recovery"} <= set(numbers)
@@ -104,7 +104,7 @@ def test_offline_run_can_be_read_back(finished):
         "gates/heads",
         "compact/num_heads",
         "compact/speedup",
-        "search/validation/accuracy",
+        "search/val/accuracy",
         "objective",
     ):
         assert name in text, name

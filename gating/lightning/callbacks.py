@@ -1,20 +1,24 @@
 """What is recorded and shown while gates are trained."""
 
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import Logger, WandbLogger
 
 from gating.convergence import Convergence
+from gating.gates import HeadGates
 from gating.heads.blocks import find_attention_blocks
 from gating.history import History, Look
 from gating.lightning.module import FineTuning
+from gating.objectives import Objective
 from gating.report import head_map_figure
 
-__all__ = ["GateMonitor", "SearchEnd"]
+__all__ = ["GateMonitor", "SearchEnd", "log_kept_heads"]
 
 
 class GateMonitor(Callback):
@@ -30,7 +34,7 @@ class GateMonitor(Callback):
         """Log the counts of gates."""
         assert isinstance(pl_module, FineTuning)
         if pl_module.objective is not None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            pl_module.log_dict(_gate_metrics(pl_module))
+            pl_module.log_dict(_gate_metrics(pl_module.gates, pl_module.objective))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember this look, and send the map of heads to W&B."""
@@ -113,16 +117,33 @@ class SearchEnd(Callback):
         self.reason = state_dict["reason"]
 
 
+def log_kept_heads(
+    loggers: Sequence[Logger], gates: HeadGates, objective: Objective, *, kept: torch.Tensor | None, step: int
+) -> None:
+    """Log the state of the gates once more, with those as open that are kept.
+
+    Args:
+        loggers: The loggers of the run.
+        gates: The gates at the end of the search.
+        objective: The objective of the search.
+        kept: Which gates stay, ``[num_gates]``; None for those that are open.
+        step: Number of the last step.
+    """
+    with nullcontext() if kept is None else gates.fixed_at(kept.float()):
+        metrics = {name: float(value) for name, value in _gate_metrics(gates, objective).items()}
+    for logger in loggers:
+        logger.log_metrics(metrics, step=step)
+        logger.save()
+
+
 @torch.no_grad()
-def _gate_metrics(module: FineTuning) -> dict[str, float | torch.Tensor]:
-    gates = module.gates
-    assert module.objective is not None
+def _gate_metrics(gates: HeadGates, objective: Objective) -> dict[str, float | torch.Tensor]:
     values = gates.values()
     open_heads = gates.open_by_block()
     metrics: dict[str, float | torch.Tensor] = {
         "gates/expected_open": gates.expected_open(),
         "gates/open": float(sum(open_heads.values())),
-        "gates/target": module.objective.target(gates),
+        "gates/target": objective.target(gates),
         "gates/undecided": ((values > 0.05) & (values < 0.95)).float().mean(),
     }
     for index, num_open in enumerate(open_heads.values()):

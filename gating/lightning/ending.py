@@ -51,7 +51,7 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
         else:
             print(f"error: {explain(cause)}", file=sys.stderr)
             _say_how_to_go_on(folder())
-        sys.exit(1)
+        raise SystemExit(1) from cause
     finally:
         if failed:
             stop_processes()

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gating.lightning.data import ExampleDataModule
 from gating.lightning.models import teacher_source
+from gating.lightning.optimized import check_optimized
 from gating.objectives.none import NoObjective
 from gating.settings import check_complete, check_settings, locate_target
 from gating.speedup import check_speedup
@@ -39,6 +40,7 @@ def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> dict[str, Any]
     }
     settings["data"] = _without_defaults(settings["data"])
     check_settings(settings, groups={"convergence", *groups}, also=places)
+    check_optimized(settings["optimized_metric"])
     check_speedup(**{name: settings["objective"].get(name) for name in ("speedup", "num_heads", "keep")})
     return settings
 
