@@ -34,7 +34,7 @@ class _TrainerOptions(typing.TypedDict, total=False):
     """The settings of Lightning's trainer that may be left out."""
 
     max_time: str | dict[str, float] | None
-    limit_test_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
+    limit_test_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)] | None
 
 
 class _TrainerSettings(_TrainerOptions):

@@ -27,7 +27,7 @@ from gating.lightning.resume import read_settings_of
 from gating.lightning.run import Run
 from gating.lightning.run_folder import check_places, check_places_of, take_folder
 from gating.lightning.run_settings import make_objective, try_settings
-from gating.lightning.steps import check_validation, count_steps
+from gating.lightning.steps import count_evaluated, count_steps
 from gating.lightning.tasks.base import Prepared, Task
 from gating.objectives import NoObjective, Objective
 from gating.redaction import redact_settings
@@ -81,7 +81,10 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
         save_memory(model)
     distillation, teacher = _load_teacher(settings["distillation"], task, model, data)
     total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
-    check_validation(settings["trainer"]["limit_val_batches"], num_batches=len(data.val_dataloader()))
+    num_evaluated = {
+        split: count_evaluated(settings["trainer"], split, num_batches=len(data.evaluation_dataloader(split)))
+        for split in data.splits[1:]
+    }
     work = Run(
         folder=Path(cfg.output_dir),
         checkpoints=Path(cfg.paths.checkpoints),
@@ -97,6 +100,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
         dense_config=deepcopy(model.config),
         total_steps=total_steps,
         search_steps=max(1, round((1 - cfg.recovery) * total_steps)) if gated else 0,
+        num_evaluated=num_evaluated,
         distillation=distillation,
         teacher=teacher,
     )

@@ -2,9 +2,10 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Run:
         dense_config: Its configuration with all heads.
         total_steps: Optimizer steps of the whole run.
         search_steps: How many of them are before the removal; 0 without gates.
+        num_evaluated: How many batches of each split are evaluated.
         distillation: How to learn from a teacher, if at all.
         teacher: The dense model to learn from; None where there is none, or it is not trained yet.
         loggers: What metrics are sent to.
@@ -76,6 +78,7 @@ class Run:
     dense_config: PreTrainedConfig
     total_steps: int
     search_steps: int
+    num_evaluated: Mapping[str, int]
     distillation: Distillation | None = None
     teacher: PreTrainedModel | None = None
     loggers: list[Logger] = field(default_factory=list)
@@ -151,8 +154,8 @@ class Run:
         # What takes long need not be measured before heads are removed: that changes nothing.
         metrics = self.prepared.metrics if key == "search" else self.prepared.all_metrics
         with self.summary.timed("evaluate"):
-            for split in splits:
-                batches = self.data.evaluation_dataloader(split)
+            for split in (split for split in splits if self.num_evaluated[split]):
+                batches = islice(self.data.evaluation_dataloader(split), self.num_evaluated[split])
                 values = evaluate(model or self.model, batches, task=self.task, metrics=metrics)
                 self.summary.add_metrics(key, title, split, values)
 

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["check_validation", "count_steps", "validation_interval"]
+__all__ = ["count_evaluated", "count_steps", "validation_interval"]
+
+_LIMITS = {"validation": "limit_val_batches", "test": "limit_test_batches"}
 
 
 def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
@@ -43,18 +45,23 @@ def _used_batches(limit: int | float, *, num_batches: int) -> int:
     return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * min(limit, 1.0))
 
 
-def check_validation(limit: int | float, *, num_batches: int) -> None:
-    """Make sure that a share of the validation batches is not less than one of them.
+def count_evaluated(trainer: Mapping[str, Any], split: str, *, num_batches: int) -> int:
+    """Return how many batches of a split are evaluated, during and at the end of phases.
 
     Args:
-        limit: How many to use, or a share; 0 for no validation.
-        num_batches: How many there are.
+        trainer: Settings of the trainer: ``limit_val_batches`` and ``limit_test_batches``, numbers or shares.
+        split: ``validation`` or ``test``.
+        num_batches: How many batches it has.
 
     Raises:
-        ValueError: It is less than one.
+        ValueError: The share is less than one batch, but not 0.
     """
-    if limit > 0 and _used_batches(limit, num_batches=num_batches) < 1:
+    name = _LIMITS[split]
+    limit = 1.0 if trainer.get(name) is None else trainer[name]
+    used = _used_batches(limit, num_batches=num_batches)
+    if limit > 0 and used < 1:
         raise ValueError(
-            f"trainer.limit_val_batches={limit} of {num_batches} validation batch(es) is less than one; give a larger "
-            "share, or 0 for no validation."
+            f"trainer.{name}={limit} of {num_batches} {split} batch(es) is less than one; give a larger share, or 0 "
+            "for no evaluation."
         )
+    return used
