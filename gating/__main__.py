@@ -60,10 +60,13 @@ def _export(arguments: argparse.Namespace) -> None:
 
     folder = arguments.output or f"{arguments.folder.rstrip('/')}-{arguments.format}"
     report = export_runtime(arguments.folder, folder, format=arguments.format, overwrite=arguments.overwrite)
-    print(
-        f"{report.folder}: {report.megabytes:,.1f} MB, any batch size and length; its outputs differ from the model's "
-        f"by {report.max_difference:.1e}"
-    )
+    inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in report.inputs.items())
+    print(f"{report.folder}: {report.megabytes:,.1f} MB with the inputs {inputs}")
+    print(f"Checked on {report.checked}: its outputs differ from the model's by {report.max_difference:.1e}")
+    for refused in report.refused:
+        print(f"It refuses {refused}, which the model itself takes")
+    for name in report.left_out:
+        print(f"The tokenizer or processor also makes {name}, which it does not take: leave that out")
 
 
 def _train_script() -> Path:
