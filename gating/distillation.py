@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gating.heads.remedy import RemedyError
+
 __all__ = ["Distillation", "check_teacher", "distillation_loss"]
 
 # What models call their answers; extractive question answering has two.
@@ -106,9 +108,11 @@ def check_teacher(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Te
     """
     ours, theirs = (getattr(getattr(model, "config", None), "id2label", None) for model in (student, teacher))
     if ours != theirs:
-        raise ValueError(
+        raise RemedyError(
             f"The teacher tells apart the classes {_listed(theirs)}, this data has {_listed(ours)}. Fine-tune the "
-            "teacher on this data first (objective=none), or let this run do it: distillation.teacher=null."
+            "teacher on this data first",
+            python=".",
+            command=" (objective=none), or let this run do it: distillation.teacher=null.",
         )
     shapes = []
     for model in (student, teacher):

@@ -15,6 +15,7 @@ from gating.heads.linear import plan_scale_inputs
 from gating.heads.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.heads.pruning import PruneReport, num_parameters, plan_pruning
 from gating.heads.refusals import check_has_values, check_no_adapters
+from gating.heads.remedy import RemedyError
 from gating.selection import check_reachable, select_gates
 
 __all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
@@ -136,8 +137,8 @@ def _warn_if_alike(gates: HeadGates, kept: Tensor) -> None:
         warnings.warn(
             f"The choice of heads is nearly arbitrary: the {int(kept.sum())} gates that are kept are at "
             f"{mean_kept:.2f} on average, the {int(removed.sum())} that are removed at {mean_removed:.2f}, and "
-            f"{num_open} of these are open. Train until the objective has closed them: call its update at every step, "
-            "and give the gates a learning rate of their own, such as 0.1.",
+            f"{num_open} of these are open. Train the gates longer or with a larger learning rate, such as 0.1, and in a "
+            "loop of your own call the objective's update before every step.",
             stacklevel=3,
         )
 
@@ -170,7 +171,11 @@ def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None, kept: 
         kept = _largest(gates, num_heads)
     else:
         if not values.any():
-            raise ValueError("Every gate is closed, so no head would be left. Lower the price, or give num_heads.")
+            raise RemedyError(
+                "Every gate is closed, so no head would be left. Lower ",
+                python="the price, or give num_heads.",
+                command="objective.price, or give a number of heads with objective=budget.",
+            )
         return values
     # A head that is kept for the count's sake though its gate reads 0 would be dead: it comes in as strongly as it
     # was on average in training.

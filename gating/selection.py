@@ -6,6 +6,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from gating.heads.remedy import RemedyError
+
 __all__ = ["check_reachable", "fewest_heads", "nearest_reachable", "select_gates"]
 
 
@@ -30,10 +32,11 @@ def check_reachable(
     if 1 <= num_heads <= sum(heads_per_gate) and not reachable >> num_heads & 1:
         name = f"num_heads.{kind}" if kind else "num_heads"
         near = " or ".join(map(str, _neighbours(num_heads, reachable)))
-        raise ValueError(
+        raise RemedyError(
             f"{name}={num_heads} cannot be kept exactly: a gate stands for the {max(heads_per_gate)} query heads "
-            f"that share keys and values. The nearest possible numbers are {near}; or give every head a gate with "
-            "inject_gates(model, group_queries=False)."
+            f"that share keys and values. The nearest possible numbers are {near}; or give every head a gate with ",
+            python="inject_gates(model, group_queries=False).",
+            command="gates.group_queries=false.",
         )
 
 

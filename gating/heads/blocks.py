@@ -130,7 +130,7 @@ def find_attention_blocks(
         discover_specs(model, probe=probe)
     blocks = list(_walk(model))
     if not blocks:
-        raise ValueError(explain_unknown(model, searched=discover))
+        raise explain_unknown(model, searched=discover)
     return blocks
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from .linear import why_not_editable, without_adapter
+from .remedy import RemedyError
 
 __all__ = [
     "check_has_values",
@@ -103,8 +104,8 @@ def why_not_attention(module: nn.Module) -> str | None:
     return _why_heads_depend(module, width) if isinstance(width, int) else None
 
 
-def explain_unknown(model: nn.Module, *, searched: bool) -> str:
-    """Return the message for a model without any attention block that can be used.
+def explain_unknown(model: nn.Module, *, searched: bool) -> ValueError:
+    """Return the error for a model without any attention block that can be used.
 
     Args:
         model: The model.
@@ -113,20 +114,19 @@ def explain_unknown(model: nn.Module, *, searched: bool) -> str:
     for name, module in model.named_modules():
         reason = why_not_attention(module)
         if reason is not None:
-            return (
+            return ValueError(
                 f"Heads cannot be removed from {type(model).__name__}: in {name} ({type(module).__name__}), {reason}."
             )
     seen = sorted({type(m).__name__ for m in model.modules() if re.search("attention", type(m).__name__, re.I)})
-    return (
+    problem = (
         f"No attention block of {type(model).__name__} is known: its attention classes are "
         f"{', '.join(seen) or 'none by name'}. Describe one with gating.register_attention_spec("
         f"{(seen or ['MyAttention'])[0]!r}, gating.AttentionSpec(projections=..., output_projection=...))"
-        + (
-            "; nothing in its structure looks like attention."
-            if searched
-            else ", or pass discover=True (in a command, gates.discover=true) to have its structure looked at."
-        )
     )
+    if searched:
+        return ValueError(f"{problem}; nothing in its structure looks like attention.")
+    end = "to have its structure looked at."
+    return RemedyError(problem, python=f", or pass discover=True {end}", command=f", or give gates.discover=true {end}")
 
 
 def _why_heads_depend(module: nn.Module, width: int) -> str | None:

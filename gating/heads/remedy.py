@@ -1,0 +1,16 @@
+"""Errors whose remedy is a parameter in Python and a setting in a command."""
+
+__all__ = ["RemedyError"]
+
+
+class RemedyError(ValueError):
+    """An error that tells each user the remedy in their own words.
+
+    Attributes:
+        in_command: The message for users of the command line.
+    """
+
+    def __init__(self, problem: str, *, python: str, command: str) -> None:
+        """Args: ``problem`` is the beginning of both messages, ``python`` and ``command`` are how each goes on."""
+        super().__init__(problem + python)
+        self.in_command = problem + command

@@ -1,0 +1,57 @@
+"""Errors of the core: in Python they speak of arguments, in a command of settings."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+import gating
+from gating.distillation import check_teacher
+from gating.errors import explain
+
+
+def ask_for_heads_that_groups_cannot_keep() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=20, num_hidden_layers=1, **sizes))
+    gating.ExactBudget(num_heads=3).attach(gating.inject_gates(model))
+
+
+def look_for_attention_where_it_is_unknown() -> None:
+    gating.find_attention_blocks(nn.Linear(2, 2))
+
+
+def bert(**settings: object) -> BertForSequenceClassification:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    return BertForSequenceClassification(BertConfig(vocab_size=20, **sizes, **settings))
+
+
+def learn_from_a_teacher_of_another_task() -> None:
+    check_teacher(bert(), bert(num_labels=3), {})
+
+
+def finalize_without_an_open_gate() -> None:
+    model = bert()
+    gates = gating.inject_gates(model)
+    torch.nn.init.constant_(gates.log_alpha, -10)
+    gating.finalize(model, gates)
+
+
+CASES: dict[Callable[[], None], tuple[str, str]] = {
+    ask_for_heads_that_groups_cannot_keep: ("inject_gates(model, group_queries=False).", "gates.group_queries=false."),
+    look_for_attention_where_it_is_unknown: ("pass discover=True", "give gates.discover=true"),
+    learn_from_a_teacher_of_another_task: ("on this data first.", "distillation.teacher=null."),
+    finalize_without_an_open_gate: ("Lower the price", "Lower objective.price"),
+}
+
+
+@pytest.mark.parametrize("action", CASES)
+def test_each_user_gets_the_remedy_in_their_own_words(action):
+    in_python, in_command = CASES[action]
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        action()
+    assert in_python in str(caught.value)
+    assert in_command not in str(caught.value)
+    assert in_command in explain(caught.value)
+    assert in_python not in explain(caught.value)
