@@ -32,7 +32,7 @@ from gating.lightning.optimized import optimized_value
 from gating.lightning.outcome import export, report
 from gating.lightning.phase import callbacks_of_phase
 from gating.lightning.preparation import prepare
-from gating.lightning.quiet import quiet_libraries
+from gating.lightning.quiet import printed_warnings, quiet_libraries
 from gating.lightning.ranks import (
     check_same,
     from_first,
@@ -162,7 +162,7 @@ def remove_heads(work: Run, objective: Objective, gates: HeadGates) -> None:
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
     log_kept_heads(work.loggers, gates, objective, kept=kept, step=work.search_steps - 1)
-    with work.summary.timed("finalize"):
+    with work.summary.timed("finalize"), printed_warnings():
         finalize(work.model, gates, kept=kept, probe=work.probe_batch())
     work.measure_metric("removed", "after removal")
     if is_first():

@@ -3,11 +3,15 @@
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import datasets
 import transformers
 
-__all__ = ["quiet_libraries"]
+from gating.lightning.ranks import is_first
+
+__all__ = ["printed_warnings", "quiet_libraries"]
 
 # Each is true and expected here, and says nothing that a user could act on.
 _EXPECTED_WARNINGS = (
@@ -39,3 +43,13 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+
+
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Print the warnings of a ``with`` block as sentences, those of the first process only."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        if is_first():
+            print(f"warning: {warning.message}")
