@@ -28,6 +28,7 @@ from gating.lightning.callbacks import SearchEnd, log_kept_heads
 from gating.lightning.ending import ending_well
 from gating.lightning.models import Pretrained
 from gating.lightning.module import FineTuning
+from gating.lightning.open_tables import open_tables
 from gating.lightning.optimized import optimized_value
 from gating.lightning.outcome import export, report
 from gating.lightning.phase import callbacks_of_phase
@@ -236,6 +237,7 @@ def command_line() -> None:
     """Run the command; settings that Hydra can make nothing of end in one sentence, too."""
     redact_output()
     check_groups(sys.argv[1:])
+    sys.argv[1:] = open_tables(sys.argv[1:], conf=Path(CONF))
     # Hydra hands its errors on then.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -82,6 +82,8 @@ def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> N
         for part in name.split("."):
             if part not in here:
                 remedy = f"give {name}=null" if name == "convergence" else f"leave ~{name} out of the command"
+                if name.startswith("callbacks."):
+                    raise ValueError(f"{name} is missing: without it there is no callback. Give its class.")
                 raise ValueError(f"{name} is missing, which every run needs: {remedy}.")
             here = here[part]
 
@@ -113,6 +115,9 @@ def check_settings(
             _check_values("paths.", values, dict.fromkeys(values, str))
         if group in _FOREIGN:
             _check_values(f"{group}.", values, typing.get_type_hints(_FOREIGN[group], include_extras=True))
+            target = locate_target(values["_target_"], f"{group}.")
+            if not _takes_any(target):
+                _check_names(f"{group}.", values, _parameter_types(target))
 
 
 def _callbacks(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
