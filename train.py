@@ -164,7 +164,8 @@ def remove_heads(work: Run, objective: Objective, gates: HeadGates) -> None:
         check_same(kept.float(), "The choice of heads")
     log_kept_heads(work.loggers, gates, objective, kept=kept, step=work.search_steps - 1)
     with work.summary.timed("finalize"), printed_warnings():
-        finalize(work.model, gates, kept=kept, probe=work.probe_batch())
+        finalized = finalize(work.model, gates, kept=kept, probe=work.probe_batch())
+    work.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     work.measure_metric("removed", "after removal")
     if is_first():
         keep_removed(work)

@@ -31,9 +31,12 @@ class FinalizeReport(PruneReport):
     Attributes:
         max_difference: Largest relative difference between the outputs of the masked and of the compact model on
             the probe batch.
+        folded: For each block that had gates, what was multiplied into the columns of its kept heads, in the order of
+            ``kept_heads``.
     """
 
     max_difference: float
+    folded: dict[str, tuple[float, ...]]
 
 
 def finalize(
@@ -95,6 +98,10 @@ def finalize(
         raise
     become_compact(model)
     kept_heads = {block.name: block.head_ids for block in find_attention_blocks(model)}
+    folded = {}
+    for block, block_values in zip(gated, values.split(gates.block_sizes), strict=True):
+        by_head = dict(zip(block.head_slots, _slot_values(block, block_values).tolist(), strict=True))
+        folded[block.name] = tuple(by_head[head] for head in kept_heads[block.name])
     return FinalizeReport(
         kept_heads=kept_heads,
         num_heads=sum(map(len, kept_heads.values())),
@@ -102,6 +109,7 @@ def finalize(
         num_parameters=num_parameters(model),
         num_parameters_before=parameters_before,
         max_difference=difference,
+        folded=folded,
     )
 
 
@@ -203,12 +211,16 @@ def _check_kept(gates: HeadGates, kept: Tensor, num_heads: int | None) -> None:
         raise ValueError("kept is false for every gate, so no head would be left.")
 
 
+def _slot_values(block: AttentionBlock, values: Tensor) -> Tensor:
+    """Repeat the values of a block's gates: a gate of a group of query heads stands for several slots."""
+    return values.repeat_interleave(len(block.head_slots) // len(values))
+
+
 def _plan(model: nn.Module, blocks: list[AttentionBlock], values: tuple[Tensor, ...]) -> list[Edit]:
     edits: list[Edit] = []
     kept = {}
     for block, block_values in zip(blocks, values, strict=True):
-        # A gate of a group of query heads stands for several slots.
-        slot_values = block_values.repeat_interleave(len(block.head_slots) // len(block_values))
+        slot_values = _slot_values(block, block_values)
         open_slots = slot_values.nonzero().flatten().tolist()
         kept[block.name] = {block.head_slots[slot] for slot in open_slots} & set(block.head_ids)
         # Before the cut, and only what stays: closed gates need no multiplication by zero.

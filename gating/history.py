@@ -27,10 +27,18 @@ class Look:
 
 @dataclass
 class History:
-    """The looks at a run over all its phases, and the gate values by block at those of the search and at its end."""
+    """What was seen of a run over all its phases.
+
+    Attributes:
+        looks: Its state at each validation.
+        gate_values: Gate values by block, at each validation of the search and at its end.
+        folded: What was multiplied into the output projection for each head that was kept, by block, in their order; a
+            head that is kept though its gate reads 0 comes in with the probability that it is open.
+    """
 
     looks: list[Look] = field(default_factory=list)
     gate_values: list[dict[str, list[float]]] = field(default_factory=list)
+    folded: dict[str, list[float]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as plain values, for a checkpoint."""
@@ -40,3 +48,5 @@ class History:
         """Go on from a checkpoint."""
         self.looks = [Look(**look) for look in state["looks"]]
         self.gate_values = list(state["gate_values"])
+        # Checkpoints of earlier versions have none.
+        self.folded = dict(state.get("folded", {}))

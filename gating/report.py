@@ -66,12 +66,24 @@ def save_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     if history.gate_values:
         kept_heads = {name: heads for name, heads, _ in kept}
-        title = "Gates at the end of the search; the outlined heads are kept"
-        figure = head_map_figure(history.gate_values[-1], title=title, kept=kept_heads)
+        title = "Gates at the end of the search; outlined heads are kept, with what was folded in"
+        figure = head_map_figure(_gates_and_folded(history, kept), title=title, kept=kept_heads)
         figure.savefig(folder / "gates.png", dpi=150)
     num_heads = sum(before for _, _, before in kept)
     figure = _history_figure(history.looks, score=score, num_heads=num_heads, search_steps=search_steps)
     figure.savefig(folder / "history.png", dpi=150)
+
+
+def _gates_and_folded(history: History, kept: Sequence[tuple[str, Sequence[int], int]]) -> dict[str, list[float]]:
+    """Return a value for every gated head: what was folded in if it is kept, else that of its gate."""
+    shown = dict(history.gate_values[-1])
+    for name, heads, num_heads in kept:
+        if gates := shown.get(name):
+            # A gate of a group stands for several heads.
+            shown[name] = [gates[head * len(gates) // num_heads] for head in range(num_heads)]
+            for head, value in zip(heads, history.folded.get(name, ()), strict=False):
+                shown[name][head] = value
+    return shown
 
 
 def print_report(console: Console, kept: Sequence[tuple[str, Sequence[int], int]], report: CompactReport) -> None:

@@ -155,11 +155,12 @@ def _make_row(model: PreTrainedModel, names: Sequence[str], number: int, lengths
     # Encoder and decoder read texts of different lengths.
     for prefix, length in (("decoder_", max(1, lengths[-1 - number] - 2)), ("", lengths[number])):
         probe = make_probe(model, batch_size=len(lengths), length=length)
-        for name, tensor in probe.items():
-            if name in names and name.startswith("decoder_") == bool(prefix):
-                # Probes of text keep a little away from the model's end.
-                is_short = name.endswith("_ids") and tensor.shape[1] < length
-                row[name] = tensor[number].repeat(length)[-length:] if is_short else tensor[number]
+        # Probes of text keep a little away from the model's end.
+        longer = make_probe(model, batch_size=len(lengths), length=length + 4)
+        for name in names:
+            if name in probe and name.startswith("decoder_") == bool(prefix):
+                is_text = name.endswith("_ids")
+                row[name] = longer[name][number].repeat(length)[-length:] if is_text else probe[name][number]
         if f"{prefix}attention_mask" in names:
             # Of the types that tokenizers and feature extractors make.
             dtype = torch.int64 if f"{prefix}input_ids" in row else torch.int32

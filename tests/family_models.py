@@ -263,7 +263,12 @@ FAMILIES: dict[str, Family] = {
         {"vocab_size": 99, "d_model": 64, "num_layers": 3, "attention_heads": 4, "ffn_dim": 48, **IDS},
         implementations=("eager",),
     ),
-    "gptj": _decoder("GPTJ", {**GPT2, **IDS, "rotary_dim": 4}),
+    "gptj": _decoder(
+        "GPTJ",
+        {**GPT2, **IDS, "rotary_dim": 4},
+        # Before transformers 5.24, it is eager alone.
+        implementations=("sdpa", "eager") if transformers.GPTJForCausalLM._supports_sdpa else ("eager",),
+    ),
     "cohere": _decoder("Cohere", {**GROUPED, "use_qk_norm": True}),
     "phi": _decoder("Phi", {**TEXT, "num_attention_heads": 8, "num_key_value_heads": 4, "qk_layernorm": True}),
     "granite": _decoder("Granite", GROUPED),

@@ -2,6 +2,7 @@ import io
 import math
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -54,6 +55,32 @@ def test_pictures_are_png_files(tmp_path):
         with Image.open(tmp_path / "report" / name) as image:
             assert image.format == "PNG"
             assert min(image.size) > 100
+
+
+def drawn(monkeypatch, tmp_path, one, kept):
+    maps = []
+    monkeypatch.setattr("gating.report.head_map_figure", lambda values, **_: maps.append(values) or Figure())
+    save_pictures(tmp_path, one, score=Score("accuracy"), kept=kept, search_steps=10)
+    return maps[0]
+
+
+def test_kept_heads_show_what_was_folded_in_and_the_others_their_gates(monkeypatch, tmp_path):
+    one = History([], [{"layer 0": [0.0, 0.5, 0.0, 0.25], "layer 1": [0.0, 1.0]}], {"layer 0": [0.2, 0.25]})
+    kept = [("layer 0", [0, 3], 4), ("layer 1", [], 2), ("no gates", [0], 1)]
+    assert drawn(monkeypatch, tmp_path, one, kept) == {"layer 0": [0.2, 0.5, 0.0, 0.25], "layer 1": [0.0, 1.0]}
+
+
+def test_a_gate_of_a_group_is_shown_at_each_of_its_heads(monkeypatch, tmp_path):
+    one = History([], [{"layer 0": [0.0, 0.5]}], {"layer 0": [0.2, 0.2]})
+    assert drawn(monkeypatch, tmp_path, one, [("layer 0", [0, 1], 4)]) == {"layer 0": [0.2, 0.2, 0.5, 0.5]}
+
+
+def test_what_was_folded_in_comes_back_from_checkpoints_and_is_missing_in_old_ones():
+    one, other = History([], [{"a": [0.0, 1.0]}], {"a": [0.3]}), History()
+    other.load_state_dict(one.state_dict())
+    assert other == one
+    other.load_state_dict({"looks": [], "gate_values": []})
+    assert other == History()
 
 
 def test_a_dense_run_has_no_map_of_gates(tmp_path):
