@@ -118,6 +118,14 @@ def test_early_stopping_is_an_interruption_that_one_can_go_on_from_without_it(in
     assert_same_weights(folder, whole)
 
 
+def test_the_rest_of_a_run_may_have_another_time_limit(inputs, whole, tmp_path):
+    folder = tmp_path / "run"
+    assert end_of(folder, inputs, "trainer.max_time={microseconds: 1}") == 143
+    overrides = [f"resume={folder}", "trainer.max_time=10:00:00:00", "data.num_workers=0"]
+    train.guarded_run(compose_settings(overrides), overrides)
+    assert_same_weights(folder, whole)
+
+
 def test_a_stop_at_the_last_step_is_the_end(inputs, whole, tmp_path):
     run_in(tmp_path / "run", inputs, stop_at("on_train_epoch_end", 9))
     assert_same_weights(tmp_path / "run", whole)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from gating.lightning.run_folder import is_finished, is_run, is_under_way
@@ -153,6 +154,10 @@ def recall(overrides: Sequence[str], *, resume: str | None, ckpt_path: str | Non
         taken["callbacks"] = _replace(
             settings["callbacks"], f"{checkpoints}/{settings['phase']}", "${paths.checkpoints}/${phase}"
         )
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group, _, name = _name(override.input_line or "").partition(".")
+        if name and group in taken:
+            taken[group] = {**taken[group], name: override.value()}
     return {**taken, "output_dir": str(folder)}
 
 
