@@ -1,19 +1,26 @@
 # make train   set up and run the embedded example
 # make test    set up and run the tests
+# make test-lowest   the same with the lowest versions that pyproject.toml allows, in an environment of its own
 # make check   lint and types
 # make bench   measure speed and print it beside the last committed figures
 # make format  rewrite the files as the linter wants them
 
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
-.PHONY: train test check bench format clean
+.PHONY: train test test-lowest check bench format clean
 
 train: $(VENV)/train.stamp
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+
+# Old releases warn of what their own dependencies have changed since.
+test-lowest: $(LOWEST)/test.stamp
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest \
+		-W ignore::DeprecationWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
 bench: $(VENV)/train.stamp
 	$(BIN)/python -m benchmarks.speed $(ARGS)
@@ -28,7 +35,7 @@ format: $(VENV)/check.stamp
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(LOWEST) dist build .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/train.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,6 +45,12 @@ $(VENV)/train.stamp: pyproject.toml
 $(VENV)/test.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(LOWEST)/test.stamp: pyproject.toml
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
 	touch $@
 
 $(VENV)/check.stamp: pyproject.toml

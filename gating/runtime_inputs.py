@@ -71,7 +71,8 @@ def _usually_made(model: PreTrainedModel, needed: set[str]) -> set[str]:
 
 def batch_to_trace(model: PreTrainedModel, names: Sequence[str], processor: object = None) -> dict[str, Tensor]:
     """Make the batch that an export is traced with."""
-    return _make_batch(model, names, _TRACED[: _most_rows(model)], _pad_token_id(model, processor), "right")
+    lengths = _shortened(_TRACED[: _most_rows(model)], _longest(model, processor))
+    return _make_batch(model, names, lengths, _pad_token_id(model, processor), "right")
 
 
 def batches_to_check(
@@ -92,10 +93,9 @@ def batches_to_check(
         processor: What makes its inputs.
     """
     pad_token_id = _pad_token_id(model, processor)
-    pads = any(name in names for name in _MASKS)
-    for lengths in (_TRACED, *_CHECKED, (_longest(model, processor),), _TRACED[:1]):
-        if len(lengths) > _most_rows(model):
-            continue
+    pads, longest, most = any(name in names for name in _MASKS), _longest(model, processor), _most_rows(model)
+    candidates = (_TRACED, *_CHECKED, (longest,), _TRACED[:1])
+    for lengths in (_shortened(lengths, longest) for lengths in candidates if len(lengths) <= most):
         sides: tuple[Side, ...] = ("right", "left") if pads and len(lengths) > 1 else ("right",)
         for side in sides:
             batch = _make_batch(model, names, lengths, pad_token_id, side)
@@ -107,9 +107,13 @@ def _fits(shape: Sequence[int], sizes: Sequence[object]) -> bool:
     return all(not isinstance(size, int) or size == actual for actual, size in zip(shape, sizes, strict=True))
 
 
+def _shortened(lengths: Sequence[int], longest: int) -> list[int]:
+    return [min(length, longest) for length in lengths]
+
+
 def _most_rows(model: PreTrainedModel) -> int:
     """Return 1 for decoders that refuse batches, because they know no padding."""
-    rows = len(make_probe(model, batch_size=2)[model.main_input_name])
+    rows = len(next(iter(make_probe(model, batch_size=2).values())))
     return rows if rows == 1 else max(map(len, _CHECKED))
 
 

@@ -154,6 +154,11 @@ def test_maximum_and_minimum_are_checked_and_named(tmp_path, tokenizer):
     assert report.inputs["input_ids"] == ("batch", "length")
 
 
+def test_model_of_few_positions_is_checked_up_to_them(tmp_path):
+    report = export_runtime(build("bert", max_position_embeddings=6), tmp_path / "exported", format="torch")
+    assert report.checked == "batches of 1, 2 and 3, lengths of 1 and 6, padded left and right"
+
+
 def test_sizes_that_a_graph_fixes_are_told(tmp_path):
     config = transformers.GPT2Config(**FAMILIES["gpt2"].arguments | {"pad_token_id": None, "n_layer": 1}, num_labels=2)
     model = transformers.GPT2ForSequenceClassification(config).eval()  # It refuses batches.

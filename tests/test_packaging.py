@@ -1,0 +1,85 @@
+"""What the package asks for when it is installed: all that it imports, and releases whose private names it knows."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+from tiny_run import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+SOURCES = [ROOT / "train.py", *(ROOT / "gating").rglob("*.py")]
+# Pydantic comes with exactly one version of its core.
+WITH_OTHERS = {"pydantic_core"}
+# Of each package, private names that are used somewhere.
+PRIVATE = {
+    "torch": r"torch\._",
+    "transformers": r"\._from_config|\"_model_mapping\"",
+    "datasets": r"\._fingerprint",
+    "sacrebleu": r"_extract_corpus_statistics",
+    "pytorch-lightning": r"\._batches_that_stepped",
+}
+
+
+def normal(name):
+    return name.lower().replace("_", "-")
+
+
+def requirements(*extras):
+    texts = [*PROJECT["dependencies"], *(text for extra in extras for text in PROJECT["optional-dependencies"][extra])]
+    return {normal(requirement.name): requirement for requirement in map(Requirement, texts)}
+
+
+def imported():
+    found = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.append(node.module)
+            found |= {name.split(".")[0] for name in names}
+    return found - sys.stdlib_module_names - {"gating", "train"} - WITH_OTHERS
+
+
+def test_all_that_is_imported_is_named():
+    distributions = packages_distributions()
+    named = set(requirements("export", "peft"))
+    for module in imported():
+        assert named & {normal(name) for name in distributions[module]}, module
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_packages_with_private_names_in_use_are_bounded(name):
+    assert any(re.search(PRIVATE[name], path.read_text(encoding="utf-8")) for path in SOURCES)
+    specifier = requirements()[normal(name)].specifier
+    assert any(one.operator == "<" for one in specifier)
+
+
+def test_every_requirement_has_a_lowest_version():
+    for requirement in requirements("demo", "export", "peft").values():
+        assert any(one.operator in (">=", "==") for one in requirement.specifier), requirement
+
+
+@pytest.mark.parametrize("version", ["2.6.2", "2.6.3"])
+def test_compromised_releases_of_lightning_are_excluded(version):
+    specifier = requirements()["pytorch-lightning"].specifier
+    assert Version(version) not in specifier
+    assert Version("2.6.4") in specifier
+
+
+def test_the_extra_for_exports_names_the_transformers_that_has_the_exporters():
+    assert Version("5.22.9") not in requirements("export")["transformers"].specifier
+
+
+def test_types_come_with_the_package():
+    assert (ROOT / "gating" / "py.typed").is_file()
+
+
+def test_the_lowest_versions_are_tested_by_one_target():
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\ntest-lowest:" in makefile
+    assert "--resolution lowest-direct" in makefile
