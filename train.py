@@ -131,7 +131,7 @@ def own_teacher(cfg: DictConfig, work: Run) -> PreTrainedModel:
         with work.adapted(teacher):
             train(cfg, work, "teacher", steps=work.total_steps, model=teacher)
         if is_first():
-            with replacing_folder(folder, overwrite=True) as new:
+            with replacing_folder(folder, overwrite=False, kind="compact model") as new:
                 teacher.save_pretrained(new)
                 work.processor.save_pretrained(new)
     teacher.to(work.model.device)  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def save_compact(
         save_directory: Where the folder goes.
         tokenizer: The tokenizer, or the image processor, to save with it.
         report: Measurements for the model card.
-        overwrite: Whether an existing folder may be replaced.
+        overwrite: Whether the folder of an earlier compact model may be replaced, if nothing else is in it.
         verify: Whether to refuse weights that are NaN or infinite, and to load the folder once and compare outputs,
             which takes the memory of a second model for a moment.
         probe: A batch as the model's keyword arguments for that; made from its configuration when left out.
@@ -56,7 +56,8 @@ def save_compact(
         TypeError: The model is none of transformers.
         ValueError: The model still has gates or adapters, or weights that are NaN, or is another one when it is loaded
             from the folder.
-        FileExistsError: The folder is there and not empty, and ``overwrite`` is false.
+        FileExistsError: The folder is there and not empty, and ``overwrite`` is false, or it is not only an earlier
+            compact model, or the model was loaded from it.
     """
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"Only models of transformers can be saved as a folder, and {type(model).__name__} is none.")
@@ -65,8 +66,9 @@ def save_compact(
     check_no_adapters(model)
     if verify:
         check_finite(model, type(model).__name__)
-    become_compact(model)
-    with replacing_folder(Path(save_directory), overwrite=overwrite) as folder:
+    sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
+    with replacing_folder(Path(save_directory), overwrite=overwrite, kind="compact model", keep=sources) as folder:
+        become_compact(model)
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

@@ -4,17 +4,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["check_folder", "clear_folder", "replacing_folder"]
+from gating.results import Kind, check_result
+
+__all__ = ["check_folder", "is_or_holds", "replacing_folder"]
 
 
 @contextmanager
-def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+def replacing_folder(
+    target: Path, *, overwrite: bool, kind: Kind, keep: Iterable[str | os.PathLike[str] | None] = ()
+) -> Iterator[Path]:
     """Yield an empty folder that takes the target's place when the block ends without an error.
 
     Until then it lies beside the target, under a hidden name. What was there before goes only when the new folder is
@@ -22,14 +26,17 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Args:
         target: Where the folder goes.
-        overwrite: Whether something that is there may be replaced.
+        overwrite: Whether an earlier result that is there may be replaced.
+        kind: Which results may be; a folder with anything else in it stays.
+        keep: What the new folder is made from; names of the hub among them are passed over.
 
     Raises:
-        FileExistsError: Something is there and ``overwrite`` is false, or a part of the path is a file.
+        FileExistsError: Something is there and ``overwrite`` is false, or it is or holds something else than an earlier
+            result, or what the new one is made from; or a part of the path is a file.
         OSError: The place cannot be written to, or the disk is full.
     """
-    target = Path(os.path.abspath(target))
-    _check_replaceable(target, overwrite=overwrite)
+    target, sources = Path(os.path.abspath(target)), [Path(source) for source in keep if source]
+    _check_replaceable(target, overwrite=overwrite, kind=kind, sources=sources)
     made = [place for place in target.parents if not place.exists()]
     try:
         with _clear_errors(target):
@@ -39,6 +46,8 @@ def replacing_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 (scratch / "new").mkdir()
                 yield scratch / "new"
                 _flush(scratch / "new")
+                # Once more: it may have taken hours.
+                _check_replaceable(target, overwrite=overwrite, kind=kind, sources=sources)
                 _swap(scratch / "new", target, old=scratch / "old")
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -76,31 +85,26 @@ def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> 
         ) from error
 
 
-def clear_folder(folder: Path) -> None:
-    """Remove what an earlier run left in a folder, so that two runs do not mix; other files stay.
+def is_or_holds(folder: Path, path: Path) -> bool:
+    """Say whether a folder is another one or holds it, by whatever names and links."""
+    real = path.resolve()
+    return any(place.exists() and folder.exists() and place.samefile(folder) for place in (real, *real.parents))
 
-    Args:
-        folder: A folder that may be overwritten. If it is not that of a run, which the settings in it would tell,
-            nothing is removed.
-    """
-    # First, and whoever it is from: a run with numbers is a finished one.
-    (folder / "metrics.json").unlink(missing_ok=True)
-    settings = folder / "config.yaml"
-    if not (settings.is_file() and "_target_: gating." in settings.read_text(encoding="utf-8", errors="replace")):
+
+def _check_replaceable(target: Path, *, overwrite: bool, kind: Kind, sources: Iterable[Path]) -> None:
+    if not os.path.lexists(target) or (target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
         return
-    # Next, so that what is left of it when this is interrupted is no run.
-    settings.unlink()
-    for name in ("checkpoints", "compact", "csv", "report", "teacher"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _check_replaceable(target: Path, *, overwrite: bool) -> None:
-    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
-        return
-    if os.path.lexists(target) and not overwrite:
+    if not overwrite:
         raise FileExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
-    if Path.cwd().is_relative_to(target):
+    if is_or_holds(target, Path.cwd()):
         raise FileExistsError(f"{target} is or holds the current folder, which is not replaced. Choose another place.")
+    for source in sources:
+        if is_or_holds(target, source):
+            raise FileExistsError(
+                f"{target} is or holds {source}, which the {kind} is made from, so it is not replaced. Choose another "
+                "place."
+            )
+    check_result(target, kind=kind)
 
 
 @contextmanager
@@ -119,6 +123,8 @@ def _clear_errors(target: Path) -> Iterator[None]:
 
 def _why_not_written(error: Exception) -> str | None:
     """Return what the system said where an error is about writing; the libraries below say it in several ways."""
+    if isinstance(error, FileExistsError) and error.errno is None:
+        return None  # A sentence of this module.
     if isinstance(error, OSError):
         return error.strerror or str(error).rstrip(".")
     number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors

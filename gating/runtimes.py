@@ -92,7 +92,8 @@ def export_runtime(
     model, processor = _load(model_or_directory, tokenizer)
     model.eval()
     names, left_out = input_names(model, processor)
-    with replacing_folder(Path(save_directory), overwrite=overwrite) as folder, _as_exported(model):
+    place, sources = Path(save_directory), [model.name_or_path]
+    with replacing_folder(place, overwrite=overwrite, kind="export", keep=sources) as folder, _as_exported(model):
         traced = batch_to_trace(model, names, processor)
         with _exporting(model, format):
             exported = exporter.export(model, traced, config=config)

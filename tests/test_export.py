@@ -124,9 +124,10 @@ def test_an_empty_folder_is_used(pruned, tmp_path):
 
 
 def test_overwriting_replaces_the_whole_folder(pruned, folder, tmp_path):
-    (folder / "left over").write_text("")
+    left_over = folder / "model-00001-of-00002.safetensors"
+    left_over.write_text("")
     save_compact(pruned, folder, overwrite=True)
-    assert not (folder / "left over").exists()
+    assert not left_over.exists()
     assert os.listdir(tmp_path) == ["compact"]
 
 

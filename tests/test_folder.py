@@ -9,7 +9,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gating.folder import check_folder, clear_folder, replacing_folder
+from gating.folder import check_folder, replacing_folder
+
+RESULT = """{"head_gating": {"format": 1, "blocks": {}}}"""
+
+
+def make_result(folder):
+    """Write what tells an earlier compact model, and weights of it."""
+    folder.mkdir()
+    (folder / "config.json").write_text(RESULT)
+    (folder / "model.safetensors").write_text("old")
+
+
+def replacing(target, *, overwrite=True, keep=()):
+    return replacing_folder(target, overwrite=overwrite, kind="compact model", keep=keep)
 
 
 @pytest.mark.parametrize("path", ["new", "deep/down/new", "empty"])
@@ -51,18 +64,6 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
         check_folder(tmp_path / "new", overwrite=False)
 
 
-def test_clearing_takes_what_a_run_left_and_nothing_else(tmp_path):
-    for name in ("compact", "csv", "mine"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text("x")
-    clear_folder(tmp_path)  # a folder that no run made: all of it is the user's
-    assert {path.name for path in tmp_path.iterdir()} == {"compact", "csv", "mine"}
-    (tmp_path / "config.yaml").write_text("task:\n  _target_: gating.lightning.tasks.SequenceClassification\n")
-    (tmp_path / "metrics.json").write_text("{}")
-    clear_folder(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"mine"}
-
-
 @contextmanager
 def small_disk():
     """Let no file grow beyond a thousand bytes: the error of a full disk, from the system itself.
@@ -94,16 +95,15 @@ def write_torch(folder):
 def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, write, exists):
     target = tmp_path / ("there" if exists else "new/deep")
     if exists:
-        target.mkdir()
-        (target / "old").write_text("old")
+        make_result(target)
     with (
         pytest.raises(OSError, match=rf"{target.name} cannot be written \(.+\); nothing was changed there\. Make room"),
         small_disk(),
-        replacing_folder(target, overwrite=True) as folder,
+        replacing(target) as folder,
     ):
         write(folder)
-    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == (
-        ["there", "there/old"] if exists else []
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == (
+        ["there", "there/config.json", "there/model.safetensors"] if exists else []
     )
 
 
@@ -116,7 +116,7 @@ def test_what_the_system_says_is_in_the_sentence(tmp_path, monkeypatch, step, nu
     monkeypatch.setattr(*((tempfile, "mkdtemp") if step == "mkdtemp" else (os, "fsync")), refuse)
     with (
         pytest.raises(OSError, match=rf"new cannot be written \({os.strerror(number)}\)"),
-        replacing_folder(tmp_path / "deep" / "new", overwrite=False) as folder,
+        replacing(tmp_path / "deep" / "new", overwrite=False) as folder,
     ):
         (folder / "file").write_text("x")
     assert os.listdir(tmp_path) == []
@@ -124,16 +124,15 @@ def test_what_the_system_says_is_in_the_sentence(tmp_path, monkeypatch, step, nu
 
 def test_the_new_folder_is_on_the_disk_before_the_old_one_goes(tmp_path, monkeypatch):
     target = tmp_path / "there"
-    target.mkdir()
-    (target / "old").write_text("old")
+    make_result(target)
     flushed = []
 
     def fsync(file):
-        assert (target / "old").exists()
+        assert (target / "model.safetensors").read_text() == "old"
         flushed.append(Path(os.readlink(f"/proc/self/fd/{file}")).name)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with replacing_folder(target, overwrite=True) as folder:
+    with replacing(target) as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "file").write_text("x")
     assert sorted(flushed) == ["file", "new", "sub"]
@@ -142,7 +141,7 @@ def test_the_new_folder_is_on_the_disk_before_the_old_one_goes(tmp_path, monkeyp
 
 
 def test_other_errors_pass_as_they_are(tmp_path):
-    with pytest.raises(RuntimeError, match=r"^differs$"), replacing_folder(tmp_path / "new", overwrite=False):
+    with pytest.raises(RuntimeError, match=r"^differs$"), replacing(tmp_path / "new", overwrite=False):
         raise RuntimeError("differs")
     assert os.listdir(tmp_path) == []
 
@@ -154,21 +153,20 @@ def test_the_folder_one_stands_in_is_not_replaced(tmp_path, monkeypatch):
     for place in (Path("."), Path(".."), tmp_path):
         with (
             pytest.raises(FileExistsError, match="holds the current folder"),
-            replacing_folder(place, overwrite=True),
+            replacing(place),
         ):
             pass
     assert [path.name for path in tmp_path.rglob("*")] == ["here", "thesis.txt"]
 
 
 def test_a_link_is_replaced_and_what_it_points_at_stays(tmp_path):
-    (tmp_path / "far").mkdir()
-    (tmp_path / "far" / "file").write_text("x")
+    make_result(tmp_path / "far")
     (tmp_path / "link").symlink_to(tmp_path / "far")
-    with pytest.raises(FileExistsError), replacing_folder(tmp_path / "link", overwrite=False):
+    with pytest.raises(FileExistsError), replacing(tmp_path / "link", overwrite=False):
         pass
-    with replacing_folder(tmp_path / "link", overwrite=True) as folder:
+    with replacing(tmp_path / "link") as folder:
         (folder / "new").write_text("")
-    assert (tmp_path / "far" / "file").exists()
+    assert (tmp_path / "far" / "config.json").exists()
     assert not (tmp_path / "link").is_symlink()
     assert os.listdir(tmp_path / "link") == ["new"]
 
@@ -177,6 +175,6 @@ def test_a_path_through_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(OSError, match=r"file/new cannot be written \((File exists|Not a directory)\)"),
-        replacing_folder(tmp_path / "file" / "new", overwrite=True),
+        replacing(tmp_path / "file" / "new"),
     ):
         pass

@@ -277,14 +277,14 @@ def test_a_folder_is_all_that_one_has_to_remember(settings, inputs, whole, tmp_p
     assert_same_end(folder, whole)
 
 
-def test_numbers_of_something_else_do_not_make_a_run_a_finished_one(inputs, whole, tmp_path):
+def test_numbers_of_something_else_do_not_make_a_run_a_finished_one(inputs, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "metrics.json").write_text("{}")
-    with at_batch(6, interrupt), pytest.raises(Interrupted):
-        run_in(folder, inputs, "overwrite=true")
-    run_in(folder, inputs, "resume=auto")
-    assert_same_end(folder, whole)
+    with at_batch(1, interrupt):
+        assert end_of(folder, inputs, "overwrite=true") == 1
+    assert "metrics.json is of no run that is known" in capsys.readouterr().err
+    assert (folder / "metrics.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "config.yaml"])

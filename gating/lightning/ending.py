@@ -9,8 +9,9 @@ from gating.errors import explain, is_input_error
 from gating.lightning.divergence import DivergedError
 from gating.lightning.loggers import close_wandb
 from gating.lightning.ranks import is_about_others, is_first, rank, stop_processes
-from gating.lightning.run_folder import is_finished, is_run, is_taken
+from gating.lightning.run_folder import is_finished, is_taken
 from gating.lightning.stopping import Stopped, stopping_at_signals
+from gating.lightning.stored_settings import is_run
 from gating.lightning.watch import find_lost_process, heeding_lost_processes
 
 __all__ = ["ending_well"]

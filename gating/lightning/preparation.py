@@ -23,11 +23,11 @@ from gating.lightning.loggers import resolve_mode
 from gating.lightning.memory import check_checkpointing, save_memory
 from gating.lightning.models import ModelSource, make_blueprint, teacher_source
 from gating.lightning.ranks import check_processes, from_first, is_first, rank, root_device, start_processes
-from gating.lightning.resume import read_settings_of
 from gating.lightning.run import Run
 from gating.lightning.run_folder import check_places, check_places_of, take_folder
 from gating.lightning.run_settings import make_objective, try_settings
 from gating.lightning.steps import count_evaluated, count_steps
+from gating.lightning.stored_settings import read_settings_of
 from gating.lightning.tasks.base import Prepared, Task
 from gating.objectives import NoObjective, Objective
 from gating.redaction import redact_settings
@@ -47,7 +47,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     """
     num_processes = check_processes(settings["trainer"])
     if is_first():
-        _check_places(cfg, before)
+        _check_places(cfg, settings, before)
     try_settings(cfg)
     resolve_mode(cfg.logger.get("mode", "auto"))
     pl.seed_everything(cfg.seed, verbose=False)
@@ -112,11 +112,11 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     return work
 
 
-def _check_places(cfg: DictConfig, before: Path | None) -> None:
+def _check_places(cfg: DictConfig, settings: Mapping[str, Any], before: Path | None) -> None:
     """Make sure that the run can write to its places, and that they are its own; one that goes on keeps its folder."""
     if before is None:
         check_folder(Path(cfg.output_dir), overwrite=cfg.overwrite)
-        check_places(Path(cfg.output_dir), Path(cfg.paths.checkpoints))
+        check_places(Path(cfg.output_dir), Path(cfg.paths.checkpoints), settings=settings)
     else:
         cfg.output_dir = str(before)
         check_places_of(before, Path(cfg.paths.checkpoints), before=read_settings_of(before)["paths"]["checkpoints"])

@@ -7,9 +7,9 @@ from gating.heads.blocks import find_attention_blocks
 from gating.heads.pruning import prune_heads
 from gating.lightning.checkpoints import checkpoint_path, read_checkpoint
 from gating.lightning.csv_log import num_rows
+from gating.lightning.earlier_run import forget_phases
 from gating.lightning.ranks import is_first
 from gating.lightning.run import Run
-from gating.lightning.run_folder import forget_phases
 
 __all__ = ["keep_removed", "restore_removed"]
 

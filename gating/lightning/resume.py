@@ -2,15 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
-from gating.lightning.run_folder import is_finished, is_run, is_under_way
+from gating.lightning.run_folder import is_finished, is_under_way
+from gating.lightning.stored_settings import is_run, leaves, read_settings_of
 from gating.redaction import HIDDEN, redact_settings
 
-__all__ = ["find_run", "recall", "read_settings_of"]
+__all__ = ["find_run", "recall"]
 
 # What may differ between a run and the command that goes on with it: none of it changes what is computed.
 _FREE = (
@@ -26,11 +26,6 @@ _FREE = (
     "optimized_metric",
     "trainer.max_time",
 )
-
-
-# Groups that every run has, and what to do where they are not there.
-_GROUPS = ("model", "task", "data", "objective", "trainer", "callbacks", "logger", "paths")
-_NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in another output_dir."
 
 
 def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | None:
@@ -88,24 +83,6 @@ def _named_run(resume: str | None, ckpt_path: str | None) -> Path:
     if resume not in (None, "auto") and Path(str(resume)).absolute() != folder.absolute():
         raise ValueError(f"ckpt_path={checkpoint} is not of the run in resume={resume}: leave one of them out.")
     return folder
-
-
-def read_settings_of(folder: Path) -> dict[str, Any]:
-    """Return the settings of the run in a folder.
-
-    Raises:
-        ValueError: There is none, or its settings are damaged.
-    """
-    if not is_run(folder):
-        raise ValueError(f"There is no run in {folder} to go on with: {folder / 'config.yaml'} does not exist.")
-    path = folder / "config.yaml"
-    try:
-        settings = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # YAML's own, OmegaConf's and those of decoding.
-        raise ValueError(f"{path} cannot be read: {type(error).__name__}. {_NO_SETTINGS}") from error
-    if not isinstance(settings, dict) or not all(isinstance(settings.get(group), dict) for group in _GROUPS):
-        raise ValueError(f"{path} does not have the settings of a run. {_NO_SETTINGS}")
-    return cast(dict[str, Any], settings)
 
 
 def _is_free(name: str) -> bool:
@@ -185,7 +162,7 @@ def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Return the first setting that matters and is another one, with both of its values."""
-    old, new = dict(_leaves(before)), dict(_leaves(now))
+    old, new = dict(leaves(before)), dict(leaves(now))
     if new.get("objective.speedup") is not None:
         # Measured when the run began; it would come out a little differently now.
         new["objective.num_heads"] = old.get("objective.num_heads")
@@ -193,13 +170,6 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str,
         if not _is_free(name) and old.get(name) != new.get(name):
             return name, old.get(name), new.get(name)
     return None
-
-
-def _leaves(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in settings.items():
-        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
-    return found
 
 
 def _name(override: str) -> str:

@@ -1,35 +1,27 @@
 """The folder of a run: whose it is, how far it is, and going back in it."""
 
-import shutil
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from gating.atomic import replacing_file
-from gating.folder import check_folder, clear_folder
+from gating.folder import check_folder
 from gating.lightning.checkpoints import checkpoints_in, what_is_wrong
+from gating.lightning.earlier_run import PHASES, check_earlier, clearing, forget_model, forget_phases
 
 __all__ = [
     "check_places",
     "check_places_of",
-    "forget_phases",
     "is_finished",
-    "is_run",
     "is_taken",
     "is_under_way",
     "take_folder",
 ]
 
-# In the order that a run comes through; ``removed`` is the model between removal and recovery.
-_PHASES = ("teacher", "dense", "search", "removed", "recovery")
 # What a run makes in its folder, as it would have to be if it were there already.
 _FILES, _FOLDERS = ("config.yaml", "metrics.json"), ("checkpoints", "csv", "report", "wandb")
-
-
-def is_run(folder: Path) -> bool:
-    """Say whether a folder is that of a run."""
-    return (folder / "config.yaml").is_file()
 
 
 def is_finished(folder: Path) -> bool:
@@ -55,32 +47,27 @@ def is_taken(folder: Path) -> bool:
     return bool(_lock_of(folder).is_locked)
 
 
-def check_places(folder: Path, checkpoints: Path) -> None:
+def check_places(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]) -> None:
     """Make sure that a new run can have the places it writes to, and leave no trace.
 
     Args:
         folder: The run's folder.
         checkpoints: Where its checkpoints are to be.
+        settings: All its settings, as plain values.
 
     Raises:
-        ValueError: Checkpoints of another run are there, or something of another kind than the run makes.
-        OSError: A place cannot be written to.
+        ValueError: Checkpoints of another run are there, or something that no run has made, or not as a run makes it.
+        OSError: A place cannot be written to, or an earlier model in it has other files in its folder.
     """
     for names, is_right in ((_FILES, Path.is_file), (_FOLDERS, Path.is_dir)):
         for path in (folder / name for name in names):
             if path.exists() and not is_right(path):
                 raise ValueError(f"{path} is {'a file' if path.is_file() else 'a folder'}; put it out of the way.")
-    if checkpoints.resolve().is_relative_to(folder.resolve()):
-        return
     if checkpoints == Path():
         raise ValueError("paths.checkpoints is empty: give a folder, or leave it out.")
-    check_folder(checkpoints, overwrite=True, name="paths.checkpoints")
-    # The folder of the run, which the path may lead through, is not there yet.
-    for path in (path for phase in _PHASES for path in checkpoints_in(checkpoints.resolve() / phase)):
-        raise ValueError(
-            f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Give this run another place, "
-            "or remove what is there."
-        )
+    if not checkpoints.resolve().is_relative_to(folder.resolve()):
+        check_folder(checkpoints, overwrite=True, name="paths.checkpoints")
+    check_earlier(folder, checkpoints, settings=settings)
 
 
 def check_places_of(folder: Path, checkpoints: Path, *, before: str) -> None:
@@ -120,12 +107,10 @@ def take_folder(folder: Path, checkpoints: Path, *, config: str | None, ckpt_pat
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
     if config is not None:
-        clear_folder(folder)
-        forget_phases(checkpoints, after="")
-        with replacing_file(folder / "config.yaml") as new:
+        with clearing(folder, checkpoints), replacing_file(folder / "config.yaml") as new:
             new.write_text(config, encoding="utf-8")
     if ckpt_path is not None:
-        _return_to(Path(ckpt_path), checkpoints)
+        _return_to(Path(ckpt_path), folder, checkpoints)
     return lock
 
 
@@ -134,11 +119,11 @@ def _lock_of(folder: Path) -> filelock.BaseFileLock:
     return filelock.FileLock(folder / ".lock", is_singleton=True)
 
 
-def _return_to(checkpoint: Path, checkpoints: Path) -> None:
+def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
     """Remove what a run wrote after one of its checkpoints, so that this is the last one."""
-    folder = checkpoint.resolve().parent
-    mine = checkpoints_in(folder)
-    if folder.parent != checkpoints.resolve() or folder.name not in _PHASES or checkpoint.resolve() not in mine:
+    phase = checkpoint.resolve().parent
+    mine = checkpoints_in(phase)
+    if phase.parent != checkpoints.resolve() or phase.name not in PHASES or checkpoint.resolve() not in mine:
         raise ValueError(
             f"ckpt_path={checkpoint} is none of the checkpoints that runs go on from: those are called "
             f"{checkpoints / 'PHASE' / 'step-N.ckpt'}."
@@ -148,9 +133,9 @@ def _return_to(checkpoint: Path, checkpoints: Path) -> None:
         raise ValueError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last whole one.")
     for later in mine[: mine.index(checkpoint.resolve())]:
         later.unlink()
-    forget_phases(checkpoints, after=folder.name)
-    if folder.name == "teacher":
-        shutil.rmtree(checkpoints.parent / "teacher", ignore_errors=True)
+    forget_phases(checkpoints, after=phase.name)
+    if phase.name == "teacher":
+        forget_model(folder / "teacher")
 
 
 def _lock(folder: Path) -> filelock.BaseFileLock:
@@ -162,12 +147,3 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
     except NotImplementedError:
         pass  # A file system without locks.
     return lock
-
-
-def forget_phases(checkpoints: Path, *, after: str) -> None:
-    """Remove the checkpoints of the phases that come after one; of all of them after none. Other files stay."""
-    for phase in _PHASES[_PHASES.index(after) + 1 if after else 0 :]:
-        for path in checkpoints_in(checkpoints / phase):
-            path.unlink()
-        with suppress(OSError):
-            (checkpoints / phase).rmdir()

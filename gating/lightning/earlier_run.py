@@ -1,0 +1,139 @@
+"""What an earlier run has left in a folder that a new one is to have; all else in it stays."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from gating.folder import is_or_holds
+from gating.lightning.checkpoints import checkpoints_in, what_is_wrong
+from gating.lightning.stored_settings import checkpoints_of, leaves, read_settings_of
+from gating.results import check_result, find_foreign
+
+__all__ = ["PHASES", "check_earlier", "clearing", "forget_model", "forget_phases", "has_checkpoint"]
+
+# In the order that a run comes through; ``removed`` is the model between removal and recovery.
+PHASES = ("teacher", "dense", "search", "removed", "recovery")
+# The settings of a run while it is removed, so that what is left of it after an interruption is known to be one.
+_CLEARED = ".config.yaml.old"
+_FILES = ("csv/metrics.csv", "csv/hparams.yaml", "report/gates.png", "report/history.png", "report/samples.jsonl")
+_MODELS = ("compact", "teacher")
+# Besides the groups that all settings of a run have.
+_KEYS = {"output_dir", "overwrite", "resume", "ckpt_path", "seed", "recovery", "phase"}
+
+
+def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]) -> None:
+    """Make sure that a new run takes the place of an earlier one at most, and of nothing else.
+
+    Args:
+        folder: The folder of the new run.
+        checkpoints: Where its checkpoints are to be.
+        settings: All settings of the new run, as plain values.
+
+    Raises:
+        ValueError: Something stands in the new run's place that no run has made, or the new run reads it.
+        FileExistsError: A model of the earlier run has other files in its folder.
+    """
+    earlier = _settings_of_earlier(folder)
+    if earlier is None:
+        for name in ("config.yaml", "metrics.json", *_FILES, *_MODELS):
+            if (folder / name).is_file() or ((folder / name).is_dir() and any((folder / name).iterdir())):
+                raise ValueError(
+                    f"{folder / name} is of no run that is known, and a new one would take its place. Put it out of "
+                    "the way, or choose another output_dir."
+                )
+    elif (folder / "compact").exists():
+        check_result(folder / "compact", kind="compact model")
+    if earlier is not None and (foreign := find_foreign(folder / "teacher")) is not None:
+        raise ValueError(f"{folder / 'teacher' / foreign} is of no run that is known. Put it out of the way.")
+    for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation")}):
+        for own in ("checkpoints", "csv", "report", *_MODELS):
+            if isinstance(value, str) and value and is_or_holds(folder / own, Path(value).expanduser()):
+                raise ValueError(f"{name}={value} is in the run that this one replaces. Choose another output_dir.")
+    is_own = earlier is not None and any(
+        place.resolve() == checkpoints.resolve()
+        for place in (folder / "checkpoints", checkpoints_of(folder, earlier or {"paths": {}}))
+    )
+    if not (is_own and _is_inside(checkpoints, folder)):
+        _check_empty(checkpoints)
+
+
+def _check_empty(checkpoints: Path) -> None:
+    # The folder of the run, which the path may lead through, is not there yet.
+    for path in (path for phase in PHASES for path in checkpoints_in(checkpoints.resolve() / phase)):
+        raise ValueError(
+            f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Give this run another place, "
+            "or remove what is there."
+        )
+
+
+@contextmanager
+def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
+    """Remove what an earlier run left, before a ``with`` block that begins a new one; other files stay.
+
+    Args:
+        folder: A folder that may be overwritten. If it is not that of a run, nothing is removed.
+        checkpoints: Where the new run has its checkpoints.
+    """
+    settings = folder / "config.yaml"
+    if _settings_of_earlier(folder) is not None:
+        # First: a run with numbers is a finished one.
+        (folder / "metrics.json").unlink(missing_ok=True)
+        if settings.is_file():
+            settings.replace(folder / _CLEARED)
+        if _is_inside(folder / "checkpoints", folder):
+            forget_phases(folder / "checkpoints", after="")
+        for name in _MODELS:
+            forget_model(folder / name)
+        for path in (folder / name for name in _FILES):
+            if _is_inside(path, folder):
+                path.unlink(missing_ok=True)
+        for place in (folder / "checkpoints", folder / "csv", folder / "report"):
+            with suppress(OSError):
+                place.rmdir()
+    # Of nothing else: where it holds those of another run, there is none.
+    forget_phases(checkpoints, after="")
+    yield
+    (folder / _CLEARED).unlink(missing_ok=True)
+
+
+def forget_model(folder: Path) -> None:
+    """Remove a model that a run has saved; of a link, the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_phases(checkpoints: Path, *, after: str) -> None:
+    """Remove the checkpoints of the phases that come after one; of all of them after none. Other files stay."""
+    for phase in PHASES[PHASES.index(after) + 1 if after else 0 :]:
+        for path in (*checkpoints_in(checkpoints / phase), *(checkpoints / phase).glob(".step-*.ckpt.*.new")):
+            path.unlink()
+        with suppress(OSError):
+            (checkpoints / phase).rmdir()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Say whether a run has got so far that it has something to go on from."""
+    places = [folder / "checkpoints"]
+    with suppress(ValueError):
+        places.append(checkpoints_of(folder, read_settings_of(folder)))
+    return (folder / "teacher").is_dir() or any(checkpoints_in(place / phase) for place in places for phase in PHASES)
+
+
+def _settings_of_earlier(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of the run in a folder, without any where its checkpoints alone tell it; None without one."""
+    for name in ("config.yaml", _CLEARED):
+        with suppress(ValueError):
+            settings = read_settings_of(folder, name=name)
+            if settings.keys() >= _KEYS:
+                return settings
+    found = (path for phase in PHASES for path in checkpoints_in(folder / "checkpoints" / phase))
+    return {"paths": {}} if any(what_is_wrong(path) is None for path in found) else None
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Say whether a path leads into a folder, by whatever links."""
+    return path.resolve().is_relative_to(folder.resolve())
