@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny_run import ROOT, make_model_folder
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
 import gating
 from gating import __main__ as command_line
@@ -45,6 +45,23 @@ def test_folder_that_is_not_there_is_one_sentence(command, tmp_path, monkeypatch
         run(monkeypatch, command, tmp_path / "nowhere", *(["--format", "torch"] if command == "export" else []))
     assert str(stop.value).startswith("error: There is no compact model in")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore")  # Of torch's and transformers' own tracing.
+def test_export_names_the_inputs_and_what_was_checked(compact, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "export", compact, "--format", "torch", "--output", tmp_path / "exported")
+    shown = capsys.readouterr().out
+    assert "inputs input_ids [batch, length], attention_mask [batch, length], token_type_ids [batch, length]" in shown
+    assert "batches of 1, 2 and 3, lengths of 1, 6, 9, 12 and 512, padded left and right: its outputs differ" in shown
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_export_names_inputs_that_it_does_not_take(tmp_path, monkeypatch, capsys, tokenizer):
+    config = DistilBertConfig(vocab_size=20, dim=32, n_layers=1, n_heads=4, hidden_dim=48, max_position_embeddings=40)
+    gating.save_compact(DistilBertForSequenceClassification(config).eval(), tmp_path / "compact", tokenizer=tokenizer)
+    run(monkeypatch, "export", tmp_path / "compact", "--format", "torch")
+    assert "also makes token_type_ids, which it does not take: leave that out" in capsys.readouterr().out
+    assert (tmp_path / "compact-torch" / "tokenizer.json").is_file()
 
 
 def test_train_is_the_command_of_a_checkout():
