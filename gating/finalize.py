@@ -145,8 +145,8 @@ def _warn_if_alike(gates: HeadGates, kept: Tensor) -> None:
         warnings.warn(
             f"The choice of heads is nearly arbitrary: the {int(kept.sum())} gates that are kept are at "
             f"{mean_kept:.2f} on average, the {int(removed.sum())} that are removed at {mean_removed:.2f}, and "
-            f"{num_open} of these are open. Train the gates longer or with a larger learning rate, such as 0.1, and in a "
-            "loop of your own call the objective's update before every step.",
+            f"{num_open} of these are open. Train the gates longer or with a larger learning rate, such as 0.1, and in "
+            "a loop of your own call the objective's update before every step.",
             stacklevel=3,
         )
 
