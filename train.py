@@ -39,8 +39,9 @@ from gating.lightning.ranks import (
     from_first,
     is_first,
 )
+from gating.lightning.recall import recall
 from gating.lightning.removed import keep_removed, restore_removed
-from gating.lightning.resume import find_run, recall
+from gating.lightning.resume import find_run
 from gating.lightning.run import Run
 from gating.lightning.run_folder import is_finished
 from gating.lightning.run_settings import is_place_given, read_settings
@@ -82,7 +83,7 @@ def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> floa
     """
     with ending_well(lambda: Path(str(OmegaConf.select(cfg, "output_dir", throw_on_resolution_failure=False)))):
         if overrides is not None:
-            for name, value in recall(overrides, resume=cfg.resume, ckpt_path=cfg.ckpt_path).items():
+            for name, value in recall(cfg, overrides, conf=Path(CONF)).items():
                 cfg[name] = value
         return run(cfg)
 

@@ -259,7 +259,7 @@ def test_a_run_does_not_go_on_with_the_checkpoints_of_another(inputs, half, tmp_
 
 @pytest.mark.parametrize(
     "settings",
-    [["paths.checkpoints=PLACE/elsewhere"], ["+callbacks.mine={_target_: pytorch_lightning.callbacks.ModelSummary}"]],
+    [["paths.checkpoints=PLACE/elsewhere"], ["paths.checkpoints=${output_dir}/deep/down"], ["+trainer.benchmark=true"]],
 )
 def test_a_folder_is_all_that_one_has_to_remember(settings, inputs, whole, tmp_path, monkeypatch):
     folder = tmp_path / "run"

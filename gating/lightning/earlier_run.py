@@ -11,13 +11,20 @@ from gating.lightning.checkpoints import checkpoints_in, what_is_wrong
 from gating.lightning.stored_settings import checkpoints_of, leaves, read_settings_of
 from gating.results import check_result, find_foreign
 
-__all__ = ["PHASES", "check_earlier", "clearing", "forget_model", "forget_phases", "has_checkpoint"]
+__all__ = ["PHASES", "check_earlier", "check_links", "clearing", "forget_model", "forget_phases", "has_checkpoint"]
 
 # In the order that a run comes through; ``removed`` is the model between removal and recovery.
 PHASES = ("teacher", "dense", "search", "removed", "recovery")
 # The settings of a run while it is removed, so that what is left of it after an interruption is known to be one.
 _CLEARED = ".config.yaml.old"
-_FILES = ("csv/metrics.csv", "csv/hparams.yaml", "report/gates.png", "report/history.png", "report/samples.jsonl")
+_FILES = (
+    "csv/metrics.csv",
+    "csv/hparams.yaml",
+    "report/gates.png",
+    "report/history.png",
+    "report/samples.jsonl",
+    ".run-of-checkpoints",
+)
 _MODELS = ("compact", "teacher")
 # Besides the groups that all settings of a run have.
 _KEYS = {"output_dir", "overwrite", "resume", "ckpt_path", "seed", "recovery", "phase"}
@@ -66,6 +73,20 @@ def _check_empty(checkpoints: Path) -> None:
             f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Give this run another place, "
             "or remove what is there."
         )
+
+
+def check_links(folder: Path) -> None:
+    """Make sure that a run which goes on writes to its own files.
+
+    Raises:
+        ValueError: One of them is a link out of its folder, or in a folder that is.
+    """
+    for path in (folder / name for name in ("config.yaml", "metrics.json", ".lock", *_FILES)):
+        if not _is_inside(path, folder):
+            raise ValueError(
+                f"{path} leads out of the run's folder, to {path.resolve()}, and a run writes nothing there. Put what "
+                "it leads to in its place, or take it away."
+            )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gating.errors import explain, is_input_error
 from gating.lightning.divergence import DivergedError
+from gating.lightning.earlier_run import has_checkpoint
 from gating.lightning.loggers import close_wandb
 from gating.lightning.ranks import is_about_others, is_first, rank, stop_processes
 from gating.lightning.run_folder import is_finished, is_taken
@@ -80,7 +81,7 @@ def _say_lost(lost: str | None, folder: Path) -> None:
     """Say which process has ended; another one says it where that was the first."""
     if is_first() or (rank() == 1 and lost is not None and lost.startswith("rank 0 ")):
         which = f": {lost}" if lost else ""
-        go_on = f"\n{_GO_ON}{folder}" if is_run(folder) and not is_finished(folder) else ""
+        go_on = f"\n{_GO_ON}{folder}" if _can_go_on(folder) else ""
         with suppress(OSError):
             print(
                 f"error: Another process of this run has ended{which}. What it said about it, if anything, is above."
@@ -91,5 +92,10 @@ def _say_lost(lost: str | None, folder: Path) -> None:
 
 
 def _say_how_to_go_on(folder: Path) -> None:
-    if is_taken(folder) and not is_finished(folder):
+    if is_taken(folder) and _can_go_on(folder):
         _say(f"{_GO_ON}{folder}")
+
+
+def _can_go_on(folder: Path) -> bool:
+    """Say whether a run is not finished, and has something to go on from."""
+    return is_run(folder) and not is_finished(folder) and has_checkpoint(folder)

@@ -1,16 +1,14 @@
 """Finding the run that a command is to go on with, and making sure that it is the same run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from gating.lightning.run_folder import is_finished, is_under_way
 from gating.lightning.stored_settings import is_run, leaves, read_settings_of
-from gating.redaction import HIDDEN, redact_settings
+from gating.redaction import redact_settings
 
-__all__ = ["find_run", "recall"]
+__all__ = ["find_run", "named_run"]
 
 # What may differ between a run and the command that goes on with it: none of it changes what is computed.
 _FREE = (
@@ -52,7 +50,7 @@ def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | Non
             return None if is_place_given else _latest_like(settings, place.parent.parent)
         folder = place
     else:
-        folder = _named_run(resume, ckpt_path)
+        folder = named_run(resume, ckpt_path)
         if is_place_given and place.absolute() != folder.absolute():
             raise ValueError(f"The run to go on with is in {folder}, and output_dir={place}: leave output_dir out.")
     # Secrets are not in the folder.
@@ -66,7 +64,7 @@ def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | Non
     return folder
 
 
-def _named_run(resume: str | None, ckpt_path: str | None) -> Path:
+def named_run(resume: str | None, ckpt_path: str | None) -> Path:
     """Return the folder of the run that is named, or whose checkpoint is.
 
     Raises:
@@ -88,61 +86,6 @@ def _named_run(resume: str | None, ckpt_path: str | None) -> Path:
 def _is_free(name: str) -> bool:
     """Say whether a setting may be another one when a run goes on: what is computed does not depend on it."""
     return any(name == free or name.startswith(f"{free}.") for free in _FREE)
-
-
-def recall(overrides: Sequence[str], *, resume: str | None, ckpt_path: str | None) -> dict[str, Any]:
-    """Return the settings to take from the folder of a run that is named, where a command says nothing else about it.
-
-    So ``resume=DIR`` is all that one has to remember.
-
-    Args:
-        overrides: What the command line sets, as Hydra has it.
-        resume: ``auto`` or the folder.
-        ckpt_path: One of its checkpoints.
-
-    Returns:
-        Settings by name, to replace whole groups; none if the command has settings of its own or names no run.
-
-    Raises:
-        ValueError: There is no such run, or a secret was among its settings.
-    """
-    if not all(given is None or isinstance(given, str) for given in (resume, ckpt_path)):
-        return {}  # Which the check of all settings tells.
-    if (resume in (None, "auto") and ckpt_path is None) or not all(_is_free(_name(line)) for line in overrides):
-        return {}
-    folder = _named_run(resume, ckpt_path)
-    settings = read_settings_of(folder)
-    if HIDDEN in str(settings):
-        raise ValueError(
-            f"The run in {folder} had a secret among its settings, which is not kept there: give the whole command "
-            f"again, with output_dir={folder} resume=auto."
-        )
-    if settings["objective"].get("speedup") is not None:
-        settings["objective"]["num_heads"] = None  # It stands for it.
-    said = {_name(line).partition(".")[0] for line in overrides}
-    taken = {name: value for name, value in settings.items() if not _is_free(name) and name != "callbacks"}
-    # Who kept a run off W&B, or its checkpoints on another disk, did so for good; a folder may have been moved.
-    taken |= {"logger": settings["logger"]} if "logger" not in said else {}
-    checkpoints = str(settings["paths"]["checkpoints"])
-    if "paths" not in said and not Path(checkpoints).is_relative_to(str(settings["output_dir"])):
-        taken["paths"] = settings["paths"]
-    if "callbacks" not in said:
-        # They have been told the place of one phase.
-        taken["callbacks"] = _replace(
-            settings["callbacks"], f"{checkpoints}/{settings['phase']}", "${paths.checkpoints}/${phase}"
-        )
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        group, _, name = _name(override.input_line or "").partition(".")
-        if name and group in taken:
-            taken[group] = {**taken[group], name: override.value()}
-    return {**taken, "output_dir": str(folder)}
-
-
-def _replace(settings: Any, old: str, new: str) -> Any:
-    """Return settings with another text in place of one that is the whole of a value."""
-    if isinstance(settings, Mapping):
-        return {name: _replace(value, old, new) for name, value in settings.items()}
-    return new if settings == old else settings
 
 
 def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
@@ -170,8 +113,3 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str,
         if not _is_free(name) and old.get(name) != new.get(name):
             return name, old.get(name), new.get(name)
     return None
-
-
-def _name(override: str) -> str:
-    """Return the setting or group that an override is about: of ``+group@place=option``, the group."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]

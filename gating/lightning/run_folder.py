@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, how far it is, and going back in it."""
 
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from gating.lightning.earlier_run import PHASES, check_earlier, clearing, forget
 __all__ = [
     "check_places",
     "check_places_of",
+    "has_own_checkpoints",
     "is_finished",
     "is_taken",
     "is_under_way",
     "take_folder",
 ]
 
+_PLACE_MARK = ".run-of-checkpoints"
 # What a run makes in its folder, as it would have to be if it were there already.
 _FILES, _FOLDERS = ("config.yaml", "metrics.json"), ("checkpoints", "csv", "report", "wandb")
 
@@ -89,6 +92,26 @@ def check_places_of(folder: Path, checkpoints: Path, *, before: str) -> None:
         )
 
 
+def has_own_checkpoints(folder: Path, checkpoints: Path) -> bool:
+    """Say whether checkpoints are in a run's folder, or where this run has put them, which is noted in both places."""
+    if checkpoints.resolve().is_relative_to(folder.resolve()):
+        return True
+    try:
+        noted = (folder / _PLACE_MARK).read_text(encoding="ascii")
+        return bool(noted) and noted == (checkpoints / _PLACE_MARK).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return False
+
+
+def _mark(folder: Path, checkpoints: Path) -> None:
+    """Note in both places that checkpoints outside of a run's folder are its own."""
+    if not checkpoints.resolve().is_relative_to(folder.resolve()):
+        mark = uuid.uuid4().hex
+        for place in (folder, checkpoints):
+            with replacing_file(place / _PLACE_MARK) as new:
+                new.write_text(mark, encoding="ascii")
+
+
 def take_folder(folder: Path, checkpoints: Path, *, config: str | None, ckpt_path: str | None) -> filelock.BaseFileLock:
     """Make a run's folder ready for this process.
 
@@ -109,6 +132,7 @@ def take_folder(folder: Path, checkpoints: Path, *, config: str | None, ckpt_pat
     if config is not None:
         with clearing(folder, checkpoints), replacing_file(folder / "config.yaml") as new:
             new.write_text(config, encoding="utf-8")
+        _mark(folder, checkpoints)
     if ckpt_path is not None:
         _return_to(Path(ckpt_path), folder, checkpoints)
     return lock
