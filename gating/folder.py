@@ -88,7 +88,7 @@ def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> 
 def is_or_holds(folder: Path, path: Path) -> bool:
     """Say whether a folder is another one or holds it, by whatever names and links."""
     real = path.resolve()
-    return any(place.exists() and folder.exists() and place.samefile(folder) for place in (real, *real.parents))
+    return folder.exists() and any(place.exists() and place.samefile(folder) for place in (real, *real.parents))
 
 
 def _check_replaceable(target: Path, *, overwrite: bool, kind: Kind, sources: Iterable[Path]) -> None:

@@ -135,6 +135,13 @@ def test_what_a_new_run_reads_is_not_replaced_by_it(setting, inputs, run, tmp_pa
     assert snapshot(run) == before
 
 
+@pytest.mark.parametrize("text", ["~nobody/x", "x" * 5000, "a\\0b", "${oc.env:HOME}", "org/name"])
+def test_a_text_that_is_no_path_is_in_no_run(text, inputs, run):
+    with at_batch(1, interrupt), pytest.raises((Interrupted, ValueError, OSError)) as caught:
+        run_in(run, inputs, "overwrite=true", f"data.text_column='{text}'")
+    assert "replaces" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["compact", "teacher", "csv", "report", "checkpoints"])
 def test_what_a_link_points_at_stays(name, inputs, run, tmp_path):
     far = tmp_path / "far"

@@ -79,7 +79,7 @@ def names_given(overrides: Sequence[str], options: Sequence[Option]) -> list[str
         place, _, value = line.lstrip("+~").partition("=")
         group = place.partition("@")[0]
         chosen = [option for option in options if option.name == f"{group}/{value}" and not option.package]
-        names += [] if chosen else [place.rpartition("@")[2].replace("/", ".")]
+        names += [] if chosen else [place.rpartition("@")[2].strip("/").replace("/", ".")]
         for option in chosen:
             names += [name for name, _ in leaves(option.settings)]
             for default in option.defaults:

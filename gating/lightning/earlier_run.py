@@ -1,5 +1,6 @@
 """What an earlier run has left in a folder that a new one is to have; all else in it stays."""
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -44,26 +45,40 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
     """
     earlier = _settings_of_earlier(folder)
     if earlier is None:
-        for name in ("config.yaml", "metrics.json", *_FILES, *_MODELS):
-            if (folder / name).is_file() or ((folder / name).is_dir() and any((folder / name).iterdir())):
-                raise ValueError(
-                    f"{folder / name} is of no run that is known, and a new one would take its place. Put it out of "
-                    "the way, or choose another output_dir."
-                )
-    elif (folder / "compact").exists():
-        check_result(folder / "compact", kind="compact model")
-    if earlier is not None and (foreign := find_foreign(folder / "teacher")) is not None:
-        raise ValueError(f"{folder / 'teacher' / foreign} is of no run that is known. Put it out of the way.")
-    for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation")}):
-        for own in ("checkpoints", "csv", "report", *_MODELS):
-            if isinstance(value, str) and value and is_or_holds(folder / own, Path(value).expanduser()):
-                raise ValueError(f"{name}={value} is in the run that this one replaces. Choose another output_dir.")
-    is_own = earlier is not None and any(
-        place.resolve() == checkpoints.resolve()
-        for place in (folder / "checkpoints", checkpoints_of(folder, earlier or {"paths": {}}))
-    )
+        _check_unused(folder)
+    else:
+        if _is_used(folder / "compact"):
+            check_result(folder / "compact", kind="compact model")
+        if (foreign := find_foreign(folder / "teacher")) is not None:
+            raise ValueError(f"{folder / 'teacher' / foreign} is of no run that is known. Put it out of the way.")
+        _check_sources(folder, settings)
+    own = [folder / "checkpoints", *([checkpoints_of(folder, earlier)] if earlier else [])]
+    is_own = earlier is not None and checkpoints.resolve() in [place.resolve() for place in own]
     if not (is_own and _is_inside(checkpoints, folder)):
         _check_empty(checkpoints)
+
+
+def _check_unused(folder: Path) -> None:
+    for name in ("config.yaml", "metrics.json", *_FILES, *_MODELS):
+        if _is_used(folder / name):
+            raise ValueError(
+                f"{folder / name} is of no run that is known, and a new one would take its place. Put it out of the "
+                "way, or choose another output_dir."
+            )
+
+
+def _is_used(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else os.path.lexists(path)
+
+
+def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
+    places = [folder / name for name in ("checkpoints", "csv", "report", *_MODELS)]
+    for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation")}):
+        with suppress(OSError):  # Too long for a path, say.
+            if isinstance(value, str) and value and "\0" not in value:
+                source = Path(os.path.expanduser(value))
+                if any(is_or_holds(place, source) for place in places):
+                    raise ValueError(f"{name}={value} is in the run that this one replaces. Choose another output_dir.")
 
 
 def _check_empty(checkpoints: Path) -> None:
@@ -145,14 +160,18 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def _settings_of_earlier(folder: Path) -> dict[str, Any] | None:
-    """Return the settings of the run in a folder, without any where its checkpoints alone tell it; None without one."""
+    """Return the settings of the run in a folder; of one that its checkpoints alone tell, their place; None without."""
     for name in ("config.yaml", _CLEARED):
         with suppress(ValueError):
             settings = read_settings_of(folder, name=name)
             if settings.keys() >= _KEYS:
                 return settings
     found = (path for phase in PHASES for path in checkpoints_in(folder / "checkpoints" / phase))
-    return {"paths": {}} if any(what_is_wrong(path) is None for path in found) else None
+    return (
+        {"paths": {"checkpoints": str(folder / "checkpoints")}}
+        if any(what_is_wrong(path) is None for path in found)
+        else None
+    )
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
