@@ -38,12 +38,14 @@ def check_result(folder: Path, *, kind: Kind) -> None:
     """
     own = _own_files(folder, kind)
     if own is None:
-        raise FileExistsError(f"{folder} is no {kind} of an earlier time, so it is not replaced. Choose another place.")
+        raise FileExistsError(
+            f"{folder} is not the folder of an earlier {kind}, so it is not replaced. Choose another place."
+        )
     foreign = find_foreign(folder, own=own)
     if foreign is not None:
         raise FileExistsError(
-            f"{folder} is not replaced, because it holds {foreign}, which is no part of the {kind}. Put that "
-            "elsewhere, or choose another place."
+            f"{folder} is not replaced, because it holds {foreign}, which does not belong to the {kind}. Move that "
+            "away, or choose another place."
         )
 
 

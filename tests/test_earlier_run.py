@@ -81,7 +81,7 @@ def test_settings_of_something_else_are_not_replaced(config, inputs, tmp_path, c
     (tmp_path / "project" / "config.yaml").write_text(CONFIGS[config])
     before = snapshot(tmp_path)
     assert end_of(tmp_path / "project", inputs, "overwrite=true") == 1
-    assert "config.yaml is of no run that is known, and a new one would take its place" in capsys.readouterr().err
+    assert "config.yaml was not written by a run, and a new run would overwrite it" in capsys.readouterr().err
     assert snapshot(tmp_path) == before
 
 

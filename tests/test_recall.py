@@ -93,7 +93,9 @@ def test_nothing_that_a_folder_names_is_run(how, half, tmp_path, monkeypatch, ca
     assert resume(half) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert "which says what is called or how, and neither this command nor its configuration has that" in error
+    assert (
+        "which determines which code is called, and neither this command nor its configuration has this value" in error
+    )
     assert f"give it again: python train.py resume={half} ++" in error.replace("'", "")
     assert {path: text for path, text in snapshot(tmp_path).items() if not path.endswith(".lock")} == {
         path: text for path, text in before.items() if not path.endswith(".lock")
@@ -101,15 +103,15 @@ def test_nothing_that_a_folder_names_is_run(how, half, tmp_path, monkeypatch, ca
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "a secret": ({"model__tokenizer": "${oc.env:HOME}"}, "stands for something else"),
-    "a resolver": ({"logger__project": "${now:%Y}"}, "stands for something else"),
-    "in a list": ({"task__metrics": ["${oc.env:HOME}"]}, "stands for something else"),
-    "weights": ({"model__use_safetensors": False}, "lets files be read that can run code"),
-    "a kernel": ({"model__attn_implementation": "somebody/kernel"}, "lets a model bring code"),
-    "a kernel in a configuration": ({"model__config": {"attn_implementation": "a/b"}}, "lets a model bring code"),
-    "remote code": ({"model__config": {"trust_remote_code": True}}, "lets a model bring code"),
-    "code of a part": ({"model__config": {"text_config": {"auto_map": {"a": "b"}}}}, "lets a model bring code"),
-    "a folder": ({"callbacks__checkpoint__dirpath": "/elsewhere"}, "is not where this run has its checkpoints"),
+    "a secret": ({"model__tokenizer": "${oc.env:HOME}"}, "is an interpolation"),
+    "a resolver": ({"logger__project": "${now:%Y}"}, "is an interpolation"),
+    "in a list": ({"task__metrics": ["${oc.env:HOME}"]}, "is an interpolation"),
+    "weights": ({"model__use_safetensors": False}, "allows weights in a format that can run code"),
+    "a kernel": ({"model__attn_implementation": "somebody/kernel"}, "makes transformers load code"),
+    "a kernel in a configuration": ({"model__config": {"attn_implementation": "a/b"}}, "makes transformers load code"),
+    "remote code": ({"model__config": {"trust_remote_code": True}}, "makes transformers load code"),
+    "code of a part": ({"model__config": {"text_config": {"auto_map": {"a": "b"}}}}, "makes transformers load code"),
+    "a folder": ({"callbacks__checkpoint__dirpath": "/elsewhere"}, "is not the folder of this run's checkpoints"),
 }
 
 
@@ -228,7 +230,7 @@ def test_options_of_ones_own_are_trusted_as_those_of_the_program(begin, how, inp
         (tmp_path / "noted").unlink()
         (tmp_path / "go").touch()
         refused = run_command(["resume=run"], cwd=tmp_path)
-        assert "callbacks.mine._target_=my_parts.Noted, which says what is called" in refused.stderr
+        assert "callbacks.mine._target_=my_parts.Noted, which determines which code is called" in refused.stderr
         assert not (tmp_path / "noted").exists()
         second = run_command(["resume=run", *own], cwd=tmp_path)
     assert second.returncode == 0, second.stderr

@@ -31,7 +31,7 @@ def put(folder: Path, name: str) -> None:
 def test_a_compact_model_is_replaced_whatever_was_saved_with_it(name, saved, tmp_path):
     shutil.copytree(saved[name].folder, tmp_path / "compact")
     check_result(tmp_path / "compact", kind="compact model")
-    with pytest.raises(FileExistsError, match="is no export of an earlier time"):
+    with pytest.raises(FileExistsError, match="is not the folder of an earlier export"):
         check_result(tmp_path / "compact", kind="export")
 
 
@@ -39,7 +39,9 @@ def test_a_compact_model_is_replaced_whatever_was_saved_with_it(name, saved, tmp
 def test_an_earlier_result_with_something_else_in_it_is_not_replaced(name, folder, bert, tmp_path):
     put(folder, name)
     before = snapshot(tmp_path)
-    with pytest.raises(FileExistsError, match=rf"it holds {name.partition('/')[0]}.*no part of the compact model"):
+    with pytest.raises(
+        FileExistsError, match=rf"it holds {name.partition('/')[0]}.*does not belong to the compact model"
+    ):
         gating.save_compact(bert, folder, overwrite=True)
     assert snapshot(tmp_path) == before
     assert not hasattr(bert.config, "head_gating")
@@ -56,7 +58,7 @@ def test_a_folder_of_somebody_is_not_replaced(config, bert, tmp_path):
         (target / "config.json").write_text(config)
     before = snapshot(tmp_path)
     with pytest.raises(
-        FileExistsError, match=r"precious is no compact model of an earlier time, so it is not replaced"
+        FileExistsError, match=r"precious is not the folder of an earlier compact model, so it is not replaced"
     ):
         gating.save_compact(bert, target, overwrite=True)
     assert snapshot(tmp_path) == before
@@ -65,7 +67,10 @@ def test_a_folder_of_somebody_is_not_replaced(config, bert, tmp_path):
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")])
 def test_a_file_or_a_link_to_nothing_is_not_replaced(make, tmp_path):
     make(tmp_path / "there")
-    with pytest.raises(FileExistsError, match="is no compact model"), replacing(tmp_path / "there"):
+    with (
+        pytest.raises(FileExistsError, match="is not the folder of an earlier compact model"),
+        replacing(tmp_path / "there"),
+    ):
         pass
     assert os.listdir(tmp_path) == ["there"]
 

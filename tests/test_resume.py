@@ -283,7 +283,7 @@ def test_numbers_of_something_else_do_not_make_a_run_a_finished_one(inputs, tmp_
     (folder / "metrics.json").write_text("{}")
     with at_batch(1, interrupt):
         assert end_of(folder, inputs, "overwrite=true") == 1
-    assert "metrics.json is of no run that is known" in capsys.readouterr().err
+    assert "metrics.json was not written by a run" in capsys.readouterr().err
     assert (folder / "metrics.json").read_text() == "{}"
 
 

@@ -50,7 +50,9 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
         if _is_used(folder / "compact"):
             check_result(folder / "compact", kind="compact model")
         if (foreign := find_foreign(folder / "teacher")) is not None:
-            raise ValueError(f"{folder / 'teacher' / foreign} is of no run that is known. Put it out of the way.")
+            raise ValueError(
+                f"{folder / 'teacher' / foreign} was not written by a run. Move it away, or choose another output_dir."
+            )
         _check_sources(folder, settings)
     own = [folder / "checkpoints", *([checkpoints_of(folder, earlier)] if earlier else [])]
     is_own = earlier is not None and checkpoints.resolve() in [place.resolve() for place in own]
@@ -62,8 +64,8 @@ def _check_unused(folder: Path) -> None:
     for name in ("config.yaml", "metrics.json", *_FILES, *_MODELS):
         if _is_used(folder / name):
             raise ValueError(
-                f"{folder / name} is of no run that is known, and a new one would take its place. Put it out of the "
-                "way, or choose another output_dir."
+                f"{folder / name} was not written by a run, and a new run would overwrite it. Move it away, or choose "
+                "another output_dir."
             )
 
 

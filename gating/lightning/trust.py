@@ -61,7 +61,7 @@ def check_trusted(
             again = f"++{name[: listed.start()]}=[...]" if listed else f"++{name}={shown}"
             raise ValueError(
                 f"{folder / 'config.yaml'} has {name}={shown}, which {reason}, and neither this command nor its "
-                f"configuration has that. If it is as you want it, give it again: python train.py resume={folder} "
+                f"configuration has this value there. If you trust it, give it again: python train.py resume={folder} "
                 f"{shlex.quote(again)}"
             )
 
@@ -74,19 +74,19 @@ def is_given(name: str, given: Iterable[str]) -> bool:
 def _danger(name: str, value: object, settings: Mapping[str, Any]) -> str | None:
     """Return why a setting is not to be taken from a folder; None if it may be."""
     if _KEY.fullmatch(name.rpartition(".")[2]):
-        return "says what is called or how"
+        return "determines which code is called"
     if value == OWN_PLACE:
         return None
     if isinstance(value, str) and "${" in value:
-        return "stands for something else"
+        return "is an interpolation"
     if name == _FORMAT and value is not True:
-        return "lets files be read that can run code"
+        return "allows weights in a format that can run code"
     if (_MODEL.fullmatch(name) and value is not None) or (_KERNEL.fullmatch(name) and "/" in str(value)):
-        return "lets a model bring code or other files"
+        return "makes transformers load code or other files"
     group, _, rest = name.partition(".")
     callback = settings[group].get(rest.removesuffix(".dirpath")) if group == "callbacks" else None
     if rest.endswith(".dirpath") and isinstance(callback, Mapping) and "gating." in str(callback.get("_target_")):
-        return "is not where this run has its checkpoints"
+        return "is not the folder of this run's checkpoints"
     return None
 
 
