@@ -6,6 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from gating.errors import explain
+
 __all__ = ["main"]
 
 
@@ -20,7 +22,7 @@ def main() -> None:
     try:
         _COMMANDS[arguments.command](arguments)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {explain(error).replace('pass overwrite=True', 'pass --overwrite')}")
 
 
 def _parser() -> argparse.ArgumentParser:

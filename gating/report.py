@@ -66,7 +66,7 @@ def save_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     if history.gate_values:
         kept_heads = {name: heads for name, heads, _ in kept}
-        title = "Gates at the end of the search; outlined heads are kept, with what was folded in"
+        title = "Gate values; those of outlined heads are folded in"
         figure = head_map_figure(_gates_and_folded(history, kept), title=title, kept=kept_heads)
         figure.savefig(folder / "gates.png", dpi=150)
     num_heads = sum(before for _, _, before in kept)

@@ -42,6 +42,7 @@ def test_every_format_reads_the_same_rows(table_file):
         ("odd.xlsx", b"x", ValueError, "cannot read .xlsx"),
         ("broken.json", b"{", ValueError, "cannot be read"),
         ("null.json", b"null", ValueError, "no JSON object or list"),
+        ("latin.json", b'{"text": "\xff", "label": "a"}', ValueError, "Save it as UTF-8"),
         ("null.jsonl", b"\xef\xbb\xbf\nnull\n", ValueError, "no JSON object or list"),
         ("comma.csv", b"text,label\nHello, world,x\nYes, sir,y\n", ValueError, "first row has 3 fields.* 2 columns"),
         ("tab.tsv", b"text\tlabel\n1\tx\ty\n2\tx\ty\n", ValueError, "first row has 3 fields.* 2 columns"),

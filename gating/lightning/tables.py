@@ -51,17 +51,10 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
             f"data.{split}={file}: cannot read {path.suffix or 'a file without ending'}; use "
             f"{', '.join([*also, *_READERS])}."
         )
-    content = path.read_bytes()
-    is_empty, start = not content.strip(), content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    del content  # It may be large, and its reader reads it again.
-    if is_empty:
-        raise ValueError(f"data.{split}={file}: the file is empty.")
     builder, options = _READERS[path.suffix.lower()]
+    _check_content(path.read_bytes(), f"data.{split}={file}", is_json=builder == "json")
     if builder == "csv":
         options = {**options, "features": _text_columns(path, f"data.{split}={file}")}
-    elif builder == "json" and start not in (b"{", b"["):
-        # What reads it ends the whole process at some other values.
-        raise ValueError(f"data.{split}={file}: the file cannot be read (it begins with no JSON object or list).")
     try:
         table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
     except Exception as error:  # Its readers, and what unpacks files that look packed, raise errors of many kinds.
@@ -72,6 +65,21 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
         remedy = " Save it as UTF-8." if isinstance(cause, UnicodeDecodeError) else ""
         raise ValueError(f"data.{split}={file}: the file cannot be read ({reason}).{remedy}") from error
     return table
+
+
+def _check_content(content: bytes, what: str, *, is_json: bool) -> None:
+    """Raise ``ValueError`` for a file that is empty, or that the reader of JSON only seems to read."""
+    if not content.strip():
+        raise ValueError(f"{what}: the file is empty.")
+    if not is_json:
+        return
+    if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
+        # What reads it ends the whole process at some other values.
+        raise ValueError(f"{what}: the file cannot be read (it begins with no JSON object or list).")
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what}: the file cannot be read ({error}). Save it as UTF-8.") from error
 
 
 def warn_of_same_files(files: Mapping[str, str | None]) -> None:
