@@ -163,3 +163,29 @@ def test_going_back_to_a_teacher_forgets_that_of_this_run_alone(inputs, tmp_path
         run_in(tmp_path / "run", inputs, *place, f"ckpt_path={checkpoint}")
     assert not (tmp_path / "run" / "teacher").exists()
     assert (tmp_path / "run" / "deep" / "teacher" / "precious.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["csv", "report", "checkpoints/search"])
+@pytest.mark.parametrize("command", ["overwrite=true", "resume=auto"])
+def test_nothing_is_written_through_a_link_out_of_the_run(name, command, inputs, run, tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.rmtree(run / name, ignore_errors=True)
+    for file in ("metrics.csv", "gates.png", "step-5.ckpt"):
+        put(elsewhere, file)
+    (run / name).symlink_to(elsewhere)
+    if command == "resume=auto":
+        (run / "metrics.json").unlink()
+    before = snapshot(tmp_path)
+    assert end_of(run, inputs, command) == 1
+    assert "leads out of the run's folder" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_a_model_in_the_place_of_a_teacher_that_the_run_never_had_stays(inputs, tmp_path, capsys):
+    dense = [line for line in inputs if not line.startswith("distillation")]
+    run_in(tmp_path / "run", dense)
+    shutil.copytree(tmp_path / "run" / "compact", tmp_path / "run" / "teacher")
+    before = snapshot(tmp_path)
+    assert end_of(tmp_path / "run", dense, "overwrite=true") == 1
+    assert "teacher was not written by a run" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before

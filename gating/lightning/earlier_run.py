@@ -49,11 +49,14 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
     else:
         if _is_used(folder / "compact"):
             check_result(folder / "compact", kind="compact model")
-        if (foreign := find_foreign(folder / "teacher")) is not None:
+        is_own = _has_teacher(folder, earlier)
+        if _is_used(folder / "teacher") and (foreign := find_foreign(folder / "teacher") if is_own else "") is not None:
             raise ValueError(
                 f"{folder / 'teacher' / foreign} was not written by a run. Move it away, or choose another output_dir."
             )
         _check_sources(folder, settings)
+    for place in (checkpoints, folder / "checkpoints"):
+        check_links(folder, place)
     own = [folder / "checkpoints", *([checkpoints_of(folder, earlier)] if earlier else [])]
     is_own = earlier is not None and checkpoints.resolve() in [place.resolve() for place in own]
     if not (is_own and _is_inside(checkpoints, folder)):
@@ -92,14 +95,19 @@ def _check_empty(checkpoints: Path) -> None:
         )
 
 
-def check_links(folder: Path) -> None:
-    """Make sure that a run which goes on writes to its own files.
+def check_links(folder: Path, checkpoints: Path) -> None:
+    """Make sure that a run reads and writes its own files.
+
+    Args:
+        folder: The run's folder.
+        checkpoints: Where its checkpoints are.
 
     Raises:
         ValueError: One of them is a link out of its folder, or in a folder that is.
     """
-    for path in (folder / name for name in ("config.yaml", "metrics.json", ".lock", *_FILES)):
-        if not _is_inside(path, folder):
+    files = [(folder / name, folder) for name in ("config.yaml", "metrics.json", ".lock", *_FILES)]
+    for path, place in (*files, *((checkpoints / phase, checkpoints) for phase in PHASES)):
+        if not _is_inside(path, place):
             raise ValueError(
                 f"{path} leads out of the run's folder, to {path.resolve()}, and a run writes nothing there. Put what "
                 "it leads to in its place, or take it away."
@@ -115,14 +123,15 @@ def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
         checkpoints: Where the new run has its checkpoints.
     """
     settings = folder / "config.yaml"
-    if _settings_of_earlier(folder) is not None:
+    if (earlier := _settings_of_earlier(folder)) is not None:
+        models = [name for name in _MODELS if name != "teacher" or _has_teacher(folder, earlier)]
         # First: a run with numbers is a finished one.
         (folder / "metrics.json").unlink(missing_ok=True)
         if settings.is_file():
             settings.replace(folder / _CLEARED)
         if _is_inside(folder / "checkpoints", folder):
             forget_phases(folder / "checkpoints", after="")
-        for name in _MODELS:
+        for name in models:
             forget_model(folder / name)
         for path in (folder / name for name in _FILES):
             if _is_inside(path, folder):
@@ -174,6 +183,13 @@ def _settings_of_earlier(folder: Path) -> dict[str, Any] | None:
         if any(what_is_wrong(path) is None for path in found)
         else None
     )
+
+
+def _has_teacher(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Say whether a run trains its own teacher; where its settings are damaged, its checkpoints tell."""
+    distillation = settings.get("distillation", {})
+    trains_one = isinstance(distillation, Mapping) and bool(distillation) and not distillation.get("teacher")
+    return trains_one or bool(checkpoints_in(folder / "checkpoints" / "teacher"))
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

@@ -43,10 +43,11 @@ def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str
     if resume in (None, "auto") and ckpt_path is None:
         return {}
     folder, options = named_run(resume, ckpt_path), read_options(conf)
-    check_links(folder)
     given = names_given(overrides, options)
     command: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    stored = _of_this_place(read_settings_of(folder), folder, given)
+    stored = read_settings_of(folder)
+    check_links(folder, checkpoints_of(folder, stored))
+    stored = _of_this_place(stored, folder, given)
     taken = {name: value for name, value in stored.items() if name in command and name not in _OF_COMMAND}
     check_trusted(taken, folder=folder, given=given, command=command, options=options)
     taken["paths"] = {**command["paths"], **taken["paths"]}

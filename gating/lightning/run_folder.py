@@ -10,7 +10,7 @@ import filelock
 from gating.atomic import replacing_file
 from gating.folder import check_folder
 from gating.lightning.checkpoints import checkpoints_in, what_is_wrong
-from gating.lightning.earlier_run import PHASES, check_earlier, clearing, forget_model, forget_phases
+from gating.lightning.earlier_run import PHASES, check_earlier, check_links, clearing, forget_model, forget_phases
 
 __all__ = [
     "check_places",
@@ -84,6 +84,7 @@ def check_places_of(folder: Path, checkpoints: Path, *, before: str) -> None:
     Raises:
         ValueError: They are somewhere else than they were, and not in the run's folder.
     """
+    check_links(folder, checkpoints)
     place = checkpoints.resolve()
     if not place.is_relative_to(folder.resolve()) and place != Path(before).resolve():
         raise ValueError(
