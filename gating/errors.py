@@ -63,7 +63,9 @@ def is_input_error(error: BaseException) -> bool:
     innermost = error.__traceback__
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
-    return str(innermost.tb_frame.f_globals.get("__name__", "")).split(".")[0] in ("gating", "hydra")
+    module = str(innermost.tb_frame.f_globals.get("__name__", ""))
+    # Lightning's callbacks say what is wrong with their arguments when they are called.
+    return module.split(".")[0] in ("gating", "hydra") or module.startswith("pytorch_lightning.callbacks.")
 
 
 def _is_about_settings(error: BaseException) -> bool:

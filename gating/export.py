@@ -12,7 +12,7 @@ from gating.card import CompactReport, write_card
 from gating.folder import replacing_folder
 from gating.heads.compact import become_compact
 from gating.heads.limits import check_finite
-from gating.heads.refusals import check_no_adapters
+from gating.heads.refusals import check_has_values, check_no_adapters
 from gating.reload import check_saved
 
 __all__ = ["Processor", "save_compact"]
@@ -64,6 +64,7 @@ def save_compact(
     if hasattr(model, "head_gates"):
         raise ValueError("The model still has gates: call gating.finalize(model, gates) before saving it.")
     check_no_adapters(model)
+    check_has_values(model)
     if verify:
         check_finite(model, type(model).__name__)
     sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]

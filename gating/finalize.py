@@ -1,5 +1,6 @@
 """From gates to a smaller model: decide, fold, remove, prove."""
 
+import numbers
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,14 +140,14 @@ def _warn_if_alike(gates: HeadGates, kept: Tensor) -> None:
     removed = ~kept
     if not removed.any():
         return
-    num_open = int(((values > 0) & removed).sum())
+    num_open, num_kept = int((values > 0).sum()), int(kept.sum())
     mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
-    if mean_kept - mean_removed < _LEAST_GAP or 2 * num_open > int(removed.sum()):
+    if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept:
         warnings.warn(
-            f"The choice of heads is nearly arbitrary: the {int(kept.sum())} gates that are kept are at "
-            f"{mean_kept:.2f} on average, the {int(removed.sum())} that are removed at {mean_removed:.2f}, and "
-            f"{num_open} of these are open. Train the gates longer or with a larger learning rate, such as 0.1, and in "
-            "a loop of your own call the objective's update before every step.",
+            f"The choice of heads is nearly arbitrary: the gates to keep ({num_kept}) are at {mean_kept:.2f} on "
+            f"average, those to remove ({int(removed.sum())}) at {mean_removed:.2f}, and {num_open} of all are open. "
+            "Train the gates longer or with a larger learning rate, such as 0.1, and in a loop of your own call the "
+            "objective's update before every step.",
             stacklevel=3,
         )
 
@@ -191,6 +192,8 @@ def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None, kept: 
 
 
 def _largest(gates: HeadGates, num_heads: int) -> Tensor:
+    if isinstance(num_heads, bool) or not isinstance(num_heads, numbers.Integral):
+        raise TypeError(f"num_heads must be a whole number, got {num_heads!r}.")
     if not 1 <= num_heads <= gates.num_heads:
         raise ValueError(f"num_heads={num_heads} cannot be kept: there are {gates.num_heads} gated heads.")
     check_reachable(num_heads, gates.heads_per_gate)
@@ -202,6 +205,8 @@ def _largest(gates: HeadGates, num_heads: int) -> Tensor:
 def _check_kept(gates: HeadGates, kept: Tensor, num_heads: int | None) -> None:
     if num_heads is not None:
         raise ValueError("Give either num_heads or kept, not both.")
+    if not isinstance(kept, Tensor):
+        raise TypeError(f"kept must be a tensor of truth values, one for each gate; got a {type(kept).__name__}.")
     if kept.dtype != torch.bool or kept.shape != gates.log_alpha.shape:
         raise ValueError(
             f"kept must be {gates.log_alpha.numel()} truth values, one for each gate; got {kept.dtype} of shape "

@@ -317,7 +317,7 @@ def train_gates(model, *, lr, updates, steps=60):
     [
         (
             {"lr": 0.3, "updates": False},
-            r"the 4 gates that are kept are at .* 8 of these are open",
+            r"the gates to keep \(4\) are at .* those to remove \(8\) at .* 12 of all are open",
         ),
         ({"lr": 2e-5, "updates": True}, "nearly arbitrary"),
     ],
@@ -361,4 +361,23 @@ def test_a_probe_that_the_model_does_not_take_is_told(bert, probe):
     with pytest.raises(ValueError, match=r"pass probe=\{argument name: tensor, ...\}, one batch that the model takes"):
         gating.finalize(bert, gates, num_heads=5, probe=probe)
     assert_same_state(bert, state)
+    assert bert.head_gates is gates
+
+
+def test_few_removed_heads_are_no_cause_for_a_warning(bert):
+    gates = gating.inject_gates(bert)
+    with torch.no_grad():
+        gates.log_alpha.fill_(6.0)[3] = -1.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gating.finalize(bert, gates, num_heads=11).num_heads == 11
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_heads": 4.0}, {"num_heads": "4"}, {"num_heads": True}, {"kept": [True] * 12}]
+)
+def test_other_kinds_of_numbers_and_choices_are_told(options, bert):
+    gates = gating.inject_gates(bert)
+    with pytest.raises(TypeError, match="must be a"):
+        gating.finalize(bert, gates, **options)
     assert bert.head_gates is gates

@@ -245,3 +245,9 @@ def test_w_and_b_that_dies_costs_nothing_but_itself(tmp_path, monkeypatch, caplo
     logger.log_metrics({"x": 1.0})
     assert not logger.is_broken
     assert kinds_of_runs(tmp_path / "next") == ["offline-"]
+
+
+def test_an_identity_token_that_is_not_there_is_told_before_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"WANDB_IDENTITY_TOKEN_FILE=.*nowhere: there is no such file"):
+        resolve_mode("auto")

@@ -1,11 +1,13 @@
 import copy
 
+import peft
+import pytest
 import torch
 from family_models import FAMILIES
 
 import gating
 from gating.heads.padding import has_padding
-from gating.heads.probe import forward_outputs, max_relative_difference
+from gating.heads.probe import forward_outputs, make_probe, max_relative_difference
 from gating.heads.self_check import heads_masked
 
 
@@ -59,3 +61,36 @@ def test_models_without_shared_keys_have_no_padding():
     model = FAMILIES["bert"].build()
     gating.prune_heads(model, {0: [0, 2, 3], 1: [3]})
     assert not has_padding(model)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "phi3"])
+@pytest.mark.parametrize("targets", [["o_proj"], "all-linear"])
+def test_adapters_of_a_plain_loop_do_not_bring_removed_heads_back(family, targets):
+    model = FAMILIES[family].build()
+    names = [block.name for block in gating.find_attention_blocks(model)]
+    gating.prune_heads(model, {names[0]: [0], names[1]: [2, 3, 4]})
+    batch = make_probe(model)
+    wrapped = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=targets))
+    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):
+        wrapped(**batch).logits.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    trained = forward_outputs(wrapped, batch)
+    blocks = gating.find_attention_blocks(wrapped.get_base_model())
+    with heads_masked(blocks, {block.name: block.head_ids for block in blocks}):
+        assert max_relative_difference(trained, forward_outputs(wrapped, batch)) == 0
+    assert max_relative_difference(trained, forward_outputs(wrapped.merge_and_unload(), batch)) < 1e-5
+
+
+def test_an_emptied_layer_says_how_adapters_leave_it_out():
+    model = FAMILIES["bart"].build()
+    gating.prune_heads(model, {"encoder.layers.0.self_attn": range(4)})
+    targets = ["out_proj", "q_proj"]
+    with pytest.raises(ValueError, match="all heads of this layer are removed: name it in PEFT's exclude_modules"):
+        peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(target_modules=targets))
+    emptied = [name for name, module in model.named_modules() if type(module).__name__ == "BiasOnly"]
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=targets, exclude_modules=emptied))
+    assert not any(
+        "layers.0.self_attn.out_proj.lora" in name for name, _ in wrapped.named_parameters() if "encoder" in name
+    )

@@ -150,6 +150,7 @@ BAD = {
     "trainer.max_time=12": "trainer.max_time=12 cannot be used",
     "trainer.max_time=[1]": "trainer.max_time=[1] cannot be used",
     "+trainer.fast_dev_run=true": "use debug=fast",
+    "+trainer.overfit_batches=1": "use debug=fast",
 }
 
 

@@ -51,8 +51,9 @@ class BiasOnly(nn.Module):
         return _keep_graph(result if self.bias is None else result + self.bias, hidden_states)
 
     def extra_repr(self) -> str:
-        """Show the shape like a linear layer does."""
-        return f"in_features=0, out_features={self.weight.shape[0]}, bias={self.bias is not None}"
+        """Show the shape like a linear layer does, and what PEFT's message on a target that is none lacks."""
+        shape = f"in_features=0, out_features={self.weight.shape[0]}, bias={self.bias is not None}"
+        return f"{shape}; all heads of this layer are removed: name it in PEFT's exclude_modules"
 
 
 def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
@@ -101,7 +102,9 @@ def _keep_graph(output: Tensor, *unused: object) -> Tensor:
 def _output_of_nothing(module: nn.Module, hidden_states: Tensor) -> Tensor:
     """Apply the output projection's bias, and the dropout that some classes put behind it."""
     children = dict(module.named_children())
-    output: Tensor = next(child for child in children.values() if isinstance(child, BiasOnly))(hidden_states)
+    # PEFT's modules_to_save are wrapped.
+    stub = next(child for child in children.values() if any(isinstance(part, BiasOnly) for part in child.modules()))
+    output: Tensor = stub(hidden_states)
     for name in ("resid_dropout", "out_drop", "output_dropout"):
         if name in children:
             output = children[name](output)

@@ -29,7 +29,9 @@ _WRAPPERS = {
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a model inside a wrapper that holds on to its parameters."""
+    """Raise ``ValueError`` for a model inside a wrapper that holds on to its parameters, ``TypeError`` for no model."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"The model must be a torch.nn.Module, got a {type(model).__name__}.")
     for ancestor in type(model).__mro__:
         if ancestor.__name__ in _WRAPPERS:
             raise ValueError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")

@@ -1,6 +1,6 @@
 """Physical removal of heads: rows of queries, keys and values, columns of the output projection."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from .edits import ABSENT, Edit
 from .empty import BiasOnly, emptied
 from .grouping import Selection, rows_of, select
 from .linear import Features, plan_take, plan_take_parameter
-from .slicing import replaced_forward, shared_bias, silenced, sliced_inputs
+from .slicing import HeadMask, padded, replaced_forward, shared_bias, silenced, sliced_inputs
 from .subclasses import original_class, subclass
 
 __all__ = ["plan_removal"]
@@ -84,10 +84,12 @@ def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
 def _output_class(block: AttentionBlock, selection: Selection) -> type[nn.Module]:
     """Return the class of the output projection: its own, or one that holds padding heads at zero."""
     cls = type(block.output_projection)
-    if not selection.padding:
-        return original_class(cls)
+    return subclass(cls, silenced, _padding_mask(block, selection)) if selection.padding else original_class(cls)
+
+
+def _padding_mask(block: AttentionBlock, selection: Selection) -> HeadMask:
     is_kept = tuple(head in selection.heads for head in selection.head_slots)
-    return subclass(cls, silenced, is_kept, block.head_dim)
+    return HeadMask(is_kept, block.head_dim, block.spec.output_projection)
 
 
 def _plan_attributes(block: AttentionBlock, selection: Selection) -> list[Edit]:
@@ -107,18 +109,22 @@ def _plan_attributes(block: AttentionBlock, selection: Selection) -> list[Edit]:
 def _plan_class(block: AttentionBlock, selection: Selection) -> list[Edit]:
     """Change the module's class where its ``forward`` cannot go on as it is."""
     module, spec = block.module, block.spec
+    maker: Callable[..., dict[str, Any]] | None = None
+    arguments: tuple[Any, ...] = ()
     if not selection.slots:
-        cls = subclass(type(module), emptied, spec.returns)
+        maker, arguments = emptied, (spec.returns,)
     elif spec.returns == "t5":
-        cls = subclass(type(module), shared_bias)
+        maker = shared_bias
     elif spec.per_head_inputs:
-        cls = subclass(type(module), sliced_inputs, spec.per_head_inputs)
+        maker, arguments = sliced_inputs, (spec.per_head_inputs,)
     elif spec.forward is not None:
-        cls = subclass(type(module), replaced_forward, spec.forward)
-    else:
-        return []
-    edits = [_set(module, "__class__", cls)]
-    if selection.slots and spec.forward is None:
+        maker, arguments = replaced_forward, (spec.forward,)
+    has_index = maker in (shared_bias, sliced_inputs)
+    if selection.padding:
+        maker, arguments = padded, (maker, arguments, _padding_mask(block, selection))
+    cls = original_class(type(module)) if maker is None else subclass(type(module), maker, *arguments)
+    edits = [_set(module, "__class__", cls)] if cls is not type(module) else []
+    if has_index:
         # A persistent buffer: from_pretrained builds models without data and fills in what the file holds.
         head_slots = selection.head_slots
         device = next(module.parameters()).device

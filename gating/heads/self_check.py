@@ -3,12 +3,12 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from .blocks import AttentionBlock
 from .edits import Edit, Undo, apply_edits, undo_edits
 from .probe import cached_outputs, forward_outputs, max_relative_difference, run_probe, tolerance_for
+from .slicing import HeadMask
 
 __all__ = ["apply_checked", "heads_masked"]
 
@@ -45,7 +45,10 @@ def apply_checked(
     with heads_masked(blocks, kept):
         expected = forward_outputs(model, probe)
     if must_matter and max_relative_difference(dense, expected) == 0:
-        raise ValueError("masking heads at the input of the output projection has no effect, so nothing is proven.")
+        raise ValueError(
+            "masking heads at the input of the output projection has no effect, so nothing is proven: pass "
+            "probe={argument name: tensor, ...}, one batch that reaches all of the model's attention."
+        )
     done: list[Undo] = []
     try:
         done = apply_edits(edits)
@@ -83,22 +86,11 @@ def heads_masked(blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection
     handles = []
     for block in blocks:
         if block.head_slots:
-            open_slots = torch.tensor([float(head in kept[block.name]) for head in block.head_slots])
-            mask = open_slots.repeat_interleave(block.head_dim)
-            handles.append(block.output_projection.register_forward_pre_hook(_Mask(mask)))
+            is_kept = tuple(head in kept[block.name] for head in block.head_slots)
+            mask = HeadMask(is_kept, block.head_dim, block.spec.output_projection)
+            handles.append(block.output_projection.register_forward_pre_hook(mask))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-class _Mask:
-    """A pre-hook that multiplies the input by a mask."""
-
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-
-    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        heads, *rest = inputs
-        return (heads * self.mask.to(heads), *rest)

@@ -4,6 +4,8 @@ Position biases and slopes that all layers share are made outside of the attenti
 head; a module that lost heads takes the entries of the others at each call.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from .subclasses import bind_arguments
 
-__all__ = ["replaced_forward", "shared_bias", "silenced", "sliced_inputs"]
+__all__ = ["HeadMask", "padded", "replaced_forward", "shared_bias", "silenced", "sliced_inputs"]
 
 
 def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...]) -> dict[str, Any]:
@@ -68,17 +70,64 @@ def replaced_forward(_base: type[nn.Module], forward: Any) -> dict[str, Any]:
     return {"forward": forward}
 
 
-def silenced(base: type[nn.Module], is_kept: tuple[bool, ...], head_dim: int) -> dict[str, Any]:
+def silenced(base: type[nn.Module], mask: "HeadMask") -> dict[str, Any]:
     """Make the members of a subclass of an output projection that multiplies the outputs of padding heads by zero.
 
     Their columns of the weight are zero and get a gradient of zero, so that no training brings removed heads back.
     """
 
     def forward(self: Any, head_outputs: Tensor) -> object:
-        mask = head_outputs.new_tensor(is_kept).repeat_interleave(head_dim)
-        return base.forward(self, head_outputs * mask)
+        return base.forward(self, mask(self, (head_outputs,))[0])
 
     return {"forward": forward}
+
+
+def padded(
+    base: type[nn.Module],
+    make_members: Callable[..., dict[str, Any]] | None,
+    arguments: tuple[Any, ...],
+    mask: "HeadMask",
+) -> dict[str, Any]:
+    """Make the members of a subclass of attention that keeps adapters of its output projection from padding heads.
+
+    An adapter, such as LoRA's, is put around the projection and reads what that gets.
+
+    Args:
+        base: The attention class.
+        make_members: Makes the members that the subclass has besides; None without.
+        arguments: Its other arguments.
+        mask: Multiplies the outputs of padding heads by zero.
+    """
+
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        wraps_projection = name == mask.projection and isinstance(value, nn.Module) and hasattr(value, "base_layer")
+        if wraps_projection and mask not in value._forward_pre_hooks.values():
+            value.register_forward_pre_hook(mask)
+        base.__setattr__(self, name, value)
+
+    members = make_members(base, *arguments) if make_members is not None else {}
+    return {**members, "__setattr__": set_attribute}
+
+
+@dataclass(frozen=True)
+class HeadMask:
+    """A pre-hook of an output projection that multiplies the outputs of some heads by zero.
+
+    Attributes:
+        is_kept: For each head that the projection has columns for, whether its outputs stay.
+        head_dim: Width of one head.
+        projection: Path of the projection.
+    """
+
+    is_kept: tuple[bool, ...]
+    head_dim: int
+    projection: str
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Mask the first input, ``[..., num_heads * head_dim]``."""
+        head_outputs, *rest = inputs
+        mask = head_outputs.new_tensor(self.is_kept).repeat_interleave(self.head_dim)
+        return (head_outputs * mask, *rest)
 
 
 def _take_heads(module: Any, value: Any, dim: int) -> Any:

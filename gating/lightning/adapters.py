@@ -21,7 +21,6 @@ from gating.heads.blocks import find_attention_blocks
 from gating.heads.empty import BiasOnly
 from gating.heads.linear import why_not_editable
 from gating.heads.padding import silence_padding
-from gating.heads.self_check import heads_masked
 from gating.lightning.models import ModelSource, NewModel
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
@@ -94,10 +93,7 @@ class LoRA:
         wrapped = get_peft_model(model, config)
         for parameter in _head(model):
             parameter.requires_grad_(True)
-        # An adapter reads the outputs of padding heads, too.
-        blocks = find_attention_blocks(model)
-        with heads_masked([b for b in blocks if b.head_slots != b.head_ids], {b.name: b.head_ids for b in blocks}):
-            yield
+        yield
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
             wrapped.merge_and_unload(safe_merge=True)

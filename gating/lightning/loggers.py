@@ -174,6 +174,10 @@ def _check_environment() -> None:
     if key is not None:
         # A file that a key was read from ends with a line.
         os.environ["WANDB_API_KEY"] = key.strip()
+    token = os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+    if token and not Path(token).is_file():
+        # W&B's own service would end on it.
+        raise ValueError(f"WANDB_IDENTITY_TOKEN_FILE={token}: there is no such file. Correct it, or leave it out.")
     try:
         wandb.setup(wandb.Settings(silent=True))
     except Exception as error:

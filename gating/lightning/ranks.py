@@ -54,11 +54,12 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
             does not take the settings, the devices are not there, or another number of processes has been started
             already.
     """
-    if trainer.get("fast_dev_run"):
-        raise ValueError(
-            f"trainer.fast_dev_run={trainer['fast_dev_run']} replaces the number of steps of each phase, after which "
-            "heads are removed; use debug=fast for a quick run."
-        )
+    for name in ("fast_dev_run", "overfit_batches"):
+        if trainer.get(name):
+            raise ValueError(
+                f"trainer.{name}={trainer[name]} replaces the number of steps of each phase, after which heads are "
+                "removed; use debug=fast for a quick run."
+            )
     _check_strategy(trainer.get("strategy", "auto"))
     tried = _try_trainer(trainer)
     num_processes = tried.num_nodes * tried.num_devices
