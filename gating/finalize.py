@@ -69,6 +69,7 @@ def finalize(
         ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
             gate is open, or the gates are another model's, or something is NaN, or ``kept`` does not fit, or adapters
             have not been merged, or the model has no weights yet, or does not run on the probe.
+        TypeError: ``num_heads`` is not a whole number, or ``kept`` not a tensor.
         RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
     """
     if getattr(model, "head_gates", None) is not gates:

@@ -100,11 +100,11 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
             loaded = load()
         if verify and name is not None:
             check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, name)
-        if verify and name is not None and not is_folder:
-            # From the hub: its files are known when they are there.
-            places = {key: kwargs[key] for key in ("cache_dir", "revision", "subfolder", "token") if key in kwargs}
-            snapshot = Path(str(cached_file(str(name), "config.json", local_files_only=True, **places))).parent
-            check_checksums(snapshot, read_config(snapshot), whole=False)
+            if not is_folder:
+                # From the hub: its files are known when they are there.
+                places = {key: kwargs[key] for key in ("cache_dir", "revision", "subfolder", "token") if key in kwargs}
+                snapshot = Path(str(cached_file(str(name), "config.json", local_files_only=True, **places))).parent
+                check_checksums(snapshot, read_config(snapshot), whole=False)
         return loaded
 
     def save_pretrained(
