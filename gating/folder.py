@@ -74,15 +74,21 @@ def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> 
         raise FileExistsError(
             f"{name}={folder} holds something already. Choose another folder, or pass overwrite=true."
         )
-    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not parent.is_dir():
-        raise FileExistsError(f"{name}={folder} cannot be a folder: {parent} is a file. Choose another place.")
+    parent = _parent_there(folder, shown=f"{name}={folder}")
     try:
         Path(tempfile.mkdtemp(prefix=".head-gating-", dir=parent)).rmdir()
     except OSError as error:
         raise PermissionError(
             f"{name}={folder} cannot be written to ({error.strerror} in {parent}). Choose another place."
         ) from error
+
+
+def _parent_there(folder: Path, *, shown: str | Path) -> Path:
+    """Return the folder, or the nearest one above it that exists; a file there is an error."""
+    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not parent.is_dir():
+        raise FileExistsError(f"{shown} cannot be a folder: {parent} is a file. Choose another place.")
+    return parent
 
 
 def is_or_holds(folder: Path, path: Path) -> bool:
@@ -92,7 +98,10 @@ def is_or_holds(folder: Path, path: Path) -> bool:
 
 
 def _check_replaceable(target: Path, *, overwrite: bool, kind: Kind, sources: Iterable[Path]) -> None:
-    if not os.path.lexists(target) or (target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
+    if not os.path.lexists(target):
+        _parent_there(target, shown=target)
+        return
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
         return
     if not overwrite:
         raise FileExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
