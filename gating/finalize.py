@@ -81,7 +81,7 @@ def finalize(
     check_no_adapters(model)
     gated = [block for block in blocks if block.name in gates.block_names]
     values = decide_gate_values(gates, num_heads=num_heads, kept=kept)
-    _warn_if_alike(gates, values > 0)
+    _warn_if_alike(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
     probe, masked, tolerance = _masked_outputs(model, gates, values, probe)
     heads_before = sum(block.num_heads for block in blocks)
@@ -135,20 +135,31 @@ def _masked_outputs(
     return probe, masked, max(*(tolerance_for(tensor.dtype) for tensor in masked), 30 * sensitivity)
 
 
-def _warn_if_alike(gates: HeadGates, kept: Tensor) -> None:
-    """Warn that heads are chosen by gates that nothing seems to have trained."""
+def _warn_if_alike(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
+    """Warn that gates, which nothing seems to have trained, are as open where heads are removed as where they stay."""
     values = gates.values().detach()
     removed = ~kept
-    if not removed.any():
+    num_kept, num_removed = int(kept.sum()), int(removed.sum())
+    if not num_removed:
         return
-    num_open, num_kept = int((values > 0).sum()), int(kept.sum())
+    num_open = int((values > 0).sum())
     mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
-    if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept:
+    num_alike = int((removed & (values > mean_kept - _LEAST_GAP)).sum())
+    if (
+        mean_kept - mean_removed < _LEAST_GAP
+        or num_open > 2 * num_kept
+        or 2 * num_alike >= min(num_kept, num_removed)
+    ):
+        problem, unless = (
+            ("Gates hardly tell the heads to keep from the others", "Unless these were chosen without gates, train")
+            if is_given
+            else ("The choice of heads is nearly arbitrary", "Train")
+        )
         warnings.warn(
-            f"The choice of heads is nearly arbitrary: the gates to keep ({num_kept}) are at {mean_kept:.2f} on "
-            f"average, those to remove ({int(removed.sum())}) at {mean_removed:.2f}, and {num_open} of all are open. "
-            "Train the gates longer or with a larger learning rate, such as 0.1, and in a loop of your own call the "
-            "objective's update before every step.",
+            f"{problem}: the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove "
+            f"({num_removed}) at {mean_removed:.2f}, {num_alike} of them as open as those, and {num_open} of all are "
+            f"open. {unless} the gates longer or with a larger learning rate, such as 0.1, and in a loop of your own "
+            "call the objective's update before every step.",
             stacklevel=3,
         )
 

@@ -138,10 +138,14 @@ class HeadGates(FullPrecision):
         self._scales: dict[tuple[torch.dtype, bool], tuple[Tensor, ...]] = {}
         # Parts of a model may be called without the whole; this tells whether the values are still good.
         self._drawn_in: tuple[bool, int] | None = None
+        # The block that needed values when there were none, perhaps inside of a checkpoint.
+        self._drawn_by: int | None = None
         self._use: _Use | None = None
         self._earlier: list[weakref.ref[_Use]] = []
         # Whether the whole model has drawn for the pass of its base model that is to come.
         self._announced = False
+        # Whether the pass under way began with gradients; None where parts of the model are called without the whole.
+        self._pass_learns: bool | None = None
         self._attached: list[tuple[nn.Module, str]] = []
         self._handles: list[RemovableHandle] = []
 
@@ -220,7 +224,7 @@ class HeadGates(FullPrecision):
         # Of the model without its task head, too, so that it may also be called alone. Of the whole model, since some
         # with a task head call a part of that one only.
         base = getattr(model, "base_model", model)
-        self._handles = [base.register_forward_pre_hook(self._renew)]
+        self._handles = [base.register_forward_pre_hook(self._renew), base.register_forward_hook(self._pass_ended)]
         if base is not model:
             self._handles.append(model.register_forward_pre_hook(self._announce))
             self._handles.append(model.register_forward_hook(self._pass_ended, always_call=True))
@@ -262,14 +266,18 @@ class HeadGates(FullPrecision):
         """Return what a block's ``[..., num_heads * head_dim]`` is multiplied by in this forward pass."""
         if not torch.compiler.is_compiling() and _is_in_backward():
             self._check_recomputation()
+            if block_index == self._drawn_by:
+                # For the random numbers and the saved tensors of the checkpoint, which are to be the same again.
+                self._values_by_feature()
         elif self._is_stale():
             self._draw()
+            self._drawn_by = block_index
         assert self._drawn is not None
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._check_not_reentrant()
         # Some models run a part of themselves without gradients; the others are not to use its tensors.
         key = (dtype, torch.is_grad_enabled())
         if key not in self._scales:
-            if self._drawn.requires_grad and not key[1] and not torch.compiler.is_compiling():
-                _check_not_reentrant()
             # One conversion for all blocks.
             self._scales[key] = self._drawn.to(dtype).split(self._widths)
         return self._scales[key][block_index]
@@ -298,6 +306,24 @@ class HeadGates(FullPrecision):
                 "call backward() after each forward pass, or disable gradient checkpointing."
             )
 
+    def _check_not_reentrant(self) -> None:
+        """Make sure that no part of a pass is inside of a reentrant checkpoint, whose backward ends at its own inputs.
+
+        The gates are no input of it, so they would get no gradient, without a word. A whole pass may be inside: it
+        draws them again as it is repeated backwards.
+
+        Raises:
+            RuntimeError: A part is.
+        """
+        if self._pass_learns is False or not _is_reentrant():
+            return
+        with torch.enable_grad():
+            learns = self.values().requires_grad
+        if learns:
+            raise RuntimeError(
+                "Reentrant gradient checkpointing gives the gates no gradient: enable it with use_reentrant=False."
+            )
+
     def _is_stale(self) -> bool:
         if self._drawn is None:
             return True
@@ -310,16 +336,18 @@ class HeadGates(FullPrecision):
         without_graph = learns and not self._drawn.requires_grad
         return without_graph or self._drawn_in != (self.training, self.log_alpha._version)
 
-    def _draw(self) -> None:
+    def _values_by_feature(self) -> Tensor:
         values = self.sample() if self.training and self._fixed is None else self.values()
         if self._even is None:
-            self._drawn = values.repeat_interleave(self._features_per_gate, output_size=sum(self._widths))
-        else:
-            self._drawn = values.unsqueeze(1).expand(-1, self._even).reshape(-1)
-        self._scales = {}
+            return values.repeat_interleave(self._features_per_gate, output_size=sum(self._widths))
+        return values.unsqueeze(1).expand(-1, self._even).reshape(-1)
+
+    def _draw(self) -> None:
+        self._drawn, self._scales = self._values_by_feature(), {}
         if torch.compiler.is_compiling():
             return
         self._drawn_in = (self.training, self.log_alpha._version)
+        self._drawn_by = None
         self._retire_use()
         if self._drawn.requires_grad:
             self._use = _Use()
@@ -336,16 +364,23 @@ class HeadGates(FullPrecision):
         Here, not in the first layer that needs them: that may be inside of a checkpoint, which runs again backwards.
         """
         if not self._announced:
-            self._draw()
+            self._begin_pass()
         self._announced = False
 
     def _announce(self, *_: object) -> None:
         """Before each forward pass of the whole model, draw new values for all gates."""
-        self._draw()
+        self._begin_pass()
         self._announced = True
+
+    def _begin_pass(self) -> None:
+        self._draw()
+        if not torch.compiler.is_compiling():
+            self._pass_learns = torch.is_grad_enabled()
 
     def _pass_ended(self, *_: object) -> None:
         self._announced = False
+        if not torch.compiler.is_compiling():
+            self._pass_learns = None
 
     def __getstate__(self) -> dict[str, object]:
         """Leave this pass's values out of copies: they hang on the graph of the original."""
@@ -371,18 +406,12 @@ def _is_in_backward() -> bool:
     return is_in_backward
 
 
-def _check_not_reentrant() -> None:
-    """Raise ``RuntimeError`` inside of a reentrant checkpoint, whose backward pass ends at its own inputs.
-
-    The gates are no input of it, so they would get no gradient, without a word.
-    """
+def _is_reentrant() -> bool:
+    """Say whether this is the forward pass of a reentrant checkpoint."""
     frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is CheckpointFunction.forward.__code__:
-            raise RuntimeError(
-                "Reentrant gradient checkpointing gives the gates no gradient: enable it with use_reentrant=False."
-            )
+    while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
         frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None
 
 
 class _BlockGate(nn.Module):

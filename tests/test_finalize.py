@@ -343,6 +343,21 @@ def test_gates_that_are_all_closed_are_told(bert):
         gating.finalize(bert, gates, num_heads=4)
 
 
+@pytest.mark.parametrize("locations", [[5] * 8 + [-5] * 4, [5] * 7 + [-5] * 5, [3] * 4 + [2.9] * 4 + [-5] * 4])
+def test_heads_that_are_chosen_among_equally_open_gates_are_told(bert, locations):
+    gates = gating.inject_gates(bert)
+    gates.log_alpha.data = torch.tensor(locations, dtype=torch.float32)
+    with pytest.warns(UserWarning, match="nearly arbitrary: .* [34] of them as open as those"):
+        gating.finalize(bert, gates, num_heads=4)
+
+
+def test_a_choice_made_without_gates_is_not_called_arbitrary(bert):
+    gates = gating.inject_gates(bert)
+    kept = torch.arange(gates.log_alpha.numel()) < 4
+    with pytest.warns(UserWarning, match=r"Gates hardly tell .* Unless these were chosen without gates, train"):
+        gating.finalize(bert, gates, kept=kept)
+
+
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_model_on_the_meta_device_is_refused(bert, moved):
     with torch.device("meta"):

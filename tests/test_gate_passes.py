@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from family_models import FAMILIES
 from tiny_models import batch_for, build
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 from transformers import OPTConfig, OPTForCausalLM, T5Config, T5ForConditionalGeneration
 
 import gating
+from gating.heads.probe import make_probe
 
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -104,21 +108,89 @@ def test_a_pass_that_failed_leaves_no_trace():
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "vit"])
 @pytest.mark.parametrize("inputs_learn", [False, True])
-@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed:FutureWarning")
 def test_reentrant_checkpoints_which_would_leave_gates_without_gradient_are_refused(family, inputs_learn):
     model = build(family)
     gates = gating.inject_gates(model)
     batch = batch_for(model)
-    model.train().gradient_checkpointing_enable({"use_reentrant": True})
+    model.train().activation_checkpointing_enable({"use_reentrant": True})
     if inputs_learn:
         model.enable_input_require_grads()
     with pytest.raises(RuntimeError, match="gives the gates no gradient: enable it with use_reentrant=False"):
         model(**batch)
     with torch.no_grad():
         model(**batch)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     model(**batch).logits.sum().backward()
     assert gates.log_alpha.grad.abs().sum() > 0
+
+
+def call_text_features(model, batch):
+    return model.get_text_features(input_ids=batch["input_ids"]).pooler_output
+
+
+def call_encoder(model, batch):
+    return model.get_encoder()(input_ids=batch["input_ids"]).last_hidden_state
+
+
+def call_layer(model, batch):
+    return checkpoint(
+        model.bert.encoder.layer[1], torch.ones(1, 3, model.config.hidden_size, requires_grad=True), use_reentrant=True
+    )
+
+
+PARTS = [("clip", call_text_features), ("t5", call_encoder), ("bart", call_encoder), ("bert", call_layer)]
+
+
+@pytest.mark.parametrize(("family", "call"), PARTS)
+@pytest.mark.parametrize("after_pass", [False, True])
+def test_reentrant_checkpoints_are_refused_in_parts_of_a_model_that_are_called_alone(family, call, after_pass):
+    model = FAMILIES[family].build()
+    gating.inject_gates(model)
+    batch = make_probe(model)
+    model.train().activation_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    if after_pass:
+        with torch.no_grad():
+            model(**batch)
+    with pytest.raises(RuntimeError, match="gives the gates no gradient: enable it with use_reentrant=False"):
+        call(model, batch)
+
+
+@pytest.mark.parametrize(("family", "call"), PARTS[:-1])
+def test_checkpoints_in_parts_that_are_called_alone_change_no_gradient(family, call):
+    model = FAMILIES[family].build()
+    gates = gating.inject_gates(model, init_prob_open=0.6)
+    batch = make_probe(model)
+    gradients = []
+    for enable in (model.activation_checkpointing_disable, model.activation_checkpointing_enable):
+        enable()
+        model.train().zero_grad()
+        torch.manual_seed(0)
+        call(model, batch).pow(2).sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert gates.log_alpha.grad.abs().sum() > 0
+    assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("part", ["", "bert"])
+def test_a_whole_pass_inside_of_a_reentrant_checkpoint_gives_gates_the_same_gradient(part):
+    model = build("bert", **QUIET)
+    gates = gating.inject_gates(model, init_prob_open=0.6)
+    model.train()
+    batch = batch_for(model)
+    embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+
+    def run(inputs):
+        return model.get_submodule(part)(inputs_embeds=inputs)[0].pow(2).sum()
+
+    gradients = []
+    for wrapped in (run, lambda inputs: checkpoint(run, inputs, use_reentrant=True)):
+        torch.manual_seed(0)
+        gates.log_alpha.grad = None
+        wrapped(embedded).backward()
+        gradients.append(gates.log_alpha.grad)
+    assert gradients[0].abs().sum() > 0
+    assert_close(gradients[1], gradients[0])
 
 
 def test_a_part_that_runs_without_gradients_leaves_the_others_theirs():
