@@ -12,7 +12,7 @@ from gating.card import CompactReport, write_card
 from gating.folder import replacing_folder
 from gating.heads.compact import become_compact
 from gating.heads.limits import check_finite
-from gating.heads.refusals import check_has_values, check_no_adapters
+from gating.heads.refusals import check_has_values, check_no_adapters, check_savable
 from gating.reload import check_saved
 
 __all__ = ["Processor", "save_compact"]
@@ -54,8 +54,8 @@ def save_compact(
 
     Raises:
         TypeError: The model is none of transformers.
-        ValueError: The model still has gates or adapters, or weights that are NaN, or is another one when it is loaded
-            from the folder.
+        ValueError: The model still has gates or adapters, or weights that are NaN or packed, or is another one when it
+            is loaded from the folder.
         FileExistsError: The folder is there and not empty, and ``overwrite`` is false, or it is not only an earlier
             compact model, or the model was loaded from it.
     """
@@ -65,6 +65,7 @@ def save_compact(
         raise ValueError("The model still has gates: call gating.finalize(model, gates) before saving it.")
     check_no_adapters(model)
     check_has_values(model)
+    check_savable(model)
     if verify:
         check_finite(model, type(model).__name__)
     sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]

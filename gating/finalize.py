@@ -145,11 +145,7 @@ def _warn_if_alike(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
     num_open = int((values > 0).sum())
     mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
     num_alike = int((removed & (values > mean_kept - _LEAST_GAP)).sum())
-    if (
-        mean_kept - mean_removed < _LEAST_GAP
-        or num_open > 2 * num_kept
-        or 2 * num_alike >= min(num_kept, num_removed)
-    ):
+    if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed):
         problem, unless = (
             ("Gates hardly tell the heads to keep from the others", "Unless these were chosen without gates, train")
             if is_given

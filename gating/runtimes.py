@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel
 
 from gating.errors import explain, loading, shorten
 from gating.export import Processor
 from gating.folder import replacing_folder
-from gating.heads.probe import forward_outputs, max_relative_difference
+from gating.heads.probe import forward_outputs, make_probe, max_relative_difference
 from gating.loading import load_compact
 from gating.runtime_inputs import batch_to_trace, batches_to_check, input_names, real_positions
 
@@ -70,7 +71,8 @@ def export_runtime(
     """Export a model for another runtime, with the inputs that its tokenizer makes, and check what it answers there.
 
     It is checked on batches of several sizes and lengths, with padding and without. Decoders that write number their
-    tokens from the mask, as ``generate`` does, so that padding on the left changes nothing.
+    tokens from the mask, as ``generate`` does, so that padding on the left changes nothing; those that do not count
+    from 0, as RoBERTa's, number them as they do themselves.
 
     Args:
         model_or_directory: A compact model, or the folder of one.
@@ -179,6 +181,7 @@ def _as_exported(model: Any) -> Iterator[None]:
         # Positions of text between images are made otherwise.
         and model.config.get_text_config() is model.config
         and "position_ids" in inspect.signature(forward).parameters
+        and _counts_from_zero(model)
     )
 
     @functools.wraps(forward)
@@ -197,6 +200,15 @@ def _as_exported(model: Any) -> Iterator[None]:
         vars(model).pop("forward", None)
         if own is not None:
             model.forward = own
+
+
+def _counts_from_zero(model: PreTrainedModel) -> bool:
+    """Say whether a model numbers tokens from 0, as ``generate`` does; RoBERTa's go on from the padding's number."""
+    batch = make_probe(model)
+    tokens = batch["input_ids"]
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    outputs = [forward_outputs(model, inputs) for inputs in (batch, {**batch, "position_ids": positions})]
+    return max_relative_difference(*outputs) < _TOLERANCE
 
 
 def _axes(exported: Any, format: RuntimeFormat) -> dict[str, tuple[object, ...]]:

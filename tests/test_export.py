@@ -30,6 +30,17 @@ def test_the_folder_holds_everything_and_no_pickle(saved):
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pyc"))]
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("layers", [{"classifier"}, {torch.nn.Linear}])
+def test_packed_weights_are_refused_and_nothing_is_written(pruned, layers, tmp_path):
+    settings = dict.fromkeys(layers, torch.ao.quantization.default_dynamic_qconfig)
+    quantized = torch.ao.quantization.quantize_dynamic(pruned, settings)
+    with pytest.raises(ValueError, match=r"is quantised \(.+\), with packed weights .*: save the model before"):
+        save_compact(quantized, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_files_that_travel_import_nothing_but_what_transformers_needs(saved):
     for path in saved["bert"].folder.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from family_models import FAMILIES
+from family_models import FAMILIES, randomise
 from tiny_models import VOCABULARY
 
 import gating
@@ -102,6 +102,23 @@ def test_decoders_in_onnx_runtime_number_tokens_from_the_mask(family, side, tmp_
             single = model(**alone(batch, row)).logits
             torch.testing.assert_close(logits[row, real[row]], single[0], rtol=1e-4, atol=1e-4)
     assert "forward" not in vars(model)
+
+
+SMALL = {"num_hidden_layers": 2, "type_vocab_size": 1}
+
+
+@pytest.mark.parametrize("name", ["Roberta", "Camembert"])
+def test_decoders_that_do_not_count_from_zero_are_exported_as_they_count(name, tmp_path):
+    config = getattr(transformers, f"{name}Config")(**{**FAMILIES["bert-decoder"].arguments, **SMALL})
+    model = randomise(getattr(transformers, f"{name}ForCausalLM")(config).eval(), std=0.15, seed=0)
+    gating.export_onnx(model, tmp_path / "exported")
+    for side in ("right", "left"):
+        batch = padded_rows(side=side)
+        real = batch["attention_mask"].bool()
+        with torch.no_grad():
+            expected = model(**batch).logits[real]
+        actual = answer(session_of(tmp_path / "exported"), batch)[real]
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])

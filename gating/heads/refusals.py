@@ -13,6 +13,7 @@ __all__ = [
     "check_no_adapters",
     "check_not_wrapped",
     "check_removable",
+    "check_savable",
     "check_stays",
     "explain_unknown",
     "why_not_attention",
@@ -69,6 +70,16 @@ def check_has_values(model: nn.Module) -> None:
         raise ValueError(
             f"{type(model).__name__} has no values yet: {name} is on the meta device. Load its weights first."
         )
+
+
+def check_savable(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model with packed weights, as ``quantize_dynamic`` makes: files hold tensors."""
+    for name, module in model.named_modules():
+        if hasattr(module, "_packed_params"):
+            raise ValueError(
+                f"{name} is quantised ({type(module).__module__}.{type(module).__name__}), with packed weights that "
+                "are no tensors: save the model before, and quantise what load_compact gives."
+            )
 
 
 def check_removable(
