@@ -1,5 +1,6 @@
 """Proof that a folder holds the model that was saved in it."""
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,11 @@ __all__ = ["check_saved"]
 
 # Weights that are lost or wrong change more; another attention kernel changes less.
 _TOLERANCE = 3e-3
+
+_OF_DAMAGE = re.compile(
+    r"the folder(/config\.json)? (is damaged( or mixed from two models)?: |cannot be loaded, probably because of damage )|"
+    r" Export the model again\.$"
+)
 
 
 def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None) -> None:
@@ -62,7 +68,8 @@ def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
         return loaded
     except Exception as error:  # Of a library that builds a model from a configuration that is not the model's own.
-        reason = explain(error).replace(str(folder), "the folder").rstrip(".")
+        # The folder is whole: it was just written.
+        reason = _OF_DAMAGE.sub("", explain(error).replace(str(folder), "the folder")).rstrip(".")
         raise ValueError(
             f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
             f"{shorten(reason, most=300)}. Nothing was written; pass verify=False to save it all the same."

@@ -79,11 +79,19 @@ def test_other_models_of_a_borrowed_architecture_load_too(model_class, tmp_path)
     assert max_relative_difference(forward_outputs(model, probe), forward_outputs(loaded, probe)) == 0
 
 
+def test_unknown_attention_beside_state_spaces_is_told_with_a_remedy():
+    with pytest.raises(ValueError, match=r"attention classes are FalconH1Attention.* or pass discover=True"):
+        gating.inject_gates(ODD["falcon_h1"].build())
+
+
 def test_a_model_of_another_family_than_its_configuration_is_not_saved(tmp_path):
     model = Family("MistralForCausalLM", "LlamaConfig", GROUPED).build()
     gating.prune_heads(model, {0: [0, 1]})
-    with pytest.raises(ValueError, match=r"does not load after it is saved, .* MistralForCausalLM is not of the type"):
+    with pytest.raises(
+        ValueError, match=r"does not load after it is saved, .* MistralForCausalLM is not of the type"
+    ) as told:
         gating.save_compact(model, tmp_path / "compact")
+    assert "damaged" not in str(told.value)
 
 
 def test_a_model_that_the_folder_does_not_hold_is_not_saved(bert, tmp_path):
@@ -151,8 +159,10 @@ def test_a_class_that_transformers_does_not_have_is_saved_too(tmp_path):
 def test_a_model_that_its_configuration_does_not_describe_is_not_saved(bert, tmp_path):
     gating.prune_heads(bert, {0: [1]})
     bert.config.intermediate_size = 7
-    with pytest.raises(ValueError, match=r"does not load after it is saved, so its configuration .* in the weights"):
+    with pytest.raises(ValueError, match=r"is saved, so its configuration .* in the weights\. Nothing was") as told:
         gating.save_compact(bert, tmp_path / "compact")
+    assert "damaged" not in str(told.value)
+    assert "Export" not in str(told.value)
     assert not any(tmp_path.iterdir())
 
 

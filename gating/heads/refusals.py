@@ -124,13 +124,15 @@ def explain_unknown(model: nn.Module, *, searched: bool) -> ValueError:
         model: The model.
         searched: Whether its structure was looked at, too.
     """
-    for name, module in model.named_modules():
-        reason = why_not_attention(module)
-        if reason is not None:
-            return ValueError(
-                f"Heads cannot be removed from {type(model).__name__}: in {name} ({type(module).__name__}), {reason}."
-            )
-    seen = sorted({type(m).__name__ for m in model.modules() if re.search("attention", type(m).__name__, re.I)})
+    reasons = {name: reason for name, module in model.named_modules() if (reason := why_not_attention(module))}
+    attention = {n: m for n, m in model.named_modules() if re.search("attention", type(m).__name__, re.I)}
+    others = [n for n in attention if not any(f"{name}.".startswith(f"{n}.") for name in reasons)]
+    # Layers of several kinds may have some attention whose structure tells its heads.
+    if reasons and (searched or not others):
+        name, reason = next(iter(reasons.items()))
+        where = f"in {name} ({type(model.get_submodule(name)).__name__}), " if name else ""
+        return ValueError(f"Heads cannot be removed from {type(model).__name__}: {where}{reason}.")
+    seen = sorted({type(module).__name__ for module in attention.values()})
     problem = (
         f"No attention block of {type(model).__name__} is known: its attention classes are "
         f"{', '.join(seen) or 'none by name'}. Describe one with gating.register_attention_spec("
