@@ -20,8 +20,9 @@ __all__ = ["check_saved"]
 _TOLERANCE = 3e-3
 
 _OF_DAMAGE = re.compile(
-    r"the folder(/config\.json)? (is damaged( or mixed from two models)?: |cannot be loaded, probably because of damage )|"
-    r" Export the model again\.$"
+    r"the folder\S* is damaged[^:]*: "
+    r"|the folder cannot be loaded, probably because of damage "
+    r"| Export the model again\.$"
 )
 
 

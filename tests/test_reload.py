@@ -94,6 +94,15 @@ def test_a_model_of_another_family_than_its_configuration_is_not_saved(tmp_path)
     assert "damaged" not in str(told.value)
 
 
+def test_numbers_that_a_smaller_dtype_cannot_hold_are_told_as_such(bert, tmp_path):
+    bert.classifier.weight.data[0, 0] = 1e5
+    gating.prune_heads(bert, {0: [1]})
+    folder = gating.save_compact(bert, tmp_path / "compact")
+    with pytest.raises(ValueError, match=r"beyond 65504 are in float16\. Take an earlier checkpoint or another dtype"):
+        gating.load_compact(folder, dtype=torch.float16)
+    assert gating.load_compact(folder, dtype=torch.bfloat16).classifier.weight[0, 0] > 9e4
+
+
 def test_a_model_that_the_folder_does_not_hold_is_not_saved(bert, tmp_path):
     gating.prune_heads(bert, {0: [1]})
     # As a value that is set once, and is in neither configuration nor weights.
@@ -159,7 +168,7 @@ def test_a_class_that_transformers_does_not_have_is_saved_too(tmp_path):
 def test_a_model_that_its_configuration_does_not_describe_is_not_saved(bert, tmp_path):
     gating.prune_heads(bert, {0: [1]})
     bert.config.intermediate_size = 7
-    with pytest.raises(ValueError, match=r"is saved, so its configuration .* in the weights\. Nothing was") as told:
+    with pytest.raises(ValueError, match=r"is saved, so its configuration .* in the weights.*\. Nothing was") as told:
         gating.save_compact(bert, tmp_path / "compact")
     assert "damaged" not in str(told.value)
     assert "Export" not in str(told.value)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from transformers import PreTrainedModel
@@ -133,9 +134,11 @@ def check_finite(model: nn.Module, name: object) -> None:
             continue
         low, high = tensor.detach().aminmax()
         if low.isnan() or (isinstance(tensor, nn.Parameter) and (low.isinf() or high.isinf())):
+            is_half = tensor.dtype is torch.float16
             raise ValueError(
-                f"{name}: {key} has values that are NaN or infinite, as after training that has diverged. Take an "
-                "earlier checkpoint, or pass verify=False to go on all the same."
+                f"{name}: {key} has values that are NaN or infinite, as after training that has diverged"
+                f"{', or as numbers beyond 65504 are in float16' * is_half}. Take an earlier checkpoint"
+                f"{' or another dtype' * is_half}, or pass verify=False to go on all the same."
             )
 
 
