@@ -144,6 +144,9 @@ def search(cfg: DictConfig, work: Run, objective: Objective) -> HeadGates:
     """Train weights and gates together while the objective closes gates."""
     gates: HeadGates = instantiate(cfg.gates)(work.model)
     objective.attach(gates)
+    num_others = count_heads(work.model) - gates.num_heads
+    if num_others and is_first():
+        print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
     end = SearchEnd(instantiate(cfg.convergence)) if cfg.convergence else None
     planned = work.search_steps
     work.search_steps = train(cfg, work, "search", steps=planned, gates=gates, callbacks=[end] if end else [])

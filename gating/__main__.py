@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from gating.errors import explain
+from gating.redaction import redact_output
 
 __all__ = ["main"]
 
@@ -19,6 +20,7 @@ def main() -> None:
         runpy.run_path(str(_train_script()), run_name="__main__")
         return
     arguments = _parser().parse_args()
+    redact_output()
     try:
         _COMMANDS[arguments.command](arguments)
     except (OSError, ValueError, RuntimeError, ImportError) as error:

@@ -16,7 +16,7 @@ from gating.heads.linear import plan_scale_inputs
 from gating.heads.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.heads.pruning import PruneReport, num_parameters, plan_pruning
 from gating.heads.refusals import check_has_values, check_no_adapters
-from gating.heads.remedy import RemedyError
+from gating.heads.remedy import RemedyError, RemedyWarning
 from gating.selection import check_reachable, select_gates
 
 __all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
@@ -146,18 +146,19 @@ def _warn_if_alike(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
     mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
     num_alike = int((removed & (values > mean_kept - _LEAST_GAP)).sum())
     if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed):
-        problem, unless = (
+        problem, train = (
             ("Gates hardly tell the heads to keep from the others", "Unless these were chosen without gates, train")
             if is_given
             else ("The choice of heads is nearly arbitrary", "Train")
         )
-        warnings.warn(
+        warning = RemedyWarning(
             f"{problem}: the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove "
             f"({num_removed}) at {mean_removed:.2f}, {num_alike} of them as open as those, and {num_open} of all are "
-            f"open. {unless} the gates longer or with a larger learning rate, such as 0.1, and in a loop of your own "
-            "call the objective's update before every step.",
-            stacklevel=3,
+            f"open. {train} the gates longer",
+            python=" or with a larger learning rate, such as 0.1, and call the objective's update before every step.",
+            command=" (trainer.max_epochs) or with a larger optimizer.gate_lr.",
         )
+        warnings.warn(warning, stacklevel=3)
 
 
 def _check_difference(difference: float, tolerance: float, block: AttentionBlock) -> None:

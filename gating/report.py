@@ -1,5 +1,6 @@
 """Pictures and tables of a run."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def head_map_figure(
     axes = figure.subplots()
     padded = [[*row, *[float("nan")] * (num_heads - len(row))] for row in values.values()]
     image = axes.imshow(padded, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-    axes.set(title=title, xlabel="head", ylabel="layer")
+    # As wide as the map, for the title is in its middle.
+    axes.set(title=textwrap.fill(title, width=8 + 4 * num_heads), xlabel="head", ylabel="layer")
     axes.set_xticks(range(num_heads))
     axes.set_yticks(range(len(values)))
     # White lines between heads, so that they can be counted.

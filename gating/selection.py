@@ -31,10 +31,11 @@ def check_reachable(
     reachable = _reachable(heads_per_gate, tuple(block_sizes), min_per_layer)
     if 1 <= num_heads <= sum(heads_per_gate) and not reachable >> num_heads & 1:
         name = f"num_heads.{kind}" if kind else "num_heads"
-        near = " or ".join(map(str, _neighbours(num_heads, reachable)))
+        neighbours = _neighbours(num_heads, reachable)
+        near = f"number{'s are' if len(neighbours) > 1 else ' is'} {' or '.join(map(str, neighbours))}"
         raise RemedyError(
             f"{name}={num_heads} cannot be kept exactly: a gate stands for the {max(heads_per_gate)} query heads "
-            f"that share keys and values. The nearest possible numbers are {near}; or give every head a gate with ",
+            f"that share keys and values. The nearest possible {near}; or give every head a gate with ",
             python="inject_gates(model, group_queries=False).",
             command="gates.group_queries=false.",
         )

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
-__all__ = ["check_complete", "check_settings", "locate_target", "take_arguments"]
+__all__ = ["check_complete", "check_settings", "keywords", "locate_target", "take_arguments"]
 
 _MISSING = "???"
 
@@ -130,6 +130,11 @@ def take_arguments(function: Callable[..., Any], settings: dict[str, Any]) -> di
     return {name: settings.pop(name) for name in inspect.signature(function).parameters if name in settings}
 
 
+def keywords(function: Callable[..., Any]) -> set[str]:
+    """Return the names of the parameters of a function that are given by name only."""
+    return {p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY}
+
+
 def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callable[..., Any]]) -> None:
     target = settings.get("_target_")
     types: dict[str, Any] = {}
@@ -138,8 +143,8 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
         types |= _parameter_types(called)
         for function in also:
             # Their other arguments are the program's own.
-            keywords = {p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY}
-            types |= {name: kind for name, kind in _parameter_types(function).items() if name in keywords}
+            own = keywords(function)
+            types |= {name: kind for name, kind in _parameter_types(function).items() if name in own}
         if not _takes_any(called):
             _check_names(prefix, settings, types)
     _check_values(prefix, settings, types)

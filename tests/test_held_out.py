@@ -31,7 +31,8 @@ def test_a_table_of_300_rows_gives_all_splits_each_row_in_one(capsys):
     assert sizes(splits) == [240, 30, 30]
     assert sorted(text for part in splits.values() for text in part["text"]) == sorted(rows["text"])
     assert capsys.readouterr().out == (
-        "The training data is divided with seed 0, of 300 rows: 240 train, 30 validation, 30 test.\n"
+        "The training data is divided with seed 0 and stratified by label, of 300 rows: 240 train, 30 validation, "
+        "30 test.\n"
     )
 
 

@@ -21,6 +21,8 @@ def compact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
     monkeypatch.setattr(sys, "argv", ["head-gating", *map(str, arguments)])
     command_line.main()
 
@@ -37,6 +39,17 @@ def test_inspect_shows_heads_parameters_and_sizes(compact, monkeypatch, capsys):
 def test_inspect_takes_dense_models_too(compact, monkeypatch, capsys):
     run(monkeypatch, "inspect", compact.parent / "model")
     assert "12 of 12 heads" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("output", ["| true", "> /dev/full"])
+def test_commands_go_on_without_their_output(output, compact, tmp_path):
+    command = f"{sys.executable} -W ignore -m gating"
+    for arguments in (f"inspect {compact}", f"export {compact} --format torch --output {tmp_path}/exported"):
+        line = f"set -o pipefail; {command} {arguments} {output}"
+        process = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
+        assert "rror" not in process.stderr
+    assert (tmp_path / "exported" / "export.json").is_file()
 
 
 @pytest.mark.parametrize("command", ["inspect", "export"])

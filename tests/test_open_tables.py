@@ -76,8 +76,16 @@ UNKNOWN = {
     "callbacks.checkpoint.kep=1": "callbacks.checkpoint.kep",
     "callbacks.mine.patience=3": "callbacks.mine._target_ is missing: without it there is no callback. Give its class.",
     "optimizer.lrr=1": "optimizer.lrr",
+    "data.order_seed=1": "There is no setting data.order_seed.",
+    "data.nonsense=null": "There is no setting data.nonsense.",
     "nonsense.lr=1": "nonsense",
 }
+
+
+def test_settings_of_another_option_of_the_group_are_one_sentence(settings_of, capsys):
+    with pytest.raises(SystemExit) as end:
+        settings_of("data=files", "data.train=x.csv", "data.test_split=null")
+    assert "There is no setting data.test_split." in capsys.readouterr().err + str(end.value)
 
 
 @pytest.mark.parametrize("argument", UNKNOWN)
@@ -101,7 +109,7 @@ def test_a_value_of_a_model_without_it_is_told_with_the_nearest(tmp_path):
 def test_other_arguments_are_left_as_they_are():
     arguments = [
         "-m",
-        "model=scratch",
+        "model=bert-base",
         "model.name=a.b=c",
         "data.train=x",
         "~model.config",

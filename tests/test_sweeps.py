@@ -166,6 +166,27 @@ def test_a_sweeper_gets_the_metric_that_is_asked_for(returned, inputs, tmp_path,
     assert returned == [run["num_parameters"] for run in numbers]
 
 
+@pytest.mark.parametrize("name", ["failed.jsonl", "multirun.yaml"])
+@pytest.mark.parametrize("text", ["mine\n", "hydra: {}\n", '{"job": 1}\n'])
+def test_a_sweep_replaces_no_file_of_somebody_else(name, text, inputs, tmp_path, monkeypatch):
+    begun = run_instead(monkeypatch, lambda cfg: None)
+    (tmp_path / name).write_text(text)
+    end = sweep(monkeypatch, tmp_path, *inputs, "seed=0,1")
+    assert str(end).startswith(f"error: {tmp_path / name} is not of an earlier sweep")
+    assert not begun
+    assert (tmp_path / name).read_text() == text
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_sweep_replaces_what_an_earlier_one_has_written(inputs, tmp_path, monkeypatch):
+    begun = run_instead(monkeypatch, fail_at(0, error=ValueError("no")))
+    for seeds in ("0,1", "1,2"):
+        end = sweep(monkeypatch, tmp_path, *inputs, f"seed={seeds}", "overwrite=true")
+        assert end == (1 if seeds == "0,1" else 0)
+    assert begun == [0, 1, 1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["multirun.yaml"]
+
+
 @pytest.mark.slow
 def test_processes_of_a_sweep_begin_again_after_a_failed_job(inputs, tmp_path):
     settings = [*inputs, *TWO, "logger=csv", "optimizer.lr=1e-3,1e30,2e-3", "output_dir=sweep"]

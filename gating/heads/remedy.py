@@ -1,10 +1,10 @@
-"""Errors whose remedy is a parameter in Python and a setting in a command."""
+"""Errors and warnings whose remedy is a parameter in Python and a setting in a command."""
 
-__all__ = ["RemedyError"]
+__all__ = ["RemedyError", "RemedyWarning"]
 
 
-class RemedyError(ValueError):
-    """An error that tells each user the remedy in their own words.
+class _Remedy(Exception):  # noqa: N818 - one base of errors and warnings
+    """A message that tells each user the remedy in their own words.
 
     Attributes:
         in_command: The message for users of the command line.
@@ -14,3 +14,11 @@ class RemedyError(ValueError):
         """Args: ``problem`` is the beginning of both messages, ``python`` and ``command`` are how each goes on."""
         super().__init__(problem + python)
         self.in_command = problem + command
+
+
+class RemedyError(_Remedy, ValueError):
+    """An error with a remedy."""
+
+
+class RemedyWarning(_Remedy, UserWarning):
+    """A warning with a remedy."""

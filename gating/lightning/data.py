@@ -21,22 +21,22 @@ class ExampleDataModule(pl.LightningDataModule):
     def __init__(
         self,
         splits: DatasetDict,
-        *,
         collate: Callable[[list[Any]], Batch],
+        order_seed: int = 0,
+        *,
         batch_size: int = 16,
         eval_batch_size: int = 64,
         num_workers: int = 0,
-        order_seed: int = 0,
     ) -> None:
         """Prepare to serve splits.
 
         Args:
             splits: Prepared ``train``, ``validation`` and possibly ``test``; texts have ``input_ids``.
             collate: What makes a batch of examples.
+            order_seed: Seed of the order of training batches.
             batch_size: Number of examples in a training batch of one process.
             eval_batch_size: Number of examples in a batch of validation or test of one process.
             num_workers: Number of processes that collate.
-            order_seed: Seed of the order of training batches.
 
         Raises:
             ValueError: A batch size is not positive, or the number of processes negative.

@@ -56,7 +56,8 @@ def as_examples(returned: Any, *, target: str) -> Examples:
         if not isinstance(table, Dataset):
             raise ValueError(f"{where} {_kind(table)} as {name}: let it be a datasets.Dataset.")
         if not len(table):
-            raise ValueError(f"{where} no examples as {name}: give some, or leave {name} out.")
+            instead = "" if name == "train" else f", or leave {name} out"
+            raise ValueError(f"{where} no examples as {name}: give some{instead}.")
     metrics = returned.metrics if isinstance(returned, Examples) else ()
     if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
         raise ValueError(f"{where} metrics={metrics!r}: give the names of metrics as a tuple, such as ('accuracy',).")

@@ -46,7 +46,8 @@ def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bo
     drawn = draw(table, parts, inputs=find_inputs(table, settings), label=label, seed=seed)
     if is_first():
         shares = ", ".join(f"{len(rows)} {name}" for name, rows in drawn.items())
-        print(f"The training data is divided with seed {seed}, of {len(table)} rows: {shares}.")
+        how = f" and stratified by {label}" if label and label in table.column_names else ""
+        print(f"The training data is divided with seed {seed}{how}, of {len(table)} rows: {shares}.")
     return replace(examples, splits=DatasetDict({**drawn, **splits}))
 
 

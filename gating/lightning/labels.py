@@ -126,7 +126,8 @@ def warn_of_spellings(names: Sequence[str]) -> None:
     if twice and is_first():
         _log.warning(
             f"{len(names)} classes are {len(spellings)} when case and surrounding spaces are ignored: "
-            f"{shorten(', '.join(twice))}. Each is learned as a class of its own; write the same one always alike."
+            f"{shorten(', '.join(twice), most=400)}. Each is learned as a class of its own; write the same one always "
+            "alike."
         )
 
 

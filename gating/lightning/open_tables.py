@@ -1,9 +1,10 @@
 """Settings that may be added to a configuration, which Hydra asks a ``+`` for."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -25,17 +26,29 @@ def open_tables(arguments: Sequence[str], *, conf: Path) -> list[str]:
         arguments: Those of the command.
         conf: The folder of the groups of settings.
     """
-    return [f"++{argument}" if _is_added(argument, conf) else argument for argument in arguments]
+    chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    return [f"++{argument}" if _is_added(argument, chosen, conf) else argument for argument in arguments]
 
 
-def _is_added(argument: str, conf: Path) -> bool:
+def _is_added(argument: str, chosen: Mapping[str, str], conf: Path) -> bool:
     name = _NAME.match(argument)
     table = _TABLES.match(argument)
     if table is not None:
         return table[1] == "model.config" or table[2] is not None
-    return name is not None and name["name"] not in _names_in_files(conf / name["group"])
+    if name is None:
+        return False
+    group = conf / name["group"]
+    options = [path.stem for path in group.glob("*.yaml")]
+    option = chosen.get(name["group"])
+    return name["name"] not in _names_in(group, (option,) if option in options else tuple(options))
 
 
 @cache
-def _names_in_files(group: Path) -> set[str]:
-    return {str(name) for path in group.glob("*.yaml") for name in OmegaConf.load(path)}
+def _names_in(group: Path, options: tuple[str, ...]) -> set[str]:
+    """Return the names of the settings in some files of a group, and in those that they begin with."""
+    names = set[str]()
+    for option in options:
+        settings: Any = OmegaConf.load(group / f"{option}.yaml")
+        others = tuple(name for name in settings.get("defaults", ()) if name != "_self_" and isinstance(name, str))
+        names |= {str(name) for name in settings} | _names_in(group, others)
+    return names

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import datasets
 import transformers
 
+from gating.heads.remedy import RemedyWarning
 from gating.lightning.ranks import is_first
 
 __all__ = ["printed_warnings", "quiet_libraries"]
@@ -52,4 +53,5 @@ def printed_warnings() -> Iterator[None]:
         yield
     for warning in caught:
         if is_first():
-            print(f"warning: {warning.message}")
+            told = warning.message
+            print(f"warning: {told.in_command if isinstance(told, RemedyWarning) else told}")

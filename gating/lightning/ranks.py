@@ -37,6 +37,15 @@ __all__ = [
 _TIMEOUT = timedelta(minutes=10)
 _SHARDED = ("fsdp", "modelparallel", "model_parallel", "deepspeed")
 
+# Arguments of the trainer that a run gives itself, and the settings for what they would do.
+_OF_RUNS = {
+    "logger": "logger=wandb or logger=csv",
+    "callbacks": "callbacks.NAME._target_=...",
+    "enable_checkpointing": "callbacks=none for a run without checkpoints",
+    "default_root_dir": "output_dir=...",
+    "use_distributed_sampler": "no other: each process has its part of every batch",
+}
+
 # Whether the other processes, which this one has started, were told to stop.
 _are_stopped = False
 
@@ -50,10 +59,13 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
         trainer: Settings of the trainer, ``accelerator`` and ``devices`` among them.
 
     Raises:
-        ValueError: The strategy does not go with the removal of heads, phases would not have their steps, Lightning
-            does not take the settings, the devices are not there, or another number of processes has been started
-            already.
+        ValueError: A setting would have no effect, or the strategy does not go with the removal of heads, phases would
+            not have their steps, Lightning does not take the settings, the devices are not there, or another number of
+            processes has been started already.
     """
+    for name, instead in _OF_RUNS.items():
+        if name in trainer:
+            raise ValueError(f"trainer.{name}={trainer[name]} would have no effect: each run sets it. Use {instead}.")
     for name in ("fast_dev_run", "overfit_batches"):
         if trainer.get(name):
             raise ValueError(

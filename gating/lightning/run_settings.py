@@ -7,11 +7,12 @@ from typing import Any
 from hydra.utils import get_method, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from gating.lightning import tasks
 from gating.lightning.data import ExampleDataModule
 from gating.lightning.models import teacher_source
 from gating.lightning.optimized import check_optimized
 from gating.objectives.none import NoObjective
-from gating.settings import check_complete, check_settings, locate_target
+from gating.settings import check_complete, check_settings, keywords, locate_target
 from gating.speedup import check_speedup
 
 __all__ = ["is_place_given", "make_objective", "read_settings", "try_settings"]
@@ -68,5 +69,6 @@ def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, parameter in own.items():
         is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if is_named and parameter.default is parameter.empty and name not in settings:
-            raise ValueError(f"data.{name} is needed, which {settings['_target_']} takes: add +data.{name}=...")
-    return {name: value for name, value in settings.items() if value is not None or name in own}
+            raise ValueError(f"data.{name} is needed, which {settings['_target_']} takes: add data.{name}=...")
+    of_tasks = {name for task in tasks.__all__ for name in keywords(getattr(tasks, task).prepare)}
+    return {name: value for name, value in settings.items() if value is not None or name in own or name not in of_tasks}

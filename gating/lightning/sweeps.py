@@ -6,7 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,15 @@ class FailureReport(Callback):
     """Lists the jobs that have failed when a sweep is over, and lets the command end with exit code 1 then."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Forget the failures of an earlier sweep in the same folder."""
+        """Forget the failures of an earlier sweep in the same folder.
+
+        Raises:
+            SystemExit: The folder holds files of somebody else where those of a sweep go.
+        """
         if is_first():
-            _file_of(config).unlink(missing_ok=True)
+            path = _file_of(config)
+            _check_own(path, path.with_name("multirun.yaml"))
+            path.unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """List what has failed."""
@@ -82,6 +88,29 @@ def noting_failure(folder: Path, *, job: int, overrides: Sequence[str]) -> Itera
         failure = {"job": job, "overrides": [redact(line) for line in overrides], "reason": redact(reason)}
         with (folder / _FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(failure) + "\n")
+
+
+def _check_own(failures: Path, command: Path) -> None:
+    for path, is_own in ((failures, _lists_failures), (command, _names_this_callback)):
+        if os.path.lexists(path) and not is_own(path):
+            # Hydra turns other errors of callbacks into warnings.
+            sys.exit(
+                f"error: {path} is not of an earlier sweep, and this one would replace it. Choose another place with "
+                "hydra.sweep.dir=FOLDER or output_dir=FOLDER."
+            )
+
+
+def _lists_failures(path: Path) -> bool:
+    with suppress(OSError, ValueError, AttributeError):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return not path.is_symlink() and all(line.keys() == {"job", "overrides", "reason"} for line in lines)
+    return False
+
+
+def _names_this_callback(path: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return not path.is_symlink() and f"{__name__}.{FailureReport.__name__}" in path.read_text(encoding="utf-8")
+    return False
 
 
 def _name_of(override: str) -> str:
