@@ -45,6 +45,7 @@ from gating.lightning.resume import find_run
 from gating.lightning.run import Run
 from gating.lightning.run_folder import is_finished
 from gating.lightning.run_settings import is_place_given, read_settings
+from gating.lightning.setting_names import naming_settings
 from gating.lightning.steps import validation_interval
 from gating.lightning.sweeps import begins_later, noting_failure
 from gating.measure import count_heads
@@ -85,7 +86,8 @@ def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> floa
         if overrides is not None:
             for name, value in recall(cfg, overrides, conf=Path(CONF)).items():
                 cfg[name] = value
-        return run(cfg)
+        with naming_settings(cfg):
+            return run(cfg)
 
 
 def run(cfg: DictConfig) -> float | None:

@@ -4,8 +4,6 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gating.heads.remedy import RemedyError
-
 __all__ = ["explain", "is_input_error", "loading", "shorten"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -13,8 +11,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def explain(error: BaseException) -> str:
     """Return an error as a sentence for a command; what the system says tells neither the place nor the remedy."""
-    if isinstance(error, RemedyError):
-        return error.in_command
+    in_command: str | None = getattr(error, "in_command", None)
+    if in_command is not None:
+        return in_command
     if not isinstance(error, OSError) or error.strerror is None:
         return " ".join(str(error).split()) or type(error).__name__
     what = "written" if error.errno in (*_FULL, errno.EROFS) else "used"

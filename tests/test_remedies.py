@@ -4,12 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import gating
 from gating.distillation import check_teacher
 from gating.errors import explain
+from gating.lightning.setting_names import naming_settings
 
 
 def ask_for_heads_that_groups_cannot_keep() -> None:
@@ -55,3 +57,27 @@ def test_each_user_gets_the_remedy_in_their_own_words(action):
     assert in_command not in str(caught.value)
     assert in_command in explain(caught.value)
     assert in_python not in explain(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("in_python", "in_command"),
+    [
+        ("num_heads=9 is too many.", "objective.num_heads=9 is too many."),
+        ("got start=2 and end=1.", "got objective.schedule.start=2 and objective.schedule.end=1."),
+        ("num_heads.cross=9 is too many.", "objective.num_heads.cross=9 is too many."),
+        ("objective.num_heads=9, seed=1: pass verify=False.", "objective.num_heads=9, seed=1: pass verify=False."),
+        ("temperature=0 may be of either.", "temperature=0 may be of either."),
+    ],
+)
+def test_parameters_have_the_names_of_settings_in_a_command(in_python, in_command):
+    cfg = OmegaConf.create(
+        {
+            "seed": 0,
+            "objective": {"num_heads": 4, "schedule": {"start": 0.0, "end": 0.6}},
+            "gates": {"temperature": 0.5},
+            "distillation": {"temperature": 1.0},
+        }
+    )
+    with pytest.raises(ValueError) as caught, naming_settings(cfg):  # noqa: PT011
+        raise ValueError(in_python)
+    assert (str(caught.value), explain(caught.value)) == (in_python, in_command)
