@@ -136,27 +136,34 @@ def _masked_outputs(
 
 
 def _warn_if_alike(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
-    """Warn that gates, which nothing seems to have trained, are as open where heads are removed as where they stay."""
+    """Warn that gates do not tell the heads that stay from those that are removed, as where nobody has trained them."""
     values = gates.values().detach()
     removed = ~kept
-    num_kept, num_removed = int(kept.sum()), int(removed.sum())
+    num_kept, num_removed, num_open = int(kept.sum()), int(removed.sum()), int((values > 0).sum())
     if not num_removed:
         return
-    num_open = int((values > 0).sum())
+    arbitrary = "The choice of heads is nearly arbitrary"
+    if 2 * num_open <= num_kept:
+        problem = f"{arbitrary}: of {num_kept} heads or groups to keep, {num_open} have an open gate."
+        python, command = " Keep fewer, or lower the price of the penalty.", " Keep fewer, or lower objective.price."
+        warnings.warn(RemedyWarning(problem, python=python, command=command), stacklevel=3)
+        return
     mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
     num_alike = int((removed & (values > mean_kept - _LEAST_GAP)).sum())
     if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed):
-        problem, train = (
-            ("Gates hardly tell the heads to keep from the others", "Unless these were chosen without gates, train")
-            if is_given
-            else ("The choice of heads is nearly arbitrary", "Train")
+        numbers = (
+            f"the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) at "
+            f"{mean_removed:.2f}, of which {num_alike} are at {mean_kept - _LEAST_GAP:.2f} or above, and {num_open} of "
+            "all are open."
         )
+        python = f"{arbitrary}: {numbers} Train"
+        if is_given:
+            python = f"Gates hardly tell the heads to keep from the others: {numbers} Unless the choice was made without them, train"
         warning = RemedyWarning(
-            f"{problem}: the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove "
-            f"({num_removed}) at {mean_removed:.2f}, {num_alike} of them as open as those, and {num_open} of all are "
-            f"open. {train} the gates longer",
-            python=" or with a larger learning rate, such as 0.1, and call the objective's update before every step.",
-            command=" (trainer.max_epochs) or with a larger optimizer.gate_lr.",
+            "",
+            python=f"{python} the gates longer or with a larger learning rate, such as 0.1, and call the objective's "
+            "update before every step.",
+            command=f"{arbitrary}: {numbers} Train longer (trainer.max_epochs) or with a larger optimizer.gate_lr.",
         )
         warnings.warn(warning, stacklevel=3)
 

@@ -85,9 +85,10 @@ def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> 
 
 def _parent_there(folder: Path, *, shown: str | Path) -> Path:
     """Return the folder, or the nearest one above it that exists; a file there is an error."""
-    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    parent = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not parent.is_dir():
-        raise FileExistsError(f"{shown} cannot be a folder: {parent} is a file. Choose another place.")
+        kind = "a file" if parent.exists() else "a link to nothing"
+        raise FileExistsError(f"{shown} cannot be a folder: {parent} is {kind}. Choose another place.")
     return parent
 
 

@@ -1,9 +1,11 @@
 """Hard-concrete gates on the attention heads of a model: inject, sample, read, remove."""
 
+import difflib
 import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +70,9 @@ def inject_gates(
     blocks = find_attention_blocks(model, discover=discover, probe=probe)
     unknown = set(exclude) - {block.name for block in blocks}
     if unknown:
-        raise ValueError(f"There is no attention block {sorted(unknown)[0]!r} to exclude.")
+        name = sorted(unknown)[0]
+        nearest = difflib.get_close_matches(name, [block.name for block in blocks], n=1, cutoff=0.0)[0]
+        raise ValueError(f"There is no attention block {name!r} to exclude. Did you mean {nearest!r}?")
     blocks = [block for block in blocks if block.num_heads and block.name not in exclude]
     if not blocks:
         raise ValueError(f"No attention head of {type(model).__name__} is left to put a gate on.")
@@ -138,8 +142,8 @@ class HeadGates(FullPrecision):
         self._scales: dict[tuple[torch.dtype, bool], tuple[Tensor, ...]] = {}
         # Parts of a model may be called without the whole; this tells whether the values are still good.
         self._drawn_in: tuple[bool, int] | None = None
-        # The block that needed values when there were none, perhaps inside of a checkpoint.
-        self._drawn_by: int | None = None
+        # Of draws for parts that are called alone: where the random numbers were, and how often they have been there.
+        self._late = (-1, 0)
         self._use: _Use | None = None
         self._earlier: list[weakref.ref[_Use]] = []
         # Whether the whole model has drawn for the pass of its base model that is to come.
@@ -224,7 +228,10 @@ class HeadGates(FullPrecision):
         # Of the model without its task head, too, so that it may also be called alone. Of the whole model, since some
         # with a task head call a part of that one only.
         base = getattr(model, "base_model", model)
-        self._handles = [base.register_forward_pre_hook(self._renew), base.register_forward_hook(self._pass_ended)]
+        self._handles = [
+            base.register_forward_pre_hook(self._renew),
+            base.register_forward_hook(self._pass_ended, always_call=True),
+        ]
         if base is not model:
             self._handles.append(model.register_forward_pre_hook(self._announce))
             self._handles.append(model.register_forward_hook(self._pass_ended, always_call=True))
@@ -266,12 +273,8 @@ class HeadGates(FullPrecision):
         """Return what a block's ``[..., num_heads * head_dim]`` is multiplied by in this forward pass."""
         if not torch.compiler.is_compiling() and _is_in_backward():
             self._check_recomputation()
-            if block_index == self._drawn_by:
-                # For the random numbers and the saved tensors of the checkpoint, which are to be the same again.
-                self._values_by_feature()
         elif self._is_stale():
-            self._draw()
-            self._drawn_by = block_index
+            self._draw_late()
         assert self._drawn is not None
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._check_not_reentrant()
@@ -315,7 +318,9 @@ class HeadGates(FullPrecision):
         Raises:
             RuntimeError: A part is.
         """
-        if self._pass_learns is False or not _is_reentrant():
+        context = None if self._pass_learns is False else _reentrant_context()
+        # Gradients are off inside; whether they are on outside, of a part that is called alone, only its inputs tell.
+        if context is None or not (self._pass_learns or context.next_functions):
             return
         with torch.enable_grad():
             learns = self.values().requires_grad
@@ -336,18 +341,33 @@ class HeadGates(FullPrecision):
         without_graph = learns and not self._drawn.requires_grad
         return without_graph or self._drawn_in != (self.training, self.log_alpha._version)
 
-    def _values_by_feature(self) -> Tensor:
-        values = self.sample() if self.training and self._fixed is None else self.values()
-        if self._even is None:
-            return values.repeat_interleave(self._features_per_gate, output_size=sum(self._widths))
-        return values.unsqueeze(1).expand(-1, self._even).reshape(-1)
+    def _draw_late(self) -> None:
+        """Draw for a part of the model that is called alone, perhaps inside of a checkpoint.
+
+        That one repeats the part and not the draw, so the draw leaves no trace in what it compares: the random numbers
+        and the tensors saved for backward.
+        """
+        if torch.compiler.is_compiling():
+            self._draw()
+            return
+        device = self.log_alpha.device
+        unchanged = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        with unchanged, _random_numbers_apart(device):
+            place = int(torch.randint(2**62, (), device=device))
+            self._late = (place, self._late[1] + 1 if place == self._late[0] else 0)
+            _seed(device, sum(self._late))
+            self._draw()
 
     def _draw(self) -> None:
-        self._drawn, self._scales = self._values_by_feature(), {}
+        values = self.sample() if self.training and self._fixed is None else self.values()
+        if self._even is None:
+            self._drawn = values.repeat_interleave(self._features_per_gate, output_size=sum(self._widths))
+        else:
+            self._drawn = values.unsqueeze(1).expand(-1, self._even).reshape(-1)
+        self._scales = {}
         if torch.compiler.is_compiling():
             return
         self._drawn_in = (self.training, self.log_alpha._version)
-        self._drawn_by = None
         self._retire_use()
         if self._drawn.requires_grad:
             self._use = _Use()
@@ -406,12 +426,34 @@ def _is_in_backward() -> bool:
     return is_in_backward
 
 
-def _is_reentrant() -> bool:
-    """Say whether this is the forward pass of a reentrant checkpoint."""
+def _reentrant_context() -> Any:
+    """Return the context of the reentrant checkpoint whose forward pass this is; None if it is of none."""
     frame = sys._getframe()
     while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
         frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None
+    return frame and frame.f_locals["ctx"]
+
+
+@contextmanager
+def _random_numbers_apart(device: torch.device) -> Iterator[None]:
+    """Let random numbers go on after a ``with`` block as if it had drawn none."""
+    if device.type == "cpu":
+        state = torch.default_generator.get_state()
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(state)
+    else:
+        devices = range(torch.get_device_module(device).device_count())
+        with torch.random.fork_rng(devices, device_type=device.type):
+            yield
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 class _BlockGate(nn.Module):

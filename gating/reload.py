@@ -19,11 +19,7 @@ __all__ = ["check_saved"]
 # Weights that are lost or wrong change more; another attention kernel changes less.
 _TOLERANCE = 3e-3
 
-_OF_DAMAGE = re.compile(
-    r"the folder\S* is damaged[^:]*: "
-    r"|the folder cannot be loaded, probably because of damage "
-    r"| Export the model again\.$"
-)
+_OF_DAMAGE = re.compile(r"the folder\S* is damaged[^:]*: | Export the model again\.$")
 
 
 def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None) -> None:
@@ -70,7 +66,7 @@ def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         return loaded
     except Exception as error:  # Of a library that builds a model from a configuration that is not the model's own.
         # The folder is whole: it was just written.
-        reason = _OF_DAMAGE.sub("", explain(error).replace(str(folder), "the folder")).rstrip(".")
+        reason = _OF_DAMAGE.sub("", explain(error.__cause__ or error).replace(str(folder), "the folder")).rstrip(".")
         raise ValueError(
             f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
             f"{shorten(reason, most=300)}. Nothing was written; pass verify=False to save it all the same."

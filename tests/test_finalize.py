@@ -347,14 +347,22 @@ def test_gates_that_are_all_closed_are_told(bert):
 def test_heads_that_are_chosen_among_equally_open_gates_are_told(bert, locations):
     gates = gating.inject_gates(bert)
     gates.log_alpha.data = torch.tensor(locations, dtype=torch.float32)
-    with pytest.warns(UserWarning, match="nearly arbitrary: .* [34] of them as open as those"):
+    with pytest.warns(UserWarning, match=r"nearly arbitrary: .* of which [34] are at 0\.90 or above"):
+        gating.finalize(bert, gates, num_heads=4)
+
+
+@pytest.mark.parametrize("num_open", [0, 1, 2])
+def test_heads_that_are_kept_although_their_gates_are_closed_are_told(bert, num_open):
+    gates = gating.inject_gates(bert)
+    gates.log_alpha.data = torch.tensor([5.0] * num_open + [-5.0] * (12 - num_open))
+    with pytest.warns(UserWarning, match=f"of 4 heads or groups to keep, {num_open} have an open gate. Keep fewer"):
         gating.finalize(bert, gates, num_heads=4)
 
 
 def test_a_choice_made_without_gates_is_not_called_arbitrary(bert):
     gates = gating.inject_gates(bert)
     kept = torch.arange(gates.log_alpha.numel()) < 4
-    with pytest.warns(UserWarning, match=r"Gates hardly tell .* Unless these were chosen without gates, train"):
+    with pytest.warns(UserWarning, match=r"Gates hardly tell .* Unless the choice was made without them, train"):
         gating.finalize(bert, gates, kept=kept)
 
 

@@ -156,20 +156,44 @@ def test_reentrant_checkpoints_are_refused_in_parts_of_a_model_that_are_called_a
         call(model, batch)
 
 
+@pytest.mark.parametrize("num_calls", [1, 2])
 @pytest.mark.parametrize(("family", "call"), PARTS[:-1])
-def test_checkpoints_in_parts_that_are_called_alone_change_no_gradient(family, call):
-    model = FAMILIES[family].build()
-    gates = gating.inject_gates(model, init_prob_open=0.6)
-    batch = make_probe(model)
+def test_checkpoints_in_parts_that_are_called_alone_change_no_gradient(family, call, num_calls):
     gradients = []
-    for enable in (model.activation_checkpointing_disable, model.activation_checkpointing_enable):
-        enable()
-        model.train().zero_grad()
+    for checkpointed in (False, True):
+        model = FAMILIES[family].build()
+        gates = gating.inject_gates(model, init_prob_open=0.6)
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        batch = make_probe(model.train())
         torch.manual_seed(0)
-        call(model, batch).pow(2).sum().backward()
+        for _ in range(2):
+            # As a text and its positive in contrastive training.
+            sum(call(model, batch).pow(2).sum() for _ in range(num_calls)).backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert gates.log_alpha.grad.abs().sum() > 0
     assert_close(gradients[1], gradients[0])
+
+
+def test_parts_that_are_called_alone_have_new_values_after_each_backward():
+    model = FAMILIES["clip"].build().train()  # Which draws no other random numbers.
+    gating.inject_gates(model, init_prob_open=0.6)
+    answers = []
+    for _ in range(3):
+        answers.append(call_text_features(model, make_probe(model)))
+        answers[-1].sum().backward()
+    assert len({float(answer.detach().sum()) for answer in answers}) == 3
+
+
+def test_a_part_without_gradients_may_be_in_a_reentrant_checkpoint():
+    model = build("bert", **QUIET).train()
+    gating.inject_gates(model)
+    with torch.no_grad():
+        call_layer(model, {})
+        with pytest.raises(ValueError, match="input_ids"):
+            model()
+    with pytest.raises(RuntimeError, match="gives the gates no gradient"):
+        call_layer(model, {})
 
 
 @pytest.mark.parametrize("part", ["", "bert"])

@@ -62,20 +62,21 @@ def test_each_user_gets_the_remedy_in_their_own_words(action):
 @pytest.mark.parametrize(
     ("in_python", "in_command"),
     [
-        ("num_heads=9 is too many.", "objective.num_heads=9 is too many."),
+        ("price=9 is too much.", "objective.price=9 is too much."),
         ("got start=2 and end=1.", "got objective.schedule.start=2 and objective.schedule.end=1."),
-        ("num_heads.cross=9 is too many.", "objective.num_heads.cross=9 is too many."),
-        ("objective.num_heads=9, seed=1: pass verify=False.", "objective.num_heads=9, seed=1: pass verify=False."),
-        ("temperature=0 may be of either.", "temperature=0 may be of either."),
+        ("num_heads.cross=7 is too many.", "objective.num_heads.cross=7 is too many."),
+        ("objective.price=9, seed=1: pass verify=False.", "objective.price=9, seed=1: pass verify=False."),
+        ("temperature=0.5 may be of either.", "temperature=0.5 may be of either."),
+        ("data.train=/a/price=9/b.csv has the column price=8.", "data.train=/a/price=9/b.csv has the column price=8."),
     ],
 )
 def test_parameters_have_the_names_of_settings_in_a_command(in_python, in_command):
     cfg = OmegaConf.create(
         {
-            "seed": 0,
-            "objective": {"num_heads": 4, "schedule": {"start": 0.0, "end": 0.6}},
+            "seed": 1,
+            "objective": {"price": 9, "num_heads": {"cross": 7}, "schedule": {"start": 2, "end": 1}},
             "gates": {"temperature": 0.5},
-            "distillation": {"temperature": 1.0},
+            "distillation": {"temperature": 0.5},
         }
     )
     with pytest.raises(ValueError) as caught, naming_settings(cfg):  # noqa: PT011

@@ -75,7 +75,7 @@ def check_has_values(model: nn.Module) -> None:
 def check_savable(model: nn.Module) -> None:
     """Raise ``ValueError`` for a model with packed weights, as ``quantize_dynamic`` makes: files hold tensors."""
     for name, module in model.named_modules():
-        if hasattr(module, "_packed_params"):
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
             raise ValueError(
                 f"{name} is quantised ({type(module).__module__}.{type(module).__name__}), with packed weights that "
                 "are no tensors: save the model before, and quantise what load_compact gives."

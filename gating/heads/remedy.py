@@ -1,5 +1,7 @@
 """Errors and warnings whose remedy is a parameter in Python and a setting in a command."""
 
+from functools import partial
+
 __all__ = ["RemedyError", "RemedyWarning"]
 
 
@@ -14,6 +16,10 @@ class _Remedy(Exception):  # noqa: N818 - one base of errors and warnings
         """Args: ``problem`` is the beginning of both messages, ``python`` and ``command`` are how each goes on."""
         super().__init__(problem + python)
         self.in_command = problem + command
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Make copies that have both messages."""
+        return partial(type(self), "", python=str(self), command=self.in_command), ()
 
 
 class RemedyError(_Remedy, ValueError):

@@ -39,11 +39,10 @@ _SHARDED = ("fsdp", "modelparallel", "model_parallel", "deepspeed")
 
 # Arguments of the trainer that a run gives itself, and the settings for what they would do.
 _OF_RUNS = {
-    "logger": "logger=wandb or logger=csv",
-    "callbacks": "callbacks.NAME._target_=...",
-    "enable_checkpointing": "callbacks=none for a run without checkpoints",
-    "default_root_dir": "output_dir=...",
-    "use_distributed_sampler": "no other: each process has its part of every batch",
+    "logger": "choose logger=wandb or logger=csv",
+    "callbacks": "add callbacks.NAME._target_=CLASS",
+    "enable_checkpointing": "choose callbacks=none for a run without checkpoints",
+    "default_root_dir": "give output_dir=FOLDER",
 }
 
 # Whether the other processes, which this one has started, were told to stop.
@@ -64,8 +63,8 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
             processes has been started already.
     """
     for name, instead in _OF_RUNS.items():
-        if name in trainer:
-            raise ValueError(f"trainer.{name}={trainer[name]} would have no effect: each run sets it. Use {instead}.")
+        if trainer.get(name) not in (None, True):
+            raise ValueError(f"trainer.{name}={trainer[name]} would have no effect, as each run sets it: {instead}.")
     for name in ("fast_dev_run", "overfit_batches"):
         if trainer.get(name):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,11 +31,14 @@ def naming_settings(cfg: DictConfig) -> Iterator[None]:
 
 
 def _with_settings(sentence: str, cfg: DictConfig) -> str:
-    """Put the group before each ``name=value`` whose name only one group has."""
-    groups = defaultdict[str, set[str]](set)
-    for name, _ in walk(OmegaConf.to_container(cfg)):
-        group, _, last = name.rpartition(".")
-        groups[last].add(group)
-    own: Mapping[str, str] = {name: places.pop() for name, places in groups.items() if len(places) == 1}
-    named = re.compile(r"(?<![\w.=])([a-z]\w*)(?=(\.\w+)?=)")
-    return named.sub(lambda found: f"{own[found[1]]}.{found[1]}" if own.get(found[1]) else found[1], sentence)
+    """Put the group before each ``name=value`` that only one group has."""
+    places = defaultdict[str, list[str]](list)
+    for name, value in walk(OmegaConf.to_container(cfg)):
+        for short in {name.partition(".")[2], name.rpartition(".")[2]} - {"", name}:
+            places[f"{short}={value}"].append(f"{name}={value}")
+    for short, (full, *others) in places.items():
+        if not others:
+            # Not within a path or another name.
+            named = re.compile(rf"(?<![^\s(]){re.escape(short)}(?![^\s,.:;)])")
+            sentence = full.join(named.split(sentence))
+    return sentence

@@ -37,10 +37,11 @@ class FailureReport(Callback):
         Raises:
             SystemExit: The folder holds files of somebody else where those of a sweep go.
         """
-        if is_first():
-            path = _file_of(config)
-            _check_own(path, path.with_name("multirun.yaml"))
-            path.unlink(missing_ok=True)
+        path = _file_of(config)
+        # In each process, since each has Hydra write its command.
+        _check_own(path, path.with_name("multirun.yaml"))
+        if is_first() and path.exists():
+            path.unlink()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """List what has failed."""
@@ -101,7 +102,7 @@ def _check_own(failures: Path, command: Path) -> None:
 
 
 def _lists_failures(path: Path) -> bool:
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(Exception):  # Whatever it is, it is not that.
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return not path.is_symlink() and all(line.keys() == {"job", "overrides", "reason"} for line in lines)
     return False
