@@ -158,7 +158,7 @@ def _warn_if_alike(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
         )
         python = f"{arbitrary}: {numbers} Train"
         if is_given:
-            python = f"Gates hardly tell the heads to keep from the others: {numbers} Unless the choice was made without them, train"
+            python = f"Gates hardly tell the heads to keep: {numbers} Unless they were chosen without gates, train"
         warning = RemedyWarning(
             "",
             python=f"{python} the gates longer or with a larger learning rate, such as 0.1, and call the objective's "

@@ -362,7 +362,7 @@ def test_heads_that_are_kept_although_their_gates_are_closed_are_told(bert, num_
 def test_a_choice_made_without_gates_is_not_called_arbitrary(bert):
     gates = gating.inject_gates(bert)
     kept = torch.arange(gates.log_alpha.numel()) < 4
-    with pytest.warns(UserWarning, match=r"Gates hardly tell .* Unless the choice was made without them, train"):
+    with pytest.warns(UserWarning, match=r"Gates hardly tell .* Unless they were chosen without gates, train"):
         gating.finalize(bert, gates, kept=kept)
 
 
