@@ -347,7 +347,7 @@ def test_gates_that_are_all_closed_are_told(bert):
 def test_heads_that_are_chosen_among_equally_open_gates_are_told(bert, locations):
     gates = gating.inject_gates(bert)
     gates.log_alpha.data = torch.tensor(locations, dtype=torch.float32)
-    with pytest.warns(UserWarning, match=r"nearly arbitrary: .* of which [34] are no more than 0\.1 below that"):
+    with pytest.warns(UserWarning, match=r"nearly arbitrary: .* of which [34] are no more than 0\.1 below the former"):
         gating.finalize(bert, gates, num_heads=4)
 
 
