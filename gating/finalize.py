@@ -153,8 +153,8 @@ def _warn_if_alike(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
     if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed):
         numbers = (
             f"the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) at "
-            f"{mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} of "
-            "all are open."
+            f"{mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} "
+            "of all are open."
         )
         python = f"{arbitrary}: {numbers} Train"
         if is_given:
