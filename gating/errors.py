@@ -4,7 +4,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["explain", "is_input_error", "loading", "shorten"]
+__all__ = ["explain", "is_input_error", "loading", "shorten", "unwrapped"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -24,6 +24,11 @@ def explain(error: BaseException) -> str:
 def shorten(text: str, *, most: int = 80) -> str:
     """Return a text, or its beginning, to be shown in a message."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def unwrapped(error: Exception) -> BaseException:
+    """Return what was at fault: not Hydra, but what it has called."""
+    return error.__cause__ if type(error).__module__.startswith("hydra.") and error.__cause__ else error
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import difflib
 import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -434,19 +434,12 @@ def _reentrant_context() -> Any:
     return frame and frame.f_locals["ctx"]
 
 
-@contextmanager
-def _random_numbers_apart(device: torch.device) -> Iterator[None]:
+def _random_numbers_apart(device: torch.device) -> AbstractContextManager[None]:
     """Let random numbers go on after a ``with`` block as if it had drawn none."""
     if device.type == "cpu":
-        state = torch.default_generator.get_state()
-        try:
-            yield
-        finally:
-            torch.default_generator.set_state(state)
-    else:
-        devices = range(torch.get_device_module(device).device_count())
-        with torch.random.fork_rng(devices, device_type=device.type):
-            yield
+        return torch.random.fork_rng(devices=[])
+    devices = range(torch.get_device_module(device).device_count())
+    return torch.random.fork_rng(devices, device_type=device.type)
 
 
 def _seed(device: torch.device, seed: int) -> None:

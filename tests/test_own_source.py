@@ -107,3 +107,9 @@ def test_one_data_set_a_dictionary_and_examples_will_do(returned):
 def test_splits_have_one_order():
     examples = as_examples({"test": ROWS, "validation": ROWS, "train": ROWS}, target="mine.load")
     assert list(examples.splits) == ["train", "validation", "test"]
+
+
+def test_null_is_a_value_of_a_source_that_takes_what_tasks_take_too(own):
+    (own / "mine.py").write_text("def load(train, text_column):\n    return {}\n")
+    settings = checked_settings(["data=files", "data.train=x.csv", "data._target_=mine.load"])
+    assert settings["data"]["text_column"] is None

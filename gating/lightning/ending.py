@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gating.errors import explain, is_input_error
+from gating.errors import explain, is_input_error, unwrapped
 from gating.lightning.divergence import DivergedError
 from gating.lightning.earlier_run import has_checkpoint
 from gating.lightning.loggers import close_wandb
@@ -40,8 +40,7 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
         _say_how_to_go_on(folder())
         sys.exit(stopped.exit_code)
     except Exception as error:
-        # What was instantiated from a configuration was at fault, not what instantiates.
-        cause = error.__cause__ if type(error).__module__.startswith("hydra.") and error.__cause__ else error
+        cause = unwrapped(error)
         if is_about_others(cause):
             _say_lost(find_lost_process(patience_s=5.0), folder())
             sys.exit(1)

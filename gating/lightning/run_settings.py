@@ -71,5 +71,5 @@ def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
         if is_named and parameter.default is parameter.empty and name not in settings:
             raise ValueError(f"data.{name} is needed, which {settings['_target_']} takes: add data.{name}=...")
     elsewhere = {name for task in tasks.__all__ for name in keywords(getattr(tasks, task).prepare)}
-    left = elsewhere | keywords(ExampleDataModule) - own.keys()
+    left = (elsewhere | keywords(ExampleDataModule)) - own.keys()
     return {name: value for name, value in settings.items() if value is not None or name not in left}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
 
-from gating.errors import explain
+from gating.errors import explain, unwrapped
 from gating.heads.files import walk
 
 __all__ = ["naming_settings"]
@@ -23,8 +23,7 @@ def naming_settings(cfg: DictConfig) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Hydra wraps what it has called.
-        cause = error.__cause__ if type(error).__module__.startswith("hydra.") and error.__cause__ else error
+        cause = unwrapped(error)
         if isinstance(cause, (ValueError, TypeError)):
             cause.in_command = _with_settings(explain(cause), cfg)  # type: ignore[union-attr]
         raise

@@ -93,7 +93,7 @@ def noting_failure(folder: Path, *, job: int, overrides: Sequence[str]) -> Itera
 
 def _check_own(failures: Path, command: Path) -> None:
     for path, is_own in ((failures, _lists_failures), (command, _names_this_callback)):
-        if os.path.lexists(path) and not is_own(path):
+        if os.path.lexists(path) and (path.is_symlink() or not is_own(path)):
             # Hydra turns other errors of callbacks into warnings.
             sys.exit(
                 f"error: {path} is not of an earlier sweep, and this one would replace it. Choose another place with "
@@ -104,13 +104,13 @@ def _check_own(failures: Path, command: Path) -> None:
 def _lists_failures(path: Path) -> bool:
     with suppress(Exception):  # Whatever it is, it is not that.
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return not path.is_symlink() and all(line.keys() == {"job", "overrides", "reason"} for line in lines)
+        return all(line.keys() == {"job", "overrides", "reason"} for line in lines)
     return False
 
 
 def _names_this_callback(path: Path) -> bool:
     with suppress(OSError, ValueError):
-        return not path.is_symlink() and f"{__name__}.{FailureReport.__name__}" in path.read_text(encoding="utf-8")
+        return f"{__name__}.{FailureReport.__name__}" in path.read_text(encoding="utf-8")
     return False
 
 
