@@ -71,5 +71,7 @@ def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
         if is_named and parameter.default is parameter.empty and name not in settings:
             raise ValueError(f"data.{name} is needed, which {settings['_target_']} takes: add data.{name}=...")
     elsewhere = {name for task in tasks.__all__ for name in keywords(getattr(tasks, task).prepare)}
-    left = (elsewhere | keywords(ExampleDataModule)) - own.keys()
-    return {name: value for name, value in settings.items() if value is not None or name not in left}
+    left = elsewhere | keywords(ExampleDataModule)
+    if not settings["_target_"].startswith("gating."):
+        left |= settings.keys()  # The option whose source it replaces may have any.
+    return {name: value for name, value in settings.items() if value is not None or name in own or name not in left}
