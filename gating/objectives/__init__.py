@@ -1,7 +1,7 @@
 """What decides which heads close."""
 
 from gating.objectives.base import Objective, resolve_budget
-from gating.objectives.budget import ExactBudget, ExpectedCount
+from gating.objectives.exact import ExactBudget, ExpectedCount
 from gating.objectives.head_budget import HeadBudget
 from gating.objectives.importance import Importance
 from gating.objectives.iterative import HeadRanking, IterativePruning
