@@ -22,34 +22,34 @@ from pytorch_lightning.callbacks import Checkpoint
 from transformers import PreTrainedModel
 
 from gating import HeadGates, Objective, finalize
-from gating.errors import explain
-from gating.folder import replacing_folder
-from gating.lightning.callbacks import SearchEnd, log_kept_heads
-from gating.lightning.ending import ending_well
-from gating.lightning.models import Pretrained
-from gating.lightning.module import FineTuning
-from gating.lightning.open_tables import open_tables
-from gating.lightning.optimized import optimized_value
-from gating.lightning.outcome import export, report
-from gating.lightning.phase import callbacks_of_phase
-from gating.lightning.preparation import prepare
-from gating.lightning.quiet import printed_warnings, quiet_libraries
-from gating.lightning.ranks import (
+from gating.distributed.ranks import (
     check_same,
     from_first,
     is_first,
 )
-from gating.lightning.recall import recall
-from gating.lightning.removed import keep_removed, restore_removed
-from gating.lightning.resume import find_run
-from gating.lightning.run import Run
-from gating.lightning.run_folder import is_finished
-from gating.lightning.run_settings import is_place_given, read_settings
-from gating.lightning.setting_names import naming_settings
-from gating.lightning.steps import validation_interval
-from gating.lightning.sweeps import begins_later, noting_failure
-from gating.measure import count_heads
-from gating.redaction import redact_file, redact_output
+from gating.errors import explain
+from gating.models.sources import Pretrained
+from gating.pruning.measure import count_heads
+from gating.run.ending import ending_well
+from gating.run.folder.resume import find_run
+from gating.run.folder.state import is_finished
+from gating.run.optimized import optimized_value
+from gating.run.outcome import export, report
+from gating.run.phase import callbacks_of_phase
+from gating.run.prepare import prepare
+from gating.run.removed import keep_removed, restore_removed
+from gating.run.run import Run
+from gating.run.settings.names import naming_settings
+from gating.run.settings.open_tables import open_tables
+from gating.run.settings.read import is_place_given, read_settings
+from gating.run.settings.recall import recall
+from gating.run.sweeps import begins_later, noting_failure
+from gating.storage.folders import replacing_folder
+from gating.tracking.quiet import printed_warnings, quiet_libraries
+from gating.tracking.redaction import redact_file, redact_output
+from gating.training.callbacks.gates import SearchEnd, log_kept_heads
+from gating.training.module import FineTuning
+from gating.training.steps import validation_interval
 
 CONF = str(Path(__file__).resolve().parent / "conf")
 GROUPS = {folder.name for folder in Path(CONF).iterdir() if folder.is_dir()}

@@ -3,7 +3,8 @@
     python -m benchmarks.bad_input                  200 cases of each kind, 60 whole runs; ten minutes
     python -m benchmarks.bad_input --cases 20 masks  fewer of one kind; nothing is written
 
-The cases are those of tests/bad_input.py. Each has to give a right result or one sentence; anything else is printed.
+The cases are those of tests/support/bad_input.py. Each has to give a right result or one sentence; anything else is
+printed.
 """
 
 import argparse
@@ -19,11 +20,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from benchmarks import records
 from benchmarks.measuring import ROOT
 from benchmarks.page import replace_table
-from gating.lightning.quiet import quiet_libraries
-
-sys.path.insert(0, str(ROOT / "tests"))
-
-from bad_input import AREAS, Area, outcome
+from gating.tracking.quiet import quiet_libraries
+from tests.support.bad_input import AREAS, Area, outcome
 
 __all__ = ["count", "main"]
 

@@ -27,9 +27,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from benchmarks import records
 from benchmarks.measuring import ROOT, machine
 from benchmarks.tokenising import TOKENIZER, load_and_tokenise, seconds_twice
-from gating.lightning.data import ExampleDataModule
-from gating.lightning.hub import locate
-from gating.lightning.quiet import quiet_libraries
+from gating.data.datamodule import ExampleDataModule
+from gating.models.hub import locate
+from gating.tracking.quiet import quiet_libraries
 
 RESULTS = ROOT / "benchmarks" / "results" / "batching.jsonl"
 MEASUREMENTS = ("tokens", "waiting", "cache")

@@ -8,22 +8,18 @@ and compact outputs over all patterns; for models that generate, whether greedy 
 without a cache give the same tokens.
 """
 
-import sys
 from pathlib import Path
 
 import torch
 import transformers
 from transformers.utils import logging
 
+from benchmarks.page import replace_table
+from gating.structure.probe import forward_outputs, max_relative_difference
+from tests.structure.test_families import check_generation, compact
+from tests.support.family_models import FAMILIES, Family
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from family_models import FAMILIES, Family  # noqa: E402
-from test_families import check_generation, compact  # noqa: E402
-
-from benchmarks.page import replace_table  # noqa: E402
-from gating.heads.probe import forward_outputs, max_relative_difference  # noqa: E402
-
 PAGE = ROOT / "docs" / "families.md"
 # The last stands for the pattern that empties every layer.
 SEEDS: tuple[int | None, ...] = (0, 1, 2, 3, 4, 5, 6, 7, None)

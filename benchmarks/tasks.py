@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import records
 from benchmarks.measuring import ROOT, describe, machine
 from benchmarks.page import replace_table
-from gating.score import Score
+from gating.report.score import Score
 
 __all__ = ["EXPERIMENTS", "table"]
 

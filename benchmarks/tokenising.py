@@ -13,11 +13,11 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from gating.lightning import sources
-from gating.lightning.models import Pretrained, make_blueprint
-from gating.lightning.quiet import quiet_libraries
-from gating.lightning.tasks import SequenceClassification
-from gating.lightning.texts import load_tokenizer
+from gating.data import sources
+from gating.data.text.tokens import load_tokenizer
+from gating.models.sources import Pretrained, make_blueprint
+from gating.tasks import SequenceClassification
+from gating.tracking.quiet import quiet_libraries
 
 __all__ = ["TOKENIZER", "load_and_tokenise", "seconds_twice"]
 
@@ -31,7 +31,7 @@ def load_and_tokenise(
     """Load a data set and tokenise it as a run does.
 
     Args:
-        loader: Name of a function of :mod:`gating.lightning.sources`.
+        loader: Name of a function of :mod:`gating.data.sources`.
         arguments: Its arguments.
         max_length: Number of tokens after which an example is cut off.
         limit: Number of examples of each split to take; all when left out.

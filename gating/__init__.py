@@ -8,18 +8,10 @@ gating.save_compact(model, "compact", tokenizer=tokenizer)
 model = gating.load_compact("compact")
 """
 
-from gating.card import CompactReport
-from gating.convergence import Convergence
-from gating.distillation import Distillation
-from gating.export import save_compact
-from gating.finalize import FinalizeReport, finalize
+from gating.compact.load import load_compact
+from gating.compact.runtimes import export_onnx
+from gating.compact.save import save_compact
 from gating.gates import HeadGates, inject_gates
-from gating.heads.blocks import AttentionBlock, find_attention_blocks
-from gating.heads.families import register_attention_spec
-from gating.heads.padding import silence_padding
-from gating.heads.pruning import PruneReport, prune_heads
-from gating.heads.spec import AttentionSpec
-from gating.loading import load_compact
 from gating.objectives import (
     BudgetSchedule,
     ExactBudget,
@@ -33,7 +25,15 @@ from gating.objectives import (
     RandomOrder,
     TopK,
 )
-from gating.runtimes import export_onnx
+from gating.objectives.convergence import Convergence
+from gating.pruning.finalize import FinalizeReport, finalize
+from gating.pruning.padding import silence_padding
+from gating.pruning.prune import PruneReport, prune_heads
+from gating.report.card import CompactReport
+from gating.structure.blocks import AttentionBlock, find_attention_blocks
+from gating.structure.families import register_attention_spec
+from gating.structure.spec import AttentionSpec
+from gating.training.distillation import Distillation
 
 __version__ = "0.1.0"
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from gating.errors import explain
-from gating.redaction import redact_output
+from gating.tracking.redaction import redact_output
 
 __all__ = ["main"]
 
@@ -44,11 +44,11 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from gating.heads.blocks import find_attention_blocks
-    from gating.heads.pruning import num_parameters
-    from gating.loading import load_compact
-    from gating.measure import weight_megabytes
-    from gating.report import kept_heads_table
+    from gating.compact.load import load_compact
+    from gating.pruning.measure import weight_megabytes
+    from gating.pruning.prune import num_parameters
+    from gating.report.figures import kept_heads_table
+    from gating.structure.blocks import find_attention_blocks
 
     model = load_compact(arguments.folder)
     blocks = find_attention_blocks(model)
@@ -60,7 +60,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from gating.runtimes import export_runtime
+    from gating.compact.runtimes import export_runtime
 
     folder = arguments.output or f"{arguments.folder.rstrip('/')}-{arguments.format}"
     report = export_runtime(arguments.folder, folder, format=arguments.format, overwrite=arguments.overwrite)

@@ -31,8 +31,12 @@ from dataclasses import dataclass  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from fresh_process import answers_of_fresh_process  # noqa: E402
-from tiny_models import (  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformers import BertTokenizerFast, PreTrainedModel  # noqa: E402
+
+import gating  # noqa: E402
+from tests.support.fresh_process import answers_of_fresh_process  # noqa: E402
+from tests.support.tiny_models import (  # noqa: E402
     FAMILIES,
     NUM_HEADS,
     NUM_LAYERS,
@@ -42,10 +46,6 @@ from tiny_models import (  # noqa: E402
     build_bert_base,
     logits_of,
 )
-from torch import Tensor  # noqa: E402
-from transformers import BertTokenizerFast, PreTrainedModel  # noqa: E402
-
-import gating  # noqa: E402
 
 # Two threads that share a busy machine wait for each other longer than they compute.
 torch.set_num_threads(1)

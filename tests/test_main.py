@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_run import ROOT, make_model_folder
 from transformers import BertForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
 
 import gating
 from gating import __main__ as command_line
+from tests.support.tiny_run import ROOT, make_model_folder
 
 
 @pytest.fixture(scope="module")

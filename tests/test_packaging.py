@@ -9,7 +9,8 @@ from importlib.metadata import packages_distributions
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
-from tiny_run import ROOT
+
+from tests.support.tiny_run import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCES = [ROOT / "train.py", *(ROOT / "gating").rglob("*.py")]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import ROOT, checked_settings, make_model_folder
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 import gating
+from tests.support.tiny_run import ROOT, checked_settings, make_model_folder
 
 README = (ROOT / "README.md").read_text()
 

@@ -26,18 +26,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+import gating
 from benchmarks import records
 from benchmarks.damage.damages import DAMAGES, damage
 from benchmarks.damage.outcome import load_outcome
 from benchmarks.measuring import ROOT
 from benchmarks.page import replace_table
-
-sys.path.insert(0, str(ROOT / "tests"))
-
-from family_models import FAMILIES
-
-import gating
-from gating.heads.probe import forward_outputs, make_probe
+from gating.structure.probe import forward_outputs, make_probe
+from tests.support.family_models import FAMILIES
 
 __all__ = ["Row", "main", "run_cases"]
 

@@ -79,7 +79,7 @@ def interrupt(scratch: Path, *, num_points: int, seed: int) -> Iterator[dict[str
         num_points: How many runs to interrupt.
         seed: Of the moments.
     """
-    from tiny_run import make_inputs
+    from tests.support.tiny_run import make_inputs
 
     chance = random.Random(seed)
     runs = Runs([*make_inputs(scratch / "inputs"), *SETTINGS])

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +15,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import ROOT
-
 __all__ = ["Kill", "Runs"]
 
 _PATIENCE = 600  # Seconds after which something hangs.
-
-sys.path.append(str(ROOT / "tests"))
 
 
 @dataclass(frozen=True)
@@ -94,10 +89,9 @@ class Runs:
 
 def _run(overrides: list[str], log: Path, writer: Any) -> None:
     """Do what ``python train.py`` does, in a process that has everything imported."""
-    from tiny_run import compose_settings
-
     import train
-    from gating.lightning.module import FineTuning
+    from gating.training.module import FineTuning
+    from tests.support.tiny_run import compose_settings
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 import gating
 from benchmarks.measuring import interleave, ratio
 from benchmarks.speed.shapes import bert, compact_copy, kept_heads, llama, llama_1b_config, text_batch
-from gating.measure import count_heads
+from gating.pruning.measure import count_heads
 
 __all__ = ["measure_against_built", "measure_michel", "measure_speedup"]
 

@@ -12,7 +12,7 @@ import gating
 from benchmarks.measuring import interleave, ratio
 from benchmarks.speed.shapes import bert, compact_copy, text_batch
 from benchmarks.speed.variants import VARIANTS
-from gating.lightning.optimizers import AdamW
+from gating.training.optimizers import AdamW
 
 __all__ = ["measure_steps", "measure_variants"]
 

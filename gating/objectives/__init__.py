@@ -1,17 +1,17 @@
-"""What decides which heads close."""
+"""Which gates close: each objective in a file."""
 
 from gating.objectives.base import Objective, resolve_budget
+from gating.objectives.baselines.importance import Importance
+from gating.objectives.baselines.iterative import HeadRanking, IterativePruning
+from gating.objectives.baselines.lagrangian import Lagrangian
+from gating.objectives.baselines.magnitude import Magnitude
+from gating.objectives.baselines.random_order import RandomOrder
+from gating.objectives.baselines.topk import TopK
+from gating.objectives.budget import HeadBudget
 from gating.objectives.exact import ExactBudget, ExpectedCount
-from gating.objectives.head_budget import HeadBudget
-from gating.objectives.importance import Importance
-from gating.objectives.iterative import HeadRanking, IterativePruning
-from gating.objectives.l0 import FixedPrice
-from gating.objectives.lagrangian import Lagrangian
-from gating.objectives.magnitude import Magnitude
+from gating.objectives.fixed_price import FixedPrice
 from gating.objectives.none import NoObjective
-from gating.objectives.random_order import RandomOrder
 from gating.objectives.schedule import BudgetSchedule
-from gating.objectives.topk import TopK
 
 __all__ = [
     "BudgetSchedule",

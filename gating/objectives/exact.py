@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gating import hard_concrete
-from gating.gates import HeadGates
-from gating.objectives.head_budget import HeadBudget
+from gating.gates import HeadGates, hard_concrete
+from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule
 

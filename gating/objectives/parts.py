@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
-from gating.sampler import GateSampler
-from gating.selection import nearest_reachable, select_gates
+from gating.gates.sampler import GateSampler
+from gating.objectives.selection import nearest_reachable, select_gates
 
 __all__ = ["BudgetPart", "PerPart", "modules_of", "parts_of", "per_part"]
 

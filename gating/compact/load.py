@@ -1,0 +1,120 @@
+"""Loading a compact model without trusting the folder that it is in."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from gating.errors import loading
+from gating.structure.compact import auto_classes, compact_class
+from gating.structure.files import read_config, walk
+from gating.structure.limits import check_finite, checked_folder, load_whole
+from gating.structure.record import RECORD_KEY
+
+__all__ = ["load_compact"]
+
+# What a configuration can have transformers fetch or run that is not part of a compact model.
+_FOREIGN = {
+    "transformers_weights": "weights from another file",
+    "quantization_config": "weights that are quantized",
+    "base_model_name_or_path": "an adapter of another model",
+}
+_OWN_CODE = re.compile(r"compact\.[A-Za-z]\w*")
+
+
+def load_compact(
+    save_directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None, verify: bool = True
+) -> PreTrainedModel:
+    """Load a folder of :func:`~gating.compact.save.save_compact` without running code from it.
+
+    Nothing in the folder is believed: it is compared with itself, by names, shapes and checksums, before memory is
+    allocated for it, and no pickle is opened.
+
+    Args:
+        save_directory: The folder.
+        dtype: Type of the weights; the one they were saved in when left out.
+        verify: Whether to compare the files with the checksums of when they were saved, which reads them once more, and
+            to refuse weights that are NaN or infinite.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: The folder or one of its files is missing.
+        ValueError: The record of kept heads, the weights and the model class do not fit together, a file is damaged
+            or asks for something that a compact model does not need.
+    """
+    folder = Path(save_directory)
+    described = read_config(folder)
+    _check_trust(folder, described)
+    is_compact = RECORD_KEY in described
+    with (
+        loading(str(folder), remedy="Export the model again."),
+        checked_folder(folder, verify=verify, exact=is_compact),
+        _without_load_report(),
+    ):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        base = _model_class(config, folder)
+        cls = compact_class(base) if is_compact else base
+        model = load_whole(
+            partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True)
+        )
+    if verify:
+        check_finite(model, folder)
+    return model
+
+
+def _check_trust(folder: Path, described: Mapping[str, Any]) -> None:
+    """Refuse what would have transformers look outside of the folder or run code of somebody else."""
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(f"{folder} holds an adapter (adapter_config.json), which may be of any other model.")
+    # Other code than what save_compact puts there is not that of a compact model.
+    auto_map = described.get("auto_map") if RECORD_KEY in described else None
+    if auto_map is not None and not (isinstance(auto_map, dict) and all(map(_is_own, auto_map, auto_map.values()))):
+        raise ValueError(f"{folder}/config.json names code (auto_map) that is not of a compact model.")
+    for dotted, value in walk(described):
+        name = dotted.rpartition(".")[2]
+        if name in _FOREIGN and value is not None:
+            raise ValueError(
+                f"{folder}/config.json asks for {_FOREIGN[name]} ({name}), which load_compact does not load."
+            )
+        if re.search("(attn|experts)_implementation", name) and "/" in str(value):
+            raise ValueError(f"{folder}/config.json asks for a kernel from elsewhere, {name}={value!r}.")
+
+
+def _is_own(auto_name: str, reference: object) -> bool:
+    return auto_name.startswith("AutoModel") and bool(_OWN_CODE.fullmatch(str(reference)))
+
+
+def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel]:
+    names = config.architectures
+    name = names[0] if isinstance(names, list) and names else ""
+    base = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
+        raise ValueError(f"{folder}/config.json names the architecture {name!r}, which transformers does not have.")
+    # Some families have a configuration of their own and the models of another one.
+    models = {cls.__module__ for cls in auto_classes(type(config)).values()}
+    if base.config_class is not type(config) and base.__module__ not in models:
+        raise ValueError(
+            f"{folder}/config.json is damaged: the architecture {name} is not of the type {config.model_type!r}. "
+            "Export the model again."
+        )
+    return base
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from printing its table of mismatches before our sentence."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)

@@ -1,0 +1,73 @@
+"""Proof that a folder holds the model that was saved in it."""
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gating.compact.load import load_compact
+from gating.errors import explain, shorten
+from gating.structure.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
+
+__all__ = ["check_saved"]
+
+# Weights that are lost or wrong change more; another attention kernel changes less.
+_TOLERANCE = 3e-3
+
+_OF_DAMAGE = re.compile(r"the folder\S* is damaged[^:]*: | Export the model again\.$")
+
+
+def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None) -> None:
+    """Load a model from the folder that it was just saved in, and compare the outputs of the two.
+
+    What a model computes with need not be in its state: some families keep buffers that are in no file, and set values
+    from their configuration.
+
+    Args:
+        model: The model.
+        folder: Where it was saved.
+        probe: A batch as the model's keyword arguments; made from its configuration when left out. Where none can be
+            made, the model is loaded and not run.
+
+    Raises:
+        ValueError: The folder does not load, the model does not run on the given probe, or outputs differ.
+    """
+    loaded = _load(model, folder)
+    if probe is None:
+        with suppress(ValueError):
+            probe, expected = run_probe(model)
+    else:
+        probe, expected = run_probe(model, probe)
+    if probe is None:
+        return
+    with suppress(ValueError, AttributeError):
+        loaded.set_attn_implementation(model.config._attn_implementation)
+    actual = forward_outputs(loaded.to(model.device), probe)  # type: ignore[arg-type]
+    difference = max_relative_difference(expected, actual)
+    coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
+    if difference > max(_TOLERANCE, tolerance_for(coarsest)):
+        raise ValueError(
+            f"{type(model).__name__} computes something else after it is saved and loaded: its outputs differ by "
+            f"{difference:.1e}, so it has values that its configuration and weights do not hold. Nothing was written; "
+            "pass verify=False to save it all the same."
+        )
+
+
+def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    try:
+        if hasattr(transformers, type(model).__name__):
+            return load_compact(folder, verify=False)
+        loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
+        return loaded
+    except Exception as error:  # Of a library that builds a model from a configuration that is not the model's own.
+        # The folder is whole: it was just written.
+        reason = _OF_DAMAGE.sub("", explain(error.__cause__ or error).replace(str(folder), "the folder")).rstrip(".")
+        raise ValueError(
+            f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
+            f"{shorten(reason, most=300)}. Nothing was written; pass verify=False to save it all the same."
+        ) from error

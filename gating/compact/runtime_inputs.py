@@ -1,0 +1,190 @@
+"""Batches for models in other runtimes: the inputs that a tokenizer or processor makes, padded as it pads."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gating.structure.probe import make_probe
+
+__all__ = ["batches_to_check", "batch_to_trace", "input_names", "real_positions"]
+
+Side = Literal["left", "right"]
+
+_MASKS = ("attention_mask", "decoder_attention_mask")
+# Different from each other, so that no size is taken for another one.
+_TRACED = (12, 7)
+_CHECKED = ((9, 6, 1), (9,), (6,), (1,))
+# Attention takes memory by the square of the length.
+_LONGEST_CHECKED = 1024
+
+
+def input_names(model: PreTrainedModel, processor: object = None) -> tuple[list[str], list[str]]:
+    """Return the inputs of a model that its tokenizer or processor makes, and those made that it does not take.
+
+    Args:
+        model: The model.
+        processor: Its tokenizer, image processor, feature extractor or processor; without one, the inputs are those
+            that the family's own makes.
+    """
+    accepts = set(inspect.signature(model.forward).parameters)
+    needed = set(make_probe(model))
+    if type(model).__name__.endswith(("ForSequenceClassification", "ForQuestionAnswering")):
+        needed -= {"decoder_input_ids"}  # They make the decoder's tokens of the encoder's.
+    reads_text = "input_ids" in needed
+    made = _made_by(processor, reads_text=reads_text) if callable(processor) else _usually_made(model, needed)
+    if "decoder_input_ids" in needed:
+        made |= {"decoder_attention_mask"} & accepts
+    takes = needed | ({*_MASKS, "token_type_ids"} & accepts)
+    names = sorted(needed | (made & takes), key=lambda name: (name.startswith("decoder_"), name not in needed, name))
+    return names, sorted(made - takes)
+
+
+def _made_by(processor: Any, *, reads_text: bool) -> set[str]:
+    found = [getattr(processor, name, None) for name in ("tokenizer", "image_processor", "feature_extractor")]
+    made: set[str] = set()
+    for part in [part for part in found if part is not None] or [processor]:
+        if isinstance(part, PreTrainedTokenizerBase):
+            # Beside sound, a tokenizer is for the labels.
+            made |= set(part("a")) if reads_text else set()
+        elif hasattr(part, "sampling_rate"):
+            made |= set(part([0.0] * part.sampling_rate, sampling_rate=part.sampling_rate))
+        else:
+            made |= set(part(Image.new("RGB", (64, 64))))
+    return made
+
+
+def _usually_made(model: PreTrainedModel, needed: set[str]) -> set[str]:
+    config = model.config
+    if "input_ids" in needed:
+        types = getattr(config.get_text_config(), "type_vocab_size", None) or 0
+        return {"attention_mask"} | ({"token_type_ids"} if types > 1 else set())
+    # Whisper reads its padding, as do models of sound with a norm over time: their extractors make no mask.
+    reads_padding = hasattr(config, "max_source_positions") or getattr(config, "feat_extract_norm", None) == "group"
+    return set() if "pixel_values" in needed or reads_padding else {"attention_mask"}
+
+
+def batch_to_trace(model: PreTrainedModel, names: Sequence[str], processor: object = None) -> dict[str, Tensor]:
+    """Make the batch that an export is traced with."""
+    lengths = _shortened(_TRACED[: _most_rows(model)], _longest(model, processor))
+    return _make_batch(model, names, lengths, _pad_token_id(model, processor), "right")
+
+
+def batches_to_check(
+    model: PreTrainedModel,
+    names: Sequence[str],
+    axes: Mapping[str, Sequence[object]],
+    processor: object = None,
+) -> Iterator[tuple[dict[str, Tensor], str | None]]:
+    """Yield batches of other sizes and lengths, down to one and up to the longest, each with the side of its padding.
+
+    Rows of different lengths come padded on either side, and alone. What does not fit the sizes that a graph fixed is
+    left out; the sizes of :func:`batch_to_trace` always fit.
+
+    Args:
+        model: The model.
+        names: Its inputs.
+        axes: The sizes of the inputs of the graph; those that are no numbers are free.
+        processor: What makes its inputs.
+    """
+    pad_token_id = _pad_token_id(model, processor)
+    pads, longest, most = any(name in names for name in _MASKS), _longest(model, processor), _most_rows(model)
+    candidates = (_TRACED, *_CHECKED, (longest,), _TRACED[:1])
+    for lengths in (_shortened(lengths, longest) for lengths in candidates if len(lengths) <= most):
+        sides: tuple[Side, ...] = ("right", "left") if pads and len(lengths) > 1 else ("right",)
+        for side in sides:
+            batch = _make_batch(model, names, lengths, pad_token_id, side)
+            if all(_fits(batch[name].shape, sizes) for name, sizes in axes.items()):
+                yield batch, side if len(sides) > 1 else None
+
+
+def _fits(shape: Sequence[int], sizes: Sequence[object]) -> bool:
+    return all(not isinstance(size, int) or size == actual for actual, size in zip(shape, sizes, strict=True))
+
+
+def _shortened(lengths: Sequence[int], longest: int) -> list[int]:
+    return [min(length, longest) for length in lengths]
+
+
+def _most_rows(model: PreTrainedModel) -> int:
+    """Return 1 for decoders that refuse batches, because they know no padding."""
+    rows = len(next(iter(make_probe(model, batch_size=2).values())))
+    return rows if rows == 1 else max(map(len, _CHECKED))
+
+
+def _pad_token_id(model: PreTrainedModel, processor: object) -> int:
+    known = getattr(getattr(processor, "tokenizer", processor), "pad_token_id", None)
+    return known if known is not None else getattr(model.config.get_text_config(), "pad_token_id", None) or 0
+
+
+def _longest(model: PreTrainedModel, processor: object) -> int:
+    """Return how many tokens a model can read at most, or as many as a check can afford."""
+    config = model.config
+    parts = [config, config.get_text_config(), *(getattr(config, name, None) for name in ("encoder", "decoder"))]
+    names = ("max_position_embeddings", "max_target_positions")
+    limits = [getattr(part, name, None) for part in parts for name in names]
+    limits += [getattr(getattr(processor, "tokenizer", processor), "model_max_length", None), _LONGEST_CHECKED]
+    for name, module in model.named_modules():
+        # RoBERTa and alike count positions from the padding index on.
+        if name.endswith("position_embeddings") and isinstance(getattr(module, "padding_idx", None), int):
+            limits.append(module.num_embeddings - module.padding_idx - 1)
+    return min(limit for limit in limits if isinstance(limit, int) and limit > 0)
+
+
+def _make_batch(
+    model: PreTrainedModel, names: Sequence[str], lengths: Sequence[int], pad_token_id: int, side: Side
+) -> dict[str, Tensor]:
+    """Make random rows, and pad and stack them; without a mask, all are as long as the longest."""
+    if not any(name in names for name in _MASKS):
+        lengths = [max(lengths)] * len(lengths)
+    rows = [_make_row(model, names, number, lengths) for number in range(len(lengths))]
+    return {
+        name: pad_sequence(
+            [row[name] for row in rows],
+            batch_first=True,
+            padding_value=pad_token_id if name.endswith("input_ids") else 0,
+            padding_side=side,
+        )
+        for name in names
+    }
+
+
+def _make_row(model: PreTrainedModel, names: Sequence[str], number: int, lengths: Sequence[int]) -> dict[str, Tensor]:
+    row: dict[str, Tensor] = {}
+    # Encoder and decoder read texts of different lengths.
+    for prefix, length in (("decoder_", max(1, lengths[-1 - number] - 2)), ("", lengths[number])):
+        probe = make_probe(model, batch_size=len(lengths), length=length)
+        # Probes of text keep a little away from the model's end.
+        longer = make_probe(model, batch_size=len(lengths), length=length + 4)
+        for name in names:
+            if name in probe and name.startswith("decoder_") == bool(prefix):
+                is_text = name.endswith("_ids")
+                row[name] = longer[name][number].repeat(length)[-length:] if is_text else probe[name][number]
+        if f"{prefix}attention_mask" in names:
+            # Of the types that tokenizers and feature extractors make.
+            dtype = torch.int64 if f"{prefix}input_ids" in row else torch.int32
+            row[f"{prefix}attention_mask"] = torch.ones(_width(model, row, prefix), dtype=dtype)
+    if "token_type_ids" in names:
+        types, width = getattr(model.config.get_text_config(), "type_vocab_size", 2), _width(model, row, "")
+        row["token_type_ids"] = (torch.arange(width) >= width // 2).long().clamp(max=types - 1)
+    return {name: tensor.to(model.device) for name, tensor in row.items()}
+
+
+def _width(model: PreTrainedModel, row: Mapping[str, Tensor], prefix: str) -> int:
+    """Return over how many tokens, samples or frames a mask reaches."""
+    ids = row.get(f"{prefix}input_ids")
+    values = ids if ids is not None else row[model.main_input_name]
+    return values.shape[-1 if hasattr(model.config, "num_mel_bins") else 0]
+
+
+def real_positions(output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Leave the positions of padding out of what a model makes of a batch."""
+    for name in _MASKS:
+        if name in batch and output.shape[:2] == batch[name].shape:
+            return output[batch[name].bool()]
+    return output

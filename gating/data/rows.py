@@ -1,0 +1,89 @@
+"""Rows of tables by their content: which are equal, and which are in more than one split."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from gating.distributed.ranks import is_first
+
+__all__ = ["row_keys", "warn_of_overlap"]
+
+# Larger tables take minutes to read for a warning.
+_MOST_BYTES = 8 * 2**30
+_BETWEEN = pa.scalar(b"\x1f", pa.large_binary())
+# A text without content, and a pair of two.
+_EMPTY = pa.array([b"", b"\x1f"], pa.large_binary())
+# What the data of a split is called.
+_DATA = {"train": "training", "validation": "validation", "test": "test"}
+
+_log = logging.getLogger(__name__)
+
+
+def row_keys(table: Dataset, columns: Sequence[str]) -> pa.ChunkedArray | None:
+    """Return bytes for each row that are equal where rows are equal in some columns.
+
+    Args:
+        table: The table.
+        columns: Columns of texts, numbers, lists of texts or images.
+
+    Returns:
+        The bytes; None where a column holds something else, or the table is very large.
+    """
+    content = table.select_columns(list(columns)).with_format("arrow")[:]
+    if content.nbytes > _MOST_BYTES:
+        return None
+    try:
+        parts = [_as_bytes(content[name]) for name in columns]
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError):
+        return None
+    if len(parts) == 1:
+        return parts[0]
+    return pc.binary_join_element_wise(*parts, _BETWEEN, null_handling="replace", null_replacement=b"")
+
+
+def warn_of_overlap(splits: Mapping[str, Dataset], columns: Sequence[str]) -> None:
+    """Warn once, in the first process, where splits share examples: metrics of those tell little about new ones.
+
+    Args:
+        splits: The data.
+        columns: The columns that the model reads.
+    """
+    if not is_first() or not columns:
+        return
+    found = {split: row_keys(table, columns) for split, table in splits.items()}
+    keys = {split: rows for split, rows in found.items() if rows is not None}
+    clauses = []
+    for earlier, later in combinations([split for split in _DATA if split in keys], 2):
+        shared = _num_shared(keys[later], keys[earlier])
+        if shared:
+            clauses.append(f"{shared} of {len(keys[later])} {later} examples are in the {_DATA[earlier]} data, too")
+    if clauses:
+        _log.warning(
+            f"{'; '.join(clauses)}: metrics look better than on new examples. Remove them from one of the two."
+        )
+
+
+def _num_shared(rows: pa.ChunkedArray, others: pa.ChunkedArray) -> int:
+    """Count the rows that are among others; without content they do not count."""
+    distinct = pc.unique(rows)
+    distinct = distinct.filter(pc.invert(pc.is_in(distinct, value_set=_EMPTY))).drop_null()
+    places = pc.unique(pc.index_in(others, value_set=distinct)).drop_null()
+    return pc.sum(pc.is_in(rows, value_set=distinct.take(places))).as_py() or 0
+
+
+def _as_bytes(column: Any) -> Any:
+    """Return a column as bytes, in Arrow alone: row by row it would take minutes."""
+    if pa.types.is_struct(column.type):
+        # An image: its content, or else the path of its file.
+        content = pc.struct_field(column, "bytes")
+        return pc.coalesce(content.cast(pa.large_binary()), _as_bytes(pc.struct_field(column, "path")))
+    if pa.types.is_list(column.type):
+        column = pc.binary_join(column.cast(pa.list_(pa.string())), " ")
+    if not pa.types.is_binary(column.type) and not pa.types.is_large_binary(column.type):
+        column = column.cast(pa.large_string())
+    return column.cast(pa.large_binary())

@@ -1,0 +1,1 @@
+"""Which process does what: ranks, starting them, losing one."""

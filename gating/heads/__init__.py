@@ -1,1 +1,0 @@
-"""Finding and removing attention heads; needs torch and transformers only, and travels inside compact models."""

@@ -1,0 +1,1 @@
+"""Which gates close, by the methods that the exact budget is compared with."""

@@ -1,0 +1,76 @@
+"""Heads by their weights: the structured analogue of magnitude pruning."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from gating.gates import HeadGates
+from gating.structure.blocks import AttentionBlock
+from gating.structure.grouping import Selection, rows_of
+from gating.structure.linear import Features, without_adapter
+
+__all__ = ["Magnitude", "head_norms"]
+
+
+class Magnitude(nn.Module):
+    """Rank heads by the L1 norm of their weights, as they are when a round is due.
+
+    As ``torch.nn.utils.prune.ln_structured`` with ``n=1`` ranks the rows of one layer, this ranks the heads of all
+    layers, by the rows and columns of :func:`head_norms`. Norms of different layers are compared as they are.
+    """
+
+    def attach(self, gates: HeadGates) -> None:
+        """Need nothing of the gates beforehand."""
+
+    @torch.no_grad()
+    def scores(self, gates: HeadGates) -> Tensor:
+        """Return the mean norm of the heads that each gate stands for, ``[num_gates]``."""
+        sums = []
+        for block, size in zip(gates.attention_blocks(), gates.block_sizes, strict=True):
+            norms = head_norms(block)
+            # Padding that fills up groups of query heads is no head.
+            is_head = torch.tensor([slot in block.head_ids for slot in block.head_slots], device=norms.device)
+            sums.append((norms * is_head).view(size, -1).sum(dim=1).to(gates.log_alpha.device))
+        return torch.cat(sums) / torch.tensor(gates.heads_per_gate, device=gates.log_alpha.device).clamp_min(1)
+
+    def start_over(self, gates: HeadGates) -> None:
+        """Have nothing to forget."""
+
+
+def head_norms(block: AttentionBlock) -> Tensor:
+    """Return the L1 norm of the weights that belong to each head of a block, biases left out.
+
+    These are the head's rows of the query, key and value projections and its columns of the output projection. Query
+    heads that share keys and values have an equal part of them each.
+
+    Returns:
+        One entry for each of ``block.head_slots``, float32.
+    """
+    slots, groups = range(len(block.head_slots)), range(block.num_key_value_heads)
+    size = len(slots) // len(groups)
+    columns = _weight(block.output_projection).T
+    norms = torch.stack([_norm(columns, Features([slot], block.head_dim)) for slot in slots])
+    for linear, layout in block.projections():
+        weight = _weight(linear)
+        own = [_norm(weight, rows_of(block, layout, _only(slots=[slot]))) for slot in slots]
+        shared = [_norm(weight, rows_of(block, layout, _only(groups=[group]))) for group in groups]
+        norms = norms + torch.stack(own) + torch.stack(shared).repeat_interleave(size) / size
+    return norms
+
+
+def _only(*, slots: Sequence[int] = (), groups: Sequence[int] = ()) -> Selection:
+    return Selection(slots=tuple(slots), key_values=tuple(groups), heads=(), head_slots=())
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    """Return the weight as ``[outputs, inputs]``; what an adapter adds to it is left out."""
+    linear = without_adapter(linear)
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight.T if isinstance(linear, Conv1D) else weight
+
+
+def _norm(weight: Tensor, rows: Features) -> Tensor:
+    return weight.index_select(0, rows.index().to(weight.device)).abs().sum(dtype=torch.float32)

@@ -1,0 +1,173 @@
+"""Choosing which gates stay open when a gate may stand for several heads and every layer may have to keep some."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from gating.structure.remedy import RemedyError
+
+__all__ = ["check_reachable", "fewest_heads", "nearest_reachable", "select_gates"]
+
+
+def check_reachable(
+    num_heads: int,
+    heads_per_gate: tuple[int, ...],
+    *,
+    block_sizes: Sequence[int] = (),
+    min_per_layer: int = 0,
+    kind: str | None = None,
+) -> None:
+    """Raise ``ValueError`` unless some choice of gates has exactly so many heads.
+
+    Args:
+        num_heads: How many heads are wanted.
+        heads_per_gate: How many heads each gate stands for.
+        block_sizes: How many gates each attention block has; needed with ``min_per_layer``.
+        min_per_layer: How many heads every attention block keeps at least.
+        kind: The kind of attention that the gates belong to, for the message.
+    """
+    reachable = _reachable(heads_per_gate, tuple(block_sizes), min_per_layer)
+    if 1 <= num_heads <= sum(heads_per_gate) and not reachable >> num_heads & 1:
+        name = f"num_heads.{kind}" if kind else "num_heads"
+        neighbours = _neighbours(num_heads, reachable)
+        near = f"number{'s are' if len(neighbours) > 1 else ' is'} {' or '.join(map(str, neighbours))}"
+        raise RemedyError(
+            f"{name}={num_heads} cannot be kept exactly: a gate stands for the {max(heads_per_gate)} query heads "
+            f"that share keys and values. The nearest possible {near}; or give every head a gate with ",
+            python="inject_gates(model, group_queries=False).",
+            command="gates.group_queries=false.",
+        )
+
+
+def nearest_reachable(
+    num_heads: int, heads_per_gate: tuple[int, ...], *, block_sizes: Sequence[int] = (), min_per_layer: int = 0
+) -> int:
+    """Return the number of heads nearest to the wanted one, and at least one, that some choice of gates has."""
+    reachable = _reachable(heads_per_gate, tuple(block_sizes), min_per_layer)
+    if reachable >> num_heads & 1:
+        return num_heads
+    return min(_neighbours(num_heads, reachable), key=lambda near: (abs(near - num_heads), near))
+
+
+def fewest_heads(heads_per_gate: tuple[int, ...], *, block_sizes: Sequence[int], min_per_layer: int) -> int:
+    """Return the smallest number of heads that leaves every attention block at least ``min_per_layer``.
+
+    Each block must have that many.
+    """
+    reachable = _reachable(heads_per_gate, tuple(block_sizes), min_per_layer)
+    return (reachable & -reachable).bit_length() - 1
+
+
+def select_gates(
+    scores: Tensor,
+    heads_per_gate: tuple[int, ...],
+    num_heads: int,
+    *,
+    block_sizes: Sequence[int] = (),
+    min_per_layer: int = 0,
+) -> Tensor:
+    """Choose the gates with the largest scores that stand for exactly so many heads.
+
+    Where gates stand for different numbers of heads, the choice with the largest sum of score times heads is made.
+
+    Args:
+        scores: Shape ``[num_gates]``.
+        heads_per_gate: How many heads each gate stands for.
+        num_heads: A number that :func:`check_reachable` accepts.
+        block_sizes: How many gates each attention block has; needed with ``min_per_layer``.
+        min_per_layer: How many heads every attention block keeps at least: its best ones come first.
+
+    Returns:
+        Numbers of the chosen gates.
+    """
+    sizes = set(heads_per_gate) - {0}
+    if len(sizes) == 1:
+        size = sizes.pop()
+        candidates = scores
+        if 0 in heads_per_gate:
+            counts = torch.tensor(heads_per_gate, device=scores.device)
+            candidates = scores.masked_fill(counts == 0, -torch.inf)
+        if min_per_layer:
+            candidates = _favour_best_of_each(candidates, block_sizes, -(-min_per_layer // size))
+        return candidates.topk(num_heads // size).indices
+    chosen = _knapsack(scores.tolist(), heads_per_gate, num_heads, block_sizes, min_per_layer)
+    return torch.tensor(chosen, device=scores.device)
+
+
+def _favour_best_of_each(scores: Tensor, block_sizes: Sequence[int], num_gates: int) -> Tensor:
+    """Raise the best gates of each block above all others."""
+    favoured = scores.clone()
+    for block in favoured.split(list(block_sizes)):
+        block.index_fill_(0, block.topk(num_gates).indices, torch.inf)
+    return favoured
+
+
+@lru_cache(maxsize=32)
+def _reachable(heads_per_gate: tuple[int, ...], block_sizes: tuple[int, ...], min_per_layer: int) -> int:
+    """Return a number whose bit ``n`` says whether some gates together have ``n`` heads."""
+    total = 1
+    for block in _split(heads_per_gate, block_sizes if min_per_layer else ()):
+        sums = 1
+        for heads in block:
+            sums |= sums << heads
+        sums = sums >> min_per_layer << min_per_layer
+        combined = 0
+        for heads in range(sums.bit_length()):
+            if sums >> heads & 1:
+                combined |= total << heads
+        total = combined
+    return total
+
+
+def _neighbours(num_heads: int, reachable: int) -> list[int]:
+    below = next((n for n in range(num_heads - 1, 0, -1) if reachable >> n & 1), None)
+    above = next((n for n in range(num_heads + 1, reachable.bit_length()) if reachable >> n & 1), None)
+    return [n for n in (below, above) if n is not None]
+
+
+def _knapsack(
+    scores: list[float],
+    heads_per_gate: tuple[int, ...],
+    num_heads: int,
+    block_sizes: Sequence[int],
+    min_per_layer: int,
+) -> list[int]:
+    """Find the best choice: within each block for every number of heads, then over the blocks."""
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    first = 0
+    for block in _split(heads_per_gate, block_sizes if min_per_layer else ()):
+        within: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+        for gate, heads in enumerate(block, start=first):
+            if heads:
+                within |= _better(within, {heads: (scores[gate] * heads, [gate])}, num_heads, over=within)
+        enough = {heads: choice for heads, choice in within.items() if heads >= min_per_layer}
+        best = _better(best, enough, num_heads, over={})
+        first += len(block)
+    return best[num_heads][1]
+
+
+def _better(
+    left: dict[int, tuple[float, list[int]]],
+    right: dict[int, tuple[float, list[int]]],
+    limit: int,
+    *,
+    over: dict[int, tuple[float, list[int]]],
+) -> dict[int, tuple[float, list[int]]]:
+    """Combine two sets of choices by number of heads; keep what is better than what is there already."""
+    found: dict[int, tuple[float, list[int]]] = {}
+    for heads, (score, gates) in left.items():
+        for more, (gain, others) in right.items():
+            total = heads + more
+            rival = found.get(total) or over.get(total)
+            if total <= limit and (rival is None or score + gain > rival[0]):
+                found[total] = (score + gain, gates + others)
+    return found
+
+
+def _split(heads_per_gate: tuple[int, ...], block_sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    first = 0
+    for size in block_sizes or (len(heads_per_gate),):
+        yield heads_per_gate[first : first + size]
+        first += size

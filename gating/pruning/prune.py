@@ -1,0 +1,160 @@
+"""Removing heads that the caller names: what ``prune_heads`` of transformers 4 did."""
+
+import operator
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from gating.structure.blocks import AttentionBlock, find_attention_blocks
+from gating.structure.compact import become_compact
+from gating.structure.edits import Edit, apply_edits
+from gating.structure.generation import plan_alignment_heads
+from gating.structure.refusals import check_no_adapters
+from gating.structure.removal import plan_removal
+from gating.structure.self_check import apply_checked
+
+__all__ = ["PruneReport", "num_parameters", "plan_pruning", "prune_heads"]
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What a removal did.
+
+    Attributes:
+        kept_heads: For each attention block, the original numbers of the heads that are left.
+        num_heads: Number of heads that are left in the model.
+        num_heads_before: Number of heads before this removal.
+        num_parameters: Number of parameters that are left.
+        num_parameters_before: Number of parameters before this removal.
+    """
+
+    kept_heads: dict[str, tuple[int, ...]]
+    num_heads: int
+    num_heads_before: int
+    num_parameters: int
+    num_parameters_before: int
+
+
+def prune_heads(
+    model: nn.Module,
+    heads_to_prune: Mapping[int | str, Iterable[int]],
+    *,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
+) -> PruneReport:
+    """Remove attention heads from a model, in place.
+
+    The named heads' rows of the query, key and value projections and their columns of the output projection are
+    gone afterwards; all other heads compute what they computed before. A layer may lose every head. Where query heads
+    share keys and values, groups that lose different numbers of heads are filled up with padding: some of the removed
+    heads keep their query rows, and their columns of the output projection are zero.
+
+    Args:
+        model: The model to change.
+        heads_to_prune: For each layer (by number, or by the block's name from :func:`find_attention_blocks`) the
+            heads to remove. Heads are counted as in the original model, also when some are gone already. Layer -1 is
+            the last one.
+        discover: Whether attention classes that the registry does not know may be taken by their structure. The model
+            is run on a small input before and after then, and everything is put back if it computes something else.
+        probe: That input, a batch as the model's keyword arguments; made from its configuration when left out.
+
+    Returns:
+        What is left, and how many parameters that saves.
+
+    Raises:
+        ValueError: A layer or head does not exist, or a layer number means more than one block, or the model is one
+            that heads cannot be removed from. The model is unchanged then.
+        TypeError: A head is not a whole number, or there is no table of layers.
+
+    Example:
+        >>> prune_heads(model, {0: [2]})  # doctest: +SKIP
+    """
+    if hasattr(model, "head_gates"):
+        raise ValueError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
+    blocks = find_attention_blocks(model, discover=discover, probe=probe)
+    check_no_adapters(model)
+    removed = _read_request(blocks, heads_to_prune)
+    kept = {block.name: set(block.head_ids) - removed.get(block.name, set()) for block in blocks}
+    edits = plan_pruning(model, blocks, kept)
+    parameters_before = num_parameters(model)
+    if discover:
+        apply_checked(model, blocks, kept, edits, probe=probe)
+    else:
+        apply_edits(edits)
+    become_compact(model)
+    return PruneReport(
+        kept_heads={name: tuple(sorted(heads)) for name, heads in kept.items()},
+        num_heads=sum(map(len, kept.values())),
+        num_heads_before=sum(block.num_heads for block in blocks),
+        num_parameters=num_parameters(model),
+        num_parameters_before=parameters_before,
+    )
+
+
+def plan_pruning(model: nn.Module, blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]) -> list[Edit]:
+    """Plan the removal of all heads of a model but the kept ones.
+
+    Args:
+        model: The model.
+        blocks: The attention blocks to change.
+        kept: For the name of each of these blocks, the original numbers of the heads to keep.
+    """
+    edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
+    return [*edits, *plan_alignment_heads(model, blocks, kept)]
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Count the parameters of a model; shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _read_request(
+    blocks: Sequence[AttentionBlock], heads_to_prune: Mapping[int | str, Iterable[int]]
+) -> dict[str, set[int]]:
+    if not isinstance(heads_to_prune, Mapping):
+        raise TypeError(f"Give the heads of each layer, {{layer: [head, ...]}}; got {heads_to_prune!r}.")
+    removed: dict[str, set[int]] = {}
+    for layer, given in heads_to_prune.items():
+        block = _find_block(blocks, layer)
+        heads = _read_heads(given, layer)
+        wrong = [head for head in heads if not 0 <= head < block.num_heads_before]
+        if wrong:
+            raise ValueError(
+                f"Layer {layer!r} has heads 0 to {block.num_heads_before - 1}; there is no head {wrong[0]}."
+            )
+        removed.setdefault(block.name, set()).update(heads)
+    return removed
+
+
+def _read_heads(heads: object, layer: object) -> list[int]:
+    """Return heads as plain numbers; those of NumPy and PyTorch are taken, too."""
+    if not isinstance(heads, Iterable) or getattr(heads, "ndim", 1) == 0:
+        raise TypeError(f"For each layer give a list of heads; got {heads!r} for layer {layer!r}.")
+    try:
+        return [_whole_number(head) for head in heads]
+    except TypeError:
+        raise TypeError(f"Heads are whole numbers; got {heads!r} for layer {layer!r}.") from None
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+        raise TypeError("a truth value is not a number")
+    return operator.index(value)
+
+
+def _find_block(blocks: Sequence[AttentionBlock], layer: object) -> AttentionBlock:
+    try:
+        wanted: object = layer if isinstance(layer, str) else _whole_number(layer)
+    except TypeError:
+        raise TypeError(f"A layer is a number or the name of an attention block; got {layer!r}.") from None
+    if isinstance(wanted, int) and wanted < 0:
+        wanted += max(block.layer_idx for block in blocks) + 1
+    matches = [block for block in blocks if wanted in (block.layer_idx, block.name)]
+    if len(matches) == 1:
+        return matches[0]
+    names = ", ".join(block.name for block in (matches or blocks))
+    if matches:
+        raise ValueError(f"Layer {layer} has more than one attention block: name one of {names}.")
+    raise ValueError(f"There is no layer {layer!r}. The attention blocks are: {names}.")

@@ -1,0 +1,169 @@
+"""The numbers of a run, gathered as it goes along."""
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from gating.pruning.measure import LatencyComparison, count_heads, count_heads_by_kind, weight_megabytes
+from gating.pruning.prune import num_parameters
+from gating.report.card import CompactReport, Row
+from gating.report.score import Score
+from gating.storage.atomic import replacing_file
+
+__all__ = ["NUMBERS", "STAGES", "Summary"]
+
+# Names of the splits in the names of metrics, here as in the logs.
+_SPLITS = {"validation": "val", "test": "test"}
+# Of the stages that metrics are measured at; of a dense run, ``dense`` is the only one.
+STAGES = ("search", "removed", "compact", "dense")
+_SIZES = {"heads": "num_heads", "parameters": "num_parameters", "megabytes": "megabytes"}
+_LATENCY = ("speedup", "latency_ms_before", "latency_ms")
+# Names of the numbers that every run has, besides its metrics.
+NUMBERS = (*(f"{name}{end}" for name in _SIZES.values() for end in ("", "_before")), *_LATENCY)
+
+
+@dataclass
+class Summary:
+    """What a run measured.
+
+    Attributes:
+        metrics: For each stage (``search``, ``removed``, ``compact``) the metrics by ``val/name`` and ``test/name``.
+        titles: What the stages are called in tables.
+        seconds: How long each stage took.
+        latency: Time of a forward pass, dense and compact.
+        sizes: Heads, parameters and megabytes, dense and compact.
+        kinds: Heads of each kind of attention, dense and compact, where there are several kinds.
+        search: After how many steps the search ended, and why.
+    """
+
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    titles: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    latency: LatencyComparison | None = None
+    sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
+    kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
+    search: dict[str, int | str] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was measured so far as plain values, for a checkpoint."""
+        return {"metrics": self.metrics, "titles": self.titles, "seconds": self.seconds, "search": self.search}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.titles, self.search = state["titles"], state["search"]
+        # The name of the split was another one in earlier versions.
+        self.metrics = {
+            stage: {name.replace("validation/", "val/"): value for name, value in values.items()}
+            for stage, values in state["metrics"].items()
+        }
+        for stage, seconds in state["seconds"].items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time that a ``with`` block takes to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def add_metrics(self, stage: str, title: str, split: str, values: Mapping[str, float]) -> None:
+        """Record the metrics of a stage on a split."""
+        self.titles[stage] = title
+        self.metrics.setdefault(stage, {}).update({f"{_SPLITS[split]}/{name}": value for name, value in values.items()})
+
+    def compare_models(self, dense: nn.Module, compact: nn.Module) -> None:
+        """Record the sizes of the two models."""
+        self.sizes = {
+            "heads": (count_heads(dense), count_heads(compact)),
+            "parameters": (num_parameters(dense), num_parameters(compact)),
+            "megabytes": (weight_megabytes(dense), weight_megabytes(compact)),
+        }
+        before, after = count_heads_by_kind(dense), count_heads_by_kind(compact)
+        self.kinds = {kind: (before[kind], after.get(kind, 0)) for kind in before} if len(before) > 1 else {}
+
+    def compact_report(self, score: Score) -> CompactReport:
+        """Return the numbers as tables for people."""
+        rows = []
+        for shown, (before, after), digits in (
+            ("attention heads", self.sizes["heads"], 0),
+            *((f"{kind} heads", numbers, 0) for kind, numbers in self.kinds.items()),
+            ("parameters", self.sizes["parameters"], 0),
+            ("size on disk (MB)", self.sizes["megabytes"], 1),
+        ):
+            rows.append(Row(shown, f"{before:,.{digits}f}", f"{after:,.{digits}f}", f"{after / before:.2f}"))
+        notes = []
+        if self.latency is not None:
+            times = self.latency
+            rows.append(
+                Row(
+                    "latency (ms)",
+                    f"{1e3 * times.before:.1f}",
+                    f"{1e3 * times.after:.1f}",
+                    f"{times.speedup:.2f}x faster",
+                )
+            )
+            notes.append(
+                f"Latency: a batch of {times.batch}, median of {times.repeats} interleaved repeats, "
+                f"{torch.get_num_threads()} thread(s), {_machine()}."
+            )
+
+        def value_of(values: Mapping[str, float], split: str) -> str:
+            return score.show(values.get(f"{split}/{score.name}", math.nan))
+
+        stages = [
+            (self.titles[stage], value_of(values, "val"), value_of(values, "test"))
+            for stage, values in self.metrics.items()
+        ]
+        return CompactReport(rows=rows, metrics=stages, metric_name=score.name, notes=notes)
+
+    def flat(self) -> dict[str, float]:
+        """Return the numbers as one flat object, by the names that scripts rely on."""
+        numbers: dict[str, float] = {}
+        for name, prefix in _SIZES.items():
+            numbers[f"{prefix}_before"], numbers[prefix] = self.sizes[name]
+        for kind, (before, after) in self.kinds.items():
+            numbers |= {f"num_heads_before/{kind}": before, f"num_heads/{kind}": after}
+        if self.latency is not None:
+            times = self.latency
+            numbers |= dict(zip(_LATENCY, (times.speedup, 1e3 * times.before, 1e3 * times.after), strict=True))
+        final = self.metrics.get("compact", {})
+        numbers |= final
+        stages = self.metrics if self.search else {"dense": final}
+        numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
+        return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
+
+    def write(self, path: Path, *, metric_name: str, seed: int) -> None:
+        """Write the numbers, the name of the metric to judge by, the seed and the versions as JSON.
+
+        A metric without a value, such as a correlation with labels that are all the same, is null.
+        """
+        versions = {"version/torch": torch.__version__, "version/transformers": transformers.__version__}
+        about = {
+            "metric": metric_name,
+            "seed": seed,
+            "machine": _machine(),
+            "threads": torch.get_num_threads(),
+            **versions,
+        }
+        with replacing_file(path) as new:
+            numbers = {name: value if math.isfinite(value) else None for name, value in self.flat().items()}
+            new.write_text(json.dumps(numbers | self.search | about, indent=2) + "\n", encoding="utf-8")
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU with {os.cpu_count()} cores"

@@ -1,0 +1,1 @@
+"""How a run goes: from its configuration to its folder."""

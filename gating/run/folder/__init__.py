@@ -1,0 +1,1 @@
+"""What a run's folder holds, and how a run goes on from it."""

@@ -1,0 +1,197 @@
+"""What an earlier run has left in a folder that a new one is to have; all else in it stays."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from gating.run.folder.stored_settings import checkpoints_of, leaves, read_settings_of
+from gating.storage.folders import is_or_holds
+from gating.storage.results import check_result, find_foreign
+from gating.training.checkpoints import checkpoints_in, what_is_wrong
+
+__all__ = ["PHASES", "check_earlier", "check_links", "clearing", "forget_model", "forget_phases", "has_checkpoint"]
+
+# In the order that a run comes through; ``removed`` is the model between removal and recovery.
+PHASES = ("teacher", "dense", "search", "removed", "recovery")
+# The settings of a run while it is removed, so that what is left of it after an interruption is known to be one.
+_CLEARED = ".config.yaml.old"
+_FILES = (
+    "csv/metrics.csv",
+    "csv/hparams.yaml",
+    "report/gates.png",
+    "report/history.png",
+    "report/samples.jsonl",
+    ".run-of-checkpoints",
+)
+_MODELS = ("compact", "teacher")
+# Besides the groups that all settings of a run have.
+_KEYS = {"output_dir", "overwrite", "resume", "ckpt_path", "seed", "recovery", "phase"}
+
+
+def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]) -> None:
+    """Make sure that a new run takes the place of an earlier one at most, and of nothing else.
+
+    Args:
+        folder: The folder of the new run.
+        checkpoints: Where its checkpoints are to be.
+        settings: All settings of the new run, as plain values.
+
+    Raises:
+        ValueError: Something stands in the new run's place that no run has made, or the new run reads it.
+        FileExistsError: A model of the earlier run has other files in its folder.
+    """
+    earlier = _settings_of_earlier(folder)
+    if earlier is None:
+        _check_unused(folder)
+    else:
+        if _is_used(folder / "compact"):
+            check_result(folder / "compact", kind="compact model")
+        is_own = _has_teacher(folder, earlier)
+        if _is_used(folder / "teacher") and (foreign := find_foreign(folder / "teacher") if is_own else "") is not None:
+            raise ValueError(
+                f"{folder / 'teacher' / foreign} was not written by a run. Move it away, or choose another output_dir."
+            )
+        _check_sources(folder, settings)
+    for place in (checkpoints, folder / "checkpoints"):
+        check_links(folder, place)
+    own = [folder / "checkpoints", *([checkpoints_of(folder, earlier)] if earlier else [])]
+    is_own = earlier is not None and checkpoints.resolve() in [place.resolve() for place in own]
+    if not (is_own and _is_inside(checkpoints, folder)):
+        _check_empty(checkpoints)
+
+
+def _check_unused(folder: Path) -> None:
+    for name in ("config.yaml", "metrics.json", *_FILES, *_MODELS):
+        if _is_used(folder / name):
+            raise ValueError(
+                f"{folder / name} was not written by a run, and a new run would overwrite it. Move it away, or choose "
+                "another output_dir."
+            )
+
+
+def _is_used(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else os.path.lexists(path)
+
+
+def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
+    places = [folder / name for name in ("checkpoints", "csv", "report", *_MODELS)]
+    for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation")}):
+        with suppress(OSError):  # Too long for a path, say.
+            if isinstance(value, str) and value and "\0" not in value:
+                source = Path(os.path.expanduser(value))
+                if any(is_or_holds(place, source) for place in places):
+                    raise ValueError(f"{name}={value} is in the run that this one replaces. Choose another output_dir.")
+
+
+def _check_empty(checkpoints: Path) -> None:
+    # The folder of the run, which the path may lead through, is not there yet.
+    for path in (path for phase in PHASES for path in checkpoints_in(checkpoints.resolve() / phase)):
+        raise ValueError(
+            f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Give this run another place, "
+            "or remove what is there."
+        )
+
+
+def check_links(folder: Path, checkpoints: Path) -> None:
+    """Make sure that a run reads and writes its own files.
+
+    Args:
+        folder: The run's folder.
+        checkpoints: Where its checkpoints are.
+
+    Raises:
+        ValueError: One of them is a link out of its folder, or in a folder that is.
+    """
+    files = [(folder / name, folder) for name in ("config.yaml", "metrics.json", ".lock", *_FILES)]
+    for path, place in (*files, *((checkpoints / phase, checkpoints) for phase in PHASES)):
+        if not _is_inside(path, place):
+            raise ValueError(
+                f"{path} leads out of the run's folder, to {path.resolve()}, and a run writes nothing there. Put what "
+                "it leads to in its place, or take it away."
+            )
+
+
+@contextmanager
+def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
+    """Remove what an earlier run left, before a ``with`` block that begins a new one; other files stay.
+
+    Args:
+        folder: A folder that may be overwritten. If it is not that of a run, nothing is removed.
+        checkpoints: Where the new run has its checkpoints.
+    """
+    settings = folder / "config.yaml"
+    if (earlier := _settings_of_earlier(folder)) is not None:
+        models = [name for name in _MODELS if name != "teacher" or _has_teacher(folder, earlier)]
+        # First: a run with numbers is a finished one.
+        (folder / "metrics.json").unlink(missing_ok=True)
+        if settings.is_file():
+            settings.replace(folder / _CLEARED)
+        if _is_inside(folder / "checkpoints", folder):
+            forget_phases(folder / "checkpoints", after="")
+        for name in models:
+            forget_model(folder / name)
+        for path in (folder / name for name in _FILES):
+            if _is_inside(path, folder):
+                path.unlink(missing_ok=True)
+        for place in (folder / "checkpoints", folder / "csv", folder / "report"):
+            with suppress(OSError):
+                place.rmdir()
+    # Of nothing else: where it holds those of another run, there is none.
+    forget_phases(checkpoints, after="")
+    yield
+    (folder / _CLEARED).unlink(missing_ok=True)
+
+
+def forget_model(folder: Path) -> None:
+    """Remove a model that a run has saved; of a link, the link."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_phases(checkpoints: Path, *, after: str) -> None:
+    """Remove the checkpoints of the phases that come after one; of all of them after none. Other files stay."""
+    for phase in PHASES[PHASES.index(after) + 1 if after else 0 :]:
+        for path in (*checkpoints_in(checkpoints / phase), *(checkpoints / phase).glob(".step-*.ckpt.*.new")):
+            path.unlink()
+        with suppress(OSError):
+            (checkpoints / phase).rmdir()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Say whether a run has got so far that it has something to go on from."""
+    places = [folder / "checkpoints"]
+    with suppress(ValueError):
+        places.append(checkpoints_of(folder, read_settings_of(folder)))
+    return (folder / "teacher").is_dir() or any(checkpoints_in(place / phase) for place in places for phase in PHASES)
+
+
+def _settings_of_earlier(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of the run in a folder; of one that its checkpoints alone tell, their place; None without."""
+    for name in ("config.yaml", _CLEARED):
+        with suppress(ValueError):
+            settings = read_settings_of(folder, name=name)
+            if settings.keys() >= _KEYS:
+                return settings
+    found = (path for phase in PHASES for path in checkpoints_in(folder / "checkpoints" / phase))
+    return (
+        {"paths": {"checkpoints": str(folder / "checkpoints")}}
+        if any(what_is_wrong(path) is None for path in found)
+        else None
+    )
+
+
+def _has_teacher(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Say whether a run trains its own teacher; where its settings are damaged, its checkpoints tell."""
+    distillation = settings.get("distillation", {})
+    trains_one = isinstance(distillation, Mapping) and bool(distillation) and not distillation.get("teacher")
+    return trains_one or bool(checkpoints_in(folder / "checkpoints" / "teacher"))
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Say whether a path leads into a folder, by whatever links."""
+    return path.resolve().is_relative_to(folder.resolve())

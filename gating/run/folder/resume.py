@@ -1,0 +1,115 @@
+"""Finding the run that a command is to go on with, and making sure that it is the same run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gating.run.folder.state import is_finished, is_under_way
+from gating.run.folder.stored_settings import is_run, leaves, read_settings_of
+from gating.tracking.redaction import redact_settings
+
+__all__ = ["find_run", "named_run"]
+
+# What may differ between a run and the command that goes on with it: none of it changes what is computed.
+_FREE = (
+    "output_dir",
+    "overwrite",
+    "resume",
+    "ckpt_path",
+    "phase",
+    "paths",
+    "logger",
+    "callbacks",
+    "data.num_workers",
+    "optimized_metric",
+    "trainer.max_time",
+)
+
+
+def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | None:
+    """Return the folder of the run to go on with; None if a new one is to begin.
+
+    Args:
+        settings: All settings of the command, as plain values.
+        is_place_given: Whether the command says ``output_dir``; otherwise its default is the time of day.
+
+    Raises:
+        FileExistsError: No ``resume`` is asked for, and ``output_dir`` has an unfinished run.
+        ValueError: What is asked for is no run, or a setting is another than the run's.
+    """
+    place, resume, ckpt_path = Path(settings["output_dir"]), settings["resume"], settings["ckpt_path"]
+    if resume is None and ckpt_path is None:
+        if is_place_given and is_run(place) and not is_finished(place) and not settings["overwrite"]:
+            raise FileExistsError(
+                f"output_dir={place} holds an unfinished run. Pass resume=auto to go on with it, or overwrite=true to "
+                "begin again."
+            )
+        return None
+    if resume == "auto" and ckpt_path is None:
+        if not is_run(place):
+            return None if is_place_given else _latest_like(settings, place.parent.parent)
+        folder = place
+    else:
+        folder = named_run(resume, ckpt_path)
+        if is_place_given and place.absolute() != folder.absolute():
+            raise ValueError(f"The run to go on with is in {folder}, and output_dir={place}: leave output_dir out.")
+    # Secrets are not in the folder.
+    changed = _difference(read_settings_of(folder), redact_settings(dict(settings)))
+    if changed is not None:
+        name, before, now = changed
+        raise ValueError(
+            f"The run in {folder} has {name}={before}, and this command {name}={now}: a run goes on with the settings "
+            "that it began with. Leave it as it was, or begin another run in another output_dir."
+        )
+    return folder
+
+
+def named_run(resume: str | None, ckpt_path: str | None) -> Path:
+    """Return the folder of the run that is named, or whose checkpoint is.
+
+    Raises:
+        ValueError: There is no such run.
+    """
+    if ckpt_path is None:
+        return Path(str(resume))
+    checkpoint = Path(ckpt_path)
+    if not checkpoint.is_file():
+        raise ValueError(f"ckpt_path={checkpoint}: there is no such file.")
+    folder = next((parent for parent in checkpoint.parents if is_run(parent)), None)
+    if folder is None:
+        raise ValueError(f"ckpt_path={checkpoint} is in no folder of a run, which its settings are read from.")
+    if resume not in (None, "auto") and Path(str(resume)).absolute() != folder.absolute():
+        raise ValueError(f"ckpt_path={checkpoint} is not of the run in resume={resume}: leave one of them out.")
+    return folder
+
+
+def _is_free(name: str) -> bool:
+    """Say whether a setting may be another one when a run goes on: what is computed does not depend on it."""
+    return any(name == free or name.startswith(f"{free}.") for free in _FREE)
+
+
+def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
+    """Return the latest unfinished run with these settings, secrets aside, that no process is at."""
+    shown = redact_settings(dict(settings))
+    for folder in sorted(outputs.glob("*/*"), reverse=True):
+        if not is_run(folder) or is_finished(folder):
+            continue
+        try:
+            changed = _difference(read_settings_of(folder), shown)
+        except ValueError:
+            continue  # A damaged run is not this one.
+        if changed is None and not is_under_way(folder):
+            return folder
+    return None
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first setting that matters and is another one, with both of its values."""
+    old, new = dict(leaves(before)), dict(leaves(now))
+    if new.get("objective.speedup") is not None:
+        # Measured when the run began; it would come out a little differently now.
+        new["objective.num_heads"] = old.get("objective.num_heads")
+    for name in sorted(old | new):
+        if not _is_free(name) and old.get(name) != new.get(name):
+            return name, old.get(name), new.get(name)
+    return None

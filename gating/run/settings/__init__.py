@@ -1,0 +1,1 @@
+"""What a command asks for: settings composed by Hydra, checked and recalled."""

@@ -1,0 +1,89 @@
+"""The options of Hydra's groups, as the command's configuration folders have them."""
+
+import importlib.resources
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from gating.run.folder.stored_settings import leaves
+
+__all__ = ["Option", "names_given", "read_options"]
+
+_PACKAGE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
+
+
+class Option(NamedTuple):
+    """One file of settings.
+
+    Attributes:
+        name: How a command chooses it, such as ``model/pretrained``.
+        package: Dotted place of its settings; empty if they stand at the top.
+        settings: Its settings as plain values, without those of its defaults.
+        defaults: Its list of other options.
+    """
+
+    name: str
+    package: str
+    settings: dict[str, Any]
+    defaults: list[Any]
+
+
+def read_options(conf: Path) -> list[Option]:
+    """Return all options that a command can choose from.
+
+    Args:
+        conf: The folder of this program's own; to it come those of ``--config-dir`` and of Hydra's search path.
+    """
+    folders = [conf, *_folders_of_command()]
+    return [option for folder in dict.fromkeys(folders) for option in _read_folder(folder)]
+
+
+def _folders_of_command() -> Iterator[Path]:
+    if not HydraConfig.initialized():
+        return
+    for source in HydraConfig.get().runtime.config_sources:
+        if source.schema == "file":
+            yield Path(source.path)
+        elif source.schema == "pkg" and source.provider != "hydra":
+            with suppress(ImportError):
+                yield Path(str(importlib.resources.files(source.path.replace("/", "."))))
+
+
+def _read_folder(folder: Path) -> Iterator[Option]:
+    for path in sorted(folder.rglob("*.yaml")):
+        with suppress(Exception):  # Of files that Hydra cannot read either.
+            settings: Any = OmegaConf.to_container(OmegaConf.load(path))
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            group = name.rpartition("/")[0].replace("/", ".")
+            header = _PACKAGE.search(path.read_text(encoding="utf-8"))
+            package = header[1].replace("_group_", group) if header else group
+            package = package.removeprefix("_global_").lstrip(".")
+            yield Option(name, package, settings, settings.pop("defaults", None) or [])
+
+
+def names_given(overrides: Sequence[str], options: Sequence[Option]) -> list[str]:
+    """Return the dotted names of the settings and groups that a command line gives.
+
+    Args:
+        overrides: Its lines as Hydra has them, such as ``+group@place=option`` and ``name=value``. An option whose
+            settings stand at the top, such as an experiment, gives all of them.
+        options: The options to choose from.
+    """
+    names: list[str] = []
+    for line in overrides:
+        place, _, value = line.lstrip("+~").partition("=")
+        group = place.partition("@")[0]
+        chosen = [option for option in options if option.name == f"{group}/{value}" and not option.package]
+        names += [] if chosen else [place.rpartition("@")[2].strip("/").replace("/", ".")]
+        for option in chosen:
+            names += [name for name, _ in leaves(option.settings)]
+            for default in option.defaults:
+                also = [default] if isinstance(default, str) else [f"{key}={default[key]}" for key in default]
+                also = [f"{group}={line}" if "=" not in line else line.partition(" /")[2] or line for line in also]
+                names += names_given([line for line in also if line != f"{group}=_self_"], options)
+    return names

@@ -1,0 +1,101 @@
+"""Settings from the folder of a run that could run code, fetch it or lead to other files: they are not believed.
+
+A folder may come from somebody else. Its numbers, names and paths of data are taken; what is called with them is taken
+from the command and its configuration.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gating.run.settings.options import Option
+from gating.structure.files import walk
+
+__all__ = ["OWN_PLACE", "check_trusted", "is_given"]
+
+# The checkpoints of the phase that a run is in.
+OWN_PLACE = "${paths.checkpoints}/${phase}"
+
+# What Hydra calls, and how.
+_KEY = re.compile(r"_[a-z]+_")
+_IN_LIST = re.compile(r"\.\d+(?=\.|$)")
+_FORMAT = "model.use_safetensors"
+# Of models: what has transformers fetch or run code, or open pickles.
+_MODEL = re.compile(
+    r"(model|distillation)\..*(trust_remote_code|auto_map|code_revision|transformers_weights|quantization_config)"
+)
+_KERNEL = re.compile(r"(model|distillation)\..*(attn|experts)_implementation")
+
+
+def check_trusted(
+    settings: Mapping[str, Any],
+    *,
+    folder: Path,
+    given: Sequence[str],
+    command: Mapping[str, Any],
+    options: list[Option],
+) -> None:
+    """Refuse the settings of a run's folder that neither a command nor its configuration would have.
+
+    Args:
+        settings: The settings of the folder that are taken.
+        folder: The run's folder, for messages.
+        given: Dotted names of the settings that the command line gives, which are not taken from the folder.
+        command: The settings that the command has by itself.
+        options: All that its configuration folders have.
+
+    Raises:
+        ValueError: A setting is not to be trusted; the message says how to give it again.
+    """
+    sources = [("", command), *((option.package, option.settings) for option in options)]
+    known = set[tuple[str, str]]().union(*(_known(place, source, settings) for place, source in sources))
+    for name, value in walk(dict(settings)):
+        reason = None if is_given(name, given) or (name, _text(value)) in known else _danger(name, value, settings)
+        if reason is not None:
+            shown = str(value) if str(value).isprintable() else ascii(value)
+            # The command line cannot name what is in a list.
+            listed = _IN_LIST.search(name)
+            again = f"++{name[: listed.start()]}=[...]" if listed else f"++{name}={shown}"
+            raise ValueError(
+                f"{folder / 'config.yaml'} has {name}={shown}, which {reason}, and neither this command nor its "
+                f"configuration has this value there. If you trust it, give it again: python train.py resume={folder} "
+                f"{shlex.quote(again)}"
+            )
+
+
+def is_given(name: str, given: Iterable[str]) -> bool:
+    """Say whether a setting, or a group that it is in, is among those that a command line gives."""
+    return any(name == other or name.startswith(f"{other}.") for other in given)
+
+
+def _danger(name: str, value: object, settings: Mapping[str, Any]) -> str | None:
+    """Return why a setting is not to be taken from a folder; None if it may be."""
+    if _KEY.fullmatch(name.rpartition(".")[2]):
+        return "determines which code is called"
+    if value == OWN_PLACE:
+        return None
+    if isinstance(value, str) and "${" in value:
+        return "is an interpolation"
+    if name == _FORMAT and value is not True:
+        return "allows weights in a format that can run code"
+    if (_MODEL.fullmatch(name) and value is not None) or (_KERNEL.fullmatch(name) and "/" in str(value)):
+        return "makes transformers load code or other files"
+    group, _, rest = name.partition(".")
+    callback = settings[group].get(rest.removesuffix(".dirpath")) if group == "callbacks" else None
+    if rest.endswith(".dirpath") and isinstance(callback, Mapping) and "gating." in str(callback.get("_target_")):
+        return "is not the folder of this run's checkpoints"
+    return None
+
+
+def _known(place: str, source: Mapping[str, Any], settings: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Return what a source that is trusted has, by name; files of other formats only of the model that it is about."""
+    known = {(name, _text(value)) for name, value in walk(dict(source), within=f"{place}." if place else "")}
+    is_about_model = ("model.name", _text(settings["model"].get("name"))) in known
+    return known if is_about_model else {pair for pair in known if pair[0] != _FORMAT}
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, default=repr)

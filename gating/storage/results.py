@@ -1,0 +1,95 @@
+"""Telling what this package has written from other folders, so that nothing else is replaced."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from gating.structure.record import RECORD_KEY
+
+__all__ = ["Kind", "check_result", "find_foreign"]
+
+Kind = Literal["compact model", "export"]
+
+_CODE = "compact.py"
+_MODEL = r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+# Of the tokenizers and processors of transformers, by the names that these give their files.
+_PROCESSOR = (
+    r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)"
+    r"|additional_chat_templates(/\w+\.jinja)?|((video_)?pre)?processor_config\.json|audio_tokenizer_config\.json"
+    r"|(entity_|target_)?vocab(-src|-tgt)?\.json|vocab\.txt|merges\.txt|bpe\.codes|dict\.txt|(source|target)\.spm"
+    r"|(spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe|tokenizer)\.model|prophetnet\.tokenizer|normalizer\.json"
+    r"|word_(shape|pronunciation)\.json|emoji\.json|byte_maps\.json"
+)
+_OWN = re.compile(f"{_MODEL}|{_PROCESSOR}")
+
+
+def check_result(folder: Path, *, kind: Kind) -> None:
+    """Make sure that a folder is an earlier result of a kind, and holds nothing else.
+
+    Args:
+        folder: What is to be replaced.
+        kind: What replaces it.
+
+    Raises:
+        FileExistsError: It is something else, or a file in it is.
+    """
+    own = _own_files(folder, kind)
+    if own is None:
+        raise FileExistsError(
+            f"{folder} is not the folder of an earlier {kind}, so it is not replaced. Choose another place."
+        )
+    foreign = find_foreign(folder, own=own)
+    if foreign is not None:
+        raise FileExistsError(
+            f"{folder} is not replaced, because it holds {foreign}, which does not belong to the {kind}. Move that "
+            "away, or choose another place."
+        )
+
+
+def find_foreign(folder: Path, *, own: frozenset[str] = frozenset()) -> str | None:
+    """Return the name of something in a folder that is not a file of a model, its tokenizer or its processor.
+
+    Args:
+        folder: The folder.
+        own: Names of other files that belong to it.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        is_plain = not path.is_symlink() and (path.is_file() or name == "additional_chat_templates")
+        if not (is_plain and (name in own or _OWN.fullmatch(name))):
+            return name
+    return None
+
+
+def _own_files(folder: Path, kind: Kind) -> frozenset[str] | None:
+    """Return which files such a result has besides those of every model; None if the folder is no such result."""
+    if kind == "export":
+        described = _read_json(folder / "export.json")
+        components = described.get("components")
+        if described.get("export_format") not in ("onnx", "dynamo") or not isinstance(components, dict):
+            return None
+        graphs = {f"{name}{ending}" for name in components for ending in (".onnx", ".onnx.data", ".pt2")}
+        return frozenset({"export.json", *graphs})
+    record = _read_json(folder / "config.json").get(RECORD_KEY)
+    if not (isinstance(record, dict) and isinstance(record.get("blocks"), dict)):
+        return None
+    return frozenset({"README.md", _CODE, *_imported_files(folder / _CODE)})
+
+
+def _imported_files(code: Path) -> set[str]:
+    """Return the names of the files that the code of a compact model imports, whichever version it is from."""
+    try:
+        return {Path(name).name for name in get_relative_import_files(code)}
+    except OSError:
+        return set()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return read if isinstance(read, dict) else {}

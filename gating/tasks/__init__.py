@@ -1,0 +1,21 @@
+"""What a model is trained for: each task in a file."""
+
+from gating.tasks.causal_lm import CausalLM
+from gating.tasks.image_classification import ImageClassification
+from gating.tasks.masked_lm import MaskedLM
+from gating.tasks.question_answering import QuestionAnswering
+from gating.tasks.regression import Regression
+from gating.tasks.seq2seq import Seq2Seq
+from gating.tasks.sequence_classification import SequenceClassification
+from gating.tasks.token_classification import TokenClassification
+
+__all__ = [
+    "CausalLM",
+    "ImageClassification",
+    "MaskedLM",
+    "QuestionAnswering",
+    "Regression",
+    "Seq2Seq",
+    "SequenceClassification",
+    "TokenClassification",
+]

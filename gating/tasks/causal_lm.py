@@ -1,0 +1,153 @@
+"""The next token of a text: GPT, LLaMA and all other decoders."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from torch import Tensor
+from torchmetrics import MetricCollection
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from gating.data.batches import Batch
+from gating.data.sources import Examples
+from gating.data.text.token_blocks import read_blocks
+from gating.data.text.tokenizers import load_or_train_tokenizer
+from gating.data.text.tokens import readable_length
+from gating.models.sources import ModelSource
+from gating.models.special_tokens import special_token_ids
+from gating.tasks.base import Prepared
+from gating.tasks.metrics.tokens import PERPLEXITY, token_metrics, update_token_metrics
+from gating.tasks.samples import Sample
+
+__all__ = ["CausalLM"]
+
+
+class CausalLM:
+    """The next token, in blocks of running text."""
+
+    auto_class = AutoModelForCausalLM
+
+    def __init__(
+        self, prompts: Sequence[str] | None = None, num_samples: int = 3, sample_length: int = 60, sample_seed: int = 0
+    ) -> None:
+        """Say what the finished model is to write.
+
+        Args:
+            prompts: What to go on from; beginnings of blocks of validation text when left out.
+            num_samples: How many of these, when they are left out.
+            sample_length: How many tokens to write.
+            sample_seed: Seed of the draws of the first one.
+
+        Raises:
+            ValueError: A number is out of range.
+        """
+        if num_samples < 0 or sample_length < 1:
+            raise ValueError(
+                f"task.num_samples={num_samples} and task.sample_length={sample_length}: give at least 0 texts of at "
+                "least 1 token."
+            )
+        if not 0 <= sample_seed < 2**32:
+            raise ValueError(f"task.sample_seed={sample_seed}: give a whole number from 0 to {2**32 - 1}.")
+        self._prompts = prompts
+        self._num_samples = num_samples
+        self._sample_length = sample_length
+        self._sample_seed = sample_seed
+
+    def load_processor(
+        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+    ) -> PreTrainedTokenizerBase:
+        """Load the tokenizer, or learn one for a new model."""
+        return load_or_train_tokenizer(source, blueprint, splits, frame="none")
+
+    def prepare(
+        self,
+        examples: Examples,
+        processor: PreTrainedTokenizerBase,
+        blueprint: PreTrainedModel,
+        *,
+        max_length: int = 128,
+        text_column: str | None = None,
+    ) -> Prepared:
+        """Cut texts into blocks of tokens.
+
+        Args:
+            examples: The data.
+            processor: The model's tokenizer.
+            blueprint: The model without its weights.
+            max_length: Number of tokens of a block.
+            text_column: Column of the text.
+        """
+        for prompt in self._prompts or ():
+            if not processor(prompt)["input_ids"]:
+                raise ValueError(f"task.prompts has {prompt!r}, which is no token: give a text, or leave it out.")
+        blocks = read_blocks(
+            examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=True
+        )
+        return Prepared(
+            splits=blocks,
+            collate=_BlockCollator(processor),
+            metrics=token_metrics(blueprint.config.get_text_config().vocab_size),
+            score=PERPLEXITY,
+            config={**special_token_ids(processor, blueprint.config), **_one_way(blueprint.config)},
+        )
+
+    def update(
+        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
+    ) -> None:
+        """Compare each token with what the ones before it made the model expect."""
+        update_token_metrics(metrics, outputs["logits"][:, :-1], batch["labels"][:, 1:])
+
+    def write_samples(
+        self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict
+    ) -> list[Sample]:
+        """Let the model go on from the prompts."""
+        if self._prompts:
+            prompts = [processor(prompt)["input_ids"] for prompt in self._prompts]
+        else:
+            beginnings = splits["validation"][: self._num_samples]["input_ids"]
+            prompts = [ids[: max(1, min(16, len(ids) // 2))] for ids in beginnings]
+        return [self._write(model, processor, prompt, seed=self._sample_seed + n) for n, prompt in enumerate(prompts)]
+
+    def _write(
+        self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, prompt: list[int], *, seed: int
+    ) -> Sample:
+        room = readable_length(model, len(prompt) + self._sample_length)
+        # Of a prompt that fills the model's positions, the end counts.
+        prompt = prompt[-max(1, room - self._sample_length) :]
+        ids = torch.tensor([prompt], device=model.device)
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            written = model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                top_k=50,
+                max_new_tokens=max(1, room - len(prompt)),
+                pad_token_id=processor.pad_token_id,
+            )
+        after = str(processor.decode(written[0, len(prompt) :], skip_special_tokens=True))
+        return {"prompt": str(processor.decode(prompt)), "written": after}
+
+
+def _one_way(config: PreTrainedConfig) -> dict[str, bool]:
+    """Return what keeps an encoder, such as BERT, from reading the tokens that it is to foretell."""
+    return {"is_decoder": True} if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else {}
+
+
+class _BlockCollator:
+    """Pads blocks, and makes them their own labels, the first token apart, which nothing goes before.
+
+    The one of transformers also leaves out every end of a text where the tokenizer pads with it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, Tensor]:
+        rows = [{"input_ids": block["input_ids"]} for block in blocks]
+        batch = dict(self._tokenizer.pad(rows, padding_side="right", return_attention_mask=True, return_tensors="pt"))
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        labels[:, 0] = -100
+        return {**batch, "labels": labels}

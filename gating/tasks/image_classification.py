@@ -1,0 +1,83 @@
+"""One label for an image."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import DatasetDict
+from torchmetrics import MetricCollection
+from transformers import AutoModelForImageClassification, DefaultDataCollator, ImageProcessingMixin, PreTrainedModel
+
+from gating.data.batches import Batch
+from gating.data.columns import find_column, take_columns
+from gating.data.images import load_image_processor, serve_images, vision_config
+from gating.data.labels import LABEL_COLUMNS, encode_labels
+from gating.data.sources import Examples
+from gating.data.text.tokens import check_filled
+from gating.models.sources import ModelSource
+from gating.report.score import Score
+from gating.tasks.base import Prepared
+from gating.tasks.metrics.classes import class_config, class_metrics
+
+__all__ = ["ImageClassification"]
+
+_IMAGE_COLUMNS = ("image", "img")
+
+
+class ImageClassification:
+    """One label for an image."""
+
+    auto_class = AutoModelForImageClassification
+    has_classes = True
+
+    def __init__(self, metrics: Sequence[str] | None = None) -> None:
+        """Choose the metrics, the one to report first: ``accuracy``, ``f1``, ``matthews``; accuracy if left out."""
+        self._metrics = metrics
+
+    def load_processor(
+        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+    ) -> ImageProcessingMixin:
+        """Load the image processor, or make one for a new model."""
+        return load_image_processor(source, blueprint)
+
+    def prepare(
+        self,
+        examples: Examples,
+        processor: ImageProcessingMixin,
+        blueprint: PreTrainedModel,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> Prepared:
+        """Number classes; images are read when they are needed.
+
+        Args:
+            examples: The data.
+            processor: The model's image processor.
+            blueprint: The model without its weights.
+            image_column: Column of the image.
+            label_column: Column of the label.
+        """
+        columns = {
+            "image": find_column(examples.splits, image_column, _IMAGE_COLUMNS),
+            "label": find_column(examples.splits, label_column, (*LABEL_COLUMNS, "fine_label")),
+        }
+        splits, label_names = encode_labels(take_columns(examples.splits, columns))
+        check_filled(splits, ["image"])
+        names = self._metrics or examples.metrics or ("accuracy",)
+        channels = getattr(vision_config(blueprint), "num_channels", 3)
+        served = {
+            split: serve_images(table, processor, num_channels=channels, where=split) for split, table in splits.items()
+        }
+        return Prepared(
+            splits=DatasetDict(served),
+            collate=DefaultDataCollator(),
+            metrics=class_metrics(names, num_classes=len(label_names)),
+            score=Score(names[0]),
+            config={**class_config(label_names), "problem_type": "single_label_classification"},
+        )
+
+    def update(
+        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
+    ) -> None:
+        """Compare the class with the largest logit with the label."""
+        metrics.update(outputs["logits"].float(), batch["labels"])

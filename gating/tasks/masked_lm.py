@@ -1,0 +1,122 @@
+"""The tokens that are hidden in a text: BERT, RoBERTa and all other encoders."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from torch import Tensor
+from torchmetrics import MetricCollection
+from transformers import (
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gating.data.batches import Batch
+from gating.data.sources import Examples
+from gating.data.text.token_blocks import read_blocks
+from gating.data.text.tokenizers import load_or_train_tokenizer
+from gating.models.sources import ModelSource
+from gating.models.special_tokens import special_token_ids
+from gating.tasks.base import Prepared
+from gating.tasks.metrics.tokens import PERPLEXITY, token_metrics, update_token_metrics
+
+__all__ = ["MaskedLM"]
+
+
+class MaskedLM:
+    """Hidden tokens, in blocks of running text."""
+
+    auto_class = AutoModelForMaskedLM
+
+    def __init__(self, hidden: float = 0.15) -> None:
+        """Say which share of the tokens is hidden.
+
+        Raises:
+            ValueError: It is no share.
+        """
+        if not 0 < hidden < 1:
+            raise ValueError(f"task.hidden={hidden} is no share of tokens: give a number between 0 and 1, such as .15.")
+        self._hidden = hidden
+
+    def load_processor(
+        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+    ) -> PreTrainedTokenizerBase:
+        """Load the tokenizer, or learn one for a new model.
+
+        Raises:
+            ValueError: It has no token that hides others.
+        """
+        tokenizer = load_or_train_tokenizer(source, blueprint, splits, frame="both")
+        if tokenizer.mask_token is None:
+            raise ValueError(
+                f"The tokenizer of {source.title} has no mask token, which task=masked_lm hides words with: take a "
+                "model that was trained so, or task=causal_lm."
+            )
+        return tokenizer
+
+    def prepare(
+        self,
+        examples: Examples,
+        processor: PreTrainedTokenizerBase,
+        blueprint: PreTrainedModel,
+        *,
+        max_length: int = 128,
+        text_column: str | None = None,
+    ) -> Prepared:
+        """Cut texts into blocks of tokens; which ones are hidden is drawn for every batch.
+
+        Args:
+            examples: The data.
+            processor: The model's tokenizer.
+            blueprint: The model without its weights.
+            max_length: Number of tokens of a block.
+            text_column: Column of the text.
+        """
+        blocks = read_blocks(
+            examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=False
+        )
+        return Prepared(
+            splits=blocks,
+            collate=_HidingCollator(processor, hidden=self._hidden),
+            metrics=token_metrics(blueprint.config.vocab_size),
+            score=PERPLEXITY,
+            config=special_token_ids(processor, blueprint.config),
+        )
+
+    def update(
+        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
+    ) -> None:
+        """Compare each hidden token with what the others made the model expect."""
+        update_token_metrics(metrics, outputs["logits"], batch["labels"])
+
+
+class _HidingCollator:
+    """Hides tokens of a batch by its content alone.
+
+    So validation hides the same ones each time, and a resumed run the ones that the uninterrupted run does. Training
+    has other batches in every epoch.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, hidden: float) -> None:
+        self._hide = DataCollatorForLanguageModeling(tokenizer, mlm_probability=hidden)
+
+    def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, Tensor]:
+        seed = zlib.crc32(repr([list(block["input_ids"]) for block in blocks]).encode())
+        self._hide.generator = torch.Generator().manual_seed(seed)
+        batch = dict(self._hide([{"input_ids": block["input_ids"]} for block in blocks]))
+        if (batch["labels"] == -100).all():
+            # A few short texts: the loss of none is no number.
+            self._hide_one(batch)
+        return batch
+
+    def _hide_one(self, batch: dict[str, Tensor]) -> None:
+        tokenizer = self._hide.tokenizer
+        is_word = ~torch.isin(batch["input_ids"], torch.tensor(tokenizer.all_special_ids))
+        if is_word.any():
+            row, place = is_word.nonzero()[0].tolist()
+            batch["labels"][row, place] = batch["input_ids"][row, place]
+            batch["input_ids"][row, place] = tokenizer.mask_token_id

@@ -1,0 +1,57 @@
+"""Metrics of numbers by their names."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.functional import mean_absolute_error, mean_squared_error, pearson_corrcoef, spearman_corrcoef
+from torchmetrics.utilities import dim_zero_cat
+
+from gating.report.score import Score
+
+__all__ = ["number_metrics"]
+
+_METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Score]] = {
+    "pearson": (pearson_corrcoef, Score("pearson", unit="")),
+    "spearman": (spearman_corrcoef, Score("spearman", unit="")),
+    "mse": (mean_squared_error, Score("mse", scale=1, unit="")),
+    "mae": (mean_absolute_error, Score("mae", scale=1, unit="")),
+}
+
+
+def number_metrics(names: Sequence[str]) -> tuple[MetricCollection, Score]:
+    """Return metrics of numbers by their names, and how to report the first.
+
+    Args:
+        names: Of ``pearson`` and ``spearman``, correlations, and ``mse`` and ``mae``, mean squared and absolute errors.
+
+    Raises:
+        ValueError: There is no metric of this name.
+    """
+    for name in names:
+        if name not in _METRICS:
+            raise ValueError(f"task.metrics: numbers have no metric {name!r}; choose of {', '.join(_METRICS)}.")
+    return MetricCollection({name: _OfAllNumbers(_METRICS[name][0]) for name in names}), _METRICS[names[0]][1]
+
+
+class _OfAllNumbers(Metric):
+    """A metric of all numbers at once in double precision: from batch to batch, single precision loses digits."""
+
+    full_state_update = False
+    predictions: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self._function = function
+        for name in ("predictions", "targets"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, predictions: Tensor, targets: Tensor) -> None:
+        self.predictions.append(predictions)
+        self.targets.append(targets)
+
+    def compute(self) -> Tensor:
+        # On the CPU, because not every device knows double precision.
+        numbers = (dim_zero_cat(state).cpu().double() for state in (self.predictions, self.targets))
+        return self._function(*numbers).float().to(self.device)

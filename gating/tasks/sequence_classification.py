@@ -1,0 +1,92 @@
+"""One label for a text or for a pair of texts."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import DatasetDict
+from torchmetrics import MetricCollection
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gating.data.batches import Batch
+from gating.data.columns import find_column, find_texts, take_columns
+from gating.data.labels import LABEL_COLUMNS, encode_labels
+from gating.data.sources import Examples
+from gating.data.text.tokenizers import load_or_train_tokenizer
+from gating.data.text.tokens import check_texts, readable_length, tokenise_labelled
+from gating.models.sources import ModelSource
+from gating.models.special_tokens import special_token_ids
+from gating.report.score import Score
+from gating.tasks.base import Prepared
+from gating.tasks.metrics.classes import class_config, class_metrics
+
+__all__ = ["SequenceClassification"]
+
+
+class SequenceClassification:
+    """One label for a text or for a pair of texts."""
+
+    auto_class = AutoModelForSequenceClassification
+    has_classes = True
+
+    def __init__(self, metrics: Sequence[str] | None = None) -> None:
+        """Choose the metrics, the one to report first: ``accuracy``, ``f1``, ``matthews``; the data's if left out."""
+        self._metrics = metrics
+
+    def load_processor(
+        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+    ) -> PreTrainedTokenizerBase:
+        """Load the tokenizer, or learn one for a new model."""
+        return load_or_train_tokenizer(source, blueprint, splits, frame="both")
+
+    def prepare(
+        self,
+        examples: Examples,
+        processor: PreTrainedTokenizerBase,
+        blueprint: PreTrainedModel,
+        *,
+        max_length: int = 128,
+        text_column: str | None = None,
+        text_pair_column: str | None = None,
+        label_column: str | None = None,
+    ) -> Prepared:
+        """Tokenise texts and number classes.
+
+        Args:
+            examples: The data.
+            processor: The model's tokenizer.
+            blueprint: The model without its weights.
+            max_length: Number of tokens after which an example is cut off.
+            text_column: Column of the text.
+            text_pair_column: Column of the second text, where examples are pairs.
+            label_column: Column of the label.
+        """
+        texts = find_texts(examples.splits, text_column, text_pair_column)
+        label = find_column(examples.splits, label_column, LABEL_COLUMNS)
+        splits, label_names = encode_labels(take_columns(examples.splits, {**texts, "label": label}))
+        check_texts(splits, list(texts))
+        length = readable_length(blueprint, max_length)
+        names = self._metrics or examples.metrics or ("accuracy",)
+        return Prepared(
+            splits=tokenise_labelled(splits, processor, list(texts), length),
+            collate=DataCollatorWithPadding(processor),
+            metrics=class_metrics(names, num_classes=len(label_names)),
+            score=Score(names[0]),
+            config={
+                **class_config(label_names),
+                **special_token_ids(processor, blueprint.config),
+                "problem_type": "single_label_classification",
+                # Decoders find the end of a text by it.
+                "pad_token_id": processor.pad_token_id,
+            },
+        )
+
+    def update(
+        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
+    ) -> None:
+        """Compare the class with the largest logit with the label."""
+        metrics.update(outputs["logits"].float(), batch["labels"])

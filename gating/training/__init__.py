@@ -1,0 +1,1 @@
+"""How one phase is trained: the Lightning module, optimizers, checkpoints."""

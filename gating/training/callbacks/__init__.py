@@ -1,0 +1,1 @@
+"""What happens during a phase besides training steps: records, progress, reasons to stop."""

@@ -1,0 +1,88 @@
+"""A progress bar over a whole phase, with the time that is left."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gating.training.module import FineTuning
+
+__all__ = ["PhaseProgressBar"]
+
+
+class PhaseProgressBar(ProgressBar):
+    """Shows steps, time left, loss and open heads of a phase; without a terminal, a line for each validation."""
+
+    def __init__(self, phase: str) -> None:
+        """Args: ``phase`` is the name that is shown."""
+        super().__init__()
+        self._phase = phase
+        self._bar: Progress | None = None
+        self._status = ""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar."""
+        columns = (
+            TextColumn("[bold]{task.description:<9}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+        )
+        console = Console()
+        self._bar = Progress(*columns, console=console, disable=not (console.is_terminal and trainer.is_global_zero))
+        self._bar.start()
+        self._task = self._bar.add_task(self._phase, total=trainer.max_steps, completed=trainer.global_step, status="")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        assert self._bar is not None
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._status = _status(trainer, pl_module)
+        self._bar.update(self._task, completed=trainer.global_step, status=self._status)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what validation found."""
+        assert isinstance(pl_module, FineTuning)
+        if self._bar is None or not trainer.is_global_zero:
+            return
+        metric = pl_module.score.name
+        value = float(trainer.callback_metrics[f"val/{metric}"])
+        line = f"{self._phase} step {trainer.global_step}/{trainer.max_steps}: validation {metric} {value:.4f}"
+        if pl_module.objective is not None:
+            line += f", {pl_module.gates.num_open()} of {pl_module.gates.num_heads} heads open"
+        self._bar.console.print(line, highlight=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def disable(self) -> None:
+        """Do nothing: the bar is silent by itself on all processes but the first."""
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _status(trainer: pl.Trainer, module: pl.LightningModule) -> str:
+    assert isinstance(module, FineTuning)
+    status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
+    if module.objective is not None:
+        target = module.objective.target(module.gates)
+        status += f"  heads {float(module.gates.expected_open().detach()):.1f}" + (
+            f" → {target:.0f}" if target == target else ""
+        )
+    return status

@@ -1,0 +1,214 @@
+"""Checkpoints that training goes on from to the bit."""
+
+import re
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from gating.distributed.ranks import highest, is_first
+from gating.storage.atomic import replacing_file
+from gating.tracking.csv_log import keep_rows, num_rows
+from gating.training.callbacks.stopping import NotedSignals, Stopped
+from gating.training.module import FineTuning
+
+__all__ = ["RunCheckpoint", "WholeFiles", "checkpoint_path", "checkpoints_in", "read_checkpoint", "what_is_wrong"]
+
+_OURS = "head_gating"
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, and reads nothing from them but tensors and plain values."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint."""
+        with replacing_file(Path(path)) as new, new.open("wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """Read a checkpoint to the CPU."""
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU; no code in it is run."""
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Return where the checkpoint after so many steps of the run is."""
+    return folder / f"step-{step}.ckpt"
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints of a phase, the latest first."""
+    named = {path: _NAME.fullmatch(path.name) for path in folder.glob("step-*.ckpt")}
+    steps = {path: int(name[1]) for path, name in named.items() if name}
+    return sorted(steps, key=steps.__getitem__, reverse=True)
+
+
+def what_is_wrong(path: Path) -> str | None:
+    """Read a checkpoint through, and return why it cannot be used; None if it is as it was written.
+
+    It is an archive with a checksum for each of its parts.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+        return str(error) or type(error).__name__
+    if part is not None:
+        return f"{part} has changed since it was written"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # Whatever torch makes of an archive that is something else.
+        return "it is no checkpoint"
+    phase = checkpoint.get("phase") if isinstance(checkpoint, dict) else None
+    return None if phase == path.parent.name else f"it is no checkpoint of the phase {path.parent.name}"
+
+
+class RunCheckpoint(Callback):
+    """Writes checkpoints between two steps, and stops there when a signal has asked for it.
+
+    Only there is a run at rest: the optimizer has stepped, a validation that was due is over, no gradient waits for
+    more. From the hooks at the end of a batch or of a validation, where ``ModelCheckpoint`` writes, Lightning does
+    not find back to the same batch, and in the middle of a step there is nothing to go back to.
+    """
+
+    def __init__(
+        self, dirpath: str, *, every_n_steps: int | None = None, every_minutes: float | None = 10.0, keep: int = 2
+    ) -> None:
+        """Say when to write, besides after each validation and at the end of a phase.
+
+        Args:
+            dirpath: Folder of the phase's checkpoints.
+            every_n_steps: After how many optimizer steps, too.
+            every_minutes: After how many minutes, too.
+            keep: How many checkpoints of a phase to keep. With one alone there is nothing to fall back on if it is
+                damaged.
+
+        Raises:
+            ValueError: A number is not positive.
+        """
+        for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes), ("keep", keep)):
+            if value is not None and not value > 0:
+                raise ValueError(f"callbacks.checkpoint.{name}={value}: give a positive number.")
+        self._folder = Path(dirpath)
+        self._every_n_steps = every_n_steps
+        self._seconds = None if every_minutes is None else 60 * every_minutes
+        self._keep = keep
+        self._signals: NotedSignals | None = None
+        self._is_between_steps = self._is_due = False
+        self._batches_that_stepped: int | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to note signals, after Lightning has set what it does at them."""
+        self._step = self._saved_step = trainer.global_step
+        self._saved_at = time.monotonic()
+        self._is_due = False
+        self._signals = NotedSignals()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Have a checkpoint written before the next step."""
+        if not trainer.sanity_checking:
+            self.request()
+
+    def request(self) -> None:
+        """Have a checkpoint written before the next step."""
+        self._is_due = True
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a checkpoint if it is time, and stop if that is wanted; the same in all processes."""
+        assert self._signals is not None
+        if self._batches_that_stepped is not None:
+            # Lightning's way back to a batch counts it once too often at some places.
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self._batches_that_stepped
+            self._batches_that_stepped = None
+        if trainer.global_step == self._step:
+            return  # In the middle of accumulating gradients.
+        self._step = trainer.global_step
+        stop, requeue, is_late = highest(
+            self._signals.stop,
+            self._signals.requeue,
+            int(self._seconds is not None and time.monotonic() - self._saved_at > self._seconds),
+        )
+        has_steps = self._every_n_steps is not None and self._step - self._saved_step >= self._every_n_steps
+        if stop or requeue or is_late or has_steps or self._is_due:
+            self._save(trainer, pl_module)
+        if self._signals.requeue:
+            self._signals.handle_requeue()
+            for copy in self._folder.glob("hpc_ckpt_*.ckpt"):
+                copy.unlink()
+        if stop:
+            raise Stopped(stop)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the last checkpoint of the phase."""
+        if trainer.global_step != self._saved_step:
+            self._save(trainer, pl_module)
+        assert self._signals is not None
+        self._signals.end()
+        if self._signals.stop:
+            raise Stopped(self._signals.stop)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write nothing: who knows what was going on."""
+        if self._signals is not None:
+            self._signals.end()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count the batch that has been fetched, but not begun, among those to come."""
+        if not self._is_between_steps:
+            return  # Of another callback, which is not gone on from.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts |= dict.fromkeys(("ready", "started", "processed"), counts["completed"])
+        progress["is_last_batch"] = False
+        checkpoint["phase"] = self._folder.name
+        checkpoint[_OURS] = {
+            "num_rows": num_rows(trainer.loggers),
+            "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]
+    ) -> None:
+        """Leave out of the log what was logged after this checkpoint, and remember what Lightning does not."""
+        keep_rows(trainer.loggers, checkpoint[_OURS]["num_rows"])
+        self._batches_that_stepped = checkpoint[_OURS]["batches_that_stepped"]
+
+    def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Write a checkpoint, unless training has gone astray: the last good one stays the last then."""
+        assert isinstance(module, FineTuning)
+        self._saved_step, self._saved_at, self._is_due = trainer.global_step, time.monotonic(), False
+        if not _is_finite(module):
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        self._is_between_steps = True
+        try:
+            trainer.save_checkpoint(checkpoint_path(self._folder, module.step_in_run))
+        finally:
+            self._is_between_steps = False
+        if is_first():
+            mine = checkpoints_in(self._folder)
+            # Later ones are damaged: this run has gone back behind them.
+            last = mine.index(checkpoint_path(self._folder, module.step_in_run))
+            for other in (*mine[:last], *mine[last + self._keep :]):
+                other.unlink()
+
+
+def _is_finite(module: torch.nn.Module) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())

@@ -1,0 +1,116 @@
+import argparse
+import json
+import re
+
+import pytest
+
+from benchmarks import records
+from benchmarks.compare import __main__ as compare
+from benchmarks.compare.methods import METHODS, read_data, read_method
+from benchmarks.compare.outcome import draw, summary, table
+from tests.support.tiny_run import ROOT, checked_settings, make_inputs
+
+
+def make_row(
+    method: str, asked: int | None, seed: int, accuracy: float, heads: int | None = None, *, steps: int = 1000
+) -> dict:
+    return {
+        "data": "toy",
+        "method": method,
+        "asked": asked,
+        "seed": seed,
+        "steps": steps,
+        "metric": "accuracy",
+        "num_heads": heads or asked or 72,
+        "test/accuracy": accuracy,
+    }
+
+
+ROWS = [
+    *(make_row("none", None, seed, accuracy) for seed, accuracy in enumerate((0.9, 0.92))),
+    *(make_row("budget", 8, seed, accuracy) for seed, accuracy in enumerate((0.8, 0.86))),
+    *(make_row("random", 8, seed, accuracy) for seed, accuracy in enumerate((0.5, 0.6))),
+    *(make_row("budget", 18, seed, accuracy) for seed, accuracy in enumerate((0.9, 0.91))),
+    *(make_row("l0", None, seed, 0.7, heads) for seed, heads in enumerate((5, 9))),
+]
+LONGER = [make_row("none", None, 0, 0.95, steps=2000), make_row("budget", 8, 0, 0.94, steps=2000)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_a_configuration(name):
+    method = METHODS[name]
+    checked_settings(method.settings_for(8 if method.takes_number else None))
+
+
+def test_methods_and_data_can_be_given_as_settings(tmp_path):
+    method = read_method("cubic:objective=budget objective.schedule.shape=cubic")
+    assert method.settings_for(8)[1:] == ["objective.schedule.shape=cubic", "objective.num_heads=8"]
+    assert read_data("sst2:data=glue data.name=sst2").settings == ("data=glue", "data.name=sst2")
+    for split in ("train", "validation", "test"):
+        (tmp_path / f"{split}.tsv").touch()
+    assert f"data.test={tmp_path / 'test.tsv'}" in read_data(str(tmp_path)).settings
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "told"), [(read_method, "newton", "choose from"), (read_data, "nowhere", "train")]
+)
+def test_what_is_not_there_is_named(read, text, told):
+    with pytest.raises(ValueError, match=told):
+        read(text)
+
+
+def test_table_has_means_and_spreads_best_first():
+    lines = [re.sub(" +", " ", line) for line in table([*LONGER, *ROWS]).splitlines()]
+    assert lines[0].startswith("| toy, 1,000 steps | heads |")
+    shown = [line.split(" | ")[:3] for line in lines[2 : lines.index("")]]
+    assert shown[0] == ["| dense", "72", "91.00 %"]
+    assert ["| fixed price 1 (Voita et al. 2019)", "5 to 9", "70.00 %"] in shown
+    at_eight = [row for row in shown if row[1] == "8"]
+    assert [row[2] for row in at_eight] == ["83.00 %", "55.00 %"]
+    assert lines[-4].startswith("| toy, 2,000 steps | heads |")
+    assert [line.split(" | ")[2] for line in lines[-2:]] == ["95.00 %", "94.00 %"]
+
+
+def test_figure_is_drawn(tmp_path):
+    draw([*LONGER, *ROWS], tmp_path / "new" / "figure.png")
+    assert (tmp_path / "new" / "figure.png").stat().st_size > 1000
+
+
+def test_runs_are_planned_recorded_and_not_repeated(tmp_path, monkeypatch, capsys):
+    results = tmp_path / "results.jsonl"
+    data = "toy:" + " ".join(
+        setting for setting in make_inputs(tmp_path) if not setting.startswith(("objective", "trainer.max"))
+    )
+    command = ["compare", "--data", data, "--methods", "random", "--heads", "3", "--seeds", "1"]
+    command += ["--steps", "4", "--settings", "trainer.precision=32-true", "--results", str(results)]
+    monkeypatch.setattr("sys.argv", command)
+    compare.main()
+    rows = records.read(results)
+    assert [(row["method"], row["num_heads"], row["asked"]) for row in rows] == [("random", 3, 3)]
+    assert results.with_suffix(".png").is_file()
+    assert "random" in capsys.readouterr().out
+    monkeypatch.setattr(compare, "run", lambda *_: pytest.fail("it was run again"))
+    compare.main()
+    assert len(records.read(results)) == 1
+
+
+def test_another_number_of_heads_than_asked_for_is_an_error(monkeypatch):
+    def fake(command, **_):
+        folder = next(part for part in command if part.startswith("output_dir=")).removeprefix("output_dir=")
+        (compare.Path(folder)).mkdir()
+        (compare.Path(folder) / "metrics.json").write_text(json.dumps({"num_heads": 9}))
+        return argparse.Namespace(returncode=0)
+
+    monkeypatch.setattr(compare.subprocess, "run", fake)
+    job = compare.Job(read_data(f"toy:data=files data.train={ROOT}"), METHODS["budget"], 8, 0)
+    with pytest.raises(RuntimeError, match="kept 9 heads, not the 8"):
+        compare.run(job, {"settings": []})
+
+
+def test_summary_names_the_best_of_the_others():
+    header, _, *lines = summary([*LONGER, *ROWS]).splitlines()
+    assert header == "| data | steps | dense | 18 heads | 8 heads | 8 heads, best other method |"
+    assert lines == [
+        "| toy | 1,000 | 91.0 % | 90.5 % | 83.0 % | 55.0 % (`random`) |",
+        "| toy | 2,000 | 95.0 % | - | 94.0 % | - |",
+    ]

@@ -1,0 +1,67 @@
+"""Pipelines of transformers that the README names work on compact folders, and the others are gone."""
+
+import re
+
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+from transformers.pipelines import SUPPORTED_TASKS
+
+import gating
+from tests.support.tiny_models import VOCABULARY
+from tests.support.tiny_run import ROOT
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+TEXT = {**SIZES, "vocab_size": len(VOCABULARY), "max_position_embeddings": 40, "pad_token_id": 0}
+IMAGE = {**SIZES, "image_size": 16, "patch_size": 8}
+TEXTS = ["the cat sat on the mat", "a dog ran"]
+
+# By pipeline: model, its configuration and sizes, and what it is given.
+PIPELINES = {
+    "text-classification": ("BertForSequenceClassification", "BertConfig", TEXT, TEXTS),
+    "token-classification": ("BertForTokenClassification", "BertConfig", TEXT, TEXTS),
+    "fill-mask": ("BertForMaskedLM", "BertConfig", TEXT, ["the [MASK] sat", "a dog [MASK]"]),
+    "text-generation": ("LlamaForCausalLM", "LlamaConfig", {**TEXT, "eos_token_id": 3, "bos_token_id": 2}, TEXTS),
+    "image-classification": ("ViTForImageClassification", "ViTConfig", IMAGE, None),
+}
+OPTIONS = {"text-generation": {"max_new_tokens": 4, "do_sample": False}}
+
+
+@pytest.fixture
+def make_folder(tmp_path, tokenizer):
+    def make(model, config, sizes):
+        built = getattr(transformers, model)(getattr(transformers, config)(**sizes)).eval()
+        gating.prune_heads(built, {0: [1], 1: [0, 2]})
+        is_image = model.startswith("ViT")
+        processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16}) if is_image else tokenizer
+        return gating.save_compact(built, tmp_path / "compact", tokenizer=processor), processor
+
+    return make
+
+
+@pytest.mark.parametrize("task", PIPELINES)
+def test_pipelines_of_the_readme_answer_as_the_model_does(task, make_folder):
+    model, config, sizes, given = PIPELINES[task]
+    folder, processor = make_folder(model, config, sizes)
+    if given is None:
+        given = [Image.fromarray(np.full((16, 16, 3), shade, dtype=np.uint8)) for shade in (40, 200)]
+    part = "image_processor" if task == "image-classification" else "tokenizer"
+    expected = transformers.pipeline(task, model=gating.load_compact(folder), **{part: processor})
+    found = transformers.pipeline(task, model=str(folder), trust_remote_code=True)
+    for answer, wanted in zip(
+        found(given, **OPTIONS.get(task, {})), expected(given, **OPTIONS.get(task, {})), strict=True
+    ):
+        assert answer
+        assert str(answer) == str(wanted)
+
+
+def test_the_readme_names_these_pipelines_and_no_other():
+    sentence = re.search(r"These pipelines work:(.*?)\.\s", (ROOT / "README.md").read_text(), re.S)[1]
+    assert re.findall(r"`([a-z-]+)`", sentence) == list(PIPELINES)
+    assert set(PIPELINES) <= set(SUPPORTED_TASKS)
+
+
+def test_transformers_has_no_pipeline_for_questions_and_translation():
+    gone = ("question-answering", "translation", "text2text-generation", "summarization")
+    assert not set(gone) & set(SUPPORTED_TASKS)

@@ -1,0 +1,51 @@
+"""Compact models answer the same in other runtimes, for any batch size and length."""
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification
+
+import gating
+from gating.compact import runtimes
+from tests.support.tiny_run import make_model_folder
+
+pytestmark = [
+    # Of torch's and transformers' own tracing.
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+@pytest.fixture
+def compact_folder(tmp_path):
+    model = BertForSequenceClassification.from_pretrained(make_model_folder(tmp_path / "model"))
+    gating.prune_heads(model, {0: [1, 2], 1: [0, 1, 2, 3]})
+    return gating.save_compact(model, tmp_path / "compact")
+
+
+def test_torch_export_answers_the_same(compact_folder, tmp_path):
+    report = runtimes.export_runtime(compact_folder, tmp_path / "exported", format="torch")
+    assert report.max_difference <= 1e-6
+    assert report.megabytes > 0
+    assert (tmp_path / "exported" / "config.json").is_file()
+
+
+def test_onnx_runtime_answers_the_same(compact_folder, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
+    report = gating.export_onnx(compact_folder, tmp_path / "exported")
+    assert report.max_difference <= 1e-5
+    assert (tmp_path / "exported" / "model.onnx").is_file()
+
+
+def test_export_that_answers_something_else_is_not_written(compact_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtimes, "_floating", lambda outputs: [torch.full_like(outputs["logits"], 1e3)])
+    with pytest.raises(RuntimeError, match="Nothing was written"):
+        runtimes.export_runtime(compact_folder, tmp_path / "exported", format="torch")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["compact", "model"]
+
+
+def test_packages_that_are_missing_are_named(compact_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"pip install 'head-gating\[export\]'"):
+        runtimes.export_runtime(compact_folder, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()

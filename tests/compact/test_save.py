@@ -1,0 +1,205 @@
+import ast
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import gating
+from gating.compact.load import load_compact
+from gating.compact.save import save_compact
+from gating.report.card import CompactReport, Row
+from tests.conftest import TEXTS
+from tests.support.tiny_models import NUM_HEADS, assert_same_state, logits_of, state_of
+
+SECOND = "encoder.layer.1.attention.self"
+
+
+@pytest.fixture
+def pruned(bert):
+    gating.prune_heads(bert, {0: [1], 1: range(NUM_HEADS)})
+    return bert
+
+
+def test_the_folder_holds_everything_and_no_pickle(saved):
+    names = {path.name for path in saved["bert"].folder.rglob("*")}
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json", "compact.py", "removal.py"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pyc"))]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize("layers", [{"classifier"}, {torch.nn.Linear}])
+def test_packed_weights_are_refused_and_nothing_is_written(pruned, layers, tmp_path):
+    settings = dict.fromkeys(layers, torch.ao.quantization.default_dynamic_qconfig)
+    quantized = torch.ao.quantization.quantize_dynamic(pruned, settings)
+    with pytest.raises(ValueError, match=r"is quantised \(.+\), with packed weights .*: save the model before"):
+        save_compact(quantized, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_files_that_travel_import_nothing_but_what_transformers_needs(saved):
+    for path in saved["bert"].folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.append(node.module)
+            roots = {name.split(".")[0] for name in names}
+            assert roots - sys.stdlib_module_names <= {"torch", "transformers", "safetensors"}, path.name
+
+
+def test_the_configuration_has_the_record_and_the_original_architecture(saved):
+    config = json.loads((saved["bert"].folder / "config.json").read_text())
+    assert config["num_attention_heads"] == NUM_HEADS
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["head_gating"]["format"] == 1
+    assert [block["kept_heads"] for block in config["head_gating"]["blocks"].values()] == [[0, 2, 3], [], [0, 1, 2, 3]]
+
+
+def test_the_card_has_the_measured_table(pruned, tmp_path):
+    report = CompactReport(rows=[Row("attention heads", "12", "7", "0.58")])
+    save_compact(pruned, tmp_path / "compact", report=report)
+    assert "| attention heads | 12 | 7 | 0.58 |" in (tmp_path / "compact" / "README.md").read_text()
+
+
+def test_the_path_comes_back_and_may_be_a_text_or_deep(pruned, tmp_path):
+    assert save_compact(pruned, str(tmp_path / "far" / "down")) == tmp_path / "far" / "down"
+
+
+def test_nothing_is_left_beside_the_folder(pruned, tmp_path):
+    save_compact(pruned, tmp_path / "compact")
+    assert os.listdir(tmp_path) == ["compact"]
+
+
+def test_the_folder_can_be_read_by_others(pruned, tmp_path):
+    save_compact(pruned, tmp_path / "compact")
+    assert (tmp_path / "compact").stat().st_mode & 0o055 == 0o055 & ~current_umask()
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_saving_changes_no_weight(pruned, tmp_path):
+    state = state_of(pruned)
+    save_compact(pruned, tmp_path / "compact")
+    assert_same_state(pruned, state)
+
+
+def test_a_tokenizer_is_saved_with_the_model(saved, tokenizer):
+    loaded = transformers.AutoTokenizer.from_pretrained(saved["bert"].folder)
+    assert loaded(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_a_pipeline_gives_the_same_scores_where_the_package_is_missing(saved, fresh_answers, tokenizer, name):
+    one, answer = saved[name], fresh_answers["remote"][name]
+    assert "error" not in answer, answer.get("error")
+    for text, scores in zip(TEXTS, answer["scores"], strict=True):
+        encoded = tokenizer(text, return_tensors="pt")
+        logits = logits_of(one.model, {key: encoded[key] for key in ("input_ids", "attention_mask")})
+        # A pipeline may pad, which adds in another order.
+        torch.testing.assert_close(torch.tensor(scores), logits.softmax(-1)[0], rtol=0, atol=1e-5)
+
+
+def test_gates_are_not_saved(bert, tmp_path):
+    gating.inject_gates(bert)
+    with pytest.raises(ValueError, match=r"still has gates: call gating\.finalize"):
+        save_compact(bert, tmp_path / "compact")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_exists_is_not_overwritten_unasked(pruned, tmp_path, what):
+    target = tmp_path / "compact"
+    if what == "folder":
+        target.mkdir()
+        (target / "precious").write_text("data")
+    else:
+        target.write_text("data")
+    with pytest.raises(FileExistsError, match=r"compact exists already.*overwrite=True"):
+        save_compact(pruned, target)
+    assert os.listdir(tmp_path) == ["compact"]
+    assert (target / "precious" if what == "folder" else target).read_text() == "data"
+
+
+def test_an_empty_folder_is_used(pruned, tmp_path):
+    (tmp_path / "compact").mkdir()
+    save_compact(pruned, tmp_path / "compact")
+    assert load_compact(tmp_path / "compact")
+
+
+def test_overwriting_replaces_the_whole_folder(pruned, folder, tmp_path):
+    left_over = folder / "model-00001-of-00002.safetensors"
+    left_over.write_text("")
+    save_compact(pruned, folder, overwrite=True)
+    assert not left_over.exists()
+    assert os.listdir(tmp_path) == ["compact"]
+
+
+def crash_in_tokenizer(monkeypatch, model):
+    class Broken:
+        def save_pretrained(self, folder):
+            raise OSError("disk full")
+
+    return Broken()
+
+
+def crash_in_model(monkeypatch, model):
+    def half(folder):
+        (Path(folder) / "config.json").write_text("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "save_pretrained", half)
+
+
+def crash_in_card(monkeypatch, model):
+    def fail(*_):
+        raise ValueError("no card")
+
+    monkeypatch.setattr("gating.compact.save.write_card", fail)
+
+
+def crash_in_move(monkeypatch, model):
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name == "new":
+            raise OSError("no space")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+
+
+@pytest.mark.parametrize("crash", [crash_in_tokenizer, crash_in_model, crash_in_card, crash_in_move])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_crash_leaves_the_old_folder_or_none(pruned, folder, tmp_path, monkeypatch, crash, exists):
+    target = folder if exists else tmp_path / "other" / "compact"
+    target.parent.mkdir(exist_ok=True)
+    before = {path.name: path.read_bytes() for path in target.glob("*")}
+    tokenizer = crash(monkeypatch, pruned)
+    with pytest.raises((OSError, ValueError, KeyboardInterrupt)):
+        save_compact(pruned, target, tokenizer=tokenizer, overwrite=True)
+    monkeypatch.undo()
+    assert target.exists() == exists
+    assert {path.name: path.read_bytes() for path in target.glob("*")} == before
+    assert os.listdir(target.parent) == (["compact"] if exists else [])
+
+
+def test_a_crash_before_the_first_save_leaves_no_new_parent_folders(pruned, tmp_path, monkeypatch):
+    crash_in_card(monkeypatch, pruned)
+    with pytest.raises(ValueError, match="no card"):
+        save_compact(pruned, tmp_path / "far" / "compact")
+    assert not list(tmp_path.rglob(".compact-*"))
+    assert not (tmp_path / "far" / "compact").exists()
+
+
+def test_a_model_that_is_not_of_transformers_is_refused(tmp_path):
+    with pytest.raises((TypeError, ValueError), match="Linear"):
+        save_compact(torch.nn.Linear(2, 2), tmp_path / "compact")
+    assert os.listdir(tmp_path) == []

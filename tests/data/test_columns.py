@@ -1,0 +1,73 @@
+import pytest
+from datasets import Dataset, DatasetDict
+
+from gating.data.columns import find_column, find_inputs, find_texts, take_columns
+
+
+def splits(*names: str) -> DatasetDict:
+    table = Dataset.from_dict({name: [f"{name} 1", f"{name} 2"] for name in names})
+    return DatasetDict(train=table, validation=table)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["text", "label"], {"text": "text"}),
+        (["text_a", "text_b", "text"], {"text": "text_a", "text_pair": "text_b"}),
+        (["idx", "premise", "hypothesis"], {"text": "premise", "text_pair": "hypothesis"}),
+        (["question", "sentence"], {"text": "question", "text_pair": "sentence"}),
+        (["sentence"], {"text": "sentence"}),
+        (["body"], {"text": "text"}),
+    ],
+)
+def test_texts_and_pairs_are_found_by_their_usual_names(names, found):
+    assert find_texts(splits(*names), None, None) == found
+
+
+def test_a_text_that_is_named_is_no_pair_unless_its_second_is_named_too():
+    data = splits("text_a", "text_b")
+    assert find_texts(data, "text_a", None) == {"text": "text_a"}
+    assert find_texts(data, "text_b", "text_a") == {"text": "text_b", "text_pair": "text_a"}
+
+
+def test_columns_get_the_names_of_their_roles():
+    taken = take_columns(splits("first", "second", "kind", "other"), {"text": "second", "label": "kind"})
+    assert taken["validation"][0] == {"text": "second 1", "label": "kind 1"}
+
+
+def test_columns_can_trade_names():
+    taken = take_columns(splits("text", "label"), {"text": "label", "label": "text"})
+    assert taken["train"][0] == {"text": "label 1", "label": "text 1"}
+
+
+def test_a_part_of_a_nested_column_can_be_taken():
+    table = Dataset.from_dict({"translation": [{"de": "ja", "en": "yes"}]})
+    taken = take_columns(DatasetDict(train=table), {"text": "translation.en"})
+    assert taken["train"][0] == {"text": "yes"}
+
+
+def test_a_column_that_is_missing_is_named_with_the_setting_that_names_it():
+    with pytest.raises(
+        ValueError, match=r"train data has no column 'label'; it has text, kind\. .*data\.label_column="
+    ):
+        take_columns(splits("text", "kind"), {"text": "text", "label": find_column(splits("text"), None, ["label"])})
+
+
+def test_one_column_cannot_have_two_roles():
+    with pytest.raises(ValueError, match="different columns"):
+        take_columns(splits("text"), {"text": "text", "label": "text"})
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "found"),
+    [
+        (["id", "text", "label"], {}, ["text"]),
+        (["context", "question", "answers"], {"max_length": 3}, ["context", "question"]),
+        (["premise", "hypothesis"], {"text_column": "hypothesis", "label_column": "premise"}, ["hypothesis"]),
+        (["body", "title"], {"text_column": "body", "text_pair_column": "title"}, ["body", "title"]),
+        (["image", "label"], {"image_column": None}, ["image"]),
+        (["body"], {"text_column": "translation.en"}, []),
+    ],
+)
+def test_what_a_model_reads_is_found_without_the_task(names, settings, found):
+    assert find_inputs(splits(*names)["train"], settings) == found

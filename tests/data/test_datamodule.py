@@ -1,0 +1,158 @@
+from collections import Counter
+
+import datasets
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from gating.data.datamodule import ExampleDataModule
+from gating.data.sources import Examples, load_files
+from gating.tasks import SequenceClassification
+from gating.tasks.base import Prepared
+from tests.support.tiny_run import make_model_folder, write_table
+
+TASK = SequenceClassification()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(make_model_folder(tmp_path_factory.mktemp("data") / "model"))
+
+
+def make_splits(**columns) -> DatasetDict:
+    rows = {"text": [f"word{i} " * (1 + i % 7) for i in range(40)], "label": ["a", "b"] * 20, **columns}
+    return DatasetDict(train=Dataset.from_dict(rows), validation=Dataset.from_dict({k: v[:9] for k, v in rows.items()}))
+
+
+def prepare(splits: DatasetDict, tokenizer, max_length: int = 8) -> Prepared:
+    with torch.device("meta"):
+        blueprint = BertForSequenceClassification(BertConfig(num_hidden_layers=1))
+    return TASK.prepare(Examples(splits), tokenizer, blueprint, max_length=max_length)
+
+
+def make_data(tokenizer, **options) -> ExampleDataModule:
+    prepared = prepare(make_splits(), tokenizer)
+    assert prepared.config["id2label"] == {0: "a", 1: "b"}
+    return ExampleDataModule(prepared.splits, collate=prepared.collate, **options)
+
+
+def test_training_batches_hold_similar_lengths_and_every_example_once(tokenizer):
+    data = make_data(tokenizer, batch_size=4)
+    batches = list(data.train_dataloader())
+    assert len(batches) == data.num_batches() == 10
+    assert sum(len(batch["labels"]) for batch in batches) == 40
+    padded = sum(batch["attention_mask"].numel() for batch in batches)
+    in_order = [list(range(start, start + 4)) for start in range(0, 40, 4)]
+    lengths = [len(ids) for ids in data._splits["train"]["input_ids"]]
+    assert padded < sum(4 * max(lengths[i] for i in batch) for batch in in_order)
+
+
+def test_order_changes_with_the_epoch_and_repeats_with_the_seed(tokenizer):
+    def order(epoch: int, seed: int) -> list:
+        loader = make_data(tokenizer, batch_size=4, order_seed=seed).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return [batch["input_ids"].tolist() for batch in loader]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(1, 0)
+    assert order(0, 0) != order(0, 1)
+
+
+def test_batch_larger_than_the_data_is_one_batch(tokenizer):
+    assert len(list(make_data(tokenizer, batch_size=1000).train_dataloader())) == 1
+
+
+def test_texts_are_cut_off_and_pairs_are_joined(tokenizer):
+    splits = prepare(make_splits(text_pair=["word1 word2"] * 40), tokenizer).splits
+    assert max(map(len, splits["train"]["input_ids"])) == 8
+    assert tokenizer.decode(splits["train"][0]["input_ids"]) == "[CLS] word0 [SEP] word1 word2 [SEP]"
+
+
+def test_text_that_is_missing_is_named(tokenizer):
+    with pytest.raises(ValueError, match="no text in row 3"):
+        prepare(make_splits(text=["x", "y", None] + ["z"] * 37), tokenizer)
+
+
+def test_batch_size_below_one_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="batch_size=0"):
+        make_data(tokenizer, batch_size=0)
+
+
+def test_next_phase_goes_on_where_the_last_one_ended(tokenizer):
+    data = make_data(tokenizer, batch_size=4)
+    first = [batch["input_ids"].tolist() for batch in data.train_dataloader()]
+    data.go_on_after(3)
+    rest = [batch["input_ids"].tolist() for batch in data.train_dataloader()]
+    assert rest[:7] == first[3:]
+    data.go_on_after(10)
+    loader = data.train_dataloader()
+    again = make_data(tokenizer, batch_size=4).train_dataloader()
+    again.sampler.set_epoch(1)
+    assert [b["input_ids"].tolist() for b in loader] == [b["input_ids"].tolist() for b in again]
+
+
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_processes_share_each_batch_of_one_process(tokenizer, batch_size):
+    whole = make_data(tokenizer, batch_size=2 * batch_size)
+    parts = [make_data(tokenizer, batch_size=batch_size) for _ in range(2)]
+    for number, part in enumerate(parts):
+        part.divide(2, part=number)
+        assert part.num_batches() == whole.num_batches()
+    together = [
+        sorted(ids_of(first) + ids_of(second))
+        for first, second in zip(*(part.train_dataloader() for part in parts), strict=True)
+    ]
+    assert together == [sorted(ids_of(batch)) for batch in whole.train_dataloader()]
+
+
+def ids_of(batch) -> list[int]:
+    """Second tokens: the first word of each text, which is different in all of them."""
+    return batch["input_ids"][:, 1].tolist()
+
+
+def test_processes_go_on_where_the_last_phase_ended(tokenizer):
+    data = make_data(tokenizer, batch_size=4)
+    data.divide(2, part=1)
+    first = [ids_of(batch) for batch in data.train_dataloader()]
+    data.go_on_after(3)
+    assert [ids_of(batch) for batch in data.train_dataloader()][:2] == first[3:]
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("eval_batch_size", [1, 2, 3, 64])
+def test_every_example_is_evaluated_once_in_as_many_batches_by_each_process(tokenizer, num_parts, eval_batch_size):
+    data = make_data(tokenizer, eval_batch_size=eval_batch_size)
+    batches = []
+    for part in range(num_parts):
+        data.divide(num_parts, part=part)
+        batches.append([ids_of(batch) for batch in data.val_dataloader()])
+    assert len({len(mine) for mine in batches}) == 1
+    seen = Counter(example for mine in batches for batch in mine for example in batch)
+    assert len(seen) == sum(seen.values()) == 9
+    largest = max(len(batch) for mine in batches for batch in mine)
+    assert largest <= max(eval_batch_size, 2 if num_parts > 1 else 1)
+
+
+def test_more_processes_than_examples_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="9 example"):
+        make_data(tokenizer).divide(10)
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_texts_are_tokenised_once_for_all_runs(tmp_path, monkeypatch, from_file):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    model = make_model_folder(tmp_path / "model")
+    files = {split: str(write_table(tmp_path / f"{split}.tsv", rows=8, seed=0)) for split in ("train", "validation")}
+    calls = []
+    call = PreTrainedTokenizerFast.__call__
+    monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", lambda *a, **k: calls.append(1) or call(*a, **k))
+
+    def num_calls(max_length: int) -> int:
+        """Do as a new process does, and return how often texts went through the tokenizer."""
+        calls.clear()
+        splits = load_files(**files).splits if from_file else make_splits()
+        prepare(splits, AutoTokenizer.from_pretrained(model), max_length)
+        return len(calls)
+
+    assert [num_calls(8), num_calls(8), num_calls(7), num_calls(8)] == [2, 0, 2, 0]

@@ -1,0 +1,115 @@
+"""A user's own source of data: the example in docs/tasks.md, and what is told where one is wrong."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict, IterableDataset
+
+import train
+from gating.data.examples import Examples, as_examples
+from tests.support.tiny_run import ROOT, checked_settings, compose_settings, make_model_folder
+
+SECTION = (
+    (ROOT / "docs" / "tasks.md")
+    .read_text(encoding="utf-8")
+    .partition("## A source of your own")[2]
+    .partition("\n## ")[0]
+)
+BLOCKS = dict(re.findall(r"```(\w+)\n(.*?)```", SECTION, re.DOTALL))
+ROWS = Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Path:
+    """Return a folder with the example's files, from which modules can be imported."""
+    (tmp_path / "conf_of_mine" / "data").mkdir(parents=True)
+    (tmp_path / "conf_of_mine" / "data" / "reviews.yaml").write_text(BLOCKS["yaml"])
+    (tmp_path / "my_reviews.py").write_text(BLOCKS["python"])
+    (tmp_path / "reviews").mkdir()
+    lines = [json.dumps({"body": f"word{row % 40} word{row // 40}", "stars": row % 5 + 1}) for row in range(60)]
+    (tmp_path / "reviews" / "en.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in ("my_reviews", "broken", "mine"):
+        sys.modules.pop(name, None)
+
+
+def command() -> list[str]:
+    """Return the settings of the example's command; Hydra takes its folder by another name where there is none."""
+    words = BLOCKS["bash"].split()
+    at = words.index("--config-dir")
+    return [f"hydra.searchpath=[file://{Path(words[at + 1]).absolute()}]", *words[at + 2 :]]
+
+
+def test_the_example_runs(own, capsys):
+    model = make_model_folder(own / "model")
+    small = ["data.batch_size=8", "trainer.max_steps=8", "trainer.accelerator=cpu", "objective=none", "logger=csv"]
+    overrides = [*command(), "model=pretrained", f"model.name={model}", *small, "callbacks=none"]
+    train.run(compose_settings([*overrides, f"output_dir={own / 'out'}"]))
+    assert "of 60 rows: 48 train, 6 validation, 6 test" in capsys.readouterr().out
+    assert "test/accuracy" in json.loads((own / "out" / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("+data.lang=de", "no setting data.lang. Did you mean data.language"),
+        ("data.language=[de]", r"data.language=\['de'\] cannot be used"),
+        ("data.folder=???", "data.folder is needed"),
+        ("data._target_=my_reviews.load_review", "my_reviews.load_review does not exist"),
+        ("data._target_=nowhere.load", "nowhere.load does not exist. Is the folder of its module in PYTHONPATH"),
+        ("data._target_=broken.load", r"broken.load cannot be imported \(ZeroDivisionError: .*\)"),
+        ("~data.folder", "data.folder is needed, which my_reviews.load_reviews takes"),
+    ],
+)
+def test_settings_are_checked_against_its_signature(change, message, own):
+    (own / "broken.py").write_text("1 / 0\n")
+    with pytest.raises(ValueError, match=message):
+        checked_settings([*command(), change])
+
+
+def test_a_function_that_takes_anything_is_given_anything(own):
+    (own / "mine.py").write_text("def load(folder, **settings):\n    return settings\n")
+    settings = checked_settings([*command(), "data._target_=mine.load", "+data.other=3"])
+    assert settings["data"]["other"] == 3
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "returned nothing: let it return a dictionary"),
+        ([ROWS], "returned a list: let it"),
+        ({"train": [{"text": "a"}]}, "returned a list as train: let it be a datasets.Dataset"),
+        ({"train": IterableDataset.from_generator(lambda: iter([]))}, "returned a IterableDataset as train"),
+        ({"training": ROWS}, "returned 'training': call the splits train, validation, test"),
+        ({"train": ROWS, "dev": ROWS}, "returned 'train', 'dev': call the splits"),
+        ({}, "returned no split"),
+        (DatasetDict(train=ROWS, test=ROWS.select([])), "returned no examples as test"),
+        (Examples(DatasetDict(train=ROWS), metrics="f1"), "metrics='f1'.* as a tuple"),
+    ],
+)
+def test_what_it_returns_is_checked(returned, message):
+    with pytest.raises(ValueError, match=rf"data\._target_=mine\.load {message}|{message}"):
+        as_examples(returned, target="mine.load")
+
+
+@pytest.mark.parametrize(
+    "returned", [ROWS, {"train": ROWS}, DatasetDict(train=ROWS), Examples(DatasetDict(train=ROWS))]
+)
+def test_one_data_set_a_dictionary_and_examples_will_do(returned):
+    assert as_examples(returned, target="mine.load").splits["train"][:] == ROWS[:]
+
+
+def test_splits_have_one_order():
+    examples = as_examples({"test": ROWS, "validation": ROWS, "train": ROWS}, target="mine.load")
+    assert list(examples.splits) == ["train", "validation", "test"]
+
+
+def test_null_is_a_value_of_a_source_that_takes_what_tasks_take_too(own):
+    (own / "mine.py").write_text("def load(train, text_column):\n    return {}\n")
+    settings = checked_settings(["data=files", "data.train=x.csv", "data._target_=mine.load"])
+    assert settings["data"]["text_column"] is None

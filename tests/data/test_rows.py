@@ -1,0 +1,87 @@
+"""Warnings of examples that are in more than one split, and of files that are given twice."""
+
+import datetime
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+from datasets import Dataset, DatasetDict
+
+from gating.data.columns import take_columns
+from gating.data.rows import row_keys, warn_of_overlap
+from gating.data.sources import load_files
+from gating.data.text_files import load_text
+from gating.distributed import ranks
+
+
+def splits(**texts: list) -> DatasetDict:
+    return DatasetDict({split: Dataset.from_dict({"text": rows}) for split, rows in texts.items()})
+
+
+def said(caplog) -> list[str]:
+    return [record.message for record in caplog.records if record.name.startswith("gating.")]
+
+
+def test_a_text_in_two_splits_is_told_once_with_the_number(caplog):
+    data = splits(train=["a", "b", "c", "", None], validation=["d", "a"], test=["b", "b", "e", "d", ""])
+    take_columns(data, {"text": "text"})
+    assert said(caplog) == [
+        "1 of 2 validation examples are in the training data, too; 2 of 5 test examples are in the training data, too; "
+        "1 of 5 test examples are in the validation data, too: metrics look better than on new examples. Remove them "
+        "from one of the two."
+    ]
+
+
+def test_pairs_are_equal_where_both_texts_are(caplog):
+    train = Dataset.from_dict({"a": ["x", "y"], "b": ["1", "2"], "label": ["p", "q"]})
+    other = Dataset.from_dict({"a": ["x", "y"], "b": ["2", "1"], "label": ["p", "q"]})
+    roles = {"text": "a", "text_pair": "b", "label": "label"}
+    take_columns(DatasetDict(train=train, validation=other), roles)
+    assert said(caplog) == []
+    take_columns(DatasetDict(train=train, validation=train.select([1])), roles)
+    assert said(caplog)[0].startswith("1 of 1 validation examples")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [["two", "words"], ["one"]],
+        [1, 2],
+        [b"\xff", b"x"],
+        [datetime.date(2024, 2, 29), datetime.date(2024, 3, 1)],
+        [PIL.Image.fromarray(np.full((2, 2), level, dtype=np.uint8)) for level in (0, 200)],
+    ],
+)
+def test_words_numbers_and_images_are_compared_too(values, caplog):
+    data = splits(train=values, test=values[1:])
+    warn_of_overlap(data, ["text"])
+    assert said(caplog)[0].startswith("1 of 1 test examples")
+
+
+def test_what_cannot_be_compared_and_other_processes_say_nothing(caplog, monkeypatch):
+    assert row_keys(Dataset.from_dict({"text": [[["nested"]]]}), ["text"]) is None
+    warn_of_overlap(splits(train=[{"x": 1}], test=[{"x": 1}]), ["text"])
+    monkeypatch.setattr(ranks.rank_zero_only, "rank", 1)
+    warn_of_overlap(splits(train=["a"], test=["a"]), ["text"])
+    assert said(caplog) == []
+
+
+@pytest.mark.parametrize("way", ["itself", "relative", "link", "copy"])
+@pytest.mark.parametrize("load", [load_files, load_text])
+def test_one_file_for_two_splits_is_told(way, load, tmp_path, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"text {row},x\n" for row in range(30)))
+    other = {"itself": str(path), "relative": "rows.csv"}.get(way, "other.csv")
+    if way == "link":
+        (tmp_path / other).symlink_to(path)
+    elif way == "copy":
+        shutil.copy(path, other)
+    load(train=str(path), test=other)
+    (sentence,) = said(caplog)
+    assert sentence.startswith(f"data.train={path} and data.test={other} are the same: metrics tell")
+    (tmp_path / "new.csv").write_text("text,label\nanother text,x\n")
+    caplog.clear()
+    load(train=str(path), test="new.csv")
+    assert said(caplog) == []

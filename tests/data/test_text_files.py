@@ -1,0 +1,69 @@
+"""Plain text, in one file or several."""
+
+import json
+
+import pytest
+
+from gating.data.text_files import load_text
+
+LINES = "".join(f"line {number} of a play\n" for number in range(200))
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def joined(examples, split):
+    return "".join(examples.splits[split]["text"])
+
+
+def test_a_file_is_one_text_as_it_is(tmp_path):
+    files = {split: write(tmp_path / f"{split}.txt", f"{split}\n\n  äöü\t{LINES}") for split in ("train", "validation")}
+    examples = load_text(**files)
+    assert list(examples.splits) == ["train", "validation"]
+    assert examples.splits["train"]["text"][:] == [f"train\n\n  äöü\t{LINES}"]
+
+
+def test_one_file_gives_all_splits_at_ends_of_lines(tmp_path):
+    examples = load_text(train=write(tmp_path / "play.txt", LINES))
+    parts = [joined(examples, split) for split in ("train", "validation", "test")]
+    assert "".join(parts) == LINES
+    assert all(part.endswith("\n") for part in parts)
+    assert [round(len(part) / len(LINES), 2) for part in parts] == [0.9, 0.05, 0.05]
+
+
+def test_a_text_without_lines_is_cut_anywhere(tmp_path):
+    examples = load_text(train=write(tmp_path / "play.txt", "x" * 100))
+    assert [len(joined(examples, split)) for split in ("train", "validation", "test")] == [90, 5, 5]
+
+
+def test_a_test_file_of_its_own_leaves_a_tenth_for_validation(tmp_path):
+    train, test = write(tmp_path / "play.txt", "x" * 100), write(tmp_path / "test.txt", "the test")
+    examples = load_text(train=train, test=test)
+    assert [len(joined(examples, split)) for split in examples.splits] == [90, 10, 8]
+
+
+def test_rows_of_tables_are_texts(tmp_path):
+    rows = [json.dumps({"text": f"text {number}", "id": number}) for number in range(40)]
+    examples = load_text(train=write(tmp_path / "texts.jsonl", "\n".join(rows)))
+    assert [len(table) for table in examples.splits.values()] == [36, 2, 2]
+    assert examples.splits["test"]["text"][:] == ["text 38", "text 39"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b" \n ", r"empty\.txt: the file is empty"),
+        ("latin.txt", "Größe".encode("latin-1"), r"latin\.txt: the file is no text in UTF-8"),
+        ("short.txt", b"ab", r"short\.txt is too short to leave parts"),
+        ("book.pdf", b"x", r"cannot read \.pdf; use \.txt, .*\.csv"),
+        (None, b"", "there is no such file"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(name, content, message, tmp_path):
+    path = tmp_path / (name or "nowhere.txt")
+    if name:
+        path.write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_text(train=str(path))

@@ -1,0 +1,51 @@
+"""Running text in blocks."""
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from gating.data.text.token_blocks import cut_into_blocks
+from gating.data.text.tokenizers import train_tokenizer
+
+TEXTS = ["abc", "defgh", "", "ijklmnop"]
+TABLE = Dataset.from_dict({"text": TEXTS})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A token for each letter."""
+    return train_tokenizer(TABLE, size=260, frame="none")
+
+
+def blocks_of(tokenizer, texts, **options):
+    splits = cut_into_blocks(DatasetDict(train=Dataset.from_dict({"text": texts})), tokenizer, **options)
+    return [tokenizer.decode(ids) for ids in splits["train"]["input_ids"]]
+
+
+def test_all_texts_follow_each_other_and_the_rest_is_a_block_too(tokenizer):
+    assert blocks_of(tokenizer, TEXTS, length=6, with_ends=False) == ["abcdef", "ghijkl", "mnop"]
+
+
+def test_texts_end_where_others_follow(tokenizer):
+    blocks = blocks_of(tokenizer, TEXTS, length=8, with_ends=True)
+    assert "".join(blocks) == "abc</s>defgh</s></s>ijklmnop"
+    assert blocks_of(tokenizer, ["abc"], length=8, with_ends=True) == ["abc"]
+
+
+def test_tokenizers_that_end_texts_themselves_are_let_do_so():
+    framing = train_tokenizer(TABLE, size=260, frame="end")
+    assert "".join(blocks_of(framing, ["ab", "cd"], length=9, with_ends=True)) == "ab</s>cd</s>"
+
+
+def test_a_text_shorter_than_a_block_is_a_block(tokenizer):
+    assert blocks_of(tokenizer, ["abc"], length=128, with_ends=True) == ["abc"]
+
+
+@pytest.mark.parametrize(("length", "expected"), [(4, ["abcd"]), (2, ["ab", "cd"]), (3, ["abc", "de"])])
+def test_a_last_token_alone_predicts_nothing(length, expected, tokenizer):
+    assert blocks_of(tokenizer, ["abcde"], length=length, with_ends=True) == expected
+
+
+@pytest.mark.parametrize("texts", [["a"], ["", ""]])
+def test_too_little_text_is_refused(texts, tokenizer):
+    with pytest.raises(ValueError, match=r"The train data has \d token"):
+        blocks_of(tokenizer, texts, length=4, with_ends=False)

@@ -1,0 +1,167 @@
+"""Two processes, on CPUs, through gloo."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.faults.outcome import Outcome
+from gating.distributed.ranks import check_processes, check_same, from_first, is_first
+from tests.support.steps_of_ranks import train_some_steps
+from tests.support.tiny_run import ROOT, make_inputs, make_model_folder
+
+TWO = ["trainer=ddp", "trainer.devices=2", "trainer.precision=32-true", "data.batch_size=4"]
+SUPPORT = ROOT / "tests" / "support"
+
+
+def run_script(script: str, arguments: list[str], *, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(
+        [sys.executable, str(SUPPORT / script), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    where = tmp_path_factory.mktemp("ranks")
+    return where, run_script("command_of_ranks.py", [*inputs, *TWO], cwd=where)
+
+
+def test_run_on_two_devices_ends_well_and_says_everything_once(finished):
+    _, process = finished
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    for line in ("12 heads, 12 steps in", "search step 4/9", "Everything is in", "wandb sync"):
+        assert process.stdout.count(line) == 1, line
+
+
+def test_both_processes_keep_the_same_heads(finished):
+    where, _ = finished
+    first, second = (json.loads((where / f"kept-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert sum(map(len, first[0].values())) == 4
+
+
+def test_only_one_folder_is_written(finished):
+    where, _ = finished
+    assert len(list((where / "outputs").glob("*/*"))) == 1  # its name is the time, which processes read on their own
+    folder = next((where / "outputs").glob("*/*"))
+    assert {path.name for path in where.iterdir()} == {"outputs", "kept-0.json", "kept-1.json"}
+    assert len(list(folder.rglob("model.safetensors"))) == 1
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+    numbers = json.loads((folder / "metrics.json").read_text())
+    assert numbers["num_heads"] == 4
+    assert 16 * numbers["test/accuracy"] % 1 == 0
+
+
+ENDS = {
+    # What happens to which process at its batch 7, how the run ends, and what it says.
+    "1 7 SIGKILL": (1, "Another process of this run has ended: rank 1 was killed by SIGKILL"),
+    "0 7 fails": (1, "this process was told to fail"),
+    "1 7 fails": (1, "this process was told to fail"),
+    "0 7 SIGTERM": (143, "Stopped by SIGTERM"),
+    "1 7 SIGTERM": (143, "Stopped by SIGTERM"),
+    "1 7 nan": (1, "The loss is not a number at step 7 of the run"),
+}
+IN_CI = ("1 7 SIGKILL",)
+
+
+@pytest.mark.parametrize("happens", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ENDS])
+def test_whatever_happens_to_one_process_ends_the_run_which_can_go_on(happens, finished, inputs, tmp_path):
+    code, message = ENDS[happens]
+    start = time.monotonic()
+    settings = [*inputs, *TWO, "logger=csv", "callbacks.checkpoint.every_n_steps=1", "resume=auto"]
+    process = run_script("command_of_ranks.py", settings, cwd=tmp_path, HAPPENS=happens)
+    assert process.returncode == code
+    assert message in process.stderr
+    assert process.stderr.count("The run can go on: python train.py resume=") == ("nan" not in happens)
+    assert ("Traceback" in process.stderr) == ("fails" in happens)
+    assert time.monotonic() - start < 150
+    (folder,) = (tmp_path / "outputs").glob("*/*")
+    assert not (folder / "compact").exists()
+    assert len(list((folder / "checkpoints" / "search").glob("*.ckpt"))) == 2
+    process = run_script("command_of_ranks.py", settings, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("search goes on from") == 1
+    whole = next((finished[0] / "outputs").glob("*/*"))
+    comparison = Outcome.of(whole).compare(Outcome.of(folder))
+    assert all(comparison.values()), comparison
+
+
+def test_two_processes_take_the_steps_of_one_with_batches_twice_as_large(tmp_path):
+    folder = make_model_folder(tmp_path / "model")
+    process = run_script("steps_of_ranks.py", [str(folder), str(tmp_path)], cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    two = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1)]
+    one = train_some_steps(folder, num_processes=1, batch_size=8)
+    assert len(one["losses"]) == len(two[0]["losses"]) == 3
+    # The order of sums differs, in float32, and Adam's division carries it on from the first step.
+    for step, loss in enumerate(one["losses"]):
+        assert (two[0]["losses"][step] + two[1]["losses"][step]) / 2 == pytest.approx(float(loss), abs=1e-5)
+        for name, gradient in one["gradients"][step].items():
+            torch.testing.assert_close(two[0]["gradients"][step][name], gradient, atol=1e-6, rtol=1e-3)
+            assert torch.equal(two[0]["gradients"][step][name], two[1]["gradients"][step][name])
+    assert one["gradients"][0]["model.head_gates.log_alpha"].abs().max() > 1e-4
+    assert two[0]["metrics"] == two[1]["metrics"]
+    assert two[0]["metrics"]["val/accuracy"] == one["metrics"]["val/accuracy"]
+    assert two[0]["metrics"]["val/loss"] == pytest.approx(one["metrics"]["val/loss"], abs=1e-5)
+
+
+REFUSED = {
+    "fsdp": ({"strategy": "fsdp"}, "whole weight matrices"),
+    "fsdp object": ({"strategy": {"_target_": "pytorch_lightning.strategies.FSDPStrategy"}}, "trainer=ddp"),
+    "fsdp2 object": ({"strategy": {"_target_": "pytorch_lightning.strategies.ModelParallelStrategy"}}, "trainer=ddp"),
+    "deepspeed": ({"strategy": "deepspeed_stage_2"}, "gradient_checkpointing=true"),
+    "spawn": ({"strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn"),
+    "unknown": ({"strategy": "horovod"}, "trainer.strategy=horovod"),
+    "no device": ({"devices": 0}, "trainer.devices=0"),
+    "unknown argument": ({"epochs": 3}, "epochs"),
+    "unknown precision": ({"precision": "bf17"}, "bf17"),
+    "of each run": ({"logger": False}, "trainer.logger=False would have no effect, .*: choose logger=wandb or"),
+    "unknown device": ({"accelerator": "abacus"}, "trainer.accelerator=abacus"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_run_is_refused(case):
+    settings, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        check_processes({"accelerator": "cpu", "devices": 1, **settings})
+
+
+def test_gpus_that_are_not_there_are_refused():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu"):
+        check_processes({"accelerator": "gpu", "devices": 1})
+
+
+def test_processes_started_by_others_are_counted(monkeypatch):
+    assert check_processes({"accelerator": "cpu", "devices": 2}) == 2
+    assert check_processes({"accelerator": "cpu", "devices": 1, "num_nodes": 3}) == 3
+    assert check_processes({"accelerator": "cpu", "devices": 1, "plugins": [{"_target_": "some.Plugin"}]}) == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="4 have been started"):
+        check_processes({"accelerator": "cpu", "devices": 2})
+
+
+def test_one_process_is_the_first_and_agrees_with_itself():
+    assert is_first()
+    assert from_first("here") == "here"
+    check_same(torch.ones(2), "what is alone")

@@ -1,0 +1,66 @@
+"""A process of a run that is killed while another one waits for it."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gating.distributed import watch
+from tests.distributed.test_ranks import ROOT, SUPPORT, TWO, run_script
+from tests.support.tiny_run import make_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*make_inputs(tmp_path_factory.mktemp("inputs")), *TWO, "logger=csv", "callbacks.checkpoint.every_n_steps=1"]
+
+
+def test_a_process_that_waits_without_end_for_a_killed_one_ends_with_a_sentence(inputs, tmp_path):
+    settings = [*inputs, "output_dir=out"]
+    process = run_script("command_of_ranks.py", settings, cwd=tmp_path, HAPPENS="1 7 SIGKILL", HANGS="0 7")
+    assert process.returncode == 1
+    assert "rank 1 was killed by SIGKILL" in process.stderr
+    assert process.stderr.count("The run can go on: python train.py resume=out") == 1
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("hangs", ["- -", "1 7"])
+def test_the_others_say_that_the_first_process_was_killed_and_end(hangs, inputs, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HAPPENS": "0 7 SIGKILL", "HANGS": hangs}
+    with Path(tmp_path / "err").open("wb") as err:
+        command = [sys.executable, str(SUPPORT / "command_of_ranks.py"), *inputs, "output_dir=out"]
+        process = subprocess.run(command, cwd=tmp_path, env=environment, stdout=err, stderr=err, check=False)
+    assert process.returncode == -9
+    end = time.monotonic() + 60
+    while "The run can go on" not in (said := Path(tmp_path / "err").read_text()) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert "Another process of this run has ended: rank 0 was killed" in said
+    assert said.count("The run can go on: python train.py resume=out") == 1
+    while _processes_of(tmp_path) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert _processes_of(tmp_path) == []
+
+
+def _processes_of(folder: Path) -> list[str]:
+    """Return the processes whose current folder is this one."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if link.readlink() == folder:
+                found.append(re.sub("\0", " ", (link.parent / "cmdline").read_text()))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_process_ends_in_words():
+    assert watch._describe(-9) == "was killed by SIGKILL"
+    assert watch._describe(3) == "has ended with exit code 3"
+
+
+def test_a_process_alone_has_lost_none():
+    assert watch.find_lost_process(patience_s=5.0) is None

@@ -1,0 +1,52 @@
+"""Compact and gated models in one compiled graph."""
+
+import pytest
+import torch
+
+import gating
+from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
+from tests.support.family_models import FAMILIES
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
+def test_compact_model_compiles_to_one_graph(name):
+    model = FAMILIES[name].build()
+    blocks = gating.find_attention_blocks(model)
+    gating.prune_heads(model, {blocks[0].name: range(blocks[0].num_heads), blocks[1].name: [0, 1]})
+    model.config.use_cache = False
+    probe = make_probe(model)
+    expected = forward_outputs(model, probe)
+    # The graph is what can break; the code that a backend makes of it is torch's own.
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert max_relative_difference(expected, forward_outputs(compiled, probe)) <= 1e-6
+    torch._dynamo.reset()
+
+
+# Dynamo looks at every tensor it meets, also at the gate values, which are no leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("budget", [False, True])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_gated_model_compiles_to_one_graph_and_its_gates_get_the_same_gradients(name, budget):
+    model = FAMILIES[name].build().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.config.use_cache = False
+    gates = gating.inject_gates(model)
+    if budget:
+        objective = gating.ExactBudget(keep=0.5)
+        objective.attach(gates)
+        objective.update(gates, 0.4)
+    probe = make_probe(model)
+
+    def gradients(run):
+        gates.log_alpha.grad = None
+        torch.manual_seed(0)
+        run(**probe).logits.sum().backward()
+        return gates.log_alpha.grad
+
+    plain = gradients(model)
+    compiled = gradients(torch.compile(model, backend="eager", fullgraph=True))
+    assert plain.abs().max() > 0
+    assert max_relative_difference([plain], [compiled]) <= 1e-5
+    torch._dynamo.reset()

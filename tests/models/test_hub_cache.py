@@ -1,0 +1,123 @@
+"""Data sets and models of the hub that are in a local cache, with no hub to be reached."""
+
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import datasets
+import huggingface_hub.constants
+import pytest
+from datasets import Dataset
+from datasets.arrow_writer import ArrowWriter
+from transformers import AutoModelForSequenceClassification
+
+from gating.data import sources
+from gating.data.text.tokens import load_tokenizer
+from gating.models import hub
+from gating.models.sources import Pretrained
+from tests.support.tiny_run import make_model_folder, write_table
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(params=["offline mode", "refused", "silent"])
+def no_hub(request, tmp_path, monkeypatch):
+    """Let the hub be out of reach in one of three ways, and the caches be empty folders."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hub, "_outage", None)
+    monkeypatch.setattr(hub, "_TIMEOUT", 0.5)
+    for place in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(place, "HF_HUB_OFFLINE", request.param == "offline mode")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if request.param == "silent":
+            listening.listen()  # and never answers
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", url)
+        start = time.monotonic()
+        yield tmp_path
+        assert time.monotonic() - start < 15  # a bound on retries, not on speed
+
+
+def snapshot(folder: Path, name: str, *, branch: str | None = "main") -> Path:
+    """Make a snapshot in the hub's cache, of a branch or of a commit alone."""
+    place = folder / "hub" / name
+    (place / "snapshots" / REVISION).mkdir(parents=True)
+    if branch is not None:
+        (place / "refs").mkdir()
+        (place / "refs" / branch).write_text(REVISION)
+    return place / "snapshots" / REVISION
+
+
+def prepared(folder: Path, name: str, config: str) -> None:
+    """Make a data set as `datasets` leaves it in its cache."""
+    place = folder / "datasets" / name / config / "0.0.0" / REVISION
+    place.mkdir(parents=True)
+    short = name.rpartition("___")[2]
+    info = {"config_name": config, "dataset_name": short, "version": {"version_str": "0.0.0"}, "splits": {}}
+    for split, rows in (("train", 40), ("validation", 5)):
+        table = Dataset.from_dict(
+            {"text": [f"{split} {n}" for n in range(rows)], "label": [n % 2 for n in range(rows)]}
+        )
+        with ArrowWriter(path=str(place / f"{short}-{split}.arrow"), features=table.features) as writer:
+            for row in table:
+                writer.write(row)
+            writer.finalize()
+        info["features"] = table.features.to_dict()
+        info["splits"][split] = {"name": split, "num_bytes": 1, "num_examples": rows, "dataset_name": short}
+    (place / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_a_data_set_that_was_loaded_before_is_loaded_again(no_hub):
+    prepared(no_hub, "org___reviews", "default")
+    splits = sources.load_hub(path="org/reviews", test_split=None).splits
+    assert {split: len(table) for split, table in splits.items()} == {"train": 40, "validation": 5}
+    with pytest.raises(ValueError, match=r"data\.test_split=null"):
+        sources.load_hub(path="org/reviews")
+
+
+def test_a_task_of_glue_that_was_loaded_before_is_loaded_again(no_hub):
+    prepared(no_hub, "nyu-mll___glue", "rte")
+    assert [len(table) for table in sources.load_glue(name="rte").splits.values()] == [38, 2, 5]
+    with pytest.raises(ConnectionError, match=r"'nyu-mll/glue' \(cola\): .*not in the cache; connect"):
+        sources.load_glue(name="cola")
+
+
+def test_a_data_set_that_was_only_downloaded_is_read_from_its_files(no_hub):
+    folder = snapshot(no_hub, "datasets--org--reviews")
+    for split, rows in (("train", 8), ("validation", 2), ("test", 3)):
+        write_table(folder / f"{split}.tsv", rows=rows, seed=0).rename(folder / f"{split}.csv")
+    splits = sources.load_hub(path="org/reviews").splits
+    assert [len(table) for table in splits.values()] == [8, 2, 3]
+
+
+def test_what_is_in_no_cache_is_one_sentence(no_hub):
+    with pytest.raises(ConnectionError, match=r"Cannot load the data set 'org/reviews': .* not in the cache; connect"):
+        sources.load_hub(path="org/reviews")
+    with pytest.raises(ConnectionError, match=r"Cannot load the model 'org/bert': .* not in the cache; connect"):
+        hub.locate("org/bert")
+
+
+@pytest.mark.parametrize("branch", ["main", "v2", None])
+def test_a_model_is_found_under_its_revision(no_hub, branch, tmp_path_factory):
+    made = make_model_folder(tmp_path_factory.mktemp("made") / "model")
+    shutil.copytree(made, snapshot(no_hub, "models--org--bert", branch=branch), dirs_exist_ok=True)
+    source = Pretrained("org/bert", revision=branch or REVISION)
+    assert source.load(AutoModelForSequenceClassification).config.num_hidden_layers == 3
+    assert load_tokenizer(source).vocab_size == 45
+    with pytest.raises(ConnectionError, match=r"'org/bert' \(revision other\)"):
+        hub.locate("org/bert", revision="other")
+
+
+def test_a_tokenizer_alone_is_found(no_hub, tmp_path_factory):
+    made = make_model_folder(tmp_path_factory.mktemp("made") / "model")
+    folder = snapshot(no_hub, "models--org--words")
+    for path in made.glob("token*"):
+        shutil.copy(path, folder)
+    assert load_tokenizer(Pretrained(str(made), tokenizer="org/words")).vocab_size == 45

@@ -1,0 +1,119 @@
+import pytest
+import torch
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertTokenizer,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from gating.data.text.tokens import load_tokenizer
+from gating.models.sources import NewModel, Pretrained, make_blueprint
+from tests.support.tiny_run import make_model_folder
+
+SMALL_VIT = {"image_size": 8, "patch_size": 2, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(make_model_folder(tmp_path_factory.mktemp("models") / "model"))
+
+
+def test_pretrained_weights_are_kept_below_a_new_head(folder):
+    stored = Pretrained(folder).load(AutoModelForSequenceClassification)
+    for auto_class in (AutoModelForTokenClassification, AutoModelForQuestionAnswering):
+        model = Pretrained(folder).load(auto_class, num_labels=2)
+        for name, weight in model.bert.state_dict().items():
+            assert torch.equal(weight, stored.bert.state_dict()[name]), name
+
+
+def test_a_model_of_the_class_that_is_for_training_is_taken(tmp_path):
+    """The distilled models of DeiT are saved as a class that takes no labels."""
+    sizes = {"image_size": 8, "patch_size": 2, "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+    DeiTForImageClassificationWithTeacher(DeiTConfig(**sizes, intermediate_size=16)).save_pretrained(tmp_path)
+    for model in (
+        Pretrained(str(tmp_path)).load(AutoModelForImageClassification),
+        make_blueprint(Pretrained(str(tmp_path)), AutoModelForImageClassification),
+    ):
+        assert type(model) is DeiTForImageClassification
+
+
+def test_weights_are_found_where_a_head_calls_its_base_model_otherwise(tmp_path):
+    sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    stored = Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1))
+    stored.save_pretrained(tmp_path)
+    model = Pretrained(str(tmp_path)).load(AutoModelForQuestionAnswering)
+    for name, weight in stored.model.state_dict().items():
+        assert torch.equal(weight, model.base_model.state_dict()[name]), name
+
+
+def test_a_head_for_another_number_of_classes_is_replaced(folder):
+    model = Pretrained(folder).load(AutoModelForSequenceClassification, num_labels=5)
+    assert model.classifier.weight.shape == (5, 32)
+
+
+def test_a_changed_configuration_reaches_the_model(folder):
+    model = Pretrained(folder, config={"hidden_dropout_prob": 0.3}).load(AutoModelForSequenceClassification)
+    assert model.bert.embeddings.dropout.p == 0.3
+
+
+def test_a_new_model_is_as_its_configuration_says():
+    source = NewModel("vit", config={**SMALL_VIT, "num_channels": 1})
+    blueprint = make_blueprint(source, AutoModelForImageClassification)
+    assert {weight.device.type for weight in blueprint.parameters()} == {"meta"}
+    model = source.load(AutoModelForImageClassification, num_labels=7)
+    assert model.classifier.weight.shape == (7, 16)
+    assert model.dtype == torch.float32
+    assert source.processor is None
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (NewModel("gtp2"), "model_type=gtp2 is no family of transformers. Did you mean gpt2?"),
+        (NewModel("vit", config={"hidden_sizes": 3}), r"model\.config\.hidden_sizes .* Did you mean .*hidden_size\?"),
+        (NewModel("vit", config={"image_size": "large"}), "image_size"),
+        (NewModel("bert"), r"cannot be used for this task \(AutoModelForImageClassification\).* family bert\."),
+    ],
+)
+def test_a_new_model_that_cannot_be_is_named(source, message):
+    with pytest.raises(ValueError, match=message):
+        make_blueprint(source, AutoModelForImageClassification)
+
+
+def test_a_size_that_the_weights_do_not_have_is_refused(folder):
+    source = Pretrained(folder, config={"intermediate_size": 48})
+    with pytest.raises(ValueError, match=r"intermediate.dense.bias is stored as .*intermediate_size"):
+        source.load(AutoModelForSequenceClassification)
+
+
+def test_a_value_that_the_configuration_lacks_is_refused(folder):
+    with pytest.raises(ValueError, match=r"model\.config\.n_layer is no value of a bert"):
+        Pretrained(folder, config={"n_layer": 2}).load_config()
+
+
+@pytest.mark.parametrize(("tokenizer", "revision"), [(None, "v2"), ("itself", "main")])
+def test_a_tokenizer_is_of_the_version_of_its_model(tokenizer, revision, folder, monkeypatch):
+    asked = []
+
+    def load(name, **options):
+        asked.append(options["revision"])
+        return BertTokenizer.from_pretrained(folder)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
+    load_tokenizer(Pretrained(folder, revision="v2", tokenizer=tokenizer and folder))
+    assert asked == [revision]
+
+
+def test_a_tokenizer_that_cannot_pad_is_told(folder, monkeypatch):
+    tokenizer = BertTokenizer.from_pretrained(folder, pad_token=None)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
+    with pytest.raises(ValueError, match="neither a padding token nor one for the end"):
+        load_tokenizer(Pretrained(folder))

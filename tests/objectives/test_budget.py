@@ -1,0 +1,127 @@
+"""How many heads, and which, with a minimum for every layer."""
+
+import itertools
+
+import pytest
+import torch
+
+import gating
+from gating.objectives import HeadBudget
+from gating.objectives.selection import check_reachable, fewest_heads, nearest_reachable, select_gates
+from tests.support.family_models import FAMILIES
+
+
+@pytest.fixture
+def gates(bert):
+    return gating.inject_gates(bert)
+
+
+@pytest.fixture
+def llama_gates():
+    """Three layers of eight query heads in four groups: gates of two heads."""
+    return gating.inject_gates(FAMILIES["llama"].build())
+
+
+def best_by_hand(scores, heads_per_gate, num_heads, block_sizes, min_per_layer):
+    """Try every choice of gates."""
+    blocks = torch.repeat_interleave(torch.arange(len(block_sizes)), torch.tensor(block_sizes)).tolist()
+    best, found = None, None
+    for size in range(len(scores) + 1):
+        for choice in itertools.combinations([g for g, heads in enumerate(heads_per_gate) if heads], size):
+            per_block = [sum(heads_per_gate[g] for g in choice if blocks[g] == b) for b in range(len(block_sizes))]
+            if sum(per_block) == num_heads and min(per_block) >= min_per_layer:
+                value = sum(scores[g] * heads_per_gate[g] for g in choice)
+                if best is None or value > best:
+                    best, found = value, sorted(choice)
+    return found
+
+
+LAYOUTS = [((1,) * 6, (2, 4)), ((2,) * 6, (3, 3)), ((2, 2, 1, 1, 2, 1), (3, 3)), ((1, 3, 0, 2, 1, 2), (2, 2, 2))]
+
+
+@pytest.mark.parametrize(("heads_per_gate", "block_sizes"), LAYOUTS)
+@pytest.mark.parametrize("min_per_layer", [0, 1, 2])
+def test_the_best_choice_is_found(heads_per_gate, block_sizes, min_per_layer):
+    rules = {"block_sizes": block_sizes, "min_per_layer": min_per_layer}
+    for seed, num_heads in itertools.product(range(3), range(1, sum(heads_per_gate) + 1)):
+        scores = torch.randn(6, generator=torch.Generator().manual_seed(seed))
+        expected = best_by_hand(scores.tolist(), heads_per_gate, num_heads, block_sizes, min_per_layer)
+        if expected is None:
+            with pytest.raises(ValueError, match="cannot be kept exactly"):
+                check_reachable(num_heads, heads_per_gate, **rules)
+            assert nearest_reachable(num_heads, heads_per_gate, **rules) != num_heads
+            continue
+        check_reachable(num_heads, heads_per_gate, **rules)
+        assert (
+            nearest_reachable(num_heads, heads_per_gate, **rules) == num_heads >= fewest_heads(heads_per_gate, **rules)
+        )
+        assert sorted(select_gates(scores, heads_per_gate, num_heads, **rules).tolist()) == expected
+
+
+def test_the_best_heads_of_every_layer_come_first(gates):
+    scores = torch.arange(12.0)
+    kept = HeadBudget(num_heads=5, min_per_layer=1).choose(gates, scores)
+    assert kept.nonzero().flatten().tolist() == [3, 7, 9, 10, 11]
+    assert HeadBudget(num_heads=5).choose(gates, scores).nonzero().flatten().tolist() == [7, 8, 9, 10, 11]
+
+
+def test_a_minimum_of_heads_takes_whole_groups(llama_gates):
+    budget = HeadBudget(num_heads=14, min_per_layer=3)
+    kept = budget.choose(llama_gates, torch.arange(12.0))
+    assert kept.view(3, 4).sum(dim=1).tolist() == [2, 2, 3]
+    with pytest.raises(ValueError, match=r"10 heads are too few for min_per_layer=3 in each of 3 .* takes 12"):
+        HeadBudget(num_heads=10, min_per_layer=3).resolve(llama_gates)
+
+
+def test_a_choice_of_another_number(gates):
+    assert HeadBudget(num_heads=2).choose(gates, torch.arange(12.0), num_heads=[7]).sum() == 7
+
+
+def test_a_share_is_rounded_to_what_gates_can_keep(llama_gates):
+    assert HeadBudget(keep=0.38).resolve(llama_gates) in (8, 10)
+    assert HeadBudget().resolve(llama_gates) == 6
+    ((part, _),) = HeadBudget(num_heads=4).parts(llama_gates)
+    assert part.nearest(16.9) in (16, 18)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_heads": 2, "min_per_layer": 1}, "2 heads are too few for min_per_layer=1 in each of 3 .* that takes 3"),
+        ({"keep": 0.2, "min_per_layer": 1}, "2 heads are too few"),
+        ({"num_heads": 12, "min_per_layer": 5}, "min_per_layer=5 is more than the 4 heads of encoder"),
+        ({"min_per_layer": -1}, "min_per_layer=-1 is no number of heads"),
+        ({"min_per_layer": 0.5}, r"min_per_layer=0\.5 is no number of heads"),
+        ({"num_heads": 13}, "num_heads=13 cannot be kept"),
+    ],
+)
+def test_a_minimum_that_does_not_fit_is_refused(gates, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HeadBudget(**arguments).resolve(gates)
+
+
+def test_finalizing_keeps_what_the_objective_chose(bert):
+    gates = gating.inject_gates(bert)
+    with torch.no_grad():
+        gates.log_alpha.copy_(torch.arange(12.0) - 6)
+    objective = gating.ExactBudget(num_heads=5, min_per_layer=1)
+    objective.attach(gates)
+    objective.update(gates, 1.0)
+    report = gating.finalize(bert, gates, kept=objective.kept(gates))
+    assert [len(heads) for heads in report.kept_heads.values()] == [1, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kept": torch.ones(12, dtype=torch.bool), "num_heads": 3}, "either num_heads or kept"),
+        ({"kept": torch.ones(11, dtype=torch.bool)}, r"12 truth values.*got torch.bool of shape \(11,\)"),
+        ({"kept": torch.ones(12)}, "12 truth values.*got torch.float32"),
+        ({"kept": torch.zeros(12, dtype=torch.bool)}, "no head would be left"),
+    ],
+)
+def test_a_choice_that_does_not_fit_the_gates_is_refused(bert, arguments, message):
+    gates = gating.inject_gates(bert)
+    with pytest.raises(ValueError, match=message):
+        gating.finalize(bert, gates, **arguments)
+    assert bert.head_gates is gates

@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+import gating
+from gating.objectives.convergence import Convergence
+
+
+@pytest.fixture
+def gates(bert):
+    gates = gating.inject_gates(bert)
+    set_open(gates, range(4))
+    return gates
+
+
+def set_open(gates, indices, undecided=()):
+    with torch.no_grad():
+        gates.log_alpha.fill_(-8.0)
+        gates.log_alpha[list(indices)] = 8.0
+        gates.log_alpha[list(undecided)] = 0.0
+
+
+def test_search_ends_when_the_same_heads_stay(gates):
+    convergence = Convergence(patience=3)
+    assert [convergence.update(gates) for _ in range(3)] == [None] * 3
+    assert convergence.update(gates) == (
+        "the same 4 heads were kept at 4 checks in a row, and 0% of the gates are undecided"
+    )
+
+
+def test_another_choice_starts_the_count_again(gates):
+    convergence = Convergence(patience=2)
+    convergence.update(gates)
+    convergence.update(gates)
+    set_open(gates, range(1, 5))
+    assert convergence.update(gates) is None
+    assert convergence.update(gates) is None
+    assert convergence.update(gates) is not None
+
+
+def test_undecided_gates_hold_the_end_up(gates):
+    set_open(gates, range(4), undecided=[3])
+    convergence = Convergence(patience=1, max_undecided=0.05)
+    assert [convergence.update(gates) for _ in range(3)] == [None] * 3
+    assert Convergence(patience=1, max_undecided=0.1).update(gates) is None  # the first check
+    convergence = Convergence(patience=1, max_undecided=0.1)
+    convergence.update(gates)
+    assert "8% of the gates are undecided" in convergence.update(gates)
+
+
+def test_a_search_that_is_not_at_its_budget_goes_on(gates):
+    objective = gating.ExactBudget(num_heads=2)
+    kept = objective.kept(gates)
+    convergence = Convergence(patience=1)
+    assert [convergence.update(gates, kept) for _ in range(3)] == [None] * 3
+    set_open(gates, kept.nonzero().flatten().tolist())
+    assert "same 2 heads" in convergence.update(gates, objective.kept(gates))
+
+
+def test_heads_are_counted_not_gates():
+    from tests.support.family_models import FAMILIES
+
+    gates = gating.inject_gates(FAMILIES["llama"].build())
+    convergence = Convergence(patience=1)
+    convergence.update(gates)
+    assert "same 24 heads" in convergence.update(gates)
+
+
+def test_a_resumed_count_goes_on(gates):
+    first = Convergence(patience=2)
+    first.update(gates)
+    first.update(gates)
+    second = Convergence(patience=2)
+    second.load_state_dict(first.state_dict())
+    assert second.update(gates) == first.update(gates) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"patience": 0}, "patience=0"), ({"max_undecided": -0.1}, r"max_undecided=-0\.1"), ({"max_undecided": 5}, "=5")],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Convergence(**arguments)

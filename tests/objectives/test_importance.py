@@ -1,0 +1,159 @@
+"""Michel et al. 2019: the expected sensitivity of the loss to a head's mask variable."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import gating
+from gating.objectives import Importance
+from gating.objectives.baselines.importance import sensitivity
+from gating.objectives.baselines.mask import HeadMask
+from gating.structure.probe import make_probe
+from tests.support.family_models import FAMILIES
+from tests.support.tiny_models import batch_for
+
+LABELS = torch.tensor([0, 2])
+
+
+def watched(model, **options):
+    gates = gating.inject_gates(model, **options)
+    gates.sampler = HeadMask(gates)
+    ranking = Importance()
+    ranking.attach(gates)
+    return gates, ranking
+
+
+def loss_of(model, batch):
+    """The mean over the examples, as every task has it."""
+    if batch.get("labels") is None:
+        logits = model(**batch).logits
+        return logits.flatten(1).float().pow(2).mean()
+    return model(**batch).loss
+
+
+def gradient_of_each_example(model, gates, batch, values):
+    """Equation 2 by hand: the derivative of each example's loss with respect to each mask variable xi."""
+    found = []
+    for index in range(len(batch["input_ids"])):
+        xi = values.clone().requires_grad_()
+        with gates.fixed_at(xi):
+            loss = loss_of(model, {name: tensor[index : index + 1] for name, tensor in batch.items()})
+        found.append(torch.autograd.grad(loss, xi)[0])
+    return torch.stack(found)
+
+
+def test_importance_is_the_mean_absolute_gradient_of_the_mask_variables(bert):
+    gates, ranking = watched(bert)
+    batch = batch_for(bert) | {"labels": LABELS}
+    loss_of(bert, batch).backward()
+    collected = ranking.importance.clone()
+    by_hand = gradient_of_each_example(bert, gates, batch, torch.ones(12)).abs().mean(dim=0)
+    torch.testing.assert_close(collected, by_hand, rtol=1e-4, atol=1e-7)
+
+
+def test_importance_adds_up_over_batches_and_can_be_forgotten(bert):
+    gates, ranking = watched(bert)
+    batch = batch_for(bert) | {"labels": LABELS}
+    loss_of(bert, batch).backward()
+    once = ranking.importance.clone()
+    loss_of(bert, batch).backward()
+    torch.testing.assert_close(ranking.importance, 2 * once)
+    ranking.start_over(gates)
+    assert ranking.importance.abs().sum() == 0
+
+
+def test_closed_heads_have_no_importance_and_change_that_of_the_others(bert):
+    gates, ranking = watched(bert)
+    batch = batch_for(bert) | {"labels": LABELS}
+    mask = torch.ones(12)
+    mask[[0, 5, 6]] = 0
+    gates.sampler.fix(mask > 0, num_open=9)
+    loss_of(bert, batch).backward()
+    collected = ranking.importance.clone()
+    by_hand = gradient_of_each_example(bert, gates, batch, mask).abs().mean(dim=0) * mask
+    torch.testing.assert_close(collected, by_hand, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("group_queries", [True, False])
+def test_a_gate_of_a_group_has_one_mask_variable(group_queries):
+    model = FAMILIES["llama"].build().eval()
+    gates, ranking = watched(model, group_queries=group_queries)
+    batch = {name: tensor for name, tensor in make_probe(model).items() if isinstance(tensor, torch.Tensor)}
+    batch.pop("labels", None)
+    loss_of(model, batch).backward()
+    collected = ranking.importance.clone()
+    by_hand = gradient_of_each_example(model, gates, batch, torch.ones_like(collected)).abs().mean(dim=0)
+    torch.testing.assert_close(collected, by_hand, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(ranking.scores(gates).view(3, -1).norm(dim=1), torch.ones(3))
+
+
+def test_scores_have_a_norm_of_one_in_each_layer(bert):
+    gates, ranking = watched(bert)
+    ranking.importance.copy_(torch.tensor([3.0, 4, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0]))
+    expected = [0.6, 0.8, 0, 0, 0.5, 0.5, 0.5, 0.5, 0, 0, 0, 0]
+    assert ranking.scores(gates).tolist() == pytest.approx(expected)
+
+
+def test_sensitivity_by_hand():
+    # Two examples of two tokens; two gates of two features.
+    heads = torch.tensor([[[1.0, 2, 3, 4], [1, 1, 1, 1]], [[0, 1, 0, 1], [2, 0, 2, 0]]])
+    gradient = torch.tensor([[[1.0, 0, -1, 0], [-3, 0, 0, 2]], [[5, 5, -1, -1], [1, 1, 1, 1]]])
+    # Example 1: gate 1 has 1 - 3 = -2, gate 2 has -3 + 2 = -1; example 2: 5 + 2 = 7 and -1 + 2 = 1.
+    assert sensitivity(heads, gradient, 2).tolist() == [9.0, 2.0]
+
+
+def test_infinite_gradients_do_not_count():
+    heads, gradient = torch.ones(2, 1, 2), torch.tensor([[[torch.inf, 1.0]], [[1.0, torch.nan]]])
+    assert sensitivity(heads, gradient, 2).tolist() == [1.0, 1.0]
+
+
+def test_nothing_is_watched_in_evaluation_and_after_the_removal_of_the_gates(bert):
+    gates, ranking = watched(bert)
+    batch = batch_for(bert) | {"labels": LABELS}
+    with torch.no_grad():
+        loss_of(bert, batch)
+    assert ranking.importance.abs().sum() == 0
+    gates.remove()
+    loss_of(bert, batch).backward()
+    assert ranking.importance.abs().sum() == 0
+    assert not any(module._forward_pre_hooks for module in bert.modules())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_importance_is_collected_once_inside_of_a_checkpoint(bert, use_reentrant):
+    gates, ranking = watched(bert)
+    batch = batch_for(bert) | {"labels": LABELS}
+    loss_of(bert, batch).backward()
+    expected = ranking.importance.clone()
+    ranking.start_over(gates)
+    for module in bert.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    bert.train()
+    bert.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    loss_of(bert, batch).backward()
+    torch.testing.assert_close(ranking.importance, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_copy_of_everything_collects_for_itself(bert):
+    _, ranking = watched(bert)
+    model, copied = copy.deepcopy((bert, ranking))
+    loss_of(model, batch_for(model) | {"labels": LABELS}).backward()
+    assert copied.importance.abs().sum() > 0
+    assert ranking.importance.abs().sum() == 0
+
+
+def test_importance_in_half_precision_is_collected_in_full(bert):
+    _, ranking = watched(bert)
+    batch = batch_for(bert) | {"labels": LABELS}
+    loss_of(bert, batch).backward()
+    expected = ranking.importance.clone()
+    ranking.importance.zero_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = loss_of(bert, batch)
+    loss.backward()
+    assert ranking.importance.dtype == torch.float32
+    # bfloat16 has 8 bits.
+    torch.testing.assert_close(ranking.importance, expected, rtol=0.2, atol=0.05 * expected.max().item())

@@ -1,0 +1,87 @@
+"""L1 norms of the rows and columns that belong to a head."""
+
+import pytest
+import torch
+from torch.nn.utils import prune
+
+import gating
+from gating.objectives import Magnitude
+from gating.objectives.baselines.magnitude import head_norms
+from tests.support.family_models import FAMILIES
+
+
+def l1(*parts):
+    return sum(part.detach().abs().sum().item() for part in parts)
+
+
+def test_norm_is_that_of_the_rows_and_columns_of_a_head(bert):
+    block = gating.find_attention_blocks(bert)[1]
+    layer = bert.bert.encoder.layer[1].attention
+    for head, norm in enumerate(head_norms(block).tolist()):
+        rows = slice(8 * head, 8 * head + 8)
+        projections = (layer.self.query.weight, layer.self.key.weight, layer.self.value.weight)
+        by_hand = l1(*(weight[rows] for weight in projections), layer.output.dense.weight[:, rows])
+        assert norm == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_weights_of_another_orientation_and_order():
+    model = FAMILIES["gpt2"].build()
+    block = gating.find_attention_blocks(model)[0]
+    attention, width = block.module, block.head_dim
+    hidden = block.num_heads * width
+    for head, norm in enumerate(head_norms(block).tolist()):
+        starts = [part * hidden + head * width for part in range(3)]
+        by_hand = l1(
+            *(attention.c_attn.weight[:, start : start + width] for start in starts),
+            attention.c_proj.weight[head * width : (head + 1) * width],
+        )
+        assert norm == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("group_queries", [True, False])
+def test_shared_keys_and_values_are_divided_among_their_heads(group_queries):
+    model = FAMILIES["llama"].build()
+    gates = gating.inject_gates(model, group_queries=group_queries)
+    attention = model.model.layers[0].self_attn
+    scores = Magnitude().scores(gates)
+    by_hand = []
+    for head in range(8):
+        rows, shared = slice(8 * head, 8 * head + 8), slice(8 * (head // 2), 8 * (head // 2) + 8)
+        own = l1(attention.q_proj.weight[rows], attention.o_proj.weight[:, rows])
+        by_hand.append(own + l1(attention.k_proj.weight[shared], attention.v_proj.weight[shared]) / 2)
+    if group_queries:
+        by_hand = [(a + b) / 2 for a, b in zip(by_hand[::2], by_hand[1::2], strict=True)]
+    assert scores[: len(by_hand)].tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_padding_is_no_head():
+    model = FAMILIES["llama"].build()
+    gating.prune_heads(model, {0: [1]})
+    gates = gating.inject_gates(model)
+    first = gating.find_attention_blocks(model)[0]
+    assert Magnitude().scores(gates)[0].item() == pytest.approx(head_norms(first)[0].item())
+
+
+def test_order_within_a_layer_is_that_of_torch_for_heads_of_one_row():
+    """With one feature in each head, the value projection's rows are heads: ln_structured closes the same ones."""
+    model = FAMILIES["bert"].build()
+    attention = model.bert.encoder.layer[0].attention if hasattr(model, "bert") else model.encoder.layer[0].attention
+    block = gating.find_attention_blocks(model)[0]
+    with torch.no_grad():
+        for linear in (attention.self.query, attention.self.key, attention.output.dense):
+            linear.weight.fill_(0.1)
+    norms = head_norms(block)
+    grouped = torch.nn.Linear(attention.self.value.weight[: block.head_dim].numel(), block.num_heads, bias=False)
+    with torch.no_grad():
+        grouped.weight.copy_(attention.self.value.weight.reshape(block.num_heads, -1))
+    prune.ln_structured(grouped, "weight", amount=2, n=1, dim=0)
+    closed = (grouped.weight_mask.sum(dim=1) == 0).nonzero().flatten().tolist()
+    assert sorted(norms.topk(2, largest=False).indices.tolist()) == closed
+
+
+@pytest.mark.parametrize("family", ["t5", "whisper", "deberta-v2", "modernbert", "albert"])
+def test_every_layout_has_norms(family):
+    gates = gating.inject_gates(FAMILIES[family].build())
+    scores = Magnitude().scores(gates)
+    assert scores.shape == gates.log_alpha.shape
+    assert (scores > 0).all()

@@ -1,0 +1,281 @@
+"""A budget for each kind of attention: exactly met for each, by every objective that has a number."""
+
+import copy
+import math
+
+import pytest
+import torch
+import transformers
+
+import gating
+from gating.gates import hard_concrete
+from gating.objectives.parts import PerPart, parts_of
+from gating.pruning.finalize import decide_gate_values
+from gating.pruning.measure import count_heads_by_kind
+from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
+from gating.training.optimizers import AdamW
+from tests.benchmarks.test_rivals import RIVALS
+from tests.support.family_models import FAMILIES
+
+SHIFT = 2 / 3 * math.log(0.1 / 1.1)
+STEPS = 8
+# The tiny BART has 8 heads in its encoder, 12 in its decoder, 12 across.
+WANTED = {"encoder": 5, "decoder": 3, "cross": 7}
+
+
+def build_bert_to_gpt2():
+    bert = transformers.BertConfig(vocab_size=30, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    gpt2 = transformers.GPT2Config(vocab_size=30, n_embd=32, n_layer=1, n_head=2)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(bert, gpt2)
+    config.decoder_start_token_id = config.pad_token_id = 0
+    return transformers.EncoderDecoderModel(config=config)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("t5", {"encoder": 12, "decoder": 12, "cross": 12}),
+        ("bart", {"encoder": 8, "decoder": 12, "cross": 12}),
+        ("marian", {"encoder": 8, "decoder": 12, "cross": 12}),
+        ("whisper", {"encoder": 8, "decoder": 12, "cross": 12}),
+        ("t5gemma", {"encoder": 24, "decoder": 24, "cross": 24}),
+        ("blip", {"encoder": 8, "decoder": 8, "cross": 8}),
+        ("bert", {"encoder": 12}),
+        ("bert-decoder", {"encoder": 12}),
+        ("opt", {"decoder": 12}),
+        ("gpt2-cross", {"self": 12, "cross": 12}),
+        ("llama", {"self": 24}),
+    ],
+)
+def test_kinds_of_attention_are_told_apart(family, expected):
+    assert count_heads_by_kind(FAMILIES[family].build()) == expected
+
+
+def test_the_encoder_inside_of_a_decoder_is_decoder():
+    assert count_heads_by_kind(build_bert_to_gpt2()) == {"encoder": 2, "decoder": 2, "cross": 2}
+
+
+class Search:
+    """A search without a trainer, on a model of two towers."""
+
+    def __init__(self, objective, family="bart"):
+        self.model, self.objective = FAMILIES[family].build().train(), objective
+        self.gates = gating.inject_gates(self.model)
+        objective.attach(self.gates)
+        weights = [p for name, p in self.model.named_parameters() if not name.startswith("head_gates")]
+        self.optimizer = AdamW(lr=1e-4).build(weights, [self.gates.log_alpha], objective.parameters())
+        self.batch = make_probe(self.model)
+
+    def run(self, first, last):
+        for step in range(first, last):
+            torch.manual_seed(step)
+            self.objective.update(self.gates, step / STEPS)
+            self.optimizer.zero_grad()
+            (self.model(**self.batch).logits.square().mean() + self.objective.penalty(self.gates)).backward()
+            self.optimizer.step()
+        return self
+
+    def state(self):
+        return copy.deepcopy([part.state_dict() for part in (self.model, self.objective, self.optimizer)])
+
+    def load(self, state):
+        for part, its in zip((self.model, self.objective, self.optimizer), state, strict=True):
+            part.load_state_dict(its)
+        return self
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+def test_every_kind_ends_with_exactly_its_number(rival):
+    torch.manual_seed(0)
+    search = Search(RIVALS[rival](num_heads=WANTED, min_per_layer=1)).run(0, STEPS)
+    search.objective.update(search.gates, 1.0)
+    kept = search.objective.kept(search.gates)
+    assert search.objective.num_heads_to_keep(search.gates) == 15
+    assert search.objective.target(search.gates) == pytest.approx(15)
+    model = search.model.eval()
+    values = decide_gate_values(search.gates, kept=kept)
+    with search.gates.fixed_at(values):
+        masked = forward_outputs(model, search.batch)
+    report = gating.finalize(model, search.gates, kept=kept)
+    assert count_heads_by_kind(model) == WANTED
+    assert min(map(len, report.kept_heads.values())) >= 1
+    # Rounding of another order of summation.
+    assert max_relative_difference(masked, forward_outputs(model, search.batch)) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["t5", "marian", "whisper"])
+def test_families_with_two_towers_keep_what_was_asked_for(family):
+    model = FAMILIES[family].build()
+    gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=WANTED)
+    objective.attach(gates)
+    with torch.no_grad():
+        gates.log_alpha.normal_(generator=torch.Generator().manual_seed(1))
+    objective.update(gates, 1.0)
+    gating.finalize(model, gates, kept=objective.kept(gates))
+    assert count_heads_by_kind(model) == WANTED
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+def test_groups_of_query_heads_have_budgets_per_kind(rival):
+    torch.manual_seed(0)
+    search = Search(RIVALS[rival](keep={"encoder": 0.5, "cross": 0.25}, min_per_layer=1), "t5gemma").run(0, 2)
+    search.objective.update(search.gates, 1.0)
+    gating.finalize(search.model.eval(), search.gates, kept=search.objective.kept(search.gates))
+    assert count_heads_by_kind(search.model) == {"encoder": 12, "decoder": 24, "cross": 6}
+
+
+def test_shares_are_rounded_to_groups_and_numbers_are_not():
+    gates = gating.inject_gates(FAMILIES["t5gemma"].build())
+    assert gating.ExactBudget(keep={"encoder": 0.3}).num_heads_to_keep(gates) == 24 + 24 + 6
+    with pytest.raises(ValueError, match=r"num_heads\.cross=5 cannot be kept exactly.* 4 or 6"):
+        gating.ExactBudget(num_heads={"cross": 5}).attach(gates)
+
+
+@pytest.mark.parametrize("rival", ["budget", "gumbel", "straight_through"])
+def test_the_budget_of_every_kind_is_met_at_every_step(rival):
+    torch.manual_seed(0)
+    search = Search(RIVALS[rival](num_heads=WANTED, schedule=gating.BudgetSchedule(start=0.0, end=0.5)))
+    parts = parts_of(search.gates, by_kind=True)
+    assert [part.kind for part in parts] == ["encoder", "decoder", "cross"]
+    with torch.no_grad():
+        search.gates.log_alpha.normal_(generator=torch.Generator().manual_seed(0))
+    for step in range(9):
+        search.objective.update(search.gates, step / 8)
+        probs = search.gates.prob_open()
+        open_heads = {part.kind: probs[list(part.indices)].sum().item() for part in parts}
+        assert sum(open_heads.values()) == pytest.approx(search.objective.target(search.gates), abs=1e-2)
+        if step >= 4:
+            assert open_heads == pytest.approx(WANTED, abs=1e-2)
+
+
+def test_heads_compete_with_those_of_their_kind_only():
+    search = Search(gating.ExactBudget(num_heads=WANTED))
+    search.objective.update(search.gates, 1.0)
+    before = search.gates.prob_open().detach()
+    cross = list(parts_of(search.gates, by_kind=True)[2].indices)
+    with torch.no_grad():
+        search.gates.log_alpha[cross[0]] += 2
+    changed = (search.gates.prob_open().detach() - before).abs() > 1e-4
+    assert changed.nonzero().flatten().tolist() == cross
+
+
+def test_the_gradient_of_a_budget_per_kind_is_that_of_the_implicit_functions():
+    """With z_i = f(log_alpha_i - c_kind), dc_kind / dlog_alpha_i = p_i (1 - p_i) / sum of these within the kind."""
+    search = Search(gating.ExactBudget(num_heads=WANTED))
+    gates = search.gates
+    with torch.no_grad():
+        gates.log_alpha.normal_(generator=torch.Generator().manual_seed(5))
+    search.objective.update(gates, 1.0)
+    weights = torch.linspace(-1, 1, 32)
+    located = gates.constrained_log_alpha()
+    (located * weights).sum().backward()
+    expected = torch.empty(32)
+    for part in parts_of(gates, by_kind=True):
+        its = list(part.indices)
+        p = torch.sigmoid(located.detach()[its] - SHIFT)
+        assert p.sum().item() == pytest.approx(WANTED[part.kind], abs=1e-3)
+        slopes = p * (1 - p)
+        expected[its] = weights[its] - weights[its].sum() * slopes / slopes.sum()
+    torch.testing.assert_close(gates.log_alpha.grad, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_lagrangian_has_multipliers_per_kind():
+    search = Search(gating.Lagrangian(num_heads=WANTED))
+    gates, objective = search.gates, search.objective
+    with torch.no_grad():
+        gates.log_alpha.copy_(torch.linspace(-3, 3, 32))
+        objective.lambda_1.copy_(torch.tensor([0.7, -0.2, 1.0]))
+        objective.lambda_2.copy_(torch.tensor([3.0, 0.0, 1.0]))
+    objective.update(gates, 1.0)
+    penalty = objective.penalty(gates)
+    penalty.backward()
+    by_hand, p = 0.0, torch.sigmoid(torch.linspace(-3, 3, 32) - SHIFT)
+    for number, part in enumerate(parts_of(gates, by_kind=True)):
+        its = list(part.indices)
+        missed = 1 - p[its].sum().item() / len(its) - (1 - WANTED[part.kind] / len(its))
+        one, two = ((0.7, 3.0), (-0.2, 0.0), (1.0, 1.0))[number]
+        by_hand += one * missed + two * missed**2
+        assert objective.lambda_1.grad[number].item() == pytest.approx(missed, rel=1e-4)
+        gradient = (one + 2 * two * missed) * -p[its] * (1 - p[its]) / len(its)
+        torch.testing.assert_close(gates.log_alpha.grad[its], gradient, rtol=1e-4, atol=1e-6)
+    assert penalty.item() == pytest.approx(by_hand, rel=1e-4)
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+def test_a_resumed_search_is_the_uninterrupted_one(rival):
+    torch.manual_seed(0)
+    start = Search(RIVALS[rival](num_heads=WANTED)).state()
+    whole = Search(RIVALS[rival](num_heads=WANTED)).load(start).run(0, 5)
+    state = whole.state()
+    whole.run(5, STEPS)
+    torch.manual_seed(99)
+    resumed = Search(RIVALS[rival](num_heads=WANTED)).load(state).run(5, STEPS)
+    for one, other in zip(whole.state()[:2], resumed.state()[:2], strict=True):
+        assert list(one) == list(other)
+        for name, tensor in one.items():
+            assert torch.equal(tensor, other[name]), name
+    assert torch.equal(whole.objective.kept(whole.gates), resumed.objective.kept(resumed.gates))
+
+
+def test_one_number_for_all_is_one_part():
+    gates = gating.inject_gates(FAMILIES["bart"].build())
+    gating.ExactBudget(num_heads=15).attach(gates)
+    assert not isinstance(gates.constraint, PerPart)
+
+
+def test_a_module_per_part_sees_only_its_gates_and_puts_them_back():
+    gates = gating.inject_gates(FAMILIES["t5"].build())
+    parts = parts_of(gates, by_kind=True)
+    assert sorted(index for part in parts for index in part.indices) == list(range(36))
+
+    class Adding(torch.nn.Module):
+        def __init__(self, number):
+            super().__init__()
+            self.number = number
+
+        def forward(self, log_alpha):
+            assert log_alpha.shape == (12,)
+            return log_alpha + self.number
+
+    added = PerPart(parts, [Adding(100.0 * number) for number in range(3)])(torch.arange(36.0))
+    for number, part in enumerate(parts):
+        assert added[list(part.indices)].tolist() == [index + 100.0 * number for index in part.indices]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"num_heads": {"encoder": 4, "middle": 2}},
+            r"num_heads\.middle=2: there is no middle .*has: encoder \(8 heads\), decoder \(12 heads\), cross",
+        ),
+        ({"keep": {"self": 0.5}}, r"keep\.self=0\.5: there is no self attention"),
+        ({"num_heads": {}}, r"num_heads=\{\} is empty; .* encoder \(8 heads\)"),
+        ({"num_heads": {"encoder": 9}}, r"num_heads\.encoder=9 cannot be kept: encoder attention of .* has 8 heads"),
+        ({"num_heads": {"cross": 0}}, r"num_heads\.cross=0 cannot be kept"),
+        ({"num_heads": {"cross": "6"}}, r"num_heads\.cross=6 cannot be kept"),
+        ({"keep": {"cross": 1.5}}, r"keep\.cross=1\.5 is not a share"),
+        ({"keep": {"cross": "half"}}, r"keep\.cross=half is not a share"),
+        ({"num_heads": {"cross": 6}, "keep": {"encoder": 0.5}}, "either num_heads or keep"),
+        ({"num_heads": {"cross": 2}, "min_per_layer": 1}, "2 heads are too few .* 3 cross attention blocks"),
+        ({"num_heads": {"cross": 6}, "min_per_layer": 5}, "min_per_layer=5 is more than the 4 heads of encoder"),
+    ],
+)
+def test_a_budget_that_does_not_fit_is_refused_before_the_gates_change(arguments, message):
+    gates = gating.inject_gates(FAMILIES["bart"].build())
+    for rival in ("budget", "lagrangian", "gumbel", "magnitude"):
+        with pytest.raises(ValueError, match=message):
+            RIVALS[rival](**arguments).attach(gates)
+    assert gates.constraint is None
+    assert gates.sampler is None
+
+
+def test_the_only_kind_of_a_model_may_be_named():
+    gates = gating.inject_gates(FAMILIES["bert"].build())
+    objective = gating.ExactBudget(num_heads={"encoder": 5})
+    objective.attach(gates)
+    objective.update(gates, 1.0)
+    probs = hard_concrete.prob_open(
+        gates.constrained_log_alpha(), temperature=gates.temperature, stretch_limits=gates.stretch_limits
+    )
+    assert probs.sum().item() == pytest.approx(5, abs=1e-3)

@@ -1,0 +1,138 @@
+"""The relaxed top-k of Xie and Ermon (2019), as differentiable subset pruning uses it (Li et al. 2021)."""
+
+import math
+
+import pytest
+import torch
+
+import gating
+from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK, gumbel_noise, soft_top_k
+from gating.objectives.parts import parts_of
+from tests.support.family_models import FAMILIES
+
+
+def soft_top_k_by_hand(scores, k, temperature):
+    left, total = list(scores), [0.0] * len(scores)
+    for _ in range(k):
+        weights = [math.exp(r / temperature) for r in left]
+        taken = [weight / sum(weights) for weight in weights]
+        total = [a + b for a, b in zip(total, taken, strict=True)]
+        left = [r + math.log(1 - p) for r, p in zip(left, taken, strict=True)]
+    return total
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_relaxation_is_the_iterated_softmax(k, temperature):
+    scores = [0.3, -1.0, 1.2, 0.1, 0.4]
+    by_hand = torch.tensor(soft_top_k_by_hand(scores, k, temperature))
+    torch.testing.assert_close(soft_top_k(torch.tensor(scores), k, temperature), by_hand)
+
+
+@pytest.mark.parametrize("temperature", [1000.0, 1.0, 0.1, 1e-8])
+@pytest.mark.parametrize(("n", "k"), [(72, 8), (72, 18), (144, 100), (5, 5)])
+def test_relaxation_sums_to_k(n, k, temperature):
+    scores = 3 * torch.randn(n, generator=torch.Generator().manual_seed(n + k))
+    relaxed = soft_top_k(scores, k, temperature)
+    assert relaxed.dtype == torch.float32
+    assert relaxed.sum().item() == pytest.approx(k, rel=1e-4)
+
+
+@pytest.mark.parametrize("spread", [1.0, 100.0])
+def test_relaxation_is_the_k_largest_when_cold_and_even_when_hot(spread):
+    scores = spread * torch.randn(72, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(72).index_fill(0, scores.topk(8).indices, 1.0)
+    torch.testing.assert_close(soft_top_k(scores, 8, 1e-8), mask)
+    torch.testing.assert_close(soft_top_k(scores / spread, 8, 1e6), torch.full((72,), 8 / 72), rtol=1e-3, atol=0)
+
+
+def test_gradient_of_the_relaxation_equals_finite_differences():
+    scores = torch.randn(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    weights = torch.arange(6.0)
+    (soft_top_k(scores, 3, 0.7) * weights).sum().backward()
+    for index in range(6):
+        moved = torch.zeros(6, dtype=torch.float64)
+        moved[index] = 1e-3
+        with torch.no_grad():
+            up, down = ((soft_top_k(scores + way * moved, 3, 0.7) * weights).sum().item() for way in (1, -1))
+        assert scores.grad[index].item() == pytest.approx((up - down) / 2e-3, abs=2e-3)
+
+
+@pytest.mark.parametrize("temperature", [1000.0, 1e-8])
+def test_gradient_of_the_relaxation_is_finite_at_both_ends(temperature):
+    scores = torch.randn(72, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    (soft_top_k(scores, 8, temperature) * torch.arange(72.0)).sum().backward()
+    assert scores.grad.isfinite().all()
+
+
+def test_what_takes_no_part_is_never_taken():
+    scores = torch.tensor([5.0, -torch.inf, 1.0, 0.0]).requires_grad_()
+    relaxed = soft_top_k(scores, 2, 0.5)
+    assert relaxed[1] == 0
+    relaxed[0].backward()
+    assert scores.grad.isfinite().all()
+
+
+def test_noise_makes_the_first_draw_one_of_a_softmax():
+    torch.manual_seed(0)
+    scores = torch.tensor([1.0, 0.0, -1.0])
+    draws = torch.stack([(scores + gumbel_noise(scores)).argmax() for _ in range(4000)])
+    # Three standard deviations of a share of 4000 draws are below .024.
+    torch.testing.assert_close(draws.bincount(minlength=3) / 4000, scores.softmax(0), rtol=0, atol=0.024)
+
+
+@pytest.fixture
+def gates(bert):
+    return gating.inject_gates(bert)
+
+
+def whole(gates):
+    (part,) = parts_of(gates, by_kind=False)
+    return part
+
+
+def test_straight_through_values_are_a_mask_with_the_gradient_of_log_alpha(gates):
+    sampler = StraightThroughTopK(whole(gates), num_heads=5, min_per_layer=0)
+    with torch.no_grad():
+        gates.log_alpha.normal_(generator=torch.Generator().manual_seed(0))
+    values = sampler.sample(gates.log_alpha)
+    assert sorted(values.tolist()) == [0.0] * 7 + [1.0] * 5
+    assert set(values.nonzero().flatten().tolist()) == set(gates.log_alpha.topk(5).indices.tolist())
+    (values * torch.arange(12.0)).sum().backward()
+    assert gates.log_alpha.grad.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_draws_sum_to_the_number_of_heads(gates, autocast):
+    hard = StraightThroughTopK(whole(gates), num_heads=5, min_per_layer=0)
+    sampler = GumbelTopK(whole(gates), hard=hard, scale=5.0, temperature=0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        draw = sampler.sample(gates.log_alpha)
+    assert draw.dtype == torch.float32
+    assert draw.sum().item() == pytest.approx(5, rel=1e-4)
+    assert sampler.prob_open(gates.log_alpha).sum().item() == pytest.approx(5, rel=1e-4)
+    assert sampler.values(gates.log_alpha).sum() == 5
+    (draw * torch.arange(12.0)).sum().backward()
+    assert gates.log_alpha.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1e-4])
+def test_gradient_of_a_draw_does_not_explode(bert, temperature):
+    """Clipped together with a gradient of 1e15, weights would not learn."""
+    gates = gating.inject_gates(bert)
+    hard = StraightThroughTopK(whole(gates), num_heads=11, min_per_layer=0)
+    sampler = GumbelTopK(whole(gates), hard=hard, scale=5.0, temperature=temperature)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        gates.log_alpha.grad = None
+        (sampler.sample(gates.log_alpha) * torch.arange(12.0)).sum().backward()
+        assert gates.log_alpha.grad.isfinite().all()
+        assert gates.log_alpha.grad.norm() <= 1.001
+
+
+def test_a_gate_of_a_group_counts_as_its_heads():
+    gates = gating.inject_gates(FAMILIES["llama"].build())
+    hard = StraightThroughTopK(whole(gates), num_heads=10, min_per_layer=0)
+    sampler = GumbelTopK(whole(gates), hard=hard, scale=1.0, temperature=0.5)
+    assert (sampler.values(gates.log_alpha) * 2).sum() == 10
+    assert (sampler.sample(gates.log_alpha) * 2).sum().item() == pytest.approx(10, rel=1e-4)

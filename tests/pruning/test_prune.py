@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import gating
+from gating.pruning.prune import num_parameters
+from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
+
+NAME = "encoder.layer.1.attention.self"
+
+
+def test_the_third_head_of_the_first_layer_goes_in_one_line(bert):
+    report = gating.prune_heads(bert, {0: [2]})
+    assert list(report.kept_heads.values()) == [(0, 1, 3), (0, 1, 2, 3), (0, 1, 2, 3)]
+    assert (report.num_heads_before, report.num_heads) == (12, 11)
+
+
+def test_pruned_equals_masked(model):
+    batch = batch_for(model)
+    gates = gating.inject_gates(model)
+    mask = torch.ones(12)
+    mask[[2, 4, 5, 6, 7]] = 0
+    with gates.fixed_at(mask):
+        expected = logits_of(model, batch)
+    gates.remove()
+    gating.prune_heads(model, {0: [2], 1: range(NUM_HEADS)})
+    torch.testing.assert_close(logits_of(model, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_are_counted_before_and_after(bert):
+    before = num_parameters(bert)
+    report = gating.prune_heads(bert, {0: [0], 2: [1, 3]})
+    # Three rows blocks of 8 x 32 weights and 8 biases, and 8 columns of 32, for each of three heads.
+    assert report.num_parameters_before == before
+    assert report.num_parameters == num_parameters(bert) == before - 3 * (3 * (8 * 32 + 8) + 8 * 32)
+
+
+def test_a_layer_has_a_number_or_a_name(bert, make_model):
+    twin = make_model("bert")
+    gating.prune_heads(bert, {1: [0, 3]})
+    gating.prune_heads(twin, {NAME: [0, 3]})
+    assert_same_state(twin, state_of(bert))
+
+
+def test_heads_keep_their_original_numbers(bert, make_model):
+    gating.prune_heads(bert, {1: [0]})
+    report = gating.prune_heads(bert, {1: [1]})
+    assert report.kept_heads[NAME] == (2, 3)
+    at_once = make_model("bert")
+    gating.prune_heads(at_once, {1: [0, 1]})
+    assert_same_state(bert, state_of(at_once))
+
+
+def test_pruning_a_head_that_is_gone_does_nothing(bert):
+    gating.prune_heads(bert, {1: [0]})
+    state = state_of(bert)
+    report = gating.prune_heads(bert, {1: [0]})
+    assert report.num_heads == report.num_heads_before == 11
+    assert_same_state(bert, state)
+
+
+def test_pruning_nothing_changes_nothing(bert):
+    state = state_of(bert)
+    assert gating.prune_heads(bert, {}).num_heads == 12
+    assert gating.prune_heads(bert, {0: []}).num_heads == 12
+    assert_same_state(bert, state)
+
+
+def test_numbers_and_names_of_one_layer_add_up(bert):
+    assert gating.prune_heads(bert, {1: [0], NAME: [3]}).kept_heads[NAME] == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        ({0: [0], 7: [0]}, ValueError, "no layer 7.*encoder.layer.0.attention.self"),
+        ({0: [0], -4: [0]}, ValueError, "no layer -4"),
+        ({0: [0], "encoder.layer.9": [0]}, ValueError, "no layer 'encoder.layer.9'"),
+        ({0: [0], 1: [4]}, ValueError, "Layer 1 has heads 0 to 3; there is no head 4"),
+        ({0: [0], 1: [-1]}, ValueError, "there is no head -1"),
+        ({0: [0], 1: [1.0]}, TypeError, r"whole numbers; got \[1\.0\] for layer 1"),
+        ({0: [0], 1: ["2"]}, TypeError, r"whole numbers; got \['2'\]"),
+        ({0: [0], 1: [True]}, TypeError, r"whole numbers; got \[True\]"),
+        ({0: [0], 1: 2}, TypeError, "layer 1"),
+        ({0: [0], 1.5: [2]}, TypeError, r"A layer is a number or the name .* got 1\.5"),
+        ({0: [0], None: [2]}, TypeError, "got None"),
+    ],
+    ids=str,
+)
+def test_a_bad_request_is_refused_and_changes_nothing(bert, request_, error, message):
+    state, cls = state_of(bert), type(bert)
+    with pytest.raises(error, match=message):
+        gating.prune_heads(bert, request_)
+    assert_same_state(bert, state)
+    assert type(bert) is cls
+    assert not hasattr(bert.config, "head_gating")
+
+
+def test_a_number_that_means_two_blocks_is_refused():
+    config = transformers.BertConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
+    model = transformers.BertModel(config)
+    with pytest.raises(
+        ValueError, match=r"Layer 0 has more than one .* name one of .*attention\.self, .*crossattention"
+    ):
+        gating.prune_heads(model, {0: [1]})
+    gating.prune_heads(model, {"encoder.layer.0.crossattention.self": [1]})
+    assert [block.num_heads for block in gating.find_attention_blocks(model)] == [2, 1]
+
+
+def test_a_model_with_gates_is_refused(bert):
+    gating.inject_gates(bert)
+    state = state_of(bert)
+    # Its gates would no longer fit its heads.
+    with pytest.raises(ValueError, match="gates"):
+        gating.prune_heads(bert, {0: [2]})
+    assert_same_state(bert, state)
+
+
+def test_shared_parameters_count_once():
+    layer = nn.Linear(3, 4)
+    assert num_parameters(nn.ModuleList([layer, layer])) == 16
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        {1: [np.int64(0), np.int64(3)]},
+        {np.int64(1): np.array([0, 3])},
+        {1: torch.tensor([0, 3])},
+        {torch.tensor(1): (0, 3)},
+        {-2: {0, 3}},
+    ],
+)
+def test_numbers_of_numpy_and_torch_and_layers_from_the_end_are_taken(request_of, bert):
+    assert gating.prune_heads(bert, request_of).kept_heads[NAME] == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("request_of", "message"),
+    [
+        ([[0, 1]], "Give the heads of each layer"),
+        ({0: [[0, 1]]}, "Heads are whole numbers"),
+        ({0: torch.tensor([[0, 1]])}, "Heads are whole numbers"),
+        ({0: torch.tensor([True, False])}, "Heads are whole numbers"),
+        ({0: [True]}, "Heads are whole numbers"),
+        ({0: [1.0]}, "Heads are whole numbers"),
+        ({0: "12"}, "Heads are whole numbers"),
+        ({0: torch.tensor(2)}, "give a list of heads"),
+        ({0: 2}, "give a list of heads"),
+        ({1.5: [0]}, "A layer is a number"),
+        ({True: [0]}, "A layer is a number"),
+    ],
+)
+def test_what_is_no_table_of_heads_is_told(request_of, message, bert):
+    state = state_of(bert)
+    with pytest.raises(TypeError, match=message):
+        gating.prune_heads(bert, request_of)
+    assert_same_state(bert, state)
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
+def test_a_quantized_model_is_refused_in_a_sentence(family, make_model):
+    quantized = torch.ao.quantization.quantize_dynamic(make_model(family), {torch.nn.Linear}, dtype=torch.qint8)
+    for change in (gating.inject_gates, lambda model: gating.prune_heads(model, {0: [1]})):
+        with pytest.raises(ValueError, match=r"it is quantised .* remove heads first"):
+            change(quantized)

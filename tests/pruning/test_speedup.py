@@ -1,0 +1,78 @@
+import copy
+from contextlib import suppress
+
+import pytest
+import torch
+
+import gating
+from gating.pruning.measure import count_heads
+from gating.pruning.speedup import _keep_evenly, num_heads_for_speedup
+from tests.support.family_models import FAMILIES
+from tests.support.tiny_models import batch_for, state_of
+
+
+def line(total, *, least=2.0):
+    """A model whose time falls linearly with its heads, to half of it with none."""
+    return lambda num_heads: 1 / (1 / least + (1 - 1 / least) * num_heads / total)
+
+
+@pytest.mark.parametrize(("speedup", "expected"), [(1.2, 8), (1.5, 4), (1.01, 11), (1.8, 1)])
+def test_the_largest_number_that_is_fast_enough_is_found(bert, speedup, expected):
+    found = num_heads_for_speedup(bert, batch_for(bert), speedup=speedup, measure=line(12))
+    assert found == expected
+    assert line(12)(found) >= speedup > line(12)(found + 1)
+
+
+def test_a_curve_that_is_no_line_is_followed_down(bert):
+    # Slower than a line through the first points tells.
+    curve = {1: 1.6, 3: 1.5, 6: 1.2, 9: 1.1}
+    found = num_heads_for_speedup(bert, {}, speedup=1.45, measure=lambda n: curve.get(n, 1.0 if n > 3 else 1.5))
+    assert found == 3
+
+
+def test_what_cannot_be_reached_is_refused_with_what_can(bert):
+    with pytest.raises(ValueError, match=r"speedup=3.0 cannot be reached.*1 of 12 heads.*1.85 times"):
+        num_heads_for_speedup(bert, {}, speedup=3.0, measure=line(12))
+    with pytest.raises(ValueError, match="above 1"):
+        num_heads_for_speedup(bert, {}, speedup=1.0, measure=line(12))
+
+
+def test_groups_of_query_heads_stay_whole():
+    model = FAMILIES["llama"].build()
+    size = max(gating.inject_gates(model).heads_per_gate)
+    model.head_gates.remove()
+    assert size > 1
+    total = count_heads(model)
+    found = num_heads_for_speedup(model, {}, speedup=1.3, measure=line(total))
+    assert found % size == 0
+    assert line(total)(found) >= 1.3
+
+
+@pytest.mark.parametrize("num_heads", [1, 5, 12])
+def test_heads_are_removed_evenly(bert, num_heads):
+    _keep_evenly(bert, num_heads, 1, [block.name for block in gating.find_attention_blocks(bert)])
+    counts = [block.num_heads for block in gating.find_attention_blocks(bert)]
+    assert sum(counts) == num_heads
+    assert max(counts) - min(counts) <= 1
+
+
+def test_real_times_change_nothing_in_the_model(bert):
+    state, text = state_of(bert), str(bert)
+    twin = copy.deepcopy(bert)
+    # A tiny model may not become faster at all.
+    with suppress(ValueError):
+        assert 1 <= num_heads_for_speedup(bert, batch_for(bert), speedup=1.0001, repeats=3) <= 12
+    assert str(bert) == text
+    for name, tensor in state.items():
+        assert torch.equal(tensor, bert.state_dict()[name])
+    assert type(bert) is type(twin)
+
+
+def test_heads_without_a_gate_stay_and_do_not_count(bert):
+    gates = gating.inject_gates(bert, exclude=["encoder.layer.0.attention.self"])
+    gates.remove()
+    found = num_heads_for_speedup(bert, batch_for(bert), speedup=1.2, gates=gates, measure=line(gates.num_heads))
+    assert found == 5
+    assert gates.num_heads == 8
+    _keep_evenly(bert, 2, 1, gates.block_names)
+    assert [block.num_heads for block in gating.find_attention_blocks(bert)] == [4, 1, 1]

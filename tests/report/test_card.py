@@ -1,0 +1,85 @@
+import pytest
+
+import gating
+from gating.report.card import CompactReport, Row, heads_per_layer, write_card
+
+REPORT = CompactReport(
+    rows=[Row("attention heads", "12", "7", "0.58"), Row("latency (ms)", "9.1", "7.0", "1.30x faster")],
+    metrics=[("compact", "91.00 %", "90.50 %")],
+    metric_name="accuracy",
+    notes=["Latency: one thread."],
+)
+
+
+@pytest.fixture
+def pruned(bert):
+    gating.prune_heads(bert, {0: [1], 1: range(4)})
+    return bert
+
+
+def card_of(model, folder, report=None):
+    write_card(folder / "README.md", model, report)
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_heads_per_layer_are_those_of_the_record(pruned):
+    assert heads_per_layer(pruned) == [
+        ("encoder.layer.0.attention.self", [0, 2, 3], 4),
+        ("encoder.layer.1.attention.self", [], 4),
+        ("encoder.layer.2.attention.self", [0, 1, 2, 3], 4),
+    ]
+
+
+def test_the_card_opens_with_the_metadata_that_hubs_read(pruned, tmp_path):
+    lines = card_of(pruned, tmp_path).splitlines()
+    assert lines[0] == "---"
+    header = lines[1 : lines.index("---", 1)]
+    assert "library_name: transformers" in header
+    assert "- head-gating" in header
+
+
+def test_the_card_lists_the_kept_heads(pruned, tmp_path):
+    lines = card_of(pruned, tmp_path).splitlines()
+    assert "| encoder.layer.0.attention.self | 0, 2, 3 | 3 of 4 |" in lines
+    assert "| encoder.layer.1.attention.self | none | 0 of 4 |" in lines
+    assert "| encoder.layer.2.attention.self | 0, 1, 2, 3 | 4 of 4 |" in lines
+
+
+def test_the_card_has_the_measured_tables(pruned, tmp_path):
+    lines = card_of(pruned, tmp_path, REPORT).splitlines()
+    at = lines.index("|  | before | after | ratio |")
+    assert lines[at + 1 : at + 4] == [
+        "| --- | --- | --- | --- |",
+        "| attention heads | 12 | 7 | 0.58 |",
+        "| latency (ms) | 9.1 | 7.0 | 1.30x faster |",
+    ]
+    assert "| stage | validation accuracy | test accuracy |" in lines
+    assert "| compact | 91.00 % | 90.50 % |" in lines
+    assert "Latency: one thread." in lines
+
+
+def test_a_card_without_measurements_has_no_empty_table(pruned, tmp_path):
+    assert "before" not in card_of(pruned, tmp_path)
+    assert "| stage |" not in card_of(pruned, tmp_path, CompactReport(rows=REPORT.rows))
+
+
+@pytest.mark.parametrize(
+    ("family", "auto_class"),
+    [
+        ("bert", "AutoModelForSequenceClassification"),
+        ("distilbert", "AutoModelForSequenceClassification"),
+        ("vit", "AutoModelForImageClassification"),
+    ],
+)
+def test_the_card_says_how_to_load_the_model(make_model, tmp_path, family, auto_class):
+    model = make_model(family)
+    gating.prune_heads(model, {0: [1]})
+    text = card_of(model, tmp_path)
+    assert f"{auto_class}.from_pretrained(" in text
+    assert "trust_remote_code=True" in text
+
+
+def test_the_card_of_an_image_model_mentions_no_tokenizer(make_model, tmp_path):
+    model = make_model("vit")
+    gating.prune_heads(model, {0: [1]})
+    assert "AutoTokenizer" not in card_of(model, tmp_path)

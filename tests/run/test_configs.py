@@ -1,0 +1,88 @@
+"""Every file of conf/ composes, passes the check of settings, and what it describes can be built."""
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+
+import gating
+from gating.run.settings.read import make_objective
+from tests.support.tiny_run import ROOT, checked_settings, compose_settings
+
+GROUPS = (
+    "model",
+    "data",
+    "gates",
+    "adapters",
+    "objective",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "callbacks",
+    "logger",
+    "debug",
+)
+NEEDED = {
+    "pretrained": ["model.name=x"],
+    "scratch": ["model.model_type=vit"],
+    "image_classification": ["data=digits"],
+    "glue": ["data.name=sst2"],
+    "hub": ["data.path=x"],
+    "files": ["data.train=x", "data.validation=x"],
+    "multi30k": ["task=seq2seq"],
+    "pairs": ["task=seq2seq", "data.train=x", "data.validation=x"],
+    "text": ["task=causal_lm", "data.train=x"],
+}
+OPTIONS = [
+    (group, path.stem)
+    for group in (*GROUPS, "experiment", "task", "paths")
+    for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
+    if path.stem != "batches"  # a part of the others
+]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option_composes_and_passes_the_check(group, option):
+    settings = checked_settings([f"{group}={option}", *NEEDED.get(option, [])])
+    assert settings["trainer"]["_target_"] == "pytorch_lightning.Trainer"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=str)
+def test_file_opens_with_what_it_is_and_how_to_use_it(path: Path):
+    lines = [line for line in path.read_text().splitlines() if "@package" not in line]
+    comment = " ".join(line for line in lines[:4] if line.startswith("#"))
+    assert "python train.py" in comment
+
+
+def test_objects_are_what_their_files_say():
+    cfg = compose_settings(["objective.num_heads=18", "trainer.accelerator=cpu"])
+    assert isinstance(make_objective(cfg.objective), gating.ExactBudget)
+    assert isinstance(make_objective(compose_settings(["objective=l0"]).objective), gating.FixedPrice)
+    assert isinstance(make_objective(compose_settings(["objective=none"]).objective), gating.NoObjective)
+    assert instantiate(cfg.optimizer).gate_lr == 0.1
+    assert instantiate(cfg.scheduler).warmup == 0.1
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "ranking"),
+    [
+        ("lagrangian", gating.Lagrangian, None),
+        ("topk", gating.TopK, None),
+        ("importance", gating.IterativePruning, gating.Importance),
+        ("magnitude", gating.IterativePruning, gating.Magnitude),
+        ("random", gating.IterativePruning, gating.RandomOrder),
+    ],
+)
+def test_rivals_are_what_their_files_say(option, kind, ranking):
+    objective = make_objective(checked_settings([f"objective={option}", "objective.num_heads=18"])["objective"])
+    assert type(objective) is kind
+    assert ranking is None or type(objective.ranking) is ranking
+
+
+def test_chance_follows_the_seed_of_the_run():
+    settings = checked_settings(["objective=random", "seed=5"])
+    assert settings["objective"]["ranking"]["seed"] == 5
+
+
+def test_sweep_asks_for_several_budgets():
+    assert "objective.num_heads" in (ROOT / "conf" / "sweep" / "heads.yaml").read_text()

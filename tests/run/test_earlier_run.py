@@ -1,0 +1,191 @@
+"""A new run in an old folder removes what an earlier run left there, and nothing else."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gating.run.folder import earlier_run
+from gating.run.folder.earlier_run import clearing
+from tests.storage.test_results import put, snapshot
+from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
+from tests.support.tiny_run import make_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*make_inputs(tmp_path_factory.mktemp("inputs")), "trainer.max_steps=4", "distillation=logits"]
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_in(folder, inputs)
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+
+
+def files(folder: Path) -> set[str]:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    return found - {".lock"}
+
+
+def test_clearing_takes_what_a_run_left_and_nothing_else(run):
+    mine = ["notes.txt", "csv/mine.csv", "report/thesis.tex", "checkpoints/mine.ckpt", "checkpoints/search/best.ckpt"]
+    for name in mine:
+        put(run, name)
+    with clearing(run, run / "checkpoints"):
+        assert files(run) == {*mine, ".config.yaml.old"}
+    assert files(run) == set(mine)
+
+
+def test_a_folder_that_no_run_has_made_is_left_as_it_is(tmp_path):
+    for name in ("compact/file", "csv/metrics.csv", "metrics.json", "checkpoints/search/best.ckpt"):
+        put(tmp_path, name)
+    (tmp_path / "config.yaml").write_text("convergence:\n  _target_: gating.Convergence\n")
+    before = snapshot(tmp_path)
+    with clearing(tmp_path, tmp_path / "checkpoints"):
+        assert snapshot(tmp_path) == before
+
+
+def test_a_clearing_that_is_interrupted_is_ended_by_the_next_one(run, monkeypatch):
+    monkeypatch.setattr(earlier_run, "forget_model", lambda _: interrupt())
+    with pytest.raises(Interrupted), clearing(run, run / "checkpoints"):
+        pass
+    monkeypatch.undo()
+    assert not (run / "config.yaml").exists()
+    with clearing(run, run / "checkpoints"):
+        pass
+    assert files(run) == set()
+
+
+CONFIGS = {
+    "a part of this package": "convergence:\n  _target_: gating.Convergence\n",
+    "groups of the same names": "".join(
+        f"{group}:\n  _target_: gating.Convergence\n"
+        for group in ("model", "task", "data", "objective", "trainer", "callbacks", "logger", "paths")
+    ),
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_settings_of_something_else_are_not_replaced(config, inputs, tmp_path, capsys):
+    for name in ("compact/thesis.tex", "csv/table.csv", "report/report.tex", "teacher/photo.jpg"):
+        put(tmp_path / "project", name)
+    (tmp_path / "project" / "config.yaml").write_text(CONFIGS[config])
+    before = snapshot(tmp_path)
+    assert end_of(tmp_path / "project", inputs, "overwrite=true") == 1
+    assert "config.yaml was not written by a run, and a new run would overwrite it" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["compact/thesis.tex", "teacher/photo.jpg", "csv/metrics.csv", "report/history.png"])
+@pytest.mark.parametrize("is_run", [False, True])
+def test_what_stands_in_the_place_of_a_result_is_told_before_the_run(name, is_run, inputs, run, tmp_path, capsys):
+    folder = run if is_run else tmp_path / "other"
+    put(folder, name)
+    before = snapshot(folder)
+    with at_batch(1, interrupt):
+        if is_run and name.startswith(("csv", "report")):
+            with pytest.raises(Interrupted):
+                run_in(folder, inputs, "overwrite=true")
+            return
+        assert end_of(folder, inputs, "overwrite=true") == 1
+    assert name.partition("/")[0] in capsys.readouterr().err
+    assert snapshot(folder) == before
+
+
+def test_a_new_run_in_a_folder_of_other_things_leaves_them(inputs, tmp_path):
+    mine = ["notes.txt", "csv/mine.csv", "report/thesis.tex", "checkpoints/search/best.ckpt", ".git/HEAD"]
+    for name in mine:
+        put(tmp_path / "run", name)
+    for settings in ([], ["seed=1"]):
+        run_in(tmp_path / "run", inputs, "overwrite=true", *settings)
+        assert all((tmp_path / "run" / name).read_text() == "precious" for name in mine)
+        assert (tmp_path / "run" / "compact" / "model.safetensors").is_file()
+
+
+def test_a_damaged_run_can_be_begun_again(inputs, tmp_path):
+    folder = tmp_path / "run"
+    with at_batch(3, interrupt), pytest.raises(Interrupted):
+        run_in(folder, inputs, "callbacks.checkpoint.every_n_steps=1")
+    (folder / "config.yaml").write_text("seed: [")
+    with at_batch(1, interrupt), pytest.raises(Interrupted):
+        run_in(folder, inputs, "overwrite=true")
+    assert files(folder) == {"config.yaml"}
+
+
+READ = ["model.name={run}/compact", "model.tokenizer={run}/compact", "distillation.teacher={run}/teacher"]
+READ += ["data.train={run}/csv/metrics.csv", "model.name={link}/compact", "model.name={run}/csv/../compact"]
+
+
+@pytest.mark.parametrize("setting", READ)
+def test_what_a_new_run_reads_is_not_replaced_by_it(setting, inputs, run, tmp_path, capsys):
+    (tmp_path / "link").symlink_to(run)
+    before = snapshot(run)
+    given = setting.format(run=run, link=tmp_path / "link")
+    assert end_of(run, inputs, "overwrite=true", given) == 1
+    assert f"error: {given} is in the run that this one replaces" in capsys.readouterr().err
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("text", ["~nobody/x", "x" * 5000, "a\\0b", "${oc.env:HOME}", "org/name"])
+def test_a_text_that_is_no_path_is_in_no_run(text, inputs, run):
+    with at_batch(1, interrupt), pytest.raises((Interrupted, ValueError, OSError)) as caught:
+        run_in(run, inputs, "overwrite=true", f"data.text_column='{text}'")
+    assert "replaces" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["compact", "teacher", "csv", "report", "checkpoints"])
+def test_what_a_link_points_at_stays(name, inputs, run, tmp_path):
+    far = tmp_path / "far"
+    shutil.move(run / name, far)
+    (run / name).symlink_to(far)
+    before = snapshot(far)
+    with clearing(run, run / "checkpoints" if name != "checkpoints" else tmp_path / "elsewhere"):
+        assert snapshot(far) == before
+
+
+def test_going_back_to_a_teacher_forgets_that_of_this_run_alone(inputs, tmp_path):
+    put(tmp_path / "run", "deep/teacher/precious.txt")
+    place = ["paths.checkpoints=${output_dir}/deep/checkpoints", "callbacks.checkpoint.every_n_steps=1"]
+    with at_batch(6, interrupt), pytest.raises(Interrupted):
+        run_in(tmp_path / "run", inputs, *place, "overwrite=true")
+    assert os.listdir(tmp_path / "run" / "teacher")
+    checkpoint = tmp_path / "run" / "deep" / "checkpoints" / "teacher" / "step-3.ckpt"
+    with at_batch(1, interrupt), pytest.raises(Interrupted):
+        run_in(tmp_path / "run", inputs, *place, f"ckpt_path={checkpoint}")
+    assert not (tmp_path / "run" / "teacher").exists()
+    assert (tmp_path / "run" / "deep" / "teacher" / "precious.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["csv", "report", "checkpoints/search"])
+@pytest.mark.parametrize("command", ["overwrite=true", "resume=auto"])
+def test_nothing_is_written_through_a_link_out_of_the_run(name, command, inputs, run, tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.rmtree(run / name, ignore_errors=True)
+    for file in ("metrics.csv", "gates.png", "step-5.ckpt"):
+        put(elsewhere, file)
+    (run / name).symlink_to(elsewhere)
+    if command == "resume=auto":
+        (run / "metrics.json").unlink()
+    before = snapshot(tmp_path)
+    assert end_of(run, inputs, command) == 1
+    assert "leads out of the run's folder" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_a_model_in_the_place_of_a_teacher_that_the_run_never_had_stays(inputs, tmp_path, capsys):
+    dense = [line for line in inputs if not line.startswith("distillation")]
+    run_in(tmp_path / "run", dense)
+    shutil.copytree(tmp_path / "run" / "compact", tmp_path / "run" / "teacher")
+    before = snapshot(tmp_path)
+    assert end_of(tmp_path / "run", dense, "overwrite=true") == 1
+    assert "teacher was not written by a run" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before

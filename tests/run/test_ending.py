@@ -1,0 +1,70 @@
+"""How to go on is said where there is something to go on from."""
+
+from pathlib import Path
+
+import pytest
+
+import train
+from tests.support.interruptions import at_batch, end_of
+from tests.support.tiny_run import compose_settings, make_inputs
+
+GO_ON = "The run can go on: python train.py resume="
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    settings = ["trainer.max_steps=4", "callbacks.checkpoint.every_n_steps=1"]
+    return [*make_inputs(tmp_path_factory.mktemp("inputs")), *settings]
+
+
+def fail() -> None:
+    raise OSError(5, "Input/output error", "disk")
+
+
+# Batches are counted over all phases: 4 of the teacher, if there is one, 3 of the search, 1 of the recovery.
+SAID = {
+    "in the first step": ([], 1, False),
+    "in the second step": ([], 2, True),
+    "in recovery": ([], 4, True),
+    "without checkpoints": (["callbacks.checkpoint=null"], 3, False),
+    "in recovery, without checkpoints": (["callbacks.checkpoint=null"], 4, True),  # The removal is kept.
+    "in the first step of a teacher": (["distillation=logits"], 1, False),
+    "in the second step of a teacher": (["distillation=logits"], 2, True),
+    "in the first step after a teacher": (["distillation=logits", "callbacks.checkpoint=null"], 5, True),
+    "in the first step of a dense run": (["objective=none"], 1, False),
+    "with checkpoints elsewhere, in the first step": (["paths.checkpoints=PLACE/far"], 1, False),
+    "with checkpoints elsewhere": (["paths.checkpoints=PLACE/far"], 2, True),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_a_run_can_go_on_from_its_first_checkpoint(case, inputs, tmp_path, capsys):
+    settings, batch, is_said = SAID[case]
+    dense = [line for line in inputs if not ("dense" in case and line.startswith("objective."))]
+    with at_batch(batch, fail):
+        assert end_of(tmp_path / "run", dense, *(line.replace("PLACE", str(tmp_path)) for line in settings)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: disk cannot be used: input/output error.\n")
+    assert error.count(f"{GO_ON}{tmp_path}/run\n") == is_said
+    assert GO_ON in error or not is_said
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault"), OSError(28, "No space left on device", "disk")])
+def test_a_run_that_goes_on_can_do_so_again_after_an_error_before_its_first_step(error, inputs, tmp_path, capsys):
+    with at_batch(3, fail):
+        end_of(tmp_path / "run", inputs)
+    capsys.readouterr()
+
+    def go_on() -> None:
+        raise error
+
+    overrides = [f"resume={tmp_path}/run"]
+    with at_batch(1, go_on), pytest.raises((SystemExit, RuntimeError)):
+        train.guarded_run(compose_settings(overrides), overrides)
+    assert capsys.readouterr().err.count(f"{GO_ON}{tmp_path}/run\n") == 1
+
+
+def test_an_error_before_the_folder_is_there_says_nothing_about_it(inputs, tmp_path, capsys):
+    assert end_of(tmp_path / "run", inputs, "data.train=nowhere.tsv") == 1
+    assert GO_ON not in capsys.readouterr().err
+    assert not Path(tmp_path / "run").exists()

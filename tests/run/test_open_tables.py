@@ -1,0 +1,122 @@
+"""Settings that may be added on the command line without a ``+``."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+import train
+from gating.run.settings.open_tables import open_tables
+from gating.run.settings.read import read_settings
+from tests.support.tiny_run import ROOT, make_inputs, run_command
+
+
+@pytest.fixture
+def settings_of(monkeypatch: pytest.MonkeyPatch):
+    """Return a function from the arguments of a command to the checked settings of its runs."""
+
+    def settings_of(*arguments: str) -> list[DictConfig]:
+        seen: list[DictConfig] = []
+
+        def run(cfg: DictConfig) -> None:
+            read_settings(cfg, groups=train.GROUPS)
+            seen.append(cfg)
+
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, getattr(sys, name))
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        monkeypatch.setattr(train, "run", run)
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        train.command_line()
+        return seen
+
+    return settings_of
+
+
+ADDED = {
+    "model.config.hidden_size=64": ("model.config.hidden_size", 64),
+    "+model.config.hidden_size=64": ("model.config.hidden_size", 64),
+    "++model.config.hidden_size=64": ("model.config.hidden_size", 64),
+    "model.config={hidden_size: 64}": ("model.config.hidden_size", 64),
+    "model.config.rope_scaling.factor=2": ("model.config.rope_scaling.factor", 2),
+    "trainer.max_time=00:00:10:00": ("trainer.max_time", "00:00:10:00"),
+    "trainer.benchmark=true": ("trainer.benchmark", True),
+    "trainer.plugins=[a,b]": ("trainer.plugins", ["a", "b"]),
+    "trainer.max_epochs=2": ("trainer.max_epochs", 2),
+    "callbacks.mine={_target_: pytorch_lightning.callbacks.ModelSummary}": (
+        "callbacks.mine._target_",
+        "pytorch_lightning.callbacks.ModelSummary",
+    ),
+    "callbacks.mine._target_=pytorch_lightning.callbacks.ModelSummary": (
+        "callbacks.mine._target_",
+        "pytorch_lightning.callbacks.ModelSummary",
+    ),
+    "objective.num_heads.encoder=12": ("objective.num_heads.encoder", 12),
+    "objective.keep.cross=0.5": ("objective.keep.cross", 0.5),
+}
+
+
+@pytest.mark.parametrize("argument", ADDED)
+def test_what_a_table_takes_needs_no_plus(argument, settings_of):
+    (cfg,) = settings_of(argument)
+    name, value = ADDED[argument]
+    assert OmegaConf.select(cfg, name) == value
+
+
+def test_a_sweep_goes_over_it_too(settings_of, tmp_path):
+    jobs = settings_of("-m", "model.config.hidden_size=32,64", f"output_dir={tmp_path}")
+    assert [cfg.model.config.hidden_size for cfg in jobs] == [32, 64]
+
+
+UNKNOWN = {
+    "trainer.max_tme=00:00:10:00": "There is no setting trainer.max_tme. Did you mean trainer.max_time?",
+    "data.txt_column=a": "There is no setting data.txt_column. Did you mean data.text_column?",
+    "model.nme=a": "There is no setting model.nme. Did you mean model.name?",
+    "callbacks.checkpoint.kep=1": "callbacks.checkpoint.kep",
+    "callbacks.mine.patience=3": "callbacks.mine._target_ is missing: without it there is no callback. Give its class.",
+    "optimizer.lrr=1": "optimizer.lrr",
+    "data.order_seed=1": "There is no setting data.order_seed.",
+    "data.nonsense=null": "There is no setting data.nonsense.",
+    "nonsense.lr=1": "nonsense",
+}
+
+
+def test_settings_of_another_option_of_the_group_are_one_sentence(settings_of, capsys):
+    with pytest.raises(SystemExit) as end:
+        settings_of("data=files", "data.train=x.csv", "data.test_split=null")
+    assert "There is no setting data.test_split." in capsys.readouterr().err + str(end.value)
+
+
+@pytest.mark.parametrize("argument", UNKNOWN)
+def test_what_nothing_takes_is_one_sentence(argument, settings_of, capsys):
+    with pytest.raises(SystemExit) as end:
+        settings_of(argument)
+    said = capsys.readouterr().err + str(end.value)
+    assert UNKNOWN[argument] in said
+    assert "Traceback" not in said
+
+
+def test_a_value_of_a_model_without_it_is_told_with_the_nearest(tmp_path):
+    inputs = make_inputs(tmp_path)
+    process = run_command([*inputs, "model.config.hiden_size=64", "output_dir=out"], cwd=tmp_path)
+    assert process.returncode == 1
+    assert process.stderr == (
+        "error: model.config.hiden_size is no value of a bert configuration. Did you mean model.config.hidden_size?\n"
+    )
+
+
+def test_other_arguments_are_left_as_they_are():
+    arguments = [
+        "-m",
+        "model=bert-base",
+        "model.name=a.b=c",
+        "data.train=x",
+        "~model.config",
+        "objective.num_heads=4",
+        "trainer.max_steps=3",
+        "hydra.sweep.dir=model.config.x=1",
+        "seed=0",
+        "--config-dir",
+    ]
+    assert open_tables(arguments, conf=Path(ROOT / "conf")) == arguments

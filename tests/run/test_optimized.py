@@ -1,0 +1,56 @@
+"""The number that a run returns."""
+
+import json
+
+import pytest
+
+import train
+from gating.run.optimized import check_optimized, optimized_value
+from tests.support.interruptions import end_of
+from tests.support.tiny_run import checked_settings, compose_settings, make_inputs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    numbers = {"num_heads": 4, "metric": "f1", "val/f1": 0.5, "test/f1": 0.25, "val/pearson": None, "machine": "x"}
+    (tmp_path / "metrics.json").write_text(json.dumps(numbers))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "value"), [(None, 0.5), ("test/f1", 0.25), ("num_heads", 4), ("val/pearson", None)])
+def test_value_is_that_of_the_name(name, value, folder):
+    assert optimized_value(folder, name) == value
+
+
+def test_a_run_without_validation_has_no_value(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"metric": "f1", "num_heads": 4}')
+    assert optimized_value(tmp_path, None) is None
+
+
+@pytest.mark.parametrize("name", ["val/f2", "machine"])
+def test_a_name_that_is_not_there_is_told_with_those_that_are(name, folder):
+    with pytest.raises(ValueError, match=r"which has num_heads, test/f1, val/f1, val/pearson\. Give one of these"):
+        optimized_value(folder, name)
+
+
+@pytest.mark.parametrize("name", [None, "val/f1", "search/val/f1", "dense/test/f1", "speedup", "num_heads/encoder"])
+def test_names_that_can_be_there_pass(name):
+    check_optimized(name)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "validation/accuracy", "train/loss", "val/", "stage/val/f1"])
+def test_names_that_cannot_be_there_are_refused_with_the_settings(name):
+    with pytest.raises(ValueError, match=f"optimized_metric={name} is not a name in metrics.json"):
+        checked_settings([f"optimized_metric='{name}'"])
+
+
+def test_a_finished_run_returns_its_value_again_and_is_not_lost_for_a_wrong_name(tmp_path, capsys):
+    inputs, run = make_inputs(tmp_path), tmp_path / "run"
+    value = train.run(compose_settings([*inputs, "logger=csv", f"output_dir={run}"]))
+    numbers = json.loads((run / "metrics.json").read_text())
+    assert value == numbers["val/accuracy"] == numbers["compact/val/accuracy"]
+    assert end_of(run, inputs, "resume=auto", "optimized_metric=test/accurac") == 1
+    assert "is not in" in (error := capsys.readouterr().err)
+    assert "test/accuracy" in error
+    again = compose_settings([*inputs, f"output_dir={run}", "logger=csv", "resume=auto", "optimized_metric=num_heads"])
+    assert train.guarded_run(again) == numbers["num_heads"] == 4

@@ -1,0 +1,57 @@
+"""Runs whose standard output or standard error goes nowhere."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_run import ROOT, make_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def run_in_shell(inputs: list[str], redirection: str, *settings: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run train.py in bash, whose exit code is that of the run and not of what reads its output."""
+    command = f'"$@" {redirection}; exit "${{PIPESTATUS[0]}}"'
+    arguments = [sys.executable, str(ROOT / "train.py"), *inputs, "logger=csv", "output_dir=out", *settings]
+    return subprocess.run(
+        ["bash", "-c", command, "bash", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+
+SLOW = ["2>&1 | true", ">&-", "2>&-", "<&- >&- 2>&-"]
+
+
+@pytest.mark.parametrize(
+    "redirection",
+    ["| head -1", ">&- 2>&-", "> /dev/full 2>&1", *(pytest.param(way, marks=pytest.mark.slow) for way in SLOW)],
+)
+def test_a_run_goes_on_without_its_output(redirection, inputs, tmp_path):
+    process = run_in_shell(inputs, redirection, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+def test_processes_of_a_run_go_on_without_its_output(inputs, tmp_path):
+    two = ["trainer=ddp", "trainer.devices=2", "trainer.precision=32-true", "trainer.accelerator=cpu"]
+    process = run_in_shell(inputs, "| head -1", *two, "data.batch_size=4", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+def test_exit_code_is_that_of_the_run(inputs, tmp_path):
+    assert run_in_shell(inputs, ">&- 2>&-", "seed=-1", cwd=tmp_path).returncode == 1

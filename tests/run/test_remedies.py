@@ -1,0 +1,84 @@
+"""Errors of the core: in Python they speak of arguments, in a command of settings."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+import gating
+from gating.errors import explain
+from gating.run.settings.names import naming_settings
+from gating.training.distillation import check_teacher
+
+
+def ask_for_heads_that_groups_cannot_keep() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=20, num_hidden_layers=1, **sizes))
+    gating.ExactBudget(num_heads=3).attach(gating.inject_gates(model))
+
+
+def look_for_attention_where_it_is_unknown() -> None:
+    gating.find_attention_blocks(nn.Linear(2, 2))
+
+
+def bert(**settings: object) -> BertForSequenceClassification:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    return BertForSequenceClassification(BertConfig(vocab_size=20, **sizes, **settings))
+
+
+def learn_from_a_teacher_of_another_task() -> None:
+    check_teacher(bert(), bert(num_labels=3), {})
+
+
+def finalize_without_an_open_gate() -> None:
+    model = bert()
+    gates = gating.inject_gates(model)
+    torch.nn.init.constant_(gates.log_alpha, -10)
+    gating.finalize(model, gates)
+
+
+CASES: dict[Callable[[], None], tuple[str, str]] = {
+    ask_for_heads_that_groups_cannot_keep: ("inject_gates(model, group_queries=False).", "gates.group_queries=false."),
+    look_for_attention_where_it_is_unknown: ("pass discover=True", "give gates.discover=true"),
+    learn_from_a_teacher_of_another_task: ("on this data first.", "distillation.teacher=null."),
+    finalize_without_an_open_gate: ("Lower the price", "Lower objective.price"),
+}
+
+
+@pytest.mark.parametrize("action", CASES)
+def test_each_user_gets_the_remedy_in_their_own_words(action):
+    in_python, in_command = CASES[action]
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        action()
+    assert in_python in str(caught.value)
+    assert in_command not in str(caught.value)
+    assert in_command in explain(caught.value)
+    assert in_python not in explain(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("in_python", "in_command"),
+    [
+        ("price=9 is too much.", "objective.price=9 is too much."),
+        ("got start=2 and end=1.", "got objective.schedule.start=2 and objective.schedule.end=1."),
+        ("num_heads.cross=7 is too many.", "objective.num_heads.cross=7 is too many."),
+        ("objective.price=9, seed=1: pass verify=False.", "objective.price=9, seed=1: pass verify=False."),
+        ("temperature=0.5 may be of either.", "temperature=0.5 may be of either."),
+        ("data.train=/a/price=9/b.csv has the column price=8.", "data.train=/a/price=9/b.csv has the column price=8."),
+    ],
+)
+def test_parameters_have_the_names_of_settings_in_a_command(in_python, in_command):
+    cfg = OmegaConf.create(
+        {
+            "seed": 1,
+            "objective": {"price": 9, "num_heads": {"cross": 7}, "schedule": {"start": 2, "end": 1}},
+            "gates": {"temperature": 0.5},
+            "distillation": {"temperature": 0.5},
+        }
+    )
+    with pytest.raises(ValueError) as caught, naming_settings(cfg):  # noqa: PT011
+        raise ValueError(in_python)
+    assert (str(caught.value), explain(caught.value)) == (in_python, in_command)

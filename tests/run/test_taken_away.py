@@ -1,0 +1,70 @@
+"""Settings taken away with ~: each is one that a run can do without, or its absence is told in one sentence."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+import train
+from gating.distributed.ranks import check_processes
+from gating.errors import explain, is_input_error
+from gating.run.settings.read import make_objective, read_settings, try_settings
+from tests.support.tiny_run import compose_settings
+
+CHOICES = [
+    ["objective.num_heads=4"],
+    ["objective=random", "adapters=lora", "distillation=logits"],
+    ["objective=lagrangian", "callbacks=none"],
+    ["objective=none"],
+]
+
+
+def names_in(settings: DictConfig, prefix: str = "") -> Iterator[str]:
+    for name, value in OmegaConf.to_container(settings).items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from names_in(settings[name], f"{prefix}{name}.")
+
+
+def read_all(settings: DictConfig) -> dict[str, Any]:
+    read = read_settings(settings, groups=train.GROUPS)
+    check_processes(read["trainer"])
+    try_settings(settings)
+    make_objective(read["objective"])
+    return read
+
+
+def without(settings: DictConfig, name: str) -> DictConfig:
+    rest = deepcopy(settings)
+    parent, _, last = name.rpartition(".")
+    with open_dict(rest):
+        del (OmegaConf.select(rest, parent) if parent else rest)[last]
+    return rest
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+def test_what_is_taken_away_is_not_needed_or_told_in_one_sentence(choice):
+    settings = compose_settings(["output_dir=x", *choice])
+    told = set()
+    for name in names_in(settings):
+        try:
+            read_all(without(settings, name))
+        except Exception as error:
+            cause = error.__cause__ or error
+            assert is_input_error(cause), name
+            assert "\n" not in explain(cause)
+            told.add(name)
+    assert {"task", "data", "objective", "trainer", "seed", "task._target_", "trainer.max_steps"} <= told
+    assert not {"optimizer.lr", "gates.discover", "logger.mode", "scheduler.warmup", "data.batch_size"} & told
+
+
+def test_the_sentence_names_the_setting_and_the_remedy():
+    settings = compose_settings(["output_dir=x"])
+    with pytest.raises(ValueError, match=r"^task is missing, which every run needs: leave ~task out of the command\.$"):
+        read_all(without(settings, "task"))
+    with pytest.raises(ValueError, match=r"^convergence is missing, which every run needs: give convergence=null\.$"):
+        read_all(without(settings, "convergence"))
+    with pytest.raises(ValueError, match=r"^objective.schedule._target_ is missing"):
+        read_all(without(settings, "objective.schedule._target_"))

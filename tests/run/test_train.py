@@ -1,0 +1,415 @@
+"""The whole path, from the command to the compact model."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import wandb
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+import gating
+import train
+from gating.run import prepare as preparation
+from tests.support.family_models import FAMILIES
+from tests.support.tiny_run import compose_settings, make_inputs, run_command, write_table
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
+    """One run through the command line, which the tests below look at from all sides."""
+    where = tmp_path_factory.mktemp("run")
+    return where / "out", run_command([*inputs, f"output_dir={where / 'out'}"], cwd=where)
+
+
+def run_here(overrides: list[str], folder: Path) -> dict:
+    """Run in this process, which saves the seconds of importing everything again."""
+    train.run(compose_settings([*overrides, "logger=csv", f"output_dir={folder}"]))
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_run_ends_well(finished):
+    _, process = finished
+    assert process.returncode == 0, process.stderr
+    assert "4 of 12 heads open" not in process.stderr
+    for wanted in ("Heads per layer", "compact, after recovery", "latency (ms)", "wandb leet", "wandb sync"):
+        assert wanted in process.stdout
+
+
+def test_run_folder_keeps_the_contract(finished):
+    folder, _ = finished
+    numbers = json.loads((folder / "metrics.json").read_text())
+    assert numbers["num_heads"] == 4
+    assert numbers["num_heads_before"] == 12
+    assert numbers["num_parameters"] < numbers["num_parameters_before"]
+    for name in ("test/accuracy", "search/val/accuracy", "removed/val/accuracy", "compact/test/accuracy"):
+        assert 0 <= numbers[name] <= 1
+    assert numbers["speedup"] > 0
+    assert {"seed", "version/torch", "seconds/search", "seconds/recovery"} <= set(numbers)
+    for path in ("config.yaml", "report/gates.png", "report/history.png", "compact/config.json", "csv/metrics.csv"):
+        assert (folder / path).is_file(), path
+    assert not list(folder.rglob("*.bin"))
+
+
+def test_compact_model_is_physically_smaller(finished):
+    folder, _ = finished
+    weights = load_file(folder / "compact" / "model.safetensors")
+    record = json.loads((folder / "compact" / "config.json").read_text())["head_gating"]["blocks"]
+    assert sum(len(block["kept_heads"]) for block in record.values()) == 4
+    for name, block in record.items():
+        width = 8 * len(block["kept_heads"])
+        projection = f"bert.{name.removesuffix('.self')}.output.dense.weight"
+        assert weights[projection].shape == (32, width)
+        if width:
+            assert weights[f"bert.{name}.query.weight"].shape == (width, 32)
+
+
+def test_compact_model_has_the_accuracy_that_was_reported(finished, inputs):
+    folder, _ = finished
+    model = gating.load_compact(folder / "compact")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "compact")
+    rows = Path(setting(inputs, "data.test")).read_text().splitlines()[1:]
+    texts, labels = zip(*(row.split("\t") for row in rows), strict=True)
+    logits = model(**tokenizer(list(texts), padding=True, return_tensors="pt")).logits
+    right = [model.config.id2label[int(i)] == label for i, label in zip(logits.argmax(1), labels, strict=True)]
+    reported = json.loads((folder / "metrics.json").read_text())["test/accuracy"]
+    assert sum(right) / len(right) == pytest.approx(reported)
+
+
+def test_offline_run_can_be_read_back(finished):
+    folder, _ = finished
+    run_folder = next((folder / "wandb").glob("offline-run-*"))
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(run_folder)]
+    records = [json.loads(line) for line in subprocess.check_output(command, text=True).splitlines()]
+    text = json.dumps(records)
+    for name in (
+        "train/loss",
+        "train/task_loss",
+        "val/accuracy",
+        "gates/expected_open",
+        "gates/open",
+        "gates/target",
+        "gates/undecided",
+        "gates/layer_00/open",
+        "gates/heads",
+        "compact/num_heads",
+        "compact/speedup",
+        "search/val/accuracy",
+        "objective",
+    ):
+        assert name in text, name
+    assert len(list(run_folder.rglob("gates/heads*.png"))) == 2  # one for each validation of the search
+    assert any("exit" in json.dumps(record) for record in records)
+
+
+def test_gates_descend_to_the_budget(finished):
+    folder, _ = finished
+    header, *rows = [line.split(",") for line in (folder / "csv" / "metrics.csv").read_text().splitlines()]
+    expected = [float(row[header.index("gates/expected_open")]) for row in rows if row[header.index("gates/open")]]
+    assert expected[0] == pytest.approx(0.98 * 12, abs=1e-2)
+    assert expected[-1] == pytest.approx(4, abs=1e-2)
+    steps = [int(row[header.index("step")]) for row in rows]
+    assert max(steps) == 11  # counted from 0, and on from search to recovery
+
+
+def test_dense_run_goes_through_the_same_code(inputs, tmp_path):
+    overrides = [x for x in inputs if not x.startswith("objective.")]
+    numbers = run_here([*overrides, "objective=none"], tmp_path / "out")
+    assert numbers["num_heads"] == numbers["num_heads_before"] == 12
+    assert numbers["dense/test/accuracy"] == numbers["test/accuracy"]
+    assert gating.load_compact(tmp_path / "out" / "compact").num_parameters() == numbers["num_parameters"]
+
+
+@pytest.mark.parametrize("family", ["distilbert", "deberta-v2", "modernbert", "gpt2", "llama"])
+def test_the_same_command_runs_other_families(family, inputs, tmp_path):
+    """No setting but the model's name changes; a gate of the llama stands for two query heads."""
+    folder = tmp_path / family
+    shutil.copytree(Path(setting(inputs, "model.name")), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = getattr(transformers, FAMILIES[family].config)(**FAMILIES[family].arguments)
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    numbers = run_here([*inputs, f"model.name={folder}"], tmp_path / "out")
+    assert numbers["num_heads"] == 4
+    model = gating.load_compact(tmp_path / "out" / "compact")
+    assert sum(block.num_heads for block in gating.find_attention_blocks(model)) == 4
+
+
+def test_number_of_heads_that_groups_cannot_keep_names_the_nearest(inputs, tmp_path, capsys):
+    folder = tmp_path / "llama"
+    shutil.copytree(Path(setting(inputs, "model.name")), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    transformers.LlamaConfig(**FAMILIES["llama"].arguments).save_pretrained(folder)
+    overrides = [*inputs, f"model.name={folder}", "objective.num_heads=5", f"output_dir={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit):
+        train.guarded_run(compose_settings(overrides))
+    assert "4 or 6" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def setting(inputs: list[str], name: str) -> str:
+    return next(x for x in inputs if x.startswith(f"{name}=")).partition("=")[2]
+
+
+def test_same_seed_gives_the_same_model(inputs, tmp_path):
+    for name in ("one", "two"):
+        run_here(inputs, tmp_path / name)
+    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_price_decides_how_many_heads_stay(inputs, tmp_path):
+    overrides = [x for x in inputs if not x.startswith("objective.")]
+    numbers = run_here(
+        [*overrides, "objective=l0", "objective.price=5", "optimizer.gate_lr=0.5", "trainer.max_steps=24"],
+        tmp_path / "out",
+    )
+    assert 1 <= numbers["num_heads"] < 12
+
+
+@pytest.mark.parametrize(
+    "rival",
+    ["lagrangian", "topk", "topk objective.variant=straight_through", "importance", "magnitude", "random"],
+)
+def test_every_objective_with_a_number_ends_with_it(rival, inputs, tmp_path):
+    overrides = [*inputs, *f"objective={rival}".split(), "objective.min_per_layer=1", "objective.num_heads=5"]
+    assert run_here(overrides, tmp_path / "out")["num_heads"] == 5
+    blocks = gating.find_attention_blocks(gating.load_compact(tmp_path / "out" / "compact"))
+    assert min(block.num_heads for block in blocks) >= 1
+
+
+def test_a_search_that_has_come_to_rest_leaves_its_steps_to_recovery(inputs, tmp_path, capsys):
+    overrides = [*inputs, "objective=random", "trainer.max_steps=40", "convergence.patience=2"]
+    numbers = run_here(overrides, tmp_path / "out")
+    # Two looks after the first one that is not before .67 of the 30 steps.
+    assert numbers["search_steps"] == 21 + 2
+    assert "4 heads were kept at 3 checks in a row" in numbers["search_ended"]
+    assert f"after 23 of 30 steps: {numbers['search_ended']}" in capsys.readouterr().out
+    # No step is lost: recovery goes on to the end of the run.
+    header, *rows = [line.split(",") for line in (tmp_path / "out" / "csv" / "metrics.csv").read_text().splitlines()]
+    assert max(int(row[header.index("step")]) for row in rows) == 40 - 1
+
+
+def test_a_search_takes_all_its_steps_where_it_is_told_to(inputs, tmp_path):
+    overrides = [*inputs, "objective=random", "trainer.max_steps=20", "convergence=null"]
+    assert run_here(overrides, tmp_path / "out")["search_steps"] == 15
+
+
+def test_a_speedup_becomes_a_number_of_heads(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        preparation, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: round(12 / speedup)
+    )
+    overrides = [x for x in inputs if not x.startswith("objective.")]
+    numbers = run_here([*overrides, "objective.speedup=2.4"], tmp_path / "out")
+    assert numbers["num_heads"] == 5
+    assert "5 heads" in capsys.readouterr().out
+    assert "num_heads: 5" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_a_speedup_out_of_reach_is_refused_before_anything_is_written(inputs, tmp_path, capsys):
+    overrides = [x for x in inputs if not x.startswith("objective.")]
+    with pytest.raises(SystemExit):
+        train.guarded_run(compose_settings([*overrides, "objective.speedup=100", f"output_dir={tmp_path / 'out'}"]))
+    assert "cannot be reached" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_longer_than_the_model_reads_are_cut_off(inputs, tmp_path):
+    long = tmp_path / "long.tsv"
+    long.write_text("text\tlabel\n" + "".join(f"{'word3 ' * 600}\t{label}\n" for label in ("first", "second")))
+    files = [f"data.{split}={long}" for split in ("train", "validation", "test")]
+    overrides = [*inputs, *files, "data.max_length=1000", "trainer.max_steps=2"]
+    assert run_here(overrides, tmp_path / "out")["num_heads"] == 4
+
+
+def test_half_precision_checkpoints_are_trained_in_full(inputs, tmp_path):
+    folder = tmp_path / "half"
+    shutil.copytree(Path(setting(inputs, "model.name")), folder)
+    transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float16).save_pretrained(folder)
+    run_here([*inputs, f"model.name={folder}"], tmp_path / "out")
+    assert gating.load_compact(tmp_path / "out" / "compact").dtype == torch.float32
+
+
+def test_recomputing_activations_changes_nothing(inputs, tmp_path):
+    for name, recompute in (("kept", "false"), ("recomputed", "true")):
+        run_here([*inputs, f"gradient_checkpointing={recompute}"], tmp_path / name)
+    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("kept", "recomputed"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_half_precision_training_ends_in_a_proven_compact_model(inputs, tmp_path):
+    numbers = run_here([*inputs, "trainer.precision=bf16-mixed"], tmp_path / "out")
+    assert numbers["num_heads"] == 4
+    assert gating.load_compact(tmp_path / "out" / "compact").dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_compiled_training_ends_in_a_compact_model(inputs, tmp_path):
+    numbers = run_here([*inputs, "compile=true"], tmp_path / "out")
+    assert numbers["num_heads"] == 4
+    weights = load_file(tmp_path / "out" / "compact" / "model.safetensors")
+    assert not [name for name in weights if "_orig_mod" in name]
+
+
+def test_sweep_jobs_have_folders_and_runs_of_their_own(inputs, tmp_path):
+    process = run_command(["-m", *inputs, "objective.num_heads=2,3", f"output_dir={tmp_path / 'sweep'}"], cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    for job, num_heads in ((0, 2), (1, 3)):
+        folder = tmp_path / "sweep" / str(job)
+        assert json.loads((folder / "metrics.json").read_text())["num_heads"] == num_heads
+        assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_run_is_finished_when_training_fails(inputs, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("training broke")
+
+    monkeypatch.setattr(train, "search", fail)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(RuntimeError, match="training broke"):
+        train.guarded_run(compose_settings([*inputs, f"output_dir={tmp_path / 'out'}"]))
+    assert wandb.run is None
+
+
+BAD_INPUTS = {
+    "objective.num_heads=0": "num_heads=0",
+    "objective.num_heads=13": "has 12 heads",
+    "objective.num_heads=many": "objective.num_heads=many",
+    "objective.keep=0.5": "not both",
+    "objective.speedup=1.5": "Give either speedup, num_heads or keep",
+    "objective.num_heads=null objective.speedup=0.5": "speedup=0.5 is none",
+    "objective.min_per_layer=2": "4 heads are too few for objective.min_per_layer=2",
+    "objective=topk objective.variant=hard": "objective.variant=hard",
+    "+objective.num_head=3": "Did you mean objective.num_heads?",
+    "seed=-1": "seed=-1",
+    "recovery=1.5": "recovery=1.5",
+    "data.train=nowhere.tsv": "nowhere.tsv",
+    "data.train=empty.tsv": "empty.tsv",
+    "data.train=no_label.tsv": "no column 'label'",
+    "data.validation=new_label.tsv": "'third'",
+    "data.text_column=body": "no column 'body'",
+    "data.train=???": "data.train is needed",
+    "data.batch_size=0": "batch_size=0",
+    "trainer.max_epochs=0 trainer.max_steps=-1": "nothing to train",
+    "trainer.devices=0": "trainer.devices=0",
+    "trainer=fsdp": "trainer=ddp",
+    "trainer.devices=20 trainer.strategy=ddp": "16 example(s) for 20 processes",
+    "compile=perhaps": "compile=perhaps",
+    "compile=true gradient_checkpointing=true": "choose one",
+    "data.text_column=label": "different columns",
+    "model.name=./nowhere": "./nowhere",
+    "model.name=unknown_family": "BigBird",
+    "model.name=images_only": "cannot be used for this task",
+    "output_dir=empty.tsv/out": "is a file",
+    "logger.mode=sometimes": "logger.mode=sometimes",
+    "trainer.max_steps=0": "nothing to train",
+    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1",
+    "output_dir=null": "output_dir=None",
+    "output_dir=": "output_dir=",
+    "output_dir=${nope}": "'nope' not found",
+    "resume=[a,b]": "resume=['a', 'b']",
+    "paths.checkpoints=": "paths.checkpoints is empty",
+    "paths.checkpoints=empty.tsv/here": "is a file",
+    "callbacks.checkpoint.every_minutes=nan": "every_minutes=nan",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_INPUTS)
+def test_bad_input_is_one_sentence_and_nothing_is_written(bad, inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.tsv").write_text("")
+    Path("no_label.tsv").write_text("text\nword1\n")
+    write_table(Path("new_label.tsv"), rows=6, seed=0, labels=("first", "second", "third"))
+    save_configuration(
+        Path("unknown_family"), '{"model_type": "big_bird", "hidden_size": 12, "num_attention_heads": 2}'
+    )
+    save_configuration(Path("images_only"), '{"model_type": "vit"}')
+    before = sorted(tmp_path.rglob("*"))
+    overrides = [*inputs, "logger=csv", "output_dir=out", *bad.split()]
+    with pytest.raises(SystemExit) as stop:
+        train.guarded_run(compose_settings(overrides))
+    assert stop.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert BAD_INPUTS[bad] in message
+    assert message.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def save_configuration(folder: Path, text: str) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(text)
+
+
+def test_existing_folder_is_not_overwritten(inputs, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("mine")
+    with pytest.raises(SystemExit):
+        train.guarded_run(compose_settings([*inputs, f"output_dir={tmp_path / 'out'}"]))
+    assert "overwrite=true" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
+    """The real-world call of the README; where there is a network this test has nothing to say."""
+    import urllib.request
+
+    try:
+        urllib.request.urlopen("https://huggingface.co", timeout=3).close()
+        pytest.skip("the hub can be reached")
+    except OSError:
+        pass
+    call = ["model=bert-base", "data=glue", "data.name=sst2", "objective.num_heads=36", "output_dir=out"]
+    process = run_command(call, cwd=tmp_path)
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: Cannot load the model 'google-bert/bert-base-uncased'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_shows_groups_and_settings(tmp_path):
+    process = run_command(["--help"], cwd=tmp_path)
+    for wanted in (
+        "objective: budget, importance, l0, lagrangian, magnitude, none, random, topk",
+        "objective.num_heads=18",
+        "output_dir=DIR",
+        "experiment=wnut17",
+        "resume=auto",
+    ):
+        assert wanted in process.stdout
+
+
+def test_a_run_trains_its_own_teacher(inputs, tmp_path):
+    numbers = run_here([*inputs, "distillation=logits"], tmp_path / "out")
+    assert numbers["num_heads"] == 4
+    assert 0 <= numbers["dense/test/accuracy"] <= 1
+    # It is there for other runs, which learn from the very same answers.
+    again = run_here(
+        [*inputs, "distillation=logits", f"distillation.teacher={tmp_path / 'out' / 'teacher'}"], tmp_path / "again"
+    )
+    assert "dense/test/accuracy" not in again
+    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("out", "again"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_teacher_makes_a_difference(inputs, tmp_path):
+    for name, overrides in {"alone": [], "taught": ["distillation=logits"]}.items():
+        run_here([*inputs, *overrides], tmp_path / name)
+    one, two = (load_file(tmp_path / name / "compact" / "model.safetensors") for name in ("alone", "taught"))
+    assert any(not torch.equal(one[key], two[key]) for key in one if one[key].shape == two[key].shape)
+
+
+def test_a_teacher_of_another_task_is_refused_before_anything_is_written(inputs, tmp_path, capsys):
+    overrides = ["distillation=logits", f"distillation.teacher={setting(inputs, 'model.name')}"]
+    with pytest.raises(SystemExit):
+        train.guarded_run(compose_settings([*inputs, *overrides, f"output_dir={tmp_path / 'out'}"]))
+    assert "LABEL_0, LABEL_1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

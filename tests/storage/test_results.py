@@ -1,0 +1,162 @@
+"""Only earlier results of this package are replaced, and only where nothing else is in them."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+import gating
+from gating.__main__ import main
+from gating.storage.results import check_result
+from tests.storage.test_folders import make_result, replacing
+
+FOREIGN = ["notes.txt", ".git/HEAD", ".hidden", "blocks_of_mine.py", "sub/", "model.safetensors.bak", "export.json"]
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def put(folder: Path, name: str) -> None:
+    place = folder / name
+    (place if name.endswith("/") else place.parent).mkdir(parents=True, exist_ok=True)
+    if not name.endswith("/"):
+        place.write_text("precious")
+
+
+@pytest.mark.parametrize("name", ["bert", "whole", "all-emptied", "vit"])
+def test_a_compact_model_is_replaced_whatever_was_saved_with_it(name, saved, tmp_path):
+    shutil.copytree(saved[name].folder, tmp_path / "compact")
+    check_result(tmp_path / "compact", kind="compact model")
+    with pytest.raises(FileExistsError, match="is not the folder of an earlier export"):
+        check_result(tmp_path / "compact", kind="export")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_an_earlier_result_with_something_else_in_it_is_not_replaced(name, folder, bert, tmp_path):
+    put(folder, name)
+    before = snapshot(tmp_path)
+    with pytest.raises(
+        FileExistsError, match=rf"it holds {name.partition('/')[0]}.*does not belong to the compact model"
+    ):
+        gating.save_compact(bert, folder, overwrite=True)
+    assert snapshot(tmp_path) == before
+    assert not hasattr(bert.config, "head_gating")
+
+
+CONFIGS = ["", "{", "[]", "{}", '{"head_gating": 1}', '{"head_gating": {}}', '{"model_type": "bert"}', None]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_folder_of_somebody_is_not_replaced(config, bert, tmp_path):
+    target = tmp_path / "precious"
+    put(target, "model.safetensors")
+    if config is not None:
+        (target / "config.json").write_text(config)
+    before = snapshot(tmp_path)
+    with pytest.raises(
+        FileExistsError, match=r"precious is not the folder of an earlier compact model, so it is not replaced"
+    ):
+        gating.save_compact(bert, target, overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_a_file_or_a_link_to_nothing_is_not_replaced(make, tmp_path):
+    make(tmp_path / "there")
+    with (
+        pytest.raises(FileExistsError, match="is not the folder of an earlier compact model"),
+        replacing(tmp_path / "there"),
+    ):
+        pass
+    assert os.listdir(tmp_path) == ["there"]
+
+
+def test_files_of_a_result_that_are_links_are_not_taken_for_its_own(folder):
+    """As in the hub's cache, where other revisions share them."""
+    shutil.move(folder / "model.safetensors", folder.parent / "blob")
+    (folder / "model.safetensors").symlink_to(folder.parent / "blob")
+    with pytest.raises(FileExistsError, match=r"it holds model\.safetensors"):
+        check_result(folder, kind="compact model")
+
+
+def test_what_appears_while_the_new_one_is_made_stays(tmp_path):
+    make_result(tmp_path / "there")
+    with pytest.raises(FileExistsError, match=r"it holds notes\.txt"), replacing(tmp_path / "there"):
+        put(tmp_path / "there", "notes.txt")
+    assert sorted(os.listdir(tmp_path / "there")) == ["config.json", "model.safetensors", "notes.txt"]
+    assert os.listdir(tmp_path) == ["there"]
+
+
+WAYS = ["{source}", "{source}/../compact", "{link}", "{source}/..", "{parent}", "{link}/.."]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("loaded_from", ["source", "link", "relative"])
+def test_the_folder_that_a_model_comes_from_is_not_replaced(way, loaded_from, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    places = {"source": folder, "link": link, "relative": folder.relative_to(tmp_path.parent)}
+    model = gating.load_compact(places[loaded_from])
+    before = snapshot(tmp_path)
+    target = way.format(source=folder, link=link, parent=tmp_path)
+    with pytest.raises(FileExistsError, match="which the compact model is made from, so it is not replaced"):
+        gating.save_compact(model, target, overwrite=True)
+    assert snapshot(tmp_path) == before
+    gating.save_compact(model, tmp_path / "compact" / "child", overwrite=True)
+
+
+def test_a_dense_model_is_not_replaced_by_the_compact_one_made_of_it(bert, tmp_path):
+    bert.save_pretrained(tmp_path / "dense")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense")
+    gating.prune_heads(model, {0: [1]})
+    with pytest.raises(FileExistsError, match="made from"):
+        gating.save_compact(model, tmp_path / "dense", overwrite=True)
+    gating.save_compact(model, tmp_path / "compact")
+    gating.save_compact(model, tmp_path / "compact", overwrite=True)
+
+
+def command(*arguments: str, monkeypatch) -> str | None:
+    monkeypatch.setattr("sys.argv", ["gating", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return str(end.code)
+    return None
+
+
+@pytest.mark.parametrize("target", ["precious", "run", "run/compact", "run/compact/../../run", "link"])
+def test_the_command_to_export_replaces_nothing_but_exports(target, folder, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.move(folder, run / "compact")
+    put(run, "metrics.json")
+    put(tmp_path, "precious/thesis.tex")
+    (tmp_path / "link").symlink_to(run)
+    before = snapshot(tmp_path)
+    export = ("export", str(run / "compact"), "--format", "torch", "--overwrite", "--output")
+    said = command(*export, str(tmp_path / target), monkeypatch=monkeypatch)
+    assert said is not None
+    assert "so it is not replaced. Choose another place." in said
+    assert len(said.splitlines()) == 1
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*children_specs", "ignore:.*dynamic=True")
+def test_an_export_replaces_an_earlier_one(folder, tmp_path, monkeypatch):
+    export = ("export", str(folder), "--format", "torch", "--output", str(tmp_path / "export"))
+    assert command(*export, monkeypatch=monkeypatch) is None
+    check_result(tmp_path / "export", kind="export")
+    put(tmp_path / "export", "notes.txt")
+    assert "it holds notes.txt" in str(command(*export, "--overwrite", monkeypatch=monkeypatch))
+    (tmp_path / "export" / "notes.txt").unlink()
+    graph = tmp_path / "export" / "model.pt2"
+    graph.write_text("old")
+    assert command(*export, "--overwrite", monkeypatch=monkeypatch) is None
+    assert graph.stat().st_size > 1000
+    described = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert described["export_format"] == "dynamo"

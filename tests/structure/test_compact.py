@@ -1,0 +1,314 @@
+import ast
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import gating
+from gating.structure import compact
+from gating.structure.compact import become_compact, compact_class
+from tests.support.family_models import FAMILIES as FAMILY_MODELS
+from tests.support.fresh_process import outputs_of
+from tests.support.tiny_models import (
+    FAMILIES,
+    NUM_HEADS,
+    assert_same_state,
+    batch_for,
+    build_bert_base,
+    logits_of,
+    state_of,
+)
+
+SAVED_NAMES = [*FAMILIES, "whole-or-emptied", "all-emptied", "whole"]
+
+
+def test_the_compact_class_is_a_subclass_of_the_same_name(model):
+    base = type(model)
+    cls = compact_class(base)
+    assert issubclass(cls, base)
+    assert cls.__name__ == base.__name__
+    assert cls is compact_class(base) is compact_class(cls)
+
+
+def test_a_pruned_model_has_the_compact_class_and_a_record(model):
+    base = type(model)
+    gating.prune_heads(model, {0: [1]})
+    assert type(model) is compact_class(base)
+    assert model.config.head_gating["blocks"][gating.find_attention_blocks(model)[0].name] == {
+        "num_heads": NUM_HEADS,
+        "kept_heads": [0, 2, 3],
+    }
+
+
+def test_building_from_the_configuration_repeats_the_removal(model):
+    gating.prune_heads(model, {0: [1], 1: range(NUM_HEADS)})
+    fresh = type(model)(model.config)
+    assert {k: v.shape for k, v in fresh.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(logits_of(fresh.eval(), batch_for(model)), logits_of(model, batch_for(model)))
+
+
+def test_building_works_without_memory(bert):
+    gating.prune_heads(bert, {0: [1], 1: range(NUM_HEADS)})
+    with torch.device("meta"):
+        fresh = type(bert)(bert.config)
+    assert all(parameter.is_meta for parameter in fresh.parameters())
+
+
+def test_a_configuration_without_a_record_builds_a_whole_model(bert):
+    config = copy.deepcopy(bert.config)
+    fresh = compact_class(type(bert))(config)
+    assert {k: v.shape for k, v in fresh.state_dict().items()} == {k: v.shape for k, v in bert.state_dict().items()}
+
+
+def test_a_pruned_model_can_be_copied(bert):
+    gating.prune_heads(bert, {0: [1], 1: range(NUM_HEADS)})
+    twin = copy.deepcopy(bert)
+    state = state_of(bert)
+    gating.prune_heads(twin, {0: [0]})
+    assert_same_state(bert, state)
+    assert bert.config.head_gating != twin.config.head_gating
+    assert [block.num_heads for block in gating.find_attention_blocks(twin)] == [2, 0, 4]
+
+
+def test_a_module_without_configuration_is_left_alone():
+    module = nn.Linear(2, 2)
+    become_compact(module)
+    assert type(module) is nn.Linear
+
+
+def test_becoming_compact_changes_no_weight(bert):
+    state = state_of(bert)
+    become_compact(bert)
+    become_compact(bert)
+    assert_same_state(bert, state)
+
+
+def test_the_module_offers_every_transformers_model_by_name():
+    assert compact.BertModel is compact_class(transformers.BertModel)
+    with pytest.raises(AttributeError, match="no attribute 'BertConfig'"):
+        _ = compact.BertConfig
+    with pytest.raises(AttributeError):
+        _ = compact.nothing_of_the_sort
+
+
+def test_every_auto_class_of_the_configuration_is_mapped(bert):
+    gating.prune_heads(bert, {0: [1]})
+    auto_map = bert.config.auto_map
+    assert auto_map["AutoModelForSequenceClassification"] == "compact.BertForSequenceClassification"
+    assert auto_map["AutoModel"] == "compact.BertModel"
+    assert auto_map["AutoModelForTokenClassification"] == "compact.BertForTokenClassification"
+    assert all(name.startswith("AutoModel") for name in auto_map)
+
+
+# Calls that a module may make as it is imported: they make a value of what they are given and touch nothing.
+HARMLESS = {"AttentionSpec", "ContextVar", "_Absent", "_bert", "compile", "dataclass", "fromkeys", "lru_cache"}
+
+
+def test_the_files_that_travel_define_and_do_nothing_else(saved):
+    paths = list(saved["bert"].folder.glob("*.py"))
+    assert {"compact.py", "files.py", "limits.py", "record.py"} <= {path.name for path in paths}
+    for path in paths:
+        for node in ast.parse(path.read_text()).body:
+            where = f"{path.name}:{node.lineno}"
+            is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            assert is_docstring or isinstance(node, DEFINITIONS), where
+            assert calls_at_import(node) <= HARMLESS, where
+
+
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef)
+
+
+def calls_at_import(node: ast.AST) -> set[str]:
+    """Return the names of what is called when a statement of a module is executed."""
+    if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+        inside = [*node.args.defaults, *filter(None, node.args.kw_defaults), *getattr(node, "decorator_list", [])]
+    else:
+        inside = list(ast.iter_child_nodes(node))
+    own = {getattr(node.func, "attr", getattr(node.func, "id", "?"))} if isinstance(node, ast.Call) else set()
+    return own.union(*map(calls_at_import, inside))
+
+
+# Fresh processes: two for all of these tests, see the fixture fresh_answers.
+
+
+@pytest.mark.parametrize("name", SAVED_NAMES)
+def test_remote_code_loads_equal_models_where_the_package_is_missing(saved, fresh_answers, name):
+    first, again = outputs_of(fresh_answers["remote"][name])
+    # The same operations on the same bits, in another process on the same machine.
+    torch.testing.assert_close(first, saved[name].logits, rtol=0, atol=1e-6)
+    assert torch.equal(again, first), "saving the loaded model and loading it again changed it"
+    assert not fresh_answers["remote"][name]["training"]
+
+
+@pytest.mark.parametrize("name", SAVED_NAMES)
+def test_load_compact_loads_equal_models_in_a_fresh_process(saved, fresh_answers, name):
+    first, again = outputs_of(fresh_answers["local"][name])
+    torch.testing.assert_close(first, saved[name].logits, rtol=0, atol=1e-6)
+    assert torch.equal(again, first), "saving the loaded model and loading it again changed it"
+    assert fresh_answers["local"][name]["modules"] == [], "load_compact ran code of the folder"
+
+
+def test_remote_code_loads_the_base_model_too(saved, fresh_answers):
+    one = saved["bert"]
+    with torch.no_grad():
+        expected = one.model.bert(**one.batch).last_hidden_state
+    torch.testing.assert_close(outputs_of(fresh_answers["remote"]["base model"])[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["remote", "local"])
+def test_bert_base_loads_equal_in_a_fresh_process(bert_base, fresh_answers, kind):
+    found = outputs_of(fresh_answers[kind]["bert-base"])[0]
+    torch.testing.assert_close(found, bert_base.logits, rtol=0, atol=1e-6)
+
+
+# BERT-base: 12 layers of 12 heads of 64.
+
+
+@pytest.fixture(scope="module")
+def dense_base():
+    return build_bert_base()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_bert_base_compact_equals_masked(dense_base, seed):
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(12, 12, generator=generator) < torch.rand(12, 1, generator=generator)).float()
+    mask[2 + seed] = 0
+    mask[9] = 0
+    mask[6] = 1
+    model = copy.deepcopy(dense_base)
+    batch = batch_for(model)
+    gates = gating.inject_gates(model)
+    with gates.fixed_at(mask.flatten()):
+        masked = logits_of(model, batch)
+    gates.remove()
+    gating.prune_heads(model, {layer: (mask[layer] == 0).nonzero().flatten().tolist() for layer in range(12)})
+    assert (masked - logits_of(dense_base, batch)).abs().max() > 1e-3, "the pattern makes no difference"
+    assert (masked - logits_of(model, batch)).abs().max() <= 1e-5
+    for layer, kept in enumerate(mask.sum(1).int().tolist()):
+        attention = model.bert.encoder.layer[layer].attention
+        if kept:
+            assert all(
+                getattr(attention.self, name).weight.shape == (64 * kept, 768) for name in ("query", "key", "value")
+            )
+        assert attention.output.dense.weight.shape == (768, 64 * kept)
+
+
+# Checksums.
+
+
+def load_by_remote_code(folder, auto_class=transformers.AutoModelForSequenceClassification, **options):
+    return auto_class.from_pretrained(folder, trust_remote_code=True, **options)
+
+
+def flip_a_bit(path, place=-5):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("load", [gating.load_compact, load_by_remote_code])
+def test_a_flipped_bit_in_the_weights_is_refused(folder, load):
+    flip_a_bit(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved with this model"):
+        load(folder)
+    load(folder, verify=False)
+
+
+@pytest.mark.parametrize("load", [gating.load_compact, load_by_remote_code])
+def test_a_model_that_was_trained_on_saves_checksums_of_its_own(folder, tmp_path, load):
+    model = load(folder)
+    assert "sha256" not in model.config.head_gating
+    with torch.no_grad():
+        model.classifier.weight += 1
+    model.save_pretrained(folder)  # over the folder that it came from
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 2
+    for place in (folder, tmp_path / "parts"):
+        batch = batch_for(model)
+        assert torch.equal(logits_of(load(place), batch), logits_of(model, batch))
+        shard = max(place.glob("model*.safetensors"))
+        flip_a_bit(shard)
+        with pytest.raises(ValueError, match=rf"{shard.name} is not what was saved"):
+            load(place)
+
+
+def test_a_configuration_that_is_saved_alone_brings_no_stale_checksums(folder):
+    model = gating.load_compact(folder)
+    model.config.id2label = {number: f"label {number}" for number in range(3)}
+    model.config.save_pretrained(folder)
+    with pytest.warns(UserWarning, match="config.json has no checksums, so damage .* is not noticed"):
+        assert gating.load_compact(folder).config.id2label[2] == "label 2"
+
+
+def test_only_the_main_process_writes(folder, tmp_path):
+    model = gating.load_compact(folder)
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert os.listdir(tmp_path / "other") == []
+
+
+def test_what_is_uploaded_has_checksums(folder, tmp_path, monkeypatch):
+    uploaded = {}
+
+    def upload(self, working_dir, *_, **__):
+        uploaded.update(json.loads((Path(working_dir) / "config.json").read_text()))
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return self
+
+        repo_id = "me/model"
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "_upload_modified_files", upload)
+    monkeypatch.setattr("transformers.modeling_utils.hf_api", Hub)
+    gating.load_compact(folder).save_pretrained(tmp_path / "there", push_to_hub=True)
+    assert set(uploaded["head_gating"]["sha256"]) == {"config.json", "model.safetensors"}
+
+
+def put_in_cache(folder, cache):
+    """Lay a folder where one from the hub lies, as ``me/model``."""
+    repository = cache / "models--me--model"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, repository / "blobs")
+    snapshot.mkdir(parents=True)
+    for blob in (repository / "blobs").iterdir():
+        (snapshot / blob.name).symlink_to(f"../../blobs/{blob.name}")
+    return repository, snapshot
+
+
+def test_from_the_hub_classes_that_do_not_generate_need_no_settings_of_generation(tmp_path):
+    model = FAMILY_MODELS["gpt2"].build()
+    gating.prune_heads(model, {0: [1]})
+    gating.save_compact(model, tmp_path / "compact")
+    _, snapshot = put_in_cache(tmp_path / "compact", tmp_path)
+    (snapshot / "generation_config.json").unlink()  # It is not asked for.
+    assert load_by_remote_code("me/model", transformers.AutoModel, cache_dir=tmp_path) is not None
+    with pytest.raises(FileNotFoundError, match=r"generation_config\.json"):
+        gating.load_compact(snapshot)
+
+
+def test_a_folder_in_the_cache_of_the_hub_is_checked_too(saved, tmp_path):
+    repository, snapshot = put_in_cache(saved["bert"].folder, tmp_path)
+    model = load_by_remote_code("me/model", cache_dir=tmp_path)
+    assert torch.equal(logits_of(model, saved["bert"].batch), saved["bert"].logits)
+    assert torch.equal(logits_of(gating.load_compact(snapshot), saved["bert"].batch), saved["bert"].logits)
+    flip_a_bit(repository / "blobs" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved"):
+        load_by_remote_code("me/model", cache_dir=tmp_path)
+    load_by_remote_code("me/model", cache_dir=tmp_path, verify=False)
+
+
+def test_another_task_head_is_new_and_the_rest_is_checked(saved, folder):
+    model = load_by_remote_code(folder, transformers.AutoModelForTokenClassification)
+    name = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(model.get_parameter(name), saved["bert"].model.get_parameter(name))
+    assert model.classifier.out_features == 3

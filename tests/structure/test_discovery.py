@@ -1,0 +1,152 @@
+"""Attention classes that no row describes, taken by their structure."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
+    DbrxConfig,
+    DbrxForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    StableLmConfig,
+)
+from transformers.models.stablelm.modeling_stablelm import StableLmAttention, StableLmRotaryEmbedding
+
+import gating
+from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
+from gating.structure.record import RECORD_KEY
+from tests.support.family_models import GPT2, GROUPED, IDS, TEXT, Family
+
+UNKNOWN = {
+    "stablelm": Family("StableLmForCausalLM", "StableLmConfig", GROUPED),
+    "codegen": Family("CodeGenForCausalLM", "CodeGenConfig", {**GPT2, **IDS, "n_head": 8, "rotary_dim": 4}, ("eager",)),
+    "dpt": Family(
+        "DPTModel",
+        "DPTConfig",
+        {
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "intermediate_size": 48,
+            "image_size": 16,
+            "patch_size": 8,
+            "backbone_out_indices": [0, 1, 2, 2],
+        },
+    ),
+    "roformer": Family("RoFormerForSequenceClassification", "RoFormerConfig", TEXT, ("eager",)),
+}
+
+
+@pytest.mark.parametrize("name", ["stablelm", "dpt", "roformer"])
+def test_unknown_classes_are_found_by_structure(name, tmp_path):
+    model = UNKNOWN[name].build()
+    with pytest.raises(ValueError, match="discover=True"):
+        gating.find_attention_blocks(model)
+    probe = make_probe(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    blocks = gating.find_attention_blocks(model, discover=True)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    gates = gating.inject_gates(model, discover=True)
+    with torch.no_grad():
+        gates.log_alpha.copy_(torch.where(torch.arange(len(gates.log_alpha)) % 3 == 0, -9.0, 9.0))
+    report = gating.finalize(model, gates)
+    assert report.num_heads < sum(block.num_heads for block in blocks)
+    assert report.max_difference < 1e-5
+    assert len(model.config.to_dict()[RECORD_KEY]["specs"]) == 1
+    gating.save_compact(model, tmp_path / "compact")
+    again = gating.load_compact(tmp_path / "compact")
+    assert max_relative_difference(forward_outputs(model, probe), forward_outputs(again, probe)) == 0
+
+
+def test_pruning_with_discovery_is_checked():
+    model = UNKNOWN["stablelm"].build()
+    report = gating.prune_heads(model, {0: [0, 3], 2: range(8)}, discover=True)
+    assert report.num_heads == 14
+    assert len(gating.find_attention_blocks(model)) == 3
+
+
+class Reversed(nn.Linear):
+    """A projection whose output is not laid out head by head from the first to the last."""
+
+    def forward(self, inputs):
+        return super().forward(inputs).flip(-1)
+
+
+def test_what_is_not_understood_is_put_back():
+    model = UNKNOWN["stablelm"].build()
+    attention = model.model.layers[1].self_attn
+    for name in ("q_proj", "k_proj", "v_proj"):
+        getattr(attention, name).__class__ = Reversed
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"StableLmAttention.*outputs differ .*Nothing was changed"):
+        gating.prune_heads(model, {0: [0]}, discover=True)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(hasattr(module, "attention_spec") for module in model.modules())
+    assert not any(hasattr(module, "head_ids") for module in model.modules())
+
+
+def test_fused_rows_with_fewer_key_value_heads_are_told_in_a_sentence():
+    config = DbrxConfig(
+        d_model=64,
+        n_heads=8,
+        n_layers=2,
+        max_seq_len=64,
+        vocab_size=99,
+        attn_config={"kv_n_heads": 4, "clip_qkv": 8.0},
+        ffn_config={"ffn_hidden_size": 32, "moe_num_experts": 2, "moe_top_k": 1, "hidden_size": 64},
+    )
+    config.attn_config.rope_theta = 10000.0
+    model = DbrxForCausalLM(config)
+    with pytest.raises(ValueError, match=r"discover=True found DbrxAttention, but .* Nothing was changed"):
+        gating.find_attention_blocks(model, discover=True)
+
+
+@pytest.mark.parametrize("attention_type", ["block_sparse", "original_full"])
+def test_attention_that_a_short_input_replaces_is_refused(attention_type):
+    model = BigBirdForSequenceClassification(BigBirdConfig(**TEXT, attention_type=attention_type, block_size=4)).eval()
+    if attention_type == "original_full":
+        assert len(gating.find_attention_blocks(model, discover=True)) == 3
+        return
+    for _ in range(2):
+        with pytest.raises(ValueError, match="load it with attention_type='original_full'"):
+            gating.find_attention_blocks(model, discover=True)
+        with torch.no_grad():
+            model(torch.randint(3, 99, (1, 8)))
+
+
+class Speechless(PreTrainedModel):
+    """A model whose configuration does not tell the size of its input, and whose attention nobody has described."""
+
+    config_class = PreTrainedConfig
+    main_input_name = "input_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.attention = StableLmAttention(StableLmConfig(**GROUPED), layer_idx=0)
+        self.rotary = StableLmRotaryEmbedding(StableLmConfig(**GROUPED))
+
+    def forward(self, input_values):
+        positions = torch.arange(input_values.shape[1])[None]
+        embeddings = self.rotary(input_values, positions)
+        return {"out": self.attention(input_values, None, position_embeddings=embeddings)[0]}
+
+
+def test_a_model_that_no_probe_can_be_made_for_takes_one():
+    model = Speechless(PreTrainedConfig()).eval()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    for function in (
+        gating.find_attention_blocks,
+        gating.inject_gates,
+        lambda m, **o: gating.prune_heads(m, {0: [0]}, **o),
+    ):
+        with pytest.raises(ValueError, match=r"Speechless has a configuration .* pass probe=\{argument name: tensor"):
+            function(model, discover=True)
+        with pytest.raises(ValueError, match=r"Speechless does not run on input_values .* pass probe="):
+            function(model, discover=True, probe={"input_values": torch.zeros(2, 3, 5)})
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    probe = {"input_values": torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))}
+    gates = gating.inject_gates(model, discover=True, probe=probe)
+    gates.remove()
+    assert gating.prune_heads(model, {0: [0, 1]}, discover=True, probe=probe).num_heads == 6

@@ -1,0 +1,76 @@
+"""Emptied layers in training: every parameter that learns in the dense model gets a gradient, so that DDP goes on."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import gating
+from gating.structure.probe import make_probe
+from gating.structure.self_check import heads_masked
+from tests.support.family_models import FAMILIES
+
+NAMES = ["bert", "gpt2", "llama", "vit", "t5", "bart", "whisper", "deberta-v2", "mpnet", "beit", "albert", "swin"]
+
+
+def without_gradient(model: nn.Module) -> set[str]:
+    """Run a model backwards, and name the parameters that get no gradient."""
+    model.train().zero_grad()
+    outputs = model(**make_probe(model))
+    sum(value.pow(2).sum() for value in outputs.values() if isinstance(value, torch.Tensor)).backward()
+    return {name for name, parameter in model.named_parameters() if parameter.grad is None}
+
+
+@pytest.mark.parametrize("which", ["first", "cross", "all"])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_parameter_loses_its_gradient(name, which):
+    model = FAMILIES[name].build()
+    unused = without_gradient(copy.deepcopy(model))
+    blocks = gating.find_attention_blocks(model)
+    chosen = {
+        block.name: block.head_ids
+        for block in blocks
+        if which == "all"
+        or (which == "cross" and block.is_cross_attention)
+        or (which == "first" and not block.layer_idx)
+    }
+    gating.prune_heads(model, chosen)
+    assert without_gradient(model) <= unused
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_masked_heads(name):
+    compact, masked = FAMILIES[name].build(), FAMILIES[name].build()
+    blocks = gating.find_attention_blocks(masked)
+    emptied = {block.name for block in blocks if not block.layer_idx}
+    gating.prune_heads(compact, {block.name: block.head_ids for block in blocks if block.name in emptied})
+    with heads_masked(blocks, {block.name: () if block.name in emptied else block.head_ids for block in blocks}):
+        for model in (compact, masked):
+            model.eval()
+            outputs = model(**make_probe(model))
+            sum(v.pow(2).sum() for v in outputs.values() if isinstance(v, torch.Tensor)).backward()
+    expected = dict(masked.named_parameters())
+    for key, parameter in compact.named_parameters():
+        if parameter.shape == expected[key].shape and expected[key].grad is not None:
+            torch.testing.assert_close(parameter.grad, expected[key].grad, atol=1e-4, rtol=1e-3)
+
+
+def test_two_processes_train_models_with_emptied_layers(tmp_path):
+    names = ["llama", "gpt2", "t5", "vit", "bart"]
+    root = Path(__file__).resolve().parents[2]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.run(
+        [*launcher, str(root / "tests" / "support" / "emptied_in_ranks.py"), str(tmp_path), *names],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert len(list(tmp_path.iterdir())) == 2 * 2 * len(names)

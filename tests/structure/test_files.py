@@ -1,0 +1,246 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gating.structure.files import Stored, check_checksums, read_config, read_headers, walk, write_checksums
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A folder that looks like that of a compact model."""
+    (tmp_path / "config.json").write_text('{"size": 3, "head_gating": {"format": 1, "blocks": {}}}')
+    save_file({"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.int64)}, tmp_path / "model.safetensors")
+    write_checksums(tmp_path)
+    return tmp_path
+
+
+def shard(folder: Path, place: object = "second.safetensors") -> None:
+    """Put the weights of a folder into two files."""
+    (folder / "model.safetensors").unlink()
+    save_file({"a": torch.ones(2)}, folder / "first.safetensors")
+    save_file({"b": torch.ones(3)}, folder / "second.safetensors")
+    index = {"metadata": {"total_size": 20}, "weight_map": {"a": "first.safetensors", "b": place}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_headers_tell_types_and_shapes(made):
+    assert read_headers(made) == {"a": Stored("F32", (2, 3)), "b": Stored("I64", (4,))}
+    assert read_headers(made)["a"].num_elements == 6
+
+
+def test_weights_in_several_files_are_read_through_their_index(made):
+    shard(made)
+    assert set(read_headers(made)) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "../second.safetensors",
+        "/etc/passwd",
+        "sub/second.safetensors",
+        "..",
+        "",
+        ".hidden.safetensors",
+        "x.bin",
+        3,
+        None,
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_refused(made, place):
+    shard(made, place)
+    with pytest.raises(ValueError, match=r"index\.json names .*, which is not a file of the folder"):
+        read_headers(made)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {}, "metadata": {}}', '{"weight_map": {"a": "b"}}', "{"])
+def test_a_damaged_index_is_refused(made, index):
+    shard(made)
+    (made / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"index\.json is damaged"):
+        read_headers(made)
+
+
+def test_a_tensor_that_is_in_two_files_is_refused(made):
+    shard(made)
+    save_file({"a": torch.ones(2)}, made / "second.safetensors")
+    with pytest.raises(ValueError, match="it has a once more"):
+        read_headers(made)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl", "pytorch_model-00001-of-00002.bin"])
+def test_a_pickle_is_not_opened(tmp_path, name):
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
+    with pytest.raises(ValueError, match="as a pickle, which could run any code"):
+        read_headers(tmp_path)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        read_config(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+        read_config(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors does not exist"):
+        read_headers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "Expecting value"),
+        ("{", "Expecting"),
+        ("[1]", "not a table"),
+        ("null", "not a table"),
+        ('{"a": 1, "a": 2}', "it has 'a' twice"),
+        ('{"b": {"a": 1, "a": 1}}', "it has 'a' twice"),
+        ('{"a": NaN}', "NaN is no number"),
+        ('{"a": [-Infinity]}', "-Infinity is no number"),
+        ('{"a": 1e999}', "1e999 is no number"),
+        (f'{{"a": 1{"0" * 5000}}}', "digits"),
+        ("[" * 200_000, "recursion"),
+        ('{"a":' * 200_000, "recursion"),
+        ("\ufeff{}", "BOM"),
+    ],
+    ids=range(13),
+)
+def test_what_is_no_plain_json_is_refused(tmp_path, text, why):
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"(?s)config\.json is damaged.*{why}"):
+        read_config(tmp_path)
+
+
+def test_bytes_that_are_no_text_and_files_without_end_are_refused(tmp_path):
+    (tmp_path / "config.json").write_bytes(b'{"a": "\xff\xfe"}')
+    with pytest.raises(ValueError, match=r"config\.json is damaged \('utf-8'"):
+        read_config(tmp_path)
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(2**40)  # a hole, which takes no room
+    with pytest.raises(ValueError, match="1,099,511,627,776 bytes large"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("instead", ["folder", "pipe", "link out", "link to nothing", "link to itself"])
+def test_what_is_no_file_of_the_folder_is_refused(made, tmp_path_factory, name, instead):
+    path = made / name
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / name
+    shutil.move(path, elsewhere)
+    if instead == "folder":
+        path.mkdir()
+    elif instead == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"link out": elsewhere, "link to nothing": "nothing", "link to itself": name}[instead])
+    with pytest.raises((ValueError, FileNotFoundError), match=r"is not a file|link out of the folder|does not exist"):
+        (read_config if name == "config.json" else read_headers)(made)
+
+
+def test_links_inside_the_folder_and_into_the_cache_of_the_hub_are_fine(made, tmp_path_factory):
+    (made / "model.safetensors").rename(made / "real.safetensors")
+    (made / "model.safetensors").symlink_to("real.safetensors")
+    assert read_headers(made)
+    repository = tmp_path_factory.mktemp("models--a--b")
+    (repository / "blobs").mkdir()
+    (repository / "snapshots" / "1").mkdir(parents=True)
+    shutil.copy(made / "real.safetensors", repository / "blobs" / "abc")
+    (repository / "snapshots" / "1" / "model.safetensors").symlink_to("../../blobs/abc")
+    assert read_headers(repository / "snapshots" / "1")
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 60, -1])
+def test_files_cut_off_are_refused(made, size):
+    path = made / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        read_headers(made)
+
+
+def test_walking_passes_everything_with_its_name():
+    found = dict(walk({"a": {"b": 1}, "c": [{"d": 2}]}))
+    assert found == {"a": {"b": 1}, "a.b": 1, "c": [{"d": 2}], "c.0": {"d": 2}, "c.0.d": 2}
+
+
+def test_checksums_are_of_all_files_of_weights_and_of_the_configuration(made):
+    sums = read_config(made)["head_gating"]["sha256"]
+    assert set(sums) == {"config.json", "model.safetensors"}
+    check_checksums(made, read_config(made))
+    write_checksums(made)
+    assert read_config(made)["head_gating"]["sha256"] == sums
+    assert sorted(path.name for path in made.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def read_and_check(folder):
+    read_headers(folder)
+    check_checksums(folder, read_config(folder))
+
+
+def test_every_flipped_bit_of_the_weights_is_noticed(made):
+    path = made / "model.safetensors"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(bytes([*whole[:place], whole[place] ^ 4, *whole[place + 1 :]]))
+        with pytest.raises(ValueError, match=r"model\.safetensors (is not what was saved|is damaged)"):
+            read_and_check(made)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.update(size=4),
+        lambda config: config.update(more=1),
+        lambda config: config["head_gating"].update(format=2),
+        lambda config: config["head_gating"]["sha256"].pop("config.json"),
+        lambda config: config["head_gating"]["sha256"].update({"config.json": "0" * 64}),
+    ],
+)
+def test_a_changed_configuration_is_noticed(made, change):
+    config = read_config(made)
+    change(config)
+    with pytest.raises(
+        ValueError, match=r"config\.json is not what was saved.*verify=False if it was changed on purpose"
+    ):
+        check_checksums(made, config)
+
+
+def test_the_layout_of_the_configuration_does_not_matter(made):
+    config = read_config(made)
+    (made / "config.json").write_text(json.dumps(dict(reversed(config.items()))))
+    check_checksums(made, read_config(made))
+
+
+def test_weights_that_would_be_loaded_instead_are_noticed(made):
+    shard(made)
+    write_checksums(made)
+    check_checksums(made, read_config(made))
+    save_file({"a": torch.ones(2), "b": torch.ones(3)}, made / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved"):
+        check_checksums(made, read_config(made))
+
+
+@pytest.mark.parametrize("name", ["../x.safetensors", "/etc/hostname", "gone.safetensors"])
+def test_checksums_of_files_elsewhere_are_refused(made, name):
+    config = read_config(made)
+    config["head_gating"]["sha256"][name] = "0" * 64
+    with pytest.raises((ValueError, FileNotFoundError), match=r"which is not a file of the folder|does not exist"):
+        check_checksums(made, config)
+
+
+@pytest.mark.parametrize("sums", [[], "x", 3])
+def test_checksums_that_are_no_table_are_refused(made, sums):
+    config = read_config(made)
+    config["head_gating"]["sha256"] = sums
+    with pytest.raises(ValueError, match="sha256 is not a table"):
+        check_checksums(made, config)
+
+
+def test_a_folder_without_record_gets_no_checksums(tmp_path):
+    write_checksums(tmp_path)
+    (tmp_path / "config.json").write_text('{"size": 3}')
+    write_checksums(tmp_path)
+    assert read_config(tmp_path) == {"size": 3}
+    check_checksums(tmp_path, {"size": 3})

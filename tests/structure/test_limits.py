@@ -1,0 +1,85 @@
+import json
+import re
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import gating
+from gating.structure.compact import compact_class
+from gating.structure.files import read_config, write_checksums
+from gating.structure.limits import checked_folder
+
+
+def build(folder, *, exact=True, verify=True, **changes):
+    """Build the model of a folder, without memory, from a configuration that was changed."""
+    config = read_config(folder)
+    config.update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+    if verify:
+        write_checksums(folder)
+    with checked_folder(folder, verify=verify, exact=exact), torch.device("meta"):
+        return compact_class(transformers.BertForSequenceClassification)(
+            transformers.AutoConfig.from_pretrained(folder)
+        )
+
+
+def test_a_whole_folder_fits(folder):
+    assert [block.num_heads for block in gating.find_attention_blocks(build(folder))] == [3, 0, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 10**6}, r"far larger than its weights, which are \d+ tensors"),
+        ({"hidden_size": 10**12}, r"far larger than its weights"),
+        ({"vocab_size": 10**10}, r"far larger than its weights"),
+        ({"max_position_embeddings": 10**12}, r"far larger than its weights"),
+        ({"num_hidden_layers": 10**9}, r"compact/config\.json is damaged: num_hidden_layers=1000000000 cannot be"),
+        ({"num_hidden_layers": -(10**9)}, "num_hidden_layers=-1000000000 cannot be"),
+        ({"text_config": {"n_layer": 10**9}}, r"text_config\.n_layer=1000000000 cannot be"),
+        ({"num_labels": 10**9}, "num_labels=1000000000 cannot be"),
+        ({"anything": 10**20}, "anything=1" + "0" * 20),
+        ({"intermediate_size": 49}, r"intermediate\.dense\.bias has the shape \[48\] in the weights.*ask for \[49\]"),
+        ({"type_vocab_size": 3}, r"token_type_embeddings.weight has the shape \[2, 32\] in the weights"),
+        ({"num_hidden_layers": 2}, r"compact is damaged or mixed from two models: .*encoder\.layer\.2"),
+        ({"num_hidden_layers": 4}, "does not mention the attention block"),
+    ],
+)
+def test_a_model_of_another_size_is_refused_before_there_is_memory_for_it(folder, changes, message):
+    with pytest.raises(ValueError, match=message):
+        build(folder, **changes)
+
+
+def test_many_layers_are_not_built(folder):
+    built = []
+    handle = nn.modules.module.register_module_module_registration_hook(lambda *_: built.append(1))
+    try:
+        with pytest.raises(ValueError, match="far larger"):
+            build(folder, num_hidden_layers=290)
+    finally:
+        handle.remove()
+    assert len(built) < 1500
+
+
+def test_another_task_head_is_not_compared(folder):
+    assert build(folder, exact=False, id2label={n: str(n) for n in range(7)}).classifier.out_features == 7
+
+
+def test_elsewhere_nothing_is_bounded(folder):
+    with pytest.raises(ValueError, match="far larger"):
+        build(folder, hidden_size=10**6)
+    with torch.device("meta"):
+        assert nn.Linear(10**6, 10**6).weight.numel() == 10**12
+
+
+def test_checksums_are_compared_unless_told_otherwise(folder):
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+    with (
+        pytest.raises(ValueError, match=re.escape("config.json is not what was saved")),
+        checked_folder(folder, verify=True, exact=True),
+    ):
+        pass
+    assert build(folder, verify=False).config.hidden_act == "relu"

@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gating.structure.probe import forward_outputs, make_probe, max_relative_difference, tolerance_for
+
+
+def test_every_model_accepts_its_probe(model):
+    outputs = forward_outputs(model, make_probe(model))
+    assert outputs[0].shape == (2, 3)
+    assert all(output.isfinite().all() for output in outputs)
+
+
+def test_the_probe_is_the_same_each_time_and_draws_nothing_of_the_global_noise(bert):
+    state = torch.get_rng_state()
+    first, second = make_probe(bert), make_probe(bert)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first["input_ids"], second["input_ids"])
+
+
+def test_the_probe_has_the_size_asked_for(bert):
+    assert make_probe(bert, batch_size=3, length=5)["input_ids"].shape == (3, 5)
+
+
+def test_a_module_that_says_nothing_of_its_input_needs_a_batch():
+    with pytest.raises(ValueError, match="Linear does not say what it reads: pass probe="):
+        make_probe(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_outputs_are_those_of_evaluation_and_the_mode_stays(bert, training):
+    bert.train(training)
+    probe = make_probe(bert)
+    first, second = forward_outputs(bert, probe), forward_outputs(bert, probe)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    assert not first[0].requires_grad
+    assert bert.training == training
+
+
+def test_the_mode_stays_after_an_error(bert):
+    bert.train()
+    with pytest.raises(ValueError, match="input_ids"):
+        forward_outputs(bert, {})
+    assert bert.training
+
+
+def test_outputs_are_found_in_nested_answers():
+    class Nested(nn.Module):
+        def forward(self, x):
+            return {"a": x, "b": [x + 1, (x + 2, None)], "counts": torch.tensor([1])}
+
+    outputs = forward_outputs(Nested(), {"x": torch.zeros(1)})
+    assert [float(output) for output in outputs] == [0, 1, 2]
+
+
+def test_the_difference_is_relative_to_the_largest_value_of_each_tensor():
+    one = [torch.tensor([100.0, 1.0]), torch.tensor([1.0])]
+    other = [torch.tensor([100.0, 2.0]), torch.tensor([1.001])]
+    assert max_relative_difference(one, other) == pytest.approx(0.01)
+    assert max_relative_difference(one, one) == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([torch.ones(2)], [torch.ones(3)]),
+        ([torch.ones(2)], [torch.ones(2), torch.ones(2)]),
+        ([torch.ones(2)], [torch.tensor([1.0, math.nan])]),
+        ([torch.tensor([1.0, math.nan])], [torch.tensor([1.0, math.nan])]),
+        ([torch.ones(2)], [torch.tensor([1.0, math.inf])]),
+    ],
+)
+def test_what_cannot_be_compared_is_infinitely_different(one, other):
+    assert max_relative_difference(one, other) == math.inf
+
+
+def test_tensors_without_elements_do_not_differ():
+    assert max_relative_difference([torch.ones(0, 3)], [torch.ones(0, 3)]) == 0
+
+
+def test_the_tolerance_is_about_a_hundred_roundings():
+    assert tolerance_for(torch.float32) == pytest.approx(1.19e-5, rel=0.01)
+    assert tolerance_for(torch.bfloat16) > tolerance_for(torch.float16) > tolerance_for(torch.float32)

@@ -1,0 +1,129 @@
+import json
+
+import pytest
+
+import gating
+from gating.structure.edits import apply_edits
+from gating.structure.record import FORMAT, describe_kept_heads, plan_from_record
+from tests.support.tiny_models import NUM_HEADS, assert_same_state, state_of
+
+NAMES = [f"encoder.layer.{i}.attention.self" for i in range(3)]
+
+
+@pytest.fixture
+def record():
+    kept = ([0, 2], [], [0, 1, 2, 3])
+    blocks = {name: {"num_heads": NUM_HEADS, "kept_heads": heads} for name, heads in zip(NAMES, kept, strict=True)}
+    return {"format": FORMAT, "blocks": blocks}
+
+
+def test_a_record_is_plain_json_of_the_kept_heads(bert, record):
+    gating.prune_heads(bert, {0: [1, 3], 1: range(NUM_HEADS)})
+    written = describe_kept_heads(gating.find_attention_blocks(bert))
+    assert written == record
+    assert json.loads(json.dumps(written)) == record
+    assert bert.config.head_gating == record
+
+
+def test_a_record_repeats_the_removal(bert, make_model, record):
+    gating.prune_heads(bert, {0: [1, 3], 1: range(NUM_HEADS)})
+    fresh = make_model("bert")
+    apply_edits(plan_from_record(fresh, record))
+    assert_same_state(fresh, state_of(bert))
+
+
+def test_the_record_of_a_whole_model_needs_no_edit(bert):
+    assert plan_from_record(bert, describe_kept_heads(gating.find_attention_blocks(bert))) == []
+
+
+def test_a_record_fits_the_model_without_its_task_head(bert, record):
+    apply_edits(plan_from_record(bert.base_model, record))
+    assert [block.num_heads for block in gating.find_attention_blocks(bert)] == [2, 0, 4]
+
+
+def set_kept(value):
+    return lambda record: record["blocks"][NAMES[1]].update(kept_heads=value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (set_kept([0, 4]), r"block 'encoder\.layer\.1\.attention\.self' has heads 0 to 3, but kept_heads is \[0, 4\]"),
+        (set_kept([-1, 0]), r"kept_heads is \[-1, 0\]"),
+        (set_kept([2, 1]), r"kept_heads is \[2, 1\]"),
+        (set_kept([1, 1]), r"kept_heads is \[1, 1\]"),
+        (set_kept("01"), r"block 'encoder\.layer\.1\.attention\.self' has no list of kept heads"),
+        (set_kept(2), "has no list of kept heads"),
+        (set_kept(None), "has no list of kept heads"),
+        (set_kept([1.0]), "has no list of kept heads"),
+        (set_kept([True]), "has no list of kept heads"),
+        (lambda record: record["blocks"].pop(NAMES[1]), r"does not mention .*'encoder\.layer\.1\.attention\.self'"),
+        (lambda record: record["blocks"].update({NAMES[1]: [0]}), "has no list of kept heads"),
+        (lambda record: record["blocks"][NAMES[1]].update(num_heads=8), "num_heads|8 heads"),
+        (lambda record: record.update(format=2), "its format is 2, and this version reads format 1"),
+        (lambda record: record.pop("format"), "its format is None"),
+        (lambda record: record["blocks"][NAMES[1]].update(num_heads=4.0), r"num_heads=4\.0, but the model has 4"),
+        (
+            lambda record: record["blocks"][NAMES[1]].update(kept_head=[]),
+            "has 'kept_head', which this version does not",
+        ),
+        (lambda record: record.update(blocs={}), "it has 'blocs', which this version does not know"),
+        (lambda record: record.update(blocks=[]), "not a table of blocks"),
+        (lambda record: record.pop("blocks"), "not a table of blocks"),
+    ],
+)
+def test_a_damaged_record_is_refused_by_what_is_wrong(bert, record, damage, message):
+    state = state_of(bert)
+    damage(record)
+    with pytest.raises(ValueError, match=rf"(?s)'head_gating' in config\.json.*({message})"):
+        plan_from_record(bert, record)
+    assert_same_state(bert, state)
+
+
+@pytest.mark.parametrize("record", [None, [], "format", 1])
+def test_something_else_than_a_table_is_refused(bert, record):
+    with pytest.raises(ValueError, match="not a table of blocks"):
+        plan_from_record(bert, record)
+
+
+SPEC = {
+    "projections": [["query", "q"], ["key", "k"], ["value", "v"]],
+    "output_projection": "^output.dense",
+    "head_dim": "attention_head_size",
+    "returns": "context",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"projections": "query"},
+        {"projections": [["query", "q", "k"]]},
+        {"projections": [["query", "z"]]},
+        {"projections": [["__class__", "q"]]},
+        {"projections": [["self._parameters", "q"]]},
+        {"output_projection": "^^output"},
+        {"output_projection": "../output"},
+        {"output_projection": None},
+        {"head_dim": "a b"},
+        {"head_dim": 8},
+        {"returns": "anything"},
+        {"returns": ["pair"]},
+        {"is_cross_attention": 1},
+        {"head_counts": ["__dict__"]},
+        {"head_counts": "num_heads"},
+        {"head_widths": [1]},
+        {"per_head": [["bias", -1]]},
+        {"per_head": [["bias", 10**9]]},
+        {"per_head": [["bias", True]]},
+        {"per_head_inputs": {"bias": 1}},
+        {"forward": "exec"},
+        {"more": 1},
+    ],
+)
+def test_a_spec_that_is_none_is_refused(bert, record, change):
+    state = state_of(bert)
+    record["specs"] = {"BertSelfAttention": {**SPEC, **change}}
+    with pytest.raises(ValueError, match=r"'head_gating' in config\.json.*the spec of BertSelfAttention"):
+        plan_from_record(bert, record)
+    assert_same_state(bert, state)

@@ -1,0 +1,109 @@
+"""Models that heads cannot be removed from: the reason is named, and nothing is changed."""
+
+import pytest
+import torch
+from torch import nn
+
+import gating
+from tests.support.family_models import FAMILIES, GROUPED, TEXT, Family
+
+
+def build(name: str, **arguments):
+    return Family(f"{name}ForCausalLM", f"{name}Config", {**GROUPED, **arguments}).build()
+
+
+@pytest.mark.parametrize("discover", [False, True])
+@pytest.mark.parametrize(
+    ("name", "arguments", "reason"),
+    [
+        ("Olmo2", {}, "q_norm normalises across all heads"),
+        ("Olmoe", {"num_experts": 2, "num_experts_per_tok": 1}, "q_norm normalises across all heads"),
+        (
+            "DeepseekV3",
+            {
+                "q_lora_rank": 16,
+                "kv_lora_rank": 16,
+                "qk_rope_head_dim": 8,
+                "qk_nope_head_dim": 8,
+                "v_head_dim": 8,
+                "first_k_dense_replace": 3,
+            },
+            "multi-head latent attention",
+        ),
+        ("Mamba2", {"num_heads": 16, "head_dim": 8, "expand": 2, "n_groups": 1}, "state-space"),
+    ],
+)
+def test_dependent_heads_are_refused(name, arguments, reason, discover):
+    kept = {} if name != "Mamba2" else {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 2}
+    family = Family(f"{name}ForCausalLM", f"{name}Config", {**(kept or GROUPED), **arguments}, ("eager",))
+    model = family.build()
+    for refused in (
+        lambda: gating.inject_gates(model, discover=discover),
+        lambda: gating.prune_heads(model, {0: [1]}, discover=discover),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            refused()
+
+
+def test_talking_heads_are_refused():
+    arguments = {**TEXT, "relative_attention": False, "type_vocab_size": 0, "talking_head": True}
+    with pytest.raises(ValueError, match="talking heads"):
+        gating.inject_gates(Family("DebertaModel", "DebertaConfig", arguments, ("eager",)).build())
+
+
+class Adapter(nn.Module):
+    """What PEFT puts in the place of a linear layer."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.weight = base_layer.weight
+
+
+def _wrap(linear):
+    return Adapter(linear)
+
+
+def _quantise(linear):
+    linear.weight = nn.Parameter(linear.weight.detach().to(torch.int8), requires_grad=False)
+    return linear
+
+
+def _normalise_weight(linear):
+    return nn.utils.parametrizations.weight_norm(linear)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_wrap, "layers.1.self_attn.*adapter.*merge"),
+        (_quantise, "quantised .*torch.int8"),
+        (_normalise_weight, "no plain parameter"),
+        (lambda _: nn.Identity(), "neither nn.Linear nor Conv1D"),
+    ],
+)
+def test_projections_that_are_no_plain_linear_layers_are_refused(change, reason):
+    model = build("Llama")
+    attention = model.model.layers[1].self_attn
+    attention.o_proj = change(attention.o_proj)
+    if isinstance(attention.o_proj, nn.Identity):
+        attention.o_proj.weight = nn.Parameter(torch.zeros(64, 64))
+    before = model.model.layers[0].self_attn.q_proj.weight
+    with pytest.raises(ValueError, match=reason):
+        gating.prune_heads(model, {0: [0, 1]})
+    assert model.model.layers[0].self_attn.q_proj.weight is before
+
+
+@pytest.mark.parametrize("name", ["DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"])
+def test_wrapped_models_are_refused(name):
+    wrapper = type(name, (nn.Module,), {})()
+    wrapper.module = build("Llama")
+    for refused in (gating.inject_gates, gating.find_attention_blocks, lambda m: gating.prune_heads(m, {0: [1]})):
+        with pytest.raises(ValueError, match=rf"{name}: pass model\."):
+            refused(wrapper)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # of torch.compile itself
+def test_a_compiled_model_is_refused():
+    with pytest.raises(ValueError, match="_orig_mod"):
+        gating.inject_gates(torch.compile(FAMILIES["bert"].build()))

@@ -1,0 +1,258 @@
+import copy
+import weakref
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import gating
+from gating.structure.edits import Edit, apply_edits, undo_edits
+from gating.structure.empty import BiasOnly
+from gating.structure.removal import plan_removal
+from tests.support.tiny_models import (
+    NUM_HEADS,
+    NUM_LAYERS,
+    assert_same_state,
+    batch_for,
+    logits_of,
+    randomise,
+    state_of,
+)
+
+HEAD_DIM = 8
+# Uneven patterns with a full layer, emptied layers, and nearly everything gone.
+PATTERNS = [
+    [[0, 1, 2, 3], [2], [0, 3]],
+    [[], [1, 2, 3], [0, 1, 2, 3]],
+    [[0], [], []],
+    [[], [], []],
+    *(
+        [[head for head in range(NUM_HEADS) if torch.rand((), generator=generator) < share] for _ in range(NUM_LAYERS)]
+        for share, generator in ((share, torch.Generator().manual_seed(9)) for share in (0.3, 0.5, 0.8))
+    ),
+]
+
+
+def masked_logits(model, pattern, batch):
+    """What the model computes with gates at zero on the heads that are not kept."""
+    twin = copy.deepcopy(model)
+    gates = gating.inject_gates(twin)
+    mask = torch.tensor([float(head in kept) for kept in pattern for head in range(NUM_HEADS)])
+    with gates.fixed_at(mask):
+        return logits_of(twin, batch)
+
+
+def remove(model, pattern):
+    """Keep the heads of a pattern, and return what undoes it."""
+    blocks = gating.find_attention_blocks(model)
+    edits = [edit for block, kept in zip(blocks, pattern, strict=True) for edit in plan_removal(block, kept)]
+    return apply_edits(edits)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_removed_equals_masked(model, pattern):
+    batch = batch_for(model)
+    expected = masked_logits(model, pattern, batch)
+    remove(model, pattern)
+    # Sums over fewer terms in another order.
+    torch.testing.assert_close(logits_of(model, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_removed_equals_masked_with_every_attention_kernel(model, kernel):
+    batch, pattern = batch_for(model), PATTERNS[1]
+    model.set_attn_implementation(kernel)
+    expected = masked_logits(model, pattern, batch)
+    remove(model, pattern)
+    torch.testing.assert_close(logits_of(model, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shapes_are_head_dim_times_kept(model):
+    pattern = [[0, 2, 3], [1], [0, 1, 2, 3]]
+    remove(model, pattern)
+    for block, kept in zip(gating.find_attention_blocks(model), pattern, strict=True):
+        width = HEAD_DIM * len(kept)
+        for path, _ in block.spec.projections:
+            projection = getattr(*block.locate(path))
+            assert projection.weight.shape == (width, 32)
+            assert projection.bias.shape == (width,)
+            assert (projection.in_features, projection.out_features) == (32, width)
+        assert block.output_projection.weight.shape == (32, width)
+        assert block.output_projection.bias.shape == (32,)
+        assert (block.output_projection.in_features, block.output_projection.out_features) == (width, 32)
+
+
+def test_rows_and_columns_are_those_of_the_kept_heads(model):
+    before = {block.name: block for block in gating.find_attention_blocks(copy.deepcopy(model))}
+    remove(model, [[0, 2], [1], [3]])
+    for block in gating.find_attention_blocks(model):
+        rows = torch.cat([torch.arange(head * HEAD_DIM, (head + 1) * HEAD_DIM) for head in block.head_ids])
+        old = before[block.name]
+        for path, _ in block.spec.projections:
+            new_linear, old_linear = getattr(*block.locate(path)), getattr(*old.locate(path))
+            assert torch.equal(new_linear.weight, old_linear.weight[rows])
+            assert torch.equal(new_linear.bias, old_linear.bias[rows])
+        assert torch.equal(block.output_projection.weight, old.output_projection.weight[:, rows])
+        assert torch.equal(block.output_projection.bias, old.output_projection.bias)
+
+
+def test_counts_on_the_modules_follow(model):
+    pattern = [[0, 2, 3], [], [0, 1, 2, 3]]
+    remove(model, pattern)
+    for block, kept in zip(gating.find_attention_blocks(model), pattern, strict=True):
+        assert (block.num_heads, block.head_ids, block.num_heads_before) == (len(kept), tuple(kept), NUM_HEADS)
+        for name in ("num_heads", "num_attention_heads", "n_heads"):
+            assert getattr(block.module, name, len(kept)) == len(kept)
+        assert getattr(block.module, "all_head_size", HEAD_DIM * len(kept)) == HEAD_DIM * len(kept)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS[:4], ids=str)
+def test_removed_models_train(model, pattern):
+    remove(model, pattern)
+    model.train()(**batch_for(model)).logits.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:  # A key bias moves all scores alike, token types may be one only.
+            assert parameter.grad.isfinite().all(), name
+    for block in gating.find_attention_blocks(model):
+        assert block.output_projection.bias.grad.abs().sum() > 0
+        if block.num_heads:
+            assert block.output_projection.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kept", [[1, 2], []])
+def test_frozen_parameters_stay_frozen(bert, kept):
+    block = gating.find_attention_blocks(bert)[0]
+    block.module.query.weight.requires_grad_(False)
+    block.output_projection.bias.requires_grad_(False)
+    remove(bert, [kept, [0], [1]])
+    block = gating.find_attention_blocks(bert)[0]
+    assert not block.output_projection.bias.requires_grad
+    if kept:
+        assert not block.module.query.weight.requires_grad
+        assert block.module.key.weight.requires_grad
+        assert block.output_projection.weight.requires_grad
+
+
+@pytest.mark.parametrize("pattern", PATTERNS[:3], ids=str)
+def test_undo_restores_bit_for_bit(model, pattern):
+    batch, state, text = batch_for(model), state_of(model), str(model)
+    attributes = {name: vars(module).copy() for name, module in model.named_modules()}
+    expected = logits_of(model, batch)
+    parameters = dict(model.named_parameters())
+    undo_edits(remove(model, pattern))
+    assert_same_state(model, state)
+    assert str(model) == text
+    assert torch.equal(logits_of(model, batch), expected)
+    assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+    for name, module in model.named_modules():
+        assert set(vars(module)) == set(attributes[name]), name
+
+
+@pytest.mark.parametrize("held", ["nothing", "a gradient"])
+def test_undo_restores_parameters_that_nobody_else_holds(model, held):
+    state = state_of(model)
+    if held == "a gradient":
+        model(**batch_for(model)).logits.sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    undo_edits(remove(model, PATTERNS[0]))
+    assert_same_state(model, state)
+    assert all(parameter.grad is gradients[name] for name, parameter in model.named_parameters())
+
+
+def test_weights_that_are_cut_are_let_go_of_before_the_change_is_final(bert):
+    projection = gating.find_attention_blocks(bert)[0].module.query
+    former = weakref.ref(projection.weight)
+    done = remove(bert, [[0], [2], [0, 3]])
+    assert done
+    assert former() is None
+
+
+def test_blocks_are_found_as_before_after_undo(model):
+    before = gating.find_attention_blocks(model)
+    undo_edits(remove(model, [[0, 1], [], [0, 1, 2, 3]]))
+    assert gating.find_attention_blocks(model) == before
+
+
+def test_a_failing_edit_undoes_those_before_it(bert):
+    state = state_of(bert)
+    block = gating.find_attention_blocks(bert)[0]
+
+    def fail():
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        apply_edits([*plan_removal(block, [0]), Edit(block.module, "anything", fail)])
+    assert_same_state(bert, state)
+
+
+def test_planning_changes_nothing(bert):
+    state = state_of(bert)
+    for block in gating.find_attention_blocks(bert):
+        plan_removal(block, [0])
+        plan_removal(block, [])
+    assert_same_state(bert, state)
+
+
+def test_keeping_every_head_needs_no_edit(bert):
+    assert plan_removal(gating.find_attention_blocks(bert)[0], range(NUM_HEADS)) == []
+
+
+def test_emptied_layers_keep_their_place_in_output_attentions(model):
+    model.set_attn_implementation("eager")
+    batch = batch_for(model)
+    whole = model(**batch, output_attentions=True).attentions
+    remove(model, [[0, 1, 2, 3], [], [1]])
+    attentions = model(**batch, output_attentions=True).attentions
+    assert [attention.shape[1] for attention in attentions] == [4, 0, 1]
+    # The first layer sees what it saw before.
+    assert torch.equal(attentions[0], whole[0])
+    assert attentions[1].shape[2:] == whole[1].shape[2:]
+
+
+def test_an_emptied_layer_is_a_stub_with_a_bias_and_no_projection(model):
+    remove(model, [[], [0], [1]])
+    block = gating.find_attention_blocks(model)[0]
+    assert isinstance(block.output_projection, BiasOnly)
+    assert block.output_projection.weight.shape == (32, 0)
+    assert all(getattr(*block.locate(path)) is None for path, _ in block.spec.projections)
+    assert "in_features=0, out_features=32, bias=True" in str(block.output_projection)
+
+
+def test_a_stub_without_bias_adds_zeros():
+    stub = BiasOnly.replacing(nn.Linear(6, 4, bias=False))
+    assert torch.equal(stub(torch.ones(2, 3, 6)), torch.zeros(2, 3, 4))
+
+
+def test_removing_twice_composes(model):
+    batch = batch_for(model)
+    expected = masked_logits(model, [[3], [1], []], batch)
+    remove(model, [[1, 3], [0, 1, 2], [0]])
+    remove(model, [[3], [1], []])
+    assert [block.head_ids for block in gating.find_attention_blocks(model)] == [(3,), (1,), ()]
+    torch.testing.assert_close(logits_of(model, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_heads_that_share_keys_and_values_go_together(bert):
+    block = gating.find_attention_blocks(bert)[0]
+    for name in ("key", "value"):
+        setattr(block.module, name, nn.Linear(32, 2 * HEAD_DIM))
+    block = gating.find_attention_blocks(bert)[0]
+    assert block.num_key_value_heads == 2
+    apply_edits(plan_removal(block, [2, 3]))
+    assert block.module.query.weight.shape == (2 * HEAD_DIM, 32)
+    assert block.module.key.weight.shape == (HEAD_DIM, 32)
+
+
+def test_a_decoder_with_an_emptied_layer_generates_the_same_with_and_without_cache():
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=16, is_decoder=True
+    )
+    model = transformers.BertLMHeadModel(config).eval()
+    randomise(model)
+    remove(model, [[], [1, 2], [0]])
+    tokens = torch.tensor([[5, 6, 7]])
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert torch.equal(
+        model.generate(tokens, use_cache=True, **options), model.generate(tokens, use_cache=False, **options)
+    )

@@ -1,0 +1,50 @@
+"""train.py, remembering what each of its processes keeps; run by distributed/test_ranks.py.
+
+HAPPENS, as "RANK BATCH WHAT", makes something happen to one process at a training batch: a signal by its name, "fails"
+or "nan". HANGS, as "RANK BATCH", lets another process wait there without end, as NCCL does for a process that is gone.
+"""
+
+import itertools
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import train
+from gating import find_attention_blocks
+from gating.distributed import watch
+from gating.distributed.ranks import rank
+from gating.training.module import FineTuning
+
+remove_heads, training_step = train.remove_heads, FineTuning.training_step
+batches = itertools.count(1)
+
+
+def remember_kept_heads(work, objective, gates):
+    remove_heads(work, objective, gates)
+    kept = {block.name: list(block.head_ids) for block in find_attention_blocks(work.model)}
+    weights = float(sum(weight.double().abs().sum() for weight in work.model.state_dict().values()))
+    Path(f"kept-{rank()}.json").write_text(json.dumps([kept, weights]))
+
+
+def let_it_happen(self, batch, batch_idx):
+    loss = training_step(self, batch, batch_idx)
+    happens = os.environ.get("HAPPENS", "- - -").split()
+    now = [str(rank()), str(next(batches))]
+    if os.environ.get("HANGS", "").split() == now:
+        watch._GRACE_S = 0.5
+        threading.Event().wait()
+    if happens[:2] == now:
+        if happens[2] == "fails":
+            raise RuntimeError("this process was told to fail")
+        if happens[2] == "nan":
+            return loss * float("nan")
+        os.kill(os.getpid(), signal.Signals[happens[2]])
+    return loss
+
+
+if __name__ == "__main__":
+    train.remove_heads = remember_kept_heads
+    FineTuning.training_step = let_it_happen
+    train.main()

@@ -1,0 +1,81 @@
+"""A model folder and data files small enough that a whole run takes seconds."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+import train
+from gating.run.settings.read import read_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = [f"word{i}" for i in range(40)]
+
+
+def make_model_folder(folder: Path, *, seed: int = 0) -> Path:
+    """Save a random BERT with 3 layers of 4 heads, and a tokenizer that knows 40 words."""
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = BertConfig(vocab_size=45, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def write_table(path: Path, *, rows: int, seed: int, labels: tuple[str, ...] = ("first", "second")) -> Path:
+    """Write a table in which the first word decides the label."""
+    rng = random.Random(seed)
+    lines = ["text\tlabel"]
+    for number in range(rows):
+        label = labels[number % len(labels)]
+        words = rng.choices(WORDS[len(labels) :], k=rng.randint(2, 9))
+        lines.append(f"{WORDS[number % len(labels)]} {' '.join(words)}\t{label}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def make_inputs(folder: Path) -> list[str]:
+    """Write model and data, and return the settings that use them."""
+    model = make_model_folder(folder / "model")
+    files = {
+        split: write_table(folder / f"{split}.tsv", rows=rows, seed=seed)
+        for seed, (split, rows) in enumerate({"train": 64, "validation": 16, "test": 16}.items())
+    }
+    return [
+        "model=pretrained",
+        f"model.name={model}",
+        "data=files",
+        *(f"data.{split}={path}" for split, path in files.items()),
+        "data.batch_size=8",
+        "trainer.max_steps=12",
+        "trainer.val_check_interval=4",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=1",
+        "optimizer.lr=1e-3",
+        "objective.num_heads=4",
+    ]
+
+
+def compose_settings(overrides: list[str]) -> DictConfig:
+    """Compose a configuration as the command line does."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=overrides)
+
+
+def checked_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose the settings of a command as plain values, checked as the command does."""
+    return read_settings(compose_settings(overrides), groups=train.GROUPS)
+
+
+def run_command(overrides: list[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run train.py as a user does, in a folder of its own."""
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200, check=False)

@@ -1,0 +1,138 @@
+"""The next token of a text: batches, perplexity by hand, and what models write."""
+
+import math
+import re
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gating.data.batches import num_targets
+from gating.data.sources import Examples
+from gating.data.text.tokenizers import train_tokenizer
+from gating.models.sources import NewModel, make_blueprint
+from gating.tasks import CausalLM
+from gating.training.evaluation import evaluate
+
+TABLE = Dataset.from_dict({"text": ["abcabcabd", "bacc"]})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A token for each letter."""
+    return train_tokenizer(TABLE, size=260, frame="none")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=260,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=24,
+        bos_token_id=1,
+        eos_token_id=2,
+        initializer_range=1.0,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def prepare(tokenizer, model, **options):
+    splits = DatasetDict(train=TABLE, validation=TABLE)
+    return CausalLM().prepare(Examples(splits), tokenizer, model, **options)
+
+
+@pytest.mark.parametrize("pads_with_end", [False, True])
+def test_labels_are_the_tokens_but_the_first_and_the_padding(tokenizer, model, pads_with_end):
+    tokenizer = train_tokenizer(TABLE, size=260, frame="none")
+    if pads_with_end:
+        # As GPT-2 does: an end that is text is learned nevertheless.
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    prepared = prepare(tokenizer, model, max_length=11)
+    batch = prepared.collate(list(prepared.splits["train"]))
+    assert tokenizer.decode(batch["input_ids"][0]) == "abcabcabd</s>b"
+    assert batch["attention_mask"].tolist() == [[1] * 11, [1] * 3 + [0] * 8]
+    assert batch["labels"][0].tolist() == [-100, *batch["input_ids"][0, 1:].tolist()]
+    assert batch["labels"][1].tolist() == [-100, *batch["input_ids"][1, 1:3].tolist(), *[-100] * 8]
+    assert num_targets(batch) == 12
+
+
+@pytest.mark.parametrize("max_length", [3, 5, 128])
+def test_perplexity_is_that_by_hand_whatever_the_blocks(tokenizer, model, max_length):
+    prepared = prepare(tokenizer, model, max_length=max_length)
+    blocks = list(prepared.splits["validation"])
+    batches = [prepared.collate(blocks[start : start + 2]) for start in range(0, len(blocks), 2)]
+    values = evaluate(model, batches, task=CausalLM(), metrics=prepared.all_metrics)
+    surprises, right = [], []
+    for block in blocks:
+        ids = block["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0].double()
+        for place in range(len(ids) - 1):
+            surprises.append(-logits[place].log_softmax(0)[ids[place + 1]].item())
+            right.append(logits[place].argmax().item() == ids[place + 1])
+    assert len(surprises) == 14 - len(blocks)
+    assert values["perplexity"] == pytest.approx(math.exp(sum(surprises) / len(surprises)), rel=1e-5)
+    assert values["accuracy"] == pytest.approx(sum(right) / len(right))
+    # The loss, a mean over tokens, says the same.
+    with torch.no_grad():
+        losses = [model(**batch).loss.item() * num_targets(batch) for batch in batches]
+    assert math.exp(sum(losses) / sum(map(num_targets, batches))) == pytest.approx(values["perplexity"], rel=1e-5)
+
+
+def test_blocks_are_no_longer_than_the_model_reads(tokenizer, model):
+    assert [len(ids) for ids in prepare(tokenizer, model, max_length=500).splits["train"]["input_ids"]] == [14]
+    short = GPT2Config(vocab_size=260, n_positions=8)
+    with torch.device("meta"):
+        reader = GPT2LMHeadModel(short)
+    assert [len(ids) for ids in prepare(tokenizer, reader).splits["train"]["input_ids"]] == [8, 6]
+
+
+def test_models_go_on_from_prompts_or_from_validation_text(tokenizer, model):
+    prepared = prepare(tokenizer, model, max_length=8)
+    samples = CausalLM(num_samples=5, sample_length=6).write_samples(model, tokenizer, prepared.splits)
+    assert [sample["prompt"] for sample in samples] == ["abca", "d</s>b"]
+    asked = CausalLM(prompts=["abc", "b" * 40], sample_length=6)
+    samples = asked.write_samples(model, tokenizer, prepared.splits)
+    assert asked.write_samples(model, tokenizer, prepared.splits) == samples
+    # The model has 24 positions.
+    assert [sample["prompt"] for sample in samples] == ["abc", "b" * 18]
+    for sample in samples:
+        # Each token is a byte, which may be no character, or one in angle brackets.
+        assert len(re.sub("<[^>]+>", "#", sample["written"])) <= 6
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "roberta", "electra"])
+def test_no_model_reads_what_it_is_to_foretell(model_type, tokenizer):
+    """Encoders would, unless they are told that they are decoders now."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    source = NewModel(model_type, config={"vocab_size": 260, **sizes})
+    prepared = prepare(tokenizer, make_blueprint(source, CausalLM.auto_class))
+    model = source.load(CausalLM.auto_class, **prepared.config).eval()
+    one, other = torch.tensor([[10, 11, 12, 13]]), torch.tensor([[10, 11, 12, 99]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=one).logits[:, :3], model(input_ids=other).logits[:, :3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sample_length": 0}, "sample_length=0"),
+        ({"num_samples": -1}, "num_samples=-1"),
+        ({"sample_seed": 2**40}, "sample_seed=1099511627776"),
+    ],
+)
+def test_samples_that_cannot_be_written_are_refused_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        CausalLM(**arguments)
+
+
+def test_a_prompt_without_a_token_is_refused_at_once(tokenizer, model):
+    with pytest.raises(ValueError, match=r"task\.prompts has ''"):
+        CausalLM(prompts=["abc", ""]).prepare(
+            Examples(DatasetDict(train=TABLE, validation=TABLE)), tokenizer, model, max_length=8
+        )

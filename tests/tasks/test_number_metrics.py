@@ -1,0 +1,35 @@
+import pytest
+import torch
+
+from gating.tasks.metrics.numbers import number_metrics
+
+
+def test_correlations_are_those_of_scipy():
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(26, (90,), generator=generator) / 5
+    predicted = labels + torch.randn(90, generator=generator)
+    metrics, _ = number_metrics(["pearson", "spearman", "mse", "mae"])
+    for start in range(0, 90, 32):
+        metrics.update(predicted[start : start + 32], labels[start : start + 32])
+    found = metrics.compute()
+    assert float(found["pearson"]) == pytest.approx(stats.pearsonr(predicted, labels)[0], abs=1e-6)
+    assert float(found["spearman"]) == pytest.approx(stats.spearmanr(predicted, labels)[0], abs=1e-6)
+    assert float(found["mse"]) == pytest.approx(float(((predicted - labels) ** 2).mean()), rel=1e-6)
+    assert float(found["mae"]) == pytest.approx(float((predicted - labels).abs().mean()), rel=1e-6)
+
+
+def test_digits_are_kept_where_a_model_hardly_tells_examples_apart():
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+    labels = torch.rand(24, generator=torch.Generator().manual_seed(0))
+    predicted = 1.4 + 1e-4 * labels**3
+    metrics, _ = number_metrics(["pearson"])
+    metrics.update(predicted[:12], labels[:12])
+    metrics.update(predicted[12:], labels[12:])
+    expected = stats.pearsonr(predicted.double(), labels.double())[0]
+    assert float(metrics.compute()["pearson"]) == pytest.approx(expected, abs=1e-7)
+
+
+def test_metric_of_classes_is_refused():
+    with pytest.raises(ValueError, match="'accuracy'"):
+        number_metrics(["accuracy"])

@@ -1,0 +1,52 @@
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+
+from gating.tasks.tags import encode_tags, mark_spans
+
+
+def splits(**columns) -> DatasetDict:
+    table = Dataset.from_dict(columns)
+    return DatasetDict(train=table, validation=table)
+
+
+def test_strings_and_lists_are_read_alike():
+    one = encode_tags(splits(text=["a b", "c"], label=["O B-x", "I-x"]))
+    other = encode_tags(splits(text=[["a", "b"], ["c"]], label=[["O", "B-x"], ["I-x"]]))
+    assert one[1] == other[1] == ["B-x", "I-x", "O"]
+    for encoded, _ in (one, other):
+        assert encoded["validation"][:] == {"words": [["a", "b"], ["c"]], "tags": [[2, 0], [1]]}
+
+
+def test_declared_classes_keep_their_order():
+    features = Features({"text": List(Value("string")), "label": List(ClassLabel(names=["O", "B-y", "B-x"]))})
+    table = Dataset.from_dict({"text": [["a", "b"]], "label": [[2, 0]]}, features=features)
+    encoded, names = encode_tags(DatasetDict(train=table))
+    assert names == ["O", "B-y", "B-x"]
+    assert encoded["train"]["tags"][0] == [2, 0]
+
+
+def test_a_tag_that_only_the_test_has_gets_a_number_too():
+    train, test = (Dataset.from_dict({"text": ["a b"], "label": [tags]}) for tags in ("O B-x", "O B-y"))
+    assert encode_tags(DatasetDict(train=train, test=test))[1] == ["B-x", "B-y", "O"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["a b"], "label": ["O"]}, "2 words but 1 tags in row 1.*task=sequence_classification"),
+        ({"text": ["a b"], "label": [3]}, "2 words but 0 tags in row 1"),
+        ({"text": ["a b"], "label": ["O O"]}, "at least two"),
+        ({"text": [["a", "b"]], "label": [["O", None]]}, "a tag that is missing in row 1"),
+        ({"text": [["a", None]], "label": [["O", "B-x"]]}, "a word that is missing in row 1"),
+        ({"text": ["a", ""], "label": ["O", ""]}, "no words in row 2"),
+    ],
+)
+def test_tags_that_do_not_fit_are_named(columns, message):
+    with pytest.raises(ValueError, match=message):
+        encode_tags(splits(**columns))
+
+
+def test_tags_that_mark_spans_are_told_from_others():
+    assert mark_spans(["O", "B-x", "I-x", "S-creative-work"])
+    assert not mark_spans(["O", "NOUN"])
+    assert not mark_spans(["0", "1"])

@@ -1,0 +1,115 @@
+from itertools import pairwise
+
+import pytest
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer
+
+from gating.tasks.windows import check_stride, make_windows, read_answers
+from tests.support.tiny_run import make_model_folder
+
+CONTEXT = " ".join(f"word{i}" for i in range(1, 31))
+ANSWER = "word20 word21"
+ANSWERS = {"text": [ANSWER], "answer_start": [CONTEXT.index(ANSWER)]}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(make_model_folder(tmp_path_factory.mktemp("windows") / "model"))
+
+
+def windows_of(tokenizer, *, answers=ANSWERS, question="word0 word3", max_length=16, stride=4) -> list[dict]:
+    batch = {"question": [question], "context": [CONTEXT], "answers": [answers], "example": [7]}
+    made = make_windows(tokenizer, max_length, stride, with_offsets=True)(batch)
+    return [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
+
+
+def words_of(window) -> list[str]:
+    return [CONTEXT[low:high] for low, high in window["metric_offsets"] if low >= 0]
+
+
+def test_windows_cover_the_text_and_overlap(tokenizer):
+    windows = windows_of(tokenizer)
+    words = [words_of(window) for window in windows]
+    assert all(len(window["input_ids"]) <= 16 for window in windows)
+    assert all(first[-4:] == second[:4] for first, second in pairwise(words))
+    assert {word for some in words for word in some} == set(CONTEXT.split())
+    assert all(window["metric_example"] == 7 for window in windows)
+
+
+def test_positions_point_at_the_answer_where_it_is_whole_and_at_nowhere_elsewhere(tokenizer):
+    whole = 0
+    for window in windows_of(tokenizer):
+        start, end = window["start_positions"], window["end_positions"]
+        if set(ANSWER.split()) <= set(words_of(window)):
+            assert tokenizer.decode(window["input_ids"][start : end + 1]) == ANSWER
+            whole += 1
+        else:
+            assert start == end == window["metric_nowhere"] == 0
+    assert whole >= 1
+
+
+def test_a_question_without_an_answer_points_nowhere(tokenizer):
+    windows = windows_of(tokenizer, answers={"text": [], "answer_start": []})
+    assert {window["start_positions"] for window in windows} == {0}
+
+
+def test_an_answer_that_begins_inside_a_token_takes_the_whole_token(tokenizer):
+    start = CONTEXT.index("word5") + 2
+    windows = windows_of(tokenizer, answers={"text": ["rd5 wo"], "answer_start": [start]})
+    first = windows[0]
+    piece = first["input_ids"][first["start_positions"] : first["end_positions"] + 1]
+    assert tokenizer.decode(piece) == "word5 word6"
+
+
+def test_a_long_question_leaves_room_for_the_text(tokenizer):
+    windows = windows_of(tokenizer, question=" ".join(["word1"] * 50), stride=3)
+    assert all(words_of(window) for window in windows)
+    assert max(len(window["input_ids"]) for window in windows) == 16
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"text": ["b"], "answer_start": [2]},
+        {"text": "b", "answer_start": 2},
+        [{"text": "b", "answer_start": 2}],
+    ],
+)
+def test_answers_are_read_in_every_form(value):
+    table = Dataset.from_dict({"context": ["a b"], "answers": [value]})
+    assert read_answers(DatasetDict(train=table))["train"]["answers"][0] == {"text": ["b"], "answer_start": [2]}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("b", "not in the format of SQuAD"),
+        ({"text": ["b"], "answer_start": []}, "not in the format of SQuAD"),
+        ({"text": ["b"], "answer_start": [3]}, "outside of its text: 'b' at character 3"),
+    ],
+)
+def test_answers_that_cannot_be_used_are_named(value, message):
+    table = Dataset.from_dict({"context": ["a b"], "answers": [value]})
+    with pytest.raises(ValueError, match=f"row 1.*{message}"):
+        read_answers(DatasetDict(train=table))
+
+
+def test_stride_that_leaves_no_room_is_refused():
+    assert check_stride(384, None) == 96
+    with pytest.raises(ValueError, match=r"data\.stride=30 .* from 0 to 11"):
+        check_stride(32, 30)
+    with pytest.raises(ValueError, match=r"data\.max_length=8 is too short"):
+        check_stride(8, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "is_there"),
+    [("word2", 6, True), ("word2", 4, True), ("Word2 ", 6, True), ("word2", 60, False), ("nowhere", 0, False)],
+)
+def test_answers_are_where_they_say_or_a_few_characters_off(text, start, is_there):
+    table = Dataset.from_dict({"context": [CONTEXT], "answers": [{"text": [text], "answer_start": [start]}]})
+    if is_there:
+        assert read_answers(DatasetDict(train=table))["train"]["answers"][0]["answer_start"] == [start]
+    else:
+        with pytest.raises(ValueError, match=r"an answer in row 1 that is somewhere else: .*Correct answer_start"):
+            read_answers(DatasetDict(train=table))

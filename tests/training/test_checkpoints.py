@@ -1,0 +1,98 @@
+import os
+import pickle
+import random
+import zipfile
+
+import pytest
+import torch
+
+from gating.training.checkpoints import (
+    RunCheckpoint,
+    WholeFiles,
+    checkpoint_path,
+    checkpoints_in,
+    read_checkpoint,
+    what_is_wrong,
+)
+
+CHECKPOINT = {"phase": "search", "weights": {"w": torch.arange(5000.0)}, "steps": 3, "names": ["a", "b"]}
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "search" / "step-3.ckpt"
+    WholeFiles().save_checkpoint(CHECKPOINT, path)
+    return path
+
+
+def test_checkpoints_come_back(path):
+    assert what_is_wrong(path) is None
+    back = WholeFiles().load_checkpoint(path)
+    assert torch.equal(back["weights"]["w"], CHECKPOINT["weights"]["w"])
+    assert (back["steps"], back["names"]) == (3, ["a", "b"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.99])
+def test_a_checkpoint_that_was_cut_off_is_noticed(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    assert what_is_wrong(path)
+
+
+@pytest.mark.parametrize("content", [{}, {"x": 1}, [1], torch.zeros(2), {"phase": "recovery"}])
+def test_what_is_no_checkpoint_of_the_phase_is_noticed(path, content):
+    torch.save(content, path)
+    assert what_is_wrong(path) == "it is no checkpoint of the phase search"
+
+
+def test_another_archive_is_noticed(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "x")
+    assert what_is_wrong(path) == "it is no checkpoint"
+
+
+def test_changed_bits_are_noticed(path):
+    """Or they change nothing: some bytes of an archive say what others say already."""
+    data, chance = path.read_bytes(), random.Random(0)
+    num_noticed = 0
+    for _ in range(200):
+        place = chance.randrange(len(data))
+        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << chance.randrange(8))]) + data[place + 1 :])
+        if what_is_wrong(path):
+            num_noticed += 1
+        else:
+            assert torch.equal(read_checkpoint(path)["weights"]["w"], CHECKPOINT["weights"]["w"]), place
+    assert num_noticed > 150
+
+
+def test_a_checkpoint_that_is_not_there_is_noticed(tmp_path):
+    assert "No such file" in what_is_wrong(tmp_path / "step-1.ckpt")
+
+
+class _Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weights": _Harmful()}, "step-1.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        read_checkpoint(tmp_path / "step-1.ckpt")
+    assert not (tmp_path / "harm").exists()
+
+
+def test_the_latest_checkpoint_comes_first(tmp_path):
+    for step in (9, 100, 20):
+        checkpoint_path(tmp_path, step).touch()
+    for other in ("step-3.txt", "step-x.ckpt", "hpc_ckpt_1.ckpt", "last.ckpt", ".step-200.ckpt.17.new"):
+        (tmp_path / other).touch()
+    assert checkpoints_in(tmp_path) == [checkpoint_path(tmp_path, step) for step in (100, 20, 9)]
+    assert checkpoints_in(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("wrong", [{"keep": 0}, {"every_n_steps": -1}, {"every_minutes": 0}])
+def test_numbers_that_are_not_positive_are_refused(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"callbacks\.checkpoint\.{name}={wrong[name]}: give a positive number"):
+        RunCheckpoint("folder", **wrong)

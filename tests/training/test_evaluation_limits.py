@@ -1,0 +1,66 @@
+"""How much of the validation and test data the evaluations at the ends of phases see."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import train
+from gating.run import run as run_module
+from tests.support.tiny_run import compose_settings, make_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [*make_inputs(tmp_path_factory.mktemp("inputs")), "data.eval_batch_size=2", "logger=csv"]
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many batches each evaluation sees, as they come."""
+    seen, evaluate = [], run_module.evaluate
+
+    def count(model, batches, **arguments):
+        batches = list(batches)
+        seen.append(len(batches))
+        return evaluate(model, batches, **arguments)
+
+    monkeypatch.setattr(run_module, "evaluate", count)
+    return seen
+
+
+def numbers_of(folder: Path, *settings: str) -> dict:
+    train.run(compose_settings([*settings, f"output_dir={folder}"]))
+    return json.loads((folder / "metrics.json").read_text())
+
+
+# Of 8 batches of validation and 8 of test data: at the end of the search, after the removal, and at the end.
+CASES = {
+    "trainer.limit_val_batches=1.0": [8, 8, 8, 8],
+    "trainer.limit_val_batches=3": [3, 3, 3, 8],
+    "trainer.limit_val_batches=0.25": [2, 2, 2, 8],
+    "trainer.limit_test_batches=1": [8, 8, 8, 1],
+    "trainer.limit_val_batches=0": [8],
+    "trainer.limit_test_batches=0": [8, 8, 8],
+    "debug=fast": [2, 2, 2, 2],
+    "debug=fast distillation=logits": [2, 2, 2, 2, 2, 2],
+    "debug=fast objective=none": [2, 2],
+}
+
+
+@pytest.mark.parametrize("settings", CASES)
+def test_evaluations_at_the_ends_of_phases_keep_to_the_limits(settings, inputs, evaluated, tmp_path):
+    if "objective=none" in settings:
+        inputs = [line for line in inputs if not line.startswith("objective")]
+    numbers = numbers_of(tmp_path / "run", *inputs, *settings.split())
+    assert evaluated == CASES[settings]
+    assert ("val/accuracy" in numbers) == (settings != "trainer.limit_val_batches=0")
+    assert ("test/accuracy" in numbers) == (settings != "trainer.limit_test_batches=0")
+
+
+def test_a_run_that_evaluates_nothing_is_finished_with_its_other_numbers(inputs, evaluated, tmp_path):
+    limits = ["trainer.limit_val_batches=0", "trainer.limit_test_batches=0"]
+    numbers = numbers_of(tmp_path / "run", *inputs, *limits)
+    assert evaluated == []
+    assert numbers["num_heads"] == 4
+    assert not [name for name in numbers if "accuracy" in name]

@@ -1,0 +1,245 @@
+import copy
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+from transformers import BertForSequenceClassification
+
+import gating
+from gating.models.memory import save_memory
+from gating.report.history import History
+from gating.report.score import Score
+from gating.tasks import SequenceClassification
+from gating.tasks.metrics.classes import class_metrics
+from gating.training.callbacks.gates import GateMonitor
+from gating.training.evaluation import evaluate
+from gating.training.module import FineTuning
+from gating.training.optimizers import AdamW, LinearSchedule
+from tests.support.tiny_run import make_model_folder
+
+BATCH = {"input_ids": torch.arange(5, 17).view(2, 6), "labels": torch.tensor([0, 1])}
+TASK = SequenceClassification()
+
+
+def make_module(folder, *, gated: bool = True, **options) -> FineTuning:
+    model = BertForSequenceClassification.from_pretrained(folder).train()
+    if not gated:
+        return assemble(model, **options)
+    gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=4)
+    objective.attach(gates)
+    return assemble(model, gates, objective, **options)
+
+
+def assemble(model, gates=None, objective=None, **options) -> FineTuning:
+    return FineTuning(
+        model.train(),
+        task=TASK,
+        metrics=class_metrics(["accuracy"], num_classes=2),
+        score=Score("accuracy"),
+        optimizer=AdamW(lr=1e-3),
+        scheduler=LinearSchedule(),
+        total_steps=8,
+        gates=gates,
+        objective=objective,
+        **options,
+    )
+
+
+def fit(module, *, steps: int, callbacks=(), ckpt_path=None, folder=".", batches=(BATCH, BATCH), **options):
+    trainer = pl.Trainer(
+        max_epochs=-1,
+        max_steps=steps,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        **options,
+    )
+    loader = DataLoader(list(batches), batch_size=None)
+    trainer.fit(module, loader, loader, ckpt_path=ckpt_path)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_model_folder(tmp_path_factory.mktemp("module") / "model")
+
+
+def test_weights_and_gates_train_with_rates_of_their_own(folder):
+    module = make_module(folder)
+    before = module.model.bert.encoder.layer[0].attention.self.query.weight.clone()
+    log_alpha = module.gates.log_alpha.clone()
+    trainer = fit(module, steps=6)
+    groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
+    assert set(groups) == {"weights", "gates"}
+    assert groups["gates"]["params"][0] is module.gates.log_alpha
+    assert all(p is not module.gates.log_alpha for p in groups["weights"]["params"])
+    assert (module.gates.log_alpha - log_alpha).abs().max() > 0.1
+    assert 0 < (module.model.bert.encoder.layer[0].attention.self.query.weight - before).abs().max() < 0.05
+
+
+def test_noise_of_a_step_depends_on_its_number_alone(folder):
+    def loss_after(disturbance: int) -> torch.Tensor:
+        module = make_module(folder)
+        torch.manual_seed(disturbance)
+        fit(module, steps=3)
+        return module.gates.log_alpha.detach()
+
+    assert torch.equal(loss_after(1), loss_after(2))
+
+
+def test_resumed_equals_uninterrupted(folder, tmp_path):
+    whole = make_module(folder)
+    fit(whole, steps=6)
+    first = make_module(folder)
+    trainer = fit(first, steps=6, callbacks=[StopAfter(4)])
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = make_module(folder)
+    fit(resumed, steps=6, ckpt_path=tmp_path / "half.ckpt")
+    for (name, one), (_, other) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
+        assert torch.equal(one, other), name
+
+
+class StopAfter(pl.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.step
+
+
+def test_history_is_kept_in_checkpoints(folder):
+    history = History()
+    monitor = GateMonitor(history)
+    fit(make_module(folder), steps=4, callbacks=[monitor])
+    assert [look.step for look in history.looks] == [2, 4]
+    assert set(history.gate_values[0]) == {f"encoder.layer.{i}.attention.self" for i in range(3)}
+    other = GateMonitor(History())
+    other.load_state_dict(monitor.state_dict())
+    assert other.history == history
+
+
+def test_recovery_counts_on_from_the_search(folder):
+    history = History()
+    module = make_module(folder, gated=False, first_step=5)
+    fit(module, steps=2, callbacks=[GateMonitor(history)])
+    assert [look.step for look in history.looks] == [7]
+    assert history.looks[0].open == 12
+
+
+def test_evaluation_uses_deterministic_gates_and_leaves_the_mode(folder):
+    module = make_module(folder)
+    module.train()
+    metrics = class_metrics(["accuracy"], num_classes=2)
+    results = {evaluate(module.model, [BATCH], task=TASK, metrics=metrics)["accuracy"] for _ in range(3)}
+    assert len(results) == 1
+    assert module.model.training
+
+
+class Losses(pl.Callback):
+    """Remembers losses; holds gates at their deterministic values, since compilers draw noise in an order of theirs."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_start(self, trainer, pl_module):
+        if pl_module.objective is not None:
+            pl_module.gates.eval()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+        self.values.append(float(outputs["loss"]))
+
+
+def two_phases(folder, *, compiler: str | None) -> list[float]:
+    """Search, finalize and recover on batches of different lengths; return all losses."""
+    model = BertForSequenceClassification.from_pretrained(
+        folder,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        problem_type="single_label_classification",  # as the task sets it; else the first step does, for another graph
+    )
+    losses = Losses()
+    gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=4)
+    torch.nn.init.normal_(gates.log_alpha, generator=torch.Generator().manual_seed(0))
+    objective.attach(gates)
+    batches = [
+        {"input_ids": torch.randint(5, 45, (2, length)), "labels": torch.tensor([0, 1])} for length in (6, 9, 4, 12)
+    ]
+    for phase in ("search", "recovery"):
+        module = assemble(model, *((gates, objective) if phase == "search" else ()), compiler=compiler)
+        fit(module, steps=4, callbacks=[losses], batches=batches)
+        assert not [name for name in module.state_dict() if "_orig_mod" in name]
+        if phase == "search":
+            assert gating.finalize(model, gates, num_heads=4).num_heads == 4
+    return losses.values
+
+
+# Dynamo looks at every tensor it meets, also at the gate values, which are no leaves.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+# Inductor's own imports.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_steps_have_the_same_losses_before_and_after_removal(folder, compiler):
+    torch.manual_seed(0)
+    plain = two_phases(folder, compiler=None)
+    torch.manual_seed(0)
+    compiled = two_phases(folder, compiler=compiler)
+    assert len(plain) == len(compiled) == 8
+    assert compiled == pytest.approx(plain, abs=1e-5)
+
+
+def test_recomputed_activations_give_the_same_losses_and_gradients(folder):
+    def gradients(recompute: bool) -> dict[str, torch.Tensor]:
+        module = make_module(folder)  # with dropout and the noise of gates
+        if recompute:
+            save_memory(module.model)
+        torch.nn.init.normal_(module.gates.log_alpha, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(1)
+        loss = module.model(**BATCH).loss
+        loss.backward()
+        return {"loss": loss} | {name: weight.grad for name, weight in module.model.named_parameters()}
+
+    plain, recomputed = gradients(False), gradients(True)
+    assert plain["head_gates.log_alpha"].abs().max() > 0
+    for name, expected in plain.items():
+        assert torch.equal(recomputed[name], expected), name
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "16-true"])
+@pytest.mark.parametrize("objective", [gating.Lagrangian(num_heads=4), gating.IterativePruning(gating.Importance())])
+# On CPUs 16-mixed means bfloat16, and Lightning says so.
+@pytest.mark.filterwarnings("ignore:.*precision='16-mixed'.*:UserWarning")
+def test_what_decides_over_heads_stays_in_full_precision(precision, objective, folder, tmp_path):
+    def make() -> FineTuning:
+        model, own = BertForSequenceClassification.from_pretrained(folder).train(), copy.deepcopy(objective)
+        gates = gating.inject_gates(model)
+        own.attach(gates)
+        return assemble(model, gates, own)
+
+    module = make()
+    trainer = fit(module, steps=3, precision=precision)
+    deciding = [*module.gates.state_dict().items(), *module.objective.state_dict().items()]
+    assert {tensor.dtype for _, tensor in deciding if tensor.is_floating_point()} == {torch.float32}
+    assert all(bool(tensor.isfinite().all()) for _, tensor in deciding)
+    half = torch.float16 if precision == "16-true" else torch.bfloat16
+    weight = module.model.bert.encoder.layer[0].output.dense.weight
+    assert weight.dtype == (half if precision.endswith("true") else torch.float32)
+    (optimizer,) = trainer.optimizers
+    for group in optimizer.param_groups:
+        if group["name"] != "weights":
+            states = [optimizer.state[parameter] for parameter in group["params"] if parameter.requires_grad]
+            assert {tensor.dtype for state in states for tensor in state.values()} <= {torch.float32}
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    other = make()
+    fit(other, steps=3, precision=precision, ckpt_path=tmp_path / "last.ckpt")
+    resumed = {**other.gates.state_dict(), **other.objective.state_dict()}
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in deciding)
+    if precision.endswith("mixed"):
+        kept = module.objective.kept(module.gates)
+        assert gating.finalize(module.model, module.gates, kept=kept).num_heads == int(kept.sum())

@@ -1,0 +1,161 @@
+"""Phases that end before their last step: the run can go on, and comes to the same end."""
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from safetensors.torch import load_file
+
+import train
+from gating.training.module import FineTuning
+from tests.support.interruptions import at_batch, end_of, run_in, steps_of_checkpoints
+from tests.support.tiny_run import compose_settings, make_inputs
+
+EARLY = (
+    "+callbacks.early={_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/loss, mode: min, patience: 1, "
+    "min_delta: 1000.0, verbose: false}"
+)
+
+
+class StopAt(pl.Callback):
+    """Asks for a stop at a hook, as soon as so many steps are done."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        def stop(trainer: pl.Trainer, *_: object, **__: object) -> None:
+            trainer.should_stop = trainer.should_stop or trainer.global_step >= step
+
+        setattr(self, hook, stop)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def whole(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_in(folder, inputs)
+    return folder
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / "compact" / "model.safetensors") for folder in (one, other))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def stop_at(hook: str, step: int) -> str:
+    return f"+callbacks.stop={{_target_: test_phase_end.StopAt, hook: {hook}, step: {step}}}"
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end", "on_train_start"])
+def test_a_phase_that_a_callback_ends_is_interrupted_and_goes_on_without_it(hook, inputs, whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    step = 0 if hook == "on_train_start" else 2
+    assert end_of(folder, inputs, stop_at(hook, step)) == 143
+    err = capsys.readouterr().err
+    assert "The search phase was interrupted after " in err
+    assert "of 9 steps: training was stopped from outside, perhaps by one of the callbacks (" in err
+    assert f"The run can go on: python train.py resume={folder}" in err
+    assert "Traceback" not in err
+    assert not (folder / "metrics.json").exists()
+    assert not (folder / "compact").exists()
+    last = {"on_validation_end": 4, "on_train_epoch_end": 8, "on_train_batch_end": 2, "on_train_start": 1}[hook]
+    assert steps_of_checkpoints(folder, "search")[-1] == last
+    with at_batch(100, lambda: None) as steps:
+        run_in(folder, inputs, "resume=auto")
+    assert steps[0] == last
+    assert_same_weights(folder, whole)
+
+
+def test_the_time_limit_interrupts_each_phase_and_the_run_goes_on_to_its_end(inputs, whole, tmp_path, capsys):
+    folder, ends = tmp_path / "run", []
+    for _ in range(20):
+        ends.append(end_of(folder, inputs, "trainer.max_time={microseconds: 1}", "resume=auto"))
+        if ends[-1] == 0:
+            break
+    assert set(ends[:-1]) == {143}
+    assert len(ends) == 11
+    err = capsys.readouterr().err
+    assert "The search phase was interrupted after 8 of 9 steps: trainer.max_time=" in err
+    assert "The recovery phase was interrupted after 2 of 3 steps: trainer.max_time=" in err
+    assert_same_weights(folder, whole)
+
+
+PHASES = {"dense": ["objective=none"], "recovery": [], "teacher": ["distillation=logits"]}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_all_phases_are_interrupted_likewise(phase, inputs, tmp_path, capsys, monkeypatch):
+    inputs = [line for line in inputs if phase != "dense" or not line.startswith("objective")]
+    settings, train_step = PHASES[phase], FineTuning.training_step
+
+    def step(self, batch, batch_idx):
+        stops = self.objective is None and self.global_step == 1 and (phase != "recovery" or self._first_step)
+        self.trainer.should_stop = self.trainer.should_stop or stops
+        return train_step(self, batch, batch_idx)
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuning, "training_step", step)
+        assert end_of(folder, inputs, *settings) == 143
+    assert f"The {phase} phase was interrupted after 2 of " in capsys.readouterr().err
+    assert not (folder / "metrics.json").exists()
+    run_in(folder, inputs, *settings, "resume=auto")
+    run_in(tmp_path / "whole", inputs, *settings)
+    assert_same_weights(folder, tmp_path / "whole")
+
+
+def test_early_stopping_is_an_interruption_that_one_can_go_on_from_without_it(inputs, whole, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert end_of(folder, inputs, EARLY) == 143
+    assert "perhaps by one of the callbacks (" in (err := capsys.readouterr().err)
+    assert "EarlyStopping" in err
+    overrides = [f"resume={folder}", "callbacks=default"]
+    train.guarded_run(compose_settings(overrides), overrides)
+    assert_same_weights(folder, whole)
+
+
+def test_the_rest_of_a_run_may_have_another_time_limit(inputs, whole, tmp_path):
+    folder = tmp_path / "run"
+    assert end_of(folder, inputs, "trainer.max_time={microseconds: 1}") == 143
+    overrides = [f"resume={folder}", "trainer.max_time=10:00:00:00", "data.num_workers=0"]
+    train.guarded_run(compose_settings(overrides), overrides)
+    assert_same_weights(folder, whole)
+
+
+def test_a_stop_at_the_last_step_is_the_end(inputs, whole, tmp_path):
+    run_in(tmp_path / "run", inputs, stop_at("on_train_epoch_end", 9))
+    assert_same_weights(tmp_path / "run", whole)
+
+
+def test_a_stop_between_accumulated_batches_waits_for_the_step(inputs, tmp_path):
+    settings = ["trainer.accumulate_grad_batches=2", "trainer.val_check_interval=8"]
+    folder = tmp_path / "run"
+    assert end_of(folder, inputs, *settings, stop_at("on_train_batch_end", 3)) == 143
+    run_in(folder, inputs, *settings, "resume=auto")
+    run_in(tmp_path / "whole", inputs, *settings)
+    assert_same_weights(folder, tmp_path / "whole")
+
+
+def test_without_checkpoints_an_unfinished_phase_is_not_finished_either(inputs, tmp_path):
+    assert end_of(tmp_path / "run", inputs, "callbacks=none", stop_at("on_train_batch_end", 3)) == 143
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+BAD = {
+    "trainer.max_time=abc": "DD:HH:MM:SS",
+    "trainer.max_time=12": "trainer.max_time=12 cannot be used",
+    "trainer.max_time=[1]": "trainer.max_time=[1] cannot be used",
+    "+trainer.fast_dev_run=true": "use debug=fast",
+    "+trainer.overfit_batches=1": "use debug=fast",
+}
+
+
+@pytest.mark.parametrize("setting", BAD)
+def test_settings_that_phases_cannot_have_are_refused(setting, inputs, tmp_path, capsys):
+    assert end_of(tmp_path / "run", inputs, setting) == 1
+    assert BAD[setting] in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
