@@ -17,7 +17,7 @@ from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
 from gating.structure.linear import plan_scale_inputs
 from gating.structure.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.structure.refusals import check_has_values, check_no_adapters
-from gating.structure.remedy import RemedyError, RemedyWarning
+from gating.structure.errors import RemedyError, RemedyWarning
 
 __all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
 

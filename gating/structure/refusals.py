@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from .linear import why_not_editable, without_adapter
-from .remedy import RemedyError
+from .errors import RemedyError
 
 __all__ = [
     "check_has_values",

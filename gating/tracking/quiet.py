@@ -10,7 +10,7 @@ import datasets
 import transformers
 
 from gating.distributed.ranks import is_first
-from gating.structure.remedy import RemedyWarning
+from gating.structure.errors import RemedyWarning
 
 __all__ = ["printed_warnings", "quiet_libraries"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gating.structure.remedy import RemedyError
+from gating.structure.errors import RemedyError
 
 __all__ = ["Distillation", "check_teacher", "distillation_loss"]
 
