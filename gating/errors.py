@@ -4,7 +4,36 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["explain", "is_input_error", "loading", "shorten", "unwrapped"]
+from gating.structure.errors import (
+    FolderExistsError,
+    InputError,
+    InputTypeError,
+    MissingFileError,
+    MissingPackageError,
+    OperationError,
+    RemedyError,
+    RemedyWarning,
+    UnreachableError,
+    UserError,
+)
+
+__all__ = [
+    "FolderExistsError",
+    "InputError",
+    "InputTypeError",
+    "MissingFileError",
+    "MissingPackageError",
+    "OperationError",
+    "RemedyError",
+    "RemedyWarning",
+    "UnreachableError",
+    "UserError",
+    "explain",
+    "is_input_error",
+    "loading",
+    "shorten",
+    "unwrapped",
+]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -48,7 +77,7 @@ def loading(what: str, *, remedy: str) -> Iterator[None]:
         if is_input_error(error):
             raise
         reason = shorten(explain(error).rstrip("."), most=300)
-        raise ValueError(
+        raise InputError(
             f"{what} cannot be loaded, probably because of damage ({type(error).__name__}: {reason}). {remedy}"
         ) from error
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import loading
+from gating.errors import InputError, loading
 from gating.structure.compact import auto_classes, compact_class
 from gating.structure.files import read_config, walk
 from gating.structure.limits import check_finite, checked_folder, load_whole
@@ -74,19 +74,19 @@ def load_compact(
 def _check_trust(folder: Path, described: Mapping[str, Any]) -> None:
     """Refuse what would have transformers look outside of the folder or run code of somebody else."""
     if (folder / "adapter_config.json").exists():
-        raise ValueError(f"{folder} holds an adapter (adapter_config.json), which may be of any other model.")
+        raise InputError(f"{folder} holds an adapter (adapter_config.json), which may be of any other model.")
     # Other code than what save_compact puts there is not that of a compact model.
     auto_map = described.get("auto_map") if RECORD_KEY in described else None
     if auto_map is not None and not (isinstance(auto_map, dict) and all(map(_is_own, auto_map, auto_map.values()))):
-        raise ValueError(f"{folder}/config.json names code (auto_map) that is not of a compact model.")
+        raise InputError(f"{folder}/config.json names code (auto_map) that is not of a compact model.")
     for dotted, value in walk(described):
         name = dotted.rpartition(".")[2]
         if name in _FOREIGN and value is not None:
-            raise ValueError(
+            raise InputError(
                 f"{folder}/config.json asks for {_FOREIGN[name]} ({name}), which load_compact does not load."
             )
         if re.search("(attn|experts)_implementation", name) and "/" in str(value):
-            raise ValueError(f"{folder}/config.json asks for a kernel from elsewhere, {name}={value!r}.")
+            raise InputError(f"{folder}/config.json asks for a kernel from elsewhere, {name}={value!r}.")
 
 
 def _is_own(auto_name: str, reference: object) -> bool:
@@ -98,11 +98,11 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
     name = names[0] if isinstance(names, list) and names else ""
     base = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
-        raise ValueError(f"{folder}/config.json names the architecture {name!r}, which transformers does not have.")
+        raise InputError(f"{folder}/config.json names the architecture {name!r}, which transformers does not have.")
     # Some families have a configuration of their own and the models of another one.
     models = {cls.__module__ for cls in auto_classes(type(config)).values()}
     if base.config_class is not type(config) and base.__module__ not in models:
-        raise ValueError(
+        raise InputError(
             f"{folder}/config.json is damaged: the architecture {name} is not of the type {config.model_type!r}. "
             "Export the model again."
         )

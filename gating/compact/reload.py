@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.compact.load import load_compact
-from gating.errors import explain, shorten
+from gating.errors import InputError, explain, shorten
 from gating.structure.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 
 __all__ = ["check_saved"]
@@ -51,7 +51,7 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
     difference = max_relative_difference(expected, actual)
     coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
     if difference > max(_TOLERANCE, tolerance_for(coarsest)):
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} computes something else after it is saved and loaded: its outputs differ by "
             f"{difference:.1e}, so it has values that its configuration and weights do not hold. Nothing was written; "
             "pass verify=False to save it all the same."
@@ -67,7 +67,7 @@ def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     except Exception as error:  # Of a library that builds a model from a configuration that is not the model's own.
         # The folder is whole: it was just written.
         reason = _OF_DAMAGE.sub("", explain(error.__cause__ or error).replace(str(folder), "the folder")).rstrip(".")
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
             f"{shorten(reason, most=300)}. Nothing was written; pass verify=False to save it all the same."
         ) from error

@@ -17,7 +17,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from gating.compact.load import load_compact
 from gating.compact.runtime_inputs import batch_to_trace, batches_to_check, input_names, real_positions
 from gating.compact.save import Processor
-from gating.errors import explain, loading, shorten
+from gating.errors import MissingPackageError, OperationError, explain, loading, shorten
 from gating.storage.folders import replacing_folder
 from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
 
@@ -135,7 +135,7 @@ def _load_exporter(format: RuntimeFormat) -> tuple[Any, Any, Any]:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"The package {error.name} is needed to export to ONNX: pip install 'head-gating[export]'"
         ) from error
     return exporters.OnnxExporter(), exporters.OnnxConfig(dynamic=True), exporters.ExportedModel
@@ -162,7 +162,7 @@ def _exporting(model: PreTrainedModel, format: RuntimeFormat) -> Iterator[None]:
         yield
     except Exception as error:
         reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
-        raise RuntimeError(
+        raise OperationError(
             f"{type(model).__name__} cannot be exported to {format} ({reason}). Nothing was written."
         ) from error
 
@@ -238,9 +238,9 @@ def _check(
         difference = max(difference, max_relative_difference(*real))
         checked.append((batch, side))
     if not checked:
-        raise RuntimeError(f"The exported model refuses every batch ({reason}). Nothing was written.")
+        raise OperationError(f"The exported model refuses every batch ({reason}). Nothing was written.")
     if difference > _TOLERANCE:
-        raise RuntimeError(
+        raise OperationError(
             f"The exported model's outputs differ from the model's by {difference:.1e}, more than rounding. "
             "Nothing was written."
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.compact.reload import check_saved
+from gating.errors import InputError, InputTypeError
 from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder
 from gating.structure.compact import become_compact
@@ -60,9 +61,11 @@ def save_compact(
             compact model, or the model was loaded from it.
     """
     if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"Only models of transformers can be saved as a folder, and {type(model).__name__} is none.")
+        raise InputTypeError(
+            f"Only models of transformers can be saved as a folder, and {type(model).__name__} is none."
+        )
     if hasattr(model, "head_gates"):
-        raise ValueError("The model still has gates: call gating.finalize(model, gates) before saving it.")
+        raise InputError("The model still has gates: call gating.finalize(model, gates) before saving it.")
     check_no_adapters(model)
     check_has_values(model)
     check_savable(model)

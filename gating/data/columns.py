@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict
 
 from gating.data.rows import warn_of_overlap
+from gating.errors import InputError
 
 __all__ = ["find_column", "find_inputs", "find_texts", "take_columns"]
 
@@ -80,7 +81,7 @@ def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict
     """
     wanted = list(columns.values())
     if len(set(wanted)) < len(wanted):
-        raise ValueError(
+        raise InputError(
             f"{', '.join(columns)} are different columns, but {', '.join(wanted)} were given. Correct "
             f"{', '.join(f'data.{role}_column' for role in columns)}."
         )
@@ -90,7 +91,7 @@ def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict
     for split, table in splits.items():
         missing = next((name for name in wanted if name not in table.column_names), None)
         if missing is not None:
-            raise ValueError(
+            raise InputError(
                 f"The {split} data has no column {missing!r}; it has {', '.join(table.column_names)}. Name the right "
                 f"one with data.{roles[missing]}_column=..."
             )

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import DistributedLengthGroupedSampler
 
 from gating.data.batches import TARGETS, Batch, model_inputs
+from gating.errors import InputError
 
 __all__ = ["ExampleDataModule"]
 
@@ -43,10 +44,10 @@ class ExampleDataModule(pl.LightningDataModule):
         """
         super().__init__()
         if num_workers < 0:
-            raise ValueError(f"num_workers={num_workers}: give 0 to collate in the process that trains, or more.")
+            raise InputError(f"num_workers={num_workers}: give 0 to collate in the process that trains, or more.")
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size < 1:
-                raise ValueError(f"{name}={size}: a batch has at least one example.")
+                raise InputError(f"{name}={size}: a batch has at least one example.")
         self._splits = splits
         self._collate = collate
         self._batch_size = batch_size
@@ -77,7 +78,7 @@ class ExampleDataModule(pl.LightningDataModule):
         """
         for name, split in self._splits.items():
             if len(split) < num_parts:
-                raise ValueError(
+                raise InputError(
                     f"The {name} data has {len(split)} example(s) for {num_parts} processes; each needs one. Lower "
                     "trainer.devices."
                 )
@@ -111,7 +112,7 @@ class ExampleDataModule(pl.LightningDataModule):
         for name, split in self._splits.items():
             before = state_dict["num_examples"].get(name)
             if before != len(split):
-                raise ValueError(
+                raise InputError(
                     f"The {name} data has {len(split)} examples now and had {before} when the run began; it cannot go "
                     "on with other data. Begin a new run."
                 )

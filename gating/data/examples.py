@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
-from gating.errors import shorten
+from gating.errors import InputError, shorten
 
 __all__ = ["Examples", "as_examples"]
 
@@ -44,23 +44,23 @@ def as_examples(returned: Any, *, target: str) -> Examples:
         splits = {"train": splits}
     where = f"data._target_={target} returned"
     if not isinstance(splits, Mapping):
-        raise ValueError(
+        raise InputError(
             f"{where} {_kind(splits)}: let it return a dictionary of datasets.Dataset by their split: "
             f"{', '.join(_SPLITS)}."
         )
     unknown = next((name for name in splits if name not in _SPLITS), None)
     if unknown is not None or "train" not in splits:
         found = ", ".join(map(repr, splits)) or "no split"
-        raise ValueError(f"{where} {shorten(found)}: call the splits {', '.join(_SPLITS)}; train is needed.")
+        raise InputError(f"{where} {shorten(found)}: call the splits {', '.join(_SPLITS)}; train is needed.")
     for name, table in splits.items():
         if not isinstance(table, Dataset):
-            raise ValueError(f"{where} {_kind(table)} as {name}: let it be a datasets.Dataset.")
+            raise InputError(f"{where} {_kind(table)} as {name}: let it be a datasets.Dataset.")
         if not len(table):
             instead = "" if name == "train" else f", or leave {name} out"
-            raise ValueError(f"{where} no examples as {name}: give some{instead}.")
+            raise InputError(f"{where} no examples as {name}: give some{instead}.")
     metrics = returned.metrics if isinstance(returned, Examples) else ()
     if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
-        raise ValueError(f"{where} metrics={metrics!r}: give the names of metrics as a tuple, such as ('accuracy',).")
+        raise InputError(f"{where} metrics={metrics!r}: give the names of metrics as a tuple, such as ('accuracy',).")
     return Examples(DatasetDict({name: splits[name] for name in _SPLITS if name in splits}), metrics=tuple(metrics))
 
 

@@ -14,6 +14,7 @@ from gating.data.examples import Examples
 from gating.data.labels import LABEL_COLUMNS
 from gating.data.rows import row_keys
 from gating.distributed.ranks import is_first
+from gating.errors import InputError
 
 __all__ = ["draw", "find_classes", "hold_out"]
 
@@ -79,7 +80,7 @@ def draw(
             rows = {"train": ~np.logical_or.reduce(held), **dict(zip(parts, held, strict=True))}
             return {name: table.select(np.flatnonzero(mask)) for name, mask in rows.items()}
     kept = "one to train on" if classes is None else "one of each label to train on"
-    raise ValueError(
+    raise InputError(
         f"The training data has {len(table)} row(s), too few to draw {' and '.join(parts)} data from and to keep "
         f"{kept}. Add rows, or give validation data apart."
     )

@@ -10,7 +10,7 @@ import transformers
 from datasets import Dataset, Image
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import explain, is_input_error
+from gating.errors import InputError, MissingFileError, explain, is_input_error
 from gating.models.sources import ModelSource
 
 __all__ = ["load_image_processor", "serve_images", "vision_config"]
@@ -46,7 +46,7 @@ def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> Ima
         )
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise InputError(
             f"The image processor of {source.title} does not load: {reason} Name another one with model.tokenizer=..."
         ) from error
     return loaded
@@ -75,7 +75,7 @@ def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: st
     if getattr(feature, "dtype", "") in ("string", "large_string"):
         missing = next((path for path in table["image"] if not Path(path).is_file()), None)
         if missing is not None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"The {where} data names the image {missing}, and there is no such file; "
                 "paths are looked up from the folder that the command runs in."
             )
@@ -83,7 +83,7 @@ def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: st
     elif "binary" in getattr(feature, "dtype", "") or (isinstance(feature, dict) and "bytes" in feature):
         table = table.cast_column("image", Image())
     elif not isinstance(feature, Image):
-        raise ValueError(
+        raise InputError(
             f"The column of images of the {where} data holds {feature}: neither images nor paths of files. Name the "
             "right one with data.image_column=..."
         )
@@ -93,7 +93,7 @@ def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: st
     except Exception as error:
         if is_input_error(error):
             raise
-        raise ValueError(
+        raise InputError(
             f"The first image of the {where} data cannot be made what the model reads: {explain(error)} Correct the "
             "image, or name another image processor with model.tokenizer=..."
         ) from error
@@ -110,7 +110,7 @@ def _to_bytes(image: Any) -> Any:
         return image
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > _LARGEST:
-        raise ValueError(
+        raise InputError(
             f"An image has numbers from {pixels.min()} to {pixels.max()} (mode {image.mode}), whose white and black "
             "are not known: save it with 8 or 16 bits."
         )

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from gating.distributed.ranks import is_first
-from gating.errors import shorten
+from gating.errors import InputError, shorten
 
 __all__ = ["LABEL_COLUMNS", "encode_labels", "sort_labels", "warn_of_spellings"]
 
@@ -39,9 +39,9 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         written = {split: _without_fractions(labels, split) for split, labels in written.items()}
     names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(written["train"])
     if not names:
-        raise ValueError("The training data declares no classes and has no examples.")
+        raise InputError("The training data declares no classes and has no examples.")
     if len(names) < 2:
-        raise ValueError(
+        raise InputError(
             f"All training examples have the label {shorten(repr(names[0]))}; a classifier needs at least two."
         )
     warn_of_spellings(names)
@@ -52,7 +52,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
         if unknown:
             row, label = unknown
-            raise ValueError(
+            raise InputError(
                 f"The {split} data has the label {shorten(repr(label))} (row {row + 1}), which the training data "
                 f"lacks; it has {shorten(', '.join(names))}. Correct the row, or add examples of it to the training "
                 "data."
@@ -66,7 +66,7 @@ def _as_text(table: Dataset, split: str) -> list[str]:
     feature = table.features["label"]
     if type(feature).__name__ == "Json":
         # As datasets reads values of several kinds in a column of JSON, with some texts turned into numbers.
-        raise ValueError(
+        raise InputError(
             f"The {split} data has labels of several kinds, such as texts and numbers: write all of them as texts."
         )
     # The whole column at once: reading it label by label is a hundred times slower.
@@ -81,12 +81,12 @@ def _as_text(table: Dataset, split: str) -> list[str]:
         if label is None or label == "" or label != label:
             _missing(split, row)
         if isinstance(label, (list, dict)):
-            raise ValueError(
+            raise InputError(
                 f"The {split} data has more than one label in row {row + 1}: {shorten(repr(label))}. One for each word "
                 "is learned with task=token_classification."
             )
         if isinstance(label, bytes):
-            raise ValueError(
+            raise InputError(
                 f"The {split} data has the label {shorten(repr(label))} in row {row + 1}, which is no class. Name the "
                 "column of the labels with data.label_column=..., or correct the row."
             )
@@ -105,7 +105,7 @@ def _without_fractions(labels: list[str], split: str) -> list[str]:
 
 
 def _fraction(split: str, row: int, label: object) -> ValueError:
-    return ValueError(
+    return InputError(
         f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes; "
         "task=regression learns numbers."
     )
@@ -114,7 +114,7 @@ def _fraction(split: str, row: int, label: object) -> ValueError:
 def _missing(split: str, row: int) -> str:
     # Benchmarks keep the labels of their test sets secret.
     instead = "leave the test out" if split == "test" else "remove the row"
-    raise ValueError(f"The {split} data has no label in row {row + 1}. Fill it in, or {instead}.")
+    raise InputError(f"The {split} data has no label in row {row + 1}. Fill it in, or {instead}.")
 
 
 def warn_of_spellings(names: Sequence[str]) -> None:

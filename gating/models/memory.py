@@ -2,6 +2,8 @@
 
 from transformers import PreTrainedModel
 
+from gating.errors import InputError
+
 __all__ = ["check_checkpointing", "save_memory"]
 
 
@@ -12,12 +14,12 @@ def check_checkpointing(blueprint: PreTrainedModel, *, compiled: bool) -> None:
         ValueError: transformers cannot do that with models of this class, or torch not in a compiled one.
     """
     if compiled:
-        raise ValueError(
+        raise InputError(
             "gradient_checkpointing=true does not go with compile=true: torch cannot take gates through both; "
             "choose one of them."
         )
     if not blueprint.supports_gradient_checkpointing:
-        raise ValueError(
+        raise InputError(
             f"gradient_checkpointing=true: {type(blueprint).__name__} does not offer it; leave it out, and take a "
             "smaller data.batch_size with trainer.accumulate_grad_batches=2 instead."
         )

@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import explain, loading
+from gating.errors import InputError, explain, loading
 from gating.models.hub import locate
 
 __all__ = ["ModelSource", "NewModel", "Pretrained", "make_blueprint", "teacher_source"]
@@ -118,14 +118,14 @@ class Pretrained:
                 model, found = load(**options, key_mapping=renamed)
         for name, stored, expected in sorted(found["mismatched_keys"]):
             if name.startswith(f"{model.base_model_prefix}."):
-                raise ValueError(
+                raise InputError(
                     f"model.name={self.name}: {name} is stored as {list(stored)}, but its configuration with "
                     f"model.config={self.config} asks for {list(expected)}. Leave out what changes sizes."
                 )
         # A head, and what pools for it, may be new; a layer may not.
         for name in sorted(found["missing_keys"]):
             if name.startswith(f"{model.base_model_prefix}.") and _OF_A_LAYER.search(name):
-                raise ValueError(
+                raise InputError(
                     f"model.name={self.name}: its weights lack {name}, so its configuration is of a larger model. "
                     "Correct its config.json, or model.config."
                 )
@@ -195,7 +195,7 @@ class NewModel:
         types = transformers.CONFIG_MAPPING.keys()
         if self.model_type not in types:
             close = difflib.get_close_matches(self.model_type, types, n=1) or ["gpt2"]
-            raise ValueError(
+            raise InputError(
                 f"model.model_type={self.model_type} is no family of transformers. Did you mean {close[0]}?"
             )
         family = AutoConfig.for_model(self.model_type)
@@ -229,7 +229,7 @@ def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
     config = source.load_config()
     known = getattr(auto_class, "_model_mapping", None)
     if known is not None and type(config) not in known:
-        raise ValueError(
+        raise InputError(
             f"The model {source.title} cannot be used for this task ({auto_class.__name__}): transformers has no such "
             f"model of the family {config.model_type}. Choose another model, or another task."
         )
@@ -238,7 +238,7 @@ def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
             model: PreTrainedModel = auto_class.from_config(config)  # type: ignore[attr-defined]
     except Exception as error:  # what a library makes of a configuration is not only ValueErrors
         reason = explain(error)
-        raise ValueError(
+        raise InputError(
             f"The model {source.title} cannot be used for this task ({auto_class.__name__}): {reason}"
         ) from error
     return model
@@ -259,12 +259,12 @@ def _check_names(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
         if not hasattr(config, name):
             close = difflib.get_close_matches(name, config.to_dict(), n=1)
             hint = f" Did you mean model.config.{close[0]}?" if close else ""
-            raise ValueError(f"model.config.{name} is no value of a {config.model_type} configuration.{hint}")
+            raise InputError(f"model.config.{name} is no value of a {config.model_type} configuration.{hint}")
 
 
 def _checked(load: Any) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = load()
     except StrictDataclassError as error:
-        raise ValueError(f"model.config cannot be used: {' '.join(str(error).split())}") from error
+        raise InputError(f"model.config cannot be used: {' '.join(str(error).split())}") from error
     return config

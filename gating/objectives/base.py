@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from gating.errors import InputError
 from gating.gates import HeadGates
 
 __all__ = ["Objective", "resolve_budget"]
@@ -59,16 +60,16 @@ def resolve_budget(num_heads: int | None, keep: float | None, *, total: int, kin
         ValueError: Both or neither were given, or the budget does not lie between one head and all of them.
     """
     if (num_heads is None) == (keep is None):
-        raise ValueError(f"Give either num_heads or keep, not both or neither: got {num_heads} and {keep}.")
+        raise InputError(f"Give either num_heads or keep, not both or neither: got {num_heads} and {keep}.")
     of_kind, has = (f".{kind}", f"{kind} attention of this model") if kind else ("", "this model")
     if keep is not None:
         if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-            raise ValueError(
+            raise InputError(
                 f"keep{of_kind}={keep} is not a share of heads: give a number above 0 and at most 1, such as 0.25."
             )
         return max(1, round(keep * total))
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or not 1 <= num_heads <= total:
-        raise ValueError(
+        raise InputError(
             f"num_heads{of_kind}={num_heads} cannot be kept: {has} has {total} heads, so give 1 to {total}."
         )
     return num_heads

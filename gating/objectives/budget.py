@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives.base import resolve_budget
 from gating.objectives.parts import BudgetPart, parts_of
@@ -35,7 +36,7 @@ class HeadBudget:
 
     def __post_init__(self) -> None:
         if not isinstance(self.min_per_layer, int) or self.min_per_layer < 0:
-            raise ValueError(f"min_per_layer={self.min_per_layer} is no number of heads: give 0, 1, 2 or so.")
+            raise InputError(f"min_per_layer={self.min_per_layer} is no number of heads: give 0, 1, 2 or so.")
 
     def parts(self, gates: HeadGates) -> list[tuple[BudgetPart, int]]:
         """Return the gates that have a budget together, all of them or those of each kind, with the number of heads.
@@ -48,7 +49,7 @@ class HeadBudget:
         """
         keep = 0.25 if self.num_heads is None and self.keep is None else self.keep
         if self.num_heads is not None and keep is not None:
-            raise ValueError(f"Give either num_heads or keep, not both: got {self.num_heads} and {keep}.")
+            raise InputError(f"Give either num_heads or keep, not both: got {self.num_heads} and {keep}.")
         by_kind = isinstance(self.num_heads if keep is None else keep, Mapping)
         parts = parts_of(gates, by_kind=by_kind)
         if isinstance(self.num_heads, Mapping):
@@ -98,11 +99,11 @@ class HeadBudget:
         for name, size in zip(part.block_names, part.block_sizes, strict=True):
             heads = sum(part.heads_per_gate[first : first + size])
             if heads < self.min_per_layer:
-                raise ValueError(f"min_per_layer={self.min_per_layer} is more than the {heads} heads of {name}.")
+                raise InputError(f"min_per_layer={self.min_per_layer} is more than the {heads} heads of {name}.")
             first += size
         fewest = fewest_heads(part.heads_per_gate, block_sizes=part.block_sizes, min_per_layer=self.min_per_layer)
         if num_heads < fewest:
-            raise ValueError(
+            raise InputError(
                 f"{num_heads} heads are too few for min_per_layer={self.min_per_layer} in each of "
                 f"{len(part.block_sizes)} {part.kind + ' ' if part.kind else ''}attention blocks: that takes {fewest}. "
                 "Keep more, or lower min_per_layer."
@@ -124,4 +125,4 @@ def _check_kinds(name: str, budgets: Mapping[str, object], parts: Sequence[Budge
     ]
     if unknown or not budgets:
         what = unknown[0] if unknown else f"{name}={{}} is empty"
-        raise ValueError(f"{what}; give numbers for kinds of attention that this model has: {has}.")
+        raise InputError(f"{what}; give numbers for kinds of attention that this model has: {has}.")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from gating.errors import InputError
 from gating.gates import HeadGates
 
 __all__ = ["Convergence"]
@@ -26,9 +27,9 @@ class Convergence:
             ValueError: ``patience`` is no positive number, or ``max_undecided`` no share.
         """
         if patience < 1:
-            raise ValueError(f"patience={patience} checks cannot be waited for: give 1 or more.")
+            raise InputError(f"patience={patience} checks cannot be waited for: give 1 or more.")
         if not 0 <= max_undecided <= 1:
-            raise ValueError(f"max_undecided={max_undecided} is not a share of gates: give a number from 0 to 1.")
+            raise InputError(f"max_undecided={max_undecided} is not a share of gates: give a number from 0 to 1.")
         self._patience = patience
         self._max_undecided = max_undecided
         self._kept: list[bool] = []

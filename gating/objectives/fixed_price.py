@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor, nn
 
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives.budget import HeadBudget
 
@@ -29,9 +30,9 @@ class FixedPrice(nn.Module):
         """
         super().__init__()
         if not price >= 0:
-            raise ValueError(f"price={price} must not be negative; 0 leaves every head open.")
+            raise InputError(f"price={price} must not be negative; 0 leaves every head open.")
         if not 0 <= start <= 1:
-            raise ValueError(f"start={start} is not a share of the search: give a number from 0 to 1.")
+            raise InputError(f"start={start} is not a share of the search: give a number from 0 to 1.")
         self._price = price
         self._start = start
         self._started = False

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from gating.errors import InputError
+
 __all__ = ["BudgetSchedule"]
 
 
@@ -22,11 +24,11 @@ class BudgetSchedule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
+            raise InputError(
                 f"The schedule must have 0 <= start <= end <= 1, got start={self.start} and end={self.end}."
             )
         if self.shape not in ("linear", "cubic"):
-            raise ValueError(f"The schedule's shape is linear or cubic, got {self.shape!r}.")
+            raise InputError(f"The schedule's shape is linear or cubic, got {self.shape!r}.")
 
     def target(self, progress: float, *, total: float, budget: float) -> float:
         """Return how many heads may be open.

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gating.errors import InputError, InputTypeError, OperationError
 from gating.gates import HeadGates
 from gating.objectives.selection import check_reachable, select_gates
 from gating.pruning.prune import PruneReport, num_parameters, plan_pruning
 from gating.structure.blocks import AttentionBlock, find_attention_blocks
 from gating.structure.compact import become_compact
 from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
+from gating.structure.errors import RemedyError, RemedyWarning
 from gating.structure.linear import plan_scale_inputs
 from gating.structure.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.structure.refusals import check_has_values, check_no_adapters
-from gating.structure.errors import RemedyError, RemedyWarning
 
 __all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
 
@@ -73,7 +74,7 @@ def finalize(
         RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
     """
     if getattr(model, "head_gates", None) is not gates:
-        raise ValueError(
+        raise InputError(
             f"These gates are not those of this {type(model).__name__}; pass what inject_gates(model) gave."
         )
     check_has_values(model)
@@ -126,7 +127,7 @@ def _masked_outputs(
     with gates.fixed_at(values):
         probe, masked = run_probe(model, probe)
     if values.isnan().any() or any(tensor.isnan().any() for tensor in masked):
-        raise ValueError(
+        raise InputError(
             "The model or its gates give NaN: training has diverged. Lower the learning rate, or train in float32."
         )
     eps = max(torch.finfo(tensor.dtype).eps for tensor in masked)
@@ -170,7 +171,7 @@ def _warn_if_alike(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
 
 def _check_difference(difference: float, tolerance: float, block: AttentionBlock) -> None:
     if difference > tolerance:
-        raise RuntimeError(
+        raise OperationError(
             f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
             f"error of {tolerance:.1e}: the layout of {type(block.module).__name__} is not described rightly. "
             "Nothing was changed."
@@ -209,9 +210,9 @@ def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None, kept: 
 
 def _largest(gates: HeadGates, num_heads: int) -> Tensor:
     if isinstance(num_heads, bool) or not isinstance(num_heads, numbers.Integral):
-        raise TypeError(f"num_heads must be a whole number, got {num_heads!r}.")
+        raise InputTypeError(f"num_heads must be a whole number, got {num_heads!r}.")
     if not 1 <= num_heads <= gates.num_heads:
-        raise ValueError(f"num_heads={num_heads} cannot be kept: there are {gates.num_heads} gated heads.")
+        raise InputError(f"num_heads={num_heads} cannot be kept: there are {gates.num_heads} gated heads.")
     check_reachable(num_heads, gates.heads_per_gate)
     kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
     kept[select_gates(gates.log_alpha.detach(), gates.heads_per_gate, num_heads)] = True
@@ -220,16 +221,16 @@ def _largest(gates: HeadGates, num_heads: int) -> Tensor:
 
 def _check_kept(gates: HeadGates, kept: Tensor, num_heads: int | None) -> None:
     if num_heads is not None:
-        raise ValueError("Give either num_heads or kept, not both.")
+        raise InputError("Give either num_heads or kept, not both.")
     if not isinstance(kept, Tensor):
-        raise TypeError(f"kept must be a tensor of truth values, one for each gate; got a {type(kept).__name__}.")
+        raise InputTypeError(f"kept must be a tensor of truth values, one for each gate; got a {type(kept).__name__}.")
     if kept.dtype != torch.bool or kept.shape != gates.log_alpha.shape:
-        raise ValueError(
+        raise InputError(
             f"kept must be {gates.log_alpha.numel()} truth values, one for each gate; got {kept.dtype} of shape "
             f"{tuple(kept.shape)}."
         )
     if not kept.any():
-        raise ValueError("kept is false for every gate, so no head would be left.")
+        raise InputError("kept is false for every gate, so no head would be left.")
 
 
 def _slot_values(block: AttentionBlock, values: Tensor) -> Tensor:

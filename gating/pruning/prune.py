@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gating.errors import InputError, InputTypeError
 from gating.structure.blocks import AttentionBlock, find_attention_blocks
 from gating.structure.compact import become_compact
 from gating.structure.edits import Edit, apply_edits
@@ -72,7 +73,7 @@ def prune_heads(
         >>> prune_heads(model, {0: [2]})  # doctest: +SKIP
     """
     if hasattr(model, "head_gates"):
-        raise ValueError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
+        raise InputError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
     blocks = find_attention_blocks(model, discover=discover, probe=probe)
     check_no_adapters(model)
     removed = _read_request(blocks, heads_to_prune)
@@ -114,14 +115,14 @@ def _read_request(
     blocks: Sequence[AttentionBlock], heads_to_prune: Mapping[int | str, Iterable[int]]
 ) -> dict[str, set[int]]:
     if not isinstance(heads_to_prune, Mapping):
-        raise TypeError(f"Give the heads of each layer, {{layer: [head, ...]}}; got {heads_to_prune!r}.")
+        raise InputTypeError(f"Give the heads of each layer, {{layer: [head, ...]}}; got {heads_to_prune!r}.")
     removed: dict[str, set[int]] = {}
     for layer, given in heads_to_prune.items():
         block = _find_block(blocks, layer)
         heads = _read_heads(given, layer)
         wrong = [head for head in heads if not 0 <= head < block.num_heads_before]
         if wrong:
-            raise ValueError(
+            raise InputError(
                 f"Layer {layer!r} has heads 0 to {block.num_heads_before - 1}; there is no head {wrong[0]}."
             )
         removed.setdefault(block.name, set()).update(heads)
@@ -131,16 +132,16 @@ def _read_request(
 def _read_heads(heads: object, layer: object) -> list[int]:
     """Return heads as plain numbers; those of NumPy and PyTorch are taken, too."""
     if not isinstance(heads, Iterable) or getattr(heads, "ndim", 1) == 0:
-        raise TypeError(f"For each layer give a list of heads; got {heads!r} for layer {layer!r}.")
+        raise InputTypeError(f"For each layer give a list of heads; got {heads!r} for layer {layer!r}.")
     try:
         return [_whole_number(head) for head in heads]
     except TypeError:
-        raise TypeError(f"Heads are whole numbers; got {heads!r} for layer {layer!r}.") from None
+        raise InputTypeError(f"Heads are whole numbers; got {heads!r} for layer {layer!r}.") from None
 
 
 def _whole_number(value: Any) -> int:
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
-        raise TypeError("a truth value is not a number")
+        raise InputTypeError("a truth value is not a number")
     return operator.index(value)
 
 
@@ -148,7 +149,7 @@ def _find_block(blocks: Sequence[AttentionBlock], layer: object) -> AttentionBlo
     try:
         wanted: object = layer if isinstance(layer, str) else _whole_number(layer)
     except TypeError:
-        raise TypeError(f"A layer is a number or the name of an attention block; got {layer!r}.") from None
+        raise InputTypeError(f"A layer is a number or the name of an attention block; got {layer!r}.") from None
     if isinstance(wanted, int) and wanted < 0:
         wanted += max(block.layer_idx for block in blocks) + 1
     matches = [block for block in blocks if wanted in (block.layer_idx, block.name)]
@@ -156,5 +157,5 @@ def _find_block(blocks: Sequence[AttentionBlock], layer: object) -> AttentionBlo
         return matches[0]
     names = ", ".join(block.name for block in (matches or blocks))
     if matches:
-        raise ValueError(f"Layer {layer} has more than one attention block: name one of {names}.")
-    raise ValueError(f"There is no layer {layer!r}. The attention blocks are: {names}.")
+        raise InputError(f"Layer {layer} has more than one attention block: name one of {names}.")
+    raise InputError(f"There is no layer {layer!r}. The attention blocks are: {names}.")

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from gating.errors import InputError
 from gating.gates import HeadGates, inject_gates
 from gating.objectives.selection import nearest_reachable
 from gating.pruning.measure import compare_latency
@@ -33,11 +34,11 @@ def check_speedup(
     if speedup is None:
         return
     if num_heads is not None or keep is not None:
-        raise ValueError(
+        raise InputError(
             f"Give either speedup, num_heads or keep: got speedup={speedup}, num_heads={num_heads} and keep={keep}."
         )
     if not speedup > 1:
-        raise ValueError(f"speedup={speedup} is none: give a number above 1, such as 1.3, or leave it out.")
+        raise InputError(f"speedup={speedup} is none: give a number above 1, such as 1.3, or leave it out.")
 
 
 def num_heads_for_speedup(
@@ -78,7 +79,7 @@ def num_heads_for_speedup(
         num_heads = nearest_reachable(max(least, round(share * total)), heads_per_gate)
         points[num_heads] = timed(num_heads)
     if points[least] < speedup:
-        raise ValueError(
+        raise InputError(
             f"speedup={speedup} cannot be reached by removing heads: with {least} of {total} heads left the model is "
             f"{points[least]:.2f} times as fast here. Ask for less than that."
         )

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from gating.errors import InputError
 from gating.report.summary import NUMBERS, STAGES
 
 __all__ = ["check_optimized", "optimized_value"]
@@ -21,7 +22,7 @@ def check_optimized(name: str | None) -> None:
         ValueError: It cannot be there.
     """
     if name is not None and name not in NUMBERS and not _NAME.fullmatch(name):
-        raise ValueError(
+        raise InputError(
             f"optimized_metric={name} is not a name in metrics.json: give val/METRIC or test/METRIC of the compact "
             f"model, STAGE/val/METRIC with {', '.join(STAGES[:-1])} or {STAGES[-1]} as the stage, or one of "
             f"{', '.join(NUMBERS)}."
@@ -45,7 +46,7 @@ def optimized_value(folder: Path, name: str | None) -> float | None:
     found = json.loads(path.read_text(encoding="utf-8"))
     numbers = {key: value for key, value in found.items() if value is None or type(value) in (int, float)}
     if name is not None and name not in numbers:
-        raise ValueError(
+        raise InputError(
             f"optimized_metric={name} is not in {path} of the finished run, which has {', '.join(sorted(numbers))}. "
             f"Give one of these with resume={folder}."
         )

@@ -15,6 +15,7 @@ from gating.data.datamodule import ExampleDataModule
 from gating.data.examples import as_examples
 from gating.data.held_out import hold_out
 from gating.distributed.ranks import check_processes, from_first, is_first, rank, root_device, start_processes
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.models.adapters import Adapters, check_adapters
 from gating.models.memory import check_checkpointing, save_memory
@@ -129,7 +130,7 @@ def _check_emptying(gates: HeadGates, objective: Mapping[str, Any]) -> None:
     for block in gates.attention_blocks():
         if block.spec.returns == "unknown":
             instead = "objective" if "min_per_layer" in objective else "objective=budget objective"
-            raise ValueError(
+            raise InputError(
                 f"{block.name} ({type(block.module).__name__}) cannot be left without a head: what it returns then was "
                 f"not understood. Keep one in each layer with {instead}.min_per_layer=1."
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from gating.errors import FolderExistsError
 from gating.storage.results import Kind, check_result
 
 __all__ = ["check_folder", "is_or_holds", "replacing_folder"]
@@ -71,7 +72,7 @@ def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> 
         PermissionError: It cannot be written to.
     """
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FileExistsError(
+        raise FolderExistsError(
             f"{name}={folder} holds something already. Choose another folder, or pass overwrite=true."
         )
     parent = _parent_there(folder, shown=f"{name}={folder}")
@@ -88,7 +89,7 @@ def _parent_there(folder: Path, *, shown: str | Path) -> Path:
     parent = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not parent.is_dir():
         kind = "a file" if parent.exists() else "a link to nothing"
-        raise FileExistsError(f"{shown} cannot be a folder: {parent} is {kind}. Choose another place.")
+        raise FolderExistsError(f"{shown} cannot be a folder: {parent} is {kind}. Choose another place.")
     return parent
 
 
@@ -105,12 +106,14 @@ def _check_replaceable(target: Path, *, overwrite: bool, kind: Kind, sources: It
     if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
         return
     if not overwrite:
-        raise FileExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
+        raise FolderExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
     if is_or_holds(target, Path.cwd()):
-        raise FileExistsError(f"{target} is or holds the current folder, which is not replaced. Choose another place.")
+        raise FolderExistsError(
+            f"{target} is or holds the current folder, which is not replaced. Choose another place."
+        )
     for source in sources:
         if is_or_holds(target, source):
-            raise FileExistsError(
+            raise FolderExistsError(
                 f"{target} is or holds {source}, which the {kind} is made from, so it is not replaced. Choose another "
                 "place."
             )

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from gating.errors import FolderExistsError
 from gating.structure.record import RECORD_KEY
 
 __all__ = ["Kind", "check_result", "find_foreign"]
@@ -38,12 +39,12 @@ def check_result(folder: Path, *, kind: Kind) -> None:
     """
     own = _own_files(folder, kind)
     if own is None:
-        raise FileExistsError(
+        raise FolderExistsError(
             f"{folder} is not the folder of an earlier {kind}, so it is not replaced. Choose another place."
         )
     foreign = find_foreign(folder, own=own)
     if foreign is not None:
-        raise FileExistsError(
+        raise FolderExistsError(
             f"{folder} is not replaced, because it holds {foreign}, which does not belong to the {kind}. Move that "
             "away, or choose another place."
         )

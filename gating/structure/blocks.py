@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from .errors import InputError
 from .families import find_spec
 from .linear import num_inputs, num_outputs
 from .refusals import check_not_wrapped, check_removable, check_stays, explain_unknown
@@ -163,7 +164,7 @@ def _fits(name: str, module: nn.Module, parent: nn.Module, spec: AttentionSpec) 
     if not fits and find_spec(module, shipped_only=True) is not spec:
         paths = [*(path for path, _ in spec.projections), spec.output_projection, spec.head_dim]
         missing = [path for path in paths if not block.has(path)]
-        raise ValueError(
+        raise InputError(
             f"The spec of {type(module).__name__} does not fit {name}: "
             + (f"it has no {missing[0]!r}." if missing else "its projections do not make queries, keys and values.")
         )

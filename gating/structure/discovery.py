@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .blocks import AttentionBlock, find_attention_blocks
 from .edits import undo_edits
+from .errors import InputError
 from .families import find_spec
 from .linear import num_inputs, num_outputs, why_not_editable
 from .probe import run_probe
@@ -152,7 +153,7 @@ def _settle(
         except ValueError:
             _assign(modules, replace(spec, returns="unknown"))
         return
-    raise ValueError(f"discover=True found {type(modules[0]).__name__}, but {problem[0].lower()}{problem[1:]}")
+    raise InputError(f"discover=True found {type(modules[0]).__name__}, but {problem[0].lower()}{problem[1:]}")
 
 
 def _assign(modules: list[nn.Module], spec: AttentionSpec | None) -> None:

@@ -1,16 +1,67 @@
-"""Errors and warnings whose remedy is a parameter in Python and a setting in a command."""
+"""Errors that a user can mend, and warnings with a remedy.
+
+Every error that this package raises on purpose is a :class:`UserError` and one of Python's own classes, so that
+``except ValueError`` works, too. Everything else is a fault of the program or of a library.
+"""
 
 from functools import partial
 
-__all__ = ["RemedyError", "RemedyWarning"]
+__all__ = [
+    "FolderExistsError",
+    "InputError",
+    "InputTypeError",
+    "MissingFileError",
+    "MissingPackageError",
+    "OperationError",
+    "RemedyError",
+    "RemedyWarning",
+    "UnreachableError",
+    "UserError",
+]
+
+
+class UserError(Exception):
+    """An error that the user can mend; its message says how.
+
+    Attributes:
+        in_command: The message for users of the command line, where it differs.
+    """
+
+    in_command: str | None = None
+
+
+class InputError(UserError, ValueError):
+    """A value that cannot be used."""
+
+
+class InputTypeError(UserError, TypeError):
+    """A value of a type that cannot be used."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that does not exist."""
+
+
+class FolderExistsError(UserError, FileExistsError):
+    """A file or folder that is not replaced."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that is not installed."""
+
+
+class OperationError(UserError, RuntimeError):
+    """An operation that is refused or has failed."""
+
+
+class UnreachableError(UserError, ConnectionError):
+    """A server that cannot be reached."""
 
 
 class _Remedy(Exception):  # noqa: N818 - one base of errors and warnings
-    """A message that tells each user the remedy in their own words.
+    """A message that tells each user the remedy in their own words."""
 
-    Attributes:
-        in_command: The message for users of the command line.
-    """
+    in_command: str | None = None
 
     def __init__(self, problem: str, *, python: str, command: str) -> None:
         """Args: ``problem`` is the beginning of both messages, ``python`` and ``command`` are how each goes on."""
@@ -19,12 +70,12 @@ class _Remedy(Exception):  # noqa: N818 - one base of errors and warnings
 
     def __reduce__(self) -> tuple[object, ...]:
         """Make copies that have both messages."""
-        return partial(type(self), "", python=str(self), command=self.in_command), ()
+        return partial(type(self), "", python=str(self), command=str(self.in_command)), ()
 
 
-class RemedyError(_Remedy, ValueError):
-    """An error with a remedy."""
+class RemedyError(_Remedy, InputError):
+    """A value that cannot be used; the remedy is a parameter in Python and a setting in a command."""
 
 
 class RemedyWarning(_Remedy, UserWarning):
-    """A warning with a remedy."""
+    """A warning whose remedy is a parameter in Python and a setting in a command."""

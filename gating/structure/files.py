@@ -20,6 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .errors import InputError, MissingFileError
 from .record import CHECKSUMS, RECORD_KEY
 
 __all__ = ["Stored", "check_checksums", "read_config", "read_headers", "walk", "write_checksums"]
@@ -58,7 +59,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     for path in (folder, folder / _CONFIG):
         if not path.exists():
-            raise FileNotFoundError(f"There is no compact model in {folder}: {path} does not exist.")
+            raise MissingFileError(f"There is no compact model in {folder}: {path} does not exist.")
     return _read_json(folder / _CONFIG)
 
 
@@ -85,11 +86,11 @@ def read_headers(folder: Path) -> dict[str, Stored]:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - it is no mapping
                     if name in found:
-                        raise ValueError(f"{path} is damaged: it has {name} once more. Export the model again.")
+                        raise InputError(f"{path} is damaged: it has {name} once more. Export the model again.")
                     view = file.get_slice(name)
                     found[name] = Stored(view.get_dtype(), tuple(view.get_shape()))
         except (SafetensorError, OSError, OverflowError) as error:
-            raise ValueError(f"{path} is damaged ({error}). Export the model again.") from error
+            raise InputError(f"{path} is damaged ({error}). Export the model again.") from error
     return found
 
 
@@ -118,7 +119,7 @@ def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = Tr
         )
         return
     if not isinstance(sums, dict):
-        raise ValueError(f"{folder / _CONFIG} is damaged: {CHECKSUMS} is not a table. Export the model again.")
+        raise InputError(f"{folder / _CONFIG} is damaged: {CHECKSUMS} is not a table. Export the model again.")
     # Beside the files that were saved, there must be no other one that would be loaded instead.
     names = {_CONFIG, *sums, *(path.name for path in _weight_files(folder))}
     if os.path.lexists(folder / _GENERATION):
@@ -127,9 +128,9 @@ def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = Tr
         names.discard(_GENERATION)
     for name in sorted(names):
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"{folder / _CONFIG} has a checksum of {name!r}, which is not a file of the folder.")
+            raise InputError(f"{folder / _CONFIG} has a checksum of {name!r}, which is not a file of the folder.")
         if sums.get(name) != (_digest_config(config) if name == _CONFIG else _digest_file(folder / name)):
-            raise ValueError(
+            raise InputError(
                 f"{folder / name} is not what was saved with this model: its checksum differs, so it is damaged or was "
                 "replaced. Export the model again, or pass verify=False if it was changed on purpose."
             )
@@ -161,18 +162,18 @@ def _weight_files(folder: Path) -> list[Path]:
         index = _read_json(folder / _INDEX)
         places = index.get("weight_map")
         if not isinstance(places, dict) or not places or not isinstance(index.get("metadata"), dict):
-            raise ValueError(f"{folder / _INDEX} is damaged: it has no table weight_map. Export the model again.")
+            raise InputError(f"{folder / _INDEX} is damaged: it has no table weight_map. Export the model again.")
         for place in places.values():
             if not isinstance(place, str) or not _PLAIN_NAME.fullmatch(place):
-                raise ValueError(f"{folder / _INDEX} names {place!r}, which is not a file of the folder.")
+                raise InputError(f"{folder / _INDEX} names {place!r}, which is not a file of the folder.")
         files = [folder / place for place in sorted(set(places.values()))]
     elif any(True for pattern in _PICKLES for _ in folder.glob(pattern)):
-        raise ValueError(
+        raise InputError(
             f"{folder} holds its weights as a pickle, which could run any code, and no {_WEIGHTS}. If you trust it, "
             "load it with transformers and save it again."
         )
     else:
-        raise FileNotFoundError(f"There are no weights in {folder}: {_WEIGHTS} does not exist.")
+        raise MissingFileError(f"There are no weights in {folder}: {_WEIGHTS} does not exist.")
     for path in files:
         _check_inside(path)
     return files
@@ -181,7 +182,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _read_json(path: Path) -> dict[str, Any]:
     _check_inside(path)
     if path.stat().st_size > _MAX_JSON_BYTES:
-        raise ValueError(f"{path} is {path.stat().st_size:,} bytes large, which no {path.name} is.")
+        raise InputError(f"{path} is {path.stat().st_size:,} bytes large, which no {path.name} is.")
     try:
         found = json.loads(
             path.read_text(encoding="utf-8"),
@@ -190,35 +191,35 @@ def _read_json(path: Path) -> dict[str, Any]:
             parse_float=lambda text: _refuse_number(text) if math.isinf(float(text)) else float(text),
         )
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).rstrip('.')}). Export the model again.") from error
+        raise InputError(f"{path} is damaged ({str(error).rstrip('.')}). Export the model again.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it is not a table. Export the model again.")
+        raise InputError(f"{path} is damaged: it is not a table. Export the model again.")
     return found
 
 
 def _check_inside(path: Path) -> None:
     """Make sure that a file can be read to its end and is part of the folder that it is in."""
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
+        raise MissingFileError(f"{path} does not exist.")
     folder, place = path.parent.resolve(), path.resolve()
     # The hub's cache keeps the files of a repository beside its snapshots.
     homes = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
     if not any(place.is_relative_to(home) for home in homes):
-        raise ValueError(f"{path} is a link out of the folder, to {place}; put the file itself there.")
+        raise InputError(f"{path} is a link out of the folder, to {place}; put the file itself there.")
     if not stat.S_ISREG(place.stat().st_mode):
-        raise ValueError(f"{path} is not a file.")
+        raise InputError(f"{path} is not a file.")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+        raise InputError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
     return found
 
 
 def _refuse_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise InputError(f"{text} is no number")
 
 
 def _digest_file(path: Path) -> str:

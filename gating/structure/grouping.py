@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .blocks import AttentionBlock
+from .errors import InputError
 from .linear import Features
 from .spec import RowLayout
 
@@ -65,7 +66,7 @@ def select(block: AttentionBlock, kept: Collection[int], padding: Collection[int
     stay = {*kept, *padding}
     sizes = {len(set(groups[index]) & stay) for index in kept_groups}
     if len(sizes) != 1 or not stay <= {head for index in kept_groups for head in groups[index]}:
-        raise ValueError(
+        raise InputError(
             f"In {block.name}, {size} query heads share each key-value head; heads {sorted(kept)} with "
             f"padding {sorted(padding)} do not fill the groups evenly."
         )

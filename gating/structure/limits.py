@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from transformers import PreTrainedModel
 
+from .errors import InputError
 from .files import Stored, check_checksums, read_config, read_headers, walk
 from .record import RECORD_KEY
 
@@ -135,7 +136,7 @@ def check_finite(model: nn.Module, name: object) -> None:
         low, high = tensor.detach().aminmax()
         if low.isnan() or (isinstance(tensor, nn.Parameter) and (low.isinf() or high.isinf())):
             is_half = tensor.dtype is torch.float16
-            raise ValueError(
+            raise InputError(
                 f"{name}: {key} has values that are NaN or infinite, as after training that has diverged"
                 f"{', or as numbers beyond 65504 are in float16' * is_half}. Take an earlier checkpoint"
                 f"{' or another dtype' * is_half}, or pass verify=False to go on all the same."
@@ -196,7 +197,7 @@ def _check_numbers(folder: Path, config: Mapping[str, Any], stored: Mapping[str,
         last = name.rpartition(".")[2]
         most = _most_parameters(stored) if _LAYERS.search(last) else _MAX_LABELS if last == "num_labels" else 2**63 - 1
         if type(value) is int and abs(value) > most:
-            raise ValueError(
+            raise InputError(
                 f"{folder}/config.json is damaged: {name}={value} cannot be of a model with {len(stored)} tensors. "
                 "Export the model again."
             )
@@ -216,7 +217,7 @@ def _bounded_building(folder: Path, stored: Mapping[str, Stored]) -> Iterator[No
         counts[0] += 1
         counts[1] += tensor.numel()
         if counts[0] > most_tensors or counts[1] > most_elements:
-            raise ValueError(
+            raise InputError(
                 f"{folder}/config.json is damaged: it describes a model far larger than its weights, which are "
                 f"{len(stored)} tensors. Export the model again."
             )
@@ -238,4 +239,4 @@ def _most_parameters(stored: Mapping[str, Stored]) -> int:
 
 
 def _mixed(folder: Path, why: str) -> ValueError:
-    return ValueError(f"{folder} is damaged or mixed from two models: {why}. Export the model again.")
+    return InputError(f"{folder} is damaged or mixed from two models: {why}. Export the model again.")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from .errors import InputError
 from .refusals import check_has_values
 
 __all__ = ["cached_outputs", "forward_outputs", "make_probe", "max_relative_difference", "run_probe", "tolerance_for"]
@@ -82,7 +83,7 @@ def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tu
 
 
 def _unusable(model: nn.Module, why: str) -> ValueError:
-    return ValueError(
+    return InputError(
         f"{type(model).__name__} {why}: pass probe={{argument name: tensor, ...}}, one batch that the model takes."
     )
 

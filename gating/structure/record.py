@@ -23,6 +23,7 @@ from torch import nn
 
 from .blocks import AttentionBlock, find_attention_blocks
 from .edits import Edit
+from .errors import InputError
 from .families import find_spec
 from .removal import plan_removal
 from .spec import AttentionSpec, Returns, RowLayout
@@ -185,4 +186,4 @@ def _lists(value: Any) -> Any:
 
 
 def _damaged(why: str) -> ValueError:
-    return ValueError(f"The record of kept heads ({RECORD_KEY!r} in config.json) cannot be used: {why}. Export again.")
+    return InputError(f"The record of kept heads ({RECORD_KEY!r} in config.json) cannot be used: {why}. Export again.")

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from .errors import InputError, InputTypeError, RemedyError
 from .linear import why_not_editable, without_adapter
-from .errors import RemedyError
 
 __all__ = [
     "check_has_values",
@@ -32,17 +32,17 @@ _WRAPPERS = {
 def check_not_wrapped(model: nn.Module) -> None:
     """Raise ``ValueError`` for a model inside a wrapper that holds on to its parameters, ``TypeError`` for no model."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"The model must be a torch.nn.Module, got a {type(model).__name__}.")
+        raise InputTypeError(f"The model must be a torch.nn.Module, got a {type(model).__name__}.")
     for ancestor in type(model).__mro__:
         if ancestor.__name__ in _WRAPPERS:
-            raise ValueError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")
+            raise InputError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")
 
 
 def check_no_adapters(model: nn.Module) -> None:
     """Raise ``ValueError`` for a model with adapters: heads are removed from weights that these are yet to change."""
     for name, module in model.named_modules():
         if without_adapter(module) is not module or hasattr(module, "original_module"):
-            raise ValueError(
+            raise InputError(
                 f"{name} has an adapter ({type(module).__module__.partition('.')[0]}'s {type(module).__name__}): merge "
                 "adapters first (PEFT: model = peft_model.merge_and_unload()), then remove heads."
             )
@@ -57,7 +57,7 @@ def check_stays(model: nn.Module) -> None:
     for module in model.modules():
         config = getattr(module, "config", None)
         if hasattr(module, "set_attention_type") and getattr(config, "attention_type", None) == "block_sparse":
-            raise ValueError(
+            raise InputError(
                 f"{type(model).__name__} replaces its block-sparse attention at the first short input, and its "
                 "configuration does not tell: load it with attention_type='original_full'."
             )
@@ -67,7 +67,7 @@ def check_has_values(model: nn.Module) -> None:
     """Raise ``ValueError`` for a model on the meta device, where parameters have shapes and no values."""
     name = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
     if name is not None:
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} has no values yet: {name} is on the meta device. Load its weights first."
         )
 
@@ -76,7 +76,7 @@ def check_savable(model: nn.Module) -> None:
     """Raise ``ValueError`` for a model with packed weights, as ``quantize_dynamic`` makes: files hold tensors."""
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.ao.nn.quantized"):
-            raise ValueError(
+            raise InputError(
                 f"{name} is quantised ({type(module).__module__}.{type(module).__name__}), with packed weights that "
                 "are no tensors: save the model before, and quantise what load_compact gives."
             )
@@ -96,11 +96,11 @@ def check_removable(
     """
     reason = _why_heads_depend(module, num_heads * head_dim)
     if reason is not None:
-        raise ValueError(f"Heads cannot be removed from {name} ({type(module).__name__}): {reason}.")
+        raise InputError(f"Heads cannot be removed from {name} ({type(module).__name__}): {reason}.")
     for linear in projections:
         reason = why_not_editable(without_adapter(linear))
         if reason is not None:
-            raise ValueError(f"Heads cannot be removed from {name}, because of a projection: {reason}.")
+            raise InputError(f"Heads cannot be removed from {name}, because of a projection: {reason}.")
 
 
 def why_not_attention(module: nn.Module) -> str | None:
@@ -131,7 +131,7 @@ def explain_unknown(model: nn.Module, *, searched: bool) -> ValueError:
     if reasons and (searched or not others):
         name, reason = next(iter(reasons.items()))
         where = f"in {name} ({type(model.get_submodule(name)).__name__}), " if name else ""
-        return ValueError(f"Heads cannot be removed from {type(model).__name__}: {where}{reason}.")
+        return InputError(f"Heads cannot be removed from {type(model).__name__}: {where}{reason}.")
     seen = sorted({type(module).__name__ for module in attention.values()})
     problem = (
         f"No attention block of {type(model).__name__} is known: its attention classes are "
@@ -139,7 +139,7 @@ def explain_unknown(model: nn.Module, *, searched: bool) -> ValueError:
         f"{(seen or ['MyAttention'])[0]!r}, gating.AttentionSpec(projections=..., output_projection=...))"
     )
     if searched:
-        return ValueError(f"{problem}; nothing in its structure looks like attention.")
+        return InputError(f"{problem}; nothing in its structure looks like attention.")
     end = "to have its structure looked at."
     return RemedyError(problem, python=f", or pass discover=True {end}", command=f", or give gates.discover=true {end}")
 

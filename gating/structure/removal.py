@@ -10,6 +10,7 @@ from .blocks import AttentionBlock
 from .config_view import ConfigView
 from .edits import ABSENT, Edit
 from .empty import BiasOnly, emptied
+from .errors import InputError
 from .grouping import Selection, rows_of, select
 from .linear import Features, plan_take, plan_take_parameter
 from .slicing import HeadMask, padded, replaced_forward, shared_bias, silenced, sliced_inputs
@@ -38,7 +39,7 @@ def plan_removal(block: AttentionBlock, kept: Collection[int], *, padding: Colle
     if set(kept) == set(block.head_ids) and padding is None:
         return []
     if not kept and block.spec.returns == "unknown":
-        raise ValueError(
+        raise InputError(
             f"{block.name} ({type(block.module).__name__}) cannot be left without a head: what it returns then was not "
             "understood. Keep one head, or describe the class with gating.register_attention_spec."
         )

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .blocks import AttentionBlock
 from .edits import Edit, Undo, apply_edits, undo_edits
+from .errors import InputError
 from .probe import cached_outputs, forward_outputs, max_relative_difference, run_probe, tolerance_for
 from .slicing import HeadMask
 
@@ -45,7 +46,7 @@ def apply_checked(
     with heads_masked(blocks, kept):
         expected = forward_outputs(model, probe)
     if must_matter and max_relative_difference(dense, expected) == 0:
-        raise ValueError(
+        raise InputError(
             "masking heads at the input of the output projection has no effect, so nothing is proven: pass "
             "probe={argument name: tensor, ...}, one batch that reaches all of the model's attention."
         )
@@ -59,7 +60,7 @@ def apply_checked(
         return done
     undo_edits(done)
     classes = sorted({type(block.module).__name__ for block in blocks})
-    raise ValueError(
+    raise InputError(
         f"Without its removed heads, {type(model).__name__} is not what it is with these heads masked: {problem}. "
         f"The structure of {', '.join(classes)} was not understood; describe it with gating.register_attention_spec. "
         "Nothing was changed."

@@ -15,6 +15,7 @@ from gating.data.sources import Examples
 from gating.data.text.token_blocks import read_blocks
 from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import readable_length
+from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared
@@ -44,12 +45,12 @@ class CausalLM:
             ValueError: A number is out of range.
         """
         if num_samples < 0 or sample_length < 1:
-            raise ValueError(
+            raise InputError(
                 f"task.num_samples={num_samples} and task.sample_length={sample_length}: give at least 0 texts of at "
                 "least 1 token."
             )
         if not 0 <= sample_seed < 2**32:
-            raise ValueError(f"task.sample_seed={sample_seed}: give a whole number from 0 to {2**32 - 1}.")
+            raise InputError(f"task.sample_seed={sample_seed}: give a whole number from 0 to {2**32 - 1}.")
         self._prompts = prompts
         self._num_samples = num_samples
         self._sample_length = sample_length
@@ -81,7 +82,7 @@ class CausalLM:
         """
         for prompt in self._prompts or ():
             if not processor(prompt)["input_ids"]:
-                raise ValueError(f"task.prompts has {prompt!r}, which is no token: give a text, or leave it out.")
+                raise InputError(f"task.prompts has {prompt!r}, which is no token: give a text, or leave it out.")
         blocks = read_blocks(
             examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=True
         )

@@ -19,6 +19,7 @@ from gating.data.batches import Batch
 from gating.data.sources import Examples
 from gating.data.text.token_blocks import read_blocks
 from gating.data.text.tokenizers import load_or_train_tokenizer
+from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared
@@ -39,7 +40,7 @@ class MaskedLM:
             ValueError: It is no share.
         """
         if not 0 < hidden < 1:
-            raise ValueError(f"task.hidden={hidden} is no share of tokens: give a number between 0 and 1, such as .15.")
+            raise InputError(f"task.hidden={hidden} is no share of tokens: give a number between 0 and 1, such as .15.")
         self._hidden = hidden
 
     def load_processor(
@@ -52,7 +53,7 @@ class MaskedLM:
         """
         tokenizer = load_or_train_tokenizer(source, blueprint, splits, frame="both")
         if tokenizer.mask_token is None:
-            raise ValueError(
+            raise InputError(
                 f"The tokenizer of {source.title} has no mask token, which task=masked_lm hides words with: take a "
                 "model that was trained so, or task=causal_lm."
             )

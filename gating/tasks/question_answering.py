@@ -20,6 +20,7 @@ from gating.data.columns import find_column, take_columns
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import check_filled, check_texts, readable_length, require_offsets, tokenise
+from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.report.score import Score
@@ -42,7 +43,7 @@ class QuestionAnswering:
             ValueError: It may have no token.
         """
         if max_answer_length < 1:
-            raise ValueError(f"task.max_answer_length={max_answer_length}: an answer has at least one token.")
+            raise InputError(f"task.max_answer_length={max_answer_length}: an answer has at least one token.")
         self._max_answer_length = max_answer_length
 
     def load_processor(

@@ -18,6 +18,7 @@ from gating.data.columns import find_column, find_texts, take_columns
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import check_texts, readable_length, tokenise_labelled
+from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared
@@ -111,7 +112,7 @@ def encode_numbers(splits: DatasetDict) -> DatasetDict:
             shown = classes[label] if classes and label is not None and label >= 0 else label
             numbers.append(_number(shown))
             if not abs(numbers[-1]) < _MOST:
-                raise ValueError(
+                raise InputError(
                     f"The {split} data has the label {shown!r} in row {row + 1}, which is no number. Correct the row, "
                     "or learn classes with task=sequence_classification."
                 )

@@ -20,6 +20,7 @@ from gating.data.columns import take_columns
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import check_texts, readable_length, tokenise
+from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.report.score import Score
@@ -71,9 +72,9 @@ class Seq2Seq:
             ValueError: There is no beam, or a negative number of texts.
         """
         if num_samples < 0:
-            raise ValueError(f"task.num_samples={num_samples}: give 0 or more.")
+            raise InputError(f"task.num_samples={num_samples}: give 0 or more.")
         if num_beams < 1:
-            raise ValueError(f"task.num_beams={num_beams}: a search has at least one beam.")
+            raise InputError(f"task.num_beams={num_beams}: a search has at least one beam.")
         self._prefix = prefix
         self._num_beams = num_beams
         self._num_samples = num_samples
@@ -96,7 +97,7 @@ class Seq2Seq:
         try:
             tokenizer(text_target="a")
         except KeyError as error:  # M2M100's has no language of its own.
-            raise ValueError(
+            raise InputError(
                 "The model's tokenizer marks the language of targets: give task.target_language=..., such as de."
             ) from error
         return tokenizer
@@ -222,14 +223,14 @@ def _language_token(tokenizer: PreTrainedTokenizerBase, language: str) -> int | 
 def _set_language(tokenizer: PreTrainedTokenizerBase, side: str, language: str) -> None:
     """Tell a tokenizer the language of sources or targets, which it marks with a token."""
     if not hasattr(tokenizer, "src_lang"):
-        raise ValueError(f"task.{side}_language={language}: the model's tokenizer marks no languages. Leave it out.")
+        raise InputError(f"task.{side}_language={language}: the model's tokenizer marks no languages. Leave it out.")
     added = set(tokenizer.get_added_vocab()) - set(tokenizer.special_tokens_map.values())
     known = getattr(tokenizer, "lang_code_to_id", None) or added or tokenizer.get_vocab()
     # M2M100 writes its codes between underscores.
     if not {language, f"__{language}__"} & set(known):
         close = difflib.get_close_matches(language, known, n=1)
         hint = f" Did you mean {close[0].strip('_')}?" if close else ""
-        raise ValueError(f"task.{side}_language={language} is no language of the model's tokenizer.{hint}")
+        raise InputError(f"task.{side}_language={language} is no language of the model's tokenizer.{hint}")
     setattr(tokenizer, "src_lang" if side == "source" else "tgt_lang", language)
 
 

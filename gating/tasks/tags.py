@@ -7,7 +7,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from gating.data.labels import sort_labels, warn_of_spellings
-from gating.errors import shorten
+from gating.errors import InputError, shorten
 
 __all__ = ["encode_tags", "mark_spans"]
 
@@ -31,15 +31,15 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     for split in splits:
         for row, (some_words, some_tags) in enumerate(zip(words[split], tags[split], strict=True)):
             if not some_words and not some_tags:
-                raise ValueError(f"The {split} data has no words in row {row + 1}. Fill it in, or remove the row.")
+                raise InputError(f"The {split} data has no words in row {row + 1}. Fill it in, or remove the row.")
             if None in some_words or None in some_tags:
                 what = "tag" if None in some_tags else "word"
-                raise ValueError(
+                raise InputError(
                     f"The {split} data has a {what} that is missing in row {row + 1}: {shorten(str(some_tags))}. Fill "
                     "it in, or remove the row."
                 )
             if len(some_words) != len(some_tags):
-                raise ValueError(
+                raise InputError(
                     f"The {split} data has {len(some_words)} words but {len(some_tags)} tags in row {row + 1}. Give "
                     "every word one tag, as lists or with spaces between them; or learn one label for a whole text "
                     "with task=sequence_classification."
@@ -48,7 +48,7 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     used = {tag for rows in tags.values() for row in rows for tag in row}
     names = [*(declared.names if declared else ()), *sort_labels(used - set(declared.names if declared else ()))]
     if len(names) < 2:
-        raise ValueError(f"All words have the tag {', '.join(names) or 'none'}; there must be at least two.")
+        raise InputError(f"All words have the tag {', '.join(names) or 'none'}; there must be at least two.")
     warn_of_spellings(names)
     numbers = {name: number for number, name in enumerate(names)}
     encoded = {

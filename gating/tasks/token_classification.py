@@ -17,6 +17,7 @@ from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
 from gating.data.sources import Examples
 from gating.data.text.tokens import check_filled, load_tokenizer, readable_length, require_offsets, tokenise
+from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.report.score import Score
@@ -99,9 +100,9 @@ def _metric(name: str, tag_names: list[str]) -> Metric:
     if name == "accuracy":
         return MulticlassAccuracy(len(tag_names), average="micro", ignore_index=-100)
     if name not in _SPANS:
-        raise ValueError(f"task.metrics: tags have no metric {name!r}; choose of {', '.join(_SPANS)}, accuracy.")
+        raise InputError(f"task.metrics: tags have no metric {name!r}; choose of {', '.join(_SPANS)}, accuracy.")
     if not mark_spans(tag_names):
-        raise ValueError(
+        raise InputError(
             f"task.metrics: {name} counts spans, which tags mark as B-TYPE, I-TYPE and O, but these are "
             f"{', '.join(tag_names[:5])}. Take task.metrics=[accuracy]."
         )

@@ -6,7 +6,7 @@ from typing import Any
 from datasets import DatasetDict, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from gating.errors import shorten
+from gating.errors import InputError, shorten
 
 __all__ = ["check_stride", "make_windows", "read_answers"]
 
@@ -31,20 +31,20 @@ def read_answers(splits: DatasetDict) -> DatasetDict:
         for row, (value, context) in enumerate(zip(table["answers"], table["context"], strict=True)):
             found = _as_lists(value)
             if found is None:
-                raise ValueError(
+                raise InputError(
                     f"The {split} data has answers in row {row + 1} that are not in the format of SQuAD, "
                     f"{{'text': [...], 'answer_start': [...]}}: {value!r}"
                 )
             for text, start in zip(found["text"], found["answer_start"], strict=True):
                 if not 0 <= start <= len(context) - len(text):
-                    raise ValueError(
+                    raise InputError(
                         f"The {split} data has an answer in row {row + 1} that is outside of its text: {text!r} at "
                         f"character {start} of {len(context)}. Correct answer_start, or remove the row."
                     )
                 # Some data sets are a character off, or have other spaces.
                 near = context[max(0, start - _NEAR) : start + len(text) + _NEAR]
                 if "".join(text.split()).lower() not in "".join(near.split()).lower():
-                    raise ValueError(
+                    raise InputError(
                         f"The {split} data has an answer in row {row + 1} that is somewhere else: {shorten(text)!r}; "
                         f"at character {start} is {shorten(context[start : start + len(text)])!r}. Correct "
                         "answer_start, or remove the row."
@@ -63,7 +63,7 @@ def check_stride(max_length: int, stride: int | None) -> int:
     room = max_length - max_length // 2 - _SPECIAL_TOKENS
     chosen = max_length // 4 if stride is None else stride
     if not 0 <= chosen < room:
-        raise ValueError(
+        raise InputError(
             f"data.stride={chosen} is too much to share for windows of data.max_length={max_length} tokens, half of "
             f"which the question may take: give a stride from 0 to {room - 1}."
             if room > 0

@@ -11,7 +11,7 @@ import wandb
 from pytorch_lightning.loggers import Logger
 
 from gating.distributed.ranks import is_first
-from gating.errors import shorten
+from gating.errors import InputError, shorten
 from gating.tracking.csv_log import CsvLogger
 from gating.tracking.outage import why_unreachable
 from gating.tracking.redaction import redact, redact_settings
@@ -118,7 +118,7 @@ def resolve_mode(mode: Mode) -> Mode:
         known = get_args(Mode)[1:]
         mode = cast(Mode, asked) if asked in known else "online" if _has_account() else "offline"
     if mode == "online" and not _has_account():
-        raise ValueError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
+        raise InputError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
     return mode
 
 
@@ -177,12 +177,12 @@ def _check_environment() -> None:
     token = os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
     if token and not Path(token).is_file():
         # W&B's own service would end on it.
-        raise ValueError(f"WANDB_IDENTITY_TOKEN_FILE={token}: there is no such file. Correct it, or leave it out.")
+        raise InputError(f"WANDB_IDENTITY_TOKEN_FILE={token}: there is no such file. Correct it, or leave it out.")
     try:
         wandb.setup(wandb.Settings(silent=True))
     except Exception as error:
         reason = redact(" ".join(str(error).split())) or type(error).__name__
-        raise ValueError(
+        raise InputError(
             f"W&B cannot read its settings ({shorten(reason, most=200)}). Correct the variables WANDB_..., or do "
             "without: logger=csv."
         ) from error

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from gating.distributed.ranks import highest, is_first
+from gating.errors import InputError
 from gating.storage.atomic import replacing_file
 from gating.tracking.csv_log import keep_rows, num_rows
 from gating.training.callbacks.stopping import NotedSignals, Stopped
@@ -100,7 +101,7 @@ class RunCheckpoint(Callback):
         """
         for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes), ("keep", keep)):
             if value is not None and not value > 0:
-                raise ValueError(f"callbacks.checkpoint.{name}={value}: give a positive number.")
+                raise InputError(f"callbacks.checkpoint.{name}={value}: give a positive number.")
         self._folder = Path(dirpath)
         self._every_n_steps = every_n_steps
         self._seconds = None if every_minutes is None else 60 * every_minutes

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gating.errors import InputError
 from gating.structure.errors import RemedyError
 
 __all__ = ["Distillation", "check_teacher", "distillation_loss"]
@@ -31,9 +32,9 @@ class Distillation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
-            raise ValueError(f"weight={self.weight} is not a share of the loss: give a number from 0 to 1.")
+            raise InputError(f"weight={self.weight} is not a share of the loss: give a number from 0 to 1.")
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature} must be positive.")
+            raise InputError(f"temperature={self.temperature} must be positive.")
 
     def loss(
         self, task_loss: Tensor, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], labels: Tensor | None
@@ -121,7 +122,7 @@ def check_teacher(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Te
         model.train(was_training)
         shapes.append({name: tuple(outputs[name].shape) for name in _ANSWERS if name in outputs})
     if shapes[0] != shapes[1]:
-        raise ValueError(
+        raise InputError(
             f"The teacher answers with {shapes[1]}, this model with {shapes[0]}: it must have the same task and "
             "vocabulary."
         )

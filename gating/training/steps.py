@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gating.errors import InputError
+
 __all__ = ["count_evaluated", "count_steps", "validation_interval"]
 
 _LIMITS = {"validation": "limit_val_batches", "test": "limit_test_batches"}
@@ -21,12 +23,12 @@ def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
     """
     accumulate, limit = trainer["accumulate_grad_batches"], trainer["limit_train_batches"]
     if accumulate < 1:
-        raise ValueError(f"trainer.accumulate_grad_batches={accumulate}: a step takes at least one batch.")
+        raise InputError(f"trainer.accumulate_grad_batches={accumulate}: a step takes at least one batch.")
     used = _used_batches(limit, num_batches=num_batches)
     in_epochs = int(trainer["max_epochs"] * -(-used // accumulate))
     steps = in_epochs if trainer["max_steps"] == -1 else int(trainer["max_steps"])
     if used < 1 or steps < 1:
-        raise ValueError(
+        raise InputError(
             f"There is nothing to train with trainer.max_epochs={trainer['max_epochs']}, "
             f"trainer.max_steps={trainer['max_steps']} and trainer.limit_train_batches={limit}: give positive numbers."
         )
@@ -60,7 +62,7 @@ def count_evaluated(trainer: Mapping[str, Any], split: str, *, num_batches: int)
     limit = 1.0 if trainer.get(name) is None else trainer[name]
     used = _used_batches(limit, num_batches=num_batches)
     if limit > 0 and used < 1:
-        raise ValueError(
+        raise InputError(
             f"trainer.{name}={limit} of {num_batches} {split} batch(es) is less than one; give a larger share, or 0 "
             "for no evaluation."
         )

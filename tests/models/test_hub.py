@@ -14,7 +14,7 @@ def test_folder_inside_a_package_is_found_without_importing_it():
 
 
 def test_package_that_is_not_installed_names_the_remedy():
-    with pytest.raises(FileNotFoundError, match=r"pip install 'head-gating\[demo\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'head-gating\[demo\]'"):
         hub.locate("package://no_such_package/model")
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gating.data.columns import find_column, take_columns
 from gating.data.sources import Examples
 from gating.data.text.tokens import check_texts, readable_length, tokenise
+from gating.errors import InputError
 
 __all__ = ["cut_into_blocks", "read_blocks"]
 
@@ -71,7 +72,7 @@ def cut_into_blocks(
     for split, table in tokens.items():
         stream = np.concatenate(list(_pieces(table, end)))
         if len(stream) < 2:
-            raise ValueError(f"The {split} data has {len(stream)} token(s) of text; a model learns from two or more.")
+            raise InputError(f"The {split} data has {len(stream)} token(s) of text; a model learns from two or more.")
         starts = range(0, len(stream) - 1, length)
         blocks[split] = Dataset.from_dict({"input_ids": [stream[start : start + length] for start in starts]})
     return DatasetDict(blocks)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gating.data.text.tokens import load_tokenizer
+from gating.errors import InputError
 from gating.models.sources import ModelSource
 
 __all__ = ["load_or_train_tokenizer", "train_tokenizer"]
@@ -46,7 +47,7 @@ def load_or_train_tokenizer(
         return other
     tokenizer = load_tokenizer(source)
     if len(tokenizer) > size:
-        raise ValueError(
+        raise InputError(
             f"The tokenizer {source.processor} has {len(tokenizer)} tokens, and the {source.title} knows {size}: let "
             f"model.config.vocab_size={len(tokenizer)}, or take another tokenizer."
         )
@@ -66,7 +67,7 @@ def train_tokenizer(table: Dataset, *, size: int, frame: Frame) -> PreTrainedTok
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if size < len(alphabet) + len(SPECIAL):
-        raise ValueError(
+        raise InputError(
             f"model.config.vocab_size={size} is too small: a new tokenizer has a token for each of {len(alphabet)} "
             f"bytes and {len(SPECIAL)} special ones. Give {len(alphabet) + len(SPECIAL)} or more, such as 4000."
         )
@@ -109,7 +110,7 @@ def _texts(table: Dataset) -> Iterator[list[str]]:
     flat = table.flatten()
     columns = [name for name, feature in flat.features.items() if getattr(feature, "dtype", "").endswith("string")]
     if not columns:
-        raise ValueError(f"The training data has no column of text, only {', '.join(table.column_names)}.")
+        raise InputError(f"The training data has no column of text, only {', '.join(table.column_names)}.")
     for batch in flat.select_columns(columns).iter(batch_size=1000):
         for texts in batch.values():
             yield [text for text in texts if text]

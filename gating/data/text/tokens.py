@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gating.errors import loading, shorten
+from gating.errors import InputError, loading, shorten
 from gating.models.sources import ModelSource
 
 __all__ = [
@@ -40,14 +40,14 @@ def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrai
         ValueError: A new model has no tokenizer, or it does not load.
     """
     if source.processor is None:
-        raise ValueError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
+        raise InputError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
     with loading(f"The tokenizer in {source.processor}", remedy="Name another one with model.tokenizer=..."):
         load = partial(AutoTokenizer.from_pretrained, source.processor, revision=source.processor_revision)
         tokenizer: PreTrainedTokenizerBase = load()
         if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
             tokenizer = load(add_prefix_space=True)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        raise ValueError(
+        raise InputError(
             f"The tokenizer in {source.processor} has neither a padding token nor one for the end of a text, and "
             "batches need one: set its pad_token and save it again."
         )
@@ -63,7 +63,7 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrained
         ValueError: This one does not.
     """
     if not tokenizer.is_fast:
-        raise ValueError(
+        raise InputError(
             f"{task} needs a tokenizer that tells where in the text its tokens were, a fast one; "
             f"{type(tokenizer).__name__} does not. Take another model."
         )
@@ -77,7 +77,7 @@ def readable_length(blueprint: PreTrainedModel, max_length: int, *, name: str = 
         ValueError: There would be none.
     """
     if max_length < 1:
-        raise ValueError(f"{name}={max_length}: a text has at least one token.")
+        raise InputError(f"{name}={max_length}: a text has at least one token.")
     # Models made of two have a configuration for each.
     parts = [blueprint.config, *(getattr(blueprint.config, part, None) for part in ("encoder", "decoder"))]
     found = [getattr(part, "max_position_embeddings", None) for part in parts if isinstance(part, PreTrainedConfig)]
@@ -114,7 +114,7 @@ def tokenise_labelled(
     """
     num_special = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
     if max_length <= num_special:
-        raise ValueError(
+        raise InputError(
             f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {num_special} special tokens."
         )
 
@@ -148,7 +148,7 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
                 continue
             row = next((row for row, value in enumerate(table[column][:]) if not isinstance(value, _READABLE)), None)
             if row is not None:
-                raise ValueError(
+                raise InputError(
                     f"The {split} data has no {column} in row {row + 1} but {shorten(repr(table[column][row]))}. Name "
                     f"the column of the texts with data.{column}_column=..., or correct the row."
                 )
@@ -166,7 +166,7 @@ def check_filled(splits: DatasetDict, columns: Sequence[str]) -> None:
             missing = table.with_format("arrow")[column][:].is_null().to_pylist()
             if any(missing):
                 row = missing.index(True)
-                raise ValueError(f"The {split} data has no {column} in row {row + 1}. Fill it in, or remove the row.")
+                raise InputError(f"The {split} data has no {column} in row {row + 1}. Fill it in, or remove the row.")
 
 
 def _cache_file(table: Dataset, function: Callable[..., Any]) -> str | None:

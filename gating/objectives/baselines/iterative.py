@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed
 
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
 from gating.objectives.baselines.mask import HeadMask
@@ -68,9 +69,9 @@ class IterativePruning(FullPrecision):
         self._share = share_per_round
         self._schedule = schedule or BudgetSchedule()
         if not 0 < share_per_round <= 1:
-            raise ValueError(f"share_per_round={share_per_round} is not a share: give more than 0 and at most 1.")
+            raise InputError(f"share_per_round={share_per_round} is not a share: give more than 0 and at most 1.")
         if self._schedule.end == 0:
-            raise ValueError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
+            raise InputError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
 
     def attach(self, gates: HeadGates) -> None:
         """Open every gate; a mask decides their values from now on, and ``log_alpha`` is not trained."""

@@ -6,6 +6,7 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.sampler import GateSampler
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
@@ -68,16 +69,16 @@ class TopK(nn.Module):
         """
         super().__init__()
         if variant not in ("gumbel", "straight_through"):
-            raise ValueError(f"The variant of top-k is gumbel or straight_through, got {variant!r}.")
+            raise InputError(f"The variant of top-k is gumbel or straight_through, got {variant!r}.")
         if not initial_temperature >= final_temperature > 0:
-            raise ValueError(
+            raise InputError(
                 "The temperature must fall and stay above 0, got "
                 f"initial_temperature={initial_temperature} and final_temperature={final_temperature}."
             )
         if not 0 <= cooldown <= 1:
-            raise ValueError(f"cooldown={cooldown} is not a share of the search: give a number from 0 to 1.")
+            raise InputError(f"cooldown={cooldown} is not a share of the search: give a number from 0 to 1.")
         if not 0 < scale < math.inf:
-            raise ValueError(f"scale={scale} must be positive.")
+            raise InputError(f"scale={scale} must be positive.")
         self._budget = HeadBudget(num_heads, keep, min_per_layer)
         self._variant = variant
         self._temperatures = (initial_temperature, final_temperature)

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gating.errors import InputError
 from gating.run.folder.stored_settings import checkpoints_of, leaves, read_settings_of
 from gating.storage.folders import is_or_holds
 from gating.storage.results import check_result, find_foreign
@@ -51,7 +52,7 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
             check_result(folder / "compact", kind="compact model")
         is_own = _has_teacher(folder, earlier)
         if _is_used(folder / "teacher") and (foreign := find_foreign(folder / "teacher") if is_own else "") is not None:
-            raise ValueError(
+            raise InputError(
                 f"{folder / 'teacher' / foreign} was not written by a run. Move it away, or choose another output_dir."
             )
         _check_sources(folder, settings)
@@ -66,7 +67,7 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
 def _check_unused(folder: Path) -> None:
     for name in ("config.yaml", "metrics.json", *_FILES, *_MODELS):
         if _is_used(folder / name):
-            raise ValueError(
+            raise InputError(
                 f"{folder / name} was not written by a run, and a new run would overwrite it. Move it away, or choose "
                 "another output_dir."
             )
@@ -83,13 +84,13 @@ def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
             if isinstance(value, str) and value and "\0" not in value:
                 source = Path(os.path.expanduser(value))
                 if any(is_or_holds(place, source) for place in places):
-                    raise ValueError(f"{name}={value} is in the run that this one replaces. Choose another output_dir.")
+                    raise InputError(f"{name}={value} is in the run that this one replaces. Choose another output_dir.")
 
 
 def _check_empty(checkpoints: Path) -> None:
     # The folder of the run, which the path may lead through, is not there yet.
     for path in (path for phase in PHASES for path in checkpoints_in(checkpoints.resolve() / phase)):
-        raise ValueError(
+        raise InputError(
             f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Give this run another place, "
             "or remove what is there."
         )
@@ -108,7 +109,7 @@ def check_links(folder: Path, checkpoints: Path) -> None:
     files = [(folder / name, folder) for name in ("config.yaml", "metrics.json", ".lock", *_FILES)]
     for path, place in (*files, *((checkpoints / phase, checkpoints) for phase in PHASES)):
         if not _is_inside(path, place):
-            raise ValueError(
+            raise InputError(
                 f"{path} leads out of the run's folder, to {path.resolve()}, and a run writes nothing there. Put what "
                 "it leads to in its place, or take it away."
             )

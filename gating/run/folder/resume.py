@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gating.errors import FolderExistsError, InputError
 from gating.run.folder.state import is_finished, is_under_way
 from gating.run.folder.stored_settings import is_run, leaves, read_settings_of
 from gating.tracking.redaction import redact_settings
@@ -40,7 +41,7 @@ def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | Non
     place, resume, ckpt_path = Path(settings["output_dir"]), settings["resume"], settings["ckpt_path"]
     if resume is None and ckpt_path is None:
         if is_place_given and is_run(place) and not is_finished(place) and not settings["overwrite"]:
-            raise FileExistsError(
+            raise FolderExistsError(
                 f"output_dir={place} holds an unfinished run. Pass resume=auto to go on with it, or overwrite=true to "
                 "begin again."
             )
@@ -52,12 +53,12 @@ def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | Non
     else:
         folder = named_run(resume, ckpt_path)
         if is_place_given and place.absolute() != folder.absolute():
-            raise ValueError(f"The run to go on with is in {folder}, and output_dir={place}: leave output_dir out.")
+            raise InputError(f"The run to go on with is in {folder}, and output_dir={place}: leave output_dir out.")
     # Secrets are not in the folder.
     changed = _difference(read_settings_of(folder), redact_settings(dict(settings)))
     if changed is not None:
         name, before, now = changed
-        raise ValueError(
+        raise InputError(
             f"The run in {folder} has {name}={before}, and this command {name}={now}: a run goes on with the settings "
             "that it began with. Leave it as it was, or begin another run in another output_dir."
         )
@@ -74,12 +75,12 @@ def named_run(resume: str | None, ckpt_path: str | None) -> Path:
         return Path(str(resume))
     checkpoint = Path(ckpt_path)
     if not checkpoint.is_file():
-        raise ValueError(f"ckpt_path={checkpoint}: there is no such file.")
+        raise InputError(f"ckpt_path={checkpoint}: there is no such file.")
     folder = next((parent for parent in checkpoint.parents if is_run(parent)), None)
     if folder is None:
-        raise ValueError(f"ckpt_path={checkpoint} is in no folder of a run, which its settings are read from.")
+        raise InputError(f"ckpt_path={checkpoint} is in no folder of a run, which its settings are read from.")
     if resume not in (None, "auto") and Path(str(resume)).absolute() != folder.absolute():
-        raise ValueError(f"ckpt_path={checkpoint} is not of the run in resume={resume}: leave one of them out.")
+        raise InputError(f"ckpt_path={checkpoint} is not of the run in resume={resume}: leave one of them out.")
     return folder
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import filelock
 
+from gating.errors import InputError
 from gating.run.folder.earlier_run import PHASES, check_earlier, check_links, clearing, forget_model, forget_phases
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder
@@ -65,9 +66,9 @@ def check_places(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]
     for names, is_right in ((_FILES, Path.is_file), (_FOLDERS, Path.is_dir)):
         for path in (folder / name for name in names):
             if path.exists() and not is_right(path):
-                raise ValueError(f"{path} is {'a file' if path.is_file() else 'a folder'}; put it out of the way.")
+                raise InputError(f"{path} is {'a file' if path.is_file() else 'a folder'}; put it out of the way.")
     if checkpoints == Path():
-        raise ValueError("paths.checkpoints is empty: give a folder, or leave it out.")
+        raise InputError("paths.checkpoints is empty: give a folder, or leave it out.")
     if not checkpoints.resolve().is_relative_to(folder.resolve()):
         check_folder(checkpoints, overwrite=True, name="paths.checkpoints")
     check_earlier(folder, checkpoints, settings=settings)
@@ -87,7 +88,7 @@ def check_places_of(folder: Path, checkpoints: Path, *, before: str) -> None:
     check_links(folder, checkpoints)
     place = checkpoints.resolve()
     if not place.is_relative_to(folder.resolve()) and place != Path(before).resolve():
-        raise ValueError(
+        raise InputError(
             f"The run in {folder} has its checkpoints in {before}, and this command paths.checkpoints={checkpoints}: "
             "leave it as it was, or move them into the run's folder."
         )
@@ -149,13 +150,13 @@ def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
     phase = checkpoint.resolve().parent
     mine = checkpoints_in(phase)
     if phase.parent != checkpoints.resolve() or phase.name not in PHASES or checkpoint.resolve() not in mine:
-        raise ValueError(
+        raise InputError(
             f"ckpt_path={checkpoint} is none of the checkpoints that runs go on from: those are called "
             f"{checkpoints / 'PHASE' / 'step-N.ckpt'}."
         )
     wrong = what_is_wrong(checkpoint)
     if wrong is not None:
-        raise ValueError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last whole one.")
+        raise InputError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last whole one.")
     for later in mine[: mine.index(checkpoint.resolve())]:
         later.unlink()
     forget_phases(checkpoints, after=phase.name)
@@ -168,7 +169,7 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        raise ValueError(f"The run in {folder} is under way in another process.") from None
+        raise InputError(f"The run in {folder} is under way in another process.") from None
     except NotImplementedError:
         pass  # A file system without locks.
     return lock

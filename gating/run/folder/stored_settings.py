@@ -6,6 +6,8 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from gating.errors import InputError
+
 __all__ = ["checkpoints_of", "is_run", "leaves", "read_settings_of"]
 
 # Groups that every run has, and what to do where they are not there.
@@ -30,13 +32,13 @@ def read_settings_of(folder: Path, *, name: str = "config.yaml") -> dict[str, An
     """
     path = folder / name
     if not path.is_file():
-        raise ValueError(f"There is no run in {folder} to go on with: {path} does not exist.")
+        raise InputError(f"There is no run in {folder} to go on with: {path} does not exist.")
     try:
         settings = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # YAML's own, OmegaConf's and those of decoding.
-        raise ValueError(f"{path} cannot be read: {type(error).__name__}. {_NO_SETTINGS}") from error
+        raise InputError(f"{path} cannot be read: {type(error).__name__}. {_NO_SETTINGS}") from error
     if not isinstance(settings, dict) or not all(isinstance(settings.get(group), dict) for group in _GROUPS):
-        raise ValueError(f"{path} does not have the settings of a run. {_NO_SETTINGS}")
+        raise InputError(f"{path} does not have the settings of a run. {_NO_SETTINGS}")
     return cast(dict[str, Any], settings)
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
+from gating.errors import InputError
+
 __all__ = ["check_complete", "check_settings", "keywords", "locate_target", "take_arguments"]
 
 _MISSING = "???"
@@ -83,8 +85,8 @@ def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> N
             if part not in here:
                 remedy = f"give {name}=null" if name == "convergence" else f"leave ~{name} out of the command"
                 if name.startswith("callbacks."):
-                    raise ValueError(f"{name} is missing: without it there is no callback. Give its class.")
-                raise ValueError(f"{name} is missing, which every run needs: {remedy}.")
+                    raise InputError(f"{name} is missing: without it there is no callback. Give its class.")
+                raise InputError(f"{name} is missing, which every run needs: {remedy}.")
             here = here[part]
 
 
@@ -107,7 +109,7 @@ def check_settings(
     _check_values("", settings, own)
     for name, value in [*((name, settings.get(name)) for name in groups), *_callbacks(settings)]:
         if value is not None and not isinstance(value, Mapping):
-            raise ValueError(f"{name}={value} cannot be used: {name} is a group of settings.")
+            raise InputError(f"{name}={value} cannot be used: {name} is a group of settings.")
     for group, values in settings.items():
         if isinstance(values, Mapping):
             _check_group(f"{group}.", values, also.get(group, ()))
@@ -167,10 +169,10 @@ def locate_target(target: str, prefix: str) -> Callable[..., Any]:
         function = pydoc.locate(target)
     except pydoc.ErrorDuringImport as error:
         reason = " ".join(f"{type(error.value).__name__}: {error.value}".split())
-        raise ValueError(f"{prefix}_target_={target} cannot be imported ({reason}). Correct its module.") from error
+        raise InputError(f"{prefix}_target_={target} cannot be imported ({reason}). Correct its module.") from error
     if not callable(function):
         hint = "" if target.startswith("gating.") else " Is the folder of its module in PYTHONPATH?"
-        raise ValueError(f"{prefix}_target_={target} does not exist.{hint}")
+        raise InputError(f"{prefix}_target_={target} does not exist.{hint}")
     return function
 
 
@@ -192,14 +194,14 @@ def _check_names(prefix: str, settings: Mapping[str, Any], types: Mapping[str, A
         if not key.startswith("_") and key not in types:
             close = difflib.get_close_matches(key, types, n=1)
             hint = f"Did you mean {prefix}{close[0]}?" if close else f"There are {', '.join(sorted(types))}."
-            raise ValueError(f"There is no setting {prefix}{key}. {hint}")
+            raise InputError(f"There is no setting {prefix}{key}. {hint}")
 
 
 def _check_values(prefix: str, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if isinstance(value, str) and value == _MISSING:
-            raise ValueError(f"{name} is needed: add {name}=... to the command.")
+            raise InputError(f"{name} is needed: add {name}=... to the command.")
         if key in types and not (isinstance(value, Mapping) and "_target_" in value):
             _check_type(name, value, types[key])
 
@@ -212,9 +214,9 @@ def _check_type(name: str, value: object, expected: Any) -> None:
     except ValidationError as error:
         # Of all kinds of value that would do, the one that was meant is that whose reading went deepest.
         reason = max(error.errors(), key=lambda problem: len(problem["loc"]))["msg"]
-        raise ValueError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None
+        raise InputError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None
     if isinstance(value, Mapping) and not isinstance(read, Mapping):
-        raise ValueError(f"{name}._target_ is missing: without it nothing is made of {name}.")
+        raise InputError(f"{name}._target_ is missing: without it nothing is made of {name}.")
     # Pydantic reads "18" and true as numbers, but the value is passed on as it is.
     if read is not None and isinstance(value, (str, bool)) and type(read) is not type(value):
-        raise ValueError(f"{name}={value} cannot be used: input should be a {type(read).__name__}.")
+        raise InputError(f"{name}={value} cannot be used: input should be a {type(read).__name__}.")

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gating import tasks
 from gating.data.datamodule import ExampleDataModule
+from gating.errors import InputError
 from gating.models.sources import teacher_source
 from gating.objectives.none import NoObjective
 from gating.pruning.speedup import check_speedup
@@ -69,7 +70,7 @@ def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, parameter in own.items():
         is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if is_named and parameter.default is parameter.empty and name not in settings:
-            raise ValueError(f"data.{name} is needed, which {settings['_target_']} takes: add data.{name}=...")
+            raise InputError(f"data.{name} is needed, which {settings['_target_']} takes: add data.{name}=...")
     elsewhere = {name for task in tasks.__all__ for name in keywords(getattr(tasks, task).prepare)}
     left = elsewhere | keywords(ExampleDataModule)
     if not settings["_target_"].startswith("gating."):

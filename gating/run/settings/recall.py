@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from gating.errors import InputError
 from gating.run.folder.earlier_run import check_links
 from gating.run.folder.resume import named_run
 from gating.run.folder.state import has_own_checkpoints
@@ -54,7 +55,7 @@ def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str
     for name in (name for name in given if name.partition(".")[0] not in _OF_COMMAND):
         _lay_over(taken, command, name.split("."))
     if HIDDEN in str(taken):
-        raise ValueError(
+        raise InputError(
             f"The run in {folder} had a secret among its settings, which is not kept there: give the whole command "
             f"again, with output_dir={folder} resume=auto."
         )
@@ -70,7 +71,7 @@ def _of_this_place(stored: dict[str, Any], folder: Path, given: Sequence[str]) -
     checkpoints = checkpoints_of(folder, stored)
     if not is_given("paths.checkpoints", given) and not has_own_checkpoints(folder, checkpoints):
         again = shlex.quote(f"paths.checkpoints={stored['paths'].get('checkpoints')}")
-        raise ValueError(
+        raise InputError(
             f"The run in {folder} has its checkpoints in {checkpoints}, which may be those of another run. If they are "
             f"its own, say so: python train.py resume={folder} {again}"
         )

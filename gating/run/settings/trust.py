@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gating.errors import InputError
 from gating.run.settings.options import Option
 from gating.structure.files import walk
 
@@ -59,7 +60,7 @@ def check_trusted(
             # The command line cannot name what is in a list.
             listed = _IN_LIST.search(name)
             again = f"++{name[: listed.start()]}=[...]" if listed else f"++{name}={shown}"
-            raise ValueError(
+            raise InputError(
                 f"{folder / 'config.yaml'} has {name}={shown}, which {reason}, and neither this command nor its "
                 f"configuration has this value there. If you trust it, give it again: python train.py resume={folder} "
                 f"{shlex.quote(again)}"

@@ -6,6 +6,8 @@ from typing import Any
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 
+from gating.errors import InputError
+
 __all__ = ["class_config", "class_metrics"]
 
 _METRICS: dict[str, Callable[[int], Metric]] = {
@@ -28,7 +30,7 @@ def class_metrics(names: Sequence[str], *, num_classes: int) -> MetricCollection
     """
     for name in names:
         if name not in _METRICS:
-            raise ValueError(
+            raise InputError(
                 f"There is no metric {name!r} of classes; choose of {', '.join(_METRICS)} with task.metrics."
             )
     return MetricCollection({name: _METRICS[name](num_classes) for name in names})

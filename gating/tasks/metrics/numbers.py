@@ -7,6 +7,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.functional import mean_absolute_error, mean_squared_error, pearson_corrcoef, spearman_corrcoef
 from torchmetrics.utilities import dim_zero_cat
 
+from gating.errors import InputError
 from gating.report.score import Score
 
 __all__ = ["number_metrics"]
@@ -30,7 +31,7 @@ def number_metrics(names: Sequence[str]) -> tuple[MetricCollection, Score]:
     """
     for name in names:
         if name not in _METRICS:
-            raise ValueError(f"task.metrics: numbers have no metric {name!r}; choose of {', '.join(_METRICS)}.")
+            raise InputError(f"task.metrics: numbers have no metric {name!r}; choose of {', '.join(_METRICS)}.")
     return MetricCollection({name: _OfAllNumbers(_METRICS[name][0]) for name in names}), _METRICS[names[0]][1]
 
 
