@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gating.structure.errors import (
+    DamageError,
     FolderExistsError,
     InputError,
     InputTypeError,
@@ -18,6 +19,7 @@ from gating.structure.errors import (
 )
 
 __all__ = [
+    "DamageError",
     "FolderExistsError",
     "InputError",
     "InputTypeError",

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import InputError, loading
+from gating.errors import DamageError, InputError, loading
 from gating.structure.compact import auto_classes, compact_class
 from gating.structure.files import read_config, walk
 from gating.structure.limits import check_finite, checked_folder, load_whole
@@ -102,10 +102,8 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
     # Some families have a configuration of their own and the models of another one.
     models = {cls.__module__ for cls in auto_classes(type(config)).values()}
     if base.config_class is not type(config) and base.__module__ not in models:
-        raise InputError(
-            f"{folder}/config.json is damaged: the architecture {name} is not of the type {config.model_type!r}. "
-            "Export the model again."
-        )
+        reason = f"the architecture {name} is not of the type {config.model_type!r}"
+        raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
     return base
 
 

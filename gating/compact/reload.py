@@ -1,6 +1,5 @@
 """Proof that a folder holds the model that was saved in it."""
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,15 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.compact.load import load_compact
-from gating.errors import InputError, explain, shorten
+from gating.errors import DamageError, InputError, explain, shorten
 from gating.structure.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 
 __all__ = ["check_saved"]
 
 # Weights that are lost or wrong change more; another attention kernel changes less.
 _TOLERANCE = 3e-3
-
-_OF_DAMAGE = re.compile(r"the folder\S* is damaged[^:]*: | Export the model again\.$")
 
 
 def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None) -> None:
@@ -65,8 +62,10 @@ def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
         return loaded
     except Exception as error:  # Of a library that builds a model from a configuration that is not the model's own.
-        # The folder is whole: it was just written.
-        reason = _OF_DAMAGE.sub("", explain(error.__cause__ or error).replace(str(folder), "the folder")).rstrip(".")
+        cause = error.__cause__ or error
+        # Not the message about damage: the folder was just written, so its files are whole.
+        reason = cause.reason if isinstance(cause, DamageError) else explain(cause)
+        reason = reason.replace(str(folder), "the folder").rstrip(".")
         raise InputError(
             f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
             f"{shorten(reason, most=300)}. Nothing was written; pass verify=False to save it all the same."

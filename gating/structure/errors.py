@@ -7,6 +7,7 @@ Every error that this package raises on purpose is a :class:`UserError` and one 
 from functools import partial
 
 __all__ = [
+    "DamageError",
     "FolderExistsError",
     "InputError",
     "InputTypeError",
@@ -32,6 +33,19 @@ class UserError(Exception):
 
 class InputError(UserError, ValueError):
     """A value that cannot be used."""
+
+
+class DamageError(InputError):
+    """A model folder with a damaged file, or with files that do not belong together.
+
+    Attributes:
+        reason: The finding alone, without the folder and the remedy that the message adds.
+    """
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        """Args: ``reason`` is the whole message when left out."""
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
 
 class InputTypeError(UserError, TypeError):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from transformers import PreTrainedModel
 
-from .errors import InputError
+from .errors import DamageError, InputError
 from .files import Stored, check_checksums, read_config, read_headers, walk
 from .record import RECORD_KEY
 
@@ -197,10 +197,8 @@ def _check_numbers(folder: Path, config: Mapping[str, Any], stored: Mapping[str,
         last = name.rpartition(".")[2]
         most = _most_parameters(stored) if _LAYERS.search(last) else _MAX_LABELS if last == "num_labels" else 2**63 - 1
         if type(value) is int and abs(value) > most:
-            raise InputError(
-                f"{folder}/config.json is damaged: {name}={value} cannot be of a model with {len(stored)} tensors. "
-                "Export the model again."
-            )
+            reason = f"{name}={value} cannot be of a model with {len(stored)} tensors"
+            raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
 
 
 @contextmanager
@@ -217,10 +215,8 @@ def _bounded_building(folder: Path, stored: Mapping[str, Stored]) -> Iterator[No
         counts[0] += 1
         counts[1] += tensor.numel()
         if counts[0] > most_tensors or counts[1] > most_elements:
-            raise InputError(
-                f"{folder}/config.json is damaged: it describes a model far larger than its weights, which are "
-                f"{len(stored)} tensors. Export the model again."
-            )
+            reason = f"it describes a model far larger than its weights, which are {len(stored)} tensors"
+            raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
 
     handles = [
         registration.register_module_parameter_registration_hook(count),
@@ -238,5 +234,6 @@ def _most_parameters(stored: Mapping[str, Stored]) -> int:
     return 4 * len(stored) + 100
 
 
-def _mixed(folder: Path, why: str) -> ValueError:
-    return InputError(f"{folder} is damaged or mixed from two models: {why}. Export the model again.")
+def _mixed(folder: Path, reason: str) -> DamageError:
+    message = f"{folder} is damaged or mixed from two models: {reason}. Export the model again."
+    return DamageError(message, reason=reason)
