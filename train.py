@@ -22,7 +22,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from transformers import PreTrainedModel
 
 from gating import HeadGates, Objective, finalize
-from gating.distributed.ranks import (
+from gating.distributed.launch import (
     check_same,
     from_first,
     is_first,
@@ -45,8 +45,8 @@ from gating.run.settings.read import is_place_given, read_settings
 from gating.run.settings.recall import recall
 from gating.run.sweeps import begins_later, noting_failure
 from gating.storage.folders import replacing_folder
-from gating.tracking.quiet import printed_warnings, quiet_libraries
 from gating.tracking.redaction import redact_file, redact_output
+from gating.tracking.verbosity import printed_warnings, quiet_libraries
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads
 from gating.training.module import FineTuning
 from gating.training.steps import validation_interval

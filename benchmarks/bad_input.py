@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from benchmarks import records
 from benchmarks.measuring import ROOT
 from benchmarks.page import replace_table
-from gating.tracking.quiet import quiet_libraries
+from gating.tracking.verbosity import quiet_libraries
 from tests.support.bad_input import AREAS, Area, outcome
 
 __all__ = ["count", "main"]

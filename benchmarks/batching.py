@@ -29,7 +29,7 @@ from benchmarks.measuring import ROOT, machine
 from benchmarks.tokenising import TOKENIZER, load_and_tokenise, seconds_twice
 from gating.data.datamodule import ExampleDataModule
 from gating.models.hub import locate
-from gating.tracking.quiet import quiet_libraries
+from gating.tracking.verbosity import quiet_libraries
 
 RESULTS = ROOT / "benchmarks" / "results" / "batching.jsonl"
 MEASUREMENTS = ("tokens", "waiting", "cache")

@@ -17,7 +17,7 @@ from gating.data import sources
 from gating.data.text.tokens import load_tokenizer
 from gating.models.sources import Pretrained, make_blueprint
 from gating.tasks import SequenceClassification
-from gating.tracking.quiet import quiet_libraries
+from gating.tracking.verbosity import quiet_libraries
 
 __all__ = ["TOKENIZER", "load_and_tokenise", "seconds_twice"]
 

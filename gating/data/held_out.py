@@ -13,7 +13,7 @@ from gating.data.columns import find_inputs
 from gating.data.examples import Examples
 from gating.data.labels import LABEL_COLUMNS
 from gating.data.rows import row_keys
-from gating.distributed.ranks import is_first
+from gating.distributed.launch import is_first
 from gating.errors import InputError
 
 __all__ = ["draw", "find_classes", "hold_out"]

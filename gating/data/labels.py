@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from gating.distributed.ranks import is_first
+from gating.distributed.launch import is_first
 from gating.errors import InputError, shorten
 
 __all__ = ["LABEL_COLUMNS", "encode_labels", "sort_labels", "warn_of_spellings"]

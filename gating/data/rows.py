@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from gating.distributed.ranks import is_first
+from gating.distributed.launch import is_first
 
 __all__ = ["row_keys", "warn_of_overlap"]
 

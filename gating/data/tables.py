@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
-from gating.distributed.ranks import is_first
+from gating.distributed.launch import is_first
 from gating.errors import InputError, MissingFileError
 
 __all__ = ["read_file", "warn_of_same_files"]

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
 from gating.data.tables import read_file, warn_of_same_files
-from gating.distributed.ranks import is_first
+from gating.distributed.launch import is_first
 from gating.errors import InputError
 
 __all__ = ["load_text"]

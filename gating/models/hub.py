@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gating.errors import InputError, MissingFileError, MissingPackageError, UnreachableError
-from gating.tracking.outage import within
+from gating.tracking.reachability import within
 
 __all__ = ["cached_folder", "locate", "package_folder", "require_hub"]
 

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gating.distributed.ranks import is_about_others, is_first, rank, stop_processes
-from gating.distributed.watch import find_lost_process, heeding_lost_processes
+from gating.distributed.launch import is_about_others, is_first, rank, stop_processes
+from gating.distributed.watchdog import find_lost_process, heeding_lost_processes
 from gating.errors import explain, is_input_error, unwrapped
 from gating.run.folder.earlier_run import has_checkpoint
 from gating.run.folder.state import is_finished, is_taken
 from gating.run.folder.stored_settings import is_run
 from gating.tracking.loggers import close_wandb
 from gating.training.callbacks.divergence import DivergedError
-from gating.training.callbacks.stopping import Stopped, stopping_at_signals
+from gating.training.signals import Stopped, stopping_at_signals
 
 __all__ = ["ending_well"]
 

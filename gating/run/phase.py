@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import Callback
 from gating.run.run import Run
 from gating.training.callbacks.divergence import DivergenceStop
 from gating.training.callbacks.gates import GateMonitor
-from gating.training.callbacks.phase_end import PhaseEnd, seconds_of
+from gating.training.callbacks.interruption import PhaseEnd, seconds_of
 from gating.training.callbacks.progress import PhaseProgressBar
 from gating.training.checkpoints import RunCheckpoint
 

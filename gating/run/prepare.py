@@ -14,7 +14,7 @@ from gating.compact.save import Processor
 from gating.data.datamodule import ExampleDataModule
 from gating.data.examples import as_examples
 from gating.data.held_out import hold_out
-from gating.distributed.ranks import check_processes, from_first, is_first, rank, root_device, start_processes
+from gating.distributed.launch import check_processes, from_first, is_first, rank, root_device, start_processes
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.models.adapters import Adapters, check_adapters

@@ -2,7 +2,7 @@
 
 import torch
 
-from gating.distributed.ranks import is_first
+from gating.distributed.launch import is_first
 from gating.pruning.prune import prune_heads
 from gating.run.folder.earlier_run import forget_phases
 from gating.run.run import Run

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.save import Processor
 from gating.data.datamodule import ExampleDataModule
-from gating.distributed.ranks import from_first, is_first
+from gating.distributed.launch import from_first, is_first
 from gating.models.adapters import Adapters
 from gating.models.sources import ModelSource
 from gating.objectives import Objective
@@ -24,7 +24,7 @@ from gating.report.history import History
 from gating.report.summary import Summary
 from gating.tasks.base import Prepared, Task
 from gating.tracking.csv_log import keep_rows
-from gating.training.callbacks.phase_end import check_all_steps
+from gating.training.callbacks.interruption import check_all_steps
 from gating.training.checkpoints import WholeFiles, checkpoints_in, what_is_wrong
 from gating.training.distillation import Distillation
 from gating.training.evaluation import evaluate

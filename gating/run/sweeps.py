@@ -13,10 +13,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from gating.distributed.ranks import is_first
+from gating.distributed.launch import is_first
 from gating.errors import explain
 from gating.tracking.redaction import redact
-from gating.training.callbacks.stopping import Stopped, Unfinished
+from gating.training.signals import Stopped, Unfinished
 
 __all__ = ["FailureReport", "begins_later", "noting_failure"]
 

@@ -8,7 +8,7 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
-from gating.distributed.ranks import is_first
+from gating.distributed.launch import is_first
 from gating.storage.atomic import replacing_file
 
 __all__ = ["CsvLogger", "keep_rows", "num_rows"]

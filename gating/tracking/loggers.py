@@ -10,10 +10,10 @@ from typing import Any, Literal, cast, get_args
 import wandb
 from pytorch_lightning.loggers import Logger
 
-from gating.distributed.ranks import is_first
+from gating.distributed.launch import is_first
 from gating.errors import InputError, shorten
 from gating.tracking.csv_log import CsvLogger
-from gating.tracking.outage import why_unreachable
+from gating.tracking.reachability import why_unreachable
 from gating.tracking.redaction import redact, redact_settings
 from gating.tracking.wandb_logger import TolerantWandbLogger
 

@@ -12,12 +12,12 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from gating.distributed.ranks import highest, is_first
+from gating.distributed.launch import highest, is_first
 from gating.errors import InputError
 from gating.storage.atomic import replacing_file
 from gating.tracking.csv_log import keep_rows, num_rows
-from gating.training.callbacks.stopping import NotedSignals, Stopped
 from gating.training.module import FineTuning
+from gating.training.signals import NotedSignals, Stopped
 
 __all__ = ["RunCheckpoint", "WholeFiles", "checkpoint_path", "checkpoints_in", "read_checkpoint", "what_is_wrong"]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.faults.outcome import Outcome
-from gating.distributed.ranks import check_processes, check_same, from_first, is_first
+from gating.distributed.launch import check_processes, check_same, from_first, is_first
 from tests.support.steps_of_ranks import train_some_steps
 from tests.support.tiny_run import ROOT, make_inputs, make_model_folder
 

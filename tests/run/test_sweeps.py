@@ -13,7 +13,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 import train
-from gating.training.callbacks.stopping import Unfinished
+from gating.training.signals import Unfinished
 from tests.distributed.test_ranks import TWO
 from tests.support.tiny_run import ROOT, make_inputs, run_command
 

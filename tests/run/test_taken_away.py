@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import train
-from gating.distributed.ranks import check_processes
+from gating.distributed.launch import check_processes
 from gating.errors import explain, is_input_error
 from gating.run.settings.read import make_objective, read_settings, try_settings
 from tests.support.tiny_run import compose_settings

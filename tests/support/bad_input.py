@@ -31,7 +31,7 @@ import train
 from gating.data.labels import encode_labels
 from gating.data.sources import Examples, load_files
 from gating.data.text.tokens import load_tokenizer
-from gating.distributed.ranks import check_processes
+from gating.distributed.launch import check_processes
 from gating.errors import explain, is_input_error
 from gating.models.sources import Pretrained, make_blueprint
 from gating.run.settings.read import make_objective, read_settings, try_settings

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import train
 from gating import find_attention_blocks
-from gating.distributed import watch
-from gating.distributed.ranks import rank
+from gating.distributed import watchdog
+from gating.distributed.launch import rank
 from gating.training.module import FineTuning
 
 remove_heads, training_step = train.remove_heads, FineTuning.training_step
@@ -33,7 +33,7 @@ def let_it_happen(self, batch, batch_idx):
     happens = os.environ.get("HAPPENS", "- - -").split()
     now = [str(rank()), str(next(batches))]
     if os.environ.get("HANGS", "").split() == now:
-        watch._GRACE_S = 0.5
+        watchdog._GRACE_S = 0.5
         threading.Event().wait()
     if happens[:2] == now:
         if happens[2] == "fails":

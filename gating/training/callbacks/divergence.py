@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from gating.distributed.ranks import highest
+from gating.distributed.launch import highest
 from gating.training.checkpoints import checkpoints_in
 from gating.training.module import FineTuning
 

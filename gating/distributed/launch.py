@@ -18,7 +18,7 @@ from lightning_fabric.utilities import rank_zero_only
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from gating.distributed.watch import WatchedDDP, stop_children
+from gating.distributed.watchdog import WatchedDDP, stop_children
 from gating.errors import InputError, OperationError
 
 __all__ = [

@@ -6,10 +6,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Timer
 
-from gating.distributed.ranks import highest
+from gating.distributed.launch import highest
 from gating.training.callbacks.gates import SearchEnd
-from gating.training.callbacks.stopping import Unfinished
 from gating.training.checkpoints import RunCheckpoint
+from gating.training.signals import Unfinished
 
 __all__ = ["PhaseEnd", "check_all_steps", "seconds_of"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gating.distributed import watch
+from gating.distributed import watchdog
 from tests.distributed.test_ranks import ROOT, SUPPORT, TWO, run_script
 from tests.support.tiny_run import make_inputs
 
@@ -58,9 +58,9 @@ def _processes_of(folder: Path) -> list[str]:
 
 
 def test_a_process_ends_in_words():
-    assert watch._describe(-9) == "was killed by SIGKILL"
-    assert watch._describe(3) == "has ended with exit code 3"
+    assert watchdog._describe(-9) == "was killed by SIGKILL"
+    assert watchdog._describe(3) == "has ended with exit code 3"
 
 
 def test_a_process_alone_has_lost_none():
-    assert watch.find_lost_process(patience_s=5.0) is None
+    assert watchdog.find_lost_process(patience_s=5.0) is None

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from gating.training.callbacks.stopping import NotedSignals, Stopped, stopping_at_signals
+from gating.training.signals import NotedSignals, Stopped, stopping_at_signals
 
 HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

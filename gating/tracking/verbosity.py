@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import datasets
 import transformers
 
-from gating.distributed.ranks import is_first
+from gating.distributed.launch import is_first
 from gating.structure.errors import RemedyWarning
 
 __all__ = ["printed_warnings", "quiet_libraries"]

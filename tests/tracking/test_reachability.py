@@ -3,14 +3,14 @@ import time
 
 import pytest
 
-from gating.tracking import outage
-from gating.tracking.outage import why_unreachable
+from gating.tracking import reachability
+from gating.tracking.reachability import why_unreachable
 from tests.support.fake_wandb import KEY, fake_server
 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(outage, "_TIMEOUT", 0.5)
+    monkeypatch.setattr(reachability, "_TIMEOUT", 0.5)
     with fake_server() as running:
         yield running
 
