@@ -22,11 +22,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from transformers import PreTrainedModel
 
 from gating import HeadGates, Objective, finalize
-from gating.distributed.launch import (
-    check_same,
-    from_first,
-    is_first,
-)
+from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import explain
 from gating.models.sources import Pretrained
 from gating.pruning.measure import count_heads
@@ -102,7 +98,7 @@ def run(cfg: DictConfig) -> float | None:
         print(f"The run in {before} is finished; there is nothing to go on with.")
         return optimized_value(before, cfg.optimized_metric)
     work = prepare(cfg, settings, before)
-    if is_first():
+    if is_rank_zero():
         print(f"{work.source.title}: {count_heads(work.model)} heads, {work.total_steps} steps in {work.folder}")
     if work.distillation is not None and work.teacher is None:
         work.teacher = own_teacher(cfg, work)
@@ -119,21 +115,21 @@ def run(cfg: DictConfig) -> float | None:
                 train(cfg, work, "recovery", steps=work.recovery_steps, first_step=work.search_steps)
     compact = "compact, after recovery" if work.recovery_steps else "compact, without recovery"
     work.measure_metric("compact", compact if work.objective else "dense", splits=work.data.splits[1:])
-    if is_first():
+    if is_rank_zero():
         export(work)
         report(work)
-    return optimized_value(work.folder, cfg.optimized_metric) if is_first() else None
+    return optimized_value(work.folder, cfg.optimized_metric) if is_rank_zero() else None
 
 
 def own_teacher(cfg: DictConfig, work: Run) -> PreTrainedModel:
     """Fine-tune a dense copy of the model with as many steps as the run has, and keep it for other runs."""
     folder, teacher = work.folder / "teacher", deepcopy(work.model)
-    if work.goes_on and from_first(folder.is_dir()):
+    if work.goes_on and broadcast(folder.is_dir()):
         teacher = Pretrained(str(folder)).load(work.task.auto_class)
     else:
         with work.adapted(teacher):
             train(cfg, work, "teacher", steps=work.total_steps, model=teacher)
-        if is_first():
+        if is_rank_zero():
             with replacing_folder(folder, overwrite=False, kind="compact model") as new:
                 teacher.save_pretrained(new)
                 work.processor.save_pretrained(new)
@@ -147,14 +143,14 @@ def search(cfg: DictConfig, work: Run, objective: Objective) -> HeadGates:
     gates: HeadGates = instantiate(cfg.gates)(work.model)
     objective.attach(gates)
     num_others = count_heads(work.model) - gates.num_heads
-    if num_others and is_first():
+    if num_others and is_rank_zero():
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
     end = SearchEnd(instantiate(cfg.convergence)) if cfg.convergence else None
     planned = work.search_steps
     work.search_steps = train(cfg, work, "search", steps=planned, gates=gates, callbacks=[end] if end else [])
     reason = end.reason if end and end.reason else "all its steps were taken"
     work.summary.search = {"search_steps": work.search_steps, "search_ended": reason}
-    if is_first():
+    if is_rank_zero():
         print(f"The search ended after {work.search_steps} of {planned} steps: {reason}.")
     objective.update(gates, 1.0)
     work.history.gate_values.append({name: values.tolist() for name, values in gates.by_block().items()})
@@ -173,7 +169,7 @@ def remove_heads(work: Run, objective: Objective, gates: HeadGates) -> None:
         finalized = finalize(work.model, gates, kept=kept, probe=work.probe_batch())
     work.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     work.measure_metric("removed", "after removal")
-    if is_first():
+    if is_rank_zero():
         keep_removed(work)
 
 

@@ -13,7 +13,7 @@ from gating.data.columns import find_inputs
 from gating.data.examples import Examples
 from gating.data.labels import LABEL_COLUMNS
 from gating.data.rows import row_keys
-from gating.distributed.launch import is_first
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
 __all__ = ["draw", "find_classes", "hold_out"]
@@ -45,7 +45,7 @@ def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bo
     label = (settings.get("label_column") or usual) if has_classes else None
     parts = [name for name in ("validation", "test") if name not in splits]
     drawn = draw(table, parts, inputs=find_inputs(table, settings), label=label, seed=seed)
-    if is_first():
+    if is_rank_zero():
         shares = ", ".join(f"{len(rows)} {name}" for name, rows in drawn.items())
         how = f" and stratified by {label}" if label and label in table.column_names else ""
         print(f"The training data is divided with seed {seed}{how}, of {len(table)} rows: {shares}.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from gating.distributed.launch import is_first
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 
 __all__ = ["LABEL_COLUMNS", "encode_labels", "sort_labels", "warn_of_spellings"]
@@ -123,7 +123,7 @@ def warn_of_spellings(names: Sequence[str]) -> None:
     for name in names:
         spellings[" ".join(name.split()).casefold()].append(name)
     twice = [repr(name) for group in spellings.values() if len(group) > 1 for name in group]
-    if twice and is_first():
+    if twice and is_rank_zero():
         _log.warning(
             f"{len(names)} classes are {len(spellings)} when case and surrounding spaces are ignored: "
             f"{shorten(', '.join(twice), most=400)}. Each is learned as a class of its own; write the same one always "

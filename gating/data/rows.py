@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from gating.distributed.launch import is_first
+from gating.distributed.collectives import is_rank_zero
 
 __all__ = ["row_keys", "warn_of_overlap"]
 
@@ -53,7 +53,7 @@ def warn_of_overlap(splits: Mapping[str, Dataset], columns: Sequence[str]) -> No
         splits: The data.
         columns: The columns that the model reads.
     """
-    if not is_first() or not columns:
+    if not is_rank_zero() or not columns:
         return
     found = {split: row_keys(table, columns) for split, table in splits.items()}
     keys = {split: rows for split, rows in found.items() if rows is not None}

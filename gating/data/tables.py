@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
-from gating.distributed.launch import is_first
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, MissingFileError
 
 __all__ = ["read_file", "warn_of_same_files"]
@@ -95,7 +95,7 @@ def warn_of_same_files(files: Mapping[str, str | None]) -> None:
         for (split, file, path), (other_split, other_file, other_path) in combinations(given, 2)
         if path.samefile(other_path) or filecmp.cmp(path, other_path, shallow=False)
     ]
-    if same and is_first():
+    if same and is_rank_zero():
         _log.warning(
             f"{'; '.join(same)} are the same: metrics tell how well the model remembers, not how well it does on new "
             "examples. Give another file, or leave the second one out."

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
 from gating.data.tables import read_file, warn_of_same_files
-from gating.distributed.launch import is_first
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
 __all__ = ["load_text"]
@@ -37,7 +37,7 @@ def load_text(*, train: str, validation: str | None = None, test: str | None = N
     if validation is None:
         parts = ("train", "validation") if test is not None else ("train", "validation", "test")
         tables = {**tables, **dict(zip(parts, _divide(tables["train"], len(parts), train), strict=True))}
-        if is_first():
+        if is_rank_zero():
             print(f"data.train={train} is divided from beginning to end: {', '.join(parts)}.")
     return Examples(DatasetDict({split: tables[split] for split in files if split in tables}))
 

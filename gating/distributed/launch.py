@@ -8,27 +8,20 @@ and all have the same weights and gates at every step.
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
-from lightning_fabric.utilities import rank_zero_only
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 
+from gating.distributed.collectives import is_distributed
 from gating.distributed.watchdog import WatchedDDP, stop_children
-from gating.errors import InputError, OperationError
+from gating.errors import InputError
 
 __all__ = [
     "check_processes",
-    "check_same",
-    "from_first",
-    "highest",
-    "is_about_others",
-    "is_first",
-    "rank",
     "root_device",
     "start_processes",
     "stop_processes",
@@ -48,8 +41,6 @@ _OF_RUNS = {
 
 # Whether the other processes, which this one has started, were told to stop.
 _are_stopped = False
-
-Value = TypeVar("Value")
 
 
 def check_processes(trainer: Mapping[str, Any]) -> int:
@@ -75,7 +66,7 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
     _check_strategy(trainer.get("strategy", "auto"))
     tried = _try_trainer(trainer)
     num_processes = tried.num_nodes * tried.num_devices
-    there = torch.distributed.get_world_size() if _several() else int(os.environ.get("WORLD_SIZE", num_processes))
+    there = torch.distributed.get_world_size() if is_distributed() else int(os.environ.get("WORLD_SIZE", num_processes))
     if there != num_processes:
         raise InputError(
             f"trainer.devices={trainer['devices']} makes {num_processes} process(es), but {there} have been started; "
@@ -118,66 +109,6 @@ def stop_processes() -> None:
     _are_stopped = stop_children()
 
 
-def is_about_others(error: BaseException) -> bool:
-    """Say whether an error means that another process of the run has ended: what was wrong, that one has said."""
-    lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-    return _several() and isinstance(error, RuntimeError) and lost
-
-
-def rank() -> int:
-    """Return the number of this process, from 0."""
-    return int(rank_zero_only.rank or 0)  # type: ignore[attr-defined]
-
-
-def is_first() -> bool:
-    """Say whether this process is the one that writes and prints."""
-    return rank() == 0
-
-
-def from_first(value: Value) -> Value:
-    """Return what the first process has here."""
-    if not _several():
-        return value
-    values = [value]
-    torch.distributed.broadcast_object_list(values)
-    return values[0]
-
-
-def highest(*values: int) -> tuple[int, ...]:
-    """Return the highest of each value over all processes."""
-    if not _several():
-        return values
-    # Of the kind that the processes can exchange.
-    device = "cuda" if torch.distributed.get_backend() == torch.distributed.Backend.NCCL else "cpu"
-    found = torch.tensor(values, device=device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return tuple(found.tolist())
-
-
-def check_same(tensor: Tensor, what: str) -> None:
-    """Make sure that a tensor is the same in all processes, to the bit.
-
-    Args:
-        tensor: The tensor; of one shape everywhere.
-        what: Its name, for the message.
-
-    Raises:
-        RuntimeError: It is not.
-    """
-    if not _several():
-        return
-    lowest, highest = tensor.detach().clone(), tensor.detach().clone()
-    torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN)
-    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-    # NaN equals nothing; that is for others to report.
-    if not torch.equal(lowest.nan_to_num(), highest.nan_to_num()):
-        apart = float((highest - lowest).abs().max())
-        raise OperationError(
-            f"{what} has drifted apart between the processes, by up to {apart:.1e}: they have not trained the same "
-            "model. Does the trainer's strategy average all gradients?"
-        )
-
-
 def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
     """Make a trainer for a moment, which also shows what is wrong with its settings before anything is loaded."""
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "strategy": "auto"}
@@ -192,10 +123,6 @@ def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
             f"The trainer's settings, with trainer.accelerator={trainer['accelerator']} and "
             f"trainer.devices={trainer['devices']}, cannot be used here: {reason}. Correct or leave out what it names."
         ) from error
-
-
-def _several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _check_strategy(strategy: object) -> None:

@@ -16,7 +16,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from typing_extensions import override
 
-__all__ = ["WatchedDDP", "find_lost_process", "heeding_lost_processes", "stop_children"]
+__all__ = ["WatchedDDP", "find_lost_process", "exit_on_lost_process", "stop_children"]
 
 # How often to look, and how long a process may take to fail by itself: it cannot where it waits for the lost one.
 _INTERVAL_S, _GRACE_S = 0.5, 20.0
@@ -75,7 +75,7 @@ def find_lost_process(*, patience_s: float = 0.0) -> str | None:
 
 
 @contextmanager
-def heeding_lost_processes(say: Callable[[str], None]) -> Iterator[None]:
+def exit_on_lost_process(say: Callable[[str], None]) -> Iterator[None]:
     """End this process if another one is lost in a ``with`` block and this one only waits for it.
 
     Args:

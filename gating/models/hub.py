@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gating.errors import InputError, MissingFileError, MissingPackageError, UnreachableError
-from gating.tracking.reachability import within
+from gating.tracking.reachability import with_timeout
 
 __all__ = ["cached_folder", "locate", "package_folder", "require_hub"]
 
@@ -109,7 +109,7 @@ def require_hub(wanted: str) -> None:
     """
     global _outage
     if not (hub.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE):
-        _outage = within(_DEADLINE, _ask_hub)
+        _outage = with_timeout(_DEADLINE, _ask_hub)
         if _outage is None:
             return
         hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True

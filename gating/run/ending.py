@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gating.distributed.launch import is_about_others, is_first, rank, stop_processes
-from gating.distributed.watchdog import find_lost_process, heeding_lost_processes
+from gating.distributed.collectives import is_lost_connection, is_rank_zero, rank
+from gating.distributed.launch import stop_processes
+from gating.distributed.watchdog import exit_on_lost_process, find_lost_process
 from gating.errors import explain, is_input_error, unwrapped
 from gating.run.folder.earlier_run import has_checkpoint
 from gating.run.folder.state import is_finished, is_taken
 from gating.run.folder.stored_settings import is_run
 from gating.tracking.loggers import close_wandb
 from gating.training.callbacks.divergence import DivergedError
-from gating.training.signals import Stopped, stopping_at_signals
+from gating.training.signals import Stopped, stop_on_signals
 
 __all__ = ["ending_well"]
 
@@ -32,7 +33,7 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
     """
     failed = True
     try:
-        with stopping_at_signals(), heeding_lost_processes(lambda lost: _say_lost(lost, folder())):
+        with stop_on_signals(), exit_on_lost_process(lambda lost: _say_lost(lost, folder())):
             yield
         failed = False
     except Stopped as stopped:
@@ -41,7 +42,7 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
         sys.exit(stopped.exit_code)
     except Exception as error:
         cause = unwrapped(error)
-        if is_about_others(cause):
+        if is_lost_connection(cause):
             _say_lost(find_lost_process(patience_s=5.0), folder())
             sys.exit(1)
         if not is_input_error(cause):
@@ -58,7 +59,7 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
             stop_processes()
         wandb_folder = None
         try:
-            with stopping_at_signals():
+            with stop_on_signals():
                 wandb_folder = close_wandb(failed=failed)
         except Stopped as stopped:
             # All is written; what is not uploaded yet, `wandb sync` uploads.
@@ -70,7 +71,7 @@ def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
 
 def _say(sentence: str) -> None:
     """Say once what all processes know."""
-    if is_first():
+    if is_rank_zero():
         # The terminal may be gone.
         with suppress(OSError):
             print(sentence, file=sys.stderr, flush=True)
@@ -78,7 +79,7 @@ def _say(sentence: str) -> None:
 
 def _say_lost(lost: str | None, folder: Path) -> None:
     """Say which process has ended; another one says it where that was the first."""
-    if is_first() or (rank() == 1 and lost is not None and lost.startswith("rank 0 ")):
+    if is_rank_zero() or (rank() == 1 and lost is not None and lost.startswith("rank 0 ")):
         which = f": {lost}" if lost else ""
         go_on = f"\n{_GO_ON}{folder}" if _can_go_on(folder) else ""
         with suppress(OSError):

@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import Callback
 from gating.run.run import Run
 from gating.training.callbacks.divergence import DivergenceStop
 from gating.training.callbacks.gates import GateMonitor
-from gating.training.callbacks.interruption import PhaseEnd, seconds_of
+from gating.training.callbacks.interruption import InterruptOnStop, to_seconds
 from gating.training.callbacks.progress import PhaseProgressBar
 from gating.training.checkpoints import RunCheckpoint
 
@@ -33,8 +33,8 @@ def callbacks_of_phase(
     others = [callback for callback in chosen if not isinstance(callback, RunCheckpoint)]
     bar = [PhaseProgressBar(phase)] if shows_progress else []
     always = [*checkpoints, *bar, DivergenceStop(run.checkpoints / phase)]
-    seconds = seconds_of(max_time)
+    seconds = to_seconds(max_time)
     deadline = None if seconds is None else run.began + seconds
     # Last, since it is about what the others do.
-    end = PhaseEnd(phase, deadline=deadline, max_time=max_time)
+    end = InterruptOnStop(phase, deadline=deadline, max_time=max_time)
     return [*always, end] if apart else [*always, GateMonitor(run.history), *others, end]

@@ -14,7 +14,8 @@ from gating.compact.save import Processor
 from gating.data.datamodule import ExampleDataModule
 from gating.data.examples import as_examples
 from gating.data.held_out import hold_out
-from gating.distributed.launch import check_processes, from_first, is_first, rank, root_device, start_processes
+from gating.distributed.collectives import broadcast, is_rank_zero, rank
+from gating.distributed.launch import check_processes, root_device, start_processes
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.models.adapters import Adapters, check_adapters
@@ -47,7 +48,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
         before: Folder of the run that is to go on; None for a new one.
     """
     num_processes = check_processes(settings["trainer"])
-    if is_first():
+    if is_rank_zero():
         _check_places(cfg, settings, before)
     try_settings(cfg)
     resolve_mode(cfg.logger.get("mode", "auto"))
@@ -172,13 +173,13 @@ def _budget_for_speedup(cfg: DictConfig, work: Run, settings: dict[str, Any], be
     speedup, num_heads = settings["objective"]["speedup"], 0
     if before is not None:
         num_heads = read_settings_of(before)["objective"]["num_heads"]
-    elif is_first():
+    elif is_rank_zero():
         work.model.to(root_device(settings["trainer"]))  # type: ignore[arg-type]
         gates = instantiate(cfg.gates)(work.model)
         gates.remove()
         num_heads = num_heads_for_speedup(work.model, work.probe_batch(), speedup=speedup, gates=gates)
         print(f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here.")
-    num_heads = from_first(num_heads)
+    num_heads = broadcast(num_heads)
     settings["objective"]["num_heads"] = cfg.objective.num_heads = num_heads
     objective: Objective = make_objective(settings["objective"])
     return objective
@@ -187,10 +188,10 @@ def _budget_for_speedup(cfg: DictConfig, work: Run, settings: dict[str, Any], be
 def _open_folder(cfg: DictConfig, work: Run, settings: dict[str, Any], before: Path | None) -> None:
     """Make the run's folder, or take the one it has, and what writes to it."""
     # The time of day in its name is another one in another process.
-    cfg.output_dir = from_first(str(before or cfg.output_dir))
+    cfg.output_dir = broadcast(str(before or cfg.output_dir))
     work.folder, work.checkpoints = Path(cfg.output_dir), Path(cfg.paths.checkpoints)
     work.goes_on = before is not None
-    if is_first():
+    if is_rank_zero():
         shown = redact_settings(OmegaConf.to_container(cfg, resolve=True))
         config = OmegaConf.to_yaml(OmegaConf.create(shown)) if before is None else None
         work.lock = take_folder(work.folder, work.checkpoints, config=config, ckpt_path=cfg.ckpt_path)

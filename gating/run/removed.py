@@ -2,7 +2,7 @@
 
 import torch
 
-from gating.distributed.launch import is_first
+from gating.distributed.collectives import is_rank_zero
 from gating.pruning.prune import prune_heads
 from gating.run.folder.earlier_run import forget_phases
 from gating.run.run import Run
@@ -36,7 +36,7 @@ def restore_removed(run: Run) -> bool:
     """Remove the same heads again from the model, which still has all of them, in place; False if that is to come."""
     path = run.last_checkpoint("removed")
     if path is None:
-        if is_first():
+        if is_rank_zero():
             # Recovery comes once more, too: with those of its checkpoints it would end as if it had been left out.
             forget_phases(run.checkpoints, after="search")
         return False

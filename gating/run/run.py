@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.save import Processor
 from gating.data.datamodule import ExampleDataModule
-from gating.distributed.launch import from_first, is_first
+from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.models.adapters import Adapters
 from gating.models.sources import ModelSource
 from gating.objectives import Objective
@@ -24,8 +24,8 @@ from gating.report.history import History
 from gating.report.summary import Summary
 from gating.tasks.base import Prepared, Task
 from gating.tracking.csv_log import keep_rows
-from gating.training.callbacks.interruption import check_all_steps
-from gating.training.checkpoints import WholeFiles, checkpoints_in, what_is_wrong
+from gating.training.callbacks.interruption import check_completed
+from gating.training.checkpoints import AtomicCheckpointIO, checkpoints_in, why_unusable
 from gating.training.distillation import Distillation
 from gating.training.evaluation import evaluate
 from gating.training.module import FineTuning
@@ -97,14 +97,14 @@ class Run:
     def last_checkpoint(self, phase: str) -> Path | None:
         """Return the last checkpoint of a phase that is as it was written; the same in all processes."""
         found: Path | None = None
-        if is_first():
+        if is_rank_zero():
             for path in checkpoints_in(self.checkpoints / phase):
-                wrong = what_is_wrong(path)
+                wrong = why_unusable(path)
                 if wrong is None:
                     found = path
                     break
                 print(f"{path} is damaged ({wrong}); going back to the one before it.", file=sys.stderr)
-        return from_first(found)
+        return broadcast(found)
 
     def fit(self, trainer: pl.Trainer, module: FineTuning, phase: str, *, batches_before: int) -> int:
         """Train a phase, from its last checkpoint on if it has one.
@@ -124,14 +124,14 @@ class Run:
         checkpoint = self.last_checkpoint(phase)
         if checkpoint is None:
             keep_rows(self.loggers, self.num_rows)
-        elif is_first():
+        elif is_rank_zero():
             print(f"{phase} goes on from {checkpoint}")
-        trainer.strategy.checkpoint_io = WholeFiles()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         self.data.go_on_after(batches_before)
         with self.summary.timed(phase):
             # from_pretrained leaves models in evaluation mode, and Lightning does not change that.
             trainer.fit(module.train(), datamodule=self.data, ckpt_path=checkpoint)
-        check_all_steps(trainer, phase=phase)
+        check_completed(trainer, phase=phase)
         # Lightning moves models back to the CPU after training.
         module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
         return trainer.global_step

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from gating.distributed.launch import is_first
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import explain
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
@@ -40,13 +40,13 @@ class FailureReport(Callback):
         path = _file_of(config)
         # In each process, since each has Hydra write its command.
         _check_own(path, path.with_name("multirun.yaml"))
-        if is_first() and path.exists():
+        if is_rank_zero() and path.exists():
             path.unlink()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """List what has failed."""
         path = _file_of(config)
-        if not is_first() or not path.exists():
+        if not is_rank_zero() or not path.exists():
             return
         # Of settings that are given twice, the last one counts.
         given = {_name_of(line): line for line in config.hydra.overrides.task}
@@ -62,9 +62,9 @@ class FailureReport(Callback):
 
 def begins_later(job: int) -> bool:
     """Say whether the first process has started this one, which repeats its command, in a later job of the sweep."""
-    if is_first():
+    if is_rank_zero():
         os.environ[_FIRST_JOB] = str(job)
-    return not is_first() and job < int(os.environ.get(_FIRST_JOB, 0))
+    return not is_rank_zero() and job < int(os.environ.get(_FIRST_JOB, 0))
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def noting_failure(folder: Path, *, job: int, overrides: Sequence[str]) -> Itera
     except (SystemExit, Exception) as end:
         error = end.__cause__ or end.__context__ or end if isinstance(end, SystemExit) else end
         # The first process ends those that it has started, and starts others for the next job.
-        if not is_first() or (isinstance(error, Stopped) and not isinstance(error, Unfinished)):
+        if not is_rank_zero() or (isinstance(error, Stopped) and not isinstance(error, Unfinished)):
             raise
         if error is end:
             traceback.print_exc()

@@ -8,7 +8,7 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import CSVLogger, Logger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
-from gating.distributed.launch import is_first
+from gating.distributed.collectives import is_rank_zero
 from gating.storage.atomic import replacing_file
 
 __all__ = ["CsvLogger", "keep_rows", "num_rows"]
@@ -80,4 +80,4 @@ class CsvLogger(CSVLogger):
 
 
 def _writers(loggers: Sequence[Logger]) -> list[_CsvWriter]:
-    return [logger.experiment for logger in loggers if isinstance(logger, CsvLogger) and is_first()]
+    return [logger.experiment for logger in loggers if isinstance(logger, CsvLogger) and is_rank_zero()]

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 import wandb
 from pytorch_lightning.loggers import Logger
 
-from gating.distributed.launch import is_first
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 from gating.tracking.csv_log import CsvLogger
 from gating.tracking.reachability import why_unreachable
@@ -85,7 +85,7 @@ def _begin(mode: Mode, instead: str, **options: Any) -> TolerantWandbLogger | No
     reason = None
     try:
         logger = TolerantWandbLogger(mode=mode, settings=_settings(), **options)
-        if is_first():
+        if is_rank_zero():
             reason = why_unreachable(_base_url(), _key()) if mode == "online" else None
             if reason is None:
                 _ = logger.experiment

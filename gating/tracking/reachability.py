@@ -10,7 +10,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-__all__ = ["within", "why_unreachable"]
+__all__ = ["with_timeout", "why_unreachable"]
 
 # A request may take as long between two bytes, and all of it this long; looking up a name has no limit of its own.
 _TIMEOUT = 5.0
@@ -29,10 +29,10 @@ def why_unreachable(base_url: str, key: str | None, *, deadline: float = _DEADLI
     Returns:
         Why a run cannot be sent there; None if it can.
     """
-    return within(deadline, lambda: _ask(base_url, key))
+    return with_timeout(deadline, lambda: _ask(base_url, key))
 
 
-def within(deadline: float, ask: Callable[[], str | None]) -> str | None:
+def with_timeout(deadline: float, ask: Callable[[], str | None]) -> str | None:
     """Return what a function returns, or that it has taken too long.
 
     Args:

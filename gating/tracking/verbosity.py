@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import datasets
 import transformers
 
-from gating.distributed.launch import is_first
+from gating.distributed.collectives import is_rank_zero
 from gating.structure.errors import RemedyWarning
 
 __all__ = ["printed_warnings", "quiet_libraries"]
@@ -52,6 +52,6 @@ def printed_warnings() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         yield
     for warning in caught:
-        if is_first():
+        if is_rank_zero():
             told = warning.message
             print(f"warning: {told.in_command if isinstance(told, RemedyWarning) else told}")

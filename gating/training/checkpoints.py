@@ -12,20 +12,27 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from gating.distributed.launch import highest, is_first
+from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
 from gating.storage.atomic import replacing_file
 from gating.tracking.csv_log import keep_rows, num_rows
 from gating.training.module import FineTuning
-from gating.training.signals import NotedSignals, Stopped
+from gating.training.signals import DeferredSignals, Stopped
 
-__all__ = ["RunCheckpoint", "WholeFiles", "checkpoint_path", "checkpoints_in", "read_checkpoint", "what_is_wrong"]
+__all__ = [
+    "RunCheckpoint",
+    "AtomicCheckpointIO",
+    "checkpoint_path",
+    "checkpoints_in",
+    "read_checkpoint",
+    "why_unusable",
+]
 
 _OURS = "head_gating"
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints whole or not at all, and reads nothing from them but tensors and plain values."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -56,7 +63,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
-def what_is_wrong(path: Path) -> str | None:
+def why_unusable(path: Path) -> str | None:
     """Read a checkpoint through, and return why it cannot be used; None if it is as it was written.
 
     It is an archive with a checksum for each of its parts.
@@ -106,7 +113,7 @@ class RunCheckpoint(Callback):
         self._every_n_steps = every_n_steps
         self._seconds = None if every_minutes is None else 60 * every_minutes
         self._keep = keep
-        self._signals: NotedSignals | None = None
+        self._signals: DeferredSignals | None = None
         self._is_between_steps = self._is_due = False
         self._batches_that_stepped: int | None = None
 
@@ -115,7 +122,7 @@ class RunCheckpoint(Callback):
         self._step = self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._is_due = False
-        self._signals = NotedSignals()
+        self._signals = DeferredSignals()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Have a checkpoint written before the next step."""
@@ -138,7 +145,7 @@ class RunCheckpoint(Callback):
         if trainer.global_step == self._step:
             return  # In the middle of accumulating gradients.
         self._step = trainer.global_step
-        stop, requeue, is_late = highest(
+        stop, requeue, is_late = all_reduce_max(
             self._signals.stop,
             self._signals.requeue,
             int(self._seconds is not None and time.monotonic() - self._saved_at > self._seconds),
@@ -203,7 +210,7 @@ class RunCheckpoint(Callback):
             trainer.save_checkpoint(checkpoint_path(self._folder, module.step_in_run))
         finally:
             self._is_between_steps = False
-        if is_first():
+        if is_rank_zero():
             mine = checkpoints_in(self._folder)
             # Later ones are damaged: this run has gone back behind them.
             last = mine.index(checkpoint_path(self._folder, module.step_in_run))

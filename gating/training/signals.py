@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["NotedSignals", "Stopped", "Unfinished", "stopping_at_signals"]
+__all__ = ["DeferredSignals", "Stopped", "Unfinished", "stop_on_signals"]
 
 # The last one comes when a terminal is closed; not everywhere are there terminals.
 _STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
@@ -36,7 +36,7 @@ class Unfinished(Stopped):
 
 
 @contextmanager
-def stopping_at_signals() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """Raise :class:`Stopped`, wherever the program is, at a signal that asks it to stop in a ``with`` block."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -49,7 +49,7 @@ def stopping_at_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class NotedSignals:
+class DeferredSignals:
     """Signals that have come in since a moment, instead of what they would have done.
 
     Attributes:

@@ -12,7 +12,7 @@ from gating.data.columns import take_columns
 from gating.data.rows import row_keys, warn_of_overlap
 from gating.data.sources import load_files
 from gating.data.text_files import load_text
-from gating.distributed import launch
+from gating.distributed import collectives
 
 
 def splits(**texts: list) -> DatasetDict:
@@ -62,7 +62,7 @@ def test_words_numbers_and_images_are_compared_too(values, caplog):
 def test_what_cannot_be_compared_and_other_processes_say_nothing(caplog, monkeypatch):
     assert row_keys(Dataset.from_dict({"text": [[["nested"]]]}), ["text"]) is None
     warn_of_overlap(splits(train=[{"x": 1}], test=[{"x": 1}]), ["text"])
-    monkeypatch.setattr(launch.rank_zero_only, "rank", 1)
+    monkeypatch.setattr(collectives.rank_zero_only, "rank", 1)
     warn_of_overlap(splits(train=["a"], test=["a"]), ["text"])
     assert said(caplog) == []
 

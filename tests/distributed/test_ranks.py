@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from benchmarks.faults.outcome import Outcome
-from gating.distributed.launch import check_processes, check_same, from_first, is_first
+from gating.distributed.collectives import broadcast, check_same, is_rank_zero
+from gating.distributed.launch import check_processes
 from tests.support.steps_of_ranks import train_some_steps
 from tests.support.tiny_run import ROOT, make_inputs, make_model_folder
 
@@ -162,6 +163,6 @@ def test_processes_started_by_others_are_counted(monkeypatch):
 
 
 def test_one_process_is_the_first_and_agrees_with_itself():
-    assert is_first()
-    assert from_first("here") == "here"
+    assert is_rank_zero()
+    assert broadcast("here") == "here"
     check_same(torch.ones(2), "what is alone")

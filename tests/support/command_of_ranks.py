@@ -14,7 +14,7 @@ from pathlib import Path
 import train
 from gating import find_attention_blocks
 from gating.distributed import watchdog
-from gating.distributed.launch import rank
+from gating.distributed.collectives import rank
 from gating.training.module import FineTuning
 
 remove_heads, training_step = train.remove_heads, FineTuning.training_step

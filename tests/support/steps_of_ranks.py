@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 import gating
 from gating.data.datamodule import ExampleDataModule
 from gating.data.sources import Examples
-from gating.distributed.launch import rank
+from gating.distributed.collectives import rank
 from gating.models.sources import Pretrained, make_blueprint
 from gating.report.score import Score
 from gating.tasks import SequenceClassification

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from gating.training.checkpoints import (
+    AtomicCheckpointIO,
     RunCheckpoint,
-    WholeFiles,
     checkpoint_path,
     checkpoints_in,
     read_checkpoint,
-    what_is_wrong,
+    why_unusable,
 )
 
 CHECKPOINT = {"phase": "search", "weights": {"w": torch.arange(5000.0)}, "steps": 3, "names": ["a", "b"]}
@@ -21,13 +21,13 @@ CHECKPOINT = {"phase": "search", "weights": {"w": torch.arange(5000.0)}, "steps"
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "search" / "step-3.ckpt"
-    WholeFiles().save_checkpoint(CHECKPOINT, path)
+    AtomicCheckpointIO().save_checkpoint(CHECKPOINT, path)
     return path
 
 
 def test_checkpoints_come_back(path):
-    assert what_is_wrong(path) is None
-    back = WholeFiles().load_checkpoint(path)
+    assert why_unusable(path) is None
+    back = AtomicCheckpointIO().load_checkpoint(path)
     assert torch.equal(back["weights"]["w"], CHECKPOINT["weights"]["w"])
     assert (back["steps"], back["names"]) == (3, ["a", "b"])
 
@@ -36,19 +36,19 @@ def test_checkpoints_come_back(path):
 def test_a_checkpoint_that_was_cut_off_is_noticed(path, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    assert what_is_wrong(path)
+    assert why_unusable(path)
 
 
 @pytest.mark.parametrize("content", [{}, {"x": 1}, [1], torch.zeros(2), {"phase": "recovery"}])
 def test_what_is_no_checkpoint_of_the_phase_is_noticed(path, content):
     torch.save(content, path)
-    assert what_is_wrong(path) == "it is no checkpoint of the phase search"
+    assert why_unusable(path) == "it is no checkpoint of the phase search"
 
 
 def test_another_archive_is_noticed(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "x")
-    assert what_is_wrong(path) == "it is no checkpoint"
+    assert why_unusable(path) == "it is no checkpoint"
 
 
 def test_changed_bits_are_noticed(path):
@@ -58,7 +58,7 @@ def test_changed_bits_are_noticed(path):
     for _ in range(200):
         place = chance.randrange(len(data))
         path.write_bytes(data[:place] + bytes([data[place] ^ (1 << chance.randrange(8))]) + data[place + 1 :])
-        if what_is_wrong(path):
+        if why_unusable(path):
             num_noticed += 1
         else:
             assert torch.equal(read_checkpoint(path)["weights"]["w"], CHECKPOINT["weights"]["w"]), place
@@ -66,7 +66,7 @@ def test_changed_bits_are_noticed(path):
 
 
 def test_a_checkpoint_that_is_not_there_is_noticed(tmp_path):
-    assert "No such file" in what_is_wrong(tmp_path / "step-1.ckpt")
+    assert "No such file" in why_unusable(tmp_path / "step-1.ckpt")
 
 
 class _Harmful:

@@ -11,7 +11,7 @@ from gating.errors import InputError
 from gating.run.folder.stored_settings import checkpoints_of, leaves, read_settings_of
 from gating.storage.folders import is_or_holds
 from gating.storage.results import check_result, find_foreign
-from gating.training.checkpoints import checkpoints_in, what_is_wrong
+from gating.training.checkpoints import checkpoints_in, why_unusable
 
 __all__ = ["PHASES", "check_earlier", "check_links", "clearing", "forget_model", "forget_phases", "has_checkpoint"]
 
@@ -181,7 +181,7 @@ def _settings_of_earlier(folder: Path) -> dict[str, Any] | None:
     found = (path for phase in PHASES for path in checkpoints_in(folder / "checkpoints" / phase))
     return (
         {"paths": {"checkpoints": str(folder / "checkpoints")}}
-        if any(what_is_wrong(path) is None for path in found)
+        if any(why_unusable(path) is None for path in found)
         else None
     )
 

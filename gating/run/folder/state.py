@@ -11,7 +11,7 @@ from gating.errors import InputError
 from gating.run.folder.earlier_run import PHASES, check_earlier, check_links, clearing, forget_model, forget_phases
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder
-from gating.training.checkpoints import checkpoints_in, what_is_wrong
+from gating.training.checkpoints import checkpoints_in, why_unusable
 
 __all__ = [
     "check_places",
@@ -154,7 +154,7 @@ def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
             f"ckpt_path={checkpoint} is none of the checkpoints that runs go on from: those are called "
             f"{checkpoints / 'PHASE' / 'step-N.ckpt'}."
         )
-    wrong = what_is_wrong(checkpoint)
+    wrong = why_unusable(checkpoint)
     if wrong is not None:
         raise InputError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last whole one.")
     for later in mine[: mine.index(checkpoint.resolve())]:

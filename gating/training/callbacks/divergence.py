@@ -10,14 +10,15 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from gating.distributed.launch import highest
+from gating.distributed.collectives import all_reduce_max
+from gating.errors import OperationError
 from gating.training.checkpoints import checkpoints_in
 from gating.training.module import FineTuning
 
 __all__ = ["DivergedError", "DivergenceStop"]
 
 
-class DivergedError(RuntimeError):
+class DivergedError(OperationError):
     """A loss is no number; going on from the last checkpoint would come to the same."""
 
 
@@ -59,7 +60,7 @@ class DivergenceStop(Callback):
         assert self._first is not None
         first = float(self._first)
         # The lowest step of all processes.
-        (negated,) = highest(-(2**62) if math.isinf(first) else -int(first))
+        (negated,) = all_reduce_max(-(2**62) if math.isinf(first) else -int(first))
         if negated > -(2**62):
             good = checkpoints_in(self._checkpoints)
             kept = f"The last good checkpoint is {good[0]}" if good else "There is no checkpoint before it"

@@ -6,15 +6,15 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, Timer
 
-from gating.distributed.launch import highest
+from gating.distributed.collectives import all_reduce_max
 from gating.training.callbacks.gates import SearchEnd
 from gating.training.checkpoints import RunCheckpoint
 from gating.training.signals import Unfinished
 
-__all__ = ["PhaseEnd", "check_all_steps", "seconds_of"]
+__all__ = ["InterruptOnStop", "check_completed", "to_seconds"]
 
 
-class PhaseEnd(Callback):
+class InterruptOnStop(Callback):
     """Interrupts a run where something ends a phase early, such as ``trainer.max_time`` or ``EarlyStopping``.
 
     Lightning would end the epoch there, from where no run can resume to the bit. Instead the checkpoint before the next
@@ -68,7 +68,7 @@ class PhaseEnd(Callback):
     def _take_over(self, trainer: pl.Trainer) -> None:
         """Put off a stop until the checkpoint, unless the phase is complete; the same in all processes."""
         is_late = self._deadline is not None and time.monotonic() > self._deadline
-        should_stop, is_late = map(bool, highest(int(trainer.should_stop), int(is_late)))
+        should_stop, is_late = map(bool, all_reduce_max(int(trainer.should_stop), int(is_late)))
         if not (should_stop or is_late) or trainer.global_step >= trainer.max_steps or _has_converged(trainer):
             return
         trainer.should_stop = False
@@ -78,7 +78,7 @@ class PhaseEnd(Callback):
                 callback.request()
 
 
-def check_all_steps(trainer: pl.Trainer, *, phase: str) -> None:
+def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
     """Make sure that a phase has ended after its last step, or because the gates have come to rest.
 
     Raises:
@@ -89,7 +89,7 @@ def check_all_steps(trainer: pl.Trainer, *, phase: str) -> None:
         raise Unfinished(phase, step=step, num_steps=num_steps, reason=_describe_stop(trainer))
 
 
-def seconds_of(max_time: Any) -> float | None:
+def to_seconds(max_time: Any) -> float | None:
     """Return a time limit, in any of the forms that Lightning takes, in seconds."""
     return Timer(duration=max_time).time_remaining()
 
