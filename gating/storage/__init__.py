@@ -1,1 +1,1 @@
-"""How files and folders are written: whole or not at all, and nothing of anybody else replaced."""
+"""How files and folders are written: whole or not at all, replacing only results of this package."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are replaced whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ __all__ = ["replacing_file"]
 
 @contextmanager
 def replacing_file(target: Path) -> Iterator[Path]:
-    """Yield the path of a new file that takes the target's place when the block ends without an error.
+    """Yield the path of a new file that replaces the target when the block ends without an error.
 
-    Whatever ends the process, under the target's name there is the old file or the new one. The new file is on the disk
-    when the block has ended, so that what is removed afterwards is not missed when the machine goes down.
+    The target's name refers to the old file or to the new one at any time, also if the process is killed. The new file
+    is flushed to the disk before the block ends, so files that it supersedes can be removed afterwards.
 
     Args:
-        target: The file; its folder is made if it is not there.
+        target: Path of the file; its folder is created if needed.
 
     Raises:
-        OSError: It cannot be written, with the target's name: the disk is full, say. The old file is still there.
+        OSError: The file cannot be written, for example on a full disk; ``filename`` is the target. The old file stays.
     """
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
@@ -30,14 +30,14 @@ def replacing_file(target: Path) -> Iterator[Path]:
         os.replace(new, target)
     except BaseException as error:
         new.unlink(missing_ok=True)
-        cause = _system_error(error)
+        cause = _find_system_error(error)
         if cause is not None:
             raise type(cause)(cause.errno, cause.strerror, str(target)) from error
         raise
 
 
-def _system_error(error: BaseException) -> OSError | None:
-    """Return what the system had against it; writers of archives stumble over it once more while they end."""
+def _find_system_error(error: BaseException) -> OSError | None:
+    """Return the system's error behind an error; archive writers raise another one while they close the file."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno is not None:

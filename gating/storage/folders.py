@@ -1,7 +1,6 @@
-"""Folders that appear whole or not at all, and whether a run's folder can be written to."""
+"""Folders that are replaced whole or not at all, and checks that a folder can be written to."""
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from gating.errors import FolderExistsError
+from gating.errors import FolderExistsError, UserError
 from gating.storage.results import Kind, check_result
 
 __all__ = ["check_folder", "is_or_holds", "replacing_folder"]
@@ -20,62 +19,59 @@ __all__ = ["check_folder", "is_or_holds", "replacing_folder"]
 def replacing_folder(
     target: Path, *, overwrite: bool, kind: Kind, keep: Iterable[str | os.PathLike[str] | None] = ()
 ) -> Iterator[Path]:
-    """Yield an empty folder that takes the target's place when the block ends without an error.
+    """Yield an empty folder that replaces the target when the block ends without an error.
 
-    Until then it lies beside the target, under a hidden name. What was there before goes only when the new folder is
-    in its place and on the disk; after an error nothing is left behind.
+    The new folder is written beside the target under a hidden name. An earlier folder is removed only after the new one
+    is on the disk and in its place; after an error nothing is left behind.
 
     Args:
-        target: Where the folder goes.
-        overwrite: Whether an earlier result that is there may be replaced.
-        kind: Which results may be; a folder with anything else in it stays.
-        keep: What the new folder is made from; names of the hub among them are passed over.
+        target: Path of the folder.
+        overwrite: Whether an earlier result at this path may be replaced.
+        kind: Kind of result that may be replaced; a folder with any other file in it stays.
+        keep: Folders that the new one is made from; names of hub repositories among them are ignored.
 
     Raises:
-        FileExistsError: Something is there and ``overwrite`` is false, or it is or holds something else than an earlier
-            result, or what the new one is made from; or a part of the path is a file.
-        OSError: The place cannot be written to, or the disk is full.
+        FileExistsError: The target exists and ``overwrite`` is false, or it is or holds anything but an earlier result
+            or one of ``keep``; or a part of the path is a file.
+        OSError: The folder cannot be written, for example on a full disk.
     """
     target, sources = Path(os.path.abspath(target)), [Path(source) for source in keep if source]
     _check_replaceable(target, overwrite=overwrite, kind=kind, sources=sources)
-    made = [place for place in target.parents if not place.exists()]
+    missing_parents = [place for place in target.parents if not place.exists()]
     try:
-        with _clear_errors(target):
+        with _reporting_failed_writes(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            try:
+            with _scratch_folder(target) as scratch:
                 (scratch / "new").mkdir()
                 yield scratch / "new"
                 _flush(scratch / "new")
-                # Once more: it may have taken hours.
+                # Again: writing may have taken hours.
                 _check_replaceable(target, overwrite=overwrite, kind=kind, sources=sources)
                 _swap(scratch / "new", target, old=scratch / "old")
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
     except BaseException:
-        for place in made:
+        for place in missing_parents:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         raise
 
 
 def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> None:
-    """Make sure that a folder can be created and written to, and leave no trace.
+    """Check that a folder can be created and written to, without leaving a trace.
 
     Args:
-        folder: The folder of a run.
-        overwrite: Whether it may hold something already.
-        name: The setting that it comes from, for messages.
+        folder: Path of a run's folder.
+        overwrite: Whether the folder may hold files already.
+        name: Name of the setting with this path, for error messages.
 
     Raises:
-        FileExistsError: It holds something and ``overwrite`` is false, or a part of its path is a file.
-        PermissionError: It cannot be written to.
+        FileExistsError: The folder holds files and ``overwrite`` is false, or a part of its path is a file.
+        PermissionError: The folder cannot be written to.
     """
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise FolderExistsError(
             f"{name}={folder} holds something already. Choose another folder, or pass overwrite=true."
         )
-    parent = _parent_there(folder, shown=f"{name}={folder}")
+    parent = _nearest_folder(folder, shown=f"{name}={folder}")
     try:
         Path(tempfile.mkdtemp(prefix=".head-gating-", dir=parent)).rmdir()
     except OSError as error:
@@ -84,8 +80,8 @@ def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> 
         ) from error
 
 
-def _parent_there(folder: Path, *, shown: str | Path) -> Path:
-    """Return the folder, or the nearest one above it that exists; a file there is an error."""
+def _nearest_folder(folder: Path, *, shown: str | Path) -> Path:
+    """Return the nearest existing folder of a path, the path itself included."""
     parent = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not parent.is_dir():
         kind = "a file" if parent.exists() else "a link to nothing"
@@ -94,14 +90,14 @@ def _parent_there(folder: Path, *, shown: str | Path) -> Path:
 
 
 def is_or_holds(folder: Path, path: Path) -> bool:
-    """Say whether a folder is another one or holds it, by whatever names and links."""
+    """Return whether a folder is the given path or holds it, with links resolved."""
     real = path.resolve()
     return folder.exists() and any(place.exists() and place.samefile(folder) for place in (real, *real.parents))
 
 
 def _check_replaceable(target: Path, *, overwrite: bool, kind: Kind, sources: Iterable[Path]) -> None:
     if not os.path.lexists(target):
-        _parent_there(target, shown=target)
+        _nearest_folder(target, shown=target)
         return
     if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
         return
@@ -121,35 +117,50 @@ def _check_replaceable(target: Path, *, overwrite: bool, kind: Kind, sources: It
 
 
 @contextmanager
-def _clear_errors(target: Path) -> Iterator[None]:
-    """Say in one sentence that the disk does not take what is written."""
+def _reporting_failed_writes(target: Path) -> Iterator[None]:
+    """Name the target and the remedy in errors of writing."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = _why_not_written(error)
-        if reason is None:
+    except (OSError, SafetensorError) as error:  # In this block, safetensors only writes.
+        if isinstance(error, UserError):
             raise
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
         raise OSError(
             f"{target} cannot be written ({reason}); nothing was changed there. Make room or choose another place."
         ) from error
 
 
-def _why_not_written(error: Exception) -> str | None:
-    """Return what the system said where an error is about writing; the libraries below say it in several ways."""
-    if isinstance(error, FileExistsError) and error.errno is None:
-        return None  # A sentence of this module.
-    if isinstance(error, OSError):
-        return error.strerror or str(error).rstrip(".")
-    number = re.search(r"\(os error (\d+)\)", str(error))  # safetensors
-    if number:
-        return os.strerror(int(number[1]))
-    return "a file could not be written to its end" if "inline_container" in str(error) else None  # torch
+@contextmanager
+def _scratch_folder(target: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside the target, which is removed afterwards.
+
+    Raises:
+        OSError: A file cannot grow, where ``torch.save`` has raised RuntimeError.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield scratch
+    except RuntimeError as error:
+        # torch.save hides the system's error; writing on brings it up again.
+        if not isinstance(error, UserError):
+            _extend_files(scratch)
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _extend_files(folder: Path) -> None:
+    """Append a mebibyte to each file of a folder that is thrown away, for the system's error if it cannot grow."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("ab") as file:
+                file.write(bytes(2**20))
 
 
 def _flush(folder: Path) -> None:
-    """Wait until a folder is on the disk, with all that is in it."""
+    """Flush a folder and all files in it to the disk."""
     if os.name != "posix":
-        return  # Elsewhere, folders cannot be opened.
+        return  # Other systems cannot open folders.
     for path in [*folder.rglob("*"), folder]:
         file = os.open(path, os.O_RDONLY)
         try:

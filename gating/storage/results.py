@@ -1,4 +1,4 @@
-"""Telling what this package has written from other folders, so that nothing else is replaced."""
+"""Recognition of folders that this package has written: only those are replaced."""
 
 import json
 import re
@@ -16,7 +16,7 @@ Kind = Literal["compact model", "export"]
 
 _CODE = "compact.py"
 _MODEL = r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
-# Of the tokenizers and processors of transformers, by the names that these give their files.
+# File names of the tokenizers and processors of transformers.
 _PROCESSOR = (
     r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)"
     r"|additional_chat_templates(/\w+\.jinja)?|((video_)?pre)?processor_config\.json|audio_tokenizer_config\.json"
@@ -28,14 +28,14 @@ _OWN = re.compile(f"{_MODEL}|{_PROCESSOR}")
 
 
 def check_result(folder: Path, *, kind: Kind) -> None:
-    """Make sure that a folder is an earlier result of a kind, and holds nothing else.
+    """Check that a folder is an earlier result of a kind and holds no other file.
 
     Args:
-        folder: What is to be replaced.
-        kind: What replaces it.
+        folder: Folder to replace.
+        kind: Kind of the result that replaces it.
 
     Raises:
-        FileExistsError: It is something else, or a file in it is.
+        FileExistsError: The folder is not such a result, or holds a file that is not part of it.
     """
     own = _own_files(folder, kind)
     if own is None:
@@ -51,11 +51,11 @@ def check_result(folder: Path, *, kind: Kind) -> None:
 
 
 def find_foreign(folder: Path, *, own: frozenset[str] = frozenset()) -> str | None:
-    """Return the name of something in a folder that is not a file of a model, its tokenizer or its processor.
+    """Return the name of an entry of a folder that is no file of a model, tokenizer or processor, if there is one.
 
     Args:
-        folder: The folder.
-        own: Names of other files that belong to it.
+        folder: Folder to search.
+        own: Names of further files that belong to the folder.
     """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -66,7 +66,7 @@ def find_foreign(folder: Path, *, own: frozenset[str] = frozenset()) -> str | No
 
 
 def _own_files(folder: Path, kind: Kind) -> frozenset[str] | None:
-    """Return which files such a result has besides those of every model; None if the folder is no such result."""
+    """Return the names of a result's files beyond those of any model; None if the folder is not such a result."""
     if kind == "export":
         described = _read_json(folder / "export.json")
         components = described.get("components")
@@ -81,7 +81,7 @@ def _own_files(folder: Path, kind: Kind) -> frozenset[str] | None:
 
 
 def _imported_files(code: Path) -> set[str]:
-    """Return the names of the files that the code of a compact model imports, whichever version it is from."""
+    """Return the names of the files that a compact model's code imports; they differ between versions."""
     try:
         return {Path(name).name for name in get_relative_import_files(code)}
     except OSError:
