@@ -15,7 +15,7 @@ import transformers
 from transformers.utils import logging
 
 from benchmarks.page import replace_table
-from gating.structure.probe import forward_outputs, max_relative_difference
+from gating.discovery.probe import forward_outputs, max_relative_difference
 from tests.structure.test_families import check_generation, compact
 from tests.support.family_models import FAMILIES, Family
 

@@ -11,6 +11,7 @@ model = gating.load_compact("compact")
 from gating.compact.load import load_compact
 from gating.compact.runtimes import export_onnx
 from gating.compact.save import save_compact
+from gating.discovery.find import find_attention_blocks
 from gating.gates import HeadGates, inject_gates
 from gating.objectives import (
     BudgetSchedule,
@@ -30,7 +31,7 @@ from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.padding import silence_padding
 from gating.pruning.prune import PruneReport, prune_heads
 from gating.report.card import CompactReport
-from gating.structure.blocks import AttentionBlock, find_attention_blocks
+from gating.structure.blocks import AttentionBlock
 from gating.structure.families import register_attention_spec
 from gating.structure.spec import AttentionSpec
 from gating.training.distillation import Distillation

@@ -45,10 +45,10 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gating.compact.load import load_compact
+    from gating.discovery.find import find_attention_blocks
     from gating.pruning.measure import weight_megabytes
     from gating.pruning.prune import num_parameters
     from gating.report.figures import kept_heads_table
-    from gating.structure.blocks import find_attention_blocks
 
     model = load_compact(arguments.folder)
     blocks = find_attention_blocks(model)

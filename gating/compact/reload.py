@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.compact.load import load_compact
+from gating.discovery.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.errors import DamageError, InputError, explain, shorten
-from gating.structure.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 
 __all__ = ["check_saved"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gating.structure.probe import make_probe
+from gating.discovery.probe import make_probe
 
 __all__ = ["batches_to_check", "batch_to_trace", "input_names", "real_positions"]
 

@@ -17,9 +17,9 @@ from transformers import AutoProcessor, PreTrainedModel
 from gating.compact.load import load_compact
 from gating.compact.runtime_inputs import batch_to_trace, batches_to_check, input_names, real_positions
 from gating.compact.save import Processor
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.errors import MissingPackageError, OperationError, explain, loading, shorten
 from gating.storage.folders import replacing_folder
-from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
 
 __all__ = ["RuntimeFormat", "RuntimeReport", "export_onnx", "export_runtime"]
 

@@ -9,12 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.compact.reload import check_saved
+from gating.discovery.find import find_attention_blocks
+from gating.discovery.refusals import check_has_values, check_no_adapters, check_savable
 from gating.errors import InputError, InputTypeError
 from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder
 from gating.structure.compact import become_compact
 from gating.structure.limits import check_finite
-from gating.structure.refusals import check_has_values, check_no_adapters, check_savable
 
 __all__ = ["Processor", "save_compact"]
 
@@ -73,6 +74,7 @@ def save_compact(
         check_finite(model, type(model).__name__)
     sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
     with replacing_folder(Path(save_directory), overwrite=overwrite, kind="compact model", keep=sources) as folder:
+        find_attention_blocks(model)  # Raises for a model without heads to describe.
         become_compact(model)
         model.save_pretrained(folder)
         if tokenizer is not None:

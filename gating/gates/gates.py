@@ -13,11 +13,12 @@ from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
+from gating.discovery.find import find_attention_blocks
 from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.full_precision import FullPrecision
 from gating.gates.sampler import GateSampler
-from gating.structure.blocks import AttentionBlock, find_attention_blocks
+from gating.structure.blocks import AttentionBlock
 
 __all__ = ["HeadGates", "inject_gates"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gating.structure.blocks import find_attention_blocks
+from gating.discovery.find import find_attention_blocks
 
 __all__ = ["LatencyComparison", "compare_latency", "count_heads", "count_heads_by_kind", "weight_megabytes"]
 

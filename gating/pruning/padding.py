@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from gating.structure.blocks import find_attention_blocks
+from gating.discovery.find import find_attention_blocks
 from gating.structure.linear import Features, silence_inputs
 
 __all__ = ["has_padding", "silence_padding"]

@@ -7,14 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gating.discovery.find import find_attention_blocks
+from gating.discovery.refusals import check_no_adapters
+from gating.discovery.self_check import apply_checked
 from gating.errors import InputError, InputTypeError
-from gating.structure.blocks import AttentionBlock, find_attention_blocks
+from gating.pruning.alignment_heads import plan_alignment_heads
+from gating.structure.blocks import AttentionBlock
 from gating.structure.compact import become_compact
 from gating.structure.edits import Edit, apply_edits
-from gating.structure.generation import plan_alignment_heads
-from gating.structure.refusals import check_no_adapters
 from gating.structure.removal import plan_removal
-from gating.structure.self_check import apply_checked
 
 __all__ = ["PruneReport", "num_parameters", "plan_pruning", "prune_heads"]
 

@@ -7,12 +7,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from gating.discovery.find import find_attention_blocks
 from gating.errors import InputError
 from gating.gates import HeadGates, inject_gates
 from gating.objectives.selection import nearest_reachable
 from gating.pruning.measure import compare_latency
 from gating.pruning.prune import prune_heads
-from gating.structure.blocks import find_attention_blocks
 
 __all__ = ["check_speedup", "num_heads_for_speedup"]
 

@@ -6,11 +6,11 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from gating.compact.save import save_compact
+from gating.discovery.discover import share_specs
 from gating.pruning.measure import compare_latency
 from gating.report.card import heads_per_layer
 from gating.report.figures import print_report, print_samples, save_pictures
 from gating.run.run import Run
-from gating.structure.discovery import share_specs
 from gating.tasks.samples import WritesText
 from gating.tracking.loggers import log_outcome, log_samples
 

@@ -14,6 +14,7 @@ from gating.compact.save import Processor
 from gating.data.datamodule import ExampleDataModule
 from gating.data.examples import as_examples
 from gating.data.held_out import hold_out
+from gating.discovery.find import find_attention_blocks
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import check_processes, root_device, start_processes
 from gating.errors import InputError
@@ -29,7 +30,6 @@ from gating.run.run import Run
 from gating.run.settings.check import take_arguments
 from gating.run.settings.read import make_objective, try_settings
 from gating.storage.folders import check_folder
-from gating.structure.blocks import find_attention_blocks
 from gating.tasks.base import Prepared, Task
 from gating.tracking.loggers import resolve_mode
 from gating.tracking.redaction import redact_settings

@@ -2,12 +2,12 @@
 
 import torch
 
+from gating.discovery.find import find_attention_blocks
 from gating.distributed.collectives import is_rank_zero
 from gating.pruning.prune import prune_heads
 from gating.run.folder.earlier_run import forget_phases
 from gating.run.run import Run
 from gating.storage.atomic import replacing_file
-from gating.structure.blocks import find_attention_blocks
 from gating.tracking.csv_log import num_rows
 from gating.training.checkpoints import checkpoint_path, read_checkpoint
 

@@ -1,19 +1,18 @@
 """Where the attention heads of a model are."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import InputError
 from .families import find_spec
 from .linear import num_inputs, num_outputs
-from .refusals import check_not_wrapped, check_removable, check_stays, explain_unknown
 from .spec import AttentionSpec, RowLayout
 
-__all__ = ["AttentionBlock", "AttentionKind", "find_attention_blocks"]
+__all__ = ["AttentionBlock", "AttentionKind", "iter_attention_blocks"]
 
 AttentionKind = Literal["encoder", "decoder", "cross", "self"]
 
@@ -104,38 +103,12 @@ class AttentionBlock:
             return False
 
 
-def find_attention_blocks(
-    model: nn.Module, *, discover: bool = False, probe: Mapping[str, Tensor] | None = None
-) -> list[AttentionBlock]:
-    """Find the attention blocks of a model, in the order of its modules.
+def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:
+    """Yield the attention blocks of a model whose class, or a class it inherits from, has a spec.
 
-    Args:
-        model: A transformers model, or any module that holds attention classes of the registry.
-        discover: Whether to look for the structure of attention in classes that the registry does not know, too. What
-            is found that way is tried out on a small input before it is believed.
-        probe: That input, a batch as the model's keyword arguments; made from its configuration when left out.
-
-    Returns:
-        One entry for each attention module whose class, or a class it inherits from, is registered. A module that is
-        used for several layers is one entry.
-
-    Raises:
-        ValueError: No attention class of the model is known, or its heads cannot be removed; the message says why.
+    The blocks come in the order of the model's modules. A module that serves several layers is one block. Nothing is
+    checked: :func:`~gating.discovery.find.find_attention_blocks` refuses models whose heads cannot be removed.
     """
-    check_not_wrapped(model)
-    check_stays(model)
-    if discover:
-        # Discovery tries removal out, and removal needs the blocks: the one import that would close a circle.
-        from .discovery import discover_specs
-
-        discover_specs(model, probe=probe)
-    blocks = list(_walk(model))
-    if not blocks:
-        raise explain_unknown(model, searched=discover)
-    return blocks
-
-
-def _walk(model: nn.Module) -> Iterator[AttentionBlock]:
     prefix = _base_prefix(model)
     modules = dict(model.named_modules())
     order = 0
@@ -182,13 +155,9 @@ def _describe(name: str, layer_idx: int, module: nn.Module, parent: nn.Module, s
         num_heads_before = num_inputs(unfinished.output_projection) // head_dim
         head_slots = head_ids = tuple(range(num_heads_before))
     num_key_value_heads = _count_key_value_heads(unfinished, len(head_slots)) if head_slots else 0
-    block = AttentionBlock(
+    return AttentionBlock(
         name, layer_idx, module, parent, spec, num_key_value_heads, head_dim, head_ids, head_slots, num_heads_before
     )
-    if head_slots:
-        linears = [*(linear for linear, _ in block.projections()), block.output_projection]
-        check_removable(name, module, len(head_slots), head_dim, linears)
-    return block
 
 
 def _memory(module: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, conversion_mapping, initialization
 from transformers.models.auto import modeling_auto
 from transformers.utils.hub import cached_file
 
-from .blocks import find_attention_blocks
+from .blocks import iter_attention_blocks
 from .edits import apply_edits
 from .files import check_checksums, read_config, write_checksums
 from .limits import check_finite, check_fits, checked_folder, is_being_checked, load_whole
@@ -41,7 +41,7 @@ def become_compact(model: nn.Module) -> None:
         return
     cls = compact_class(type(model))
     model.__class__ = cls
-    setattr(model.config, RECORD_KEY, describe_kept_heads(find_attention_blocks(model)))
+    setattr(model.config, RECORD_KEY, describe_kept_heads(list(iter_attention_blocks(model))))
     module_name = __name__.rpartition(".")[2]
     # Remote code is looked up by Auto class; every one that knows this configuration gets its class.
     model.config.auto_map = {
@@ -72,7 +72,7 @@ def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         if record is not None:
             # Of this model alone, which may be a part of the one that was saved; and without the checksums: a model in
             # memory can be trained on, and is no longer what they are about.
-            setattr(config, RECORD_KEY, describe_kept_heads(find_attention_blocks(self)))
+            setattr(config, RECORD_KEY, describe_kept_heads(list(iter_attention_blocks(self))))
 
     def from_pretrained(
         cls: type[PreTrainedModel],

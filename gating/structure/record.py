@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from .blocks import AttentionBlock, find_attention_blocks
+from .blocks import AttentionBlock, iter_attention_blocks
 from .edits import Edit
 from .errors import InputError
 from .families import find_spec
@@ -71,7 +71,9 @@ def plan_from_record(model: nn.Module, record: object) -> list[Edit]:
     for module in model.modules():
         if type(module).__name__ in specs:
             module.attention_spec = specs[type(module).__name__]  # type: ignore[assignment]
-    blocks = {block.name: block for block in find_attention_blocks(model)}
+    blocks = {block.name: block for block in iter_attention_blocks(model)}
+    if not blocks:
+        raise _damaged(f"no attention block of {type(model).__name__} is known")
     # A base model (say, an encoder alone) may lack blocks of the model that was saved, never the other way round.
     missing = [name for name in blocks if name not in entries]
     if missing:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gating
-from gating.structure.probe import make_probe
+from gating.discovery.probe import make_probe
 from gating.training.optimizers import AdamW
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for, build

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gating
-from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from tests.support.family_models import FAMILIES
 
 

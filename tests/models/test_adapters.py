@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 
 import gating
 import train
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.models.adapters import LoRA
 from gating.pruning.finalize import decide_gate_values
-from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
 from tests.run.test_train import run_here, setting
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for, build

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import gating
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.discovery.self_check import heads_masked
 from gating.pruning.padding import has_padding
-from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
-from gating.structure.self_check import heads_masked
 from tests.support.family_models import FAMILIES
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import gating
-from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from tests.support.family_models import FAMILIES, Family, make_pattern
 
 # Masked and compact models add the same numbers; what they may differ by is the order of the sums.

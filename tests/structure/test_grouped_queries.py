@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import gating
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.objectives.selection import check_reachable, nearest_reachable, select_gates
-from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
 from gating.structure.record import RECORD_KEY
 from tests.support.family_models import FAMILIES
 

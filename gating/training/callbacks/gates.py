@@ -10,12 +10,12 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, WandbLogger
 
+from gating.discovery.find import find_attention_blocks
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.report.figures import head_map_figure
 from gating.report.history import History, Look
-from gating.structure.blocks import find_attention_blocks
 from gating.training.module import FineTuning
 
 __all__ = ["GateMonitor", "SearchEnd", "log_kept_heads"]

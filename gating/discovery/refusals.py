@@ -1,21 +1,21 @@
 """What heads cannot be removed from, and why."""
 
 import re
-from collections.abc import Iterable
 
 from torch import nn
 
-from .errors import InputError, InputTypeError, RemedyError
-from .linear import why_not_editable, without_adapter
+from gating.errors import InputError, InputTypeError, RemedyError
+from gating.structure.blocks import AttentionBlock, iter_attention_blocks
+from gating.structure.linear import why_not_editable, without_adapter
 
 __all__ = [
     "check_has_values",
     "check_no_adapters",
     "check_not_wrapped",
-    "check_removable",
     "check_savable",
     "check_stays",
     "explain_unknown",
+    "removable_blocks",
     "why_not_attention",
 ]
 
@@ -82,25 +82,28 @@ def check_savable(model: nn.Module) -> None:
             )
 
 
-def check_removable(
-    name: str, module: nn.Module, num_heads: int, head_dim: int, projections: Iterable[nn.Module]
-) -> None:
-    """Raise ``ValueError`` if heads cannot be removed from an attention module, once its adapters are merged.
+def removable_blocks(model: nn.Module) -> list[AttentionBlock]:
+    """Return the attention blocks of a model.
 
-    Args:
-        name: Name of the module, for the message.
-        module: The attention module.
-        num_heads: Number of its query heads.
-        head_dim: Width of each.
-        projections: Its linear layers, the output projection included.
+    Raises:
+        ValueError: Heads cannot be removed from one of them, once its adapters are merged.
     """
-    reason = _why_heads_depend(module, num_heads * head_dim)
+    blocks = []
+    for block in iter_attention_blocks(model):
+        if block.head_slots:
+            _check_removable(block)
+        blocks.append(block)
+    return blocks
+
+
+def _check_removable(block: AttentionBlock) -> None:
+    reason = _why_heads_depend(block.module, len(block.head_slots) * block.head_dim)
     if reason is not None:
-        raise InputError(f"Heads cannot be removed from {name} ({type(module).__name__}): {reason}.")
-    for linear in projections:
+        raise InputError(f"Heads cannot be removed from {block.name} ({type(block.module).__name__}): {reason}.")
+    for linear in (*(linear for linear, _ in block.projections()), block.output_projection):
         reason = why_not_editable(without_adapter(linear))
         if reason is not None:
-            raise InputError(f"Heads cannot be removed from {name}, because of a projection: {reason}.")
+            raise InputError(f"Heads cannot be removed from {block.name}, because of a projection: {reason}.")
 
 
 def why_not_attention(module: nn.Module) -> str | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gating.structure.probe import forward_outputs, make_probe, max_relative_difference, tolerance_for
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference, tolerance_for
 
 
 def test_every_model_accepts_its_probe(model):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from .errors import InputError
-from .refusals import check_has_values
+from gating.discovery.refusals import check_has_values
+from gating.errors import InputError
 
 __all__ = ["cached_outputs", "forward_outputs", "make_probe", "max_relative_difference", "run_probe", "tolerance_for"]
 

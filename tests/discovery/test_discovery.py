@@ -15,7 +15,7 @@ from transformers import (
 from transformers.models.stablelm.modeling_stablelm import StableLmAttention, StableLmRotaryEmbedding
 
 import gating
-from gating.structure.probe import forward_outputs, make_probe, max_relative_difference
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.structure.record import RECORD_KEY
 from tests.support.family_models import GPT2, GROUPED, IDS, TEXT, Family
 

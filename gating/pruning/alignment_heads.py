@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
-from .blocks import AttentionBlock
-from .edits import ABSENT, Edit
-from .grouping import select
+from gating.structure.blocks import AttentionBlock
+from gating.structure.edits import ABSENT, Edit
+from gating.structure.grouping import select
 
 __all__ = ["plan_alignment_heads"]
 

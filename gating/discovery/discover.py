@@ -12,16 +12,16 @@ from itertools import product
 
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock, find_attention_blocks
-from .edits import undo_edits
-from .errors import InputError
-from .families import find_spec
-from .linear import num_inputs, num_outputs, why_not_editable
-from .probe import run_probe
-from .refusals import check_no_adapters, why_not_attention
-from .removal import plan_removal
-from .self_check import apply_checked
-from .spec import AttentionSpec, RowLayout
+from gating.discovery.probe import run_probe
+from gating.discovery.refusals import check_no_adapters, removable_blocks, why_not_attention
+from gating.discovery.self_check import apply_checked
+from gating.errors import InputError
+from gating.structure.blocks import AttentionBlock
+from gating.structure.edits import undo_edits
+from gating.structure.families import find_spec
+from gating.structure.linear import num_inputs, num_outputs, why_not_editable
+from gating.structure.removal import plan_removal
+from gating.structure.spec import AttentionSpec, RowLayout
 
 __all__ = ["discover_specs", "share_specs"]
 
@@ -169,7 +169,7 @@ def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, 
 
     The first group of heads goes: the values of the last one lie at the end of a fused projection in every layout.
     """
-    blocks = [block for block in find_attention_blocks(model) if block.spec == spec]
+    blocks = [block for block in removable_blocks(model) if block.spec == spec]
     kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
     undo_edits(apply_checked(model, blocks, kept, edits, probe=probe, must_matter=True))

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock
-from .edits import Edit, Undo, apply_edits, undo_edits
-from .errors import InputError
-from .probe import cached_outputs, forward_outputs, max_relative_difference, run_probe, tolerance_for
-from .slicing import HeadMask
+from gating.discovery.probe import cached_outputs, forward_outputs, max_relative_difference, run_probe, tolerance_for
+from gating.errors import InputError
+from gating.structure.blocks import AttentionBlock
+from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
+from gating.structure.slicing import HeadMask
 
 __all__ = ["apply_checked", "heads_masked"]
 
