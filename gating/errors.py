@@ -3,20 +3,9 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from gating.structure.errors import (
-    DamageError,
-    FolderExistsError,
-    InputError,
-    InputTypeError,
-    MissingFileError,
-    MissingPackageError,
-    OperationError,
-    RemedyError,
-    RemedyWarning,
-    UnreachableError,
-    UserError,
-)
+from gating.structure.errors import DamageError, InputError, MissingFileError, UserError
 
 __all__ = [
     "DamageError",
@@ -38,6 +27,49 @@ __all__ = [
 ]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class InputTypeError(UserError, TypeError):
+    """A value of a type that cannot be used."""
+
+
+class FolderExistsError(UserError, FileExistsError):
+    """A file or folder that is not replaced."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that is not installed."""
+
+
+class OperationError(UserError, RuntimeError):
+    """An operation that is refused or has failed."""
+
+
+class UnreachableError(UserError, ConnectionError):
+    """A server that cannot be reached."""
+
+
+class _Remedy(Exception):  # noqa: N818 - one base of errors and warnings
+    """A message that tells each user the remedy in their own words."""
+
+    in_command: str | None = None
+
+    def __init__(self, problem: str, *, python: str, command: str) -> None:
+        """Args: ``problem`` is the beginning of both messages, ``python`` and ``command`` are how each goes on."""
+        super().__init__(problem + python)
+        self.in_command = problem + command
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Make copies that have both messages."""
+        return partial(type(self), "", python=str(self), command=str(self.in_command)), ()
+
+
+class RemedyError(_Remedy, InputError):
+    """A value that cannot be used; the remedy is a parameter in Python and a setting in a command."""
+
+
+class RemedyWarning(_Remedy, UserWarning):
+    """A warning whose remedy is a parameter in Python and a setting in a command."""
 
 
 def explain(error: BaseException) -> str:

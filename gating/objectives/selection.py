@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from gating.structure.errors import RemedyError
+from gating.errors import RemedyError
 
 __all__ = ["check_reachable", "fewest_heads", "nearest_reachable", "select_gates"]
 

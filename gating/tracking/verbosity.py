@@ -10,7 +10,7 @@ import datasets
 import transformers
 
 from gating.distributed.collectives import is_rank_zero
-from gating.structure.errors import RemedyWarning
+from gating.errors import RemedyWarning
 
 __all__ = ["printed_warnings", "quiet_libraries"]
 

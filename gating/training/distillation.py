@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gating.errors import InputError
-from gating.structure.errors import RemedyError
+from gating.errors import InputError, RemedyError
 
 __all__ = ["Distillation", "check_teacher", "distillation_loss"]
 
