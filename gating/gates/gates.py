@@ -20,7 +20,7 @@ from gating.gates.full_precision import FullPrecision
 from gating.gates.sampler import GateSampler
 from gating.structure.blocks import AttentionBlock
 
-__all__ = ["HeadGates", "inject_gates"]
+__all__ = ["HeadGates", "create_gates", "inject_gates"]
 
 _CHILD_NAME = "head_gates"
 
@@ -62,6 +62,47 @@ def inject_gates(
     Raises:
         ValueError: The model has no known attention block, has gates already, or an argument is out of range.
     """
+    gates, blocks = _plan_gates(
+        model,
+        temperature=temperature,
+        stretch_limits=stretch_limits,
+        init_prob_open=init_prob_open,
+        exclude=exclude,
+        group_queries=group_queries,
+        discover=discover,
+        probe=probe,
+    )
+    gates.attach(model, blocks)
+    return gates
+
+
+def create_gates(model: nn.Module, **options: Any) -> "HeadGates":
+    """Return the gates that :func:`inject_gates` would put on a model, and leave the model as it is.
+
+    Args:
+        model: A model, with or without weights.
+        options: Keyword arguments of :func:`inject_gates`.
+
+    Returns:
+        Gates that are attached to nothing, for an objective's ``check``.
+
+    Raises:
+        ValueError: As for :func:`inject_gates`.
+    """
+    return _plan_gates(model, **options)[0]
+
+
+def _plan_gates(
+    model: nn.Module,
+    *,
+    temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
+    stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
+    init_prob_open: float = 0.98,
+    exclude: Collection[str] = (),
+    group_queries: bool = True,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
+) -> tuple["HeadGates", list[AttentionBlock]]:
     if hasattr(model, _CHILD_NAME):
         raise InputError(f"{type(model).__name__} has gates already; call model.{_CHILD_NAME}.remove() first.")
     if not temperature > 0:
@@ -85,8 +126,7 @@ def inject_gates(
         init_prob_open=init_prob_open,
         group_queries=group_queries,
     )
-    gates.attach(model, blocks)
-    return gates
+    return gates, blocks
 
 
 class HeadGates(FullPrecision):

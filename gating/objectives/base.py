@@ -22,8 +22,15 @@ class Objective(Protocol):
         """Return the multipliers."""
         ...
 
+    def check(self, gates: HeadGates) -> None:
+        """Raise :class:`~gating.errors.InputError` if the objective does not fit the gates; change nothing.
+
+        The gates need not be attached to a model: those of :func:`~gating.gates.create_gates` are enough.
+        """
+        ...
+
     def attach(self, gates: HeadGates) -> None:
-        """Connect to the gates before training; raise ``ValueError`` if what was asked for does not fit them."""
+        """Connect to the gates before training; raise ``ValueError`` as :meth:`check` does."""
         ...
 
     def update(self, gates: HeadGates, progress: float) -> None:
@@ -36,10 +43,6 @@ class Objective(Protocol):
 
     def target(self, gates: HeadGates) -> float:
         """Return how many heads should be open at this moment; NaN where the objective sets no number."""
-        ...
-
-    def num_heads_to_keep(self, gates: HeadGates) -> int | None:
-        """Return how many heads to keep at the end; None leaves it to the gates."""
         ...
 
     def kept(self, gates: HeadGates) -> Tensor | None:

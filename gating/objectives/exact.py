@@ -103,6 +103,10 @@ class ExactBudget(nn.Module):
         self._budget = HeadBudget(num_heads, keep, min_per_layer)
         self._schedule = schedule or BudgetSchedule()
 
+    def check(self, gates: HeadGates) -> None:
+        """Raise ``InputError`` if the gates cannot keep the budget."""
+        self._budget.parts(gates)
+
     def attach(self, gates: HeadGates) -> None:
         """Let the gates compete for the budget."""
         parts = [part for part, _ in self._budget.parts(gates)]
@@ -131,17 +135,6 @@ class ExactBudget(nn.Module):
     def target(self, gates: HeadGates) -> float:
         """Return how many heads may be open at this moment."""
         return sum(float(count.target) for count in _counts_of(gates))
-
-    def num_heads_to_keep(self, gates: HeadGates) -> int:
-        """Return the budget as a number of heads.
-
-        A share is rounded to a number of heads that gates can keep.
-
-        Raises:
-            ValueError: The budget is out of range, the model lacks the kind of attention it is for, gates for groups of
-                heads cannot keep exactly so many, or layers cannot keep what they have to.
-        """
-        return self._budget.resolve(gates)
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Keep the heads with the largest ``log_alpha``."""

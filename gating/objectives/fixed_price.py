@@ -37,6 +37,9 @@ class FixedPrice(nn.Module):
         self._start = start
         self._started = False
 
+    def check(self, gates: HeadGates) -> None:
+        """Accept all gates."""
+
     def attach(self, gates: HeadGates) -> None:
         """Need nothing of the gates beforehand."""
 
@@ -53,12 +56,8 @@ class FixedPrice(nn.Module):
         """Return NaN: a price sets no number."""
         return math.nan
 
-    def num_heads_to_keep(self, gates: HeadGates) -> int | None:
-        """Keep the heads whose gates are open; the last to close if none is, so that the run is not lost."""
-        return None if gates.num_open() else 1
-
     def kept(self, gates: HeadGates) -> Tensor | None:
-        """Keep what :meth:`num_heads_to_keep` says."""
+        """Return None while gates are open; else keep the last to close, so that the run is not lost."""
         if gates.num_open():
             return None
         last = HeadBudget(num_heads=None, keep=1 / gates.num_heads)

@@ -1,9 +1,36 @@
-"""No gates: ordinary fine-tuning through the same code, to compare with."""
+"""No objective: ordinary fine-tuning through the same code, to compare with."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from gating.gates import HeadGates
+from gating.objectives.baselines.mask import HeadMask
 
 __all__ = ["NoObjective"]
 
 
 class NoObjective(nn.Module):
-    """Train without gates and keep every head."""
+    """Keep every head. A run with this objective injects no gates; gates attached to it stay open."""
+
+    def check(self, gates: HeadGates) -> None:
+        """Accept all gates."""
+
+    def attach(self, gates: HeadGates) -> None:
+        """Open every gate for good."""
+        gates.log_alpha.requires_grad_(False)
+        gates.sampler = HeadMask(gates)
+
+    def update(self, gates: HeadGates, progress: float) -> None:
+        """Follow no schedule."""
+
+    def penalty(self, gates: HeadGates) -> Tensor:
+        """Return zero."""
+        return gates.log_alpha.new_zeros(())
+
+    def target(self, gates: HeadGates) -> float:
+        """Return the number of all heads."""
+        return float(gates.num_heads)
+
+    def kept(self, gates: HeadGates) -> Tensor:
+        """Return true for every gate, ``[num_gates]``."""
+        return torch.ones_like(gates.log_alpha, dtype=torch.bool)

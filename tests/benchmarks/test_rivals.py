@@ -7,8 +7,11 @@ import torch
 
 import gating
 from gating.discovery.probe import make_probe
+from gating.errors import InputError
+from gating.gates import create_gates
 from gating.training.optimizers import AdamW
 from tests.support.family_models import FAMILIES
+from tests.support.kept_heads import num_kept
 from tests.support.tiny_models import batch_for, build
 
 RIVALS = {
@@ -65,7 +68,7 @@ def test_exactly_so_many_heads_stay(rival, seed, num_heads):
     search = Search(build("bert"), RIVALS[rival](num_heads=num_heads)).run(0, STEPS)
     search.objective.update(search.gates, 1.0)
     kept = search.objective.kept(search.gates)
-    assert kept.sum() == search.objective.num_heads_to_keep(search.gates) == num_heads
+    assert kept.sum() == num_kept(search.gates, search.objective) == num_heads
     report = gating.finalize(search.model, search.gates, kept=kept)
     assert report.num_heads == num_heads
 
@@ -138,6 +141,8 @@ def test_values_are_in_full_precision_under_autocast(rival):
 def test_a_model_without_weights_tells_whether_the_budget_fits(rival):
     with torch.device("meta"):
         model = build_bert_on_meta()
+    RIVALS[rival](num_heads=4).check(create_gates(model))
+    assert not hasattr(model, "head_gates")
     RIVALS[rival](num_heads=4).attach(gating.inject_gates(model))
     for arguments, message in (
         ({"num_heads": 13}, "num_heads=13 cannot be kept"),
@@ -149,6 +154,8 @@ def test_a_model_without_weights_tells_whether_the_budget_fits(rival):
             gates = gating.inject_gates(build_bert_on_meta())
         with pytest.raises(ValueError, match=message):
             RIVALS[rival](**arguments).attach(gates)
+        with pytest.raises(InputError, match=message):
+            RIVALS[rival](**arguments).check(create_gates(build_bert_on_meta()))
         assert gates.sampler is None
         assert gates.constraint is None
 

@@ -7,6 +7,7 @@ import torch
 import gating
 from gating.gates import hard_concrete
 from gating.objectives import BudgetSchedule, ExactBudget, ExpectedCount, FixedPrice, resolve_budget
+from tests.support.kept_heads import num_kept
 
 OPTIONS = {"temperature": 2 / 3, "stretch_limits": (-0.1, 1.1)}
 SHIFT = 2 / 3 * math.log(0.1 / 1.1)
@@ -154,7 +155,7 @@ def test_a_budget_that_does_not_fit_is_refused_before_the_gates_change(bert, arg
 
 
 def test_a_budget_is_a_quarter_of_the_heads_by_default(bert):
-    assert ExactBudget().num_heads_to_keep(gating.inject_gates(bert)) == 3
+    assert num_kept(gating.inject_gates(bert), ExactBudget()) == 3
 
 
 def test_the_budget_is_met_at_every_step(bert):
@@ -180,7 +181,7 @@ def test_the_whole_budget_closes_no_gate(bert):
     objective.attach(gates)
     objective.update(gates, 1.0)
     assert gates.num_open() == 12
-    assert objective.num_heads_to_keep(gates) == 12
+    assert num_kept(gates, objective) == 12
 
 
 def test_the_target_of_the_budget_is_in_the_checkpoint(bert):
@@ -254,6 +255,6 @@ def test_a_bad_price_is_refused(arguments, message):
 def test_a_price_leaves_the_number_to_the_gates(bert):
     gates = gating.inject_gates(bert)
     objective = FixedPrice()
-    assert objective.num_heads_to_keep(gates) is None
+    assert objective.kept(gates) is None
     assert math.isnan(objective.target(gates))
     assert list(objective.parameters()) == []

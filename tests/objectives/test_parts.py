@@ -16,6 +16,7 @@ from gating.pruning.measure import count_heads_by_kind
 from gating.training.optimizers import AdamW
 from tests.benchmarks.test_rivals import RIVALS
 from tests.support.family_models import FAMILIES
+from tests.support.kept_heads import num_kept
 
 SHIFT = 2 / 3 * math.log(0.1 / 1.1)
 STEPS = 8
@@ -90,7 +91,7 @@ def test_every_kind_ends_with_exactly_its_number(rival):
     search = Search(RIVALS[rival](num_heads=WANTED, min_per_layer=1)).run(0, STEPS)
     search.objective.update(search.gates, 1.0)
     kept = search.objective.kept(search.gates)
-    assert search.objective.num_heads_to_keep(search.gates) == 15
+    assert num_kept(search.gates, search.objective) == 15
     assert search.objective.target(search.gates) == pytest.approx(15)
     model = search.model.eval()
     values = decide_gate_values(search.gates, kept=kept)
@@ -126,7 +127,7 @@ def test_groups_of_query_heads_have_budgets_per_kind(rival):
 
 def test_shares_are_rounded_to_groups_and_numbers_are_not():
     gates = gating.inject_gates(FAMILIES["t5gemma"].build())
-    assert gating.ExactBudget(keep={"encoder": 0.3}).num_heads_to_keep(gates) == 24 + 24 + 6
+    assert num_kept(gates, gating.ExactBudget(keep={"encoder": 0.3})) == 24 + 24 + 6
     with pytest.raises(ValueError, match=r"num_heads\.cross=5 cannot be kept exactly.* 4 or 6"):
         gating.ExactBudget(num_heads={"cross": 5}).attach(gates)
 

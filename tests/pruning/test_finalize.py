@@ -85,7 +85,7 @@ def test_a_budget_ends_in_its_number_of_heads(bert):
     objective = gating.ExactBudget(num_heads=4)
     objective.attach(gates)
     objective.update(gates, 1.0)
-    report = gating.finalize(bert, gates, num_heads=objective.num_heads_to_keep(gates))
+    report = gating.finalize(bert, gates, kept=objective.kept(gates))
     assert report.num_heads == 4
 
 

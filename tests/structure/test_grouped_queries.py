@@ -9,6 +9,7 @@ from gating.discovery.probe import forward_outputs, make_probe, max_relative_dif
 from gating.objectives.selection import check_reachable, nearest_reachable, select_gates
 from gating.structure.record import RECORD_KEY
 from tests.support.family_models import FAMILIES
+from tests.support.kept_heads import num_kept
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_the_budget_is_met_in_heads(llama):
     objective.attach(gates)
     objective.update(gates, 1.0)
     assert float(gates.expected_open().detach()) == pytest.approx(10, abs=1e-2)
-    report = gating.finalize(llama, gates, num_heads=objective.num_heads_to_keep(gates))
+    report = gating.finalize(llama, gates, kept=objective.kept(gates))
     assert report.num_heads == 10
     assert sum(block.num_heads for block in gating.find_attention_blocks(llama)) == 10
 
@@ -55,7 +56,7 @@ def test_a_budget_between_groups_is_refused_with_the_nearest_ones(llama):
         gating.ExactBudget(num_heads=9).attach(gates)
     with pytest.raises(ValueError, match="8 or 10"):
         gating.finalize(llama, gates, num_heads=9)
-    assert gating.ExactBudget(keep=0.38).num_heads_to_keep(gates) in (8, 10)
+    assert num_kept(gates, gating.ExactBudget(keep=0.38)) in (8, 10)
 
 
 def test_split_groups_are_padded_and_the_record_says_so(llama, tmp_path):

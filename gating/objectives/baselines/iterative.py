@@ -73,6 +73,10 @@ class IterativePruning(FullPrecision):
         if self._schedule.end == 0:
             raise InputError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
 
+    def check(self, gates: HeadGates) -> None:
+        """Raise ``InputError`` if the gates cannot keep the budget."""
+        self._budget.parts(gates)
+
     def attach(self, gates: HeadGates) -> None:
         """Open every gate; a mask decides their values from now on, and ``log_alpha`` is not trained."""
         self._budget.resolve(gates)
@@ -97,10 +101,6 @@ class IterativePruning(FullPrecision):
     def target(self, gates: HeadGates) -> float:
         """Return how many heads are open at this moment."""
         return float(_mask_of(gates).num_open.value)
-
-    def num_heads_to_keep(self, gates: HeadGates) -> int:
-        """Return the budget as a number of heads."""
-        return self._budget.resolve(gates)
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Keep the open heads that rank first."""

@@ -52,6 +52,10 @@ class Lagrangian(FullPrecision):
         self._schedule = schedule or BudgetSchedule()
         self._started = False
 
+    def check(self, gates: HeadGates) -> None:
+        """Raise ``InputError`` if the gates cannot keep the budget."""
+        self._budget.parts(gates)
+
     def attach(self, gates: HeadGates) -> None:
         """Check that the target fits the gates."""
         parts = [part for part, _ in self._budget.parts(gates)]
@@ -83,10 +87,6 @@ class Lagrangian(FullPrecision):
     def target(self, gates: HeadGates) -> float:
         """Return how many heads should be open at this moment."""
         return float(((1 - self.target_sparsity) * self._heads.sum(dim=1)).sum())
-
-    def num_heads_to_keep(self, gates: HeadGates) -> int:
-        """Return the budget as a number of heads."""
-        return self._budget.resolve(gates)
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Keep the heads with the largest ``log_alpha``."""

@@ -86,6 +86,10 @@ class TopK(nn.Module):
         self._scale = scale
         self._schedule = schedule or BudgetSchedule()
 
+    def check(self, gates: HeadGates) -> None:
+        """Raise ``InputError`` if the gates cannot keep the budget."""
+        self._budget.parts(gates)
+
     def attach(self, gates: HeadGates) -> None:
         """Draw new ``log_alpha``, and let them compete for k places."""
         parts = self._budget.parts(gates)
@@ -109,10 +113,6 @@ class TopK(nn.Module):
     def target(self, gates: HeadGates) -> float:
         """Return how many heads are open at this moment."""
         return float(sum(_hard(sampler).num_open.value for sampler in _samplers_of(gates)))
-
-    def num_heads_to_keep(self, gates: HeadGates) -> int:
-        """Return the budget as a number of heads."""
-        return self._budget.resolve(gates)
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Keep the heads with the largest ``log_alpha``."""
