@@ -10,7 +10,7 @@ from gating.distributed.launch import stop_processes
 from gating.distributed.watchdog import exit_on_lost_process, find_lost_process
 from gating.errors import explain, is_input_error, unwrapped
 from gating.run.folder.earlier_run import has_checkpoint
-from gating.run.folder.state import is_finished, is_taken
+from gating.run.folder.state import is_finished, owned_by_this_process
 from gating.run.folder.stored_settings import is_run
 from gating.tracking.loggers import close_wandb
 from gating.training.callbacks.divergence import DivergedError
@@ -92,7 +92,7 @@ def _say_lost(lost: str | None, folder: Path) -> None:
 
 
 def _say_how_to_go_on(folder: Path) -> None:
-    if is_taken(folder) and _can_go_on(folder):
+    if owned_by_this_process(folder) and _can_go_on(folder):
         _say(f"{_GO_ON}{folder}")
 
 

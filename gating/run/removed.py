@@ -5,6 +5,7 @@ import torch
 from gating.discovery.find import find_attention_blocks
 from gating.distributed.collectives import is_rank_zero
 from gating.pruning.prune import prune_heads
+from gating.run.folder.contents import Phase
 from gating.run.folder.earlier_run import forget_phases
 from gating.run.run import Run
 from gating.storage.atomic import replacing_file
@@ -18,7 +19,7 @@ def keep_removed(run: Run) -> None:
     """Write which heads the model has left, its weights, and what the run has found out so far."""
     run.num_rows = num_rows(run.loggers)
     kept = {block.name: list(block.head_ids) for block in find_attention_blocks(run.model)}
-    path = checkpoint_path(run.checkpoints / "removed", run.search_steps)
+    path = checkpoint_path(run.checkpoints / Phase.REMOVED, run.search_steps)
     state = {
         "phase": path.parent.name,
         "kept_heads": kept,
@@ -34,11 +35,11 @@ def keep_removed(run: Run) -> None:
 
 def restore_removed(run: Run) -> bool:
     """Remove the same heads again from the model, which still has all of them, in place; False if that is to come."""
-    path = run.last_checkpoint("removed")
+    path = run.last_checkpoint(Phase.REMOVED)
     if path is None:
         if is_rank_zero():
             # Recovery comes once more, too: with those of its checkpoints it would end as if it had been left out.
-            forget_phases(run.checkpoints, after="search")
+            forget_phases(run.checkpoints, after=Phase.SEARCH)
         return False
     state = read_checkpoint(path)
     kept = state["kept_heads"]

@@ -8,26 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from gating.errors import InputError
+from gating.run.folder.contents import (
+    CHECKPOINTS,
+    CLEARED,
+    COMPACT,
+    CONFIG,
+    CSV,
+    FILES,
+    LOCK,
+    METRICS,
+    REPORT,
+    TEACHER,
+    Phase,
+)
 from gating.run.folder.stored_settings import checkpoints_of, leaves, read_settings_of
 from gating.storage.folders import is_or_holds
 from gating.storage.results import check_result, find_foreign
 from gating.training.checkpoints import checkpoints_in, why_unusable
 
-__all__ = ["PHASES", "check_earlier", "check_links", "clearing", "forget_model", "forget_phases", "has_checkpoint"]
+__all__ = ["check_earlier", "check_links", "clearing", "forget_model", "forget_phases", "has_checkpoint"]
 
-# In the order that a run comes through; ``removed`` is the model between removal and recovery.
-PHASES = ("teacher", "dense", "search", "removed", "recovery")
-# The settings of a run while it is removed, so that what is left of it after an interruption is known to be one.
-_CLEARED = ".config.yaml.old"
-_FILES = (
-    "csv/metrics.csv",
-    "csv/hparams.yaml",
-    "report/gates.png",
-    "report/history.png",
-    "report/samples.jsonl",
-    ".run-of-checkpoints",
-)
-_MODELS = ("compact", "teacher")
+_MODELS = (COMPACT, TEACHER)
 # Besides the groups that all settings of a run have.
 _KEYS = {"output_dir", "overwrite", "resume", "ckpt_path", "seed", "recovery", "phase"}
 
@@ -48,24 +49,24 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
     if earlier is None:
         _check_unused(folder)
     else:
-        if _is_used(folder / "compact"):
-            check_result(folder / "compact", kind="compact model")
+        if _is_used(folder / COMPACT):
+            check_result(folder / COMPACT, kind="compact model")
         is_own = _has_teacher(folder, earlier)
-        if _is_used(folder / "teacher") and (foreign := find_foreign(folder / "teacher") if is_own else "") is not None:
+        if _is_used(folder / TEACHER) and (foreign := find_foreign(folder / TEACHER) if is_own else "") is not None:
             raise InputError(
                 f"{folder / 'teacher' / foreign} was not written by a run. Move it away, or choose another output_dir."
             )
         _check_sources(folder, settings)
-    for place in (checkpoints, folder / "checkpoints"):
+    for place in (checkpoints, folder / CHECKPOINTS):
         check_links(folder, place)
-    own = [folder / "checkpoints", *([checkpoints_of(folder, earlier)] if earlier else [])]
+    own = [folder / CHECKPOINTS, *([checkpoints_of(folder, earlier)] if earlier else [])]
     is_own = earlier is not None and checkpoints.resolve() in [place.resolve() for place in own]
     if not (is_own and _is_inside(checkpoints, folder)):
         _check_empty(checkpoints)
 
 
 def _check_unused(folder: Path) -> None:
-    for name in ("config.yaml", "metrics.json", *_FILES, *_MODELS):
+    for name in (CONFIG, METRICS, *FILES, *_MODELS):
         if _is_used(folder / name):
             raise InputError(
                 f"{folder / name} was not written by a run, and a new run would overwrite it. Move it away, or choose "
@@ -78,7 +79,7 @@ def _is_used(path: Path) -> bool:
 
 
 def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
-    places = [folder / name for name in ("checkpoints", "csv", "report", *_MODELS)]
+    places = [folder / name for name in (CHECKPOINTS, CSV, REPORT, *_MODELS)]
     for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation")}):
         with suppress(OSError):  # Too long for a path, say.
             if isinstance(value, str) and value and "\0" not in value:
@@ -89,7 +90,7 @@ def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _check_empty(checkpoints: Path) -> None:
     # The folder of the run, which the path may lead through, is not there yet.
-    for path in (path for phase in PHASES for path in checkpoints_in(checkpoints.resolve() / phase)):
+    for path in (path for phase in Phase for path in checkpoints_in(checkpoints.resolve() / phase)):
         raise InputError(
             f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Give this run another place, "
             "or remove what is there."
@@ -106,8 +107,8 @@ def check_links(folder: Path, checkpoints: Path) -> None:
     Raises:
         ValueError: One of them is a link out of its folder, or in a folder that is.
     """
-    files = [(folder / name, folder) for name in ("config.yaml", "metrics.json", ".lock", *_FILES)]
-    for path, place in (*files, *((checkpoints / phase, checkpoints) for phase in PHASES)):
+    files = [(folder / name, folder) for name in (CONFIG, METRICS, LOCK, *FILES)]
+    for path, place in (*files, *((checkpoints / phase, checkpoints) for phase in Phase)):
         if not _is_inside(path, place):
             raise InputError(
                 f"{path} leads out of the run's folder, to {path.resolve()}, and a run writes nothing there. Put what "
@@ -123,27 +124,27 @@ def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
         folder: A folder that may be overwritten. If it is not that of a run, nothing is removed.
         checkpoints: Where the new run has its checkpoints.
     """
-    settings = folder / "config.yaml"
+    settings = folder / CONFIG
     if (earlier := _settings_of_earlier(folder)) is not None:
-        models = [name for name in _MODELS if name != "teacher" or _has_teacher(folder, earlier)]
+        models = [name for name in _MODELS if name != TEACHER or _has_teacher(folder, earlier)]
         # First: a run with numbers is a finished one.
-        (folder / "metrics.json").unlink(missing_ok=True)
+        (folder / METRICS).unlink(missing_ok=True)
         if settings.is_file():
-            settings.replace(folder / _CLEARED)
-        if _is_inside(folder / "checkpoints", folder):
-            forget_phases(folder / "checkpoints", after="")
+            settings.replace(folder / CLEARED)
+        if _is_inside(folder / CHECKPOINTS, folder):
+            forget_phases(folder / CHECKPOINTS, after=None)
         for name in models:
             forget_model(folder / name)
-        for path in (folder / name for name in _FILES):
+        for path in (folder / name for name in FILES):
             if _is_inside(path, folder):
                 path.unlink(missing_ok=True)
-        for place in (folder / "checkpoints", folder / "csv", folder / "report"):
+        for place in (folder / CHECKPOINTS, folder / CSV, folder / REPORT):
             with suppress(OSError):
                 place.rmdir()
     # Of nothing else: where it holds those of another run, there is none.
-    forget_phases(checkpoints, after="")
+    forget_phases(checkpoints, after=None)
     yield
-    (folder / _CLEARED).unlink(missing_ok=True)
+    (folder / CLEARED).unlink(missing_ok=True)
 
 
 def forget_model(folder: Path) -> None:
@@ -154,9 +155,10 @@ def forget_model(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def forget_phases(checkpoints: Path, *, after: str) -> None:
+def forget_phases(checkpoints: Path, *, after: Phase | None) -> None:
     """Remove the checkpoints of the phases that come after one; of all of them after none. Other files stay."""
-    for phase in PHASES[PHASES.index(after) + 1 if after else 0 :]:
+    phases = list(Phase)
+    for phase in phases[phases.index(after) + 1 if after else 0 :]:
         for path in (*checkpoints_in(checkpoints / phase), *(checkpoints / phase).glob(".step-*.ckpt.*.new")):
             path.unlink()
         with suppress(OSError):
@@ -165,22 +167,22 @@ def forget_phases(checkpoints: Path, *, after: str) -> None:
 
 def has_checkpoint(folder: Path) -> bool:
     """Say whether a run has got so far that it has something to go on from."""
-    places = [folder / "checkpoints"]
+    places = [folder / CHECKPOINTS]
     with suppress(ValueError):
         places.append(checkpoints_of(folder, read_settings_of(folder)))
-    return (folder / "teacher").is_dir() or any(checkpoints_in(place / phase) for place in places for phase in PHASES)
+    return (folder / TEACHER).is_dir() or any(checkpoints_in(place / phase) for place in places for phase in Phase)
 
 
 def _settings_of_earlier(folder: Path) -> dict[str, Any] | None:
     """Return the settings of the run in a folder; of one that its checkpoints alone tell, their place; None without."""
-    for name in ("config.yaml", _CLEARED):
+    for name in (CONFIG, CLEARED):
         with suppress(ValueError):
             settings = read_settings_of(folder, name=name)
             if settings.keys() >= _KEYS:
                 return settings
-    found = (path for phase in PHASES for path in checkpoints_in(folder / "checkpoints" / phase))
+    found = (path for phase in Phase for path in checkpoints_in(folder / CHECKPOINTS / phase))
     return (
-        {"paths": {"checkpoints": str(folder / "checkpoints")}}
+        {"paths": {"checkpoints": str(folder / CHECKPOINTS)}}
         if any(why_unusable(path) is None for path in found)
         else None
     )
@@ -190,7 +192,7 @@ def _has_teacher(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Say whether a run trains its own teacher; where its settings are damaged, its checkpoints tell."""
     distillation = settings.get("distillation", {})
     trains_one = isinstance(distillation, Mapping) and bool(distillation) and not distillation.get("teacher")
-    return trains_one or bool(checkpoints_in(folder / "checkpoints" / "teacher"))
+    return trains_one or bool(checkpoints_in(folder / CHECKPOINTS / Phase.TEACHER))
 
 
 def _is_inside(path: Path, folder: Path) -> bool:

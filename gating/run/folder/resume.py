@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gating.errors import FolderExistsError, InputError
-from gating.run.folder.state import is_finished, is_under_way
+from gating.run.folder.state import is_finished, owned_by_other_process
 from gating.run.folder.stored_settings import is_run, leaves, read_settings_of
 from gating.tracking.redaction import redact_settings
 
@@ -99,7 +99,7 @@ def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
             changed = _difference(read_settings_of(folder), shown)
         except ValueError:
             continue  # A damaged run is not this one.
-        if changed is None and not is_under_way(folder):
+        if changed is None and not owned_by_other_process(folder):
             return folder
     return None
 

@@ -8,7 +8,19 @@ from typing import Any
 import filelock
 
 from gating.errors import InputError
-from gating.run.folder.earlier_run import PHASES, check_earlier, check_links, clearing, forget_model, forget_phases
+from gating.run.folder.contents import (
+    CHECKPOINTS,
+    CONFIG,
+    CSV,
+    LOCK,
+    METRICS,
+    OWNER_MARK,
+    REPORT,
+    TEACHER,
+    WANDB,
+    Phase,
+)
+from gating.run.folder.earlier_run import check_earlier, check_links, clearing, forget_model, forget_phases
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder
 from gating.training.checkpoints import checkpoints_in, why_unusable
@@ -18,22 +30,21 @@ __all__ = [
     "check_places_of",
     "has_own_checkpoints",
     "is_finished",
-    "is_taken",
-    "is_under_way",
+    "owned_by_this_process",
+    "owned_by_other_process",
     "take_folder",
 ]
 
-_PLACE_MARK = ".run-of-checkpoints"
 # What a run makes in its folder, as it would have to be if it were there already.
-_FILES, _FOLDERS = ("config.yaml", "metrics.json"), ("checkpoints", "csv", "report", "wandb")
+_FILES, _FOLDERS = (CONFIG, METRICS), (CHECKPOINTS, CSV, REPORT, WANDB)
 
 
 def is_finished(folder: Path) -> bool:
     """Say whether a run came to its end, of which its numbers are the last thing to be written."""
-    return (folder / "metrics.json").is_file()
+    return (folder / METRICS).is_file()
 
 
-def is_under_way(folder: Path) -> bool:
+def owned_by_other_process(folder: Path) -> bool:
     """Say whether another process is at a run."""
     lock = _lock_of(folder)
     try:
@@ -46,7 +57,7 @@ def is_under_way(folder: Path) -> bool:
     return False
 
 
-def is_taken(folder: Path) -> bool:
+def owned_by_this_process(folder: Path) -> bool:
     """Say whether this process is at a run."""
     return bool(_lock_of(folder).is_locked)
 
@@ -99,8 +110,8 @@ def has_own_checkpoints(folder: Path, checkpoints: Path) -> bool:
     if checkpoints.resolve().is_relative_to(folder.resolve()):
         return True
     try:
-        noted = (folder / _PLACE_MARK).read_text(encoding="ascii")
-        return bool(noted) and noted == (checkpoints / _PLACE_MARK).read_text(encoding="ascii")
+        noted = (folder / OWNER_MARK).read_text(encoding="ascii")
+        return bool(noted) and noted == (checkpoints / OWNER_MARK).read_text(encoding="ascii")
     except (OSError, ValueError):
         return False
 
@@ -110,7 +121,7 @@ def _mark(folder: Path, checkpoints: Path) -> None:
     if not checkpoints.resolve().is_relative_to(folder.resolve()):
         mark = uuid.uuid4().hex
         for place in (folder, checkpoints):
-            with replacing_file(place / _PLACE_MARK) as new:
+            with replacing_file(place / OWNER_MARK) as new:
                 new.write_text(mark, encoding="ascii")
 
 
@@ -132,7 +143,7 @@ def take_folder(folder: Path, checkpoints: Path, *, config: str | None, ckpt_pat
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
     if config is not None:
-        with clearing(folder, checkpoints), replacing_file(folder / "config.yaml") as new:
+        with clearing(folder, checkpoints), replacing_file(folder / CONFIG) as new:
             new.write_text(config, encoding="utf-8")
         _mark(folder, checkpoints)
     if ckpt_path is not None:
@@ -142,14 +153,14 @@ def take_folder(folder: Path, checkpoints: Path, *, config: str | None, ckpt_pat
 
 def _lock_of(folder: Path) -> filelock.BaseFileLock:
     """Return the one lock of a folder that this process has; the system gives it up with the process."""
-    return filelock.FileLock(folder / ".lock", is_singleton=True)
+    return filelock.FileLock(folder / LOCK, is_singleton=True)
 
 
 def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
     """Remove what a run wrote after one of its checkpoints, so that this is the last one."""
     phase = checkpoint.resolve().parent
     mine = checkpoints_in(phase)
-    if phase.parent != checkpoints.resolve() or phase.name not in PHASES or checkpoint.resolve() not in mine:
+    if phase.parent != checkpoints.resolve() or phase.name not in list(Phase) or checkpoint.resolve() not in mine:
         raise InputError(
             f"ckpt_path={checkpoint} is none of the checkpoints that runs go on from: those are called "
             f"{checkpoints / 'PHASE' / 'step-N.ckpt'}."
@@ -159,9 +170,9 @@ def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
         raise InputError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last whole one.")
     for later in mine[: mine.index(checkpoint.resolve())]:
         later.unlink()
-    forget_phases(checkpoints, after=phase.name)
-    if phase.name == "teacher":
-        forget_model(folder / "teacher")
+    forget_phases(checkpoints, after=Phase(phase.name))
+    if phase.name == Phase.TEACHER:
+        forget_model(folder / TEACHER)
 
 
 def _lock(folder: Path) -> filelock.BaseFileLock:

@@ -7,6 +7,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from gating.errors import InputError
+from gating.run.folder.contents import CONFIG
 
 __all__ = ["checkpoints_of", "is_run", "leaves", "read_settings_of"]
 
@@ -17,10 +18,10 @@ _NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in ano
 
 def is_run(folder: Path) -> bool:
     """Say whether a folder is that of a run."""
-    return (folder / "config.yaml").is_file()
+    return (folder / CONFIG).is_file()
 
 
-def read_settings_of(folder: Path, *, name: str = "config.yaml") -> dict[str, Any]:
+def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
     """Return the settings of the run in a folder, as they stand there.
 
     Args:
