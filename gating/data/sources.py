@@ -11,7 +11,7 @@ import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
-from gating.data.held_out import draw, find_classes
+from gating.data.held_out import draw, find_class_column
 from gating.data.tables import read_file, warn_of_same_files
 from gating.errors import InputError, MissingFileError
 from gating.models.hub import cached_folder, package_folder, require_hub
@@ -142,7 +142,7 @@ def load_hub(
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
     splits = {split: _from_hub(path, name, spec, split) for split, spec in wanted.items() if spec is not None}
     if validation_split is None:
-        splits |= draw(splits["train"], ["validation"], label=find_classes(splits["train"]), seed=seed)
+        splits |= draw(splits["train"], ["validation"], label=find_class_column(splits["train"]), seed=seed)
     return Examples(DatasetDict(splits))
 
 

@@ -20,7 +20,7 @@ from gating.distributed.launch import check_processes, root_device, start_proces
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.models.adapters import Adapters, check_adapters
-from gating.models.memory import check_checkpointing, save_memory
+from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
 from gating.models.sources import ModelSource, make_blueprint, teacher_source
 from gating.objectives import NoObjective, Objective
 from gating.pruning.speedup import num_heads_for_speedup
@@ -61,7 +61,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     blueprint = make_blueprint(source, task.auto_class)
     check_adapters(adapters, source, blueprint)
     if cfg.gradient_checkpointing:
-        check_checkpointing(blueprint, compiled=cfg.compile)
+        check_gradient_checkpointing(blueprint, compiled=cfg.compile)
     discovers = cfg.gates.get("discover")
     if not discovers:
         # On the model without weights: whether gates and budget fit it is known before anything is loaded.
@@ -70,7 +70,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
         else:
             find_attention_blocks(blueprint)
     processor, prepared, data = _load_data(settings["data"], task, source, blueprint, seed=cfg.seed)
-    data.divide(num_processes)
+    data.shard(num_processes)
     model = source.load(task.auto_class, **prepared.config)
     if discovers:
         # What is found has to be tried out, which takes weights.
@@ -80,7 +80,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
             _check_emptying(gates, settings["objective"])
         gates.remove()
     if cfg.gradient_checkpointing:
-        save_memory(model)
+        enable_gradient_checkpointing(model)
     distillation, teacher = _load_teacher(settings["distillation"], task, model, data)
     total_steps = count_steps(settings["trainer"], num_batches=data.num_batches())
     num_evaluated = {
@@ -109,7 +109,7 @@ def prepare(cfg: DictConfig, settings: dict[str, Any], before: Path | None) -> R
     start_processes(settings["trainer"], num_processes)
     if settings["objective"].get("speedup"):
         work.objective = _budget_for_speedup(cfg, work, settings, before)
-    data.divide(num_processes, part=rank())
+    data.shard(num_processes, index=rank())
     _open_folder(cfg, work, settings, before)
     return work
 

@@ -127,7 +127,7 @@ class Run:
         elif is_rank_zero():
             print(f"{phase} goes on from {checkpoint}")
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        self.data.go_on_after(batches_before)
+        self.data.start_after(batches_before)
         with self.summary.timed(phase):
             # from_pretrained leaves models in evaluation mode, and Lightning does not change that.
             trainer.fit(module.train(), datamodule=self.data, ckpt_path=checkpoint)

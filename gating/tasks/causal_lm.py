@@ -14,7 +14,7 @@ from gating.data.batches import Batch
 from gating.data.sources import Examples
 from gating.data.text.token_blocks import read_blocks
 from gating.data.text.tokenizers import load_or_train_tokenizer
-from gating.data.text.tokens import readable_length
+from gating.data.text.tokens import truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
@@ -114,7 +114,7 @@ class CausalLM:
     def _write(
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, prompt: list[int], *, seed: int
     ) -> Sample:
-        room = readable_length(model, len(prompt) + self._sample_length)
+        room = truncation_length(model, len(prompt) + self._sample_length)
         # Of a prompt that fills the model's positions, the end counts.
         prompt = prompt[-max(1, room - self._sample_length) :]
         ids = torch.tensor([prompt], device=model.device)

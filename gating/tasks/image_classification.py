@@ -9,10 +9,10 @@ from transformers import AutoModelForImageClassification, DefaultDataCollator, I
 
 from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
-from gating.data.images import load_image_processor, serve_images, vision_config
+from gating.data.images import load_image_processor, transform_images, vision_config
 from gating.data.labels import LABEL_COLUMNS, encode_labels
 from gating.data.sources import Examples
-from gating.data.text.tokens import check_filled
+from gating.data.text.tokens import check_no_nulls
 from gating.models.sources import ModelSource
 from gating.report.score import Score
 from gating.tasks.base import Prepared
@@ -62,11 +62,11 @@ class ImageClassification:
             "label": find_column(examples.splits, label_column, (*LABEL_COLUMNS, "fine_label")),
         }
         splits, label_names = encode_labels(take_columns(examples.splits, columns))
-        check_filled(splits, ["image"])
+        check_no_nulls(splits, ["image"])
         names = self._metrics or examples.metrics or ("accuracy",)
         channels = getattr(vision_config(blueprint), "num_channels", 3)
         served = {
-            split: serve_images(table, processor, num_channels=channels, where=split) for split, table in splits.items()
+            split: transform_images(table, processor, num_channels=channels, where=split) for split, table in splits.items()
         }
         return Prepared(
             splits=DatasetDict(served),

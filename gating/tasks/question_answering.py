@@ -19,7 +19,7 @@ from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
-from gating.data.text.tokens import check_filled, check_texts, readable_length, require_offsets, tokenise
+from gating.data.text.tokens import check_no_nulls, check_texts, truncation_length, require_offsets, tokenize
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
@@ -87,20 +87,20 @@ class QuestionAnswering:
             "answers": find_column(examples.splits, answers_column, ("answers", "answer")),
         }
         taken = take_columns(examples.splits, columns)
-        check_filled(taken, ["answers"])
+        check_no_nulls(taken, ["answers"])
         check_texts(taken, ["context", "question"])
         splits = read_answers(taken)
-        length = readable_length(blueprint, max_length)
+        length = truncation_length(blueprint, max_length)
         stride = check_stride(length, stride)
         numbered = _number(splits)
         held_out = {split: table for split, table in numbered.items() if split != "train"}
         # Tokenizers remember how they were used last, and the cache tells them apart by that: each part has its own.
-        train = tokenise(
+        train = tokenize(
             # Nothing is compared with training examples.
             DatasetDict(train=numbered["train"]),
             make_windows(deepcopy(processor), length, stride, with_offsets=False),
         )
-        windows = tokenise(DatasetDict(held_out), make_windows(deepcopy(processor), length, stride, with_offsets=True))
+        windows = tokenize(DatasetDict(held_out), make_windows(deepcopy(processor), length, stride, with_offsets=True))
         references = concatenate_datasets([splits[split] for split in held_out])
         unanswerable = any(not answers["text"] for answers in splits["train"]["answers"])
         return Prepared(

@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from gating.data.batches import Batch
-from gating.data.columns import find_column, find_texts, take_columns
+from gating.data.columns import find_column, find_text_columns, take_columns
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
-from gating.data.text.tokens import check_texts, readable_length, tokenise_labelled
+from gating.data.text.tokens import check_texts, truncation_length, tokenize_labeled
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
@@ -55,7 +55,7 @@ class Regression:
         text_pair_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Tokenise texts and read numbers.
+        """Tokenize texts and read numbers.
 
         Args:
             examples: The data.
@@ -66,14 +66,14 @@ class Regression:
             text_pair_column: Column of the second text, where examples are pairs.
             label_column: Column of the number.
         """
-        texts = find_texts(examples.splits, text_column, text_pair_column)
+        texts = find_text_columns(examples.splits, text_column, text_pair_column)
         label = find_column(examples.splits, label_column, _NUMBER_COLUMNS)
         splits = encode_numbers(take_columns(examples.splits, {**texts, "label": label}))
         check_texts(splits, list(texts))
         metrics, score = number_metrics(self._metrics or examples.metrics or ("pearson", "spearman"))
-        length = readable_length(blueprint, max_length)
+        length = truncation_length(blueprint, max_length)
         return Prepared(
-            splits=tokenise_labelled(splits, processor, list(texts), length),
+            splits=tokenize_labeled(splits, processor, list(texts), length),
             collate=DataCollatorWithPadding(processor),
             metrics=metrics,
             score=score,

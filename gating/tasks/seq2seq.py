@@ -19,7 +19,7 @@ from gating.data.batches import Batch
 from gating.data.columns import take_columns
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
-from gating.data.text.tokens import check_texts, readable_length, tokenise
+from gating.data.text.tokens import check_texts, truncation_length, tokenize
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
@@ -113,7 +113,7 @@ class Seq2Seq:
         text_column: str | None = None,
         text_pair_column: str | None = None,
     ) -> Prepared:
-        """Tokenise sources and targets.
+        """Tokenize sources and targets.
 
         Args:
             examples: The data.
@@ -127,10 +127,10 @@ class Seq2Seq:
         columns = _find_columns(examples.splits, text_column, text_pair_column)
         texts = take_columns(examples.splits, columns)
         check_texts(texts, list(columns))
-        length = readable_length(blueprint, max_length)
+        length = truncation_length(blueprint, max_length)
         target_length = length
         if max_target_length is not None:
-            target_length = readable_length(blueprint, max_target_length, name="data.max_target_length")
+            target_length = truncation_length(blueprint, max_target_length, name="data.max_target_length")
         self._write = _Writer(processor, num_beams=self._num_beams, max_length=target_length)
         ids: dict[str, Any] = dict(special_token_ids(processor, blueprint.config))
         # It shifts targets as the model itself will do, each family in its way.
@@ -143,7 +143,7 @@ class Seq2Seq:
             # What was saved with the model may force another language.
             ids["forced_bos_token_id"] = _language_token(processor, self._languages["target"])
         return Prepared(
-            splits=_tokenise(texts, processor, prefix=self._prefix, length=length, target_length=target_length),
+            splits=_tokenize(texts, processor, prefix=self._prefix, length=length, target_length=target_length),
             collate=collate,
             metrics=token_metrics(blueprint.config.get_text_config(decoder=True).vocab_size),
             score=PERPLEXITY,
@@ -245,7 +245,7 @@ def _find_columns(splits: DatasetDict, text: str | None, text_pair: str | None) 
     return {"text": text or usual[0], "text_pair": text_pair or usual[1]}
 
 
-def _tokenise(
+def _tokenize(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, *, prefix: str, length: int, target_length: int
 ) -> DatasetDict:
     def function(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -254,4 +254,4 @@ def _tokenise(
         labels = tokenizer(text_target=targets, truncation=True, max_length=target_length)
         return {"input_ids": tokens["input_ids"], "labels": labels["input_ids"], "metric_target": targets}
 
-    return tokenise(splits, function)
+    return tokenize(splits, function)

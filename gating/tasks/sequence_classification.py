@@ -13,11 +13,11 @@ from transformers import (
 )
 
 from gating.data.batches import Batch
-from gating.data.columns import find_column, find_texts, take_columns
+from gating.data.columns import find_column, find_text_columns, take_columns
 from gating.data.labels import LABEL_COLUMNS, encode_labels
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
-from gating.data.text.tokens import check_texts, readable_length, tokenise_labelled
+from gating.data.text.tokens import check_texts, truncation_length, tokenize_labeled
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.report.score import Score
@@ -54,7 +54,7 @@ class SequenceClassification:
         text_pair_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Tokenise texts and number classes.
+        """Tokenize texts and number classes.
 
         Args:
             examples: The data.
@@ -65,14 +65,14 @@ class SequenceClassification:
             text_pair_column: Column of the second text, where examples are pairs.
             label_column: Column of the label.
         """
-        texts = find_texts(examples.splits, text_column, text_pair_column)
+        texts = find_text_columns(examples.splits, text_column, text_pair_column)
         label = find_column(examples.splits, label_column, LABEL_COLUMNS)
         splits, label_names = encode_labels(take_columns(examples.splits, {**texts, "label": label}))
         check_texts(splits, list(texts))
-        length = readable_length(blueprint, max_length)
+        length = truncation_length(blueprint, max_length)
         names = self._metrics or examples.metrics or ("accuracy",)
         return Prepared(
-            splits=tokenise_labelled(splits, processor, list(texts), length),
+            splits=tokenize_labeled(splits, processor, list(texts), length),
             collate=DataCollatorWithPadding(processor),
             metrics=class_metrics(names, num_classes=len(label_names)),
             score=Score(names[0]),

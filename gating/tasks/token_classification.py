@@ -16,7 +16,7 @@ from transformers import (
 from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
 from gating.data.sources import Examples
-from gating.data.text.tokens import check_filled, load_tokenizer, readable_length, require_offsets, tokenise
+from gating.data.text.tokens import check_no_nulls, load_tokenizer, truncation_length, require_offsets, tokenize
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
@@ -63,7 +63,7 @@ class TokenClassification:
         text_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Tokenise words, and give the first token of each word its tag.
+        """Tokenize words, and give the first token of each word its tag.
 
         Args:
             examples: The data.
@@ -78,11 +78,11 @@ class TokenClassification:
             "label": find_column(examples.splits, label_column, _TAG_COLUMNS),
         }
         taken = take_columns(examples.splits, columns)
-        check_filled(taken, list(columns))
+        check_no_nulls(taken, list(columns))
         splits, tag_names = encode_tags(taken)
         names = self._metrics or examples.metrics or (_SPANS if mark_spans(tag_names) else ("accuracy",))
         return Prepared(
-            splits=_tokenise_words(splits, processor, readable_length(blueprint, max_length)),
+            splits=_tokenize_words(splits, processor, truncation_length(blueprint, max_length)),
             collate=DataCollatorForTokenClassification(processor),
             metrics=MetricCollection({name: _metric(name, tag_names) for name in names}),
             score=Score(names[0]),
@@ -109,7 +109,7 @@ def _metric(name: str, tag_names: list[str]) -> Metric:
     return SpanScore(tag_names, kind=name)  # type: ignore[arg-type]
 
 
-def _tokenise_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+def _tokenize_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
     def function(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         tokens = tokenizer(
             batch["words"],
@@ -130,4 +130,4 @@ def _tokenise_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max
             labels.append(targets)
         return {**tokens, "labels": labels}
 
-    return tokenise(splits, function)
+    return tokenize(splits, function)

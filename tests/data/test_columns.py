@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from gating.data.columns import find_column, find_inputs, find_texts, take_columns
+from gating.data.columns import find_column, find_input_columns, find_text_columns, take_columns
 
 
 def splits(*names: str) -> DatasetDict:
@@ -21,13 +21,13 @@ def splits(*names: str) -> DatasetDict:
     ],
 )
 def test_texts_and_pairs_are_found_by_their_usual_names(names, found):
-    assert find_texts(splits(*names), None, None) == found
+    assert find_text_columns(splits(*names), None, None) == found
 
 
 def test_a_text_that_is_named_is_no_pair_unless_its_second_is_named_too():
     data = splits("text_a", "text_b")
-    assert find_texts(data, "text_a", None) == {"text": "text_a"}
-    assert find_texts(data, "text_b", "text_a") == {"text": "text_b", "text_pair": "text_a"}
+    assert find_text_columns(data, "text_a", None) == {"text": "text_a"}
+    assert find_text_columns(data, "text_b", "text_a") == {"text": "text_b", "text_pair": "text_a"}
 
 
 def test_columns_get_the_names_of_their_roles():
@@ -70,4 +70,4 @@ def test_one_column_cannot_have_two_roles():
     ],
 )
 def test_what_a_model_reads_is_found_without_the_task(names, settings, found):
-    assert find_inputs(splits(*names)["train"], settings) == found
+    assert find_input_columns(splits(*names)["train"], settings) == found

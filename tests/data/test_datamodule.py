@@ -82,10 +82,10 @@ def test_batch_size_below_one_is_refused(tokenizer):
 def test_next_phase_goes_on_where_the_last_one_ended(tokenizer):
     data = make_data(tokenizer, batch_size=4)
     first = [batch["input_ids"].tolist() for batch in data.train_dataloader()]
-    data.go_on_after(3)
+    data.start_after(3)
     rest = [batch["input_ids"].tolist() for batch in data.train_dataloader()]
     assert rest[:7] == first[3:]
-    data.go_on_after(10)
+    data.start_after(10)
     loader = data.train_dataloader()
     again = make_data(tokenizer, batch_size=4).train_dataloader()
     again.sampler.set_epoch(1)
@@ -97,7 +97,7 @@ def test_processes_share_each_batch_of_one_process(tokenizer, batch_size):
     whole = make_data(tokenizer, batch_size=2 * batch_size)
     parts = [make_data(tokenizer, batch_size=batch_size) for _ in range(2)]
     for number, part in enumerate(parts):
-        part.divide(2, part=number)
+        part.shard(2, index=number)
         assert part.num_batches() == whole.num_batches()
     together = [
         sorted(ids_of(first) + ids_of(second))
@@ -113,9 +113,9 @@ def ids_of(batch) -> list[int]:
 
 def test_processes_go_on_where_the_last_phase_ended(tokenizer):
     data = make_data(tokenizer, batch_size=4)
-    data.divide(2, part=1)
+    data.shard(2, index=1)
     first = [ids_of(batch) for batch in data.train_dataloader()]
-    data.go_on_after(3)
+    data.start_after(3)
     assert [ids_of(batch) for batch in data.train_dataloader()][:2] == first[3:]
 
 
@@ -125,7 +125,7 @@ def test_every_example_is_evaluated_once_in_as_many_batches_by_each_process(toke
     data = make_data(tokenizer, eval_batch_size=eval_batch_size)
     batches = []
     for part in range(num_parts):
-        data.divide(num_parts, part=part)
+        data.shard(num_parts, index=part)
         batches.append([ids_of(batch) for batch in data.val_dataloader()])
     assert len({len(mine) for mine in batches}) == 1
     seen = Counter(example for mine in batches for batch in mine for example in batch)
@@ -136,7 +136,7 @@ def test_every_example_is_evaluated_once_in_as_many_batches_by_each_process(toke
 
 def test_more_processes_than_examples_are_refused(tokenizer):
     with pytest.raises(ValueError, match="9 example"):
-        make_data(tokenizer).divide(10)
+        make_data(tokenizer).shard(10)
 
 
 @pytest.mark.parametrize("from_file", [True, False])

@@ -7,7 +7,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as Pillow
 from transformers import ViTConfig, ViTForImageClassification
 
-from gating.data.images import load_image_processor, serve_images
+from gating.data.images import load_image_processor, transform_images
 from gating.models.sources import NewModel, Pretrained
 
 
@@ -32,7 +32,7 @@ def test_images_of_any_size_and_colour_become_what_a_new_model_reads(channels, m
     features = Features({"image": Image(), "label": Value("int64")})
     images = [picture(mode), picture(mode, width=30)]
     table = Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
-    served = serve_images(table, made, num_channels=channels, where="train")
+    served = transform_images(table, made, num_channels=channels, where="train")
     rows = [served[0], served[1]]
     assert [row["labels"] for row in rows] == [0, 1]
     for row in rows:
@@ -45,7 +45,7 @@ def test_pixels_of_the_right_size_are_only_scaled():
     pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     features = Features({"image": Image(), "label": Value("int64")})
     table = Dataset.from_dict({"image": [Pillow.fromarray(pixels)], "label": [0]}, features=features)
-    served = serve_images(table, made, num_channels=1, where="train")
+    served = transform_images(table, made, num_channels=1, where="train")
     expected = torch.from_numpy(pixels.astype("float32"))[None] / 255 * 2 - 1
     assert torch.allclose(served[0]["pixel_values"], expected, atol=1e-6)
 
@@ -54,15 +54,15 @@ def test_files_of_images_can_be_named_in_a_column(tmp_path):
     picture("L").save(tmp_path / "one.png")
     made = load_image_processor(NewModel("vit"), blueprint(image_size=8, num_channels=3))
     table = Dataset.from_dict({"image": [str(tmp_path / "one.png")], "label": [0]})
-    assert serve_images(table, made, num_channels=3, where="train")[0]["pixel_values"].shape == (3, 8, 8)
+    assert transform_images(table, made, num_channels=3, where="train")[0]["pixel_values"].shape == (3, 8, 8)
     (tmp_path / "one.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"train data names the image .*one\.png"):
-        serve_images(table, made, num_channels=3, where="train")
+        transform_images(table, made, num_channels=3, where="train")
 
 
 def test_column_without_images_is_named():
     with pytest.raises(ValueError, match=r"data\.image_column="):
-        serve_images(Dataset.from_dict({"image": [3], "label": [0]}), None, num_channels=3, where="train")
+        transform_images(Dataset.from_dict({"image": [3], "label": [0]}), None, num_channels=3, where="train")
 
 
 def test_model_without_an_image_processor_is_named(tmp_path):
@@ -80,7 +80,7 @@ def test_bright_and_dark_are_told_apart_in_16_bits(mode):
     assert deep.mode == mode
     features = Features({"image": Image(), "label": Value("int64")})
     table = Dataset.from_dict({"image": [deep, Pillow.fromarray(bytes_)], "label": [0, 1]}, features=features)
-    served = serve_images(table, made, num_channels=3, where="train")
+    served = transform_images(table, made, num_channels=3, where="train")
     assert torch.equal(served[0]["pixel_values"], served[1]["pixel_values"])
 
 
@@ -89,17 +89,17 @@ def test_numbers_without_a_known_white_are_refused():
     odd = Pillow.fromarray(np.full((4, 4), 1e5, dtype=np.float32))
     table = Dataset.from_dict({"image": [{"path": None, "bytes": _tiff(odd)}], "label": [0]})
     with pytest.raises(ValueError, match=r"mode F.*save it with 8 or 16 bits"):
-        serve_images(table.cast_column("image", Image()), made, num_channels=3, where="train")
+        transform_images(table.cast_column("image", Image()), made, num_channels=3, where="train")
 
 
 def test_files_as_bytes_are_read_and_what_does_not_fit_is_told_at_once():
     image = Pillow.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * 16)
     table = Dataset.from_dict({"image": [_tiff(image)], "label": [0]})
     made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=1))
-    assert serve_images(table, made, num_channels=1, where="train")[0]["pixel_values"].shape == (1, 4, 4)
+    assert transform_images(table, made, num_channels=1, where="train")[0]["pixel_values"].shape == (1, 4, 4)
     made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=3))
     with pytest.raises(ValueError, match=r"first image of the train data cannot be made what the model reads"):
-        serve_images(table, made, num_channels=1, where="train")
+        transform_images(table, made, num_channels=1, where="train")
 
 
 def _tiff(image: Pillow.Image) -> bytes:

@@ -17,7 +17,7 @@ from transformers import (
 import gating
 from gating.data.sources import load_files
 from gating.data.text.tokenizers import train_tokenizer
-from gating.data.text.tokens import readable_length
+from gating.data.text.tokens import truncation_length
 from gating.models.adapters import LoRA
 from tests.run.test_train import run_here, setting
 from tests.support.interruptions import end_of
@@ -103,7 +103,7 @@ def test_models_made_of_two_read_what_both_have_positions_for():
     encoder = BertModel(BertConfig(**sizes, max_position_embeddings=16))
     decoder = BertConfig(**sizes, max_position_embeddings=24, is_decoder=True, add_cross_attention=True)
     model = EncoderDecoderModel(encoder=encoder, decoder=BertLMHeadModel(decoder))
-    assert readable_length(model, 128) == 16
+    assert truncation_length(model, 128) == 16
 
 
 def test_merged_adapters_leave_the_output_with_the_embedding_that_it_shares(tmp_path):

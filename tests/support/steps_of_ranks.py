@@ -85,7 +85,7 @@ def train_some_steps(folder: Path, *, num_processes: int, batch_size: int) -> di
         log_every_n_steps=1,
         callbacks=[recorder],
     )
-    data.divide(num_processes, part=rank())
+    data.shard(num_processes, index=rank())
     module.train()
     trainer.fit(module, datamodule=data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from transformers import BertForSequenceClassification
 
 import gating
-from gating.models.memory import save_memory
+from gating.models.gradient_checkpointing import enable_gradient_checkpointing
 from gating.report.history import History
 from gating.report.score import Score
 from gating.tasks import SequenceClassification
@@ -198,7 +198,7 @@ def test_recomputed_activations_give_the_same_losses_and_gradients(folder):
     def gradients(recompute: bool) -> dict[str, torch.Tensor]:
         module = make_module(folder)  # with dropout and the noise of gates
         if recompute:
-            save_memory(module.model)
+            enable_gradient_checkpointing(module.model)
         torch.nn.init.normal_(module.gates.log_alpha, generator=torch.Generator().manual_seed(0))
         torch.manual_seed(1)
         loss = module.model(**BATCH).loss

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.data.columns import find_column, take_columns
 from gating.data.sources import Examples
-from gating.data.text.tokens import check_texts, readable_length, tokenise
+from gating.data.text.tokens import check_texts, truncation_length, tokenize
 from gating.errors import InputError
 
 __all__ = ["cut_into_blocks", "read_blocks"]
@@ -43,7 +43,7 @@ def read_blocks(
     """
     texts = take_columns(examples.splits, {"text": find_column(examples.splits, text_column, _TEXT_COLUMNS)})
     check_texts(texts, ["text"])
-    return cut_into_blocks(texts, tokenizer, length=readable_length(blueprint, max_length), with_ends=with_ends)
+    return cut_into_blocks(texts, tokenizer, length=truncation_length(blueprint, max_length), with_ends=with_ends)
 
 
 def cut_into_blocks(
@@ -66,7 +66,7 @@ def cut_into_blocks(
     def function(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"input_ids": tokenizer([str(text) for text in batch["text"]])["input_ids"]}
 
-    tokens = tokenise(splits, function)
+    tokens = tokenize(splits, function)
     end = tokenizer.eos_token_id if with_ends else None
     blocks = {}
     for split, table in tokens.items():

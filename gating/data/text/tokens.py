@@ -16,13 +16,13 @@ from gating.errors import InputError, loading, shorten
 from gating.models.sources import ModelSource
 
 __all__ = [
-    "check_filled",
+    "check_no_nulls",
     "check_texts",
     "load_tokenizer",
-    "readable_length",
+    "truncation_length",
     "require_offsets",
-    "tokenise",
-    "tokenise_labelled",
+    "tokenize",
+    "tokenize_labeled",
 ]
 
 
@@ -70,7 +70,7 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrained
     return tokenizer
 
 
-def readable_length(blueprint: PreTrainedModel, max_length: int, *, name: str = "data.max_length") -> int:
+def truncation_length(blueprint: PreTrainedModel, max_length: int, *, name: str = "data.max_length") -> int:
     """Return how many tokens of a text to use: ``max_length``, or as many as the model has positions for.
 
     Raises:
@@ -92,7 +92,7 @@ def readable_length(blueprint: PreTrainedModel, max_length: int, *, name: str = 
     return min(max_length, positions)
 
 
-def tokenise(splits: DatasetDict, function: Callable[..., Any]) -> DatasetDict:
+def tokenize(splits: DatasetDict, function: Callable[..., Any]) -> DatasetDict:
     """Replace every split by what a function makes of it in batches, from the cache where it has been made before."""
     tokens: DatasetDict = splits.map(
         function,
@@ -104,7 +104,7 @@ def tokenise(splits: DatasetDict, function: Callable[..., Any]) -> DatasetDict:
     return tokens
 
 
-def tokenise_labelled(
+def tokenize_labeled(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
 ) -> DatasetDict:
     """Replace texts, or pairs of texts, by tokens, and ``label`` by ``labels``.
@@ -131,7 +131,7 @@ def tokenise_labelled(
                     values[row] = [{"input_ids": placeholder, "attention_mask": 1}.get(name, 0)]
         return {**tokens, "labels": batch["label"]}
 
-    return tokenise(splits, function)
+    return tokenize(splits, function)
 
 
 def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
@@ -140,7 +140,7 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
     Raises:
         ValueError: A row has none, or something else, such as a list; the message says which.
     """
-    check_filled(splits, columns)
+    check_no_nulls(splits, columns)
     for split, table in splits.items():
         for column in columns:
             feature = table.features[column]
@@ -154,7 +154,7 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
                 )
 
 
-def check_filled(splits: DatasetDict, columns: Sequence[str]) -> None:
+def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
     """Make sure that no row lacks one of some columns.
 
     Raises:

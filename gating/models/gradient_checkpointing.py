@@ -1,0 +1,37 @@
+"""Gradient checkpointing: activations are recomputed in the backward pass to save memory."""
+
+from transformers import PreTrainedModel
+
+from gating.errors import InputError
+
+__all__ = ["check_gradient_checkpointing", "enable_gradient_checkpointing"]
+
+
+def check_gradient_checkpointing(blueprint: PreTrainedModel, *, compiled: bool) -> None:
+    """Check that a model supports gradient checkpointing.
+
+    Args:
+        blueprint: The model without weights.
+        compiled: Whether the model will be compiled.
+
+    Raises:
+        ValueError: transformers does not support it for models of this class, or torch not in a compiled model.
+    """
+    if compiled:
+        raise InputError(
+            "gradient_checkpointing=true does not go with compile=true: torch cannot take gates through both; "
+            "choose one of them."
+        )
+    if not blueprint.supports_gradient_checkpointing:
+        raise InputError(
+            f"gradient_checkpointing=true: {type(blueprint).__name__} does not offer it; leave it out, and take a "
+            "smaller data.batch_size with trainer.accumulate_grad_batches=2 instead."
+        )
+
+
+def enable_gradient_checkpointing(model: PreTrainedModel) -> None:
+    """Enable gradient checkpointing of a model, in place."""
+    # transformers deprecated the second name during version 5.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    # Reentrant checkpoints lose gradients where a layer's inputs need none, and cannot be compiled.
+    enable({"use_reentrant": False})
