@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gating.data import sources
 from gating.data.text.tokens import load_tokenizer
-from gating.models.sources import Pretrained, make_blueprint
+from gating.models.blueprint import make_blueprint
+from gating.models.sources import Pretrained
 from gating.tasks import SequenceClassification
 from gating.tracking.verbosity import quiet_libraries
 

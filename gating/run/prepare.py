@@ -20,8 +20,9 @@ from gating.distributed.launch import check_processes, root_device, start_proces
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.models.adapters import Adapters, check_adapters
+from gating.models.blueprint import make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
-from gating.models.sources import ModelSource, make_blueprint, teacher_source
+from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import NoObjective, Objective
 from gating.pruning.speedup import num_heads_for_speedup
 from gating.run.folder.state import check_places, check_places_of, take_folder

@@ -66,7 +66,8 @@ class ImageClassification:
         names = self._metrics or examples.metrics or ("accuracy",)
         channels = getattr(vision_config(blueprint), "num_channels", 3)
         served = {
-            split: transform_images(table, processor, num_channels=channels, where=split) for split, table in splits.items()
+            split: transform_images(table, processor, num_channels=channels, where=split)
+            for split, table in splits.items()
         }
         return Prepared(
             splits=DatasetDict(served),

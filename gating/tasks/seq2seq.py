@@ -19,7 +19,7 @@ from gating.data.batches import Batch
 from gating.data.columns import take_columns
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
-from gating.data.text.tokens import check_texts, truncation_length, tokenize
+from gating.data.text.tokens import check_texts, tokenize, truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids

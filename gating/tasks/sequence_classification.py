@@ -17,7 +17,7 @@ from gating.data.columns import find_column, find_text_columns, take_columns
 from gating.data.labels import LABEL_COLUMNS, encode_labels
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
-from gating.data.text.tokens import check_texts, truncation_length, tokenize_labeled
+from gating.data.text.tokens import check_texts, tokenize_labeled, truncation_length
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.report.score import Score

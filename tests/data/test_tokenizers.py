@@ -6,7 +6,8 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from gating.data.text.tokenizers import load_or_train_tokenizer, train_tokenizer
-from gating.models.sources import NewModel, Pretrained, make_blueprint
+from gating.models.blueprint import make_blueprint
+from gating.models.sources import NewModel, Pretrained
 from gating.models.special_tokens import special_token_ids
 
 TEXT = "To be, or not to be:\n\n  that is the question. " * 20

@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from gating.data.text.tokens import load_tokenizer
-from gating.models.sources import NewModel, Pretrained, make_blueprint
+from gating.models.blueprint import make_blueprint
+from gating.models.sources import NewModel, Pretrained
 from tests.support.tiny_run import make_model_folder
 
 SMALL_VIT = {"image_size": 8, "patch_size": 2, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}

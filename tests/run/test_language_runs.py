@@ -16,7 +16,8 @@ import train
 from benchmarks.faults.outcome import Outcome
 from gating.data.sources import load_files
 from gating.data.text_files import load_text
-from gating.models.sources import NewModel, make_blueprint
+from gating.models.blueprint import make_blueprint
+from gating.models.sources import NewModel
 from gating.pruning.measure import count_heads_by_kind
 from gating.tasks import CausalLM, Seq2Seq
 from tests.support.family_models import FAMILIES, SEQ2SEQ, T5

@@ -33,7 +33,8 @@ from gating.data.sources import Examples, load_files
 from gating.data.text.tokens import load_tokenizer
 from gating.distributed.launch import check_processes
 from gating.errors import explain, is_input_error
-from gating.models.sources import Pretrained, make_blueprint
+from gating.models.blueprint import make_blueprint
+from gating.models.sources import Pretrained
 from gating.run.settings.read import make_objective, read_settings, try_settings
 from gating.tasks.sequence_classification import SequenceClassification
 from tests.support.family_models import FAMILIES

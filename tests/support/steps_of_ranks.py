@@ -12,7 +12,8 @@ import gating
 from gating.data.datamodule import ExampleDataModule
 from gating.data.sources import Examples
 from gating.distributed.collectives import rank
-from gating.models.sources import Pretrained, make_blueprint
+from gating.models.blueprint import make_blueprint
+from gating.models.sources import Pretrained
 from gating.report.score import Score
 from gating.tasks import SequenceClassification
 from gating.tasks.metrics.classes import class_metrics

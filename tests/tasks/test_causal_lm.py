@@ -11,7 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gating.data.batches import num_targets
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import train_tokenizer
-from gating.models.sources import NewModel, make_blueprint
+from gating.models.blueprint import make_blueprint
+from gating.models.sources import NewModel
 from gating.tasks import CausalLM
 from gating.training.evaluation import evaluate
 

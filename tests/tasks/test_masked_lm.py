@@ -9,7 +9,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import train_tokenizer
-from gating.models.sources import NewModel, make_blueprint
+from gating.models.blueprint import make_blueprint
+from gating.models.sources import NewModel
 from gating.tasks import MaskedLM
 from gating.training.evaluation import evaluate
 

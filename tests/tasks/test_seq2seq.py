@@ -13,7 +13,8 @@ from transformers import AutoModelForSeq2SeqLM as Auto
 
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import train_tokenizer
-from gating.models.sources import Pretrained, make_blueprint
+from gating.models.blueprint import make_blueprint
+from gating.models.sources import Pretrained
 from gating.tasks import Seq2Seq
 from gating.training.evaluation import evaluate
 from tests.support.tiny_run import make_model_folder

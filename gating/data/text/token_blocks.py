@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.data.columns import find_column, take_columns
 from gating.data.sources import Examples
-from gating.data.text.tokens import check_texts, truncation_length, tokenize
+from gating.data.text.tokens import check_texts, tokenize, truncation_length
 from gating.errors import InputError
 
 __all__ = ["cut_into_blocks", "read_blocks"]

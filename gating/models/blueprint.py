@@ -1,0 +1,37 @@
+"""Models without weights, to count heads and check settings before anything is loaded."""
+
+import torch
+from transformers import PreTrainedModel
+
+from gating.errors import InputError, explain
+from gating.models.sources import ModelSource
+
+__all__ = ["make_blueprint"]
+
+
+def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
+    """Return a model without weights, on the meta device.
+
+    Args:
+        source: The source of the model.
+        auto_class: Auto class of transformers.
+
+    Raises:
+        ValueError: transformers cannot create the model, or has no class of this Auto class for its family.
+    """
+    config = source.load_config()
+    families = getattr(auto_class, "_model_mapping", None)
+    if families is not None and type(config) not in families:
+        raise InputError(
+            f"The model {source.title} cannot be used for this task ({auto_class.__name__}): transformers has no such "
+            f"model of the family {config.model_type}. Choose another model, or another task."
+        )
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class.from_config(config)  # type: ignore[attr-defined]
+    except Exception as error:  # A wrong configuration raises errors of many types.
+        reason = explain(error)
+        raise InputError(
+            f"The model {source.title} cannot be used for this task ({auto_class.__name__}): {reason}"
+        ) from error
+    return model

@@ -1,0 +1,42 @@
+"""Changes to model configurations, checked by name and type."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+from gating.errors import InputError
+
+__all__ = ["check_names", "load_checked", "without_generation_values"]
+
+
+def check_names(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
+    """Check that a configuration has all values that are changed.
+
+    Raises:
+        ValueError: It lacks one; the message suggests a similar name.
+    """
+    for name in changes:
+        if not hasattr(config, name):
+            close = difflib.get_close_matches(name, config.to_dict(), n=1)
+            hint = f" Did you mean model.config.{close[0]}?" if close else ""
+            raise InputError(f"model.config.{name} is no value of a {config.model_type} configuration.{hint}")
+
+
+def load_checked(load: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:
+    """Return a loaded configuration.
+
+    Raises:
+        ValueError: A value has the wrong type.
+    """
+    try:
+        return load()
+    except StrictDataclassError as error:
+        raise InputError(f"model.config cannot be used: {' '.join(str(error).split())}") from error
+
+
+def without_generation_values(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes without the values that only a generation config has."""
+    return {name: value for name, value in changes.items() if name != "forced_bos_token_id"}

@@ -1,0 +1,149 @@
+"""Pretrained models, loaded in full precision from a folder or hub."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from gating.errors import InputError, loading
+from gating.models.configs import check_names, load_checked, without_generation_values
+from gating.models.hub import locate
+
+__all__ = ["Pretrained"]
+
+
+_REMEDY = "Load it once with transformers 5 and save it again, or download it again."
+# Decoder start tokens; unlike other settings they may differ from the saved ones.
+_START_TOKENS = ("decoder_start_token_id", "forced_bos_token_id")
+_LAYER_NUMBER = re.compile(r"\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model with its weights.
+
+    Attributes:
+        name: A folder, a name on the hub, or ``package://NAME/FOLDER``.
+        use_safetensors: Whether weights are only read from safetensors files, which cannot run code.
+        revision: Branch, tag or commit on the hub.
+        attn_implementation: Attention implementation, such as ``eager``; the default of transformers if None.
+        tokenizer: Folder or hub name of the tokenizer or image processor; that of the model if None.
+        config: Configuration values to change.
+    """
+
+    name: str
+    use_safetensors: bool = True
+    revision: str = "main"
+    attn_implementation: str | None = None
+    tokenizer: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Name of the model in messages and reports."""
+        return self.name
+
+    @property
+    def processor(self) -> str | None:
+        """Folder or hub name of the tokenizer or image processor."""
+        return locate(self.tokenizer or self.name, revision=self.processor_revision)
+
+    @property
+    def processor_revision(self) -> str:
+        """Branch, tag or commit of the tokenizer or image processor; the model's if both are in one repository."""
+        return self.revision if self.tokenizer is None else "main"
+
+    def load_config(self, **changes: Any) -> PreTrainedConfig:
+        """Return the configuration.
+
+        Args:
+            **changes: Configuration values to change.
+
+        Raises:
+            FileNotFoundError: The folder or package does not exist.
+            ConnectionError: The hub cannot be reached.
+            ValueError: A value does not exist or has the wrong type.
+        """
+        name = locate(self.name, revision=self.revision)
+        with loading(f"The configuration of model.name={self.name}", remedy=_REMEDY):
+            check_names(AutoConfig.from_pretrained(name, revision=self.revision), self.config)
+        # Auto classes with several models for a family choose the saved model's class, which may not support training.
+        values = {"architectures": [], **self.config, **changes}
+        return load_checked(lambda: AutoConfig.from_pretrained(name, revision=self.revision, **values))
+
+    def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
+        """Return the model, with a new head if the stored head has another shape.
+
+        Args:
+            auto_class: Auto class of transformers.
+            **changes: Configuration values to change.
+
+        Raises:
+            ValueError: The weights cannot be read, or weights below the head do not fit the configuration.
+        """
+        # In full precision whatever the stored type, since half precision loses small steps. The trainer's precision
+        # decides about autocast.
+        options = {"dtype": torch.float32, "use_safetensors": self.use_safetensors, "revision": self.revision}
+        if self.attn_implementation is not None:
+            options["attn_implementation"] = self.attn_implementation
+        config = self.load_config(**without_generation_values(changes))
+        options |= {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        load = partial(auto_class.from_pretrained, locate(self.name, revision=self.revision))  # type: ignore[attr-defined]
+        with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):
+            model: PreTrainedModel
+            model, loading_info = load(**options)
+            key_mapping = _other_prefix(model, loading_info)
+            if key_mapping is not None:
+                model, loading_info = load(**options, key_mapping=key_mapping)
+        self._check_weights(model, loading_info)
+        _change_generation_config(model, changes)
+        return model
+
+    def _check_weights(self, model: PreTrainedModel, loading_info: Mapping[str, Any]) -> None:
+        """Check that only weights of the head and pooler are new.
+
+        Raises:
+            ValueError: Weights of a layer are missing or have another shape.
+        """
+        base = f"{model.base_model_prefix}."
+        for name, stored, expected in sorted(loading_info["mismatched_keys"]):
+            if name.startswith(base):
+                raise InputError(
+                    f"model.name={self.name}: {name} is stored as {list(stored)}, but its configuration with "
+                    f"model.config={self.config} asks for {list(expected)}. Leave out what changes sizes."
+                )
+        for name in sorted(loading_info["missing_keys"]):
+            if name.startswith(base) and _LAYER_NUMBER.search(name):
+                raise InputError(
+                    f"model.name={self.name}: its weights lack {name}, so its configuration is of a larger model. "
+                    "Correct its config.json, or model.config."
+                )
+
+
+def _other_prefix(model: PreTrainedModel, loading_info: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return a key mapping if all missing weights were stored under another name of the base model.
+
+    Models with some task heads call the base model ``transformer`` where the rest of their family call it ``model``.
+    """
+    base = f"{model.base_model_prefix}."
+    missing = {name.removeprefix(base) for name in loading_info["missing_keys"] if name.startswith(base)}
+    for prefix in sorted({name.partition(".")[0] for name in loading_info["unexpected_keys"]}):
+        stored = {name.removeprefix(f"{prefix}.") for name in loading_info["unexpected_keys"]}
+        if missing and missing <= stored:
+            return {rf"^{prefix}\.": base}
+    return None
+
+
+def _change_generation_config(model: PreTrainedModel, changes: Mapping[str, Any]) -> None:
+    """Copy changed token IDs to the generation config, which is separate from the configuration and may lack them."""
+    generation = model.generation_config if model.can_generate() else None
+    if generation is None:
+        return
+    for name, value in changes.items():
+        is_missing = name.endswith("_token_id") and getattr(generation, name, value) is None
+        if is_missing or name in _START_TOKENS:
+            setattr(generation, name, value)
