@@ -1,6 +1,5 @@
-"""From gates to a smaller model: decide, fold, remove, prove."""
+"""Removal of the heads whose gates are closed: decide, fold, remove, verify."""
 
-import numbers
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from gating.discovery.refusals import check_has_values, check_no_adapters
 from gating.errors import InputError, InputTypeError, OperationError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.objectives.selection import check_reachable, select_gates
-from gating.pruning.prune import PruneReport, num_parameters, plan_pruning
+from gating.pruning.prune import PruneReport, num_parameters, plan_pruning, whole_number
 from gating.structure.blocks import AttentionBlock
 from gating.structure.compact import become_compact
 from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
@@ -22,19 +21,20 @@ from gating.structure.linear import plan_scale_inputs
 
 __all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
 
-# Between the mean values of the gates to keep and of those to remove.
+# Smallest difference between the mean values of kept and of removed gates that counts as a decision.
 _LEAST_GAP = 0.1
+_ARBITRARY = "The choice of heads is nearly arbitrary"
 
 
 @dataclass(frozen=True)
 class FinalizeReport(PruneReport):
-    """What finalizing did: a :class:`PruneReport` and the proof.
+    """Heads and parameters before and after finalizing, and how exact the removal is.
 
     Attributes:
         max_difference: Largest relative difference between the outputs of the masked and of the compact model on
             the probe batch.
-        folded: For each block that had gates, what was multiplied into the columns of its kept heads, in the order of
-            ``kept_heads``.
+        folded: For each block with gates, the factors multiplied into the output projection's columns of its kept
+            heads, in the order of ``kept_heads``.
     """
 
     max_difference: float
@@ -49,29 +49,39 @@ def finalize(
     kept: Tensor | None = None,
     probe: Mapping[str, Tensor] | None = None,
 ) -> FinalizeReport:
-    """Turn closed gates into physical removal, in place.
+    """Remove the gates and all heads whose gate is closed, in place.
 
-    Decides which heads stay, multiplies the fractional gate values of those into their columns of the output
-    projection, removes gates and heads, and checks that the compact model computes what the masked one did.
+    The fractional gate values of kept heads are multiplied into the columns of the output projection, so that the
+    compact model computes the same outputs as the masked model. This is checked on a probe batch.
 
     Args:
         model: A model with gates from :func:`~gating.gates.inject_gates`.
-        gates: Those gates.
-        num_heads: Keep exactly so many heads, those with the largest ``log_alpha``; the heads whose gate is open
-            when left out.
-        kept: Keep exactly the gates that are true here, ``[num_gates]``, instead: what an objective's ``kept`` gives.
-        probe: A batch as the model's keyword arguments, for the check; made from the model's configuration when
-            left out.
+        gates: The gates of this model.
+        num_heads: Number of heads to keep, those with the largest ``log_alpha``. By default, all heads with an open
+            gate are kept.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of ``num_heads``; for example from an
+            objective's ``kept``.
+        probe: Batch for the check, as keyword arguments of the model; by default made from the model's configuration.
 
     Returns:
-        What was kept and how far masked and compact outputs differ.
+        The kept heads and the largest difference between masked and compact outputs.
 
     Raises:
-        ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
-            gate is open, or the gates are another model's, or something is NaN, or ``kept`` does not fit, or adapters
-            have not been merged, or the model has no weights yet, or does not run on the probe.
-        TypeError: ``num_heads`` is not a whole number, or ``kept`` not a tensor.
-        RuntimeError: Masked and compact outputs disagree. The model is as it was before, gates included.
+        ValueError: ``num_heads`` is out of range or cannot be reached with gates for groups of heads; no gate is open;
+            the gates belong to another model; a gate or an output is NaN; ``kept`` has another shape or dtype; adapters
+            have not been merged; the model is on the meta device or does not accept the probe.
+        TypeError: ``num_heads`` is not a whole number or ``kept`` is not a tensor.
+        RuntimeError: Masked and compact outputs differ. The model and its gates are unchanged.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> gates = inject_gates(model)
+        >>> gates.log_alpha.data.copy_(torch.tensor([9.0, -9, -9, 9, -9, -9, 9, -9])).shape
+        torch.Size([8])
+        >>> finalize(model, gates).kept_heads
+        {'encoder.layer.0.attention.self': (0, 3), 'encoder.layer.1.attention.self': (2,)}
     """
     if getattr(model, "head_gates", None) is not gates:
         raise InputError(
@@ -82,47 +92,41 @@ def finalize(
     check_no_adapters(model)
     gated = [block for block in blocks if block.name in gates.block_names]
     values = decide_gate_values(gates, num_heads=num_heads, kept=kept)
-    _warn_if_alike(gates, values > 0, is_given=kept is not None)
+    _warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
-    probe, masked, tolerance = _masked_outputs(model, gates, values, probe)
-    heads_before = sum(block.num_heads for block in blocks)
-    parameters_before = num_parameters(model) - gates.log_alpha.numel()
+    reference = _record_reference(model, gates, values, probe)
+    num_heads_before = sum(block.num_heads for block in blocks)
+    num_parameters_before = num_parameters(model) - gates.log_alpha.numel()
 
-    edits = _plan(model, gated, values.split(gates.block_sizes))
-    gates.remove()
-    done: list[Undo] = []
-    try:
-        done = apply_edits(edits)
-        difference = max_relative_difference(masked, forward_outputs(model, probe))
-        _check_difference(difference, tolerance, gated[0])
-    except BaseException:
-        undo_edits(done)
-        gates.attach(model, gated)
-        raise
+    difference = _remove_checked(model, gates, gated, values, reference)
     become_compact(model)
     kept_heads = {block.name: block.head_ids for block in find_attention_blocks(model)}
-    folded = {}
-    for block, block_values in zip(gated, values.split(gates.block_sizes), strict=True):
-        by_head = dict(zip(block.head_slots, _slot_values(block, block_values).tolist(), strict=True))
-        folded[block.name] = tuple(by_head[head] for head in kept_heads[block.name])
     return FinalizeReport(
         kept_heads=kept_heads,
         num_heads=sum(map(len, kept_heads.values())),
-        num_heads_before=heads_before,
+        num_heads_before=num_heads_before,
         num_parameters=num_parameters(model),
-        num_parameters_before=parameters_before,
+        num_parameters_before=num_parameters_before,
         max_difference=difference,
-        folded=folded,
+        folded=_folded_values(gated, values.split(gates.block_sizes), kept_heads),
     )
 
 
-def _masked_outputs(
-    model: nn.Module, gates: HeadGates, values: Tensor, probe: Mapping[str, Tensor] | None
-) -> tuple[Mapping[str, Tensor], list[Tensor], float]:
-    """Return the probe, the model's outputs for it with given gate values, and how far rounding may change them.
+@dataclass(frozen=True)
+class _Reference:
+    """The masked model's outputs on the probe, and the largest relative difference that rounding explains."""
 
-    A model that makes much of little, as T5 does without scaling its attention, shows it when its gates are changed by
-    one rounding.
+    probe: Mapping[str, Tensor]
+    outputs: list[Tensor]
+    tolerance: float
+
+
+def _record_reference(
+    model: nn.Module, gates: HeadGates, values: Tensor, probe: Mapping[str, Tensor] | None
+) -> _Reference:
+    """Run the masked model twice, the second time with all gates lower by one ulp to estimate its rounding error.
+
+    Models that amplify rounding, such as T5 with its unscaled attention logits, get a wider tolerance.
     """
     with gates.fixed_at(values):
         probe, masked = run_probe(model, probe)
@@ -133,62 +137,73 @@ def _masked_outputs(
     eps = max(torch.finfo(tensor.dtype).eps for tensor in masked)
     with gates.fixed_at(values * (1 - eps)):
         sensitivity = min(1e-4, max_relative_difference(masked, forward_outputs(model, probe)))
-    return probe, masked, max(*(tolerance_for(tensor.dtype) for tensor in masked), 30 * sensitivity)
+    tolerance = max(*(tolerance_for(tensor.dtype) for tensor in masked), 30 * sensitivity)
+    return _Reference(probe, masked, tolerance)
 
 
-def _warn_if_alike(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
-    """Warn that gates do not tell the heads that stay from those that are removed, as where nobody has trained them."""
-    values = gates.values().detach()
-    removed = ~kept
-    num_kept, num_removed, num_open = int(kept.sum()), int(removed.sum()), int((values > 0).sum())
-    if not num_removed:
-        return
-    arbitrary = "The choice of heads is nearly arbitrary"
-    if 2 * num_open <= num_kept:
-        problem = f"{arbitrary}: of {num_kept} heads or groups to keep, {num_open} have an open gate."
-        python, command = " Keep fewer, or lower the price of the penalty.", " Keep fewer, or lower objective.price."
-        warnings.warn(RemedyWarning(problem, python=python, command=command), stacklevel=3)
-        return
-    mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
-    num_alike = int((removed & (values > mean_kept - _LEAST_GAP)).sum())
-    if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed):
-        numbers = (
-            f"the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) at "
-            f"{mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} "
-            "of all are open."
-        )
-        python = f"{arbitrary}: {numbers} Train"
-        if is_given:
-            python = f"Gates hardly tell the heads to keep: {numbers} Unless they were chosen without gates, train"
-        warning = RemedyWarning(
-            "",
-            python=f"{python} the gates longer or with a larger learning rate, such as 0.1, and call the objective's "
-            "update before every step.",
-            command=f"{arbitrary}: {numbers} Train longer (trainer.max_epochs) or with a larger optimizer.gate_lr.",
-        )
-        warnings.warn(warning, stacklevel=3)
+def _remove_checked(
+    model: nn.Module, gates: HeadGates, blocks: list[AttentionBlock], values: Tensor, reference: _Reference
+) -> float:
+    """Fold the gates and remove closed heads; return the difference to the masked model, or restore everything."""
+    edits = _plan(model, blocks, values.split(gates.block_sizes))
+    gates.remove()
+    done: list[Undo] = []
+    try:
+        done = apply_edits(edits)
+        difference = max_relative_difference(reference.outputs, forward_outputs(model, reference.probe))
+        if difference > reference.tolerance:
+            raise OperationError(
+                f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
+                f"error of {reference.tolerance:.1e}: the layout of {type(blocks[0].module).__name__} is not described "
+                "rightly. Nothing was changed."
+            )
+    except BaseException:
+        undo_edits(done)
+        gates.attach(model, blocks)
+        raise
+    return difference
 
 
-def _check_difference(difference: float, tolerance: float, block: AttentionBlock) -> None:
-    if difference > tolerance:
-        raise OperationError(
-            f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
-            f"error of {tolerance:.1e}: the layout of {type(block.module).__name__} is not described rightly. "
-            "Nothing was changed."
-        )
+def _plan(model: nn.Module, blocks: list[AttentionBlock], values: tuple[Tensor, ...]) -> list[Edit]:
+    edits: list[Edit] = []
+    kept = {}
+    for block, block_values in zip(blocks, values, strict=True):
+        slot_values = _slot_values(block, block_values)
+        open_slots = slot_values.nonzero().flatten().tolist()
+        kept[block.name] = {block.head_slots[slot] for slot in open_slots} & set(block.head_ids)
+        # Folded before the removal, so closed heads need no factor of 0.
+        factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(block.head_dim)
+        edits += plan_scale_inputs(block.output_projection, factors)
+    return [*edits, *plan_pruning(model, blocks, kept)]
+
+
+def _folded_values(
+    blocks: list[AttentionBlock], values: tuple[Tensor, ...], kept_heads: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[float, ...]]:
+    folded = {}
+    for block, block_values in zip(blocks, values, strict=True):
+        by_head = dict(zip(block.head_slots, _slot_values(block, block_values).tolist(), strict=True))
+        folded[block.name] = tuple(by_head[head] for head in kept_heads[block.name])
+    return folded
+
+
+def _slot_values(block: AttentionBlock, values: Tensor) -> Tensor:
+    """Expand a block's gate values, ``[num_gates]``, to its head slots, ``[num_slots]``."""
+    return values.repeat_interleave(len(block.head_slots) // len(values))
 
 
 def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None, kept: Tensor | None = None) -> Tensor:
-    """Return the final value of every gate, ``[num_gates]``: zero for heads to remove, else what to fold in.
+    """Return the final value of every gate, ``[num_gates]``: 0 to remove its heads, else the factor to fold in.
 
     Args:
         gates: Trained gates.
-        num_heads: How many heads stay, those with the largest ``log_alpha``; all open ones when left out.
-        kept: Which gates stay, ``[num_gates]``, instead.
+        num_heads: Number of heads to keep, those with the largest ``log_alpha``; by default all open ones.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of ``num_heads``.
 
     Raises:
-        ValueError: ``num_heads`` is out of range, or gates for groups of heads cannot keep exactly so many, or no
-            gate is open, or ``kept`` does not fit.
+        ValueError: ``num_heads`` is out of range or cannot be reached with gates for groups of heads; no gate is open;
+            ``kept`` has another shape or dtype.
+        TypeError: ``num_heads`` is not a whole number or ``kept`` is not a tensor.
     """
     values = gates.values().detach()
     if kept is not None:
@@ -203,14 +218,16 @@ def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None, kept: 
                 command="objective.price, or give a number of heads with objective=budget.",
             )
         return values
-    # A head that is kept for the count's sake though its gate reads 0 would be dead: it comes in as strongly as it
-    # was on average in training.
+    # A kept head with a closed gate would output zeros: it gets its average strength in training instead.
     return kept * torch.where(values > 0, values, gates.prob_open().detach())
 
 
 def _largest(gates: HeadGates, num_heads: int) -> Tensor:
-    if isinstance(num_heads, bool) or not isinstance(num_heads, numbers.Integral):
-        raise InputTypeError(f"num_heads must be a whole number, got {num_heads!r}.")
+    """Return the mask of the gates with the largest ``log_alpha`` that stand for ``num_heads`` heads."""
+    try:
+        num_heads = whole_number(num_heads)
+    except TypeError:
+        raise InputTypeError(f"num_heads must be a whole number, got {num_heads!r}.") from None
     if not 1 <= num_heads <= gates.num_heads:
         raise InputError(f"num_heads={num_heads} cannot be kept: there are {gates.num_heads} gated heads.")
     check_reachable(num_heads, gates.heads_per_gate)
@@ -223,29 +240,52 @@ def _check_kept(gates: HeadGates, kept: Tensor, num_heads: int | None) -> None:
     if num_heads is not None:
         raise InputError("Give either num_heads or kept, not both.")
     if not isinstance(kept, Tensor):
-        raise InputTypeError(f"kept must be a tensor of truth values, one for each gate; got a {type(kept).__name__}.")
+        raise InputTypeError(f"kept must be a boolean tensor, one entry for each gate; got a {type(kept).__name__}.")
     if kept.dtype != torch.bool or kept.shape != gates.log_alpha.shape:
         raise InputError(
-            f"kept must be {gates.log_alpha.numel()} truth values, one for each gate; got {kept.dtype} of shape "
-            f"{tuple(kept.shape)}."
+            f"kept must be a boolean tensor of shape {tuple(gates.log_alpha.shape)}, one entry for each gate; got "
+            f"{kept.dtype} of shape {tuple(kept.shape)}."
         )
     if not kept.any():
         raise InputError("kept is false for every gate, so no head would be left.")
 
 
-def _slot_values(block: AttentionBlock, values: Tensor) -> Tensor:
-    """Repeat the values of a block's gates: a gate of a group of query heads stands for several slots."""
-    return values.repeat_interleave(len(block.head_slots) // len(values))
+def _warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
+    """Warn if the gate values hardly separate kept from removed heads, as after too little training."""
+    values = gates.values().detach()
+    removed = ~kept
+    num_kept, num_removed, num_open = int(kept.sum()), int(removed.sum()), int((values > 0).sum())
+    if not num_removed:
+        return
+    if 2 * num_open <= num_kept:
+        warnings.warn(_too_few_open(num_kept, num_open), stacklevel=3)
+        return
+    mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
+    num_alike = int((removed & (values > mean_kept - _LEAST_GAP)).sum())
+    if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed):
+        numbers = (
+            f"the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) at "
+            f"{mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} "
+            "of all are open."
+        )
+        warnings.warn(_too_alike(numbers, is_given=is_given), stacklevel=3)
 
 
-def _plan(model: nn.Module, blocks: list[AttentionBlock], values: tuple[Tensor, ...]) -> list[Edit]:
-    edits: list[Edit] = []
-    kept = {}
-    for block, block_values in zip(blocks, values, strict=True):
-        slot_values = _slot_values(block, block_values)
-        open_slots = slot_values.nonzero().flatten().tolist()
-        kept[block.name] = {block.head_slots[slot] for slot in open_slots} & set(block.head_ids)
-        # Before the cut, and only what stays: closed gates need no multiplication by zero.
-        factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(block.head_dim)
-        edits += plan_scale_inputs(block.output_projection, factors)
-    return [*edits, *plan_pruning(model, blocks, kept)]
+def _too_few_open(num_kept: int, num_open: int) -> RemedyWarning:
+    return RemedyWarning(
+        f"{_ARBITRARY}: of {num_kept} heads or groups to keep, {num_open} have an open gate.",
+        python=" Keep fewer, or lower the price of the penalty.",
+        command=" Keep fewer, or lower objective.price.",
+    )
+
+
+def _too_alike(numbers: str, *, is_given: bool) -> RemedyWarning:
+    python = f"{_ARBITRARY}: {numbers} Train"
+    if is_given:
+        python = f"Gates hardly tell the heads to keep: {numbers} Unless they were chosen without gates, train"
+    return RemedyWarning(
+        "",
+        python=f"{python} the gates longer or with a larger learning rate, such as 0.1, and call the objective's "
+        "update before every step.",
+        command=f"{_ARBITRARY}: {numbers} Train longer (trainer.max_epochs) or with a larger optimizer.gate_lr.",
+    )

@@ -1,4 +1,4 @@
-"""Removing heads that the caller names: what ``prune_heads`` of transformers 4 did."""
+"""Removal of given heads, as with ``prune_heads`` of transformers 4."""
 
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,18 +17,18 @@ from gating.structure.compact import become_compact
 from gating.structure.edits import Edit, apply_edits
 from gating.structure.removal import plan_removal
 
-__all__ = ["PruneReport", "num_parameters", "plan_pruning", "prune_heads"]
+__all__ = ["PruneReport", "num_parameters", "plan_pruning", "prune_heads", "whole_number"]
 
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What a removal did.
+    """Heads and parameters of a model before and after a removal.
 
     Attributes:
-        kept_heads: For each attention block, the original numbers of the heads that are left.
-        num_heads: Number of heads that are left in the model.
+        kept_heads: For each attention block, the original numbers of its remaining heads.
+        num_heads: Number of remaining heads.
         num_heads_before: Number of heads before this removal.
-        num_parameters: Number of parameters that are left.
+        num_parameters: Number of remaining parameters.
         num_parameters_before: Number of parameters before this removal.
     """
 
@@ -48,30 +48,33 @@ def prune_heads(
 ) -> PruneReport:
     """Remove attention heads from a model, in place.
 
-    The named heads' rows of the query, key and value projections and their columns of the output projection are
-    gone afterwards; all other heads compute what they computed before. A layer may lose every head. Where query heads
-    share keys and values, groups that lose different numbers of heads are filled up with padding: some of the removed
-    heads keep their query rows, and their columns of the output projection are zero.
+    The heads' rows of the query, key and value projections and their columns of the output projection are removed; the
+    outputs of all other heads stay the same. A layer may lose every head. Where groups of query heads that share keys
+    and values lose different numbers of heads, smaller groups are padded: some of the removed heads keep their query
+    rows, and their columns of the output projection are zero.
 
     Args:
         model: The model to change.
-        heads_to_prune: For each layer (by number, or by the block's name from :func:`find_attention_blocks`) the
-            heads to remove. Heads are counted as in the original model, also when some are gone already. Layer -1 is
+        heads_to_prune: For each layer, by number or by the block's name from :func:`find_attention_blocks`, the
+            heads to remove. Heads are numbered as in the original model, also after an earlier removal. Layer -1 is
             the last one.
-        discover: Whether attention classes that the registry does not know may be taken by their structure. The model
-            is run on a small input before and after then, and everything is put back if it computes something else.
-        probe: That input, a batch as the model's keyword arguments; made from its configuration when left out.
+        discover: Whether attention classes that are not registered may be recognized by their structure. The model's
+            outputs on the probe are then compared before and after, and the removal is undone if they differ.
+        probe: Batch for this check, as keyword arguments of the model; by default made from its configuration.
 
     Returns:
-        What is left, and how many parameters that saves.
+        The remaining heads, and the numbers of heads and parameters before and after.
 
     Raises:
-        ValueError: A layer or head does not exist, or a layer number means more than one block, or the model is one
-            that heads cannot be removed from. The model is unchanged then.
-        TypeError: A head is not a whole number, or there is no table of layers.
+        ValueError: A layer or head does not exist, a layer number matches more than one block, or heads of this model
+            cannot be removed. The model is unchanged.
+        TypeError: A head is not a whole number, or ``heads_to_prune`` is not a mapping.
 
     Example:
-        >>> prune_heads(model, {0: [2]})  # doctest: +SKIP
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> prune_heads(model, {0: [2], -1: [0, 1, 3]}).kept_heads
+        {'encoder.layer.0.attention.self': (0, 1, 3), 'encoder.layer.1.attention.self': (2,)}
     """
     if hasattr(model, "head_gates"):
         raise InputError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
@@ -96,19 +99,19 @@ def prune_heads(
 
 
 def plan_pruning(model: nn.Module, blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]) -> list[Edit]:
-    """Plan the removal of all heads of a model but the kept ones.
+    """Return the edits that remove all heads but the kept ones.
 
     Args:
         model: The model.
         blocks: The attention blocks to change.
-        kept: For the name of each of these blocks, the original numbers of the heads to keep.
+        kept: For each of these blocks, by name, the original numbers of the heads to keep.
     """
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
     return [*edits, *plan_alignment_heads(model, blocks, kept)]
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Count the parameters of a model; shared ones once."""
+    """Return the number of parameters of a model; shared parameters count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -131,24 +134,34 @@ def _read_request(
 
 
 def _read_heads(heads: object, layer: object) -> list[int]:
-    """Return heads as plain numbers; those of NumPy and PyTorch are taken, too."""
+    """Return heads as Python integers; integers of NumPy and PyTorch are accepted."""
     if not isinstance(heads, Iterable) or getattr(heads, "ndim", 1) == 0:
         raise InputTypeError(f"For each layer give a list of heads; got {heads!r} for layer {layer!r}.")
     try:
-        return [_whole_number(head) for head in heads]
+        return [whole_number(head) for head in heads]
     except TypeError:
         raise InputTypeError(f"Heads are whole numbers; got {heads!r} for layer {layer!r}.") from None
 
 
-def _whole_number(value: Any) -> int:
+def whole_number(value: Any) -> int:
+    """Return an integer, also of NumPy or PyTorch, as a Python integer.
+
+    Raises:
+        TypeError: The value is not an integer; booleans are not.
+
+    Example:
+        >>> import torch
+        >>> whole_number(torch.tensor(3))
+        3
+    """
     if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
-        raise InputTypeError("a truth value is not a number")
+        raise InputTypeError("a boolean is not a whole number")
     return operator.index(value)
 
 
 def _find_block(blocks: Sequence[AttentionBlock], layer: object) -> AttentionBlock:
     try:
-        wanted: object = layer if isinstance(layer, str) else _whole_number(layer)
+        wanted: object = layer if isinstance(layer, str) else whole_number(layer)
     except TypeError:
         raise InputTypeError(f"A layer is a number or the name of an attention block; got {layer!r}.") from None
     if isinstance(wanted, int) and wanted < 0:

@@ -5,7 +5,7 @@ import torch
 
 import gating
 from gating.pruning.finalize import decide_gate_values
-from gating.report.figures import figures as report
+from gating.report import figures
 from tests.support.family_models import FAMILIES
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.tiny_run import make_inputs
@@ -41,7 +41,7 @@ def test_gates_of_groups_fold_one_value_into_each_of_their_heads():
 @pytest.mark.parametrize("batch", [None, 11], ids=["whole", "resumed in recovery"])
 def test_kept_heads_in_the_picture_show_what_was_folded_in(batch, tmp_path, monkeypatch):
     folded, maps = [], []
-    finalize, draw = gating.finalize, report.head_map_figure
+    finalize, draw = gating.finalize, figures.head_map_figure
 
     def remembered(model, gates, **options):
         with torch.no_grad():
@@ -51,7 +51,7 @@ def test_kept_heads_in_the_picture_show_what_was_folded_in(batch, tmp_path, monk
 
     monkeypatch.setattr("train.finalize", remembered)
     monkeypatch.setattr(
-        report, "head_map_figure", lambda values, **options: maps.append((values, options)) or draw(values, **options)
+        figures, "head_map_figure", lambda values, **options: maps.append((values, options)) or draw(values, **options)
     )
     inputs = make_inputs(tmp_path)
     if batch is not None:
