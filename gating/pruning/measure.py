@@ -1,4 +1,4 @@
-"""Size and speed of a model beside another's, measured in one process."""
+"""Size of a model, and its latency compared with another model's."""
 
 import statistics
 import time
@@ -16,14 +16,14 @@ __all__ = ["LatencyComparison", "compare_latency", "count_heads", "count_heads_b
 
 @dataclass(frozen=True)
 class LatencyComparison:
-    """Median time of a forward pass of two models, from interleaved repeats.
+    """Latency of a forward pass of two models, timed alternately.
 
     Attributes:
         before: Median seconds of the first model.
         after: Median seconds of the second model.
-        speedup: Median over the repeats of the ratio first / second; above 1 the second is faster.
-        repeats: How often each was timed.
-        batch: Shape of the batch.
+        speedup: Median over the repeats of first / second; above 1, the second model is faster.
+        repeats: Number of timings of each model.
+        batch: Shape of the batch, such as ``32 x 128``.
     """
 
     before: float
@@ -36,14 +36,14 @@ class LatencyComparison:
 def compare_latency(
     before: nn.Module, after: nn.Module, batch: Mapping[str, Tensor], *, repeats: int = 15, warm_up: int = 2
 ) -> LatencyComparison:
-    """Time two models side by side on the same batch, in evaluation mode and without gradients.
+    """Time two models on the same batch, in evaluation mode and without gradients.
 
     Args:
         before: The first model.
         after: The second model, on the same device.
         batch: Keyword arguments of both models.
-        repeats: How often each is timed; they take turns, so that a busy machine slows both.
-        warm_up: How many passes of each go before.
+        repeats: Number of timings of each model; they alternate, so that a busy machine slows both.
+        warm_up: Number of untimed forward passes of each model.
     """
     training = before.training, after.training
     before.eval()
@@ -79,12 +79,12 @@ def _wait_for(device: torch.device) -> None:
 
 
 def count_heads(model: nn.Module) -> int:
-    """Count the attention heads of a model."""
+    """Return the number of attention heads of a model."""
     return sum(block.num_heads for block in find_attention_blocks(model))
 
 
 def count_heads_by_kind(model: nn.Module) -> dict[str, int]:
-    """Count the attention heads of each kind that a model has (:attr:`AttentionBlock.kind`)."""
+    """Return the number of attention heads of each kind (:attr:`AttentionBlock.kind`) in a model."""
     counts = Counter[str]()
     for block in find_attention_blocks(model):
         counts[block.kind] += block.num_heads
@@ -92,7 +92,12 @@ def count_heads_by_kind(model: nn.Module) -> dict[str, int]:
 
 
 def weight_megabytes(model: nn.Module) -> float:
-    """Return the size of a model's weights when saved, in MB (millions of bytes); shared ones count once."""
+    """Return the size of a model's saved weights in MB (millions of bytes); shared tensors count once.
+
+    Example:
+        >>> weight_megabytes(nn.Linear(1000, 250, bias=False))
+        1.0
+    """
     tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
     size: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     return size / 1e6

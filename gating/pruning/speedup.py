@@ -1,4 +1,4 @@
-"""How many heads to keep so that the compact model is so many times as fast as the dense one, on this device."""
+"""Number of heads to keep for a wanted speed-up, from timings on this device."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -16,7 +16,7 @@ from gating.pruning.prune import prune_heads
 
 __all__ = ["check_speedup", "num_heads_for_speedup"]
 
-# Where the curve is looked at first, as shares of the heads. Time is nearly a straight line in their number.
+# Shares of heads that are timed first. Time is nearly linear in the number of heads.
 _SHARES = (0.0, 0.25, 0.5, 0.75)
 
 
@@ -26,10 +26,18 @@ def check_speedup(
     num_heads: int | Mapping[str, int] | None = None,
     keep: float | Mapping[str, float] | None = None,
 ) -> None:
-    """Make sure that a speed-up is one, and the only thing that is asked for.
+    """Check that a speed-up is above 1 and that no number or share of heads is given with it.
+
+    Args:
+        speedup: Time of the dense model over that of the compact one; None is always valid.
+        num_heads: Number of heads to keep, if given.
+        keep: Share of heads to keep, if given.
 
     Raises:
-        ValueError: It is not above 1, or a number or share of heads is given, too.
+        ValueError: The speed-up is not above 1, or ``num_heads`` or ``keep`` is given as well.
+
+    Example:
+        >>> check_speedup(speedup=1.3)
     """
     if speedup is None:
         return
@@ -38,7 +46,7 @@ def check_speedup(
             f"Give either speedup, num_heads or keep: got speedup={speedup}, num_heads={num_heads} and keep={keep}."
         )
     if not speedup > 1:
-        raise InputError(f"speedup={speedup} is none: give a number above 1, such as 1.3, or leave it out.")
+        raise InputError(f"speedup must be a number above 1, got {speedup}. Give one such as 1.3, or leave it out.")
 
 
 def num_heads_for_speedup(
@@ -50,43 +58,63 @@ def num_heads_for_speedup(
     gates: HeadGates | None = None,
     measure: Callable[[int], float] | None = None,
 ) -> int:
-    """Find the largest number of heads with which a forward pass is so many times as fast.
+    """Return the largest number of heads with which a forward pass reaches a speed-up.
 
-    Copies of the model lose heads evenly over their layers and are timed beside the whole model on the device that the
-    batch is on. Which heads a search keeps is not known beforehand; layers that it empties make the model faster still.
+    Copies of the model with heads removed evenly over the layers are timed against the dense model, on the device of
+    the batch. A search that empties whole layers gives a faster model with the same number of heads.
 
     Args:
         model: The dense model; unchanged.
-        batch: Keyword arguments of the model, of the size that matters.
+        batch: Keyword arguments of the model, of the size to speed up.
         speedup: Time of the dense model over that of the compact one, above 1.
-        repeats: How often each pair of models is timed.
-        gates: Those that the heads are to get, or have had; on every head when left out. Other heads stay.
-        measure: What gives the speed-up of a number of heads instead of timing.
+        repeats: Number of timings of each pair of models.
+        gates: Gates that the heads will get; by default gates on every head. Heads without a gate stay.
+        measure: Function from a number of heads to the speed-up, in place of timings.
 
     Returns:
-        A number of heads that gates on this model can keep.
+        A number of heads that these gates can keep.
 
     Raises:
-        ValueError: The speed-up is not above 1, or not even one head (one group of heads) a model reaches it.
+        ValueError: The speed-up is not above 1, or a single head (or group of heads) is still slower.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> num_heads_for_speedup(model, {}, speedup=1.25, measure=lambda num_heads: 2 / (1 + num_heads / 8))
+        4
     """
     check_speedup(speedup=speedup)
     gated = _gates_on_all_heads(model) if gates is None else gates
-    heads_per_gate = gated.heads_per_gate
-    total, least = sum(heads_per_gate), nearest_reachable(1, heads_per_gate)
-    timed = measure or (lambda num_heads: _time(model, batch, num_heads, gated, repeats))
-    points = {total: 1.0}
-    for share in _SHARES:
-        num_heads = nearest_reachable(max(least, round(share * total)), heads_per_gate)
-        points[num_heads] = timed(num_heads)
+    measure = measure or (lambda num_heads: _time(model, batch, num_heads, gated, repeats))
+    points = _first_points(gated.heads_per_gate, measure)
+    total, least = max(points), min(points)
     if points[least] < speedup:
         raise InputError(
             f"speedup={speedup} cannot be reached by removing heads: with {least} of {total} heads left the model is "
             f"{points[least]:.2f} times as fast here. Ask for less than that."
         )
+    return _refine(points, gated.heads_per_gate, measure, speedup)
+
+
+def _first_points(heads_per_gate: tuple[int, ...], measure: Callable[[int], float]) -> dict[int, float]:
+    """Return the speed-ups of a few numbers of heads, from all to the fewest possible."""
+    total, least = sum(heads_per_gate), nearest_reachable(1, heads_per_gate)
+    points = {total: 1.0}
+    for share in _SHARES:
+        num_heads = nearest_reachable(max(least, round(share * total)), heads_per_gate)
+        points[num_heads] = measure(num_heads)
+    return points
+
+
+def _refine(
+    points: dict[int, float], heads_per_gate: tuple[int, ...], measure: Callable[[int], float], speedup: float
+) -> int:
+    """Lower an interpolated number of heads until it reaches the speed-up."""
+    total, least = max(points), min(points)
     guess = _interpolate(points, speedup)
     while guess > least:
         guess = _at_most(guess, heads_per_gate)
-        reached = points.get(guess) or timed(guess)
+        reached = points.get(guess) or measure(guess)
         if reached >= speedup:
             break
         points[guess] = reached
@@ -95,7 +123,7 @@ def num_heads_for_speedup(
 
 
 def _interpolate(points: Mapping[int, float], speedup: float) -> int:
-    """Read off a curve through measured points how many heads give a speed-up; times change linearly between them."""
+    """Return the number of heads for a speed-up, with times interpolated linearly between measured points."""
     ordered = sorted(points.items())
     for (fewer, fast), (more, slow) in reversed(list(pairwise(ordered))):
         if fast >= speedup > slow:
@@ -105,6 +133,7 @@ def _interpolate(points: Mapping[int, float], speedup: float) -> int:
 
 
 def _at_most(num_heads: int, heads_per_gate: tuple[int, ...]) -> int:
+    """Return the largest number of heads up to ``num_heads`` that gates can keep."""
     while nearest_reachable(num_heads, heads_per_gate) > num_heads:
         num_heads -= 1
     return nearest_reachable(num_heads, heads_per_gate)
@@ -123,15 +152,15 @@ def _time(model: nn.Module, batch: Mapping[str, Tensor], num_heads: int, gates: 
 
 
 def _keep_evenly(model: nn.Module, num_heads: int, group: int, names: Sequence[str]) -> None:
-    """Keep groups of heads of each block with gates in turn until there are so many, in place."""
+    """Keep ``num_heads`` heads in the named blocks, in place: one group of each block in turn."""
     blocks = [block for block in find_attention_blocks(model) if block.name in names]
     kept: dict[str, set[int]] = {block.name: set() for block in blocks}
     left = num_heads
     for first in range(0, max(block.num_heads for block in blocks), group):
         for block in blocks:
-            heads = block.head_ids[first : first + group]
-            if heads and len(heads) <= left:
-                kept[block.name].update(heads)
-                left -= len(heads)
+            head_ids = block.head_ids[first : first + group]
+            if head_ids and len(head_ids) <= left:
+                kept[block.name].update(head_ids)
+                left -= len(head_ids)
     with torch.no_grad():
         prune_heads(model, {block.name: set(block.head_ids) - kept[block.name] for block in blocks})

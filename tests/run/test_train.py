@@ -286,7 +286,7 @@ BAD_INPUTS = {
     "objective.num_heads=many": "objective.num_heads=many",
     "objective.keep=0.5": "not both",
     "objective.speedup=1.5": "Give either speedup, num_heads or keep",
-    "objective.num_heads=null objective.speedup=0.5": "speedup=0.5 is none",
+    "objective.num_heads=null objective.speedup=0.5": "speedup must be a number above 1, got 0.5",
     "objective.min_per_layer=2": "4 heads are too few for objective.min_per_layer=2",
     "objective=topk objective.variant=hard": "objective.variant=hard",
     "+objective.num_head=3": "Did you mean objective.num_heads?",
