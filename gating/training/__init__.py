@@ -1,1 +1,1 @@
-"""How one phase is trained: the Lightning module, optimizers, checkpoints."""
+"""How one phase is trained: the Lightning module, optimizers, distillation, checkpoints and signals."""

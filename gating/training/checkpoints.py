@@ -1,4 +1,4 @@
-"""Checkpoints that training goes on from to the bit."""
+"""Checkpoints from which training resumes bit-exactly."""
 
 import re
 import time
@@ -33,78 +33,77 @@ _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints whole or not at all, and reads nothing from them but tensors and plain values."""
+    """Checkpoint plugin that writes atomically and loads tensors and plain values only (``weights_only=True``)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint."""
+        """Save a checkpoint."""
         with replacing_file(Path(path)) as new, new.open("wb") as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
-        """Read a checkpoint to the CPU."""
+        """Load a checkpoint to the CPU."""
         return read_checkpoint(Path(path))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU; no code in it is run."""
+    """Load a checkpoint to the CPU without running pickled code."""
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return checkpoint
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Return where the checkpoint after so many steps of the run is."""
+    """Return the path of the checkpoint after ``step`` optimizer steps of the run."""
     return folder / f"step-{step}.ckpt"
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the checkpoints of a phase, the latest first."""
+    """Return the paths of a phase's checkpoints, the latest first."""
     named = {path: _NAME.fullmatch(path.name) for path in folder.glob("step-*.ckpt")}
     steps = {path: int(name[1]) for path, name in named.items() if name}
     return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
 def why_unusable(path: Path) -> str | None:
-    """Read a checkpoint through, and return why it cannot be used; None if it is as it was written.
+    """Verify a checkpoint and return the reason why it is unusable, or None if it is intact.
 
-    It is an archive with a checksum for each of its parts.
+    A checkpoint is a zip archive; the CRC of each entry is verified. Its parent folder must be named after its phase.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            part = archive.testzip()
+            entry = archive.testzip()
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         return str(error) or type(error).__name__
-    if part is not None:
-        return f"{part} has changed since it was written"
+    if entry is not None:
+        return f"the checksum of {entry} does not match"
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # Whatever torch makes of an archive that is something else.
-        return "it is no checkpoint"
+    except Exception:  # torch.load raises errors of many types for other archives.
+        return "not a checkpoint"
     phase = checkpoint.get("phase") if isinstance(checkpoint, dict) else None
-    return None if phase == path.parent.name else f"it is no checkpoint of the phase {path.parent.name}"
+    return None if phase == path.parent.name else f"not a checkpoint of the phase {path.parent.name}"
 
 
 class RunCheckpoint(Callback):
-    """Writes checkpoints between two steps, and stops there when a signal has asked for it.
+    """Callback that saves checkpoints between two optimizer steps, and stops there after a stop signal.
 
-    Only there is a run at rest: the optimizer has stepped, a validation that was due is over, no gradient waits for
-    more. From the hooks at the end of a batch or of a validation, where ``ModelCheckpoint`` writes, Lightning does
-    not find back to the same batch, and in the middle of a step there is nothing to go back to.
+    Between two steps, validation is complete and no gradients are being accumulated. From checkpoints that
+    ``ModelCheckpoint`` saves, at the end of a batch or of validation, Lightning does not resume at the same batch
+    (Lightning issues 19764, 19617 and 20550).
     """
 
     def __init__(
         self, dirpath: str, *, every_n_steps: int | None = None, every_minutes: float | None = 10.0, keep: int = 2
     ) -> None:
-        """Say when to write, besides after each validation and at the end of a phase.
+        """Set when to save, in addition to after each validation and at the end of a phase.
 
         Args:
             dirpath: Folder of the phase's checkpoints.
-            every_n_steps: After how many optimizer steps, too.
-            every_minutes: After how many minutes, too.
-            keep: How many checkpoints of a phase to keep. With one alone there is nothing to fall back on if it is
-                damaged.
+            every_n_steps: Number of optimizer steps between checkpoints.
+            every_minutes: Number of minutes between checkpoints.
+            keep: Number of checkpoints of a phase to keep. With 1 there is no fallback for a damaged checkpoint.
 
         Raises:
-            ValueError: A number is not positive.
+            InputError: A number is not positive.
         """
         for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes), ("keep", keep)):
             if value is not None and not value > 0:
@@ -118,28 +117,28 @@ class RunCheckpoint(Callback):
         self._batches_that_stepped: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to note signals, after Lightning has set what it does at them."""
+        """Defer signals; called after Lightning has installed its own handlers."""
         self._step = self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._is_due = False
         self._signals = DeferredSignals()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Have a checkpoint written before the next step."""
+        """Request a checkpoint before the next step."""
         if not trainer.sanity_checking:
             self.request()
 
     def request(self) -> None:
-        """Have a checkpoint written before the next step."""
+        """Request a checkpoint before the next step."""
         self._is_due = True
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Write a checkpoint if it is time, and stop if that is wanted; the same in all processes."""
+        """Save a checkpoint if one is due, then stop after a stop signal; all ranks decide alike."""
         assert self._signals is not None
         if self._batches_that_stepped is not None:
-            # Lightning's way back to a batch counts it once too often at some places.
+            # Lightning counts the batch at which it resumes twice.
             trainer.fit_loop.epoch_loop._batches_that_stepped = self._batches_that_stepped
             self._batches_that_stepped = None
         if trainer.global_step == self._step:
@@ -161,25 +160,25 @@ class RunCheckpoint(Callback):
             raise Stopped(stop)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the last checkpoint of the phase."""
+        """Save the last checkpoint of the phase."""
         if trainer.global_step != self._saved_step:
             self._save(trainer, pl_module)
         assert self._signals is not None
-        self._signals.end()
+        self._signals.restore()
         if self._signals.stop:
             raise Stopped(self._signals.stop)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write nothing: who knows what was going on."""
+        """Restore signal handlers; no checkpoint is saved, since the state may be inconsistent."""
         if self._signals is not None:
-            self._signals.end()
+            self._signals.restore()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Count the batch that has been fetched, but not begun, among those to come."""
+        """Reset the progress of the batch that was fetched but not processed, and add the state of this run."""
         if not self._is_between_steps:
-            return  # Of another callback, which is not gone on from.
+            return  # Saved by another callback; runs do not resume from it.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts |= dict.fromkeys(("ready", "started", "processed"), counts["completed"])
@@ -193,12 +192,12 @@ class RunCheckpoint(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]
     ) -> None:
-        """Leave out of the log what was logged after this checkpoint, and remember what Lightning does not."""
+        """Drop CSV rows logged after this checkpoint, and restore the batch count that Lightning does not restore."""
         keep_rows(trainer.loggers, checkpoint[_OURS]["num_rows"])
         self._batches_that_stepped = checkpoint[_OURS]["batches_that_stepped"]
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Write a checkpoint, unless training has gone astray: the last good one stays the last then."""
+        """Save a checkpoint and remove old ones; skip it if weights are not finite, so that the last good one stays."""
         assert isinstance(module, FineTuning)
         self._saved_step, self._saved_at, self._is_due = trainer.global_step, time.monotonic(), False
         if not _is_finite(module):
@@ -211,10 +210,10 @@ class RunCheckpoint(Callback):
         finally:
             self._is_between_steps = False
         if is_rank_zero():
-            mine = checkpoints_in(self._folder)
-            # Later ones are damaged: this run has gone back behind them.
-            last = mine.index(checkpoint_path(self._folder, module.step_in_run))
-            for other in (*mine[:last], *mine[last + self._keep :]):
+            saved = checkpoints_in(self._folder)
+            # Later ones are damaged: this run resumed from an earlier one.
+            last = saved.index(checkpoint_path(self._folder, module.step_in_run))
+            for other in (*saved[:last], *saved[last + self._keep :]):
                 other.unlink()
 
 

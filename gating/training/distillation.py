@@ -1,4 +1,4 @@
-"""Learning from a dense model what it answers, besides the labels (Hinton et al. 2015, arXiv 1503.02531)."""
+"""Knowledge distillation from a dense teacher (Hinton et al. 2015, arXiv 1503.02531)."""
 
 import math
 from collections.abc import Mapping
@@ -12,18 +12,21 @@ from gating.errors import InputError, RemedyError
 
 __all__ = ["Distillation", "check_teacher", "distillation_loss"]
 
-# What models call their answers; extractive question answering has two.
-_ANSWERS = ("logits", "start_logits", "end_logits")
-_IGNORED = -100  # the label of positions that count for nothing, in all of transformers
+# Names of logits in model outputs; extractive question answering has two.
+_LOGITS = ("logits", "start_logits", "end_logits")
+_IGNORED = -100  # label of ignored positions in transformers
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Mix the loss of the task with the distance to a dense model's answers.
+    """Mixture of the task's loss and the distance to a dense teacher's logits.
 
     Attributes:
-        weight: Share of the distance, ``(1 - weight) * task + weight * distance``.
-        temperature: Of both models' answers; above 1 the teacher's second thoughts count more.
+        weight: Weight of the distance in ``(1 - weight) * task_loss + weight * distance``.
+        temperature: Temperature of both softmaxes; above 1 the teacher's less likely classes count more.
+
+    Raises:
+        InputError: An attribute is out of range.
     """
 
     weight: float = 0.5
@@ -41,37 +44,38 @@ class Distillation:
         """Return the mixed loss, a scalar.
 
         Args:
-            task_loss: Loss of the task.
-            student: Outputs of the model that is trained.
-            teacher: Outputs of the dense model on the same batch.
-            labels: Labels of the batch; where there is one for each position, those with -100 do not count.
+            task_loss: Loss of the task, a scalar.
+            student: Outputs of the trained model.
+            teacher: Outputs of the teacher on the same batch.
+            labels: Labels of the batch; positions labeled -100 are ignored.
         """
         distances = [
             distillation_loss(
                 student[name], teacher[name], temperature=self.temperature, counted=_counted(student[name], labels)
             )
-            for name in _ANSWERS
+            for name in _LOGITS
             if name in student
         ]
         return (1 - self.weight) * task_loss + self.weight * torch.stack(distances).mean()
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None) -> Tensor:
-    """Return how far a student's logits are from a teacher's, a scalar.
+    """Return the distance between a student's and a teacher's logits, a scalar.
 
-    ``temperature^2 KL(softmax(teacher / temperature) || softmax(student / temperature))``, averaged over everything but
-    the classes; the factor keeps gradients of one size whatever the temperature (section 2 of the paper). A single
-    logit is a number that was predicted, not a class: its squared error is returned.
+    ``temperature^2 KL(softmax(teacher / temperature) || softmax(student / temperature))``, averaged over all dimensions
+    except the classes; the factor makes the gradients' magnitude independent of the temperature (section 2 of the
+    paper). For regression, with a single logit, the mean squared error.
 
     Args:
         student: Logits, ``[..., classes]``; differentiable.
         teacher: Logits of the same shape.
-        temperature: What both are divided by.
-        counted: Which positions count, ``[...]``; all of them when left out.
+        temperature: Softmax temperature.
+        counted: Boolean mask of the positions to average over, ``[...]``; None for all.
 
     Example:
-        >>> distillation_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 2.0]]), temperature=2.0).item()
-        0.0
+        >>> logits = torch.tensor([[0.0, 2.0]])
+        >>> distillation_loss(logits, logits, temperature=2.0)
+        tensor(0.)
     """
     with torch.autocast(device_type=student.device.type, enabled=False):
         student, teacher = student.float(), teacher.float()
@@ -96,20 +100,21 @@ def _counted(logits: Tensor, labels: Tensor | None) -> Tensor | None:
 
 @torch.no_grad()
 def check_teacher(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Tensor]) -> None:
-    """Make sure that a teacher answers the same question as a student.
+    """Check that a teacher has the same classes and logits as a student.
 
     Args:
         teacher: The dense model.
         student: The model to be trained.
-        batch: Keyword arguments of both.
+        batch: Keyword arguments of both forward passes.
 
     Raises:
-        ValueError: It has other classes, or other answers.
+        RemedyError: The teacher has other classes.
+        InputError: The teacher's logits have another name or shape.
     """
     ours, theirs = (getattr(getattr(model, "config", None), "id2label", None) for model in (student, teacher))
     if ours != theirs:
         raise RemedyError(
-            f"The teacher tells apart the classes {_listed(theirs)}, this data has {_listed(ours)}. Fine-tune the "
+            f"The teacher has the classes {_listed(theirs)}, this data has {_listed(ours)}. Fine-tune the "
             "teacher on this data first",
             python=".",
             command=" (objective=none), or let this run do it: distillation.teacher=null.",
@@ -119,10 +124,10 @@ def check_teacher(teacher: nn.Module, student: nn.Module, batch: Mapping[str, Te
         was_training = model.training
         outputs = model.eval()(**batch)
         model.train(was_training)
-        shapes.append({name: tuple(outputs[name].shape) for name in _ANSWERS if name in outputs})
+        shapes.append({name: tuple(outputs[name].shape) for name in _LOGITS if name in outputs})
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"The teacher answers with {shapes[1]}, this model with {shapes[0]}: it must have the same task and "
+            f"The teacher's outputs are {shapes[1]}, this model's are {shapes[0]}: it must have the same task and "
             "vocabulary."
         )
 

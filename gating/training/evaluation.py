@@ -1,4 +1,4 @@
-"""The metrics of a model on some data, outside of training."""
+"""Evaluation of a model outside of training."""
 
 from collections.abc import Iterable
 
@@ -21,13 +21,13 @@ def evaluate(
     task: Task,
     metrics: MetricCollection,
 ) -> dict[str, float]:
-    """Return the metrics of a model, in evaluation mode: gates, where there are any, at their deterministic values.
+    """Return the metrics of a model in evaluation mode, with gates at their deterministic values.
 
     Args:
-        model: The model, on the device to use.
-        batches: What to evaluate on.
-        task: What compares answers with what is right.
-        metrics: Metrics of the task; a copy of them counts.
+        model: The model, on the device to use; its training mode is restored.
+        batches: Batches with labels.
+        task: Task that updates the metrics from model outputs.
+        metrics: Metrics of the task; not modified.
     """
     was_training = model.training
     model.eval()

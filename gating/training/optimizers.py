@@ -1,15 +1,16 @@
-"""Three kinds of parameters, one optimizer: weights, gates, multipliers."""
+"""Optimizers and learning rate schedules of weights, gates and multipliers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_scheduler
 
-__all__ = ["AdamW", "LinearSchedule"]
+__all__ = ["AdamW", "LinearSchedule", "WarmupSchedule"]
 
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -17,14 +18,14 @@ _Decay = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW with a learning rate of their own for the gates and for the multipliers.
+    """AdamW with separate learning rates for weights, gates and multipliers.
 
     Attributes:
         lr: Learning rate of the weights.
-        gate_lr: Learning rate of the gates; some thousand times that of the weights, or no gate closes in a run.
+        gate_lr: Learning rate of the gates; about a thousand times that of the weights, or no gate closes in a run.
         multiplier_lr: Learning rate of the objective's multipliers, which ascend.
-        weight_decay: Of the weights; the others have none.
-        betas: Decay rates of the averages.
+        weight_decay: Weight decay of the weights; gates and multipliers have none.
+        betas: Decay rates of the running averages.
     """
 
     lr: _Rate = 1e-4
@@ -41,14 +42,15 @@ class AdamW:
         *,
         fused: bool = True,
     ) -> torch.optim.Optimizer:
-        """Return the optimizer, with those of the three groups that have parameters.
+        """Return the optimizer, with a parameter group for each non-empty argument.
 
         Args:
             weights: Parameters of the model.
             gates: Parameters of the gates.
             multipliers: Parameters of the objective, which ascend.
-            fused: Whether one kernel updates a parameter, on CPUs several times as fast as without.
+            fused: Whether to use the fused implementation, several times faster on CPUs.
         """
+        # Biases and norms decay, too, unlike in transformers' Trainer: results of earlier runs stay reproducible.
         groups: list[dict[str, Any]] = [
             {"name": "weights", "params": list(weights), "lr": self.lr, "weight_decay": self.weight_decay},
             {"name": "gates", "params": list(gates), "lr": self.gate_lr, "weight_decay": 0.0},
@@ -64,33 +66,54 @@ class AdamW:
 
 
 @dataclass(frozen=True)
-class LinearSchedule:
-    """Learning rate of the weights: linear warm-up, then linear decay to zero over the whole run.
+class WarmupSchedule:
+    """Learning rate of the weights: linear warm-up, then one of transformers' schedules over the whole run.
 
-    Search and recovery follow one line, so that a run with gates and a dense one have the same learning rates.
-    Gates and multipliers keep a constant rate: the schedule of the objective says when they move.
+    Search and recovery share one schedule, so that a run with gates and a dense run have the same learning rates.
+    Gates and multipliers keep a constant rate.
 
     Attributes:
-        warmup: Share of the run's steps in which the rate rises.
+        warmup: Fraction of the run's steps in which the rate rises.
+        shape: Name of a schedule in :func:`transformers.get_scheduler`.
     """
 
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    shape: Literal["linear", "cosine", "constant_with_warmup", "inverse_sqrt"] = "linear"
 
     def build(self, optimizer: torch.optim.Optimizer, *, first_step: int, total_steps: int) -> LambdaLR:
         """Return the scheduler.
 
         Args:
-            optimizer: One of :meth:`AdamW.build`.
-            first_step: Steps of the run that went before.
-            total_steps: Steps of the whole run.
+            optimizer: An optimizer from :meth:`AdamW.build`.
+            first_step: Optimizer steps of the run before this phase.
+            total_steps: Optimizer steps of the whole run.
+
+        Example:
+            >>> optimizer = AdamW(lr=1.0).build([nn.Parameter(torch.zeros(2))], [], [])
+            >>> WarmupSchedule(warmup=0.5).build(optimizer, first_step=0, total_steps=4).get_last_lr()
+            [0.5]
         """
         warmup_steps = max(1, round(self.warmup * total_steps))
+        shape = get_scheduler(
+            self.shape,
+            torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
+            num_warmup_steps=warmup_steps,
+            num_training_steps=max(total_steps, warmup_steps + 1),  # the last step of a warm-up has the full rate
+        ).lr_lambdas[0]
 
         def factor(step: int) -> float:
             done = first_step + step
-            return max(0.0, min((done + 1) / warmup_steps, (total_steps - done) / max(1, total_steps - warmup_steps)))
+            # transformers' warm-up begins at 0, where the first step would train nothing; this one is a step ahead.
+            return float(shape(max(done, min(done + 1, warmup_steps))))
 
         def constant(_: int) -> float:
             return 1.0
 
         return LambdaLR(optimizer, [factor if g["name"] == "weights" else constant for g in optimizer.param_groups])
+
+
+@dataclass(frozen=True)
+class LinearSchedule(WarmupSchedule):
+    """Linear warm-up, then linear decay to zero over the whole run."""
+
+    shape: Literal["linear"] = "linear"

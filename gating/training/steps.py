@@ -1,4 +1,4 @@
-"""How many optimizer steps a run has."""
+"""Numbers of optimizer steps and evaluated batches."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,15 +11,20 @@ _LIMITS = {"validation": "limit_val_batches", "test": "limit_test_batches"}
 
 
 def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
-    """Return the optimizer steps of a whole run, search and recovery together.
+    """Return the number of optimizer steps of a whole run, search and recovery together.
 
     Args:
-        trainer: Settings of the trainer: ``max_steps`` or, where that is -1, ``max_epochs``;
-            ``limit_train_batches`` and ``accumulate_grad_batches``.
-        num_batches: Batches in an epoch, of one process where there are several.
+        trainer: Settings of the trainer: ``max_steps`` or, if that is -1, ``max_epochs``; ``limit_train_batches`` and
+            ``accumulate_grad_batches``.
+        num_batches: Batches of one rank in an epoch.
 
     Raises:
-        ValueError: There would be no step.
+        InputError: The run would have no step.
+
+    Example:
+        >>> settings = {"max_epochs": 3, "max_steps": -1, "limit_train_batches": 1.0, "accumulate_grad_batches": 2}
+        >>> count_steps(settings, num_batches=25)
+        39
     """
     accumulate, limit = trainer["accumulate_grad_batches"], trainer["limit_train_batches"]
     if accumulate < 1:
@@ -36,27 +41,27 @@ def count_steps(trainer: Mapping[str, Any], *, num_batches: int) -> int:
 
 
 def validation_interval(trainer: Mapping[str, Any], *, num_batches: int) -> int | float:
-    """Return after how many batches, or which share of an epoch, to validate; at the latest after an epoch."""
+    """Return ``val_check_interval``: a number of batches, at most an epoch, or a fraction of an epoch."""
     interval: int | float = trainer["val_check_interval"]
     used = _used_batches(trainer["limit_train_batches"], num_batches=num_batches)
     return min(interval, used) if isinstance(interval, int) else interval
 
 
 def _used_batches(limit: int | float, *, num_batches: int) -> int:
-    """Return how many batches of an epoch are used: so many, or a share of them."""
+    """Return the number of batches used, where ``limit`` is a number of batches or a fraction of them."""
     return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * min(limit, 1.0))
 
 
 def count_evaluated(trainer: Mapping[str, Any], split: str, *, num_batches: int) -> int:
-    """Return how many batches of a split are evaluated, during and at the end of phases.
+    """Return the number of batches of a split that are evaluated, during and at the end of phases.
 
     Args:
-        trainer: Settings of the trainer: ``limit_val_batches`` and ``limit_test_batches``, numbers or shares.
+        trainer: Settings of the trainer: ``limit_val_batches`` and ``limit_test_batches``, numbers or fractions.
         split: ``validation`` or ``test``.
-        num_batches: How many batches it has.
+        num_batches: Number of batches of the split.
 
     Raises:
-        ValueError: The share is less than one batch, but not 0.
+        InputError: The fraction is less than one batch, but not 0.
     """
     name = _LIMITS[split]
     limit = 1.0 if trainer.get(name) is None else trainer[name]

@@ -25,7 +25,7 @@ def path(tmp_path):
     return path
 
 
-def test_checkpoints_come_back(path):
+def test_saved_checkpoints_are_loaded(path):
     assert why_unusable(path) is None
     back = AtomicCheckpointIO().load_checkpoint(path)
     assert torch.equal(back["weights"]["w"], CHECKPOINT["weights"]["w"])
@@ -33,39 +33,39 @@ def test_checkpoints_come_back(path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.99])
-def test_a_checkpoint_that_was_cut_off_is_noticed(path, share):
+def test_a_truncated_checkpoint_is_unusable(path, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     assert why_unusable(path)
 
 
 @pytest.mark.parametrize("content", [{}, {"x": 1}, [1], torch.zeros(2), {"phase": "recovery"}])
-def test_what_is_no_checkpoint_of_the_phase_is_noticed(path, content):
+def test_content_other_than_a_checkpoint_of_the_phase_is_unusable(path, content):
     torch.save(content, path)
-    assert why_unusable(path) == "it is no checkpoint of the phase search"
+    assert why_unusable(path) == "not a checkpoint of the phase search"
 
 
-def test_another_archive_is_noticed(path):
+def test_another_archive_is_unusable(path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "x")
-    assert why_unusable(path) == "it is no checkpoint"
+    assert why_unusable(path) == "not a checkpoint"
 
 
-def test_changed_bits_are_noticed(path):
-    """Or they change nothing: some bytes of an archive say what others say already."""
+def test_flipped_bits_are_detected_or_harmless(path):
+    """Some bytes of a zip archive are redundant."""
     data, chance = path.read_bytes(), random.Random(0)
-    num_noticed = 0
+    num_detected = 0
     for _ in range(200):
         place = chance.randrange(len(data))
         path.write_bytes(data[:place] + bytes([data[place] ^ (1 << chance.randrange(8))]) + data[place + 1 :])
         if why_unusable(path):
-            num_noticed += 1
+            num_detected += 1
         else:
             assert torch.equal(read_checkpoint(path)["weights"]["w"], CHECKPOINT["weights"]["w"]), place
-    assert num_noticed > 150
+    assert num_detected > 150
 
 
-def test_a_checkpoint_that_is_not_there_is_noticed(tmp_path):
+def test_a_missing_checkpoint_is_unusable(tmp_path):
     assert "No such file" in why_unusable(tmp_path / "step-1.ckpt")
 
 

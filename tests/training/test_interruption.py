@@ -47,7 +47,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def stop_at(hook: str, step: int) -> str:
-    return f"+callbacks.stop={{_target_: test_interruption.StopAt, hook: {hook}, step: {step}}}"
+    return f"+callbacks.stop={{_target_: {__name__}.StopAt, hook: {hook}, step: {step}}}"
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end", "on_train_start"])

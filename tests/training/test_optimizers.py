@@ -1,15 +1,17 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from gating.training.optimizers import AdamW, LinearSchedule
+from gating.training.optimizers import AdamW, LinearSchedule, WarmupSchedule
 
 
 def parameters(count: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.zeros(2)) for _ in range(count)]
 
 
-def test_three_kinds_of_parameters_have_groups_of_their_own():
+def test_weights_gates_and_multipliers_have_separate_groups():
     optimizer = AdamW(lr=1e-3, gate_lr=0.2, multiplier_lr=0.3, weight_decay=0.5).build(
         parameters(3), parameters(1), parameters(2)
     )
@@ -29,7 +31,7 @@ def test_multipliers_ascend():
     assert (multiplier[0] > 0).all()
 
 
-def test_search_and_recovery_follow_one_line():
+def test_search_and_recovery_share_one_schedule():
     def rates(first_step: int, steps: int) -> list[float]:
         optimizer = AdamW(lr=1.0).build(parameters(1), parameters(1), [])
         schedule = LinearSchedule(warmup=0.1).build(optimizer, first_step=first_step, total_steps=20)
@@ -46,3 +48,27 @@ def test_search_and_recovery_follow_one_line():
     assert whole[0] == pytest.approx(0.5)
     assert max(whole) == pytest.approx(1.0)
     assert whole[-1] == pytest.approx(1 / 18)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.06, 0.1, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("total_steps", [1, 2, 7, 20, 137])
+def test_linear_rates_are_the_formula_to_the_bit(warmup, total_steps):
+    optimizer = AdamW(lr=1.0).build(parameters(1), [], [])
+    schedule = LinearSchedule(warmup=warmup).build(optimizer, first_step=0, total_steps=total_steps)
+    warmup_steps = max(1, round(warmup * total_steps))
+    for step in range(total_steps):
+        decay = (total_steps - step) / max(1, total_steps - warmup_steps)
+        assert schedule.lr_lambdas[0](step) == max(0.0, min((step + 1) / warmup_steps, decay))
+
+
+def test_other_shapes_are_those_of_transformers():
+    def rates(shape: str) -> list[float]:
+        optimizer = AdamW(lr=1.0).build(parameters(1), parameters(1), [])
+        schedule = WarmupSchedule(warmup=0.1, shape=shape).build(optimizer, first_step=0, total_steps=20)
+        assert [schedule.lr_lambdas[1](step) for step in range(20)] == [1.0] * 20
+        return [schedule.lr_lambdas[0](step) for step in range(20)]
+
+    assert rates("constant_with_warmup") == [0.5] + [1.0] * 19
+    cosine = [0.5 * (1 + math.cos(math.pi * (step - 2) / 18)) for step in range(2, 20)]
+    assert rates("cosine") == pytest.approx([0.5, 1.0, *cosine])
+    assert rates("inverse_sqrt")[8] == pytest.approx(0.5)

@@ -6,77 +6,77 @@ import pytest
 
 from gating.training.signals import DeferredSignals, Stopped, stop_on_signals
 
-HEEDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", HEEDED)
-def test_a_signal_stops_what_is_going_on_and_handlers_come_back(number):
-    before = [signal.getsignal(heeded) for heeded in HEEDED]
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_raises_and_previous_handlers_are_restored(number):
+    before = [signal.getsignal(each) for each in STOP_SIGNALS]
     with pytest.raises(Stopped) as caught, stop_on_signals():
         send(number)
     assert caught.value.exit_code == 128 + number
-    assert [signal.getsignal(heeded) for heeded in HEEDED] == before
+    assert [signal.getsignal(each) for each in STOP_SIGNALS] == before
 
 
-def test_signals_are_noted_instead():
+def test_deferred_signals_do_not_raise():
     with stop_on_signals():
-        noted = DeferredSignals()
+        deferred = DeferredSignals()
         send(signal.SIGTERM)
         send(signal.SIGTERM)  # Launchers send it more than once.
-        assert noted.stop == signal.SIGTERM
-        noted.end()
+        assert deferred.stop == signal.SIGTERM
+        deferred.restore()
         with pytest.raises(Stopped):
             send(signal.SIGTERM)
 
 
-def test_the_second_ctrl_c_is_not_waited_for():
+def test_the_second_ctrl_c_raises_at_once():
     with stop_on_signals():
-        noted = DeferredSignals()
+        deferred = DeferredSignals()
         send(signal.SIGINT)
         with pytest.raises(Stopped):
             send(signal.SIGINT)
-        noted.end()
+        deferred.restore()
 
 
-def test_notice_of_a_scheduler_is_kept_for_later(monkeypatch):
+def test_the_requeue_signal_is_deferred_and_handled_on_request(monkeypatch):
     called = []
     before = signal.signal(signal.SIGUSR1, lambda *_: called.append("handled"))
     try:
-        noted = DeferredSignals()
+        deferred = DeferredSignals()
         send(signal.SIGUSR1)
-        assert noted.requeue == signal.SIGUSR1
+        assert deferred.requeue == signal.SIGUSR1
         assert called == []
-        noted.handle_requeue()
-        assert (noted.requeue, called) == (0, ["handled"])
-        noted.end()
+        deferred.handle_requeue()
+        assert (deferred.requeue, called) == (0, ["handled"])
+        deferred.restore()
     finally:
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_what_is_to_be_ignored_is_ignored():
+def test_ignored_signals_stay_ignored():
     """As under nohup, or for a job in the background of a script."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with stop_on_signals():
-            noted = DeferredSignals()
+            deferred = DeferredSignals()
             send(signal.SIGINT)
-            assert noted.stop == 0
-            noted.end()
+            assert deferred.stop == 0
+            deferred.restore()
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def test_other_threads_leave_signals_alone():
+def test_other_threads_keep_the_signal_handlers():
     failed = []
 
     def work() -> None:
         try:
             with stop_on_signals():
-                DeferredSignals().end()
+                DeferredSignals().restore()
         except BaseException as error:
             failed.append(error)
 

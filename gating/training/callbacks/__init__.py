@@ -1,1 +1,1 @@
-"""What happens during a phase besides training steps: records, progress, reasons to stop."""
+"""Callbacks of one training phase: gate metrics, progress bar, divergence and early stops."""

@@ -1,4 +1,4 @@
-"""Ending a run that has gone astray."""
+"""Stop of a run whose loss is not finite."""
 
 import math
 from collections.abc import Mapping
@@ -19,51 +19,50 @@ __all__ = ["DivergedError", "DivergenceStop"]
 
 
 class DivergedError(OperationError):
-    """A loss is no number; going on from the last checkpoint would come to the same."""
+    """The loss is NaN or infinite; resuming from the last checkpoint would diverge again."""
 
 
 class DivergenceStop(Callback):
-    """Stops training at a loss that is no number, in all processes.
+    """Callback that stops training in all ranks when the loss is NaN or infinite.
 
-    On a GPU and with several processes, which would wait for the answer at every step, it looks at the steps that are
-    logged. No checkpoint is written in between: :class:`~gating.training.checkpoints.RunCheckpoint` looks at the
-    weights.
+    On a GPU or with several ranks, where the check synchronizes, it runs only every ``log_every_n_steps``. Meanwhile
+    no checkpoint is saved: :class:`~gating.training.checkpoints.RunCheckpoint` checks the weights.
     """
 
     def __init__(self, checkpoints: Path) -> None:
         """Args: ``checkpoints`` is the folder of the phase's checkpoints, for the message."""
         self._checkpoints = checkpoints
-        # The lowest step of the run with such a loss, where the loss is: infinite if there is none.
+        # First step of the run with a loss that is not finite, or infinity; on the loss's device.
         self._first: Tensor | None = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take note of the loss, and look if it is time."""
+        """Record whether the loss is finite, and check the record if due."""
         assert isinstance(pl_module, FineTuning)
         assert isinstance(outputs, Mapping)
         loss: Tensor = outputs["loss"]
         if self._first is None:
             self._first = torch.full((), torch.inf, device=loss.device)
-        bad = torch.where(loss.isfinite(), torch.inf, float(pl_module.step_in_run))
-        self._first = torch.minimum(self._first, bad)
-        at_once = loss.device.type == "cpu" and trainer.world_size == 1
-        if at_once or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._look()
+        this_step = torch.where(loss.isfinite(), torch.inf, float(pl_module.step_in_run))
+        self._first = torch.minimum(self._first, this_step)
+        is_cheap = loss.device.type == "cpu" and trainer.world_size == 1
+        if is_cheap or trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._check()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the last steps."""
+        """Check the last steps."""
         if self._first is not None:
-            self._look()
+            self._check()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         assert self._first is not None
         first = float(self._first)
-        # The lowest step of all processes.
+        # The first step over all ranks, as the maximum of its negative.
         (negated,) = all_reduce_max(-(2**62) if math.isinf(first) else -int(first))
         if negated > -(2**62):
-            good = checkpoints_in(self._checkpoints)
-            kept = f"The last good checkpoint is {good[0]}" if good else "There is no checkpoint before it"
+            saved = checkpoints_in(self._checkpoints)
+            kept = f"The last good checkpoint is {saved[0]}" if saved else "There is no checkpoint before it"
             raise DivergedError(
                 f"The loss is not a number at step {-negated} of the run: training has diverged. {kept}. Begin again "
                 "with a lower optimizer.lr or trainer.gradient_clip_val, or with trainer.precision=32-true."

@@ -1,4 +1,4 @@
-"""What is recorded and shown while gates are trained."""
+"""Metrics of gates during training, and the early end of a converged search."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,22 +22,22 @@ __all__ = ["GateMonitor", "SearchEnd", "log_kept_heads"]
 
 
 class GateMonitor(Callback):
-    """Logs the state of the gates at every step that is logged, and a map of heads at every validation."""
+    """Callback that logs the gates' state at every logged step, and a map of heads at every validation."""
 
     def __init__(self, history: History) -> None:
-        """Args: ``history`` is what the looks are added to."""
+        """Args: ``history`` collects the state at each validation."""
         self.history = history
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log the counts of gates."""
+        """Log the numbers of open gates."""
         assert isinstance(pl_module, FineTuning)
         if pl_module.objective is not None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict(_gate_metrics(pl_module.gates, pl_module.objective))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember this look, and send the map of heads to W&B."""
+        """Add the state to the history, and log the map of heads to W&B."""
         assert isinstance(pl_module, FineTuning)
         if trainer.sanity_checking:
             return
@@ -57,76 +57,76 @@ class GateMonitor(Callback):
             _log_head_map(trainer, values, look)
 
     def state_dict(self) -> dict[str, Any]:
-        """Put the history into checkpoints."""
+        """Return the history for a checkpoint."""
         return self.history.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the history from a checkpoint."""
+        """Load the history from a checkpoint."""
         self.history.load_state_dict(state_dict)
 
 
 class SearchEnd(Callback):
-    """Ends the search before its last step when the gates have come to rest; the steps left over go to recovery.
+    """Callback that ends the search when the gates have converged; recovery gets the remaining steps.
 
     Attributes:
-        reason: Why the search ended; None as long as it goes on.
+        reason: Reason why the search ended; None while it continues.
     """
 
     def __init__(self, convergence: Convergence, *, after: float = 0.67) -> None:
-        """Say when to look.
+        """Set the criterion.
 
         Args:
-            convergence: What notices that the gates have come to rest.
-            after: Share of the search before which it does not end: gates that nothing closes yet are at rest, too.
+            convergence: Detector of converged gates.
+            after: Fraction of the search before which it does not end, since gates do not move before they close.
         """
         self.reason: str | None = None
         self._convergence = convergence
         self._after = after
-        self._looked_at = -1
+        self._last_checked = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stay at the end that a checkpoint was written at."""
+        """Stop at once if the loaded checkpoint was saved at the end of the search."""
         trainer.should_stop = trainer.should_stop or self.reason is not None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the gates at every step that is logged."""
+        """Check the gates for convergence at every logged step."""
         assert isinstance(pl_module, FineTuning)
         assert pl_module.objective is not None
         step = trainer.global_step
-        is_due = step % trainer.log_every_n_steps == 0 and step != self._looked_at  # type: ignore[attr-defined]
+        is_due = step % trainer.log_every_n_steps == 0 and step != self._last_checked  # type: ignore[attr-defined]
         if not is_due or step < self._after * trainer.max_steps:
             return
-        self._looked_at = step
+        self._last_checked = step
         self.reason = self._convergence.update(pl_module.gates, pl_module.objective.kept(pl_module.gates))
         trainer.should_stop = trainer.should_stop or self.reason is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Put what was seen into checkpoints."""
+        """Return the detector's state for a checkpoint."""
         return {
             "convergence": self._convergence.state_dict(),
-            "looked_at": self._looked_at,
+            "looked_at": self._last_checked,
             "reason": self.reason,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what was seen from a checkpoint."""
+        """Load the detector's state from a checkpoint."""
         self._convergence.load_state_dict(state_dict["convergence"])
-        self._looked_at = state_dict["looked_at"]
+        self._last_checked = state_dict["looked_at"]
         self.reason = state_dict["reason"]
 
 
 def log_kept_heads(
     loggers: Sequence[Logger], gates: HeadGates, objective: Objective, *, kept: torch.Tensor | None, step: int
 ) -> None:
-    """Log the state of the gates once more, with those as open that are kept.
+    """Log the state of the gates after the search, with kept heads counted as open.
 
     Args:
         loggers: The loggers of the run.
         gates: The gates at the end of the search.
         objective: The objective of the search.
-        kept: Which gates stay, ``[num_gates]``; None for those that are open.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``; None to keep the open ones.
         step: Number of the last step.
     """
     with nullcontext() if kept is None else gates.fixed_at(kept.float()):

@@ -1,4 +1,4 @@
-"""The end of a phase before its last step, which is an interruption unless the gates have come to rest."""
+"""Interruption of a run when a phase stops before its last step."""
 
 import time
 from typing import Any
@@ -15,10 +15,11 @@ __all__ = ["InterruptOnStop", "check_completed", "to_seconds"]
 
 
 class InterruptOnStop(Callback):
-    """Interrupts a run where something ends a phase early, such as ``trainer.max_time`` or ``EarlyStopping``.
+    """Callback that interrupts a run when ``trainer.max_time`` or a callback such as ``EarlyStopping`` stops a phase.
 
-    Lightning would end the epoch there, from where no run can resume to the bit. Instead the checkpoint before the next
-    step is requested, and the run is interrupted behind it.
+    Lightning would end the epoch, from where a run cannot resume bit-exactly. Instead, a checkpoint is requested before
+    the next step, and the run is interrupted after it. A search that stops because its gates have converged is not
+    interrupted.
     """
 
     def __init__(self, phase: str, *, deadline: float | None, max_time: Any) -> None:
@@ -26,8 +27,8 @@ class InterruptOnStop(Callback):
 
         Args:
             phase: Name of the phase.
-            deadline: When the time of the run is over, in seconds of ``time.monotonic``; None without a limit.
-            max_time: The setting it comes from, for the message.
+            deadline: Time limit, in seconds of ``time.monotonic``; None without a limit.
+            max_time: The setting ``trainer.max_time``, for the message.
         """
         self._phase = phase
         self._deadline = deadline
@@ -36,7 +37,7 @@ class InterruptOnStop(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count steps, of which there is at least one."""
+        """Start to count steps; at least one is taken."""
         self._step = trainer.global_step
         self._reason = None
         self._take_over(trainer)
@@ -44,7 +45,7 @@ class InterruptOnStop(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Interrupt the run; the callback that writes checkpoints comes before this one."""
+        """Interrupt the run; :class:`RunCheckpoint` precedes this callback and has saved a checkpoint."""
         if trainer.global_step == self._step:
             return  # In the middle of accumulating gradients.
         self._step = trainer.global_step
@@ -54,19 +55,19 @@ class InterruptOnStop(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the clock, and for a stop that other callbacks have asked for."""
+        """Check the time limit and whether other callbacks stop training."""
         self._take_over(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look for a stop that other callbacks have asked for."""
+        """Check whether other callbacks stop training."""
         self._take_over(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look for a stop that other callbacks have asked for."""
+        """Check whether other callbacks stop training."""
         self._take_over(trainer)
 
     def _take_over(self, trainer: pl.Trainer) -> None:
-        """Put off a stop until the checkpoint, unless the phase is complete; the same in all processes."""
+        """Postpone a stop until the next checkpoint, unless the phase is complete; all ranks decide alike."""
         is_late = self._deadline is not None and time.monotonic() > self._deadline
         should_stop, is_late = map(bool, all_reduce_max(int(trainer.should_stop), int(is_late)))
         if not (should_stop or is_late) or trainer.global_step >= trainer.max_steps or _has_converged(trainer):
@@ -79,10 +80,10 @@ class InterruptOnStop(Callback):
 
 
 def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
-    """Make sure that a phase has ended after its last step, or because the gates have come to rest.
+    """Check that a phase ended after its last step, or because the gates have converged.
 
     Raises:
-        Unfinished: It has not.
+        Unfinished: The phase ended early for another reason.
     """
     step, num_steps = trainer.global_step, trainer.max_steps
     if step < num_steps and not _has_converged(trainer):
@@ -90,7 +91,7 @@ def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
 
 
 def to_seconds(max_time: Any) -> float | None:
-    """Return a time limit, in any of the forms that Lightning takes, in seconds."""
+    """Return a time limit in seconds, given in any form that Lightning's ``Timer`` accepts."""
     return Timer(duration=max_time).time_remaining()
 
 

@@ -1,4 +1,4 @@
-"""A progress bar over a whole phase, with the time that is left."""
+"""Progress bar over a whole phase."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ __all__ = ["PhaseProgressBar"]
 
 
 class PhaseProgressBar(ProgressBar):
-    """Shows steps, time left, loss and open heads of a phase; without a terminal, a line for each validation."""
+    """Progress bar with steps, time left, loss and open heads; without a terminal, one line for each validation."""
 
     def __init__(self, phase: str) -> None:
-        """Args: ``phase`` is the name that is shown."""
+        """Args: ``phase`` is the displayed name."""
         super().__init__()
         self._phase = phase
         self._bar: Progress | None = None
         self._status = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar."""
+        """Start the bar."""
         columns = (
             TextColumn("[bold]{task.description:<9}"),
             BarColumn(bar_width=30),
@@ -42,14 +42,14 @@ class PhaseProgressBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar."""
+        """Update the bar."""
         assert self._bar is not None
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._status = _status(trainer, pl_module)
         self._bar.update(self._task, completed=trainer.global_step, status=self._status)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what validation found."""
+        """Print the validation metric."""
         assert isinstance(pl_module, FineTuning)
         if self._bar is None or not trainer.is_global_zero:
             return
@@ -61,15 +61,15 @@ class PhaseProgressBar(ProgressBar):
         self._bar.console.print(line, highlight=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
+        """Stop the bar."""
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Stop the bar, which restores the terminal."""
         self._stop()
 
     def disable(self) -> None:
-        """Do nothing: the bar is silent by itself on all processes but the first."""
+        """Do nothing: only rank 0 shows the bar."""
 
     def _stop(self) -> None:
         if self._bar is not None:
