@@ -1,1 +1,1 @@
-"""What a person sees of a run: figures, summary, model card."""
+"""How a run is shown: figures, tables, summary, model card."""

@@ -1,14 +1,19 @@
-"""The model card of a compact model: what was removed and what was measured."""
+"""The model card of a compact model: kept heads and measurements."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
 from torch import nn
 from transformers import PreTrainedModel
 
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["CompactReport", "Row", "heads_per_layer", "write_card"]
+__all__ = ["CompactReport", "KeptHeads", "Row", "heads_per_layer", "write_card"]
+
+# Name of an attention block, original numbers of its kept heads, number of its heads in the dense model.
+KeptHeads = tuple[str, Sequence[int], int]
 
 
 @dataclass(frozen=True)
@@ -16,10 +21,10 @@ class Row:
     """One measured quantity before and after.
 
     Attributes:
-        name: What was measured, with its unit.
-        before: The dense model's value, ready to print.
-        after: The compact model's value, ready to print.
-        ratio: How the two compare, ready to print.
+        name: Name of the quantity, with its unit.
+        before: Formatted value of the dense model.
+        after: Formatted value of the compact model.
+        ratio: Formatted ratio of the two.
     """
 
     name: str
@@ -30,13 +35,13 @@ class Row:
 
 @dataclass(frozen=True)
 class CompactReport:
-    """What a run measured of its compact model.
+    """Measurements of a compact model.
 
     Attributes:
         rows: Sizes and speed before and after.
-        metrics: Rows of stage, validation and test metric, ready to print.
-        metric_name: Name of that metric.
-        notes: Sentences on how it was measured.
+        metrics: For each stage, its title and the formatted validation and test metric.
+        metric_name: Name of this metric.
+        notes: Sentences on the method of measurement.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -51,51 +56,50 @@ _USAGE = """\
 ```python
 from transformers import AutoModel{task}
 
-model = AutoModel{task}.from_pretrained("{folder}", trust_remote_code=True)
+model = AutoModel{task}.from_pretrained(".", trust_remote_code=True)
 ```
 
 `trust_remote_code` lets the small Python files of this folder rebuild the layers with fewer heads; nothing else is
-needed. Where head-gating is installed, `gating.load_compact("{folder}")` loads the model without running them.
+needed. Where head-gating is installed, `gating.load_compact(".")` loads the model without running them.
 """
 
 
 def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None) -> None:
-    """Write the model card, a README.md with the metadata header that hubs read.
+    """Write a model card with the metadata that hubs read.
 
     Args:
-        path: The file.
+        path: Path of the README.md.
         model: The compact model.
-        report: What was measured; left out, the card says what was removed.
+        report: Measurements for the card; without them, it lists the kept heads only.
     """
-    kept = heads_per_layer(model)
+    # No EvalResult: it needs the data set's name on the hub, which a run on local files does not have.
+    metadata = ModelCardData(library_name="transformers", tags=["head-gating", "pruned"])
     parts = [
-        "---\nlibrary_name: transformers\ntags:\n- head-gating\n- pruned\n---\n",
+        f"---\n{metadata.to_yaml()}\n---\n",
         f"# Compact {model.config.model_type}\n",
         "Attention heads were removed from this model with head-gating; the others kept their original numbers.\n",
     ]
     if report is not None:
-        parts.append(
-            _table(["", "before", "after", "ratio"], [[r.name, r.before, r.after, r.ratio] for r in report.rows])
-        )
+        sizes = [[row.name, row.before, row.after, row.ratio] for row in report.rows]
+        parts.append(_table(["", "before", "after", "ratio"], sizes))
         if report.metrics:
             heading = ["stage", f"validation {report.metric_name}", f"test {report.metric_name}"]
             parts.append(_table(heading, [list(row) for row in report.metrics]))
         parts += [f"{note}\n" for note in report.notes]
     parts.append("## Heads that were kept\n")
-    rows = [[name, _listed(heads), f"{len(heads)} of {num_heads}"] for name, heads, num_heads in kept]
+    rows = [
+        [name, ", ".join(map(str, head_ids)) or "none", f"{len(head_ids)} of {num_heads}"]
+        for name, head_ids, num_heads in heads_per_layer(model)
+    ]
     parts.append(_table(["attention block", "numbers of the kept heads", "kept"], rows))
-    parts.append(_USAGE.format(task=_auto_suffix(model), folder="."))
+    parts.append(_USAGE.format(task=_auto_suffix(model)))
     path.write_text("\n".join(parts), encoding="utf-8")
 
 
-def heads_per_layer(model: nn.Module) -> list[tuple[str, list[int], int]]:
-    """Return block name, kept heads and number of heads before, from the record in the model's configuration."""
+def heads_per_layer(model: nn.Module) -> list[KeptHeads]:
+    """Return the kept heads of each attention block, from the record in the model's configuration."""
     record = getattr(model.config, RECORD_KEY)
     return [(name, block["kept_heads"], block["num_heads"]) for name, block in record["blocks"].items()]
-
-
-def _listed(heads: list[int]) -> str:
-    return ", ".join(map(str, heads)) or "none"
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
@@ -104,7 +108,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _auto_suffix(model: PreTrainedModel) -> str:
-    """Return what follows ``AutoModel`` in the name of the Auto class that loads this model."""
+    """Return the suffix of the Auto class that loads this model, such as ``ForSequenceClassification``."""
     name = type(model).__name__
     auto_map: dict[str, str] = model.config.auto_map
     matches = [auto for auto, reference in auto_map.items() if reference.endswith(f".{name}")]

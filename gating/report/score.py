@@ -1,4 +1,4 @@
-"""The metric that a run reports, and how people read it."""
+"""The metric that a run reports, with its unit."""
 
 import math
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ __all__ = ["Score"]
 
 @dataclass(frozen=True)
 class Score:
-    """A metric by its name in the logs, and how to show a value of it.
+    """The name of a metric in the logs, and the format of its values.
 
     Example:
         >>> Score("accuracy").show(0.9824), Score("perplexity", scale=1, unit="").show(12.5)
         ('98.24 %', '12.50')
 
     Attributes:
-        name: Its name, such as ``accuracy``.
-        scale: What a value is multiplied by to be shown.
-        unit: What stands behind it then.
+        name: Name of the metric, such as ``accuracy``.
+        scale: Factor between a logged and a shown value.
+        unit: Text after a shown value.
     """
 
     name: str
@@ -25,5 +25,5 @@ class Score:
     unit: str = " %"
 
     def show(self, value: float) -> str:
-        """Return a value as people read it; a dash where there is none."""
+        """Return a value as text, with two decimals and its unit; a dash for NaN."""
         return "-" if math.isnan(value) else f"{self.scale * value:.2f}{self.unit}"

@@ -1,4 +1,4 @@
-"""The numbers of a run, gathered as it goes along."""
+"""The measurements of a run: metrics, sizes, latency, times."""
 
 import json
 import math
@@ -23,28 +23,28 @@ from gating.storage.atomic import replacing_file
 
 __all__ = ["NUMBERS", "STAGES", "Summary"]
 
-# Names of the splits in the names of metrics, here as in the logs.
+# Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}
-# Of the stages that metrics are measured at; of a dense run, ``dense`` is the only one.
+# Stages at which metrics are measured; a dense run has only the last one.
 STAGES = ("search", "removed", "compact", "dense")
 _SIZES = {"heads": "num_heads", "parameters": "num_parameters", "megabytes": "megabytes"}
 _LATENCY = ("speedup", "latency_ms_before", "latency_ms")
-# Names of the numbers that every run has, besides its metrics.
+# Names of the numbers of every run, besides its metrics.
 NUMBERS = (*(f"{name}{end}" for name in _SIZES.values() for end in ("", "_before")), *_LATENCY)
 
 
 @dataclass
 class Summary:
-    """What a run measured.
+    """The measurements of a run.
 
     Attributes:
-        metrics: For each stage (``search``, ``removed``, ``compact``) the metrics by ``val/name`` and ``test/name``.
-        titles: What the stages are called in tables.
-        seconds: How long each stage took.
-        latency: Time of a forward pass, dense and compact.
-        sizes: Heads, parameters and megabytes, dense and compact.
-        kinds: Heads of each kind of attention, dense and compact, where there are several kinds.
-        search: After how many steps the search ended, and why.
+        metrics: For each stage (``search``, ``removed``, ``compact``), the metrics by ``val/name`` and ``test/name``.
+        titles: Titles of the stages in tables.
+        seconds: Duration of each stage, in seconds.
+        latency: Latency of the dense and the compact model.
+        sizes: Heads, parameters and megabytes of the dense and the compact model.
+        kinds: Heads of each kind of attention in the dense and the compact model, if there are several kinds.
+        search: Number of steps of the search, and the reason for its end.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -56,13 +56,13 @@ class Summary:
     search: dict[str, int | str] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was measured so far as plain values, for a checkpoint."""
+        """Return the measurements so far as plain values, for a checkpoint."""
         return {"metrics": self.metrics, "titles": self.titles, "seconds": self.seconds, "search": self.search}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the measurements of a checkpoint; durations are added to those of this process."""
         self.titles, self.search = state["titles"], state["search"]
-        # The name of the split was another one in earlier versions.
+        # "validation/" is the prefix of earlier versions.
         self.metrics = {
             stage: {name.replace("validation/", "val/"): value for name, value in values.items()}
             for stage, values in state["metrics"].items()
@@ -72,7 +72,7 @@ class Summary:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time that a ``with`` block takes to a stage."""
+        """Add the duration of a ``with`` block to a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -95,42 +95,53 @@ class Summary:
         self.kinds = {kind: (before[kind], after.get(kind, 0)) for kind in before} if len(before) > 1 else {}
 
     def compact_report(self, score: Score) -> CompactReport:
-        """Return the numbers as tables for people."""
-        rows = []
-        for shown, (before, after), digits in (
+        """Return the measurements as formatted tables.
+
+        Args:
+            score: The metric to show for each stage.
+        """
+        stages = [
+            (
+                self.titles[stage],
+                *(score.show(values.get(f"{split}/{score.name}", math.nan)) for split in ("val", "test")),
+            )
+            for stage, values in self.metrics.items()
+        ]
+        return CompactReport(
+            rows=[*self._size_rows(), *self._latency_rows()],
+            metrics=stages,
+            metric_name=score.name,
+            notes=self._notes(),
+        )
+
+    def _size_rows(self) -> list[Row]:
+        sizes: list[tuple[str, tuple[float, float], int]] = [
             ("attention heads", self.sizes["heads"], 0),
             *((f"{kind} heads", numbers, 0) for kind, numbers in self.kinds.items()),
             ("parameters", self.sizes["parameters"], 0),
             ("size on disk (MB)", self.sizes["megabytes"], 1),
-        ):
-            rows.append(Row(shown, f"{before:,.{digits}f}", f"{after:,.{digits}f}", f"{after / before:.2f}"))
-        notes = []
-        if self.latency is not None:
-            times = self.latency
-            rows.append(
-                Row(
-                    "latency (ms)",
-                    f"{1e3 * times.before:.1f}",
-                    f"{1e3 * times.after:.1f}",
-                    f"{times.speedup:.2f}x faster",
-                )
-            )
-            notes.append(
-                f"Latency: a batch of {times.batch}, median of {times.repeats} interleaved repeats, "
-                f"{torch.get_num_threads()} thread(s), {_machine()}."
-            )
-
-        def value_of(values: Mapping[str, float], split: str) -> str:
-            return score.show(values.get(f"{split}/{score.name}", math.nan))
-
-        stages = [
-            (self.titles[stage], value_of(values, "val"), value_of(values, "test"))
-            for stage, values in self.metrics.items()
         ]
-        return CompactReport(rows=rows, metrics=stages, metric_name=score.name, notes=notes)
+        return [
+            Row(name, f"{before:,.{digits}f}", f"{after:,.{digits}f}", f"{after / before:.2f}")
+            for name, (before, after), digits in sizes
+        ]
+
+    def _latency_rows(self) -> list[Row]:
+        if self.latency is None:
+            return []
+        before, after = (f"{1e3 * seconds:.1f}" for seconds in (self.latency.before, self.latency.after))
+        return [Row("latency (ms)", before, after, f"{self.latency.speedup:.2f}x faster")]
+
+    def _notes(self) -> list[str]:
+        if self.latency is None:
+            return []
+        return [
+            f"Latency: a batch of {self.latency.batch}, median of {self.latency.repeats} interleaved repeats, "
+            f"{torch.get_num_threads()} thread(s), {_machine()}."
+        ]
 
     def flat(self) -> dict[str, float]:
-        """Return the numbers as one flat object, by the names that scripts rely on."""
+        """Return all numbers by the names in ``metrics.json``."""
         numbers: dict[str, float] = {}
         for name, prefix in _SIZES.items():
             numbers[f"{prefix}_before"], numbers[prefix] = self.sizes[name]
@@ -146,9 +157,14 @@ class Summary:
         return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
 
     def write(self, path: Path, *, metric_name: str, seed: int) -> None:
-        """Write the numbers, the name of the metric to judge by, the seed and the versions as JSON.
+        """Save the numbers, the name of the main metric, the seed and the versions as JSON.
 
-        A metric without a value, such as a correlation with labels that are all the same, is null.
+        NaN is saved as null, for example the correlation with constant labels.
+
+        Args:
+            path: Path of the file.
+            metric_name: Name of the metric by which runs are compared.
+            seed: Seed of the run.
         """
         versions = {"version/torch": torch.__version__, "version/transformers": transformers.__version__}
         about = {

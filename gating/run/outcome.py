@@ -9,7 +9,8 @@ from gating.compact.save import save_compact
 from gating.discovery.discover import share_specs
 from gating.pruning.measure import compare_latency
 from gating.report.card import heads_per_layer
-from gating.report.figures import print_report, print_samples, save_pictures
+from gating.report.figures import save_pictures
+from gating.report.tables import print_report, print_samples
 from gating.run.run import Run
 from gating.tasks.samples import WritesText
 from gating.tracking.loggers import log_outcome, log_samples

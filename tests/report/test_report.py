@@ -7,9 +7,10 @@ from PIL import Image
 from rich.console import Console
 
 from gating.report.card import CompactReport, Row
-from gating.report.figures import head_map_figure, print_report, save_pictures
-from gating.report.history import History, Look
+from gating.report.figures import head_map_figure, save_pictures
+from gating.report.history import History, Observation
 from gating.report.score import Score
+from gating.report.tables import print_report
 
 KEPT = [("encoder.layer.0", [0, 3], 4), ("encoder.layer.1", [], 4), ("encoder.layer.2", [0, 1, 2, 3], 4)]
 REPORT = CompactReport(
@@ -20,8 +21,8 @@ REPORT = CompactReport(
 
 
 def history(targets=(12.0, 6.0)):
-    looks = [Look(10 * i, 0.5 + 0.1 * i, target, target, target) for i, target in enumerate(targets)]
-    return History(looks, [{"layer 0": [0.0, 0.5, 1.0], "layer 1": [1.0, 1.0, 0.25]}])
+    observations = [Observation(10 * i, 0.5 + 0.1 * i, target, target, target) for i, target in enumerate(targets)]
+    return History(observations, [{"layer 0": [0.0, 0.5, 1.0], "layer 1": [1.0, 1.0, 0.25]}])
 
 
 def shown(width=120):
@@ -84,14 +85,14 @@ def test_what_was_folded_in_comes_back_from_checkpoints_and_is_missing_in_old_on
 
 
 def test_a_dense_run_has_no_map_of_gates(tmp_path):
-    looks = [Look(0, 0.5, 12, 12, math.nan)]
-    save_pictures(tmp_path, History(looks), score=Score("accuracy"), kept=KEPT, search_steps=0)
+    observations = [Observation(0, 0.5, 12, 12, math.nan)]
+    save_pictures(tmp_path, History(observations), score=Score("accuracy"), kept=KEPT, search_steps=0)
     assert [path.name for path in tmp_path.iterdir()] == ["history.png"]
 
 
 @pytest.mark.parametrize("looks", [0, 1])
 def test_a_run_that_was_hardly_looked_at_is_drawn_too(tmp_path, looks):
-    one = History(history().looks[:looks])
+    one = History(history().observations[:looks])
     save_pictures(tmp_path, one, score=Score("accuracy"), kept=KEPT, search_steps=5)
     assert (tmp_path / "history.png").exists()
 

@@ -118,7 +118,7 @@ def test_history_is_kept_in_checkpoints(folder):
     history = History()
     monitor = GateMonitor(history)
     fit(make_module(folder), steps=4, callbacks=[monitor])
-    assert [look.step for look in history.looks] == [2, 4]
+    assert [observation.step for observation in history.observations] == [2, 4]
     assert set(history.gate_values[0]) == {f"encoder.layer.{i}.attention.self" for i in range(3)}
     other = GateMonitor(History())
     other.load_state_dict(monitor.state_dict())
@@ -129,8 +129,8 @@ def test_recovery_counts_on_from_the_search(folder):
     history = History()
     module = make_module(folder, gated=False, first_step=5)
     fit(module, steps=2, callbacks=[GateMonitor(history)])
-    assert [look.step for look in history.looks] == [7]
-    assert history.looks[0].open == 12
+    assert [observation.step for observation in history.observations] == [7]
+    assert history.observations[0].open == 12
 
 
 def test_evaluation_uses_deterministic_gates_and_leaves_the_mode(folder):

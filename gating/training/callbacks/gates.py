@@ -15,7 +15,7 @@ from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.report.figures import head_map_figure
-from gating.report.history import History, Look
+from gating.report.history import History, Observation
 from gating.training.module import FineTuning
 
 __all__ = ["GateMonitor", "SearchEnd", "log_kept_heads"]
@@ -44,17 +44,17 @@ class GateMonitor(Callback):
         metric = float(trainer.callback_metrics[f"val/{pl_module.score.name}"])
         if pl_module.objective is None:
             kept = sum(block.num_heads for block in find_attention_blocks(pl_module.model))
-            self.history.looks.append(Look(pl_module.step_in_run, metric, kept, kept, kept))
+            self.history.observations.append(Observation(pl_module.step_in_run, metric, kept, kept, kept))
             return
         gates, objective = pl_module.gates, pl_module.objective
-        look = Look(
+        observation = Observation(
             pl_module.step_in_run, metric, float(gates.expected_open()), gates.num_open(), objective.target(gates)
         )
         values = {name: z.tolist() for name, z in gates.by_block().items()}
-        self.history.looks.append(look)
+        self.history.observations.append(observation)
         self.history.gate_values.append(values)
         if trainer.is_global_zero:
-            _log_head_map(trainer, values, look)
+            _log_head_map(trainer, values, observation)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history for a checkpoint."""
@@ -156,8 +156,10 @@ def _gate_metrics(gates: HeadGates, objective: Objective) -> dict[str, float | t
     return metrics
 
 
-def _log_head_map(trainer: pl.Trainer, values: dict[str, list[float]], look: Look) -> None:
+def _log_head_map(trainer: pl.Trainer, values: dict[str, list[float]], observation: Observation) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            figure = head_map_figure(values, title=f"Gates after {look.step} steps: {look.open:.0f} heads open")
-            logger.log_image("gates/heads", [figure], step=look.step)
+            figure = head_map_figure(
+                values, title=f"Gates after {observation.step} steps: {observation.open:.0f} heads open"
+            )
+            logger.log_image("gates/heads", [figure], step=observation.step)

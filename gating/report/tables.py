@@ -1,0 +1,63 @@
+"""Tables of a run for the console."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gating.report.card import CompactReport, KeptHeads
+
+__all__ = ["kept_heads_table", "print_report", "print_samples"]
+
+
+def print_report(console: Console, kept: Sequence[KeptHeads], report: CompactReport) -> None:
+    """Print the kept heads, the sizes before and after, and the metric at each stage.
+
+    Args:
+        console: Console to print to.
+        kept: The kept heads of each attention block.
+        report: Measurements of the run.
+    """
+    for table in (kept_heads_table(kept), *_report_tables(report)):
+        console.print(table)
+    for note in report.notes:
+        console.print(note, style="dim")
+
+
+def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> None:
+    """Print samples of generated text.
+
+    Args:
+        console: Console to print to.
+        samples: For each sample, its texts by label, such as the prompt and the generated text.
+    """
+    for sample in samples:
+        table = Table(show_header=False, title_justify="left", title="Written by the compact model")
+        for name, text in sample.items():
+            table.add_row(name, Text(text))
+        console.print(table)
+
+
+def kept_heads_table(kept: Sequence[KeptHeads]) -> Table:
+    """Return a table with a row of marks for the heads of each attention block.
+
+    Args:
+        kept: The kept heads of each attention block.
+    """
+    table = Table("attention block", "heads", "kept", title="Heads per layer", title_justify="left")
+    for name, head_ids, num_heads in kept:
+        marks = "".join("█" if head in set(head_ids) else "·" for head in range(num_heads))
+        table.add_row(name, marks, f"{len(head_ids)} of {num_heads}")
+    return table
+
+
+def _report_tables(report: CompactReport) -> list[Table]:
+    """Return the table of sizes and speed before and after, and that of the metric at each stage."""
+    sizes = Table("", "before", "after", "ratio", title="The model", title_justify="left")
+    for row in report.rows:
+        sizes.add_row(row.name, row.before, row.after, row.ratio)
+    stages = Table("stage", "validation", "test", title=report.metric_name.capitalize(), title_justify="left")
+    for stage in report.metrics:
+        stages.add_row(*stage)
+    return [sizes, stages]
