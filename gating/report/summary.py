@@ -100,13 +100,10 @@ class Summary:
         Args:
             score: The metric to show for each stage.
         """
-        stages = [
-            (
-                self.titles[stage],
-                *(score.show(values.get(f"{split}/{score.name}", math.nan)) for split in ("val", "test")),
-            )
-            for stage, values in self.metrics.items()
-        ]
+        stages = []
+        for stage, values in self.metrics.items():
+            validation, test = (score.show(values.get(f"{split}/{score.name}", math.nan)) for split in ("val", "test"))
+            stages.append((self.titles[stage], validation, test))
         return CompactReport(
             rows=[*self._size_rows(), *self._latency_rows()],
             metrics=stages,
