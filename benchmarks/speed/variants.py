@@ -34,9 +34,10 @@ VARIANTS: dict[str, Callable[[gating.HeadGates], None]] = {
 
 
 def _without_hooks(gates: gating.HeadGates) -> list[nn.Module]:
-    for handle in gates._handles[1:]:
+    assert gates.attachment is not None
+    for handle in gates.attachment.gate_handles:
         handle.remove()
-    return [owner for owner, name in gates._attached if name == "gate"]
+    return gates.attachment.projections
 
 
 class _ScaledWeight:
@@ -45,7 +46,8 @@ class _ScaledWeight:
 
     def __call__(self, heads: Tensor) -> Tensor:
         weight = self.projection.weight
-        return functional.linear(heads, weight * self.gates.scale(self.index, weight.dtype), self.projection.bias)
+        scaling = self.gates.draw.scaling(self.index, weight.dtype)
+        return functional.linear(heads, weight * scaling, self.projection.bias)
 
 
 class _ScaledInput:
@@ -53,4 +55,4 @@ class _ScaledInput:
         self.gates, self.index, self.forward = gates, index, forward
 
     def __call__(self, heads: Tensor) -> Tensor:
-        return self.forward(heads * self.gates.scale(self.index, heads.dtype))
+        return self.forward(heads * self.gates.draw.scaling(self.index, heads.dtype))

@@ -1,5 +1,6 @@
-"""What a gate is: its distribution, its place in the model, its value in one forward pass."""
+"""What is a gate: its distribution, its value in one forward pass, its place in the model."""
 
-from gating.gates.gates import HeadGates, create_gates, inject_gates
+from gating.gates.gates import HeadGates
+from gating.gates.inject import create_gates, inject_gates
 
 __all__ = ["HeadGates", "create_gates", "inject_gates"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gating.discovery.find import find_attention_blocks
 from gating.errors import InputError
-from gating.gates import HeadGates, inject_gates
+from gating.gates import HeadGates, create_gates
 from gating.objectives.selection import nearest_reachable
 from gating.pruning.measure import compare_latency
 from gating.pruning.prune import prune_heads
@@ -84,7 +84,7 @@ def num_heads_for_speedup(
         4
     """
     check_speedup(speedup=speedup)
-    gated = _gates_on_all_heads(model) if gates is None else gates
+    gated = create_gates(model) if gates is None else gates
     measure = measure or (lambda num_heads: _time(model, batch, num_heads, gated, repeats))
     points = _first_points(gated.heads_per_gate, measure)
     total, least = max(points), min(points)
@@ -137,12 +137,6 @@ def _at_most(num_heads: int, heads_per_gate: tuple[int, ...]) -> int:
     while nearest_reachable(num_heads, heads_per_gate) > num_heads:
         num_heads -= 1
     return nearest_reachable(num_heads, heads_per_gate)
-
-
-def _gates_on_all_heads(model: nn.Module) -> HeadGates:
-    gates = inject_gates(model)
-    gates.remove()
-    return gates
 
 
 def _time(model: nn.Module, batch: Mapping[str, Tensor], num_heads: int, gates: HeadGates, repeats: int) -> float:

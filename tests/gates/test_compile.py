@@ -1,5 +1,7 @@
 """Compact and gated models in one compiled graph."""
 
+import copy
+
 import pytest
 import torch
 
@@ -49,4 +51,29 @@ def test_gated_model_compiles_to_one_graph_and_its_gates_get_the_same_gradients(
     compiled = gradients(torch.compile(model, backend="eager", fullgraph=True))
     assert plain.abs().max() > 0
     assert max_relative_difference([plain], [compiled]) <= 1e-5
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("after_pass", [False, True])
+def test_a_compiled_part_that_is_called_alone_trains_the_gates_at_every_step(after_pass):
+    model = FAMILIES["clip"].build().train()  # Which draws no other random numbers.
+    gating.inject_gates(model, init_prob_open=0.6)
+    batch = make_probe(model)
+    if after_pass:
+        with torch.no_grad():
+            model(**batch)
+    twin = copy.deepcopy(model)
+
+    def gradients(part, log_alpha):
+        torch.manual_seed(0)
+        for _ in range(2):
+            log_alpha.grad = None
+            part(input_ids=batch["input_ids"]).pooler_output.pow(2).sum().backward()
+            yield log_alpha.grad
+
+    plain = list(gradients(model.text_model, model.head_gates.log_alpha))
+    compiled = list(gradients(torch.compile(twin.text_model, backend="eager"), twin.head_gates.log_alpha))
+    assert max_relative_difference(plain, compiled) <= 1e-5
+    assert all(gradient.abs().sum() > 0 for gradient in compiled)
     torch._dynamo.reset()

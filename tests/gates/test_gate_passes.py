@@ -103,7 +103,7 @@ def test_a_pass_that_failed_leaves_no_trace():
         first, second = (model.model.decoder(input_ids=ids)[0] for _ in range(2))
         gates.eval()
     assert first.shape == second.shape
-    assert not gates._announced
+    assert not gates.draw._is_made_for_base
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "vit"])

@@ -26,7 +26,7 @@ def soft_top_k(scores: Tensor, k: int, temperature: Tensor | float) -> Tensor:
         Shape ``[n]``, float32.
 
     Example:
-        >>> soft_top_k(torch.tensor([3.0, 1.0, 2.0]), 2, 0.01).tolist()
+        >>> soft_top_k(torch.tensor([3.0, 1.0, 2.0]), 2, 0.01).round().tolist()
         [1.0, 0.0, 1.0]
     """
     with torch.autocast(device_type=scores.device.type, enabled=False):

@@ -1,0 +1,239 @@
+"""The gate values of one forward pass, and whether they are still valid."""
+
+import sys
+import weakref
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
+
+from gating.errors import OperationError
+
+__all__ = ["Draw"]
+
+
+class _Gates(Protocol):
+    """The part of :class:`~gating.gates.HeadGates` that a draw is made from."""
+
+    training: bool
+    log_alpha: nn.Parameter
+
+    @property
+    def is_fixed(self) -> bool: ...
+
+    def values(self) -> Tensor: ...
+
+    def feature_scales(self) -> Tensor: ...
+
+
+class Draw:
+    """The gate values that all blocks of a model use in one forward pass.
+
+    A draw is made at the beginning of a pass, by a pre-hook of the model. The first block that uses it would be too
+    late: that block may be inside of a checkpoint, which runs again in the backward pass. Where a part of a model is
+    called alone, no such hook has run, so :meth:`scaling` makes a new draw if the present one is stale:
+
+    - it was made in the other mode (training, evaluation) or before an update of ``log_alpha``;
+    - its backward pass has run, so its graph is freed;
+    - gradients are needed, and it was made without.
+
+    In a backward pass, where checkpoints compute activations again, the draw stays as it is.
+    """
+
+    def __init__(self, gates: _Gates, block_widths: Sequence[int]) -> None:
+        """Start without a draw.
+
+        Args:
+            gates: Maker of the values.
+            block_widths: Number of features of each block: the input width of its output projection.
+        """
+        self._gates = gates
+        self._block_widths = list(block_widths)
+        # The factor of each feature of all blocks, and its parts for each block by dtype and gradient mode.
+        self._scales: Tensor | None = None
+        self._by_block: dict[tuple[torch.dtype, bool], tuple[Tensor, ...]] = {}
+        # The mode and the version of log_alpha that the draw was made with.
+        self._made_with: tuple[bool, int] | None = None
+        self._graph: _Graph | None = None
+        self._earlier_graphs: list[weakref.ref[_Graph]] = []
+        self._is_in_pass = False
+        # Whether the pass under way began with gradients; None outside of passes.
+        self._pass_learns: bool | None = None
+        # Whether the model has made the draw for the pass of its base model, which comes next.
+        self._is_made_for_base = False
+        # The state of the random numbers at the last draw outside of a pass, and how many were made in that state.
+        self._late = (-1, 0)
+
+    def scaling(self, block_index: int, dtype: torch.dtype) -> Tensor:
+        """Return the factors of a block's features in this forward pass, ``[num_slots * head_dim]``.
+
+        Raises:
+            OperationError: A checkpoint computes activations of an earlier pass again, or would give gates no gradient.
+        """
+        if torch.compiler.is_compiling():
+            if not self._is_in_pass:
+                self._renew_outside_of_graph()
+        elif _is_in_backward():
+            self._check_recomputation()
+        else:
+            self._renew_if_stale()
+        return self._split(dtype)[block_index]
+
+    def begin_pass(self, *_: object) -> None:
+        """Make the draw of a pass; a pre-hook of the model."""
+        self._begin()
+        self._is_made_for_base = True
+
+    def begin_base_pass(self, *_: object) -> None:
+        """Make the draw of a pass, unless the whole model has; a pre-hook of the base model."""
+        if not self._is_made_for_base:
+            self._begin()
+        self._is_made_for_base = False
+
+    def end_pass(self, *_: object) -> None:
+        """Leave the pass, also after an error; a hook of the model and of its base model."""
+        self._is_made_for_base = self._is_in_pass = False
+        self._pass_learns = None
+
+    def forget(self) -> None:
+        """Discard the draw, since the distribution of the values has changed."""
+        self._scales, self._by_block = None, {}
+        self._retire_graph()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the values out of copies: they belong to the graph of the original."""
+        return {**self.__dict__, "_scales": None, "_by_block": {}, "_graph": None, "_earlier_graphs": []}
+
+    def _begin(self) -> None:
+        self._make()
+        self._is_in_pass = True
+        self._pass_learns = torch.is_grad_enabled()
+
+    def _make(self) -> None:
+        self._scales, self._by_block = self._gates.feature_scales(), {}
+        if torch.compiler.is_compiling():
+            return
+        self._made_with = (self._gates.training, self._gates.log_alpha._version)
+        self._retire_graph()
+        if self._scales.requires_grad:
+            self._graph = _Graph()
+            self._scales.register_hook(self._graph.mark_used)
+
+    def _split(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Return the factors of each block, converted once for all of them."""
+        assert self._scales is not None
+        # Some models run a part of themselves without gradients, which must not cut the graph of the other parts.
+        key = (dtype, torch.is_grad_enabled())
+        if key not in self._by_block:
+            self._by_block[key] = self._scales.to(dtype).split(self._block_widths)
+        return self._by_block[key]
+
+    def _renew_if_stale(self) -> None:
+        if self._is_stale():
+            self._make_late()
+        if not torch.is_grad_enabled():
+            self._check_not_reentrant()
+
+    # A compiled graph cannot depend on versions of parameters and on backward passes.
+    _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale, reason="a draw may be stale")
+
+    def _is_stale(self) -> bool:
+        if self._scales is None or (self._graph is not None and self._graph.is_used):
+            return True
+        needs_graph = torch.is_grad_enabled() and self._gates.log_alpha.requires_grad and not self._gates.is_fixed
+        lacks_graph = needs_graph and not self._scales.requires_grad
+        return lacks_graph or self._made_with != (self._gates.training, self._gates.log_alpha._version)
+
+    def _make_late(self) -> None:
+        """Make a draw without a pass, perhaps inside of a checkpoint.
+
+        The checkpoint runs its function again, but not the draw. So the draw must not change the things that the
+        checkpoint compares: the state of the random numbers and the tensors saved for the backward pass. Its seed comes
+        from that state and a counter, since passes without other random numbers leave the state as it is.
+        """
+        device = self._gates.log_alpha.device
+        save_as_they_are = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        with save_as_they_are, _fork_rng(device):
+            state = int(torch.randint(2**62, (), device=device))
+            self._late = (state, self._late[1] + 1 if state == self._late[0] else 0)
+            _seed(device, sum(self._late))
+            self._make()
+
+    def _retire_graph(self) -> None:
+        """Remember the graph of the draw as long as its backward pass may still run."""
+        if self._graph is not None:
+            alive = [graph for graph in self._earlier_graphs if graph() is not None]
+            self._earlier_graphs = [weakref.ref(self._graph), *alive]
+        self._graph = None
+
+    def _check_recomputation(self) -> None:
+        """Raise ``OperationError`` if activations may be computed again with the draw of another pass."""
+        earlier = [graph() for graph in self._earlier_graphs]
+        if self._scales is None or any(graph is not None and not graph.is_used for graph in earlier):
+            raise OperationError(
+                "Gradient checkpointing computes activations again, and gates have been drawn since for another pass: "
+                "call backward() after each forward pass, or disable gradient checkpointing."
+            )
+
+    def _check_not_reentrant(self) -> None:
+        """Raise ``OperationError`` if a part of a pass with gradients is inside of a reentrant checkpoint.
+
+        The backward pass of such a checkpoint ends at its inputs, and the gates are none of them: they would get no
+        gradient. A whole pass inside of one makes its draw again in the backward pass.
+        """
+        context = None if self._pass_learns is False else _reentrant_context()
+        # Gradients are off inside. Whether they are on outside is known of passes; else only the inputs show it.
+        if context is None or not (self._pass_learns or context.next_functions):
+            return
+        with torch.enable_grad():
+            learns = self._gates.values().requires_grad
+        if learns:
+            raise OperationError(
+                "Reentrant gradient checkpointing gives the gates no gradient: enable it with use_reentrant=False."
+            )
+
+
+class _Graph:
+    """Whether the backward pass of a draw has run; alive as long as the graph of the draw, whose hook holds it."""
+
+    def __init__(self) -> None:
+        self.is_used = False
+
+    def mark_used(self, _: Tensor) -> None:
+        self.is_used = True
+
+
+def _is_in_backward() -> bool:
+    """Return whether a backward pass is under way, in which checkpoints compute activations again."""
+    is_in_backward: bool = torch._C._current_graph_task_id() != -1
+    return is_in_backward
+
+
+def _reentrant_context() -> Any:
+    """Return the context of the reentrant checkpoint that runs its function for the first time; None outside of one.
+
+    torch keeps this context in a local variable only, and whether its caller had gradients enabled nowhere else, so
+    there is no way to it but through the frames.
+    """
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame and frame.f_locals["ctx"]
+
+
+def _fork_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Restore the state of the random numbers at the end of a ``with`` block."""
+    if device.type == "cpu":
+        return torch.random.fork_rng(devices=[])
+    devices = range(torch.get_device_module(device).device_count())
+    return torch.random.fork_rng(devices, device_type=device.type)
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)

@@ -1,0 +1,134 @@
+"""Put gates on the attention heads of a model."""
+
+import difflib
+from collections.abc import Collection, Mapping
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from gating.discovery.find import find_attention_blocks
+from gating.errors import InputError
+from gating.gates import hard_concrete
+from gating.gates.attachment import CHILD_NAME
+from gating.gates.gates import HeadGates
+from gating.structure.blocks import AttentionBlock
+
+__all__ = ["create_gates", "inject_gates"]
+
+
+def inject_gates(
+    model: nn.Module,
+    *,
+    temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
+    stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
+    init_prob_open: float = 0.98,
+    exclude: Collection[str] = (),
+    group_queries: bool = True,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
+) -> HeadGates:
+    """Put a gate on every attention head of a model, in place; adapters of the model stay.
+
+    Each head's slice of the output projection's input is multiplied by its gate from then on. In training mode the
+    gates are sampled once for each forward pass of the model; in evaluation mode they take their deterministic value.
+    :meth:`HeadGates.remove` takes everything out again. With gradient checkpointing, call ``backward()`` after each
+    forward pass: activations of an earlier pass cannot be computed again, and that is an error.
+
+    Args:
+        model: The model to gate.
+        temperature: ``beta`` of the hard-concrete distribution.
+        stretch_limits: ``(gamma, zeta)`` of the hard-concrete distribution.
+        init_prob_open: Probability that a gate is open at the start. Close to 1, so that a pre-trained model starts
+            nearly unchanged; not 1, where the penalty has no gradient.
+        exclude: Names of attention blocks that get no gates.
+        group_queries: Whether the query heads that share keys and values get one gate, so that they are removed
+            together. With a gate for each query head, groups that lose different numbers of heads are filled up with
+            padding. If all heads share keys and values, each head gets a gate in any case: no padding is needed.
+        discover: Whether to gate attention classes that the registry does not know, by their structure.
+        probe: A batch of keyword arguments of the model to test such classes on; made from the model's configuration
+            when left out.
+
+    Returns:
+        The gates, which are also the submodule ``head_gates`` of the model.
+
+    Raises:
+        InputError: The model has no known attention block, has gates already, or an argument is out of range. The model
+            is unchanged.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
+        >>> inject_gates(BertModel(config))
+        HeadGates(8 heads in 2 attention blocks)
+    """
+    blocks = _select_blocks(model, exclude=exclude, discover=discover, probe=probe)
+    gates = HeadGates(
+        blocks,
+        temperature=temperature,
+        stretch_limits=stretch_limits,
+        init_prob_open=init_prob_open,
+        group_queries=group_queries,
+    )
+    gates.attach(model, blocks)
+    return gates
+
+
+def create_gates(
+    model: nn.Module,
+    *,
+    temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
+    stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
+    init_prob_open: float = 0.98,
+    exclude: Collection[str] = (),
+    group_queries: bool = True,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
+) -> HeadGates:
+    """Return the gates that :func:`inject_gates` would put on a model, and leave the model unchanged.
+
+    An objective's ``check`` needs no more than these. The arguments and errors are those of :func:`inject_gates`; the
+    model may be on the meta device.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
+        >>> model = BertModel(config)
+        >>> create_gates(model, exclude=["encoder.layer.0.attention.self"])
+        HeadGates(4 heads in 1 attention blocks)
+        >>> hasattr(model, "head_gates")
+        False
+    """
+    return HeadGates(
+        _select_blocks(model, exclude=exclude, discover=discover, probe=probe),
+        temperature=temperature,
+        stretch_limits=stretch_limits,
+        init_prob_open=init_prob_open,
+        group_queries=group_queries,
+    )
+
+
+def _select_blocks(
+    model: nn.Module, *, exclude: Collection[str], discover: bool, probe: Mapping[str, Tensor] | None
+) -> list[AttentionBlock]:
+    """Return the attention blocks of a model that get gates."""
+    if hasattr(model, CHILD_NAME):
+        raise InputError(f"{type(model).__name__} has gates already; call model.{CHILD_NAME}.remove() first.")
+    _check_not_sequential(model)
+    blocks = find_attention_blocks(model, discover=discover, probe=probe)
+    unknown = set(exclude) - {block.name for block in blocks}
+    if unknown:
+        name = sorted(unknown)[0]
+        nearest = difflib.get_close_matches(name, [block.name for block in blocks], n=1, cutoff=0.0)[0]
+        raise InputError(f"There is no attention block {name!r} to exclude. Did you mean {nearest!r}?")
+    blocks = [block for block in blocks if block.num_heads and block.name not in exclude]
+    if not blocks:
+        raise InputError(f"No attention head of {type(model).__name__} is left to put a gate on.")
+    return blocks
+
+
+def _check_not_sequential(model: nn.Module) -> None:
+    """Raise ``InputError`` for a container such as SentenceTransformer, which would call the gates as one module."""
+    if isinstance(model, nn.Sequential):
+        inside = [name for name, module in model.named_modules() if isinstance(module, PreTrainedModel)]
+        where = f", model.get_submodule({inside[0]!r})" if inside else ""
+        raise InputError(f"{type(model).__name__} calls its parts in order: put gates on one of them{where}.")
