@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from gating.data.examples import Examples
-from gating.data.held_out import draw, hold_out
+from gating.data.held_out import draw_splits, hold_out
 from gating.data.sources import load_hub
 
 
@@ -100,7 +100,7 @@ def test_small_tables_are_divided_or_refused_in_one_sentence(labels, expected):
 def test_classes_of_the_hub_have_their_shares_also_where_one_has_a_single_row(tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b", "c"])})
     rows = Dataset.from_dict({"text": [str(n) for n in range(41)], "label": [0, 1] * 20 + [2]}, features=features)
-    drawn = draw(rows, ["validation"], label="label", seed=0)
+    drawn = draw_splits(rows, ["validation"], label="label", seed=0)
     assert Counter(drawn["validation"]["label"]) == {0: 3, 1: 2} or Counter(drawn["validation"]["label"]) == {
         0: 2,
         1: 3,

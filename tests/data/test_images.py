@@ -98,7 +98,7 @@ def test_files_as_bytes_are_read_and_what_does_not_fit_is_told_at_once():
     made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=1))
     assert transform_images(table, made, num_channels=1, where="train")[0]["pixel_values"].shape == (1, 4, 4)
     made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=3))
-    with pytest.raises(ValueError, match=r"first image of the train data cannot be made what the model reads"):
+    with pytest.raises(ValueError, match=r"first image of the train data cannot be converted to model inputs"):
         transform_images(table, made, num_channels=1, where="train")
 
 

@@ -1,1 +1,1 @@
-"""How text becomes tokens."""
+"""Texts as tokens: tokenizers, truncation, blocks."""

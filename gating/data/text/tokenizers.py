@@ -1,11 +1,11 @@
-"""A tokenizer for a model from scratch: byte-level pairs (BPE), learned from the training data."""
+"""Tokenizers for new models: byte-level BPE, trained on the training data."""
 
 import tempfile
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from datasets import Dataset, DatasetDict
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from gating.data.text.tokens import load_tokenizer
@@ -16,31 +16,31 @@ __all__ = ["load_or_train_tokenizer", "train_tokenizer"]
 
 PAD, BEGIN, END, MASK = SPECIAL = ("<pad>", "<s>", "</s>", "<mask>")
 
-# What goes around a text: nothing, an end, or a beginning and an end.
+# Special tokens around a text: none, EOS, or BOS and EOS.
 Frame = Literal["none", "end", "both"]
 
 
 def load_or_train_tokenizer(
     source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict, *, frame: Frame
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model, or learn one from all texts of the training data for a model that has none.
+    """Load a model's tokenizer, or train one on all texts of the training data if the model has none.
 
     Args:
-        source: Where the model comes from.
-        blueprint: The model without its weights; its configuration says how many tokens there may be.
+        source: The source of the model.
+        blueprint: The model without weights; its configuration limits the vocabulary size.
         splits: The data.
-        frame: What a new tokenizer puts around a text.
+        frame: Special tokens that a new tokenizer adds to a text.
 
     Raises:
-        ValueError: The tokenizer has more tokens than the model, or the model has too few for a new one.
+        ValueError: The tokenizer has more tokens than the model, or the vocabulary is too small for a new one.
     """
     size = blueprint.config.get_text_config().vocab_size
     if source.processor is None:
-        made = train_tokenizer(splits["train"], size=size, frame=frame)
-        loaded = _class_when_loaded(made, blueprint)
-        if loaded is type(made):
-            return made
-        # The new Qwens: their tokenizers are loaded as that of their family, whatever they are.
+        trained = train_tokenizer(splits["train"], size=size, frame=frame)
+        loaded = _class_when_loaded(trained, blueprint)
+        if loaded is type(trained):
+            return trained
+        # Families such as Qwen: AutoTokenizer always loads their own class, so that class is trained.
         other: PreTrainedTokenizerBase = loaded().train_new_from_iterator(
             _texts(splits["train"]), size, show_progress=False
         )
@@ -55,51 +55,59 @@ def load_or_train_tokenizer(
 
 
 def train_tokenizer(table: Dataset, *, size: int, frame: Frame) -> PreTrainedTokenizerFast:
-    """Learn a tokenizer that knows every text: what it has no token for, it spells in bytes.
+    """Train a byte-level BPE tokenizer, which encodes every text.
+
+    Example:
+        >>> tokenizer = train_tokenizer(Dataset.from_dict({"text": ["a cat"]}), size=270, frame="end")
+        >>> tokenizer.decode(tokenizer("café")["input_ids"])
+        'café</s>'
 
     Args:
-        table: Examples; every column of text counts.
-        size: Number of tokens at most, special ones included.
-        frame: What it puts around a text.
+        table: Examples; every column of texts is used.
+        size: Maximum number of tokens, special ones included.
+        frame: Special tokens that the tokenizer adds to a text.
 
     Raises:
-        ValueError: So few tokens do not hold all bytes, or there is no text.
+        ValueError: The size is smaller than the number of bytes and special tokens, or there is no column of texts.
     """
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if size < len(alphabet) + len(SPECIAL):
+    smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIAL)
+    if size < smallest:
         raise InputError(
-            f"model.config.vocab_size={size} is too small: a new tokenizer has a token for each of {len(alphabet)} "
-            f"bytes and {len(SPECIAL)} special ones. Give {len(alphabet) + len(SPECIAL)} or more, such as 4000."
+            f"model.config.vocab_size={size} is too small: a new tokenizer has a token for each of "
+            f"{smallest - len(SPECIAL)} bytes and {len(SPECIAL)} special ones. Give {smallest} or more, such as 4000."
         )
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        _texts(table), vocab_size=size, min_frequency=0, special_tokens=list(SPECIAL), show_progress=False
     )
-    tokenizer.train_from_iterator(_texts(table), trainer)
-    if frame != "none":
-        first = f"{BEGIN} " if frame == "both" else ""
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{first}$A {END}",
-            pair=f"{first}$A {END} $B:1 {END}:1",
-            special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BEGIN, END)],
-        )
+    tokenizer = Tokenizer.from_str(bpe.to_str())
+    tokenizer.post_processor = _template(tokenizer, frame)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=BEGIN,
         eos_token=END,
         mask_token=MASK,
-        # A classifier's names for them.
+        # Names of the same tokens in classifiers.
         cls_token=BEGIN,
         sep_token=END,
         clean_up_tokenization_spaces=False,
     )
 
 
+def _template(tokenizer: Tokenizer, frame: Frame) -> processors.TemplateProcessing:
+    if frame == "none":
+        return processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    first = f"{BEGIN} " if frame == "both" else ""
+    return processors.TemplateProcessing(
+        single=f"{first}$A {END}",
+        pair=f"{first}$A {END} $B:1 {END}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (BEGIN, END)],
+    )
+
+
 def _class_when_loaded(tokenizer: PreTrainedTokenizerFast, blueprint: PreTrainedModel) -> type[Any]:
-    """Return what AutoTokenizer makes of a tokenizer that is saved with a model."""
+    """Return the class that AutoTokenizer loads when a tokenizer is saved beside a model."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         blueprint.config.save_pretrained(folder)
@@ -107,6 +115,7 @@ def _class_when_loaded(tokenizer: PreTrainedTokenizerFast, blueprint: PreTrained
 
 
 def _texts(table: Dataset) -> Iterator[list[str]]:
+    """Yield batches of the texts in all columns of texts, nested ones included."""
     flat = table.flatten()
     columns = [name for name, feature in flat.features.items() if getattr(feature, "dtype", "").endswith("string")]
     if not columns:

@@ -1,4 +1,4 @@
-"""From texts to tokens, for every task that reads text."""
+"""Texts as tokens, for every task with texts."""
 
 import datetime
 import decimal
@@ -19,25 +19,26 @@ __all__ = [
     "check_no_nulls",
     "check_texts",
     "load_tokenizer",
-    "truncation_length",
     "require_offsets",
     "tokenize",
     "tokenize_labeled",
+    "truncation_length",
 ]
 
 
-_READABLE = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
+# Types of values that are tokenized as they are printed.
+_PRINTABLE = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
 
 
 def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrainedTokenizerBase:
-    """Load a model's tokenizer; one without a padding token, as decoders have it, pads with its last token.
+    """Load a model's tokenizer; it pads with its EOS token if it has no padding token, as those of decoders.
 
     Args:
-        source: Where the model comes from.
-        after_space: Whether every text is tokenised as if a space went before it, by tokenizers that tell these apart.
+        source: The source of the model.
+        after_space: Whether to tokenize every text as if it followed a space, if the tokenizer distinguishes.
 
     Raises:
-        ValueError: A new model has no tokenizer, or it does not load.
+        ValueError: The model is new and has no tokenizer, or the tokenizer cannot be loaded.
     """
     if source.processor is None:
         raise InputError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
@@ -57,10 +58,14 @@ def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrai
 
 
 def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrainedTokenizerBase:
-    """Return a tokenizer that knows which characters its tokens came from.
+    """Return a tokenizer if it maps tokens to characters.
+
+    Args:
+        tokenizer: The tokenizer.
+        task: The setting that needs offsets, for messages.
 
     Raises:
-        ValueError: This one does not.
+        ValueError: The tokenizer is no fast one.
     """
     if not tokenizer.is_fast:
         raise InputError(
@@ -71,35 +76,53 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrained
 
 
 def truncation_length(blueprint: PreTrainedModel, max_length: int, *, name: str = "data.max_length") -> int:
-    """Return how many tokens of a text to use: ``max_length``, or as many as the model has positions for.
+    """Return the number of tokens to truncate texts to: ``max_length``, or the model's number of positions.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertModel
+        >>> with torch.device("meta"):
+        ...     blueprint = BertModel(BertConfig(num_hidden_layers=1, max_position_embeddings=64))
+        >>> truncation_length(blueprint, 128)
+        64
+
+    Args:
+        blueprint: The model without weights.
+        max_length: Number of tokens.
+        name: The setting of ``max_length``, for messages.
 
     Raises:
-        ValueError: There would be none.
+        ValueError: ``max_length`` is not positive.
     """
     if max_length < 1:
         raise InputError(f"{name}={max_length}: a text has at least one token.")
-    # Models made of two have a configuration for each.
+    # Some encoder-decoders have a configuration for each of their two parts.
     parts = [blueprint.config, *(getattr(blueprint.config, part, None) for part in ("encoder", "decoder"))]
     found = [getattr(part, "max_position_embeddings", None) for part in parts if isinstance(part, PreTrainedConfig)]
-    # XLNet says with -1 that there is no limit.
+    # XLNet has -1 for no limit.
     positions: int | None = min((number for number in found if number is not None and number > 0), default=None)
     if positions is None:
         return max_length
-    for place, module in blueprint.named_modules():
-        # RoBERTa and alike count positions from the padding index on.
-        if place.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+    for path, module in blueprint.named_modules():
+        # RoBERTa and similar models start to count positions after the padding index.
+        if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions -= module.padding_idx + 1
     return min(max_length, positions)
 
 
 def tokenize(splits: DatasetDict, function: Callable[..., Any]) -> DatasetDict:
-    """Replace every split by what a function makes of it in batches, from the cache where it has been made before."""
+    """Map every split in batches, or load the result from the cache of an earlier run.
+
+    Args:
+        splits: The data.
+        function: Function that maps a batch of columns to columns of tokens; the old columns are removed.
+    """
     tokens: DatasetDict = splits.map(
         function,
         batched=True,
         remove_columns=next(iter(splits.values())).column_names,
         cache_file_names={split: _cache_file(table, function) for split, table in splits.items()},
-        desc="Tokenising",
+        desc="Tokenizing",
     )
     return tokens
 
@@ -107,38 +130,43 @@ def tokenize(splits: DatasetDict, function: Callable[..., Any]) -> DatasetDict:
 def tokenize_labeled(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
 ) -> DatasetDict:
-    """Replace texts, or pairs of texts, by tokens, and ``label`` by ``labels``.
+    """Tokenize texts or text pairs, and rename ``label`` to ``labels``.
+
+    Args:
+        splits: The data.
+        tokenizer: The model's tokenizer.
+        columns: Column of the texts, or the two columns of text pairs.
+        max_length: Number of tokens to truncate to, special tokens included.
 
     Raises:
-        ValueError: The special tokens leave no room for a text.
+        ValueError: There is no room for a text beside the special tokens.
     """
     num_special = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
     if max_length <= num_special:
         raise InputError(
             f"data.max_length={max_length} leaves no room for a text: the tokenizer adds {num_special} special tokens."
         )
-
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     placeholder = next(number for number in special if number is not None)
 
-    def function(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         texts = [[str(text) for text in batch[column]] for column in columns]
         tokens = tokenizer(*texts, truncation=True, max_length=max_length)
         for row, ids in enumerate(tokens["input_ids"]):
             if not ids:
-                # An empty text without special tokens is nothing that a model can read.
+                # A model needs at least one token, but some tokenizers return none for an empty text.
                 for name, values in tokens.items():
                     values[row] = [{"input_ids": placeholder, "attention_mask": 1}.get(name, 0)]
         return {**tokens, "labels": batch["label"]}
 
-    return tokenize(splits, function)
+    return tokenize(splits, tokenize_batch)
 
 
 def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
-    """Make sure that every row has a text in some columns; numbers and dates are read as they are written.
+    """Check that every row has a text, number or date in some columns.
 
     Raises:
-        ValueError: A row has none, or something else, such as a list; the message says which.
+        ValueError: A row has a null or another type, such as a list; the message names the row.
     """
     check_no_nulls(splits, columns)
     for split, table in splits.items():
@@ -146,7 +174,7 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
             feature = table.features[column]
             if isinstance(feature, Value) and "binary" not in feature.dtype:
                 continue
-            row = next((row for row, value in enumerate(table[column][:]) if not isinstance(value, _READABLE)), None)
+            row = next((row for row, value in enumerate(table[column][:]) if not isinstance(value, _PRINTABLE)), None)
             if row is not None:
                 raise InputError(
                     f"The {split} data has no {column} in row {row + 1} but {shorten(repr(table[column][row]))}. Name "
@@ -155,14 +183,14 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
 
 
 def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
-    """Make sure that no row lacks one of some columns.
+    """Check that some columns have a value in every row.
 
     Raises:
-        ValueError: One does; the message says which.
+        ValueError: A row has a null; the message names the row.
     """
     for split, table in splits.items():
         for column in columns:
-            # As Arrow has it, because images would be decoded otherwise.
+            # In Arrow, because images would be decoded otherwise.
             missing = table.with_format("arrow")[column][:].is_null().to_pylist()
             if any(missing):
                 row = missing.index(True)
@@ -170,7 +198,7 @@ def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
 
 
 def _cache_file(table: Dataset, function: Callable[..., Any]) -> str | None:
-    """Name a file to keep the results of a function in where ``datasets`` would not: for tables from no file."""
+    """Return a cache file for tables in memory, which ``datasets`` does not cache itself."""
     if table.cache_files:
         return None
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "head-gating"
