@@ -1,4 +1,4 @@
-"""The parts of a batch: what the model reads, what is right, and what only the metrics read."""
+"""Parts of a batch: model inputs, targets, and values for metrics alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,19 +9,30 @@ __all__ = ["TARGETS", "Batch", "model_inputs", "num_targets"]
 
 Batch = Mapping[str, Any]
 
-# What is right, by the names under which models of transformers take it.
+# Names of the targets that models of transformers take.
 TARGETS = ("labels", "start_positions", "end_positions")
 
-# Names in a batch that begin so are for the metrics; the model does not see them.
-_FOR_METRICS = "metric_"
+# Prefix of values for metrics, which the model does not take.
+_METRIC_PREFIX = "metric_"
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
-    """Return the part of a batch that the model takes."""
-    return {name: value for name, value in batch.items() if not name.startswith(_FOR_METRICS)}
+    """Return the keyword arguments for the model's forward pass, targets included.
+
+    Example:
+        >>> model_inputs({"input_ids": [[3, 7]], "labels": [1], "metric_target": ["a"]})
+        {'input_ids': [[3, 7]], 'labels': [1]}
+    """
+    return {name: value for name, value in batch.items() if not name.startswith(_METRIC_PREFIX)}
 
 
 def num_targets(batch: Batch) -> int:
-    """Return how many things the loss of a batch is the mean of: examples, or tokens that have a label."""
+    """Return the number of targets over which a batch's loss is averaged: examples, or tokens with a label.
+
+    Example:
+        >>> import torch
+        >>> num_targets({"labels": torch.tensor([[5, 8, -100], [4, -100, -100]])})
+        3
+    """
     targets: Tensor = next(batch[name] for name in TARGETS if name in batch)
     return targets.numel() if targets.is_floating_point() else int((targets != -100).sum())

@@ -1,4 +1,4 @@
-"""Which columns of a data set a task reads, by the names that people give them."""
+"""Columns that a task reads, by their usual or given names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from gating.errors import InputError
 
 __all__ = ["find_column", "find_input_columns", "find_text_columns", "take_columns"]
 
-# Names of a text's column, or of a pair's; the first ones that are all there are taken.
+# Usual names of the column of texts, or of the two columns of text pairs, in order of precedence.
 _USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
     ("text_a", "text_b"),
     ("text", "text_pair"),
@@ -22,7 +22,7 @@ _USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
     ("sentence",),
 )
 
-# Names of what examples are told apart by, for all tasks.
+# Usual names of model inputs, for all tasks, in order of precedence.
 _USUAL_INPUTS: tuple[tuple[str, ...], ...] = (
     ("context", "question"),
     ("tokens",),
@@ -34,50 +34,55 @@ _INPUT_ROLES = ("text", "text_pair", "context", "question", "image")
 
 
 def find_column(splits: DatasetDict, given: str | None, usual: Sequence[str]) -> str:
-    """Return the name of a column: the given one, or else the first usual one that the training data has."""
+    """Return a column's given name, or else the first usual name in the training split."""
     if given is not None:
         return given
     return next((name for name in usual if name in splits["train"].column_names), usual[0])
 
 
 def find_text_columns(splits: DatasetDict, text: str | None, text_pair: str | None) -> dict[str, str]:
-    """Return the columns of a text or a pair of texts, as :func:`take_columns` takes them.
+    """Return the columns of a text or text pair by their role, for :func:`take_columns`.
 
     Args:
         splits: The data; the training split decides.
-        text: The column of the text; the usual names, of a pair too, are tried when left out.
-        text_pair: The column of the second text.
+        text: Column of the text; the usual names, also of pairs, are tried if None.
+        text_pair: Column of the second text.
     """
     if text is not None:
         return {"text": text} | ({"text_pair": text_pair} if text_pair else {})
-    there = set(splits["train"].column_names)
-    found = next((usual for usual in _USUAL_TEXTS if there.issuperset(usual)), ("text",))
+    present = set(splits["train"].column_names)
+    found = next((usual for usual in _USUAL_TEXTS if present.issuperset(usual)), ("text",))
     second = text_pair or (found[1] if len(found) > 1 else None)
     return {"text": found[0]} | ({"text_pair": second} if second else {})
 
 
 def find_input_columns(table: Dataset, settings: Mapping[str, Any]) -> list[str]:
-    """Return the columns that a model reads, as far as they are known without the task.
+    """Return the columns of model inputs, as far as they are known without the task.
 
     Args:
         table: The data.
-        settings: Settings of the data, such as ``text_column``; usual names where there is none.
+        settings: Settings of the data, such as ``text_column``; the usual names are tried if it names none.
     """
-    there = set(table.column_names)
+    present = set(table.column_names)
     given = [settings[f"{role}_column"] for role in _INPUT_ROLES if settings.get(f"{role}_column")]
-    usual = next((names for names in _USUAL_INPUTS if there.issuperset(names)), ())
-    return [name for name in given or usual if name in there]
+    usual = next((names for names in _USUAL_INPUTS if present.issuperset(names)), ())
+    return [name for name in given or usual if name in present]
 
 
 def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict:
-    """Keep some columns and name them by their role; warn where splits share examples.
+    """Select columns and rename them to their roles; warn if splits share examples.
+
+    Example:
+        >>> rows = Dataset.from_dict({"body": ["a", "b"], "stars": [5, 1], "id": [0, 1]})
+        >>> take_columns(DatasetDict(train=rows), {"text": "body", "label": "stars"})["train"][0]
+        {'text': 'a', 'label': 5}
 
     Args:
         splits: The data.
-        columns: The column of each role; ``translation.de`` is a part of a nested column.
+        columns: The column of each role; ``translation.de`` selects a field of a nested column.
 
     Raises:
-        ValueError: A column is missing in one of the splits, or asked for twice.
+        ValueError: A split lacks a column, or a column has two roles.
     """
     wanted = list(columns.values())
     if len(set(wanted)) < len(wanted):

@@ -1,4 +1,4 @@
-"""What a source of data returns, and the check that it did."""
+"""Examples that a source returns, and their validation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Examples:
-    """A data set.
+    """A data set with its splits and metrics.
 
     Attributes:
-        splits: ``train``, ``validation`` and possibly ``test``.
-        metrics: Names of the metrics that it is judged by, the first to report; empty where it prescribes none.
+        splits: ``train``, ``validation`` and optionally ``test``, with the columns of the data set.
+        metrics: Names of its metrics, the first to report; empty for the default metrics of the task.
     """
 
     splits: DatasetDict
@@ -27,17 +27,23 @@ class Examples:
 
 
 def as_examples(returned: Any, *, target: str) -> Examples:
-    """Check the data that a source returned, and bring it into one form.
+    """Validate the data that a source returned, and convert it to examples.
+
+    Example:
+        >>> rows = Dataset.from_dict({"text": ["a"], "label": ["x"]})
+        >>> list(as_examples({"test": rows, "train": rows}, target="my_module.load").splits)
+        ['train', 'test']
 
     Args:
-        returned: :class:`Examples`, a dictionary of data sets by their split, or a single data set, to train on.
+        returned: :class:`Examples`, a dictionary of data sets by split, or one data set, which becomes ``train``.
         target: Dotted name of the source, for messages.
 
     Returns:
         The examples, with the splits in the order train, validation, test.
 
     Raises:
-        ValueError: It is something else, a split is missing, unknown, empty or no data set.
+        ValueError: ``returned`` has another type, lacks ``train``, or has a split that is unknown, empty or no data
+            set.
     """
     splits: Any = returned.splits if isinstance(returned, Examples) else returned
     if isinstance(splits, Dataset):
@@ -48,6 +54,14 @@ def as_examples(returned: Any, *, target: str) -> Examples:
             f"{where} {_kind(splits)}: let it return a dictionary of datasets.Dataset by their split: "
             f"{', '.join(_SPLITS)}."
         )
+    _check_splits(splits, where)
+    metrics = returned.metrics if isinstance(returned, Examples) else ()
+    if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
+        raise InputError(f"{where} metrics={metrics!r}: give the names of metrics as a tuple, such as ('accuracy',).")
+    return Examples(DatasetDict({name: splits[name] for name in _SPLITS if name in splits}), metrics=tuple(metrics))
+
+
+def _check_splits(splits: Mapping[Any, Any], where: str) -> None:
     unknown = next((name for name in splits if name not in _SPLITS), None)
     if unknown is not None or "train" not in splits:
         found = ", ".join(map(repr, splits)) or "no split"
@@ -58,10 +72,6 @@ def as_examples(returned: Any, *, target: str) -> Examples:
         if not len(table):
             instead = "" if name == "train" else f", or leave {name} out"
             raise InputError(f"{where} no examples as {name}: give some{instead}.")
-    metrics = returned.metrics if isinstance(returned, Examples) else ()
-    if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
-        raise InputError(f"{where} metrics={metrics!r}: give the names of metrics as a tuple, such as ('accuracy',).")
-    return Examples(DatasetDict({name: splits[name] for name in _SPLITS if name in splits}), metrics=tuple(metrics))
 
 
 def _kind(value: object) -> str:

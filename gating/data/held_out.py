@@ -1,4 +1,4 @@
-"""Validation and test examples, drawn from the training data where there are none."""
+"""Validation and test splits, drawn from the training data if they are missing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,22 +16,22 @@ from gating.data.rows import row_keys
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
-__all__ = ["draw", "find_class_column", "hold_out"]
+__all__ = ["draw_splits", "find_class_column", "hold_out"]
 
-# One of so many is for each of validation and test, and no more than these.
-_ONE_OF = 10
-_MOST = 10_000
+# Validation and test each get a tenth of the rows, up to a maximum.
+_FRACTION = 10
+_MAX_ROWS = 10_000
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bool, seed: int) -> Examples:
-    """Draw what is missing of validation and test from the training data, where there is no validation data.
+    """Draw missing splits from the training data if there is no validation data.
 
     Args:
         examples: The data.
         settings: Settings of the data that name columns.
-        has_classes: Whether labels are classes, of each of which its share is drawn.
+        has_classes: Whether labels are classes, by which the draw is stratified.
         seed: Seed of the draw.
 
     Raises:
@@ -43,8 +43,8 @@ def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bo
     table = splits.pop("train")
     usual = next((name for name in (*LABEL_COLUMNS, "fine_label") if name in table.column_names), None)
     label = (settings.get("label_column") or usual) if has_classes else None
-    parts = [name for name in ("validation", "test") if name not in splits]
-    drawn = draw(table, parts, inputs=find_input_columns(table, settings), label=label, seed=seed)
+    names = [name for name in ("validation", "test") if name not in splits]
+    drawn = draw_splits(table, names, inputs=find_input_columns(table, settings), label=label, seed=seed)
     if is_rank_zero():
         shares = ", ".join(f"{len(rows)} {name}" for name, rows in drawn.items())
         how = f" and stratified by {label}" if label and label in table.column_names else ""
@@ -52,62 +52,71 @@ def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bo
     return replace(examples, splits=DatasetDict({**drawn, **splits}))
 
 
-def draw(
-    table: Dataset, parts: Sequence[str], *, inputs: Sequence[str] = (), label: str | None = None, seed: int
+def draw_splits(
+    table: Dataset, names: Sequence[str], *, inputs: Sequence[str] = (), label: str | None = None, seed: int
 ) -> dict[str, Dataset]:
-    """Draw a tenth of a table for each of some parts; what remains is ``train``.
+    """Draw splits, a tenth of a table each; the remaining rows are ``train``.
+
+    Example:
+        >>> splits = draw_splits(Dataset.from_dict({"text": list("abcdefghij")}), ["validation"], seed=0)
+        >>> {name: len(rows) for name, rows in splits.items()}
+        {'train': 9, 'validation': 1}
 
     Args:
         table: The table.
-        parts: Names of the parts.
-        inputs: Columns by which rows are told apart: equal ones come into one part.
-        label: Column of the classes, of each of which its share is drawn, and one row at least remains.
+        names: Names of the splits to draw.
+        inputs: Columns of the model inputs: rows that are equal in them go into the same split.
+        label: Column of the classes to stratify by; at least one row of each class remains.
         seed: Seed of the draw.
 
     Raises:
         ValueError: There are too few rows.
     """
     classes = _numbers(table, [label]) if label and label in table.column_names else None
+    # If there are too few distinct inputs, equal rows may go into different splits.
     for groups in (_numbers(table, inputs) if inputs else None, np.arange(len(table))):
         if groups is None:
             continue
         size, order = _order(groups, classes, seed)
-        # So many, evenly spaced: of every class its share.
-        places = (np.arange(size * len(parts)) + 0.5) * len(order) / (size * len(parts))
+        # Evenly spaced places in rows sorted by class give each class its share.
+        places = (np.arange(size * len(names)) + 0.5) * len(order) / (size * len(names))
         if len(places) <= len(order):
             chosen = order[places.astype(np.int64)]
-            held = [np.isin(groups, groups[chosen[number :: len(parts)]]) for number in range(len(parts))]
-            rows = {"train": ~np.logical_or.reduce(held), **dict(zip(parts, held, strict=True))}
+            held = [np.isin(groups, groups[chosen[number :: len(names)]]) for number in range(len(names))]
+            rows = {"train": ~np.logical_or.reduce(held), **dict(zip(names, held, strict=True))}
             return {name: table.select(np.flatnonzero(mask)) for name, mask in rows.items()}
     kept = "one to train on" if classes is None else "one of each label to train on"
     raise InputError(
-        f"The training data has {len(table)} row(s), too few to draw {' and '.join(parts)} data from and to keep "
+        f"The training data has {len(table)} row(s), too few to draw {' and '.join(names)} data from and to keep "
         f"{kept}. Add rows, or give validation data apart."
     )
 
 
 def find_class_column(table: Dataset) -> str | None:
-    """Return the column of classes of a table whose task is not known; None if it is not clear that there is one."""
+    """Return the column of classes of a table whose task is unknown; None if no column clearly has classes."""
     declared = next((name for name, feature in table.features.items() if isinstance(feature, ClassLabel)), None)
     usual = next((name for name in LABEL_COLUMNS if isinstance(table.features.get(name), Value)), None)
     if declared is not None or usual is None:
         return declared
     numbers = _numbers(table, [usual])
-    return usual if numbers is not None and len(np.unique(numbers)) * _ONE_OF <= len(table) else None
+    return usual if numbers is not None and len(np.unique(numbers)) * _FRACTION <= len(table) else None
 
 
 def _order(groups: Numbers, classes: Numbers | None, seed: int) -> tuple[int, Numbers]:
-    """Return how many groups a part has, and a row of each group that may be drawn, at random within its class."""
+    """Return the number of groups per split, and one row of each group that may be drawn.
+
+    The rows are sorted by class, in random order within each; the first group of each class is left out.
+    """
     firsts = np.unique(groups, return_index=True)[1]
     order = np.random.default_rng(seed).permutation(firsts)
     of_row = np.zeros(len(groups), np.int64) if classes is None else classes
     order = order[np.argsort(of_row[order], kind="stable")]
     is_first_of_class = np.diff(of_row[order], prepend=-2) != 0
-    return min(_MOST, -(-len(firsts) // _ONE_OF)), order[~is_first_of_class]
+    return min(_MAX_ROWS, -(-len(firsts) // _FRACTION)), order[~is_first_of_class]
 
 
 def _numbers(table: Dataset, columns: Sequence[str]) -> Numbers | None:
-    """Number the rows of a table by their content, equal ones alike; None if they cannot be compared."""
+    """Return a number for each row, the same for equal rows; None if rows cannot be compared."""
     keys = row_keys(table, columns)
     if keys is None:
         return None

@@ -1,4 +1,4 @@
-"""From images to the numbers that a model reads."""
+"""Images as the pixel values that a model takes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,36 +10,38 @@ import transformers
 from datasets import Dataset, Image
 from transformers import AutoImageProcessor, ImageProcessingMixin, PreTrainedConfig, PreTrainedModel
 
-from gating.errors import InputError, MissingFileError, explain, is_input_error
+from gating.errors import InputError, MissingFileError, UserError, explain
 from gating.models.sources import ModelSource
 
 __all__ = ["load_image_processor", "transform_images", "vision_config"]
 
-# Pillow's arithmetic on every machine; the first versions 5 of transformers had nothing else.
-_OLD = not hasattr(transformers, "ViTImageProcessorPil")
-_Maker = transformers.ViTImageProcessor if _OLD else transformers.ViTImageProcessorPil
+# Not the one with torchvision: the arithmetic of Pillow is the same on every machine.
+_NewProcessor = transformers.ViTImageProcessorPil
 
-# White in 16 bits.
-_LARGEST = 2**16 - 1
+_MAX_16_BIT = 2**16 - 1
 
-# Number of channels -> what Pillow calls it.
+# Number of channels -> Pillow's mode.
 _MODES = {1: "L", 3: "RGB"}
 
 
 def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> ImageProcessingMixin:
-    """Load a model's image processor; for a new model, make one of its image size and channels.
+    """Load a model's image processor, or create one with the image size and channels of a new model.
+
+    Args:
+        source: The source of the model.
+        blueprint: The model without weights.
 
     Raises:
-        ValueError: There is none, or it needs a package that is not installed.
+        ValueError: There is no image processor, or it needs a package that is not installed.
     """
     if source.processor is None:
         config = vision_config(blueprint)
         height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         middle = [0.5] * config.num_channels
-        made: ImageProcessingMixin = _Maker(
+        created: ImageProcessingMixin = _NewProcessor(
             size={"height": height, "width": width}, image_mean=middle, image_std=middle
         )
-        return made
+        return created
     try:
         loaded: ImageProcessingMixin = AutoImageProcessor.from_pretrained(
             source.processor, revision=source.processor_revision
@@ -53,63 +55,71 @@ def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> Ima
 
 
 def vision_config(blueprint: PreTrainedModel) -> PreTrainedConfig:
-    """Return the part of a model's configuration that is about images."""
+    """Return the vision part of a model's configuration."""
     config: PreTrainedConfig = getattr(blueprint.config, "vision_config", blueprint.config)
     return config
 
 
 def transform_images(table: Dataset, processor: Any, *, num_channels: int, where: str) -> Dataset:
-    """Return a table of ``image`` and ``label`` that makes ``pixel_values`` and ``labels`` when examples are read.
+    """Return a table whose ``image`` and ``label`` become ``pixel_values`` and ``labels`` when examples are read.
+
+    ``pixel_values`` have the shape ``(num_channels, height, width)``.
 
     Args:
-        table: Images, their files' content, or the paths of image files, and class numbers.
+        table: Class numbers, and images, encoded images or paths of image files.
         processor: An image processor.
-        num_channels: What images are converted to: 1, grey, or 3, colours.
-        where: What the table is called, for messages.
+        num_channels: 1 to convert images to grayscale, 3 to convert them to RGB; others stay as they are.
+        where: Name of the split, for messages.
 
     Raises:
-        ValueError: The column holds no images.
+        ValueError: The column holds no images, or the first image cannot be converted.
         FileNotFoundError: A file does not exist.
     """
+    table = _with_images(table, where)
+    transformed = table.with_transform(_PixelTransform(processor, mode=_MODES.get(num_channels)))
+    try:
+        transformed[0]
+    except UserError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"The first image of the {where} data cannot be converted to model inputs: {explain(error)} Correct the "
+            "image, or name another image processor with model.tokenizer=..."
+        ) from error
+    return transformed
+
+
+def _with_images(table: Dataset, where: str) -> Dataset:
+    """Return a table with the column ``image`` as images, decoded from paths or bytes."""
     feature = table.features["image"]
-    if getattr(feature, "dtype", "") in ("string", "large_string"):
+    if isinstance(feature, Image):
+        return table
+    dtype = getattr(feature, "dtype", "")
+    if dtype in ("string", "large_string"):
         missing = next((path for path in table["image"] if not Path(path).is_file()), None)
         if missing is not None:
             raise MissingFileError(
                 f"The {where} data names the image {missing}, and there is no such file; "
                 "paths are looked up from the folder that the command runs in."
             )
-        table = table.cast_column("image", Image())
-    elif "binary" in getattr(feature, "dtype", "") or (isinstance(feature, dict) and "bytes" in feature):
-        table = table.cast_column("image", Image())
-    elif not isinstance(feature, Image):
+    elif "binary" not in dtype and not (isinstance(feature, dict) and "bytes" in feature):
         raise InputError(
             f"The column of images of the {where} data holds {feature}: neither images nor paths of files. Name the "
             "right one with data.image_column=..."
         )
-    served = table.with_transform(_Reader(processor, mode=_MODES.get(num_channels)))
-    try:
-        served[0]
-    except Exception as error:
-        if is_input_error(error):
-            raise
-        raise InputError(
-            f"The first image of the {where} data cannot be made what the model reads: {explain(error)} Correct the "
-            "image, or name another image processor with model.tokenizer=..."
-        ) from error
-    return served
+    return table.cast_column("image", Image())
 
 
-def _to_bytes(image: Any) -> Any:
-    """Return an image of 8 bits; Pillow would cut off what is brighter in one of 16.
+def _to_8_bits(image: Any) -> Any:
+    """Return an image with 8 bits per channel; Pillow would clip a 16-bit image.
 
     Raises:
-        ValueError: Its numbers have no range that is known.
+        ValueError: The range of pixel values is unknown.
     """
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
     pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > _LARGEST:
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > _MAX_16_BIT:
         raise InputError(
             f"An image has numbers from {pixels.min()} to {pixels.max()} (mode {image.mode}), whose white and black "
             "are not known: save it with 8 or 16 bits."
@@ -117,14 +127,14 @@ def _to_bytes(image: Any) -> Any:
     return PIL.Image.fromarray((pixels.astype(np.uint16) >> 8).astype(np.uint8))
 
 
-class _Reader:
-    """Makes a model's inputs of images; a class, so that loader processes of every kind can have it."""
+class _PixelTransform:
+    """Transform of images to pixel values; a class, because worker processes must pickle it."""
 
     def __init__(self, processor: Any, *, mode: str | None) -> None:
         self._processor = processor
         self._mode = mode
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        images = [image if self._mode is None else _to_bytes(image).convert(self._mode) for image in batch["image"]]
+        images = [image if self._mode is None else _to_8_bits(image).convert(self._mode) for image in batch["image"]]
         pixels = self._processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": list(pixels), "labels": list(batch["label"])}

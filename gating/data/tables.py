@@ -1,4 +1,4 @@
-"""Tables of local files, told apart by their ending."""
+"""Tables in local files, by file extension."""
 
 import csv
 import filecmp
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 from datasets import Dataset
 
 from gating.distributed.collectives import is_rank_zero
@@ -18,9 +19,9 @@ __all__ = ["read_file", "warn_of_same_files"]
 
 _log = logging.getLogger(__name__)
 
-# One reader of `datasets` for each file ending. Empty cells and words such as "null" are text like any other.
+# File extension -> builder of datasets and its options. Empty cells and words such as "null" are ordinary text.
 _TABLE = {"keep_default_na": False, "na_values": []}
-_READERS: dict[str, tuple[str, dict[str, object]]] = {
+_BUILDERS: dict[str, tuple[str, dict[str, object]]] = {
     ".csv": ("csv", _TABLE),
     ".tsv": ("csv", {**_TABLE, "sep": "\t", "quoting": 3}),
     ".json": ("json", {}),
@@ -28,66 +29,76 @@ _READERS: dict[str, tuple[str, dict[str, object]]] = {
     ".parquet": ("parquet", {}),
 }
 
-# What the readers say of a file that has a header and nothing else.
-_NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")
-
 
 def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
     """Read a table.
 
     Args:
-        split: What it is for, for messages.
+        split: Split of the file, for messages.
         file: The file.
-        also: Endings of files that the caller can read itself, for messages.
+        also: File extensions that the caller reads itself, for messages.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: It is empty or cannot be read.
+        ValueError: The file is empty or cannot be read.
     """
-    path = Path(file).expanduser()
+    setting, path = f"data.{split}={file}", Path(file).expanduser()
     if not path.is_file():
-        raise MissingFileError(f"data.{split}={file}: there is no such file.")
-    if path.suffix.lower() not in _READERS:
+        raise MissingFileError(f"{setting}: there is no such file.")
+    if path.suffix.lower() not in _BUILDERS:
         raise InputError(
-            f"data.{split}={file}: cannot read {path.suffix or 'a file without ending'}; use "
-            f"{', '.join([*also, *_READERS])}."
+            f"{setting}: cannot read {path.suffix or 'a file without ending'}; use {', '.join([*also, *_BUILDERS])}."
         )
-    builder, options = _READERS[path.suffix.lower()]
-    _check_content(path.read_bytes(), f"data.{split}={file}", is_json=builder == "json")
-    if builder == "csv":
-        options = {**options, "features": _text_columns(path, f"data.{split}={file}")}
+    kind, options = _BUILDERS[path.suffix.lower()]
+    _check_content(path.read_bytes(), setting, is_json=kind == "json")
+    if kind == "csv":
+        options = {**options, "features": _text_columns(path, setting)}
     try:
-        table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
-    except Exception as error:  # Its readers, and what unpacks files that look packed, raise errors of many kinds.
+        table = _build(kind, path, options)
+    except Exception as error:  # The readers, and decompression of files that look compressed, raise many types.
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split()).rstrip(".")
-        if any(text in reason for text in _NO_ROWS):
-            raise InputError(f"data.{split}={file}: the file has no rows.") from error
         remedy = " Save it as UTF-8." if isinstance(cause, UnicodeDecodeError) else ""
-        raise InputError(f"data.{split}={file}: the file cannot be read ({reason}).{remedy}") from error
+        raise InputError(f"{setting}: the file cannot be read ({reason}).{remedy}") from error
+    if table is None:
+        raise InputError(f"{setting}: the file has no rows.")
     return table
 
 
-def _check_content(content: bytes, what: str, *, is_json: bool) -> None:
-    """Raise ``ValueError`` for a file that is empty, or that the reader of JSON only seems to read."""
+def _build(kind: str, path: Path, options: Mapping[str, Any]) -> Dataset | None:
+    """Return a table, from the cache of ``datasets`` if it was read before; None if it has no rows."""
+    # datasets raises an error for tables without rows: in these two ways they are recognized beforehand.
+    if kind == "parquet" and not pq.read_metadata(path).num_rows:
+        return None
+    builder = datasets.load_dataset_builder(kind, data_files=str(path), **options)
+    builder.download_and_prepare()
+    return builder.as_dataset("train") if builder.info.splits["train"].num_examples else None
+
+
+def _check_content(content: bytes, setting: str, *, is_json: bool) -> None:
+    """Check that a file is not empty, and that a JSON file can be passed to the reader.
+
+    Raises:
+        ValueError: The file is empty, no JSON object or list, or not UTF-8.
+    """
     if not content.strip():
-        raise InputError(f"{what}: the file is empty.")
+        raise InputError(f"{setting}: the file is empty.")
     if not is_json:
         return
     if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
-        # What reads it ends the whole process at some other values.
-        raise InputError(f"{what}: the file cannot be read (it begins with no JSON object or list).")
+        # Some other values crash the process of the reader.
+        raise InputError(f"{setting}: the file cannot be read (it begins with no JSON object or list).")
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{what}: the file cannot be read ({error}). Save it as UTF-8.") from error
+        raise InputError(f"{setting}: the file cannot be read ({error}). Save it as UTF-8.") from error
 
 
 def warn_of_same_files(files: Mapping[str, str | None]) -> None:
-    """Warn, in the first process, where splits have one file, or copies of it.
+    """Warn, on rank 0, if splits have the same file or copies of it.
 
     Args:
-        files: The file of each split, which is there; None where a split has none.
+        files: The existing file of each split, or None.
     """
     given = [(split, file, Path(file).expanduser()) for split, file in files.items() if file is not None]
     same = [
@@ -102,11 +113,11 @@ def warn_of_same_files(files: Mapping[str, str | None]) -> None:
         )
 
 
-def _text_columns(path: Path, what: str) -> datasets.Features | None:
-    """Return the columns of a table, all as text: ``007`` is no number, and 01 another class than 1.
+def _text_columns(path: Path, setting: str) -> datasets.Features | None:
+    """Return features that read all columns as text, so that ``007`` stays text and class 01 differs from 1.
 
     Raises:
-        ValueError: Two columns have one name, or rows have more fields than there are columns.
+        ValueError: Two columns have the same name, or the first row has more fields than there are columns.
     """
     csv.field_size_limit(2**31 - 1)
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
@@ -115,14 +126,14 @@ def _text_columns(path: Path, what: str) -> datasets.Features | None:
             rows = (row for row in csv.reader(file, **dialect) if row)
             header, first = next(rows), next(rows, [])
     except (UnicodeDecodeError, csv.Error, StopIteration):
-        return None  # For the reader of the whole file to say.
+        return None  # The reader of the whole file reports the reason.
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"{what}: the file has two columns {twice!r}. Rename one of them.")
+        raise InputError(f"{setting}: the file has two columns {twice!r}. Rename one of them.")
     if len(first) > len(header):
-        # They would be moved by a column, and the first one be lost.
+        # The reader would take the first column as an index.
         raise InputError(
-            f"{what}: the first row has {len(first)} fields, and there are {len(header)} columns. Put quotes around "
+            f"{setting}: the first row has {len(first)} fields, and there are {len(header)} columns. Put quotes around "
             "texts with commas in a csv file; texts in a tsv file have no tabs."
         )
     names = [name or f"Unnamed: {index}" for index, name in enumerate(header)]

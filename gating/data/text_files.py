@@ -1,4 +1,4 @@
-"""Plain texts for language models: files of text as they are, or tables with a column of text."""
+"""Texts for language models, from plain text files or tables."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,8 +14,8 @@ from gating.errors import InputError
 __all__ = ["load_text"]
 
 _PLAIN = (".txt", ".text", ".md")
-# Shares of a single file that train, before those for validation and test.
-_TRAIN, _VALIDATION = 0.9, 0.95
+# Ends of the training and validation parts of a single file, as fractions of its length.
+_TRAIN_END, _VALIDATION_END = 0.9, 0.95
 
 
 def load_text(*, train: str, validation: str | None = None, test: str | None = None) -> Examples:
@@ -23,13 +23,14 @@ def load_text(*, train: str, validation: str | None = None, test: str | None = N
 
     Args:
         train: File to train on.
-        validation: File for validation; the last tenth of the training file if left out, or its first half where that
-            is for the test, too.
-        test: File for the test; none, or the last twentieth of the training file where validation is left out as well.
+        validation: File for validation. If None, it is the last tenth of the training file, or the first half of that
+            if there is no test file either.
+        test: File for the test. If None, there is no test split, or it is the last twentieth of the training file if
+            there is no validation file either.
 
     Raises:
         FileNotFoundError: A file does not exist.
-        ValueError: A file is empty or cannot be read, or is too short to be divided.
+        ValueError: A file is empty, cannot be read, or is too short to be split.
     """
     files = {"train": train, "validation": validation, "test": test}
     tables = {split: _read(split, file) for split, file in files.items() if file is not None}
@@ -56,11 +57,11 @@ def _read(split: str, file: str) -> Dataset:
 
 
 def _divide(table: Dataset, num_parts: int, file: str) -> list[Dataset]:
-    """Cut a table, or its only text, into consecutive parts: .9 and .1, or .9, .05 and .05 of it."""
-    shares = (0, _TRAIN, 1) if num_parts == 2 else (0, _TRAIN, _VALIDATION, 1)
+    """Split the rows of a table, or its only text, into consecutive parts of .9 and .1, or .9, .05 and .05."""
+    ends = (0, _TRAIN_END, 1) if num_parts == 2 else (0, _TRAIN_END, _VALIDATION_END, 1)
     is_text = len(table) == 1 and table.column_names == ["text"]
     size = len(table["text"][0]) if is_text else len(table)
-    bounds = [round(share * size) for share in shares]
+    bounds = [round(end * size) for end in ends]
     if len(set(bounds)) < len(bounds):
         raise InputError(
             f"data.train={file} is too short to leave parts for validation and test: give data.validation=FILE."
@@ -73,7 +74,7 @@ def _divide(table: Dataset, num_parts: int, file: str) -> list[Dataset]:
 
 
 def _end_of_line(text: str, start: int, limit: int) -> int:
-    """Return where the line that is being read ends, if it does so before a limit."""
+    """Return the end of the line at a position; the position itself if the line ends beyond a limit."""
     end = text.find("\n", start, limit - 1)
     return start if end < 0 else end + 1
 

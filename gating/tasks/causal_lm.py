@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from gating.data.batches import Batch
-from gating.data.sources import Examples
+from gating.data.examples import Examples
 from gating.data.text.token_blocks import read_blocks
 from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import truncation_length

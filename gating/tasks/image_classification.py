@@ -9,9 +9,9 @@ from transformers import AutoModelForImageClassification, DefaultDataCollator, I
 
 from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
+from gating.data.examples import Examples
 from gating.data.images import load_image_processor, transform_images, vision_config
 from gating.data.labels import LABEL_COLUMNS, encode_labels
-from gating.data.sources import Examples
 from gating.data.text.tokens import check_no_nulls
 from gating.models.sources import ModelSource
 from gating.report.score import Score

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from gating.data.batches import Batch
-from gating.data.sources import Examples
+from gating.data.examples import Examples
 from gating.data.text.token_blocks import read_blocks
 from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.errors import InputError

@@ -17,7 +17,7 @@ from transformers import (
 
 from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
-from gating.data.sources import Examples
+from gating.data.examples import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import check_no_nulls, check_texts, require_offsets, tokenize, truncation_length
 from gating.errors import InputError

@@ -14,8 +14,8 @@ from transformers import (
 
 from gating.data.batches import Batch
 from gating.data.columns import find_column, find_text_columns, take_columns
+from gating.data.examples import Examples
 from gating.data.labels import LABEL_COLUMNS, encode_labels
-from gating.data.sources import Examples
 from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import check_texts, tokenize_labeled, truncation_length
 from gating.models.sources import ModelSource

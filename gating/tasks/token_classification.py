@@ -15,7 +15,7 @@ from transformers import (
 
 from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
-from gating.data.sources import Examples
+from gating.data.examples import Examples
 from gating.data.text.tokens import check_no_nulls, load_tokenizer, require_offsets, tokenize, truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
