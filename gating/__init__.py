@@ -8,8 +8,8 @@ gating.save_compact(model, "compact", tokenizer=tokenizer)
 model = gating.load_compact("compact")
 """
 
+from gating.compact.export import export_onnx
 from gating.compact.load import load_compact
-from gating.compact.runtimes import export_onnx
 from gating.compact.save import save_compact
 from gating.discovery.find import find_attention_blocks
 from gating.gates import HeadGates, inject_gates

@@ -60,7 +60,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from gating.compact.runtimes import export_runtime
+    from gating.compact.export import export_runtime
 
     folder = arguments.output or f"{arguments.folder.rstrip('/')}-{arguments.format}"
     report = export_runtime(arguments.folder, folder, format=arguments.format, overwrite=arguments.overwrite)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.compact.reload import check_saved
+from gating.compact.verify import check_saved
 from gating.discovery.find import find_attention_blocks
 from gating.discovery.refusals import check_has_values, check_no_adapters, check_savable
 from gating.errors import InputError, InputTypeError

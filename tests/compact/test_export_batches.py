@@ -9,8 +9,8 @@ import torch
 import transformers
 
 import gating
-from gating.compact.runtime_inputs import input_names
-from gating.compact.runtimes import export_runtime
+from gating.compact.export import export_runtime
+from gating.compact.export_batches import input_names
 from tests.support.family_models import FAMILIES, randomise
 from tests.support.tiny_models import VOCABULARY
 

@@ -5,7 +5,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 import gating
-from gating.compact import runtimes
+from gating.compact import export
 from tests.support.tiny_run import make_model_folder
 
 pytestmark = [
@@ -24,7 +24,7 @@ def compact_folder(tmp_path):
 
 
 def test_torch_export_answers_the_same(compact_folder, tmp_path):
-    report = runtimes.export_runtime(compact_folder, tmp_path / "exported", format="torch")
+    report = export.export_runtime(compact_folder, tmp_path / "exported", format="torch")
     assert report.max_difference <= 1e-6
     assert report.megabytes > 0
     assert (tmp_path / "exported" / "config.json").is_file()
@@ -38,14 +38,14 @@ def test_onnx_runtime_answers_the_same(compact_folder, tmp_path):
 
 
 def test_export_that_answers_something_else_is_not_written(compact_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(runtimes, "_floating", lambda outputs: [torch.full_like(outputs["logits"], 1e3)])
+    monkeypatch.setattr(export, "_floating", lambda outputs: [torch.full_like(outputs["logits"], 1e3)])
     with pytest.raises(RuntimeError, match="Nothing was written"):
-        runtimes.export_runtime(compact_folder, tmp_path / "exported", format="torch")
+        export.export_runtime(compact_folder, tmp_path / "exported", format="torch")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compact", "model"]
 
 
 def test_packages_that_are_missing_are_named(compact_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"pip install 'head-gating\[export\]'"):
-        runtimes.export_runtime(compact_folder, tmp_path / "exported")
+        export.export_runtime(compact_folder, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel
 
+from gating.compact.export_batches import batch_to_trace, batches_to_check, input_names, real_positions
 from gating.compact.load import load_compact
-from gating.compact.runtime_inputs import batch_to_trace, batches_to_check, input_names, real_positions
 from gating.compact.save import Processor
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.errors import MissingPackageError, OperationError, explain, loading, shorten
