@@ -1,20 +1,21 @@
-"""Compact models for other runtimes: ONNX and torch.export, through the exporters of transformers."""
+"""Export of compact models to ONNX and ``torch.export``, through the exporters of transformers."""
 
 import functools
 import importlib
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel
 
-from gating.compact.export_batches import batch_to_trace, batches_to_check, input_names, real_positions
+from gating.compact.export_batches import batch_to_trace, input_names
+from gating.compact.export_check import TOLERANCE, RuntimeFormat, check_exported
 from gating.compact.load import load_compact
 from gating.compact.save import Processor
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
@@ -23,31 +24,23 @@ from gating.storage.folders import replacing_folder
 
 __all__ = ["RuntimeFormat", "RuntimeReport", "export_onnx", "export_runtime"]
 
-RuntimeFormat = Literal["onnx", "torch"]
-
-# Runtimes add up in another order, and fuse what torch keeps apart.
-_TOLERANCE = 1e-4
-
-# A batch and the side of its padding.
-Padded = tuple[dict[str, Tensor], str | None]
-
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
 class RuntimeReport:
-    """What an export gave.
+    """An export and the result of its check.
 
     Attributes:
-        folder: Where it lies; ``ExportedModel.from_pretrained(folder)`` of transformers loads it.
+        folder: Folder of the export; ``ExportedModel.from_pretrained(folder)`` of transformers loads it.
         format: ``onnx`` or ``torch``.
-        max_difference: Largest relative difference to the model's own outputs, at positions that are not padding, over
-            all batches that were checked.
+        max_difference: Largest relative difference to the model's own outputs over all checked batches, padding
+            positions excluded.
         megabytes: Size of the folder, in millions of bytes.
-        inputs: The inputs of the graph, each with its axes: a name for one of any size, a number for a fixed one.
-        checked: The batches that were checked, in words.
-        refused: The inputs of batches that the model takes and the graph does not, each with its sizes.
-        left_out: Inputs that the tokenizer or processor makes and the graph does not take.
+        inputs: Inputs of the graph with their axes: a name for a dynamic axis, a number for a fixed one.
+        checked: Description of the checked batches.
+        refused: Batches that the model accepts and the graph rejects, each as an input and its shape.
+        left_out: Inputs that the tokenizer or processor makes and the graph does not have.
     """
 
     folder: Path
@@ -68,50 +61,48 @@ def export_runtime(
     tokenizer: Processor | None = None,
     overwrite: bool = False,
 ) -> RuntimeReport:
-    """Export a model for another runtime, with the inputs that its tokenizer makes, and check what it answers there.
+    """Export a model to another runtime, with the inputs that its tokenizer makes, and check its outputs there.
 
-    It is checked on batches of several sizes and lengths, with padding and without. Decoders that write number their
-    tokens from the mask, as ``generate`` does, so that padding on the left changes nothing; those that do not count
-    from 0, as RoBERTa's, number them as they do themselves.
+    The check runs batches of several sizes and lengths, with and without padding. Decoders that generate compute
+    position ids from the attention mask, as ``generate`` does, so that left padding does not change their outputs;
+    families with other position ids, such as RoBERTa, keep their own.
 
     Args:
-        model_or_directory: A compact model, or the folder of one.
-        save_directory: Where the export goes; the folder appears whole or not at all.
+        model_or_directory: A compact model, or its folder.
+        save_directory: Folder for the export; it is written whole or not at all.
         format: ``onnx`` for ONNX runtimes, ``torch`` for ``torch.export``.
-        tokenizer: The tokenizer, or the processor, of a model: it tells the inputs, and is saved with the export.
-            That of a folder is found there.
-        overwrite: Whether an existing folder may be replaced.
+        tokenizer: Tokenizer or processor of a model: it determines the inputs and is saved with the export. By default
+            the one in the model's folder.
+        overwrite: Whether an earlier export in ``save_directory`` may be replaced.
 
     Returns:
-        Where it lies, its inputs, and how far it differs.
+        The folder, the inputs and the largest difference of the outputs.
 
     Raises:
-        ImportError: The packages of the export are not installed.
-        FileExistsError: The folder is there and not empty, and ``overwrite`` is false.
-        RuntimeError: The exported model answers something else; nothing is written.
+        ImportError: The packages for the export are not installed.
+        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
+        RuntimeError: The model cannot be exported, or its outputs differ afterwards. Nothing is written.
     """
-    exporter, config, runner = _load_exporter(format)
+    exporter = _load_exporter(format)
     model, processor = _load(model_or_directory, tokenizer)
     model.eval()
     names, left_out = input_names(model, processor)
     place, sources = Path(save_directory), [model.name_or_path]
     with replacing_folder(place, overwrite=overwrite, kind="export", keep=sources) as folder, _as_exported(model):
-        traced = batch_to_trace(model, names, processor)
-        with _exporting(model, format):
-            exported = exporter.export(model, traced, config=config)
-        exported.save_pretrained(folder)
-        with _exporting(model, format):
-            # This process has just written it; transformers asks for trust before it unpickles a .pt2.
-            exported = runner.from_pretrained(folder, trust_remote_code=True)
-        axes = _axes(exported, format)
-        difference, checked, refused = _check(model, exported, batches_to_check(model, list(axes), axes, processor))
+        exported = _export(model, exporter, batch_to_trace(model, names, processor), folder)
+        check = check_exported(model, exported, format, processor)
         if processor is not None:
             processor.save_pretrained(folder)
         megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-    inputs, words = _sizes_checked(checked)
-    unused = [name for name in names if name not in axes]
     return RuntimeReport(
-        Path(save_directory), format, difference, megabytes, inputs, words, refused, (*left_out, *unused)
+        folder=place,
+        format=format,
+        max_difference=check.max_difference,
+        megabytes=megabytes,
+        inputs=check.inputs,
+        checked=check.checked,
+        refused=check.refused,
+        left_out=(*left_out, *(name for name in names if name not in check.inputs)),
     )
 
 
@@ -122,15 +113,41 @@ def export_onnx(
     tokenizer: Processor | None = None,
     overwrite: bool = False,
 ) -> RuntimeReport:
-    """Export a model to ONNX: :func:`export_runtime` with that format."""
+    """Export a model to ONNX and check its outputs in ONNX Runtime.
+
+    Args:
+        model_or_directory: A compact model, or its folder.
+        save_directory: Folder for the export; it is written whole or not at all.
+        tokenizer: Tokenizer or processor of a model; by default the one in the model's folder.
+        overwrite: Whether an earlier export in ``save_directory`` may be replaced.
+
+    Returns:
+        The folder, the inputs and the largest difference of the outputs.
+
+    Raises:
+        ImportError: onnxruntime or onnxscript is not installed.
+        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
+        RuntimeError: The model cannot be exported, or its outputs differ afterwards. Nothing is written.
+    """
     return export_runtime(model_or_directory, save_directory, format="onnx", tokenizer=tokenizer, overwrite=overwrite)
 
 
-def _load_exporter(format: RuntimeFormat) -> tuple[Any, Any, Any]:
-    # Loaded by name: transformers' types do not tell what this package offers.
+@dataclass(frozen=True)
+class _Exporter:
+    """The classes of transformers for one format."""
+
+    format: RuntimeFormat
+    exporter: Any
+    config: Any
+    exported_class: Any
+
+
+def _load_exporter(format: RuntimeFormat) -> _Exporter:
+    # Imported by name: the type stubs of transformers lack this package.
     exporters: Any = importlib.import_module("transformers.exporters")
     if format == "torch":
-        return exporters.DynamoExporter(), exporters.DynamoConfig(dynamic=True), exporters.ExportedModel
+        config = exporters.DynamoConfig(dynamic=True)
+        return _Exporter(format, exporters.DynamoExporter(), config, exporters.ExportedModel)
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
@@ -138,7 +155,7 @@ def _load_exporter(format: RuntimeFormat) -> tuple[Any, Any, Any]:
         raise MissingPackageError(
             f"The package {error.name} is needed to export to ONNX: pip install 'head-gating[export]'"
         ) from error
-    return exporters.OnnxExporter(), exporters.OnnxConfig(dynamic=True), exporters.ExportedModel
+    return _Exporter(format, exporters.OnnxExporter(), exporters.OnnxConfig(dynamic=True), exporters.ExportedModel)
 
 
 def _load(
@@ -148,16 +165,26 @@ def _load(
         return model_or_directory, tokenizer
     folder = Path(model_or_directory)
     model = load_compact(folder)
-    # Without its files, transformers makes an empty one up.
+    # Without these files, transformers would create an empty tokenizer.
     if tokenizer is None and any((folder / name).is_file() for name in _PROCESSOR_FILES):
         with loading(str(folder), remedy="Export the model again."):
             return model, AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     return model, tokenizer
 
 
+def _export(model: PreTrainedModel, exporter: _Exporter, batch: Mapping[str, Tensor], folder: Path) -> Any:
+    """Export a model into a folder and load the export."""
+    with _reporting_failure(model, exporter.format):
+        exported = exporter.exporter.export(model, batch, config=exporter.config)
+    exported.save_pretrained(folder)
+    with _reporting_failure(model, exporter.format):
+        # transformers unpickles a .pt2 only with trust; this process has just written it.
+        return exporter.exported_class.from_pretrained(folder, trust_remote_code=True)
+
+
 @contextmanager
-def _exporting(model: PreTrainedModel, format: RuntimeFormat) -> Iterator[None]:
-    """Say in one sentence that a family cannot be exported, whatever exporters and runtimes raise."""
+def _reporting_failure(model: PreTrainedModel, format: RuntimeFormat) -> Iterator[None]:
+    """Turn any error of exporters and runtimes into one sentence."""
     try:
         yield
     except Exception as error:
@@ -169,30 +196,22 @@ def _exporting(model: PreTrainedModel, format: RuntimeFormat) -> Iterator[None]:
 
 @contextmanager
 def _as_exported(model: Any) -> Iterator[None]:
-    """Leave the cache of decoders out, and have those that write number their tokens from the mask.
+    """Disable the key-value cache, and let decoders that generate compute position ids from the attention mask.
 
-    ``generate`` does that outside of the model, where a graph does not reach.
+    ``generate`` computes them outside of the forward pass, which a graph does not contain.
     """
     use_cache, own, forward = getattr(model.config, "use_cache", None), vars(model).get("forward"), model.forward
-    numbers_tokens = (
-        model.main_input_name == "input_ids"
-        and model.can_generate()
-        and not model.config.is_encoder_decoder
-        # Positions of text between images are made otherwise.
-        and model.config.get_text_config() is model.config
-        and "position_ids" in inspect.signature(forward).parameters
-        and _counts_from_zero(model)
-    )
 
     @functools.wraps(forward)
-    def numbered(**inputs: Any) -> Any:
+    def forward_with_positions(**inputs: Any) -> Any:
         if "attention_mask" in inputs:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
         return forward(**inputs)
 
+    needs_positions = _takes_positions_of_generate(model)
     model.config.use_cache = False
-    if numbers_tokens:
-        model.forward = numbered
+    if needs_positions:
+        model.forward = forward_with_positions
     try:
         yield
     finally:
@@ -202,77 +221,23 @@ def _as_exported(model: Any) -> Iterator[None]:
             model.forward = own
 
 
+def _takes_positions_of_generate(model: Any) -> bool:
+    """Return whether a model is a decoder of text whose position ids count real tokens from 0."""
+    return (
+        model.main_input_name == "input_ids"
+        and model.can_generate()
+        and not model.config.is_encoder_decoder
+        # Models of text with images compute position ids in another way.
+        and model.config.get_text_config() is model.config
+        and "position_ids" in inspect.signature(model.forward).parameters
+        and _counts_from_zero(model)
+    )
+
+
 def _counts_from_zero(model: PreTrainedModel) -> bool:
-    """Say whether a model numbers tokens from 0, as ``generate`` does; RoBERTa's go on from the padding's number."""
+    """Return whether a model's position ids start at 0; those of RoBERTa start after the padding index."""
     batch = make_probe(model)
     tokens = batch["input_ids"]
     positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     outputs = [forward_outputs(model, inputs) for inputs in (batch, {**batch, "position_ids": positions})]
-    return max_relative_difference(*outputs) < _TOLERANCE
-
-
-def _axes(exported: Any, format: RuntimeFormat) -> dict[str, tuple[object, ...]]:
-    """Return the inputs of a graph; of their sizes, those that it fixed are numbers."""
-    if format == "onnx":
-        (runner,) = exported.runners.values()
-        return {given.name: tuple(given.shape) for given in runner.session.get_inputs()}
-    names = exported.program.graph_signature.user_inputs
-    return {node.name: tuple(node.meta["val"].shape) for node in exported.program.graph.nodes if node.name in names}
-
-
-def _check(
-    model: PreTrainedModel, exported: Any, batches: Iterable[Padded]
-) -> tuple[float, list[Padded], tuple[str, ...]]:
-    """Return how far an exported model differs, on which batches, and the sizes of those that its graph refuses."""
-    difference, checked, refused, reason = 0.0, list[Padded](), list[str](), ""
-    for batch, side in batches:
-        expected = forward_outputs(model, batch)
-        try:
-            actual = _floating(exported(**batch))
-        except Exception as error:  # Each runtime has its own.
-            name, tensor = next(iter(batch.items()))
-            refused.append(f"{name} of {' x '.join(map(str, tensor.shape))}")
-            reason = shorten(explain(error), most=300)
-            continue
-        real = [[real_positions(output, batch) for output in outputs] for outputs in (expected, actual)]
-        difference = max(difference, max_relative_difference(*real))
-        checked.append((batch, side))
-    if not checked:
-        raise OperationError(f"The exported model refuses every batch ({reason}). Nothing was written.")
-    if difference > _TOLERANCE:
-        raise OperationError(
-            f"The exported model's outputs differ from the model's by {difference:.1e}, more than rounding. "
-            "Nothing was written."
-        )
-    return difference, checked, tuple(dict.fromkeys(refused))
-
-
-def _floating(outputs: Any) -> list[Tensor]:
-    if isinstance(outputs, Tensor):
-        return [outputs] if outputs.is_floating_point() else []
-    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, (list, tuple)) else ()
-    return [tensor for value in values for tensor in _floating(value)]
-
-
-def _sizes_checked(checked: list[Padded]) -> tuple[dict[str, tuple[int | str, ...]], str]:
-    """Return the axes of each input, those that had several sizes by name; and the sizes in words."""
-    inputs: dict[str, tuple[int | str, ...]] = {}
-    found: dict[str, set[int]] = {"batch": set()}
-    for name in checked[0][0]:
-        all_sizes = [set(sizes) for sizes in zip(*(batch[name].shape for batch, _ in checked), strict=True)]
-        length = "decoder length" if name.startswith("decoder_") else "length"
-        axes = ["batch", length, *(f"size {i}" for i in range(2, len(all_sizes)))]
-        inputs[name] = tuple(
-            axis if len(sizes) > 1 else min(sizes) for axis, sizes in zip(axes, all_sizes, strict=True)
-        )
-        for axis, sizes in zip(axes, all_sizes, strict=True):
-            if len(sizes) > 1 or axis == "batch":
-                found[axis] = found.get(axis, set()) | sizes
-    words = [f"{'batche' if axis == 'batch' else axis}s of {_listed(sizes)}" for axis, sizes in found.items()]
-    sides = sorted({side for _, side in checked if side is not None})
-    return inputs, ", ".join(words) + f", padded {' and '.join(sides)}" * bool(sides)
-
-
-def _listed(numbers: set[int]) -> str:
-    *others, last = map(str, sorted(numbers))
-    return f"{', '.join(others)} and {last}" if others else last
+    return max_relative_difference(*outputs) < TOLERANCE

@@ -1,8 +1,8 @@
-"""Batches for models in other runtimes: the inputs that a tokenizer or processor makes, padded as it pads."""
+"""Batches for exported models: the inputs that a tokenizer or processor makes, padded in the same way."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -12,30 +12,37 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.discovery.probe import make_probe
 
-__all__ = ["batches_to_check", "batch_to_trace", "input_names", "real_positions"]
+__all__ = ["PaddedBatch", "batch_to_trace", "batches_to_check", "input_names", "real_positions"]
 
 Side = Literal["left", "right"]
 
 _MASKS = ("attention_mask", "decoder_attention_mask")
-# Different from each other, so that no size is taken for another one.
+# Lengths of the rows of each batch, different from each other so that axes cannot be mixed up.
 _TRACED = (12, 7)
 _CHECKED = ((9, 6, 1), (9,), (6,), (1,))
 # Attention takes memory by the square of the length.
 _LONGEST_CHECKED = 1024
 
 
+class PaddedBatch(NamedTuple):
+    """A batch and the side of its padding, if it has any that the model can see."""
+
+    inputs: dict[str, Tensor]
+    side: Side | None
+
+
 def input_names(model: PreTrainedModel, processor: object = None) -> tuple[list[str], list[str]]:
-    """Return the inputs of a model that its tokenizer or processor makes, and those made that it does not take.
+    """Return the names of a model's inputs that its processor makes, and of those that the model does not accept.
 
     Args:
         model: The model.
-        processor: Its tokenizer, image processor, feature extractor or processor; without one, the inputs are those
-            that the family's own makes.
+        processor: Tokenizer, image processor, feature extractor or processor; by default the inputs are those of the
+            family's usual one.
     """
     accepts = set(inspect.signature(model.forward).parameters)
     needed = set(make_probe(model))
     if type(model).__name__.endswith(("ForSequenceClassification", "ForQuestionAnswering")):
-        needed -= {"decoder_input_ids"}  # They make the decoder's tokens of the encoder's.
+        needed -= {"decoder_input_ids"}  # Derived from the encoder's tokens.
     reads_text = "input_ids" in needed
     made = _made_by(processor, reads_text=reads_text) if callable(processor) else _usually_made(model, needed)
     if "decoder_input_ids" in needed:
@@ -50,7 +57,7 @@ def _made_by(processor: Any, *, reads_text: bool) -> set[str]:
     made: set[str] = set()
     for part in [part for part in found if part is not None] or [processor]:
         if isinstance(part, PreTrainedTokenizerBase):
-            # Beside sound, a tokenizer is for the labels.
+            # Audio models tokenize labels only.
             made |= set(part("a")) if reads_text else set()
         elif hasattr(part, "sampling_rate"):
             made |= set(part([0.0] * part.sampling_rate, sampling_rate=part.sampling_rate))
@@ -64,13 +71,19 @@ def _usually_made(model: PreTrainedModel, needed: set[str]) -> set[str]:
     if "input_ids" in needed:
         types = getattr(config.get_text_config(), "type_vocab_size", None) or 0
         return {"attention_mask"} | ({"token_type_ids"} if types > 1 else set())
-    # Whisper reads its padding, as do models of sound with a norm over time: their extractors make no mask.
+    # Whisper and audio models with a norm over time have no mask: padding is part of their input.
     reads_padding = hasattr(config, "max_source_positions") or getattr(config, "feat_extract_norm", None) == "group"
     return set() if "pixel_values" in needed or reads_padding else {"attention_mask"}
 
 
 def batch_to_trace(model: PreTrainedModel, names: Sequence[str], processor: object = None) -> dict[str, Tensor]:
-    """Make the batch that an export is traced with."""
+    """Return the batch to trace an export with.
+
+    Args:
+        model: The model.
+        names: Names of its inputs.
+        processor: Its tokenizer or processor.
+    """
     lengths = _shortened(_TRACED[: _most_rows(model)], _longest(model, processor))
     return _make_batch(model, names, lengths, _pad_token_id(model, processor), "right")
 
@@ -80,17 +93,17 @@ def batches_to_check(
     names: Sequence[str],
     axes: Mapping[str, Sequence[object]],
     processor: object = None,
-) -> Iterator[tuple[dict[str, Tensor], str | None]]:
-    """Yield batches of other sizes and lengths, down to one and up to the longest, each with the side of its padding.
+) -> Iterator[PaddedBatch]:
+    """Yield batches of different sizes and lengths, from 1 up to the model's longest.
 
-    Rows of different lengths come padded on either side, and alone. What does not fit the sizes that a graph fixed is
-    left out; the sizes of :func:`batch_to_trace` always fit.
+    Rows of different lengths are padded on either side. Batches that do not fit the fixed sizes of a graph are skipped;
+    the sizes of :func:`batch_to_trace` always fit.
 
     Args:
         model: The model.
-        names: Its inputs.
-        axes: The sizes of the inputs of the graph; those that are no numbers are free.
-        processor: What makes its inputs.
+        names: Names of its inputs.
+        axes: Shape of each input of the graph; sizes that are not integers are dynamic.
+        processor: Its tokenizer or processor.
     """
     pad_token_id = _pad_token_id(model, processor)
     pads, longest, most = any(name in names for name in _MASKS), _longest(model, processor), _most_rows(model)
@@ -100,7 +113,7 @@ def batches_to_check(
         for side in sides:
             batch = _make_batch(model, names, lengths, pad_token_id, side)
             if all(_fits(batch[name].shape, sizes) for name, sizes in axes.items()):
-                yield batch, side if len(sides) > 1 else None
+                yield PaddedBatch(batch, side if len(sides) > 1 else None)
 
 
 def _fits(shape: Sequence[int], sizes: Sequence[object]) -> bool:
@@ -112,7 +125,7 @@ def _shortened(lengths: Sequence[int], longest: int) -> list[int]:
 
 
 def _most_rows(model: PreTrainedModel) -> int:
-    """Return 1 for decoders that refuse batches, because they know no padding."""
+    """Return the largest batch size: 1 for decoders without a padding token, which reject batches."""
     rows = len(next(iter(make_probe(model, batch_size=2).values())))
     return rows if rows == 1 else max(map(len, _CHECKED))
 
@@ -123,14 +136,14 @@ def _pad_token_id(model: PreTrainedModel, processor: object) -> int:
 
 
 def _longest(model: PreTrainedModel, processor: object) -> int:
-    """Return how many tokens a model can read at most, or as many as a check can afford."""
+    """Return the largest number of tokens that a model accepts, up to a limit for the check."""
     config = model.config
     parts = [config, config.get_text_config(), *(getattr(config, name, None) for name in ("encoder", "decoder"))]
     names = ("max_position_embeddings", "max_target_positions")
     limits = [getattr(part, name, None) for part in parts for name in names]
     limits += [getattr(getattr(processor, "tokenizer", processor), "model_max_length", None), _LONGEST_CHECKED]
     for name, module in model.named_modules():
-        # RoBERTa and alike count positions from the padding index on.
+        # Position ids of RoBERTa and similar models start after the padding index.
         if name.endswith("position_embeddings") and isinstance(getattr(module, "padding_idx", None), int):
             limits.append(module.num_embeddings - module.padding_idx - 1)
     return min(limit for limit in limits if isinstance(limit, int) and limit > 0)
@@ -139,7 +152,7 @@ def _longest(model: PreTrainedModel, processor: object) -> int:
 def _make_batch(
     model: PreTrainedModel, names: Sequence[str], lengths: Sequence[int], pad_token_id: int, side: Side
 ) -> dict[str, Tensor]:
-    """Make random rows, and pad and stack them; without a mask, all are as long as the longest."""
+    """Return a batch of padded random rows; without a mask, all rows have the largest length."""
     if not any(name in names for name in _MASKS):
         lengths = [max(lengths)] * len(lengths)
     rows = [_make_row(model, names, number, lengths) for number in range(len(lengths))]
@@ -156,7 +169,7 @@ def _make_batch(
 
 def _make_row(model: PreTrainedModel, names: Sequence[str], number: int, lengths: Sequence[int]) -> dict[str, Tensor]:
     row: dict[str, Tensor] = {}
-    # Encoder and decoder read texts of different lengths.
+    # Different lengths for encoder and decoder.
     for prefix, length in (("decoder_", max(1, lengths[-1 - number] - 2)), ("", lengths[number])):
         probe = make_probe(model, batch_size=len(lengths), length=length)
         # Probes of text keep a little away from the model's end.
@@ -166,7 +179,7 @@ def _make_row(model: PreTrainedModel, names: Sequence[str], number: int, lengths
                 is_text = name.endswith("_ids")
                 row[name] = longer[name][number].repeat(length)[-length:] if is_text else probe[name][number]
         if f"{prefix}attention_mask" in names:
-            # Of the types that tokenizers and feature extractors make.
+            # The dtypes of tokenizers and of feature extractors.
             dtype = torch.int64 if f"{prefix}input_ids" in row else torch.int32
             row[f"{prefix}attention_mask"] = torch.ones(_width(model, row, prefix), dtype=dtype)
     if "token_type_ids" in names:
@@ -176,14 +189,19 @@ def _make_row(model: PreTrainedModel, names: Sequence[str], number: int, lengths
 
 
 def _width(model: PreTrainedModel, row: Mapping[str, Tensor], prefix: str) -> int:
-    """Return over how many tokens, samples or frames a mask reaches."""
+    """Return the number of tokens, samples or frames that a mask covers."""
     ids = row.get(f"{prefix}input_ids")
     values = ids if ids is not None else row[model.main_input_name]
     return values.shape[-1 if hasattr(model.config, "num_mel_bins") else 0]
 
 
 def real_positions(output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Leave the positions of padding out of what a model makes of a batch."""
+    """Return an output without its padding positions.
+
+    Args:
+        output: Output of a model, ``[batch, length, ...]`` if it has one vector for each token.
+        batch: The model's inputs, with their masks.
+    """
     for name in _MASKS:
         if name in batch and output.shape[:2] == batch[name].shape:
             return output[batch[name].bool()]

@@ -5,7 +5,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 import gating
-from gating.compact import export
+from gating.compact import export, export_check
 from tests.support.tiny_run import make_model_folder
 
 pytestmark = [
@@ -38,7 +38,7 @@ def test_onnx_runtime_answers_the_same(compact_folder, tmp_path):
 
 
 def test_export_that_answers_something_else_is_not_written(compact_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "_floating", lambda outputs: [torch.full_like(outputs["logits"], 1e3)])
+    monkeypatch.setattr(export_check, "_floating", lambda outputs: [torch.full_like(outputs["logits"], 1e3)])
     with pytest.raises(RuntimeError, match="Nothing was written"):
         export.export_runtime(compact_folder, tmp_path / "exported", format="torch")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compact", "model"]

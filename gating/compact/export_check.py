@@ -1,0 +1,123 @@
+"""Check of an exported model: its outputs on batches of several sizes, compared with the model's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gating.compact.export_batches import PaddedBatch, batches_to_check, real_positions
+from gating.discovery.probe import forward_outputs, max_relative_difference
+from gating.errors import OperationError, explain, shorten
+
+__all__ = ["TOLERANCE", "ExportCheck", "RuntimeFormat", "check_exported"]
+
+RuntimeFormat = Literal["onnx", "torch"]
+
+# Largest relative difference: runtimes sum in another order and fuse operations.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """Result of checking an exported model.
+
+    Attributes:
+        max_difference: Largest relative difference to the model's own outputs, padding positions excluded.
+        inputs: Inputs of the graph with their axes: a name for a dynamic axis, a number for a fixed one.
+        checked: Description of the checked batches.
+        refused: Batches that the graph rejects, each as an input and its shape.
+    """
+
+    max_difference: float
+    inputs: Mapping[str, tuple[int | str, ...]]
+    checked: str
+    refused: tuple[str, ...]
+
+
+def check_exported(model: PreTrainedModel, exported: Any, format: RuntimeFormat, processor: object) -> ExportCheck:
+    """Compare the outputs of an exported model with those of the model on batches of several sizes and lengths.
+
+    Args:
+        model: The model.
+        exported: The model as loaded from its export.
+        format: Format of the export.
+        processor: The model's tokenizer or processor, if any.
+
+    Raises:
+        RuntimeError: The exported model rejects every batch, or its outputs differ.
+    """
+    axes = _input_axes(exported, format)
+    difference, checked, refused, reason = 0.0, list[PaddedBatch](), list[str](), ""
+    for padded in batches_to_check(model, list(axes), axes, processor):
+        batch = padded.inputs
+        expected = forward_outputs(model, batch)
+        try:
+            actual = _floating(exported(**batch))
+        except Exception as error:  # Each runtime has error classes of its own.
+            name, tensor = next(iter(batch.items()))
+            refused.append(f"{name} of {' x '.join(map(str, tensor.shape))}")
+            reason = shorten(explain(error), most=300)
+            continue
+        real = [[real_positions(output, batch) for output in outputs] for outputs in (expected, actual)]
+        difference = max(difference, max_relative_difference(*real))
+        checked.append(padded)
+    if not checked:
+        raise OperationError(f"The exported model refuses every batch ({reason}). Nothing was written.")
+    if difference > TOLERANCE:
+        raise OperationError(
+            f"The exported model's outputs differ from the model's by {difference:.1e}, more than rounding. "
+            "Nothing was written."
+        )
+    return ExportCheck(difference, _checked_axes(checked), _describe(checked), tuple(dict.fromkeys(refused)))
+
+
+def _input_axes(exported: Any, format: RuntimeFormat) -> dict[str, tuple[object, ...]]:
+    """Return the shape of each input of a graph; only fixed sizes are integers."""
+    if format == "onnx":
+        (runner,) = exported.runners.values()
+        return {given.name: tuple(given.shape) for given in runner.session.get_inputs()}
+    names = exported.program.graph_signature.user_inputs
+    return {node.name: tuple(node.meta["val"].shape) for node in exported.program.graph.nodes if node.name in names}
+
+
+def _floating(outputs: Any) -> list[Tensor]:
+    """Return the floating-point tensors of nested outputs."""
+    if isinstance(outputs, Tensor):
+        return [outputs] if outputs.is_floating_point() else []
+    values = outputs.values() if isinstance(outputs, Mapping) else outputs if isinstance(outputs, (list, tuple)) else ()
+    return [tensor for value in values for tensor in _floating(value)]
+
+
+def _sizes_by_axis(name: str, checked: list[PaddedBatch]) -> list[tuple[str, set[int]]]:
+    """Return the name and the checked sizes of each axis of an input."""
+    length = "decoder length" if name.startswith("decoder_") else "length"
+    all_sizes = [set(sizes) for sizes in zip(*(batch[name].shape for batch, _ in checked), strict=True)]
+    axes = ["batch", length, *(f"size {i}" for i in range(2, len(all_sizes)))]
+    return list(zip(axes, all_sizes, strict=False))
+
+
+def _checked_axes(checked: list[PaddedBatch]) -> dict[str, tuple[int | str, ...]]:
+    """Return the axes of each input: the name of an axis that was checked with several sizes, else the size."""
+    return {
+        name: tuple(axis if len(sizes) > 1 else min(sizes) for axis, sizes in _sizes_by_axis(name, checked))
+        for name in checked[0].inputs
+    }
+
+
+def _describe(checked: list[PaddedBatch]) -> str:
+    """Return the checked sizes in words, such as "batches of 1 and 2, lengths of 7 and 12, padded left and right"."""
+    found: dict[str, set[int]] = {"batch": set()}
+    for name in checked[0].inputs:
+        for axis, sizes in _sizes_by_axis(name, checked):
+            if len(sizes) > 1 or axis == "batch":
+                found[axis] = found.get(axis, set()) | sizes
+    words = [f"{'batche' if axis == 'batch' else axis}s of {_listed(sizes)}" for axis, sizes in found.items()]
+    sides = sorted({side for _, side in checked if side is not None})
+    return ", ".join(words) + f", padded {' and '.join(sides)}" * bool(sides)
+
+
+def _listed(numbers: set[int]) -> str:
+    *others, last = map(str, sorted(numbers))
+    return f"{', '.join(others)} and {last}" if others else last
