@@ -1,1 +1,1 @@
-"""Where a model comes from: a hub, a folder, or new weights; with adapters or without."""
+"""Models to train: pretrained or new, with or without adapters."""

@@ -1,16 +1,14 @@
-"""Low-rank adapters beside the gates: the weights stay, and what is learned is added to them before heads are removed.
+"""Low-rank adapters, trained beside the gates and merged before heads are removed.
 
-Search and recovery have adapters of their own: those of the search are merged before heads are removed, since removal
-takes rows and columns of whole weights, and recovery starts new ones on the compact model. So both phases have the same
-few trainable weights, the same memory and the same learning rate; training the merged model whole in recovery would
-take what adapters are used to save.
+Search and recovery each train new adapters. Those of the search are merged because removal slices whole weights; those
+of recovery belong to the compact model. So both phases have the same trainable parameters, memory and learning rate.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -28,30 +26,30 @@ __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
 
 
 class Adapters(Protocol):
-    """What is trained of a model besides its gates."""
+    """Parameters of a model that are trained besides its gates."""
 
     def on(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Train these for the length of a ``with`` block, and have them in the model's weights after it, in place."""
+        """Return a context in which these parameters are trainable; at its exit they are merged into the weights."""
 
 
 class NoAdapters:
-    """Train all weights of a model."""
+    """Training of all weights of a model."""
 
     def on(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Change nothing."""
+        """Return a context that changes nothing."""
         return nullcontext()
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Train low-rank adapters (Hu et al. 2021, arXiv 2106.09685) and the head of the task; all other weights stay.
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685); the head of the task is trained, other weights are frozen.
 
     Attributes:
-        rank: Rank of what is added to a weight.
-        alpha: What is added is multiplied by ``alpha / rank``.
-        dropout: Dropout in front of the adapters.
-        target_modules: Names, or ends of names, of the linear layers that get one, or ``all-linear``; those that make
-            queries and values when left out, as in the paper.
+        rank: Rank of the update of a weight.
+        alpha: Scale of the update, which is multiplied by ``alpha / rank``.
+        dropout: Dropout probability of the adapters' inputs.
+        target_modules: Names, or ends of names, of the linear layers with adapters, or ``all-linear``; the query and
+            value projections, as in the paper, if None.
     """
 
     rank: int = 8
@@ -61,9 +59,9 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise InputError(f"adapters.rank={self.rank} is none: give 1 or more.")
+            raise InputError(f"adapters.rank must be a positive integer, got adapters.rank={self.rank}.")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"adapters.dropout={self.dropout} is no share: give a number from 0 to below 1.")
+            raise InputError(f"adapters.dropout must be from 0 to below 1, got adapters.dropout={self.dropout}.")
         try:
             import peft  # noqa: F401
         except ImportError as error:
@@ -73,32 +71,21 @@ class LoRA:
 
     @contextmanager
     def on(self, model: PreTrainedModel) -> Iterator[None]:
-        """Put adapters on a model, in place, and merge them into its weights at the end."""
-        from peft import LoraConfig, get_peft_model
+        """Add adapters to a model, in place, and merge them into its weights at the exit of the context."""
+        from peft import get_peft_model
 
         trained_before = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        targets = _queries_and_values(model) if self.target_modules is None else self.target_modules
-        is_transposed = any(isinstance(module, Conv1D) for module in model.modules())
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            fan_in_fan_out=is_transposed,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            # Emptied blocks have nothing left to adapt.
-            exclude_modules=[name for name, module in model.named_modules() if isinstance(module, BiasOnly)],
-        )
-        # peft takes an output for one of its own where the embedding that it shares is not the first one of the model.
-        shared = _shared_with_output(model)
-        ties = [(part, part.tie_word_embeddings) for part in _configs(model) if hasattr(part, "tie_word_embeddings")]
-        wrapped = get_peft_model(model, config)
+        # PEFT unties embeddings if the tied embedding is not the model's first one.
+        tied = _tied_to_output(model)
+        flags = [(part, part.tie_word_embeddings) for part in _configs(model) if hasattr(part, "tie_word_embeddings")]
+        wrapped = get_peft_model(model, self._config(model))
         for parameter in _head(model):
             parameter.requires_grad_(True)
         yield
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
             wrapped.merge_and_unload(safe_merge=True)
-        for part, is_tied in ties if _shared_with_output(model) == shared else ():
+        for part, is_tied in flags if _tied_to_output(model) == tied else ():
             part.tie_word_embeddings = is_tied
         gates = getattr(model, "head_gates", None)
         if isinstance(gates, HeadGates):
@@ -107,9 +94,33 @@ class LoRA:
         for parameter in trained_before:
             parameter.requires_grad_(True)
 
+    def _config(self, model: PreTrainedModel) -> Any:
+        """Return PEFT's configuration of these adapters."""
+        from peft import LoraConfig
+
+        targets = _queries_and_values(model) if self.target_modules is None else self.target_modules
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            # Blocks without heads have no weights to adapt.
+            exclude_modules=[name for name, module in model.named_modules() if isinstance(module, BiasOnly)],
+        )
+
 
 def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTrainedModel) -> None:
-    """Raise ``ValueError`` if layers to adapt are not there, or nothing has trained the weights beside them."""
+    """Check adapters against a model before it is loaded.
+
+    Args:
+        adapters: The adapters.
+        source: The source of the model.
+        blueprint: The model without weights.
+
+    Raises:
+        ValueError: A target module does not exist, or the model's frozen weights would be random.
+    """
     if not isinstance(adapters, LoRA):
         return
     if isinstance(source, NewModel):
@@ -124,20 +135,20 @@ def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTraine
             raise InputError(f"adapters.target_modules: no linear layer is called {target}; there are {there}.")
 
 
-def _shared_with_output(model: PreTrainedModel) -> set[str]:
-    """Name the parameters that are the weights of a model's output."""
+def _tied_to_output(model: PreTrainedModel) -> set[str]:
+    """Return the names of the output embedding's weight."""
     output = model.get_output_embeddings()
     weight = getattr(getattr(output, "out_proj", output), "weight", None)
     return {name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is weight}
 
 
 def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
-    """Return a model's configuration and those of its parts."""
+    """Return the configurations of a model and its parts."""
     return [model.config, *(value for value in vars(model.config).values() if isinstance(value, PreTrainedConfig))]
 
 
 def _queries_and_values(model: nn.Module) -> list[str]:
-    """Name the linear layers that make queries or values; fused ones make keys, too."""
+    """Return the names of the query and value projections; fused ones also have the keys."""
     names = {module: name for name, module in model.named_modules()}
     blocks = find_attention_blocks(model)
     return [
@@ -149,7 +160,7 @@ def _queries_and_values(model: nn.Module) -> list[str]:
 
 
 def _head(model: PreTrainedModel) -> Iterator[nn.Parameter]:
-    """Yield the parameters of a task's own head, which no pre-training has made; a language model's is pre-trained."""
+    """Yield the parameters of the task's head, which are not pretrained; none for language models."""
     if model.get_output_embeddings() is None:
         base = {id(parameter) for parameter in model.base_model.parameters()}
         yield from (parameter for parameter in model.parameters() if id(parameter) not in base)

@@ -1,4 +1,4 @@
-"""Names of models and data sets: a hub's, a folder's, or one inside an installed package."""
+"""Locations of models and data sets: on the hub, in a folder, or inside an installed package."""
 
 import importlib.util
 import os
@@ -22,12 +22,14 @@ _DEADLINE = 8.0
 _REMEDY = "connect to the internet, or give the path of a local folder or file instead"
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 
-# Why the hub was out of reach when this process asked for it.
+# Reason why this process could not reach the hub.
 _outage: str | None = None
 
 
 def locate(name_or_path: str, *, revision: str = "main") -> str:
-    """Return what ``from_pretrained`` loads a model from: its folder in the cache where the hub cannot be reached.
+    """Return the argument of ``from_pretrained`` for a model: a folder, or a name on the hub.
+
+    It is the folder in the local cache if the hub cannot be reached.
 
     Args:
         name_or_path: ``package://NAME/FOLDER`` for a folder inside an installed package, an existing folder, or a
@@ -35,9 +37,10 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
         revision: Branch, tag or commit on the hub.
 
     Raises:
-        FileNotFoundError: The package is not installed, or something that looks like a path does not exist.
-        ValueError: It cannot be a name on the hub.
-        ConnectionError: A name on the hub is neither in the local cache nor can the hub be reached.
+        ImportError: The package is not installed.
+        FileNotFoundError: A path does not exist.
+        ValueError: The name is invalid on the hub.
+        ConnectionError: The hub cannot be reached, and the model is not in the local cache.
     """
     if not name_or_path.strip():
         raise MissingFileError("The name of a model is empty: give a folder or a name on the hub.")
@@ -49,11 +52,7 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
         return str(folder)
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise MissingFileError(f"The model folder {name_or_path} does not exist.")
-    try:
-        validate_repo_id(name_or_path)
-    except HFValidationError as error:
-        reason = str(error).rstrip(".")
-        raise InputError(f"{name_or_path!r} is no folder that exists, and no name on the hub: {reason}.") from error
+    _check_repo_id(name_or_path)
     at = "" if revision == "main" else f" (revision {revision})"
     try:
         require_hub(f"the model {name_or_path!r}{at}")
@@ -62,11 +61,19 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
     return name_or_path
 
 
+def _check_repo_id(name: str) -> None:
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        reason = str(error).rstrip(".")
+        raise InputError(f"{name!r} is no folder that exists, and no name on the hub: {reason}.") from error
+
+
 def package_folder(package: str) -> Path:
     """Return the folder of an installed package without importing it.
 
     Raises:
-        FileNotFoundError: The package is not installed.
+        ImportError: The package is not installed.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
@@ -78,16 +85,16 @@ def package_folder(package: str) -> Path:
 
 
 def cached_folder(repository: str, refused: ConnectionError, *, kind: str = "dataset", revision: str = "main") -> str:
-    """Return the folder of the hub's cache that holds what is on the hub.
+    """Return the folder of a repository in the local cache.
 
     Args:
-        repository: Its name on the hub.
-        refused: Why the hub is not asked for it.
+        repository: Name on the hub.
+        refused: Error to raise if the repository is not in the cache.
         kind: ``dataset`` or ``model``.
         revision: Branch, tag or commit.
 
     Raises:
-        ConnectionError: That error; it is not in the cache.
+        ConnectionError: ``refused``.
     """
     try:
         return huggingface_hub.snapshot_download(repository, repo_type=kind, revision=revision, local_files_only=True)
@@ -96,38 +103,39 @@ def cached_folder(repository: str, refused: ConnectionError, *, kind: str = "dat
 
 
 def require_hub(wanted: str) -> None:
-    """Stop within seconds, on one sentence, where the hub cannot be reached.
+    """Check within seconds that the hub can be reached.
 
-    The libraries below would retry for half a minute first, each in its own words. From then on they are in offline
-    mode in this process: they load from their caches what is there.
+    huggingface_hub and datasets would retry for half a minute. After a failure this process puts both in offline mode,
+    in which they load from their caches.
 
     Args:
-        wanted: What is needed from the hub, for the message.
+        wanted: Title of the requested model or data set, for the message.
 
     Raises:
         ConnectionError: The hub cannot be reached or offline mode is on.
     """
     global _outage
     if not (hub.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE):
-        _outage = with_timeout(_DEADLINE, _ask_hub)
+        _outage = with_timeout(_DEADLINE, _hub_outage)
         if _outage is None:
             return
         hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    elif _outage is None or _is_offline_wanted():
+    elif _outage is None or _is_offline_requested():
         raise UnreachableError(f"Cannot load {wanted}: HF_HUB_OFFLINE is set, and it is not in the cache; {_REMEDY}.")
     raise UnreachableError(
         f"Cannot load {wanted}: {hub.ENDPOINT} cannot be reached ({_outage}), and it is not in the cache; {_REMEDY}."
     )
 
 
-def _is_offline_wanted() -> bool:
+def _is_offline_requested() -> bool:
     return any(os.environ.get(name, "").upper() in hub.ENV_VARS_TRUE_VALUES for name in _OFFLINE_VARIABLES)
 
 
-def _ask_hub() -> str | None:
+def _hub_outage() -> str | None:
+    """Return the reason why the hub cannot be reached; None if it can."""
     try:
         status = huggingface_hub.get_session().head(hub.ENDPOINT, timeout=_TIMEOUT).status_code
-    except Exception as error:  # Of the library for requests, which differs between versions.
+    except Exception as error:  # The HTTP library, and so its errors, differ between versions of huggingface_hub.
         return str(error).rstrip(".") or type(error).__name__
-    # Any other answer will do.
+    # Any other status shows that the hub is reachable.
     return f"it answers {status}" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None

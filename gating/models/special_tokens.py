@@ -1,4 +1,4 @@
-"""The numbers of special tokens that a model has to share with its tokenizer."""
+"""IDs of special tokens that a model shares with its tokenizer."""
 
 from typing import Any
 
@@ -8,14 +8,22 @@ __all__ = ["special_token_ids"]
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> dict[str, int]:
-    """Return which values of a model's configuration follow from its tokenizer.
+    """Return the configuration values that follow from a tokenizer.
 
-    A pre-trained model has most of them already; a new one has the numbers of its family's own tokenizer.
+    A pretrained model has most of them already; a new one has the token IDs of its family's own tokenizer.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        config: The model's configuration.
+
+    Returns:
+        ``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` as far as the tokenizer has them; for encoder-decoders
+        also ``decoder_start_token_id`` and ``forced_eos_token_id`` if they must change.
     """
     ids: dict[str, int] = {}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(tokenizer, name)
-        # Padding that is another token's, because the tokenizer has none, would keep that token from being learned.
+        # Embeddings of the padding token are not trained, so it must not be the EOS token in the model.
         is_borrowed = name == "pad_token_id" and value == tokenizer.eos_token_id
         if value is not None and not is_borrowed:
             ids[name] = value
