@@ -1,1 +1,1 @@
-"""Which process does what: ranks, starting them, losing one."""
+"""How the processes of a run start, exchange values and end: one process for each device."""

@@ -1,4 +1,4 @@
-"""Ranks, and values exchanged between the processes of a run."""
+"""Ranks, and collectives that do nothing in a run of one process."""
 
 from typing import TypeVar
 
@@ -22,29 +22,28 @@ __all__ = [
 Value = TypeVar("Value")
 
 
-def is_distributed() -> bool:
-    """Return whether processes are connected for collectives."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def is_lost_connection(error: BaseException) -> bool:
-    """Say whether an error means that another process of the run has ended: what was wrong, that one has said."""
-    lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-    return is_distributed() and isinstance(error, RuntimeError) and lost
-
-
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return int(rank_zero_only.rank or 0)  # type: ignore[attr-defined]
 
 
 def is_rank_zero() -> bool:
-    """Say whether this process is the one that writes and prints."""
+    """Return whether this process has rank 0, which alone writes and prints."""
     return rank() == 0
 
 
+def is_distributed() -> bool:
+    """Return whether the process group is initialized."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def broadcast(value: Value) -> Value:
-    """Return what the first process has here."""
+    """Return rank 0's value in all ranks; it must be picklable.
+
+    Example:
+        >>> broadcast("outputs/run")
+        'outputs/run'
+    """
     if not is_distributed():
         return value
     values = [value]
@@ -53,35 +52,48 @@ def broadcast(value: Value) -> Value:
 
 
 def all_reduce_max(*values: int) -> tuple[int, ...]:
-    """Return the highest of each value over all processes."""
+    """Return the maximum of each value over all ranks.
+
+    Example:
+        >>> all_reduce_max(3, 0)
+        (3, 0)
+    """
     if not is_distributed():
         return values
-    # Of the kind that the processes can exchange.
+    # NCCL reduces tensors on GPUs only.
     device = "cuda" if torch.distributed.get_backend() == torch.distributed.Backend.NCCL else "cpu"
-    found = torch.tensor(values, device=device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return tuple(found.tolist())
+    reduced = torch.tensor(values, device=device)
+    torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
+    return tuple(reduced.tolist())
 
 
-def check_same(tensor: Tensor, what: str) -> None:
-    """Make sure that a tensor is the same in all processes, to the bit.
+def check_same(tensor: Tensor, name: str) -> None:
+    """Check that a tensor is bit-identical in all ranks.
 
     Args:
-        tensor: The tensor; of one shape everywhere.
-        what: Its name, for the message.
+        tensor: The tensor, with the same shape in all ranks.
+        name: Name of the tensor, for the message.
 
     Raises:
-        RuntimeError: It is not.
+        OperationError: The tensor differs between ranks.
     """
     if not is_distributed():
         return
-    lowest, highest = tensor.detach().clone(), tensor.detach().clone()
-    torch.distributed.all_reduce(lowest, torch.distributed.ReduceOp.MIN)
-    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-    # NaN equals nothing; that is for others to report.
-    if not torch.equal(lowest.nan_to_num(), highest.nan_to_num()):
-        apart = float((highest - lowest).abs().max())
+    minimum, maximum = tensor.detach().clone(), tensor.detach().clone()
+    torch.distributed.all_reduce(minimum, torch.distributed.ReduceOp.MIN)
+    torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX)
+    # NaN never equals NaN; DivergenceStop reports it.
+    if not torch.equal(minimum.nan_to_num(), maximum.nan_to_num()):
+        difference = float((maximum - minimum).abs().max())
         raise OperationError(
-            f"{what} has drifted apart between the processes, by up to {apart:.1e}: they have not trained the same "
-            "model. Does the trainer's strategy average all gradients?"
+            f"{name} has drifted apart between the processes, by up to {difference:.1e}: they have not trained the "
+            "same model. Does the trainer's strategy average all gradients?"
         )
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Return whether an error means that the connection to another rank, which has probably ended, is lost."""
+    # NCCL, the store and sockets raise subclasses of DistError. gloo raises a plain RuntimeError in collectives and in
+    # the backward pass of DDP: only the source file that its message begins with tells it from other errors.
+    is_gloo_error = type(error) is RuntimeError and "gloo" in str(error)
+    return is_distributed() and (isinstance(error, torch.distributed.DistError) or is_gloo_error)

@@ -1,8 +1,8 @@
-"""The processes of a run, one for each device: what there may be, starting them, and what only the first one does.
+"""Start of the other processes of a run, and checks of the trainer's settings.
 
-The first process prepares and checks everything alone and then starts the others, which run the same command again;
-under torchrun or SLURM they are there from the beginning. Each trains on a part of every batch, gradients are averaged,
-and all have the same weights and gates at every step.
+Rank 0 prepares and checks everything alone and then starts the other ranks, which run the same command again; torchrun
+and SLURM start all ranks at once. Each rank trains on a shard of every batch, and gradients are averaged: weights and
+gates are the same in all ranks at every step.
 """
 
 import os
@@ -27,34 +27,34 @@ __all__ = [
     "stop_processes",
 ]
 
-# How long a process waits for another one. Nothing that only one of them does takes longer.
+# Limit of each collective. Nothing that a single rank does meanwhile takes longer.
 _TIMEOUT = timedelta(minutes=10)
 _SHARDED = ("fsdp", "modelparallel", "model_parallel", "deepspeed")
 
-# Arguments of the trainer that a run gives itself, and the settings for what they would do.
-_OF_RUNS = {
+# Trainer arguments that each run sets itself, and the settings to use instead.
+_RESERVED = {
     "logger": "choose logger=wandb or logger=csv",
     "callbacks": "add callbacks.NAME._target_=CLASS",
     "enable_checkpointing": "choose callbacks=none for a run without checkpoints",
     "default_root_dir": "give output_dir=FOLDER",
 }
 
-# Whether the other processes, which this one has started, were told to stop.
+# Whether the processes that this one started have been stopped.
 _are_stopped = False
 
 
 def check_processes(trainer: Mapping[str, Any]) -> int:
-    """Return how many processes a run has.
+    """Check the trainer's settings, and return the world size of the run.
 
     Args:
-        trainer: Settings of the trainer, ``accelerator`` and ``devices`` among them.
+        trainer: Settings of the trainer, including ``accelerator`` and ``devices``.
 
     Raises:
-        ValueError: A setting would have no effect, or the strategy does not go with the removal of heads, phases would
-            not have their steps, Lightning does not take the settings, the devices are not there, or another number of
-            processes has been started already.
+        InputError: A setting would have no effect or would change the steps of a phase; the strategy shards weights or
+            stops its processes after each phase; Lightning refuses the settings; devices are missing; or the world
+            size differs from the number of processes already started.
     """
-    for name, instead in _OF_RUNS.items():
+    for name, instead in _RESERVED.items():
         if trainer.get(name) not in (None, True):
             raise InputError(f"trainer.{name}={trainer[name]} would have no effect, as each run sets it: {instead}.")
     for name in ("fast_dev_run", "overfit_batches"):
@@ -66,25 +66,27 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
     _check_strategy(trainer.get("strategy", "auto"))
     tried = _try_trainer(trainer)
     num_processes = tried.num_nodes * tried.num_devices
-    there = torch.distributed.get_world_size() if is_distributed() else int(os.environ.get("WORLD_SIZE", num_processes))
-    if there != num_processes:
+    started = (
+        torch.distributed.get_world_size() if is_distributed() else int(os.environ.get("WORLD_SIZE", num_processes))
+    )
+    if started != num_processes:
         raise InputError(
-            f"trainer.devices={trainer['devices']} makes {num_processes} process(es), but {there} have been started; "
+            f"trainer.devices={trainer['devices']} makes {num_processes} process(es), but {started} have been started; "
             "let trainer.devices times trainer.num_nodes be their number, with trainer=ddp if there are several."
         )
     return num_processes
 
 
 def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
-    """Start the other processes, unless they are there already, and connect all of them.
+    """Start the other ranks, unless they are running, and initialize the process group.
 
     Args:
-        trainer: Settings of the trainer, which takes over these processes.
-        num_processes: What :func:`check_processes` has found.
+        trainer: Settings of the trainer, which uses this process group.
+        num_processes: World size, from :func:`check_processes`.
     """
     global _are_stopped
     if _are_stopped:
-        # The job of a sweep that they were started in has failed.
+        # The previous job of a sweep has failed.
         torch.distributed.destroy_process_group()
         _are_stopped = False
     if num_processes == 1 or torch.distributed.is_initialized():
@@ -99,20 +101,20 @@ def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
 
 
 def root_device(trainer: Mapping[str, Any]) -> torch.device:
-    """Return the device that this process will train on."""
+    """Return the device on which this process will train."""
     return _try_trainer(trainer).strategy.root_device
 
 
 def stop_processes() -> None:
-    """End the processes that this one has started: it has failed, and they would wait for it."""
+    """Stop the processes that this one started, which would wait for it after its failure."""
     global _are_stopped
     _are_stopped = stop_children()
 
 
 def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
-    """Make a trainer for a moment, which also shows what is wrong with its settings before anything is loaded."""
+    """Return a trainer that finds the devices, and refuses wrong settings before anything is loaded."""
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "strategy": "auto"}
-    # What describes an object is left out: plugins, profilers.
+    # Objects such as plugins and profilers are left out.
     plain = {name: value for name, value in trainer.items() if "_target_" not in f"{name}{value}"}
     options = plain | silent
     try:
@@ -126,16 +128,16 @@ def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
 
 
 def _check_strategy(strategy: object) -> None:
-    """Refuse strategies that cut weights into parts, or whose processes end with a phase."""
+    """Refuse strategies that shard weights, or that stop their processes after each phase."""
     name = str(strategy["_target_"] if isinstance(strategy, Mapping) else strategy).rpartition(".")[2].lower()
     if name.startswith(_SHARDED):
         raise InputError(
             f"trainer.strategy={name}: heads are removed from whole weight matrices, which this strategy cuts into "
-            "parts; use trainer=ddp, and gradient_checkpointing=true or a smaller data.batch_size with "
+            "shards; use trainer=ddp, and gradient_checkpointing=true or a smaller data.batch_size with "
             "trainer.accumulate_grad_batches=2 where memory is short."
         )
-    if name != "auto" and (not name.startswith("ddp") or any(way in name for way in ("spawn", "fork", "notebook"))):
+    if name != "auto" and (not name.startswith("ddp") or any(kind in name for kind in ("spawn", "fork", "notebook"))):
         raise InputError(
-            f"trainer.strategy={name}: a run takes its processes from one phase to the next, which is possible with "
+            f"trainer.strategy={name}: the processes of a run must outlive its phases, which is possible with "
             "auto and ddp; use trainer=ddp for several devices."
         )

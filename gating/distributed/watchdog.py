@@ -1,7 +1,7 @@
-"""Watching over the processes of a run: a lost one ends the others with a message, not with their own kill signal.
+"""Watchdog over the processes of a run: after the loss of one, the others end with a message.
 
-Lightning's observer kills the first process without a message if another one dies, and no process notices that the
-first one has died while it waits for it.
+Lightning's observer kills rank 0 without a message when another rank dies, and a rank that waits in a collective does
+not notice that rank 0 has died.
 """
 
 import os
@@ -16,20 +16,20 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from typing_extensions import override
 
-__all__ = ["WatchedDDP", "find_lost_process", "exit_on_lost_process", "stop_children"]
+__all__ = ["WatchedDDP", "exit_on_lost_process", "find_lost_process", "stop_children"]
 
-# How often to look, and how long a process may take to fail by itself: it cannot where it waits for the lost one.
+# Seconds between checks, and for a process to fail by itself before it is ended: in a collective it may hang.
 _INTERVAL_S, _GRACE_S = 0.5, 20.0
-# The id of the first process, for those that it starts.
-_FIRST = "HEAD_GATING_FIRST_PROCESS"
+# Environment variable with the process id of rank 0, for the processes that it starts.
+_RANK_ZERO_PID = "HEAD_GATING_FIRST_PROCESS"
 
-# The processes that this one has started, by rank.
+# The processes that this one started, by rank.
 _children: dict[int, subprocess.Popen[bytes]] = {}
-_heed: Callable[[str], None] | None = None
+_on_lost: Callable[[str], None] | None = None
 
 
 class WatchedDDP(DDPStrategy):
-    """Lightning's strategy, but for the observer of its processes."""
+    """Lightning's DDP strategy, with this watchdog instead of its observer."""
 
     @override
     def _configure_launcher(self) -> None:
@@ -37,73 +37,73 @@ class WatchedDDP(DDPStrategy):
         assert self.cluster_environment is not None
         if not self.cluster_environment.creates_processes_externally:
             self._launcher = _WatchedLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
-        elif _is_started_by_first():
-            _start_watching()
+        elif _is_started_by_rank_zero():
+            _start_watchdog()
 
 
 class _WatchedLauncher(_SubprocessScriptLauncher):
     @override
     def _call_children_scripts(self) -> None:
-        os.environ[_FIRST] = str(os.getpid())
+        os.environ[_RANK_ZERO_PID] = str(os.getpid())
         super()._call_children_scripts()
         first = int(os.environ["NODE_RANK"]) * self.num_processes
         _children.update({first + local_rank: process for local_rank, process in enumerate(self.procs, start=1)})
-        # Lightning's observer, which is started next, has nothing to look at then.
+        # Lightning's observer, which starts next, has no processes to observe then.
         self.procs = []
-        _start_watching()
+        _start_watchdog()
 
 
 def find_lost_process(*, patience_s: float = 0.0) -> str | None:
-    """Describe a process of the run that has ended and should not have.
+    """Return a description of a process of the run that has died.
 
     Args:
-        patience_s: How long to wait for its exit code, which comes later than the error of its connections.
+        patience_s: Seconds to wait for an exit code, which is available later than the connection error.
 
     Returns:
-        Its rank and how it ended; None if there is none, or other programs have started the processes.
+        The rank and how it ended; None if no process has died, or another program started the processes.
     """
     end = time.monotonic() + patience_s
     while True:
         for rank, process in _children.items():
             if process.poll():
                 return f"rank {rank} {_describe(process.returncode)}"
-        if os.environ.get(_FIRST, "") not in ("", str(os.getpid()), str(os.getppid())):
+        if os.environ.get(_RANK_ZERO_PID, "") not in ("", str(os.getpid()), str(os.getppid())):
             return "rank 0 was killed"
-        if time.monotonic() >= end or not (_children or _is_started_by_first()):
+        if time.monotonic() >= end or not (_children or _is_started_by_rank_zero()):
             return None
         time.sleep(_INTERVAL_S / 5)
 
 
 @contextmanager
-def exit_on_lost_process(say: Callable[[str], None]) -> Iterator[None]:
-    """End this process if another one is lost in a ``with`` block and this one only waits for it.
+def exit_on_lost_process(on_lost: Callable[[str], None]) -> Iterator[None]:
+    """Exit this process with code 1 if another one dies during a ``with`` block and this one hangs.
 
     Args:
-        say: What to do before, with a description of the lost process.
+        on_lost: Called before the exit with a description of the lost process.
     """
-    global _heed
-    _heed = say
+    global _on_lost
+    _on_lost = on_lost
     try:
         yield
     finally:
-        _heed = None
+        _on_lost = None
 
 
 def stop_children() -> bool:
-    """Kill the processes that this one has started, and say whether there were any; others may be started then."""
+    """Kill the processes that this one started, so that others may be started; return whether there were any."""
     if not _children:
         return False
     for process in _children.values():
-        process.kill()  # Nothing less ends one that waits for another.
+        process.kill()  # SIGTERM does not end a process that waits in a collective.
     _children.clear()
-    # By which Lightning tells the processes that it has started.
+    # Lightning recognizes started processes by these variables.
     for name in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     return True
 
 
-def _start_watching() -> None:
-    threading.Thread(target=_watch, daemon=True, name="process-watch").start()
+def _start_watchdog() -> None:
+    threading.Thread(target=_watch, daemon=True, name="watchdog").start()
 
 
 def _watch() -> None:
@@ -112,10 +112,10 @@ def _watch() -> None:
         if find_lost_process() is not None:
             time.sleep(_GRACE_S)
             lost = find_lost_process()
-            if lost is not None and _heed is not None:
-                _heed(lost)
+            if lost is not None and _on_lost is not None:
+                _on_lost(lost)
                 _kill(children)
-                os._exit(1)  # The main thread waits for an answer that never comes.
+                os._exit(1)  # The main thread hangs in a collective.
         time.sleep(_INTERVAL_S)
 
 
@@ -124,8 +124,8 @@ def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         process.kill()
 
 
-def _is_started_by_first() -> bool:
-    return os.environ.get(_FIRST) == str(os.getppid())
+def _is_started_by_rank_zero() -> bool:
+    return os.environ.get(_RANK_ZERO_PID) == str(os.getppid())
 
 
 def _describe(exit_code: int) -> str:

@@ -1,4 +1,4 @@
-"""A process of a run that is killed while another one waits for it."""
+"""Death of one process while another one waits for it."""
 
 import os
 import re
@@ -19,7 +19,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*make_inputs(tmp_path_factory.mktemp("inputs")), *TWO, "logger=csv", "callbacks.checkpoint.every_n_steps=1"]
 
 
-def test_a_process_that_waits_without_end_for_a_killed_one_ends_with_a_sentence(inputs, tmp_path):
+def test_a_process_that_hangs_after_the_death_of_another_ends_with_a_message(inputs, tmp_path):
     settings = [*inputs, "output_dir=out"]
     process = run_script("command_of_ranks.py", settings, cwd=tmp_path, HAPPENS="1 7 SIGKILL", HANGS="0 7")
     assert process.returncode == 1
@@ -29,7 +29,7 @@ def test_a_process_that_waits_without_end_for_a_killed_one_ends_with_a_sentence(
 
 
 @pytest.mark.parametrize("hangs", ["- -", "1 7"])
-def test_the_others_say_that_the_first_process_was_killed_and_end(hangs, inputs, tmp_path):
+def test_other_ranks_report_the_death_of_rank_zero_and_end(hangs, inputs, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HAPPENS": "0 7 SIGKILL", "HANGS": hangs}
     with Path(tmp_path / "err").open("wb") as err:
         command = [sys.executable, str(SUPPORT / "command_of_ranks.py"), *inputs, "output_dir=out"]
@@ -46,7 +46,7 @@ def test_the_others_say_that_the_first_process_was_killed_and_end(hangs, inputs,
 
 
 def _processes_of(folder: Path) -> list[str]:
-    """Return the processes whose current folder is this one."""
+    """Return the command lines of the processes in this working directory."""
     found = []
     for link in Path("/proc").glob("[0-9]*/cwd"):
         try:
@@ -57,10 +57,10 @@ def _processes_of(folder: Path) -> list[str]:
     return found
 
 
-def test_a_process_ends_in_words():
+def test_exit_codes_are_described():
     assert watchdog._describe(-9) == "was killed by SIGKILL"
     assert watchdog._describe(3) == "has ended with exit code 3"
 
 
-def test_a_process_alone_has_lost_none():
+def test_a_single_process_has_lost_none():
     assert watchdog.find_lost_process(patience_s=5.0) is None
