@@ -32,8 +32,7 @@ from gating.pruning.padding import silence_padding
 from gating.pruning.prune import PruneReport, prune_heads
 from gating.report.card import CompactReport
 from gating.structure.blocks import AttentionBlock
-from gating.structure.families import register_attention_spec
-from gating.structure.spec import AttentionSpec
+from gating.structure.families import AttentionSpec, register_attention_spec
 from gating.training.distillation import Distillation
 
 __version__ = "0.1.0"

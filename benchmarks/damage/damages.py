@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from gating.structure.files import write_checksums
+from gating.structure.integrity import write_checksums
 
 __all__ = ["DAMAGES", "SIGNED", "damage"]
 

@@ -12,10 +12,11 @@ import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from gating.compact.files import read_config, walk
+from gating.compact.limits import checked_folder
 from gating.errors import DamageError, InputError, loading
 from gating.structure.compact import auto_classes, compact_class
-from gating.structure.files import read_config, walk
-from gating.structure.limits import check_finite, checked_folder, load_whole
+from gating.structure.integrity import check_finite, load_whole
 from gating.structure.record import RECORD_KEY
 
 __all__ = ["load_compact"]
@@ -63,9 +64,8 @@ def load_compact(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         base = _model_class(config, folder)
         cls = compact_class(base) if is_compact else base
-        model = load_whole(
-            partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True)
-        )
+        load = partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True)
+        model = load_whole(load, folder)
     if verify:
         check_finite(model, folder)
     return model

@@ -15,7 +15,7 @@ from gating.errors import InputError, InputTypeError
 from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder
 from gating.structure.compact import become_compact
-from gating.structure.limits import check_finite
+from gating.structure.integrity import check_finite
 
 __all__ = ["Processor", "save_compact"]
 

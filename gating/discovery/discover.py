@@ -13,15 +13,13 @@ from itertools import product
 from torch import Tensor, nn
 
 from gating.discovery.probe import run_probe
-from gating.discovery.refusals import check_no_adapters, removable_blocks, why_not_attention
+from gating.discovery.refusals import check_no_adapters, removable_blocks, why_not_attention, why_not_editable
 from gating.discovery.self_check import apply_checked
 from gating.errors import InputError
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import undo_edits
-from gating.structure.families import find_spec
-from gating.structure.linear import num_inputs, num_outputs, why_not_editable
+from gating.structure.edits import num_inputs, num_outputs, undo_edits
+from gating.structure.families import AttentionSpec, RowLayout, find_spec
 from gating.structure.removal import plan_removal
-from gating.structure.spec import AttentionSpec, RowLayout
 
 __all__ = ["discover_specs", "share_specs"]
 

@@ -1,12 +1,14 @@
 """What heads cannot be removed from, and why."""
 
 import re
+from types import MethodType
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError, InputTypeError, RemedyError
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.linear import why_not_editable, without_adapter
+from gating.structure.edits import without_adapter
 
 __all__ = [
     "check_has_values",
@@ -17,6 +19,7 @@ __all__ = [
     "explain_unknown",
     "removable_blocks",
     "why_not_attention",
+    "why_not_editable",
 ]
 
 _WRAPPERS = {
@@ -104,6 +107,24 @@ def _check_removable(block: AttentionBlock) -> None:
         reason = why_not_editable(without_adapter(linear))
         if reason is not None:
             raise InputError(f"Heads cannot be removed from {block.name}, because of a projection: {reason}.")
+
+
+def why_not_editable(linear: nn.Module) -> str | None:
+    """Return why rows or columns of a layer cannot be removed, or None if they can."""
+    kind = type(linear).__name__
+    weight = getattr(linear, "weight", None)
+    if isinstance(weight, MethodType):
+        return f"it is quantised ({type(linear).__module__}.{kind}): remove heads first and quantise the result"
+    if isinstance(weight, Tensor) and not (weight.is_floating_point() and weight.element_size() > 1):
+        return f"it is quantised ({kind} with {weight.dtype} weights): remove heads first and quantise the result"
+    if not isinstance(linear, (nn.Linear, Conv1D)):
+        return f"{kind} is neither nn.Linear nor Conv1D: remove heads before layers are quantised or replaced"
+    if type(weight) is not nn.Parameter:
+        return (
+            f"its weight is no plain parameter but {type(weight).__name__} (quantised, distributed or parametrised): "
+            "remove heads before that"
+        )
+    return None
 
 
 def why_not_attention(module: nn.Module) -> str | None:

@@ -9,7 +9,7 @@ from gating.discovery.probe import cached_outputs, forward_outputs, max_relative
 from gating.errors import InputError
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
-from gating.structure.slicing import HeadMask
+from gating.structure.subclasses import HeadMask
 
 __all__ = ["apply_checked", "heads_masked"]
 

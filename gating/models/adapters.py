@@ -15,12 +15,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.find import find_attention_blocks
+from gating.discovery.refusals import why_not_editable
 from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
 from gating.pruning.padding import silence_padding
 from gating.structure.empty import BiasOnly
-from gating.structure.linear import why_not_editable
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
 

@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from torch import nn
 
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import ABSENT, Edit
-from gating.structure.grouping import select
+from gating.structure.edits import ABSENT, Edit, SetAttribute
+from gating.structure.removal import select
 
 __all__ = ["plan_alignment_heads"]
 
@@ -34,4 +34,4 @@ def plan_alignment_heads(
         heads = kept[block.name]
         if head in heads:
             moved.append([layer_idx, select(block, heads).head_slots.index(head)])
-    return [Edit(config, "alignment_heads", lambda: moved or ABSENT)]
+    return [SetAttribute(config, "alignment_heads", moved or ABSENT)]

@@ -13,11 +13,11 @@ from gating.discovery.refusals import check_has_values, check_no_adapters
 from gating.errors import InputError, InputTypeError, OperationError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.objectives.selection import check_reachable, select_gates
+from gating.pruning.columns import plan_scale_inputs
 from gating.pruning.prune import PruneReport, num_parameters, plan_pruning, whole_number
 from gating.structure.blocks import AttentionBlock
 from gating.structure.compact import become_compact
 from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
-from gating.structure.linear import plan_scale_inputs
 
 __all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
 

@@ -3,7 +3,8 @@
 from torch import nn
 
 from gating.discovery.find import find_attention_blocks
-from gating.structure.linear import Features, silence_inputs
+from gating.pruning.columns import silence_inputs
+from gating.structure.edits import Features
 
 __all__ = ["has_padding", "silence_padding"]
 
@@ -16,7 +17,7 @@ def has_padding(model: nn.Module) -> bool:
 def silence_padding(model: nn.Module) -> None:
     """Set the output projection's columns of padding heads to zero again, in place.
 
-    Training leaves them at zero, since their inputs are zero (see :func:`~gating.structure.slicing.silenced`);
+    Training leaves them at zero, since their inputs are zero (see :func:`~gating.structure.subclasses.silenced`);
     this is for columns that something else has written to, such as a merged adapter.
     """
     for block in find_attention_blocks(model):

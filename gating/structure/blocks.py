@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from .edits import num_inputs, num_outputs
 from .errors import InputError
-from .families import find_spec
-from .linear import num_inputs, num_outputs
-from .spec import AttentionSpec, RowLayout
+from .families import AttentionSpec, RowLayout, find_spec
 
 __all__ = ["AttentionBlock", "AttentionKind", "iter_attention_blocks"]
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
-from .linear import num_outputs
-from .slicing import past_length_of
-from .spec import Returns
-from .subclasses import bind_arguments
+from .edits import num_outputs
+from .families import Returns
+from .subclasses import bind_arguments, past_length_of
 
 __all__ = ["BiasOnly", "emptied"]
 

@@ -24,9 +24,8 @@ from torch import nn
 from .blocks import AttentionBlock, iter_attention_blocks
 from .edits import Edit
 from .errors import InputError
-from .families import find_spec
+from .families import AttentionSpec, Returns, RowLayout, find_spec
 from .removal import plan_removal
-from .spec import AttentionSpec, Returns, RowLayout
 from .subclasses import original_class
 
 __all__ = ["CHECKSUMS", "FORMAT", "RECORD_KEY", "describe_kept_heads", "plan_from_record"]

@@ -1,52 +1,96 @@
-"""Physical removal of heads: rows of queries, keys and values, columns of the output projection."""
+"""Removal of heads: rows of the query, key and value projections, and columns of the output projection.
 
-from collections.abc import Callable, Collection
+With grouped queries, each key-value head serves ``num_heads // num_key_value_heads`` query heads, the same number for
+all. A group that loses only some of its heads therefore cannot shrink alone: groups without any head are removed, and
+the others shrink to the size of the largest. Removed heads pad them: such padding keeps its query rows, and its columns
+of the output projection are zero.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from .blocks import AttentionBlock
-from .config_view import ConfigView
-from .edits import ABSENT, Edit
+from .edits import ABSENT, Edit, Features, SetAttribute, plan_cut, plan_take
 from .empty import BiasOnly, emptied
 from .errors import InputError
-from .grouping import Selection, rows_of, select
-from .linear import Features, plan_take, plan_take_parameter
-from .slicing import HeadMask, padded, replaced_forward, shared_bias, silenced, sliced_inputs
-from .subclasses import original_class, subclass
+from .families import RowLayout
+from .subclasses import (
+    HeadMask,
+    original_class,
+    padded,
+    replaced_forward,
+    shared_bias,
+    silenced,
+    sliced_inputs,
+    subclass,
+)
 
-__all__ = ["plan_removal"]
+__all__ = ["ConfigView", "Selection", "plan_removal", "rows_of", "select"]
 
-# Modules of an emptied block that are still used: T5's table serves all layers, ALBERT's norm ends the block.
+# Modules of an emptied block that remain in use: T5's table serves all layers, ALBERT's norm ends the block.
 _STAYS_WHEN_EMPTIED = {"t5": {"relative_attention_bias"}, "albert": {"LayerNorm"}}
 
 
+@dataclass(frozen=True)
+class Selection:
+    """The part of a block that stays.
+
+    Attributes:
+        slots: Positions, among the present slots, of those that stay.
+        key_values: Positions of the key-value heads that stay.
+        heads: Original numbers of the kept heads.
+        head_slots: Original numbers of the heads in the slots that stay, padding included.
+    """
+
+    slots: tuple[int, ...]
+    key_values: tuple[int, ...]
+    heads: tuple[int, ...]
+    head_slots: tuple[int, ...]
+
+    @property
+    def padding(self) -> list[int]:
+        """Positions of padding among the slots that stay."""
+        return [position for position, head in enumerate(self.head_slots) if head not in self.heads]
+
+
 def plan_removal(block: AttentionBlock, kept: Collection[int], *, padding: Collection[int] | None = None) -> list[Edit]:
-    """Plan the removal of all heads of a block but the kept ones.
+    """Plan the removal of all heads of a block except the kept ones.
 
     Args:
-        block: Where the heads are.
-        kept: Numbers, in the original model, of the heads to keep.
-        padding: Numbers of the heads that stay to fill groups of query heads; chosen here when left out.
+        block: The block.
+        kept: Original numbers of the heads to keep.
+        padding: Original numbers of the heads that pad groups of query heads; chosen here when left out.
 
     Returns:
         Edits for :func:`~gating.structure.edits.apply_edits`; none if every head is kept.
 
     Raises:
-        ValueError: The padding does not fill the groups evenly, or no head is kept and the block cannot do without.
+        ValueError: The padding does not fill the groups evenly, or no head is kept and the class needs one.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from gating import find_attention_blocks
+        >>> from gating.structure.edits import apply_edits
+        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
+        >>> _ = apply_edits(plan_removal(find_attention_blocks(model)[0], kept=[0, 3]))
+        >>> model.encoder.layer[0].attention.self.query
+        Linear(in_features=8, out_features=4, bias=True)
     """
     if set(kept) == set(block.head_ids) and padding is None:
         return []
     if not kept and block.spec.returns == "unknown":
         raise InputError(
-            f"{block.name} ({type(block.module).__name__}) cannot be left without a head: what it returns then was not "
-            "understood. Keep one head, or describe the class with gating.register_attention_spec."
+            f"{block.name} ({type(block.module).__name__}) cannot be left without a head: its return value then is "
+            "unknown. Keep one head, or describe the class with gating.register_attention_spec."
         )
     selection = select(block, kept, padding)
     if selection.head_slots == block.head_slots and selection.heads == block.head_ids:
         return []
-    memory: dict[str, Any] = {
+    memory = {
         "num_heads_before": block.num_heads_before,
         "head_ids": selection.heads,
         "head_slots": selection.head_slots,
@@ -55,21 +99,85 @@ def plan_removal(block: AttentionBlock, kept: Collection[int], *, padding: Colle
         *(_plan_emptying(block) if not kept else _plan_slicing(block, selection)),
         *_plan_attributes(block, selection),
         *_plan_class(block, selection),
-        *(_set(block.module, name, value) for name, value in memory.items()),
+        *(SetAttribute(block.module, name, value) for name, value in memory.items()),
     ]
 
 
-def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
-    edits = []
-    for linear, layout in block.projections():
-        edits += plan_take(linear, rows_of(block, layout, selection), side="outputs")
-    edits += plan_take(
-        block.output_projection,
-        Features(selection.slots, block.head_dim),
-        side="inputs",
-        silent=Features(selection.padding, block.head_dim),
+def select(block: AttentionBlock, kept: Collection[int], padding: Collection[int] | None = None) -> Selection:
+    """Return the part of a block that stays.
+
+    Args:
+        block: The block as it is now.
+        kept: Original numbers of the heads to keep.
+        padding: Original numbers of the heads to keep as padding; chosen here when left out.
+
+    Raises:
+        ValueError: The given padding does not fill the groups evenly.
+    """
+    if not kept:
+        return Selection((), (), (), ())
+    slots = block.head_slots
+    size = len(slots) // block.num_key_value_heads
+    groups = [slots[start : start + size] for start in range(0, len(slots), size)]
+    kept_groups = [index for index, group in enumerate(groups) if set(group) & set(kept)]
+    if padding is None:
+        padding = _choose_padding([groups[index] for index in kept_groups], set(kept))
+    stay = {*kept, *padding}
+    sizes = {len(set(groups[index]) & stay) for index in kept_groups}
+    if len(sizes) != 1 or not stay <= {head for index in kept_groups for head in groups[index]}:
+        raise InputError(
+            f"In {block.name}, {size} query heads share each key-value head; heads {sorted(kept)} with "
+            f"padding {sorted(padding)} do not fill the groups evenly."
+        )
+    return Selection(
+        slots=tuple(position for position, head in enumerate(slots) if head in stay),
+        key_values=tuple(kept_groups),
+        heads=tuple(head for head in slots if head in kept),
+        head_slots=tuple(head for head in slots if head in stay),
     )
-    edits.append(_set(block.output_projection, "__class__", _output_class(block, selection)))
+
+
+def _choose_padding(groups: Sequence[Sequence[int]], kept: set[int]) -> set[int]:
+    """Return the first removed heads of each group, as many as the group lacks to be as large as the largest."""
+    most = max(len(set(group) & kept) for group in groups)
+    padding: set[int] = set()
+    for group in groups:
+        removed = [head for head in group if head not in kept]
+        padding |= set(removed[: most - len(set(group) & kept)])
+    return padding
+
+
+def rows_of(block: AttentionBlock, layout: RowLayout, selection: Selection) -> Features:
+    """Return the rows of a projection that stay, in runs of ``head_dim``."""
+    stays = {"q": set(selection.slots), "k": set(selection.key_values), "v": set(selection.key_values)}
+    order = _row_runs(layout, len(block.head_slots), block.num_key_value_heads)
+    return Features([i for i, (kind, head) in enumerate(order) if head in stays[kind]], block.head_dim)
+
+
+def _row_runs(layout: RowLayout, num_heads: int, num_key_value_heads: int) -> list[tuple[str, int]]:
+    """Return the kind and number of the head of each run of ``head_dim`` rows, in the order of the rows."""
+    queries = [("q", head) for head in range(num_heads)]
+    keys = [("k", head) for head in range(num_key_value_heads)]
+    values = [("v", head) for head in range(num_key_value_heads)]
+    if layout in ("hqkv", "gqkv"):
+        size = num_heads // num_key_value_heads
+        return [
+            run
+            for group in range(num_key_value_heads)
+            for run in (*queries[group * size : (group + 1) * size], keys[group], values[group])
+        ]
+    return [run for kind in layout for run in {"q": queries, "k": keys, "v": values}[kind]]
+
+
+def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
+    edits: list[Edit] = []
+    for linear, layout in block.projections():
+        edits += plan_cut(linear, rows_of(block, layout, selection), side="outputs")
+    output, columns = block.output_projection, Features(selection.slots, block.head_dim)
+    edits += plan_cut(output, columns, side="inputs", silent=Features(selection.padding, block.head_dim))
+    cls = type(output)
+    masked = subclass(cls, silenced, _padding_mask(block, selection)) if selection.padding else original_class(cls)
+    edits.append(SetAttribute(output, "__class__", masked))
     for paths, kept, num_before in (
         (block.spec.per_head, selection.slots, len(block.head_slots)),
         (block.spec.per_key_value_head, selection.key_values, block.num_key_value_heads),
@@ -78,14 +186,8 @@ def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
             if block.has(path):
                 holder, name = block.locate(path)
                 width = getattr(holder, name).shape[dim] // num_before
-                edits += plan_take_parameter(holder, name, Features(kept, width), dim=dim)
+                edits.append(plan_take(holder, name, Features(kept, width), dim=dim))
     return edits
-
-
-def _output_class(block: AttentionBlock, selection: Selection) -> type[nn.Module]:
-    """Return the class of the output projection: its own, or one that holds padding heads at zero."""
-    cls = type(block.output_projection)
-    return subclass(cls, silenced, _padding_mask(block, selection)) if selection.padding else original_class(cls)
 
 
 def _padding_mask(block: AttentionBlock, selection: Selection) -> HeadMask:
@@ -93,22 +195,44 @@ def _padding_mask(block: AttentionBlock, selection: Selection) -> HeadMask:
     return HeadMask(is_kept, block.head_dim, block.spec.output_projection)
 
 
+def _plan_emptying(block: AttentionBlock) -> list[Edit]:
+    """Plan to leave nothing of a block but the output projection's bias.
+
+    All other parameters go, because parameters without gradient stop distributed training.
+    """
+    module, output = block.module, block.output_projection
+    holder, attribute = block.locate(block.spec.output_projection)
+    stays = _STAYS_WHEN_EMPTIED.get(block.spec.returns, set())
+    unused = [
+        name
+        for name, child in module.named_children()
+        if name not in stays and child is not output and next(child.parameters(), None) is not None
+    ]
+    unused += [name for name, _ in module.named_parameters(recurse=False)]
+    return [
+        SetAttribute(holder, attribute, BiasOnly.replacing(output)),
+        *(SetAttribute(module, name, None) for name in unused),
+        # from_pretrained would initialize projections that are gone.
+        SetAttribute(module, "_is_hf_initialized", True),
+    ]
+
+
 def _plan_attributes(block: AttentionBlock, selection: Selection) -> list[Edit]:
-    """Update the counts that a module keeps beside its weights; those that it has."""
+    """Plan the update of the counts that a module keeps beside its weights."""
     module, num_slots, num_groups = block.module, len(selection.slots), len(selection.key_values)
     values: dict[str, Any] = dict.fromkeys(block.spec.head_counts, num_slots)
     values |= dict.fromkeys(block.spec.head_widths, num_slots * block.head_dim)
     values |= dict.fromkeys(("num_key_value_heads", "num_kv_heads"), num_groups)
     values["num_key_value_groups"] = num_slots // num_groups if num_groups else 1
-    edits = [_set(module, name, value) for name, value in values.items() if hasattr(module, name)]
+    edits: list[Edit] = [SetAttribute(module, name, value) for name, value in values.items() if hasattr(module, name)]
     if block.spec.config_counts:
         view = ConfigView(module.config, dict.fromkeys(block.spec.config_counts, num_slots))
-        edits.append(_set(module, "config", view))
+        edits.append(SetAttribute(module, "config", view))
     return edits
 
 
 def _plan_class(block: AttentionBlock, selection: Selection) -> list[Edit]:
-    """Change the module's class where its ``forward`` cannot go on as it is."""
+    """Plan to change a module's class where its ``forward`` would fail."""
     module, spec = block.module, block.spec
     maker: Callable[..., dict[str, Any]] | None = None
     arguments: tuple[Any, ...] = ()
@@ -120,39 +244,34 @@ def _plan_class(block: AttentionBlock, selection: Selection) -> list[Edit]:
         maker, arguments = sliced_inputs, (spec.per_head_inputs,)
     elif spec.forward is not None:
         maker, arguments = replaced_forward, (spec.forward,)
-    has_index = maker in (shared_bias, sliced_inputs)
+    head_index: object = ABSENT
+    if maker in (shared_bias, sliced_inputs):
+        # Persistent, because from_pretrained builds models without values and fills in those of the file.
+        device = next(module.parameters()).device
+        head_index = nn.Buffer(torch.tensor(selection.head_slots, device=device))
     if selection.padding:
         maker, arguments = padded, (maker, arguments, _padding_mask(block, selection))
     cls = original_class(type(module)) if maker is None else subclass(type(module), maker, *arguments)
-    edits = [_set(module, "__class__", cls)] if cls is not type(module) else []
-    if has_index:
-        # A persistent buffer: from_pretrained builds models without data and fills in what the file holds.
-        head_slots = selection.head_slots
-        device = next(module.parameters()).device
-        edits.append(Edit(module, "head_index", lambda: nn.Buffer(torch.tensor(head_slots, device=device))))
-    else:
-        edits.append(_set(module, "head_index", ABSENT))
-    return edits
+    edits: list[Edit] = [SetAttribute(module, "__class__", cls)] if cls is not type(module) else []
+    return [*edits, SetAttribute(module, "head_index", head_index)]
 
 
-def _plan_emptying(block: AttentionBlock) -> list[Edit]:
-    """A block without heads adds the output projection's bias and nothing else.
+class ConfigView:
+    """A module's view of the configuration with other head counts.
 
-    Everything else that has parameters goes, since parameters that get no gradient stop distributed training.
+    For attention classes whose ``forward`` reads head counts from ``self.config``. Later changes of the configuration,
+    such as of the attention implementation, show through.
     """
-    holder, attribute = block.locate(block.spec.output_projection)
-    output_projection = block.output_projection
-    stays = _STAYS_WHEN_EMPTIED.get(block.spec.returns, set())
-    edits = [Edit(holder, attribute, lambda: BiasOnly.replacing(output_projection))]
-    for name, child in block.module.named_children():
-        if name not in stays and child is not output_projection and next(child.parameters(), None) is not None:
-            edits.append(_set(block.module, name, None))
-    for name, _ in block.module.named_parameters(recurse=False):
-        edits.append(_set(block.module, name, None))
-    # from_pretrained leaves it alone then; it would initialise projections that are gone.
-    edits.append(_set(block.module, "_is_hf_initialized", True))
-    return edits
 
+    def __init__(self, config: object, values: dict[str, object]) -> None:
+        """Args: ``values`` are the attributes that differ; of a ``config`` that is a view, its own are dropped."""
+        self._viewed: object = config._viewed if isinstance(config, ConfigView) else config
+        # Plain attributes: torch.compile does not trace a __getattribute__ of our own.
+        self.__dict__.update(values)
 
-def _set(owner: object, attribute: str, value: object) -> Edit:
-    return Edit(owner, attribute, lambda: value)
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the configuration."""
+        if name.startswith("__") or name == "_viewed":
+            # While it is copied or unpickled, there is no configuration yet.
+            raise AttributeError(name)
+        return getattr(self._viewed, name)

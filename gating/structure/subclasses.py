@@ -1,27 +1,42 @@
-"""Subclasses of attention classes, made while a program runs.
+"""Subclasses of attention classes for modules that lost heads.
 
-Changing ``module.__class__`` to a subclass keeps the module's hooks, its place in the model and ``isinstance`` checks
-(transformers collects attention probabilities by class). The subclasses have the names of their bases. Each exists
-once, and modules of them can be copied and pickled.
+Assigning a subclass to ``module.__class__`` keeps the module's hooks, its place in the model and ``isinstance`` checks:
+transformers collects attention probabilities by class. A subclass has the name of its base, exists once, and its
+modules can be copied and pickled.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["bind_arguments", "original_class", "subclass"]
+__all__ = [
+    "HeadMask",
+    "bind_arguments",
+    "original_class",
+    "padded",
+    "past_length_of",
+    "replaced_forward",
+    "shared_bias",
+    "silenced",
+    "sliced_inputs",
+    "subclass",
+]
+
+Members = dict[str, Any]
 
 _CLASSES: dict[tuple[object, ...], type[nn.Module]] = {}
 
 
-def subclass(base: type[nn.Module], make_members: Callable[..., dict[str, Any]], *arguments: Any) -> type[nn.Module]:
-    """Return the subclass of an attention class with the members that a function makes.
+def subclass(base: type[nn.Module], make_members: Callable[..., Members], *arguments: Any) -> type[nn.Module]:
+    """Return the subclass of a class with the members that a function makes.
 
     Args:
-        base: An attention class, or a subclass of one made here, which then is replaced, not inherited from.
-        make_members: A module-level function; called with the attention class and the arguments.
+        base: A class of modules. Of a subclass made here, the original class is used instead.
+        make_members: A function at module level; called with the original class and the arguments.
         *arguments: Hashable and picklable.
     """
     base = original_class(base)
@@ -32,7 +47,7 @@ def subclass(base: type[nn.Module], make_members: Callable[..., dict[str, Any]],
             "__qualname__": base.__qualname__,
             "__doc__": base.__doc__,
             "original_class": base,
-            # Pickle would look for the class by its name and find the base.
+            # Pickle would look the class up by its name and find the base.
             "__reduce_ex__": lambda self, _: (_new, (base, make_members, *arguments), self.__getstate__()),
             **make_members(base, *arguments),
         }
@@ -40,23 +55,146 @@ def subclass(base: type[nn.Module], make_members: Callable[..., dict[str, Any]],
     return _CLASSES[key]
 
 
-def original_class(attention_class: type[nn.Module]) -> type[nn.Module]:
-    """Return the attention class that a subclass was made of, or the class itself."""
-    original: type[nn.Module] = getattr(attention_class, "original_class", attention_class)
+def original_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that :func:`subclass` made a class of, or the class itself."""
+    original: type[nn.Module] = getattr(cls, "original_class", cls)
     return original
 
 
-def bind_arguments(
-    attention_class: type[nn.Module],
-) -> Callable[[tuple[object, ...], Mapping[str, object]], dict[str, Any]]:
-    """Return a function that gives names to the arguments of an attention class's ``forward``.
+def _new(base: type[nn.Module], make_members: Callable[..., Members], *arguments: Any) -> nn.Module:
+    cls = subclass(base, make_members, *arguments)
+    return cls.__new__(cls)
 
-    The names are read once, not at each call: compilers do not follow ``inspect``.
+
+def bind_arguments(cls: type[nn.Module]) -> Callable[[tuple[object, ...], Mapping[str, object]], Members]:
+    """Return a function from the arguments of a class's ``forward`` to a dictionary by name.
+
+    The signature is read once, because ``torch.compile`` does not trace ``inspect``.
     """
-    names = list(inspect.signature(attention_class.forward).parameters)[1:]
+    names = list(inspect.signature(cls.forward).parameters)[1:]
     return lambda args, kwargs: {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _new(base: type[nn.Module], make_members: Callable[..., dict[str, Any]], *arguments: Any) -> nn.Module:
-    cls = subclass(base, make_members, *arguments)
-    return cls.__new__(cls)
+def replaced_forward(_base: type[nn.Module], forward: Any) -> Members:
+    """Return the members of a subclass with another ``forward``."""
+    return {"forward": forward}
+
+
+def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...]) -> Members:
+    """Return the members of a subclass that takes the entries of its own heads from some arguments.
+
+    Position biases and slopes that all layers share have an entry for each original head.
+
+    Args:
+        base: The attention class.
+        inputs: Pairs ``(argument, dim)``.
+    """
+    bind = bind_arguments(base)
+
+    def forward(self: Any, *args: object, **kwargs: object) -> object:
+        arguments = bind(args, kwargs)
+        for name, dim in inputs:
+            arguments[name] = _take_heads(self, arguments.get(name), dim)
+        return base.forward(self, **arguments)
+
+    return {"forward": forward}
+
+
+def shared_bias(base: Any) -> Members:
+    """Return the members of a subclass of T5's attention.
+
+    The first layer computes a position bias for all original heads and passes it to the others in its return value;
+    each layer takes the entries of its own heads. The zeros that cross-attention uses as bias are not passed on,
+    because layers differ in their number of heads.
+    """
+    bind = bind_arguments(base)
+
+    def compute_bias(self: Any, *args: object, **kwargs: object) -> Tensor:
+        bias: Tensor = base.compute_bias(self, *args, **kwargs)
+        return cast("Tensor", _take_heads(self, bias, 1))
+
+    def forward(self: Any, *args: object, **kwargs: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        arguments = bind(args, kwargs)
+        hidden_states, cache = arguments["hidden_states"], arguments.get("cache")
+        is_cross_attention = arguments.get("key_value_states") is not None
+        full_bias = None if is_cross_attention else arguments.get("position_bias")
+        past_length = past_length_of(cache, self.layer_idx)
+        arguments["position_bias"] = _take_heads(self, full_bias, 1)
+        output, own_bias, probabilities = base.forward(self, **arguments)
+        if full_bias is None and not is_cross_attention and self.has_relative_attention_bias:
+            full_bias = base.compute_bias(
+                self, hidden_states.shape[1], own_bias.shape[-1], own_bias.device, past_length
+            )
+        return output, full_bias, probabilities
+
+    return {"forward": forward, "compute_bias": compute_bias}
+
+
+def _take_heads(module: Any, value: Any, dim: int) -> Any:
+    """Index a tensor with an entry for each original head; tensors that broadcast over heads stay."""
+    if isinstance(value, Tensor) and value.dim() > dim and value.shape[dim] == module.num_heads_before:
+        return torch.index_select(value, dim, module.head_index)
+    return value
+
+
+def past_length_of(cache: Any, layer_idx: int | None) -> Any:
+    """Return the number of positions in a cache; a copy, because static caches count in place."""
+    length = cache.get_seq_length(layer_idx) if cache is not None else 0
+    return length.clone() if isinstance(length, Tensor) else length
+
+
+@dataclass(frozen=True)
+class HeadMask:
+    """A forward pre-hook of an output projection that sets the outputs of some heads to zero.
+
+    Attributes:
+        is_kept: For each head with columns in the projection, whether its outputs stay.
+        head_dim: Width of one head.
+        projection: Path of the projection.
+    """
+
+    is_kept: tuple[bool, ...]
+    head_dim: int
+    projection: str
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Mask the first input, ``[..., num_heads * head_dim]``."""
+        head_outputs, *rest = inputs
+        mask = head_outputs.new_tensor(self.is_kept).repeat_interleave(self.head_dim)
+        return (head_outputs * mask, *rest)
+
+
+def silenced(base: type[nn.Module], mask: HeadMask) -> Members:
+    """Return the members of a subclass of an output projection that masks the outputs of padding heads.
+
+    Their columns of the weight are zero and get a gradient of zero, so that training does not revive removed heads.
+    """
+
+    def forward(self: Any, head_outputs: Tensor) -> object:
+        return base.forward(self, mask(self, (head_outputs,))[0])
+
+    return {"forward": forward}
+
+
+def padded(
+    base: type[nn.Module], make_members: Callable[..., Members] | None, arguments: tuple[Any, ...], mask: HeadMask
+) -> Members:
+    """Return the members of a subclass of attention with padding heads.
+
+    An adapter such as LoRA's wraps the output projection and reads the same input, so that it needs the mask, too.
+
+    Args:
+        base: The attention class.
+        make_members: Makes the other members of the subclass, if it has any.
+        arguments: Arguments of ``make_members``.
+        mask: Masks the outputs of padding heads.
+    """
+
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        wraps_projection = name == mask.projection and isinstance(value, nn.Module) and hasattr(value, "base_layer")
+        if wraps_projection and mask not in value._forward_pre_hooks.values():
+            value.register_forward_pre_hook(mask)
+        base.__setattr__(self, name, value)
+
+    members = make_members(base, *arguments) if make_members is not None else {}
+    return {**members, "__setattr__": set_attribute}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gating.structure.files import Stored, check_checksums, read_config, read_headers, walk, write_checksums
+from gating.compact.files import StoredTensor, read_config, read_headers, walk
+from gating.structure.integrity import check_checksums, write_checksums
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def shard(folder: Path, place: object = "second.safetensors") -> None:
 
 
 def test_headers_tell_types_and_shapes(made):
-    assert read_headers(made) == {"a": Stored("F32", (2, 3)), "b": Stored("I64", (4,))}
+    assert read_headers(made) == {"a": StoredTensor("F32", (2, 3)), "b": StoredTensor("I64", (4,))}
     assert read_headers(made)["a"].num_elements == 6
 
 

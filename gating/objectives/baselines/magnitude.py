@@ -8,8 +8,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
-from gating.structure.grouping import Selection, rows_of
-from gating.structure.linear import Features, without_adapter
+from gating.structure.edits import Features, without_adapter
+from gating.structure.removal import Selection, rows_of
 
 __all__ = ["Magnitude", "head_norms"]
 

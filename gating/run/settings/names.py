@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from omegaconf import DictConfig, OmegaConf
 
+from gating.compact.files import walk
 from gating.errors import explain, unwrapped
-from gating.structure.files import walk
 
 __all__ = ["naming_settings"]
 

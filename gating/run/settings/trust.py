@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gating.compact.files import walk
 from gating.errors import InputError
 from gating.run.settings.options import Option
-from gating.structure.files import walk
 
 __all__ = ["OWN_PLACE", "check_trusted", "is_given"]
 

@@ -7,9 +7,10 @@ import transformers
 from torch import nn
 
 import gating
+from gating.compact.files import read_config
+from gating.compact.limits import checked_folder
 from gating.structure.compact import compact_class
-from gating.structure.files import read_config, write_checksums
-from gating.structure.limits import checked_folder
+from gating.structure.integrity import write_checksums
 
 
 def build(folder, *, exact=True, verify=True, **changes):

@@ -1,0 +1,95 @@
+"""The files of a model folder, read without trust in them."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from gating.errors import InputError
+from gating.structure import integrity
+from gating.structure.integrity import weight_files
+
+__all__ = ["StoredTensor", "read_config", "read_headers", "walk"]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file of weights.
+
+    Attributes:
+        dtype: Its type in the spelling of safetensors, such as ``F32``.
+        shape: Its shape.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's ``config.json``.
+
+    Raises:
+        FileNotFoundError: The folder or the file does not exist.
+        ValueError: It is not a JSON object, has a duplicate name or a number that is not finite, is too large, or is a
+            link out of the folder.
+    """
+    return integrity.read_config(
+        folder,
+        object_pairs_hook=_unique,
+        parse_constant=_refuse_number,
+        parse_float=lambda text: _refuse_number(text) if math.isinf(float(text)) else float(text),
+    )
+
+
+def read_headers(folder: Path) -> dict[str, StoredTensor]:
+    """Return the tensors in the weights of a folder, by name, from the headers of the files.
+
+    Raises:
+        FileNotFoundError: There are no weights.
+        ValueError: A file is damaged, not in the safetensors format or outside the folder.
+    """
+    found: dict[str, StoredTensor] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                    if name in found:
+                        raise InputError(f"{path} is damaged: it has {name} once more. Export the model again.")
+                    view = file.get_slice(name)
+                    found[name] = StoredTensor(view.get_dtype(), tuple(view.get_shape()))
+        except (SafetensorError, OSError, OverflowError) as error:
+            raise InputError(f"{path} is damaged ({error}). Export the model again.") from error
+    return found
+
+
+def walk(table: object, *, within: str = "") -> Iterator[tuple[str, object]]:
+    """Yield each entry of a nested table, tables included, with its dotted name.
+
+    Example:
+        >>> dict(walk({"a": [1, {"b": 2}]}))
+        {'a': [1, {'b': 2}], 'a.0': 1, 'a.1': {'b': 2}, 'a.1.b': 2}
+    """
+    inside = table.items() if isinstance(table, dict) else enumerate(table) if isinstance(table, list) else ()
+    for key, value in inside:
+        yield f"{within}{key}", value
+        yield from walk(value, within=f"{within}{key}.")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise InputError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def _refuse_number(text: str) -> float:
+    raise InputError(f"{text} is no number")

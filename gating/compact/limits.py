@@ -1,0 +1,167 @@
+"""Upper bounds on the size of models that untrusted configurations describe, from the weights beside them.
+
+A configuration of a few bytes can describe a model beyond any memory. Models are therefore built without memory and
+compared with the headers of the weights before anything is allocated.
+"""
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as registration
+from transformers import PreTrainedModel
+
+from gating.compact.files import StoredTensor, read_config, read_headers, walk
+from gating.errors import DamageError
+from gating.structure.compact import check_built
+from gating.structure.integrity import check_checksums, mixed
+from gating.structure.record import RECORD_KEY
+
+__all__ = ["checked_folder"]
+
+_MAX_LABELS = 1_000_000
+# Names of numbers of layers; not of sizes "per layer" or positions of layers.
+_LAYERS = re.compile("(layers?|depth)$")
+
+
+@contextmanager
+def checked_folder(folder: Path, *, verify: bool, exact: bool) -> Iterator[None]:
+    """Check a model folder on entry, and refuse to build a model that does not fit its weights inside the block.
+
+    Args:
+        folder: The folder.
+        verify: Whether to compare its files with their checksums.
+        exact: Whether the model is the saved one, not one with another task head.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, or the files do not fit together.
+    """
+    config, stored = read_config(folder), read_headers(folder)
+    _check_numbers(folder, config, stored)
+    if verify:
+        check_checksums(folder, config)
+    token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else _accept)
+    try:
+        with _bounded_building(folder, stored):
+            yield
+    finally:
+        check_built.reset(token)
+
+
+def _accept(_model: PreTrainedModel) -> None:
+    """Check nothing."""
+
+
+def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+    """Raise ``ValueError`` if a model that was built without memory does not fit the weights that it will get."""
+    needed = model.state_dict()
+    reason = (
+        _unknown_block(model)
+        or _differing_shape(needed, stored)
+        or _differing_size(model, needed, stored)
+        or _differing_type(needed, stored)
+    )
+    if reason:
+        raise mixed(folder, reason)
+
+
+def _unknown_block(model: PreTrainedModel) -> str | None:
+    """Return the problem of a record with a block that the model lacks."""
+    blocks = (getattr(model.config, RECORD_KEY, None) or {"blocks": ()})["blocks"]
+    for name in blocks:
+        try:
+            model.base_model.get_submodule(name)
+        except AttributeError:
+            return f"config.json has heads of {name!r}, which {type(model).__name__} does not have"
+    return None
+
+
+def _differing_shape(needed: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> str | None:
+    for name in sorted(needed.keys() & stored.keys()):
+        if tuple(needed[name].shape) != stored[name].shape:
+            return (
+                f"{name} has the shape {list(stored[name].shape)} in the weights, but the heads that config.json keeps "
+                f"ask for {list(needed[name].shape)}"
+            )
+    return None
+
+
+def _differing_size(
+    model: PreTrainedModel, needed: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]
+) -> str | None:
+    """Return the problem of a total size that differs.
+
+    Names are not compared: some families store weights under other names, and tied weights once.
+    """
+    optional = {*(getattr(model, "all_tied_weights_keys", None) or ()), *(model._keys_to_ignore_on_save or ())}
+    least = sum(tensor.numel() for name, tensor in needed.items() if name not in optional)
+    most = sum(tensor.numel() for tensor in needed.values())
+    found = sum(tensor.num_elements for tensor in stored.values())
+    if least <= found <= most:
+        return None
+    missing, extra = sorted(needed.keys() - optional - stored.keys()), sorted(stored.keys() - needed.keys())
+    if missing and not extra:
+        return f"{missing[0]} is not in the weights"
+    if extra and not missing:
+        return f"{extra[0]} is in the weights, but the heads in config.json do not keep it"
+    return f"the weights are {found:,} numbers, but the heads that config.json keeps have {least:,}"
+
+
+def _differing_type(needed: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> str | None:
+    integers = {name.rpartition(".")[2] for name, tensor in needed.items() if not tensor.is_floating_point()}
+    for name, tensor in stored.items():
+        if not re.match("B?F", tensor.dtype) and name.rpartition(".")[2] not in integers:
+            return f"{name} is of the type {tensor.dtype} in the weights, which has no fractions"
+    return None
+
+
+def _check_numbers(folder: Path, config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> None:
+    """Raise an error on numbers that no model with these weights has.
+
+    Configurations allocate tables of labels and layers when they are instantiated, so that this check comes first.
+    """
+    for name, value in walk(config):
+        last = name.rpartition(".")[2]
+        most = _most_parameters(stored) if _LAYERS.search(last) else _MAX_LABELS if last == "num_labels" else 2**63 - 1
+        if type(value) is int and abs(value) > most:
+            reason = f"{name}={value} cannot be of a model with {len(stored)} tensors"
+            raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
+
+
+@contextmanager
+def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor]) -> Iterator[None]:
+    """Raise an error as soon as a model under construction is far larger than its weights."""
+    most_tensors = _most_parameters(stored)
+    # The model is built with all its heads; a small model is never too large.
+    most_elements = 16 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
+    thread, counts = threading.get_ident(), [0, 0]
+
+    def count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+        if tensor is None or threading.get_ident() != thread:
+            return
+        counts[0] += 1
+        counts[1] += tensor.numel()
+        if counts[0] > most_tensors or counts[1] > most_elements:
+            reason = f"it describes a model far larger than its weights, which are {len(stored)} tensors"
+            raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
+
+    handles = [
+        registration.register_module_parameter_registration_hook(count),
+        registration.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _most_parameters(stored: Mapping[str, StoredTensor]) -> int:
+    """Return the bound on parameters: layers without heads keep at least a quarter of their tensors."""
+    return 4 * len(stored) + 100
