@@ -1,1 +1,1 @@
-"""How a compact model becomes a folder, and a folder a model again."""
+"""How a compact model is saved, loaded and exported."""

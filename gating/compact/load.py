@@ -1,4 +1,4 @@
-"""Loading a compact model without trusting the folder that it is in."""
+"""Loading of compact models from untrusted folders."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from gating.structure.record import RECORD_KEY
 
 __all__ = ["load_compact"]
 
-# What a configuration can have transformers fetch or run that is not part of a compact model.
+# Settings that make transformers load files other than those of a compact model.
 _FOREIGN = {
     "transformers_weights": "weights from another file",
     "quantization_config": "weights that are quantized",
@@ -35,22 +35,32 @@ def load_compact(
 ) -> PreTrainedModel:
     """Load a folder of :func:`~gating.compact.save.save_compact` without running code from it.
 
-    Nothing in the folder is believed: it is compared with itself, by names, shapes and checksums, before memory is
-    allocated for it, and no pickle is opened.
+    Names, shapes and checksums in the folder are compared before memory is allocated, and no pickle is opened.
 
     Args:
-        save_directory: The folder.
-        dtype: Type of the weights; the one they were saved in when left out.
-        verify: Whether to compare the files with the checksums of when they were saved, which reads them once more, and
-            to refuse weights that are NaN or infinite.
+        save_directory: Folder of a compact model, or of a dense one saved by transformers.
+        dtype: Dtype of the weights; by default that of the saved weights.
+        verify: Whether to compare the files with their checksums, which reads them twice, and to reject weights that
+            are NaN or infinite.
 
     Returns:
         The model, in evaluation mode.
 
     Raises:
         FileNotFoundError: The folder or one of its files is missing.
-        ValueError: The record of kept heads, the weights and the model class do not fit together, a file is damaged
-            or asks for something that a compact model does not need.
+        ValueError: A file is damaged, the files do not belong together, or the configuration refers to code, kernels
+            or weights outside of the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from gating import prune_heads, save_compact
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> report = prune_heads(model, {0: [0, 1, 2]})
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     loaded = load_compact(save_compact(model, f"{parent}/compact"))
+        >>> loaded.encoder.layer[0].attention.self.query.weight.shape
+        torch.Size([2, 8])
     """
     folder = Path(save_directory)
     described = read_config(folder)
@@ -72,10 +82,10 @@ def load_compact(
 
 
 def _check_trust(folder: Path, described: Mapping[str, Any]) -> None:
-    """Refuse what would have transformers look outside of the folder or run code of somebody else."""
+    """Reject a configuration that makes transformers load other files or run foreign code."""
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder} holds an adapter (adapter_config.json), which may be of any other model.")
-    # Other code than what save_compact puts there is not that of a compact model.
+    # save_compact writes no other code references.
     auto_map = described.get("auto_map") if RECORD_KEY in described else None
     if auto_map is not None and not (isinstance(auto_map, dict) and all(map(_is_own, auto_map, auto_map.values()))):
         raise InputError(f"{folder}/config.json names code (auto_map) that is not of a compact model.")
@@ -99,7 +109,7 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
     base = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
         raise InputError(f"{folder}/config.json names the architecture {name!r}, which transformers does not have.")
-    # Some families have a configuration of their own and the models of another one.
+    # Some families combine their own configuration class with the models of another family.
     models = {cls.__module__ for cls in auto_classes(type(config)).values()}
     if base.config_class is not type(config) and base.__module__ not in models:
         reason = f"the architecture {name} is not of the type {config.model_type!r}"
@@ -109,7 +119,7 @@ def _model_class(config: PreTrainedConfig, folder: Path) -> type[PreTrainedModel
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Keep transformers from printing its table of mismatches before our sentence."""
+    """Keep transformers from printing its table of mismatches before the error."""
     before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""Saving a compact model as a folder that loads anywhere."""
+"""Saving of compact models as folders that load with transformers alone."""
 
 import os
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ __all__ = ["Processor", "save_compact"]
 
 
 class Processor(Protocol):
-    """What makes a model's inputs of raw examples: a tokenizer or an image processor."""
+    """A tokenizer, image processor or other preprocessor of transformers."""
 
     def save_pretrained(self, save_directory: Any) -> Any:
-        """Save it as files in a folder."""
+        """Save the preprocessor's files in a folder."""
 
 
 def save_compact(
@@ -39,32 +39,30 @@ def save_compact(
 ) -> Path:
     """Save a compact model as a folder: configuration, weights, tokenizer, code to load it and a model card.
 
-    The folder appears whole or not at all: it is written beside its place and moved there.
+    The folder is written whole or not at all: first beside its place, then moved there.
 
     Args:
         model: A model whose gates were finalized or whose heads were pruned.
-        save_directory: Where the folder goes.
-        tokenizer: The tokenizer, or the image processor, to save with it.
+        save_directory: Path of the folder.
+        tokenizer: The tokenizer, or the image processor, to save with the model.
         report: Measurements for the model card.
-        overwrite: Whether the folder of an earlier compact model may be replaced, if nothing else is in it.
-        verify: Whether to refuse weights that are NaN or infinite, and to load the folder once and compare outputs,
-            which takes the memory of a second model for a moment.
-        probe: A batch as the model's keyword arguments for that; made from its configuration when left out.
+        overwrite: Whether the folder of an earlier compact model may be replaced, if no other file is in it.
+        verify: Whether to reject weights that are NaN or infinite, and to load the saved folder and compare outputs,
+            which temporarily takes the memory of a second model.
+        probe: Batch for this comparison, as keyword arguments of the model; by default made from its configuration.
 
     Returns:
         The path of the folder.
 
     Raises:
-        TypeError: The model is none of transformers.
-        ValueError: The model still has gates or adapters, or weights that are NaN or packed, or is another one when it
-            is loaded from the folder.
-        FileExistsError: The folder is there and not empty, and ``overwrite`` is false, or it is not only an earlier
-            compact model, or the model was loaded from it.
+        TypeError: The model is not a model of transformers.
+        ValueError: The model still has gates or adapters, its weights are NaN or packed, or its outputs differ after
+            loading it from the folder.
+        FileExistsError: The folder is not empty and ``overwrite`` is false, or it holds anything but an earlier compact
+            model, or the model was loaded from it.
     """
     if not isinstance(model, PreTrainedModel):
-        raise InputTypeError(
-            f"Only models of transformers can be saved as a folder, and {type(model).__name__} is none."
-        )
+        raise InputTypeError(f"Only models of transformers can be saved as a folder, got {type(model).__name__}.")
     if hasattr(model, "head_gates"):
         raise InputError("The model still has gates: call gating.finalize(model, gates) before saving it.")
     check_no_adapters(model)

@@ -1,4 +1,4 @@
-"""Proof that a folder holds the model that was saved in it."""
+"""Check that a saved folder loads as the same model."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,24 +15,24 @@ from gating.errors import DamageError, InputError, explain, shorten
 
 __all__ = ["check_saved"]
 
-# Weights that are lost or wrong change more; another attention kernel changes less.
+# Largest relative difference: lost weights change outputs more, another attention kernel less.
 _TOLERANCE = 3e-3
 
 
 def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None) -> None:
-    """Load a model from the folder that it was just saved in, and compare the outputs of the two.
+    """Load a model from the folder that it was just saved in, and compare outputs.
 
-    What a model computes with need not be in its state: some families keep buffers that are in no file, and set values
-    from their configuration.
+    Equal weights are not enough: some families compute with buffers that are not saved, or with settings of the
+    configuration.
 
     Args:
         model: The model.
-        folder: Where it was saved.
-        probe: A batch as the model's keyword arguments; made from its configuration when left out. Where none can be
-            made, the model is loaded and not run.
+        folder: The folder that it was saved in.
+        probe: Batch for the comparison, as keyword arguments of the model; by default made from its configuration. If
+            that is impossible for the family, the model is only loaded.
 
     Raises:
-        ValueError: The folder does not load, the model does not run on the given probe, or outputs differ.
+        ValueError: The folder does not load, the model does not accept the given probe, or outputs differ.
     """
     loaded = _load(model, folder)
     if probe is None:
@@ -49,9 +49,9 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
     coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
     if difference > max(_TOLERANCE, tolerance_for(coarsest)):
         raise InputError(
-            f"{type(model).__name__} computes something else after it is saved and loaded: its outputs differ by "
+            f"{type(model).__name__} gives other outputs after it is saved and loaded: they differ by "
             f"{difference:.1e}, so it has values that its configuration and weights do not hold. Nothing was written; "
-            "pass verify=False to save it all the same."
+            "pass verify=False to save it anyway."
         )
 
 
@@ -61,12 +61,12 @@ def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             return load_compact(folder, verify=False)
         loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
         return loaded
-    except Exception as error:  # Of a library that builds a model from a configuration that is not the model's own.
+    except Exception as error:  # transformers raises any class for a configuration of another model.
         cause = error.__cause__ or error
         # Not the message about damage: the folder was just written, so its files are whole.
         reason = cause.reason if isinstance(cause, DamageError) else explain(cause)
         reason = reason.replace(str(folder), "the folder").rstrip(".")
         raise InputError(
             f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
-            f"{shorten(reason, most=300)}. Nothing was written; pass verify=False to save it all the same."
+            f"{shorten(reason, most=300)}. Nothing was written; pass verify=False to save it anyway."
         ) from error
