@@ -196,4 +196,4 @@ def _open_folder(cfg: DictConfig, work: Run, settings: dict[str, Any], before: P
         shown = redact_settings(OmegaConf.to_container(cfg, resolve=True))
         config = OmegaConf.to_yaml(OmegaConf.create(shown)) if before is None else None
         work.lock = take_folder(work.folder, work.checkpoints, config=config, ckpt_path=cfg.ckpt_path)
-    work.loggers = instantiate(cfg.logger, _partial_=True)(work.folder, run_config=settings, goes_on=work.goes_on)
+    work.loggers = instantiate(cfg.logger, _partial_=True)(work.folder, run_config=settings, resume=work.goes_on)

@@ -1,1 +1,1 @@
-"""Who records a run: Weights & Biases, CSV, and what is kept out of both."""
+"""Where a run is recorded: Weights & Biases and CSV files, with secrets redacted."""

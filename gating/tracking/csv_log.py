@@ -1,4 +1,4 @@
-"""The CSV file of a run's metrics, which goes on when the run does."""
+"""CSV logger that appends to the file of a resumed run."""
 
 import csv
 from collections.abc import Sequence
@@ -15,35 +15,35 @@ __all__ = ["CsvLogger", "keep_rows", "num_rows"]
 
 
 def num_rows(loggers: Sequence[Logger]) -> int:
-    """Return how many rows the CSV files of this process have on the disk."""
+    """Return the number of rows in the CSV files of this process."""
     return sum(len(writer.read_rows()) for writer in _writers(loggers))
 
 
 def keep_rows(loggers: Sequence[Logger], number: int) -> None:
-    """Leave only the first rows; an interrupted run will come to the others again."""
+    """Truncate the CSV files to the first ``number`` rows; a resumed run logs the others again."""
     for writer in _writers(loggers):
         writer.keep_rows(number)
 
 
 class _CsvWriter(ExperimentWriter):
-    """Lightning's writer, which can go on with a file."""
+    """Lightning's writer, which also appends to an existing file."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self.metrics_keys = self._read()[0]
 
     def read_rows(self) -> list[dict[str, str]]:
-        """Return what is in the file."""
+        """Return the rows of the file; an empty list if there is no file."""
         return self._read()[1]
 
     def keep_rows(self, number: int) -> None:
-        """Leave only the first rows."""
+        """Truncate the file to the first ``number`` rows."""
         rows = self.read_rows()
         if len(rows) > number:
             self._write(self.metrics_keys, rows[:number])
 
     def _check_log_dir_exists(self) -> None:
-        """Let the file be: it is of the same run."""
+        """Keep the existing file: it belongs to the same run."""
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self._write(fieldnames, self.read_rows())
@@ -67,12 +67,12 @@ class _CsvWriter(ExperimentWriter):
 
 
 class CsvLogger(CSVLogger):
-    """Lightning's logger with a writer that goes on where the file ends."""
+    """Lightning's logger with a writer that appends to an existing file."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> _CsvWriter:
-        """What writes the file."""
+        """The writer of the file."""
         if self._experiment is None:
             self._experiment = _CsvWriter(self.log_dir)
         assert isinstance(self._experiment, _CsvWriter)

@@ -1,4 +1,4 @@
-"""Weights & Biases without an account, and a CSV file beside it."""
+"""Loggers of a run: Weights & Biases, offline without an account, and a CSV file."""
 
 import logging
 import os
@@ -21,11 +21,11 @@ Mode = Literal["auto", "online", "offline", "disabled"]
 
 __all__ = ["build_loggers", "close_wandb", "log_outcome", "log_samples", "resolve_mode"]
 
-# Seconds that W&B may take to begin a run, and to upload what is left at its end. Else it would try for minutes.
-_PATIENCE_S = 30.0
+# Seconds for wandb to start a run, and to upload the rest at its end; its defaults are minutes.
+_TIMEOUT_S = 30.0
 
-# A segment of a W&B run on the disk.
-_SEGMENT = re.compile(r"(?:offline-)?run-(?P<time>\d{8}_\d{6})-(?P<id>\w+)(?:-\d+)?")
+# Name of a W&B run folder.
+_RUN_FOLDER = re.compile(r"(?:offline-)?run-(?P<time>\d{8}_\d{6})-(?P<id>\w+)(?:-\d+)?")
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def build_loggers(
     name: str | None = None,
     tags: list[str] | None = None,
     run_config: dict[str, Any] | None = None,
-    goes_on: bool = False,
+    resume: bool = False,
 ) -> list[Logger]:
     """Create the loggers of a run.
 
@@ -46,42 +46,41 @@ def build_loggers(
         save_dir: The run's folder.
         mode: ``auto``, ``online``, ``offline`` or ``disabled`` (no W&B); see :func:`resolve_mode`.
         project: W&B project.
-        name: Name of the W&B run; W&B makes one up when left out.
+        name: Name of the W&B run; None for a random name.
         tags: Tags of the W&B run.
-        run_config: What to record as the run's configuration; plain values.
-        goes_on: Whether the run was begun before in this folder: its W&B run and its CSV file go on, too.
+        run_config: Configuration to record, as plain values.
+        resume: Whether to resume the W&B run and the CSV file in this folder.
 
     Raises:
-        ValueError: The mode is ``online`` and no account is configured.
+        InputError: The mode is ``online`` and no account is configured.
     """
-    # W&B warns where the folder is not there yet.
+    # wandb warns about a missing folder.
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     loggers: list[Logger] = [CsvLogger(save_dir, name="csv", version="")]
     mode = resolve_mode(mode)
-    # Secrets are nothing that W&B should have.
     options: dict[str, Any] = redact_settings(
         {"project": project, "name": name, "tags": tags and list(tags), "config": run_config}
     )
-    wandb_id = _last_wandb_id(Path(save_dir)) if goes_on else None
+    wandb_id = _last_wandb_id(Path(save_dir)) if resume else None
     if wandb_id is not None:
-        # Offline it is a second folder of the same run; `wandb sync` puts them together.
+        # Offline this adds a second folder of the same run, which `wandb sync` merges.
         options |= {"id": wandb_id, "resume": "allow"}
+    wandb_logger = _start_wandb(mode, save_dir=save_dir, **options)
+    return [*([wandb_logger] if wandb_logger else []), *loggers]
+
+
+def _start_wandb(mode: Mode, **options: Any) -> TolerantWandbLogger | None:
+    """Start a W&B run, offline if W&B cannot be used online; None if it cannot be used at all."""
+    logger = None
     if mode == "online":
-        reachable = _begin(
-            mode, "The run goes on offline; `wandb sync` uploads it later.", **options, save_dir=save_dir
-        )
-        if reachable is not None:
-            return [reachable, *loggers]
-        mode = "offline"
-    if mode != "disabled":
-        instead = "The run goes on without it; the CSV file has its numbers."
-        local = _begin("offline", instead, **options, save_dir=save_dir)
-        loggers = [*([local] if local else []), *loggers]
-    return loggers
+        logger = _try_wandb("online", "The run goes on offline; `wandb sync` uploads it later.", **options)
+    if logger is None and mode != "disabled":
+        logger = _try_wandb("offline", "The run goes on without it; the CSV file has its numbers.", **options)
+    return logger
 
 
-def _begin(mode: Mode, instead: str, **options: Any) -> TolerantWandbLogger | None:
-    """Begin a W&B run; None, and a sentence that says what happens instead, if W&B does not take it."""
+def _try_wandb(mode: Mode, fallback: str, **options: Any) -> TolerantWandbLogger | None:
+    """Start a W&B run; on failure log a warning that ends with the fallback, and return None."""
     reason = None
     try:
         logger = TolerantWandbLogger(mode=mode, settings=_settings(), **options)
@@ -93,42 +92,42 @@ def _begin(mode: Mode, instead: str, **options: Any) -> TolerantWandbLogger | No
         reason = str(error).strip() or type(error).__name__
     if reason is None:
         return logger
-    _log.warning(f"W&B cannot be used {mode} ({redact(' '.join(reason.split()))}). {instead}")
+    _log.warning(f"W&B cannot be used {mode} ({redact(' '.join(reason.split()))}). {fallback}")
     return None
 
 
 def _settings() -> wandb.Settings:
     wanted: dict[str, Any] = {"silent": True, "console": "off"}
-    wanted |= {"init_timeout": _PATIENCE_S, "finish_timeout": _PATIENCE_S}
-    # Older versions do not know all of them.
+    wanted |= {"init_timeout": _TIMEOUT_S, "finish_timeout": _TIMEOUT_S}
+    # Older versions of wandb lack some of them.
     return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
 
 def resolve_mode(mode: Mode) -> Mode:
-    """Say whether W&B runs online: where ``auto``, only if ``WANDB_MODE`` or a configured account asks for it.
+    """Return the W&B mode; ``auto`` becomes ``WANDB_MODE`` or, without it, online if an account is configured.
 
     Raises:
-        ValueError: The mode is ``online`` and no account is configured, or W&B cannot read its own settings.
+        InputError: The mode is ``online`` and no account is configured, or W&B cannot read its own settings.
     """
     if mode != "disabled":
         _check_environment()
     if mode == "auto":
         wanted = os.environ.get("WANDB_MODE", "")
-        asked = {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
-        known = get_args(Mode)[1:]
-        mode = cast(Mode, asked) if asked in known else "online" if _has_account() else "offline"
+        current_name = {"dryrun": "offline", "run": "online"}.get(wanted, wanted)
+        is_mode = current_name in get_args(Mode)[1:]
+        mode = cast(Mode, current_name) if is_mode else "online" if _has_account() else "offline"
     if mode == "online" and not _has_account():
         raise InputError("W&B online needs an account: run `wandb login` first, or pass logger.mode=offline.")
     return mode
 
 
 def log_outcome(loggers: list[Logger], numbers: dict[str, float], compact_folder: Path) -> None:
-    """Put the outcome of a run into the W&B summary and, online, the compact model into an artifact.
+    """Add the outcome of a run to the W&B summary and, online, log the compact model as an artifact.
 
     Args:
         loggers: The loggers of the run.
-        numbers: What was measured, flat.
-        compact_folder: The saved compact model.
+        numbers: Numbers by name.
+        compact_folder: Folder of the compact model.
     """
     names = {"num_heads", "num_heads_before", "num_parameters", "num_parameters_before", "speedup"}
     renamed = {f"compact/{name}" if name in names else name: x for name, x in numbers.items()}
@@ -138,7 +137,7 @@ def log_outcome(loggers: list[Logger], numbers: dict[str, float], compact_folder
 
 
 def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
-    """Put what the finished model has written into W&B, as a table."""
+    """Log text generated by the finished model to W&B, as a table."""
     rows = [list(sample.values()) for sample in samples]
     for logger in loggers:
         if isinstance(logger, TolerantWandbLogger) and rows:
@@ -148,7 +147,7 @@ def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
 def close_wandb(*, failed: bool) -> Path | None:
     """Finish the W&B run, if there is one, and return its folder.
 
-    Lightning leaves runs open; the next job of a sweep would then write into this one.
+    Lightning leaves runs open: the next job of a sweep would log to this one.
 
     Args:
         failed: Whether to mark the run as failed.
@@ -161,7 +160,7 @@ def close_wandb(*, failed: bool) -> Path | None:
         run.finish(exit_code=1 if failed else 0)
     except Exception as error:
         _log.warning(f"W&B did not finish ({str(error).strip() or type(error).__name__}); what it has is in {folder}.")
-        # Its service is gone, and with it nothing else would begin in this process.
+        # Without its service, no other run could start in this process.
         with suppress(Exception):
             wandb.teardown()
         wandb.run = None
@@ -169,14 +168,14 @@ def close_wandb(*, failed: bool) -> Path | None:
 
 
 def _check_environment() -> None:
-    """Make W&B read its settings, in the environment and in files of its own, which it checks then."""
+    """Let wandb read and validate its settings, in the environment and in its own files."""
     key = os.environ.get("WANDB_API_KEY")
     if key is not None:
-        # A file that a key was read from ends with a line.
+        # A key read from a file ends with a newline.
         os.environ["WANDB_API_KEY"] = key.strip()
     token = os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
     if token and not Path(token).is_file():
-        # W&B's own service would end on it.
+        # It would crash wandb's service.
         raise InputError(f"WANDB_IDENTITY_TOKEN_FILE={token}: there is no such file. Correct it, or leave it out.")
     try:
         wandb.setup(wandb.Settings(silent=True))
@@ -189,31 +188,34 @@ def _check_environment() -> None:
 
 
 def _base_url() -> str:
-    """Return the server's address, from the environment and W&B's own files of settings."""
+    """Return the URL of the server, from the environment and wandb's own files."""
     return str(wandb.setup().settings.base_url)
 
 
 def _has_account() -> bool:
-    """Say whether a key or an identity token is configured, without asking the server or the user."""
-    # The run's own mode goes before WANDB_MODE, in which W&B would not look.
+    """Return whether a key or an identity token is configured, without a request or a prompt."""
+    # With WANDB_MODE=offline, wandb would not look for a key.
     wandb.setup(wandb.Settings(silent=True, mode="online"))
     try:
         return wandb.login(prompt=False, verify=False)
     except wandb.errors.AuthenticationError:
-        return True  # What is wrong with it, W&B says when the run begins.
+        return True  # wandb reports the problem when the run starts.
 
 
 def _key() -> str | None:
-    """Return the key of the account; None if it has an identity token instead."""
+    """Return the API key of the account; None if it has an identity token instead.
+
+    ``wandb.login`` returns only whether there is one.
+    """
     settings = wandb.setup().settings
     return None if settings.identity_token_file else settings.api_key
 
 
 def _last_wandb_id(save_dir: Path) -> str | None:
-    """Return the id of the W&B run in a folder.
+    """Return the id of the latest W&B run in a folder.
 
-    Its segments are called offline-run-TIME-ID or run-TIME-ID, with a number behind it if there are two in a second.
+    Its folders are named offline-run-TIME-ID or run-TIME-ID, with a number appended to a second one of the same second.
     """
-    names = [_SEGMENT.fullmatch(path.name) for path in (save_dir / "wandb").glob("*run-*-*")]
-    segments = sorted((name["time"], name["id"]) for name in names if name)
-    return segments[-1][1] if segments else None
+    names = [_RUN_FOLDER.fullmatch(path.name) for path in (save_dir / "wandb").glob("*run-*-*")]
+    runs = sorted((name["time"], name["id"]) for name in names if name)
+    return runs[-1][1] if runs else None

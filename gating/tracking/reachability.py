@@ -1,4 +1,4 @@
-"""Whether the server of Weights & Biases takes a run, asked before W&B does, which tries for minutes."""
+"""Reachability of the Weights & Biases server, checked within seconds; wandb itself retries for minutes."""
 
 import base64
 import json
@@ -12,54 +12,55 @@ from typing import Any
 
 __all__ = ["with_timeout", "why_unreachable"]
 
-# A request may take as long between two bytes, and all of it this long; looking up a name has no limit of its own.
+# Seconds between two bytes of a response, and for the whole request: DNS lookups have no timeout of their own.
 _TIMEOUT = 5.0
 _DEADLINE = 8.0
-_QUESTION = {"query": "query Viewer { viewer { id } }"}
+_QUERY = {"query": "query Viewer { viewer { id } }"}
 
 
 def why_unreachable(base_url: str, key: str | None, *, deadline: float = _DEADLINE) -> str | None:
-    """Ask the server, within seconds, whom a key belongs to.
+    """Return the reason why a W&B server is unreachable or refuses the API key, or None.
 
     Args:
-        base_url: Address of the server.
-        key: The account's key; None if the account has a token instead, which only W&B can show to the server.
-        deadline: Seconds to wait for the answer.
-
-    Returns:
-        Why a run cannot be sent there; None if it can.
+        base_url: URL of the server.
+        key: API key of the account; None for an account with an identity token, which only wandb can present.
+        deadline: Seconds to wait for the response.
     """
-    return with_timeout(deadline, lambda: _ask(base_url, key))
+    return with_timeout(deadline, lambda: _query(base_url, key))
 
 
-def with_timeout(deadline: float, ask: Callable[[], str | None]) -> str | None:
-    """Return what a function returns, or that it has taken too long.
+def with_timeout(deadline: float, check: Callable[[], str | None]) -> str | None:
+    """Return the result of a check, or a timeout message after ``deadline`` seconds.
 
     Args:
-        deadline: Seconds that it may take; it goes on in the background then.
-        ask: Returns what is wrong with an answer, or None.
+        deadline: Seconds; after them the check continues in a background thread.
+        check: Returns the description of a problem, or None.
+
+    Example:
+        >>> with_timeout(60.0, lambda: "connection refused")
+        'connection refused'
     """
-    answers: queue.Queue[str | None] = queue.Queue()
-    threading.Thread(target=lambda: answers.put(ask()), daemon=True).start()
+    results: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=lambda: results.put(check()), daemon=True).start()
     try:
-        return answers.get(timeout=deadline)
+        return results.get(timeout=deadline)
     except queue.Empty:
         return f"no answer within {deadline:g} s"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key to another server."""
+    """Handler that refuses redirects, which would send the key to another server."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
-def _ask(base_url: str, key: str | None) -> str | None:
+def _query(base_url: str, key: str | None) -> str | None:
     login = {} if key is None else {"Authorization": f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}"}
     try:
         request = urllib.request.Request(
             f"{base_url.rstrip('/')}/graphql",
-            data=json.dumps(_QUESTION).encode(),
+            data=json.dumps(_QUERY).encode(),
             headers={**login, "Content-Type": "application/json"},
         )
         opener = urllib.request.build_opener(_NoRedirect)
@@ -68,7 +69,7 @@ def _ask(base_url: str, key: str | None) -> str | None:
     except urllib.error.HTTPError as error:
         if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return "the server refuses the key" if key is not None else None
-        # Other complaints about the question are an answer, too.
+        # Other client errors are about the query: the server works.
         is_fault = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR or error.code == HTTPStatus.TOO_MANY_REQUESTS
         is_elsewhere = error.code == HTTPStatus.NOT_FOUND or error.code < HTTPStatus.BAD_REQUEST
         return f"the server answers {error.code} {error.reason}" if is_fault or is_elsewhere else None

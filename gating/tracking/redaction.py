@@ -1,6 +1,6 @@
-"""Keeping keys, tokens and passwords out of what is written and printed.
+"""Redaction of keys, tokens and passwords in files and output.
 
-What is secret is told by its name (``model.token``), by its place (the password in a URL), or by being the value of an
+Secrets are recognized by their name (``model.token``), by their place (the password in a URL), or as the value of an
 environment variable with such a name.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["HIDDEN", "hidden_arguments", "redact", "redact_file", "redact_output", "redact_settings"]
 
-# What stands in the place of a secret.
+# Replacement of a secret.
 HIDDEN = "***"
 # As a whole name or behind an underscore; not pad_token, max_tokens or tokenizer.
 _LONG = (
@@ -24,7 +24,7 @@ _NAME = rf"(?:token|use_auth_token|{_LONG})"
 _SECRET_NAME = re.compile(_NAME, re.I)
 _SECRET_VARIABLE = re.compile(r".*(TOKEN|KEY|SECRET|PASSWORD|PASSPHRASE|CREDENTIALS)", re.I)
 _IN_TEXT = [
-    # user:password@ and token@ in URLs, and what is signed or given in their query.
+    # user:password@ and token@ in URLs, and signatures and tokens in their query.
     (re.compile(r"(?<=://)[^/\s@'\"]+@"), f"{HIDDEN}@"),
     (re.compile(rf"([?&](?:{_NAME}|key|sig|signature|x-amz-[\w-]+)=)[^&\s'\"]+", re.I), rf"\1{HIDDEN}"),
     # NAME=VALUE, as on a command line or in a message; 'NAME': 'VALUE' and, on a line of its own, NAME: VALUE.
@@ -32,11 +32,16 @@ _IN_TEXT = [
     (re.compile(rf"((?:['\"]{_NAME}['\"]|^\s*{_NAME}): ?['\"]?)[^\s'\",}}\]]+", re.I | re.M), rf"\1{HIDDEN}"),
     (re.compile(r"\bhf_\w{16,}"), HIDDEN),
 ]
-_SHORTEST = 8  # shorter values stand in words
+_MIN_LENGTH = 8  # shorter values occur within words
 
 
 def redact(text: str) -> str:
-    """Return a text without the secrets in it."""
+    """Return a text with its secrets replaced by ``***``.
+
+    Example:
+        >>> redact("git clone https://me:secret@host.org/x")
+        'git clone https://***@host.org/x'
+    """
     for value in _secret_values():
         text = text.replace(value, HIDDEN)
     for pattern, replacement in _IN_TEXT:
@@ -45,7 +50,12 @@ def redact(text: str) -> str:
 
 
 def redact_settings(settings: Any) -> Any:
-    """Return nested plain values without the secrets in them; what is not set stays so."""
+    """Return nested plain values with their secrets replaced by ``***``; null values stay.
+
+    Example:
+        >>> redact_settings({"name": "bert", "token": "abc", "password": None})
+        {'name': 'bert', 'token': '***', 'password': None}
+    """
     if isinstance(settings, dict):
         return {
             name: HIDDEN if value is not None and _SECRET_NAME.fullmatch(str(name)) else redact_settings(value)
@@ -57,7 +67,7 @@ def redact_settings(settings: Any) -> Any:
 
 
 def redact_file(path: Path) -> None:
-    """Take the secrets out of a text file, in place; nothing happens if there is none."""
+    """Redact a text file in place, if it exists."""
     if path.is_file():
         text = path.read_text(encoding="utf-8")
         if redact(text) != text:
@@ -65,29 +75,29 @@ def redact_file(path: Path) -> None:
 
 
 def redact_output() -> None:
-    """Take the secrets out of everything that this program prints from now on, errors of libraries included.
+    """Redact everything printed from now on, also by libraries.
 
-    Output that nobody can receive any more, such as after ``| head -1`` or the end of a terminal, is dropped.
+    Output to a closed pipe or terminal, as after ``| head -1``, is dropped.
     """
     sys.stdout = _RedactingStream(sys.stdout or _replace_closed(1))
     sys.stderr = _RedactingStream(sys.stderr or _replace_closed(2))
 
 
 def _replace_closed(descriptor: int) -> Any:
-    """Return a stream to nowhere for one that was closed at the start, as by ``>&-``, and occupy its descriptor.
+    """Return a null stream for one that was closed at the start, as by ``>&-``, and occupy its file descriptor.
 
-    Otherwise the next file that is opened would get the number, and the output of libraries with it.
+    Otherwise the next opened file would get the descriptor, and receive the output of libraries.
     """
-    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    null = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         os.fstat(descriptor)
     except OSError:
-        os.dup2(nowhere.fileno(), descriptor)
-    return nowhere
+        os.dup2(null.fileno(), descriptor)
+    return null
 
 
 class _RedactingStream:
-    """A text stream, but for what is written to it."""
+    """Text stream that redacts its input."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -111,14 +121,14 @@ class _RedactingStream:
 
 @contextmanager
 def _dropping_lost_output() -> Iterator[None]:
-    # ValueError: a library has closed the stream.
+    # ValueError: the stream is closed.
     with suppress(OSError, ValueError):
         yield
 
 
 @contextmanager
 def hidden_arguments() -> Iterator[None]:
-    """Hide the secrets in the arguments of this program from libraries that write them down."""
+    """Redact ``sys.argv`` during a ``with`` block, for libraries that record it."""
     before, sys.argv = sys.argv, [redact(argument) for argument in sys.argv]
     try:
         yield
@@ -127,10 +137,10 @@ def hidden_arguments() -> Iterator[None]:
 
 
 def _secret_values() -> list[str]:
-    """Return what the environment and the command line hold that is secret, the longest first."""
+    """Return the secret values in the environment and on the command line, the longest first."""
     found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.fullmatch(name)}
     for argument in sys.argv:
         name, _, value = argument.partition("=")
         if _SECRET_NAME.fullmatch(name.rpartition(".")[2]):
             found.add(value.strip("'\""))
-    return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)
+    return sorted((value for value in found if len(value) >= _MIN_LENGTH), key=len, reverse=True)

@@ -1,4 +1,4 @@
-"""Keeping libraries from talking over the run's own output."""
+"""Verbosity of libraries and form of warnings."""
 
 import logging
 import os
@@ -14,27 +14,27 @@ from gating.errors import RemedyWarning
 
 __all__ = ["printed_warnings", "quiet_libraries"]
 
-# Each is true and expected here, and says nothing that a user could act on.
+# True and expected here; users cannot act on them.
 _EXPECTED_WARNINGS = (
     ".*does not have many workers.*",
     ".*You are using `torch.load`.*",
     ".*exists and is not empty.*",
     ".*smaller than the logging interval.*",
     ".*LeafSpec.*",
-    # Of a model that answers the same to everything, as at the start; nan says so.
+    # From a model with constant predictions, as at the start; the metric is nan.
     ".*The variance of predictions or target is close to zero.*",
     ".*`is_gradient_checkpointing` is deprecated.*",
-    # Its sampler goes on where it was.
+    # The sampler of ExampleDataModule resumes at its position.
     ".*your dataloader is not resumable.*",
-    # A callback that has ended a phase early may be left out when the run goes on.
+    # A callback that stopped a phase may be left out of the resumed run.
     ".*callbacks used to create the checkpoint need to be provided.*",
-    # What is logged once for an epoch is the same in all processes already.
+    # Metrics of a validation epoch are already reduced over all ranks.
     ".*`self.log.*sync_dist=True.*",
 )
 
 
 def quiet_libraries() -> None:
-    """Silence what libraries print in an ordinary run; warnings and errors of substance stay."""
+    """Silence progress bars, info messages and expected warnings of libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for library in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -48,10 +48,10 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def printed_warnings() -> Iterator[None]:
-    """Print the warnings of a ``with`` block as sentences, those of the first process only."""
+    """Print the warnings of a ``with`` block as ``warning: MESSAGE``, on rank 0 only."""
     with warnings.catch_warnings(record=True) as caught:
         yield
     for warning in caught:
         if is_rank_zero():
-            told = warning.message
-            print(f"warning: {told.in_command if isinstance(told, RemedyWarning) else told}")
+            message = warning.message
+            print(f"warning: {message.in_command if isinstance(message, RemedyWarning) else message}")

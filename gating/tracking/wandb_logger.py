@@ -1,4 +1,4 @@
-"""Lightning's logger for Weights & Biases, made so that an outage of W&B costs its pictures and nothing else."""
+"""Lightning's W&B logger, with failures of W&B turned into one warning."""
 
 import functools
 import logging
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def _tolerant(method: Callable[..., None]) -> Callable[..., None]:
-    """Make a method of the logger one that says once that it cannot, and from then on does nothing."""
+    """Wrap a method of the logger: its first error becomes a warning, and later calls do nothing."""
 
     @functools.wraps(method)
     def call(self: "TolerantWandbLogger", *args: Any, **kwargs: Any) -> None:
@@ -35,32 +35,33 @@ def _tolerant(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class TolerantWandbLogger(WandbLogger):
-    """Logs as long as W&B works.
+    """W&B logger that stops logging when W&B fails, instead of raising an error.
 
     Attributes:
         is_broken: Whether W&B has failed.
     """
 
     def __init__(self, **options: Any) -> None:
-        """Args: those of Lightning's logger."""
+        """Args: ``options`` are those of Lightning's ``WandbLogger``."""
         super().__init__(**options)
         self.is_broken = False
-        # W&B has stopped to accept it and warns about it.
+        # Deprecated in wandb, which warns about it.
         self._wandb_init.pop("anonymous", None)
 
     @property
     def experiment(self) -> Any:
-        """The W&B run, begun at the first use; W&B notes the program's arguments then."""
+        """The W&B run, initialized at the first use."""
+        # wandb records sys.argv then.
         with hidden_arguments() if self._experiment is None else nullcontext():
             return super().experiment
 
     @_tolerant
     def log_outcome(self, numbers: dict[str, float], compact_folder: Path) -> None:
-        """Put numbers into the summary and, online, the compact model into an artifact.
+        """Add numbers to the W&B summary and, online, log the compact model as an artifact.
 
         Args:
-            numbers: What was measured, by the names of the summary.
-            compact_folder: The saved compact model.
+            numbers: Numbers by their names in the summary.
+            compact_folder: Folder of the compact model.
         """
         run = self.experiment
         run.summary.update(numbers)
@@ -69,7 +70,7 @@ class TolerantWandbLogger(WandbLogger):
         megabytes = sum(path.stat().st_size for path in compact_folder.iterdir()) / 1e6
         artifact = wandb.Artifact(f"compact-{run.id}", type="model")
         artifact.add_dir(str(compact_folder))
-        # Here, where it may take as long as a slow line needs; at the end W&B is not waited for that long.
+        # Wait here, as long as a slow connection needs: finish() has a short timeout.
         run.log_artifact(artifact).wait(timeout=int(60 + megabytes))
 
     log_metrics = _tolerant(WandbLogger.log_metrics)

@@ -126,7 +126,7 @@ def online(monkeypatch):
     def use(url: str) -> None:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", url)
-        monkeypatch.setattr(loggers, "_PATIENCE_S", 2.0)
+        monkeypatch.setattr(loggers, "_TIMEOUT_S", 2.0)
         wandb.teardown()  # W&B reads its settings once in a process
 
     yield use
