@@ -10,7 +10,7 @@ from torch import Tensor
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives.base import resolve_budget
-from gating.objectives.parts import BudgetPart, parts_of
+from gating.objectives.per_part import BudgetPart, parts_of
 from gating.objectives.selection import check_reachable, fewest_heads
 
 __all__ = ["HeadBudget"]

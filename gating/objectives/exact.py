@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gating.gates import HeadGates, hard_concrete
 from gating.objectives.budget import HeadBudget
-from gating.objectives.parts import BudgetPart, modules_of, per_part
+from gating.objectives.per_part import BudgetPart, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["ExactBudget", "ExpectedCount"]

@@ -11,7 +11,7 @@ from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
 from gating.objectives.baselines.mask import HeadMask
 from gating.objectives.budget import HeadBudget
-from gating.objectives.parts import BudgetPart
+from gating.objectives.per_part import BudgetPart
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["HeadRanking", "IterativePruning"]

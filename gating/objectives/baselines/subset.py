@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.objectives.baselines.mask import HostCount
-from gating.objectives.parts import BudgetPart
+from gating.objectives.per_part import BudgetPart
 from gating.objectives.selection import select_gates
 
 __all__ = ["GumbelTopK", "StraightThroughTopK", "gumbel_noise", "soft_top_k"]

@@ -11,7 +11,7 @@ from gating.gates import HeadGates
 from gating.gates.sampler import GateSampler
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
 from gating.objectives.budget import HeadBudget
-from gating.objectives.parts import BudgetPart, modules_of, per_part
+from gating.objectives.per_part import BudgetPart, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["TopK"]
