@@ -1,4 +1,4 @@
-"""What is a gate: its distribution, its value in one forward pass, its place in the model."""
+"""How is a head gated? The distribution of a gate, its value in one forward pass, its place in the model."""
 
 from gating.gates.gates import HeadGates
 from gating.gates.inject import create_gates, inject_gates

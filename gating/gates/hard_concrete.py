@@ -1,11 +1,10 @@
 """The hard-concrete distribution of Louizos et al. 2018 (arXiv 1712.01312), as pure functions.
 
-A gate value ``z`` in [0, 1] is drawn from a binary concrete variable that is stretched to
-``(gamma, zeta)`` and clipped, so that exact zeros and ones have positive probability while the
-gradient still reaches the parameter ``log_alpha``.
+A gate value ``z`` in [0, 1] is drawn from a binary concrete variable that is stretched to ``(gamma, zeta)`` and
+clipped, so that exact zeros and ones have positive probability while the gradient reaches the parameter ``log_alpha``.
 
-Every function takes ``log_alpha`` of any shape and answers with the same shape in float32, also
-under autocast: in half precision the noise rounds to 1 and its log-odds to infinity.
+Tensors may have any shape. Results are float32, also under autocast: in half precision the noise would round to 1 and
+its log-odds to infinity.
 """
 
 import math
@@ -19,7 +18,6 @@ __all__ = [
     "DEFAULT_STRETCH_LIMITS",
     "DEFAULT_TEMPERATURE",
     "deterministic",
-    "expected_l0",
     "log_alpha_for",
     "open_threshold",
     "prob_open",
@@ -43,10 +41,10 @@ def sample(
         log_alpha: Location of each gate, any shape.
         temperature: ``beta``; lower is closer to a Bernoulli variable.
         stretch_limits: ``(gamma, zeta)`` with ``gamma < 0`` and ``zeta > 1``.
-        generator: Source of the noise; the default generator of the device when left out.
+        generator: Generator of the noise; the default generator of the device if left out.
 
     Returns:
-        Values in [0, 1], float32, differentiable with respect to ``log_alpha``.
+        Values in [0, 1] of the same shape, float32; differentiable with respect to ``log_alpha``.
 
     Example:
         >>> values = sample(torch.tensor([-20.0, 20.0]))
@@ -60,14 +58,14 @@ def sample(
 
 
 def deterministic(log_alpha: Tensor, *, stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS) -> Tensor:
-    """Return the value used at test time (paper, equation 13).
+    """Return the deterministic value for evaluation (paper, equation 13).
 
     Args:
         log_alpha: Location of each gate, any shape.
         stretch_limits: ``(gamma, zeta)``.
 
     Returns:
-        ``min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))``, float32.
+        ``min(1, max(0, sigmoid(log_alpha) (zeta - gamma) + gamma))`` of the same shape, float32.
 
     Example:
         >>> deterministic(torch.tensor([-3.0, 0.0, 3.0])).tolist()
@@ -91,24 +89,14 @@ def prob_open(
         stretch_limits: ``(gamma, zeta)``.
 
     Returns:
-        ``sigmoid(log_alpha - beta log(-gamma / zeta))``, float32.
+        ``sigmoid(log_alpha - beta log(-gamma / zeta))`` of the same shape, float32.
+
+    Example:
+        >>> prob_open(torch.tensor([-20.0, 20.0])).round().tolist()
+        [0.0, 1.0]
     """
     with _full_precision(log_alpha):
         return torch.sigmoid(log_alpha.float() - open_threshold(temperature, stretch_limits))
-
-
-def expected_l0(
-    log_alpha: Tensor,
-    *,
-    temperature: float = DEFAULT_TEMPERATURE,
-    stretch_limits: tuple[float, float] = DEFAULT_STRETCH_LIMITS,
-) -> Tensor:
-    """Return the expected number of open gates, the L0 norm in expectation (paper, section 2.2).
-
-    Returns:
-        A scalar: the sum of :func:`prob_open`.
-    """
-    return prob_open(log_alpha, temperature=temperature, stretch_limits=stretch_limits).sum()
 
 
 def log_alpha_for(
@@ -120,7 +108,11 @@ def log_alpha_for(
     """Return the ``log_alpha`` at which a gate is open with probability ``prob``: the inverse of :func:`prob_open`.
 
     Raises:
-        ValueError: ``prob`` is not strictly between 0 and 1.
+        InputError: ``prob`` is not strictly between 0 and 1.
+
+    Example:
+        >>> round(prob_open(torch.tensor(log_alpha_for(0.98))).item(), 4)
+        0.98
     """
     if not 0 < prob < 1:
         raise InputError(f"The probability of an open gate must be between 0 and 1, both excluded; got {prob}.")
@@ -128,7 +120,12 @@ def log_alpha_for(
 
 
 def open_threshold(temperature: float, stretch_limits: tuple[float, float]) -> float:
-    """Return the ``log_alpha`` of a gate that is as likely zero as not: ``beta log(-gamma / zeta)``."""
+    """Return the ``log_alpha`` of a gate that is zero with probability one half: ``beta log(-gamma / zeta)``.
+
+    Example:
+        >>> prob_open(torch.tensor(open_threshold(2 / 3, (-0.1, 1.1)))).item()
+        0.5
+    """
     gamma, zeta = stretch_limits
     return temperature * math.log(-gamma / zeta)
 

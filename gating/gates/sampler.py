@@ -1,4 +1,4 @@
-"""What may stand in for the hard-concrete distribution of the gates."""
+"""The interface of distributions in place of the hard-concrete one."""
 
 from typing import Protocol
 
@@ -8,20 +8,20 @@ __all__ = ["GateSampler"]
 
 
 class GateSampler(Protocol):
-    """Makes gate values from ``log_alpha``, in place of the hard-concrete distribution.
+    """Samplers make gate values from ``log_alpha``, in place of the hard-concrete distribution.
 
-    A module: what it has to remember is in the state of the gates, and so in a checkpoint. Each method takes the
-    locations, ``[num_gates]``, and answers with the same shape in float32.
+    A sampler is a submodule of the gates, so that its buffers are in checkpoints. Each method takes the locations,
+    ``[num_gates]``, and returns a float32 tensor of the same shape.
     """
 
     def sample(self, log_alpha: Tensor) -> Tensor:
-        """Return the values for one forward pass in training, with whatever gradient training needs."""
+        """Return the values for one forward pass in training; differentiable if the gates are trained."""
         ...
 
     def values(self, log_alpha: Tensor) -> Tensor:
-        """Return the deterministic values: what evaluation uses."""
+        """Return the deterministic values for evaluation."""
         ...
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
-        """Return how probable it is that each gate is open."""
+        """Return the probability that each gate is open."""
         ...

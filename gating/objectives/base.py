@@ -1,21 +1,20 @@
-"""What an objective has to offer, and the reading of budgets."""
+"""The interface of objectives."""
 
 from collections.abc import Iterator
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from gating.errors import InputError
 from gating.gates import HeadGates
 
-__all__ = ["Objective", "resolve_budget"]
+__all__ = ["Objective"]
 
 
 class Objective(Protocol):
-    """What decides which heads close.
+    """Objectives decide which gates close.
 
-    An objective is a module: what it has to remember is in its buffers and parameters, and so in a checkpoint.
-    Its parameters, if any, are multipliers and are trained by gradient ascent.
+    An objective is a module, so that its buffers and parameters are in checkpoints. Its parameters, if any, are
+    multipliers and are trained by gradient ascent.
     """
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -30,49 +29,26 @@ class Objective(Protocol):
         ...
 
     def attach(self, gates: HeadGates) -> None:
-        """Connect to the gates before training; raise ``ValueError`` as :meth:`check` does."""
+        """Connect to the gates before training; the errors are those of :meth:`check`."""
         ...
 
     def update(self, gates: HeadGates, progress: float) -> None:
-        """Follow the schedule; called before each training step with the share of the search that is done."""
+        """Follow the schedule before a training step.
+
+        Args:
+            gates: The gates.
+            progress: Share of the search that is done, 0 to 1.
+        """
         ...
 
     def penalty(self, gates: HeadGates) -> Tensor:
-        """Return what is added to the loss of the task: a scalar."""
+        """Return the term to add to the loss of the task, a scalar."""
         ...
 
     def target(self, gates: HeadGates) -> float:
-        """Return how many heads should be open at this moment; NaN where the objective sets no number."""
+        """Return the number of heads that should be open now; NaN if the objective sets none."""
         ...
 
     def kept(self, gates: HeadGates) -> Tensor | None:
-        """Return which gates would stay if the search ended now, ``[num_gates]``; None keeps those that are open."""
+        """Return the gates that stay if the search ends now, a boolean tensor ``[num_gates]``; None: the open ones."""
         ...
-
-
-def resolve_budget(num_heads: int | None, keep: float | None, *, total: int, kind: str | None = None) -> int:
-    """Return the number of heads that a budget means for a model.
-
-    Args:
-        num_heads: How many heads to keep.
-        keep: Which share of the heads to keep, instead; rounded to the nearest number, at least one head.
-        total: How many heads the model has.
-        kind: The kind of attention that the budget and the total are about; None for all of a model.
-
-    Raises:
-        ValueError: Both or neither were given, or the budget does not lie between one head and all of them.
-    """
-    if (num_heads is None) == (keep is None):
-        raise InputError(f"Give either num_heads or keep, not both or neither: got {num_heads} and {keep}.")
-    of_kind, has = (f".{kind}", f"{kind} attention of this model") if kind else ("", "this model")
-    if keep is not None:
-        if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-            raise InputError(
-                f"keep{of_kind}={keep} is not a share of heads: give a number above 0 and at most 1, such as 0.25."
-            )
-        return max(1, round(keep * total))
-    if isinstance(num_heads, bool) or not isinstance(num_heads, int) or not 1 <= num_heads <= total:
-        raise InputError(
-            f"num_heads{of_kind}={num_heads} cannot be kept: {has} has {total} heads, so give 1 to {total}."
-        )
-    return num_heads

@@ -1,4 +1,4 @@
-"""When the search for heads has found them."""
+"""Convergence of the search for heads."""
 
 import torch
 from torch import Tensor
@@ -10,24 +10,23 @@ __all__ = ["Convergence"]
 
 
 class Convergence:
-    """Notices that gates have come to rest: the same heads stay, check after check, and hardly one is undecided.
+    """A test whether gates have converged: the same heads are kept at several checks, and few gates are undecided.
 
-    A search that is still on its way to its budget has more heads open than will be kept, and has not converged,
-    however steady it is.
+    Before its budget is reached, a search has more open heads than it will keep, and has not converged.
     """
 
     def __init__(self, *, patience: int = 5, max_undecided: float = 0.05) -> None:
-        """Say what coming to rest means.
+        """Set the criterion.
 
         Args:
-            patience: At how many checks in a row, after the first, the same heads have to be kept.
+            patience: Number of consecutive checks, after the first, at which the same heads must be kept.
             max_undecided: Largest share of gates that may be neither open nor closed, ``0.05 < z < 0.95``.
 
         Raises:
-            ValueError: ``patience`` is no positive number, or ``max_undecided`` no share.
+            InputError: ``patience`` is below 1, or ``max_undecided`` is not between 0 and 1.
         """
         if patience < 1:
-            raise InputError(f"patience={patience} checks cannot be waited for: give 1 or more.")
+            raise InputError(f"patience={patience} must be a positive number of checks: give 1 or more.")
         if not 0 <= max_undecided <= 1:
             raise InputError(f"max_undecided={max_undecided} is not a share of gates: give a number from 0 to 1.")
         self._patience = patience
@@ -37,18 +36,17 @@ class Convergence:
 
     @torch.no_grad()
     def update(self, gates: HeadGates, kept: Tensor | None = None) -> str | None:
-        """Look at the gates once more.
+        """Check the gates once.
 
-        This waits for the device: call it now and then, not at every step. It has the same answer on every process
-        that has the same gates.
+        This synchronizes with the device: call it every few steps. Processes with the same gates get the same result.
 
         Args:
-            gates: The gates that are trained.
-            kept: Which of them would stay if the search ended now, from an objective's ``kept``; those that are open
-                when left out.
+            gates: The gates in training.
+            kept: Gates that stay if the search ends now, ``[num_gates]``, from an objective's ``kept``; the open ones
+                if left out.
 
         Returns:
-            Why the search may end, as a sentence for the log; None if it has to go on.
+            The reason to end the search, as a sentence for the log; None to continue.
         """
         values = gates.values()
         is_open = values > 0
@@ -58,18 +56,18 @@ class Convergence:
         undecided = float(((values > 0.05) & (values < 0.95)).float().mean())
         if self._num_unchanged < self._patience or undecided > self._max_undecided or is_open.tolist() != now:
             return None
-        num_heads = sum(heads for heads, stays in zip(gates.heads_per_gate, now, strict=True) if stays)
+        num_heads = sum(heads for heads, is_kept in zip(gates.heads_per_gate, now, strict=True) if is_kept)
         return (
             f"the same {num_heads} heads were kept at {self._num_unchanged + 1} checks in a row, and "
             f"{undecided:.0%} of the gates are undecided"
         )
 
     def state_dict(self) -> dict[str, object]:
-        """Return what has been seen, for a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"kept": list(self._kept), "num_unchanged": self._num_unchanged}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         kept, num_unchanged = state["kept"], state["num_unchanged"]
         assert isinstance(kept, list)
         assert isinstance(num_unchanged, int)

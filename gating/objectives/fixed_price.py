@@ -12,21 +12,21 @@ __all__ = ["FixedPrice"]
 
 
 class FixedPrice(nn.Module):
-    """Add ``price * expected share of open heads`` to the loss; heads that are not worth it close.
+    """An objective that adds ``price * expected share of open gates`` to the loss.
 
-    The share, not the number, so that a price means the same for models of any size. How many heads stay is not
-    known beforehand.
+    The share, not the number, so that a price means the same for models of any size. The number of heads that stay is
+    not known beforehand.
     """
 
     def __init__(self, *, price: float = 1.0, start: float = 0.13) -> None:
         """Set the price.
 
         Args:
-            price: What all heads together cost, in units of the task's loss (lambda of Voita et al., equation 8).
-            start: Share of the search that passes before heads cost anything.
+            price: Price of all heads together, in units of the task's loss (lambda of Voita et al., equation 8).
+            start: Share of the search before the penalty begins.
 
         Raises:
-            ValueError: The price is negative or ``start`` no share.
+            InputError: The price is negative, or ``start`` is not between 0 and 1.
         """
         super().__init__()
         if not price >= 0:
@@ -41,24 +41,23 @@ class FixedPrice(nn.Module):
         """Accept all gates."""
 
     def attach(self, gates: HeadGates) -> None:
-        """Need nothing of the gates beforehand."""
+        """Change nothing: the penalty needs no constraint."""
 
     def update(self, gates: HeadGates, progress: float) -> None:
-        """Charge from the scheduled start on."""
+        """Begin with the penalty at the scheduled start."""
         self._started = progress >= self._start
 
     def penalty(self, gates: HeadGates) -> Tensor:
-        """Return ``price * mean P(open)``; zero before the start."""
+        """Return ``price * mean P(open)``, a scalar; zero before the start."""
         price = self._price if self._started else 0.0
         return price * gates.prob_open().mean()
 
     def target(self, gates: HeadGates) -> float:
-        """Return NaN: a price sets no number."""
+        """Return NaN: a price sets no number of heads."""
         return math.nan
 
     def kept(self, gates: HeadGates) -> Tensor | None:
-        """Return None while gates are open; else keep the last to close, so that the run is not lost."""
+        """Return None, so that open gates stay; if there are none, the gate that is closest to open."""
         if gates.num_open():
             return None
-        last = HeadBudget(num_heads=None, keep=1 / gates.num_heads)
-        return last.choose(gates, gates.log_alpha)
+        return HeadBudget(keep=1 / gates.num_heads).choose(gates, gates.log_alpha)

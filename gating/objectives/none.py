@@ -1,4 +1,4 @@
-"""No objective: ordinary fine-tuning through the same code, to compare with."""
+"""Ordinary fine-tuning with the same code, for comparison."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ __all__ = ["NoObjective"]
 
 
 class NoObjective(nn.Module):
-    """Keep every head. A run with this objective injects no gates; gates attached to it stay open."""
+    """An objective that keeps every head; a run with it injects no gates."""
 
     def check(self, gates: HeadGates) -> None:
         """Accept all gates."""
@@ -32,5 +32,5 @@ class NoObjective(nn.Module):
         return float(gates.num_heads)
 
     def kept(self, gates: HeadGates) -> Tensor:
-        """Return true for every gate, ``[num_gates]``."""
+        """Return True for every gate, ``[num_gates]``."""
         return torch.ones_like(gates.log_alpha, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""How the number of heads that may stay open changes while gates are trained."""
+"""Schedule of the number of open heads during the search."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,12 +10,12 @@ __all__ = ["BudgetSchedule"]
 
 @dataclass(frozen=True)
 class BudgetSchedule:
-    """From all heads to the budget: wait, descend, hold.
+    """A descent from all heads to the budget.
 
     Attributes:
-        start: Share of the search after which the descent begins.
-        end: Share of the search at which the budget is reached; it is held from there on.
-        shape: ``linear``, or ``cubic``: fast at first, slow towards the end (Zhu and Gupta 2017, arXiv 1710.01878).
+        start: Share of the search before the descent begins.
+        end: Share of the search after which the number of heads stays at the budget.
+        shape: ``linear``, or ``cubic``: fast at first, slow at the end (Zhu and Gupta 2017, arXiv 1710.01878).
     """
 
     start: float = 0.13
@@ -31,12 +31,16 @@ class BudgetSchedule:
             raise InputError(f"The schedule's shape is linear or cubic, got {self.shape!r}.")
 
     def target(self, progress: float, *, total: float, budget: float) -> float:
-        """Return how many heads may be open.
+        """Return the number of heads that may be open.
 
         Args:
             progress: Share of the search that is done, 0 to 1.
             total: Number of open heads at the start.
             budget: Number of open heads at the end.
+
+        Example:
+            >>> BudgetSchedule(start=0.0, end=1.0).target(0.25, total=72, budget=18)
+            58.5
         """
         if progress >= self.end:
             return budget

@@ -1,4 +1,4 @@
-"""Choosing which gates stay open when a gate may stand for several heads and every layer may have to keep some."""
+"""Selection of gates by scores, where a gate may stand for several heads and each layer may have a minimum."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -19,20 +19,20 @@ def check_reachable(
     min_per_layer: int = 0,
     kind: str | None = None,
 ) -> None:
-    """Raise ``ValueError`` unless some choice of gates has exactly so many heads.
+    """Raise ``RemedyError`` unless some selection of gates has exactly ``num_heads`` heads.
 
     Args:
-        num_heads: How many heads are wanted.
-        heads_per_gate: How many heads each gate stands for.
-        block_sizes: How many gates each attention block has; needed with ``min_per_layer``.
-        min_per_layer: How many heads every attention block keeps at least.
-        kind: The kind of attention that the gates belong to, for the message.
+        num_heads: Number of heads to keep.
+        heads_per_gate: Number of heads of each gate.
+        block_sizes: Number of gates of each attention block; needed with ``min_per_layer``.
+        min_per_layer: Least number of heads that every attention block keeps.
+        kind: Kind of attention that the gates belong to, for the message.
     """
     reachable = _reachable(heads_per_gate, tuple(block_sizes), min_per_layer)
     if 1 <= num_heads <= sum(heads_per_gate) and not reachable >> num_heads & 1:
         name = f"num_heads.{kind}" if kind else "num_heads"
-        neighbours = _neighbours(num_heads, reachable)
-        near = f"number{'s are' if len(neighbours) > 1 else ' is'} {' or '.join(map(str, neighbours))}"
+        neighbors = _neighbors(num_heads, reachable)
+        near = f"number{'s are' if len(neighbors) > 1 else ' is'} {' or '.join(map(str, neighbors))}"
         raise RemedyError(
             f"{name}={num_heads} cannot be kept exactly: a gate stands for the {max(heads_per_gate)} query heads "
             f"that share keys and values. The nearest possible {near}; or give every head a gate with ",
@@ -44,17 +44,24 @@ def check_reachable(
 def nearest_reachable(
     num_heads: int, heads_per_gate: tuple[int, ...], *, block_sizes: Sequence[int] = (), min_per_layer: int = 0
 ) -> int:
-    """Return the number of heads nearest to the wanted one, and at least one, that some choice of gates has."""
+    """Return the number of heads nearest to ``num_heads``, but not 0, that some selection of gates has.
+
+    Example:
+        >>> nearest_reachable(5, (2, 2, 2, 2))
+        4
+    """
     reachable = _reachable(heads_per_gate, tuple(block_sizes), min_per_layer)
     if reachable >> num_heads & 1:
         return num_heads
-    return min(_neighbours(num_heads, reachable), key=lambda near: (abs(near - num_heads), near))
+    return min(_neighbors(num_heads, reachable), key=lambda near: (abs(near - num_heads), near))
 
 
 def fewest_heads(heads_per_gate: tuple[int, ...], *, block_sizes: Sequence[int], min_per_layer: int) -> int:
-    """Return the smallest number of heads that leaves every attention block at least ``min_per_layer``.
+    """Return the smallest number of heads with ``min_per_layer`` in every attention block, which must have as many.
 
-    Each block must have that many.
+    Example:
+        >>> fewest_heads((2, 2, 2, 2), block_sizes=(2, 2), min_per_layer=1)
+        4
     """
     reachable = _reachable(heads_per_gate, tuple(block_sizes), min_per_layer)
     return (reachable & -reachable).bit_length() - 1
@@ -68,19 +75,25 @@ def select_gates(
     block_sizes: Sequence[int] = (),
     min_per_layer: int = 0,
 ) -> Tensor:
-    """Choose the gates with the largest scores that stand for exactly so many heads.
+    """Select the gates with the largest scores that stand for exactly ``num_heads`` heads.
 
-    Where gates stand for different numbers of heads, the choice with the largest sum of score times heads is made.
+    If gates have different numbers of heads, the selection maximizes the sum of score times heads.
 
     Args:
-        scores: Shape ``[num_gates]``.
-        heads_per_gate: How many heads each gate stands for.
+        scores: Score of one head of each gate, ``[num_gates]``.
+        heads_per_gate: Number of heads of each gate.
         num_heads: A number that :func:`check_reachable` accepts.
-        block_sizes: How many gates each attention block has; needed with ``min_per_layer``.
-        min_per_layer: How many heads every attention block keeps at least: its best ones come first.
+        block_sizes: Number of gates of each attention block; needed with ``min_per_layer``.
+        min_per_layer: Least number of heads that every attention block keeps: its best ones come first.
 
     Returns:
-        Numbers of the chosen gates.
+        Indices of the selected gates.
+
+    Example:
+        >>> select_gates(torch.tensor([0.3, 0.9, 0.8, 0.1]), (1, 1, 1, 1), 2).tolist()
+        [1, 2]
+        >>> select_gates(torch.tensor([0.3, 0.9, 0.8, 0.1]), (2, 1, 1, 2), 3).tolist()
+        [0, 1]
     """
     sizes = set(heads_per_gate) - {0}
     if len(sizes) == 1:
@@ -90,23 +103,23 @@ def select_gates(
             counts = torch.tensor(heads_per_gate, device=scores.device)
             candidates = scores.masked_fill(counts == 0, -torch.inf)
         if min_per_layer:
-            candidates = _favour_best_of_each(candidates, block_sizes, -(-min_per_layer // size))
+            candidates = _favor_best_of_each(candidates, block_sizes, -(-min_per_layer // size))
         return candidates.topk(num_heads // size).indices
     chosen = _knapsack(scores.tolist(), heads_per_gate, num_heads, block_sizes, min_per_layer)
     return torch.tensor(chosen, device=scores.device)
 
 
-def _favour_best_of_each(scores: Tensor, block_sizes: Sequence[int], num_gates: int) -> Tensor:
-    """Raise the best gates of each block above all others."""
-    favoured = scores.clone()
-    for block in favoured.split(list(block_sizes)):
+def _favor_best_of_each(scores: Tensor, block_sizes: Sequence[int], num_gates: int) -> Tensor:
+    """Return the scores with infinity for the best gates of each block."""
+    favored = scores.clone()
+    for block in favored.split(list(block_sizes)):
         block.index_fill_(0, block.topk(num_gates).indices, torch.inf)
-    return favoured
+    return favored
 
 
 @lru_cache(maxsize=32)
 def _reachable(heads_per_gate: tuple[int, ...], block_sizes: tuple[int, ...], min_per_layer: int) -> int:
-    """Return a number whose bit ``n`` says whether some gates together have ``n`` heads."""
+    """Return an integer whose bit ``n`` is set if some gates together have ``n`` heads."""
     total = 1
     for block in _split(heads_per_gate, block_sizes if min_per_layer else ()):
         sums = 1
@@ -121,7 +134,7 @@ def _reachable(heads_per_gate: tuple[int, ...], block_sizes: tuple[int, ...], mi
     return total
 
 
-def _neighbours(num_heads: int, reachable: int) -> list[int]:
+def _neighbors(num_heads: int, reachable: int) -> list[int]:
     below = next((n for n in range(num_heads - 1, 0, -1) if reachable >> n & 1), None)
     above = next((n for n in range(num_heads + 1, reachable.bit_length()) if reachable >> n & 1), None)
     return [n for n in (below, above) if n is not None]
@@ -134,7 +147,7 @@ def _knapsack(
     block_sizes: Sequence[int],
     min_per_layer: int,
 ) -> list[int]:
-    """Find the best choice: within each block for every number of heads, then over the blocks."""
+    """Return the best selection: first within each block for every number of heads, then over the blocks."""
     best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
     first = 0
     for block in _split(heads_per_gate, block_sizes if min_per_layer else ()):
@@ -155,7 +168,7 @@ def _better(
     *,
     over: dict[int, tuple[float, list[int]]],
 ) -> dict[int, tuple[float, list[int]]]:
-    """Combine two sets of choices by number of heads; keep what is better than what is there already."""
+    """Combine two sets of selections by number of heads, and return those with a larger score than in ``over``."""
     found: dict[int, tuple[float, list[int]]] = {}
     for heads, (score, gates) in left.items():
         for more, (gain, others) in right.items():

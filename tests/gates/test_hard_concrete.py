@@ -78,13 +78,6 @@ def test_samples_have_exact_zeros_and_ones_and_values_between():
     assert values.max() <= 1
 
 
-def test_expected_l0_is_the_sum_of_prob_open():
-    log_alpha = torch.linspace(-5, 5, 12).reshape(3, 4)
-    expected = hard_concrete.expected_l0(log_alpha)
-    assert expected.shape == ()
-    assert expected.item() == pytest.approx(hard_concrete.prob_open(log_alpha).sum().item(), abs=1e-6)
-
-
 @pytest.mark.parametrize("prob", [1e-4, 0.31, 0.5, 0.98, 0.9999])
 def test_log_alpha_for_inverts_prob_open(prob):
     log_alpha = hard_concrete.log_alpha_for(prob, temperature=0.5, stretch_limits=(-0.2, 1.3))
@@ -98,12 +91,7 @@ def test_log_alpha_for_refuses_what_is_no_probability(prob):
         hard_concrete.log_alpha_for(prob)
 
 
-FUNCTIONS = [
-    hard_concrete.sample,
-    hard_concrete.deterministic,
-    hard_concrete.prob_open,
-    hard_concrete.expected_l0,
-]
+FUNCTIONS = [hard_concrete.sample, hard_concrete.deterministic, hard_concrete.prob_open]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

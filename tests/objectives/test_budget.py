@@ -90,8 +90,8 @@ def test_a_share_is_rounded_to_what_gates_can_keep(llama_gates):
         ({"num_heads": 2, "min_per_layer": 1}, "2 heads are too few for min_per_layer=1 in each of 3 .* that takes 3"),
         ({"keep": 0.2, "min_per_layer": 1}, "2 heads are too few"),
         ({"num_heads": 12, "min_per_layer": 5}, "min_per_layer=5 is more than the 4 heads of encoder"),
-        ({"min_per_layer": -1}, "min_per_layer=-1 is no number of heads"),
-        ({"min_per_layer": 0.5}, r"min_per_layer=0\.5 is no number of heads"),
+        ({"min_per_layer": -1}, "min_per_layer=-1 must be a whole number of heads"),
+        ({"min_per_layer": 0.5}, r"min_per_layer=0\.5 must be a whole number of heads"),
         ({"num_heads": 13}, "num_heads=13 cannot be kept"),
     ],
 )

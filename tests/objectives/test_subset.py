@@ -7,7 +7,7 @@ import torch
 
 import gating
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK, gumbel_noise, soft_top_k
-from gating.objectives.per_part import parts_of
+from gating.objectives.budget import parts_of
 from tests.support.family_models import FAMILIES
 
 

@@ -1,1 +1,1 @@
-"""Which gates close, by the methods that the exact budget is compared with."""
+"""Which gates close by other methods? The baselines of the exact budget."""

@@ -1,4 +1,4 @@
-"""Closing heads for good, some in each round, by a ranking: what importance, magnitude and chance have in common."""
+"""Iterative pruning: in each round, the heads that rank lowest close for good."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -6,38 +6,40 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed
 
-from gating.errors import InputError
+from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
 from gating.objectives.baselines.mask import HeadMask
-from gating.objectives.budget import HeadBudget
-from gating.objectives.per_part import BudgetPart
+from gating.objectives.budget import BudgetPart, HeadBudget
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["HeadRanking", "IterativePruning"]
 
 
 class HeadRanking(Protocol):
-    """Says which heads deserve to stay. A module: what it has to remember is in its buffers."""
+    """Rankings of heads for :class:`IterativePruning`.
+
+    A ranking is a module, so that its buffers are in checkpoints.
+    """
 
     def attach(self, gates: HeadGates) -> None:
         """Connect to the gates before training."""
         ...
 
     def scores(self, gates: HeadGates) -> Tensor:
-        """Return a score for a head of each gate, ``[num_gates]``; heads with small ones close first."""
+        """Return a score for one head of each gate, ``[num_gates]``; heads with low scores close first."""
         ...
 
     def start_over(self, gates: HeadGates) -> None:
-        """Forget what was collected so far: a round has ended, or the first one begins."""
+        """Discard all statistics, since a round has ended or the first one begins."""
         ...
 
 
 class IterativePruning(FullPrecision):
-    """Close the heads that rank last, in rounds along the schedule, and never open them again (Michel et al. 2019).
+    """An objective that closes the heads with the lowest rank in rounds, for good (Michel et al. 2019).
 
-    Gates are on or off; weights are trained on between the rounds. Each round closes the same share of all heads,
-    10 % in the paper, and the last one what is left over the budget, so that it is met exactly.
+    Gates are open or closed; weights are trained between the rounds. Each round closes the same share of all heads,
+    10 % in the paper, and the last round the rest above the budget, so that the budget is met exactly.
     """
 
     def __init__(
@@ -53,15 +55,15 @@ class IterativePruning(FullPrecision):
         """Set ranking and budget.
 
         Args:
-            ranking: What heads are ranked by.
-            num_heads: How many heads to keep, or how many of each kind of attention.
-            keep: Which share of the heads to keep, instead, likewise; a quarter when neither is given.
-            min_per_layer: How many heads every layer keeps at least.
-            share_per_round: Which share of all heads each round closes.
-            schedule: When the rounds are.
+            ranking: Ranking of the heads, such as :class:`Importance`.
+            num_heads: Number of heads to keep, or a number for each kind of attention.
+            keep: Share of the heads to keep, instead, or a share for each kind; a quarter if neither is given.
+            min_per_layer: Least number of heads that every layer keeps.
+            share_per_round: Share of all heads that each round closes.
+            schedule: Times of the rounds.
 
         Raises:
-            ValueError: ``share_per_round`` is no share, or the schedule ends before a batch was seen.
+            InputError: ``share_per_round`` is out of range, or the schedule ends before the first batch.
         """
         super().__init__()
         self.ranking = ranking
@@ -74,18 +76,18 @@ class IterativePruning(FullPrecision):
             raise InputError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
 
     def check(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if the gates cannot keep the budget."""
+        """Raise ``InputError`` if these gates cannot keep the budget."""
         self._budget.parts(gates)
 
     def attach(self, gates: HeadGates) -> None:
-        """Open every gate; a mask decides their values from now on, and ``log_alpha`` is not trained."""
-        self._budget.resolve(gates)
+        """Open every gate; a mask gives their values from now on, and ``log_alpha`` is not trained."""
+        self.check(gates)
         gates.log_alpha.requires_grad_(False)
         gates.sampler = HeadMask(gates)
         self.ranking.attach(gates)
 
     def update(self, gates: HeadGates, progress: float) -> None:
-        """Close gates if a round is due after this share of the search."""
+        """Close gates if a round is due at this share of the search."""
         gates.forget_draw()
         left = [self._num_left(part, budget, progress) for part, budget in self._budget.parts(gates)]
         if sum(left) < _mask_of(gates).num_open.value:
@@ -99,21 +101,21 @@ class IterativePruning(FullPrecision):
         return gates.log_alpha.new_zeros(())
 
     def target(self, gates: HeadGates) -> float:
-        """Return how many heads are open at this moment."""
+        """Return the number of open heads."""
         return float(_mask_of(gates).num_open.value)
 
     def kept(self, gates: HeadGates) -> Tensor:
-        """Keep the open heads that rank first."""
+        """Return the open gates with the highest rank that meet the budget."""
         return self._choose(gates, [budget for _, budget in self._budget.parts(gates)])
 
     def _num_left(self, part: BudgetPart, budget: int, progress: float) -> int:
-        """Return how many heads the rounds leave open that are due by now."""
+        """Return the number of heads that are open after the rounds that are due by now."""
         total = part.num_heads
         wanted = self._schedule.target(progress, total=total, budget=budget)
         if wanted <= budget:
             return budget
         size = max(1, round(self._share * total))
-        # Rounding in the schedule must not put a round off.
+        # Rounding in the schedule must not delay a round.
         num_rounds = int((total - wanted) / size + 1e-6)
         left = max(budget, total - num_rounds * size)
         return part.nearest(left, min_per_layer=self._budget.min_per_layer)
@@ -122,14 +124,15 @@ class IterativePruning(FullPrecision):
     def _choose(self, gates: HeadGates, num_heads: Sequence[int]) -> Tensor:
         scores = self.ranking.scores(gates)
         if distributed.is_available() and distributed.is_initialized():
-            # Processes have seen different batches, and have to close the same heads.
+            # Ranks have different batches, but must close the same heads.
             distributed.all_reduce(scores)
-        # Closed gates come last. They are not out of reach: where gates stand for different numbers of heads, one may
-        # have to open again for the number to be met.
+        # Closed gates rank below all open ones, but can be chosen: if gates have different numbers of heads, one may
+        # have to open again to meet the number.
         worse = scores - 2 * len(scores) * (scores.max() - scores.min() + 1)
         return self._budget.choose(gates, torch.where(_mask_of(gates).mask > 0, scores, worse), num_heads=num_heads)
 
 
 def _mask_of(gates: HeadGates) -> HeadMask:
-    assert isinstance(gates.sampler, HeadMask), "attach() the objective to the gates first"
+    if not isinstance(gates.sampler, HeadMask):
+        raise OperationError("The objective is not attached to these gates: call its attach(gates) first.")
     return gates.sampler

@@ -14,17 +14,21 @@ __all__ = ["Lagrangian"]
 
 
 class Lagrangian(FullPrecision):
-    """Add ``lambda_1 (s - t) + lambda_2 (s - t)^2`` to the loss, and train the lambdas by gradient ascent.
+    """An objective that adds ``lambda_1 (s - t) + lambda_2 (s - t)^2`` to the loss and trains the lambdas by ascent.
 
-    ``s`` is the expected sparsity of the gates and ``t`` the target, which rises linearly from none while the search
-    warms up (the paper's ``L_c``, ``L0Module.lagrangian_regularization`` in the authors' program; after Wang et al.
-    2020, arXiv 1910.04732). Both lambdas start at zero and are trained by the same optimizer and at the same learning
-    rate as the gates, as in that program. Where each kind of attention has a budget, it has lambdas of its own.
+    ``s`` is the expected sparsity of the gates and ``t`` the target, which rises linearly from zero during the warm-up
+    of the search (the paper's ``L_c``, ``L0Module.lagrangian_regularization`` in the authors' program; after Wang et
+    al. 2020, arXiv 1910.04732). Both lambdas start at zero and are trained by the optimizer of the gates at their
+    learning rate, as in that program. If each kind of attention has a budget, it has its own lambdas.
 
-    What differs from CoFi: it prunes feed-forward layers, whole layers and hidden dimensions too, and counts sparsity
-    in parameters; here heads are counted. It starts with a distillation from the dense model, which is no matter of
-    the objective. And it misses the target it was given, by as much as the multipliers happen to be off at the end;
-    here exactly the heads with the largest ``log_alpha`` stay, as under every budget.
+    Differences from CoFi: CoFi also prunes feed-forward layers, whole layers and hidden dimensions, and counts sparsity
+    in parameters; here it is counted in heads. CoFi distills from the dense model, which is not part of an objective
+    here. And CoFi ends near its target; here exactly the heads with the largest ``log_alpha`` that meet the budget
+    stay.
+
+    Attributes:
+        lambda_1, lambda_2: Multipliers, ``[num_parts]``.
+        target_sparsity: ``t`` of each part, ``[num_parts]``.
     """
 
     target_sparsity: Tensor
@@ -41,10 +45,10 @@ class Lagrangian(FullPrecision):
         """Set the target.
 
         Args:
-            num_heads: How many heads to keep, or how many of each kind of attention.
-            keep: Which share of the heads to keep, instead, likewise; a quarter when neither is given.
-            min_per_layer: How many heads every layer keeps at least; it has a say when the heads are chosen.
-            schedule: How the target rises; before its start there is no penalty.
+            num_heads: Number of heads to keep, or a number for each kind of attention.
+            keep: Share of the heads to keep, instead, or a share for each kind; a quarter if neither is given.
+            min_per_layer: Least number of heads that every layer keeps when the heads are chosen at the end.
+            schedule: Rise of the target; before its start there is no penalty.
         """
         super().__init__()
         self._set_up(num_parts=1)
@@ -53,11 +57,11 @@ class Lagrangian(FullPrecision):
         self._started = False
 
     def check(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if the gates cannot keep the budget."""
+        """Raise ``InputError`` if these gates cannot keep the budget."""
         self._budget.parts(gates)
 
     def attach(self, gates: HeadGates) -> None:
-        """Check that the target fits the gates."""
+        """Start with multipliers of zero for each part of the gates with a budget."""
         parts = [part for part, _ in self._budget.parts(gates)]
         self._set_up(num_parts=len(parts))
         heads = torch.zeros(len(parts), len(gates.heads_per_gate))
@@ -70,30 +74,30 @@ class Lagrangian(FullPrecision):
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the target for this share of the search."""
         for index, (part, budget) in enumerate(self._budget.parts(gates)):
-            # Gates are not wholly open at the start, and the multipliers must not begin with opening them.
-            highest = 0.98 * part.num_heads
-            wanted = self._schedule.target(progress, total=highest, budget=min(budget, highest))
-            self.target_sparsity[index] = 1 - wanted / part.num_heads
+            # Gates start with a probability of 0.98. A higher target would make the multipliers open them first.
+            total = 0.98 * part.num_heads
+            num_open = self._schedule.target(progress, total=total, budget=min(budget, total))
+            self.target_sparsity[index] = 1 - num_open / part.num_heads
         self._started = progress >= self._schedule.start
 
     def penalty(self, gates: HeadGates) -> Tensor:
-        """Return ``lambda_1 (s - t) + lambda_2 (s - t)^2``; zero before the start."""
-        # Nothing, but not without the multipliers: distributed training wants every parameter to have a gradient.
-        charge = 1.0 if self._started else 0.0
-        open_heads = (gates.prob_open() * self._heads).sum(dim=1)
-        missed = 1 - open_heads / self._heads.sum(dim=1) - self.target_sparsity
-        return charge * (self.lambda_1 * missed + self.lambda_2 * missed**2).sum()
+        """Return ``lambda_1 (s - t) + lambda_2 (s - t)^2``, a scalar; zero before the start."""
+        # A product, not a constant: distributed training needs a gradient of every parameter.
+        factor = 1.0 if self._started else 0.0
+        expected_open = (gates.prob_open() * self._heads).sum(dim=1)
+        missed = 1 - expected_open / self._heads.sum(dim=1) - self.target_sparsity
+        return factor * (self.lambda_1 * missed + self.lambda_2 * missed**2).sum()
 
     def target(self, gates: HeadGates) -> float:
-        """Return how many heads should be open at this moment."""
+        """Return the number of heads that should be open now."""
         return float(((1 - self.target_sparsity) * self._heads.sum(dim=1)).sum())
 
     def kept(self, gates: HeadGates) -> Tensor:
-        """Keep the heads with the largest ``log_alpha``."""
+        """Return the gates with the largest ``log_alpha`` that meet the budget."""
         return self._budget.choose(gates, gates.log_alpha)
 
     def _set_up(self, *, num_parts: int) -> None:
-        """Start with multipliers of zero, and no target."""
+        """Start with multipliers and targets of zero."""
         self.lambda_1 = nn.Parameter(torch.zeros(num_parts))
         self.lambda_2 = nn.Parameter(torch.zeros(num_parts))
         self.register_buffer("target_sparsity", torch.zeros(num_parts))

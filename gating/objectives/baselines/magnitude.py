@@ -1,4 +1,4 @@
-"""Heads by their weights: the structured analogue of magnitude pruning."""
+"""Ranking of heads by their weights: the structured form of magnitude pruning."""
 
 from collections.abc import Sequence
 
@@ -15,38 +15,45 @@ __all__ = ["Magnitude", "head_norms"]
 
 
 class Magnitude(nn.Module):
-    """Rank heads by the L1 norm of their weights, as they are when a round is due.
+    """A ranking by the L1 norm of the weights of each head at the time of a round.
 
-    As ``torch.nn.utils.prune.ln_structured`` with ``n=1`` ranks the rows of one layer, this ranks the heads of all
-    layers, by the rows and columns of :func:`head_norms`. Norms of different layers are compared as they are.
+    ``torch.nn.utils.prune.ln_structured`` with ``n=1`` ranks the rows of one layer in this way; this class ranks the
+    heads of all layers, by :func:`head_norms`. Norms of different layers are compared without normalization.
     """
 
     def attach(self, gates: HeadGates) -> None:
-        """Need nothing of the gates beforehand."""
+        """Change nothing: the weights are read at each round."""
 
     @torch.no_grad()
     def scores(self, gates: HeadGates) -> Tensor:
-        """Return the mean norm of the heads that each gate stands for, ``[num_gates]``."""
+        """Return the mean norm of the heads of each gate, ``[num_gates]``."""
         sums = []
         for block, size in zip(gates.attention_blocks(), gates.block_sizes, strict=True):
             norms = head_norms(block)
-            # Padding that fills up groups of query heads is no head.
+            # Slots that pad groups of query heads are not heads.
             is_head = torch.tensor([slot in block.head_ids for slot in block.head_slots], device=norms.device)
             sums.append((norms * is_head).view(size, -1).sum(dim=1).to(gates.log_alpha.device))
         return torch.cat(sums) / torch.tensor(gates.heads_per_gate, device=gates.log_alpha.device).clamp_min(1)
 
     def start_over(self, gates: HeadGates) -> None:
-        """Have nothing to forget."""
+        """Change nothing: there are no statistics."""
 
 
 def head_norms(block: AttentionBlock) -> Tensor:
-    """Return the L1 norm of the weights that belong to each head of a block, biases left out.
+    """Return the L1 norm of the weights of each head of a block, without biases.
 
-    These are the head's rows of the query, key and value projections and its columns of the output projection. Query
-    heads that share keys and values have an equal part of them each.
+    These are the head's rows of the query, key and value projections and its columns of the output projection. Shared
+    keys and values count in equal parts for the query heads that share them.
 
     Returns:
-        One entry for each of ``block.head_slots``, float32.
+        Norm of each of ``block.head_slots``, ``[num_slots]``, float32.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from gating.discovery.find import find_attention_blocks
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
+        >>> head_norms(find_attention_blocks(BertModel(config))[0]).shape
+        torch.Size([4])
     """
     slots, groups = range(len(block.head_slots)), range(block.num_key_value_heads)
     size = len(slots) // len(groups)
@@ -65,7 +72,7 @@ def _only(*, slots: Sequence[int] = (), groups: Sequence[int] = ()) -> Selection
 
 
 def _weight(linear: nn.Module) -> Tensor:
-    """Return the weight as ``[outputs, inputs]``; what an adapter adds to it is left out."""
+    """Return the weight as ``[outputs, inputs]``, without that of an adapter."""
     linear = without_adapter(linear)
     weight = linear.weight
     assert isinstance(weight, Tensor)

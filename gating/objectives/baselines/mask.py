@@ -1,4 +1,4 @@
-"""Gates that are simply open or closed, for objectives that decide instead of learning."""
+"""Gates that are open or closed, for objectives that decide instead of learning."""
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,16 @@ __all__ = ["HeadMask", "HostCount"]
 
 
 class HostCount(nn.Module):
-    """A number of heads that is on the host, so that no step waits for it, and in checkpoints nevertheless."""
+    """A number of heads in host memory that is in checkpoints, too.
+
+    A buffer would be on the device, and each step would wait for it.
+
+    Attributes:
+        value: The number.
+    """
 
     def __init__(self, value: int) -> None:
-        """Args: ``value`` is the number to start with."""
+        """Set the first number."""
         super().__init__()
         self.value = value
 
@@ -21,28 +27,33 @@ class HostCount(nn.Module):
         return torch.tensor(self.value, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the number from a checkpoint."""
+        """Load the number from a checkpoint."""
         self.value = int(state)
 
 
 class HeadMask(nn.Module):
-    """A sampler of gates whose values are a mask that an objective has decided, in training and in evaluation.
+    """A sampler that returns the mask of an objective, in training and in evaluation.
 
     Attributes:
         mask: One for open gates, zero for closed ones, ``[num_gates]``.
-        num_open: How many heads are open.
+        num_open: Number of open heads.
     """
 
     mask: Tensor
 
     def __init__(self, gates: HeadGates) -> None:
-        """Open every gate."""
+        """Start with every gate open."""
         super().__init__()
         self.register_buffer("mask", torch.ones_like(gates.log_alpha, requires_grad=False))
         self.num_open = HostCount(gates.num_heads)
 
     def fix(self, kept: Tensor, *, num_open: int) -> None:
-        """Open the gates that are true in ``kept``, and close the others."""
+        """Open some gates and close the others.
+
+        Args:
+            kept: Boolean tensor, ``[num_gates]``.
+            num_open: Number of heads of the open gates.
+        """
         self.mask.copy_(kept)
         self.num_open.value = num_open
 
@@ -55,5 +66,5 @@ class HeadMask(nn.Module):
         return self.mask
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
-        """Return the mask: nothing is left to chance."""
+        """Return the mask, as no gate is random."""
         return self.mask

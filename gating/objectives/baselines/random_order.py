@@ -1,4 +1,4 @@
-"""Heads by lot: what every other ranking has to beat."""
+"""Random ranking of heads, the baseline of all other rankings."""
 
 import torch
 from torch import Tensor, nn
@@ -9,20 +9,20 @@ __all__ = ["RandomOrder"]
 
 
 class RandomOrder(nn.Module):
-    """Rank heads in an order that its seed alone decides."""
+    """A random ranking that depends on its seed alone."""
 
     def __init__(self, *, seed: int = 0) -> None:
-        """Args: ``seed`` is that of the order."""
+        """Set the seed."""
         super().__init__()
         self._seed = seed
 
     def attach(self, gates: HeadGates) -> None:
-        """Need nothing of the gates beforehand."""
+        """Change nothing: the order depends on the seed alone."""
 
     def scores(self, gates: HeadGates) -> Tensor:
-        """Return a number from 0 to 1 for each gate, the same at every call."""
+        """Return a random number from 0 to 1 for each gate, ``[num_gates]``, the same at every call."""
         generator = torch.Generator().manual_seed(self._seed)
         return torch.rand(len(gates.heads_per_gate), generator=generator, device="cpu").to(gates.log_alpha.device)
 
     def start_over(self, gates: HeadGates) -> None:
-        """Stay with the order."""
+        """Change nothing: the order is the same in all rounds."""

@@ -1,25 +1,25 @@
-"""Exactly k gates at every step: samplers of differentiable subset pruning (Li et al. 2021, arXiv 2108.04657)."""
+"""Samplers of exactly k gates for differentiable subset pruning (Li et al. 2021, arXiv 2108.04657)."""
 
 import torch
 from torch import Tensor, nn
 
 from gating.objectives.baselines.mask import HostCount
-from gating.objectives.per_part import BudgetPart
+from gating.objectives.budget import BudgetPart
 from gating.objectives.selection import select_gates
 
 __all__ = ["GumbelTopK", "StraightThroughTopK", "gumbel_noise", "soft_top_k"]
 
 
 def soft_top_k(scores: Tensor, k: int, temperature: Tensor | float) -> Tensor:
-    """Relax "the k largest" to a differentiable vector that sums to k (Xie and Ermon 2019, arXiv 1901.10517).
+    """Return a differentiable relaxation of "the k largest" that sums to k (Xie and Ermon 2019, arXiv 1901.10517).
 
-    The k-fold softmax: ``p_1 = softmax(r_1 / t)``, ``r_{j+1} = r_j + log(1 - p_j)``, and the answer is
-    ``p_1 + ... + p_k``. What was taken already is out of the way of the next draw. For ``t`` towards zero it is the
-    indicator of the k largest, for large ``t`` each entry is ``k / n``.
+    The k-fold softmax: ``p_1 = softmax(r_1 / t)``, ``r_{j+1} = r_j + log(1 - p_j)``, with the result ``p_1 + ... +
+    p_k``. Each step lowers the scores of entries that are already drawn. As ``t`` approaches zero, the result becomes
+    the indicator of the k largest; for large ``t`` each entry is ``k / n``.
 
     Args:
-        scores: ``r_1``, shape ``[n]``; minus infinity takes no part.
-        k: How many to take.
+        scores: ``r_1``, shape ``[n]``; entries of minus infinity are never drawn.
+        k: Number of entries to draw.
         temperature: ``t``.
 
     Returns:
@@ -30,7 +30,7 @@ def soft_top_k(scores: Tensor, k: int, temperature: Tensor | float) -> Tensor:
         [1.0, 0.0, 1.0]
     """
     with torch.autocast(device_type=scores.device.type, enabled=False):
-        # In double precision as in the authors' program: what has been taken must fall below all others.
+        # In double precision, as in the authors' program: drawn entries must fall below all others.
         left = scores.to(torch.float32 if scores.device.type == "mps" else torch.float64)
         tiny = torch.finfo(left.dtype).tiny
         total = torch.zeros_like(left)
@@ -42,10 +42,10 @@ def soft_top_k(scores: Tensor, k: int, temperature: Tensor | float) -> Tensor:
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
-    """Draw standard Gumbel noise: with it, the k largest scores are k draws without replacement.
+    """Draw standard Gumbel noise; the k largest scores with this noise are k draws without replacement.
 
     Args:
-        like: Tells shape and device.
+        like: Tensor with the shape and device of the noise.
 
     Returns:
         ``-log(-log(u))`` for uniform ``u``, float32.
@@ -55,17 +55,23 @@ def gumbel_noise(like: Tensor) -> Tensor:
 
 
 class StraightThroughTopK(nn.Module):
-    """Open the heads with the largest ``log_alpha``; the gradient passes as if the values were ``log_alpha`` itself.
+    """A sampler that opens the heads with the largest ``log_alpha``, with the gradient of ``log_alpha`` itself.
 
-    So closed heads get a gradient, too, and may open again (straight-through estimator, Bengio et al. 2013, arXiv
+    Closed heads get a gradient, too, and may open again (straight-through estimator, Bengio et al. 2013, arXiv
     1308.3432).
 
     Attributes:
-        num_open: How many heads are open.
+        num_open: Number of open heads.
     """
 
     def __init__(self, part: BudgetPart, *, num_heads: int, min_per_layer: int) -> None:
-        """Args: ``part`` has the gates, ``num_heads`` and ``min_per_layer`` are what they can keep."""
+        """Set the number of open heads.
+
+        Args:
+            part: The gates.
+            num_heads: Number of open heads, which the gates can keep.
+            min_per_layer: Least number of heads that every layer keeps.
+        """
         super().__init__()
         self.num_open = HostCount(num_heads)
         self._heads_per_gate = part.heads_per_gate
@@ -88,28 +94,36 @@ class StraightThroughTopK(nn.Module):
         return torch.zeros_like(log_alpha, requires_grad=False).index_fill(0, chosen, 1.0)
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
-        """Return the mask: nothing is left to chance."""
+        """Return the mask, as no gate is random."""
         return self.values(log_alpha)
 
 
 class GumbelTopK(nn.Module):
-    """Draw a relaxed subset of exactly so many heads in training; evaluate with the largest.
+    """A sampler that draws a relaxed subset of exactly k heads in training and uses the k largest in evaluation.
 
     A draw is ``soft_top_k(w + gumbel noise, k, temperature)`` with the importance variables ``w = scale * log_alpha``.
 
-    Where many draws meet a low temperature the gradient of the iterated softmax explodes (to 1e15 for 70 of 72 at 0.01)
-    and clipping the gradients of a whole model together would leave nothing of the others, so its norm is kept at 1.
+    With many draws and a low temperature the gradient of the iterated softmax explodes (to 1e15 for 70 of 72 heads at
+    0.01). Clipping the gradients of a whole model together would then shrink all others to nothing, so the norm of this
+    gradient is bounded by 1.
 
     Attributes:
-        hard: The subset without noise and relaxation.
-        temperature: Of the relaxation.
+        hard: Sampler of the k largest.
+        temperature: Temperature of the relaxation, a scalar buffer.
     """
 
     temperature: Tensor
     _is_padding: Tensor
 
     def __init__(self, part: BudgetPart, *, hard: StraightThroughTopK, scale: float, temperature: float) -> None:
-        """Args: ``part`` has the gates, the others are the attributes and factors named above."""
+        """Set up the sampler.
+
+        Args:
+            part: The gates.
+            hard: Sampler of the k largest.
+            scale: ``w`` over ``log_alpha``.
+            temperature: Temperature of the relaxation at the start.
+        """
         super().__init__()
         self.hard = hard
         self.register_buffer("temperature", torch.tensor(float(temperature)))
@@ -129,17 +143,17 @@ class GumbelTopK(nn.Module):
         return self.hard.values(log_alpha)
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
-        """Return about how often each gate is drawn: the relaxation without noise, at temperature 1."""
+        """Return the relaxation without noise at temperature 1: about the probability that each gate is drawn."""
         return self._relax(self._scale * log_alpha, 1.0)
 
     def _relax(self, scores: Tensor, temperature: Tensor | float) -> Tensor:
-        # Gates that stand for several heads are drawn as often as their heads come up.
+        # k heads are k / heads_per_draw gates if gates stand for several heads.
         num_draws = max(1, round(self.hard.num_open.value / self._heads_per_draw))
         return soft_top_k(scores.masked_fill(self._is_padding, -torch.inf), num_draws, temperature)
 
 
 def _bounded(gradient: Tensor) -> Tensor:
-    # Of what has overflowed already, nothing can be learned.
+    # Entries that have overflowed contain no direction.
     finite = gradient.nan_to_num(0.0, 0.0, 0.0)
     bounded: Tensor = finite / finite.norm().clamp_min(1.0)
     return bounded

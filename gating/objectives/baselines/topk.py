@@ -1,4 +1,4 @@
-"""A subset of exactly so many heads, learned (Li, Cotterell and Sachan 2021, arXiv 2108.04657)."""
+"""Differentiable subset pruning (Li, Cotterell and Sachan 2021, arXiv 2108.04657)."""
 
 import math
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.sampler import GateSampler
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
-from gating.objectives.budget import HeadBudget
-from gating.objectives.per_part import BudgetPart, modules_of, per_part
+from gating.objectives.budget import BudgetPart, HeadBudget
+from gating.objectives.per_part import modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["TopK"]
@@ -20,22 +20,22 @@ Sampler = GumbelTopK | StraightThroughTopK
 
 
 class TopK(nn.Module):
-    """Differentiable subset pruning: importance variables of the heads, of which exactly k are open at every step.
+    """Differentiable subset pruning: an objective with importance variables of the heads, exactly k of them open.
 
     The joint variant of the paper, in which weights and importance variables ``w`` are trained together. ``gumbel``
-    draws a relaxed subset with Gumbel noise at each step, while the temperature falls geometrically: from every head
-    open by ``k / n`` to ones and zeros. ``straight_through`` opens the k heads with the largest ``w`` and passes the
-    gradient on to all of them. As in the paper, ``w`` starts from a Xavier uniform distribution over layers times heads
-    and has the learning rate 0.5: the step of an Adam-type optimizer does not depend on the scale of gradients, so that
-    a ``scale`` of 5 makes it of the gates' 0.1.
+    draws a relaxed subset with Gumbel noise at each step, while the temperature falls geometrically: from values of
+    ``k / n`` to ones and zeros. ``straight_through`` opens the k heads with the largest ``w`` and passes the gradient
+    to all heads. As in the paper, ``w`` starts from a Xavier uniform distribution over layers times heads and has the
+    learning rate 0.5: steps of Adam do not depend on the scale of gradients, so that a ``scale`` of 5 makes 0.5 of the
+    gates' rate 0.1.
 
-    What differs is meant for runs of a thousand steps, not of the paper's 36800 (BERT on MNLI). There k is the budget
-    from the first step on (``BudgetSchedule(start=0, end=0)``) and the temperature falls from 1000 to 1e-8 in 0.68 of
-    the steps, so that most heads of a pre-trained model are off while it learns the task; in short runs all places went
-    to the last layer then, since the softmax weighs the gradient of each head against the mean of all. Here k descends
-    along the schedule that the other objectives have, and the temperature from 10 to 0.1, where the gradient still
-    tells heads apart. Besides, the k heads are trained on without noise after the search, where the paper evaluates at
-    once; and ``w`` has a constant rate, where the paper's falls linearly to zero.
+    The differences are for runs of a thousand steps; the paper's have 36800 (BERT on MNLI). In the paper, k is the
+    budget from the first step (``BudgetSchedule(start=0, end=0)``) and the temperature falls from 1000 to 1e-8 in 0.68
+    of the steps, so that most heads of a pre-trained model are off while it learns the task. In short runs, the last
+    layer won all k places in this way, since the softmax compares the gradient of each head with the mean of all. Here
+    k follows the same schedule as in other objectives, and the temperature falls from 10 to 0.1, where gradients of
+    heads still differ. After the search, the k heads are trained without noise, where the paper evaluates immediately;
+    and ``w`` has a constant learning rate, where the paper's falls linearly to zero.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class TopK(nn.Module):
         """Set the budget.
 
         Args:
-            num_heads: How many heads to keep, or how many of each kind of attention.
-            keep: Which share of the heads to keep, instead, likewise; a quarter when neither is given.
-            min_per_layer: How many heads every layer keeps at least; draws of ``gumbel`` are free of it.
+            num_heads: Number of heads to keep, or a number for each kind of attention.
+            keep: Share of the heads to keep, instead, or a share for each kind; a quarter if neither is given.
+            min_per_layer: Least number of heads that every layer keeps, except in draws of ``gumbel``.
             variant: ``gumbel`` or ``straight_through``.
             initial_temperature: Temperature of ``gumbel`` at the start.
-            final_temperature: The same after the cool-down.
+            final_temperature: Temperature of ``gumbel`` after ``cooldown``.
             cooldown: Share of the search in which the temperature falls.
-            scale: ``w`` over ``log_alpha``: so many times their learning rate is that of ``w``.
-            schedule: How k descends from all heads to the budget.
+            scale: ``w`` over ``log_alpha``, and so the learning rate of ``w`` over that of the gates.
+            schedule: Descent of k from all heads to the budget.
 
         Raises:
-            ValueError: A number is out of its range, or there is no such variant.
+            InputError: A number is out of range, or the variant is unknown.
         """
         super().__init__()
         if variant not in ("gumbel", "straight_through"):
@@ -87,11 +87,11 @@ class TopK(nn.Module):
         self._schedule = schedule or BudgetSchedule()
 
     def check(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if the gates cannot keep the budget."""
+        """Raise ``InputError`` if these gates cannot keep the budget."""
         self._budget.parts(gates)
 
     def attach(self, gates: HeadGates) -> None:
-        """Draw new ``log_alpha``, and let them compete for k places."""
+        """Initialize ``log_alpha`` at random and set the sampler of the gates."""
         parts = self._budget.parts(gates)
         bound = math.sqrt(6 / (len(gates.block_sizes) + max(gates.block_sizes)))
         nn.init.uniform_(gates.log_alpha, -bound / self._scale, bound / self._scale)
@@ -99,7 +99,7 @@ class TopK(nn.Module):
         gates.sampler = cast(GateSampler, samplers.to(gates.log_alpha.device))
 
     def update(self, gates: HeadGates, progress: float) -> None:
-        """Set temperature and k for this share of the search."""
+        """Set the temperature and k for this share of the search."""
         gates.forget_draw()
         for (part, budget), sampler in zip(self._budget.parts(gates), _samplers_of(gates), strict=True):
             if isinstance(sampler, GumbelTopK):
@@ -107,15 +107,15 @@ class TopK(nn.Module):
             _hard(sampler).num_open.value = self._num_open(part, budget, progress)
 
     def penalty(self, gates: HeadGates) -> Tensor:
-        """Return zero: the number is met by construction."""
+        """Return zero: the budget is met by construction."""
         return gates.log_alpha.new_zeros(())
 
     def target(self, gates: HeadGates) -> float:
-        """Return how many heads are open at this moment."""
+        """Return the number of open heads."""
         return float(sum(_hard(sampler).num_open.value for sampler in _samplers_of(gates)))
 
     def kept(self, gates: HeadGates) -> Tensor:
-        """Keep the heads with the largest ``log_alpha``."""
+        """Return the gates with the largest ``log_alpha`` that meet the budget."""
         return self._budget.choose(gates, gates.log_alpha)
 
     def _sampler(self, part: BudgetPart, budget: int) -> Sampler:
@@ -126,8 +126,8 @@ class TopK(nn.Module):
         return GumbelTopK(part, hard=hard, scale=self._scale, temperature=self._temperature(0.0))
 
     def _num_open(self, part: BudgetPart, budget: int, progress: float) -> int:
-        wanted = self._schedule.target(progress, total=part.num_heads, budget=budget)
-        return part.nearest(wanted, min_per_layer=self._budget.min_per_layer)
+        num_open = self._schedule.target(progress, total=part.num_heads, budget=budget)
+        return part.nearest(num_open, min_per_layer=self._budget.min_per_layer)
 
     def _temperature(self, progress: float) -> float:
         initial, final = map(math.log, self._temperatures)
@@ -137,9 +137,7 @@ class TopK(nn.Module):
 
 def _samplers_of(gates: HeadGates) -> list[Sampler]:
     samplers = modules_of(cast(nn.Module | None, gates.sampler))
-    found = [module for module in samplers if isinstance(module, (GumbelTopK, StraightThroughTopK))]
-    assert found, "attach() the objective to the gates first"
-    return found
+    return [module for module in samplers if isinstance(module, (GumbelTopK, StraightThroughTopK))]
 
 
 def _hard(sampler: Sampler) -> StraightThroughTopK:
