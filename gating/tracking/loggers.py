@@ -73,9 +73,9 @@ def _start_wandb(mode: Mode, **options: Any) -> TolerantWandbLogger | None:
     """Start a W&B run, offline if W&B cannot be used online; None if it cannot be used at all."""
     logger = None
     if mode == "online":
-        logger = _try_wandb("online", "The run goes on offline; `wandb sync` uploads it later.", **options)
+        logger = _try_wandb("online", "The run continues offline; `wandb sync` uploads it later.", **options)
     if logger is None and mode != "disabled":
-        logger = _try_wandb("offline", "The run goes on without it; the CSV file has its numbers.", **options)
+        logger = _try_wandb("offline", "The run continues without it; the CSV file has its numbers.", **options)
     return logger
 
 
@@ -159,7 +159,7 @@ def close_wandb(*, failed: bool) -> Path | None:
     try:
         run.finish(exit_code=1 if failed else 0)
     except Exception as error:
-        _log.warning(f"W&B did not finish ({str(error).strip() or type(error).__name__}); what it has is in {folder}.")
+        _log.warning(f"W&B did not finish ({str(error).strip() or type(error).__name__}); its files are in {folder}.")
         # Without its service, no other run could start in this process.
         with suppress(Exception):
             wandb.teardown()

@@ -76,4 +76,4 @@ def _query(base_url: str, key: str | None) -> str | None:
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error)) or type(error).__name__
     viewer = (answer.get("data") or {}).get("viewer") if isinstance(answer, dict) else None
-    return None if viewer or key is None else "the server does not know the key"
+    return None if viewer or key is None else "the key is unknown to the server"

@@ -29,7 +29,7 @@ def _tolerant(method: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             self.is_broken = True
             reason = str(error).strip() or type(error).__name__
-            _log.warning(f"W&B has failed ({reason}). The run goes on without it; the CSV file has its numbers.")
+            _log.warning(f"W&B has failed ({reason}). The run continues without it; the CSV file has its numbers.")
 
     return call
 

@@ -44,7 +44,7 @@ def finished(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
     return where, run_script("command_of_ranks.py", [*inputs, *TWO], cwd=where)
 
 
-def test_run_on_two_devices_ends_well_and_says_everything_once(finished):
+def test_a_run_on_two_devices_finishes_and_prints_everything_once(finished):
     _, process = finished
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
@@ -84,7 +84,7 @@ IN_CI = ("1 7 SIGKILL",)
 
 
 @pytest.mark.parametrize("happens", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ENDS])
-def test_whatever_happens_to_one_process_ends_the_run_which_can_go_on(happens, finished, inputs, tmp_path):
+def test_the_failure_of_one_process_ends_the_run_which_can_be_resumed(happens, finished, inputs, tmp_path):
     code, message = ENDS[happens]
     start = time.monotonic()
     settings = [*inputs, *TWO, "logger=csv", "callbacks.checkpoint.every_n_steps=1", "resume=auto"]
@@ -105,7 +105,7 @@ def test_whatever_happens_to_one_process_ends_the_run_which_can_go_on(happens, f
     assert all(comparison.values()), comparison
 
 
-def test_two_processes_take_the_steps_of_one_with_batches_twice_as_large(tmp_path):
+def test_two_processes_take_the_same_steps_as_one_with_twice_the_batch_size(tmp_path):
     folder = make_model_folder(tmp_path / "model")
     process = run_script("steps_of_ranks.py", [str(folder), str(tmp_path)], cwd=tmp_path)
     assert process.returncode == 0, process.stderr
@@ -140,20 +140,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_run_is_refused(case):
+def test_settings_that_cannot_be_run_are_refused(case):
     settings, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         check_processes({"accelerator": "cpu", "devices": 1, **settings})
 
 
-def test_gpus_that_are_not_there_are_refused():
+def test_missing_gpus_are_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu"):
         check_processes({"accelerator": "gpu", "devices": 1})
 
 
-def test_processes_started_by_others_are_counted(monkeypatch):
+def test_processes_of_a_launcher_are_counted(monkeypatch):
     assert check_processes({"accelerator": "cpu", "devices": 2}) == 2
     assert check_processes({"accelerator": "cpu", "devices": 1, "num_nodes": 3}) == 3
     assert check_processes({"accelerator": "cpu", "devices": 1, "plugins": [{"_target_": "some.Plugin"}]}) == 1
@@ -162,7 +162,7 @@ def test_processes_started_by_others_are_counted(monkeypatch):
         check_processes({"accelerator": "cpu", "devices": 2})
 
 
-def test_one_process_is_the_first_and_agrees_with_itself():
+def test_collectives_do_nothing_in_one_process():
     assert is_rank_zero()
     assert broadcast("here") == "here"
     check_same(torch.ones(2), "what is alone")

@@ -14,7 +14,7 @@ def rows_of(folder) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def test_the_file_goes_on_with_the_same_and_with_new_columns(tmp_path):
+def test_a_resumed_log_appends_rows_with_the_same_and_with_new_columns(tmp_path):
     first = open_log(tmp_path)
     first.log_metrics({"loss": 1.0}, step=0)
     first.save()
@@ -29,7 +29,7 @@ def test_the_file_goes_on_with_the_same_and_with_new_columns(tmp_path):
     ]
 
 
-def test_rows_after_a_checkpoint_are_left_out(tmp_path):
+def test_rows_after_a_checkpoint_are_dropped(tmp_path):
     loggers: list[Logger] = [open_log(tmp_path)]
     assert num_rows(loggers) == 0
     keep_rows(loggers, 3)

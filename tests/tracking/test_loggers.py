@@ -20,14 +20,14 @@ def no_account(monkeypatch, tmp_path):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     yield
     close_wandb(failed=True)
-    wandb.teardown()  # W&B keeps what it has found for its session
+    wandb.teardown()  # wandb caches its settings
 
 
 def test_without_an_account_runs_are_offline():
     assert resolve_mode("auto") == "offline"
 
 
-def test_environment_and_key_are_followed(monkeypatch, tmp_path):
+def test_environment_and_key_decide_the_mode(monkeypatch, tmp_path):
     host = wandb.Settings().base_url.removeprefix("https://")
     (tmp_path / "netrc").write_text(f"machine {host} login user password {'x' * 40}\n")
     assert resolve_mode("auto") == "online"
@@ -49,14 +49,14 @@ def test_an_identity_token_is_an_account(monkeypatch, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_key_in_the_settings_of_w_and_b_is_an_account(monkeypatch, tmp_path):
+def test_a_key_in_the_settings_file_of_wandb_is_an_account(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     (tmp_path / "settings").write_text(f"[default]\napi_key = {KEY}\n")
     wandb.teardown()
     assert resolve_mode("auto") == "online"
 
 
-def test_a_key_of_another_server_is_none_of_this_one(monkeypatch, tmp_path):
+def test_the_key_of_another_server_is_not_used(monkeypatch, tmp_path):
     (tmp_path / "netrc").write_text(f"machine elsewhere.org login user password {KEY}\n")
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.here.org")
     wandb.teardown()
@@ -74,7 +74,7 @@ def test_online_without_an_account_names_the_remedy():
     ("variable", "value"),
     [("WANDB_MODE", "nonsense"), ("WANDB_BASE_URL", "notaurl"), ("WANDB_PROJECT", "a/b#c"), ("WANDB_RUN_ID", "a/b")],
 )
-def test_settings_that_w_and_b_refuses_are_told_before_anything_begins(variable, value, monkeypatch):
+def test_settings_that_wandb_refuses_are_reported_before_a_run(variable, value, monkeypatch):
     wandb.teardown()
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=r"W&B cannot read its settings \(.*\)\. Correct the variables WANDB_"):
@@ -83,13 +83,13 @@ def test_settings_that_w_and_b_refuses_are_told_before_anything_begins(variable,
 
 
 @pytest.mark.parametrize("options", [{"project": "a/b"}, {"project": "x" * 300}, {"tags": ["x" * 100]}, {"tags": [""]}])
-def test_what_w_and_b_does_not_take_costs_nothing_but_w_and_b(options, tmp_path, caplog):
+def test_options_that_wandb_refuses_disable_wandb_only(options, tmp_path, caplog):
     (csv,) = build_loggers(tmp_path, mode="offline", **options)
     assert isinstance(csv, CsvLogger)
     assert [record.message.startswith("W&B cannot be used offline (") for record in caplog.records] == [True]
 
 
-def test_spaces_around_a_key_are_no_part_of_it(monkeypatch):
+def test_whitespace_around_a_key_is_stripped(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", " \n")
     assert resolve_mode("auto") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", f"{KEY}\n")
@@ -116,18 +116,18 @@ def test_disabled_leaves_the_csv_file(tmp_path):
     assert close_wandb(failed=False) is None
 
 
-# Outages. The server is one of this machine.
+# Outages of a local server.
 
 
 @pytest.fixture
 def online(monkeypatch):
-    """Return a function that makes W&B use a server, and wait for it for a few seconds only."""
+    """Return a function that lets wandb use a server, with a timeout of a few seconds."""
 
     def use(url: str) -> None:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", url)
         monkeypatch.setattr(loggers, "_TIMEOUT_S", 2.0)
-        wandb.teardown()  # W&B reads its settings once in a process
+        wandb.teardown()  # wandb caches its settings
 
     yield use
     close_wandb(failed=True)
@@ -141,7 +141,7 @@ def closed_port() -> int:
         return closed.getsockname()[1]
 
 
-def what_was_said(caplog) -> list[str]:
+def warnings_in(caplog) -> list[str]:
     ours = [record for record in caplog.records if record.name.startswith("gating.")]
     return [record.message for record in ours if record.levelno >= logging.WARNING]
 
@@ -151,7 +151,7 @@ def kinds_of_runs(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("outage", ["no network", "wrong key", "server error", "run refused"])
-def test_a_run_that_cannot_be_online_is_offline_and_says_so_once(tmp_path, online, caplog, outage):
+def test_a_run_that_cannot_be_online_is_offline_with_one_warning(tmp_path, online, caplog, outage):
     with fake_server() as server:
         server.fault = {"wrong key": 401, "server error": 500}.get(outage)
         server.fault_of_runs = {"run refused": 401}.get(outage)
@@ -165,8 +165,8 @@ def test_a_run_that_cannot_be_online_is_offline_and_says_so_once(tmp_path, onlin
         questions = len(server.questions)
     assert folder.name.startswith("offline-run-")
     assert "offline-" in kinds_of_runs(tmp_path)
-    (said,) = what_was_said(caplog)
-    assert "The run goes on offline; `wandb sync` uploads it later" in said
+    (said,) = warnings_in(caplog)
+    assert "The run continues offline; `wandb sync` uploads it later" in said
     assert KEY not in said
     assert questions < 10
     assert (tmp_path / "csv").exists()
@@ -182,11 +182,11 @@ def test_a_server_that_works_gets_the_run(tmp_path, online, caplog):
     assert folder.name.startswith("run-")
     assert "UpsertBucket" in asked
     assert "hf_" + "s" * 30 not in asked
-    assert what_was_said(caplog) == []
+    assert warnings_in(caplog) == []
 
 
 @pytest.mark.parametrize("outage", [None, "no network", "server error", "run refused"])
-def test_a_run_with_an_identity_token_is_online_or_goes_on_offline(tmp_path, online, caplog, monkeypatch, outage):
+def test_a_run_with_an_identity_token_is_online_or_continues_offline(tmp_path, online, caplog, monkeypatch, outage):
     (tmp_path / "token").write_text("an.identity.token")
     with fake_server() as server:
         server.fault = {"server error": 500}.get(outage)
@@ -201,12 +201,12 @@ def test_a_run_with_an_identity_token_is_online_or_goes_on_offline(tmp_path, onl
         folder = close_wandb(failed=False)
         asked = "".join(body for _, body in server.questions)
     assert folder.name.startswith("offline-run-" if outage else "run-")
-    assert len(what_was_said(caplog)) == (1 if outage else 0)
+    assert len(warnings_in(caplog)) == (1 if outage else 0)
     assert ("UpsertBucket" in asked) == (outage is None)
 
 
 @pytest.mark.parametrize("fault", [500, "hang"])
-def test_an_outage_in_the_middle_stops_nothing(tmp_path, online, fault):
+def test_an_outage_during_a_run_does_not_stop_it(tmp_path, online, fault):
     with fake_server() as server:
         online(server.url)
         built = build_loggers(tmp_path)
@@ -221,7 +221,7 @@ def test_an_outage_in_the_middle_stops_nothing(tmp_path, online, fault):
     assert wandb.run is None
 
 
-def test_w_and_b_that_dies_costs_nothing_but_itself(tmp_path, monkeypatch, caplog):
+def test_a_crash_of_wandb_disables_wandb_only(tmp_path, monkeypatch, caplog):
     def gone(*_, **__):
         raise ConnectionResetError(104, "Connection reset by peer")
 
@@ -236,10 +236,10 @@ def test_w_and_b_that_dies_costs_nothing_but_itself(tmp_path, monkeypatch, caplo
     close_wandb(failed=False)
     assert logger.is_broken
     assert wandb.run is None
-    failed, unfinished = what_was_said(caplog)
-    assert "W&B has failed ([Errno 104] Connection reset by peer). The run goes on without it" in failed
+    failed, unfinished = warnings_in(caplog)
+    assert "W&B has failed ([Errno 104] Connection reset by peer). The run continues without it" in failed
     assert "W&B did not finish" in unfinished
-    # The next job of a sweep has a W&B run of its own.
+    # The next job of a sweep gets a separate W&B run.
     monkeypatch.undo()
     logger, _ = build_loggers(tmp_path / "next", mode="offline")
     logger.log_metrics({"x": 1.0})
@@ -247,7 +247,7 @@ def test_w_and_b_that_dies_costs_nothing_but_itself(tmp_path, monkeypatch, caplo
     assert kinds_of_runs(tmp_path / "next") == ["offline-"]
 
 
-def test_an_identity_token_that_is_not_there_is_told_before_a_run(tmp_path, monkeypatch):
+def test_a_missing_identity_token_is_reported_before_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"WANDB_IDENTITY_TOKEN_FILE=.*nowhere: there is no such file"):
         resolve_mode("auto")

@@ -15,7 +15,7 @@ def server(monkeypatch):
         yield running
 
 
-def test_a_server_that_knows_the_key_is_reachable(server):
+def test_a_server_that_accepts_the_key_is_reachable(server):
     assert why_unreachable(server.url, KEY) is None
     assert why_unreachable(f"{server.url}/", KEY) is None
 
@@ -30,25 +30,25 @@ def test_a_server_that_knows_the_key_is_reachable(server):
         (500, "the server answers 500 Internal Server Error"),
         (503, "the server answers 503 Service Unavailable"),
         ("redirect", "the server answers 302 Found"),
-        ("nobody", "the server does not know the key"),
+        ("nobody", "the key is unknown to the server"),
         ("noise", "Expecting value"),
         ("hang", "timed out"),
         ("drip", "no answer within 1 s"),
     ],
 )
-def test_every_fault_is_a_reason_within_seconds(server, fault, reason):
+def test_every_fault_has_a_reason_within_seconds(server, fault, reason):
     server.fault = fault
     start = time.monotonic()
     assert reason in why_unreachable(server.url, KEY, deadline=1)
     assert time.monotonic() - start < 10  # a bound on hanging, not on speed
 
 
-def test_a_complaint_about_the_question_is_an_answer(server):
+def test_a_client_error_about_the_query_means_reachable(server):
     server.fault = 400
     assert why_unreachable(server.url, KEY) is None
 
 
-def test_a_closed_port_and_an_address_that_is_none_are_reasons():
+def test_a_closed_port_and_an_invalid_address_have_reasons():
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -56,7 +56,7 @@ def test_a_closed_port_and_an_address_that_is_none_are_reasons():
     assert "unknown url type" in why_unreachable("nonsense", KEY)
 
 
-def test_the_key_goes_to_no_other_server(server):
+def test_the_key_is_not_sent_to_another_server(server):
     with fake_server() as other:
         server.fault, server.elsewhere = "redirect", other.url
         why_unreachable(server.url, KEY)
@@ -66,7 +66,7 @@ def test_the_key_goes_to_no_other_server(server):
     assert KEY not in body
 
 
-def test_where_there_is_no_key_any_answer_about_it_will_do(server):
+def test_without_a_key_any_response_about_it_means_reachable(server):
     for fault in (None, 401, 403, "nobody"):
         server.fault = fault
         assert why_unreachable(server.url, None) is None

@@ -1,4 +1,4 @@
-"""Secrets: sentinels that must be in no file of a run, and in nothing that is printed."""
+"""Redaction: a sentinel in each kind of secret must appear in no file and no output of a run."""
 
 import io
 import os
@@ -36,7 +36,7 @@ SENTINEL = "s3ntinel"
         "got hf_s3ntinels3ntinels3ntinel, which is invalid",
     ],
 )
-def test_a_secret_in_a_text_is_hidden(text):
+def test_a_secret_in_a_text_is_redacted(text):
     assert SENTINEL not in redact(text)
     assert "***" in redact(text)
 
@@ -54,19 +54,19 @@ def test_a_secret_in_a_text_is_hidden(text):
         "model hf_bert",
     ],
 )
-def test_what_is_no_secret_stays(text):
+def test_other_text_stays(text):
     assert redact(text) == text
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MY_DB_PASSWORD"])
-def test_values_of_the_environment_are_hidden_wherever_they_stand(monkeypatch, name):
+def test_secret_values_of_the_environment_are_redacted_everywhere(monkeypatch, name):
     monkeypatch.setenv(name, f"{SENTINEL}/abc")
     assert redact(f"a{SENTINEL}/abcb") == "a***b"
     monkeypatch.setenv(name, "short")
     assert redact("a short text") == "a short text"
 
 
-def test_values_of_the_command_line_are_hidden_wherever_they_stand(monkeypatch):
+def test_secret_values_of_the_command_line_are_redacted_everywhere(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "+model.token='s3ntinel1'", "seed=12345678"])
     assert redact("s3ntinel1 12345678") == "*** 12345678"
     with hidden_arguments():
@@ -74,7 +74,7 @@ def test_values_of_the_command_line_are_hidden_wherever_they_stand(monkeypatch):
     assert sys.argv[1] == "+model.token='s3ntinel1'"
 
 
-def test_settings_lose_their_secrets_and_nothing_else():
+def test_settings_are_redacted_and_otherwise_unchanged():
     settings = {
         "model": {"name": "bert", "token": SENTINEL, "pad_token": "[PAD]"},
         "data": {"path": f"https://me:{SENTINEL}@host/x", "token": None},
@@ -89,7 +89,7 @@ def test_settings_lose_their_secrets_and_nothing_else():
     }
 
 
-def test_a_file_loses_its_secrets(tmp_path):
+def test_a_file_is_redacted(tmp_path):
     redact_file(tmp_path / "nothing")
     path = tmp_path / "multirun.yaml"
     path.write_text(f"task:\n  - +model.token={SENTINEL}\nseed: 0\n")
@@ -97,7 +97,7 @@ def test_a_file_loses_its_secrets(tmp_path):
     assert path.read_text() == "task:\n  - +model.token=***\nseed: 0\n"
 
 
-def test_output_is_hidden_and_stays_a_stream(monkeypatch):
+def test_output_is_redacted_and_stays_a_stream(monkeypatch):
     out, err = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -117,7 +117,7 @@ SECRETS = {
     "HTTPS_PROXY": "http://me:s3ntinel-proxy@127.0.0.1:9",
     "WANDB_BASE_URL": "http://me:s3ntinel-base@127.0.0.1:9",
 }
-# A setting that there is not, and one that takes any text.
+# An unknown setting, and one that accepts any text.
 TOKEN, URL = "model.token=s3ntinel-override", "logger.name='https://me:s3ntinel-url@host/x'"
 
 
@@ -148,11 +148,11 @@ def test_no_file_of_a_run_has_a_secret(inputs, secrets, tmp_path, monkeypatch, c
     monkeypatch.chdir(repository)
     folder = repository / "out"
     overrides = [*inputs, URL, "logger.tags=['token=s3ntinel-tag']", "logger.mode=offline", f"output_dir={folder}"]
-    # Others that W&B would note.
+    # wandb records sys.argv.
     monkeypatch.setattr(sys, "argv", ["train.py", *overrides, f"+{TOKEN}"])
     train.guarded_run(compose_settings(overrides))
     assert {"compact", "config.yaml", "csv", "metrics.json", "report", "wandb"} <= set(os.listdir(folder))
-    # W&B may still be writing when it says that it has finished.
+    # wandb may still be writing after finish() has returned.
     end = time.monotonic() + 20
     while time.monotonic() < end and not any(path.stat().st_size > 1000 for path in folder.glob(WANDB_FILE)):
         time.sleep(0.1)
@@ -164,7 +164,7 @@ def test_no_file_of_a_run_has_a_secret(inputs, secrets, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("error", ["of Hydra", "of the program"])
 def test_no_error_shows_a_secret(inputs, secrets, tmp_path, monkeypatch, error):
-    # Hydra repeats the command when something fails.
+    # Hydra prints the overrides on errors.
     overrides = [*inputs, URL, TOKEN if error == "of Hydra" else f"+{TOKEN}", f"output_dir={tmp_path / 'out'}"]
     out, err = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
@@ -183,7 +183,7 @@ def test_no_error_shows_a_secret(inputs, secrets, tmp_path, monkeypatch, error):
     assert SENTINEL not in said
 
 
-def test_the_command_line_and_the_note_of_a_sweep_show_no_secret(inputs, secrets, tmp_path):
+def test_the_output_and_files_of_a_sweep_show_no_secret(inputs, secrets, tmp_path):
     process = run_command(["-m", *inputs, f"+{TOKEN}", "seed=0,1", "output_dir=sweep"], cwd=tmp_path)
     assert process.returncode == 1
     assert "There is no setting model.token" in process.stderr

@@ -10,19 +10,19 @@ STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.5, 0.0]])
 TEACHER = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
-def by_hand(student, teacher, temperature):
-    """Write the formula out as a sum over classes, averaged over rows."""
+def reference_loss(student, teacher, temperature):
+    """Return the formula as a sum over classes, averaged over rows."""
     p, q = ((logits / temperature).softmax(-1) for logits in (teacher, student))
     return temperature**2 * (p * (p.log() - q.log())).sum(-1).mean()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 7.5])
-def test_distance_is_the_formula(temperature):
-    expected = by_hand(STUDENT, TEACHER, temperature)
+def test_distance_matches_the_formula(temperature):
+    expected = reference_loss(STUDENT, TEACHER, temperature)
     torch.testing.assert_close(distillation_loss(STUDENT, TEACHER, temperature=temperature), expected)
 
 
-def test_gradients_keep_their_size_whatever_the_temperature():
+def test_gradient_norm_is_independent_of_the_temperature():
     norms = []
     for temperature in (5.0, 50.0):
         student = STUDENT.clone().requires_grad_()
@@ -31,7 +31,7 @@ def test_gradients_keep_their_size_whatever_the_temperature():
     assert norms[0] == pytest.approx(norms[1], rel=0.1)
 
 
-def test_a_single_logit_is_a_number():
+def test_a_single_logit_has_a_squared_error():
     student, teacher = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [5.0]])
     assert distillation_loss(student, teacher, temperature=3.0).item() == pytest.approx((1 + 4) / 2)
 
@@ -40,37 +40,37 @@ def test_loss_is_the_mixture():
     loss = Distillation(weight=0.3, temperature=2.0).loss(
         torch.tensor(4.0), {"logits": STUDENT}, {"logits": TEACHER}, torch.tensor([0, 1])
     )
-    torch.testing.assert_close(loss, 0.7 * torch.tensor(4.0) + 0.3 * by_hand(STUDENT, TEACHER, 2.0))
+    torch.testing.assert_close(loss, 0.7 * torch.tensor(4.0) + 0.3 * reference_loss(STUDENT, TEACHER, 2.0))
 
 
-def test_positions_without_a_label_do_not_count():
+def test_positions_without_a_label_are_ignored():
     labels = torch.tensor([[2, -100], [-100, 1]])
     student, teacher = torch.stack([STUDENT, STUDENT]), torch.stack([TEACHER, TEACHER])
     loss = Distillation(weight=1.0, temperature=1.0).loss(
         torch.tensor(0.0), {"logits": student}, {"logits": teacher}, labels
     )
-    torch.testing.assert_close(loss, by_hand(STUDENT, TEACHER, 1.0))
+    torch.testing.assert_close(loss, reference_loss(STUDENT, TEACHER, 1.0))
 
 
-def test_two_answers_count_alike():
+def test_start_and_end_logits_are_averaged():
     answers = {"start_logits": STUDENT, "end_logits": TEACHER}, {"start_logits": TEACHER, "end_logits": TEACHER}
     loss = Distillation(weight=1.0, temperature=1.0).loss(torch.tensor(0.0), *answers, None)
-    torch.testing.assert_close(loss, by_hand(STUDENT, TEACHER, 1.0) / 2)
+    torch.testing.assert_close(loss, reference_loss(STUDENT, TEACHER, 1.0) / 2)
 
 
-def test_half_precision_answers_are_compared_in_single():
+def test_half_precision_logits_are_compared_in_single():
     loss = distillation_loss(STUDENT.bfloat16(), TEACHER.bfloat16(), temperature=1.0)
     assert loss.dtype == torch.float32
     assert functional.relu(loss) > 0
 
 
-@pytest.mark.parametrize(("arguments", "told"), [({"weight": 1.5}, "weight=1.5"), ({"temperature": 0.0}, "positive")])
-def test_numbers_out_of_range_are_refused(arguments, told):
-    with pytest.raises(ValueError, match=told):
+@pytest.mark.parametrize(("arguments", "message"), [({"weight": 1.5}, "weight=1.5"), ({"temperature": 0.0}, "positive")])
+def test_numbers_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
         Distillation(**arguments)
 
 
-def test_a_teacher_of_other_classes_is_refused():
+def test_a_teacher_with_other_classes_is_refused():
     student, teacher = build("bert"), build("bert")
     batch = batch_for(student)
     check_teacher(teacher, student, batch)

@@ -15,7 +15,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def bad_loss(monkeypatch, *, after: int, value: float, gradient_only: bool = False) -> None:
-    """Make the loss bad from a step of the run on."""
+    """Multiply the loss or its gradient by NaN or infinity after a step of the run."""
     training_step = FineTuning.training_step
 
     def step(self, batch, batch_idx):
@@ -31,7 +31,7 @@ def bad_loss(monkeypatch, *, after: int, value: float, gradient_only: bool = Fal
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run_with_step_checkpoint_and_advice(
+def test_a_loss_that_is_not_finite_ends_the_run_with_step_checkpoint_and_advice(
     value, inputs, tmp_path, monkeypatch, capsys
 ):
     bad_loss(monkeypatch, after=5, value=value)
@@ -44,8 +44,8 @@ def test_a_loss_that_is_no_number_ends_the_run_with_step_checkpoint_and_advice(
     assert "optimizer.lr" in error
 
 
-def test_weights_that_are_no_numbers_are_not_kept(inputs, tmp_path, monkeypatch, capsys):
-    """The loss was still a number when the gradients were none any more; the next one shows it."""
+def test_weights_that_are_not_finite_are_not_saved(inputs, tmp_path, monkeypatch, capsys):
+    """The loss is still finite when gradients become NaN; the next loss is not."""
     bad_loss(monkeypatch, after=5, value=1.0, gradient_only=True)
     folder = tmp_path / "run"
     assert end_of(folder, inputs, "callbacks.checkpoint.every_n_steps=1", "trainer.gradient_clip_val=null") == 1
@@ -55,7 +55,7 @@ def test_weights_that_are_no_numbers_are_not_kept(inputs, tmp_path, monkeypatch,
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values() if isinstance(tensor, torch.Tensor))
 
 
-def test_a_loss_in_the_first_step_has_no_checkpoint_before_it(inputs, tmp_path, monkeypatch, capsys):
+def test_divergence_at_the_first_step_has_no_checkpoint(inputs, tmp_path, monkeypatch, capsys):
     bad_loss(monkeypatch, after=0, value=math.nan)
     with at_batch(2, lambda: pytest.fail("it went on")):
         assert end_of(tmp_path / "run", inputs) == 1

@@ -1,4 +1,4 @@
-"""How much of the validation and test data the evaluations at the ends of phases see."""
+"""Numbers of validation and test batches evaluated at the ends of phases."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return how many batches each evaluation sees, as they come."""
+    """Return a list that collects the number of batches of each evaluation."""
     seen, evaluate = [], run_module.evaluate
 
     def count(model, batches, **arguments):
@@ -29,12 +29,12 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-def numbers_of(folder: Path, *settings: str) -> dict:
+def metrics_of(folder: Path, *settings: str) -> dict:
     train.run(compose_settings([*settings, f"output_dir={folder}"]))
     return json.loads((folder / "metrics.json").read_text())
 
 
-# Of 8 batches of validation and 8 of test data: at the end of the search, after the removal, and at the end.
+# Of 8 validation and 8 test batches: at the end of the search, after the removal, and at the end of the run.
 CASES = {
     "trainer.limit_val_batches=1.0": [8, 8, 8, 8],
     "trainer.limit_val_batches=3": [3, 3, 3, 8],
@@ -49,18 +49,18 @@ CASES = {
 
 
 @pytest.mark.parametrize("settings", CASES)
-def test_evaluations_at_the_ends_of_phases_keep_to_the_limits(settings, inputs, evaluated, tmp_path):
+def test_evaluations_at_the_ends_of_phases_respect_the_limits(settings, inputs, evaluated, tmp_path):
     if "objective=none" in settings:
         inputs = [line for line in inputs if not line.startswith("objective")]
-    numbers = numbers_of(tmp_path / "run", *inputs, *settings.split())
+    numbers = metrics_of(tmp_path / "run", *inputs, *settings.split())
     assert evaluated == CASES[settings]
     assert ("val/accuracy" in numbers) == (settings != "trainer.limit_val_batches=0")
     assert ("test/accuracy" in numbers) == (settings != "trainer.limit_test_batches=0")
 
 
-def test_a_run_that_evaluates_nothing_is_finished_with_its_other_numbers(inputs, evaluated, tmp_path):
+def test_a_run_without_evaluation_finishes_with_its_other_numbers(inputs, evaluated, tmp_path):
     limits = ["trainer.limit_val_batches=0", "trainer.limit_test_batches=0"]
-    numbers = numbers_of(tmp_path / "run", *inputs, *limits)
+    numbers = metrics_of(tmp_path / "run", *inputs, *limits)
     assert evaluated == []
     assert numbers["num_heads"] == 4
     assert not [name for name in numbers if "accuracy" in name]

@@ -1,4 +1,4 @@
-"""Phases that end before their last step: the run can go on, and comes to the same end."""
+"""Phases that end before their last step: the run can be resumed, with the same result."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ EARLY = (
 
 
 class StopAt(pl.Callback):
-    """Asks for a stop at a hook, as soon as so many steps are done."""
+    """Stops training in a hook after a number of steps."""
 
     def __init__(self, hook: str, step: int) -> None:
         def stop(trainer: pl.Trainer, *_: object, **__: object) -> None:
@@ -51,7 +51,7 @@ def stop_at(hook: str, step: int) -> str:
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_train_epoch_end", "on_train_start"])
-def test_a_phase_that_a_callback_ends_is_interrupted_and_goes_on_without_it(hook, inputs, whole, tmp_path, capsys):
+def test_a_phase_stopped_by_a_callback_is_interrupted_and_resumes_without_it(hook, inputs, whole, tmp_path, capsys):
     folder = tmp_path / "run"
     step = 0 if hook == "on_train_start" else 2
     assert end_of(folder, inputs, stop_at(hook, step)) == 143
@@ -70,7 +70,7 @@ def test_a_phase_that_a_callback_ends_is_interrupted_and_goes_on_without_it(hook
     assert_same_weights(folder, whole)
 
 
-def test_the_time_limit_interrupts_each_phase_and_the_run_goes_on_to_its_end(inputs, whole, tmp_path, capsys):
+def test_the_time_limit_interrupts_each_phase_and_the_run_resumes_to_its_end(inputs, whole, tmp_path, capsys):
     folder, ends = tmp_path / "run", []
     for _ in range(20):
         ends.append(end_of(folder, inputs, "trainer.max_time={microseconds: 1}", "resume=auto"))
@@ -88,7 +88,7 @@ PHASES = {"dense": ["objective=none"], "recovery": [], "teacher": ["distillation
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_all_phases_are_interrupted_likewise(phase, inputs, tmp_path, capsys, monkeypatch):
+def test_every_phase_can_be_interrupted(phase, inputs, tmp_path, capsys, monkeypatch):
     inputs = [line for line in inputs if phase != "dense" or not line.startswith("objective")]
     settings, train_step = PHASES[phase], FineTuning.training_step
 
@@ -108,7 +108,7 @@ def test_all_phases_are_interrupted_likewise(phase, inputs, tmp_path, capsys, mo
     assert_same_weights(folder, tmp_path / "whole")
 
 
-def test_early_stopping_is_an_interruption_that_one_can_go_on_from_without_it(inputs, whole, tmp_path, capsys):
+def test_early_stopping_is_an_interruption_and_the_run_resumes_without_it(inputs, whole, tmp_path, capsys):
     folder = tmp_path / "run"
     assert end_of(folder, inputs, EARLY) == 143
     assert "perhaps by one of the callbacks (" in (err := capsys.readouterr().err)
@@ -126,7 +126,7 @@ def test_the_rest_of_a_run_may_have_another_time_limit(inputs, whole, tmp_path):
     assert_same_weights(folder, whole)
 
 
-def test_a_stop_at_the_last_step_is_the_end(inputs, whole, tmp_path):
+def test_a_stop_at_the_last_step_completes_the_phase(inputs, whole, tmp_path):
     run_in(tmp_path / "run", inputs, stop_at("on_train_epoch_end", 9))
     assert_same_weights(tmp_path / "run", whole)
 
@@ -140,7 +140,7 @@ def test_a_stop_between_accumulated_batches_waits_for_the_step(inputs, tmp_path)
     assert_same_weights(folder, tmp_path / "whole")
 
 
-def test_without_checkpoints_an_unfinished_phase_is_not_finished_either(inputs, tmp_path):
+def test_without_checkpoints_an_interrupted_phase_is_not_complete(inputs, tmp_path):
     assert end_of(tmp_path / "run", inputs, "callbacks=none", stop_at("on_train_batch_end", 3)) == 143
     assert not (tmp_path / "run" / "metrics.json").exists()
 
@@ -155,7 +155,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("setting", BAD)
-def test_settings_that_phases_cannot_have_are_refused(setting, inputs, tmp_path, capsys):
+def test_settings_that_change_the_steps_of_phases_are_refused(setting, inputs, tmp_path, capsys):
     assert end_of(tmp_path / "run", inputs, setting) == 1
     assert BAD[setting] in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
     return make_model_folder(tmp_path_factory.mktemp("module") / "model")
 
 
-def test_weights_and_gates_train_with_rates_of_their_own(folder):
+def test_weights_and_gates_have_separate_learning_rates(folder):
     module = make_module(folder)
     before = module.model.bert.encoder.layer[0].attention.self.query.weight.clone()
     log_alpha = module.gates.log_alpha.clone()
@@ -84,7 +84,7 @@ def test_weights_and_gates_train_with_rates_of_their_own(folder):
     assert 0 < (module.model.bert.encoder.layer[0].attention.self.query.weight - before).abs().max() < 0.05
 
 
-def test_noise_of_a_step_depends_on_its_number_alone(folder):
+def test_noise_depends_on_the_step_number_alone(folder):
     def loss_after(disturbance: int) -> torch.Tensor:
         module = make_module(folder)
         torch.manual_seed(disturbance)
@@ -114,7 +114,7 @@ class StopAfter(pl.Callback):
         trainer.should_stop = trainer.global_step >= self.step
 
 
-def test_history_is_kept_in_checkpoints(folder):
+def test_history_is_saved_in_checkpoints(folder):
     history = History()
     monitor = GateMonitor(history)
     fit(make_module(folder), steps=4, callbacks=[monitor])
@@ -125,7 +125,7 @@ def test_history_is_kept_in_checkpoints(folder):
     assert other.history == history
 
 
-def test_recovery_counts_on_from_the_search(folder):
+def test_recovery_continues_the_step_count_of_the_search(folder):
     history = History()
     module = make_module(folder, gated=False, first_step=5)
     fit(module, steps=2, callbacks=[GateMonitor(history)])
@@ -133,7 +133,7 @@ def test_recovery_counts_on_from_the_search(folder):
     assert history.observations[0].open == 12
 
 
-def test_evaluation_uses_deterministic_gates_and_leaves_the_mode(folder):
+def test_evaluation_uses_deterministic_gates_and_restores_the_mode(folder):
     module = make_module(folder)
     module.train()
     metrics = class_metrics(["accuracy"], num_classes=2)
@@ -143,7 +143,7 @@ def test_evaluation_uses_deterministic_gates_and_leaves_the_mode(folder):
 
 
 class Losses(pl.Callback):
-    """Remembers losses; holds gates at their deterministic values, since compilers draw noise in an order of theirs."""
+    """Records losses, with gates at their deterministic values: compiled graphs draw noise in another order."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -162,7 +162,7 @@ def two_phases(folder, *, compiler: str | None) -> list[float]:
         folder,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        problem_type="single_label_classification",  # as the task sets it; else the first step does, for another graph
+        problem_type="single_label_classification",  # set by the task; otherwise the first step sets it and causes another graph
     )
     losses = Losses()
     gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=4)
@@ -180,9 +180,9 @@ def two_phases(folder, *, compiler: str | None) -> list[float]:
     return losses.values
 
 
-# Dynamo looks at every tensor it meets, also at the gate values, which are no leaves.
+# Dynamo reads .grad of all tensors, also of gate values, which are not leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-# Inductor's own imports.
+# Imports of Inductor.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_steps_have_the_same_losses_before_and_after_removal(folder, compiler):
@@ -213,9 +213,9 @@ def test_recomputed_activations_give_the_same_losses_and_gradients(folder):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true", "16-true"])
 @pytest.mark.parametrize("objective", [gating.Lagrangian(num_heads=4), gating.IterativePruning(gating.Importance())])
-# On CPUs 16-mixed means bfloat16, and Lightning says so.
+# On CPUs 16-mixed means bfloat16, with a warning.
 @pytest.mark.filterwarnings("ignore:.*precision='16-mixed'.*:UserWarning")
-def test_what_decides_over_heads_stays_in_full_precision(precision, objective, folder, tmp_path):
+def test_gates_and_objective_stay_in_full_precision(precision, objective, folder, tmp_path):
     def make() -> FineTuning:
         model, own = BertForSequenceClassification.from_pretrained(folder).train(), copy.deepcopy(objective)
         gates = gating.inject_gates(model)

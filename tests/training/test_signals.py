@@ -73,14 +73,14 @@ def test_ignored_signals_stay_ignored():
 def test_other_threads_keep_the_signal_handlers():
     failed = []
 
-    def work() -> None:
+    def target() -> None:
         try:
             with stop_on_signals():
                 DeferredSignals().restore()
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=target)
     thread.start()
     thread.join()
     assert failed == []

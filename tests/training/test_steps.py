@@ -42,6 +42,6 @@ def test_evaluations_follow_the_limits_of_their_split(limits, validation, test):
 
 
 @pytest.mark.parametrize(("name", "split"), [("limit_val_batches", "validation"), ("limit_test_batches", "test")])
-def test_a_share_of_less_than_one_batch_is_refused(name, split):
+def test_a_fraction_below_one_batch_is_refused(name, split):
     with pytest.raises(ValueError, match=rf"trainer\.{name}=0\.1 of 8 {split} batch"):
         count_evaluated({name: 0.1}, split, num_batches=8)
