@@ -12,7 +12,7 @@ from gating.report.card import heads_per_layer
 from gating.report.figures import save_pictures
 from gating.report.tables import print_report, print_samples
 from gating.run.run import Run
-from gating.tasks.samples import WritesText
+from gating.tasks.base import WritesText
 from gating.tracking.loggers import log_outcome, log_samples
 
 __all__ = ["export", "report"]

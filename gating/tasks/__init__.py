@@ -1,4 +1,4 @@
-"""What a model is trained for: each task in a file."""
+"""Tasks that a model is trained for, one per module."""
 
 from gating.tasks.causal_lm import CausalLM
 from gating.tasks.image_classification import ImageClassification

@@ -1,35 +1,45 @@
-"""What a task has to offer, so that one command and one Lightning module can train it."""
+"""Protocol of tasks: the class of model, how examples become batches, and how predictions are scored."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from datasets import DatasetDict
 from torchmetrics import MetricCollection
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.compact.save import Processor
 from gating.data.batches import Batch
 from gating.models.sources import ModelSource
 from gating.report.score import Score
 
-__all__ = ["Prepared", "Task"]
+__all__ = ["Prepared", "Sample", "Task", "WritesText"]
+
+# A text that a model generated: ``prompt`` or ``source``, ``written``, and ``right`` if there is a reference.
+Sample = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Examples that are ready to train on, and what follows from them.
+    """Data of a task, ready for training.
+
+    A batch of ``collate`` is a dictionary of
+
+    * the keyword arguments of the model's forward pass: ``input_ids`` and ``attention_mask`` of shape
+      ``(batch, length)``, or ``pixel_values`` of shape ``(batch, channels, height, width)``;
+    * its targets: ``labels``, or ``start_positions`` and ``end_positions``, with which the model returns a loss; -100
+      for tokens without a label;
+    * values for metrics alone, whose names begin with ``metric_``.
 
     Attributes:
-        splits: ``train``, ``validation`` and possibly ``test``, with what ``collate`` reads; texts have ``input_ids``.
-        collate: What makes a batch of a list of examples: the model's keyword arguments, and values for the metrics,
-            whose names begin with ``metric_``.
-        metrics: The metrics of the task.
-        score: Which of them to report.
-        config: Values that the model's configuration must have, such as the names of classes.
-        final_metrics: Metrics that take longer, such as those of text that a model writes: besides the others, but at
-            the end of each phase only.
-        final_score: Which of these to report.
+        splits: ``train``, ``validation`` and optionally ``test``; texts have ``input_ids``, by whose lengths examples
+            are grouped.
+        collate: Function that collates a list of examples into a batch.
+        metrics: Metrics of every validation and test, by name.
+        score: The metric to report.
+        config: Values that the model's configuration must have, such as ``num_labels``.
+        final_metrics: Slower metrics, such as those of generated text, for the end of each phase.
+        final_score: The metric to report of these.
     """
 
     splits: DatasetDict
@@ -49,34 +59,64 @@ class Prepared:
 
 
 class Task(Protocol):
-    """What is learned: the kind of model, how examples become batches, and how answers are judged.
+    """A class of model, and how examples become batches and predictions are scored.
 
-    The parameters of a task itself are the settings ``task.NAME``; those of its ``prepare``, ``data.NAME``.
+    The arguments of a task's ``__init__`` are the settings ``task.NAME``; the keyword arguments of its ``prepare`` are
+    settings ``data.NAME``. A task may also have
+
+    * ``has_classes = True`` if labels are classes, so that validation data is drawn stratified;
+    * ``write_samples`` (:class:`WritesText`) if its models generate text.
+
+    Attributes:
+        auto_class: Auto class of transformers, such as ``AutoModelForSequenceClassification``.
     """
 
     auto_class: type
 
     def load_processor(self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict) -> Processor:
-        """Return what turns raw examples into the model's inputs; the compact model is saved with it.
+        """Return the tokenizer or image processor, which is also saved with the compact model.
 
         Args:
-            source: Where the model comes from.
-            blueprint: The model without its weights, for its sizes.
-            splits: The data, for what is learned from them.
+            source: The source of the model.
+            blueprint: The model without weights.
+            splits: The data, to train a new tokenizer on.
+
+        Raises:
+            ValueError: The processor cannot be loaded, or does not fit the task.
         """
 
-    # Tasks add keyword arguments, the settings of the data that they take.
+    # A method, which adds keyword arguments of its own.
     prepare: Callable[..., Prepared]
-    """Turn raw examples into what is trained on: ``prepare(examples, processor, blueprint, *, ...)``."""
+    """Select and encode the columns of the data: ``prepare(examples, processor, blueprint, *, ...) -> Prepared``.
+
+    ``examples`` are :class:`gating.data.examples.Examples`, ``processor`` is the result of ``load_processor``, and
+    ``blueprint`` is the model without weights. Errors of users' data are ``gating.errors.InputError``.
+    """
 
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
-        """Compare what the model answered with what is right.
+        """Update metrics with the predictions for a batch.
 
         Args:
-            metrics: What counts.
+            metrics: ``metrics`` or ``all_metrics`` of :class:`Prepared`.
             batch: A batch of ``collate``, on the model's device.
-            outputs: What the model made of it.
-            model: The model, for tasks that let it generate.
+            outputs: The model's outputs, such as ``logits`` of shape ``(batch, num_labels)``.
+            model: The model, to generate text.
+        """
+
+
+@runtime_checkable
+class WritesText(Protocol):
+    """A task whose models generate text."""
+
+    def write_samples(
+        self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict
+    ) -> list[Sample]:
+        """Generate samples for the report.
+
+        Args:
+            model: The finished model, in evaluation mode.
+            processor: Its tokenizer.
+            splits: The prepared splits, for prompts.
         """

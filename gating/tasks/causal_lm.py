@@ -1,4 +1,4 @@
-"""The next token of a text: GPT, LLaMA and all other decoders."""
+"""Causal language modeling: the next token of a text, for GPT, LLaMA and other decoders."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,28 +18,27 @@ from gating.data.text.tokens import truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
-from gating.tasks.base import Prepared
+from gating.tasks.base import Prepared, Sample
 from gating.tasks.metrics.tokens import PERPLEXITY, token_metrics, update_token_metrics
-from gating.tasks.samples import Sample
 
 __all__ = ["CausalLM"]
 
 
 class CausalLM:
-    """The next token, in blocks of running text."""
+    """Prediction of the next token, in blocks of text."""
 
     auto_class = AutoModelForCausalLM
 
     def __init__(
         self, prompts: Sequence[str] | None = None, num_samples: int = 3, sample_length: int = 60, sample_seed: int = 0
     ) -> None:
-        """Say what the finished model is to write.
+        """Store the settings of the samples that the finished model generates.
 
         Args:
-            prompts: What to go on from; beginnings of blocks of validation text when left out.
-            num_samples: How many of these, when they are left out.
-            sample_length: How many tokens to write.
-            sample_seed: Seed of the draws of the first one.
+            prompts: Texts to continue; the first tokens of validation blocks if None.
+            num_samples: Number of prompts taken from the validation data.
+            sample_length: Number of tokens to generate.
+            sample_seed: Random seed of the first sample; that of the next one is larger by one.
 
         Raises:
             ValueError: A number is out of range.
@@ -59,7 +58,7 @@ class CausalLM:
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or learn one for a new model."""
+        """Load the tokenizer, or train one for a new model."""
         return load_or_train_tokenizer(source, blueprint, splits, frame="none")
 
     def prepare(
@@ -71,14 +70,17 @@ class CausalLM:
         max_length: int = 128,
         text_column: str | None = None,
     ) -> Prepared:
-        """Cut texts into blocks of tokens.
+        """Tokenize texts into blocks; the labels are the tokens themselves.
 
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without its weights.
-            max_length: Number of tokens of a block.
-            text_column: Column of the text.
+            blueprint: The model without weights.
+            max_length: Number of tokens in a block.
+            text_column: Column of the texts.
+
+        Raises:
+            ValueError: A prompt has no token, or the texts cannot be used.
         """
         for prompt in self._prompts or ():
             if not processor(prompt)["input_ids"]:
@@ -91,19 +93,19 @@ class CausalLM:
             collate=_BlockCollator(processor),
             metrics=token_metrics(blueprint.config.get_text_config().vocab_size),
             score=PERPLEXITY,
-            config={**special_token_ids(processor, blueprint.config), **_one_way(blueprint.config)},
+            config={**special_token_ids(processor, blueprint.config), **_causal(blueprint.config)},
         )
 
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
-        """Compare each token with what the ones before it made the model expect."""
+        """Compare the logits at each position with the next token."""
         update_token_metrics(metrics, outputs["logits"][:, :-1], batch["labels"][:, 1:])
 
     def write_samples(
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict
     ) -> list[Sample]:
-        """Let the model go on from the prompts."""
+        """Continue the prompts by sampling from the 50 most likely tokens."""
         if self._prompts:
             prompts = [processor(prompt)["input_ids"] for prompt in self._prompts]
         else:
@@ -115,7 +117,7 @@ class CausalLM:
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, prompt: list[int], *, seed: int
     ) -> Sample:
         room = truncation_length(model, len(prompt) + self._sample_length)
-        # Of a prompt that fills the model's positions, the end counts.
+        # The start of a prompt that fills all positions of the model is cut off.
         prompt = prompt[-max(1, room - self._sample_length) :]
         ids = torch.tensor([prompt], device=model.device)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
@@ -128,19 +130,19 @@ class CausalLM:
                 max_new_tokens=max(1, room - len(prompt)),
                 pad_token_id=processor.pad_token_id,
             )
-        after = str(processor.decode(written[0, len(prompt) :], skip_special_tokens=True))
-        return {"prompt": str(processor.decode(prompt)), "written": after}
+        continuation = str(processor.decode(written[0, len(prompt) :], skip_special_tokens=True))
+        return {"prompt": str(processor.decode(prompt)), "written": continuation}
 
 
-def _one_way(config: PreTrainedConfig) -> dict[str, bool]:
-    """Return what keeps an encoder, such as BERT, from reading the tokens that it is to foretell."""
+def _causal(config: PreTrainedConfig) -> dict[str, bool]:
+    """Return the configuration values that give an encoder, such as BERT, a causal mask."""
     return {"is_decoder": True} if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else {}
 
 
 class _BlockCollator:
-    """Pads blocks, and makes them their own labels, the first token apart, which nothing goes before.
+    """Collator that pads blocks and copies them to the labels, except their first token.
 
-    The one of transformers also leaves out every end of a text where the tokenizer pads with it.
+    ``DataCollatorForLanguageModeling`` would also ignore every EOS token if the tokenizer pads with it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:

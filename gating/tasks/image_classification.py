@@ -1,4 +1,4 @@
-"""One label for an image."""
+"""Image classification: one label for an image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,19 +24,24 @@ _IMAGE_COLUMNS = ("image", "img")
 
 
 class ImageClassification:
-    """One label for an image."""
+    """Classification of images."""
 
     auto_class = AutoModelForImageClassification
     has_classes = True
 
     def __init__(self, metrics: Sequence[str] | None = None) -> None:
-        """Choose the metrics, the one to report first: ``accuracy``, ``f1``, ``matthews``; accuracy if left out."""
+        """Store the metrics.
+
+        Args:
+            metrics: Of ``accuracy``, ``f1`` and ``matthews``, the first to report; those of the data, or accuracy, if
+                None.
+        """
         self._metrics = metrics
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
     ) -> ImageProcessingMixin:
-        """Load the image processor, or make one for a new model."""
+        """Load the image processor, or create one for a new model."""
         return load_image_processor(source, blueprint)
 
     def prepare(
@@ -48,14 +53,17 @@ class ImageClassification:
         image_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Number classes; images are read when they are needed.
+        """Encode labels; images are decoded and transformed when examples are read.
 
         Args:
             examples: The data.
             processor: The model's image processor.
-            blueprint: The model without its weights.
-            image_column: Column of the image.
-            label_column: Column of the label.
+            blueprint: The model without weights.
+            image_column: Column of the images.
+            label_column: Column of the labels.
+
+        Raises:
+            ValueError: A column is missing, or images or labels cannot be used.
         """
         columns = {
             "image": find_column(examples.splits, image_column, _IMAGE_COLUMNS),
@@ -65,12 +73,12 @@ class ImageClassification:
         check_no_nulls(splits, ["image"])
         names = self._metrics or examples.metrics or ("accuracy",)
         channels = getattr(vision_config(blueprint), "num_channels", 3)
-        served = {
+        transformed = {
             split: transform_images(table, processor, num_channels=channels, where=split)
             for split, table in splits.items()
         }
         return Prepared(
-            splits=DatasetDict(served),
+            splits=DatasetDict(transformed),
             collate=DefaultDataCollator(),
             metrics=class_metrics(names, num_classes=len(label_names)),
             score=Score(names[0]),
@@ -80,5 +88,5 @@ class ImageClassification:
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
-        """Compare the class with the largest logit with the label."""
+        """Compare the class with the largest logit to the label."""
         metrics.update(outputs["logits"].float(), batch["labels"])

@@ -1,4 +1,4 @@
-"""The tokens that are hidden in a text: BERT, RoBERTa and all other encoders."""
+"""Masked language modeling, for BERT, RoBERTa and other encoders."""
 
 import zlib
 from collections.abc import Mapping
@@ -29,27 +29,30 @@ __all__ = ["MaskedLM"]
 
 
 class MaskedLM:
-    """Hidden tokens, in blocks of running text."""
+    """Prediction of masked tokens, in blocks of text."""
 
     auto_class = AutoModelForMaskedLM
 
     def __init__(self, hidden: float = 0.15) -> None:
-        """Say which share of the tokens is hidden.
+        """Store the share of tokens to mask.
+
+        Args:
+            hidden: Probability that a token is masked.
 
         Raises:
-            ValueError: It is no share.
+            ValueError: The probability is not between 0 and 1.
         """
         if not 0 < hidden < 1:
-            raise InputError(f"task.hidden={hidden} is no share of tokens: give a number between 0 and 1, such as .15.")
+            raise InputError(f"task.hidden must be a number between 0 and 1, such as .15, got task.hidden={hidden}.")
         self._hidden = hidden
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or learn one for a new model.
+        """Load the tokenizer, or train one for a new model.
 
         Raises:
-            ValueError: It has no token that hides others.
+            ValueError: The tokenizer has no mask token.
         """
         tokenizer = load_or_train_tokenizer(source, blueprint, splits, frame="both")
         if tokenizer.mask_token is None:
@@ -68,21 +71,21 @@ class MaskedLM:
         max_length: int = 128,
         text_column: str | None = None,
     ) -> Prepared:
-        """Cut texts into blocks of tokens; which ones are hidden is drawn for every batch.
+        """Tokenize texts into blocks; tokens are masked when batches are collated.
 
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without its weights.
-            max_length: Number of tokens of a block.
-            text_column: Column of the text.
+            blueprint: The model without weights.
+            max_length: Number of tokens in a block.
+            text_column: Column of the texts.
         """
         blocks = read_blocks(
             examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=False
         )
         return Prepared(
             splits=blocks,
-            collate=_HidingCollator(processor, hidden=self._hidden),
+            collate=_MaskingCollator(processor, hidden=self._hidden),
             metrics=token_metrics(blueprint.config.vocab_size),
             score=PERPLEXITY,
             config=special_token_ids(processor, blueprint.config),
@@ -91,31 +94,31 @@ class MaskedLM:
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
-        """Compare each hidden token with what the others made the model expect."""
+        """Compare the logits at each masked position with the original token."""
         update_token_metrics(metrics, outputs["logits"], batch["labels"])
 
 
-class _HidingCollator:
-    """Hides tokens of a batch by its content alone.
+class _MaskingCollator:
+    """Collator whose random masks depend on the content of the batch alone.
 
-    So validation hides the same ones each time, and a resumed run the ones that the uninterrupted run does. Training
-    has other batches in every epoch.
+    Each validation uses the same masks, and a resumed run the same as an uninterrupted one. In training, batches and so
+    masks differ in every epoch.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, hidden: float) -> None:
-        self._hide = DataCollatorForLanguageModeling(tokenizer, mlm_probability=hidden)
+        self._collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=hidden)
 
     def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, Tensor]:
         seed = zlib.crc32(repr([list(block["input_ids"]) for block in blocks]).encode())
-        self._hide.generator = torch.Generator().manual_seed(seed)
-        batch = dict(self._hide([{"input_ids": block["input_ids"]} for block in blocks]))
+        self._collate.generator = torch.Generator().manual_seed(seed)
+        batch = dict(self._collate([{"input_ids": block["input_ids"]} for block in blocks]))
         if (batch["labels"] == -100).all():
-            # A few short texts: the loss of none is no number.
-            self._hide_one(batch)
+            # The loss over no targets would be NaN.
+            self._mask_one(batch)
         return batch
 
-    def _hide_one(self, batch: dict[str, Tensor]) -> None:
-        tokenizer = self._hide.tokenizer
+    def _mask_one(self, batch: dict[str, Tensor]) -> None:
+        tokenizer = self._collate.tokenizer
         is_word = ~torch.isin(batch["input_ids"], torch.tensor(tokenizer.all_special_ids))
         if is_word.any():
             row, place = is_word.nonzero()[0].tolist()

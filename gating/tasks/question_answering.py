@@ -1,11 +1,11 @@
-"""A question whose answer is a piece of a given text, or that the text does not answer."""
+"""Extractive question answering: spans of a context that answer a question, if any."""
 
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import DatasetDict, concatenate_datasets
 from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import (
@@ -32,15 +32,18 @@ __all__ = ["QuestionAnswering"]
 
 
 class QuestionAnswering:
-    """A question whose answer is a piece of a text (SQuAD)."""
+    """Extractive question answering, in the format of SQuAD."""
 
     auto_class = AutoModelForQuestionAnswering
 
     def __init__(self, max_answer_length: int = 30) -> None:
-        """Say how many tokens an answer may have.
+        """Store the maximum length of predicted answers.
+
+        Args:
+            max_answer_length: Number of tokens.
 
         Raises:
-            ValueError: It may have no token.
+            ValueError: The number is not positive.
         """
         if max_answer_length < 1:
             raise InputError(f"task.max_answer_length={max_answer_length}: an answer has at least one token.")
@@ -49,10 +52,14 @@ class QuestionAnswering:
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or learn one for a new model."""
+        """Load the tokenizer, or train one for a new model.
+
+        Raises:
+            ValueError: The tokenizer does not map tokens to characters.
+        """
         tokenizer = load_or_train_tokenizer(source, blueprint, splits, frame="both")
         tokenizer = require_offsets(tokenizer, "task=question_answering")
-        # Positions in a text are the same in every batch then.
+        # Padding on the left would shift positions.
         tokenizer.padding_side = "right"
         return tokenizer
 
@@ -68,18 +75,20 @@ class QuestionAnswering:
         question_column: str | None = None,
         answers_column: str | None = None,
     ) -> Prepared:
-        """Cut texts into windows that overlap, each with its question.
+        """Tokenize questions and contexts into overlapping windows.
 
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without its weights.
-            max_length: Number of tokens of a window, with the question.
-            stride: Number of tokens that windows share; a quarter of ``max_length`` when left out.
-            context_column: Column of the text.
-            question_column: Column of the question.
-            answers_column: Column of the answers: ``text`` and ``answer_start``, each a list; empty lists where the
-                text holds no answer.
+            blueprint: The model without weights.
+            max_length: Number of tokens in a window, question included.
+            stride: Number of tokens that consecutive windows share; a quarter of ``max_length`` if None.
+            context_column: Column of the contexts.
+            question_column: Column of the questions.
+            answers_column: Column of the answers: lists ``text`` and ``answer_start``, empty without an answer.
+
+        Raises:
+            ValueError: A column is missing, or texts or answers cannot be used.
         """
         columns = {
             "context": find_column(examples.splits, context_column, ("context", "passage")),
@@ -92,19 +101,11 @@ class QuestionAnswering:
         splits = read_answers(taken)
         length = truncation_length(blueprint, max_length)
         stride = check_stride(length, stride)
-        numbered = _number(splits)
-        held_out = {split: table for split, table in numbered.items() if split != "train"}
-        # Tokenizers remember how they were used last, and the cache tells them apart by that: each part has its own.
-        train = tokenize(
-            # Nothing is compared with training examples.
-            DatasetDict(train=numbered["train"]),
-            make_windows(deepcopy(processor), length, stride, with_offsets=False),
-        )
-        windows = tokenize(DatasetDict(held_out), make_windows(deepcopy(processor), length, stride, with_offsets=True))
+        held_out = [split for split in splits if split != "train"]
         references = concatenate_datasets([splits[split] for split in held_out])
         unanswerable = any(not answers["text"] for answers in splits["train"]["answers"])
         return Prepared(
-            splits=DatasetDict(train=train["train"], **windows),
+            splits=_tokenize(_number(splits), processor, length, stride),
             collate=_WindowCollator(processor),
             metrics=MetricCollection([AnswerScores(references, unanswerable=unanswerable)]),
             score=Score("f1"),
@@ -114,19 +115,19 @@ class QuestionAnswering:
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
-        """Compare the best piece of each text with its answers."""
+        """Compare the best span of each context to its answers."""
         spans = best_spans(
             outputs["start_logits"].float(),
             outputs["end_logits"].float(),
             offsets=batch["metric_offsets"],
-            nowhere=batch["metric_nowhere"],
+            cls_index=batch["metric_cls_index"],
             max_length=self._max_answer_length,
         )
         metrics.update(batch["metric_example"], *spans)
 
 
 class _WindowCollator:
-    """Pads windows, and the places of their tokens in the text with -1."""
+    """Collator that pads windows; offsets are padded with -1."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._pad = DataCollatorWithPadding(tokenizer)
@@ -136,16 +137,28 @@ class _WindowCollator:
         batch = dict(self._pad([{k: v for k, v in w.items() if k != "metric_offsets"} for w in windows]))
         if offsets:
             padded = torch.full((*batch["input_ids"].shape, 2), -1)
-            for row, places in enumerate(offsets):
-                padded[row, : len(places)] = torch.tensor(places)
+            for row, pairs in enumerate(offsets):
+                padded[row, : len(pairs)] = torch.tensor(pairs)
             batch["metric_offsets"] = padded
         return batch
 
 
-def _number(splits: DatasetDict) -> dict[str, Dataset]:
-    """Give every example of validation and test a number of its own, and training examples any."""
+def _tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> DatasetDict:
+    """Return windows of all splits; only those of validation and test have values for the metrics."""
+    held_out = DatasetDict({split: table for split, table in splits.items() if split != "train"})
+    # Tokenizers store their last truncation settings, on which the cache depends: each call gets its own copy.
+    train = tokenize(
+        DatasetDict(train=splits["train"]),
+        make_windows(deepcopy(tokenizer), max_length, stride, with_offsets=False),
+    )
+    windows = tokenize(held_out, make_windows(deepcopy(tokenizer), max_length, stride, with_offsets=True))
+    return DatasetDict(train=train["train"], **windows)
+
+
+def _number(splits: DatasetDict) -> DatasetDict:
+    """Add a column ``example`` with numbers that are unique over validation and test."""
     numbered, start = {}, 0
     for split, table in splits.items():
         numbered[split] = table.add_column("example", list(range(start, start + len(table))))
         start += len(table) if split != "train" else 0
-    return numbered
+    return DatasetDict(numbered)

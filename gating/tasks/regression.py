@@ -1,4 +1,4 @@
-"""One number for a text or for a pair of texts."""
+"""Regression: one number for a text or text pair."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,22 +26,30 @@ from gating.tasks.metrics.numbers import number_metrics
 
 __all__ = ["Regression", "encode_numbers"]
 
+# Just below the largest float32.
+_MAX = 3e38
+
 _NUMBER_COLUMNS = ("label", "labels", "score", "similarity_score", "rating")
 
 
 class Regression:
-    """One number for a text or for a pair of texts."""
+    """Regression of a number from texts or text pairs."""
 
     auto_class = AutoModelForSequenceClassification
 
     def __init__(self, metrics: Sequence[str] | None = None) -> None:
-        """Choose the metrics, the one to report first: ``pearson``, ``spearman``, ``mse``, ``mae``."""
+        """Store the metrics.
+
+        Args:
+            metrics: Of ``pearson``, ``spearman``, ``mse`` and ``mae``, the first to report; those of the data, or the
+                two correlations, if None.
+        """
         self._metrics = metrics
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or learn one for a new model."""
+        """Load the tokenizer, or train one for a new model."""
         return load_or_train_tokenizer(source, blueprint, splits, frame="both")
 
     def prepare(
@@ -55,16 +63,19 @@ class Regression:
         text_pair_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Tokenize texts and read numbers.
+        """Tokenize texts and convert labels to numbers.
 
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without its weights.
-            max_length: Number of tokens after which an example is cut off.
-            text_column: Column of the text.
-            text_pair_column: Column of the second text, where examples are pairs.
-            label_column: Column of the number.
+            blueprint: The model without weights.
+            max_length: Number of tokens to truncate examples to.
+            text_column: Column of the texts.
+            text_pair_column: Column of the second texts of pairs.
+            label_column: Column of the numbers.
+
+        Raises:
+            ValueError: A column is missing, or texts or numbers cannot be used.
         """
         texts = find_text_columns(examples.splits, text_column, text_pair_column)
         label = find_column(examples.splits, label_column, _NUMBER_COLUMNS)
@@ -81,7 +92,7 @@ class Regression:
                 "num_labels": 1,
                 "problem_type": "regression",
                 **special_token_ids(processor, blueprint.config),
-                # Decoders find the end of a text by it.
+                # Decoders locate the last token of a text by the padding.
                 "pad_token_id": processor.pad_token_id,
             },
         )
@@ -89,29 +100,31 @@ class Regression:
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
-        """Compare the only logit with the number."""
+        """Compare the logit to the label."""
         metrics.update(outputs["logits"].float().squeeze(-1), batch["labels"].float())
 
 
-# What a float32 holds.
-_MOST = 3e38
-
-
 def encode_numbers(splits: DatasetDict) -> DatasetDict:
-    """Read the column ``label`` of every split as numbers.
+    """Convert the column ``label`` of every split to float32.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> rows = Dataset.from_dict({"text": ["a", "b"], "label": ["1.5", "2"]})
+        >>> encode_numbers(DatasetDict(train=rows))["train"]["label"][:]
+        [1.5, 2.0]
 
     Raises:
-        ValueError: A label is missing, or is no number.
+        ValueError: A label is missing, a class name, or not a finite number.
     """
     encoded = {}
     for split, table in splits.items():
-        # Class numbers are names, not quantities.
+        # Numbers of classes stand for names and are no quantities.
         classes = getattr(table.features["label"], "names", None)
         numbers = []
         for row, label in enumerate(table["label"][:]):
             shown = classes[label] if classes and label is not None and label >= 0 else label
             numbers.append(_number(shown))
-            if not abs(numbers[-1]) < _MOST:
+            if not abs(numbers[-1]) < _MAX:
                 raise InputError(
                     f"The {split} data has the label {shown!r} in row {row + 1}, which is no number. Correct the row, "
                     "or learn classes with task=sequence_classification."

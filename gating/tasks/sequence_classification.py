@@ -1,4 +1,4 @@
-"""One label for a text or for a pair of texts."""
+"""Sequence classification: one label for a text or text pair."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,19 +28,24 @@ __all__ = ["SequenceClassification"]
 
 
 class SequenceClassification:
-    """One label for a text or for a pair of texts."""
+    """Classification of texts or text pairs."""
 
     auto_class = AutoModelForSequenceClassification
     has_classes = True
 
     def __init__(self, metrics: Sequence[str] | None = None) -> None:
-        """Choose the metrics, the one to report first: ``accuracy``, ``f1``, ``matthews``; the data's if left out."""
+        """Store the metrics.
+
+        Args:
+            metrics: Of ``accuracy``, ``f1`` and ``matthews``, the first to report; those of the data, or accuracy, if
+                None.
+        """
         self._metrics = metrics
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or learn one for a new model."""
+        """Load the tokenizer, or train one for a new model."""
         return load_or_train_tokenizer(source, blueprint, splits, frame="both")
 
     def prepare(
@@ -54,16 +59,19 @@ class SequenceClassification:
         text_pair_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Tokenize texts and number classes.
+        """Tokenize texts and encode labels.
 
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without its weights.
-            max_length: Number of tokens after which an example is cut off.
-            text_column: Column of the text.
-            text_pair_column: Column of the second text, where examples are pairs.
-            label_column: Column of the label.
+            blueprint: The model without weights.
+            max_length: Number of tokens to truncate examples to.
+            text_column: Column of the texts.
+            text_pair_column: Column of the second texts of pairs.
+            label_column: Column of the labels.
+
+        Raises:
+            ValueError: A column is missing, or texts or labels cannot be used.
         """
         texts = find_text_columns(examples.splits, text_column, text_pair_column)
         label = find_column(examples.splits, label_column, LABEL_COLUMNS)
@@ -80,7 +88,7 @@ class SequenceClassification:
                 **class_config(label_names),
                 **special_token_ids(processor, blueprint.config),
                 "problem_type": "single_label_classification",
-                # Decoders find the end of a text by it.
+                # Decoders locate the last token of a text by the padding.
                 "pad_token_id": processor.pad_token_id,
             },
         )
@@ -88,5 +96,5 @@ class SequenceClassification:
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
-        """Compare the class with the largest logit with the label."""
+        """Compare the class with the largest logit to the label."""
         metrics.update(outputs["logits"].float(), batch["labels"])

@@ -1,4 +1,4 @@
-"""From the tags of words, as people write them, to class numbers."""
+"""Tags of words as class numbers."""
 
 import re
 from collections.abc import Sequence
@@ -17,36 +17,29 @@ _MARK = re.compile(r"O|[BIES]-.+")
 def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     """Replace ``text`` and ``label`` of every split by lists: ``words``, and ``tags`` as class numbers.
 
-    Both may be lists already, or strings with spaces between the items. The classes are those of all splits, because
-    a rare tag may be missing in one: in the order that the training data declares, or else sorted.
+    Both columns may hold lists, or strings with spaces between the items. The classes are those of all splits, since a
+    rare tag may be missing in one: first the declared ones of the training data, then others sorted.
+
+    Example:
+        >>> rows = Dataset.from_dict({"text": ["Ada codes"], "label": ["B-person O"]})
+        >>> splits, names = encode_tags(DatasetDict(train=rows))
+        >>> splits["train"][0], names
+        ({'words': ['Ada', 'codes'], 'tags': [0, 1]}, ['B-person', 'O'])
 
     Returns:
         The splits, and the names of the classes in the order of their numbers.
 
     Raises:
-        ValueError: A row has no words or tags, or not as many tags as words.
+        ValueError: A row has no words, or not one tag for each word, or all tags are equal.
     """
     words = {split: [_items(value) for value in table["text"][:]] for split, table in splits.items()}
     tags = {split: _tag_names(table) for split, table in splits.items()}
     for split in splits:
-        for row, (some_words, some_tags) in enumerate(zip(words[split], tags[split], strict=True)):
-            if not some_words and not some_tags:
-                raise InputError(f"The {split} data has no words in row {row + 1}. Fill it in, or remove the row.")
-            if None in some_words or None in some_tags:
-                what = "tag" if None in some_tags else "word"
-                raise InputError(
-                    f"The {split} data has a {what} that is missing in row {row + 1}: {shorten(str(some_tags))}. Fill "
-                    "it in, or remove the row."
-                )
-            if len(some_words) != len(some_tags):
-                raise InputError(
-                    f"The {split} data has {len(some_words)} words but {len(some_tags)} tags in row {row + 1}. Give "
-                    "every word one tag, as lists or with spaces between them; or learn one label for a whole text "
-                    "with task=sequence_classification."
-                )
+        for row, (row_words, row_tags) in enumerate(zip(words[split], tags[split], strict=True)):
+            _check_row(row_words, row_tags, split=split, row=row)
     declared = _classes(splits["train"])
-    used = {tag for rows in tags.values() for row in rows for tag in row}
-    names = [*(declared.names if declared else ()), *sort_labels(used - set(declared.names if declared else ()))]
+    first = declared.names if declared else []
+    names = [*first, *sort_labels({tag for rows in tags.values() for row in rows for tag in row} - set(first))]
     if len(names) < 2:
         raise InputError(f"All words have the tag {', '.join(names) or 'none'}; there must be at least two.")
     warn_of_spellings(names)
@@ -60,8 +53,31 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     return DatasetDict(encoded), names
 
 
+def _check_row(words: Sequence[Any], tags: Sequence[Any], *, split: str, row: int) -> None:
+    """Check that a row has words, and one tag for each."""
+    if not words and not tags:
+        raise InputError(f"The {split} data has no words in row {row + 1}. Fill it in, or remove the row.")
+    if None in words or None in tags:
+        kind = "tag" if None in tags else "word"
+        raise InputError(
+            f"The {split} data has a {kind} that is missing in row {row + 1}: {shorten(str(tags))}. Fill "
+            "it in, or remove the row."
+        )
+    if len(words) != len(tags):
+        raise InputError(
+            f"The {split} data has {len(words)} words but {len(tags)} tags in row {row + 1}. Give "
+            "every word one tag, as lists or with spaces between them; or learn one label for a whole text "
+            "with task=sequence_classification."
+        )
+
+
 def mark_spans(names: Sequence[str]) -> bool:
-    """Say whether tags mark where spans begin and go on: ``B-person``, ``I-person`` and ``O``."""
+    """Return whether tags mark spans, as ``B-person``, ``I-person`` and ``O`` do.
+
+    Example:
+        >>> mark_spans(["O", "B-person", "I-person"]), mark_spans(["NOUN", "VERB"])
+        (True, False)
+    """
     return all(_MARK.fullmatch(name) for name in names)
 
 
@@ -79,7 +95,7 @@ def _tag_names(table: Dataset) -> list[list[Any]]:
 
 
 def _items(value: Any) -> list[Any]:
-    """Split a text, or read a list; what is missing in it stays None."""
+    """Return the items of a list or string; None for nulls."""
     if isinstance(value, str):
         return value.split()
     return [item if item is None else str(item) for item in value] if isinstance(value, list) else []

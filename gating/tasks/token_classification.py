@@ -1,4 +1,4 @@
-"""A tag for every word of a text: names of people and places, parts of speech."""
+"""Token classification: a tag for every word, such as named entities or parts of speech."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,23 +34,27 @@ _SPANS = ("f1", "precision", "recall")
 
 
 class TokenClassification:
-    """A tag for every word."""
+    """Classification of the words of a text."""
 
     auto_class = AutoModelForTokenClassification
 
     def __init__(self, metrics: Sequence[str] | None = None) -> None:
-        """Choose the metrics, the one to report first.
+        """Store the metrics.
 
         Args:
-            metrics: Of ``f1``, ``precision`` and ``recall`` of spans and ``accuracy`` of words; those of spans when
-                left out, where tags mark spans, else accuracy.
+            metrics: Of ``f1``, ``precision`` and ``recall`` of spans and ``accuracy`` of words, the first to report. If
+                None, those of the data; or those of spans if tags mark spans, else accuracy.
         """
         self._metrics = metrics
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, so that it treats every word as one after a space."""
+        """Load a tokenizer that tokenizes every word as if it followed a space.
+
+        Raises:
+            ValueError: The tokenizer does not map tokens to words.
+        """
         return require_offsets(load_tokenizer(source, after_space=True), "task=token_classification")
 
     def prepare(
@@ -63,15 +67,18 @@ class TokenClassification:
         text_column: str | None = None,
         label_column: str | None = None,
     ) -> Prepared:
-        """Tokenize words, and give the first token of each word its tag.
+        """Tokenize words; the first token of each word has its tag as label.
 
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without its weights.
-            max_length: Number of tokens; what is longer becomes several examples.
-            text_column: Column of the words, a list or a string with spaces.
-            label_column: Column of their tags, likewise.
+            blueprint: The model without weights.
+            max_length: Number of tokens in an example; longer texts become several examples.
+            text_column: Column of the words: lists, or strings with spaces.
+            label_column: Column of the tags: lists, or strings with spaces.
+
+        Raises:
+            ValueError: A column is missing, or words or tags cannot be used.
         """
         columns = {
             "text": find_column(examples.splits, text_column, _WORD_COLUMNS),
@@ -92,7 +99,7 @@ class TokenClassification:
     def update(
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
-        """Compare the tag with the largest logit with the right one, at the first token of each word."""
+        """Compare the tag with the largest logit to the label, at the first token of each word."""
         metrics.update(outputs["logits"].argmax(-1), batch["labels"])
 
 
@@ -110,13 +117,13 @@ def _metric(name: str, tag_names: list[str]) -> Metric:
 
 
 def _tokenize_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
-    def function(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         tokens = tokenizer(
             batch["words"],
             is_split_into_words=True,
             truncation=True,
             max_length=max_length,
-            # No word is lost, neither to training nor to the metrics.
+            # Every word counts in training and in the metrics.
             return_overflowing_tokens=True,
         )
         rows = tokens.pop("overflow_to_sample_mapping")
@@ -130,4 +137,4 @@ def _tokenize_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max
             labels.append(targets)
         return {**tokens, "labels": labels}
 
-    return tokenize(splits, function)
+    return tokenize(splits, tokenize_batch)

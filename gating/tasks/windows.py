@@ -1,4 +1,4 @@
-"""Long texts as windows that overlap, and where in them an answer is."""
+"""Long texts as overlapping windows of tokens, with the position of an answer in each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,18 +12,22 @@ __all__ = ["check_stride", "make_windows", "read_answers"]
 
 _ANSWERS = Features({"text": List(Value("string")), "answer_start": List(Value("int64"))})
 
-# How many characters an answer may be off.
-_NEAR = 3
+# Number of characters by which answer_start may be off.
+_TOLERANCE = 3
 
-# Special tokens around question and text, at most.
+# Maximum number of special tokens in a window.
 _SPECIAL_TOKENS = 4
 
 
 def read_answers(splits: DatasetDict) -> DatasetDict:
-    """Bring the column ``answers`` into one form: ``text`` and ``answer_start``, a list each, empty without an answer.
+    """Convert the column ``answers`` to lists ``text`` and ``answer_start``, empty without an answer.
+
+    Args:
+        splits: Columns ``context`` and ``answers``; a row of ``answers`` is a dictionary of two values or two lists,
+            or a list of dictionaries.
 
     Raises:
-        ValueError: A row's answers have another form, or are not in its text.
+        ValueError: Answers have another form, or are not at their place in the context.
     """
     read = {}
     for split, table in splits.items():
@@ -36,29 +40,41 @@ def read_answers(splits: DatasetDict) -> DatasetDict:
                     f"{{'text': [...], 'answer_start': [...]}}: {value!r}"
                 )
             for text, start in zip(found["text"], found["answer_start"], strict=True):
-                if not 0 <= start <= len(context) - len(text):
-                    raise InputError(
-                        f"The {split} data has an answer in row {row + 1} that is outside of its text: {text!r} at "
-                        f"character {start} of {len(context)}. Correct answer_start, or remove the row."
-                    )
-                # Some data sets are a character off, or have other spaces.
-                near = context[max(0, start - _NEAR) : start + len(text) + _NEAR]
-                if "".join(text.split()).lower() not in "".join(near.split()).lower():
-                    raise InputError(
-                        f"The {split} data has an answer in row {row + 1} that is somewhere else: {shorten(text)!r}; "
-                        f"at character {start} is {shorten(context[start : start + len(text)])!r}. Correct "
-                        "answer_start, or remove the row."
-                    )
+                _check_answer(text, start, context, where=f"The {split} data has an answer in row {row + 1}")
             answers.append(found)
         read[split] = table.remove_columns("answers").add_column("answers", answers, feature=_ANSWERS)
     return DatasetDict(read)
 
 
+def _check_answer(text: str, start: int, context: str, *, where: str) -> None:
+    """Check that an answer is in its context, up to a few characters, case and spaces."""
+    if not 0 <= start <= len(context) - len(text):
+        raise InputError(
+            f"{where} that is outside of its text: {text!r} at "
+            f"character {start} of {len(context)}. Correct answer_start, or remove the row."
+        )
+    near = context[max(0, start - _TOLERANCE) : start + len(text) + _TOLERANCE]
+    if "".join(text.split()).lower() not in "".join(near.split()).lower():
+        raise InputError(
+            f"{where} that is somewhere else: {shorten(text)!r}; "
+            f"at character {start} is {shorten(context[start : start + len(text)])!r}. Correct "
+            "answer_start, or remove the row."
+        )
+
+
 def check_stride(max_length: int, stride: int | None) -> int:
-    """Return how many tokens windows share: what is asked for, or a quarter of a window.
+    """Return the number of tokens that consecutive windows share.
+
+    Example:
+        >>> check_stride(384, None), check_stride(384, 128)
+        (96, 128)
+
+    Args:
+        max_length: Number of tokens in a window.
+        stride: Number of shared tokens; a quarter of a window if None.
 
     Raises:
-        ValueError: Questions take up to half of a window, and so much does not fit into the rest.
+        ValueError: The stride does not fit into the half of a window that a question always leaves.
     """
     room = max_length - max_length // 2 - _SPECIAL_TOKENS
     chosen = max_length // 4 if stride is None else stride
@@ -75,20 +91,21 @@ def check_stride(max_length: int, stride: int | None) -> int:
 def make_windows(
     tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int, *, with_offsets: bool
 ) -> Callable[[Mapping[str, list[Any]]], dict[str, list[Any]]]:
-    """Return what makes windows of a batch of ``question``, ``context``, ``answers`` and ``example``.
+    """Return a function that tokenizes a batch of ``question``, ``context``, ``answers`` and ``example`` into windows.
 
-    A window has ``start_positions`` and ``end_positions``, the tokens of its first answer; where that is not whole in
-    it, both are the first token, a special one in most models.
+    A window has ``start_positions`` and ``end_positions``, the first and last token of the first answer. Both are the
+    index of the CLS token (or 0) if the window does not hold the whole answer.
 
     Args:
         tokenizer: The model's tokenizer.
-        max_length: Number of tokens of a window.
-        stride: Number of tokens that windows share.
-        with_offsets: Whether windows also have what the metrics need: ``metric_example``, ``metric_nowhere`` (the
-            token that stands for no answer) and ``metric_offsets``, the characters of each token of the text.
+        max_length: Number of tokens in a window.
+        stride: Number of tokens that consecutive windows share.
+        with_offsets: Whether to add values for the metrics: ``metric_example``, the number of the example;
+            ``metric_cls_index``, the token whose logits score no answer; and ``metric_offsets``, the characters
+            ``(start, stop)`` of each token, -1 outside the context.
     """
 
-    def function(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    def make(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         questions = _shorten(tokenizer, batch["question"], max_length // 2)
         tokens = tokenizer(
             questions,
@@ -100,26 +117,28 @@ def make_windows(
             return_offsets_mapping=True,
         )
         rows, all_offsets = tokens.pop("overflow_to_sample_mapping"), tokens.pop("offset_mapping")
-        made: dict[str, list[Any]] = {**tokens, "start_positions": [], "end_positions": []}
-        extra: dict[str, list[Any]] = {"metric_example": [], "metric_nowhere": [], "metric_offsets": []}
-        for window, (row, offsets) in enumerate(zip(rows, all_offsets, strict=True)):
-            in_text = [part == 1 for part in tokens.sequence_ids(window)]
-            places = [pair if inside else (-1, -1) for pair, inside in zip(offsets, in_text, strict=True)]
+        targets: dict[str, list[Any]] = {"start_positions": [], "end_positions": []}
+        extra: dict[str, list[Any]] = {"metric_example": [], "metric_cls_index": [], "metric_offsets": []}
+        for window, (row, pairs) in enumerate(zip(rows, all_offsets, strict=True)):
+            sequences = tokens.sequence_ids(window)
+            offsets = [pair if part == 1 else (-1, -1) for pair, part in zip(pairs, sequences, strict=True)]
             ids = tokens["input_ids"][window]
-            nowhere = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
-            start, end = _find_answer(batch["answers"][row], places) or (nowhere, nowhere)
-            made["start_positions"].append(start)
-            made["end_positions"].append(end)
-            extra["metric_example"].append(batch["example"][row])
-            extra["metric_nowhere"].append(nowhere)
-            extra["metric_offsets"].append(places)
-        return made | extra if with_offsets else made
+            cls_index = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
+            start, end = _find_answer(batch["answers"][row], offsets) or (cls_index, cls_index)
+            _append(targets, start_positions=start, end_positions=end)
+            _append(extra, metric_example=batch["example"][row], metric_cls_index=cls_index, metric_offsets=offsets)
+        return {**tokens, **targets, **(extra if with_offsets else {})}
 
-    return function
+    return make
+
+
+def _append(columns: dict[str, list[Any]], **row: Any) -> None:
+    for name, value in row.items():
+        columns[name].append(value)
 
 
 def _shorten(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_length: int) -> list[str]:
-    """Cut questions off, so that there is room for the text."""
+    """Return questions truncated to some tokens, so that there is room for the context."""
     tokens = tokenizer(
         list(questions),
         add_special_tokens=False,
@@ -133,21 +152,21 @@ def _shorten(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_l
     ]
 
 
-def _find_answer(answers: Mapping[str, Sequence[Any]], places: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
-    """Return the first and last token of the first answer; None where it is not whole in the window."""
+def _find_answer(answers: Mapping[str, Sequence[Any]], offsets: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """Return the first and last token of the first answer; None if the window does not hold all of it."""
     if not answers["text"]:
         return None
     start = answers["answer_start"][0]
     stop = start + len(answers["text"][0])
-    inside = [token for token, (low, _) in enumerate(places) if low >= 0]
-    if not inside or places[inside[0]][0] > start or places[inside[-1]][1] < stop:
+    inside = [token for token, (low, _) in enumerate(offsets) if low >= 0]
+    if not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < stop:
         return None
-    touched = [token for token in inside if places[token][0] < stop and places[token][1] > start]
+    touched = [token for token in inside if offsets[token][0] < stop and offsets[token][1] > start]
     return (touched[0], touched[-1]) if touched else None
 
 
 def _as_lists(value: Any) -> dict[str, list[Any]] | None:
-    """Return answers as lists of texts and places, whichever way they were written."""
+    """Return answers as lists ``text`` and ``answer_start``; None if they have no known form."""
     if isinstance(value, list):
         if not all(isinstance(item, Mapping) and {"text", "answer_start"} <= set(item) for item in value):
             return None
@@ -155,5 +174,5 @@ def _as_lists(value: Any) -> dict[str, list[Any]] | None:
     if not (isinstance(value, Mapping) and {"text", "answer_start"} <= set(value)):
         return None
     texts, starts = ([item] if not isinstance(item, list) else item for item in (value["text"], value["answer_start"]))
-    right = all(isinstance(text, str) for text in texts) and all(isinstance(start, int) for start in starts)
-    return {"text": texts, "answer_start": starts} if right and len(texts) == len(starts) else None
+    is_valid = all(isinstance(text, str) for text in texts) and all(isinstance(start, int) for start in starts)
+    return {"text": texts, "answer_start": starts} if is_valid and len(texts) == len(starts) else None

@@ -19,8 +19,8 @@ def test_best_span_is_that_of_trying_all():
     generator = torch.Generator().manual_seed(0)
     start, end = torch.randn(5, 9, generator=generator), torch.randn(5, 9, generator=generator)
     offsets = torch.tensor([[-1, -1]] * 2 + [[3 * i, 3 * i + 2] for i in range(6)] + [[-1, -1]]).repeat(5, 1, 1)
-    nowhere = torch.zeros(5, dtype=torch.long)
-    scores, characters, no_answer = best_spans(start, end, offsets=offsets, nowhere=nowhere, max_length=3)
+    cls_index = torch.zeros(5, dtype=torch.long)
+    scores, characters, no_answer = best_spans(start, end, offsets=offsets, cls_index=cls_index, max_length=3)
     for row in range(5):
         tried = {(i, j): float(start[row, i] + end[row, j]) for i in range(2, 8) for j in range(i, min(8, i + 3))}
         (first, last), best = max(tried.items(), key=lambda item: item[1])

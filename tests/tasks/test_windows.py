@@ -36,7 +36,7 @@ def test_windows_cover_the_text_and_overlap(tokenizer):
     assert all(window["metric_example"] == 7 for window in windows)
 
 
-def test_positions_point_at_the_answer_where_it_is_whole_and_at_nowhere_elsewhere(tokenizer):
+def test_positions_point_at_the_answer_where_it_is_whole_and_at_the_cls_token_elsewhere(tokenizer):
     whole = 0
     for window in windows_of(tokenizer):
         start, end = window["start_positions"], window["end_positions"]
@@ -44,11 +44,11 @@ def test_positions_point_at_the_answer_where_it_is_whole_and_at_nowhere_elsewher
             assert tokenizer.decode(window["input_ids"][start : end + 1]) == ANSWER
             whole += 1
         else:
-            assert start == end == window["metric_nowhere"] == 0
+            assert start == end == window["metric_cls_index"] == 0
     assert whole >= 1
 
 
-def test_a_question_without_an_answer_points_nowhere(tokenizer):
+def test_a_question_without_an_answer_points_at_the_cls_token(tokenizer):
     windows = windows_of(tokenizer, answers={"text": [], "answer_start": []})
     assert {window["start_positions"] for window in windows} == {0}
 

@@ -1,1 +1,1 @@
-"""How predictions are scored: one file for each kind of prediction."""
+"""Metrics, one module for each kind of prediction."""

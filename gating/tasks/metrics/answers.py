@@ -1,4 +1,4 @@
-"""From the scores of tokens to answers, and the metrics of SQuAD."""
+"""Answers from the logits of tokens, and the metrics of SQuAD."""
 
 from typing import Any
 
@@ -13,23 +13,27 @@ __all__ = ["AnswerScores", "best_spans"]
 
 
 def best_spans(
-    start_logits: Tensor, end_logits: Tensor, *, offsets: Tensor, nowhere: Tensor, max_length: int
+    start_logits: Tensor, end_logits: Tensor, *, offsets: Tensor, cls_index: Tensor, max_length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the piece of each window's text with the largest sum of the logits of its first and last token.
+    """Return the span of each window with the largest sum of the logits of its first and last token.
+
+    Example:
+        >>> logits, offsets = torch.tensor([[0.0, 3.0, 1.0]]), torch.tensor([[[-1, -1], [0, 3], [4, 7]]])
+        >>> best_spans(logits, logits, offsets=offsets, cls_index=torch.tensor([0]), max_length=2)
+        (tensor([6.]), tensor([[0, 3]]), tensor([0.]))
 
     Args:
-        start_logits: ``[windows, length]``.
-        end_logits: ``[windows, length]``.
-        offsets: The characters of each token, first and one past the last, ``[windows, length, 2]``; -1 outside of
-            the text.
-        nowhere: The token that stands for no answer, ``[windows]``.
-        max_length: How many tokens an answer may have.
+        start_logits: Shape ``(windows, length)``.
+        end_logits: Shape ``(windows, length)``.
+        offsets: Characters ``(start, stop)`` of each token, shape ``(windows, length, 2)``; -1 outside the context.
+        cls_index: The token whose logits score no answer, shape ``(windows,)``.
+        max_length: Maximum number of tokens in a span.
 
     Returns:
-        The score of each window's best piece, ``[windows]``, minus infinity where the window has no text; the
-        characters of it, ``[windows, 2]``; and the score of no answer, ``[windows]``.
+        The score of the best span, shape ``(windows,)``, minus infinity if a window has no token of the context; its
+        characters ``(start, stop)``, shape ``(windows, 2)``; and the score of no answer, shape ``(windows,)``.
     """
-    no_answer = (start_logits + end_logits).gather(1, nowhere[:, None])[:, 0]
+    no_answer = (start_logits + end_logits).gather(1, cls_index[:, None])[:, 0]
     outside = offsets[..., 0] < 0
     starts = start_logits.masked_fill(outside, -torch.inf)
     ends = end_logits.masked_fill(outside, -torch.inf)
@@ -43,7 +47,7 @@ def best_spans(
 
 
 class AnswerScores(Metric):
-    """Exact match and F1 of answers, from 0 to 1, each answer the best piece over all windows of its text."""
+    """Exact match and F1 of answers, from 0 to 1; an answer is the best span over all windows of its context."""
 
     higher_is_better = True
     full_state_update = False
@@ -53,11 +57,11 @@ class AnswerScores(Metric):
     no_answer: list[Tensor]
 
     def __init__(self, references: Dataset, *, unanswerable: bool) -> None:
-        """Prepare to collect.
+        """Store the references.
 
         Args:
-            references: Columns ``context`` and ``answers``, in the order of the examples' numbers.
-            unanswerable: Whether "no answer" is one.
+            references: Columns ``context`` and ``answers``; row ``i`` is that of example ``i``.
+            unanswerable: Whether no answer is a valid prediction.
         """
         super().__init__()
         self._references = references
@@ -66,38 +70,46 @@ class AnswerScores(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, examples: Tensor, scores: Tensor, characters: Tensor, no_answer: Tensor) -> None:
-        """Collect windows: the number of each one's example, and what :func:`best_spans` returns."""
+        """Add windows.
+
+        Args:
+            examples: Number of each window's example, shape ``(windows,)``.
+            scores: Scores of :func:`best_spans`.
+            characters: Characters of :func:`best_spans`.
+            no_answer: Scores of no answer of :func:`best_spans`.
+        """
         self.examples.append(examples)
         self.scores.append(scores)
         self.characters.append(characters)
         self.no_answer.append(no_answer)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return ``exact_match`` and ``f1``, which torchmetrics computes of the answers in percent."""
+        """Return ``exact_match`` and ``f1``."""
         answers = self._answers()
         predictions: list[dict[str, str]] = []
         targets: list[dict[str, Any]] = []
         for number, text in answers.items():
-            right = self._references[number]["answers"]
-            # A text without an answer is answered rightly by nothing.
-            answered = right if right["text"] else {"text": [""], "answer_start": [0]}
+            answers_of = self._references[number]["answers"]
+            # The correct answer to an unanswerable question is the empty text.
+            expected = answers_of if answers_of["text"] else {"text": [""], "answer_start": [0]}
             predictions.append({"id": str(number), "prediction_text": text})
-            targets.append({"id": str(number), "answers": answered})
+            targets.append({"id": str(number), "answers": expected})
+        # torchmetrics returns percentages.
         return {name: value / 100 for name, value in squad(predictions, targets).items()}
 
     def _answers(self) -> dict[int, str]:
-        """Return the answer to each example."""
+        """Return the predicted answer of each example."""
         best: dict[int, tuple[float, list[int]]] = {}
-        nothing: dict[int, float] = {}
+        null: dict[int, float] = {}
         columns = (
             dim_zero_cat(state).tolist() for state in (self.examples, self.scores, self.characters, self.no_answer)
         )
         for number, score, characters, no_answer in zip(*columns, strict=True):
             best[number] = max(best.get(number, (score, characters)), (score, characters))
-            # Every window must say that it has no answer.
-            nothing[number] = min(nothing.get(number, no_answer), no_answer)
+            # There is no answer only if all windows prefer that.
+            null[number] = min(null.get(number, no_answer), no_answer)
         answers = {}
         for number, (score, (start, stop)) in best.items():
-            is_empty = score == -torch.inf or (self._unanswerable and nothing[number] > score)
+            is_empty = score == -torch.inf or (self._unanswerable and null[number] > score)
             answers[number] = "" if is_empty else self._references[number]["context"][start:stop]
         return answers

@@ -1,4 +1,4 @@
-"""Metrics of classes by their names, and what a model's configuration says of classes."""
+"""Metrics of classes, and the classes in a model's configuration."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,15 +18,15 @@ _METRICS: dict[str, Callable[[int], Metric]] = {
 
 
 def class_metrics(names: Sequence[str], *, num_classes: int) -> MetricCollection:
-    """Return metrics of class predictions by their names.
+    """Return metrics of classes by name.
 
     Args:
-        names: Of ``accuracy``; ``f1``, of the second class where there are two, else the mean over classes; and
+        names: Of ``accuracy``; ``f1``, that of the second class if there are two, else the macro average; and
             ``matthews``, Matthews' correlation coefficient.
         num_classes: Number of classes.
 
     Raises:
-        ValueError: There is no metric of this name.
+        ValueError: A name is unknown.
     """
     for name in names:
         if name not in _METRICS:
@@ -37,7 +37,12 @@ def class_metrics(names: Sequence[str], *, num_classes: int) -> MetricCollection
 
 
 def class_config(label_names: Sequence[str]) -> dict[str, Any]:
-    """Return how a model's configuration says which classes there are."""
+    """Return the configuration values that describe classes.
+
+    Example:
+        >>> class_config(["bad", "good"])
+        {'num_labels': 2, 'id2label': {0: 'bad', 1: 'good'}, 'label2id': {'bad': 0, 'good': 1}}
+    """
     return {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
@@ -46,7 +51,7 @@ def class_config(label_names: Sequence[str]) -> dict[str, Any]:
 
 
 class _F1OfSecond(MulticlassF1Score):
-    """F1 of the second of two classes, as GLUE counts it: the one that something is found in."""
+    """F1 of the second of two classes, the positive one, as in GLUE."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, average="none")

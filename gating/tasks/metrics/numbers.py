@@ -1,4 +1,4 @@
-"""Metrics of numbers by their names."""
+"""Metrics of numbers."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,13 +21,14 @@ _METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Score]] = {
 
 
 def number_metrics(names: Sequence[str]) -> tuple[MetricCollection, Score]:
-    """Return metrics of numbers by their names, and how to report the first.
+    """Return metrics of numbers by name, and the score of the first.
 
     Args:
-        names: Of ``pearson`` and ``spearman``, correlations, and ``mse`` and ``mae``, mean squared and absolute errors.
+        names: Of the correlations ``pearson`` and ``spearman``, and the mean squared and absolute errors ``mse`` and
+            ``mae``.
 
     Raises:
-        ValueError: There is no metric of this name.
+        ValueError: A name is unknown.
     """
     for name in names:
         if name not in _METRICS:
@@ -36,7 +37,7 @@ def number_metrics(names: Sequence[str]) -> tuple[MetricCollection, Score]:
 
 
 class _OfAllNumbers(Metric):
-    """A metric of all numbers at once in double precision: from batch to batch, single precision loses digits."""
+    """A metric of all numbers at once, in double precision, since accumulation in single precision loses digits."""
 
     full_state_update = False
     predictions: list[Tensor]
@@ -53,6 +54,6 @@ class _OfAllNumbers(Metric):
         self.targets.append(targets)
 
     def compute(self) -> Tensor:
-        # On the CPU, because not every device knows double precision.
+        # On the CPU, because MPS has no double precision.
         numbers = (dim_zero_cat(state).cpu().double() for state in (self.predictions, self.targets))
         return self._function(*numbers).float().to(self.device)

@@ -1,4 +1,4 @@
-"""Metrics of spans that tags mark, such as names: a span is right if its type and both of its ends are."""
+"""Metrics of tagged spans, such as named entities: a span is correct if its type and both ends are."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -13,53 +13,53 @@ Span = tuple[str, int, int]
 
 
 class SpanScore(Metric):
-    """Micro-averaged F1, precision or recall of spans, as the CoNLL script and ``seqeval`` count them."""
+    """Micro-averaged F1, precision or recall of spans, as in the CoNLL script and ``seqeval``."""
 
     higher_is_better = True
     full_state_update = False
-    found: Tensor
+    predicted: Tensor
     expected: Tensor
-    right: Tensor
+    correct: Tensor
 
     def __init__(self, tag_names: Sequence[str], *, kind: Literal["f1", "precision", "recall"]) -> None:
-        """Prepare to count.
+        """Store the tags.
 
         Args:
             tag_names: Names of the tags in the order of their numbers.
-            kind: What to compute.
+            kind: The metric.
         """
         super().__init__()
         self._tag_names = list(tag_names)
         self._kind = kind
-        for name in ("found", "expected", "right"):
+        for name in ("predicted", "expected", "correct"):
             self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
-        """Count the spans of a batch.
+        """Add the spans of a batch.
 
         Args:
-            predictions: Numbers of tags, ``[batch, length]``.
-            targets: The right ones; -100 where a position has no tag.
+            predictions: Numbers of tags, shape ``(batch, length)``.
+            targets: Labels, shape ``(batch, length)``; -100 for tokens without a tag.
         """
         for row, wanted in zip(predictions.tolist(), targets.tolist(), strict=True):
             tagged = [place for place, tag in enumerate(wanted) if tag != -100]
-            found = set(find_spans([self._tag_names[row[place]] for place in tagged]))
+            predicted = set(find_spans([self._tag_names[row[place]] for place in tagged]))
             expected = set(find_spans([self._tag_names[wanted[place]] for place in tagged]))
-            self.found += len(found)
+            self.predicted += len(predicted)
             self.expected += len(expected)
-            self.right += len(found & expected)
+            self.correct += len(predicted & expected)
 
     def compute(self) -> Tensor:
-        """Return the share; 0 where there is nothing to divide by."""
-        wholes = {"precision": self.found, "recall": self.expected, "f1": (self.found + self.expected) / 2}
-        return self.right / wholes[self._kind].clamp_min(0.5)
+        """Return the metric, from 0 to 1; 0 instead of a division by zero."""
+        wholes = {"precision": self.predicted, "recall": self.expected, "f1": (self.predicted + self.expected) / 2}
+        return self.correct / wholes[self._kind].clamp_min(0.5)
 
 
 def find_spans(tags: Sequence[str]) -> Iterator[Span]:
-    """Yield type, first and last place of every span that tags mark.
+    """Yield the type, first and last index of every tagged span.
 
-    Tags are ``B-TYPE`` (begins a span), ``I-TYPE`` (goes on), ``E-TYPE`` (ends it), ``S-TYPE`` (is one) and ``O``. A
-    span also begins where the type changes or where one goes on that never began.
+    Tags are ``B-TYPE`` (beginning of a span), ``I-TYPE`` (inside), ``E-TYPE`` (end), ``S-TYPE`` (single word) and
+    ``O`` (outside). A span also begins where the type changes, and at an inside or end tag outside a span.
 
     Example:
         >>> list(find_spans(["B-person", "I-person", "O", "I-place"]))

@@ -1,4 +1,4 @@
-"""How well a model foretells tokens."""
+"""Metrics of language models."""
 
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -13,20 +13,26 @@ PERPLEXITY = Score("perplexity", scale=1, unit="")
 
 
 def token_metrics(vocab_size: int) -> MetricCollection:
-    """Return perplexity, the exponential of the mean negative log likelihood of a token, and the share foretold."""
+    """Return perplexity, the exponential of the mean negative log-likelihood of a token, and accuracy."""
     metrics: dict[str, Metric | MetricCollection] = {
         "perplexity": Perplexity(),
         "accuracy": MulticlassAccuracy(vocab_size, average="micro"),
     }
-    # Each is updated in its own way.
+    # Without groups, because the two are updated with different arguments.
     return MetricCollection(metrics, compute_groups=False)
 
 
 def update_token_metrics(metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
-    """Compare logits, ``[examples, tokens, vocab_size]``, with the tokens that are right, -100 for those left out."""
-    counts = labels != -100
-    # Only those that count: logits are the largest tensor of a language model.
-    kept, right = logits[counts].float(), labels[counts]
-    if right.numel():
-        metrics["perplexity"].update(kept.unsqueeze(0), right.unsqueeze(0))
-        metrics["accuracy"].update(kept.argmax(-1), right)
+    """Update perplexity and accuracy.
+
+    Args:
+        metrics: Metrics of :func:`token_metrics`.
+        logits: Shape ``(batch, length, vocab_size)``.
+        labels: Shape ``(batch, length)``; -100 for ignored tokens.
+    """
+    is_target = labels != -100
+    # Only the logits of targets are converted, because logits are the largest tensor of a language model.
+    selected, targets = logits[is_target].float(), labels[is_target]
+    if targets.numel():
+        metrics["perplexity"].update(selected.unsqueeze(0), targets.unsqueeze(0))
+        metrics["accuracy"].update(selected.argmax(-1), targets)
