@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gating.distributed import watchdog
-from tests.distributed.test_ranks import ROOT, SUPPORT, TWO, run_script
 from tests.support.tiny_run import make_inputs
+from tests.support.two_processes import ROOT, SUPPORT, TWO, run_script
 
 
 @pytest.fixture(scope="module")

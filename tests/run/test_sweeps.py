@@ -14,8 +14,8 @@ from hydra.plugins.sweeper import Sweeper
 
 import train
 from gating.training.signals import Unfinished
-from tests.distributed.test_ranks import TWO
 from tests.support.tiny_run import ROOT, make_inputs, run_command
+from tests.support.two_processes import TWO
 
 
 @pytest.fixture(scope="module")

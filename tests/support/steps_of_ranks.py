@@ -1,4 +1,4 @@
-"""Some training steps of a tiny model with fixed gates, in one process or two; run by distributed/test_ranks.py."""
+"""Some training steps of a tiny model with fixed gates, in one process or two; see test_two_processes.py."""
 
 import sys
 from pathlib import Path

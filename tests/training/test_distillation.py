@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.nn import functional
 
 from gating import Distillation
 from gating.training.distillation import check_teacher, distillation_loss
@@ -61,12 +60,12 @@ def test_start_and_end_logits_are_averaged():
 def test_half_precision_logits_are_compared_in_single():
     loss = distillation_loss(STUDENT.bfloat16(), TEACHER.bfloat16(), temperature=1.0)
     assert loss.dtype == torch.float32
-    assert functional.relu(loss) > 0
+    assert loss > 0
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"weight": 1.5}, "weight=1.5"), ({"temperature": 0.0}, "positive")])
-def test_numbers_out_of_range_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(("arguments", "match"), [({"weight": 1.5}, "weight=1.5"), ({"temperature": 0.0}, "positive")])
+def test_numbers_out_of_range_are_refused(arguments, match):
+    with pytest.raises(ValueError, match=match):
         Distillation(**arguments)
 
 

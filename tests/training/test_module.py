@@ -162,7 +162,7 @@ def two_phases(folder, *, compiler: str | None) -> list[float]:
         folder,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        problem_type="single_label_classification",  # set by the task; otherwise the first step sets it and causes another graph
+        problem_type="single_label_classification",  # otherwise the first step sets it, which recompiles
     )
     losses = Losses()
     gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=4)

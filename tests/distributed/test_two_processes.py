@@ -1,9 +1,7 @@
-"""Two processes, on CPUs, through gloo."""
+"""Runs of two processes, on CPUs, through gloo."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,26 +9,9 @@ import pytest
 import torch
 
 from benchmarks.faults.outcome import Outcome
-from gating.distributed.collectives import broadcast, check_same, is_rank_zero
-from gating.distributed.launch import check_processes
 from tests.support.steps_of_ranks import train_some_steps
-from tests.support.tiny_run import ROOT, make_inputs, make_model_folder
-
-TWO = ["trainer=ddp", "trainer.devices=2", "trainer.precision=32-true", "data.batch_size=4"]
-SUPPORT = ROOT / "tests" / "support"
-
-
-def run_script(script: str, arguments: list[str], *, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run(
-        [sys.executable, str(SUPPORT / script), *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+from tests.support.tiny_run import make_inputs, make_model_folder
+from tests.support.two_processes import TWO, run_script
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +42,7 @@ def test_both_processes_keep_the_same_heads(finished):
 
 def test_only_one_folder_is_written(finished):
     where, _ = finished
-    assert len(list((where / "outputs").glob("*/*"))) == 1  # its name is the time, which processes read on their own
+    assert len(list((where / "outputs").glob("*/*"))) == 1  # named after the time at which rank 0 started
     folder = next((where / "outputs").glob("*/*"))
     assert {path.name for path in where.iterdir()} == {"outputs", "kept-0.json", "kept-1.json"}
     assert len(list(folder.rglob("model.safetensors"))) == 1
@@ -72,7 +53,7 @@ def test_only_one_folder_is_written(finished):
 
 
 ENDS = {
-    # What happens to which process at its batch 7, how the run ends, and what it says.
+    # Rank, batch and event: exit code and message.
     "1 7 SIGKILL": (1, "Another process of this run has ended: rank 1 was killed by SIGKILL"),
     "0 7 fails": (1, "this process was told to fail"),
     "1 7 fails": (1, "this process was told to fail"),
@@ -112,7 +93,7 @@ def test_two_processes_take_the_same_steps_as_one_with_twice_the_batch_size(tmp_
     two = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1)]
     one = train_some_steps(folder, num_processes=1, batch_size=8)
     assert len(one["losses"]) == len(two[0]["losses"]) == 3
-    # The order of sums differs, in float32, and Adam's division carries it on from the first step.
+    # Sums in another order differ in float32, and Adam's division amplifies the difference.
     for step, loss in enumerate(one["losses"]):
         assert (two[0]["losses"][step] + two[1]["losses"][step]) / 2 == pytest.approx(float(loss), abs=1e-5)
         for name, gradient in one["gradients"][step].items():
@@ -122,47 +103,3 @@ def test_two_processes_take_the_same_steps_as_one_with_twice_the_batch_size(tmp_
     assert two[0]["metrics"] == two[1]["metrics"]
     assert two[0]["metrics"]["val/accuracy"] == one["metrics"]["val/accuracy"]
     assert two[0]["metrics"]["val/loss"] == pytest.approx(one["metrics"]["val/loss"], abs=1e-5)
-
-
-REFUSED = {
-    "fsdp": ({"strategy": "fsdp"}, "whole weight matrices"),
-    "fsdp object": ({"strategy": {"_target_": "pytorch_lightning.strategies.FSDPStrategy"}}, "trainer=ddp"),
-    "fsdp2 object": ({"strategy": {"_target_": "pytorch_lightning.strategies.ModelParallelStrategy"}}, "trainer=ddp"),
-    "deepspeed": ({"strategy": "deepspeed_stage_2"}, "gradient_checkpointing=true"),
-    "spawn": ({"strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn"),
-    "unknown": ({"strategy": "horovod"}, "trainer.strategy=horovod"),
-    "no device": ({"devices": 0}, "trainer.devices=0"),
-    "unknown argument": ({"epochs": 3}, "epochs"),
-    "unknown precision": ({"precision": "bf17"}, "bf17"),
-    "of each run": ({"logger": False}, "trainer.logger=False would have no effect, .*: choose logger=wandb or"),
-    "unknown device": ({"accelerator": "abacus"}, "trainer.accelerator=abacus"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_settings_that_cannot_be_run_are_refused(case):
-    settings, message = REFUSED[case]
-    with pytest.raises(ValueError, match=message):
-        check_processes({"accelerator": "cpu", "devices": 1, **settings})
-
-
-def test_missing_gpus_are_refused():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu"):
-        check_processes({"accelerator": "gpu", "devices": 1})
-
-
-def test_processes_of_a_launcher_are_counted(monkeypatch):
-    assert check_processes({"accelerator": "cpu", "devices": 2}) == 2
-    assert check_processes({"accelerator": "cpu", "devices": 1, "num_nodes": 3}) == 3
-    assert check_processes({"accelerator": "cpu", "devices": 1, "plugins": [{"_target_": "some.Plugin"}]}) == 1
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(ValueError, match="4 have been started"):
-        check_processes({"accelerator": "cpu", "devices": 2})
-
-
-def test_collectives_do_nothing_in_one_process():
-    assert is_rank_zero()
-    assert broadcast("here") == "here"
-    check_same(torch.ones(2), "what is alone")

@@ -1,0 +1,28 @@
+import pytest
+import torch
+import torch.distributed
+
+from gating.distributed import collectives
+from gating.distributed.collectives import all_reduce_max, broadcast, check_same, is_lost_connection, is_rank_zero
+
+
+def test_collectives_do_nothing_in_one_process():
+    assert is_rank_zero()
+    assert all_reduce_max(2, -3) == (2, -3)
+    assert broadcast("here") == "here"
+    check_same(torch.ones(2), "A tensor")
+
+
+LOST = [
+    torch.distributed.DistBackendError("NCCL error"),
+    torch.distributed.DistNetworkError("The client socket has timed out"),
+    RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+]
+OTHERS = [RuntimeError("CUDA out of memory"), ValueError("gloo"), OSError("Connection reset by peer")]
+
+
+@pytest.mark.parametrize("error", [*LOST, *OTHERS], ids=str)
+def test_lost_connections_are_recognized_in_distributed_runs_only(error, monkeypatch):
+    assert not is_lost_connection(error)
+    monkeypatch.setattr(collectives, "is_distributed", lambda: True)
+    assert is_lost_connection(error) == (error in LOST)

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from gating.distributed.launch import check_processes
+
+REFUSED = {
+    "fsdp": ({"strategy": "fsdp"}, "whole weight matrices"),
+    "fsdp object": ({"strategy": {"_target_": "pytorch_lightning.strategies.FSDPStrategy"}}, "trainer=ddp"),
+    "fsdp2 object": ({"strategy": {"_target_": "pytorch_lightning.strategies.ModelParallelStrategy"}}, "trainer=ddp"),
+    "deepspeed": ({"strategy": "deepspeed_stage_2"}, "gradient_checkpointing=true"),
+    "spawn": ({"strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn"),
+    "unknown": ({"strategy": "horovod"}, "trainer.strategy=horovod"),
+    "no device": ({"devices": 0}, "trainer.devices=0"),
+    "unknown argument": ({"epochs": 3}, "epochs"),
+    "unknown precision": ({"precision": "bf17"}, "bf17"),
+    "of each run": ({"logger": False}, "trainer.logger=False would have no effect, .*: choose logger=wandb or"),
+    "unknown device": ({"accelerator": "abacus"}, "trainer.accelerator=abacus"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_settings_that_cannot_be_run_are_refused(case):
+    settings, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        check_processes({"accelerator": "cpu", "devices": 1, **settings})
+
+
+def test_missing_gpus_are_refused():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu"):
+        check_processes({"accelerator": "gpu", "devices": 1})
+
+
+def test_processes_of_a_launcher_are_counted(monkeypatch):
+    assert check_processes({"accelerator": "cpu", "devices": 2}) == 2
+    assert check_processes({"accelerator": "cpu", "devices": 1, "num_nodes": 3}) == 3
+    assert check_processes({"accelerator": "cpu", "devices": 1, "plugins": [{"_target_": "some.Plugin"}]}) == 1
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match="4 have been started"):
+        check_processes({"accelerator": "cpu", "devices": 2})
