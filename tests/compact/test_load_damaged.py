@@ -1,0 +1,132 @@
+"""Folders with missing, damaged or mixed files are refused by name."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import gating
+from gating.compact.load import load_compact
+from gating.compact.save import save_compact
+from gating.structure.integrity import write_checksums
+
+SECOND = "encoder.layer.1.attention.self"
+
+
+def edit_config(folder, change):
+    """Change a configuration and update the checksums."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    write_checksums(folder)
+
+
+def edit_weights(folder, change):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+    write_checksums(folder)
+
+
+@pytest.mark.parametrize("missing", ["", "config.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder, missing):
+    (shutil.rmtree if missing == "" else os.remove)(folder / missing)
+    with pytest.raises(FileNotFoundError, match=f"{missing or 'compact'} does not exist"):
+        load_compact(folder)
+
+
+def set_kept(heads):
+    return lambda config: config["head_gating"]["blocks"][SECOND].update(kept_heads=heads)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (set_kept([0]), r"compact is damaged or mixed.*encoder\.layer\.1\.attention"),
+        (set_kept([0, 4]), rf"block '{SECOND}' has heads 0 to 3, but kept_heads is \[0, 4\]"),
+        (set_kept("all"), rf"block '{SECOND}' has no list of kept heads"),
+        (set_kept(None), "has no list of kept heads"),
+        (
+            lambda config: config["head_gating"]["blocks"].pop(SECOND),
+            f"does not mention the attention block '{SECOND}'",
+        ),
+        (lambda config: config["head_gating"].update(format=99), "its format is 99, and this version reads format 1"),
+        (lambda config: config.update(head_gating=[]), "not a table of blocks"),
+        (lambda config: config.update(head_gating=None), "record|head_gating|damaged"),
+        (lambda config: config.pop("head_gating"), "compact is damaged or mixed"),
+        (lambda config: config.update(num_attention_heads=8), "."),
+        (lambda config: config.update(architectures=["NoSuchModel"]), "architecture 'NoSuchModel'"),
+        (lambda config: config.pop("architectures"), "architecture"),
+        (lambda config: config["architectures"].clear(), "architecture"),
+    ],
+)
+def test_a_damaged_configuration_is_refused_in_a_sentence(folder, change, message):
+    edit_config(folder, change)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        load_compact(folder)
+
+
+def test_a_configuration_that_is_no_json_is_refused_by_name(folder):
+    (folder / "config.json").write_text('{"model_type": "bert", ')
+    with pytest.raises((ValueError, OSError), match=r"config\.json"):
+        load_compact(folder)
+
+
+def rename_weight(weights):
+    weights["bert.something"] = weights.pop("classifier.weight")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("bert.encoder.layer.0.attention.self.query.weight"), "query.weight"),
+        (lambda weights: weights.pop("classifier.bias"), "classifier.bias"),
+        (lambda weights: weights.update(extra=torch.ones(1)), "extra"),
+        (rename_weight, "classifier.weight|something"),
+    ],
+)
+def test_weights_that_do_not_fit_the_record_are_refused_by_name(folder, change, message):
+    edit_weights(folder, change)
+    with pytest.raises(ValueError, match=f"compact is damaged or mixed.*({message})"):
+        load_compact(folder)
+
+
+@pytest.mark.parametrize("size", [0, 5, 1000, -10])
+def test_truncated_weights_are_refused_by_name(folder, size):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_compact(folder)
+
+
+def test_weights_of_another_compact_model_are_refused(folder, saved):
+    shutil.copy(saved["whole-or-emptied"].folder / "model.safetensors", folder)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved with this model"):
+        load_compact(folder)
+    write_checksums(folder)
+    with pytest.raises(ValueError, match="damaged or mixed from two models"):
+        load_compact(folder)
+
+
+def test_weights_of_two_layers_that_were_swapped_are_refused(folder):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    first, third = (f"bert.encoder.layer.{layer}.output.dense.weight" for layer in (0, 2))
+    weights[first], weights[third] = weights[third], weights[first]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved"):
+        load_compact(folder)
+
+
+def test_the_configuration_of_another_compact_model_is_refused(folder, make_model, tmp_path):
+    model = make_model("bert")
+    gating.prune_heads(model, {0: [0], 1: range(4)})  # as many heads, but others
+    save_compact(model, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "config.json", folder)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved"):
+        load_compact(folder)
