@@ -6,7 +6,7 @@ gates are the same in all ranks at every step.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -114,8 +114,8 @@ def stop_processes() -> None:
 def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
     """Return a trainer that finds the devices, and refuses wrong settings before anything is loaded."""
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "strategy": "auto"}
-    # Objects such as plugins and profilers are left out.
-    plain = {name: value for name, value in trainer.items() if "_target_" not in f"{name}{value}"}
+    # Descriptions of objects, such as plugins and profilers, are left out.
+    plain = {name: value for name, value in trainer.items() if name != "_target_" and not _describes_object(value)}
     options = plain | silent
     try:
         return pl.Trainer(**options)
@@ -125,6 +125,13 @@ def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
             f"The trainer's settings, with trainer.accelerator={trainer['accelerator']} and "
             f"trainer.devices={trainer['devices']}, cannot be used here: {reason}. Correct or leave out what it names."
         ) from error
+
+
+def _describes_object(value: object) -> bool:
+    """Return whether a setting has a ``_target_``, at any depth."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_describes_object, value.values()))
+    return isinstance(value, Sequence) and not isinstance(value, str) and any(map(_describes_object, value))
 
 
 def _check_strategy(strategy: object) -> None:

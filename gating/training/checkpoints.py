@@ -20,15 +20,15 @@ from gating.training.module import FineTuning
 from gating.training.signals import DeferredSignals, Stopped
 
 __all__ = [
-    "RunCheckpoint",
     "AtomicCheckpointIO",
+    "RunCheckpoint",
     "checkpoint_path",
     "checkpoints_in",
     "read_checkpoint",
     "why_unusable",
 ]
 
-_OURS = "head_gating"
+_STATE_KEY = "head_gating"
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
@@ -138,7 +138,7 @@ class RunCheckpoint(Callback):
         """Save a checkpoint if one is due, then stop after a stop signal; all ranks decide alike."""
         assert self._signals is not None
         if self._batches_that_stepped is not None:
-            # Lightning counts the batch at which it resumes twice.
+            # In some cases Lightning counts the batch at which it resumes twice.
             trainer.fit_loop.epoch_loop._batches_that_stepped = self._batches_that_stepped
             self._batches_that_stepped = None
         if trainer.global_step == self._step:
@@ -184,7 +184,7 @@ class RunCheckpoint(Callback):
             counts |= dict.fromkeys(("ready", "started", "processed"), counts["completed"])
         progress["is_last_batch"] = False
         checkpoint["phase"] = self._folder.name
-        checkpoint[_OURS] = {
+        checkpoint[_STATE_KEY] = {
             "num_rows": num_rows(trainer.loggers),
             "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
         }
@@ -193,8 +193,8 @@ class RunCheckpoint(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]
     ) -> None:
         """Drop CSV rows logged after this checkpoint, and restore the batch count that Lightning does not restore."""
-        keep_rows(trainer.loggers, checkpoint[_OURS]["num_rows"])
-        self._batches_that_stepped = checkpoint[_OURS]["batches_that_stepped"]
+        keep_rows(trainer.loggers, checkpoint[_STATE_KEY]["num_rows"])
+        self._batches_that_stepped = checkpoint[_STATE_KEY]["batches_that_stepped"]
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Save a checkpoint and remove old ones; skip it if weights are not finite, so that the last good one stays."""

@@ -77,7 +77,7 @@ class SearchEnd(Callback):
 
         Args:
             convergence: Detector of converged gates.
-            after: Fraction of the search before which it does not end, since gates do not move before they close.
+            after: Fraction of the search before which it does not end: at first gates rest because none is closing yet.
         """
         self.reason: str | None = None
         self._convergence = convergence
