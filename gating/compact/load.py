@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from gating.compact.files import read_config, walk
 from gating.compact.limits import checked_folder
 from gating.errors import DamageError, InputError, loading
+from gating.pruning.compact_model import check_specs
 from gating.structure.compact import auto_classes, compact_class
 from gating.structure.integrity import check_finite, load_whole
 from gating.structure.record import RECORD_KEY
@@ -71,6 +72,7 @@ def load_compact(
         checked_folder(folder, verify=verify, exact=is_compact),
         _without_load_report(),
     ):
+        check_specs(described.get(RECORD_KEY))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         base = _model_class(config, folder)
         cls = compact_class(base) if is_compact else base

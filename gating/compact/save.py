@@ -12,9 +12,9 @@ from gating.compact.verify import check_saved
 from gating.discovery.find import find_attention_blocks
 from gating.discovery.refusals import check_has_values, check_no_adapters, check_savable
 from gating.errors import InputError, InputTypeError
+from gating.pruning.compact_model import become_compact
 from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder
-from gating.structure.compact import become_compact
 from gating.structure.integrity import check_finite
 
 __all__ = ["Processor", "save_compact"]

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from gating.discovery.probe import run_probe
 from gating.discovery.refusals import check_no_adapters, removable_blocks, why_not_attention, why_not_editable
 from gating.discovery.self_check import apply_checked
+from gating.discovery.undo import undo_edits
 from gating.errors import InputError
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import num_inputs, num_outputs, undo_edits
+from gating.structure.edits import num_inputs, num_outputs
 from gating.structure.families import AttentionSpec, RowLayout, find_spec
 from gating.structure.removal import plan_removal
 

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from gating.discovery.probe import cached_outputs, forward_outputs, max_relative_difference, run_probe, tolerance_for
+from gating.discovery.undo import Undo, apply_edits, undo_edits
 from gating.errors import InputError
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
+from gating.structure.edits import Edit
 from gating.structure.subclasses import HeadMask
 
 __all__ = ["apply_checked", "heads_masked"]
@@ -36,7 +37,7 @@ def apply_checked(
         must_matter: Whether it is an error, too, if masking these heads changes nothing.
 
     Returns:
-        The ways back, for :func:`~gating.structure.edits.undo_edits`.
+        The ways back, for :func:`~gating.discovery.undo.undo_edits`.
 
     Raises:
         ValueError: The outputs differ, or the model does not run on the probe, or only the compact one does not. The

@@ -1,13 +1,37 @@
 """Columns of output projections, scaled by gates or set to zero for padding heads."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gating.structure.edits import Edit, Features, Rewrite, weight_dim, without_adapter
+from gating.structure.edits import Edit, Features, weight_dim, without_adapter
 
-__all__ = ["plan_scale_inputs", "silence_inputs"]
+__all__ = ["ScaleEntries", "plan_scale_inputs", "silence_inputs"]
+
+
+@dataclass(frozen=True)
+class ScaleEntries:
+    """The planned multiplication of a parameter by one factor for each entry along one dimension."""
+
+    owner: Any
+    attribute: str
+    factors: Tensor
+    dim: int
+
+    def changed(self) -> Tensor:
+        """Return the positions of the entries whose factor is not 1."""
+        return (self.factors != 1).nonzero().flatten()
+
+    def apply(self) -> None:
+        """Replace the parameter."""
+        before = getattr(self.owner, self.attribute)
+        index = self.changed().to(before.device)
+        factors = self.factors.to(before)[index].unsqueeze(1 - self.dim)
+        values = before.detach().clone()
+        values.index_copy_(self.dim, index, before.detach().index_select(self.dim, index) * factors)
+        setattr(self.owner, self.attribute, nn.Parameter(values, requires_grad=before.requires_grad))
 
 
 def plan_scale_inputs(linear: nn.Module, scale: Tensor) -> list[Edit]:
@@ -16,21 +40,16 @@ def plan_scale_inputs(linear: nn.Module, scale: Tensor) -> list[Edit]:
     Args:
         linear: The layer.
         scale: Factors, ``[inputs]``. Nothing is planned if all are 1.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> _ = nn.init.ones_(layer.weight)
+        >>> for edit in plan_scale_inputs(layer, torch.tensor([1.0, 0.5])):
+        ...     edit.apply()
+        >>> layer.weight.tolist()
+        [[1.0, 0.5]]
     """
-    dim = weight_dim(linear, "inputs")
-
-    def multiply(before: nn.Parameter) -> tuple[nn.Parameter, Callable[[nn.Parameter], nn.Parameter]]:
-        index = (scale != 1).nonzero().flatten().to(before.device)
-        lost = before.detach().index_select(dim, index)
-        factors = scale.to(before)[index].unsqueeze(1 - dim)
-
-        def replace(parameter: nn.Parameter, columns: Tensor) -> nn.Parameter:
-            weight = parameter.detach().clone().index_copy_(dim, index, columns)
-            return nn.Parameter(weight, requires_grad=parameter.requires_grad)
-
-        return replace(before, lost * factors), lambda parameter: replace(parameter, lost)
-
-    return [Rewrite(linear, "weight", multiply)] if (scale != 1).any() else []
+    return [ScaleEntries(linear, "weight", scale, weight_dim(linear, "inputs"))] if (scale != 1).any() else []
 
 
 def silence_inputs(linear: nn.Module, inputs: Features) -> None:

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from gating.discovery.find import find_attention_blocks
 from gating.discovery.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.discovery.refusals import check_has_values, check_no_adapters
+from gating.discovery.undo import Undo, apply_edits, undo_edits
 from gating.errors import InputError, InputTypeError, OperationError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.objectives.selection import check_reachable, select_gates
 from gating.pruning.columns import plan_scale_inputs
+from gating.pruning.compact_model import become_compact
 from gating.pruning.prune import PruneReport, num_parameters, plan_pruning, whole_number
 from gating.structure.blocks import AttentionBlock
-from gating.structure.compact import become_compact
-from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
+from gating.structure.edits import Edit
 
 __all__ = ["FinalizeReport", "decide_gate_values", "finalize"]
 

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from gating.discovery.find import find_attention_blocks
 from gating.discovery.refusals import check_no_adapters
 from gating.discovery.self_check import apply_checked
+from gating.discovery.undo import apply_edits
 from gating.errors import InputError, InputTypeError
 from gating.pruning.alignment_heads import plan_alignment_heads
+from gating.pruning.compact_model import become_compact
 from gating.structure.blocks import AttentionBlock
-from gating.structure.compact import become_compact
-from gating.structure.edits import Edit, apply_edits
+from gating.structure.edits import Edit
 from gating.structure.removal import plan_removal
 
 __all__ = ["PruneReport", "num_parameters", "plan_pruning", "prune_heads", "whole_number"]

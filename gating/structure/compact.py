@@ -15,17 +15,14 @@ from typing import Any, cast
 
 import torch
 import transformers
-from torch import nn
 from transformers import PreTrainedModel, conversion_mapping, initialization
 from transformers.models.auto import modeling_auto
 from transformers.utils.hub import cached_file
 
-from .blocks import iter_attention_blocks
-from .edits import apply_edits
 from .integrity import check_checksums, check_finite, load_whole, read_config, write_checksums
-from .record import RECORD_KEY, describe_kept_heads, plan_from_record
+from .record import RECORD_KEY, plan_from_record, record_of_part
 
-__all__ = ["CompactMixin", "auto_classes", "become_compact", "check_built", "compact_class"]
+__all__ = ["CompactMixin", "auto_classes", "check_built", "compact_class"]
 
 # A loader with checks of its own sets this to one that runs on each new model, before its weights are allocated.
 check_built: ContextVar[Callable[[PreTrainedModel], None] | None] = ContextVar("check_built", default=None)
@@ -49,14 +46,14 @@ class CompactMixin:
         model = cast("PreTrainedModel", self)
         record = getattr(config, RECORD_KEY, None)
         if record is not None:
-            apply_edits(plan_from_record(model, record))
+            for edit in plan_from_record(model, record):
+                edit.apply()
         check = check_built.get()
         if check is not None:
             check(model)
         if record is not None:
-            # The blocks of this model alone, which may be a part of the saved one, and no checksums: training changes
-            # the weights.
-            _write_record(model)
+            # Without checksums: training changes the weights.
+            setattr(config, RECORD_KEY, record_of_part(record, model))
 
     @classmethod
     def from_pretrained(
@@ -167,30 +164,6 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
     if isinstance(base, type) and issubclass(base, PreTrainedModel):
         return compact_class(base)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def become_compact(model: nn.Module) -> None:
-    """Change a model whose heads were removed, in place, to the class that saves and loads it.
-
-    Writes the record of kept heads into its configuration. Of a module that only holds transformers models, as a
-    SentenceTransformer does, those that have lost heads are changed.
-    """
-    if not isinstance(model, PreTrainedModel):
-        for child in model.children():
-            if any(hasattr(module, "head_slots") for module in child.modules()):
-                become_compact(child)
-        return
-    model.__class__ = compact_class(type(model))
-    _write_record(model)
-    module_name = __name__.rpartition(".")[2]
-    # transformers looks custom code up by Auto class; each one for this configuration gets its class.
-    model.config.auto_map = {
-        auto_name: f"{module_name}.{base.__name__}" for auto_name, base in auto_classes(type(model.config)).items()
-    }
-
-
-def _write_record(model: PreTrainedModel) -> None:
-    setattr(model.config, RECORD_KEY, describe_kept_heads(list(iter_attention_blocks(model))))
 
 
 def _check_values(loaded: Any, name: object) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .blocks import AttentionBlock
-from .edits import ABSENT, Edit, Features, SetAttribute, plan_cut, plan_take
+from .edits import ABSENT, Edit, Features, SetAttribute, TakeEntries, plan_cut
 from .empty import BiasOnly, emptied
 from .errors import InputError
 from .families import RowLayout
@@ -66,7 +66,7 @@ def plan_removal(block: AttentionBlock, kept: Collection[int], *, padding: Colle
         padding: Original numbers of the heads that pad groups of query heads; chosen here when left out.
 
     Returns:
-        Edits for :func:`~gating.structure.edits.apply_edits`; none if every head is kept.
+        Edits to apply in order; none if every head is kept.
 
     Raises:
         ValueError: The padding does not fill the groups evenly, or no head is kept and the class needs one.
@@ -74,9 +74,9 @@ def plan_removal(block: AttentionBlock, kept: Collection[int], *, padding: Colle
     Example:
         >>> from transformers import BertConfig, BertModel
         >>> from gating import find_attention_blocks
-        >>> from gating.structure.edits import apply_edits
         >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
-        >>> _ = apply_edits(plan_removal(find_attention_blocks(model)[0], kept=[0, 3]))
+        >>> for edit in plan_removal(find_attention_blocks(model)[0], kept=[0, 3]):
+        ...     edit.apply()
         >>> model.encoder.layer[0].attention.self.query
         Linear(in_features=8, out_features=4, bias=True)
     """
@@ -186,7 +186,7 @@ def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
             if block.has(path):
                 holder, name = block.locate(path)
                 width = getattr(holder, name).shape[dim] // num_before
-                edits.append(plan_take(holder, name, Features(kept, width), dim=dim))
+                edits.append(TakeEntries(holder, name, Features(kept, width), dim))
     return edits
 
 

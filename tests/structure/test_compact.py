@@ -11,8 +11,9 @@ import transformers
 from torch import nn
 
 import gating
+from gating.pruning.compact_model import become_compact
 from gating.structure import compact
-from gating.structure.compact import become_compact, compact_class
+from gating.structure.compact import compact_class
 from tests.support.family_models import FAMILIES as FAMILY_MODELS
 from tests.support.fresh_process import outputs_of
 from tests.support.tiny_models import (

@@ -3,8 +3,10 @@ import json
 import pytest
 
 import gating
-from gating.structure.edits import apply_edits
-from gating.structure.record import FORMAT, describe_kept_heads, plan_from_record
+from gating.discovery.undo import apply_edits
+from gating.pruning.compact_model import check_specs, describe_kept_heads
+from gating.structure.integrity import write_checksums
+from gating.structure.record import FORMAT, plan_from_record
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, state_of
 
 NAMES = [f"encoder.layer.{i}.attention.self" for i in range(3)]
@@ -121,9 +123,17 @@ SPEC = {
         {"more": 1},
     ],
 )
-def test_a_spec_that_is_none_is_refused(bert, record, change):
-    state = state_of(bert)
+def test_a_spec_with_an_invalid_field_is_refused(record, change):
     record["specs"] = {"BertSelfAttention": {**SPEC, **change}}
     with pytest.raises(ValueError, match=r"'head_gating' in config\.json.*the spec of BertSelfAttention"):
-        plan_from_record(bert, record)
-    assert_same_state(bert, state)
+        check_specs(record)
+
+
+def test_load_compact_checks_specs(folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["head_gating"]["specs"] = {"BertSelfAttention": {**SPEC, "head_dim": "__class__"}}
+    path.write_text(json.dumps(config))
+    write_checksums(folder)
+    with pytest.raises(ValueError, match=r"'head_gating' in config\.json.*the spec of BertSelfAttention"):
+        gating.load_compact(folder)

@@ -7,7 +7,8 @@ import transformers
 from torch import nn
 
 import gating
-from gating.structure.edits import apply_edits, undo_edits
+from gating.discovery.undo import apply_edits, undo_edits
+from gating.structure.edits import SetAttribute
 from gating.structure.empty import BiasOnly
 from gating.structure.removal import plan_removal
 from tests.support.tiny_models import (
@@ -178,12 +179,12 @@ def test_a_failing_edit_undoes_those_before_it(bert):
     state = state_of(bert)
     block = gating.find_attention_blocks(bert)[0]
 
-    class Failing:
+    class Failing(SetAttribute):
         def apply(self):
             raise MemoryError
 
     with pytest.raises(MemoryError):
-        apply_edits([*plan_removal(block, [0]), Failing()])
+        apply_edits([*plan_removal(block, [0]), Failing(block.module, "anything", None)])
     assert_same_state(bert, state)
 
 

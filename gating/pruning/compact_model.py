@@ -1,0 +1,112 @@
+"""Models that save and load themselves without their removed heads: their record of kept heads, and their class."""
+
+import re
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from gating.structure.blocks import AttentionBlock, iter_attention_blocks
+from gating.structure.compact import auto_classes, compact_class
+from gating.structure.families import AttentionSpec, Returns, RowLayout, find_spec
+from gating.structure.record import FORMAT, RECORD_KEY, damaged
+from gating.structure.subclasses import original_class
+
+__all__ = ["become_compact", "check_specs", "describe_kept_heads"]
+
+# Names in a spec: not private, and no way up except to the parent.
+_NAME = r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?"
+_PATH = rf"\^?{_NAME}(\.(\d+|{_NAME}))*"
+
+
+def become_compact(model: nn.Module) -> None:
+    """Change a model whose heads were removed, in place, to the class that saves and loads it.
+
+    Writes the record of kept heads into its configuration. Of a module that only holds transformers models, as a
+    SentenceTransformer does, those that have lost heads are changed.
+    """
+    if not isinstance(model, PreTrainedModel):
+        for child in model.children():
+            if any(hasattr(module, "head_slots") for module in child.modules()):
+                become_compact(child)
+        return
+    model.__class__ = compact_class(type(model))
+    setattr(model.config, RECORD_KEY, describe_kept_heads(list(iter_attention_blocks(model))))
+    # transformers looks custom code up by Auto class; each one for this configuration gets its class.
+    model.config.auto_map = {
+        auto_name: f"compact.{base.__name__}" for auto_name, base in auto_classes(type(model.config)).items()
+    }
+
+
+def describe_kept_heads(blocks: Sequence[AttentionBlock]) -> dict[str, Any]:
+    """Return the record of the heads that blocks have now."""
+    record: dict[str, Any] = {"format": FORMAT, "blocks": {block.name: _describe(block) for block in blocks}}
+    specs = {
+        original_class(type(block.module)).__name__: _write_spec(block.spec)
+        for block in blocks
+        if block.spec != find_spec(block.module, shipped_only=True)
+    }
+    return {**record, "specs": specs} if specs else record
+
+
+def check_specs(record: object) -> None:
+    """Raise ``ValueError`` for a record with a spec that names anything but modules and parameters."""
+    specs = record.get("specs", {}) if isinstance(record, dict) else {}
+    for name, spec in specs.items() if isinstance(specs, dict) else ():
+        if not isinstance(spec, dict) or not {"projections", "output_projection"} <= set(spec) <= set(_FIELDS):
+            raise damaged(f"the spec of {name} is not that of an attention class")
+        for key, value in spec.items():
+            if not _FIELDS[key](value):
+                raise damaged(f"the spec of {name} has {key}={value!r}")
+
+
+def _describe(block: AttentionBlock) -> dict[str, Any]:
+    entry = {"num_heads": block.num_heads_before, "kept_heads": list(block.head_ids)}
+    padding = [head for head in block.head_slots if head not in block.head_ids]
+    return {**entry, "padding_heads": padding} if padding else entry
+
+
+def _write_spec(spec: AttentionSpec) -> dict[str, Any]:
+    """Return the fields of a spec that differ from the defaults, as JSON has them."""
+    return {
+        field.name: _lists(getattr(spec, field.name))
+        for field in fields(spec)
+        if getattr(spec, field.name) != field.default and field.name in _FIELDS
+    }
+
+
+def _lists(value: Any) -> Any:
+    return list(map(_lists, value)) if isinstance(value, tuple) else value
+
+
+def _is_text(value: object, pattern: str) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(_is_text(name, _NAME) for name in value)
+
+
+def _are_pairs(value: object, is_second: Callable[[object], bool]) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and _is_text(pair[0], _PATH) and is_second(pair[1]) for pair in value
+    )
+
+
+def _are_dims(value: object) -> bool:
+    return _are_pairs(value, lambda dim: type(dim) is int and 0 <= dim < 8)
+
+
+# Valid values of the fields in a record; a replacement of forward cannot be written there.
+_FIELDS: dict[str, Callable[[object], bool]] = {
+    "projections": lambda value: _are_pairs(value, lambda layout: layout in typing.get_args(RowLayout)),
+    "output_projection": lambda value: _is_text(value, _PATH),
+    "head_dim": lambda value: _is_text(value, _NAME),
+    "returns": lambda value: value in typing.get_args(Returns),
+    "is_cross_attention": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("head_counts", "head_widths", "config_counts"), _are_names),
+    **dict.fromkeys(("per_head", "per_key_value_head", "per_head_inputs"), _are_dims),
+}
