@@ -53,6 +53,10 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
         InputError: A setting would have no effect or would change the steps of a phase; the strategy shards weights or
             stops its processes after each phase; Lightning refuses the settings; devices are missing; or the world
             size differs from the number of processes already started.
+
+    Example:
+        >>> check_processes({"accelerator": "cpu", "devices": 2, "strategy": "ddp"})
+        2
     """
     for name, instead in _RESERVED.items():
         if trainer.get(name) not in (None, True):
@@ -72,7 +76,8 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
     if started != num_processes:
         raise InputError(
             f"trainer.devices={trainer['devices']} makes {num_processes} process(es), but {started} have been started; "
-            "let trainer.devices times trainer.num_nodes be their number, with trainer=ddp if there are several."
+            "set trainer.devices and trainer.num_nodes so that their product is this number, with trainer=ddp if it is "
+            "above 1."
         )
     return num_processes
 
@@ -112,7 +117,7 @@ def stop_processes() -> None:
 
 
 def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
-    """Return a trainer that finds the devices, and refuses wrong settings before anything is loaded."""
+    """Return a trainer of these settings: only its constructor finds the devices and validates all arguments."""
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "strategy": "auto"}
     # Descriptions of objects, such as plugins and profilers, are left out.
     plain = {name: value for name, value in trainer.items() if name != "_target_" and not _describes_object(value)}
