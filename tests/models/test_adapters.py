@@ -12,7 +12,7 @@ import train
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.models.adapters import LoRA
 from gating.objectives import HeadBudget
-from gating.pruning.finalize import decide_gate_values
+from gating.pruning.decide import decide_gate_values
 from tests.run.test_train import run_here, setting
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept

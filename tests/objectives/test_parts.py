@@ -12,7 +12,7 @@ from gating.discovery.probe import forward_outputs, make_probe, max_relative_dif
 from gating.gates import hard_concrete
 from gating.objectives.budget import parts_of
 from gating.objectives.per_part import PerPart
-from gating.pruning.finalize import decide_gate_values
+from gating.pruning.decide import decide_gate_values
 from gating.pruning.measure import count_heads_by_kind
 from gating.training.optimizers import AdamW
 from tests.benchmarks.test_rivals import RIVALS

@@ -1,0 +1,131 @@
+"""The decision which heads stay, from the gates, and the warning about arbitrary decisions."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
+from gating.gates import HeadGates
+from gating.objectives.selection import check_reachable, select_gates
+from gating.pruning.prune import whole_number
+
+__all__ = ["decide_gate_values", "warn_if_arbitrary"]
+
+# Smallest difference between the mean values of kept and of removed gates that counts as a decision.
+_LEAST_GAP = 0.1
+_ARBITRARY = "The choice of heads is nearly arbitrary"
+
+
+def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None, kept: Tensor | None = None) -> Tensor:
+    """Return the final value of every gate, ``[num_gates]``: 0 to remove its heads, else the factor to fold in.
+
+    Args:
+        gates: Trained gates.
+        num_heads: Number of heads to keep, those with the largest ``log_alpha``; by default all open ones.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of ``num_heads``.
+
+    Raises:
+        ValueError: ``num_heads`` is out of range or cannot be reached with gates for groups of heads; no gate is open;
+            ``kept`` has another shape or dtype.
+        TypeError: ``num_heads`` is not a whole number or ``kept`` is not a tensor.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=1, vocab_size=10))
+        >>> gates = inject_gates(model)
+        >>> _ = gates.log_alpha.data.copy_(torch.tensor([9.0, -9, -9, 8]))
+        >>> decide_gate_values(gates, num_heads=1)
+        tensor([1., 0., 0., 0.])
+    """
+    values = gates.values().detach()
+    if kept is not None:
+        _check_kept(gates, kept, num_heads)
+    elif num_heads is not None:
+        kept = _largest(gates, num_heads)
+    else:
+        if not values.any():
+            raise RemedyError(
+                "Every gate is closed, so no head would be left. Lower ",
+                python="the price, or give num_heads.",
+                command="objective.price, or give a number of heads with objective=budget.",
+            )
+        return values
+    # A kept head with a closed gate would output zeros: it gets its average strength in training instead.
+    return kept * torch.where(values > 0, values, gates.prob_open().detach())
+
+
+def _largest(gates: HeadGates, num_heads: int) -> Tensor:
+    """Return the mask of the gates with the largest ``log_alpha`` that stand for ``num_heads`` heads."""
+    try:
+        num_heads = whole_number(num_heads)
+    except TypeError:
+        raise InputTypeError(f"num_heads must be a whole number, got {num_heads!r}.") from None
+    if not 1 <= num_heads <= gates.num_heads:
+        raise InputError(f"num_heads={num_heads} cannot be kept: there are {gates.num_heads} gated heads.")
+    check_reachable(num_heads, gates.heads_per_gate)
+    kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
+    kept[select_gates(gates.log_alpha.detach(), gates.heads_per_gate, num_heads)] = True
+    return kept
+
+
+def _check_kept(gates: HeadGates, kept: Tensor, num_heads: int | None) -> None:
+    if num_heads is not None:
+        raise InputError("Give either num_heads or kept, not both.")
+    if not isinstance(kept, Tensor):
+        raise InputTypeError(f"kept must be a boolean tensor, one entry for each gate; got a {type(kept).__name__}.")
+    if kept.dtype != torch.bool or kept.shape != gates.log_alpha.shape:
+        raise InputError(
+            f"kept must be a boolean tensor of shape {tuple(gates.log_alpha.shape)}, one entry for each gate; got "
+            f"{kept.dtype} of shape {tuple(kept.shape)}."
+        )
+    if not kept.any():
+        raise InputError("kept is false for every gate, so no head would be left.")
+
+
+def warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
+    """Warn if the gate values hardly separate kept from removed heads, as after too little training.
+
+    Args:
+        gates: Trained gates.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``.
+        is_given: Whether the mask comes from the caller instead of the gates.
+    """
+    values = gates.values().detach()
+    removed = ~kept
+    num_kept, num_removed, num_open = int(kept.sum()), int(removed.sum()), int((values > 0).sum())
+    if not num_removed:
+        return
+    if 2 * num_open <= num_kept:
+        warnings.warn(_too_few_open(num_kept, num_open), stacklevel=3)
+        return
+    mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
+    num_alike = int((removed & (values > mean_kept - _LEAST_GAP)).sum())
+    if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed):
+        numbers = (
+            f"the gates to keep ({num_kept}) are at {mean_kept:.2f} on average, those to remove ({num_removed}) at "
+            f"{mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} "
+            "of all are open."
+        )
+        warnings.warn(_too_alike(numbers, is_given=is_given), stacklevel=3)
+
+
+def _too_few_open(num_kept: int, num_open: int) -> RemedyWarning:
+    return RemedyWarning(
+        f"{_ARBITRARY}: of {num_kept} heads or groups to keep, {num_open} have an open gate.",
+        python=" Keep fewer, or lower the price of the penalty.",
+        command=" Keep fewer, or lower objective.price.",
+    )
+
+
+def _too_alike(numbers: str, *, is_given: bool) -> RemedyWarning:
+    python = f"{_ARBITRARY}: {numbers} Train"
+    if is_given:
+        python = f"Gates hardly tell the heads to keep: {numbers} Unless they were chosen without gates, train"
+    return RemedyWarning(
+        "",
+        python=f"{python} the gates longer or with a larger learning rate, such as 0.1, and call the objective's "
+        "update before every step.",
+        command=f"{_ARBITRARY}: {numbers} Train longer (trainer.max_epochs) or with a larger optimizer.gate_lr.",
+    )
