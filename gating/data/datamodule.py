@@ -114,8 +114,8 @@ class ExampleDataModule(pl.LightningDataModule):
             before = state_dict["num_examples"].get(name)
             if before != len(split):
                 raise InputError(
-                    f"The {name} data has {len(split)} examples now and had {before} when the run began; it cannot go "
-                    "on with other data. Begin a new run."
+                    f"The {name} data has {len(split)} examples now and had {before} when the run began; it cannot "
+                    "resume with other data. Begin a new run."
                 )
         self._epochs_done, self._batches_done = state_dict["epochs_done"], state_dict["batches_done"]
 

@@ -88,7 +88,7 @@ def draw_splits(
     kept = "one to train on" if classes is None else "one of each label to train on"
     raise InputError(
         f"The training data has {len(table)} row(s), too few to draw {' and '.join(names)} data from and to keep "
-        f"{kept}. Add rows, or give validation data apart."
+        f"{kept}. Add rows, or give separate validation data."
     )
 
 

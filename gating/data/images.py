@@ -100,7 +100,7 @@ def _with_images(table: Dataset, where: str) -> Dataset:
         if missing is not None:
             raise MissingFileError(
                 f"The {where} data names the image {missing}, and there is no such file; "
-                "paths are looked up from the folder that the command runs in."
+                "paths are relative to the working directory of the command."
             )
     elif "binary" not in dtype and not (isinstance(feature, dict) and "bytes" in feature):
         raise InputError(
@@ -121,8 +121,8 @@ def _to_8_bits(image: Any) -> Any:
     pixels = np.asarray(image)
     if image.mode == "F" or pixels.min() < 0 or pixels.max() > _MAX_16_BIT:
         raise InputError(
-            f"An image has numbers from {pixels.min()} to {pixels.max()} (mode {image.mode}), whose white and black "
-            "are not known: save it with 8 or 16 bits."
+            f"An image has pixel values from {pixels.min()} to {pixels.max()} (mode {image.mode}), whose white "
+            "and black are unknown: save it with 8 or 16 bits."
         )
     return PIL.Image.fromarray((pixels.astype(np.uint16) >> 8).astype(np.uint8))
 

@@ -95,12 +95,12 @@ def _label_text(label: Any, split: str, row: int) -> str:
         _missing(split, row)
     if isinstance(label, (list, dict)):
         raise InputError(
-            f"The {split} data has more than one label in row {row + 1}: {shorten(repr(label))}. One for each word "
-            "is learned with task=token_classification."
+            f"The {split} data has more than one label in row {row + 1}: {shorten(repr(label))}. Learn "
+            "one label for each word with task=token_classification."
         )
     if isinstance(label, bytes):
         raise InputError(
-            f"The {split} data has the label {shorten(repr(label))} in row {row + 1}, which is no class. Name the "
+            f"The {split} data has the label {shorten(repr(label))} in row {row + 1}, which is not a class. Name the "
             "column of the labels with data.label_column=..., or correct the row."
         )
     if isinstance(label, float) and not label.is_integer():
@@ -118,7 +118,7 @@ def _without_fractions(labels: list[str], split: str) -> list[str]:
 
 def _fraction(split: str, row: int, label: object) -> InputError:
     return InputError(
-        f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are no classes; "
+        f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are not classes; "
         "task=regression learns numbers."
     )
 
@@ -138,8 +138,8 @@ def warn_of_spellings(names: Sequence[str]) -> None:
     if twice and is_rank_zero():
         _log.warning(
             f"{len(names)} classes are {len(spellings)} when case and surrounding spaces are ignored: "
-            f"{shorten(', '.join(twice), most=400)}. Each is learned as a class of its own; write the same one always "
-            "alike."
+            f"{shorten(', '.join(twice), most=400)}. Each is learned as a separate class; spell the same class the "
+            "same way."
         )
 
 

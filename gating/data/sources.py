@@ -99,7 +99,7 @@ def load_glue(*, name: str, seed: int = 0) -> Examples:
         ConnectionError: The hub cannot be reached.
     """
     if name not in _GLUE_METRICS:
-        raise InputError(f"data.name={name} is no task of GLUE; choose one of {', '.join(_GLUE_METRICS)}.")
+        raise InputError(f"data.name={name} is not a task of GLUE; choose one of {', '.join(_GLUE_METRICS)}.")
     loaded = _load_set("nyu-mll/glue", name).splits
     held_out = "validation_matched" if name == "mnli" else "validation"
     size = min(2000, len(loaded["train"]) // 20)

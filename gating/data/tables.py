@@ -47,7 +47,7 @@ def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
         raise MissingFileError(f"{setting}: there is no such file.")
     if path.suffix.lower() not in _BUILDERS:
         raise InputError(
-            f"{setting}: cannot read {path.suffix or 'a file without ending'}; use {', '.join([*also, *_BUILDERS])}."
+            f"{setting}: cannot read {path.suffix or 'a file without extension'}; use {', '.join([*also, *_BUILDERS])}."
         )
     kind, options = _BUILDERS[path.suffix.lower()]
     _check_content(path.read_bytes(), setting, is_json=kind == "json")
@@ -87,7 +87,7 @@ def _check_content(content: bytes, setting: str, *, is_json: bool) -> None:
         return
     if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"{", b"["):
         # Some other values crash the process of the reader.
-        raise InputError(f"{setting}: the file cannot be read (it begins with no JSON object or list).")
+        raise InputError(f"{setting}: the file cannot be read (it does not begin with a JSON object or list).")
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -108,7 +108,7 @@ def warn_of_same_files(files: Mapping[str, str | None]) -> None:
     ]
     if same and is_rank_zero():
         _log.warning(
-            f"{'; '.join(same)} are the same: metrics tell how well the model remembers, not how well it does on new "
+            f"{'; '.join(same)} are the same: metrics measure memorization, not performance on new "
             "examples. Give another file, or leave the second one out."
         )
 

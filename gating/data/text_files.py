@@ -50,7 +50,7 @@ def _read(split: str, file: str) -> Dataset:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"data.{split}={file}: the file is no text in UTF-8 ({error}).") from error
+        raise InputError(f"data.{split}={file}: the file is not UTF-8 text ({error}).") from error
     if not text.strip():
         raise InputError(f"data.{split}={file}: the file is empty.")
     return Dataset.from_dict({"text": [text]})

@@ -125,8 +125,8 @@ def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTraine
         return
     if isinstance(source, NewModel):
         raise InputError(
-            f"adapters=lora leaves the weights as they are, and those of a {source.title} are random: use "
-            "adapters=none, or a pre-trained model."
+            f"adapters=lora freezes the other weights, and those of a {source.title} are random: use "
+            "adapters=none, or a pretrained model."
         )
     names = [name for name, module in blueprint.named_modules() if why_not_editable(module) is None]
     for target in [] if isinstance(adapters.target_modules, str) else adapters.target_modules or []:

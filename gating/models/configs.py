@@ -22,7 +22,7 @@ def check_names(config: PreTrainedConfig, changes: Mapping[str, Any]) -> None:
         if not hasattr(config, name):
             close = difflib.get_close_matches(name, config.to_dict(), n=1)
             hint = f" Did you mean model.config.{close[0]}?" if close else ""
-            raise InputError(f"model.config.{name} is no value of a {config.model_type} configuration.{hint}")
+            raise InputError(f"model.config.{name} is not a value of a {config.model_type} configuration.{hint}")
 
 
 def load_checked(load: Callable[[], PreTrainedConfig]) -> PreTrainedConfig:

@@ -19,12 +19,12 @@ def check_gradient_checkpointing(blueprint: PreTrainedModel, *, compiled: bool) 
     """
     if compiled:
         raise InputError(
-            "gradient_checkpointing=true does not go with compile=true: torch cannot take gates through both; "
+            "gradient_checkpointing=true cannot be combined with compile=true: torch does not support gates in both; "
             "choose one of them."
         )
     if not blueprint.supports_gradient_checkpointing:
         raise InputError(
-            f"gradient_checkpointing=true: {type(blueprint).__name__} does not offer it; leave it out, and take a "
+            f"gradient_checkpointing=true: {type(blueprint).__name__} does not support it; leave it out, and take a "
             "smaller data.batch_size with trainer.accumulate_grad_batches=2 instead."
         )
 

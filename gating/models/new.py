@@ -57,7 +57,7 @@ class NewModel:
         if self.model_type not in types:
             close = difflib.get_close_matches(self.model_type, types, n=1) or ["gpt2"]
             raise InputError(
-                f"model.model_type={self.model_type} is no family of transformers. Did you mean {close[0]}?"
+                f"model.model_type={self.model_type} is not a model type of transformers. Did you mean {close[0]}?"
             )
         family = AutoConfig.for_model(self.model_type)
         check_names(family, self.config)

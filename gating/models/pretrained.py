@@ -114,7 +114,7 @@ class Pretrained:
             if name.startswith(base):
                 raise InputError(
                     f"model.name={self.name}: {name} is stored as {list(stored)}, but its configuration with "
-                    f"model.config={self.config} asks for {list(expected)}. Leave out what changes sizes."
+                    f"model.config={self.config} requires {list(expected)}. Leave out the values that change sizes."
                 )
         for name in sorted(loading_info["missing_keys"]):
             if name.startswith(base) and _LAYER_NUMBER.search(name):

@@ -84,7 +84,7 @@ class CausalLM:
         """
         for prompt in self._prompts or ():
             if not processor(prompt)["input_ids"]:
-                raise InputError(f"task.prompts has {prompt!r}, which is no token: give a text, or leave it out.")
+                raise InputError(f"task.prompts has {prompt!r}, which has no tokens: give a text, or leave it out.")
         blocks = read_blocks(
             examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=True
         )

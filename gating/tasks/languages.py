@@ -21,14 +21,14 @@ def set_language(tokenizer: PreTrainedTokenizerBase, side: str, language: str) -
         ValueError: The tokenizer has no languages, or not this one.
     """
     if not hasattr(tokenizer, "src_lang"):
-        raise InputError(f"task.{side}_language={language}: the model's tokenizer marks no languages. Leave it out.")
+        raise InputError(f"task.{side}_language={language}: the model's tokenizer has no languages. Leave it out.")
     added = set(tokenizer.get_added_vocab()) - set(tokenizer.special_tokens_map.values())
     codes = getattr(tokenizer, "lang_code_to_id", None) or added or tokenizer.get_vocab()
     # M2M100 writes its codes between underscores.
     if not {language, f"__{language}__"} & set(codes):
         close = difflib.get_close_matches(language, codes, n=1)
         hint = f" Did you mean {close[0].strip('_')}?" if close else ""
-        raise InputError(f"task.{side}_language={language} is no language of the model's tokenizer.{hint}")
+        raise InputError(f"task.{side}_language={language} is not a language of the model's tokenizer.{hint}")
     setattr(tokenizer, "src_lang" if side == "source" else "tgt_lang", language)
 
 

@@ -57,8 +57,8 @@ class MaskedLM:
         tokenizer = load_or_train_tokenizer(source, blueprint, splits, frame="both")
         if tokenizer.mask_token is None:
             raise InputError(
-                f"The tokenizer of {source.title} has no mask token, which task=masked_lm hides words with: take a "
-                "model that was trained so, or task=causal_lm."
+                f"The tokenizer of {source.title} has no mask token, which task=masked_lm needs: take a "
+                "model that was pretrained with masks, or task=causal_lm."
             )
         return tokenizer
 

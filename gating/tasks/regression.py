@@ -126,8 +126,8 @@ def encode_numbers(splits: DatasetDict) -> DatasetDict:
             numbers.append(_number(shown))
             if not abs(numbers[-1]) < _MAX:
                 raise InputError(
-                    f"The {split} data has the label {shown!r} in row {row + 1}, which is no number. Correct the row, "
-                    "or learn classes with task=sequence_classification."
+                    f"The {split} data has the label {shown!r} in row {row + 1}, which is not a number. Correct the "
+                    "row, or learn classes with task=sequence_classification."
                 )
         encoded[split] = table.remove_columns("label").add_column("label", numbers, feature=Value("float32"))
     return DatasetDict(encoded)

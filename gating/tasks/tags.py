@@ -60,7 +60,7 @@ def _check_row(words: Sequence[Any], tags: Sequence[Any], *, split: str, row: in
     if None in words or None in tags:
         kind = "tag" if None in tags else "word"
         raise InputError(
-            f"The {split} data has a {kind} that is missing in row {row + 1}: {shorten(str(tags))}. Fill "
+            f"The {split} data has a missing {kind} in row {row + 1}: {shorten(str(tags))}. Fill "
             "it in, or remove the row."
         )
     if len(words) != len(tags):

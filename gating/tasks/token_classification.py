@@ -107,7 +107,7 @@ def _metric(name: str, tag_names: list[str]) -> Metric:
     if name == "accuracy":
         return MulticlassAccuracy(len(tag_names), average="micro", ignore_index=-100)
     if name not in _SPANS:
-        raise InputError(f"task.metrics: tags have no metric {name!r}; choose of {', '.join(_SPANS)}, accuracy.")
+        raise InputError(f"task.metrics: tags have no metric {name!r}; choose from {', '.join(_SPANS)}, accuracy.")
     if not mark_spans(tag_names):
         raise InputError(
             f"task.metrics: {name} counts spans, which tags mark as B-TYPE, I-TYPE and O, but these are "

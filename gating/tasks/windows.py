@@ -56,7 +56,7 @@ def _check_answer(text: str, start: int, context: str, *, where: str) -> None:
     near = context[max(0, start - _TOLERANCE) : start + len(text) + _TOLERANCE]
     if "".join(text.split()).lower() not in "".join(near.split()).lower():
         raise InputError(
-            f"{where} that is somewhere else: {shorten(text)!r}; "
+            f"{where} that is not at its answer_start: {shorten(text)!r}; "
             f"at character {start} is {shorten(context[start : start + len(text)])!r}. Correct "
             "answer_start, or remove the row."
         )
@@ -80,7 +80,7 @@ def check_stride(max_length: int, stride: int | None) -> int:
     chosen = max_length // 4 if stride is None else stride
     if not 0 <= chosen < room:
         raise InputError(
-            f"data.stride={chosen} is too much to share for windows of data.max_length={max_length} tokens, half of "
+            f"data.stride={chosen} is too large for windows of data.max_length={max_length} tokens, half of "
             f"which the question may take: give a stride from 0 to {room - 1}."
             if room > 0
             else f"data.max_length={max_length} is too short for a question and its text; give at least 32."

@@ -24,7 +24,7 @@ def test_texts_and_pairs_are_found_by_their_usual_names(names, found):
     assert find_text_columns(splits(*names), None, None) == found
 
 
-def test_a_text_that_is_named_is_no_pair_unless_its_second_is_named_too():
+def test_a_given_text_column_is_a_pair_only_with_a_given_second_column():
     data = splits("text_a", "text_b")
     assert find_text_columns(data, "text_a", None) == {"text": "text_a"}
     assert find_text_columns(data, "text_b", "text_a") == {"text": "text_b", "text_pair": "text_a"}
@@ -35,18 +35,18 @@ def test_columns_get_the_names_of_their_roles():
     assert taken["validation"][0] == {"text": "second 1", "label": "kind 1"}
 
 
-def test_columns_can_trade_names():
+def test_columns_can_swap_names():
     taken = take_columns(splits("text", "label"), {"text": "label", "label": "text"})
     assert taken["train"][0] == {"text": "label 1", "label": "text 1"}
 
 
-def test_a_part_of_a_nested_column_can_be_taken():
+def test_a_field_of_a_nested_column_can_be_selected():
     table = Dataset.from_dict({"translation": [{"de": "ja", "en": "yes"}]})
     taken = take_columns(DatasetDict(train=table), {"text": "translation.en"})
     assert taken["train"][0] == {"text": "yes"}
 
 
-def test_a_column_that_is_missing_is_named_with_the_setting_that_names_it():
+def test_a_missing_column_is_named_with_its_setting():
     with pytest.raises(
         ValueError, match=r"train data has no column 'label'; it has text, kind\. .*data\.label_column="
     ):
@@ -69,5 +69,5 @@ def test_one_column_cannot_have_two_roles():
         (["body"], {"text_column": "translation.en"}, []),
     ],
 )
-def test_what_a_model_reads_is_found_without_the_task(names, settings, found):
+def test_input_columns_are_found_without_the_task(names, settings, found):
     assert find_input_columns(splits(*names)["train"], settings) == found

@@ -63,13 +63,13 @@ def test_batch_larger_than_the_data_is_one_batch(tokenizer):
     assert len(list(make_data(tokenizer, batch_size=1000).train_dataloader())) == 1
 
 
-def test_texts_are_cut_off_and_pairs_are_joined(tokenizer):
+def test_texts_are_truncated_and_pairs_are_joined(tokenizer):
     splits = prepare(make_splits(text_pair=["word1 word2"] * 40), tokenizer).splits
     assert max(map(len, splits["train"]["input_ids"])) == 8
     assert tokenizer.decode(splits["train"][0]["input_ids"]) == "[CLS] word0 [SEP] word1 word2 [SEP]"
 
 
-def test_text_that_is_missing_is_named(tokenizer):
+def test_a_missing_text_is_named(tokenizer):
     with pytest.raises(ValueError, match="no text in row 3"):
         prepare(make_splits(text=["x", "y", None] + ["z"] * 37), tokenizer)
 
@@ -79,7 +79,7 @@ def test_batch_size_below_one_is_refused(tokenizer):
         make_data(tokenizer, batch_size=0)
 
 
-def test_next_phase_goes_on_where_the_last_one_ended(tokenizer):
+def test_next_phase_starts_after_the_batches_of_the_last_one(tokenizer):
     data = make_data(tokenizer, batch_size=4)
     first = [batch["input_ids"].tolist() for batch in data.train_dataloader()]
     data.start_after(3)
@@ -107,11 +107,11 @@ def test_processes_share_each_batch_of_one_process(tokenizer, batch_size):
 
 
 def ids_of(batch) -> list[int]:
-    """Second tokens: the first word of each text, which is different in all of them."""
+    """Return the second tokens: the first words, which differ in all texts."""
     return batch["input_ids"][:, 1].tolist()
 
 
-def test_processes_go_on_where_the_last_phase_ended(tokenizer):
+def test_next_phase_of_several_processes_starts_after_the_batches_of_the_last_one(tokenizer):
     data = make_data(tokenizer, batch_size=4)
     data.shard(2, index=1)
     first = [ids_of(batch) for batch in data.train_dataloader()]
@@ -140,7 +140,7 @@ def test_more_processes_than_examples_are_refused(tokenizer):
 
 
 @pytest.mark.parametrize("from_file", [True, False])
-def test_texts_are_tokenised_once_for_all_runs(tmp_path, monkeypatch, from_file):
+def test_texts_are_tokenized_once_for_all_runs(tmp_path, monkeypatch, from_file):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     model = make_model_folder(tmp_path / "model")
     files = {split: str(write_table(tmp_path / f"{split}.tsv", rows=8, seed=0)) for split in ("train", "validation")}
@@ -149,7 +149,7 @@ def test_texts_are_tokenised_once_for_all_runs(tmp_path, monkeypatch, from_file)
     monkeypatch.setattr(PreTrainedTokenizerFast, "__call__", lambda *a, **k: calls.append(1) or call(*a, **k))
 
     def num_calls(max_length: int) -> int:
-        """Do as a new process does, and return how often texts went through the tokenizer."""
+        """Prepare data as a new process does, and return the number of calls of the tokenizer."""
         calls.clear()
         splits = load_files(**files).splits if from_file else make_splits()
         prepare(splits, AutoTokenizer.from_pretrained(model), max_length)

@@ -1,4 +1,4 @@
-"""Every task of GLUE by its name: the columns it has on the hub, and the metrics that GLUE reports of it."""
+"""Tasks of GLUE: their columns on the hub and their metrics."""
 
 import json
 
@@ -29,7 +29,7 @@ NUM_ROWS = {"train": 80, "validation": 12, "validation_matched": 12}
 
 @pytest.fixture(autouse=True)
 def glue_on_the_hub(monkeypatch):
-    """Stand in for the hub."""
+    """Replace the hub by small tables."""
 
     def load_dataset(path: str, name: str, split: None) -> DatasetDict:
         assert path == "nyu-mll/glue"
@@ -64,12 +64,12 @@ def test_metrics_are_those_that_glue_reports(name, folder):
     assert list(prepared.metrics) == metrics
     assert prepared.score.name == metrics[0]
     assert prepared.config["num_labels"] == (len(classes) or 1)
-    # All columns of text are in the tokens.
+    # The tokens contain all columns of texts.
     separators = prepared.splits["test"]["input_ids"][0].count(tokenizer.sep_token_id)
     assert separators == len(texts)
 
 
-def test_a_run_by_the_name_of_the_task_alone(folder, tmp_path):
+def test_a_run_needs_only_the_name_of_the_task(folder, tmp_path):
     overrides = [
         *("model=pretrained", f"model.name={folder}", "data=glue", "data.name=cola", "trainer.max_steps=4"),
         *("trainer.accelerator=cpu", "objective.num_heads=4", "logger=csv", "callbacks=none"),
@@ -80,7 +80,7 @@ def test_a_run_by_the_name_of_the_task_alone(folder, tmp_path):
     assert "test/accuracy" not in numbers
 
 
-def test_numbers_as_classes_name_the_right_task(folder, tmp_path, capsys):
+def test_numbers_as_labels_of_classes_suggest_regression(folder, tmp_path, capsys):
     overrides = [
         "model=pretrained",
         f"model.name={folder}",

@@ -1,4 +1,4 @@
-"""Validation and test examples that are drawn from the training data."""
+"""Validation and test splits that are drawn from the training data."""
 
 from collections import Counter
 
@@ -49,7 +49,7 @@ def test_the_draw_follows_the_seed():
     assert divided(rows)["test"]["text"][:] != divided(rows, seed=1)["test"]["text"][:]
 
 
-def test_equal_texts_come_into_one_split():
+def test_equal_texts_go_into_one_split():
     texts = [f"text {row % 60}" for row in range(300)]
     for settings in ({}, {"text_column": "text"}):
         splits = divided(table(["a", "b"] * 150, texts), **settings)
@@ -58,7 +58,7 @@ def test_equal_texts_come_into_one_split():
         assert not set(splits["validation"]["text"]) & set(splits["test"]["text"])
 
 
-def test_a_test_set_stays_and_so_do_splits_that_are_complete():
+def test_given_test_splits_and_complete_splits_are_kept():
     rows, test = table(["a", "b"] * 50), table(["a", "b"])
     splits = divided(rows, test=test)
     assert sizes(splits) == [90, 10, 2]
@@ -75,7 +75,7 @@ def test_a_test_set_stays_and_so_do_splits_that_are_complete():
         [f"O O {row}" for row in range(50)],
     ],
 )
-def test_labels_that_are_no_classes_are_drawn_plainly(labels):
+def test_draws_without_classes_are_not_stratified(labels):
     assert sizes(divided(table(labels), has_classes=False)) == [40, 5, 5]
 
 

@@ -27,7 +27,7 @@ def picture(mode: str, *, width: int = 6, height: int = 9) -> Pillow.Image:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
-def test_images_of_any_size_and_colour_become_what_a_new_model_reads(channels, mode):
+def test_images_of_any_size_and_mode_become_pixel_values_of_a_new_model(channels, mode):
     made = load_image_processor(NewModel("vit"), blueprint(image_size=8, num_channels=channels))
     features = Features({"image": Image(), "label": Value("int64")})
     images = [picture(mode), picture(mode, width=30)]
@@ -72,7 +72,7 @@ def test_model_without_an_image_processor_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I"])
-def test_bright_and_dark_are_told_apart_in_16_bits(mode):
+def test_brightness_is_kept_in_16_bits(mode):
     made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=3))
     bytes_ = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     deep = Pillow.fromarray(bytes_.astype(np.uint16) * 257)
@@ -92,7 +92,7 @@ def test_numbers_without_a_known_white_are_refused():
         transform_images(table.cast_column("image", Image()), made, num_channels=3, where="train")
 
 
-def test_files_as_bytes_are_read_and_what_does_not_fit_is_told_at_once():
+def test_encoded_images_are_decoded_and_conversion_is_checked_at_once():
     image = Pillow.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * 16)
     table = Dataset.from_dict({"image": [_tiff(image)], "label": [0]})
     made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=1))

@@ -54,19 +54,19 @@ def test_same_label_read_as_number_and_as_word_is_one_class():
         ([["a"], ["b"]], [["a"]], "more than one label in row 1.*task=token_classification"),
     ],
 )
-def test_labels_that_cannot_be_used_are_named(train, validation, message):
+def test_invalid_labels_are_named(train, validation, message):
     with pytest.raises(ValueError, match=message):
         encode_labels(splits(train, validation))
 
 
 @pytest.mark.parametrize(("rest", "validation"), [("n/a", ["1.0", "2.0"]), ("beta", ["1.5", "1.0"])])
-def test_all_files_are_read_as_the_training_file_is(rest, validation):
+def test_labels_of_all_files_are_read_like_those_of_the_training_file(rest, validation):
     encoded, names = encode_labels(splits(["1.0", "2.0", "1.5", rest], validation))
     assert names == ["1.0", "1.5", "2.0", rest]
     assert [names[number] for number in encoded["validation"]["label"]] == validation
 
 
-def test_a_number_that_is_none_is_a_label_that_is_missing():
+def test_nan_is_a_missing_label():
     with pytest.raises(ValueError, match=r"has no label in row 3"):
         encode_labels(splits([0.0, 1.0, float("nan")], [1.0]))
 
@@ -79,7 +79,7 @@ def test_texts_and_numbers_in_one_column_of_json_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("encode", ["labels", "tags"])
-def test_classes_that_differ_in_case_and_spaces_are_told_with_their_number(encode, caplog):
+def test_classes_that_differ_only_in_case_and_spaces_are_warned_of(encode, caplog):
     names = [spell(name) for name in ("food", "music", "sport") for spell in (str, str.upper, str.title, " {} ".format)]
     if encode == "labels":
         _, classes = encode_labels(splits(names, ["food"]))
@@ -90,6 +90,6 @@ def test_classes_that_differ_in_case_and_spaces_are_told_with_their_number(encod
     assert record.message.startswith("12 classes are 3 when case and surrounding spaces are ignored: ' food ', ")
 
 
-def test_other_classes_are_not_told(caplog):
+def test_other_classes_are_not_warned_of(caplog):
     encode_labels(splits(["foods", "food", "01", "1"], ["food"]))
     assert caplog.records == []

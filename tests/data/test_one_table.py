@@ -1,4 +1,4 @@
-"""Whole runs of a single table, for every task: validation and test are drawn from it."""
+"""Runs on a single table for every task: validation and test are drawn from it."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def bert(tmp_path_factory) -> list[str]:
 
 
 def run(overrides: list[str], folder: Path) -> dict:
-    """Train densely in this process, and return the numbers."""
+    """Train a dense model in this process, and return its metrics."""
     settings = [setting for setting in SETTINGS if not setting.startswith("objective")]
     train.run(compose_settings([*settings, *overrides, "objective=none", f"output_dir={folder}"]))
     return json.loads((folder / "metrics.json").read_text())
@@ -80,14 +80,14 @@ def test_one_table_of_images_is_enough(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_a_table_that_is_too_small_is_one_sentence(rows, bert, tmp_path, capsys):
+def test_a_table_that_is_too_small_is_refused_in_one_sentence(rows, bert, tmp_path, capsys):
     path = tmp_path / "small.csv"
     path.write_text("text,label\n" + "".join(f"word{row},kind{row % 2}\n" for row in range(rows)))
     message = refusal([*bert, "data=files", f"data.train={path}"], tmp_path / "out", capsys)
     assert f"The training data has {rows} row(s), too few" in message
 
 
-def test_named_splits_are_for_the_hub_and_null_is_what_files_do_anyway(tmp_path):
+def test_files_have_no_named_splits_but_accept_null(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("text,label\n" + "a,x\n" * 9)
     assert list(load_files(train=str(path), validation_split=None).splits) == ["train"]

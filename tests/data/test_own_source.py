@@ -1,4 +1,4 @@
-"""A user's own source of data: the example in docs/tasks.md, and what is told where one is wrong."""
+"""A user's own source of data: the example in docs/tasks.md, and the errors of invalid ones."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def own(tmp_path, monkeypatch) -> Path:
 
 
 def command() -> list[str]:
-    """Return the settings of the example's command; Hydra takes its folder by another name where there is none."""
+    """Return the settings of the example's command; Hydra's setting of its folder differs outside a command."""
     words = BLOCKS["bash"].split()
     at = words.index("--config-dir")
     return [f"hydra.searchpath=[file://{Path(words[at + 1]).absolute()}]", *words[at + 2 :]]
@@ -72,7 +72,7 @@ def test_settings_are_checked_against_its_signature(change, message, own):
         checked_settings([*command(), change])
 
 
-def test_a_function_that_takes_anything_is_given_anything(own):
+def test_a_function_with_variable_keyword_arguments_takes_any_setting(own):
     (own / "mine.py").write_text("def load(folder, **settings):\n    return settings\n")
     settings = checked_settings([*command(), "data._target_=mine.load", "+data.other=3"])
     assert settings["data"]["other"] == 3
@@ -92,7 +92,7 @@ def test_a_function_that_takes_anything_is_given_anything(own):
         (Examples(DatasetDict(train=ROWS), metrics="f1"), "metrics='f1'.* as a tuple"),
     ],
 )
-def test_what_it_returns_is_checked(returned, message):
+def test_returned_data_is_checked(returned, message):
     with pytest.raises(ValueError, match=rf"data\._target_=mine\.load {message}|{message}"):
         as_examples(returned, target="mine.load")
 
@@ -100,7 +100,7 @@ def test_what_it_returns_is_checked(returned, message):
 @pytest.mark.parametrize(
     "returned", [ROWS, {"train": ROWS}, DatasetDict(train=ROWS), Examples(DatasetDict(train=ROWS))]
 )
-def test_one_data_set_a_dictionary_and_examples_will_do(returned):
+def test_a_data_set_a_dictionary_and_examples_are_accepted(returned):
     assert as_examples(returned, target="mine.load").splits["train"][:] == ROWS[:]
 
 
@@ -109,7 +109,7 @@ def test_splits_have_one_order():
     assert list(examples.splits) == ["train", "validation", "test"]
 
 
-def test_null_is_a_value_of_a_source_that_takes_what_tasks_take_too(own):
+def test_null_is_kept_for_a_source_that_shares_a_setting_with_tasks(own):
     (own / "mine.py").write_text("def load(train, text_column):\n    return {}\n")
     settings = checked_settings(["data=files", "data.train=x.csv", "data._target_=mine.load"])
     assert settings["data"]["text_column"] is None

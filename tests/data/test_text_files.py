@@ -38,7 +38,7 @@ def test_a_text_without_lines_is_cut_anywhere(tmp_path):
     assert [len(joined(examples, split)) for split in ("train", "validation", "test")] == [90, 5, 5]
 
 
-def test_a_test_file_of_its_own_leaves_a_tenth_for_validation(tmp_path):
+def test_with_a_test_file_the_last_tenth_is_for_validation(tmp_path):
     train, test = write(tmp_path / "play.txt", "x" * 100), write(tmp_path / "test.txt", "the test")
     examples = load_text(train=train, test=test)
     assert [len(joined(examples, split)) for split in examples.splits] == [90, 10, 8]
@@ -55,13 +55,13 @@ def test_rows_of_tables_are_texts(tmp_path):
     ("name", "content", "message"),
     [
         ("empty.txt", b" \n ", r"empty\.txt: the file is empty"),
-        ("latin.txt", "Größe".encode("latin-1"), r"latin\.txt: the file is no text in UTF-8"),
+        ("latin.txt", "Größe".encode("latin-1"), r"latin\.txt: the file is not UTF-8 text"),
         ("short.txt", b"ab", r"short\.txt is too short to leave parts"),
         ("book.pdf", b"x", r"cannot read \.pdf; use \.txt, .*\.csv"),
         (None, b"", "there is no such file"),
     ],
 )
-def test_what_cannot_be_read_is_refused(name, content, message, tmp_path):
+def test_unreadable_files_are_refused(name, content, message, tmp_path):
     path = tmp_path / (name or "nowhere.txt")
     if name:
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Running text in blocks."""
+"""Texts as blocks of tokens."""
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -12,7 +12,7 @@ TABLE = Dataset.from_dict({"text": TEXTS})
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A token for each letter."""
+    """Return a tokenizer with a token for each letter."""
     return train_tokenizer(TABLE, size=260, frame="none")
 
 
@@ -21,17 +21,17 @@ def blocks_of(tokenizer, texts, **options):
     return [tokenizer.decode(ids) for ids in splits["train"]["input_ids"]]
 
 
-def test_all_texts_follow_each_other_and_the_rest_is_a_block_too(tokenizer):
+def test_texts_are_concatenated_and_the_remainder_is_a_block(tokenizer):
     assert blocks_of(tokenizer, TEXTS, length=6, with_ends=False) == ["abcdef", "ghijkl", "mnop"]
 
 
-def test_texts_end_where_others_follow(tokenizer):
+def test_eos_tokens_are_between_texts(tokenizer):
     blocks = blocks_of(tokenizer, TEXTS, length=8, with_ends=True)
     assert "".join(blocks) == "abc</s>defgh</s></s>ijklmnop"
     assert blocks_of(tokenizer, ["abc"], length=8, with_ends=True) == ["abc"]
 
 
-def test_tokenizers_that_end_texts_themselves_are_let_do_so():
+def test_eos_tokens_of_the_tokenizer_are_not_doubled():
     framing = train_tokenizer(TABLE, size=260, frame="end")
     assert "".join(blocks_of(framing, ["ab", "cd"], length=9, with_ends=True)) == "ab</s>cd</s>"
 
@@ -46,6 +46,6 @@ def test_a_last_token_alone_predicts_nothing(length, expected, tokenizer):
 
 
 @pytest.mark.parametrize("texts", [["a"], ["", ""]])
-def test_too_little_text_is_refused(texts, tokenizer):
+def test_less_than_two_tokens_are_refused(texts, tokenizer):
     with pytest.raises(ValueError, match=r"The train data has \d token"):
         blocks_of(tokenizer, texts, length=4, with_ends=False)

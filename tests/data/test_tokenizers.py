@@ -1,4 +1,4 @@
-"""Tokenizers learned from the training data."""
+"""Tokenizers trained on the training data."""
 
 import pytest
 import transformers
@@ -18,7 +18,7 @@ STRANGE = "Größe 𝄞 \t tabs\nand <b>marks</b>  twice"
 @pytest.mark.parametrize(
     ("frame", "first", "last"), [("none", None, None), ("end", None, "</s>"), ("both", "<s>", "</s>")]
 )
-def test_every_text_comes_back_from_its_tokens(frame, first, last, tmp_path):
+def test_every_text_is_decoded_from_its_tokens(frame, first, last, tmp_path):
     made = train_tokenizer(TABLE, size=300, frame=frame)
     made.save_pretrained(tmp_path)
     for tokenizer in (made, AutoTokenizer.from_pretrained(tmp_path)):
@@ -36,7 +36,7 @@ def test_pairs_have_both_ends():
     assert tokens == ["<s>", "b", "</s>", "c", "</s>"]
 
 
-def test_what_is_frequent_becomes_a_token_and_the_size_is_kept():
+def test_frequent_words_become_tokens_up_to_the_size():
     tokenizer = train_tokenizer(TABLE, size=280, frame="none")
     assert len(tokenizer) == 280
     assert len(tokenizer("question question")["input_ids"]) < len("question question") / 2
@@ -51,12 +51,12 @@ def test_texts_of_nested_columns_count():
     ("table", "size", "message"),
     [(TABLE, 100, "vocab_size=100 is too small.* 260 or more"), (TABLE.select_columns("number"), 300, "no column of")],
 )
-def test_what_cannot_be_learned_is_refused(table, size, message):
+def test_small_sizes_and_tables_without_text_are_refused(table, size, message):
     with pytest.raises(ValueError, match=message):
         train_tokenizer(table, size=size, frame="none")
 
 
-def test_a_given_tokenizer_is_loaded_and_has_to_fit(tmp_path):
+def test_a_given_tokenizer_is_loaded_and_must_fit(tmp_path):
     train_tokenizer(TABLE, size=280, frame="none").save_pretrained(tmp_path)
 
     def load(size):
@@ -65,13 +65,13 @@ def test_a_given_tokenizer_is_loaded_and_has_to_fit(tmp_path):
         return load_or_train_tokenizer(source, blueprint, DatasetDict(train=TABLE), frame="none")
 
     assert len(load(400)) == 280
-    with pytest.raises(ValueError, match=r"has 280 tokens, and the new gpt2 knows 279: .*vocab_size=280"):
+    with pytest.raises(ValueError, match=r"has 280 tokens, and the new gpt2 has 279: .*vocab_size=280"):
         load(279)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "marian"])
 def test_a_new_tokenizer_is_the_same_when_it_is_loaded_with_its_model(model_type, tmp_path):
-    """AutoTokenizer has opinions about some families."""
+    """AutoTokenizer loads a class of its own for some families."""
     source = NewModel(model_type, config={"vocab_size": 300})
     auto_class = transformers.AutoModelForSeq2SeqLM if model_type == "marian" else transformers.AutoModelForCausalLM
     blueprint = make_blueprint(source, auto_class)
@@ -87,7 +87,7 @@ def test_a_new_tokenizer_is_the_same_when_it_is_loaded_with_its_model(model_type
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "qwen2", "marian", "bart", "t5", "pegasus"])
 def test_a_new_model_has_the_special_tokens_of_its_tokenizer(model_type):
-    """Whatever numbers its family gives them by default, also such as its vocabulary does not reach."""
+    """Also if the default token IDs of its family lie outside its vocabulary."""
     tokenizer = train_tokenizer(TABLE, size=300, frame="end")
     source = NewModel(model_type, config={"vocab_size": 300})
     config = source.load_config(**special_token_ids(tokenizer, source.load_config()))
@@ -98,7 +98,7 @@ def test_a_new_model_has_the_special_tokens_of_its_tokenizer(model_type):
         assert getattr(config, "forced_eos_token_id", 2) == 2
 
 
-def test_padding_that_is_the_end_is_not_told_to_the_model(tmp_path):
+def test_an_eos_token_that_pads_is_no_padding_token_of_the_model(tmp_path):
     """Embeddings of padding are not trained."""
     tokenizer = train_tokenizer(TABLE, size=300, frame="none")
     tokenizer.pad_token = tokenizer.eos_token
@@ -106,7 +106,7 @@ def test_padding_that_is_the_end_is_not_told_to_the_model(tmp_path):
     assert ids == {"bos_token_id": 1, "eos_token_id": 2}
 
 
-def test_a_pretrained_model_keeps_its_start(tmp_path):
+def test_a_pretrained_model_keeps_its_decoder_start_token(tmp_path):
     from transformers import T5Config
 
     T5Config(vocab_size=300, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1).save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Gates beside PEFT's adapters on one model: trained together, merged, then heads removed."""
+"""Gates and PEFT's adapters on one model: both trained, adapters merged, heads removed."""
 
 import json
 
@@ -30,7 +30,7 @@ TARGETS = {
 
 
 def train_together(model, steps=4):
-    """Train adapters and gates for some steps."""
+    """Train adapters and gates for a few steps."""
     gates, objective = gating.inject_gates(model), gating.ExactBudget(keep=0.5)
     objective.attach(gates)
     batch = make_probe(model)
@@ -49,7 +49,7 @@ def train_together(model, steps=4):
 
 @pytest.mark.parametrize("family", TARGETS)
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
-def test_masked_unmerged_merged_and_compact_are_one_function(family, tmp_path):
+def test_masked_unmerged_merged_and_compact_outputs_are_equal(family, tmp_path):
     model = FAMILIES[family].build()
     config = peft.LoraConfig(target_modules=TARGETS[family], r=4, init_lora_weights=False)
     wrapped = peft.get_peft_model(model, config)
@@ -62,14 +62,14 @@ def test_masked_unmerged_merged_and_compact_are_one_function(family, tmp_path):
     assert (
         report.num_heads == num_kept(gates, objective) == HeadBudget(keep=0.5).resolve(gates) < report.num_heads_before
     )
-    # Merging adds products of small matrices up in another order.
+    # Merging changes the order of summation.
     assert max_relative_difference(unmerged, forward_outputs(model, batch)) < 1e-4
     loaded = gating.load_compact(gating.save_compact(model, tmp_path / "compact"))
     for one, other in zip(forward_outputs(model, batch), forward_outputs(loaded.eval(), batch), strict=True):
         assert torch.equal(one, other)
 
 
-def test_adapters_and_gates_learn_and_the_weights_below_stay():
+def test_adapters_and_gates_learn_and_other_weights_stay():
     model = build("bert")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query", "value"]))
@@ -81,7 +81,7 @@ def test_adapters_and_gates_learn_and_the_weights_below_stay():
 
 
 def test_gates_of_adapted_output_projections_are_not_lost_in_merging():
-    """PEFT puts the layer inside of its wrapper back, and hooks on the wrapper are gone then."""
+    """PEFT replaces its wrapper by the original layer, which loses hooks on the wrapper."""
     model = build("bert")
     batch = batch_for(model)
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["output.dense"]))
@@ -116,14 +116,14 @@ def test_removal_before_merging_is_refused_with_the_remedy(tmp_path):
     assert gating.prune_heads(merged, {0: [1]}).num_heads == 11
 
 
-def test_a_head_that_is_trained_beside_adapters_has_to_be_merged_too():
+def test_removal_with_a_saved_module_of_adapters_is_refused():
     model = build("bert")
     peft.get_peft_model(model, peft.LoraConfig(target_modules=["intermediate.dense"], modules_to_save=["classifier"]))
     with pytest.raises(ValueError, match="has an adapter"):
         gating.prune_heads(model, {0: [1]})
 
 
-def test_structure_is_discovered_before_adapters_are_put_on():
+def test_structure_is_discovered_below_adapters():
     model = build("bert")
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))
     assert gating.inject_gates(wrapped.get_base_model(), discover=True).num_heads == 12
@@ -149,7 +149,7 @@ def test_queries_values_and_the_head_of_the_task_are_trained(family, adapted, he
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_what_adapters_have_learned_is_in_the_weights_afterwards():
+def test_adapters_are_merged_at_the_end_of_the_context():
     model = build("bert")
     batch = batch_for(model)
     with LoRA(target_modules=["query", "attention.output.dense"]).on(model):
@@ -169,7 +169,7 @@ def inputs(tmp_path_factory):
     return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
-def test_the_command_trains_adapters_in_search_and_recovery_and_leaves_the_rest(inputs, tmp_path):
+def test_a_run_trains_adapters_in_search_and_recovery_and_no_other_weights(inputs, tmp_path):
     numbers = run_here([*inputs, "adapters=lora", "optimizer.lr=0.01"], tmp_path / "out")
     assert numbers["num_heads"] == 4
     assert numbers["removed/val/accuracy"] == numbers["search/val/accuracy"]
@@ -193,10 +193,10 @@ def test_the_command_trains_adapters_in_search_and_recovery_and_leaves_the_rest(
         ("adapters.dropout=1", "adapters.dropout=1"),
         ("+adapters.ranks=4", "Did you mean adapters.rank?"),
         ("adapters.target_modules=[nowhere]", "nowhere"),
-        ("model=scratch ~model.name model.model_type=bert", "adapters=lora leaves the weights as they are"),
+        ("model=scratch ~model.name model.model_type=bert", "adapters=lora freezes the other weights"),
     ],
 )
-def test_settings_that_cannot_be_used_are_one_sentence(settings, message, inputs, tmp_path, capsys):
+def test_invalid_settings_are_refused_in_one_sentence(settings, message, inputs, tmp_path, capsys):
     overrides = [*inputs, "adapters=lora", *settings.split(), "logger=csv", f"output_dir={tmp_path / 'out'}"]
     if "model=scratch" in settings:
         overrides = [one for one in overrides if not one.startswith(("model.name", "~"))]
@@ -205,7 +205,7 @@ def test_settings_that_cannot_be_used_are_one_sentence(settings, message, inputs
     assert message in capsys.readouterr().err
 
 
-def test_adapters_pass_by_what_is_left_of_emptied_layers():
+def test_adapters_exclude_blocks_without_heads():
     model = FAMILIES["bart"].build()
     gating.prune_heads(model, {"encoder.layers.0.self_attn": range(4)})
     with LoRA(rank=2, target_modules=["out_proj", "fc1"]).on(model):
@@ -214,7 +214,7 @@ def test_adapters_pass_by_what_is_left_of_emptied_layers():
     assert "model.encoder.layers.1.self_attn.out_proj" in adapted
 
 
-def test_adapters_do_not_read_heads_that_fill_up_groups():
+def test_adapters_do_not_train_padding_heads():
     model = FAMILIES["llama"].build()
     gating.prune_heads(model, {0: [0, 2, 3], 1: [5]})
     batch = make_probe(model)

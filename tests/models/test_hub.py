@@ -18,12 +18,12 @@ def test_package_that_is_not_installed_names_the_remedy():
         hub.locate("package://no_such_package/model")
 
 
-def test_existing_folder_is_taken_as_it_is(tmp_path):
+def test_an_existing_folder_is_returned(tmp_path):
     assert hub.locate(str(tmp_path)) == str(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "a/b/c"])
-def test_path_that_does_not_exist_is_no_name_on_the_hub(name):
+def test_a_missing_path_is_not_looked_up_on_the_hub(name):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         hub.locate(name)
 
@@ -34,7 +34,7 @@ def online(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
 
 
-def test_hub_that_cannot_be_reached_stops_at_once(online, monkeypatch):
+def test_an_unreachable_hub_is_refused_at_once(online, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ConnectionError, match=r"Cannot load the model 'some/model': http://127\.0\.0\.1:9"):
         hub.locate("some/model")
@@ -47,7 +47,7 @@ def test_offline_mode_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(("status", "is_there"), [(200, True), (302, True), (404, True), (503, False)])
-def test_a_hub_that_answers_is_there_unless_it_has_a_fault_of_its_own(online, monkeypatch, status, is_there):
+def test_a_hub_is_reachable_unless_it_returns_a_server_error(online, monkeypatch, status, is_there):
     monkeypatch.setattr(hub, "_OFFLINE_VARIABLES", ())
     with fake_server() as server:
         server.fault = status
@@ -56,7 +56,9 @@ def test_a_hub_that_answers_is_there_unless_it_has_a_fault_of_its_own(online, mo
             assert hub.locate("some/model") == "some/model"
             return
         for wanted in ("a", "b"):
-            with pytest.raises(ConnectionError, match=f"Cannot load {wanted}: .*cannot be reached .it answers 503"):
+            with pytest.raises(
+                ConnectionError, match=f"Cannot load {wanted}: .*cannot be reached .it returned status 503"
+            ):
                 hub.require_hub(wanted)
-        # The second time it is known.
+        # The second failure needs no request.
         assert len(server.questions) == 1

@@ -1,4 +1,4 @@
-"""Data sets and models of the hub that are in a local cache, with no hub to be reached."""
+"""Data sets and models in a local cache while the hub cannot be reached."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(params=["offline mode", "refused", "silent"])
 def no_hub(request, tmp_path, monkeypatch):
-    """Let the hub be out of reach in one of three ways, and the caches be empty folders."""
+    """Make the hub unreachable in one of three ways, and the caches empty folders."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(hub, "_outage", None)
@@ -46,7 +46,7 @@ def no_hub(request, tmp_path, monkeypatch):
 
 
 def snapshot(folder: Path, name: str, *, branch: str | None = "main") -> Path:
-    """Make a snapshot in the hub's cache, of a branch or of a commit alone."""
+    """Create a snapshot in the hub's cache, of a branch or only of a commit."""
     place = folder / "hub" / name
     (place / "snapshots" / REVISION).mkdir(parents=True)
     if branch is not None:
@@ -56,7 +56,7 @@ def snapshot(folder: Path, name: str, *, branch: str | None = "main") -> Path:
 
 
 def prepared(folder: Path, name: str, config: str) -> None:
-    """Make a data set as `datasets` leaves it in its cache."""
+    """Create a data set in the cache of `datasets`."""
     place = folder / "datasets" / name / config / "0.0.0" / REVISION
     place.mkdir(parents=True)
     short = name.rpartition("___")[2]
@@ -74,7 +74,7 @@ def prepared(folder: Path, name: str, config: str) -> None:
     (place / "dataset_info.json").write_text(json.dumps(info))
 
 
-def test_a_data_set_that_was_loaded_before_is_loaded_again(no_hub):
+def test_a_data_set_is_loaded_from_the_cache_of_datasets(no_hub):
     prepared(no_hub, "org___reviews", "default")
     splits = sources.load_hub(path="org/reviews", test_split=None).splits
     assert {split: len(table) for split, table in splits.items()} == {"train": 40, "validation": 5}
@@ -82,14 +82,14 @@ def test_a_data_set_that_was_loaded_before_is_loaded_again(no_hub):
         sources.load_hub(path="org/reviews")
 
 
-def test_a_task_of_glue_that_was_loaded_before_is_loaded_again(no_hub):
+def test_a_task_of_glue_is_loaded_from_the_cache_of_datasets(no_hub):
     prepared(no_hub, "nyu-mll___glue", "rte")
     assert [len(table) for table in sources.load_glue(name="rte").splits.values()] == [38, 2, 5]
     with pytest.raises(ConnectionError, match=r"'nyu-mll/glue' \(cola\): .*not in the cache; connect"):
         sources.load_glue(name="cola")
 
 
-def test_a_data_set_that_was_only_downloaded_is_read_from_its_files(no_hub):
+def test_a_data_set_is_loaded_from_the_cache_of_the_hub(no_hub):
     folder = snapshot(no_hub, "datasets--org--reviews")
     for split, rows in (("train", 8), ("validation", 2), ("test", 3)):
         write_table(folder / f"{split}.tsv", rows=rows, seed=0).rename(folder / f"{split}.csv")
@@ -97,7 +97,7 @@ def test_a_data_set_that_was_only_downloaded_is_read_from_its_files(no_hub):
     assert [len(table) for table in splits.values()] == [8, 2, 3]
 
 
-def test_what_is_in_no_cache_is_one_sentence(no_hub):
+def test_data_sets_and_models_outside_the_caches_are_refused_in_one_sentence(no_hub):
     with pytest.raises(ConnectionError, match=r"Cannot load the data set 'org/reviews': .* not in the cache; connect"):
         sources.load_hub(path="org/reviews")
     with pytest.raises(ConnectionError, match=r"Cannot load the model 'org/bert': .* not in the cache; connect"):
@@ -105,7 +105,7 @@ def test_what_is_in_no_cache_is_one_sentence(no_hub):
 
 
 @pytest.mark.parametrize("branch", ["main", "v2", None])
-def test_a_model_is_found_under_its_revision(no_hub, branch, tmp_path_factory):
+def test_a_model_is_found_by_its_revision(no_hub, branch, tmp_path_factory):
     made = make_model_folder(tmp_path_factory.mktemp("made") / "model")
     shutil.copytree(made, snapshot(no_hub, "models--org--bert", branch=branch), dirs_exist_ok=True)
     source = Pretrained("org/bert", revision=branch or REVISION)

@@ -35,8 +35,8 @@ def test_pretrained_weights_are_kept_below_a_new_head(folder):
             assert torch.equal(weight, stored.bert.state_dict()[name]), name
 
 
-def test_a_model_of_the_class_that_is_for_training_is_taken(tmp_path):
-    """The distilled models of DeiT are saved as a class that takes no labels."""
+def test_the_class_for_training_is_loaded(tmp_path):
+    """Distilled DeiT models are saved as a class without labels."""
     sizes = {"image_size": 8, "patch_size": 2, "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
     DeiTForImageClassificationWithTeacher(DeiTConfig(**sizes, intermediate_size=16)).save_pretrained(tmp_path)
     for model in (
@@ -46,7 +46,7 @@ def test_a_model_of_the_class_that_is_for_training_is_taken(tmp_path):
         assert type(model) is DeiTForImageClassification
 
 
-def test_weights_are_found_where_a_head_calls_its_base_model_otherwise(tmp_path):
+def test_weights_are_loaded_if_the_base_model_has_another_prefix(tmp_path):
     sizes = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
     stored = Qwen2ForCausalLM(Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1))
     stored.save_pretrained(tmp_path)
@@ -65,7 +65,7 @@ def test_a_changed_configuration_reaches_the_model(folder):
     assert model.bert.embeddings.dropout.p == 0.3
 
 
-def test_a_new_model_is_as_its_configuration_says():
+def test_a_new_model_follows_its_configuration():
     source = NewModel("vit", config={**SMALL_VIT, "num_channels": 1})
     blueprint = make_blueprint(source, AutoModelForImageClassification)
     assert {weight.device.type for weight in blueprint.parameters()} == {"meta"}
@@ -78,30 +78,30 @@ def test_a_new_model_is_as_its_configuration_says():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (NewModel("gtp2"), "model_type=gtp2 is no family of transformers. Did you mean gpt2?"),
+        (NewModel("gtp2"), "model_type=gtp2 is not a model type of transformers. Did you mean gpt2?"),
         (NewModel("vit", config={"hidden_sizes": 3}), r"model\.config\.hidden_sizes .* Did you mean .*hidden_size\?"),
         (NewModel("vit", config={"image_size": "large"}), "image_size"),
         (NewModel("bert"), r"cannot be used for this task \(AutoModelForImageClassification\).* family bert\."),
     ],
 )
-def test_a_new_model_that_cannot_be_is_named(source, message):
+def test_an_invalid_new_model_is_refused(source, message):
     with pytest.raises(ValueError, match=message):
         make_blueprint(source, AutoModelForImageClassification)
 
 
-def test_a_size_that_the_weights_do_not_have_is_refused(folder):
+def test_a_size_that_does_not_fit_the_weights_is_refused(folder):
     source = Pretrained(folder, config={"intermediate_size": 48})
     with pytest.raises(ValueError, match=r"intermediate.dense.bias is stored as .*intermediate_size"):
         source.load(AutoModelForSequenceClassification)
 
 
-def test_a_value_that_the_configuration_lacks_is_refused(folder):
-    with pytest.raises(ValueError, match=r"model\.config\.n_layer is no value of a bert"):
+def test_an_unknown_configuration_value_is_refused(folder):
+    with pytest.raises(ValueError, match=r"model\.config\.n_layer is not a value of a bert"):
         Pretrained(folder, config={"n_layer": 2}).load_config()
 
 
 @pytest.mark.parametrize(("tokenizer", "revision"), [(None, "v2"), ("itself", "main")])
-def test_a_tokenizer_is_of_the_version_of_its_model(tokenizer, revision, folder, monkeypatch):
+def test_a_tokenizer_has_the_revision_of_its_model(tokenizer, revision, folder, monkeypatch):
     asked = []
 
     def load(name, **options):
@@ -113,8 +113,8 @@ def test_a_tokenizer_is_of_the_version_of_its_model(tokenizer, revision, folder,
     assert asked == [revision]
 
 
-def test_a_tokenizer_that_cannot_pad_is_told(folder, monkeypatch):
+def test_a_tokenizer_without_padding_and_eos_token_is_refused(folder, monkeypatch):
     tokenizer = BertTokenizer.from_pretrained(folder, pad_token=None)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
-    with pytest.raises(ValueError, match="neither a padding token nor one for the end"):
+    with pytest.raises(ValueError, match="neither a padding token nor an EOS token"):
         load_tokenizer(Pretrained(folder))

@@ -102,7 +102,8 @@ def test_a_value_of_a_model_without_it_is_told_with_the_nearest(tmp_path):
     process = run_command([*inputs, "model.config.hiden_size=64", "output_dir=out"], cwd=tmp_path)
     assert process.returncode == 1
     assert process.stderr == (
-        "error: model.config.hiden_size is no value of a bert configuration. Did you mean model.config.hidden_size?\n"
+        "error: model.config.hiden_size is not a value of a bert configuration. Did you mean "
+        "model.config.hidden_size?\n"
     )
 
 

@@ -15,7 +15,7 @@ ANSWERS = [
 REFERENCES = Dataset.from_dict({"context": CONTEXTS, "answers": ANSWERS})
 
 
-def test_best_span_is_that_of_trying_all():
+def test_best_span_is_that_of_brute_force():
     generator = torch.Generator().manual_seed(0)
     start, end = torch.randn(5, 9, generator=generator), torch.randn(5, 9, generator=generator)
     offsets = torch.tensor([[-1, -1]] * 2 + [[3 * i, 3 * i + 2] for i in range(6)] + [[-1, -1]]).repeat(5, 1, 1)
@@ -30,7 +30,7 @@ def test_best_span_is_that_of_trying_all():
 
 
 def measure(windows: list[tuple[int, float, list[int], float]], *, unanswerable: bool) -> dict[str, float]:
-    """Feed windows one by one: number of the example, score, characters, score of no answer."""
+    """Update the metrics with one window after the other: example, score, characters, score of no answer."""
     metrics = MetricCollection([AnswerScores(REFERENCES, unanswerable=unanswerable)])
     for number, score, characters, no_answer in windows:
         metrics.update(
@@ -58,5 +58,5 @@ def test_no_answer_is_given_where_every_window_prefers_it_and_the_data_has_such_
     assert measure([*windows, (2, 1.5, [0, 2], 1.0)], unanswerable=True)["exact_match"] == 0
 
 
-def test_a_text_without_any_token_is_answered_by_nothing():
+def test_a_window_without_context_has_an_empty_answer():
     assert measure([(1, -torch.inf, [-1, -1], 0.0)], unanswerable=False) == {"exact_match": 0.0, "f1": 0.0}

@@ -1,4 +1,4 @@
-"""The next token of a text: batches, perplexity by hand, and what models write."""
+"""Causal language modeling: batches, perplexity and samples."""
 
 import math
 import re
@@ -21,7 +21,7 @@ TABLE = Dataset.from_dict({"text": ["abcabcabd", "bacc"]})
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A token for each letter."""
+    """Return a tokenizer with a token for each letter."""
     return train_tokenizer(TABLE, size=260, frame="none")
 
 
@@ -47,10 +47,10 @@ def prepare(tokenizer, model, **options):
 
 
 @pytest.mark.parametrize("pads_with_end", [False, True])
-def test_labels_are_the_tokens_but_the_first_and_the_padding(tokenizer, model, pads_with_end):
+def test_labels_are_the_tokens_except_the_first_and_padding(tokenizer, model, pads_with_end):
     tokenizer = train_tokenizer(TABLE, size=260, frame="none")
     if pads_with_end:
-        # As GPT-2 does: an end that is text is learned nevertheless.
+        # GPT-2 pads with its EOS token: EOS tokens of texts still have labels.
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     prepared = prepare(tokenizer, model, max_length=11)
@@ -63,7 +63,7 @@ def test_labels_are_the_tokens_but_the_first_and_the_padding(tokenizer, model, p
 
 
 @pytest.mark.parametrize("max_length", [3, 5, 128])
-def test_perplexity_is_that_by_hand_whatever_the_blocks(tokenizer, model, max_length):
+def test_perplexity_does_not_depend_on_batches(tokenizer, model, max_length):
     prepared = prepare(tokenizer, model, max_length=max_length)
     blocks = list(prepared.splits["validation"])
     batches = [prepared.collate(blocks[start : start + 2]) for start in range(0, len(blocks), 2)]
@@ -79,13 +79,13 @@ def test_perplexity_is_that_by_hand_whatever_the_blocks(tokenizer, model, max_le
     assert len(surprises) == 14 - len(blocks)
     assert values["perplexity"] == pytest.approx(math.exp(sum(surprises) / len(surprises)), rel=1e-5)
     assert values["accuracy"] == pytest.approx(sum(right) / len(right))
-    # The loss, a mean over tokens, says the same.
+    # The loss is the logarithm of the perplexity.
     with torch.no_grad():
         losses = [model(**batch).loss.item() * num_targets(batch) for batch in batches]
     assert math.exp(sum(losses) / sum(map(num_targets, batches))) == pytest.approx(values["perplexity"], rel=1e-5)
 
 
-def test_blocks_are_no_longer_than_the_model_reads(tokenizer, model):
+def test_blocks_fit_the_positions_of_the_model(tokenizer, model):
     assert [len(ids) for ids in prepare(tokenizer, model, max_length=500).splits["train"]["input_ids"]] == [14]
     short = GPT2Config(vocab_size=260, n_positions=8)
     with torch.device("meta"):
@@ -93,7 +93,7 @@ def test_blocks_are_no_longer_than_the_model_reads(tokenizer, model):
     assert [len(ids) for ids in prepare(tokenizer, reader).splits["train"]["input_ids"]] == [8, 6]
 
 
-def test_models_go_on_from_prompts_or_from_validation_text(tokenizer, model):
+def test_samples_continue_prompts_or_validation_text(tokenizer, model):
     prepared = prepare(tokenizer, model, max_length=8)
     samples = CausalLM(num_samples=5, sample_length=6).write_samples(model, tokenizer, prepared.splits)
     assert [sample["prompt"] for sample in samples] == ["abca", "d</s>b"]
@@ -103,13 +103,13 @@ def test_models_go_on_from_prompts_or_from_validation_text(tokenizer, model):
     # The model has 24 positions.
     assert [sample["prompt"] for sample in samples] == ["abc", "b" * 18]
     for sample in samples:
-        # Each token is a byte, which may be no character, or one in angle brackets.
+        # A token is a byte, which may be part of a character, or a special token in angle brackets.
         assert len(re.sub("<[^>]+>", "#", sample["written"])) <= 6
 
 
 @pytest.mark.parametrize("model_type", ["bert", "gpt2", "roberta", "electra"])
-def test_no_model_reads_what_it_is_to_foretell(model_type, tokenizer):
-    """Encoders would, unless they are told that they are decoders now."""
+def test_no_model_sees_the_next_token(model_type, tokenizer):
+    """Encoders need is_decoder=True for a causal mask."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     source = NewModel(model_type, config={"vocab_size": 260, **sizes})
     prepared = prepare(tokenizer, make_blueprint(source, CausalLM.auto_class))
@@ -127,7 +127,7 @@ def test_no_model_reads_what_it_is_to_foretell(model_type, tokenizer):
         ({"sample_seed": 2**40}, "sample_seed=1099511627776"),
     ],
 )
-def test_samples_that_cannot_be_written_are_refused_at_once(arguments, message):
+def test_invalid_settings_of_samples_are_refused_at_once(arguments, message):
     with pytest.raises(ValueError, match=message):
         CausalLM(**arguments)
 

@@ -1,4 +1,4 @@
-"""Hidden tokens: which ones, and how they are counted."""
+"""Masked language modeling: masks and perplexity."""
 
 import math
 
@@ -33,7 +33,7 @@ def prepare(tokenizer, model, *, hidden=0.3, **options):
     return MaskedLM(hidden).prepare(Examples(DatasetDict(train=TABLE, validation=TABLE)), tokenizer, model, **options)
 
 
-def test_some_words_are_hidden_and_only_these_are_labels(tokenizer, model):
+def test_some_words_are_masked_and_only_these_have_labels(tokenizer, model):
     prepared = prepare(tokenizer, model, max_length=32)
     blocks = list(prepared.splits["train"])
     batch = prepared.collate(blocks)
@@ -46,8 +46,8 @@ def test_some_words_are_hidden_and_only_these_are_labels(tokenizer, model):
     assert (batch["input_ids"][counted] == tokenizer.mask_token_id).float().mean() > 0.5
 
 
-def test_the_same_batch_hides_the_same_and_another_does_not(tokenizer, model):
-    """Whatever was drawn before: validation is comparable, and resumed runs are the uninterrupted ones."""
+def test_masks_depend_on_the_batch_alone(tokenizer, model):
+    """So validation is comparable between epochs, and resumed runs equal uninterrupted ones."""
     prepared = prepare(tokenizer, model, max_length=32)
     blocks = list(prepared.splits["train"])
     first = prepared.collate(blocks)
@@ -58,14 +58,14 @@ def test_the_same_batch_hides_the_same_and_another_does_not(tokenizer, model):
     assert not torch.equal(first["labels"], turned["labels"].flip(0))
 
 
-def test_a_batch_of_hardly_any_words_hides_one(tokenizer, model):
+def test_at_least_one_word_is_masked(tokenizer, model):
     prepared = prepare(tokenizer, model, hidden=1e-9)
     batch = prepared.collate([{"input_ids": tokenizer("fox")["input_ids"]}])
     assert (batch["labels"] != -100).sum() == 1
     assert torch.isfinite(model(**batch).loss)
 
 
-def test_perplexity_is_that_of_the_hidden_words(tokenizer, model):
+def test_perplexity_is_that_of_the_masked_words(tokenizer, model):
     prepared = prepare(tokenizer, model, max_length=32)
     blocks = list(prepared.splits["validation"])
     batches = [prepared.collate(blocks[:2]), prepared.collate(blocks[2:])]
@@ -80,12 +80,12 @@ def test_perplexity_is_that_of_the_hidden_words(tokenizer, model):
 
 
 @pytest.mark.parametrize("hidden", [0, 1, -0.5])
-def test_a_share_that_is_none_is_refused(hidden):
+def test_a_share_outside_0_to_1_is_refused(hidden):
     with pytest.raises(ValueError, match=r"task\.hidden"):
         MaskedLM(hidden)
 
 
-def test_a_tokenizer_that_hides_nothing_is_refused(tokenizer, tmp_path):
+def test_a_tokenizer_without_mask_token_is_refused(tokenizer, tmp_path):
     plain = train_tokenizer(TABLE, size=270, frame="none")
     plain.mask_token = None
     plain.save_pretrained(tmp_path)

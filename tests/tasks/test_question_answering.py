@@ -29,14 +29,14 @@ def prepare(folder, *, unanswerable: bool = False):
     )
 
 
-def test_only_what_is_compared_carries_what_the_metrics_need(folder):
+def test_only_validation_and_test_have_values_for_metrics(folder):
     splits = prepare(folder).splits
     assert not [name for name in splits["train"].column_names if name.startswith("metric_")]
     numbers = [sorted(set(splits[split]["metric_example"])) for split in ("validation", "test")]
     assert numbers == [[0, 1], [2, 3, 4]]
 
 
-def test_padding_has_no_place_in_the_text(folder):
+def test_padding_has_no_offsets(folder):
     prepared = prepare(folder)
     windows = sorted(prepared.splits["validation"], key=lambda window: len(window["input_ids"]))
     batch = prepared.collate([windows[0], windows[-1]])
@@ -48,7 +48,7 @@ def test_padding_has_no_place_in_the_text(folder):
 
 
 @pytest.mark.parametrize("unanswerable", [True, False])
-def test_no_answer_is_one_where_the_training_data_has_such_questions(folder, unanswerable):
+def test_no_answer_is_valid_if_the_training_data_has_unanswerable_questions(folder, unanswerable):
     (metric,) = prepare(folder, unanswerable=unanswerable).metrics.values()
     assert metric._unanswerable is unanswerable
 
@@ -65,6 +65,6 @@ def test_windows_are_made_once_for_all_runs(folder, tmp_path, monkeypatch):
     assert not calls
 
 
-def test_answers_have_a_token():
+def test_answers_have_at_least_one_token():
     with pytest.raises(ValueError, match="max_answer_length=0"):
         QuestionAnswering(max_answer_length=0)

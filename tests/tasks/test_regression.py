@@ -12,13 +12,13 @@ def test_numbers_are_read_from_words_and_whole_numbers():
 
 
 @pytest.mark.parametrize("label", [None, "high", float("nan")])
-def test_label_that_is_no_number_is_named(label):
+def test_labels_that_are_not_numbers_are_refused(label):
     table = Dataset.from_dict({"label": [1.0 if not isinstance(label, str) else "1", label]})
-    with pytest.raises(ValueError, match=r"row 2, which is no number.*task=sequence_classification"):
+    with pytest.raises(ValueError, match=r"row 2, which is not a number.*task=sequence_classification"):
         encode_numbers(DatasetDict(train=table))
 
 
-def test_names_of_classes_are_no_numbers():
+def test_class_labels_are_not_numbers():
     table = Dataset.from_dict({"label": [0]}, features=Features({"label": ClassLabel(names=["bad", "good"])}))
     with pytest.raises(ValueError, match="'bad' in row 1"):
         encode_numbers(DatasetDict(train=table))

@@ -1,4 +1,4 @@
-"""Texts made of others: columns, batches, what models write and how it is judged."""
+"""Sequence-to-sequence tasks: columns, batches, generation and scores."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def prepare(tokenizer, model, table=TABLE, task=None, **options):
     )
 
 
-def test_the_decoder_reads_the_target_one_step_late(tokenizer, model):
+def test_decoder_inputs_are_the_shifted_targets(tokenizer, model):
     prepared = prepare(tokenizer, model)
     batch = prepared.collate(list(prepared.splits["train"]))
     for row, (source, target) in enumerate(zip(SOURCES, TARGETS, strict=True)):
@@ -71,13 +71,13 @@ def test_the_decoder_reads_the_target_one_step_late(tokenizer, model):
         start = prepared.config["decoder_start_token_id"]  # What is written begins with it, too.
         assert batch["decoder_input_ids"][row, : len(ids)].tolist() == [start, *ids[:-1]]
     assert batch["metric_target"] == TARGETS
-    # What a probe without labels makes of it is what training does.
+    # A forward pass without labels gives the same logits.
     with_labels = model(**{k: v for k, v in batch.items() if k != "metric_target"})
     without = model(**{k: v for k, v in batch.items() if k not in ("metric_target", "labels")})
     torch.testing.assert_close(with_labels.logits, without.logits)
 
 
-def test_scores_are_those_of_the_library_on_what_the_model_writes(tokenizer, model):
+def test_scores_are_those_of_sacrebleu_on_generated_texts(tokenizer, model):
     task = Seq2Seq()
     prepared = prepare(tokenizer, model, task=task, max_target_length=6)
     rows = list(prepared.splits["validation"])
@@ -95,11 +95,11 @@ def test_scores_are_those_of_the_library_on_what_the_model_writes(tokenizer, mod
     assert 100 * values["bleu"] == pytest.approx(sacrebleu.corpus_bleu(written, [TARGETS]).score)
     assert 100 * values["chrf"] == pytest.approx(sacrebleu.corpus_chrf(written, [TARGETS]).score)
     assert values["perplexity"] == pytest.approx(math.exp(sum(surprises) / len(surprises)), rel=1e-5)
-    # In training, nothing is written.
+    # During training no text is generated.
     assert set(evaluate(model, batches, task=task, metrics=prepared.metrics)) == {"perplexity", "accuracy"}
 
 
-def test_samples_show_source_answer_and_what_is_right(tokenizer, model):
+def test_samples_have_source_prediction_and_reference(tokenizer, model):
     task = Seq2Seq(num_samples=2, num_beams=2)
     prepared = prepare(tokenizer, model, task=task)
     samples = task.write_samples(model, tokenizer, prepared.splits)
@@ -107,7 +107,7 @@ def test_samples_show_source_answer_and_what_is_right(tokenizer, model):
     assert all(isinstance(sample["written"], str) for sample in samples)
 
 
-def test_long_texts_are_cut_off_and_prefixes_are_put_in_front(tokenizer, model):
+def test_long_texts_are_truncated_and_sources_have_the_prefix(tokenizer, model):
     prepared = prepare(tokenizer, model, task=Seq2Seq(prefix="say: "), max_length=7, max_target_length=4)
     row = prepared.splits["train"][1]
     assert tokenizer.decode(row["input_ids"]).startswith("say: the")
@@ -142,7 +142,7 @@ def test_columns_are_found_by_their_usual_names(table, options, first, tokenizer
 
 @pytest.fixture(scope="module")
 def multilingual(tmp_path_factory):
-    """An mBART of German and English, as it is saved."""
+    """Return a saved mBART of German and English."""
     vocab = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "\u2581"]
     tokenizer = MBartTokenizer(vocab=[(token, -float(rank)) for rank, token in enumerate(vocab)], merges=[])
     folder = tmp_path_factory.mktemp("mbart") / "model"
@@ -151,7 +151,7 @@ def multilingual(tmp_path_factory):
     return Pretrained(str(folder))
 
 
-def test_languages_are_told_to_the_tokenizer(multilingual):
+def test_languages_are_set_in_the_tokenizer(multilingual):
     blueprint = make_blueprint(multilingual, Auto)
     splits = DatasetDict(train=TABLE, validation=TABLE)
     task = Seq2Seq(source_language="de_DE", target_language="en_XX")
@@ -165,7 +165,7 @@ def test_languages_are_told_to_the_tokenizer(multilingual):
 
 
 @pytest.mark.parametrize("saved", ["ro_RO", None])
-def test_no_other_language_is_forced_on_what_is_written(saved, multilingual):
+def test_no_saved_language_is_forced_on_generated_texts(saved, multilingual):
     source = Pretrained(multilingual.name)
     blueprint, splits = make_blueprint(source, Auto), DatasetDict(train=TABLE, validation=TABLE)
     task = Seq2Seq(source_language="en_XX", target_language="de_DE")
@@ -185,9 +185,9 @@ def test_no_other_language_is_forced_on_what_is_written(saved, multilingual):
 
 
 @pytest.mark.parametrize("language", ["a", "</s>", "<pad>"])
-def test_tokens_that_are_no_languages_are_refused(language, multilingual):
+def test_tokens_other_than_languages_are_refused(language, multilingual):
     splits = DatasetDict(train=TABLE)
-    with pytest.raises(ValueError, match=r"is no language of the model's tokenizer"):
+    with pytest.raises(ValueError, match=r"is not a language of the model's tokenizer"):
         Seq2Seq(target_language=language).load_processor(multilingual, make_blueprint(multilingual, Auto), splits)
 
 
@@ -199,18 +199,18 @@ def test_tokens_that_are_no_languages_are_refused(language, multilingual):
         ({}, {"max_target_length": -3}, "max_target_length=-3"),
     ],
 )
-def test_numbers_out_of_range_are_told_by_their_name(arguments, options, message, tokenizer):
+def test_numbers_out_of_range_are_named(arguments, options, message, tokenizer):
     splits = DatasetDict(train=TABLE, validation=TABLE)
     with pytest.raises(ValueError, match=message):
         Seq2Seq(**arguments).prepare(Examples(splits), tokenizer, Auto.from_config(MODELS["bart"]), **options)
 
 
-def test_languages_that_are_not_there_are_refused(multilingual, folder_of_bert):
+def test_missing_languages_are_refused(multilingual, folder_of_bert):
     splits = DatasetDict(train=TABLE, validation=TABLE)
-    with pytest.raises(ValueError, match=r"task\.target_language=de_XX is no language .* Did you mean \w+\?"):
+    with pytest.raises(ValueError, match=r"task\.target_language=de_XX is not a language .* Did you mean \w+\?"):
         Seq2Seq(target_language="de_XX").load_processor(multilingual, make_blueprint(multilingual, Auto), splits)
     bert = Pretrained(folder_of_bert)
-    with pytest.raises(ValueError, match=r"task\.source_language=de_DE: the model's tokenizer marks no languages"):
+    with pytest.raises(ValueError, match=r"task\.source_language=de_DE: the model's tokenizer has no languages"):
         Seq2Seq(source_language="de_DE").load_processor(bert, make_blueprint(bert, AutoModel), splits)
 
 

@@ -35,7 +35,7 @@ def as_numbers(rows: list[list[str]]) -> torch.Tensor:
 
 
 def test_scores_are_those_of_seqeval_to_the_digit():
-    """On tags by lot, malformed ones among them, and in several batches."""
+    """On random tags, some malformed, in several batches."""
     seqeval = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
     rng = random.Random(0)
     expected = random_tags(rng, 40)
@@ -50,14 +50,14 @@ def test_scores_are_those_of_seqeval_to_the_digit():
         assert found[name] == pytest.approx(reference, abs=1e-7)
 
 
-def test_positions_without_a_tag_are_left_out():
+def test_tokens_without_a_tag_are_ignored():
     metric = SpanScore(["O", "B-a", "I-a"], kind="f1")
-    # The middle of a word in the middle of a span: what is predicted there does not count.
+    # Predictions for the later tokens of a word are ignored.
     metric.update(torch.tensor([[1, 0, 2]]), torch.tensor([[1, -100, 2]]))
     assert metric.compute() == 1
 
 
-def test_nothing_found_and_nothing_to_find_is_zero():
+def test_no_predicted_and_no_expected_span_is_zero():
     metric = SpanScore(["O", "B-a"], kind="f1")
     metric.update(torch.tensor([[0]]), torch.tensor([[0]]))
     assert metric.compute() == 0

@@ -36,17 +36,17 @@ def test_a_tag_that_only_the_test_has_gets_a_number_too():
         ({"text": ["a b"], "label": ["O"]}, "2 words but 1 tags in row 1.*task=sequence_classification"),
         ({"text": ["a b"], "label": [3]}, "2 words but 0 tags in row 1"),
         ({"text": ["a b"], "label": ["O O"]}, "at least two"),
-        ({"text": [["a", "b"]], "label": [["O", None]]}, "a tag that is missing in row 1"),
-        ({"text": [["a", None]], "label": [["O", "B-x"]]}, "a word that is missing in row 1"),
+        ({"text": [["a", "b"]], "label": [["O", None]]}, "a missing tag in row 1"),
+        ({"text": [["a", None]], "label": [["O", "B-x"]]}, "a missing word in row 1"),
         ({"text": ["a", ""], "label": ["O", ""]}, "no words in row 2"),
     ],
 )
-def test_tags_that_do_not_fit_are_named(columns, message):
+def test_invalid_tags_are_named(columns, message):
     with pytest.raises(ValueError, match=message):
         encode_tags(splits(**columns))
 
 
-def test_tags_that_mark_spans_are_told_from_others():
+def test_tags_of_spans_are_recognized():
     assert mark_spans(["O", "B-x", "I-x", "S-creative-work"])
     assert not mark_spans(["O", "NOUN"])
     assert not mark_spans(["0", "1"])

@@ -1,4 +1,4 @@
-"""Whole runs of the tasks that test_train.py does not run, on local data in the formats of the hub."""
+"""Runs of the other tasks than sequence classification, on local data in the formats of the hub."""
 
 import json
 import random
@@ -37,7 +37,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(overrides: Sequence[str], folder: Path) -> tuple[dict, Path]:
-    """Run in this process, and return the numbers and the folder of the compact model."""
+    """Run in this process, and return the metrics and the folder of the compact model."""
     train.run(compose_settings([*SETTINGS, *overrides, f"output_dir={folder}"]))
     return json.loads((folder / "metrics.json").read_text()), folder / "compact"
 
@@ -47,7 +47,7 @@ def files(folder: Path, ending: str) -> list[str]:
 
 
 def refusal(overrides: Sequence[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the sentence that a run ends with before it has written anything."""
+    """Return the error message of a run that writes nothing."""
     with pytest.raises(SystemExit):
         train.guarded_run(compose_settings([*SETTINGS, *overrides, f"output_dir={folder}"]))
     message = capsys.readouterr().err
@@ -58,7 +58,7 @@ def refusal(overrides: Sequence[str], folder: Path, capsys: pytest.CaptureFixtur
 
 
 def sentence(rng: random.Random) -> tuple[list[str], list[str]]:
-    """Return words, some of which are names: word1 begins one, word2 goes on."""
+    """Return words and tags; word1 begins a name, word2 is inside."""
     words, tags = [], []
     for _ in range(rng.randint(2, 6)):
         words.append(rng.choice(WORDS[3:]))
@@ -71,7 +71,7 @@ def sentence(rng: random.Random) -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write tagged words as WNUT17 has them, and as hubs have them."""
+    """Write tagged words in the formats of WNUT17 and of the hub."""
     folder = tmp_path_factory.mktemp("tagged")
     (folder / "hub").mkdir()
     names = ["O", "B-name", "I-name"]
@@ -92,7 +92,7 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_tags_of_words_and_their_f1_as_seqeval_has_it(bert, tagged, tmp_path):
+def test_tags_of_words_and_their_f1_equal_those_of_seqeval(bert, tagged, tmp_path):
     seqeval = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
     numbers, compact = run(
         [
@@ -122,7 +122,7 @@ def test_tags_of_words_and_their_f1_as_seqeval_has_it(bert, tagged, tmp_path):
     assert {item["entity"] for item in tagger("word1 word2 word3")} <= {"O", "B-name", "I-name"}
 
 
-def test_tags_as_hubs_have_them(bert, tagged, tmp_path):
+def test_tags_in_the_format_of_the_hub(bert, tagged, tmp_path):
     overrides = ["task=token_classification", "data=hub", f"data.path={tagged / 'hub'}", "task.metrics=[accuracy,f1]"]
     numbers, compact = run([bert, "model=pretrained", *overrides, "data.max_length=8"], tmp_path / "out")
     assert {"test/accuracy", "test/f1"} <= set(numbers)
@@ -131,7 +131,7 @@ def test_tags_as_hubs_have_them(bert, tagged, tmp_path):
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write questions in the format of SQuAD: the answer is the two words after word1; some texts have none."""
+    """Write questions in the format of SQuAD: the answer is the two words after word1, or there is none."""
     folder = tmp_path_factory.mktemp("questions")
     for number, (split, rows) in enumerate(ROWS.items()):
         rng = random.Random(number)
@@ -149,8 +149,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_answers_and_their_scores_as_torchmetrics_has_them(bert, questions, tmp_path):
-    """Windows of 20 tokens over texts of up to 21: the answer is the best piece over all of them."""
+def test_answers_and_their_scores_equal_those_of_torchmetrics(bert, questions, tmp_path):
+    """Windows of 20 tokens over texts of up to 21 words: the answer is the best span over all windows."""
     from torchmetrics.text import SQuAD
 
     numbers, compact = run(
@@ -193,7 +193,7 @@ def test_answers_and_their_scores_as_torchmetrics_has_them(bert, questions, tmp_
 
 @pytest.fixture(scope="module")
 def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write pairs of texts with a number that the first word decides."""
+    """Write text pairs with a number that depends on the first word."""
     folder = tmp_path_factory.mktemp("rated")
     for number, (split, rows) in enumerate(ROWS.items()):
         rng = random.Random(number)
@@ -205,9 +205,9 @@ def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_numbers_and_their_correlation_as_scipy_has_it(bert, rated, tmp_path):
+def test_numbers_and_their_correlation_equal_those_of_scipy(bert, rated, tmp_path):
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
-    # Weights so large that the answers to different texts differ by much more than rounding.
+    # Large weights, so that predictions for different texts differ by much more than rounding errors.
     folder = shutil.copytree(bert.partition("=")[2], tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     large = {name: 10 * weight if weight.dim() == 2 else weight for name, weight in weights.items()}
@@ -243,7 +243,7 @@ def test_digits_with_a_new_vision_transformer(tmp_path):
 
 
 def test_folders_of_images_for_each_class_and_no_validation(tmp_path):
-    """Colour images of two sizes, read by a grey model; the validation set is drawn from the training set."""
+    """RGB images of two sizes for a grayscale model; the validation split is drawn from the training split."""
     rng = np.random.default_rng(0)
     for split, rows in (("train", 30), ("test", 6)):
         for number in range(rows):
@@ -259,7 +259,7 @@ def test_folders_of_images_for_each_class_and_no_validation(tmp_path):
 
 WRONG = {
     "task=token_classification": "words but 1 tags in row 1",
-    "task=regression": "no number. Correct the row, or learn classes with task=sequence_classification",
+    "task=regression": "not a number. Correct the row, or learn classes with task=sequence_classification",
     "task=question_answering": "no column 'context'; it has text, label. Name the right one with data.context_column",
     "task=image_classification": "cannot be used for this task (AutoModelForImageClassification)",
     "task.metrics=[f2]": "'f2'",
@@ -268,12 +268,14 @@ WRONG = {
     "task=token_classification model=scratch model.model_type=bert": "no tokenizer: give one with model.tokenizer",
     "model=scratch model.model_type=bert +model.config.vocab_size=9": "vocab_size=9 is too small",
     "model.tokenizer=weights_only": "cannot be loaded",
-    "+model.config.n_layer=3": "model.config.n_layer is no value of a bert",
+    "+model.config.n_layer=3": "model.config.n_layer is not a value of a bert",
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_does_not_go_together_is_one_sentence_and_nothing_is_written(wrong, bert, tmp_path, capsys, monkeypatch):
+def test_incompatible_settings_are_refused_in_one_sentence_before_anything_is_written(
+    wrong, bert, tmp_path, capsys, monkeypatch
+):
     for seed, (split, rows) in enumerate(ROWS.items()):
         write_table(tmp_path / f"{split}.tsv", rows=rows, seed=seed)
     (tmp_path / "weights_only").mkdir()
@@ -283,6 +285,6 @@ def test_what_does_not_go_together_is_one_sentence_and_nothing_is_written(wrong,
     assert WRONG[wrong] in message
 
 
-def test_numbers_are_no_classes(bert, rated, tmp_path, capsys):
+def test_numbers_are_refused_as_classes(bert, rated, tmp_path, capsys):
     overrides = [bert, *files(rated, "csv"), "data.label_column=score"]
     assert "task=regression" in refusal(overrides, tmp_path / "out", capsys)

@@ -1,4 +1,4 @@
-"""BLEU and chrF to the digit of sacrebleu, also where texts are few and short."""
+"""BLEU and chrF equal those of sacrebleu, also for few and short texts."""
 
 import random
 
@@ -41,7 +41,7 @@ def texts(number, seed):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("number", [1, 2, 7, 40])
-def test_scores_are_those_of_sacrebleu_however_batches_are_cut(number, seed):
+def test_scores_are_those_of_sacrebleu_for_any_batches(number, seed):
     written, right = texts(number, seed)
     metrics = MetricCollection({name: SacreScore(name) for name in ("bleu", "chrf")}, compute_groups=False)
     for start in range(0, number, 3):
@@ -52,7 +52,7 @@ def test_scores_are_those_of_sacrebleu_however_batches_are_cut(number, seed):
     assert 100 * scores["chrf"].item() == pytest.approx(sacrebleu.corpus_chrf(written, [right]).score, abs=1e-9)
 
 
-def test_counts_are_summed_up_over_processes_and_start_over():
+def test_counts_are_summed_over_processes_and_reset():
     written, right = texts(6, 0)
     whole, other = SacreScore("bleu"), SacreScore("bleu")
     whole.update(written[:2], right[:2])
@@ -63,7 +63,7 @@ def test_counts_are_summed_up_over_processes_and_start_over():
     assert torch.equal(whole.counts, torch.zeros_like(whole.counts))
 
 
-def test_the_same_text_is_all_right_and_no_text_is_all_wrong():
+def test_equal_texts_score_one_and_empty_texts_zero():
     for name in ("bleu", "chrf"):
         metric = SacreScore(name)
         metric.update(["a cat sat on the mat ."], ["a cat sat on the mat ."])

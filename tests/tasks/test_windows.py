@@ -36,7 +36,7 @@ def test_windows_cover_the_text_and_overlap(tokenizer):
     assert all(window["metric_example"] == 7 for window in windows)
 
 
-def test_positions_point_at_the_answer_where_it_is_whole_and_at_the_cls_token_elsewhere(tokenizer):
+def test_positions_are_those_of_a_whole_answer_or_of_the_cls_token(tokenizer):
     whole = 0
     for window in windows_of(tokenizer):
         start, end = window["start_positions"], window["end_positions"]
@@ -48,12 +48,12 @@ def test_positions_point_at_the_answer_where_it_is_whole_and_at_the_cls_token_el
     assert whole >= 1
 
 
-def test_a_question_without_an_answer_points_at_the_cls_token(tokenizer):
+def test_positions_without_an_answer_are_those_of_the_cls_token(tokenizer):
     windows = windows_of(tokenizer, answers={"text": [], "answer_start": []})
     assert {window["start_positions"] for window in windows} == {0}
 
 
-def test_an_answer_that_begins_inside_a_token_takes_the_whole_token(tokenizer):
+def test_an_answer_that_begins_inside_a_token_includes_the_token(tokenizer):
     start = CONTEXT.index("word5") + 2
     windows = windows_of(tokenizer, answers={"text": ["rd5 wo"], "answer_start": [start]})
     first = windows[0]
@@ -88,7 +88,7 @@ def test_answers_are_read_in_every_form(value):
         ({"text": ["b"], "answer_start": [3]}, "outside of its text: 'b' at character 3"),
     ],
 )
-def test_answers_that_cannot_be_used_are_named(value, message):
+def test_invalid_answers_are_named(value, message):
     table = Dataset.from_dict({"context": ["a b"], "answers": [value]})
     with pytest.raises(ValueError, match=f"row 1.*{message}"):
         read_answers(DatasetDict(train=table))
@@ -106,10 +106,12 @@ def test_stride_that_leaves_no_room_is_refused():
     ("text", "start", "is_there"),
     [("word2", 6, True), ("word2", 4, True), ("Word2 ", 6, True), ("word2", 60, False), ("nowhere", 0, False)],
 )
-def test_answers_are_where_they_say_or_a_few_characters_off(text, start, is_there):
+def test_answer_starts_may_be_off_by_a_few_characters(text, start, is_there):
     table = Dataset.from_dict({"context": [CONTEXT], "answers": [{"text": [text], "answer_start": [start]}]})
     if is_there:
         assert read_answers(DatasetDict(train=table))["train"]["answers"][0]["answer_start"] == [start]
     else:
-        with pytest.raises(ValueError, match=r"an answer in row 1 that is somewhere else: .*Correct answer_start"):
+        with pytest.raises(
+            ValueError, match=r"an answer in row 1 that is not at its answer_start: .*Correct answer_start"
+        ):
             read_answers(DatasetDict(train=table))

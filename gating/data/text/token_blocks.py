@@ -81,7 +81,7 @@ def cut_into_blocks(
     for split, table in tokens.items():
         stream = _concatenate(table, end)
         if len(stream) < 2:
-            raise InputError(f"The {split} data has {len(stream)} token(s) of text; a model learns from two or more.")
+            raise InputError(f"The {split} data has {len(stream)} token(s) of text; training needs two or more.")
         starts = np.arange(0, len(stream) - 1, length)
         bounds = np.append(starts, min(len(stream), starts[-1] + length)).astype(np.int32)
         blocks[split] = Dataset.from_dict({"input_ids": pa.ListArray.from_arrays(bounds, stream)})

@@ -48,7 +48,7 @@ def load_or_train_tokenizer(
     tokenizer = load_tokenizer(source)
     if len(tokenizer) > size:
         raise InputError(
-            f"The tokenizer {source.processor} has {len(tokenizer)} tokens, and the {source.title} knows {size}: let "
+            f"The tokenizer {source.processor} has {len(tokenizer)} tokens, and the {source.title} has {size}: let "
             f"model.config.vocab_size={len(tokenizer)}, or take another tokenizer."
         )
     return tokenizer

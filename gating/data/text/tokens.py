@@ -49,7 +49,7 @@ def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrai
             tokenizer = load(add_prefix_space=True)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise InputError(
-            f"The tokenizer in {source.processor} has neither a padding token nor one for the end of a text, and "
+            f"The tokenizer in {source.processor} has neither a padding token nor an EOS token, and "
             "batches need one: set its pad_token and save it again."
         )
     if tokenizer.pad_token is None:
@@ -69,8 +69,8 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrained
     """
     if not tokenizer.is_fast:
         raise InputError(
-            f"{task} needs a tokenizer that tells where in the text its tokens were, a fast one; "
-            f"{type(tokenizer).__name__} does not. Take another model."
+            f"{task} needs a fast tokenizer, which maps tokens to characters; {type(tokenizer).__name__} is a slow "
+            "one. Take another model."
         )
     return tokenizer
 

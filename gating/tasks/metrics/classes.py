@@ -31,7 +31,7 @@ def class_metrics(names: Sequence[str], *, num_classes: int) -> MetricCollection
     for name in names:
         if name not in _METRICS:
             raise InputError(
-                f"There is no metric {name!r} of classes; choose of {', '.join(_METRICS)} with task.metrics."
+                f"There is no metric {name!r} of classes; choose from {', '.join(_METRICS)} with task.metrics."
             )
     return MetricCollection({name: _METRICS[name](num_classes) for name in names})
 

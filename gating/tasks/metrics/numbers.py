@@ -32,7 +32,7 @@ def number_metrics(names: Sequence[str]) -> tuple[MetricCollection, Score]:
     """
     for name in names:
         if name not in _METRICS:
-            raise InputError(f"task.metrics: numbers have no metric {name!r}; choose of {', '.join(_METRICS)}.")
+            raise InputError(f"task.metrics: numbers have no metric {name!r}; choose from {', '.join(_METRICS)}.")
     return MetricCollection({name: _OfAllNumbers(_METRICS[name][0]) for name in names}), _METRICS[names[0]][1]
 
 
