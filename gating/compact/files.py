@@ -1,6 +1,9 @@
 """The files of a model folder, read without trust in them."""
 
+import json
 import math
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +11,15 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from gating.errors import InputError
-from gating.structure import integrity
-from gating.structure.integrity import weight_files
+from gating.errors import InputError, MissingFileError
+from gating.structure.integrity import CONFIG, INDEX, WEIGHTS, check_file
 
 __all__ = ["StoredTensor", "read_config", "read_headers", "walk"]
+
+
+_MAX_JSON_BYTES = 2**26
+_PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: It is not a JSON object, has a duplicate name or a number that is not finite, is too large, or is a
             link out of the folder.
     """
-    return integrity.read_config(
-        folder,
-        object_pairs_hook=_unique,
-        parse_constant=_refuse_number,
-        parse_float=lambda text: _refuse_number(text) if math.isinf(float(text)) else float(text),
-    )
+    for path in (folder, folder / CONFIG):
+        if not path.exists():
+            raise MissingFileError(f"There is no compact model in {folder}: {path} does not exist.")
+    return _read_json(folder / CONFIG)
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
@@ -57,7 +62,7 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
         ValueError: A file is damaged, not in the safetensors format or outside the folder.
     """
     found: dict[str, StoredTensor] = {}
-    for path in weight_files(folder):
+    for path in _weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - it is no mapping
@@ -81,6 +86,49 @@ def walk(table: object, *, within: str = "") -> Iterator[tuple[str, object]]:
     for key, value in inside:
         yield f"{within}{key}", value
         yield from walk(value, within=f"{within}{key}.")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers would load the weights from; raise an error on files that it must not."""
+    if os.path.lexists(folder / WEIGHTS):
+        files = [folder / WEIGHTS]
+    elif os.path.lexists(folder / INDEX):
+        index = _read_json(folder / INDEX)
+        places = index.get("weight_map")
+        if not isinstance(places, dict) or not places or not isinstance(index.get("metadata"), dict):
+            raise InputError(f"{folder / INDEX} is damaged: it has no table weight_map. Export the model again.")
+        for place in places.values():
+            if not isinstance(place, str) or not _PLAIN_NAME.fullmatch(place):
+                raise InputError(f"{folder / INDEX} names {place!r}, which is not a file of the folder.")
+        files = [folder / place for place in sorted(set(places.values()))]
+    elif any(True for pattern in _PICKLES for _ in folder.glob(pattern)):
+        raise InputError(
+            f"{folder} holds its weights as a pickle, which could run any code, and no {WEIGHTS}. If you trust it, "
+            "load it with transformers and save it again."
+        )
+    else:
+        raise MissingFileError(f"There are no weights in {folder}: {WEIGHTS} does not exist.")
+    for path in files:
+        check_file(path)
+    return files
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    check_file(path)
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise InputError(f"{path} is {path.stat().st_size:,} bytes large, which no {path.name} is.")
+    try:
+        found = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_number,
+            parse_float=lambda text: _refuse_number(text) if math.isinf(float(text)) else float(text),
+        )
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged ({str(error).rstrip('.')}). Export the model again.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: it is not a table. Export the model again.")
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,27 +1,30 @@
 """Edits of a model that can be undone until the removal is proven."""
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gating.structure.edits import ABSENT, Edit, TakeEntries, set_attribute
 
-__all__ = ["ChangesEntries", "Undo", "apply_edits", "undo_edits"]
+__all__ = ["EntriesEdit", "Undo", "apply_edits", "undo_edits"]
 
 Undo = Callable[[], None]
 
 
-@runtime_checkable
-class ChangesEntries(Edit, Protocol):
-    """An edit that changes some entries of a parameter along one dimension."""
+class EntriesEdit(Edit, ABC):
+    """An edit that changes some entries of a parameter along one dimension.
 
-    @property
-    def dim(self) -> int:
-        """The dimension of the entries."""
+    Attributes:
+        dim: The dimension.
+    """
 
+    dim: int
+
+    @abstractmethod
     def changed(self) -> Tensor:
         """Return the positions of the changed entries."""
 
@@ -68,7 +71,7 @@ def _undo_of(edit: Edit) -> Undo:
         if edit.silent is not None:
             is_lost[kept[edit.silent.index()]] = True
         return _restoring(edit, before, edit.dim, kept=kept, lost=is_lost.nonzero().flatten())
-    if isinstance(edit, ChangesEntries):
+    if isinstance(edit, EntriesEdit):
         everything = torch.arange(before.shape[edit.dim])
         return _restoring(edit, before, edit.dim, kept=everything, lost=edit.changed().cpu())
     return lambda: set_attribute(edit.owner, edit.attribute, before)

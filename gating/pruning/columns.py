@@ -1,22 +1,20 @@
 """Columns of output projections, scaled by gates or set to zero for padding heads."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gating.discovery.undo import EntriesEdit
 from gating.structure.edits import Edit, Features, weight_dim, without_adapter
 
 __all__ = ["ScaleEntries", "plan_scale_inputs", "silence_inputs"]
 
 
 @dataclass(frozen=True)
-class ScaleEntries:
+class ScaleEntries(EntriesEdit):
     """The planned multiplication of a parameter by one factor for each entry along one dimension."""
 
-    owner: Any
-    attribute: str
     factors: Tensor
     dim: int
 

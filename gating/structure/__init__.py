@@ -1,1 +1,1 @@
-"""Where heads are in a model and how they are removed; copied into compact models, so torch and transformers only."""
+"""Where attention heads are in a model and how they are removed; copied into compact folders, so no other imports."""

@@ -1,4 +1,4 @@
-"""Where the attention heads of a model are."""
+"""Attention blocks: the attention modules of a model, with their heads and projections."""
 
 import re
 from collections.abc import Iterator
@@ -25,16 +25,15 @@ class AttentionBlock:
 
     Attributes:
         name: Dotted name of the attention module, relative to the model without its task head.
-        layer_idx: Number of the layer the block belongs to.
-        module: The attention module. In models that share layers, it does the work of several.
-        parent: The module that holds it.
-        spec: How the class lays out its heads.
+        layer_idx: Number of the layer.
+        module: The attention module, which may serve several layers.
+        parent: Its parent module.
+        spec: The layout of its heads.
         num_key_value_heads: Number of key-value heads; smaller than ``num_heads`` with grouped queries.
         head_dim: Width of one head.
-        head_ids: For each (query) head that is there now, the number it had in the model before any removal.
-        head_slots: The same for everything that the projections have rows for: the heads, and among them the padding
-            that fills groups of query heads up. The input of the output projection is
-            ``[..., len(head_slots) * head_dim]``.
+        head_ids: Original numbers of the present (query) heads.
+        head_slots: Original numbers of all heads with rows in the projections: the present ones and the padding of
+            groups of query heads. The input of the output projection is ``[..., len(head_slots) * head_dim]``.
         num_heads_before: Number of heads before any removal.
     """
 
@@ -51,7 +50,7 @@ class AttentionBlock:
 
     @property
     def num_heads(self) -> int:
-        """Number of (query) heads that are there now, without padding."""
+        """Number of present (query) heads, without padding."""
         return len(self.head_ids)
 
     @property
@@ -62,10 +61,9 @@ class AttentionBlock:
 
     @property
     def kind(self) -> AttentionKind:
-        """Which part of the model's attention this is: ``cross``, or self-attention of the ``encoder`` or ``decoder``.
+        """Kind of attention: ``cross``, or self-attention of the ``encoder``, the ``decoder`` or neither (``self``).
 
-        By the names of the modules around it, the outermost first, as a decoder made of a BERT has an encoder inside.
-        The self-attention of a model whose names speak of neither is ``self``.
+        The name of the outermost module decides: a decoder made of a BERT has an encoder inside.
         """
         if self.is_cross_attention:
             return "cross"
@@ -76,26 +74,26 @@ class AttentionBlock:
 
     @property
     def output_projection(self) -> nn.Module:
-        """The layer that mixes the heads; its input is head-major."""
+        """The linear layer that mixes the heads; its input is head-major."""
         holder, attribute = self.locate(self.spec.output_projection)
         module = getattr(holder, attribute)
         assert isinstance(module, nn.Module)
         return module
 
     def projections(self) -> Iterator[tuple[nn.Module, RowLayout]]:
-        """Yield each linear layer that makes queries, keys or values, with the layout of its rows."""
+        """Yield the linear layers that compute queries, keys and values, with the layouts of their rows."""
         for path, layout in self.spec.projections:
             if self.has(path):
                 yield getattr(*self.locate(path)), layout
 
     def locate(self, path: str) -> tuple[nn.Module, str]:
-        """Return the module that holds what a path of the spec names, and the attribute's name there."""
+        """Return the module and the name of the attribute at a path of the spec."""
         start = self.parent if path.startswith("^") else self.module
         *way, attribute = path.removeprefix("^").split(".")
         return start.get_submodule(".".join(way)), attribute
 
     def has(self, path: str) -> bool:
-        """Say whether this module has what a path of the spec names; some configurations lack parts."""
+        """Return whether a path of the spec exists; configurations of one class differ."""
         try:
             return getattr(*self.locate(path), None) is not None
         except AttributeError:
@@ -103,10 +101,9 @@ class AttentionBlock:
 
 
 def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:
-    """Yield the attention blocks of a model whose class, or a class it inherits from, has a spec.
+    """Yield the modules of a model whose class, or an ancestor of it, has a spec, in the order of modules.
 
-    The blocks come in the order of the model's modules. A module that serves several layers is one block. Nothing is
-    checked: :func:`~gating.discovery.find.find_attention_blocks` refuses models whose heads cannot be removed.
+    Nothing is checked: :func:`~gating.discovery.find.find_attention_blocks` refuses models that cannot lose heads.
     """
     prefix = _base_prefix(model)
     modules = dict(model.named_modules())
@@ -124,10 +121,7 @@ def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:
 
 
 def _fits(name: str, module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> bool:
-    """Say whether a module has what its spec is about; a class of the same name may be built otherwise.
-
-    What a user has described has to fit: a path that does not exist is a mistake then.
-    """
+    """Return whether a spec fits a module: other classes may have the same name. A spec of the user has to fit."""
     block = AttentionBlock(name, 0, module, parent, spec, 0, 0, (), (), 0)
     if hasattr(module, "head_slots"):
         return True
@@ -147,10 +141,8 @@ def _describe(name: str, layer_idx: int, module: nn.Module, parent: nn.Module, s
     head_dim = int(getattr(module, spec.head_dim))
     unfinished = AttentionBlock(name, layer_idx, module, parent, spec, 0, head_dim, (), (), 0)
     if hasattr(module, "head_slots"):
-        # What removal left behind.
         head_slots, head_ids, num_heads_before = _memory(module)
     else:
-        # A module that was never touched has all its heads, numbered in order.
         num_heads_before = num_inputs(unfinished.output_projection) // head_dim
         head_slots = head_ids = tuple(range(num_heads_before))
     num_key_value_heads = _count_key_value_heads(unfinished, len(head_slots)) if head_slots else 0
@@ -160,6 +152,7 @@ def _describe(name: str, layer_idx: int, module: nn.Module, parent: nn.Module, s
 
 
 def _memory(module: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Return the attributes that an earlier removal has set."""
     return module.head_slots, module.head_ids, module.num_heads_before
 
 
@@ -174,6 +167,6 @@ def _count_key_value_heads(block: AttentionBlock, num_slots: int) -> int:
 
 
 def _base_prefix(model: nn.Module) -> str:
-    """Names are relative to the base model, so that a record fits every task head on top of it."""
+    """Return the prefix that names of blocks lack, so that a record fits every task head."""
     prefix = getattr(model, "base_model_prefix", "")
     return f"{prefix}." if prefix and hasattr(model, prefix) else ""

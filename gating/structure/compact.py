@@ -5,6 +5,7 @@ This file and those it imports are copied into a saved compact model. There they
 defines functions and classes and does nothing else.
 """
 
+import json
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel, conversion_mapping, initialization
 from transformers.models.auto import modeling_auto
 from transformers.utils.hub import cached_file
 
-from .integrity import check_checksums, check_finite, load_whole, read_config, write_checksums
+from .integrity import CONFIG, check_checksums, check_finite, load_whole, write_checksums
 from .record import RECORD_KEY, plan_from_record, record_of_part
 
 __all__ = ["CompactMixin", "auto_classes", "check_built", "compact_class"]
@@ -87,7 +88,7 @@ class CompactMixin:
         if kwargs.get("variant") or kwargs.get("gguf_file"):
             return load()  # The record is not about these weights.
         folder = Path(name, kwargs.get("subfolder", ""))
-        config = read_config(folder)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if verify:
             check_checksums(folder, config)
         # Another class has another task head, and ignore_mismatched_sizes asks for a new one.
@@ -173,8 +174,8 @@ def _check_values(loaded: Any, name: object) -> None:
 def _check_download(name: str, options: dict[str, Any]) -> None:
     """Compare the files of a model from the hub with their checksums; they are in the cache now."""
     places = {key: options[key] for key in ("cache_dir", "revision", "subfolder", "token") if key in options}
-    snapshot = Path(str(cached_file(name, "config.json", local_files_only=True, **places))).parent
-    check_checksums(snapshot, read_config(snapshot), whole=False)
+    snapshot = Path(str(cached_file(name, CONFIG, local_files_only=True, **places))).parent
+    check_checksums(snapshot, json.loads((snapshot / CONFIG).read_text(encoding="utf-8")), whole=False)
 
 
 def _without_initialization() -> AbstractContextManager[None]:

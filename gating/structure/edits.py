@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,30 +35,27 @@ class _Absent:
 ABSENT: Final = _Absent()
 
 
-class Edit(Protocol):
-    """A planned change of one attribute of a module.
-
-    Removal is a list of edits: everything is checked while the list is made, and nothing changes before it is applied.
-    """
-
-    @property
-    def owner(self) -> Any:
-        """The object with the attribute."""
-
-    @property
-    def attribute(self) -> str:
-        """Name of the attribute."""
-
-    def apply(self) -> None:
-        """Change the attribute."""
-
-
 @dataclass(frozen=True)
-class SetAttribute:
-    """The planned assignment ``owner.attribute = value``; with the value :data:`ABSENT`, a deletion."""
+class Edit:
+    """A planned change of one attribute. Removal checks everything while it makes a list of edits, and then applies it.
+
+    Attributes:
+        owner: The object with the attribute.
+        attribute: Name of the attribute.
+    """
 
     owner: Any
     attribute: str
+
+    def apply(self) -> None:
+        """Change the attribute."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SetAttribute(Edit):
+    """The planned assignment ``owner.attribute = value``; with the value :data:`ABSENT`, a deletion."""
+
     value: object
 
     def apply(self) -> None:
@@ -68,7 +65,7 @@ class SetAttribute:
 
 @dataclass(frozen=True)
 class Features:
-    """Inputs or outputs of a layer, in runs of one width, such as those of some heads."""
+    """Inputs or outputs of a layer in runs of one width, such as those of some heads."""
 
     runs: Sequence[int]
     width: int
@@ -83,11 +80,9 @@ class Features:
 
 
 @dataclass(frozen=True)
-class TakeEntries:
+class TakeEntries(Edit):
     """The planned reduction of a parameter to some entries along one dimension; the silent ones become zero."""
 
-    owner: Any
-    attribute: str
     kept: Features
     dim: int
     silent: Features | None = None
@@ -96,7 +91,6 @@ class TakeEntries:
         """Replace the parameter."""
         before = getattr(self.owner, self.attribute)
         if before.is_meta:
-            # Quick, for models that are built to be loaded into: there are no values to take.
             shape = [len(self.kept) if dim == self.dim else size for dim, size in enumerate(before.shape)]
             values = before.detach().new_empty(shape)
         else:
@@ -115,13 +109,7 @@ def set_attribute(owner: object, attribute: str, value: object) -> None:
 
 
 def plan_cut(linear: nn.Module, kept: Features, *, side: Side, silent: Features | None = None) -> list[Edit]:
-    """Plan to keep some inputs or outputs of a linear layer.
-
-    Args:
-        linear: The layer.
-        kept: The inputs or outputs to keep.
-        side: Which of the two.
-        silent: Positions among the kept features whose weight becomes zero.
+    """Plan to keep some inputs or outputs of a linear layer; the weight of the silent ones among them becomes zero.
 
     Example:
         >>> layer = nn.Linear(4, 2)

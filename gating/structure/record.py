@@ -76,7 +76,7 @@ def plan_from_record(model: nn.Module, record: object) -> list[Edit]:
 
 
 def record_of_part(record: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return a record with the blocks of a model that may be a part of the saved one, without its checksums."""
+    """Return a record without checksums and with only the blocks of a model that may be a part of the saved one."""
     blocks = {block.name: record["blocks"][block.name] for block in iter_attention_blocks(model)}
     return {name: value for name, value in record.items() if name != CHECKSUMS} | {"blocks": blocks}
 

@@ -1,9 +1,8 @@
 """Removal of heads: rows of the query, key and value projections, and columns of the output projection.
 
-With grouped queries, each key-value head serves ``num_heads // num_key_value_heads`` query heads, the same number for
-all. A group that loses only some of its heads therefore cannot shrink alone: groups without any head are removed, and
-the others shrink to the size of the largest. Removed heads pad them: such padding keeps its query rows, and its columns
-of the output projection are zero.
+With grouped queries, all key-value heads serve the same number of query heads, their group. A group therefore cannot
+shrink alone: groups without any head are removed, and the others shrink to the size of the largest. Removed heads pad
+them; padding keeps its query rows, and its columns of the output projection are zero.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -40,7 +39,7 @@ class Selection:
     """The part of a block that stays.
 
     Attributes:
-        slots: Positions, among the present slots, of those that stay.
+        slots: Positions of the slots that stay among the present ones.
         key_values: Positions of the key-value heads that stay.
         heads: Original numbers of the kept heads.
         head_slots: Original numbers of the heads in the slots that stay, padding included.
@@ -104,16 +103,7 @@ def plan_removal(block: AttentionBlock, kept: Collection[int], *, padding: Colle
 
 
 def select(block: AttentionBlock, kept: Collection[int], padding: Collection[int] | None = None) -> Selection:
-    """Return the part of a block that stays.
-
-    Args:
-        block: The block as it is now.
-        kept: Original numbers of the heads to keep.
-        padding: Original numbers of the heads to keep as padding; chosen here when left out.
-
-    Raises:
-        ValueError: The given padding does not fill the groups evenly.
-    """
+    """Return the part of a block that stays; the arguments and errors are those of :func:`plan_removal`."""
     if not kept:
         return Selection((), (), (), ())
     slots = block.head_slots
@@ -138,7 +128,7 @@ def select(block: AttentionBlock, kept: Collection[int], padding: Collection[int
 
 
 def _choose_padding(groups: Sequence[Sequence[int]], kept: set[int]) -> set[int]:
-    """Return the first removed heads of each group, as many as the group lacks to be as large as the largest."""
+    """Return the first removed heads of each group, as many as it lacks to the size of the largest."""
     most = max(len(set(group) & kept) for group in groups)
     padding: set[int] = set()
     for group in groups:
@@ -196,10 +186,7 @@ def _padding_mask(block: AttentionBlock, selection: Selection) -> HeadMask:
 
 
 def _plan_emptying(block: AttentionBlock) -> list[Edit]:
-    """Plan to leave nothing of a block but the output projection's bias.
-
-    All other parameters go, because parameters without gradient stop distributed training.
-    """
+    """Plan to keep only the output projection's bias: parameters without gradient stop distributed training."""
     module, output = block.module, block.output_projection
     holder, attribute = block.locate(block.spec.output_projection)
     stays = _STAYS_WHEN_EMPTIED.get(block.spec.returns, set())
@@ -257,14 +244,10 @@ def _plan_class(block: AttentionBlock, selection: Selection) -> list[Edit]:
 
 
 class ConfigView:
-    """A module's view of the configuration with other head counts.
-
-    For attention classes whose ``forward`` reads head counts from ``self.config``. Later changes of the configuration,
-    such as of the attention implementation, show through.
-    """
+    """A live view of a configuration with other head counts, for attention classes that read them from it."""
 
     def __init__(self, config: object, values: dict[str, object]) -> None:
-        """Args: ``values`` are the attributes that differ; of a ``config`` that is a view, its own are dropped."""
+        """Args: ``values`` are the attributes that differ; those of a ``config`` that is a view are dropped."""
         self._viewed: object = config._viewed if isinstance(config, ConfigView) else config
         # Plain attributes: torch.compile does not trace a __getattribute__ of our own.
         self.__dict__.update(values)

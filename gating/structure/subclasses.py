@@ -1,8 +1,7 @@
 """Subclasses of attention classes for modules that lost heads.
 
-Assigning a subclass to ``module.__class__`` keeps the module's hooks, its place in the model and ``isinstance`` checks:
-transformers collects attention probabilities by class. A subclass has the name of its base, exists once, and its
-modules can be copied and pickled.
+Assigning a subclass to ``module.__class__`` keeps hooks and ``isinstance`` checks, by which transformers collects
+attention probabilities. A subclass has the name of its base, exists once, and its modules can be copied and pickled.
 """
 
 import inspect
@@ -32,10 +31,10 @@ _CLASSES: dict[tuple[object, ...], type[nn.Module]] = {}
 
 
 def subclass(base: type[nn.Module], make_members: Callable[..., Members], *arguments: Any) -> type[nn.Module]:
-    """Return the subclass of a class with the members that a function makes.
+    """Return the subclass of a class of modules, or of its original class, with the members that a function returns.
 
     Args:
-        base: A class of modules. Of a subclass made here, the original class is used instead.
+        base: The class.
         make_members: A function at module level; called with the original class and the arguments.
         *arguments: Hashable and picklable.
     """
@@ -67,10 +66,7 @@ def _new(base: type[nn.Module], make_members: Callable[..., Members], *arguments
 
 
 def bind_arguments(cls: type[nn.Module]) -> Callable[[tuple[object, ...], Mapping[str, object]], Members]:
-    """Return a function from the arguments of a class's ``forward`` to a dictionary by name.
-
-    The signature is read once, because ``torch.compile`` does not trace ``inspect``.
-    """
+    """Return a function that names the arguments of ``forward``; ``torch.compile`` does not trace ``inspect``."""
     names = list(inspect.signature(cls.forward).parameters)[1:]
     return lambda args, kwargs: {**dict(zip(names, args, strict=False)), **kwargs}
 
@@ -83,11 +79,7 @@ def replaced_forward(_base: type[nn.Module], forward: Any) -> Members:
 def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...]) -> Members:
     """Return the members of a subclass that takes the entries of its own heads from some arguments.
 
-    Position biases and slopes that all layers share have an entry for each original head.
-
-    Args:
-        base: The attention class.
-        inputs: Pairs ``(argument, dim)``.
+    Position biases and slopes that all layers share have an entry for each original head, along the given dimension.
     """
     bind = bind_arguments(base)
 
@@ -179,15 +171,9 @@ def silenced(base: type[nn.Module], mask: HeadMask) -> Members:
 def padded(
     base: type[nn.Module], make_members: Callable[..., Members] | None, arguments: tuple[Any, ...], mask: HeadMask
 ) -> Members:
-    """Return the members of a subclass of attention with padding heads.
+    """Return the members of a subclass of attention that masks the input of adapters of its output projection, too.
 
-    An adapter such as LoRA's wraps the output projection and reads the same input, so that it needs the mask, too.
-
-    Args:
-        base: The attention class.
-        make_members: Makes the other members of the subclass, if it has any.
-        arguments: Arguments of ``make_members``.
-        mask: Masks the outputs of padding heads.
+    The other members are those of ``make_members(base, *arguments)``.
     """
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
