@@ -1,4 +1,4 @@
-"""Compact models answer the same in other runtimes, for any batch size and length."""
+"""Exported compact models give the outputs of the model in other runtimes."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from gating.compact import export, export_check
 from tests.support.tiny_run import make_model_folder
 
 pytestmark = [
-    # Of torch's and transformers' own tracing.
+    # From tracing in torch and transformers.
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -23,28 +23,28 @@ def compact_folder(tmp_path):
     return gating.save_compact(model, tmp_path / "compact")
 
 
-def test_torch_export_answers_the_same(compact_folder, tmp_path):
+def test_torch_export_gives_the_same_outputs(compact_folder, tmp_path):
     report = export.export_runtime(compact_folder, tmp_path / "exported", format="torch")
     assert report.max_difference <= 1e-6
     assert report.megabytes > 0
     assert (tmp_path / "exported" / "config.json").is_file()
 
 
-def test_onnx_runtime_answers_the_same(compact_folder, tmp_path):
+def test_onnx_runtime_gives_the_same_outputs(compact_folder, tmp_path):
     pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
     report = gating.export_onnx(compact_folder, tmp_path / "exported")
     assert report.max_difference <= 1e-5
     assert (tmp_path / "exported" / "model.onnx").is_file()
 
 
-def test_export_that_answers_something_else_is_not_written(compact_folder, tmp_path, monkeypatch):
+def test_an_export_with_other_outputs_is_not_written(compact_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(export_check, "_floating", lambda outputs: [torch.full_like(outputs["logits"], 1e3)])
     with pytest.raises(RuntimeError, match="Nothing was written"):
         export.export_runtime(compact_folder, tmp_path / "exported", format="torch")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compact", "model"]
 
 
-def test_packages_that_are_missing_are_named(compact_folder, tmp_path, monkeypatch):
+def test_missing_packages_are_named(compact_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"pip install 'head-gating\[export\]'"):
         export.export_runtime(compact_folder, tmp_path / "exported")

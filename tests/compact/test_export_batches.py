@@ -1,4 +1,4 @@
-"""Exports read what tokenizers and processors make: padding changes no answer in ONNX Runtime, as in torch."""
+"""Exports take the inputs of tokenizers and processors, and ignore padding in ONNX Runtime as in torch."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from tests.support.tiny_models import VOCABULARY
 ort = pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
 
 pytestmark = [
-    # Of torch's and transformers' own tracing.
+    # From tracing in torch and transformers.
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -70,7 +70,7 @@ def alone(batch, row):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
-def test_encoders_in_onnx_runtime_do_not_read_padding(family, side, tmp_path):
+def test_encoders_in_onnx_runtime_ignore_padding(family, side, tmp_path):
     model = build(family, type_vocab_size=1) if family == "roberta" else build(family)
     gating.prune_heads(model, {0: [1, 2], 1: range(4)})
     report = gating.export_onnx(model, tmp_path / "exported")
@@ -87,7 +87,7 @@ def test_encoders_in_onnx_runtime_do_not_read_padding(family, side, tmp_path):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_decoders_in_onnx_runtime_number_tokens_from_the_mask(family, side, tmp_path):
+def test_decoders_in_onnx_runtime_compute_positions_from_the_mask(family, side, tmp_path):
     model = build(family)
     report = gating.export_onnx(model, tmp_path / "exported")
     assert set(report.inputs) == TEXT
@@ -108,7 +108,7 @@ SMALL = {"num_hidden_layers": 2, "type_vocab_size": 1}
 
 
 @pytest.mark.parametrize("name", ["Roberta", "Camembert"])
-def test_decoders_that_do_not_count_from_zero_are_exported_as_they_count(name, tmp_path):
+def test_decoders_with_other_positions_keep_them(name, tmp_path):
     config = getattr(transformers, f"{name}Config")(**{**FAMILIES["bert-decoder"].arguments, **SMALL})
     model = randomise(getattr(transformers, f"{name}ForCausalLM")(config).eval(), std=0.15, seed=0)
     gating.export_onnx(model, tmp_path / "exported")
@@ -122,7 +122,7 @@ def test_decoders_that_do_not_count_from_zero_are_exported_as_they_count(name, t
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
-def test_encoder_decoders_in_onnx_runtime_do_not_read_padding_on_either_side(family, tmp_path):
+def test_encoder_decoders_in_onnx_runtime_ignore_padding_of_both_inputs(family, tmp_path):
     model = build(family)
     report = gating.export_onnx(model, tmp_path / "exported")
     assert set(report.inputs) == TEXT | DECODER
@@ -151,7 +151,7 @@ def test_whisper_reads_thirty_seconds_and_decoder_texts_of_any_length(tmp_path):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_sound_has_the_mask_that_its_processor_makes(masked, tmp_path):
+def test_audio_models_have_the_mask_of_their_feature_extractor(masked, tmp_path):
     model = build("wav2vec2", feat_extract_norm="layer" if masked else "group")
     extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=masked)
     report = gating.export_onnx(model, tmp_path / "exported", tokenizer=extractor)
@@ -165,26 +165,26 @@ def test_sound_has_the_mask_that_its_processor_makes(masked, tmp_path):
     torch.testing.assert_close(answer(session_of(tmp_path / "exported"), batch), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_maximum_and_minimum_are_checked_and_named(tmp_path, tokenizer):
+def test_shortest_and_longest_batches_are_checked_and_named(tmp_path, tokenizer):
     report = export_runtime(build("roberta"), tmp_path / "exported", format="torch", tokenizer=tokenizer)
     assert report.checked == "batches of 1, 2 and 3, lengths of 1, 6, 9, 12 and 40, padded left and right"
     assert report.inputs["input_ids"] == ("batch", "length")
 
 
-def test_model_of_few_positions_is_checked_up_to_them(tmp_path):
+def test_a_model_with_few_positions_is_checked_up_to_its_longest(tmp_path):
     report = export_runtime(build("bert", max_position_embeddings=6), tmp_path / "exported", format="torch")
     assert report.checked == "batches of 1, 2 and 3, lengths of 1 and 6, padded left and right"
 
 
-def test_sizes_that_a_graph_fixes_are_told(tmp_path):
+def test_fixed_sizes_of_a_graph_are_reported(tmp_path):
     config = transformers.GPT2Config(**FAMILIES["gpt2"].arguments | {"pad_token_id": None, "n_layer": 1}, num_labels=2)
-    model = transformers.GPT2ForSequenceClassification(config).eval()  # It refuses batches.
+    model = transformers.GPT2ForSequenceClassification(config).eval()  # It rejects batches.
     report = export_runtime(model, tmp_path / "exported", format="torch")
     assert report.inputs["input_ids"] == (1, "length")
     assert report.checked.startswith("batches of 1, lengths of 1, 6, 9, 12 and 64")
 
 
-def test_inputs_that_the_model_does_not_take_are_told(tmp_path, tokenizer):
+def test_inputs_that_the_model_does_not_accept_are_reported(tmp_path, tokenizer):
     report = export_runtime(build("distilbert"), tmp_path / "exported", format="torch", tokenizer=tokenizer)
     assert set(report.inputs) == TEXT
     assert report.left_out == ("token_type_ids",)

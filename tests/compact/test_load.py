@@ -21,14 +21,14 @@ def test_load_compact_gives_equal_outputs(saved, name):
     assert_same_state(model, state_of(one.model))
 
 
-def test_load_compact_takes_the_type_asked_for(saved, tmp_path):
+def test_load_compact_takes_the_given_dtype(saved, tmp_path):
     model = load_compact(saved["bert"].folder, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     save_compact(model, tmp_path / "half")
     assert load_compact(tmp_path / "half").dtype == torch.bfloat16
 
 
-def test_a_loaded_model_knows_its_original_head_numbers(saved):
+def test_a_loaded_model_has_its_original_head_numbers(saved):
     model = load_compact(saved["bert"].folder)
     assert [block.head_ids for block in gating.find_attention_blocks(model)] == [(0, 2, 3), (), (0, 1, 2, 3)]
     assert gating.prune_heads(model, {0: [2]}).kept_heads["encoder.layer.0.attention.self"] == (0, 3)
@@ -71,7 +71,7 @@ def test_without_remote_code_transformers_refuses(saved, name):
         base.from_pretrained(one.folder)
 
 
-def test_a_model_that_lost_nothing_loads_rightly_without_remote_code(saved):
+def test_a_model_with_all_heads_loads_without_remote_code(saved):
     one = saved["whole"]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(one.folder)
     assert torch.equal(logits_of(model, one.batch), one.logits)
@@ -85,7 +85,7 @@ def test_a_dense_folder_of_transformers_loads_too(make_model, tmp_path, family):
     assert torch.equal(logits_of(load_compact(tmp_path), batch), logits_of(model, batch))
 
 
-def test_weights_in_parts_load_equal(saved, tmp_path):
+def test_sharded_weights_load_equal(saved, tmp_path):
     one = saved["bert"]
     one.model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert not (tmp_path / "model.safetensors").exists()

@@ -65,13 +65,13 @@ def set_kept(heads):
         (lambda config: config["architectures"].clear(), "architecture"),
     ],
 )
-def test_a_damaged_configuration_is_refused_in_a_sentence(folder, change, message):
+def test_a_damaged_configuration_is_refused(folder, change, message):
     edit_config(folder, change)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         load_compact(folder)
 
 
-def test_a_configuration_that_is_no_json_is_refused_by_name(folder):
+def test_a_configuration_that_is_not_json_is_refused_by_name(folder):
     (folder / "config.json").write_text('{"model_type": "bert", ')
     with pytest.raises((ValueError, OSError), match=r"config\.json"):
         load_compact(folder)
@@ -113,7 +113,7 @@ def test_weights_of_another_compact_model_are_refused(folder, saved):
         load_compact(folder)
 
 
-def test_weights_of_two_layers_that_were_swapped_are_refused(folder):
+def test_swapped_weights_of_two_layers_are_refused(folder):
     path = folder / "model.safetensors"
     weights = load_file(path)
     first, third = (f"bert.encoder.layer.{layer}.output.dense.weight" for layer in (0, 2))

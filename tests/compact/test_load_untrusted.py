@@ -47,7 +47,7 @@ RECORD = "head_gating"
         ({"__class__": "x"}, "compact cannot be loaded"),
     ],
 )
-def test_a_hostile_configuration_is_refused_in_a_sentence(folder, change, message):
+def test_a_hostile_configuration_is_refused_in_one_line(folder, change, message):
     edit_config(folder, lambda config: config.update(change))
     with pytest.raises(ValueError, match=message) as caught:
         load_compact(folder)
@@ -76,7 +76,7 @@ def test_an_adapter_is_refused(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.bool])
-def test_weights_without_fractions_are_refused(folder, dtype):
+def test_integer_weights_are_refused(folder, dtype):
     name = "bert.encoder.layer.0.output.dense.weight"
     edit_weights(folder, lambda weights: weights.update({name: weights[name].to(dtype)}))
     with pytest.raises(ValueError, match=rf"{name} is of the type .* has no fractions"):

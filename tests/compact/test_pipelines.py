@@ -41,7 +41,7 @@ def make_folder(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("task", PIPELINES)
-def test_pipelines_of_the_readme_answer_as_the_model_does(task, make_folder):
+def test_pipelines_of_the_readme_give_the_outputs_of_the_model(task, make_folder):
     model, config, sizes, given = PIPELINES[task]
     folder, processor = make_folder(model, config, sizes)
     if given is None:

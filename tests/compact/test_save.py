@@ -41,7 +41,7 @@ def test_packed_weights_are_refused_and_nothing_is_written(pruned, layers, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_the_files_that_travel_import_nothing_but_what_transformers_needs(saved):
+def test_the_saved_code_imports_only_packages_that_transformers_needs(saved):
     for path in saved["bert"].folder.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -114,10 +114,10 @@ def test_gates_are_not_saved(bert, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("what", ["folder", "file"])
-def test_what_exists_is_not_overwritten_unasked(pruned, tmp_path, what):
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_existing_files_are_not_overwritten_by_default(pruned, tmp_path, kind):
     target = tmp_path / "compact"
-    if what == "folder":
+    if kind == "folder":
         target.mkdir()
         (target / "precious").write_text("data")
     else:
@@ -125,7 +125,7 @@ def test_what_exists_is_not_overwritten_unasked(pruned, tmp_path, what):
     with pytest.raises(FileExistsError, match=r"compact exists already.*overwrite=True"):
         save_compact(pruned, target)
     assert os.listdir(tmp_path) == ["compact"]
-    assert (target / "precious" if what == "folder" else target).read_text() == "data"
+    assert (target / "precious" if kind == "folder" else target).read_text() == "data"
 
 
 def test_an_empty_folder_is_used(pruned, tmp_path):

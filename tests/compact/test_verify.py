@@ -1,4 +1,4 @@
-"""What a saved folder holds is the model that was saved, in families that make it hard, and never NaN."""
+"""Saved folders load as the same model, also in unusual families, and never hold NaN."""
 
 import json
 
@@ -31,7 +31,7 @@ PER_LAYER = {
 }
 GEMMA3N = {**PER_LAYER, "activation_sparsity_pattern": None, "laurel_rank": 4, "altup_num_inputs": 2}
 
-# Families with models, buffers or settings that are not what their names say.
+# Families with the models, buffers or settings of other families.
 ODD = {
     "exaone": Family("LlamaForCausalLM", "ExaoneConfig", GROUPED),
     "internlm3": Family("LlamaForCausalLM", "InternLM3Config", GROUPED),
@@ -59,7 +59,7 @@ def test_odd_families_load_equal_here_and_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["stablelm", *ODD])
-def test_a_model_is_built_again_from_its_configuration_in_memory(name):
+def test_a_model_can_be_built_from_its_configuration_in_memory(name):
     family = {**ODD, "stablelm": Family("StableLmForCausalLM", "StableLmConfig", GROUPED)}[name]
     model = family.build()
     first = gating.find_attention_blocks(model, discover=True)[0]
@@ -79,7 +79,7 @@ def test_other_models_of_a_borrowed_architecture_load_too(model_class, tmp_path)
     assert max_relative_difference(forward_outputs(model, probe), forward_outputs(loaded, probe)) == 0
 
 
-def test_unknown_attention_beside_state_spaces_is_told_with_a_remedy():
+def test_unknown_attention_beside_state_spaces_is_refused_with_a_remedy():
     with pytest.raises(ValueError, match=r"attention classes are FalconH1Attention.* or pass discover=True"):
         gating.inject_gates(ODD["falcon_h1"].build())
 
@@ -94,7 +94,7 @@ def test_a_model_of_another_family_than_its_configuration_is_not_saved(tmp_path)
     assert "damaged" not in str(told.value)
 
 
-def test_numbers_that_a_smaller_dtype_cannot_hold_are_told_as_such(bert, tmp_path):
+def test_weights_out_of_range_of_a_smaller_dtype_are_refused(bert, tmp_path):
     bert.classifier.weight.data[0, 0] = 1e5
     gating.prune_heads(bert, {0: [1]})
     folder = gating.save_compact(bert, tmp_path / "compact")
@@ -105,7 +105,7 @@ def test_numbers_that_a_smaller_dtype_cannot_hold_are_told_as_such(bert, tmp_pat
 
 def test_a_model_that_the_folder_does_not_hold_is_not_saved(bert, tmp_path):
     gating.prune_heads(bert, {0: [1]})
-    # As a value that is set once, and is in neither configuration nor weights.
+    # A value that is neither in the configuration nor in the weights.
     bert.bert.embeddings.register_forward_hook(lambda *_: _[2] + 1)
     with pytest.raises(ValueError, match="gives other outputs after it is saved and loaded: they differ by"):
         gating.save_compact(bert, tmp_path / "compact")
@@ -115,7 +115,7 @@ def test_a_model_that_the_folder_does_not_hold_is_not_saved(bert, tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("name", ["classifier.bias", "bert.encoder.layer.1.attention.self.query.weight"])
-def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(value, name, bert, tmp_path):
+def test_weights_that_are_nan_or_infinite_are_neither_saved_nor_loaded(value, name, bert, tmp_path):
     gating.prune_heads(bert, {0: [1]})
     folder = gating.save_compact(bert, tmp_path / "compact")
     with torch.no_grad():
@@ -138,9 +138,9 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(value, name, b
         load(folder, verify=False)
 
 
-def test_a_pruned_model_inside_of_another_module_saves_and_loads_itself(tmp_path):
+def test_a_pruned_submodule_can_be_saved_and_loaded(tmp_path):
     class Sentences(torch.nn.Sequential):
-        """As a SentenceTransformer is made."""
+        """A container such as SentenceTransformer."""
 
     inner = build("distilbert")
     outer = Sentences(inner, torch.nn.Identity())
@@ -175,7 +175,7 @@ def test_a_model_that_its_configuration_does_not_describe_is_not_saved(bert, tmp
     assert not any(tmp_path.iterdir())
 
 
-def test_a_pruned_model_without_values_is_not_saved(bert, tmp_path):
+def test_a_pruned_model_on_the_meta_device_is_not_saved(bert, tmp_path):
     gating.prune_heads(bert.to("meta"), {0: [1]})
     with pytest.raises(ValueError, match=r"is on the meta device\. Load its weights first"):
         gating.save_compact(bert, tmp_path / "compact", verify=False)

@@ -65,7 +65,7 @@ def test_gates_of_another_model_are_refused(bert):
 
 
 class OddSelfAttention(BertSelfAttention):
-    """An attention class that tests describe wrongly."""
+    """An attention class for which tests register wrong specs."""
 
     half_dim = 4  # Half of a head, which a wrong spec takes for the whole.
 

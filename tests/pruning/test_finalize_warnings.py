@@ -10,7 +10,7 @@ from tests.support.tiny_models import batch_for
 
 
 def train_gates(model, *, lr, updates, steps=60):
-    """Train gates alone, so that their objective closes them, unless the learning rate or the updates fail it."""
+    """Train the gates alone; they separate only with a sufficient learning rate and with updates."""
     gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=4)
     objective.attach(gates)
     batch, labels = batch_for(model), torch.tensor([0, 1])

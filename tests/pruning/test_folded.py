@@ -1,4 +1,4 @@
-"""The picture of gates shows what finalizing folded into the output projection, also after a resume."""
+"""The figure of the gates shows the factors folded into the output projection, also after a resume."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_gates_of_groups_fold_one_value_into_each_of_their_heads():
 
 
 @pytest.mark.parametrize("batch", [None, 11], ids=["whole", "resumed in recovery"])
-def test_kept_heads_in_the_picture_show_what_was_folded_in(batch, tmp_path, monkeypatch):
+def test_the_figure_shows_the_folded_factors_of_kept_heads(batch, tmp_path, monkeypatch):
     folded, maps = [], []
     finalize, draw = gating.finalize, figures.head_map_figure
 

@@ -11,7 +11,7 @@ from tests.support.tiny_models import batch_for
 
 
 class Slow(nn.Module):
-    """Counts its passes, and takes as long as asked for."""
+    """A model that takes a given time on the fake clock and records its mode in each pass."""
 
     def __init__(self, clock, seconds):
         super().__init__()
@@ -25,7 +25,7 @@ class Slow(nn.Module):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that only models move."""
+    """A fake clock that only forward passes advance."""
     now = [0.0]
     monkeypatch.setattr("gating.pruning.measure.time.perf_counter", lambda: now[0])
     return now
@@ -40,7 +40,7 @@ def test_latency_is_the_median_and_the_speedup_its_ratio(clock):
     assert (found.repeats, found.batch) == (5, "2 x 5")
 
 
-def test_models_are_timed_in_evaluation_without_gradients_and_keep_their_mode(clock):
+def test_models_are_timed_in_evaluation_mode_without_gradients_and_keep_their_mode(clock):
     before, after = Slow(clock, 0.3).train(), Slow(clock, 0.1).eval()
     compare_latency(before, after, {"x": torch.ones(1)}, repeats=3, warm_up=2)
     assert before.modes == after.modes == [(False, False)] * 5

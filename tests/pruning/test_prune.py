@@ -11,7 +11,7 @@ from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, l
 NAME = "encoder.layer.1.attention.self"
 
 
-def test_the_third_head_of_the_first_layer_goes_in_one_line(bert):
+def test_one_call_removes_the_third_head_of_the_first_layer(bert):
     report = gating.prune_heads(bert, {0: [2]})
     assert list(report.kept_heads.values()) == [(0, 1, 3), (0, 1, 2, 3), (0, 1, 2, 3)]
     assert (report.num_heads_before, report.num_heads) == (12, 11)
@@ -53,7 +53,7 @@ def test_heads_keep_their_original_numbers(bert, make_model):
     assert_same_state(bert, state_of(at_once))
 
 
-def test_pruning_a_head_that_is_gone_does_nothing(bert):
+def test_pruning_a_removed_head_does_nothing(bert):
     gating.prune_heads(bert, {1: [0]})
     state = state_of(bert)
     report = gating.prune_heads(bert, {1: [0]})
@@ -98,7 +98,7 @@ def test_a_bad_request_is_refused_and_changes_nothing(bert, request_, error, mes
     assert not hasattr(bert.config, "head_gating")
 
 
-def test_a_number_that_means_two_blocks_is_refused():
+def test_a_layer_number_with_two_blocks_is_refused():
     config = transformers.BertConfig(
         vocab_size=20,
         hidden_size=16,
@@ -141,7 +141,7 @@ def test_shared_parameters_count_once():
         {-2: {0, 3}},
     ],
 )
-def test_numbers_of_numpy_and_torch_and_layers_from_the_end_are_taken(request_of, bert):
+def test_integers_of_numpy_and_torch_and_negative_layers_are_accepted(request_of, bert):
     assert gating.prune_heads(bert, request_of).kept_heads[NAME] == (1, 2)
 
 
@@ -161,7 +161,7 @@ def test_numbers_of_numpy_and_torch_and_layers_from_the_end_are_taken(request_of
         ({True: [0]}, "A layer is a number"),
     ],
 )
-def test_what_is_no_table_of_heads_is_told(request_of, message, bert):
+def test_a_request_that_is_not_a_mapping_to_heads_is_refused(request_of, message, bert):
     state = state_of(bert)
     with pytest.raises(TypeError, match=message):
         gating.prune_heads(bert, request_of)
@@ -170,7 +170,7 @@ def test_what_is_no_table_of_heads_is_told(request_of, message, bert):
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor")
-def test_a_quantized_model_is_refused_in_a_sentence(family, make_model):
+def test_a_quantized_model_is_refused(family, make_model):
     quantized = torch.ao.quantization.quantize_dynamic(make_model(family), {torch.nn.Linear}, dtype=torch.qint8)
     for change in (gating.inject_gates, lambda model: gating.prune_heads(model, {0: [1]})):
         with pytest.raises(ValueError, match=r"it is quantised .* remove heads first"):

@@ -12,25 +12,25 @@ from tests.support.tiny_models import batch_for, state_of
 
 
 def line(total, *, least=2.0):
-    """A model whose time falls linearly with its heads, to half of it with none."""
+    """Return the speed-up by number of heads of a model whose time is linear in its heads."""
     return lambda num_heads: 1 / (1 / least + (1 - 1 / least) * num_heads / total)
 
 
 @pytest.mark.parametrize(("speedup", "expected"), [(1.2, 8), (1.5, 4), (1.01, 11), (1.8, 1)])
-def test_the_largest_number_that_is_fast_enough_is_found(bert, speedup, expected):
+def test_the_largest_number_that_reaches_the_speedup_is_returned(bert, speedup, expected):
     found = num_heads_for_speedup(bert, batch_for(bert), speedup=speedup, measure=line(12))
     assert found == expected
     assert line(12)(found) >= speedup > line(12)(found + 1)
 
 
-def test_a_curve_that_is_no_line_is_followed_down(bert):
-    # Slower than a line through the first points tells.
+def test_a_nonlinear_curve_is_followed_down(bert):
+    # Slower than interpolated between the first points.
     curve = {1: 1.6, 3: 1.5, 6: 1.2, 9: 1.1}
     found = num_heads_for_speedup(bert, {}, speedup=1.45, measure=lambda n: curve.get(n, 1.0 if n > 3 else 1.5))
     assert found == 3
 
 
-def test_what_cannot_be_reached_is_refused_with_what_can(bert):
+def test_an_unreachable_speedup_is_refused_with_the_best_one(bert):
     with pytest.raises(ValueError, match=r"speedup=3.0 cannot be reached.*1 of 12 heads.*1.85 times"):
         num_heads_for_speedup(bert, {}, speedup=3.0, measure=line(12))
     with pytest.raises(ValueError, match="above 1"):

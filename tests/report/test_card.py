@@ -71,7 +71,7 @@ def test_a_card_without_measurements_has_no_empty_table(pruned, tmp_path):
         ("vit", "AutoModelForImageClassification"),
     ],
 )
-def test_the_card_says_how_to_load_the_model(make_model, tmp_path, family, auto_class):
+def test_the_card_shows_how_to_load_the_model(make_model, tmp_path, family, auto_class):
     model = make_model(family)
     gating.prune_heads(model, {0: [1]})
     text = card_of(model, tmp_path)

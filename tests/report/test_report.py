@@ -50,7 +50,7 @@ def test_kept_heads_are_outlined():
     assert [(round(patch.get_center()[0]), round(patch.get_center()[1])) for patch in axes.patches] == [(0, 0), (2, 0)]
 
 
-def test_pictures_are_png_files(tmp_path):
+def test_figures_are_png_files(tmp_path):
     save_pictures(tmp_path / "report", history(), score=Score("accuracy"), kept=KEPT, search_steps=10)
     for name in ("gates.png", "history.png"):
         with Image.open(tmp_path / "report" / name) as image:
@@ -65,7 +65,7 @@ def drawn(monkeypatch, tmp_path, one, kept):
     return maps[0]
 
 
-def test_kept_heads_show_what_was_folded_in_and_the_others_their_gates(monkeypatch, tmp_path):
+def test_kept_heads_show_their_folded_factors_and_the_others_their_gates(monkeypatch, tmp_path):
     one = History([], [{"layer 0": [0.0, 0.5, 0.0, 0.25], "layer 1": [0.0, 1.0]}], {"layer 0": [0.2, 0.25]})
     kept = [("layer 0", [0, 3], 4), ("layer 1", [], 2), ("no gates", [0], 1)]
     assert drawn(monkeypatch, tmp_path, one, kept) == {"layer 0": [0.2, 0.5, 0.0, 0.25], "layer 1": [0.0, 1.0]}
@@ -76,7 +76,7 @@ def test_a_gate_of_a_group_is_shown_at_each_of_its_heads(monkeypatch, tmp_path):
     assert drawn(monkeypatch, tmp_path, one, [("layer 0", [0, 1], 4)]) == {"layer 0": [0.2, 0.2, 0.5, 0.5]}
 
 
-def test_what_was_folded_in_comes_back_from_checkpoints_and_is_missing_in_old_ones():
+def test_history_is_restored_from_checkpoints_of_all_versions():
     one, other = History([], [{"a": [0.0, 1.0]}], {"a": [0.3]}), History()
     other.load_state_dict(one.state_dict())
     assert other == one
@@ -90,9 +90,9 @@ def test_a_dense_run_has_no_map_of_gates(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["history.png"]
 
 
-@pytest.mark.parametrize("looks", [0, 1])
-def test_a_run_that_was_hardly_looked_at_is_drawn_too(tmp_path, looks):
-    one = History(history().observations[:looks])
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_run_with_few_observations_is_drawn(tmp_path, count):
+    one = History(history().observations[:count])
     save_pictures(tmp_path, one, score=Score("accuracy"), kept=KEPT, search_steps=5)
     assert (tmp_path / "history.png").exists()
 

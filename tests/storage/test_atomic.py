@@ -10,9 +10,9 @@ from gating.storage.atomic import replacing_file
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """Let the system refuse to write more than 50 kB to a file, as it refuses on a full disk.
+    """Limit files to 50 kB, so that the system raises the errors of a full disk.
 
-    Not a fixture: pytest prints between a test and its end, perhaps to a file that is longer already.
+    Not a fixture: pytest itself writes between a test and its teardown, perhaps to a longer file.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
@@ -48,7 +48,7 @@ def test_nothing_changes_when_writing_fails(error, tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
 

@@ -15,7 +15,7 @@ RESULT = """{"head_gating": {"format": 1, "blocks": {}}}"""
 
 
 def make_result(folder):
-    """Write what tells an earlier compact model, and weights of it."""
+    """Write the files by which an earlier compact model is recognized."""
     folder.mkdir()
     (folder / "config.json").write_text(RESULT)
     (folder / "model.safetensors").write_text("old")
@@ -55,7 +55,7 @@ def test_a_path_through_a_file_is_refused_by_the_name_of_the_file(tmp_path, path
 
 
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
-    # Not by permissions: the superuser may write everywhere.
+    # Permissions do not stop the superuser.
     def refuse(**_):
         raise PermissionError(13, "Permission denied")
 
@@ -66,9 +66,9 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
 
 @contextmanager
 def small_disk():
-    """Let no file grow beyond a thousand bytes: the error of a full disk, from the system itself.
+    """Limit files to 1000 bytes, so that the system raises the errors of a full disk.
 
-    Not a fixture: pytest prints between a test and its end, perhaps to a file that is longer already.
+    Not a fixture: pytest itself writes between a test and its teardown, perhaps to a longer file.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
@@ -92,7 +92,7 @@ def write_torch(folder):
 
 @pytest.mark.parametrize("write", [write_text, write_weights, write_torch])
 @pytest.mark.parametrize("exists", [False, True])
-def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, write, exists):
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, write, exists):
     target = tmp_path / ("there" if exists else "new/deep")
     if exists:
         make_result(target)
@@ -109,7 +109,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(tmp_path, write, 
 
 @pytest.mark.parametrize("step", ["mkdtemp", "fsync"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
-def test_what_the_system_says_is_in_the_sentence(tmp_path, monkeypatch, step, number):
+def test_the_message_contains_the_error_of_the_system(tmp_path, monkeypatch, step, number):
     def refuse(*_, **__):
         raise OSError(number, os.strerror(number))
 
@@ -140,13 +140,13 @@ def test_the_new_folder_is_on_the_disk_before_the_old_one_goes(tmp_path, monkeyp
     assert os.listdir(tmp_path) == ["there"]
 
 
-def test_other_errors_pass_as_they_are(tmp_path):
+def test_other_errors_are_not_changed(tmp_path):
     with pytest.raises(RuntimeError, match=r"^differs$"), replacing(tmp_path / "new", overwrite=False):
         raise RuntimeError("differs")
     assert os.listdir(tmp_path) == []
 
 
-def test_the_folder_one_stands_in_is_not_replaced(tmp_path, monkeypatch):
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "thesis.txt").write_text("x")
     monkeypatch.chdir(tmp_path / "here")
@@ -159,7 +159,7 @@ def test_the_folder_one_stands_in_is_not_replaced(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*")] == ["here", "thesis.txt"]
 
 
-def test_a_link_is_replaced_and_what_it_points_at_stays(tmp_path):
+def test_a_link_is_replaced_and_its_target_stays(tmp_path):
     make_result(tmp_path / "far")
     (tmp_path / "link").symlink_to(tmp_path / "far")
     with pytest.raises(FileExistsError), replacing(tmp_path / "link", overwrite=False):

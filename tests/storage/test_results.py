@@ -1,4 +1,4 @@
-"""Only earlier results of this package are replaced, and only where nothing else is in them."""
+"""Only earlier results of this package are replaced, and only without other files in them."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def put(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "whole", "all-emptied", "vit"])
-def test_a_compact_model_is_replaced_whatever_was_saved_with_it(name, saved, tmp_path):
+def test_a_compact_model_may_be_replaced_with_all_its_files(name, saved, tmp_path):
     shutil.copytree(saved[name].folder, tmp_path / "compact")
     check_result(tmp_path / "compact", kind="compact model")
     with pytest.raises(FileExistsError, match="is not the folder of an earlier export"):
@@ -36,7 +36,7 @@ def test_a_compact_model_is_replaced_whatever_was_saved_with_it(name, saved, tmp
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_an_earlier_result_with_something_else_in_it_is_not_replaced(name, folder, bert, tmp_path):
+def test_an_earlier_result_with_another_file_in_it_is_not_replaced(name, folder, bert, tmp_path):
     put(folder, name)
     before = snapshot(tmp_path)
     with pytest.raises(
@@ -51,7 +51,7 @@ CONFIGS = ["", "{", "[]", "{}", '{"head_gating": 1}', '{"head_gating": {}}', '{"
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_a_folder_of_somebody_is_not_replaced(config, bert, tmp_path):
+def test_a_folder_of_other_origin_is_not_replaced(config, bert, tmp_path):
     target = tmp_path / "precious"
     put(target, "model.safetensors")
     if config is not None:
@@ -75,15 +75,15 @@ def test_a_file_or_a_link_to_nothing_is_not_replaced(make, tmp_path):
     assert os.listdir(tmp_path) == ["there"]
 
 
-def test_files_of_a_result_that_are_links_are_not_taken_for_its_own(folder):
-    """As in the hub's cache, where other revisions share them."""
+def test_links_in_a_result_do_not_count_as_its_files(folder):
+    """In the hub's cache, links are shared by revisions."""
     shutil.move(folder / "model.safetensors", folder.parent / "blob")
     (folder / "model.safetensors").symlink_to(folder.parent / "blob")
     with pytest.raises(FileExistsError, match=r"it holds model\.safetensors"):
         check_result(folder, kind="compact model")
 
 
-def test_what_appears_while_the_new_one_is_made_stays(tmp_path):
+def test_a_file_that_appears_during_writing_stays(tmp_path):
     make_result(tmp_path / "there")
     with pytest.raises(FileExistsError, match=r"it holds notes\.txt"), replacing(tmp_path / "there"):
         put(tmp_path / "there", "notes.txt")
@@ -96,7 +96,7 @@ WAYS = ["{source}", "{source}/../compact", "{link}", "{source}/..", "{parent}", 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("loaded_from", ["source", "link", "relative"])
-def test_the_folder_that_a_model_comes_from_is_not_replaced(way, loaded_from, folder, tmp_path, monkeypatch):
+def test_the_source_folder_of_a_model_is_not_replaced(way, loaded_from, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
     link = tmp_path / "link"
     link.symlink_to(folder)
@@ -110,7 +110,7 @@ def test_the_folder_that_a_model_comes_from_is_not_replaced(way, loaded_from, fo
     gating.save_compact(model, tmp_path / "compact" / "child", overwrite=True)
 
 
-def test_a_dense_model_is_not_replaced_by_the_compact_one_made_of_it(bert, tmp_path):
+def test_a_dense_model_is_not_replaced_by_its_compact_one(bert, tmp_path):
     bert.save_pretrained(tmp_path / "dense")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense")
     gating.prune_heads(model, {0: [1]})
