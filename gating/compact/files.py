@@ -11,11 +11,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from gating.errors import InputError, MissingFileError
+from gating.errors import DamageError, InputError, MissingFileError
 from gating.structure.integrity import CONFIG, INDEX, WEIGHTS, check_file
 
 __all__ = ["StoredTensor", "read_config", "read_headers", "walk"]
-
 
 _MAX_JSON_BYTES = 2**26
 _PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
@@ -65,13 +64,13 @@ def read_headers(folder: Path) -> dict[str, StoredTensor]:
     for path in _weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - it is no mapping
+                for name in file.keys():  # noqa: SIM118 - it cannot be iterated over
                     if name in found:
-                        raise InputError(f"{path} is damaged: it has {name} once more. Export the model again.")
+                        raise _damaged(path, f"it has the tensor {name} twice")
                     view = file.get_slice(name)
                     found[name] = StoredTensor(view.get_dtype(), tuple(view.get_shape()))
         except (SafetensorError, OSError, OverflowError) as error:
-            raise InputError(f"{path} is damaged ({error}). Export the model again.") from error
+            raise _damaged(path, str(error).rstrip(".")) from error
     return found
 
 
@@ -96,7 +95,7 @@ def _weight_files(folder: Path) -> list[Path]:
         index = _read_json(folder / INDEX)
         places = index.get("weight_map")
         if not isinstance(places, dict) or not places or not isinstance(index.get("metadata"), dict):
-            raise InputError(f"{folder / INDEX} is damaged: it has no table weight_map. Export the model again.")
+            raise _damaged(folder / INDEX, "it has no table weight_map")
         for place in places.values():
             if not isinstance(place, str) or not _PLAIN_NAME.fullmatch(place):
                 raise InputError(f"{folder / INDEX} names {place!r}, which is not a file of the folder.")
@@ -116,7 +115,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _read_json(path: Path) -> dict[str, Any]:
     check_file(path)
     if path.stat().st_size > _MAX_JSON_BYTES:
-        raise InputError(f"{path} is {path.stat().st_size:,} bytes large, which no {path.name} is.")
+        raise InputError(f"{path} is too large to be a {path.name}: {path.stat().st_size:,} bytes.")
     try:
         found = json.loads(
             path.read_text(encoding="utf-8"),
@@ -125,9 +124,9 @@ def _read_json(path: Path) -> dict[str, Any]:
             parse_float=lambda text: _refuse_number(text) if math.isinf(float(text)) else float(text),
         )
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged ({str(error).rstrip('.')}). Export the model again.") from error
+        raise _damaged(path, str(error).rstrip(".")) from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} is damaged: it is not a table. Export the model again.")
+        raise _damaged(path, "it is not a table")
     return found
 
 
@@ -140,4 +139,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_number(text: str) -> float:
-    raise InputError(f"{text} is no number")
+    raise InputError(f"{text} is not a finite number")
+
+
+def _damaged(path: Path, reason: str) -> DamageError:
+    return DamageError(f"{path} is damaged: {reason}. Export the model again.", reason=reason)

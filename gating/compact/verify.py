@@ -62,9 +62,8 @@ def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
         return loaded
     except Exception as error:  # transformers raises any class for a configuration of another model.
-        cause = error.__cause__ or error
         # Not the message about damage: the folder was just written, so its files are whole.
-        reason = cause.reason if isinstance(cause, DamageError) else explain(cause)
+        reason = error.reason if isinstance(error, DamageError) else explain(error.__cause__ or error)
         reason = reason.replace(str(folder), "the folder").rstrip(".")
         raise InputError(
             f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
