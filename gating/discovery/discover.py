@@ -1,9 +1,9 @@
-"""Finding heads by structure, in attention classes that the registry does not know.
+"""Discovery of the layout of heads in attention classes that the registry lacks.
 
-A module is taken for attention if it has projections with familiar names, a familiar name for the width of a head, and
-an output projection whose input that width divides. Structure does not tell how fused projections order their rows,
-or what else a ``forward`` relies on, so candidates are tried: heads are removed and put back, and only a candidate
-whose outputs equal those with masked heads is believed.
+A candidate for attention has projections with common names, a common name for the width of a head, and an output
+projection with an input of a multiple of that width. Structure does not determine the order of rows in fused
+projections, or the assumptions of a ``forward``. Each candidate layout is therefore tried on the model: it is accepted
+if the outputs after a removal equal those with masked heads, and the removal is undone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,19 +43,28 @@ _WIDTHS = ("all_head_size", "inner_dim", "split_size")
 
 
 def discover_specs(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> None:
-    """Give every module that turns out to be attention, and is not known yet, a spec of its own, in place.
-
-    The specs are attributes of the modules, ``attention_spec``, so that they are found from then on; nothing else is
-    changed.
+    """Set the attribute ``attention_spec`` of all attention modules that have no spec yet, in place.
 
     Args:
         model: The model.
-        probe: The batch to try them on; made from the model's configuration when left out.
+        probe: The batch to try candidate layouts on; made from the model's configuration when left out.
 
     Raises:
-        ValueError: A class looks like attention, but no reading of its structure stands the test, or the model does
-            not run on the probe.
+        ValueError: A class looks like attention, but every candidate layout fails, or the model does not run on the
+            probe.
     """
+    candidates = _find_candidates(model)
+    if not candidates:
+        return
+    check_no_adapters(model)
+    # Here, so that a model that does not run at all is one error, not one for each candidate.
+    batch, _ = run_probe(model, probe)
+    for modules, specs in candidates:
+        _choose_spec(model, modules, specs, batch)
+
+
+def _find_candidates(model: nn.Module) -> list[tuple[list[nn.Module], list[AttentionSpec]]]:
+    """Return, for each class that looks like attention, its modules and candidate specs."""
     by_class: dict[type, list[nn.Module]] = {}
     candidates: dict[type, list[AttentionSpec]] = {}
     modules = dict(model.named_modules())
@@ -65,17 +74,11 @@ def discover_specs(model: nn.Module, *, probe: Mapping[str, Tensor] | None = Non
             if guesses:
                 by_class.setdefault(type(module), []).append(module)
                 candidates.setdefault(type(module), guesses)
-    if not by_class:
-        return
-    check_no_adapters(model)
-    # Whether the model runs at all is not for each of the candidates to find out.
-    batch, _ = run_probe(model, probe)
-    for attention_class, its_modules in by_class.items():
-        _settle(model, its_modules, candidates[attention_class], batch)
+    return [(modules, candidates[attention_class]) for attention_class, modules in by_class.items()]
 
 
 def share_specs(model: nn.Module, other: nn.Module) -> None:
-    """Tell another model of the same classes, in place, what was discovered in this one."""
+    """Copy the discovered specs of a model to another model of the same classes, in place."""
     modules = dict(other.named_modules())
     for name, module in model.named_modules():
         spec = getattr(module, "attention_spec", None)
@@ -84,7 +87,7 @@ def share_specs(model: nn.Module, other: nn.Module) -> None:
 
 
 def _guess(module: nn.Module, parent: nn.Module) -> Iterator[AttentionSpec]:
-    """Yield the readings of a module's structure, the simplest first; nothing if it does not look like attention."""
+    """Yield candidate specs of a module, the simplest first; none if it does not look like attention."""
     head_dim_name = next((name for name in _HEAD_DIMS if isinstance(getattr(module, name, None), int)), None)
     output_path = next((name for name in _OUTPUTS if _is_linear(module, name)), None)
     if output_path is None and _is_linear(parent, "output.dense"):
@@ -130,14 +133,14 @@ def _is_linear(module: nn.Module, path: str) -> bool:
         child = module.get_submodule(path)
     except AttributeError:
         return False
-    # Quantised layers count: why they cannot be edited is said later.
+    # Quantized layers, too: the error about them comes later.
     return why_not_editable(child) is None or hasattr(child, "weight")
 
 
-def _settle(
+def _choose_spec(
     model: nn.Module, modules: list[nn.Module], candidates: list[AttentionSpec], probe: Mapping[str, Tensor]
 ) -> None:
-    """Give modules of one class the first spec that stands the test."""
+    """Give the modules of one class the first spec with which a removal equals masking."""
     problem = ""
     for spec in candidates:
         try:
@@ -164,9 +167,10 @@ def _assign(modules: list[nn.Module], spec: AttentionSpec | None) -> None:
 
 
 def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, emptied: bool) -> None:
-    """Remove some heads, compare with masking them, and put them back.
+    """Remove some heads, compare with masking them, and undo the removal.
 
-    The first group of heads goes: the values of the last one lie at the end of a fused projection in every layout.
+    The first group of heads tells layouts apart: the values of the last one are at the end of a fused projection in
+    every layout.
     """
     blocks = [block for block in removable_blocks(model) if block.spec == spec]
     kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
@@ -176,5 +180,5 @@ def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, 
 
 def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:
     size = len(block.head_slots) // block.num_key_value_heads
-    # A single group cannot go without emptying the block; its first query head can.
+    # Removing a single group would empty the block; its first query head is enough.
     return block.head_slots[size if block.num_key_value_heads > 1 else 1 :]

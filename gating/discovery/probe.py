@@ -1,4 +1,4 @@
-"""A small input for any model, and the comparison of what two models make of it."""
+"""A small input for any model, and the comparison of two models' outputs for it."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ from gating.errors import InputError
 __all__ = ["cached_outputs", "forward_outputs", "make_probe", "max_relative_difference", "run_probe", "tolerance_for"]
 
 
-# Ends the names of models that judge a text by the state of one token.
+# Suffix of classes that pool the state of one token.
 _CLASSIFIER = "ForSequenceClassification"
 
 
@@ -24,32 +24,42 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
     Args:
         model: The model to feed.
         batch_size: Number of examples.
-        length: Number of tokens of each, or of frames, for models that read tokens or sound.
+        length: Number of tokens or audio frames of each example.
+
+    Returns:
+        The inputs by argument name, on the model's device: tokens ``[batch_size, length]``, images
+        ``[batch_size, channels, height, width]``, spectrograms or waveforms.
 
     Raises:
-        ValueError: The model does not say what it reads, or its configuration not in which sizes.
+        ValueError: The inputs of the model are unknown, or its configuration lacks their sizes.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+        >>> make_probe(model)["input_ids"].shape
+        torch.Size([2, 12])
     """
     name = str(getattr(model, "main_input_name", None))
     if not isinstance(model, PreTrainedModel) or name not in _MAKERS:
-        raise _unusable(model, "does not say what it reads")
+        raise _unusable(model, "has no known main_input_name")
     try:
         if getattr(model.config, "pad_token_id", 0) is None and type(model).__name__.endswith(_CLASSIFIER):
-            # Decoders look for the last token before the padding, and refuse batches without knowing padding.
+            # Decoders pool the last token before the padding, and refuse batches without a padding token.
             batch_size = 1
         generator = torch.Generator().manual_seed(0)
         probe = {name: _MAKERS[name](model, batch_size, length, generator) for name in sorted(_input_names(model))}
-    except Exception as error:  # Configurations lack sizes in as many ways as there are families.
-        raise _unusable(model, f"has a configuration that tells no input's size ({_reason(error)})") from error
+    except Exception as error:  # Each family lacks sizes in its own way.
+        raise _unusable(model, f"has a configuration without the sizes of its input ({_reason(error)})") from error
     return {key: tensor.to(model.device) for key, tensor in probe.items()}
 
 
 def _input_names(model: PreTrainedModel) -> set[str]:
-    """Return the inputs of a model that a pass needs."""
+    """Return the names of the inputs that a forward pass needs."""
     accepts = inspect.signature(model.forward).parameters
     if getattr(model.config, "is_encoder_decoder", False):
         return {model.main_input_name} | ({"decoder_input_ids"} & set(accepts))
     if hasattr(model.config, "text_config") and hasattr(model.config, "vision_config"):
-        # Models with a tower for each. Those that splice images into the text need it made to measure: text only.
+        # Text only, for models that insert images at special tokens of the text.
         splices = any(hasattr(model.config, key) for key in ("image_token_id", "image_token_index"))
         wanted = {"input_ids"} if splices else {"input_ids", "pixel_values"}
         return wanted & set(accepts) or {model.main_input_name}
@@ -64,7 +74,7 @@ def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tu
         probe: A batch as the model's keyword arguments; made from the model's configuration when left out.
 
     Returns:
-        The batch, and what :func:`forward_outputs` makes of it.
+        The batch, and its :func:`forward_outputs`.
 
     Raises:
         ValueError: No batch can be made, or the model does not run on it, or has no weights yet.
@@ -75,7 +85,7 @@ def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tu
     batch = make_probe(model) if probe is None else probe
     try:
         outputs = forward_outputs(model, batch)
-    except Exception as error:  # Models fail in their own ways on inputs that are not theirs.
+    except Exception as error:  # Models raise errors of all kinds on unsuitable inputs.
         raise _unusable(model, f"does not run on {', '.join(batch)} ({_reason(error)})") from error
     if not outputs:
         raise _unusable(model, f"returns no tensors for {', '.join(batch)}")
@@ -95,12 +105,12 @@ def _reason(error: Exception) -> str:
 def _make_tokens(model: PreTrainedModel, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None) or length
-    # Some families number positions from the padding index on, which takes two or so of them.
+    # Some families number positions from the padding index on.
     length = min(length, max(1, positions - 4))
     tokens = torch.randint(min(3, config.vocab_size - 1), config.vocab_size, (batch_size, length), generator=generator)
     end = getattr(config, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < config.vocab_size:
-        # As many ends of text in every example: classifiers of some families read the state there.
+        # One end of text in each example: classifiers of some families require equal numbers.
         tokens[tokens == end] = 0
         tokens[:, -1] = end
     return tokens
@@ -108,7 +118,7 @@ def _make_tokens(model: PreTrainedModel, batch_size: int, length: int, generator
 
 def _make_image(model: PreTrainedModel, batch_size: int, _length: int, generator: torch.Generator) -> Tensor:
     config = getattr(model.config, "vision_config", model.config)
-    # Some take images of any size.
+    # Some models take images of any size.
     size = getattr(config, "image_size", 64)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     return torch.randn(batch_size, config.num_channels, height, width, generator=generator)
@@ -117,7 +127,7 @@ def _make_image(model: PreTrainedModel, batch_size: int, _length: int, generator
 def _make_spectrogram(model: PreTrainedModel, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
     config = model.config
     if hasattr(config, "max_source_positions"):
-        # Whisper takes 30 seconds, no less; its encoder halves the number of frames.
+        # Whisper requires 30 seconds; its encoder halves the number of frames.
         return torch.randn(batch_size, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
     return torch.randn(batch_size, length, config.feature_projection_input_dim, generator=generator)
 
@@ -139,14 +149,14 @@ _MAKERS: dict[str, Callable[[PreTrainedModel, int, int, torch.Generator], Tensor
 
 
 def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the floating-point tensors that a model makes of a batch, in evaluation mode and without gradients.
+    """Return the floating-point output tensors of a model for a batch, in evaluation mode and without gradients.
 
-    The model is left in the mode it was in.
+    The model keeps its mode, and the global random numbers their state.
     """
     was_training = model.training
     model.eval()
     try:
-        # Some encoders draw numbers in evaluation, too, such as which patches to mask.
+        # Some encoders draw random numbers in evaluation, too, such as masked patches.
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
             outputs = model(**probe)
@@ -156,10 +166,10 @@ def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> list[Tenso
 
 
 def cached_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Return a decoder's outputs for the last token of a batch: of one pass, and of a step with a cache.
+    """Return a decoder's logits for the last token of a batch: from one forward pass, and from a step with a cache.
 
     Returns:
-        Two tensors that should be equal, or None for a model that uses no cache.
+        Two tensors ``[batch, vocab]`` that should be equal, or None for a model without a cache.
     """
     name = "decoder_input_ids" if "decoder_input_ids" in probe else "input_ids"
     if name not in probe or not (isinstance(model, PreTrainedModel) and model.can_generate()):
@@ -180,7 +190,14 @@ def cached_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> tuple[Tenso
 
 
 def max_relative_difference(expected: list[Tensor], actual: list[Tensor]) -> float:
-    """Return the largest difference between two lists of tensors, relative to the largest value of each tensor."""
+    """Return the largest difference between two lists of tensors, relative to the largest value of each tensor.
+
+    It is infinite for other shapes and for NaN.
+
+    Example:
+        >>> max_relative_difference([torch.tensor([4.0, 1.0])], [torch.tensor([4.0, 2.0])])
+        0.25
+    """
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf")
     differences = [
@@ -188,18 +205,18 @@ def max_relative_difference(expected: list[Tensor], actual: list[Tensor]) -> flo
         for one, other in zip(expected, actual, strict=True)
         if one.numel()
     ]
-    # NaN would compare as equal to everything.
+    # max() would ignore NaN.
     return max((d if d == d else float("inf") for d in differences), default=0.0)
 
 
 def _largest(tensor: Tensor) -> Tensor:
-    """Return the largest absolute value without a copy: the outputs of a language model are large."""
+    """Return the largest absolute value without a copy, because logits are large."""
     low, high = tensor.aminmax()
     return torch.maximum(-low, high)
 
 
 def tolerance_for(dtype: torch.dtype) -> float:
-    """Return how far apart two orders of the same sums may come out: about a hundred roundings."""
+    """Return the relative error that another order of summation may cause: about a hundred roundings."""
     return 100 * torch.finfo(dtype).eps
 
 

@@ -1,4 +1,4 @@
-"""What heads cannot be removed from, and why."""
+"""Models and modules from which heads cannot be removed, with the reasons."""
 
 import re
 from types import MethodType
@@ -33,7 +33,7 @@ _WRAPPERS = {
 
 
 def check_not_wrapped(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a model inside a wrapper that holds on to its parameters, ``TypeError`` for no model."""
+    """Raise ``ValueError`` for a wrapped model, ``TypeError`` for an object that is not a module."""
     if not isinstance(model, nn.Module):
         raise InputTypeError(f"The model must be a torch.nn.Module, got a {type(model).__name__}.")
     for ancestor in type(model).__mro__:
@@ -42,7 +42,7 @@ def check_not_wrapped(model: nn.Module) -> None:
 
 
 def check_no_adapters(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a model with adapters: heads are removed from weights that these are yet to change."""
+    """Raise ``ValueError`` for a model with adapters, which have not been merged into the weights yet."""
     for name, module in model.named_modules():
         if without_adapter(module) is not module or hasattr(module, "original_module"):
             raise InputError(
@@ -52,22 +52,21 @@ def check_no_adapters(model: nn.Module) -> None:
 
 
 def check_stays(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a model that exchanges its attention modules during a pass, as BigBird does.
+    """Raise ``ValueError`` for a model that replaces its attention modules in a forward pass, as BigBird does.
 
-    Its block-sparse attention becomes full attention for good at the first short input, in memory and not in its
-    configuration.
+    At the first short input, its block-sparse attention becomes full attention for good, but not in its configuration.
     """
     for module in model.modules():
         config = getattr(module, "config", None)
         if hasattr(module, "set_attention_type") and getattr(config, "attention_type", None) == "block_sparse":
             raise InputError(
                 f"{type(model).__name__} replaces its block-sparse attention at the first short input, and its "
-                "configuration does not tell: load it with attention_type='original_full'."
+                "configuration does not record it: load it with attention_type='original_full'."
             )
 
 
 def check_has_values(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a model on the meta device, where parameters have shapes and no values."""
+    """Raise ``ValueError`` for a model on the meta device, whose parameters have no values."""
     name = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
     if name is not None:
         raise InputError(
@@ -76,12 +75,12 @@ def check_has_values(model: nn.Module) -> None:
 
 
 def check_savable(model: nn.Module) -> None:
-    """Raise ``ValueError`` for a model with packed weights, as ``quantize_dynamic`` makes: files hold tensors."""
+    """Raise ``ValueError`` for a model with packed weights, as from ``quantize_dynamic``: files hold tensors."""
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.ao.nn.quantized"):
             raise InputError(
-                f"{name} is quantised ({type(module).__module__}.{type(module).__name__}), with packed weights that "
-                "are no tensors: save the model before, and quantise what load_compact gives."
+                f"{name} is quantized ({type(module).__module__}.{type(module).__name__}), with packed weights that "
+                "are not tensors: save the model before, and quantize the model that load_compact returns."
             )
 
 
@@ -110,27 +109,27 @@ def _check_removable(block: AttentionBlock) -> None:
 
 
 def why_not_editable(linear: nn.Module) -> str | None:
-    """Return why rows or columns of a layer cannot be removed, or None if they can."""
+    """Return the reason for which rows or columns of a layer cannot be removed, or None."""
     kind = type(linear).__name__
     weight = getattr(linear, "weight", None)
     if isinstance(weight, MethodType):
-        return f"it is quantised ({type(linear).__module__}.{kind}): remove heads first and quantise the result"
+        return f"it is quantized ({type(linear).__module__}.{kind}): remove heads first and quantize the result"
     if isinstance(weight, Tensor) and not (weight.is_floating_point() and weight.element_size() > 1):
-        return f"it is quantised ({kind} with {weight.dtype} weights): remove heads first and quantise the result"
+        return f"it is quantized ({kind} with {weight.dtype} weights): remove heads first and quantize the result"
     if not isinstance(linear, (nn.Linear, Conv1D)):
-        return f"{kind} is neither nn.Linear nor Conv1D: remove heads before layers are quantised or replaced"
+        return f"{kind} is neither nn.Linear nor Conv1D: remove heads before layers are quantized or replaced"
     if type(weight) is not nn.Parameter:
         return (
-            f"its weight is no plain parameter but {type(weight).__name__} (quantised, distributed or parametrised): "
+            f"its weight is not a plain parameter but {type(weight).__name__} (quantized, distributed, parametrized): "
             "remove heads before that"
         )
     return None
 
 
 def why_not_attention(module: nn.Module) -> str | None:
-    """Return why a module, although it mixes positions, has no heads that can be removed; None if there is no reason.
+    """Return the reason for which a module that mixes positions has no independent heads, or None.
 
-    The reasons are read off the module, so that they hold for families nobody has listed.
+    The reason is found in the structure of the module, not in a list of families.
     """
     if any(hasattr(module, name) for name in ("kv_a_proj_with_mqa", "kv_lora_rank", "kv_b_proj", "q_a_proj")):
         return "multi-head latent attention compresses the keys and values of all heads together"
@@ -142,16 +141,16 @@ def why_not_attention(module: nn.Module) -> str | None:
 
 
 def explain_unknown(model: nn.Module, *, searched: bool) -> ValueError:
-    """Return the error for a model without any attention block that can be used.
+    """Return the error for a model without any usable attention block.
 
     Args:
         model: The model.
-        searched: Whether its structure was looked at, too.
+        searched: Whether discovery has searched its structure, too.
     """
     reasons = {name: reason for name, module in model.named_modules() if (reason := why_not_attention(module))}
     attention = {n: m for n, m in model.named_modules() if re.search("attention", type(m).__name__, re.I)}
     others = [n for n in attention if not any(f"{name}.".startswith(f"{n}.") for name in reasons)]
-    # Layers of several kinds may have some attention whose structure tells its heads.
+    # In a model with layers of several kinds, discovery may find attention in some.
     if reasons and (searched or not others):
         name, reason = next(iter(reasons.items()))
         where = f"in {name} ({type(model.get_submodule(name)).__name__}), " if name else ""
@@ -169,7 +168,7 @@ def explain_unknown(model: nn.Module, *, searched: bool) -> ValueError:
 
 
 def _why_heads_depend(module: nn.Module, width: int) -> str | None:
-    """Heads are not independent where a norm takes its statistics over all of them, or where they are mixed."""
+    """Return the reason for which heads depend on each other, such as a norm over all of them, or None."""
     if getattr(module, "head_logits_proj", None) is not None:
         return "its heads are mixed before the softmax (talking heads)"
     for name, child in module.named_children():
@@ -177,5 +176,5 @@ def _why_heads_depend(module: nn.Module, width: int) -> str | None:
         if re.fullmatch(r"(q|k|query|key)_?(layer)?_?(norm|layernorm|ln)", name) and weight is not None:
             head_dim = getattr(module, "head_dim", width)
             if weight.dim() == 1 and weight.numel() == width > head_dim:
-                return f"{name} normalises across all heads, so every head depends on those that would go"
+                return f"{name} normalizes across all heads, so every head depends on those that would go"
     return None

@@ -1,4 +1,4 @@
-"""Proof that a removal changed nothing but the size: masked against compact on a small input."""
+"""Proof of a removal: the compact model computes the outputs of the masked one."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,24 +24,24 @@ def apply_checked(
     probe: Mapping[str, Tensor] | None = None,
     must_matter: bool = False,
 ) -> list[Undo]:
-    """Apply the edits of a removal, in place, and take them back if the model computes something else than masked.
+    """Apply the edits of a removal, in place, and undo them unless the outputs equal those with masked heads.
 
-    For decoders, a step with a cache is compared with the pass without one, too.
+    For decoders, a step with a cache is also compared with the forward pass without one.
 
     Args:
         model: The model.
-        blocks: Its attention blocks, as they are before.
+        blocks: Its attention blocks before the removal.
         kept: For the name of each block, the original numbers of the heads to keep.
         edits: The planned removal.
         probe: The batch to compare on; made from the model's configuration when left out.
-        must_matter: Whether it is an error, too, if masking these heads changes nothing.
+        must_matter: Whether it is an error if masking these heads does not change the outputs.
 
     Returns:
-        The ways back, for :func:`~gating.discovery.undo.undo_edits`.
+        The functions for :func:`~gating.discovery.undo.undo_edits`.
 
     Raises:
-        ValueError: The outputs differ, or the model does not run on the probe, or only the compact one does not. The
-            model is as it was.
+        ValueError: The outputs differ, or the model does not run on the probe, before or after the removal. The model
+            is unchanged then.
     """
     probe, dense = run_probe(model, probe)
     with heads_masked(blocks, kept):
@@ -62,8 +62,8 @@ def apply_checked(
     undo_edits(done)
     classes = sorted({type(block.module).__name__ for block in blocks})
     raise InputError(
-        f"Without its removed heads, {type(model).__name__} is not what it is with these heads masked: {problem}. "
-        f"The structure of {', '.join(classes)} was not understood; describe it with gating.register_attention_spec. "
+        f"Without its removed heads, {type(model).__name__} differs from the model with these heads masked: {problem}. "
+        f"The layout of {', '.join(classes)} is another one; describe it with gating.register_attention_spec. "
         "Nothing was changed."
     )
 
@@ -84,7 +84,12 @@ def _find_problem(model: nn.Module, probe: Mapping[str, Tensor], expected: list[
 
 @contextmanager
 def heads_masked(blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]) -> Iterator[None]:
-    """Multiply all heads but the kept ones by zero for the length of a ``with`` block."""
+    """Set the outputs of all heads except the kept ones to zero inside a ``with`` block.
+
+    Args:
+        blocks: The blocks to mask.
+        kept: For the name of each block, the original numbers of the heads to keep.
+    """
     handles = []
     for block in blocks:
         if block.head_slots:

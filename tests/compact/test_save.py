@@ -36,7 +36,7 @@ def test_the_folder_holds_everything_and_no_pickle(saved):
 def test_packed_weights_are_refused_and_nothing_is_written(pruned, layers, tmp_path):
     settings = dict.fromkeys(layers, torch.ao.quantization.default_dynamic_qconfig)
     quantized = torch.ao.quantization.quantize_dynamic(pruned, settings)
-    with pytest.raises(ValueError, match=r"is quantised \(.+\), with packed weights .*: save the model before"):
+    with pytest.raises(ValueError, match=r"is quantized \(.+\), with packed weights .*: save the model before"):
         save_compact(quantized, tmp_path / "new")
     assert not list(tmp_path.iterdir())
 

@@ -24,8 +24,8 @@ def test_the_probe_has_the_size_asked_for(bert):
     assert make_probe(bert, batch_size=3, length=5)["input_ids"].shape == (3, 5)
 
 
-def test_a_module_that_says_nothing_of_its_input_needs_a_batch():
-    with pytest.raises(ValueError, match="Linear does not say what it reads: pass probe="):
+def test_a_module_without_known_inputs_needs_a_batch():
+    with pytest.raises(ValueError, match="Linear has no known main_input_name: pass probe="):
         make_probe(nn.Linear(2, 2))
 
 

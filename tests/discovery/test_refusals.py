@@ -16,8 +16,8 @@ def build(name: str, **arguments):
 @pytest.mark.parametrize(
     ("name", "arguments", "reason"),
     [
-        ("Olmo2", {}, "q_norm normalises across all heads"),
-        ("Olmoe", {"num_experts": 2, "num_experts_per_tok": 1}, "q_norm normalises across all heads"),
+        ("Olmo2", {}, "q_norm normalizes across all heads"),
+        ("Olmoe", {"num_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
         (
             "DeepseekV3",
             {
@@ -64,12 +64,12 @@ def _wrap(linear):
     return Adapter(linear)
 
 
-def _quantise(linear):
+def _quantize(linear):
     linear.weight = nn.Parameter(linear.weight.detach().to(torch.int8), requires_grad=False)
     return linear
 
 
-def _normalise_weight(linear):
+def _normalize_weight(linear):
     return nn.utils.parametrizations.weight_norm(linear)
 
 
@@ -77,8 +77,8 @@ def _normalise_weight(linear):
     ("change", "reason"),
     [
         (_wrap, "layers.1.self_attn.*adapter.*merge"),
-        (_quantise, "quantised .*torch.int8"),
-        (_normalise_weight, "no plain parameter"),
+        (_quantize, "quantized .*torch.int8"),
+        (_normalize_weight, "not a plain parameter"),
         (lambda _: nn.Identity(), "neither nn.Linear nor Conv1D"),
     ],
 )
