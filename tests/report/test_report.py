@@ -82,6 +82,9 @@ def test_history_is_restored_from_checkpoints_of_all_versions():
     assert other == one
     other.load_state_dict({"looks": [], "gate_values": []})
     assert other == History()
+    state = history().state_dict()
+    other.load_state_dict({"looks": state["observations"], "gate_values": state["gate_values"]})
+    assert other == history()
 
 
 def test_a_dense_run_has_no_map_of_gates(tmp_path):
