@@ -1,4 +1,4 @@
-"""What a model's generation settings say about single heads."""
+"""Heads that a model's generation settings refer to by number."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -16,8 +16,13 @@ def plan_alignment_heads(
 ) -> list[Edit]:
     """Plan the update of Whisper's ``alignment_heads``: pairs (decoder layer, head of its cross-attention).
 
-    Word-level timestamps are read off these heads. Those that stay get their new positions, the others are dropped;
-    without any left the setting goes, so that asking for such timestamps says that they are not available.
+    Word-level timestamps are computed from the attention of these heads. Kept heads get their new positions. If none is
+    kept, the setting is removed, and transformers reports that these timestamps are not available.
+
+    Args:
+        model: The model.
+        blocks: Its attention blocks.
+        kept: For each block, by name, the original numbers of the heads to keep.
     """
     config = getattr(model, "generation_config", None)
     pairs = getattr(config, "alignment_heads", None)

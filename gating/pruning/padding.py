@@ -1,4 +1,4 @@
-"""Padding heads, which fill groups of query heads up, and stay silent in further training."""
+"""Padding heads: removed heads that stay in place to fill up their group of query heads."""
 
 from torch import nn
 
@@ -10,15 +10,28 @@ __all__ = ["has_padding", "silence_padding"]
 
 
 def has_padding(model: nn.Module) -> bool:
-    """Say whether some removed heads of a model fill up groups of query heads."""
+    """Return whether a model has padding heads.
+
+    Example:
+        >>> from gating import prune_heads
+        >>> from transformers import LlamaConfig, LlamaModel
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 10}
+        >>> model = LlamaModel(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
+        >>> prune_heads(model, {0: [0]}).num_heads, has_padding(model)  # heads 0 and 1 share keys and values
+        (3, True)
+    """
     return any(block.head_slots != block.head_ids for block in find_attention_blocks(model))
 
 
 def silence_padding(model: nn.Module) -> None:
     """Set the output projection's columns of padding heads to zero again, in place.
 
-    Training leaves them at zero, since their inputs are zero (see :func:`~gating.structure.subclasses.silenced`);
-    this is for columns that something else has written to, such as a merged adapter.
+    Training keeps these columns at zero, because their inputs are zero (see
+    :func:`~gating.structure.subclasses.silenced`). Call this function after other changes of the weights, such as a
+    merged adapter.
+
+    Args:
+        model: A model whose heads were pruned.
     """
     for block in find_attention_blocks(model):
         if block.head_slots == block.head_ids:
