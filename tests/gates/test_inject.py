@@ -1,0 +1,182 @@
+"""Injection, removal and copies of gates."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import gating
+from tests.support.gated import TOTAL, seen_scales, without_dropout
+from tests.support.tiny_models import (
+    NUM_HEADS,
+    NUM_LAYERS,
+    assert_same_state,
+    batch_for,
+    hooks_of,
+    logits_of,
+    state_of,
+)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gates_are_injected_in_the_mode_of_the_model(bert, training):
+    bert.train(training)
+    gates = gating.inject_gates(bert)
+    assert all(module.training == training for module in (bert, gates, *gates.modules(), *bert.modules()))
+
+
+def test_heads_that_groups_cannot_share_are_refused():
+    sizes = {"vocab_size": 9, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 16}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=8))
+    with pytest.raises(ValueError, match=r"has 4 query heads for 8 key-value heads.*num_key_value_heads"):
+        gating.inject_gates(model)
+
+
+def test_a_second_injection_is_refused(bert):
+    gating.inject_gates(bert)
+    state, hooks = state_of(bert), hooks_of(bert)
+    with pytest.raises(ValueError, match=r"has gates already; call model\.head_gates\.remove\(\) first"):
+        gating.inject_gates(bert)
+    assert_same_state(bert, state)
+    assert hooks_of(bert) == hooks
+
+
+def test_an_unknown_model_is_named_with_the_way_to_register_it():
+    class StrangeAttention(nn.Module):
+        pass
+
+    class StrangeModel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = StrangeAttention()
+
+    model = StrangeModel()
+    with pytest.raises(ValueError, match=r"(?s)StrangeModel.*StrangeAttention.*register_attention_spec"):
+        gating.inject_gates(model)
+    assert hooks_of(model) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0}, "temperature of the gates must be positive, got 0"),
+        ({"temperature": -1.0}, "must be positive, got -1.0"),
+        ({"temperature": float("nan")}, "must be positive, got nan"),
+        ({"stretch_limits": (0.0, 1.1)}, "stretch limits .* got"),
+        ({"stretch_limits": (-0.1, 1.0)}, "stretch limits .* got"),
+        ({"stretch_limits": (-0.1,)}, "stretch limits .* got"),
+        ({"init_prob_open": 0}, "got 0"),
+        ({"init_prob_open": 1.0}, r"got 1\.0"),
+        ({"init_prob_open": 98}, "got 98"),
+        ({"exclude": ["encoder.layer.9.attention.self"]}, r"no attention block 'encoder\.layer\.9\.attention\.self'"),
+        (
+            {"exclude": [f"encoder.layer.{i}.attention.self" for i in range(NUM_LAYERS)]},
+            "No attention head of .* is left",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_and_change_nothing(bert, arguments, message):
+    text, state = str(bert), state_of(bert)
+    with pytest.raises(ValueError, match=message):
+        gating.inject_gates(bert, **arguments)
+    assert str(bert) == text
+    assert hooks_of(bert) == 0
+    assert_same_state(bert, state)
+
+
+def test_excluded_blocks_have_no_gate(bert):
+    name = "encoder.layer.1.attention.self"
+    gates = gating.inject_gates(bert, exclude=[name])
+    assert gates.num_heads == TOTAL - NUM_HEADS
+    assert name not in gates.by_block()
+    with gates.fixed_at(torch.zeros(gates.num_heads)):
+        scales = seen_scales(bert, batch_for(bert))
+    assert [float(scale.mean()) for scale in scales] == [0, 1, 0]
+
+
+def test_gates_are_visible_in_the_printed_model(bert):
+    gating.inject_gates(bert)
+    text = str(bert)
+    assert "(head_gates): HeadGates(12 heads in 3 attention blocks)" in text
+    # Equal layers are printed once.
+    assert "(0-2): 3 x BertLayer(" in text
+    assert "(gate): _BlockGate(num_heads=4)" in text
+
+
+def test_remove_leaves_no_trace(model):
+    text, state, hooks, batch = str(model), state_of(model), hooks_of(model), batch_for(model)
+    expected = logits_of(model, batch)
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    gates = gating.inject_gates(model)
+    model.train()(**batch)
+    gates.remove()
+    model.eval()
+    assert str(model) == text
+    assert_same_state(model, state)
+    assert hooks_of(model) == hooks
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert torch.equal(logits_of(model, batch), expected)
+
+
+def test_gates_can_be_removed_twice_and_injected_again(bert):
+    gates = gating.inject_gates(bert)
+    gates.remove()
+    gates.remove()
+    assert gating.inject_gates(bert).num_heads == TOTAL
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_a_copy_in_the_middle_of_training_is_isolated(bert, constrained):
+    gates = gating.inject_gates(without_dropout(bert), init_prob_open=0.9)
+    if constrained:
+        gating.ExactBudget(num_heads=6).attach(gates)
+    batch = batch_for(bert)
+    bert.train()(**batch).logits.sum().backward()
+    twin = copy.deepcopy(bert)
+    assert twin.head_gates is not gates
+    assert twin.head_gates.log_alpha.data_ptr() != gates.log_alpha.data_ptr()
+    torch.manual_seed(1)
+    expected = logits_of(bert, batch)
+    torch.manual_seed(1)
+    assert torch.equal(logits_of(twin, batch), expected)
+    with torch.no_grad():
+        twin.head_gates.log_alpha.fill_(-9.0)
+    bert.eval()
+    twin.eval()
+    if not constrained:  # A budget shifts equal locations back.
+        assert twin.head_gates.num_open() == 0
+        assert not torch.equal(logits_of(twin, batch), logits_of(bert, batch))
+    assert (gates.log_alpha > 0).all()
+
+
+def test_removing_the_gates_of_a_copy_leaves_the_original_gated(bert):
+    gates = gating.inject_gates(bert)
+    twin = copy.deepcopy(bert)
+    hooks = hooks_of(bert)
+    twin.head_gates.remove()
+    assert hooks_of(twin) == 0
+    assert not hasattr(twin, "head_gates")
+    assert hooks_of(bert) == hooks
+    assert bert.head_gates is gates
+
+
+def test_a_training_pass_of_a_copy_gives_the_copy_gradients_only(bert):
+    gates = gating.inject_gates(bert, init_prob_open=0.6)
+    bert.train()(**batch_for(bert))
+    twin = copy.deepcopy(bert)
+    twin(**batch_for(bert)).logits.sum().backward()
+    assert gates.log_alpha.grad is None
+    assert twin.head_gates.log_alpha.grad is not None
+
+
+def test_gates_go_on_blocks_that_kept_heads(bert):
+    gating.prune_heads(bert, {0: [1], 1: range(NUM_HEADS)})
+    gates = gating.inject_gates(bert)
+    assert [len(values) for values in gates.by_block().values()] == [3, 4]
+    batch = batch_for(bert)
+    bert.train()(**batch).logits.sum().backward()
