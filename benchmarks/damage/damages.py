@@ -9,30 +9,16 @@ import os
 import random
 import shutil
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from benchmarks.damage import config_damages
+from benchmarks.damage.case import Case
 from gating.structure.integrity import write_checksums
 
 __all__ = ["DAMAGES", "SIGNED", "damage"]
-
-_ABSURD = [-1, -(10**9), 10**9, 2**31, 10**12, 2**63, 10**30]
-_NASTY = [*_ABSURD, 0, 1, 3, 1.5, 1e300, True, None, "", "x", "../../etc/passwd", [], {}, [0, 0], [[]], {"0": 0}]
-_SIZES = ["hidden_size", "num_hidden_layers", "vocab_size", "num_attention_heads", "intermediate_size", "d_model"]
-_SIZES += ["num_labels", "max_position_embeddings", "n_layer", "n_embd", "num_key_value_heads", "head_dim", "d_kv"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What a damage is done to: a folder, with another one of the same family beside it, and what draws."""
-
-    rng: random.Random
-    folder: Path
-    other: Path
 
 
 def damage(name: str, folder: Path, other: Path, *, seed: int) -> None:
@@ -171,98 +157,6 @@ def _lose_tensor(case: Case) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _leaves(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the place of everything in a nested table: what holds it, and its key there."""
-    for key, inside in list(value.items() if isinstance(value, dict) else enumerate(value)):
-        yield value, key
-        if isinstance(inside, (dict, list)):
-            yield from _leaves(inside)
-
-
-def _edit_config(case: Case, change: Callable[[dict[str, Any]], None]) -> None:
-    path = case.folder / "config.json"
-    config = json.loads(path.read_text())
-    change(config)
-    path.write_text(json.dumps(config, indent=2))
-
-
-def _edit_any(case: Case) -> None:
-    def change(config: dict[str, Any]) -> None:
-        holder, key = case.rng.choice(list(_leaves(config)))
-        holder[key] = case.rng.choice(_NASTY)
-
-    _edit_config(case, change)
-
-
-def _edit_record(case: Case) -> None:
-    def change(config: dict[str, Any]) -> None:
-        record = config["head_gating"]
-        # Checksums that are gone are no damage, and others are told apart from these in other cases.
-        places = list(_leaves({key: record[key] for key in record if key != "sha256"}))
-        holder, key = case.rng.choice(places)
-        if key in ("format", "blocks") and holder is not record:
-            holder = record
-        holder[key] = case.rng.choice(_NASTY)
-
-    _edit_config(case, change)
-
-
-def _absurd_size(case: Case) -> None:
-    def change(config: dict[str, Any]) -> None:
-        names = [name for name in _SIZES if name in config] or ["num_hidden_layers"]
-        for name in case.rng.sample(names, case.rng.randint(1, len(names))):
-            config[name] = case.rng.choice(_ABSURD)
-
-    _edit_config(case, change)
-
-
-def _other_heads(case: Case) -> None:
-    """Have the record keep other heads: one more, one less, one twice, in another order, beyond the last."""
-
-    def change(config: dict[str, Any]) -> None:
-        blocks = config["head_gating"]["blocks"]
-        block = blocks[case.rng.choice([name for name in blocks if len(blocks[name]["kept_heads"]) > 1])]
-        heads, total = block["kept_heads"], block["num_heads"]
-        block["kept_heads"] = case.rng.choice(
-            [heads[1:], [], [*heads, heads[-1]], heads[::-1], [*heads[:-1], total], [-1, *heads[1:]], [heads[0]]]
-            + ([list(range(total))] if len(heads) < total else [])
-        )
-
-    _edit_config(case, change)
-
-
-def _lose_block(case: Case) -> None:
-    def change(config: dict[str, Any]) -> None:
-        blocks = config["head_gating"]["blocks"]
-        name = case.rng.choice(sorted(blocks))
-        block = blocks.pop(name)
-        if case.rng.random() < 0.5:
-            blocks[f"{name}.0"] = block
-
-    _edit_config(case, change)
-
-
-def _no_json(case: Case) -> None:
-    path = case.folder / "config.json"
-    text = path.read_text()
-    path.write_bytes(
-        case.rng.choice(
-            [
-                text.replace("{", '{"model_type": "gpt2",', 1).encode(),
-                text.replace("{", '{"x": NaN,', 1).encode(),
-                text.replace("{", '{"x": -Infinity,', 1).encode(),
-                text.replace("{", f'{{"x": {"9" * 5000},', 1).encode(),
-                ("[" * 100_000).encode(),
-                ('{"a":' * 100_000).encode(),
-                text.encode("utf-16"),
-                b"\xef\xbb\xbf" + text.encode(),
-                text.replace('"', "'").encode(),
-                b"null",
-            ]
-        )
-    )
-
-
 def _bad_index(case: Case) -> None:
     """Put the weights behind an index that leads elsewhere."""
     weights = sorted(case.folder.glob("*.safetensors"))[0]
@@ -296,14 +190,14 @@ DAMAGES: dict[str, Callable[[Case], None]] = {
     "two tensors swapped": _swap_tensors,
     "a tensor lost, renamed, cut, doubled or of integers": _lose_tensor,
     "the same, signed": _lose_tensor,
-    "a value of config.json replaced": _edit_any,
-    "a value of the record replaced": _edit_record,
-    "a value of the record replaced, signed": _edit_record,
-    "absurd sizes": _absurd_size,
-    "absurd sizes, signed": _absurd_size,
-    "other heads, signed": _other_heads,
-    "a block lost or renamed, signed": _lose_block,
-    "config.json is no plain JSON": _no_json,
+    "a value of config.json replaced": config_damages.edit_any,
+    "a value of the record replaced": config_damages.edit_record,
+    "a value of the record replaced, signed": config_damages.edit_record,
+    "absurd sizes": config_damages.absurd_size,
+    "absurd sizes, signed": config_damages.absurd_size,
+    "other heads, signed": config_damages.other_heads,
+    "a block lost or renamed, signed": config_damages.lose_block,
+    "config.json is no plain JSON": config_damages.no_json,
     "an index that leads elsewhere": _bad_index,
     "a pickle": _pickle,
 }

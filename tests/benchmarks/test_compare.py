@@ -7,7 +7,7 @@ import pytest
 from benchmarks import records
 from benchmarks.compare import __main__ as compare
 from benchmarks.compare.methods import METHODS, read_data, read_method
-from benchmarks.compare.outcome import draw, summary, table
+from benchmarks.compare.outcome import conditions, draw, summary, table
 from tests.support.tiny_run import ROOT, checked_settings, make_inputs
 
 
@@ -69,6 +69,17 @@ def test_table_has_means_and_spreads_best_first():
     assert [row[2] for row in at_eight] == ["83.00 %", "55.00 %"]
     assert lines[-4].startswith("| toy, 2,000 steps | heads |")
     assert [line.split(" | ")[2] for line in lines[-2:]] == ["95.00 %", "94.00 %"]
+
+
+def test_the_readme_has_the_means_of_the_example():
+    rows = records.read(ROOT / "benchmarks" / "results" / "example.jsonl")
+    shown = table(rows)
+    readme = (ROOT / "README.md").read_text()
+    for heads, mean in ((18, "97.54 %"), (72, "97.65 %")):
+        assert re.search(rf"\| {heads} \| {mean} \| .* \| 3 \|", shown)
+        assert mean in readme
+    assert "python -m benchmarks.compare --show --results benchmarks/results/example.jsonl" in readme
+    assert {line.partition("; ")[2] for line in conditions(rows)} == {"428 steps; seeds 0, 1, 2."}
 
 
 def test_figure_is_drawn(tmp_path):
