@@ -1,0 +1,160 @@
+"""Folders of the package: the page that shows them, their sizes, and which may import which."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import gating
+from tests.support.tiny_run import ROOT
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGE = ROOT / "gating"
+FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
+MAX_MODULES = 13
+# Python files that a compact model carries: transformers follows relative imports within one folder only.
+TRAVELING = PACKAGE / "structure"
+MAX_TRAVELING = 20
+
+
+def shown_folders() -> dict[str, str]:
+    """Return the folders of the page's tree in its order, with their questions."""
+    tree = re.search(r"```text\ngating/\n(.*?)```", PAGE, re.S)[1]
+    names: list[str] = []
+    questions = {}
+    for line in tree.splitlines():
+        indent, name, question = re.fullmatch(r"( +)(\w+)/ +(.*)", line).groups()
+        names[len(indent) // 2 - 1 :] = [name]
+        questions["/".join(names)] = question
+    return questions
+
+
+def first_line(folder: Path) -> str:
+    return ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))).splitlines()[0]
+
+
+def test_the_page_shows_each_folder_with_the_first_line_of_its_docstring():
+    assert shown_folders() == {str(folder.relative_to(PACKAGE)): first_line(folder) for folder in FOLDERS}
+
+
+def test_links_of_the_page_hold():
+    for path in re.findall(r"\]\((?!https)([^)#]+)", PAGE):
+        assert (ROOT / "docs" / path).exists(), path
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(PACKAGE)))
+def test_a_folder_has_few_modules(folder):
+    modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= (MAX_TRAVELING if folder == TRAVELING else MAX_MODULES)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Return the files of the package by the names of their modules."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_modules(name: str) -> Iterator[str]:
+    """Yield the modules of the package that one of its modules imports anywhere, also in a function."""
+    path = modules()[name]
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules())
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                if f"{source}.{alias.name}" in modules():
+                    yield f"{source}.{alias.name}"
+                elif source in modules():
+                    yield source
+
+
+def folder_of(module: str) -> str:
+    """Return the folder directly in the package that a module is in; a module directly there stands for itself."""
+    return module.split(".")[1]
+
+
+def test_no_module_imports_itself_through_others():
+    # `gating` itself names the public functions of all folders, so nothing of its own is imported from it.
+    graph = {name: set(imported_modules(name)) - {name} for name in modules() if name != "gating"}
+    TopologicalSorter(graph).prepare()
+    users = {name for name, imported in graph.items() if "gating" in imported}
+    assert users <= {"gating.__main__"}
+
+
+def test_a_folder_imports_only_folders_above_it_in_the_tree():
+    order = [name for name in shown_folders() if "/" not in name]
+    # The errors of what travels, and others: for every folder below.
+    order.insert(order.index("structure") + 1, "errors")
+    for name in modules():
+        if name in ("gating", "gating.__main__"):
+            continue
+        for imported in imported_modules(name):
+            assert order.index(folder_of(imported)) <= order.index(folder_of(name)), f"{name} imports {imported}"
+
+
+def test_what_travels_imports_only_itself_torch_and_transformers():
+    for path in TRAVELING.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1
+                assert node.module is None or "." not in node.module
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.module.startswith("gating"), path
+
+
+def banned_imports(folder: str) -> set[str]:
+    """Return the imports that ruff bans in a folder."""
+    path = PACKAGE / folder / "ruff.toml"
+    settings = tomllib.loads(path.read_text(encoding="utf-8")) if path.exists() else PROJECT["tool"]["ruff"]
+    return set(settings["lint"]["flake8-tidy-imports"]["banned-api"])
+
+
+# Folders that may import each of the packages that most folders may not.
+ALLOWED = {
+    "hydra": {"run"},
+    "omegaconf": {"run"},
+    "wandb": {"tracking"},
+    "pytorch_lightning": {"distributed", "tracking", "data", "training", "run"},
+    "lightning_fabric": {"distributed", "tracking", "data", "training", "run"},
+}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_ruff_bans_a_package_in_all_other_folders(package):
+    folders = [name for name in shown_folders() if "/" not in name]
+    assert {folder for folder in folders if package not in banned_imports(folder)} == ALLOWED[package]
+
+
+def test_ruff_bans_the_folders_below_those_that_are_not_core():
+    folders = [name for name in shown_folders() if "/" not in name]
+    after_core = folders[folders.index("compact") + 1 :]
+    for number, folder in enumerate(folders):
+        banned = {name.removeprefix("gating.") for name in banned_imports(folder) if name.startswith("gating.")}
+        assert banned == {name for name in after_core if folders.index(name) > number}, folder
+
+
+def test_no_folder_drops_the_rule():
+    ignored = PROJECT["tool"]["ruff"]["lint"]["per-file-ignores"]
+    dropped = {pattern for pattern, rules in ignored.items() if "TID251" in rules}
+    assert dropped == {"gating/{__init__,__main__}.py", "train.py", "tests/*", "benchmarks/*"}
+    assert "wandb" not in (ROOT / "train.py").read_text(encoding="utf-8")
+
+
+def test_every_public_name_has_a_first_line():
+    for name in gating.__all__:
+        documented = getattr(gating, name)
+        if not isinstance(documented, str):
+            assert documented.__doc__, name
