@@ -8,6 +8,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= .venv-lowest
+# A worker for each logical core; `make test WORKERS= ARGS=...` runs a few tests in one process.
+WORKERS ?= -n logical --dist worksteal
 BIN := $(VENV)/bin
 .PHONY: train test test-lowest check bench format clean
 
@@ -15,12 +17,12 @@ train: $(VENV)/train.stamp
 	$(BIN)/python train.py $(ARGS)
 
 test: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 # Old releases warn of what their own dependencies have changed since.
 test-lowest: $(LOWEST)/test.stamp
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest \
-		-W ignore::DeprecationWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
+		$(WORKERS) -W ignore::DeprecationWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
 bench: $(VENV)/train.stamp
 	$(BIN)/python -m benchmarks.speed $(ARGS)

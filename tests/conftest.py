@@ -31,6 +31,7 @@ from dataclasses import dataclass  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import BertTokenizerFast, PreTrainedModel  # noqa: E402
 
@@ -142,10 +143,23 @@ TEXTS = ["the cat sat on the mat", "a fast dog ran home"]
 
 @pytest.fixture(scope="session")
 def fresh_answers(
-    saved: dict[str, Saved], bert_base: Saved, tmp_path_factory: pytest.TempPathFactory
+    saved: dict[str, Saved], bert_base: Saved, tmp_path_factory: pytest.TempPathFactory, worker_id: str
 ) -> dict[str, dict[str, dict]]:
-    """Load all saved models in two fresh processes: ``remote`` without this package, ``local`` with it."""
+    """Load all saved models in two fresh processes: ``remote`` without this package, ``local`` with it.
+
+    The workers of pytest-xdist share the outputs of these processes, since their models are equal.
+    """
     again = tmp_path_factory.mktemp("again")
+    if worker_id == "master":
+        return _answers_of_fresh_processes(saved, bert_base, again)
+    path = tmp_path_factory.getbasetemp().parent / "fresh-answers.pt"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            torch.save(_answers_of_fresh_processes(saved, bert_base, again), path)
+        return torch.load(path)
+
+
+def _answers_of_fresh_processes(saved: dict[str, Saved], bert_base: Saved, again: Path) -> dict[str, dict[str, dict]]:
     answers = {}
     for kind in ("remote", "local"):
         jobs = {

@@ -10,6 +10,7 @@ from transformers import BertForSequenceClassification, DistilBertConfig, Distil
 import gating
 from gating import __main__ as command_line
 from tests.support.tiny_run import ROOT, make_model_folder
+from tests.support.warm_python import warm_python
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_inspect_takes_dense_models_too(compact, monkeypatch, capsys):
 
 @pytest.mark.parametrize("output", ["| true", "> /dev/full"])
 def test_commands_go_on_without_their_output(output, compact, tmp_path):
-    command = f"{sys.executable} -W ignore -m gating"
+    command = " ".join([*warm_python(), "-m", "gating"])
     for arguments in (f"inspect {compact}", f"export {compact} --format torch --output {tmp_path}/exported"):
         line = f"set -o pipefail; {command} {arguments} {output}"
         process = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -68,13 +68,18 @@ def alone(batch, row):
     return {name: tensor[row : row + 1, real] for name, tensor in batch.items()}
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
-def test_encoders_in_onnx_runtime_ignore_padding(family, side, tmp_path):
+@pytest.fixture(scope="module", params=["bert", "distilbert", "roberta"])
+def exported_encoder(request, tmp_path_factory):
+    family, folder = request.param, tmp_path_factory.mktemp("encoder") / "exported"
     model = build(family, type_vocab_size=1) if family == "roberta" else build(family)
     gating.prune_heads(model, {0: [1, 2], 1: range(4)})
-    report = gating.export_onnx(model, tmp_path / "exported")
-    session, batch = session_of(tmp_path / "exported"), padded_rows(side=side, token_types=family == "bert")
+    return family, model, gating.export_onnx(model, folder)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_encoders_in_onnx_runtime_ignore_padding(exported_encoder, side):
+    family, model, report = exported_encoder
+    session, batch = session_of(report.folder), padded_rows(side=side, token_types=family == "bert")
     assert set(report.inputs) == {given.name for given in session.get_inputs()} == set(batch)
     with torch.no_grad():
         torch.testing.assert_close(answer(session, batch), model(**batch).logits, rtol=1e-4, atol=1e-4)
@@ -85,14 +90,18 @@ def test_encoders_in_onnx_runtime_ignore_padding(family, side, tmp_path):
                 torch.testing.assert_close(answer(session, alone(batch, row)), single, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def exported_decoder(request, tmp_path_factory):
+    model = build(request.param)
+    return model, gating.export_onnx(model, tmp_path_factory.mktemp("decoder") / "exported")
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_decoders_in_onnx_runtime_compute_positions_from_the_mask(family, side, tmp_path):
-    model = build(family)
-    report = gating.export_onnx(model, tmp_path / "exported")
+def test_decoders_in_onnx_runtime_compute_positions_from_the_mask(exported_decoder, side):
+    model, report = exported_decoder
     assert set(report.inputs) == TEXT
     assert "padded left and right" in report.checked
-    session, batch = session_of(tmp_path / "exported"), padded_rows(side=side)
+    session, batch = session_of(report.folder), padded_rows(side=side)
     logits, real = answer(session, batch), batch["attention_mask"].bool()
     with torch.no_grad():
         positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)

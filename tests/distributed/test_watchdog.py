@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from gating.distributed import watchdog
 from tests.support.tiny_run import make_inputs
 from tests.support.two_processes import ROOT, SUPPORT, TWO, run_script
+from tests.support.warm_python import warm_python
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_a_process_that_hangs_after_the_death_of_another_ends_with_a_message(inp
 def test_other_ranks_report_the_death_of_rank_zero_and_end(hangs, inputs, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HAPPENS": "0 7 SIGKILL", "HANGS": hangs}
     with Path(tmp_path / "err").open("wb") as err:
-        command = [sys.executable, str(SUPPORT / "command_of_ranks.py"), *inputs, "output_dir=out"]
+        command = [*warm_python(), str(SUPPORT / "command_of_ranks.py"), *inputs, "output_dir=out"]
         process = subprocess.run(command, cwd=tmp_path, env=environment, stdout=err, stderr=err, check=False)
     assert process.returncode == -9
     end = time.monotonic() + 60

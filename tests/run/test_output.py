@@ -2,12 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.tiny_run import ROOT, make_inputs
+from tests.support.warm_python import warm_python
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def run_in_shell(inputs: list[str], redirection: str, *settings: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run train.py in bash, whose exit code is that of the run and not of what reads its output."""
     command = f'"$@" {redirection}; exit "${{PIPESTATUS[0]}}"'
-    arguments = [sys.executable, str(ROOT / "train.py"), *inputs, "logger=csv", "output_dir=out", *settings]
+    arguments = [*warm_python(), str(ROOT / "train.py"), *inputs, "logger=csv", "output_dir=out", *settings]
     return subprocess.run(
         ["bash", "-c", command, "bash", *arguments],
         cwd=cwd,

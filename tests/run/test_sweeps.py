@@ -16,6 +16,7 @@ import train
 from gating.training.signals import Unfinished
 from tests.support.tiny_run import ROOT, make_inputs, run_command
 from tests.support.two_processes import TWO
+from tests.support.warm_python import warm_python
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +199,7 @@ def test_processes_of_a_sweep_begin_again_after_a_failed_job(inputs, tmp_path):
 
 
 def test_ctrl_c_ends_a_sweep_of_the_command_line(inputs, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *inputs, "logger=csv", "seed=0,1", "output_dir=sweep"]
+    command = [*warm_python(), str(ROOT / "train.py"), "-m", *inputs, "logger=csv", "seed=0,1", "output_dir=sweep"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "sweep" / "0" / "csv").exists() and process.poll() is None:
         time.sleep(0.05)

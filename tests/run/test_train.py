@@ -29,7 +29,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def finished(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
     """One run through the command line, which the tests below look at from all sides."""
     where = tmp_path_factory.mktemp("run")
-    return where / "out", run_command([*inputs, f"output_dir={where / 'out'}"], cwd=where)
+    command = [*inputs, f"output_dir={where / 'out'}"]
+    return where / "out", run_command(command, cwd=where, python=[sys.executable])
 
 
 def run_here(overrides: list[str], folder: Path) -> dict:

@@ -2,7 +2,6 @@
 
 import random
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 import train
 from gating.run.settings.read import read_settings
+from tests.support.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = [f"word{i}" for i in range(40)]
@@ -75,7 +75,9 @@ def checked_settings(overrides: Sequence[str]) -> dict[str, Any]:
     return read_settings(compose_settings(overrides), groups=train.GROUPS)
 
 
-def run_command(overrides: list[str], *, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run train.py as a user does, in a folder of its own."""
-    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+def run_command(
+    overrides: list[str], *, cwd: Path, python: Sequence[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run train.py as a user does, in a folder of its own; by the warm Python unless another is given."""
+    command = [*(python or warm_python()), str(ROOT / "train.py"), *overrides]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200, check=False)

@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.support.tiny_run import ROOT
+from tests.support.warm_python import warm_python
 
 __all__ = ["ROOT", "SUPPORT", "TWO", "run_script"]
 
@@ -16,7 +16,7 @@ SUPPORT = ROOT / "tests" / "support"
 def run_script(script: str, arguments: list[str], *, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
-        [sys.executable, str(SUPPORT / script), *arguments],
+        [*warm_python(), str(SUPPORT / script), *arguments],
         cwd=cwd,
         env=environment,
         capture_output=True,
