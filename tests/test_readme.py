@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 import gating
 from tests.support.tiny_run import ROOT, checked_settings, make_model_folder
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REPOSITORY = PROJECT["urls"]["Homepage"]
+PLACES = (f"{REPOSITORY}/blob/main/", f"{REPOSITORY.replace('github.com', 'raw.githubusercontent.com')}/main/")
 README = (ROOT / "README.md").read_text()
 
 
@@ -52,8 +56,15 @@ def test_make_targets_exist():
 
 def test_readme_is_short_and_its_links_into_the_repository_hold():
     assert len(README.split()) < 900
-    for path in re.findall(r"\]\((?!https)(.*?)\)", README):
+    # Absolute, since PyPI shows the same file.
+    paths = re.findall(rf"\]\((?:{'|'.join(PLACES)})(.*?)\)", README)
+    assert len(paths) > 5
+    for path in paths:
         assert Path(ROOT / path).is_file(), path
+    for link in re.findall(r"\]\((.*?)\)", README):
+        assert link.startswith("https://"), link
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert picture.startswith(PLACES[1]), picture
 
 
 def test_core_imports_no_trainer_no_hydra_and_no_wandb():
