@@ -11,6 +11,7 @@ import functools
 import gc
 import json
 import os
+import random
 import runpy
 import select
 import signal
@@ -107,8 +108,11 @@ def _become(command: dict, streams: dict[int, int]) -> None:
         stream = open(number, mode, buffering, "utf-8", errors) if number in streams else None  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    # The server's temporary folders, which its other commands use as well.
+    # The server's exit handlers remove temporary folders that its other commands use as well.
+    atexit._clear()
     weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    atexit.register(weakref.finalize._exitfunc)  # type: ignore[attr-defined]
+    random.seed()
     for number in FORWARDED:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     os.environ.clear()
