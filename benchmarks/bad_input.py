@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def count(area: Area, *, cases: int) -> Counter[str]:
-    """Try cases of a kind, and count what came of them; print what must not come."""
+    """Try cases of a kind and count their outcomes; print those that are not allowed."""
     counts: Counter[str] = Counter()
     seen: set[str] = set()
 

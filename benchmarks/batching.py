@@ -1,10 +1,10 @@
-"""What the data pipeline saves, and whether training waits for it.
+"""Padding that batches of similar length save, and the time that training waits for data.
 
     python -m benchmarks.batching --data FOLDER
 
 Three measurements: the tokens that a model computes in an epoch, padding included, for batches of similar length (as
 served here), for batches in random order, and for examples padded to the maximum length (as many example scripts do);
-the share of a training step that is spent waiting for the batch; and the time of loading and tokenising, the first time
+the share of a training step that is spent waiting for the batch; and the time of loading and tokenizing, the first time
 and once more. Data are the BBC articles of the demo packages and, where ``--data`` has them, SST-2, SICK and TREC as
 ``FOLDER/NAME/{train,validation,test}.tsv``.
 """
@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from benchmarks import records
 from benchmarks.measuring import ROOT, machine
-from benchmarks.tokenising import TOKENIZER, load_and_tokenise, seconds_twice
+from benchmarks.tokenizing import TOKENIZER, load_and_tokenize, seconds_twice
 from gating.data.datamodule import ExampleDataModule
 from gating.models.hub import locate
 from gating.tracking.verbosity import quiet_libraries
@@ -113,7 +113,7 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
         common = {"data": source.name, "max_length": source.max_length}
         # Longer examples make steps longer, and so the share of waiting smaller.
         is_usual = source.max_length in (options.max_length, options.bbc_max_lengths[0])
-        splits, tokenizer, _ = load_and_tokenise(
+        splits, tokenizer, _ = load_and_tokenize(
             source.loader, source.arguments, source.max_length, limit=QUICK_EXAMPLES if options.quick else None
         )
         for batch_size in options.batch_sizes:

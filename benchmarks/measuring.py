@@ -24,7 +24,7 @@ MIN_ROUNDS = 3  # quartiles of fewer say nothing
 
 
 def machine() -> dict[str, str | int | None]:
-    """Return what a row of results needs to be understood later: hardware, versions, date and commit."""
+    """Return hardware, versions, date and commit, for a row of results."""
     has_gpu = torch.cuda.is_available()
     return {
         "cpu": _cpu_model(),
@@ -39,7 +39,7 @@ def machine() -> dict[str, str | int | None]:
 
 
 def describe(facts: Mapping[str, object]) -> str:
-    """Say in a line on what something was measured; ``facts`` has what :func:`machine` returned then."""
+    """Describe in a line the machine of a measurement; ``facts`` are those of :func:`machine`."""
     return (
         f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores, {facts['threads']} thread(s), "
         f"torch {facts['torch']}, transformers {facts['transformers']}"
@@ -57,11 +57,11 @@ def interleave(
     """Time callables in turns, so that whatever else the machine does slows all of them alike.
 
     Args:
-        callables: What to time, by name.
+        callables: Callables to time, by name.
         rounds: How often each is timed.
         warm_up: How often each is called before, untimed.
         budget_s: Seconds after which no new round begins, warming up included; three rounds are measured anyway.
-        prepare: Called before each call, untimed, for what a call uses up.
+        prepare: Called before each call, untimed, to renew its inputs.
 
     Returns:
         Seconds of each callable; the lists have equal lengths, an element for each round.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.page
 
-Run it after a benchmark; the pages say what each table means.
+Run it after a benchmark; the pages explain the tables.
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ def speedup_table(rows: Sequence[Row]) -> str:
 
 
 def replace_table(page: Path, command: str, lines: Sequence[str]) -> None:
-    """Replace what stands on a page between the marks of a command.
+    """Replace the text on a page between the marks of a command.
 
     Raises:
         ValueError: The page has no such marks.
@@ -111,7 +111,7 @@ def _extras(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _facts(rows: Sequence[Row]) -> list[str]:
-    """Say on which machines rows were measured."""
+    """Return the machines of rows, a line for each."""
     machines = {f"{describe(row)}, commit {row['commit']}" for row in rows}
     return [*sorted(machines), ""]
 

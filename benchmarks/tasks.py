@@ -4,7 +4,7 @@
     python -m benchmarks.tasks --data FOLDER --experiments wnut17 --settings trainer.precision=bf16-mixed
 
 Every run is `python train.py experiment=NAME`, and the same with `objective=none`. Results are appended to a file of
-JSON lines as runs end, and what is in it is not repeated. The table of docs/tasks.md is written from all of them.
+JSON lines as runs end, and runs that are in it are not repeated. The table of docs/tasks.md has all of them.
 """
 
 import argparse
@@ -56,7 +56,7 @@ COLUMNS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, and write the table."""
+    """Run missing experiments and write the table."""
     options = parse(arguments)
     done = {(row["experiment"], row["objective"]) for row in records.read(options.output)}
     for experiment in options.experiments:
@@ -123,7 +123,7 @@ def table(rows: Iterable[Row]) -> str:
 
 
 def samples(rows: Iterable[Row]) -> list[str]:
-    """Show what the compact models that write have written first, as Markdown."""
+    """Return the first generated texts of compact models, as Markdown."""
     lines = []
     for row in rows:
         for sample in row["samples"][:1] if row["objective"] == "budget" and row.get("samples") else []:
@@ -133,7 +133,7 @@ def samples(rows: Iterable[Row]) -> list[str]:
 
 
 def facts(rows: Iterable[Row]) -> list[str]:
-    """Say on which machines rows were measured."""
+    """Return the machines of rows, a line for each."""
     return sorted({f"{describe(row)}, seed {row['seed']}" for row in rows})
 
 

@@ -3,11 +3,11 @@
     python -m benchmarks.compare --data ../shared/data/sick ../shared/data/sst2_sentence
     python -m benchmarks.compare --data "sst2:data=glue data.name=sst2" --settings model=bert-base --steps 2000
     python -m benchmarks.compare --methods budget "cubic:objective=budget objective.schedule.shape=cubic" --heads 8
-    python -m benchmarks.compare --show                    the table and the figure of what has been measured
+    python -m benchmarks.compare --show                    the table and the figure of all results
 
 Each run is train.py with the same model, batches, learning rates and number of steps; a method that searches spends
 them on search and recovery together, dense fine-tuning on training alone. A result is a line of a file of JSON lines,
-runs that are in it are not repeated, and what was interrupted is run again.
+runs that are in it are not repeated, and interrupted ones are run again.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Job(NamedTuple):
 
 
 def main() -> None:
-    """Run what is missing, then print the table and draw the figure."""
+    """Run missing jobs, then print the table and draw the figure."""
     options = parse()
     jobs = list(plan(options))
     done = {_key(row) for row in records.read(options.results)}
@@ -92,7 +92,7 @@ def plan(options: argparse.Namespace) -> Iterator[Job]:
 
 
 def facts(job: Job, options: argparse.Namespace) -> dict[str, Any]:
-    """Say what a run is."""
+    """Return the facts that identify a run in the results."""
     settings = [
         *COMMON,
         f"trainer.max_steps={options.steps}",

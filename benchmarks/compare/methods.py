@@ -1,4 +1,4 @@
-"""The methods that are compared, as settings of train.py, and the data they are compared on."""
+"""Methods and data sets of the comparison, as settings of train.py."""
 
 import re
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ class Method:
     """A way to choose heads.
 
     Attributes:
-        name: What it is called in results.
-        settings: What it is to train.py.
-        title: What it is called in tables.
+        name: Its name in results.
+        settings: The settings of train.py.
+        title: Its name in tables.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Method:
 
     @property
     def takes_number(self) -> bool:
-        """Say whether it can be asked for a number of heads."""
+        """Whether it takes a number of heads."""
         return not {"objective=none", "objective=l0"} & set(self.settings)
 
     def settings_for(self, num_heads: int | None) -> list[str]:
@@ -60,8 +60,8 @@ class Data:
     """A data set.
 
     Attributes:
-        name: What it is called in results.
-        settings: What it is to train.py.
+        name: Its name in results.
+        settings: The settings of train.py.
     """
 
     name: str

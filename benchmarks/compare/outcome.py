@@ -1,4 +1,4 @@
-"""What a comparison found: a table and a figure."""
+"""Table and figure of a comparison."""
 
 import statistics
 from collections import defaultdict
@@ -18,12 +18,12 @@ RIVALS = [name for name, method in METHODS.items() if method.takes_number and na
 
 
 def headline(row: Row) -> float:
-    """Return what a run is judged by: the first metric of its task, on test data."""
+    """Return the first metric of a run's task on test data."""
     return float(row[f"test/{row['metric']}"])
 
 
 def conditions(rows: Sequence[Row]) -> list[str]:
-    """Say where and how runs were made, a line for each way."""
+    """Return the machines, versions, steps and seeds of runs, a line for each combination."""
     return sorted(
         {
             f"{row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch {row['version/torch']}, "
@@ -88,7 +88,7 @@ def summary(rows: Sequence[Row], *, ours: str = "budget") -> str:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy against heads kept, a panel for each data set: means, and lines from the worst to the best seed."""
     sets = _sets(rows)
-    # A method has one colour and one place in all panels.
+    # A method has one color and one place in all panels.
     order = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "none"))
     num_rows = len({steps for _, steps in sets})
     num_columns = max(sum(steps == some for _, some in sets) for _, steps in sets) if sets else 1

@@ -1,1 +1,1 @@
-"""Damaged and hostile model folders: what loading makes of them."""
+"""Loading damaged and hostile model folders."""

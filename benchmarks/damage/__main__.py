@@ -53,7 +53,7 @@ SUBJECTS = [
 
 @dataclass(frozen=True)
 class Subject:
-    """A compact model, its folder, that of another one, and what it answers."""
+    """A compact model, its folder, the folder of another one, and its outputs."""
 
     family: str
     auto_class: str
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_cases(seeds: range, *, remote: bool = True) -> Iterator[Row]:
-    """Yield what came of each case; a seed is one damaged folder.
+    """Yield the outcome of each case; a seed is one damaged folder.
 
     Args:
         seeds: The cases. Families and damages take turns.
@@ -137,7 +137,7 @@ def make_subject(place: Path, family: str, auto_class: str, in_parts: bool) -> S
 
 
 def answer(model: PreTrainedModel) -> list[Tensor]:
-    """Return what a model makes of a batch."""
+    """Return the outputs of a model on a batch."""
     return forward_outputs(model, make_probe(model))
 
 
@@ -150,7 +150,7 @@ def code_of(folder: Path) -> dict[str, bytes | None]:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """Return the lines of the page: what came of each damage."""
+    """Return the table of the page: the outcomes of each damage."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in DAMAGES}
     for row in rows:
         counts[row["damage"]][f"{row['route']} {row['outcome']}"] += 1

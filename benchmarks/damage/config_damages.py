@@ -15,7 +15,7 @@ _SIZES += ["num_labels", "max_position_embeddings", "n_layer", "n_embd", "num_ke
 
 
 def _leaves(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the place of everything in a nested table: what holds it, and its key there."""
+    """Yield the container and the key of each value in a nested table."""
     for key, inside in list(value.items() if isinstance(value, dict) else enumerate(value)):
         yield value, key
         if isinstance(inside, (dict, list)):

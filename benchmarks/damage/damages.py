@@ -1,7 +1,7 @@
 """Ways to damage the folder of a compact model, each drawn at random from a seed.
 
-A damage that is *signed* writes the checksums anew afterwards: it stands for somebody who knows of them, so that what
-lies behind the checksums is tried, too. Such damages are only those that must be noticed without a checksum.
+A *signed* damage updates the checksums afterwards, as an attacker would, so that the checks behind the checksums are
+tried, too. Only damages that must be noticed without a checksum are signed.
 """
 
 import json
@@ -27,8 +27,8 @@ def damage(name: str, folder: Path, other: Path, *, seed: int) -> None:
     Args:
         name: One of :data:`DAMAGES`.
         folder: The folder of a compact model.
-        other: That of another one of the same family, with as many heads.
-        seed: What is drawn from it: where and how.
+        other: The folder of another model of the same family, with the same number of heads.
+        seed: Seed of the random choices.
     """
     DAMAGES[name](Case(random.Random(f"{name} {seed}"), folder, other))
     if name in SIGNED:

@@ -1,4 +1,4 @@
-"""What loading a folder comes to, found out in a process of its own that may crash, hang or eat memory."""
+"""The outcome of loading a folder, in a process of its own that may crash, hang or run out of memory."""
 
 import contextlib
 import json
@@ -34,13 +34,13 @@ def load_outcome(
     sentence: bool,
     timeout_s: float = 30,
 ) -> Outcome:
-    """Load a folder and say what came of it.
+    """Load a folder and return the outcome.
 
     Args:
-        load: What loads it.
+        load: The function that loads it.
         folder: The folder.
-        answer: What a model answers on a batch.
-        expected: What the model that was saved answers.
+        answer: A function from a model to its outputs.
+        expected: Outputs of the saved model.
         sentence: Whether an error has to be one sentence for a user; otherwise any error is a refusal.
         timeout_s: Seconds after which it hangs.
 

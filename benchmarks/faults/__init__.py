@@ -1,1 +1,1 @@
-"""Runs that are killed at random moments and go on."""
+"""Runs that are killed at random moments and resumed."""

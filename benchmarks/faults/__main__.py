@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments and go on, compared with the run that nobody interrupted.
+"""Runs that are killed at random moments and resumed, compared with an uninterrupted run.
 
     python -m benchmarks.faults
     python -m benchmarks.faults --points 5 --seed 7 --output /tmp/faults.jsonl

@@ -1,4 +1,4 @@
-"""What is left of a run, and whether it is the same as of another."""
+"""The results of a run, and their comparison with those of another."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ JUDGED = ("same_weights", "same_heads", "same_metrics", "same_log")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is left of a run."""
+    """The results of a run."""
 
     weights: dict[str, torch.Tensor]
     heads: dict[str, Any]
@@ -35,7 +35,7 @@ class Outcome:
         )
 
     def compare(self, other: "Outcome") -> dict[str, bool]:
-        """Say what is the same, to the bit."""
+        """Return which results are equal to the bit."""
         same = self.weights.keys() == other.weights.keys() and all(
             torch.equal(self.weights[name], other.weights[name]) for name in self.weights
         )
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def progress(folder: Path) -> str:
-    """Say how far a run has come, by what it has left."""
+    """Describe the progress of a run by its files."""
     if (folder / "compact").exists():
         return "after the export"
     for phase in ("recovery", "removed", "dense", "search"):

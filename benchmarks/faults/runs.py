@@ -88,7 +88,7 @@ class Runs:
 
 
 def _run(overrides: list[str], log: Path, writer: Any) -> None:
-    """Do what ``python train.py`` does, in a process that has everything imported."""
+    """Run as ``python train.py`` does, in a process that has everything imported."""
     import train
     from gating.training.module import FineTuning
     from tests.support.tiny_run import compose_settings

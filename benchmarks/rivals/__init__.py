@@ -1,1 +1,1 @@
-"""What people use instead, on the same models: ``python -m benchmarks.rivals``."""
+"""Other libraries on the same models: ``python -m benchmarks.rivals``."""

@@ -1,4 +1,4 @@
-"""Removing the same heads from the same models with what people use instead.
+"""Removing the same heads from the same models with other libraries.
 
     python -m benchmarks.rivals
 
@@ -122,18 +122,18 @@ def find_rivals(options: argparse.Namespace) -> tuple[list[str], str | None, dic
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print the results, what each method needs, and the errors."""
+    """Print the results, the requirements of each method, and the errors."""
     print(records.markdown(map(readable, rows), COLUMNS) + "\n")
     print("\n".join(notes(rows)))
 
 
 def readable(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what a table shows of a row: that something failed, not how."""
+    """Return a row without the texts of its errors, for a table."""
     return {name: "no" if _is_error(name, row.get(name)) else row.get(name) for name in COLUMNS}
 
 
 def notes(rows: list[dict[str, Any]]) -> list[str]:
-    """Return what each method needs and how it failed, as items of a list."""
+    """Return the requirements and errors of each method, as items of a list."""
     needs = [f"- {method} {NEEDS[method]}" for method in {row["method"]: None for row in rows}]
     errors: dict[str, list[str]] = {}
     for row in rows:

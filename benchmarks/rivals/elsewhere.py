@@ -1,4 +1,4 @@
-"""transformers 4, which cannot be in one process with this package, on the same models and cases."""
+"""transformers 4 on the same models and cases, in a process of its own."""
 
 import statistics
 import subprocess

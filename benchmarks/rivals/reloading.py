@@ -1,4 +1,4 @@
-"""Whether saved models load in a process that has loaded nothing before, and answer what they answered."""
+"""Loading saved models in a fresh process and comparing their outputs."""
 
 import os
 import subprocess

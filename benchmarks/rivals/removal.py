@@ -1,4 +1,4 @@
-"""One case: every method removes the same heads, and what comes out is compared."""
+"""One case: every method removes the same heads, and the outputs are compared."""
 
 import copy
 import statistics
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """How often things are timed."""
+    """Numbers of repetitions."""
 
     rounds: int
     surgeries: int
@@ -54,7 +54,7 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def masked_logits(subject: Subject, heads: Heads) -> Tensor:
-    """Return what the model answers with the heads' gates closed and all others open."""
+    """Return the logits with the gates of the heads closed and all others open."""
     gates = gating.inject_gates(subject.model)
     values = torch.ones(subject.num_layers, subject.num_heads)
     for layer, its_heads in heads.items():
@@ -88,7 +88,7 @@ def compare(subject: Subject, heads: Heads, methods: list[str], timing: Timing) 
 
 
 def _attempt(model: nn.Module, prune: Callable[..., None], subject: Subject, heads: Heads, masked: Tensor) -> Row:
-    """Let a method change a model, and judge what comes out."""
+    """Apply a method to a model and judge the result."""
     row: Row = {"works": False, "heads_asked": sum(map(len, heads.values()))}
     try:
         prune(model, heads, subject.batch, subject.head_dim)
@@ -148,7 +148,7 @@ def _time_models(subject: Subject, compacts: dict[str, nn.Module], timing: Timin
 
 
 def _ratio(times: dict[str, list[float]], name: str, base: str) -> tuple[float, float, float] | None:
-    """Return None where what others are compared with did not work."""
+    """Return the ratio, or None if the reference failed."""
     return ratio(times, name, base) if base in times else None
 
 
@@ -176,7 +176,7 @@ def _save_and_reload(subject: Subject, compacts: dict[str, nn.Module]) -> dict[s
 
 
 def verdict(expected: Tensor, answer: Tensor | str) -> str:
-    """Return ``yes``, or what is wrong with a reloaded model."""
+    """Return ``yes``, or the fault of a reloaded model."""
     if isinstance(answer, str):
         return answer
     difference = max_relative_difference([expected], [answer])

@@ -39,7 +39,7 @@ def count_heads(model: nn.Module, head_dim: int) -> int:
 
 
 def prune_by_graph(model: nn.Module, heads: Heads, batch: Mapping[str, Tensor], head_dim: int) -> None:
-    """Take the heads' rows from each query projection; the graph finds what else has to go.
+    """Remove the heads' rows from each query projection; the graph finds the dependent layers.
 
     ``check_pruning_group`` is not asked: it forbids to remove all rows of a layer, which works, though.
     """
@@ -105,7 +105,7 @@ class _Chosen:
 
 
 def _set_attributes(model: nn.Module, head_dim: int) -> None:
-    """Set what the examples set; the attention of transformers 5 reads none of it, that of transformers 4 does.
+    """Set the attributes that the examples set; only the attention of transformers 4 reads them.
 
     The examples divide by the number of heads for the width of one, which fails for a layer without heads; it stays.
     """

@@ -1,1 +1,1 @@
-"""What gates cost while training and what removal brings afterwards, as ratios measured side by side."""
+"""The cost of gates in training and the gain of removal, as ratios measured side by side."""

@@ -101,7 +101,7 @@ def describe(row: Row, before: Row | None) -> str:
 
 
 def goal_missed(row: Row) -> bool:
-    """Say whether the median ratio is above its goal."""
+    """Return whether the median ratio is above its goal."""
     return row.get("at_most") is not None and row["ratio"][0] > row["at_most"]
 
 

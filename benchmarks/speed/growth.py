@@ -1,4 +1,4 @@
-"""How the cost of gates and of finalizing grows with the number of layers and of heads."""
+"""Cost of gates and of finalizing at growing numbers of layers and heads."""
 
 import statistics
 import time

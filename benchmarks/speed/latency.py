@@ -1,4 +1,4 @@
-"""How fast compact models are: beside dense ones, beside models built that small, and beside what arithmetic allows."""
+"""Latency of compact models, beside dense ones, models built that small, and the bound by arithmetic."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -76,7 +76,7 @@ def measure_speedup(device: torch.device, *, quick: bool) -> Iterator[Row]:
 
 
 def measure_michel(device: torch.device, *, quick: bool) -> Iterator[Row]:
-    """Time what Michel et al. 2019 (arXiv 1905.10650), table 4, did: half of BERT-base's heads, growing batches."""
+    """Time the case of Michel et al. 2019 (arXiv 1905.10650), table 4: half of BERT-base's heads, growing batches."""
     shape, batch_sizes, length = ("tiny", (1,), 16) if quick else ("bert-base", (1, 4, 16, 64), 128)
     dense = bert(shape, device=device).eval()
     models = {"dense": dense, "compact": compact_copy(dense, 0.5)}

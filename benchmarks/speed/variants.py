@@ -1,4 +1,4 @@
-"""Other ways to multiply heads by gates, to compare with the way that gating.gates goes."""
+"""Other ways to multiply heads by gates, to compare with gating.gates."""
 
 from collections.abc import Callable
 

@@ -57,7 +57,7 @@ def test_cases_remove_what_they_say():
 
 @pytest.fixture(scope="module")
 def run_case(tmp_path_factory):
-    """Run one case with what is installed; give its rows by method."""
+    """Run one case with the installed libraries; return its rows by method."""
 
     @functools.cache
     def run(case: str) -> dict[str, dict]:

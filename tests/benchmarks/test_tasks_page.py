@@ -1,4 +1,4 @@
-"""What docs/tasks.md says: its commands compose, every task is on it, and so is every metric that it reports."""
+"""The page docs/tasks.md: its commands compose, and it has every task and every metric."""
 
 import re
 

