@@ -27,7 +27,7 @@ from gating.data.tables import read_file, warn_of_same_files
 from gating.errors import InputError, MissingFileError
 from gating.models.hub import cached_folder, package_folder, require_hub
 
-__all__ = ["Examples", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub", "read_file"]
+__all__ = ["Examples", "load_bbc_news", "load_digits", "load_files", "load_glue", "load_hub"]
 
 
 _BBC_CLASSES = {
