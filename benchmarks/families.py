@@ -16,8 +16,8 @@ from transformers.utils import logging
 
 from benchmarks.page import replace_table
 from gating.discovery.probe import forward_outputs, max_relative_difference
-from tests.structure.test_families import check_generation, compact
 from tests.support.family_models import FAMILIES, Family
+from tests.support.masked_models import check_generation, compact
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "families.md"

@@ -117,7 +117,7 @@ def test_attention_that_a_short_input_replaces_is_refused(attention_type):
 
 
 class Speechless(PreTrainedModel):
-    """A model whose configuration does not tell the size of its input, and whose attention nobody has described."""
+    """A model without the size of its input in the configuration, and without a spec."""
 
     config_class = PreTrainedConfig
     main_input_name = "input_values"

@@ -52,7 +52,7 @@ def test_talking_heads_are_refused():
 
 
 class Adapter(nn.Module):
-    """What PEFT puts in the place of a linear layer."""
+    """A wrapper like that of PEFT around a linear layer."""
 
     def __init__(self, base_layer):
         super().__init__()

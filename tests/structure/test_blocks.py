@@ -9,7 +9,7 @@ from tests.support.tiny_models import NUM_HEADS, NUM_LAYERS
 
 @pytest.fixture
 def registry():
-    """Undo what a test registers."""
+    """Restore the registry after a test."""
     before = dict(_REGISTERED)
     yield
     _REGISTERED.clear()

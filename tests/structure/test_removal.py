@@ -36,7 +36,7 @@ PATTERNS = [
 
 
 def masked_logits(model, pattern, batch):
-    """What the model computes with gates at zero on the heads that are not kept."""
+    """Return the logits with gates at zero on the heads that are not kept."""
     twin = copy.deepcopy(model)
     gates = gating.inject_gates(twin)
     mask = torch.tensor([float(head in kept) for kept in pattern for head in range(NUM_HEADS)])
@@ -45,7 +45,7 @@ def masked_logits(model, pattern, batch):
 
 
 def remove(model, pattern):
-    """Keep the heads of a pattern, and return what undoes it."""
+    """Keep the heads of a pattern, and return the functions that undo it."""
     blocks = gating.find_attention_blocks(model)
     edits = [edit for block, kept in zip(blocks, pattern, strict=True) for edit in plan_removal(block, kept)]
     return apply_edits(edits)
@@ -151,7 +151,7 @@ def test_undo_restores_bit_for_bit(model, pattern):
 
 
 @pytest.mark.parametrize("held", ["nothing", "a gradient"])
-def test_undo_restores_parameters_that_nobody_else_holds(model, held):
+def test_undo_restores_parameters_that_without_other_references(model, held):
     state = state_of(model)
     if held == "a gradient":
         model(**batch_for(model)).logits.sum().backward()
@@ -207,7 +207,7 @@ def test_emptied_layers_keep_their_place_in_output_attentions(model):
     remove(model, [[0, 1, 2, 3], [], [1]])
     attentions = model(**batch, output_attentions=True).attentions
     assert [attention.shape[1] for attention in attentions] == [4, 0, 1]
-    # The first layer sees what it saw before.
+    # The input of the first layer is unchanged.
     assert torch.equal(attentions[0], whole[0])
     assert attentions[1].shape[2:] == whole[1].shape[2:]
 

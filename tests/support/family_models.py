@@ -1,6 +1,6 @@
 """Tiny random models of every supported family.
 
-All parameters are random, biases and tables of position biases too: what a library initialises with zeros would hide
+All parameters are random, biases and tables of position biases too: what a library initializes with zeros would hide
 mistakes. Sizes are uneven on purpose (heads x head_dim need not be the hidden size where a family allows that).
 """
 
@@ -9,10 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
 from transformers import PreTrainedModel
-
-from gating import HeadGates
 
 TEXT: dict[str, Any] = {
     "vocab_size": 99,
@@ -291,19 +288,3 @@ FAMILIES: dict[str, Family] = {
     "dinov3": Family("DINOv3ViTModel", "DINOv3ViTConfig", VISION),
     "vit_mae": Family("ViTMAEModel", "ViTMAEConfig", VISION),
 }
-
-
-def make_pattern(gates: HeadGates, seed: int | None) -> Tensor:
-    """Return a zero or one for every gate: at random, but one block is empty and one full.
-
-    Which blocks those are follows from the seed; seed 0 empties the first one, the place where caches are read. The
-    pattern called None closes everything.
-    """
-    if seed is None:
-        return torch.zeros(sum(gates.block_sizes))
-    generator = torch.Generator().manual_seed(seed)
-    pattern = (torch.rand(sum(gates.block_sizes), generator=generator) < 0.5).float()
-    by_block = pattern.split(gates.block_sizes)
-    by_block[seed % len(by_block)].zero_()
-    by_block[(seed + 1) % len(by_block)].fill_(1.0)
-    return pattern

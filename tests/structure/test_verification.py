@@ -1,0 +1,124 @@
+"""Checksums of compact folders, on disk and from the hub."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import gating
+from tests.support.family_models import FAMILIES as FAMILY_MODELS
+from tests.support.tiny_models import batch_for, logits_of
+
+
+def load_by_remote_code(folder, auto_class=transformers.AutoModelForSequenceClassification, **options):
+    return auto_class.from_pretrained(folder, trust_remote_code=True, **options)
+
+
+def flip_a_bit(path, place=-5):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("load", [gating.load_compact, load_by_remote_code])
+def test_a_flipped_bit_in_the_weights_is_refused(folder, load):
+    flip_a_bit(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved with this model"):
+        load(folder)
+    load(folder, verify=False)
+
+
+@pytest.mark.parametrize("load", [gating.load_compact, load_by_remote_code])
+def test_a_model_that_was_trained_on_saves_checksums_of_its_own(folder, tmp_path, load):
+    model = load(folder)
+    assert "sha256" not in model.config.head_gating
+    with torch.no_grad():
+        model.classifier.weight += 1
+    model.save_pretrained(folder)  # over the folder that it came from
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("model-*.safetensors"))) > 2
+    for place in (folder, tmp_path / "parts"):
+        batch = batch_for(model)
+        assert torch.equal(logits_of(load(place), batch), logits_of(model, batch))
+        shard = max(place.glob("model*.safetensors"))
+        flip_a_bit(shard)
+        with pytest.raises(ValueError, match=rf"{shard.name} is not what was saved"):
+            load(place)
+
+
+def test_a_configuration_that_is_saved_alone_brings_no_stale_checksums(folder):
+    model = gating.load_compact(folder)
+    model.config.id2label = {number: f"label {number}" for number in range(3)}
+    model.config.save_pretrained(folder)
+    with pytest.warns(UserWarning, match="config.json has no checksums, so damage .* is not noticed"):
+        assert gating.load_compact(folder).config.id2label[2] == "label 2"
+
+
+def test_only_the_main_process_writes(folder, tmp_path):
+    model = gating.load_compact(folder)
+    model.save_pretrained(tmp_path / "other", is_main_process=False)
+    assert os.listdir(tmp_path / "other") == []
+
+
+def test_what_is_uploaded_has_checksums(folder, tmp_path, monkeypatch):
+    uploaded = {}
+
+    def upload(self, working_dir, *_, **__):
+        uploaded.update(json.loads((Path(working_dir) / "config.json").read_text()))
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return self
+
+        repo_id = "me/model"
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "_upload_modified_files", upload)
+    monkeypatch.setattr("transformers.modeling_utils.hf_api", Hub)
+    gating.load_compact(folder).save_pretrained(tmp_path / "there", push_to_hub=True)
+    assert set(uploaded["head_gating"]["sha256"]) == {"config.json", "model.safetensors"}
+
+
+def put_in_cache(folder, cache):
+    """Lay a folder where one from the hub lies, as ``me/model``."""
+    repository = cache / "models--me--model"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, repository / "blobs")
+    snapshot.mkdir(parents=True)
+    for blob in (repository / "blobs").iterdir():
+        (snapshot / blob.name).symlink_to(f"../../blobs/{blob.name}")
+    return repository, snapshot
+
+
+def test_from_the_hub_classes_that_do_not_generate_need_no_settings_of_generation(tmp_path):
+    model = FAMILY_MODELS["gpt2"].build()
+    gating.prune_heads(model, {0: [1]})
+    gating.save_compact(model, tmp_path / "compact")
+    _, snapshot = put_in_cache(tmp_path / "compact", tmp_path)
+    (snapshot / "generation_config.json").unlink()  # It is not asked for.
+    assert load_by_remote_code("me/model", transformers.AutoModel, cache_dir=tmp_path) is not None
+    with pytest.raises(FileNotFoundError, match=r"generation_config\.json"):
+        gating.load_compact(snapshot)
+
+
+def test_a_folder_in_the_cache_of_the_hub_is_checked_too(saved, tmp_path):
+    repository, snapshot = put_in_cache(saved["bert"].folder, tmp_path)
+    model = load_by_remote_code("me/model", cache_dir=tmp_path)
+    assert torch.equal(logits_of(model, saved["bert"].batch), saved["bert"].logits)
+    assert torch.equal(logits_of(gating.load_compact(snapshot), saved["bert"].batch), saved["bert"].logits)
+    flip_a_bit(repository / "blobs" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors is not what was saved"):
+        load_by_remote_code("me/model", cache_dir=tmp_path)
+    load_by_remote_code("me/model", cache_dir=tmp_path, verify=False)
+
+
+def test_another_task_head_is_new_and_the_rest_is_checked(saved, folder):
+    model = load_by_remote_code(folder, transformers.AutoModelForTokenClassification)
+    name = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(model.get_parameter(name), saved["bert"].model.get_parameter(name))
+    assert model.classifier.out_features == 3
