@@ -59,7 +59,6 @@ class Draw:
         self._made_with: tuple[bool, int] | None = None
         self._graph: _Graph | None = None
         self._earlier_graphs: list[weakref.ref[_Graph]] = []
-        self._is_in_pass = False
         # Whether the pass under way began with gradients; None outside of passes.
         self._pass_learns: bool | None = None
         # Whether the model has made the draw for the pass of its base model, which comes next.
@@ -74,7 +73,7 @@ class Draw:
             OperationError: A checkpoint computes activations of an earlier pass again, or would give gates no gradient.
         """
         if torch.compiler.is_compiling():
-            if not self._is_in_pass:
+            if self._pass_learns is None:
                 self._renew_outside_of_graph()
         elif _is_in_backward():
             self._check_recomputation()
@@ -95,7 +94,7 @@ class Draw:
 
     def end_pass(self, *_: object) -> None:
         """Leave the pass, also after an error; a hook of the model and of its base model."""
-        self._is_made_for_base = self._is_in_pass = False
+        self._is_made_for_base = False
         self._pass_learns = None
 
     def forget(self) -> None:
@@ -109,7 +108,6 @@ class Draw:
 
     def _begin(self) -> None:
         self._make()
-        self._is_in_pass = True
         self._pass_learns = torch.is_grad_enabled()
 
     def _make(self) -> None:

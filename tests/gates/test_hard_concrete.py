@@ -86,7 +86,7 @@ def test_log_alpha_for_inverts_prob_open(prob):
 
 
 @pytest.mark.parametrize("prob", [0, 1, -0.1, 1.5, math.nan])
-def test_log_alpha_for_refuses_what_is_no_probability(prob):
+def test_log_alpha_for_refuses_values_outside_of_zero_to_one(prob):
     with pytest.raises(ValueError, match=f"got {prob}"):
         hard_concrete.log_alpha_for(prob)
 

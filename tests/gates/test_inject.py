@@ -11,6 +11,8 @@ from transformers import (
 )
 
 import gating
+from gating.errors import OperationError
+from gating.gates import create_gates
 from tests.support.gated import TOTAL, seen_scales, without_dropout
 from tests.support.tiny_models import (
     NUM_HEADS,
@@ -121,6 +123,26 @@ def test_remove_leaves_no_trace(model):
     assert hooks_of(model) == hooks
     assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
     assert torch.equal(logits_of(model, batch), expected)
+
+
+def test_gates_without_a_model_have_no_attention_blocks(bert):
+    created, removed = create_gates(bert), gating.inject_gates(bert)
+    removed.remove()
+    for gates in (created, removed):
+        with pytest.raises(OperationError, match="not attached to a model"):
+            gates.attention_blocks()
+
+
+def test_created_gates_are_those_that_would_be_injected_and_change_nothing(model):
+    text, state = str(model), state_of(model)
+    created = create_gates(model, init_prob_open=0.7)
+    assert str(model) == text
+    assert hooks_of(model) == 0
+    assert_same_state(model, state)
+    injected = gating.inject_gates(model, init_prob_open=0.7)
+    assert_same_state(created, state_of(injected))
+    for name in ("block_names", "block_sizes", "block_kinds", "heads_per_gate"):
+        assert getattr(created, name) == getattr(injected, name)
 
 
 def test_gates_can_be_removed_twice_and_injected_again(bert):

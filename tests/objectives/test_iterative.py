@@ -14,7 +14,7 @@ SCHEDULE = gating.BudgetSchedule(start=0.2, end=0.8)
 
 
 class Ascending(nn.Module):
-    """Later gates rank higher; counts how often it was told to start over."""
+    """A ranking in the order of the gates that counts the calls of start_over."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ def test_the_lowest_ranks_close_first_and_stay_closed(gates):
     objective.attach(gates)
     objective.update(gates, 0.5)
     assert gates.values().tolist() == [0.0] * 4 + [1.0] * 8
-    objective.ranking.scores = lambda gates: -torch.arange(12.0)  # Everything is the other way round now.
+    objective.ranking.scores = lambda gates: -torch.arange(12.0)  # The reverse order.
     objective.update(gates, 1.0)
     assert gates.values().nonzero().flatten().tolist() == [4, 5, 6, 7]
     assert torch.equal(objective.kept(gates), gates.values() > 0)
@@ -88,7 +88,7 @@ def test_all_at_once_ranks_by_everything_before(gates):
     assert gates.num_open() == 6
 
 
-def test_what_would_be_kept_is_known_before(gates):
+def test_kept_heads_are_known_before_the_search(gates):
     objective = gating.IterativePruning(Ascending(), num_heads=3, schedule=SCHEDULE)
     objective.attach(gates)
     assert objective.kept(gates).nonzero().flatten().tolist() == [9, 10, 11]
@@ -105,7 +105,7 @@ def test_every_layer_keeps_its_minimum_in_every_round(gates):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_gates_of_different_sizes_meet_every_number(seed):
-    """A small gate that has closed may be what the number needs at the end."""
+    """A small gate that has closed may have to open again at the end."""
     model = FAMILIES["llama"].build()
     gating.prune_heads(model, {0: [1, 2, 3], 1: [0, 1, 2]})
     gates = gating.inject_gates(model)

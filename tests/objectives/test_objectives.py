@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import gating
+from gating.errors import OperationError
 from gating.gates import hard_concrete
 from gating.objectives import BudgetSchedule, ExactBudget, ExpectedCount, FixedPrice, resolve_budget
 from tests.support.kept_heads import num_kept
@@ -250,6 +251,25 @@ def test_heads_cost_nothing_before_the_start(bert):
 def test_a_bad_price_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         FixedPrice(**arguments)
+
+
+def test_no_objective_keeps_every_head_open(bert):
+    gates, objective = gating.inject_gates(bert), gating.NoObjective()
+    objective.check(gates)
+    objective.attach(gates)
+    objective.update(gates, 0.5)
+    with torch.no_grad():
+        gates.log_alpha.fill_(-9.0)
+    assert gates.num_open() == objective.target(gates) == num_kept(gates, objective) == 12
+    assert not gates.log_alpha.requires_grad
+    assert objective.penalty(gates).item() == 0
+    assert list(objective.parameters()) == []
+
+
+@pytest.mark.parametrize("objective", [ExactBudget(), gating.TopK(), gating.IterativePruning(gating.Magnitude())])
+def test_an_objective_that_is_not_attached_is_refused(bert, objective):
+    with pytest.raises(OperationError, match=r"not attached to these gates: call its attach\(gates\) first"):
+        objective.update(gating.inject_gates(bert), 0.5)
 
 
 def test_a_price_leaves_the_number_to_the_gates(bert):

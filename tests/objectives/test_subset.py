@@ -65,7 +65,7 @@ def test_gradient_of_the_relaxation_is_finite_at_both_ends(temperature):
     assert scores.grad.isfinite().all()
 
 
-def test_what_takes_no_part_is_never_taken():
+def test_scores_of_minus_infinity_are_never_drawn():
     scores = torch.tensor([5.0, -torch.inf, 1.0, 0.0]).requires_grad_()
     relaxed = soft_top_k(scores, 2, 0.5)
     assert relaxed[1] == 0
