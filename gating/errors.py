@@ -23,7 +23,6 @@ __all__ = [
     "is_input_error",
     "loading",
     "shorten",
-    "unwrapped",
 ]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -89,11 +88,6 @@ def shorten(text: str, *, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def unwrapped(error: Exception) -> BaseException:
-    """Return what was at fault: not Hydra, but what it has called."""
-    return error.__cause__ if type(error).__module__.startswith("hydra.") and error.__cause__ else error
-
-
 @contextmanager
 def loading(what: str, *, remedy: str) -> Iterator[None]:
     """Say in one sentence what a library makes of files that it cannot load, whatever it raises.
@@ -117,26 +111,12 @@ def loading(what: str, *, remedy: str) -> Iterator[None]:
 
 
 def is_input_error(error: BaseException) -> bool:
-    """Say whether an error is about the user's input, so that its message is all they need.
+    """Return whether an error's message is all that a user needs.
 
-    That is an error of the file system or network, one of Hydra's, which is about settings, or a ValueError or
-    TypeError that code of this package raised on purpose, or Hydra as it called what the settings name; the same types
-    raised deeper down, in a library, are faults that want a traceback.
+    These are the errors of this package for users, and the system's: no space, no permission, no network. All others
+    are faults, and their traceback matters.
+
+    >>> is_input_error(InputError("seed=-1 cannot be used.")), is_input_error(ValueError("invalid literal"))
+    (True, False)
     """
-    if isinstance(error, OSError) or _is_about_settings(error):
-        return True
-    if not isinstance(error, (ValueError, TypeError, RuntimeError, ImportError)) or error.__traceback__ is None:
-        return False
-    innermost = error.__traceback__
-    while innermost.tb_next is not None:
-        innermost = innermost.tb_next
-    module = str(innermost.tb_frame.f_globals.get("__name__", ""))
-    # Lightning's callbacks say what is wrong with their arguments when they are called.
-    return module.split(".")[0] in ("gating", "hydra") or module.startswith("pytorch_lightning.callbacks.")
-
-
-def _is_about_settings(error: BaseException) -> bool:
-    """Say whether Hydra or OmegaConf raised an error because of settings; both are known here by name only."""
-    kind = type(error)
-    is_interpolation = kind.__module__.startswith("omegaconf.") and kind.__name__.startswith("Interpolation")
-    return kind.__module__.startswith("hydra.") or is_interpolation
+    return isinstance(error, (UserError, OSError))

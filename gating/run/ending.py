@@ -1,16 +1,16 @@
-"""How a run ends: well, with a sentence about what was wrong, or stopped by a signal."""
+"""The end of a run: after success, an error, or a signal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gating.distributed.collectives import is_lost_connection, is_rank_zero, rank
 from gating.distributed.launch import stop_processes
 from gating.distributed.watchdog import exit_on_lost_process, find_lost_process
-from gating.errors import explain, is_input_error, unwrapped
+from gating.errors import explain, is_input_error
 from gating.run.folder.earlier_run import has_checkpoint
-from gating.run.folder.state import is_finished, owned_by_this_process
+from gating.run.folder.state import current_folder, is_finished, leave_folder, owned_by_this_process
 from gating.run.folder.stored_settings import is_run
 from gating.tracking.loggers import close_wandb
 from gating.training.callbacks.divergence import DivergedError
@@ -18,84 +18,94 @@ from gating.training.signals import Stopped, stop_on_signals
 
 __all__ = ["ending_well"]
 
-_GO_ON = "The run can go on: python train.py resume="
+_RESUME = "The run can go on: python train.py resume="
 
 
 @contextmanager
-def ending_well(folder: Callable[[], Path]) -> Iterator[None]:
-    """Run a ``with`` block; close what is open whatever happens, and say how to go on where that is possible.
+def ending_well() -> Iterator[None]:
+    """Run a ``with`` block; close W&B and other processes at its end, and print how to resume after an error.
 
-    What the user can mend ends in one sentence and exit code 1, a signal in 128 and its number. Faults of the program
-    keep their traceback.
-
-    Args:
-        folder: Tells the run's folder, which may not be there.
+    A user's error ends in one sentence and exit code 1, a signal in exit code 128 plus its number. Faults keep their
+    traceback.
     """
+    leave_folder()
     failed = True
     try:
-        with stop_on_signals(), exit_on_lost_process(lambda lost: _say_lost(lost, folder())):
+        with stop_on_signals(), exit_on_lost_process(_print_lost):
             yield
         failed = False
     except Stopped as stopped:
-        _say(f"{stopped}.")
-        _say_how_to_go_on(folder())
+        _print_once(f"{stopped}.")
+        _print_how_to_resume()
         sys.exit(stopped.exit_code)
     except Exception as error:
-        cause = unwrapped(error)
-        if is_lost_connection(cause):
-            _say_lost(find_lost_process(patience_s=5.0), folder())
-            sys.exit(1)
-        if not is_input_error(cause):
-            _say_how_to_go_on(folder())
+        if not _print_error(error):
             raise
-        if isinstance(cause, DivergedError):
-            _say(f"error: {cause}")
-        else:
-            print(f"error: {explain(cause)}", file=sys.stderr)
-            _say_how_to_go_on(folder())
-        raise SystemExit(1) from cause
+        raise SystemExit(1) from error
     finally:
         if failed:
             stop_processes()
-        wandb_folder = None
-        try:
-            with stop_on_signals():
-                wandb_folder = close_wandb(failed=failed)
-        except Stopped as stopped:
-            # All is written; what is not uploaded yet, `wandb sync` uploads.
-            _say(f"{stopped}.")
-            sys.exit(stopped.exit_code)
-        if wandb_folder is not None:
-            print(f"W&B run  {wandb_folder}\n  look   wandb leet {wandb_folder}\n  upload wandb sync {wandb_folder}")
+        _finish_wandb(failed=failed)
 
 
-def _say(sentence: str) -> None:
-    """Say once what all processes know."""
+def _print_error(error: Exception) -> bool:
+    """Print a user's error as one sentence; return False for a fault, which keeps its traceback."""
+    if is_lost_connection(error):
+        _print_lost(find_lost_process(patience_s=5.0))
+    elif isinstance(error, DivergedError):
+        # All ranks have it, and its last checkpoint leads there again.
+        _print_once(f"error: {error}")
+    elif is_input_error(error):
+        print(f"error: {explain(error)}", file=sys.stderr)
+        _print_how_to_resume()
+    else:
+        _print_how_to_resume()
+        return False
+    return True
+
+
+def _finish_wandb(*, failed: bool) -> None:
+    wandb_folder = None
+    try:
+        with stop_on_signals():
+            wandb_folder = close_wandb(failed=failed)
+    except Stopped as stopped:
+        # Everything is written; `wandb sync` uploads the rest.
+        _print_once(f"{stopped}.")
+        sys.exit(stopped.exit_code)
+    if wandb_folder is not None:
+        print(f"W&B run  {wandb_folder}\n  look   wandb leet {wandb_folder}\n  upload wandb sync {wandb_folder}")
+
+
+def _print_once(sentence: str) -> None:
+    """Print a sentence that all ranks have, on rank 0."""
     if is_rank_zero():
         # The terminal may be gone.
         with suppress(OSError):
             print(sentence, file=sys.stderr, flush=True)
 
 
-def _say_lost(lost: str | None, folder: Path) -> None:
-    """Say which process has ended; another one says it where that was the first."""
+def _print_lost(lost: str | None) -> None:
+    """Print which process has ended: on rank 0, or on rank 1 if it was rank 0."""
     if is_rank_zero() or (rank() == 1 and lost is not None and lost.startswith("rank 0 ")):
         which = f": {lost}" if lost else ""
-        go_on = f"\n{_GO_ON}{folder}" if _can_go_on(folder) else ""
+        folder = current_folder()
+        resume = f"\n{_RESUME}{folder}" if folder is not None and _is_resumable(folder) else ""
         with suppress(OSError):
             print(
                 f"error: Another process of this run has ended{which}. What it said about it, if anything, is above."
-                + go_on,
+                + resume,
                 file=sys.stderr,
                 flush=True,
             )
 
 
-def _say_how_to_go_on(folder: Path) -> None:
-    if owned_by_this_process(folder) and _can_go_on(folder):
-        _say(f"{_GO_ON}{folder}")
+def _print_how_to_resume() -> None:
+    folder = current_folder()
+    if folder is not None and owned_by_this_process(folder) and _is_resumable(folder):
+        _print_once(f"{_RESUME}{folder}")
 
 
-def _can_go_on(folder: Path) -> bool:
-    """Say whether a run is not finished, and has something to go on from."""
+def _is_resumable(folder: Path) -> bool:
+    """Return whether a run is not finished, and has a checkpoint or a teacher to resume from."""
     return is_run(folder) and not is_finished(folder) and has_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""The number that a run returns to the sweeper that has started it."""
+"""The number that a run returns to an optimizing sweeper."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gating.errors import InputError
 from gating.report.summary import NUMBERS, STAGES
+from gating.run.folder.contents import METRICS
 
 __all__ = ["check_optimized", "optimized_value"]
 
@@ -13,13 +14,13 @@ _NAME = re.compile(rf"((({'|'.join(STAGES)})/)?(val|test)|num_heads|num_heads_be
 
 
 def check_optimized(name: str | None) -> None:
-    """Make sure that a name can be in ``metrics.json``; whether the task has such a metric is known at the end.
+    """Check that a name can be in ``metrics.json``; the metrics of a task are known only at the end of a run.
 
     Args:
         name: The setting ``optimized_metric``; None for the task's validation score.
 
     Raises:
-        ValueError: It cannot be there.
+        InputError: The name cannot be there.
     """
     if name is not None and name not in NUMBERS and not _NAME.fullmatch(name):
         raise InputError(
@@ -37,12 +38,12 @@ def optimized_value(folder: Path, name: str | None) -> float | None:
         name: Its name in ``metrics.json``; None for the task's validation score.
 
     Returns:
-        The number; None where it has no value, or where the run has not been validated.
+        The number; None if it has no value, or the run had no validation.
 
     Raises:
-        ValueError: It is not there.
+        InputError: ``metrics.json`` has no such number.
     """
-    path = folder / "metrics.json"
+    path = folder / METRICS
     found = json.loads(path.read_text(encoding="utf-8"))
     numbers = {key: value for key, value in found.items() if value is None or type(value) in (int, float)}
     if name is not None and name not in numbers:

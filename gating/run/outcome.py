@@ -1,4 +1,4 @@
-"""What a run leaves behind: the compact model, pictures and numbers."""
+"""Results of a run: the compact model, figures and metrics."""
 
 import json
 
@@ -19,43 +19,45 @@ __all__ = ["export", "report"]
 
 
 def export(run: Run) -> None:
-    """Time the compact model beside the dense one and save it."""
-    with run.summary.timed("latency"):
-        dense = type(run.model)._from_config(run.dense_config).to(run.model.device, run.model.dtype)
-        share_specs(run.model, dense)
-        run.summary.latency = compare_latency(dense, run.model, run.probe_batch())
-    run.summary.compare_models(dense, run.model)
+    """Time the compact model against the dense one, and save it."""
+    state, prepared = run.state, run.data.prepared
+    with state.summary.timed("latency"):
+        dense = type(state.model)._from_config(run.dense_config).to(state.model.device, state.model.dtype)
+        share_specs(state.model, dense)
+        state.summary.latency = compare_latency(dense, state.model, run.probe_batch())
+    state.summary.compare_models(dense, state.model)
     save_compact(
-        run.model,
-        run.folder / "compact",
-        tokenizer=run.processor,
-        report=run.summary.compact_report(run.prepared.final_score or run.prepared.score),
-        # Of an earlier attempt of this run: what was in its folder before is out of the way.
+        state.model,
+        run.paths.compact,
+        tokenizer=run.data.processor,
+        report=state.summary.compact_report(prepared.final_score or prepared.score),
+        # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
 
 
 def report(run: Run) -> None:
-    """Write the pictures and numbers of a run, and show them.
+    """Write the figures and metrics of a run, and print them.
 
-    The file of numbers comes last: a folder that has it is finished.
+    The metrics come last: a folder with metrics is finished.
     """
-    score, numbers, kept = run.prepared.score, run.summary.flat(), heads_per_layer(run.model)
-    final_score = run.prepared.final_score or score
-    save_pictures(run.folder / "report", run.history, score=score, kept=kept, search_steps=run.search_steps)
-    log_outcome(run.loggers, numbers, run.folder / "compact")
-    print_report(Console(), kept, run.summary.compact_report(final_score))
+    state, score, kept = run.state, run.data.prepared.score, heads_per_layer(run.state.model)
+    final_score = run.data.prepared.final_score or score
+    save_pictures(run.paths.report, state.history, score=score, kept=kept, search_steps=state.search_steps)
+    log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
+    print_report(Console(), kept, state.summary.compact_report(final_score))
     _show_samples(run)
-    run.summary.write(run.folder / "metrics.json", metric_name=final_score.name, seed=run.seed)
-    print(f"Everything is in {run.folder}; the model is in {run.folder / 'compact'}")
+    state.summary.write(run.paths.metrics, metric_name=final_score.name, seed=run.settings.seed)
+    print(f"Everything is in {run.paths.folder}; the model is in {run.paths.compact}")
 
 
 def _show_samples(run: Run) -> None:
-    """Let the compact model write, if it is one that does, and show what."""
-    if not (isinstance(run.task, WritesText) and isinstance(run.processor, PreTrainedTokenizerBase)):
+    """Print and log texts that the compact model generates, if its task generates texts."""
+    task, processor = run.parts.task, run.data.processor
+    if not (isinstance(task, WritesText) and isinstance(processor, PreTrainedTokenizerBase)):
         return
-    samples = run.task.write_samples(run.model.eval(), run.processor, run.prepared.splits)
+    samples = task.write_samples(run.state.model.eval(), processor, run.data.prepared.splits)
     print_samples(Console(), samples)
     log_samples(run.loggers, samples)
     text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
-    (run.folder / "report" / "samples.jsonl").write_text(text, encoding="utf-8")
+    run.paths.samples.write_text(text, encoding="utf-8")

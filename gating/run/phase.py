@@ -1,40 +1,131 @@
-"""What looks on while a phase of a run is trained."""
+"""Training of one phase of a run, from its last checkpoint on if there is one."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from pytorch_lightning.callbacks import Callback
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from transformers import PreTrainedModel
 
+from gating.distributed.collectives import is_rank_zero
+from gating.gates import HeadGates
+from gating.run.folder.contents import Phase
 from gating.run.run import Run
+from gating.tracking.csv_log import keep_rows
 from gating.training.callbacks.divergence import DivergenceStop
 from gating.training.callbacks.gates import GateMonitor
-from gating.training.callbacks.interruption import InterruptOnStop, to_seconds
+from gating.training.callbacks.interruption import InterruptOnStop, check_completed, to_seconds
 from gating.training.callbacks.progress import PhaseProgressBar
-from gating.training.checkpoints import RunCheckpoint
+from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from gating.training.module import FineTuning
+from gating.training.steps import validation_interval
 
-__all__ = ["callbacks_of_phase"]
+__all__ = ["train_phase"]
 
 
-def callbacks_of_phase(
-    run: Run, phase: str, chosen: Sequence[Callback], *, apart: bool, shows_progress: bool, max_time: Any = None
-) -> list[Callback]:
-    """Return the callbacks of a phase in the order in which they are to be called.
+def train_phase(
+    run: Run,
+    phase: Phase,
+    *,
+    steps: int,
+    first_step: int = 0,
+    gates: HeadGates | None = None,
+    callbacks: Sequence[Callback] = (),
+    model: PreTrainedModel | None = None,
+) -> int:
+    """Train one phase of a run.
 
     Args:
         run: The run.
-        phase: Name of the phase.
-        chosen: Those of the configuration, and those for this phase alone.
-        apart: Whether the phase is no part of the run's history: the training of a teacher.
-        shows_progress: Whether the terminal is to show it.
-        max_time: How long this process may train, over all phases.
+        phase: The phase.
+        steps: Optimizer steps of the phase.
+        first_step: Steps of the run before the phase.
+        gates: The gates of the model; only in the search.
+        callbacks: Callbacks of this phase besides those of the settings.
+        model: The model; by default the run's.
+
+    Returns:
+        The number of optimizer steps of the phase, with those before an interruption.
+
+    Raises:
+        Unfinished: Training ended before the last step.
     """
-    # First, since what others do at the start of a batch is not to be in a checkpoint of the moment before it.
+    module = _build_module(run, phase, first_step=first_step, gates=gates, model=model or run.state.model)
+    trainer = _build_trainer(run, phase, steps=steps, callbacks=callbacks)
+    checkpoint = run.last_checkpoint(phase)
+    if checkpoint is None:
+        keep_rows(run.loggers, run.state.num_rows)
+    elif is_rank_zero():
+        print(f"{phase} goes on from {checkpoint}")
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    run.data.module.start_after(first_step * run.phases[phase].trainer["accumulate_grad_batches"])
+    with run.state.summary.timed(phase):
+        # from_pretrained leaves models in evaluation mode, which Lightning keeps.
+        trainer.fit(module.train(), datamodule=run.data.module, ckpt_path=checkpoint)
+    check_completed(trainer, phase=phase)
+    # Lightning moves models back to the CPU after training.
+    module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
+    return trainer.global_step
+
+
+def _build_module(
+    run: Run, phase: Phase, *, first_step: int, gates: HeadGates | None, model: PreTrainedModel
+) -> FineTuning:
+    return FineTuning(
+        model,
+        task=run.parts.task,
+        metrics=run.data.prepared.metrics,
+        score=run.data.prepared.score,
+        optimizer=run.phases[phase].optimizer,
+        scheduler=run.phases[phase].scheduler,
+        total_steps=run.total_steps,
+        first_step=first_step,
+        gates=gates,
+        objective=run.parts.objective if gates is not None else None,
+        distillation=run.parts.distillation if run.state.teacher is not None else None,
+        teacher=run.state.teacher,
+        seed=run.settings.seed,
+        compiler="inductor" if run.settings.compile else None,
+    )
+
+
+def _build_trainer(run: Run, phase: Phase, *, steps: int, callbacks: Sequence[Callback]) -> pl.Trainer:
+    parts, is_teacher = run.phases[phase], phase == Phase.TEACHER
+    has_checkpoints = any(isinstance(callback, Checkpoint) for callback in parts.callbacks)
+    return parts.make_trainer(
+        max_epochs=-1,
+        max_steps=steps,
+        # Logs count the steps of the run, without a teacher's.
+        logger=False if is_teacher else run.loggers,
+        callbacks=_callbacks_of_phase(run, phase, [*callbacks, *parts.callbacks]),
+        max_time=None,
+        enable_checkpointing=has_checkpoints and not is_teacher,
+        # Lightning's folder for SLURM's checkpoints, which the next phase must not find.
+        default_root_dir=run.paths.of_phase(phase),
+        val_check_interval=validation_interval(parts.trainer, num_batches=run.data.module.num_batches()),
+        use_distributed_sampler=False,
+    )
+
+
+def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> list[Callback]:
+    """Return the callbacks of a phase in the order in which Lightning calls them.
+
+    Args:
+        run: The run.
+        phase: The phase; the training of a teacher is no part of the run's history.
+        chosen: Callbacks of the settings and of this phase.
+    """
+    trainer = run.phases[phase].trainer
+    # First, so that no other callback has begun the next batch when a checkpoint is written.
     checkpoints = [callback for callback in chosen if isinstance(callback, RunCheckpoint)]
     others = [callback for callback in chosen if not isinstance(callback, RunCheckpoint)]
-    bar = [PhaseProgressBar(phase)] if shows_progress else []
-    always = [*checkpoints, *bar, DivergenceStop(run.checkpoints / phase)]
+    bar = [PhaseProgressBar(phase)] if trainer.get("enable_progress_bar", True) else []
+    always = [*checkpoints, *bar, DivergenceStop(run.paths.of_phase(phase))]
+    max_time: Any = trainer.get("max_time")
     seconds = to_seconds(max_time)
-    deadline = None if seconds is None else run.began + seconds
-    # Last, since it is about what the others do.
+    deadline = None if seconds is None else run.started + seconds
+    # Last, because it acts on stops that other callbacks ask for.
     end = InterruptOnStop(phase, deadline=deadline, max_time=max_time)
-    return [*always, end] if apart else [*always, GateMonitor(run.history), *others, end]
+    if phase == Phase.TEACHER:
+        return [*always, end]
+    return [*always, GateMonitor(run.state.history), *others, end]

@@ -1,4 +1,4 @@
-"""The model without its closed heads, on the disk before recovery begins, for a run that is interrupted there."""
+"""The model after the removal of its closed heads, saved so that an interrupted recovery can resume."""
 
 import torch
 
@@ -16,37 +16,37 @@ __all__ = ["keep_removed", "restore_removed"]
 
 
 def keep_removed(run: Run) -> None:
-    """Write which heads the model has left, its weights, and what the run has found out so far."""
-    run.num_rows = num_rows(run.loggers)
-    kept = {block.name: list(block.head_ids) for block in find_attention_blocks(run.model)}
-    path = checkpoint_path(run.checkpoints / Phase.REMOVED, run.search_steps)
-    state = {
+    """Save the model after the removal: its kept heads, its weights, and the state of the run."""
+    state = run.state
+    state.num_rows = num_rows(run.loggers)
+    path = checkpoint_path(run.paths.of_phase(Phase.REMOVED), state.search_steps)
+    checkpoint = {
         "phase": path.parent.name,
-        "kept_heads": kept,
-        "weights": run.model.state_dict(),
-        "history": run.history.state_dict(),
-        "summary": run.summary.state_dict(),
-        "search_steps": run.search_steps,
-        "num_rows": run.num_rows,
+        "kept_heads": {block.name: list(block.head_ids) for block in find_attention_blocks(state.model)},
+        "weights": state.model.state_dict(),
+        "history": state.history.state_dict(),
+        "summary": state.summary.state_dict(),
+        "search_steps": state.search_steps,
+        "num_rows": state.num_rows,
     }
     with replacing_file(path) as new, new.open("wb") as file:
-        torch.save(state, file)
+        torch.save(checkpoint, file)
 
 
 def restore_removed(run: Run) -> bool:
-    """Remove the same heads again from the model, which still has all of them, in place; False if that is to come."""
-    path = run.last_checkpoint(Phase.REMOVED)
+    """Repeat a saved removal on the dense model, in place; return False if none was saved."""
+    path, state = run.last_checkpoint(Phase.REMOVED), run.state
     if path is None:
         if is_rank_zero():
-            # Recovery comes once more, too: with those of its checkpoints it would end as if it had been left out.
-            forget_phases(run.checkpoints, after=Phase.SEARCH)
+            # Recovery starts again, too; its old checkpoints are of a model that no longer exists.
+            forget_phases(run.paths.checkpoints, after=Phase.SEARCH)
         return False
-    state = read_checkpoint(path)
-    kept = state["kept_heads"]
-    blocks = find_attention_blocks(run.model)
-    prune_heads(run.model, {block.name: set(block.head_ids) - set(kept[block.name]) for block in blocks})
-    run.model.load_state_dict(state["weights"])
-    run.history.load_state_dict(state["history"])
-    run.summary.load_state_dict(state["summary"])
-    run.search_steps, run.num_rows = state["search_steps"], state["num_rows"]
+    checkpoint = read_checkpoint(path)
+    kept = checkpoint["kept_heads"]
+    blocks = find_attention_blocks(state.model)
+    prune_heads(state.model, {block.name: set(block.head_ids) - set(kept[block.name]) for block in blocks})
+    state.model.load_state_dict(checkpoint["weights"])
+    state.history.load_state_dict(checkpoint["history"])
+    state.summary.load_state_dict(checkpoint["summary"])
+    state.search_steps, state.num_rows = checkpoint["search_steps"], checkpoint["num_rows"]
     return True

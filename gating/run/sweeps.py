@@ -1,4 +1,4 @@
-"""The jobs of a sweep: one that fails does not end the others, and all failures are listed at the end."""
+"""Jobs of a sweep: a failed job does not end the others, and all failures are listed at the end."""
 
 import json
 import os
@@ -20,35 +20,35 @@ from gating.training.signals import Stopped, Unfinished
 
 __all__ = ["FailureReport", "begins_later", "noting_failure"]
 
-# In the sweep's folder; jobs may run in other processes, as with the launchers for joblib and SLURM.
+# In the sweep's folder, because launchers such as joblib's run jobs in other processes.
 _FILE = "failed.jsonl"
-# What makes a setting of the command one of several values.
+# Overrides with several values.
 _SEVERAL = re.compile(r"=.*[,(*]")
-# The job at which the first process has started this one.
+# Environment variable: the job in which rank 0 started this process.
 _FIRST_JOB = "HEAD_GATING_FIRST_JOB"
 
 
 class FailureReport(Callback):
-    """Lists the jobs that have failed when a sweep is over, and lets the command end with exit code 1 then."""
+    """Lists the failed jobs at the end of a sweep, and exits with code 1 if there are any."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Forget the failures of an earlier sweep in the same folder.
+        """Remove the list of failures of an earlier sweep in the same folder.
 
         Raises:
-            SystemExit: The folder holds files of somebody else where those of a sweep go.
+            SystemExit: A file of the sweep would replace a file of another origin.
         """
         path = _file_of(config)
-        # In each process, since each has Hydra write its command.
+        # In each process, because Hydra writes the command in each.
         _check_own(path, path.with_name("multirun.yaml"))
         if is_rank_zero() and path.exists():
             path.unlink()
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """List what has failed."""
+        """Print the failed jobs."""
         path = _file_of(config)
         if not is_rank_zero() or not path.exists():
             return
-        # Of settings that are given twice, the last one counts.
+        # The last override of a setting counts.
         given = {_name_of(line): line for line in config.hydra.overrides.task}
         fixed = {name for name, line in given.items() if not _SEVERAL.search(line)}
         failures = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -61,7 +61,7 @@ class FailureReport(Callback):
 
 
 def begins_later(job: int) -> bool:
-    """Say whether the first process has started this one, which repeats its command, in a later job of the sweep."""
+    """Return whether rank 0 started this process, which repeats its command, in a later job of the sweep."""
     if is_rank_zero():
         os.environ[_FIRST_JOB] = str(job)
     return not is_rank_zero() and job < int(os.environ.get(_FIRST_JOB, 0))
@@ -69,18 +69,18 @@ def begins_later(job: int) -> bool:
 
 @contextmanager
 def noting_failure(folder: Path, *, job: int, overrides: Sequence[str]) -> Iterator[None]:
-    """Note the failure of a job in the sweep's folder, so that the next one begins; a signal ends the sweep.
+    """Record the failure of a job in the sweep's folder, so that the next job begins; a signal ends the sweep.
 
     Args:
         folder: The sweep's folder.
         job: Number of the job.
-        overrides: What the job sets.
+        overrides: Overrides of the job.
     """
     try:
         yield
     except (SystemExit, Exception) as end:
         error = end.__cause__ or end.__context__ or end if isinstance(end, SystemExit) else end
-        # The first process ends those that it has started, and starts others for the next job.
+        # Rank 0 ends the processes that it has started, and starts others for the next job.
         if not is_rank_zero() or (isinstance(error, Stopped) and not isinstance(error, Unfinished)):
             raise
         if error is end:
@@ -102,7 +102,7 @@ def _check_own(failures: Path, command: Path) -> None:
 
 
 def _lists_failures(path: Path) -> bool:
-    with suppress(Exception):  # Whatever it is, it is not that.
+    with suppress(Exception):  # Any other content.
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return all(line.keys() == {"job", "overrides", "reason"} for line in lines)
     return False

@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import instantiate
 
 import gating
-from gating.run.settings.read import make_objective
+from gating.run.settings.build import make_objective
 from tests.support.tiny_run import ROOT, checked_settings, compose_settings
 
 GROUPS = (

@@ -15,6 +15,8 @@ import train
 from benchmarks.faults.outcome import Outcome
 from gating.report.summary import Summary
 from gating.run import prepare as preparation
+from gating.run import stages
+from gating.run.folder.contents import RunPaths
 from gating.run.folder.state import is_finished, take_folder
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
@@ -103,7 +105,7 @@ def test_runs_that_are_interrupted_on_and_on_end_as_if_they_had_not_been(variant
 
 BETWEEN = {
     "before heads are removed": (train, "remove_heads"),
-    "before the removal is on the disk": (train, "keep_removed"),
+    "before the removal is on the disk": (stages, "keep_removed"),
     "before the export": (train, "export"),
     "before the numbers": (Summary, "write"),
 }
@@ -345,9 +347,8 @@ def test_auto_finds_the_latest_unfinished_run_with_the_same_settings(inputs, who
     for name, settings in {"1": [], "2": [], "3": ["seed=4"]}.items():
         with at_batch(6, interrupt), pytest.raises(Interrupted):
             run_in(Path("outputs/today") / name, inputs, *settings)
-    settings = compose_settings([*inputs, "logger=csv", "resume=auto"])
-    train.run(settings)
-    assert settings.output_dir == "outputs/today/2"
+    train.run(compose_settings([*inputs, "logger=csv", "resume=auto"]))
+    assert [name for name in "123" if is_finished(tmp_path / "outputs" / "today" / name)] == ["2"]
     assert_same_end(tmp_path / "outputs" / "today" / "2", whole)
     with at_batch(1, interrupt), pytest.raises(Interrupted):
         train.run(compose_settings([*inputs, "logger=csv", "resume=auto", "seed=5"]))
@@ -437,6 +438,7 @@ def test_the_run_at_wandb_goes_on(inputs, tmp_path, monkeypatch):
 def test_only_one_process_takes_a_folder_and_a_new_run_forgets_the_old_one(tmp_path):
     (tmp_path / "checkpoints" / "search").mkdir(parents=True)
     (tmp_path / "checkpoints" / "mine").mkdir()
-    with take_folder(tmp_path, tmp_path / "checkpoints", config="seed: 0\n", ckpt_path=None):
+    paths = RunPaths(tmp_path, tmp_path / "checkpoints")
+    with take_folder(paths, config="seed: 0\n", ckpt_path=None):
         assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["mine"]

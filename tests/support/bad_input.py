@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import transformers
-from hydra.errors import InstantiationException
 from hypothesis import strategies as st
 from omegaconf import DictConfig
 
@@ -35,7 +34,8 @@ from gating.distributed.launch import check_processes
 from gating.errors import explain, is_input_error
 from gating.models.blueprint import make_blueprint
 from gating.models.sources import Pretrained
-from gating.run.settings.read import make_objective, read_settings, try_settings
+from gating.run.parts import build_parts, build_phases
+from gating.run.settings.read import read_settings
 from gating.tasks.sequence_classification import SequenceClassification
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import compose_settings, make_inputs
@@ -73,10 +73,9 @@ def outcome(area: Area, case: Any) -> str:
         assert len(explain(refused)) > 10  # noqa: PT017
         return "sentence"
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-        if not is_input_error(cause):
+        if not is_input_error(error):
             raise
-        sentence = explain(cause)
+        sentence = explain(error)
         assert "\n" not in sentence
         assert 10 < len(sentence) < 1500, sentence
         return "sentence"
@@ -494,9 +493,9 @@ def try_overrides(case: list[str]) -> None:
     except Exception as error:
         raise RefusedError(error) from error
     settings = read_settings(cfg, groups=train.GROUPS)
-    check_processes(settings["trainer"])
-    try_settings(cfg)
-    make_objective(settings["objective"])
+    check_processes(settings.values["trainer"])
+    build_parts(settings)
+    build_phases(settings)
 
 
 # Folders of models that are not compact.

@@ -21,10 +21,10 @@ remove_heads, training_step = train.remove_heads, FineTuning.training_step
 batches = itertools.count(1)
 
 
-def remember_kept_heads(work, objective, gates):
-    remove_heads(work, objective, gates)
-    kept = {block.name: list(block.head_ids) for block in find_attention_blocks(work.model)}
-    weights = float(sum(weight.double().abs().sum() for weight in work.model.state_dict().values()))
+def remember_kept_heads(run, objective, gates):
+    remove_heads(run, objective, gates)
+    kept = {block.name: list(block.head_ids) for block in find_attention_blocks(run.state.model)}
+    weights = float(sum(weight.double().abs().sum() for weight in run.state.model.state_dict().values()))
     Path(f"kept-{rank()}.json").write_text(json.dumps([kept, weights]))
 
 

@@ -72,7 +72,7 @@ def compose_settings(overrides: list[str]) -> DictConfig:
 
 def checked_settings(overrides: Sequence[str]) -> dict[str, Any]:
     """Compose the settings of a command as plain values, checked as the command does."""
-    return read_settings(compose_settings(overrides), groups=train.GROUPS)
+    return read_settings(compose_settings(overrides), groups=train.GROUPS).values
 
 
 def run_command(

@@ -1,1 +1,1 @@
-"""What a run's folder holds, and how a run goes on from it."""
+"""The folder of a run: its contents, its owner, and resuming from it."""

@@ -43,6 +43,8 @@ CLEARED = ".config.yaml.old"
 OWNER_MARK = ".run-of-checkpoints"
 
 CHECKPOINTS, CSV, REPORT, WANDB = "checkpoints", "csv", "report", "wandb"
+# In the folder of the report.
+SAMPLES = "samples.jsonl"
 # Saved models.
 COMPACT, TEACHER = "compact", "teacher"
 
@@ -52,7 +54,7 @@ FILES = (
     f"{CSV}/hparams.yaml",
     f"{REPORT}/gates.png",
     f"{REPORT}/history.png",
-    f"{REPORT}/samples.jsonl",
+    f"{REPORT}/{SAMPLES}",
     OWNER_MARK,
 )
 
@@ -88,6 +90,11 @@ class RunPaths:
     def report(self) -> Path:
         """Folder of the figures."""
         return self.folder / REPORT
+
+    @property
+    def samples(self) -> Path:
+        """File of the texts that the compact model generated."""
+        return self.report / SAMPLES
 
     def of_phase(self, phase: Phase) -> Path:
         """Return the folder of a phase's checkpoints."""

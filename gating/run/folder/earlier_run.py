@@ -1,4 +1,4 @@
-"""What an earlier run has left in a folder that a new one is to have; all else in it stays."""
+"""Files of an earlier run in the folder of a new one; other files stay."""
 
 import os
 import shutil
@@ -29,21 +29,21 @@ from gating.training.checkpoints import checkpoints_in, why_unusable
 __all__ = ["check_earlier", "check_links", "clearing", "forget_model", "forget_phases", "has_checkpoint"]
 
 _MODELS = (COMPACT, TEACHER)
-# Besides the groups that all settings of a run have.
+# In addition to the groups of every run.
 _KEYS = {"output_dir", "overwrite", "resume", "ckpt_path", "seed", "recovery", "phase"}
 
 
 def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]) -> None:
-    """Make sure that a new run takes the place of an earlier one at most, and of nothing else.
+    """Check that a new run replaces nothing but an earlier run.
 
     Args:
         folder: The folder of the new run.
-        checkpoints: Where its checkpoints are to be.
+        checkpoints: Folder of its checkpoints.
         settings: All settings of the new run, as plain values.
 
     Raises:
-        ValueError: Something stands in the new run's place that no run has made, or the new run reads it.
-        FileExistsError: A model of the earlier run has other files in its folder.
+        InputError: A file in the new run's place was not written by a run, or the new run reads it.
+        FolderExistsError: A model folder of the earlier run holds other files.
     """
     earlier = _settings_of_earlier(folder)
     if earlier is None:
@@ -81,7 +81,7 @@ def _is_used(path: Path) -> bool:
 def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
     places = [folder / name for name in (CHECKPOINTS, CSV, REPORT, *_MODELS)]
     for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation")}):
-        with suppress(OSError):  # Too long for a path, say.
+        with suppress(OSError):  # Such as a value too long for a path.
             if isinstance(value, str) and value and "\0" not in value:
                 source = Path(os.path.expanduser(value))
                 if any(is_or_holds(place, source) for place in places):
@@ -89,7 +89,7 @@ def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _check_empty(checkpoints: Path) -> None:
-    # The folder of the run, which the path may lead through, is not there yet.
+    # Resolved, because the path may lead through the run's folder, which does not exist yet.
     for path in (path for phase in Phase for path in checkpoints_in(checkpoints.resolve() / phase)):
         raise InputError(
             f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Give this run another place, "
@@ -98,14 +98,14 @@ def _check_empty(checkpoints: Path) -> None:
 
 
 def check_links(folder: Path, checkpoints: Path) -> None:
-    """Make sure that a run reads and writes its own files.
+    """Check that a run reads and writes only its own files.
 
     Args:
         folder: The run's folder.
-        checkpoints: Where its checkpoints are.
+        checkpoints: Folder of its checkpoints.
 
     Raises:
-        ValueError: One of them is a link out of its folder, or in a folder that is.
+        InputError: A file, or a folder above it, is a link out of the run's folder.
     """
     files = [(folder / name, folder) for name in (CONFIG, METRICS, LOCK, *FILES)]
     for path, place in (*files, *((checkpoints / phase, checkpoints) for phase in Phase)):
@@ -118,16 +118,16 @@ def check_links(folder: Path, checkpoints: Path) -> None:
 
 @contextmanager
 def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
-    """Remove what an earlier run left, before a ``with`` block that begins a new one; other files stay.
+    """Remove the files of an earlier run, before a ``with`` block that begins a new one.
 
     Args:
-        folder: A folder that may be overwritten. If it is not that of a run, nothing is removed.
-        checkpoints: Where the new run has its checkpoints.
+        folder: A folder that may be overwritten. Nothing is removed unless it is a run's.
+        checkpoints: Folder of the new run's checkpoints.
     """
     settings = folder / CONFIG
     if (earlier := _settings_of_earlier(folder)) is not None:
         models = [name for name in _MODELS if name != TEACHER or _has_teacher(folder, earlier)]
-        # First: a run with numbers is a finished one.
+        # First: a run with metrics counts as finished.
         (folder / METRICS).unlink(missing_ok=True)
         if settings.is_file():
             settings.replace(folder / CLEARED)
@@ -141,14 +141,14 @@ def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
         for place in (folder / CHECKPOINTS, folder / CSV, folder / REPORT):
             with suppress(OSError):
                 place.rmdir()
-    # Of nothing else: where it holds those of another run, there is none.
+    # check_earlier refuses a folder with checkpoints of another run.
     forget_phases(checkpoints, after=None)
     yield
     (folder / CLEARED).unlink(missing_ok=True)
 
 
 def forget_model(folder: Path) -> None:
-    """Remove a model that a run has saved; of a link, the link."""
+    """Remove a saved model; if its folder is a link, the link only."""
     if folder.is_symlink():
         folder.unlink()
     else:
@@ -156,7 +156,7 @@ def forget_model(folder: Path) -> None:
 
 
 def forget_phases(checkpoints: Path, *, after: Phase | None) -> None:
-    """Remove the checkpoints of the phases that come after one; of all of them after none. Other files stay."""
+    """Remove the checkpoints of the phases after a phase, or of all phases; other files stay."""
     phases = list(Phase)
     for phase in phases[phases.index(after) + 1 if after else 0 :]:
         for path in (*checkpoints_in(checkpoints / phase), *(checkpoints / phase).glob(".step-*.ckpt.*.new")):
@@ -166,7 +166,7 @@ def forget_phases(checkpoints: Path, *, after: Phase | None) -> None:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Say whether a run has got so far that it has something to go on from."""
+    """Return whether a run has a checkpoint or a teacher to resume from."""
     places = [folder / CHECKPOINTS]
     with suppress(ValueError):
         places.append(checkpoints_of(folder, read_settings_of(folder)))
@@ -174,7 +174,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def _settings_of_earlier(folder: Path) -> dict[str, Any] | None:
-    """Return the settings of the run in a folder; of one that its checkpoints alone tell, their place; None without."""
+    """Return a run's settings; only ``paths`` if nothing but its checkpoints is left; None without a run."""
     for name in (CONFIG, CLEARED):
         with suppress(ValueError):
             settings = read_settings_of(folder, name=name)
@@ -189,12 +189,12 @@ def _settings_of_earlier(folder: Path) -> dict[str, Any] | None:
 
 
 def _has_teacher(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Say whether a run trains its own teacher; where its settings are damaged, its checkpoints tell."""
+    """Return whether a run trains its own teacher, by its settings or, if they are damaged, its checkpoints."""
     distillation = settings.get("distillation", {})
     trains_one = isinstance(distillation, Mapping) and bool(distillation) and not distillation.get("teacher")
     return trains_one or bool(checkpoints_in(folder / CHECKPOINTS / Phase.TEACHER))
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Say whether a path leads into a folder, by whatever links."""
+    """Return whether a path is inside a folder after links are resolved."""
     return path.resolve().is_relative_to(folder.resolve())

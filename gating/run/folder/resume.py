@@ -1,4 +1,4 @@
-"""Finding the run that a command is to go on with, and making sure that it is the same run."""
+"""The run that a command resumes, and the check that its settings are the same."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from gating.tracking.redaction import redact_settings
 
 __all__ = ["find_run", "named_run"]
 
-# What may differ between a run and the command that goes on with it: none of it changes what is computed.
+# Settings that may differ between a run and the command that resumes it: they change no result.
 _FREE = (
     "output_dir",
     "overwrite",
@@ -27,20 +27,20 @@ _FREE = (
 )
 
 
-def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | None:
-    """Return the folder of the run to go on with; None if a new one is to begin.
+def find_run(settings: Mapping[str, Any], *, has_own_folder: bool) -> Path | None:
+    """Return the folder of the run to resume; None to begin a new one.
 
     Args:
         settings: All settings of the command, as plain values.
-        is_place_given: Whether the command says ``output_dir``; otherwise its default is the time of day.
+        has_own_folder: Whether the command gives ``output_dir``, whose default is the time of day.
 
     Raises:
-        FileExistsError: No ``resume`` is asked for, and ``output_dir`` has an unfinished run.
-        ValueError: What is asked for is no run, or a setting is another than the run's.
+        FolderExistsError: ``output_dir`` holds an unfinished run, without ``resume``.
+        InputError: The folder holds no run, or a setting differs from the run's.
     """
     place, resume, ckpt_path = Path(settings["output_dir"]), settings["resume"], settings["ckpt_path"]
     if resume is None and ckpt_path is None:
-        if is_place_given and is_run(place) and not is_finished(place) and not settings["overwrite"]:
+        if has_own_folder and is_run(place) and not is_finished(place) and not settings["overwrite"]:
             raise FolderExistsError(
                 f"output_dir={place} holds an unfinished run. Pass resume=auto to go on with it, or overwrite=true to "
                 "begin again."
@@ -48,13 +48,13 @@ def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | Non
         return None
     if resume == "auto" and ckpt_path is None:
         if not is_run(place):
-            return None if is_place_given else _latest_like(settings, place.parent.parent)
+            return None if has_own_folder else _latest_like(settings, place.parent.parent)
         folder = place
     else:
         folder = named_run(resume, ckpt_path)
-        if is_place_given and place.absolute() != folder.absolute():
+        if has_own_folder and place.absolute() != folder.absolute():
             raise InputError(f"The run to go on with is in {folder}, and output_dir={place}: leave output_dir out.")
-    # Secrets are not in the folder.
+    # Secrets are not stored in the folder.
     changed = _difference(read_settings_of(folder), redact_settings(dict(settings)))
     if changed is not None:
         name, before, now = changed
@@ -66,10 +66,10 @@ def find_run(settings: Mapping[str, Any], *, is_place_given: bool) -> Path | Non
 
 
 def named_run(resume: str | None, ckpt_path: str | None) -> Path:
-    """Return the folder of the run that is named, or whose checkpoint is.
+    """Return the folder of the run that is given by its name or by a checkpoint.
 
     Raises:
-        ValueError: There is no such run.
+        InputError: There is no such run.
     """
     if ckpt_path is None:
         return Path(str(resume))
@@ -85,12 +85,12 @@ def named_run(resume: str | None, ckpt_path: str | None) -> Path:
 
 
 def _is_free(name: str) -> bool:
-    """Say whether a setting may be another one when a run goes on: what is computed does not depend on it."""
+    """Return whether a setting may differ when a run is resumed."""
     return any(name == free or name.startswith(f"{free}.") for free in _FREE)
 
 
 def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
-    """Return the latest unfinished run with these settings, secrets aside, that no process is at."""
+    """Return the latest unfinished run with these settings, secrets aside, that no other process trains."""
     shown = redact_settings(dict(settings))
     for folder in sorted(outputs.glob("*/*"), reverse=True):
         if not is_run(folder) or is_finished(folder):
@@ -98,17 +98,17 @@ def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
         try:
             changed = _difference(read_settings_of(folder), shown)
         except ValueError:
-            continue  # A damaged run is not this one.
+            continue  # A damaged run cannot be compared.
         if changed is None and not owned_by_other_process(folder):
             return folder
     return None
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first setting that matters and is another one, with both of its values."""
+    """Return the first setting that differs and changes results, with both values."""
     old, new = dict(leaves(before)), dict(leaves(now))
     if new.get("objective.speedup") is not None:
-        # Measured when the run began; it would come out a little differently now.
+        # Measured when the run began; another measurement could differ a little.
         new["objective.num_heads"] = old.get("objective.num_heads")
     for name in sorted(old | new):
         if not _is_free(name) and old.get(name) != new.get(name):

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, how far it is, and going back in it."""
+"""State of a run's folder: finished or not, its owner, and the return to an earlier checkpoint."""
 
 import uuid
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 
 import filelock
 
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 from gating.run.folder.contents import (
     CHECKPOINTS,
@@ -19,6 +20,7 @@ from gating.run.folder.contents import (
     TEACHER,
     WANDB,
     Phase,
+    RunPaths,
 )
 from gating.run.folder.earlier_run import check_earlier, check_links, clearing, forget_model, forget_phases
 from gating.storage.atomic import replacing_file
@@ -28,24 +30,30 @@ from gating.training.checkpoints import checkpoints_in, why_unusable
 __all__ = [
     "check_places",
     "check_places_of",
+    "current_folder",
     "has_own_checkpoints",
     "is_finished",
     "owned_by_this_process",
+    "leave_folder",
     "owned_by_other_process",
     "take_folder",
 ]
 
-# What a run makes in its folder, as it would have to be if it were there already.
+# Contents of a run's folder by their kind.
 _FILES, _FOLDERS = (CONFIG, METRICS), (CHECKPOINTS, CSV, REPORT, WANDB)
 
 
+# The folder of the run in this process, for messages after an error.
+_current: Path | None = None
+
+
 def is_finished(folder: Path) -> bool:
-    """Say whether a run came to its end, of which its numbers are the last thing to be written."""
+    """Return whether a run is finished: its metrics are written last."""
     return (folder / METRICS).is_file()
 
 
 def owned_by_other_process(folder: Path) -> bool:
-    """Say whether another process is at a run."""
+    """Return whether another process trains a run."""
     lock = _lock_of(folder)
     try:
         lock.acquire(blocking=False)
@@ -58,21 +66,21 @@ def owned_by_other_process(folder: Path) -> bool:
 
 
 def owned_by_this_process(folder: Path) -> bool:
-    """Say whether this process is at a run."""
+    """Return whether this process trains a run."""
     return bool(_lock_of(folder).is_locked)
 
 
 def check_places(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]) -> None:
-    """Make sure that a new run can have the places it writes to, and leave no trace.
+    """Check that a new run can write to its folders, and leave no trace.
 
     Args:
         folder: The run's folder.
-        checkpoints: Where its checkpoints are to be.
+        checkpoints: Folder of its checkpoints.
         settings: All its settings, as plain values.
 
     Raises:
-        ValueError: Checkpoints of another run are there, or something that no run has made, or not as a run makes it.
-        OSError: A place cannot be written to, or an earlier model in it has other files in its folder.
+        InputError: A folder holds checkpoints of another run, or files that no run has written.
+        OSError: A folder cannot be written to, or holds an earlier model with other files.
     """
     for names, is_right in ((_FILES, Path.is_file), (_FOLDERS, Path.is_dir)):
         for path in (folder / name for name in names):
@@ -86,15 +94,15 @@ def check_places(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]
 
 
 def check_places_of(folder: Path, checkpoints: Path, *, before: str) -> None:
-    """Make sure that a run which goes on has its own checkpoints, and not those of another one.
+    """Check that the checkpoints of a resumed run are its own.
 
     Args:
         folder: The run's folder.
-        checkpoints: Where its checkpoints are to be now.
-        before: Where they were.
+        checkpoints: Folder of its checkpoints by the settings of the command.
+        before: Folder of its checkpoints by its stored settings.
 
     Raises:
-        ValueError: They are somewhere else than they were, and not in the run's folder.
+        InputError: The folders differ, and the new one is not inside the run's folder.
     """
     check_links(folder, checkpoints)
     place = checkpoints.resolve()
@@ -106,7 +114,7 @@ def check_places_of(folder: Path, checkpoints: Path, *, before: str) -> None:
 
 
 def has_own_checkpoints(folder: Path, checkpoints: Path) -> bool:
-    """Say whether checkpoints are in a run's folder, or where this run has put them, which is noted in both places."""
+    """Return whether checkpoints are inside a run's folder, or carry the same random mark as the folder."""
     if checkpoints.resolve().is_relative_to(folder.resolve()):
         return True
     try:
@@ -117,7 +125,7 @@ def has_own_checkpoints(folder: Path, checkpoints: Path) -> bool:
 
 
 def _mark(folder: Path, checkpoints: Path) -> None:
-    """Note in both places that checkpoints outside of a run's folder are its own."""
+    """Mark checkpoints outside a run's folder as its own, in both folders."""
     if not checkpoints.resolve().is_relative_to(folder.resolve()):
         mark = uuid.uuid4().hex
         for place in (folder, checkpoints):
@@ -125,39 +133,53 @@ def _mark(folder: Path, checkpoints: Path) -> None:
                 new.write_text(mark, encoding="ascii")
 
 
-def take_folder(folder: Path, checkpoints: Path, *, config: str | None, ckpt_path: str | None) -> filelock.BaseFileLock:
-    """Make a run's folder ready for this process.
+def take_folder(paths: RunPaths, *, config: str | None, ckpt_path: str | None) -> filelock.BaseFileLock | None:
+    """Make a run's folder ready for this process, and make it the current folder.
 
     Args:
-        folder: The folder.
-        checkpoints: Where checkpoints are.
-        config: Its settings as YAML, for a new run; None for one that goes on.
+        paths: Folders of the run.
+        config: Its settings as YAML, for a new run; None for a resumed one.
         ckpt_path: The checkpoint to go back to.
 
     Returns:
-        A lock that the process has as long as it is at the run, however it ends.
+        A lock that the process holds as long as it trains, however it ends; None on other ranks than 0.
 
     Raises:
-        ValueError: Another process is at it, or the checkpoint is none to go on from.
+        InputError: Another process trains the run, or the checkpoint cannot be resumed from.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
-    if config is not None:
-        with clearing(folder, checkpoints), replacing_file(folder / CONFIG) as new:
-            new.write_text(config, encoding="utf-8")
-        _mark(folder, checkpoints)
-    if ckpt_path is not None:
-        _return_to(Path(ckpt_path), folder, checkpoints)
+    global _current
+    lock = None
+    if is_rank_zero():
+        paths.folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(paths.folder)
+        if config is not None:
+            with clearing(paths.folder, paths.checkpoints), replacing_file(paths.folder / CONFIG) as new:
+                new.write_text(config, encoding="utf-8")
+            _mark(paths.folder, paths.checkpoints)
+        if ckpt_path is not None:
+            _return_to(Path(ckpt_path), paths.folder, paths.checkpoints)
+    _current = paths.folder
     return lock
 
 
+def current_folder() -> Path | None:
+    """Return the folder of the run that this process has begun to train; None before."""
+    return _current
+
+
+def leave_folder() -> None:
+    """Have no current folder: the next run of a sweep has another one."""
+    global _current
+    _current = None
+
+
 def _lock_of(folder: Path) -> filelock.BaseFileLock:
-    """Return the one lock of a folder that this process has; the system gives it up with the process."""
+    """Return this process's only lock of a folder, which the system releases with the process."""
     return filelock.FileLock(folder / LOCK, is_singleton=True)
 
 
 def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
-    """Remove what a run wrote after one of its checkpoints, so that this is the last one."""
+    """Make a checkpoint the last one of a run: remove everything written after it."""
     phase = checkpoint.resolve().parent
     mine = checkpoints_in(phase)
     if phase.parent != checkpoints.resolve() or phase.name not in list(Phase) or checkpoint.resolve() not in mine:

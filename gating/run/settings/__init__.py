@@ -1,1 +1,1 @@
-"""What a command asks for: settings composed by Hydra, checked and recalled."""
+"""Settings of a run: composed by Hydra, validated, and recalled from the folder of a resumed run."""

@@ -1,4 +1,4 @@
-"""Checking a run's settings against the signatures they are meant for, before anything is loaded."""
+"""Validation of settings against the signatures that take them, before anything is loaded."""
 
 import difflib
 import inspect
@@ -12,13 +12,13 @@ from pydantic_core import SchemaError
 
 from gating.errors import InputError
 
-__all__ = ["check_complete", "check_settings", "keywords", "locate_target", "take_arguments"]
+__all__ = ["check_call", "check_complete", "check_settings", "keywords", "locate_target", "take_arguments"]
 
 _MISSING = "???"
 
 
 class _RunSettings(typing.TypedDict):
-    """The settings that stand in no group."""
+    """Settings outside of groups."""
 
     output_dir: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     overwrite: bool
@@ -33,14 +33,14 @@ class _RunSettings(typing.TypedDict):
 
 
 class _TrainerOptions(typing.TypedDict, total=False):
-    """The settings of Lightning's trainer that may be left out."""
+    """Optional settings of Lightning's trainer."""
 
     max_time: str | dict[str, float] | None
     limit_test_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)] | None
 
 
 class _TrainerSettings(_TrainerOptions):
-    """The settings of Lightning's trainer that this program reads itself."""
+    """Settings of Lightning's trainer that a run reads itself."""
 
     max_epochs: Annotated[float, Field(ge=-1, allow_inf_nan=False)]
     max_steps: Annotated[int, Field(ge=-1)]
@@ -54,28 +54,30 @@ class _TrainerSettings(_TrainerOptions):
     log_every_n_steps: Annotated[int, Field(ge=1)]
 
 
-# Groups whose target is not of this package.
+# Groups whose target is outside of this package.
 _FOREIGN = {"trainer": _TrainerSettings}
-# Groups that only change others, and those that hold no target of their own.
+# Groups that only change others, and groups without a target.
 _CHANGES = {"debug", "experiment", "hydra", "sweep"}
 _PLAIN = {"callbacks", "paths"}
 
 
 def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> None:
-    """Find what was taken away from the settings that every run reads.
+    """Check that all settings that every run reads are there.
 
     Args:
         settings: Nested plain values, as composed from ``conf/``.
-        groups: Names of the settings that are groups of others.
+        groups: Names of the groups of settings.
 
     Raises:
-        ValueError: One is missing; the message has its dotted name.
+        InputError: A setting is missing; the message has its dotted name.
     """
-    needed = [*_RunSettings.__annotations__, "convergence", *sorted(set(groups) - _CHANGES)]
+    needed = [*_RunSettings.__annotations__, "convergence", *sorted(set(groups) - _CHANGES), "paths.checkpoints"]
     for group in {*groups, "convergence"} - _CHANGES:
         values = settings.get(group)
+        if group in settings and values is None and group != "convergence":
+            raise InputError(f"{group}=null cannot be used: {group} is a group of settings.")
         if isinstance(values, Mapping):
-            # Without any settings of it, nothing is distilled.
+            # An empty distillation group means no distillation.
             needed += [] if group in _PLAIN or (group == "distillation" and not values) else [f"{group}._target_"]
             needed += [f"{group}.{name}" for name in _FOREIGN[group].__required_keys__] if group in _FOREIGN else []
     needed += [f"{name}._target_" for name, value in _callbacks(settings) if isinstance(value, Mapping)]
@@ -93,16 +95,16 @@ def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> N
 def check_settings(
     settings: Mapping[str, Any], *, groups: Collection[str], also: Mapping[str, Sequence[Callable[..., Any]]]
 ) -> None:
-    """Compare every setting with the type that the signature it is meant for gives it.
+    """Check the name and type of every setting against the signature that takes it.
 
     Args:
-        settings: Nested plain values, as composed from ``conf/``. A group with a ``_target_`` of this package is
-            compared with that target's signature.
-        groups: Names of the settings that are groups of others.
-        also: For groups whose settings go to more than one place, the other functions.
+        settings: Nested plain values, as composed from ``conf/``. Groups with a ``_target_`` of this package are
+            compared with its signature.
+        groups: Names of the groups of settings.
+        also: Further functions that take settings of a group, by group.
 
     Raises:
-        ValueError: A setting is unknown, missing or of the wrong type; the message has its dotted name.
+        InputError: A setting is unknown, missing or of the wrong type; the message has its dotted name.
     """
     own = typing.get_type_hints(_RunSettings, include_extras=True)
     _check_names("", settings, {**own, **dict.fromkeys(groups)})
@@ -128,12 +130,12 @@ def _callbacks(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def take_arguments(function: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Remove from settings those that a function has a parameter for, and return them."""
+    """Remove the arguments of a function from settings, and return them."""
     return {name: settings.pop(name) for name in inspect.signature(function).parameters if name in settings}
 
 
 def keywords(function: Callable[..., Any]) -> set[str]:
-    """Return the names of the parameters of a function that are given by name only."""
+    """Return the names of the keyword-only parameters of a function."""
     return {p.name for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY}
 
 
@@ -144,7 +146,7 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
         called = locate_target(target, prefix)
         types |= _parameter_types(called)
         for function in also:
-            # Their other arguments are the program's own.
+            # Positional arguments come from the run.
             own = keywords(function)
             types |= {name: kind for name, kind in _parameter_types(function).items() if name in own}
         if not _takes_any(called):
@@ -155,23 +157,41 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
             _check_group(f"{prefix}{key}.", value, ())
 
 
-def locate_target(target: str, prefix: str) -> Callable[..., Any]:
+def check_call(function: Callable[..., Any], settings: Mapping[str, Any], *, name: str) -> None:
+    """Check that a function takes settings as its keyword arguments, without calling it.
+
+    Args:
+        function: The function.
+        settings: A group of settings; keys such as ``_target_`` are no arguments.
+        name: Dotted name of the group, for the message.
+
+    Raises:
+        InputError: The function does not take them.
+    """
+    arguments = {key: value for key, value in settings.items() if not key.startswith("_")}
+    try:
+        inspect.signature(function).bind(*settings.get("_args_", ()), **arguments)
+    except TypeError as error:
+        raise InputError(f"{name} cannot be used: {settings['_target_']}: {error}.") from error
+
+
+def locate_target(target: object, prefix: str) -> Callable[..., Any]:
     """Import the function or class that a setting names.
 
     Args:
         target: Its dotted name.
-        prefix: Of the setting's name, for messages.
+        prefix: Prefix of the setting's name, for messages.
 
     Raises:
-        ValueError: It does not exist, or importing its module fails.
+        InputError: It does not exist, or importing its module fails.
     """
     try:
-        function = pydoc.locate(target)
+        function = pydoc.locate(target) if isinstance(target, str) else None
     except pydoc.ErrorDuringImport as error:
         reason = " ".join(f"{type(error.value).__name__}: {error.value}".split())
         raise InputError(f"{prefix}_target_={target} cannot be imported ({reason}). Correct its module.") from error
     if not callable(function):
-        hint = "" if target.startswith("gating.") else " Is the folder of its module in PYTHONPATH?"
+        hint = "" if str(target).startswith("gating.") else " Is the folder of its module in PYTHONPATH?"
         raise InputError(f"{prefix}_target_={target} does not exist.{hint}")
     return function
 
@@ -181,7 +201,7 @@ def _parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         hints = typing.get_type_hints(signed, include_extras=True)
     except NameError:
-        hints = {}  # Names that are imported for type checkers alone.
+        hints = {}  # Names imported only for type checkers.
     return {name: hints.get(name, Any) for name in inspect.signature(function).parameters if name != "self"}
 
 
@@ -210,13 +230,13 @@ def _check_type(name: str, value: object, expected: Any) -> None:
     try:
         read = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except (PydanticSchemaGenerationError, SchemaError):
-        read = None  # Not a type that can be written in a configuration.
+        read = None  # A type without a form in configurations.
     except ValidationError as error:
-        # Of all kinds of value that would do, the one that was meant is that whose reading went deepest.
+        # Report the error of the union member that parsed furthest.
         reason = max(error.errors(), key=lambda problem: len(problem["loc"]))["msg"]
         raise InputError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None
     if isinstance(value, Mapping) and not isinstance(read, Mapping):
         raise InputError(f"{name}._target_ is missing: without it nothing is made of {name}.")
-    # Pydantic reads "18" and true as numbers, but the value is passed on as it is.
+    # Pydantic converts "18" and true to numbers, but the target gets the original value.
     if read is not None and isinstance(value, (str, bool)) and type(read) is not type(value):
         raise InputError(f"{name}={value} cannot be used: input should be a {type(read).__name__}.")

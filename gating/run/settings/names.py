@@ -1,4 +1,4 @@
-"""The names of parameters in errors, as a command has them: num_heads is objective.num_heads there."""
+"""Names of settings in error messages: num_heads becomes objective.num_heads in a command."""
 
 import re
 from collections import defaultdict
@@ -8,36 +8,34 @@ from contextlib import contextmanager
 from omegaconf import DictConfig, OmegaConf
 
 from gating.compact.files import walk
-from gating.errors import explain, unwrapped
+from gating.errors import explain
 
 __all__ = ["naming_settings"]
 
 
 @contextmanager
 def naming_settings(cfg: DictConfig) -> Iterator[None]:
-    """Name the settings of a command in the errors of a ``with`` block, where these name parameters.
+    """Add the message for a command to errors in a ``with`` block, with dotted names of settings.
 
     Args:
-        cfg: The settings.
+        cfg: The settings of the command.
     """
     try:
         yield
-    except Exception as error:
-        cause = unwrapped(error)
-        if isinstance(cause, (ValueError, TypeError)):
-            cause.in_command = _with_settings(explain(cause), cfg)  # type: ignore[union-attr]
+    except (ValueError, TypeError) as error:
+        error.in_command = _with_settings(explain(error), cfg)  # type: ignore[union-attr]
         raise
 
 
 def _with_settings(sentence: str, cfg: DictConfig) -> str:
-    """Put the group before each ``name=value`` that only one group has."""
+    """Return a message with the group in front of each ``name=value`` that is unique to one group."""
     places = defaultdict[str, list[str]](list)
     for name, value in walk(OmegaConf.to_container(cfg)):
         for short in {name.partition(".")[2], name.rpartition(".")[2]} - {"", name}:
             places[f"{short}={value}"].append(f"{name}={value}")
     for short, (full, *others) in places.items():
         if not others:
-            # Not within a path or another name.
+            # Not inside a path or another name.
             named = re.compile(rf"(?<![^\s(]){re.escape(short)}(?![^\s,.:;)])")
             sentence = full.join(named.split(sentence))
     return sentence

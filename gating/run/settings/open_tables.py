@@ -1,4 +1,4 @@
-"""Settings that may be added to a configuration, which Hydra asks a ``+`` for."""
+"""Settings that a command may add without Hydra's ``+``."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,20 +10,20 @@ from omegaconf import OmegaConf
 
 __all__ = ["open_tables"]
 
-# Groups that take more settings than their files have: those of the trainer, a data source or model, and callbacks.
+# Groups that accept more settings than their files have.
 _GROUPS = ("callbacks", "data", "model", "trainer")
 _NAME = re.compile(rf"(?P<group>{'|'.join(_GROUPS)})\.(?P<name>\w+)(\.[\w.]+)?=")
-# Settings that are tables by themselves.
+# Settings with free keys.
 _TABLES = re.compile(r"(model\.config|objective\.num_heads|objective\.keep)(\.[\w.]+)?=")
 
 
 def open_tables(arguments: Sequence[str], *, conf: Path) -> list[str]:
-    """Return the arguments of a command with ``++``, add or replace, before settings that may be added.
+    """Return the arguments of a command with ``++`` (add or replace) in front of settings that may be added.
 
-    The check of all settings tells which of them nothing takes.
+    The validation of all settings refuses unknown names later.
 
     Args:
-        arguments: Those of the command.
+        arguments: Arguments of the command.
         conf: The folder of the groups of settings.
     """
     chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
@@ -45,7 +45,7 @@ def _is_added(argument: str, chosen: Mapping[str, str], conf: Path) -> bool:
 
 @cache
 def _names_in(group: Path, options: tuple[str, ...]) -> set[str]:
-    """Return the names of the settings in some files of a group, and in those that they begin with."""
+    """Return the names of the settings in some files of a group, and in the files of their defaults."""
     names = set[str]()
     for option in options:
         settings: Any = OmegaConf.load(group / f"{option}.yaml")

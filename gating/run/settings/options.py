@@ -1,4 +1,4 @@
-"""The options of Hydra's groups, as the command's configuration folders have them."""
+"""Options of Hydra's groups in the configuration folders of a command."""
 
 import importlib.resources
 import re
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from gating.run.folder.old_names import with_new_names
 from gating.run.folder.stored_settings import leaves
 
 __all__ = ["Option", "names_given", "read_options"]
@@ -21,10 +22,10 @@ class Option(NamedTuple):
     """One file of settings.
 
     Attributes:
-        name: How a command chooses it, such as ``model/pretrained``.
-        package: Dotted place of its settings; empty if they stand at the top.
+        name: Group and option, such as ``model/pretrained``.
+        package: Dotted package of its settings; empty at the top level.
         settings: Its settings as plain values, without those of its defaults.
-        defaults: Its list of other options.
+        defaults: Its defaults list.
     """
 
     name: str
@@ -34,10 +35,10 @@ class Option(NamedTuple):
 
 
 def read_options(conf: Path) -> list[Option]:
-    """Return all options that a command can choose from.
+    """Return all options of a command.
 
     Args:
-        conf: The folder of this program's own; to it come those of ``--config-dir`` and of Hydra's search path.
+        conf: The program's folder; those of ``--config-dir`` and of Hydra's search path are added.
     """
     folders = [conf, *_folders_of_command()]
     return [option for folder in dict.fromkeys(folders) for option in _read_folder(folder)]
@@ -56,8 +57,8 @@ def _folders_of_command() -> Iterator[Path]:
 
 def _read_folder(folder: Path) -> Iterator[Option]:
     for path in sorted(folder.rglob("*.yaml")):
-        with suppress(Exception):  # Of files that Hydra cannot read either.
-            settings: Any = OmegaConf.to_container(OmegaConf.load(path))
+        with suppress(Exception):  # Files that Hydra cannot read either.
+            settings: Any = with_new_names(OmegaConf.to_container(OmegaConf.load(path)))
             name = path.relative_to(folder).with_suffix("").as_posix()
             group = name.rpartition("/")[0].replace("/", ".")
             header = _PACKAGE.search(path.read_text(encoding="utf-8"))
@@ -67,12 +68,12 @@ def _read_folder(folder: Path) -> Iterator[Option]:
 
 
 def names_given(overrides: Sequence[str], options: Sequence[Option]) -> list[str]:
-    """Return the dotted names of the settings and groups that a command line gives.
+    """Return the dotted names of the settings and groups that a command line sets.
 
     Args:
-        overrides: Its lines as Hydra has them, such as ``+group@place=option`` and ``name=value``. An option whose
-            settings stand at the top, such as an experiment, gives all of them.
-        options: The options to choose from.
+        overrides: Its overrides, such as ``+group@package=option`` and ``name=value``. An option at the top level, such
+            as an experiment, sets all of its settings.
+        options: All options of the command.
     """
     names: list[str] = []
     for line in overrides:

@@ -1,4 +1,4 @@
-"""The settings of a run that goes on: those of its folder, and over them what the command line gives."""
+"""Settings of a resumed run: those of its folder, overridden by the command line."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -9,43 +9,59 @@ from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import InputError
 from gating.run.folder.earlier_run import check_links
+from gating.run.folder.old_names import with_new_names
 from gating.run.folder.resume import named_run
 from gating.run.folder.state import has_own_checkpoints
 from gating.run.folder.stored_settings import checkpoints_of, read_settings_of
 from gating.run.settings.options import names_given, read_options
+from gating.run.settings.read import resolving
 from gating.run.settings.trust import OWN_PLACE, check_trusted, is_given
 from gating.tracking.redaction import HIDDEN
 
-__all__ = ["recall"]
+__all__ = ["recall", "with_output_dir", "with_recalled"]
 
-# Of one command and not of a run.
+# Settings of one command, not of a run.
 _OF_COMMAND = {"output_dir", "overwrite", "resume", "ckpt_path", "phase", "optimized_metric"}
 
 
-def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str, Any]:
-    """Return the settings of the run that a command names, where its command line says nothing else.
+def with_output_dir(cfg: DictConfig, folder: str) -> DictConfig:
+    """Return the settings of a command with another folder of the run; ``cfg`` stays."""
+    settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    return OmegaConf.create({**settings, "output_dir": folder})
 
-    So ``resume=DIR`` is all that one has to remember.
+
+def with_recalled(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> DictConfig:
+    """Return the settings of a command with those that :func:`recall` takes from a run's folder; ``cfg`` stays."""
+    with resolving():
+        taken = recall(cfg, overrides, conf=conf)
+        settings: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    return OmegaConf.create({**settings, **taken})
+
+
+def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str, Any]:
+    """Return the settings of the run that a command resumes, except those that its command line sets.
+
+    A command thus needs only ``resume=DIR``.
 
     Args:
         cfg: The settings of the command.
-        overrides: What the command line sets, as Hydra has it.
-        conf: The folder of the configuration.
+        overrides: Overrides of the command line.
+        conf: The configuration folder of the program.
 
     Returns:
-        Settings by name, to replace whole groups; none if the command names no run.
+        Settings by name, to replace whole groups; empty if the command resumes no run by name.
 
     Raises:
-        ValueError: There is no such run, a secret was among its settings, or one is not to be trusted.
+        InputError: There is no such run, a setting was a secret, or a setting is not trusted.
     """
     resume, ckpt_path = cfg.resume, cfg.ckpt_path
     if not all(value is None or isinstance(value, str) for value in (resume, ckpt_path)):
-        return {}  # Which the check of all settings tells.
+        return {}  # The validation of all settings refuses them.
     if resume in (None, "auto") and ckpt_path is None:
         return {}
     folder, options = named_run(resume, ckpt_path), read_options(conf)
     given = names_given(overrides, options)
-    command: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    command: dict[str, Any] = with_new_names(OmegaConf.to_container(cfg))
     stored = read_settings_of(folder)
     check_links(folder, checkpoints_of(folder, stored))
     stored = _of_this_place(stored, folder, given)
@@ -63,10 +79,10 @@ def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str
 
 
 def _of_this_place(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a run as a command would give them where its folder is now.
+    """Return the stored settings of a run, adapted to the present place of its folder.
 
     Raises:
-        ValueError: Its checkpoints are elsewhere, and it is not known that they are its own.
+        InputError: Its checkpoints are outside its folder, and may be another run's.
     """
     checkpoints = checkpoints_of(folder, stored)
     if not is_given("paths.checkpoints", given) and not has_own_checkpoints(folder, checkpoints):
@@ -77,8 +93,8 @@ def _of_this_place(stored: dict[str, Any], folder: Path, given: Sequence[str]) -
         )
     objective = stored["objective"]
     if objective.get("speedup") is not None:
-        objective = {**objective, "num_heads": None}  # It stands for it.
-    # They have been told the place of one phase.
+        objective = {**objective, "num_heads": None}  # It was measured from the speedup.
+    # Callbacks are stored with the folder of one phase.
     place = f"{stored['paths'].get('checkpoints')}/{stored.get('phase')}"
     callbacks = _replace(stored["callbacks"], place, OWN_PLACE)
     paths = {"checkpoints": str(checkpoints)}
@@ -86,14 +102,14 @@ def _of_this_place(stored: dict[str, Any], folder: Path, given: Sequence[str]) -
 
 
 def _replace(settings: Any, old: str, new: str) -> Any:
-    """Return settings with another text in place of one that is the whole of a value."""
+    """Return settings with values equal to a text replaced by another."""
     if isinstance(settings, Mapping):
         return {name: _replace(value, old, new) for name, value in settings.items()}
     return new if settings == old else settings
 
 
 def _lay_over(settings: dict[str, Any], other: Mapping[str, Any], path: list[str]) -> None:
-    """Make a setting, or a group, that of other settings, in place; one that they do not have goes."""
+    """Copy a setting or group from other settings, in place; remove it if they lack it."""
     name, *rest = path
     if rest and isinstance(settings.get(name), dict) and isinstance(other.get(name), Mapping):
         _lay_over(settings[name], other[name], rest)

@@ -1,7 +1,7 @@
-"""Settings from the folder of a run that could run code, fetch it or lead to other files: they are not believed.
+"""Refusal of settings from a run's folder that could run or download code, or lead to other files.
 
-A folder may come from somebody else. Its numbers, names and paths of data are taken; what is called with them is taken
-from the command and its configuration.
+A folder may come from somebody else. Its numbers, names and data paths are trusted; the functions and classes to call
+come from the command and its configuration.
 """
 
 import json
@@ -17,14 +17,14 @@ from gating.run.settings.options import Option
 
 __all__ = ["OWN_PLACE", "check_trusted", "is_given"]
 
-# The checkpoints of the phase that a run is in.
+# Checkpoints of the current phase.
 OWN_PLACE = "${paths.checkpoints}/${phase}"
 
-# What Hydra calls, and how.
+# Keys of Hydra: targets, and ways to call them.
 _KEY = re.compile(r"_[a-z]+_")
 _IN_LIST = re.compile(r"\.\d+(?=\.|$)")
 _FORMAT = "model.use_safetensors"
-# Of models: what has transformers fetch or run code, or open pickles.
+# Settings of models by which transformers downloads or runs code, or reads pickles.
 _MODEL = re.compile(
     r"(model|distillation)\..*(trust_remote_code|auto_map|code_revision|transformers_weights|quantization_config)"
 )
@@ -39,17 +39,17 @@ def check_trusted(
     command: Mapping[str, Any],
     options: list[Option],
 ) -> None:
-    """Refuse the settings of a run's folder that neither a command nor its configuration would have.
+    """Check that dangerous settings of a run's folder are also in the command or its configuration.
 
     Args:
-        settings: The settings of the folder that are taken.
+        settings: Settings from the folder.
         folder: The run's folder, for messages.
-        given: Dotted names of the settings that the command line gives, which are not taken from the folder.
-        command: The settings that the command has by itself.
-        options: All that its configuration folders have.
+        given: Dotted names of the settings that the command line sets, which override the folder's.
+        command: Settings of the command without the folder's.
+        options: All options of its configuration folders.
 
     Raises:
-        ValueError: A setting is not to be trusted; the message says how to give it again.
+        InputError: A setting is not trusted; the message has the override that repeats it.
     """
     sources = [("", command), *((option.package, option.settings) for option in options)]
     known = set[tuple[str, str]]().union(*(_known(place, source, settings) for place, source in sources))
@@ -57,7 +57,7 @@ def check_trusted(
         reason = None if is_given(name, given) or (name, _text(value)) in known else _danger(name, value, settings)
         if reason is not None:
             shown = str(value) if str(value).isprintable() else ascii(value)
-            # The command line cannot name what is in a list.
+            # Overrides cannot name items of lists.
             listed = _IN_LIST.search(name)
             again = f"++{name[: listed.start()]}=[...]" if listed else f"++{name}={shown}"
             raise InputError(
@@ -68,12 +68,12 @@ def check_trusted(
 
 
 def is_given(name: str, given: Iterable[str]) -> bool:
-    """Say whether a setting, or a group that it is in, is among those that a command line gives."""
+    """Return whether a command line sets a setting, or a group around it."""
     return any(name == other or name.startswith(f"{other}.") for other in given)
 
 
 def _danger(name: str, value: object, settings: Mapping[str, Any]) -> str | None:
-    """Return why a setting is not to be taken from a folder; None if it may be."""
+    """Return the reason to distrust a setting of a folder; None if it is safe."""
     if _KEY.fullmatch(name.rpartition(".")[2]):
         return "determines which code is called"
     if value == OWN_PLACE:
@@ -92,7 +92,7 @@ def _danger(name: str, value: object, settings: Mapping[str, Any]) -> str | None
 
 
 def _known(place: str, source: Mapping[str, Any], settings: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """Return what a source that is trusted has, by name; files of other formats only of the model that it is about."""
+    """Return the names and values of a trusted source; other weight formats only for the source's own model."""
     known = {(name, _text(value)) for name, value in walk(dict(source), within=f"{place}." if place else "")}
     is_about_model = ("model.name", _text(settings["model"].get("name"))) in known
     return known if is_about_model else {pair for pair in known if pair[0] != _FORMAT}

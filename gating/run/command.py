@@ -1,0 +1,56 @@
+"""The command line before Hydra reads it, and Hydra's errors about it."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from gating.errors import explain
+from gating.run.settings.open_tables import open_tables
+from gating.tracking.redaction import redact_output
+
+__all__ = ["compose_errors", "prepare_arguments"]
+
+
+def prepare_arguments(conf: Path) -> None:
+    """Check and complete the arguments of the command, in place.
+
+    Args:
+        conf: The folder of the groups of settings.
+
+    Raises:
+        SystemExit: A group of settings is set to null.
+    """
+    redact_output()
+    _check_groups(sys.argv[1:], conf)
+    sys.argv[1:] = open_tables(sys.argv[1:], conf=conf)
+
+
+@contextmanager
+def compose_errors() -> Iterator[None]:
+    """Print Hydra's errors about the composition of settings as one sentence, with exit code 1."""
+    # With this variable Hydra raises its errors instead of printing them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OverrideParseException as error:
+        hint = "Put quotes around a value with =, commas or brackets: \"NAME='VALUE'\"."
+        sys.exit(f"error: {explain(error)} {hint}")
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
+        sys.exit(f"error: {explain(error)}")
+
+
+def _check_groups(arguments: Sequence[str], conf: Path) -> None:
+    """Exit where a group of settings is set to null, for which Hydra prints internals."""
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        if option in ("null", "None") and (conf / group).is_dir():
+            options = ", ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
+            sys.exit(f"error: {argument}: {group} is a group of settings; choose one of {options}.")

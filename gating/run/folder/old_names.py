@@ -1,0 +1,46 @@
+"""Classes and functions by the names that they had in earlier versions.
+
+Configurations of users and folders of earlier runs name them as ``_target_``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["with_new_names"]
+
+# Module of earlier versions: module of today.
+_MODULES = {
+    "gating.lightning.adapters": "gating.models.adapters",
+    "gating.lightning.checkpoints": "gating.training.checkpoints",
+    "gating.lightning.data": "gating.data.datamodule",
+    "gating.lightning.hub": "gating.models.hub",
+    "gating.lightning.images": "gating.data.images",
+    "gating.lightning.loggers": "gating.tracking.loggers",
+    "gating.lightning.models": "gating.models.sources",
+    "gating.lightning.optimizers": "gating.training.optimizers",
+    "gating.lightning.sources": "gating.data.sources",
+    "gating.lightning.sweeps": "gating.run.sweeps",
+    "gating.lightning.tasks": "gating.tasks",
+    "gating.lightning.text_files": "gating.data.text_files",
+}
+
+
+def with_new_names(settings: Any) -> Any:
+    """Return settings with today's names of classes and functions; everything else stays.
+
+    >>> with_new_names({"data": {"_target_": "gating.lightning.sources.load_files", "train": "a.csv"}})
+    {'data': {'_target_': 'gating.data.sources.load_files', 'train': 'a.csv'}}
+    """
+    if isinstance(settings, Mapping):
+        return {
+            name: _new_name(value) if name == "_target_" and isinstance(value, str) else with_new_names(value)
+            for name, value in settings.items()
+        }
+    return [with_new_names(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def _new_name(target: str) -> str:
+    for old, new in _MODULES.items():
+        if target.startswith(f"{old}."):
+            return new + target.removeprefix(old)
+    return target

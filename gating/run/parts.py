@@ -1,0 +1,112 @@
+"""The objects that settings describe, each built once, before anything is loaded."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+
+from gating.gates import HeadGates
+from gating.models.adapters import Adapters
+from gating.models.sources import ModelSource, teacher_source
+from gating.objectives import NoObjective, Objective
+from gating.objectives.convergence import Convergence
+from gating.run.folder.contents import Phase
+from gating.run.settings.build import build, make_objective, partial_of
+from gating.run.settings.settings import Settings
+from gating.tasks.base import Task
+from gating.training.distillation import Distillation
+
+__all__ = ["Parts", "PhaseParts", "build_parts", "build_phases"]
+
+
+@dataclass(frozen=True)
+class PhaseParts:
+    """Objects of one training phase.
+
+    Attributes:
+        optimizer: Factory of the optimizer.
+        scheduler: Factory of the learning rate schedule.
+        callbacks: Callbacks of the settings.
+        make_trainer: The trainer, as a function of the arguments that a run gives it.
+        trainer: Settings of the trainer.
+    """
+
+    optimizer: Any
+    scheduler: Any
+    callbacks: tuple[Callback, ...]
+    make_trainer: Callable[..., pl.Trainer]
+    trainer: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Objects of a run.
+
+    Attributes:
+        task: The task.
+        objective: Decides which heads are kept; None in a dense run.
+        source: Source of the model.
+        adapters: Low-rank adapters, or none.
+        distillation: Loss of distillation; None without it.
+        teacher: Source of the dense model to distill from; None where the run trains it.
+        convergence: Criterion that ends the search early; None without it.
+        make_gates: ``inject_gates``, as a function of the model.
+        make_loggers: The loggers, as a function of the run's folder and configuration.
+    """
+
+    task: Task
+    objective: Objective | None
+    source: ModelSource
+    adapters: Adapters
+    distillation: Distillation | None
+    teacher: ModelSource | None
+    convergence: Convergence | None
+    make_gates: "partial[HeadGates]"
+    make_loggers: Callable[..., list[Logger]]
+
+
+def build_parts(settings: Settings) -> Parts:
+    """Return the objects of a run.
+
+    Raises:
+        InputError: A constructor refuses its settings.
+    """
+    values = settings.values
+    objective = make_objective(values["objective"])
+    distillation = dict(values["distillation"])
+    teacher = distillation.pop("teacher", None)
+    return Parts(
+        task=build("task", values["task"]),
+        objective=None if isinstance(objective, NoObjective) else objective,
+        source=build("model", values["model"]),
+        adapters=build("adapters", values["adapters"]),
+        distillation=build("distillation", distillation) if distillation else None,
+        teacher=teacher_source(teacher=teacher),
+        convergence=build("convergence", values["convergence"]) if values["convergence"] else None,
+        make_gates=partial_of("gates", values["gates"]),
+        make_loggers=partial_of("logger", values["logger"]),
+    )
+
+
+def build_phases(settings: Settings) -> dict[Phase, PhaseParts]:
+    """Return the objects of each training phase.
+
+    Raises:
+        InputError: A constructor refuses its settings.
+    """
+    return {phase: _build_phase(settings.of_phase(phase)) for phase in Phase if phase != Phase.REMOVED}
+
+
+def _build_phase(values: Mapping[str, Any]) -> PhaseParts:
+    chosen = {name: callback for name, callback in values["callbacks"].items() if callback is not None}
+    return PhaseParts(
+        optimizer=build("optimizer", values["optimizer"]),
+        scheduler=build("scheduler", values["scheduler"]),
+        callbacks=tuple(build(f"callbacks.{name}", callback) for name, callback in chosen.items()),
+        make_trainer=partial_of("trainer", values["trainer"]),
+        trainer=values["trainer"],
+    )

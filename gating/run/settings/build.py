@@ -1,0 +1,79 @@
+"""Construction of the objects that settings describe, each once."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from gating.errors import InputError, explain, is_input_error
+from gating.run.settings.check import check_call, locate_target
+
+__all__ = ["build", "call_source", "make_objective", "partial_of"]
+
+# Errors by which constructors of other packages refuse their arguments.
+_REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
+
+
+def build(name: str, values: Any, **options: Any) -> Any:
+    """Return the object that a group of settings describes.
+
+    Args:
+        name: Dotted name of the group, for messages.
+        values: Its values: ``_target_`` and keyword arguments.
+        options: Further keyword arguments of :func:`hydra.utils.instantiate`.
+
+    Raises:
+        InputError: The values are not a group of settings, or the constructor refuses them.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{name}={values} cannot be used: {name} is a group of settings.")
+    built, error = _instantiate(values, **options)
+    if error is None:
+        return built
+    if is_input_error(error) or not isinstance(error, _REFUSALS):
+        raise error
+    raise InputError(f"{name} cannot be used: {explain(error).rstrip('.')}.") from error
+
+
+def partial_of(name: str, values: Any) -> partial[Any]:
+    """Return a group of settings as a function of the remaining arguments; its nested objects are built.
+
+    Raises:
+        InputError: As for :func:`build`.
+    """
+    made: partial[Any] = build(name, values, _partial_=True)
+    return made
+
+
+def call_source(name: str, values: Mapping[str, Any]) -> Any:
+    """Return the result of a function that settings name; errors inside a user's function keep their traceback.
+
+    Args:
+        name: Name of the group of settings.
+        values: ``_target_`` and keyword arguments of the function.
+
+    Raises:
+        InputError: The function does not take the arguments.
+    """
+    check_call(locate_target(values["_target_"], f"{name}."), values, name=name)
+    result, error = _instantiate(values)
+    if error is not None:
+        raise error
+    return result
+
+
+def make_objective(values: Mapping[str, Any]) -> Any:
+    """Return the objective; a speedup is converted to a number of heads elsewhere."""
+    return build("objective", {name: value for name, value in values.items() if name != "speedup"})
+
+
+def _instantiate(values: Mapping[str, Any], **options: Any) -> tuple[Any, BaseException | None]:
+    """Return the object, or None and the error of its constructor without Hydra's around it."""
+    try:
+        return instantiate(values, _convert_="all", **options), None
+    except InstantiationException as error:
+        # Without a cause, Hydra could not find or call the target.
+        return None, error.__cause__ or InputError(explain(error))

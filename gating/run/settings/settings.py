@@ -1,0 +1,108 @@
+"""The settings of one run: composed by Hydra, validated, and constant from then on."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from gating.run.folder.contents import Phase, RunPaths
+from gating.tracking.redaction import redact_settings
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Validated settings of one run.
+
+    :attr:`values` and :meth:`of_phase` return copies of all settings as plain values, groups such as ``trainer`` too.
+
+    Attributes:
+        paths: Folders of the run and of its checkpoints.
+        overwrite: Whether a folder that is not empty may be written to.
+        resume: Folder of the run to resume, or ``auto``.
+        ckpt_path: Checkpoint to go back to.
+        seed: Seed of the data's split and order, new weights, dropout and gates.
+        recovery: Share of the optimizer steps after the removal.
+        compile: Whether to compile training steps.
+        gradient_checkpointing: Whether to recompute activations in the backward pass.
+        optimized_metric: Name in ``metrics.json`` of the number that the run returns; None for the validation score.
+        has_own_folder: Whether the command names the run's folder; the default is the time of day.
+    """
+
+    paths: RunPaths
+    overwrite: bool
+    resume: str | None
+    ckpt_path: str | None
+    seed: int
+    recovery: float
+    compile: bool
+    gradient_checkpointing: bool
+    optimized_metric: str | None
+    has_own_folder: bool
+    # Read-only, with its interpolations.
+    _composed: DictConfig
+    # Resolved and checked; without the settings of data that are left to the task.
+    _values: Mapping[str, Any]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All settings as plain values, without those of ``data`` that are left to the task."""
+        return dict(deepcopy(self._values))
+
+    def of_phase(self, phase: Phase) -> dict[str, Any]:
+        """Return all settings as plain values, with the interpolation ``${phase}`` resolved."""
+        return _resolve(_replace(self._composed, {"phase": phase.value}))
+
+    def in_folder(self, folder: Path) -> "Settings":
+        """Return the same settings with another folder of the run."""
+        return self._with({"output_dir": str(folder)})
+
+    def with_num_heads(self, num_heads: int) -> "Settings":
+        """Return the same settings with another budget."""
+        changed = self._with({"objective": {"num_heads": num_heads}})
+        return replace(changed, has_own_folder=self.has_own_folder)
+
+    def to_yaml(self) -> str:
+        """Return all settings as YAML, without secrets."""
+        return OmegaConf.to_yaml(OmegaConf.create(redact_settings(_resolve(self._composed))))
+
+    @classmethod
+    def of(cls, composed: DictConfig, *, data: Mapping[str, Any]) -> "Settings":
+        """Return the settings of a composed configuration that was checked.
+
+        Args:
+            composed: The configuration.
+            data: The settings of ``data`` that are not left to the task.
+        """
+        given = str(OmegaConf.to_container(composed)["output_dir"])  # type: ignore[call-overload,index]
+        values = {**_resolve(composed), "data": dict(data)}
+        # The time of day in it is resolved once.
+        composed = _replace(composed, {"output_dir": values["output_dir"]})
+        OmegaConf.set_readonly(composed, True)
+        return cls(
+            paths=RunPaths(Path(str(values["output_dir"])), Path(str(values["paths"]["checkpoints"]))),
+            **{name: values[name] for name in ("overwrite", "resume", "ckpt_path", "seed", "recovery", "compile")},
+            gradient_checkpointing=values["gradient_checkpointing"],
+            optimized_metric=values["optimized_metric"],
+            has_own_folder="${now:" not in given,
+            _composed=composed,
+            _values=values,
+        )
+
+    def _with(self, changes: Mapping[str, Any]) -> "Settings":
+        return Settings.of(_replace(self._composed, changes), data=self._values["data"])
+
+
+def _replace(composed: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
+    changed = OmegaConf.merge(composed, changes)
+    assert isinstance(changed, DictConfig)
+    return changed
+
+
+def _resolve(composed: DictConfig) -> dict[str, Any]:
+    values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    return values

@@ -1,0 +1,78 @@
+"""Stages of a run: a teacher to distill from, the search for heads, and their removal."""
+
+from copy import deepcopy
+
+from transformers import PreTrainedModel
+
+from gating.distributed.collectives import broadcast, check_same, is_rank_zero
+from gating.gates import HeadGates
+from gating.models.sources import Pretrained
+from gating.objectives import Objective
+from gating.pruning.finalize import finalize
+from gating.pruning.measure import count_heads
+from gating.run.folder.contents import Phase
+from gating.run.phase import train_phase
+from gating.run.removed import keep_removed
+from gating.run.run import Run
+from gating.storage.folders import replacing_folder
+from gating.tracking.verbosity import printed_warnings
+from gating.training.callbacks.gates import SearchEnd, log_kept_heads
+
+__all__ = ["remove_heads", "search", "train_teacher"]
+
+
+def train_teacher(run: Run) -> PreTrainedModel:
+    """Return a dense copy of the model, fine-tuned with as many steps as the run has and saved for other runs."""
+    folder, teacher = run.paths.teacher, deepcopy(run.state.model)
+    if run.is_resumed and broadcast(folder.is_dir()):
+        teacher = Pretrained(str(folder)).load(run.parts.task.auto_class)
+    else:
+        with run.adapted(teacher):
+            train_phase(run, Phase.TEACHER, steps=run.total_steps, model=teacher)
+        if is_rank_zero():
+            with replacing_folder(folder, overwrite=False, kind="compact model") as new:
+                teacher.save_pretrained(new)
+                run.data.processor.save_pretrained(new)
+    teacher.to(run.state.model.device)  # type: ignore[arg-type]
+    run.evaluate("dense", "dense teacher", splits=run.data.module.splits[1:], model=teacher)
+    return teacher
+
+
+def search(run: Run, objective: Objective) -> HeadGates:
+    """Train weights and gates together while the objective closes gates; return the gates."""
+    state, planned = run.state, run.state.search_steps
+    gates = run.parts.make_gates(state.model)
+    objective.attach(gates)
+    num_others = count_heads(state.model) - gates.num_heads
+    if num_others and is_rank_zero():
+        print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
+    end = SearchEnd(run.parts.convergence) if run.parts.convergence else None
+    state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, gates=gates, callbacks=[end] if end else [])
+    reason = end.reason if end and end.reason else "all its steps were taken"
+    state.summary.search = {"search_steps": state.search_steps, "search_ended": reason}
+    if is_rank_zero():
+        print(f"The search ended after {state.search_steps} of {planned} steps: {reason}.")
+    objective.update(gates, 1.0)
+    state.history.gate_values.append({name: values.tolist() for name, values in gates.by_block().items()})
+    run.evaluate("search", "gates, end of search")
+    return gates
+
+
+def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
+    """Remove the closed heads on every rank, check that no output changes, and save the result.
+
+    Raises:
+        OperationError: Gates differ between ranks, or outputs differ before and after the removal.
+    """
+    state = run.state
+    check_same(gates.log_alpha, "The location of the gates")
+    kept = objective.kept(gates)
+    if kept is not None:
+        check_same(kept.float(), "The choice of heads")
+    log_kept_heads(run.loggers, gates, objective, kept=kept, step=state.search_steps - 1)
+    with state.summary.timed("finalize"), printed_warnings():
+        finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())
+    state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
+    run.evaluate("removed", "after removal")
+    if is_rank_zero():
+        keep_removed(run)
