@@ -59,7 +59,8 @@ def train_phase(
         print(f"{phase} goes on from {checkpoint}")
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     run.data.module.start_after(first_step * run.phases[phase].trainer["accumulate_grad_batches"])
-    with run.state.summary.timed(phase):
+    # A plain string, because checkpoints hold no classes.
+    with run.state.summary.timed(phase.value):
         # from_pretrained leaves models in evaluation mode, which Lightning keeps.
         trainer.fit(module.train(), datamodule=run.data.module, ckpt_path=checkpoint)
     check_completed(trainer, phase=phase)
