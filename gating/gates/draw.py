@@ -213,8 +213,8 @@ def _is_in_backward() -> bool:
 def _reentrant_context() -> Any:
     """Return the context of the reentrant checkpoint that runs its function for the first time; None outside of one.
 
-    torch keeps this context in a local variable only, and whether its caller had gradients enabled nowhere else, so
-    there is no way to it but through the frames.
+    The context is the only record of whether gradients are enabled outside of the checkpoint, and torch keeps it in a
+    local variable of this function alone. So it is read from the frames.
     """
     frame = sys._getframe()
     while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
