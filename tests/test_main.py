@@ -79,7 +79,7 @@ def test_export_names_inputs_that_it_does_not_take(tmp_path, monkeypatch, capsys
 
 
 def test_train_is_the_command_of_a_checkout():
-    command = [sys.executable, "-m", "gating", "train", "--cfg", "job", "objective.num_heads=7"]
+    command = [*warm_python(), "-m", "gating", "train", "--cfg", "job", "objective.num_heads=7"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "num_heads: 7" in shown
 
