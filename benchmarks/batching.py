@@ -230,9 +230,9 @@ COLUMNS = {
     "cache": {
         **_CASE,
         "load_first": "load, s",
-        "tokenise_first": "tokenize, s",
+        "tokenize_first": "tokenize, s",
         "load_second": "load again, s",
-        "tokenise_second": "tokenize again, s",
+        "tokenize_second": "tokenize again, s",
         "ratio": "again / first",
     },
 }

@@ -8,6 +8,7 @@ and compact outputs over all patterns; for models that generate, whether greedy 
 without a cache give the same tokens.
 """
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -27,6 +28,11 @@ SEEDS: tuple[int | None, ...] = (0, 1, 2, 3, 4, 5, 6, 7, None)
 
 def main() -> None:
     """Measure and rewrite the table between its marks."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.families",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

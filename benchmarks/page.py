@@ -5,6 +5,7 @@
 Run it after a benchmark; the pages explain the tables.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,18 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def main() -> None:
     """Rewrite every table whose results are there."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    write_comparisons()
+    write_faults()
+    write_speed()
+    write_rivals()
+    write_batches()
+
+
+def write_comparisons() -> None:
+    """Rewrite the tables of accuracy."""
     compared = records.read(RESULTS / "compare.jsonl")
     if compared:
         replace_table(ACCURACY, "compare", [*outcome.conditions(compared), "", outcome.table(compared)])
@@ -36,9 +49,17 @@ def main() -> None:
         rows = records.read(RESULTS / f"{name}.jsonl")
         if rows:
             replace_table(ACCURACY, f"compare {name}", [*outcome.conditions(rows), "", outcome.table(rows)])
+
+
+def write_faults() -> None:
+    """Rewrite the table of killed runs."""
     faults = records.read(RESULTS / "faults.jsonl")
     if faults:
         replace_table(RELIABILITY, "faults", [*_facts(faults), records.markdown(faults, FAULT_COLUMNS)])
+
+
+def write_speed() -> None:
+    """Rewrite the tables of speed."""
     speed = records.read(RESULTS / "speed.jsonl")
     for section in ("steps", "variants", "run", "built", "finalize", "reload", "growth"):
         rows = [row for row in speed if row["section"] == section]
@@ -48,12 +69,20 @@ def main() -> None:
     grid = [row for row in speed if row["section"] in ("speedup", "michel")]
     if grid:
         replace_table(PAGE, "speed speedup michel", [*_facts(grid), speedup_table(grid)])
+
+
+def write_rivals() -> None:
+    """Rewrite the table of other libraries."""
     removals = latest(records.read(RESULTS / "rivals.jsonl"))
     if removals:
         shown = [rivals.readable(row) for row in removals]
         replace_table(
             PAGE, "rivals", [*_facts(removals), records.markdown(shown, rivals.COLUMNS), "", *rivals.notes(removals)]
         )
+
+
+def write_batches() -> None:
+    """Rewrite the tables of batches."""
     batches = latest(records.read(RESULTS / "batching.jsonl"))
     for measurement in batching.MEASUREMENTS:
         rows = [row for row in batches if row["measurement"] == measurement]

@@ -1,5 +1,6 @@
 """Time to load and tokenize a data set, the first and the second time, each in a fresh process."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -66,7 +67,10 @@ def seconds_twice(loader: str, arguments: Mapping[str, Any], max_length: int) ->
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tokenizing", description=__doc__)
+    parser.add_argument("job", type=json.loads, help="keyword arguments of load_and_tokenize, as JSON")
+    options = parser.parse_args()
     quiet_libraries()
     # The first use of a tokenizer loads libraries, which is no part of tokenizing a data set.
     load_tokenizer(Pretrained(TOKENIZER))("a text")
-    print(json.dumps(load_and_tokenize(**json.loads(sys.argv[1]))[2]))
+    print(json.dumps(load_and_tokenize(**options.job)[2]))
