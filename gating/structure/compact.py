@@ -64,16 +64,9 @@ class CompactMixin:
         verify: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """Load a model as transformers does, and check that it is the saved one.
+        """Load a model as transformers does; raise ``ValueError`` if its weights do not fit the record.
 
-        Args:
-            pretrained_model_name_or_path: A folder, or a repository of the hub.
-            *args: As for ``PreTrainedModel.from_pretrained``.
-            verify: Whether to compare the files with their checksums and to refuse weights that are NaN or infinite.
-            **kwargs: As for ``PreTrainedModel.from_pretrained``.
-
-        Raises:
-            ValueError: A file is damaged, or the weights do not fit the record.
+        With ``verify``, files that differ from their checksums, and weights that are NaN or infinite, are errors, too.
         """
         name = pretrained_model_name_or_path
         load = partial(super().from_pretrained, name, *args, **kwargs)  # type: ignore[misc]

@@ -37,12 +37,7 @@ ABSENT: Final = _Absent()
 
 @dataclass(frozen=True)
 class Edit:
-    """A planned change of one attribute. Removal checks everything while it makes a list of edits, and then applies it.
-
-    Attributes:
-        owner: The object with the attribute.
-        attribute: Name of the attribute.
-    """
+    """A planned change of one attribute. All checks of a removal come before the first of its edits is applied."""
 
     owner: Any
     attribute: str

@@ -104,13 +104,8 @@ def _context(
 def _deberta(module: nn.Module) -> AttentionSpec:
     """Return the spec for the first or second DeBERTa; its projections of positions have rows for each head, too."""
     first: _Projections = (("in_proj", "hqkv"), ("pos_proj", "k"), ("pos_q_proj", "q"))
-    second: _Projections = (
-        ("query_proj", "q"),
-        ("key_proj", "k"),
-        ("value_proj", "v"),
-        ("pos_key_proj", "k"),
-        ("pos_query_proj", "q"),
-    )
+    second: _Projections = (("query_proj", "q"), ("key_proj", "k"), ("value_proj", "v"))
+    second += (("pos_key_proj", "k"), ("pos_query_proj", "q"))
     return _context(first if hasattr(module, "in_proj") else second, per_head=(("q_bias", 0), ("v_bias", 0)))
 
 
@@ -133,11 +128,8 @@ def _falcon(module: nn.Module) -> AttentionSpec:
     elif getattr(module, "multi_query", False):
         layout = "qkv"
     has_alibi = bool(getattr(getattr(module, "config", None), "alibi", False))
-    return AttentionSpec(
-        (("query_key_value", layout),),
-        "dense",
-        per_head_inputs=(("alibi", 1), ("attention_mask", 1)) if has_alibi else (),
-    )
+    per_head_inputs = (("alibi", 1), ("attention_mask", 1)) if has_alibi else ()
+    return AttentionSpec((("query_key_value", layout),), "dense", per_head_inputs=per_head_inputs)
 
 
 def blip_vision_forward(self: Any, hidden_states: Tensor, **_kwargs: object) -> tuple[Tensor, Tensor]:
@@ -177,10 +169,7 @@ _DECODERS: dict[str, _Row] = {
     "FalconAttention": _falcon,
     "GptOssAttention": AttentionSpec(_Q_K_V_PROJ, "o_proj", per_head=(("sinks", 0),)),
     "CohereAttention": AttentionSpec(
-        _Q_K_V_PROJ,
-        "o_proj",
-        per_head=(("q_norm.weight", 0),),
-        per_key_value_head=(("k_norm.weight", 0),),
+        _Q_K_V_PROJ, "o_proj", per_head=(("q_norm.weight", 0),), per_key_value_head=(("k_norm.weight", 0),)
     ),
 }
 _ENCODER_DECODERS: dict[str, _Row] = {

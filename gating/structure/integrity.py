@@ -46,7 +46,7 @@ def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = Tr
     Args:
         folder: The folder of a model.
         config: The content of its ``config.json``.
-        whole: Whether all saved files are there; from a hub, only classes that generate get the generation settings.
+        whole: Whether all saved files must be there; classes that do not generate download no generation settings.
 
     Raises:
         ValueError: A file differs from the saved one.
