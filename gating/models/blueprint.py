@@ -12,6 +12,12 @@ __all__ = ["make_blueprint"]
 def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
     """Return a model without weights, on the meta device.
 
+    Example:
+        >>> from transformers import AutoModelForCausalLM
+        >>> from gating.models.sources import NewModel
+        >>> make_blueprint(NewModel("gpt2", config={"n_layer": 1}), AutoModelForCausalLM).device
+        device(type='meta')
+
     Args:
         source: The source of the model.
         auto_class: Auto class of transformers.
