@@ -1,4 +1,4 @@
-"""Models and folders that the tests of the core share.
+"""Models and folders that several tests share.
 
 Nothing here needs a network: models are small, random and built from configurations.
 """
@@ -73,7 +73,7 @@ def model(request: pytest.FixtureRequest, make_model: Callable[[str], PreTrained
 
 @pytest.fixture
 def bert(make_model: Callable[[str], PreTrainedModel]) -> PreTrainedModel:
-    """Return a BERT, for what does not depend on the family."""
+    """Return a BERT, for tests that do not depend on the family."""
     return make_model("bert")
 
 
@@ -87,7 +87,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BertTokenizerFast:
 
 @dataclass(frozen=True)
 class Saved:
-    """A model, the folder it was saved in, and what it answers."""
+    """A model, its folder, a batch, and its logits on that batch."""
 
     model: PreTrainedModel
     folder: Path

@@ -1,4 +1,4 @@
-"""What the package asks for when it is installed: all that it imports, and releases whose private names it knows."""
+"""Requirements of the package: all imported packages, with bounds where private names are used."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What the README says works: its snippet runs, its commands compose, its limits hold."""
+"""The README: its snippet runs, its commands compose, its links hold."""
 
 import re
 import subprocess

@@ -11,7 +11,7 @@ import transformers
 import gating
 from gating.compact.export import export_runtime
 from gating.compact.export_batches import input_names
-from tests.support.family_models import FAMILIES, randomise
+from tests.support.family_models import FAMILIES, randomize
 from tests.support.tiny_models import VOCABULARY
 
 ort = pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
@@ -119,7 +119,7 @@ SMALL = {"num_hidden_layers": 2, "type_vocab_size": 1}
 @pytest.mark.parametrize("name", ["Roberta", "Camembert"])
 def test_decoders_with_other_positions_keep_them(name, tmp_path):
     config = getattr(transformers, f"{name}Config")(**{**FAMILIES["bert-decoder"].arguments, **SMALL})
-    model = randomise(getattr(transformers, f"{name}ForCausalLM")(config).eval(), std=0.15, seed=0)
+    model = randomize(getattr(transformers, f"{name}ForCausalLM")(config).eval(), std=0.15, seed=0)
     gating.export_onnx(model, tmp_path / "exported")
     for side in ("right", "left"):
         batch = padded_rows(side=side)

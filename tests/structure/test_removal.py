@@ -17,7 +17,7 @@ from tests.support.tiny_models import (
     assert_same_state,
     batch_for,
     logits_of,
-    randomise,
+    randomize,
     state_of,
 )
 
@@ -251,7 +251,7 @@ def test_a_decoder_with_an_emptied_layer_generates_the_same_with_and_without_cac
         vocab_size=30, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=16, is_decoder=True
     )
     model = transformers.BertLMHeadModel(config).eval()
-    randomise(model)
+    randomize(model)
     remove(model, [[], [1, 2], [0]])
     tokens = torch.tensor([[5, 6, 7]])
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}

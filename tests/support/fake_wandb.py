@@ -27,13 +27,13 @@ def answer(body: str) -> dict[str, Any]:
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Counts what it is asked; tests set what is wrong with it.
+    """Counts requests; tests set its fault.
 
     Attributes:
-        fault: What every request gets: a status, ``hang``, ``drip``, ``noise``, ``redirect``, ``nobody``; None: an
-            answer.
-        fault_of_runs: The same for everything but the question whose the key is.
-        questions: Headers and body of what was asked.
+        fault: The response to every request: a status, ``hang``, ``drip``, ``noise``, ``redirect``, ``nobody``; None is
+            a correct response.
+        fault_of_runs: The same for all requests but that for the owner of the key.
+        questions: Headers and body of each request.
     """
 
     daemon_threads = True

@@ -107,10 +107,10 @@ class Family:
         config = getattr(transformers, self.config)(**self.arguments)
         cls = getattr(transformers, self.model)
         model: PreTrainedModel = cls._from_config(config, attn_implementation=implementation or self.implementations[0])
-        return randomise(model.eval(), std=self.std, seed=seed)
+        return randomize(model.eval(), std=self.std, seed=seed)
 
 
-def randomise(model: PreTrainedModel, *, std: float, seed: int) -> PreTrainedModel:
+def randomize(model: PreTrainedModel, *, std: float, seed: int) -> PreTrainedModel:
     """Draw all parameters anew, in place; norm weights around 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Loads every folder of a job and writes down what the models answer. The first argument is the job's file.
+# Loads every folder of a job and saves the outputs of the models. The first argument is the job's file.
 SCRIPT = """
 import importlib.util, sys, traceback
 import torch, transformers
@@ -78,7 +78,7 @@ def answers_of_fresh_process(jobs: dict[str, dict], *, with_package: bool) -> di
 
 
 def outputs_of(answer: dict) -> list[torch.Tensor]:
-    """Return what a model answered in a fresh process; fail with the error there, if one was raised."""
+    """Return the outputs of a model in a fresh process; fail with its error, if one was raised."""
     assert "error" not in answer, answer["error"]
     outputs: list[torch.Tensor] = answer["outputs"]
     return outputs

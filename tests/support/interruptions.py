@@ -1,4 +1,4 @@
-"""Running in this process, with something happening on the way; and what is left of a run."""
+"""Runs in this process that are interrupted, and their checkpoints."""
 
 import contextlib
 from collections.abc import Callable, Iterator

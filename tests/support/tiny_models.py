@@ -1,4 +1,4 @@
-"""Random models of every family, small enough to be built in milliseconds, and what tests ask of models."""
+"""Random models of every family, built in milliseconds, and helpers that compare models."""
 
 import torch
 import transformers
@@ -29,7 +29,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, object]]] = {
 }
 
 
-def randomise(model: nn.Module, *, seed: int = 0, std: float = 0.15) -> None:
+def randomize(model: nn.Module, *, seed: int = 0, std: float = 0.15) -> None:
     """Give every parameter, biases included, a random value; scales of layer norms stay around one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -43,17 +43,17 @@ def build(family: str, **overrides: object) -> PreTrainedModel:
     model_name, config_name, sizes = FAMILIES[family]
     config = getattr(transformers, config_name)(**{**sizes, **overrides})
     model: PreTrainedModel = getattr(transformers, model_name)(config)
-    randomise(model)
+    randomize(model)
     return model.eval()
 
 
 def build_bert_base() -> PreTrainedModel:
     """Build a random model of the size of BERT-base, but for the number of words."""
     config = transformers.BertConfig(vocab_size=1000, max_position_embeddings=64, num_labels=3)
-    with torch.device("meta"):  # Spares initialising what is overwritten.
+    with torch.device("meta"):  # Spares initializing what is overwritten.
         model = transformers.BertForSequenceClassification(config)
     model.to_empty(device="cpu")
-    randomise(model, std=0.02)
+    randomize(model, std=0.02)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
