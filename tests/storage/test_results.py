@@ -76,7 +76,7 @@ def test_a_file_or_a_link_to_nothing_is_not_replaced(make, tmp_path):
 
 
 def test_links_in_a_result_do_not_count_as_its_files(folder):
-    """In the hub's cache, links are shared by revisions."""
+    """Links in the hub's cache are shared by revisions."""
     shutil.move(folder / "model.safetensors", folder.parent / "blob")
     (folder / "model.safetensors").symlink_to(folder.parent / "blob")
     with pytest.raises(FileExistsError, match=r"it holds model\.safetensors"):
