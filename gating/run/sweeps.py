@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import explain
+from gating.run.folder.old_names import names_of
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 
@@ -110,7 +111,8 @@ def _lists_failures(path: Path) -> bool:
 
 def _names_this_callback(path: Path) -> bool:
     with suppress(OSError, ValueError):
-        return f"{__name__}.{FailureReport.__name__}" in path.read_text(encoding="utf-8")
+        text, names = path.read_text(encoding="utf-8"), names_of(f"{__name__}.{FailureReport.__name__}")
+        return any(name in text for name in names)
     return False
 
 

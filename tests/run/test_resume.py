@@ -4,8 +4,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,34 +14,12 @@ from benchmarks.faults.outcome import Outcome
 from gating.report.summary import Summary
 from gating.run import prepare as preparation
 from gating.run import stages
-from gating.run.folder.contents import RunPaths
-from gating.run.folder.state import is_finished, take_folder
+from gating.run.folder.state import is_finished
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import compose_settings
 
 EACH_STEP = "callbacks.checkpoint.every_n_steps=1"
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def whole(inputs, tmp_path_factory) -> Path:
-    """The folder of a run that nobody interrupted."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    run_in(folder, inputs)
-    return folder
-
-
-@pytest.fixture
-def half(inputs, tmp_path) -> Path:
-    """The folder of a run that ended in its search, at step 7 of 9, with a checkpoint after step 4."""
-    with at_batch(8, interrupt), pytest.raises(Interrupted):
-        run_in(tmp_path / "run", inputs)
-    return tmp_path / "run"
 
 
 def assert_same_end(folder: Path, whole: Path) -> None:
@@ -220,45 +196,6 @@ def test_a_removal_that_is_lost_is_done_again_and_so_is_the_recovery(harm, input
     assert_same_end(folder, whole)
 
 
-def test_checkpoints_of_another_run_are_neither_taken_nor_removed(inputs, tmp_path, capsys):
-    shared = tmp_path / "shared"
-    place = f"paths.checkpoints={shared}"
-    (shared / "search").mkdir(parents=True)
-    (shared / "search" / "mine.txt").write_text("precious")
-    with at_batch(6, interrupt), pytest.raises(Interrupted):
-        run_in(tmp_path / "one", inputs, place)
-    before = sorted(shared.rglob("*"))
-    assert end_of(tmp_path / "two", inputs, place, "seed=7") == 1
-    assert f"{place} holds a checkpoint of another run, {shared}/search/step-4.ckpt" in capsys.readouterr().err
-    assert not (tmp_path / "two").exists()
-    assert sorted(shared.rglob("*")) == before
-    run_in(tmp_path / "one", inputs, place, "resume=auto")
-    assert (shared / "search" / "mine.txt").read_text() == "precious"
-
-
-@pytest.mark.parametrize("place", ["{run}/../shared", "{run}/linked"])
-def test_checkpoints_of_another_run_are_found_wherever_a_path_leads(place, inputs, tmp_path, capsys):
-    checkpoint = tmp_path / "shared" / "search" / "step-4.ckpt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_text("precious")
-    folder = tmp_path / "run"
-    if "linked" in place:
-        folder.mkdir()
-        (folder / "linked").symlink_to(tmp_path / "shared")
-    assert end_of(folder, inputs, "overwrite=true", f"paths.checkpoints={place.format(run=folder)}") == 1
-    assert "holds a checkpoint of another run" in capsys.readouterr().err
-    assert checkpoint.read_text() == "precious"
-
-
-def test_a_run_does_not_go_on_with_the_checkpoints_of_another(inputs, half, tmp_path, capsys):
-    with at_batch(6, interrupt), pytest.raises(Interrupted):
-        run_in(tmp_path / "other", inputs, "seed=2")
-    before = sorted((tmp_path / "other").rglob("*"))
-    assert end_of(half, inputs, "resume=auto", f"paths.checkpoints={tmp_path}/other/checkpoints") == 1
-    assert f"has its checkpoints in {half}/checkpoints, and this command" in capsys.readouterr().err
-    assert sorted((tmp_path / "other").rglob("*")) == before
-
-
 @pytest.mark.parametrize(
     "settings",
     [["paths.checkpoints=PLACE/elsewhere"], ["paths.checkpoints=${output_dir}/deep/down"], ["+trainer.benchmark=true"]],
@@ -277,38 +214,6 @@ def test_a_folder_is_all_that_one_has_to_remember(settings, inputs, whole, tmp_p
     train.guarded_run(compose_settings(overrides), overrides)
     assert seen[0] == 4
     assert_same_end(folder, whole)
-
-
-def test_numbers_of_something_else_do_not_make_a_run_a_finished_one(inputs, tmp_path, capsys):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "metrics.json").write_text("{}")
-    with at_batch(1, interrupt):
-        assert end_of(folder, inputs, "overwrite=true") == 1
-    assert "metrics.json was not written by a run" in capsys.readouterr().err
-    assert (folder / "metrics.json").read_text() == "{}"
-
-
-@pytest.mark.parametrize("name", ["metrics.json", "config.yaml"])
-def test_a_folder_where_a_file_is_to_be_is_told_at_once(name, inputs, tmp_path, capsys):
-    (tmp_path / "run" / name).mkdir(parents=True)
-    with at_batch(1, interrupt):
-        assert end_of(tmp_path / "run", inputs, "overwrite=true") == 1
-    assert f"{name} is a folder; put it out of the way" in capsys.readouterr().err
-
-
-DAMAGED = ["", "seed: [", "- 1", "seed: 0", "objective: null", "\x00\x01", "objective: x\nmodel: y"]
-
-
-@pytest.mark.parametrize("text", DAMAGED)
-def test_settings_that_are_damaged_are_told_with_their_file(text, inputs, half, capsys):
-    (half / "config.yaml").write_text(text)
-    assert end_of(half, inputs, "resume=auto") == 1
-    with pytest.raises(SystemExit):
-        train.guarded_run(compose_settings([f"resume={half}"]), [f"resume={half}"])
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2
-    assert all(line.startswith(f"error: {half / 'config.yaml'} ") and "overwrite=true" in line for line in said)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(inputs, whole, tmp_path, capsys):
@@ -355,65 +260,6 @@ def test_auto_finds_the_latest_unfinished_run_with_the_same_settings(inputs, who
     assert len(list((tmp_path / "outputs").glob("*/*"))) == 5  # there was none to go on with
 
 
-def test_a_finished_run_is_left_alone(inputs, whole, capsys):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    with at_batch(1, interrupt):
-        run_in(whole, inputs, "resume=auto")
-    assert "is finished; there is nothing to go on with" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
-
-
-REFUSED = {
-    "": "holds an unfinished run. Pass resume=auto",
-    "resume=auto seed=3": "has seed=0, and this command seed=3",
-    "resume=auto objective.num_heads=5": "has objective.num_heads=4, and this command objective.num_heads=5",
-    "resume=auto objective=random": "objective._target_",
-    "resume=auto data.batch_size=4": "data.batch_size=4",
-    "resume=auto +trainer.benchmark=true": "trainer.benchmark=None, and",
-    "resume=elsewhere": "leave output_dir out",
-    "ckpt_path=nowhere.ckpt": "no such file",
-    "ckpt_path=HALF/config.yaml": "none of the checkpoints",
-    "ckpt_path=HALF/checkpoints/search/step-4.ckpt resume=elsewhere": "leave one of them out",
-}
-
-
-@pytest.mark.parametrize("settings", REFUSED)
-def test_what_is_not_the_same_run_is_refused_and_left_as_it_was(settings, inputs, half, capsys):
-    before = {path: path.stat().st_mtime_ns for path in half.rglob("*") if path.name != ".lock"}
-    given = settings.replace("HALF", str(half)).split()
-    assert end_of(half, inputs, *given) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert REFUSED[settings] in error
-    assert {path: path.stat().st_mtime_ns for path in half.rglob("*") if path.name != ".lock"} == before
-
-
-def test_other_data_than_before_are_refused(inputs, half, capsys):
-    table = next(x for x in inputs if x.startswith("data.train=")).partition("=")[2]
-    shorter = half.parent / "train.tsv"
-    shutil.copy(table, half.parent / "copy.tsv")
-    shorter.write_text("\n".join(Path(table).read_text().splitlines()[:-4]) + "\n")
-    shutil.copy(shorter, table)
-    try:
-        assert end_of(half, inputs, "resume=auto") == 1
-    finally:
-        shutil.copy(half.parent / "copy.tsv", table)
-    assert "train data has 60 examples now and had 64" in capsys.readouterr().err
-
-
-def test_a_run_that_another_process_is_at_is_left_to_it(inputs, half, capsys, tmp_path):
-    script = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True)"
-    script += "; input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(half / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        assert end_of(half, inputs, "resume=auto") == 1
-        other.kill()
-    assert "under way in another process" in capsys.readouterr().err
-
-
 def test_a_speedup_is_not_measured_again(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: 5)
     settings = [*[x for x in inputs if not x.startswith("objective.")], "objective.speedup=2"]
@@ -433,12 +279,3 @@ def test_the_run_at_wandb_goes_on(inputs, tmp_path, monkeypatch):
     segments = [path.name for path in (folder / "wandb").glob("offline-run-*")]
     assert len(segments) == 2
     assert len({name.split("-")[3] for name in segments}) == 1
-
-
-def test_only_one_process_takes_a_folder_and_a_new_run_forgets_the_old_one(tmp_path):
-    (tmp_path / "checkpoints" / "search").mkdir(parents=True)
-    (tmp_path / "checkpoints" / "mine").mkdir()
-    paths = RunPaths(tmp_path, tmp_path / "checkpoints")
-    with take_folder(paths, config="seed: 0\n", ckpt_path=None):
-        assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
-        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["mine"]

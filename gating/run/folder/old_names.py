@@ -6,7 +6,7 @@ Configurations of users and folders of earlier runs name them as ``_target_``.
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["with_new_names"]
+__all__ = ["names_of", "with_new_names"]
 
 # Module of earlier versions: module of today.
 _MODULES = {
@@ -37,6 +37,16 @@ def with_new_names(settings: Any) -> Any:
             for name, value in settings.items()
         }
     return [with_new_names(value) for value in settings] if isinstance(settings, list) else settings
+
+
+def names_of(target: str) -> list[str]:
+    """Return the names of a class or function, today's first.
+
+    >>> names_of("gating.run.sweeps.FailureReport")
+    ['gating.run.sweeps.FailureReport', 'gating.lightning.sweeps.FailureReport']
+    """
+    old = [before + target.removeprefix(now) for before, now in _MODULES.items() if target.startswith(f"{now}.")]
+    return [target, *old]
 
 
 def _new_name(target: str) -> str:
