@@ -293,7 +293,6 @@ def test_experiments_run_on_their_data(small, folder, tmp_path):
     settings = [f"paths.data={tmp_path}", "trainer.max_steps=2"]
     (tmp_path / folder).mkdir()
     for file in (DATA / folder).glob("*.t[sx][vt]"):
-        # The beginnings are enough to see that they are read.
         beginning = file.read_text(encoding="utf-8")[:20_000]
         (tmp_path / folder / file.name).write_text(beginning[: beginning.rindex("\n") + 1], encoding="utf-8")
     numbers, _ = run([*small, *settings], tmp_path / "out", budget="")
