@@ -6,7 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from gating.errors import explain
+from gating.errors import UserError, explain
 from gating.tracking.redaction import redact_output
 
 __all__ = ["main"]
@@ -15,7 +15,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run a command of this package."""
     if sys.argv[1:2] == ["train"]:
-        # Settings are Hydra's; everything behind the word is handed on.
+        # Hydra parses the other arguments.
         sys.argv = ["head-gating train", *sys.argv[2:]]
         runpy.run_path(str(_train_script()), run_name="__main__")
         return
@@ -23,7 +23,7 @@ def main() -> None:
     redact_output()
     try:
         _COMMANDS[arguments.command](arguments)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {explain(error).replace('pass overwrite=True', 'pass --overwrite')}")
 
 
@@ -74,7 +74,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _train_script() -> Path:
-    """Return train.py: in a wheel it lies inside the package, in a checkout beside it."""
+    """Return the path of train.py: inside the package in a wheel, beside it in a checkout."""
     here = Path(__file__).resolve().parent
     return here / "train.py" if importlib.util.find_spec("gating.train") else here.parent / "train.py"
 

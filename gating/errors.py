@@ -1,4 +1,4 @@
-"""Telling a user's mistake from a fault of the program."""
+"""Errors that a user can mend, and their messages."""
 
 import errno
 from collections.abc import Iterator
@@ -49,17 +49,17 @@ class UnreachableError(UserError, ConnectionError):
 
 
 class _Remedy(Exception):  # noqa: N818 - one base of errors and warnings
-    """A message that tells each user the remedy in their own words."""
+    """A message with a remedy for users of Python and another for users of the command line."""
 
     in_command: str | None = None
 
     def __init__(self, problem: str, *, python: str, command: str) -> None:
-        """Args: ``problem`` is the beginning of both messages, ``python`` and ``command`` are how each goes on."""
+        """Args: ``problem`` is the beginning of both messages, ``python`` and ``command`` are their ends."""
         super().__init__(problem + python)
         self.in_command = problem + command
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Make copies that have both messages."""
+        """Keep both messages in copies."""
         return partial(type(self), "", python=str(self), command=str(self.in_command)), ()
 
 
@@ -72,32 +72,38 @@ class RemedyWarning(_Remedy, UserWarning):
 
 
 def explain(error: BaseException) -> str:
-    """Return an error as a sentence for a command; what the system says tells neither the place nor the remedy."""
+    """Return the message of an error as one sentence for users of a command.
+
+    Messages of the system get the name of the file, and a remedy.
+
+    >>> explain(OSError(errno.ENOSPC, "No space left on device", "a.txt"))
+    'a.txt cannot be written: no space left on device. Make room there.'
+    """
     in_command: str | None = getattr(error, "in_command", None)
     if in_command is not None:
         return in_command
     if not isinstance(error, OSError) or error.strerror is None:
         return " ".join(str(error).split()) or type(error).__name__
-    what = "written" if error.errno in (*_FULL, errno.EROFS) else "used"
+    use = "written" if error.errno in (*_FULL, errno.EROFS) else "used"
     remedy = " Make room there." if error.errno in _FULL else ""
-    return f"{error.filename or 'A file'} cannot be {what}: {error.strerror[:1].lower()}{error.strerror[1:]}.{remedy}"
+    return f"{error.filename or 'A file'} cannot be {use}: {error.strerror[:1].lower()}{error.strerror[1:]}.{remedy}"
 
 
 def shorten(text: str, *, most: int = 80) -> str:
-    """Return a text, or its beginning, to be shown in a message."""
+    """Return a text for a message, cut off after ``most`` characters."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 @contextmanager
-def loading(what: str, *, remedy: str) -> Iterator[None]:
-    """Say in one sentence what a library makes of files that it cannot load, whatever it raises.
+def loading(name: str, *, remedy: str) -> Iterator[None]:
+    """Raise any error of a library that loads files in a ``with`` block as :class:`InputError` with a remedy.
 
     Args:
-        what: What is loaded from files that somebody else has written.
-        remedy: A sentence for the user.
+        name: Name of the loaded object, at the start of the message.
+        remedy: Sentence at the end of the message.
 
     Raises:
-        ValueError: It cannot be loaded.
+        InputError: The object cannot be loaded.
     """
     try:
         yield
@@ -106,7 +112,7 @@ def loading(what: str, *, remedy: str) -> Iterator[None]:
             raise
         reason = shorten(explain(error).rstrip("."), most=300)
         raise InputError(
-            f"{what} cannot be loaded, probably because of damage ({type(error).__name__}: {reason}). {remedy}"
+            f"{name} cannot be loaded, probably because of damage ({type(error).__name__}: {reason}). {remedy}"
         ) from error
 
 

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from typing_extensions import override
 
-__all__ = ["WatchedDDP", "exit_on_lost_process", "find_lost_process", "stop_children"]
+__all__ = ["LostProcess", "WatchedDDP", "exit_on_lost_process", "find_lost_process", "stop_children"]
 
 # Seconds between checks, and for a process to fail by itself before it is ended: in a collective it may hang.
 _INTERVAL_S, _GRACE_S = 0.5, 20.0
@@ -25,7 +26,22 @@ _RANK_ZERO_PID = "HEAD_GATING_FIRST_PROCESS"
 
 # The processes that this one started, by rank.
 _children: dict[int, subprocess.Popen[bytes]] = {}
-_on_lost: Callable[[str], None] | None = None
+_on_lost: "Callable[[LostProcess], None] | None" = None
+
+
+class LostProcess(NamedTuple):
+    """A process of the run that has died.
+
+    Attributes:
+        rank: Its rank.
+        ending: How it ended, such as ``was killed by SIGKILL``.
+    """
+
+    rank: int
+    ending: str
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} {self.ending}"
 
 
 class WatchedDDP(DDPStrategy):
@@ -53,33 +69,33 @@ class _WatchedLauncher(_SubprocessScriptLauncher):
         _start_watchdog()
 
 
-def find_lost_process(*, patience_s: float = 0.0) -> str | None:
-    """Return a description of a process of the run that has died.
+def find_lost_process(*, patience_s: float = 0.0) -> LostProcess | None:
+    """Return a process of the run that has died.
 
     Args:
         patience_s: Seconds to wait for an exit code, which is available later than the connection error.
 
     Returns:
-        The rank and how it ended; None if no process has died, or another program started the processes.
+        The process; None if no process has died, or another program started the processes.
     """
     end = time.monotonic() + patience_s
     while True:
         for rank, process in _children.items():
             if process.poll():
-                return f"rank {rank} {_describe(process.returncode)}"
+                return LostProcess(rank, _describe(process.returncode))
         if os.environ.get(_RANK_ZERO_PID, "") not in ("", str(os.getpid()), str(os.getppid())):
-            return "rank 0 was killed"
+            return LostProcess(0, "was killed")
         if time.monotonic() >= end or not (_children or _is_started_by_rank_zero()):
             return None
         time.sleep(_INTERVAL_S / 5)
 
 
 @contextmanager
-def exit_on_lost_process(on_lost: Callable[[str], None]) -> Iterator[None]:
+def exit_on_lost_process(on_lost: Callable[[LostProcess], None]) -> Iterator[None]:
     """Exit this process with code 1 if another one dies during a ``with`` block and this one hangs.
 
     Args:
-        on_lost: Called before the exit with a description of the lost process.
+        on_lost: Called with the lost process before the exit.
     """
     global _on_lost
     _on_lost = on_lost

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gating.distributed.collectives import is_lost_connection, is_rank_zero, rank
 from gating.distributed.launch import stop_processes
-from gating.distributed.watchdog import exit_on_lost_process, find_lost_process
+from gating.distributed.watchdog import LostProcess, exit_on_lost_process, find_lost_process
 from gating.errors import explain, is_input_error
 from gating.run.folder.earlier_run import has_checkpoint
 from gating.run.folder.state import current_folder, is_finished, leave_folder, owned_by_this_process
@@ -85,9 +85,9 @@ def _print_once(sentence: str) -> None:
             print(sentence, file=sys.stderr, flush=True)
 
 
-def _print_lost(lost: str | None) -> None:
+def _print_lost(lost: LostProcess | None) -> None:
     """Print which process has ended: on rank 0, or on rank 1 if it was rank 0."""
-    if is_rank_zero() or (rank() == 1 and lost is not None and lost.startswith("rank 0 ")):
+    if is_rank_zero() or (rank() == 1 and lost is not None and lost.rank == 0):
         which = f": {lost}" if lost else ""
         folder = current_folder()
         resume = f"\n{_RESUME}{folder}" if folder is not None and _is_resumable(folder) else ""
