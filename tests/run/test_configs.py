@@ -1,4 +1,4 @@
-"""Every file of conf/ composes, passes the check of settings, and what it describes can be built."""
+"""Every file of conf/ composes, passes the validation of settings, and describes objects that can be built."""
 
 from pathlib import Path
 

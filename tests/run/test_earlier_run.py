@@ -1,4 +1,4 @@
-"""A new run in an old folder removes what an earlier run left there, and nothing else."""
+"""A new run in an old folder removes the files of the earlier run, and nothing else."""
 
 import os
 import shutil

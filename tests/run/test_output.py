@@ -16,7 +16,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run_in_shell(inputs: list[str], redirection: str, *settings: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run train.py in bash, whose exit code is that of the run and not of what reads its output."""
+    """Run train.py in bash, and return its exit code rather than that of the reader of its output."""
     command = f'"$@" {redirection}; exit "${{PIPESTATUS[0]}}"'
     arguments = [*warm_python(), str(ROOT / "train.py"), *inputs, "logger=csv", "output_dir=out", *settings]
     return subprocess.run(

@@ -127,7 +127,7 @@ def test_no_secret_of_a_failed_job_is_kept(tmp_path, monkeypatch, capsys):
 
 
 class Remembering(Sweeper):
-    """A sweeper that asks for two jobs, one after the other, and remembers what they return, as Optuna's does."""
+    """A sweeper that starts two jobs in sequence and records the returned numbers, as Optuna's does."""
 
     def __init__(self, returned: list) -> None:
         self.returned = returned

@@ -28,8 +28,8 @@ class Area:
     """A kind of input.
 
     Attributes:
-        cases: Draws what is given.
-        attempt: Uses it, and checks what comes of it.
+        cases: Strategy of cases.
+        attempt: Uses a case, and checks the result.
         cost: How long a case takes, relative to others; the tests try fewer of the expensive ones.
     """
 
