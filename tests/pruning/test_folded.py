@@ -49,7 +49,7 @@ def test_the_figure_shows_the_folded_factors_of_kept_heads(batch, tmp_path, monk
         folded.append(finalize(model, gates, **options))
         return folded[-1]
 
-    monkeypatch.setattr("train.finalize", remembered)
+    monkeypatch.setattr("gating.run.stages.finalize", remembered)
     monkeypatch.setattr(
         figures, "head_map_figure", lambda values, **options: maps.append((values, options)) or draw(values, **options)
     )
