@@ -10,6 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import gating
 from tests.support.tiny_run import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -84,3 +85,18 @@ def test_the_lowest_versions_are_tested_by_one_target():
     makefile = (ROOT / "Makefile").read_text()
     assert "\ntest-lowest:" in makefile
     assert "--resolution lowest-direct" in makefile
+
+
+def test_the_citation_has_the_version():
+    assert f"\nversion: {gating.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_both_ways_of_continuous_integration_call_the_same_targets():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    command = re.compile(r"^(?:\s+- run: )?(make \w+)$", re.M)
+    assert (
+        command.findall(workflow) == command.findall((ROOT / ".ci" / "run").read_text()) == ["make test", "make check"]
+    )
+    versions = re.search(r"python: \[(.*)\]", workflow)[1].replace('"', "").split(", ")
+    classifiers = [f"Programming Language :: Python :: {version}" for version in versions]
+    assert [name for name in PROJECT["classifiers"] if ":: Python :: 3." in name] == classifiers
