@@ -118,6 +118,12 @@ def test_the_files_that_travel_define_and_do_nothing_else(saved):
             assert calls_at_import(node) <= HARMLESS, where
 
 
+def test_little_code_travels(saved):
+    paths = list(saved["bert"].folder.glob("*.py"))
+    assert len(paths) <= 10
+    assert sum(len(path.read_text().splitlines()) for path in paths) <= 1700
+
+
 DEFINITIONS = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.ClassDef)
 
 
