@@ -56,12 +56,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)
     blueprint = _check_blueprint(settings, parts)
-    data = _load_data(settings, parts, blueprint)
-    data.module.shard(num_processes)
-    num_evaluated = {
-        split: count_evaluated(trainer, split, num_batches=len(data.module.evaluation_dataloader(split)))
-        for split in data.module.splits[1:]
-    }
+    data = _load_data(settings, parts, blueprint, num_processes=num_processes)
     total_steps = count_steps(trainer, num_batches=data.module.num_batches())
     search_steps = max(1, round((1 - settings.recovery) * total_steps)) if parts.objective else 0
     state = _load_models(settings, parts, data, search_steps=search_steps)
@@ -80,7 +75,6 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         parts=parts,
         phases=phases,
         data=data,
-        num_evaluated=num_evaluated,
         dense_config=dense_config,
         total_steps=total_steps,
         loggers=loggers,
@@ -117,9 +111,9 @@ def _check_blueprint(settings: Settings, parts: Parts) -> PreTrainedModel:
     return blueprint
 
 
-def _load_data(settings: Settings, parts: Parts, blueprint: PreTrainedModel) -> RunData:
+def _load_data(settings: Settings, parts: Parts, blueprint: PreTrainedModel, *, num_processes: int) -> RunData:
     """Load the examples, encode them for the task, and return them with their tokenizer or image processor."""
-    values = settings.values["data"]
+    values, trainer = settings.values["data"], settings.values["trainer"]
     batching = take_arguments(ExampleDataModule, values)
     preparation = take_arguments(parts.task.prepare, values)
     examples = as_examples(call_source("data", values), target=values["_target_"])
@@ -128,7 +122,12 @@ def _load_data(settings: Settings, parts: Parts, blueprint: PreTrainedModel) -> 
     processor = parts.task.load_processor(parts.source, blueprint, examples.splits)
     prepared = parts.task.prepare(examples, processor, blueprint, **preparation)
     module = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=settings.seed, **batching)
-    return RunData(processor, prepared, module)
+    module.shard(num_processes)
+    num_evaluated = {
+        split: count_evaluated(trainer, split, num_batches=len(module.evaluation_dataloader(split)))
+        for split in module.splits[1:]
+    }
+    return RunData(processor, prepared, module, num_evaluated)
 
 
 def _load_models(settings: Settings, parts: Parts, data: RunData, *, search_steps: int) -> RunState:

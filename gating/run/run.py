@@ -36,11 +36,13 @@ class RunData:
         processor: Tokenizer or image processor.
         prepared: Encoded examples and their metrics.
         module: Lightning data module of the examples.
+        num_evaluated: Number of batches to evaluate, by split.
     """
 
     processor: Processor
     prepared: Prepared
     module: ExampleDataModule
+    num_evaluated: Mapping[str, int]
 
 
 @dataclass
@@ -74,7 +76,6 @@ class Run:
         parts: Objects that the settings describe.
         phases: Objects of each training phase.
         data: Its data.
-        num_evaluated: Number of batches to evaluate, by split.
         dense_config: Configuration of the model with all heads.
         total_steps: Optimizer steps of search and recovery together.
         loggers: Loggers of all phases but the teacher's.
@@ -88,7 +89,6 @@ class Run:
     parts: Parts
     phases: Mapping[Phase, PhaseParts]
     data: RunData
-    num_evaluated: Mapping[str, int]
     dense_config: PreTrainedConfig
     total_steps: int
     loggers: list[Logger]
@@ -144,8 +144,8 @@ class Run:
         prepared = self.data.prepared
         metrics = prepared.metrics if stage == "search" else prepared.all_metrics
         with self.state.summary.timed("evaluate"):
-            for split in (split for split in splits if self.num_evaluated[split]):
-                batches = islice(self.data.module.evaluation_dataloader(split), self.num_evaluated[split])
+            for split in (split for split in splits if self.data.num_evaluated[split]):
+                batches = islice(self.data.module.evaluation_dataloader(split), self.data.num_evaluated[split])
                 values = evaluate(model or self.state.model, batches, task=self.parts.task, metrics=metrics)
                 self.state.summary.add_metrics(stage, title, split, values)
 
