@@ -15,7 +15,7 @@ from gating.objectives.per_part import PerPart
 from gating.pruning.decide import decide_gate_values
 from gating.pruning.measure import count_heads_by_kind
 from gating.training.optimizers import AdamW
-from tests.benchmarks.test_rivals import RIVALS
+from tests.objectives.test_common import RIVALS
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept
 
