@@ -3,7 +3,7 @@
 # make test-lowest   the same with the lowest versions that pyproject.toml allows, in an environment of its own
 # make check   lint and types
 # make bench   measure speed and print it beside the last committed figures
-# make format  rewrite the files as the linter wants them
+# make format  rewrite the files as ruff formats them
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +19,7 @@ train: $(VENV)/train.stamp
 test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
-# Old releases warn of what their own dependencies have changed since.
+# Old releases use deprecated parts of their own dependencies.
 test-lowest: $(LOWEST)/test.stamp
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest \
 		$(WORKERS) -W ignore::DeprecationWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
