@@ -26,16 +26,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import copy  # noqa: E402
-from collections.abc import Callable, Iterable  # noqa: E402
+from collections.abc import Callable, Iterable, Iterator  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import BertTokenizerFast, PreTrainedModel  # noqa: E402
 
 import gating  # noqa: E402
+from gating.report import figures  # noqa: E402
 from tests.support.fresh_process import answers_of_fresh_process  # noqa: E402
 from tests.support.tiny_models import (  # noqa: E402
     FAMILIES,
@@ -50,6 +52,16 @@ from tests.support.tiny_models import (  # noqa: E402
 
 # Two threads that share a busy machine wait for each other longer than they compute.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _figures_without_layout(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Draw the figures of runs without constrained layout, which takes a fifth of a tiny run; not in tests/report."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name != "report":
+            patch.setattr(figures, "Figure", lambda **options: Figure(**{**options, "layout": None}))
+        yield
+
 
 TEXT_CLASS = "AutoModelForSequenceClassification"
 
