@@ -156,8 +156,8 @@ def _check_discovered(model: PreTrainedModel, parts: Parts, data: RunData, objec
         if block.name in gates.block_names and block.spec.returns == "unknown":
             instead = "objective" if "min_per_layer" in objective else "objective=budget objective"
             raise InputError(
-                f"{block.name} ({type(block.module).__name__}) cannot be left without a head: what it returns then was "
-                f"not understood. Keep one in each layer with {instead}.min_per_layer=1."
+                f"{block.name} ({type(block.module).__name__}) cannot be left without a head: its output without heads "
+                f"is unknown. Keep one in each layer with {instead}.min_per_layer=1."
             )
 
 
