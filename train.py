@@ -19,9 +19,9 @@ from gating.pruning.measure import count_heads
 from gating.run.command import compose_errors, prepare_arguments
 from gating.run.ending import ending_well
 from gating.run.folder.contents import Phase
+from gating.run.folder.optimized import optimized_value
 from gating.run.folder.resume import find_run
 from gating.run.folder.state import is_finished
-from gating.run.optimized import optimized_value
 from gating.run.outcome import export, report
 from gating.run.phase import train_phase
 from gating.run.prepare import prepare

@@ -24,7 +24,7 @@ from gating.models.gradient_checkpointing import check_gradient_checkpointing, e
 from gating.pruning.speedup import num_heads_for_speedup
 from gating.run.folder.state import check_places, check_places_of, take_folder
 from gating.run.folder.stored_settings import read_settings_of
-from gating.run.parts import Parts, build_parts, build_phases
+from gating.run.objects import Parts, build_parts, build_phases
 from gating.run.run import Run, RunData, RunState
 from gating.run.settings.build import call_source, make_objective
 from gating.run.settings.check import take_arguments

@@ -19,7 +19,7 @@ from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.report.history import History
 from gating.report.summary import Summary
 from gating.run.folder.contents import Phase, RunPaths
-from gating.run.parts import Parts, PhaseParts
+from gating.run.objects import Parts, PhaseParts
 from gating.run.settings.settings import Settings
 from gating.tasks.base import Prepared
 from gating.training.checkpoints import checkpoints_in, why_unusable

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 import train
 from gating.errors import InputError
 from gating.run.folder.contents import Phase
-from gating.run.parts import build_parts, build_phases
+from gating.run.objects import build_parts, build_phases
 from gating.run.settings.build import build, call_source, partial_of
 from gating.run.settings.read import read_settings
 from gating.training.checkpoints import RunCheckpoint

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import train
-from gating.run.optimized import check_optimized, optimized_value
+from gating.run.folder.optimized import check_optimized, optimized_value
 from tests.support.interruptions import end_of
 from tests.support.tiny_run import checked_settings, compose_settings, make_inputs
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import train
 from gating.distributed.launch import check_processes
 from gating.errors import explain, is_input_error
-from gating.run.parts import build_parts, build_phases
+from gating.run.objects import build_parts, build_phases
 from gating.run.settings.read import read_settings
 from gating.run.settings.settings import Settings
 from tests.support.tiny_run import compose_settings

@@ -15,7 +15,7 @@ from gating.models.sources import teacher_source
 from gating.objectives.none import NoObjective
 from gating.pruning.speedup import check_speedup
 from gating.run.folder.old_names import with_new_names
-from gating.run.optimized import check_optimized
+from gating.run.folder.optimized import check_optimized
 from gating.run.settings.check import check_complete, check_settings, keywords, locate_target
 from gating.run.settings.settings import Settings
 

@@ -16,7 +16,7 @@ from gating.data.text.tokens import load_tokenizer
 from gating.distributed.launch import check_processes
 from gating.models.blueprint import make_blueprint
 from gating.models.sources import Pretrained
-from gating.run.parts import build_parts, build_phases
+from gating.run.objects import build_parts, build_phases
 from gating.run.settings.read import read_settings
 from gating.tasks.sequence_classification import SequenceClassification
 from tests.support.bad_input.cases import (
