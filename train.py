@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from gating.distributed.collectives import is_rank_zero
 from gating.pruning.measure import count_heads
 from gating.run.command import compose_errors, prepare_arguments
-from gating.run.ending import ending_well
+from gating.run.ending import handling_errors
 from gating.run.folder.contents import Phase
 from gating.run.folder.optimized import optimized_value
 from gating.run.folder.resume import find_run
@@ -31,7 +31,7 @@ from gating.run.settings.names import naming_settings
 from gating.run.settings.read import read_settings
 from gating.run.settings.recall import with_output_dir, with_recalled
 from gating.run.stages import remove_heads, search, train_teacher
-from gating.run.sweeps import begins_later, noting_failure
+from gating.run.sweeps import recording_failure, starts_in_later_job
 from gating.tracking.redaction import redact_file
 from gating.tracking.verbosity import quiet_libraries
 
@@ -47,13 +47,13 @@ def main(cfg: DictConfig) -> float | None:
     if hydra_cfg.mode != RunMode.MULTIRUN:
         return guarded_run(cfg, overrides)
     job, sweep = int(hydra_cfg.job.num), Path(hydra_cfg.sweep.dir)
-    if begins_later(job):
+    if starts_in_later_job(job):
         return None
     # Processes for more devices run this command again, at another time of day.
     sys.argv.append(f"hydra.sweep.dir='{sweep.absolute()}'")
     # Hydra's own record of the command.
     redact_file(sweep / "multirun.yaml")
-    with noting_failure(sweep, job=job, overrides=overrides):
+    with recording_failure(sweep, job=job, overrides=overrides):
         return guarded_run(with_output_dir(cfg, hydra_cfg.runtime.output_dir), overrides)
     return None
 
@@ -65,7 +65,7 @@ def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> floa
         cfg: The configuration; ``resume=DIR`` takes other settings from the run in DIR.
         overrides: Overrides of the command line; None outside of a command.
     """
-    with ending_well():
+    with handling_errors():
         composed = cfg if overrides is None else with_recalled(cfg, overrides, conf=CONF)
         with naming_settings(composed):
             return run(composed)
@@ -89,11 +89,11 @@ def execute(run: Run) -> float | None:
 
     Each phase resumes from its last checkpoint after an interruption.
     """
-    state, objective = run.state, run.parts.objective
+    state, objective = run.state, run.objects.objective
     if is_rank_zero():
-        title, heads = run.parts.source.title, count_heads(state.model)
+        title, heads = run.objects.source.title, count_heads(state.model)
         print(f"{title}: {heads} heads, {run.total_steps} steps in {run.paths.folder}")
-    if run.parts.distillation is not None and state.teacher is None:
+    if run.objects.distillation is not None and state.teacher is None:
         state.teacher = train_teacher(run)
     if objective is None:
         with run.adapted(state.model):

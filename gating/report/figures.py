@@ -46,31 +46,34 @@ def head_map_figure(
 
 
 def save_pictures(
-    folder: Path,
     history: History,
     *,
+    gates_file: Path,
+    history_file: Path,
     score: Score,
     kept: Sequence[KeptHeads],
     search_steps: int,
 ) -> None:
-    """Save ``gates.png``, the gates at the end of the search, and ``history.png``, open heads and metric by step.
+    """Save the figures of a run; their folders are created if needed.
 
     Args:
-        folder: Folder for the PNG files; created if needed.
         history: Observations of the run.
+        gates_file: File for the gates at the end of the search, if there were gates.
+        history_file: File for open heads and metric by step.
         score: The metric to show.
         kept: The kept heads of each attention block.
         search_steps: Step at which heads were removed; 0 if none were.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    for file in (gates_file, history_file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     if history.gate_values:
         kept_heads = {name: heads for name, heads, _ in kept}
         title = "Gate values; those of outlined heads are folded in"
         figure = head_map_figure(_gates_and_folded(history, kept), title=title, kept=kept_heads)
-        figure.savefig(folder / "gates.png", dpi=150)
+        figure.savefig(gates_file, dpi=150)
     num_heads = sum(before for _, _, before in kept)
     figure = _history_figure(history.observations, score=score, num_heads=num_heads, search_steps=search_steps)
-    figure.savefig(folder / "history.png", dpi=150)
+    figure.savefig(history_file, dpi=150)
 
 
 def _gates_and_folded(history: History, kept: Sequence[KeptHeads]) -> dict[str, list[float]]:

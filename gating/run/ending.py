@@ -16,13 +16,13 @@ from gating.tracking.loggers import close_wandb
 from gating.training.callbacks.divergence import DivergedError
 from gating.training.signals import Stopped, stop_on_signals
 
-__all__ = ["ending_well"]
+__all__ = ["handling_errors"]
 
 _RESUME = "The run can go on: python train.py resume="
 
 
 @contextmanager
-def ending_well() -> Iterator[None]:
+def handling_errors() -> Iterator[None]:
     """Run a ``with`` block; close W&B and other processes at its end, and print how to resume after an error.
 
     A user's error ends in one sentence and exit code 1, a signal in exit code 128 plus its number. Faults keep their

@@ -20,11 +20,11 @@ from gating.run.settings.settings import Settings
 from gating.tasks.base import Task
 from gating.training.distillation import Distillation
 
-__all__ = ["Parts", "PhaseParts", "build_parts", "build_phases"]
+__all__ = ["RunObjects", "PhaseObjects", "build_objects", "build_phases"]
 
 
 @dataclass(frozen=True)
-class PhaseParts:
+class PhaseObjects:
     """Objects of one training phase.
 
     Attributes:
@@ -43,7 +43,7 @@ class PhaseParts:
 
 
 @dataclass(frozen=True)
-class Parts:
+class RunObjects:
     """Objects of a run.
 
     Attributes:
@@ -69,7 +69,7 @@ class Parts:
     make_loggers: Callable[..., list[Logger]]
 
 
-def build_parts(settings: Settings) -> Parts:
+def build_objects(settings: Settings) -> RunObjects:
     """Return the objects of a run.
 
     Raises:
@@ -79,7 +79,7 @@ def build_parts(settings: Settings) -> Parts:
     objective = make_objective(values["objective"])
     distillation = dict(values["distillation"])
     teacher = distillation.pop("teacher", None)
-    return Parts(
+    return RunObjects(
         task=build("task", values["task"]),
         objective=None if isinstance(objective, NoObjective) else objective,
         source=build("model", values["model"]),
@@ -92,7 +92,7 @@ def build_parts(settings: Settings) -> Parts:
     )
 
 
-def build_phases(settings: Settings) -> dict[Phase, PhaseParts]:
+def build_phases(settings: Settings) -> dict[Phase, PhaseObjects]:
     """Return the objects of each training phase.
 
     Raises:
@@ -101,9 +101,9 @@ def build_phases(settings: Settings) -> dict[Phase, PhaseParts]:
     return {phase: _build_phase(settings.of_phase(phase)) for phase in Phase if phase != Phase.REMOVED}
 
 
-def _build_phase(values: Mapping[str, Any]) -> PhaseParts:
+def _build_phase(values: Mapping[str, Any]) -> PhaseObjects:
     chosen = {name: callback for name, callback in values["callbacks"].items() if callback is not None}
-    return PhaseParts(
+    return PhaseObjects(
         optimizer=build("optimizer", values["optimizer"]),
         scheduler=build("scheduler", values["scheduler"]),
         callbacks=tuple(build(f"callbacks.{name}", callback) for name, callback in chosen.items()),

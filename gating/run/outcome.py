@@ -43,7 +43,14 @@ def report(run: Run) -> None:
     """
     state, score, kept = run.state, run.data.prepared.score, heads_per_layer(run.state.model)
     final_score = run.data.prepared.final_score or score
-    save_pictures(run.paths.report, state.history, score=score, kept=kept, search_steps=state.search_steps)
+    save_pictures(
+        state.history,
+        gates_file=run.paths.gates_picture,
+        history_file=run.paths.history_picture,
+        score=score,
+        kept=kept,
+        search_steps=state.search_steps,
+    )
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), kept, state.summary.compact_report(final_score))
     _show_samples(run)
@@ -53,7 +60,7 @@ def report(run: Run) -> None:
 
 def _show_samples(run: Run) -> None:
     """Print and log texts that the compact model generates, if its task generates texts."""
-    task, processor = run.parts.task, run.data.processor
+    task, processor = run.objects.task, run.data.processor
     if not (isinstance(task, WritesText) and isinstance(processor, PreTrainedTokenizerBase)):
         return
     samples = task.write_samples(run.state.model.eval(), processor, run.data.prepared.splits)

@@ -74,7 +74,7 @@ def _build_module(
 ) -> FineTuning:
     return FineTuning(
         model,
-        task=run.parts.task,
+        task=run.objects.task,
         metrics=run.data.prepared.metrics,
         score=run.data.prepared.score,
         optimizer=run.phases[phase].optimizer,
@@ -82,8 +82,8 @@ def _build_module(
         total_steps=run.total_steps,
         first_step=first_step,
         gates=gates,
-        objective=run.parts.objective if gates is not None else None,
-        distillation=run.parts.distillation if run.state.teacher is not None else None,
+        objective=run.objects.objective if gates is not None else None,
+        distillation=run.objects.distillation if run.state.teacher is not None else None,
         teacher=run.state.teacher,
         seed=run.settings.seed,
         compiler="inductor" if run.settings.compile else None,
@@ -91,19 +91,19 @@ def _build_module(
 
 
 def _build_trainer(run: Run, phase: Phase, *, steps: int, callbacks: Sequence[Callback]) -> pl.Trainer:
-    parts, is_teacher = run.phases[phase], phase == Phase.TEACHER
-    has_checkpoints = any(isinstance(callback, Checkpoint) for callback in parts.callbacks)
-    return parts.make_trainer(
+    objects, is_teacher = run.phases[phase], phase == Phase.TEACHER
+    has_checkpoints = any(isinstance(callback, Checkpoint) for callback in objects.callbacks)
+    return objects.make_trainer(
         max_epochs=-1,
         max_steps=steps,
         # Logs count the steps of the run, without a teacher's.
         logger=False if is_teacher else run.loggers,
-        callbacks=_callbacks_of_phase(run, phase, [*callbacks, *parts.callbacks]),
+        callbacks=_callbacks_of_phase(run, phase, [*callbacks, *objects.callbacks]),
         max_time=None,
         enable_checkpointing=has_checkpoints and not is_teacher,
         # Lightning's folder for SLURM's checkpoints, which the next phase must not find.
         default_root_dir=run.paths.of_phase(phase),
-        val_check_interval=validation_interval(parts.trainer, num_batches=run.data.module.num_batches()),
+        val_check_interval=validation_interval(objects.trainer, num_batches=run.data.module.num_batches()),
         use_distributed_sampler=False,
     )
 

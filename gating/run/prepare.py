@@ -22,9 +22,9 @@ from gating.models.adapters import check_adapters
 from gating.models.blueprint import make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
 from gating.pruning.speedup import num_heads_for_speedup
-from gating.run.folder.state import check_places, check_places_of, take_folder
+from gating.run.folder.state import check_own_checkpoints, check_writable, claim_folder
 from gating.run.folder.stored_settings import read_settings_of
-from gating.run.objects import Parts, build_parts, build_phases
+from gating.run.objects import RunObjects, build_objects, build_phases
 from gating.run.run import Run, RunData, RunState
 from gating.run.settings.build import call_source, make_objective
 from gating.run.settings.check import take_arguments
@@ -52,27 +52,27 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     if is_rank_zero():
         _check_folders(settings, resumes=resumes)
     resolve_mode(settings.values["logger"].get("mode", "auto"))
-    parts = build_parts(settings)
+    objects = build_objects(settings)
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)
-    blueprint = _check_blueprint(settings, parts)
-    data = _load_data(settings, parts, blueprint, num_processes=num_processes)
+    blueprint = _check_blueprint(settings, objects)
+    data = _load_data(settings, objects, blueprint, num_processes=num_processes)
     total_steps = count_steps(trainer, num_batches=data.module.num_batches())
-    search_steps = max(1, round((1 - settings.recovery) * total_steps)) if parts.objective else 0
-    state = _load_models(settings, parts, data, search_steps=search_steps)
+    search_steps = max(1, round((1 - settings.recovery) * total_steps)) if objects.objective else 0
+    state = _load_models(settings, objects, data, search_steps=search_steps)
     dense_config, started = deepcopy(state.model.config), time.monotonic()
     start_processes(trainer, num_processes)
-    settings, parts = _with_measured_budget(settings, parts, state.model, data, resumes=resumes)
+    settings, objects = _with_measured_budget(settings, objects, state.model, data, resumes=resumes)
     data.module.shard(num_processes, index=rank())
     # Other ranks began at another time of day, which names the folder by default.
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
     phases = phases or build_phases(settings)
     config = None if resumes else settings.to_yaml()
-    lock = take_folder(settings.paths, config=config, ckpt_path=settings.ckpt_path)
-    loggers = parts.make_loggers(settings.paths.folder, run_config=settings.values, resume=resumes)
+    lock = claim_folder(settings.paths, config=config, ckpt_path=settings.ckpt_path)
+    loggers = objects.make_loggers(settings.paths.folder, run_config=settings.values, resume=resumes)
     return Run(
         settings=settings,
-        parts=parts,
+        objects=objects,
         phases=phases,
         data=data,
         dense_config=dense_config,
@@ -90,37 +90,37 @@ def _check_folders(settings: Settings, *, resumes: bool) -> None:
     paths = settings.paths
     if resumes:
         stored = read_settings_of(paths.folder)["paths"]["checkpoints"]
-        check_places_of(paths.folder, paths.checkpoints, before=stored)
+        check_own_checkpoints(paths.folder, paths.checkpoints, before=stored)
     else:
         check_folder(paths.folder, overwrite=settings.overwrite)
-        check_places(paths.folder, paths.checkpoints, settings=settings.values)
+        check_writable(paths.folder, paths.checkpoints, settings=settings.values)
 
 
-def _check_blueprint(settings: Settings, parts: Parts) -> PreTrainedModel:
+def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel:
     """Return the model without weights, which adapters, gates and budget were checked against."""
-    blueprint = make_blueprint(parts.source, parts.task.auto_class)
-    check_adapters(parts.adapters, parts.source, blueprint)
+    blueprint = make_blueprint(objects.source, objects.task.auto_class)
+    check_adapters(objects.adapters, objects.source, blueprint)
     if settings.gradient_checkpointing:
         check_gradient_checkpointing(blueprint, compiled=settings.compile)
-    if parts.make_gates.keywords.get("discover"):
+    if objects.make_gates.keywords.get("discover"):
         return blueprint  # Discovery runs the model, which takes weights.
-    if parts.objective is None:
+    if objects.objective is None:
         find_attention_blocks(blueprint)
     else:
-        parts.objective.check(create_gates(blueprint, **parts.make_gates.keywords))
+        objects.objective.check(create_gates(blueprint, **objects.make_gates.keywords))
     return blueprint
 
 
-def _load_data(settings: Settings, parts: Parts, blueprint: PreTrainedModel, *, num_processes: int) -> RunData:
+def _load_data(settings: Settings, objects: RunObjects, blueprint: PreTrainedModel, *, num_processes: int) -> RunData:
     """Load the examples, encode them for the task, and return them with their tokenizer or image processor."""
     values, trainer = settings.values["data"], settings.values["trainer"]
     batching = take_arguments(ExampleDataModule, values)
-    preparation = take_arguments(parts.task.prepare, values)
+    preparation = take_arguments(objects.task.prepare, values)
     examples = as_examples(call_source("data", values), target=values["_target_"])
-    has_classes = getattr(parts.task, "has_classes", False)
+    has_classes = getattr(objects.task, "has_classes", False)
     examples = hold_out(examples, settings=preparation, has_classes=has_classes, seed=settings.seed)
-    processor = parts.task.load_processor(parts.source, blueprint, examples.splits)
-    prepared = parts.task.prepare(examples, processor, blueprint, **preparation)
+    processor = objects.task.load_processor(objects.source, blueprint, examples.splits)
+    prepared = objects.task.prepare(examples, processor, blueprint, **preparation)
     module = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=settings.seed, **batching)
     module.shard(num_processes)
     num_evaluated = {
@@ -130,26 +130,26 @@ def _load_data(settings: Settings, parts: Parts, blueprint: PreTrainedModel, *, 
     return RunData(processor, prepared, module, num_evaluated)
 
 
-def _load_models(settings: Settings, parts: Parts, data: RunData, *, search_steps: int) -> RunState:
+def _load_models(settings: Settings, objects: RunObjects, data: RunData, *, search_steps: int) -> RunState:
     """Load the model, and a teacher if its folder or name is given."""
-    model = parts.source.load(parts.task.auto_class, **data.prepared.config)
-    if parts.make_gates.keywords.get("discover"):
-        _check_discovered(model, parts, data, settings.values["objective"])
+    model = objects.source.load(objects.task.auto_class, **data.prepared.config)
+    if objects.make_gates.keywords.get("discover"):
+        _check_discovered(model, objects, data, settings.values["objective"])
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     teacher = None
-    if parts.distillation is not None and parts.teacher is not None:
-        teacher = parts.teacher.load(parts.task.auto_class)
+    if objects.distillation is not None and objects.teacher is not None:
+        teacher = objects.teacher.load(objects.task.auto_class)
         check_teacher(teacher, model, data.module.probe_batch())
     return RunState(model, search_steps=search_steps, teacher=teacher)
 
 
-def _check_discovered(model: PreTrainedModel, parts: Parts, data: RunData, objective: Mapping[str, Any]) -> None:
+def _check_discovered(model: PreTrainedModel, objects: RunObjects, data: RunData, objective: Mapping[str, Any]) -> None:
     """Discover the attention blocks of a model, and check that the objective fits them."""
-    gates = create_gates(model, probe=data.module.probe_batch(), **parts.make_gates.keywords)
-    if parts.objective is None:
+    gates = create_gates(model, probe=data.module.probe_batch(), **objects.make_gates.keywords)
+    if objects.objective is None:
         return
-    parts.objective.check(gates)
+    objects.objective.check(gates)
     if objective.get("min_per_layer"):
         return
     for block in find_attention_blocks(model):
@@ -162,20 +162,20 @@ def _check_discovered(model: PreTrainedModel, parts: Parts, data: RunData, objec
 
 
 def _with_measured_budget(
-    settings: Settings, parts: Parts, model: PreTrainedModel, data: RunData, *, resumes: bool
-) -> tuple[Settings, Parts]:
+    settings: Settings, objects: RunObjects, model: PreTrainedModel, data: RunData, *, resumes: bool
+) -> tuple[Settings, RunObjects]:
     """Replace a speedup by the number of heads that reaches it on this device; a resumed run keeps its number."""
     speedup, num_heads = settings.values["objective"].get("speedup"), 0
     if not speedup:
-        return settings, parts
+        return settings, objects
     if resumes:
         num_heads = read_settings_of(settings.paths.folder)["objective"]["num_heads"]
     elif is_rank_zero():
         device = root_device(settings.values["trainer"])
         model.to(device)  # type: ignore[arg-type]
         probe = {name: tensor.to(device) for name, tensor in data.module.probe_batch().items()}
-        gates = create_gates(model, **parts.make_gates.keywords)
+        gates = create_gates(model, **objects.make_gates.keywords)
         num_heads = num_heads_for_speedup(model, probe, speedup=speedup, gates=gates)
         print(f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here.")
     settings = settings.with_num_heads(broadcast(num_heads))
-    return settings, replace(parts, objective=make_objective(settings.values["objective"]))
+    return settings, replace(objects, objective=make_objective(settings.values["objective"]))

@@ -6,16 +6,16 @@ from gating.discovery.find import find_attention_blocks
 from gating.distributed.collectives import is_rank_zero
 from gating.pruning.prune import prune_heads
 from gating.run.folder.contents import Phase
-from gating.run.folder.earlier_run import forget_phases
+from gating.run.folder.earlier_run import remove_phases
 from gating.run.run import Run
 from gating.storage.atomic import replacing_file
 from gating.tracking.csv_log import num_rows
 from gating.training.checkpoints import checkpoint_path, read_checkpoint
 
-__all__ = ["keep_removed", "restore_removed"]
+__all__ = ["save_removed", "restore_removed"]
 
 
-def keep_removed(run: Run) -> None:
+def save_removed(run: Run) -> None:
     """Save the model after the removal: its kept heads, its weights, and the state of the run."""
     state = run.state
     state.num_rows = num_rows(run.loggers)
@@ -39,7 +39,7 @@ def restore_removed(run: Run) -> bool:
     if path is None:
         if is_rank_zero():
             # Recovery starts again, too; its old checkpoints are of a model that no longer exists.
-            forget_phases(run.paths.checkpoints, after=Phase.SEARCH)
+            remove_phases(run.paths.checkpoints, after=Phase.SEARCH)
         return False
     checkpoint = read_checkpoint(path)
     kept = checkpoint["kept_heads"]

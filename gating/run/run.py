@@ -19,7 +19,7 @@ from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.report.history import History
 from gating.report.summary import Summary
 from gating.run.folder.contents import Phase, RunPaths
-from gating.run.objects import Parts, PhaseParts
+from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
 from gating.tasks.base import Prepared
 from gating.training.checkpoints import checkpoints_in, why_unusable
@@ -73,7 +73,7 @@ class Run:
 
     Attributes:
         settings: Its settings.
-        parts: Objects that the settings describe.
+        objects: Objects that the settings describe.
         phases: Objects of each training phase.
         data: Its data.
         dense_config: Configuration of the model with all heads.
@@ -86,8 +86,8 @@ class Run:
     """
 
     settings: Settings
-    parts: Parts
-    phases: Mapping[Phase, PhaseParts]
+    objects: RunObjects
+    phases: Mapping[Phase, PhaseObjects]
     data: RunData
     dense_config: PreTrainedConfig
     total_steps: int
@@ -126,7 +126,7 @@ class Run:
         Random numbers are seeded first: in a resumed run other numbers were drawn before this phase.
         """
         pl.seed_everything(self.settings.seed, verbose=False)
-        with self.parts.adapters.on(model):
+        with self.objects.adapters.on(model):
             yield
 
     def evaluate(
@@ -146,7 +146,7 @@ class Run:
         with self.state.summary.timed("evaluate"):
             for split in (split for split in splits if self.data.num_evaluated[split]):
                 batches = islice(self.data.module.evaluation_dataloader(split), self.data.num_evaluated[split])
-                values = evaluate(model or self.state.model, batches, task=self.parts.task, metrics=metrics)
+                values = evaluate(model or self.state.model, batches, task=self.objects.task, metrics=metrics)
                 self.state.summary.add_metrics(stage, title, split, values)
 
     def probe_batch(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
 from gating.run.folder.contents import Phase
 from gating.run.phase import train_phase
-from gating.run.removed import keep_removed
+from gating.run.removed import save_removed
 from gating.run.run import Run
 from gating.storage.folders import replacing_folder
 from gating.tracking.verbosity import printed_warnings
@@ -25,7 +25,7 @@ def train_teacher(run: Run) -> PreTrainedModel:
     """Return a dense copy of the model, fine-tuned with as many steps as the run has and saved for other runs."""
     folder, teacher = run.paths.teacher, deepcopy(run.state.model)
     if run.is_resumed and broadcast(folder.is_dir()):
-        teacher = Pretrained(str(folder)).load(run.parts.task.auto_class)
+        teacher = Pretrained(str(folder)).load(run.objects.task.auto_class)
     else:
         with run.adapted(teacher):
             train_phase(run, Phase.TEACHER, steps=run.total_steps, model=teacher)
@@ -41,12 +41,12 @@ def train_teacher(run: Run) -> PreTrainedModel:
 def search(run: Run, objective: Objective) -> HeadGates:
     """Train weights and gates together while the objective closes gates; return the gates."""
     state, planned = run.state, run.state.search_steps
-    gates = run.parts.make_gates(state.model)
+    gates = run.objects.make_gates(state.model)
     objective.attach(gates)
     num_others = count_heads(state.model) - gates.num_heads
     if num_others and is_rank_zero():
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
-    end = SearchEnd(run.parts.convergence) if run.parts.convergence else None
+    end = SearchEnd(run.objects.convergence) if run.objects.convergence else None
     state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, gates=gates, callbacks=[end] if end else [])
     reason = end.reason if end and end.reason else "all its steps were taken"
     state.summary.search = {"search_steps": state.search_steps, "search_ended": reason}
@@ -75,4 +75,4 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     run.evaluate("removed", "after removal")
     if is_rank_zero():
-        keep_removed(run)
+        save_removed(run)

@@ -19,7 +19,7 @@ from gating.run.folder.old_names import names_of
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 
-__all__ = ["FailureReport", "begins_later", "noting_failure"]
+__all__ = ["FailureReport", "starts_in_later_job", "recording_failure"]
 
 # In the sweep's folder, because launchers such as joblib's run jobs in other processes.
 _FILE = "failed.jsonl"
@@ -61,7 +61,7 @@ class FailureReport(Callback):
         sys.exit(1)
 
 
-def begins_later(job: int) -> bool:
+def starts_in_later_job(job: int) -> bool:
     """Return whether rank 0 started this process, which repeats its command, in a later job of the sweep."""
     if is_rank_zero():
         os.environ[_FIRST_JOB] = str(job)
@@ -69,7 +69,7 @@ def begins_later(job: int) -> bool:
 
 
 @contextmanager
-def noting_failure(folder: Path, *, job: int, overrides: Sequence[str]) -> Iterator[None]:
+def recording_failure(folder: Path, *, job: int, overrides: Sequence[str]) -> Iterator[None]:
     """Record the failure of a job in the sweep's folder, so that the next job begins; a signal ends the sweep.
 
     Args:

@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
+from gating.tracking.contents import CSV, WANDB
 from gating.tracking.csv_log import CsvLogger
 from gating.tracking.reachability import why_unreachable
 from gating.tracking.redaction import redact, redact_settings
@@ -56,7 +57,7 @@ def build_loggers(
     """
     # wandb warns about a missing folder.
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = [CsvLogger(save_dir, name="csv", version="")]
+    loggers: list[Logger] = [CsvLogger(save_dir, name=CSV, version="")]
     mode = resolve_mode(mode)
     options: dict[str, Any] = redact_settings(
         {"project": project, "name": name, "tags": tags and list(tags), "config": run_config}
@@ -216,6 +217,6 @@ def _last_wandb_id(save_dir: Path) -> str | None:
 
     Its folders are named offline-run-TIME-ID or run-TIME-ID, with a number appended to a second one of the same second.
     """
-    names = [_RUN_FOLDER.fullmatch(path.name) for path in (save_dir / "wandb").glob("*run-*-*")]
+    names = [_RUN_FOLDER.fullmatch(path.name) for path in (save_dir / WANDB).glob("*run-*-*")]
     runs = sorted((name["time"], name["id"]) for name in names if name)
     return runs[-1][1] if runs else None

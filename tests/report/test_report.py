@@ -25,6 +25,10 @@ def history(targets=(12.0, 6.0)):
     return History(observations, [{"layer 0": [0.0, 0.5, 1.0], "layer 1": [1.0, 1.0, 0.25]}])
 
 
+def pictures_in(folder):
+    return {"gates_file": folder / "gates.png", "history_file": folder / "history.png"}
+
+
 def shown(width=120):
     console = Console(file=io.StringIO(), width=width)
     print_report(console, KEPT, REPORT)
@@ -51,7 +55,7 @@ def test_kept_heads_are_outlined():
 
 
 def test_figures_are_png_files(tmp_path):
-    save_pictures(tmp_path / "report", history(), score=Score("accuracy"), kept=KEPT, search_steps=10)
+    save_pictures(history(), **pictures_in(tmp_path / "report"), score=Score("accuracy"), kept=KEPT, search_steps=10)
     for name in ("gates.png", "history.png"):
         with Image.open(tmp_path / "report" / name) as image:
             assert image.format == "PNG"
@@ -61,7 +65,7 @@ def test_figures_are_png_files(tmp_path):
 def drawn(monkeypatch, tmp_path, one, kept):
     maps = []
     monkeypatch.setattr("gating.report.figures.head_map_figure", lambda values, **_: maps.append(values) or Figure())
-    save_pictures(tmp_path, one, score=Score("accuracy"), kept=kept, search_steps=10)
+    save_pictures(one, **pictures_in(tmp_path), score=Score("accuracy"), kept=kept, search_steps=10)
     return maps[0]
 
 
@@ -89,14 +93,14 @@ def test_history_is_restored_from_checkpoints_of_all_versions():
 
 def test_a_dense_run_has_no_map_of_gates(tmp_path):
     observations = [Observation(0, 0.5, 12, 12, math.nan)]
-    save_pictures(tmp_path, History(observations), score=Score("accuracy"), kept=KEPT, search_steps=0)
+    save_pictures(History(observations), **pictures_in(tmp_path), score=Score("accuracy"), kept=KEPT, search_steps=0)
     assert [path.name for path in tmp_path.iterdir()] == ["history.png"]
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_run_with_few_observations_is_drawn(tmp_path, count):
     one = History(history().observations[:count])
-    save_pictures(tmp_path, one, score=Score("accuracy"), kept=KEPT, search_steps=5)
+    save_pictures(one, **pictures_in(tmp_path), score=Score("accuracy"), kept=KEPT, search_steps=5)
     assert (tmp_path / "history.png").exists()
 
 

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 import train
 from gating.errors import InputError
 from gating.run.folder.contents import Phase
-from gating.run.objects import build_parts, build_phases
+from gating.run.objects import build_objects, build_phases
 from gating.run.settings.build import build, call_source, partial_of
 from gating.run.settings.read import read_settings
 from gating.training.checkpoints import RunCheckpoint
@@ -108,17 +108,17 @@ def test_each_phase_has_objects_of_its_own(cfg, tmp_path):
     phases = build_phases(settings)
     assert list(phases) == ["teacher", "dense", "search", "recovery"]
     folders = {
-        callback._folder for parts in phases.values() for callback in parts.callbacks if _is_checkpoint(callback)
+        callback._folder for objects in phases.values() for callback in objects.callbacks if _is_checkpoint(callback)
     }
     assert folders == {tmp_path / "out" / "checkpoints" / phase for phase in phases}
-    assert build_parts(settings).objective is not None
+    assert build_objects(settings).objective is not None
 
 
 def test_a_callback_of_the_command_is_built_for_each_phase(tmp_path):
     mine = f"+callbacks.mine={{_target_: {CALLBACKS}.EarlyStopping, monitor: val/loss}}"
     phases = build_phases(read_settings(compose_settings([mine, f"output_dir={tmp_path}"]), groups=train.GROUPS))
     found = [
-        callback for parts in phases.values() for callback in parts.callbacks if isinstance(callback, EarlyStopping)
+        callback for objects in phases.values() for callback in objects.callbacks if isinstance(callback, EarlyStopping)
     ]
     assert len({id(callback) for callback in found}) == 4
 

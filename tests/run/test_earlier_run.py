@@ -54,7 +54,7 @@ def test_a_folder_that_no_run_has_made_is_left_as_it_is(tmp_path):
 
 
 def test_a_clearing_that_is_interrupted_is_ended_by_the_next_one(run, monkeypatch):
-    monkeypatch.setattr(earlier_run, "forget_model", lambda _: interrupt())
+    monkeypatch.setattr(earlier_run, "remove_model", lambda _: interrupt())
     with pytest.raises(Interrupted), clearing(run, run / "checkpoints"):
         pass
     monkeypatch.undo()

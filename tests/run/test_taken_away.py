@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import train
 from gating.distributed.launch import check_processes
 from gating.errors import explain, is_input_error
-from gating.run.objects import build_parts, build_phases
+from gating.run.objects import build_objects, build_phases
 from gating.run.settings.read import read_settings
 from gating.run.settings.settings import Settings
 from tests.support.tiny_run import compose_settings
@@ -32,7 +32,7 @@ def names_in(settings: DictConfig, prefix: str = "") -> Iterator[str]:
 def read_all(settings: DictConfig) -> Settings:
     read = read_settings(settings, groups=train.GROUPS)
     check_processes(read.values["trainer"])
-    build_parts(read)
+    build_objects(read)
     build_phases(read)
     return read
 

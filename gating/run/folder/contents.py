@@ -4,19 +4,27 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from gating.tracking.contents import CSV, CSV_FILES, WANDB
+
 __all__ = [
     "CHECKPOINTS",
     "CLEARED",
     "COMPACT",
     "CONFIG",
-    "CSV",
     "FILES",
+    "FOLDERS",
+    "GATES_PICTURE",
+    "HISTORY_PICTURE",
     "LOCK",
     "METRICS",
+    "MODELS",
+    "OTHER_FILES",
     "OWNER_MARK",
+    "RECORD_FILES",
+    "REPLACED_FOLDERS",
     "REPORT",
+    "SAMPLES",
     "TEACHER",
-    "WANDB",
     "Phase",
     "RunPaths",
 ]
@@ -42,21 +50,20 @@ CLEARED = ".config.yaml.old"
 # In the run's folder and in a checkpoint folder elsewhere: the same random number in both.
 OWNER_MARK = ".run-of-checkpoints"
 
-CHECKPOINTS, CSV, REPORT, WANDB = "checkpoints", "csv", "report", "wandb"
+CHECKPOINTS, REPORT = "checkpoints", "report"
 # In the folder of the report.
-SAMPLES = "samples.jsonl"
-# Saved models.
+GATES_PICTURE, HISTORY_PICTURE, SAMPLES = "gates.png", "history.png", "samples.jsonl"
 COMPACT, TEACHER = "compact", "teacher"
 
-# Other files, which a new run in the same folder replaces.
-FILES = (
-    f"{CSV}/metrics.csv",
-    f"{CSV}/hparams.yaml",
-    f"{REPORT}/gates.png",
-    f"{REPORT}/history.png",
-    f"{REPORT}/{SAMPLES}",
-    OWNER_MARK,
-)
+RECORD_FILES = (CONFIG, METRICS)
+# Files that a new run in the same folder replaces, besides those.
+OTHER_FILES = (*CSV_FILES, *(f"{REPORT}/{name}" for name in (GATES_PICTURE, HISTORY_PICTURE, SAMPLES)), OWNER_MARK)
+FILES = (*RECORD_FILES, *OTHER_FILES)
+# Folders with files that a new run replaces; the folders of W&B runs stay.
+REPLACED_FOLDERS = (CHECKPOINTS, CSV, REPORT)
+FOLDERS = (*REPLACED_FOLDERS, WANDB)
+# Folders of saved models.
+MODELS = (COMPACT, TEACHER)
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,16 @@ class RunPaths:
     def report(self) -> Path:
         """Folder of the figures."""
         return self.folder / REPORT
+
+    @property
+    def gates_picture(self) -> Path:
+        """File of the figure of the gates."""
+        return self.report / GATES_PICTURE
+
+    @property
+    def history_picture(self) -> Path:
+        """File of the figure of open heads and the metric."""
+        return self.report / HISTORY_PICTURE
 
     @property
     def samples(self) -> Path:

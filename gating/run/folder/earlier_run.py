@@ -13,11 +13,12 @@ from gating.run.folder.contents import (
     CLEARED,
     COMPACT,
     CONFIG,
-    CSV,
     FILES,
     LOCK,
     METRICS,
-    REPORT,
+    MODELS,
+    OTHER_FILES,
+    REPLACED_FOLDERS,
     TEACHER,
     Phase,
 )
@@ -26,9 +27,8 @@ from gating.storage.folders import is_or_holds
 from gating.storage.results import check_result, find_foreign
 from gating.training.checkpoints import checkpoints_in, why_unusable
 
-__all__ = ["check_earlier", "check_links", "clearing", "forget_model", "forget_phases", "has_checkpoint"]
+__all__ = ["check_earlier", "check_links", "clearing", "remove_model", "remove_phases", "has_checkpoint"]
 
-_MODELS = (COMPACT, TEACHER)
 # In addition to the groups of every run.
 _KEYS = {"output_dir", "overwrite", "resume", "ckpt_path", "seed", "recovery", "phase"}
 
@@ -54,7 +54,7 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
         is_own = _has_teacher(folder, earlier)
         if _is_used(folder / TEACHER) and (foreign := find_foreign(folder / TEACHER) if is_own else "") is not None:
             raise InputError(
-                f"{folder / 'teacher' / foreign} was not written by a run. Move it away, or choose another output_dir."
+                f"{folder / TEACHER / foreign} was not written by a run. Move it away, or choose another output_dir."
             )
         _check_sources(folder, settings)
     for place in (checkpoints, folder / CHECKPOINTS):
@@ -66,7 +66,7 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
 
 
 def _check_unused(folder: Path) -> None:
-    for name in (CONFIG, METRICS, *FILES, *_MODELS):
+    for name in (*FILES, *MODELS):
         if _is_used(folder / name):
             raise InputError(
                 f"{folder / name} was not written by a run, and a new run would overwrite it. Move it away, or choose "
@@ -79,7 +79,7 @@ def _is_used(path: Path) -> bool:
 
 
 def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
-    places = [folder / name for name in (CHECKPOINTS, CSV, REPORT, *_MODELS)]
+    places = [folder / name for name in (*REPLACED_FOLDERS, *MODELS)]
     for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation")}):
         with suppress(OSError):  # Such as a value too long for a path.
             if isinstance(value, str) and value and "\0" not in value:
@@ -107,7 +107,7 @@ def check_links(folder: Path, checkpoints: Path) -> None:
     Raises:
         InputError: A file, or a folder above it, is a link out of the run's folder.
     """
-    files = [(folder / name, folder) for name in (CONFIG, METRICS, LOCK, *FILES)]
+    files = [(folder / name, folder) for name in (*FILES, LOCK)]
     for path, place in (*files, *((checkpoints / phase, checkpoints) for phase in Phase)):
         if not _is_inside(path, place):
             raise InputError(
@@ -126,28 +126,28 @@ def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
     """
     settings = folder / CONFIG
     if (earlier := _settings_of_earlier(folder)) is not None:
-        models = [name for name in _MODELS if name != TEACHER or _has_teacher(folder, earlier)]
+        models = [name for name in MODELS if name != TEACHER or _has_teacher(folder, earlier)]
         # First: a run with metrics counts as finished.
         (folder / METRICS).unlink(missing_ok=True)
         if settings.is_file():
             settings.replace(folder / CLEARED)
         if _is_inside(folder / CHECKPOINTS, folder):
-            forget_phases(folder / CHECKPOINTS, after=None)
+            remove_phases(folder / CHECKPOINTS, after=None)
         for name in models:
-            forget_model(folder / name)
-        for path in (folder / name for name in FILES):
+            remove_model(folder / name)
+        for path in (folder / name for name in OTHER_FILES):
             if _is_inside(path, folder):
                 path.unlink(missing_ok=True)
-        for place in (folder / CHECKPOINTS, folder / CSV, folder / REPORT):
+        for place in (folder / name for name in REPLACED_FOLDERS):
             with suppress(OSError):
                 place.rmdir()
     # check_earlier refuses a folder with checkpoints of another run.
-    forget_phases(checkpoints, after=None)
+    remove_phases(checkpoints, after=None)
     yield
     (folder / CLEARED).unlink(missing_ok=True)
 
 
-def forget_model(folder: Path) -> None:
+def remove_model(folder: Path) -> None:
     """Remove a saved model; if its folder is a link, the link only."""
     if folder.is_symlink():
         folder.unlink()
@@ -155,7 +155,7 @@ def forget_model(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def forget_phases(checkpoints: Path, *, after: Phase | None) -> None:
+def remove_phases(checkpoints: Path, *, after: Phase | None) -> None:
     """Remove the checkpoints of the phases after a phase, or of all phases; other files stay."""
     phases = list(Phase)
     for phase in phases[phases.index(after) + 1 if after else 0 :]:

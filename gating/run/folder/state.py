@@ -10,38 +10,32 @@ import filelock
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 from gating.run.folder.contents import (
-    CHECKPOINTS,
     CONFIG,
-    CSV,
+    FOLDERS,
     LOCK,
     METRICS,
     OWNER_MARK,
-    REPORT,
+    RECORD_FILES,
     TEACHER,
-    WANDB,
     Phase,
     RunPaths,
 )
-from gating.run.folder.earlier_run import check_earlier, check_links, clearing, forget_model, forget_phases
+from gating.run.folder.earlier_run import check_earlier, check_links, clearing, remove_model, remove_phases
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder
 from gating.training.checkpoints import checkpoints_in, why_unusable
 
 __all__ = [
-    "check_places",
-    "check_places_of",
+    "check_writable",
+    "check_own_checkpoints",
     "current_folder",
     "has_own_checkpoints",
     "is_finished",
     "owned_by_this_process",
     "leave_folder",
     "owned_by_other_process",
-    "take_folder",
+    "claim_folder",
 ]
-
-# Contents of a run's folder by their kind.
-_FILES, _FOLDERS = (CONFIG, METRICS), (CHECKPOINTS, CSV, REPORT, WANDB)
-
 
 # The folder of the run in this process, for messages after an error.
 _current: Path | None = None
@@ -70,7 +64,7 @@ def owned_by_this_process(folder: Path) -> bool:
     return bool(_lock_of(folder).is_locked)
 
 
-def check_places(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]) -> None:
+def check_writable(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]) -> None:
     """Check that a new run can write to its folders, and leave no trace.
 
     Args:
@@ -82,7 +76,7 @@ def check_places(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]
         InputError: A folder holds checkpoints of another run, or files that no run has written.
         OSError: A folder cannot be written to, or holds an earlier model with other files.
     """
-    for names, is_right in ((_FILES, Path.is_file), (_FOLDERS, Path.is_dir)):
+    for names, is_right in ((RECORD_FILES, Path.is_file), (FOLDERS, Path.is_dir)):
         for path in (folder / name for name in names):
             if path.exists() and not is_right(path):
                 raise InputError(f"{path} is {'a file' if path.is_file() else 'a folder'}; put it out of the way.")
@@ -93,7 +87,7 @@ def check_places(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]
     check_earlier(folder, checkpoints, settings=settings)
 
 
-def check_places_of(folder: Path, checkpoints: Path, *, before: str) -> None:
+def check_own_checkpoints(folder: Path, checkpoints: Path, *, before: str) -> None:
     """Check that the checkpoints of a resumed run are its own.
 
     Args:
@@ -133,7 +127,7 @@ def _mark(folder: Path, checkpoints: Path) -> None:
                 new.write_text(mark, encoding="ascii")
 
 
-def take_folder(paths: RunPaths, *, config: str | None, ckpt_path: str | None) -> filelock.BaseFileLock | None:
+def claim_folder(paths: RunPaths, *, config: str | None, ckpt_path: str | None) -> filelock.BaseFileLock | None:
     """Make a run's folder ready for this process, and make it the current folder.
 
     Args:
@@ -192,9 +186,9 @@ def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
         raise InputError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last whole one.")
     for later in mine[: mine.index(checkpoint.resolve())]:
         later.unlink()
-    forget_phases(checkpoints, after=Phase(phase.name))
+    remove_phases(checkpoints, after=Phase(phase.name))
     if phase.name == Phase.TEACHER:
-        forget_model(folder / TEACHER)
+        remove_model(folder / TEACHER)
 
 
 def _lock(folder: Path) -> filelock.BaseFileLock:

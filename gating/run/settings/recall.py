@@ -64,12 +64,12 @@ def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str
     command: dict[str, Any] = with_new_names(OmegaConf.to_container(cfg))
     stored = read_settings_of(folder)
     check_links(folder, checkpoints_of(folder, stored))
-    stored = _of_this_place(stored, folder, given)
+    stored = _relocated(stored, folder, given)
     taken = {name: value for name, value in stored.items() if name in command and name not in _OF_COMMAND}
     check_trusted(taken, folder=folder, given=given, command=command, options=options)
     taken["paths"] = {**command["paths"], **taken["paths"]}
     for name in (name for name in given if name.partition(".")[0] not in _OF_COMMAND):
-        _lay_over(taken, command, name.split("."))
+        _override(taken, command, name.split("."))
     if HIDDEN in str(taken):
         raise InputError(
             f"The run in {folder} had a secret among its settings, which is not kept there: give the whole command "
@@ -78,7 +78,7 @@ def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str
     return taken if is_given("output_dir", given) else {**taken, "output_dir": str(folder)}
 
 
-def _of_this_place(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> dict[str, Any]:
+def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> dict[str, Any]:
     """Return the stored settings of a run, adapted to the present place of its folder.
 
     Raises:
@@ -108,11 +108,11 @@ def _replace(settings: Any, old: str, new: str) -> Any:
     return new if settings == old else settings
 
 
-def _lay_over(settings: dict[str, Any], other: Mapping[str, Any], path: list[str]) -> None:
+def _override(settings: dict[str, Any], other: Mapping[str, Any], path: list[str]) -> None:
     """Copy a setting or group from other settings, in place; remove it if they lack it."""
     name, *rest = path
     if rest and isinstance(settings.get(name), dict) and isinstance(other.get(name), Mapping):
-        _lay_over(settings[name], other[name], rest)
+        _override(settings[name], other[name], rest)
     elif name in other:
         settings[name] = other[name]
     else:

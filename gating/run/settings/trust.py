@@ -13,6 +13,7 @@ from typing import Any
 
 from gating.compact.files import walk
 from gating.errors import InputError
+from gating.run.folder.contents import CONFIG
 from gating.run.settings.options import Option
 
 __all__ = ["OWN_PLACE", "check_trusted", "is_given"]
@@ -54,14 +55,18 @@ def check_trusted(
     sources = [("", command), *((option.package, option.settings) for option in options)]
     known = set[tuple[str, str]]().union(*(_known(place, source, settings) for place, source in sources))
     for name, value in walk(dict(settings)):
-        reason = None if is_given(name, given) or (name, _text(value)) in known else _danger(name, value, settings)
+        reason = (
+            None
+            if is_given(name, given) or (name, _text(value)) in known
+            else _reason_to_distrust(name, value, settings)
+        )
         if reason is not None:
             shown = str(value) if str(value).isprintable() else ascii(value)
             # Overrides cannot name items of lists.
             listed = _IN_LIST.search(name)
             again = f"++{name[: listed.start()]}=[...]" if listed else f"++{name}={shown}"
             raise InputError(
-                f"{folder / 'config.yaml'} has {name}={shown}, which {reason}, and neither this command nor its "
+                f"{folder / CONFIG} has {name}={shown}, which {reason}, and neither this command nor its "
                 f"configuration has this value there. If you trust it, give it again: python train.py resume={folder} "
                 f"{shlex.quote(again)}"
             )
@@ -72,7 +77,7 @@ def is_given(name: str, given: Iterable[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in given)
 
 
-def _danger(name: str, value: object, settings: Mapping[str, Any]) -> str | None:
+def _reason_to_distrust(name: str, value: object, settings: Mapping[str, Any]) -> str | None:
     """Return the reason to distrust a setting of a folder; None if it is safe."""
     if _KEY.fullmatch(name.rpartition(".")[2]):
         return "determines which code is called"

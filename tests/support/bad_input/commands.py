@@ -16,7 +16,7 @@ from gating.data.text.tokens import load_tokenizer
 from gating.distributed.launch import check_processes
 from gating.models.blueprint import make_blueprint
 from gating.models.sources import Pretrained
-from gating.run.objects import build_parts, build_phases
+from gating.run.objects import build_objects, build_phases
 from gating.run.settings.read import read_settings
 from gating.tasks.sequence_classification import SequenceClassification
 from tests.support.bad_input.cases import (
@@ -118,7 +118,7 @@ def try_overrides(case: list[str]) -> None:
         raise RefusedError(error) from error
     settings = read_settings(cfg, groups=train.GROUPS)
     check_processes(settings.values["trainer"])
-    build_parts(settings)
+    build_objects(settings)
     build_phases(settings)
 
 
