@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
-from gating.objectives.baselines.mask import HeadMask
+from gating.objectives.mask import HeadMask
 
 __all__ = ["NoObjective"]
 

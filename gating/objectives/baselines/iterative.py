@@ -9,8 +9,8 @@ from torch import Tensor, distributed
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
-from gating.objectives.baselines.mask import HeadMask
 from gating.objectives.budget import BudgetPart, HeadBudget
+from gating.objectives.mask import HeadMask
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["HeadRanking", "IterativePruning"]

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from gating.objectives.baselines.mask import HostCount
 from gating.objectives.budget import BudgetPart
+from gating.objectives.mask import HostCount
 from gating.objectives.selection import select_gates
 
 __all__ = ["GumbelTopK", "StraightThroughTopK", "gumbel_noise", "soft_top_k"]
