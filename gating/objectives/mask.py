@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from gating.gates import HeadGates
 
-__all__ = ["HeadMask", "HostCount"]
+__all__ = ["HostCount", "MaskSampler"]
 
 
 class HostCount(nn.Module):
@@ -31,7 +31,7 @@ class HostCount(nn.Module):
         self.value = int(state)
 
 
-class HeadMask(nn.Module):
+class MaskSampler(nn.Module):
     """A sampler that returns the mask of an objective, in training and in evaluation.
 
     Attributes:

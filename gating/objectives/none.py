@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
-from gating.objectives.mask import HeadMask
+from gating.objectives.mask import MaskSampler
 
 __all__ = ["NoObjective"]
 
@@ -18,7 +18,7 @@ class NoObjective(nn.Module):
     def attach(self, gates: HeadGates) -> None:
         """Open every gate for good."""
         gates.log_alpha.requires_grad_(False)
-        gates.sampler = HeadMask(gates)
+        gates.sampler = MaskSampler(gates)
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Follow no schedule."""

@@ -10,7 +10,7 @@ import gating
 from gating.discovery.probe import make_probe
 from gating.objectives import Importance
 from gating.objectives.baselines.importance import sensitivity
-from gating.objectives.mask import HeadMask
+from gating.objectives.mask import MaskSampler
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
 
@@ -19,7 +19,7 @@ LABELS = torch.tensor([0, 2])
 
 def watched(model, **options):
     gates = gating.inject_gates(model, **options)
-    gates.sampler = HeadMask(gates)
+    gates.sampler = MaskSampler(gates)
     ranking = Importance()
     ranking.attach(gates)
     return gates, ranking

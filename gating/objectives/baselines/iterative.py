@@ -10,7 +10,7 @@ from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
 from gating.objectives.budget import BudgetPart, HeadBudget
-from gating.objectives.mask import HeadMask
+from gating.objectives.mask import MaskSampler
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["HeadRanking", "IterativePruning"]
@@ -83,7 +83,7 @@ class IterativePruning(FullPrecision):
         """Open every gate; a mask gives their values from now on, and ``log_alpha`` is not trained."""
         self.check(gates)
         gates.log_alpha.requires_grad_(False)
-        gates.sampler = HeadMask(gates)
+        gates.sampler = MaskSampler(gates)
         self.ranking.attach(gates)
 
     def update(self, gates: HeadGates, progress: float) -> None:
@@ -132,7 +132,7 @@ class IterativePruning(FullPrecision):
         return self._budget.choose(gates, torch.where(_mask_of(gates).mask > 0, scores, worse), num_heads=num_heads)
 
 
-def _mask_of(gates: HeadGates) -> HeadMask:
-    if not isinstance(gates.sampler, HeadMask):
+def _mask_of(gates: HeadGates) -> MaskSampler:
+    if not isinstance(gates.sampler, MaskSampler):
         raise OperationError("The objective is not attached to these gates: call its attach(gates) first.")
     return gates.sampler
