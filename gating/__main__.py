@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from gating.compact.formats import FORMATS
 from gating.errors import UserError, explain
 from gating.tracking.redaction import redact_output
 
@@ -24,7 +25,7 @@ def main() -> None:
     try:
         _COMMANDS[arguments.command](arguments)
     except (UserError, OSError) as error:
-        sys.exit(f"error: {explain(error).replace('pass overwrite=True', 'pass --overwrite')}")
+        sys.exit(f"error: {explain(error)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,9 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("folder", help="folder of a compact model, or of any model with attention heads")
     export = commands.add_parser("export", help="export a compact model for another runtime, and check it there")
     export.add_argument("folder", help="folder of a compact model")
-    export.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="onnx (default) or torch.export")
-    export.add_argument("--output", help="where to write; FOLDER-FORMAT if left out")
-    export.add_argument("--overwrite", action="store_true", help="replace what is there")
+    export.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="onnx (default) or torch.export")
+    export.add_argument("--output", help="folder for the export; FOLDER-FORMAT if left out")
+    export.add_argument("--overwrite", action="store_true", help="overwrite an earlier export")
     return parser
 
 
@@ -68,9 +69,9 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"{report.folder}: {report.megabytes:,.1f} MB with the inputs {inputs}")
     print(f"Checked on {report.checked}: its outputs differ from the model's by {report.max_difference:.1e}")
     for refused in report.refused:
-        print(f"It refuses {refused}, which the model itself takes")
+        print(f"It rejects {refused}, which the model accepts")
     for name in report.left_out:
-        print(f"The tokenizer or processor also makes {name}, which it does not take: leave that out")
+        print(f"The tokenizer or processor also makes {name}, which the export does not accept: leave that out")
 
 
 def _train_script() -> Path:

@@ -33,7 +33,7 @@ class InputTypeError(UserError, TypeError):
 
 
 class FolderExistsError(UserError, FileExistsError):
-    """A file or folder that is not replaced."""
+    """A file or folder that already exists."""
 
 
 class MissingPackageError(UserError, ImportError):

@@ -74,7 +74,7 @@ def test_export_names_inputs_that_it_does_not_take(tmp_path, monkeypatch, capsys
     config = DistilBertConfig(vocab_size=20, dim=32, n_layers=1, n_heads=4, hidden_dim=48, max_position_embeddings=40)
     gating.save_compact(DistilBertForSequenceClassification(config).eval(), tmp_path / "compact", tokenizer=tokenizer)
     run(monkeypatch, "export", tmp_path / "compact", "--format", "torch")
-    assert "also makes token_type_ids, which it does not take: leave that out" in capsys.readouterr().out
+    assert "also makes token_type_ids, which the export does not accept: leave that out" in capsys.readouterr().out
     assert (tmp_path / "compact-torch" / "tokenizer.json").is_file()
 
 

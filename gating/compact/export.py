@@ -4,7 +4,7 @@ import functools
 import importlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel
 
 from gating.compact.export_batches import batch_to_trace, input_names
-from gating.compact.export_check import TOLERANCE, RuntimeFormat, check_exported
+from gating.compact.export_check import TOLERANCE, check_exported
+from gating.compact.formats import EXPORT, RuntimeFormat, find_format
 from gating.compact.load import load_compact
 from gating.compact.save import Processor
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
-from gating.errors import MissingPackageError, OperationError, explain, loading, shorten
+from gating.errors import OperationError, explain, loading, shorten
 from gating.storage.folders import replacing_folder
 
 __all__ = ["RuntimeFormat", "RuntimeReport", "export_onnx", "export_runtime"]
@@ -80,17 +81,19 @@ def export_runtime(
 
     Raises:
         ImportError: The packages for the export are not installed.
+        ValueError: The format is unknown.
         FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
         RuntimeError: The model cannot be exported, or its outputs differ afterwards. Nothing is written.
     """
-    exporter = _load_exporter(format)
+    row = find_format(format)
+    export = row.load_exporter()
     model, processor = _load(model_or_directory, tokenizer)
     model.eval()
     names, left_out = input_names(model, processor)
     place, sources = Path(save_directory), [model.name_or_path]
-    with replacing_folder(place, overwrite=overwrite, kind="export", keep=sources) as folder, _as_exported(model):
-        exported = _export(model, exporter, batch_to_trace(model, names, processor), folder)
-        check = check_exported(model, exported, format, processor)
+    with replacing_folder(place, overwrite=overwrite, kind=EXPORT, keep=sources) as folder, _as_exported(model):
+        exported = _export(model, format, export, batch_to_trace(model, names, processor), folder)
+        check = check_exported(model, exported, row, processor)
         if processor is not None:
             processor.save_pretrained(folder)
         megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
@@ -132,32 +135,6 @@ def export_onnx(
     return export_runtime(model_or_directory, save_directory, format="onnx", tokenizer=tokenizer, overwrite=overwrite)
 
 
-@dataclass(frozen=True)
-class _Exporter:
-    """The classes of transformers for one format."""
-
-    format: RuntimeFormat
-    exporter: Any
-    config: Any
-    exported_class: Any
-
-
-def _load_exporter(format: RuntimeFormat) -> _Exporter:
-    # Imported by name: the type stubs of transformers lack this package.
-    exporters: Any = importlib.import_module("transformers.exporters")
-    if format == "torch":
-        config = exporters.DynamoConfig(dynamic=True)
-        return _Exporter(format, exporters.DynamoExporter(), config, exporters.ExportedModel)
-    try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            f"The package {error.name} is needed to export to ONNX: pip install 'head-gating[export]'"
-        ) from error
-    return _Exporter(format, exporters.OnnxExporter(), exporters.OnnxConfig(dynamic=True), exporters.ExportedModel)
-
-
 def _load(
     model_or_directory: PreTrainedModel | str | os.PathLike[str], tokenizer: Processor | None
 ) -> tuple[PreTrainedModel, Any]:
@@ -172,14 +149,17 @@ def _load(
     return model, tokenizer
 
 
-def _export(model: PreTrainedModel, exporter: _Exporter, batch: Mapping[str, Tensor], folder: Path) -> Any:
+def _export(
+    model: PreTrainedModel, format: RuntimeFormat, export: Callable[..., Any], batch: dict[str, Tensor], folder: Path
+) -> Any:
     """Export a model into a folder and load the export."""
-    with _reporting_failure(model, exporter.format):
-        exported = exporter.exporter.export(model, batch, config=exporter.config)
+    exporters: Any = importlib.import_module("transformers.exporters")
+    with _reporting_failure(model, format):
+        exported = export(model, batch)
     exported.save_pretrained(folder)
-    with _reporting_failure(model, exporter.format):
+    with _reporting_failure(model, format):
         # transformers unpickles a .pt2 only with trust; this process has just written it.
-        return exporter.exported_class.from_pretrained(folder, trust_remote_code=True)
+        return exporters.ExportedModel.from_pretrained(folder, trust_remote_code=True)
 
 
 @contextmanager

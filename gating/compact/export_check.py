@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.compact.export_batches import PaddedBatch, batches_to_check, real_positions
+from gating.compact.formats import ExportFormat
 from gating.discovery.probe import forward_outputs, max_relative_difference
 from gating.errors import OperationError, explain, shorten
 
-__all__ = ["TOLERANCE", "ExportCheck", "RuntimeFormat", "check_exported"]
-
-RuntimeFormat = Literal["onnx", "torch"]
+__all__ = ["TOLERANCE", "ExportCheck", "check_exported"]
 
 # Largest relative difference: runtimes sum in another order and fuse operations.
 TOLERANCE = 1e-4
@@ -36,7 +35,7 @@ class ExportCheck:
     refused: tuple[str, ...]
 
 
-def check_exported(model: PreTrainedModel, exported: Any, format: RuntimeFormat, processor: object) -> ExportCheck:
+def check_exported(model: PreTrainedModel, exported: Any, format: ExportFormat, processor: object) -> ExportCheck:
     """Compare the outputs of an exported model with those of the model on batches of several sizes and lengths.
 
     Args:
@@ -48,7 +47,7 @@ def check_exported(model: PreTrainedModel, exported: Any, format: RuntimeFormat,
     Raises:
         RuntimeError: The exported model rejects every batch, or its outputs differ.
     """
-    axes = _input_axes(exported, format)
+    axes = format.input_axes(exported)
     difference, checked, refused, reason = 0.0, list[PaddedBatch](), list[str](), ""
     for padded in batches_to_check(model, list(axes), axes, processor):
         batch = padded.inputs
@@ -71,15 +70,6 @@ def check_exported(model: PreTrainedModel, exported: Any, format: RuntimeFormat,
             "Nothing was written."
         )
     return ExportCheck(difference, _checked_axes(checked), _describe(checked), tuple(dict.fromkeys(refused)))
-
-
-def _input_axes(exported: Any, format: RuntimeFormat) -> dict[str, tuple[object, ...]]:
-    """Return the shape of each input of a graph; only fixed sizes are integers."""
-    if format == "onnx":
-        (runner,) = exported.runners.values()
-        return {given.name: tuple(given.shape) for given in runner.session.get_inputs()}
-    names = exported.program.graph_signature.user_inputs
-    return {node.name: tuple(node.meta["val"].shape) for node in exported.program.graph.nodes if node.name in names}
 
 
 def _floating(outputs: Any) -> list[Tensor]:

@@ -15,6 +15,7 @@ from gating.errors import InputError, InputTypeError
 from gating.pruning.compact_model import become_compact
 from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder
+from gating.storage.results import COMPACT_MODEL
 from gating.structure.integrity import check_finite
 
 __all__ = ["Processor", "save_compact"]
@@ -71,7 +72,7 @@ def save_compact(
     if verify:
         check_finite(model, type(model).__name__)
     sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
-    with replacing_folder(Path(save_directory), overwrite=overwrite, kind="compact model", keep=sources) as folder:
+    with replacing_folder(Path(save_directory), overwrite=overwrite, kind=COMPACT_MODEL, keep=sources) as folder:
         find_attention_blocks(model)  # Raises for a model without heads to describe.
         become_compact(model)
         model.save_pretrained(folder)

@@ -54,7 +54,7 @@ def check_no_adapters(model: nn.Module) -> None:
 def check_stays(model: nn.Module) -> None:
     """Raise ``ValueError`` for a model that replaces its attention modules in a forward pass, as BigBird does.
 
-    At the first short input, its block-sparse attention becomes full attention for good, but not in its configuration.
+    At the first short input, its block-sparse attention permanently becomes full attention, but not in its configuration.
     """
     for module in model.modules():
         config = getattr(module, "config", None)
@@ -163,7 +163,7 @@ def explain_unknown(model: nn.Module, *, searched: bool) -> ValueError:
     )
     if searched:
         return InputError(f"{problem}; nothing in its structure looks like attention.")
-    end = "to have its structure looked at."
+    end = "to discover its structure."
     return RemedyError(problem, python=f", or pass discover=True {end}", command=f", or give gates.discover=true {end}")
 
 

@@ -80,7 +80,7 @@ class Attachment:
             self.gate_handles.append(projection.register_forward_pre_hook(gate))
 
     def remove(self) -> None:
-        """Take all submodules and hooks out of the model, in place."""
+        """Remove all submodules and hooks from the model, in place."""
         for handle in (*self.gate_handles, *self.other_handles):
             handle.remove()
         delattr(self.model, CHILD_NAME)

@@ -59,7 +59,7 @@ class Draw:
         self._made_with: tuple[bool, int] | None = None
         self._graph: _Graph | None = None
         self._earlier_graphs: list[weakref.ref[_Graph]] = []
-        # Whether the pass under way began with gradients; None outside of passes.
+        # Whether the current pass began with gradients; None outside of passes.
         self._pass_learns: bool | None = None
         # Whether the model has made the draw for the pass of its base model, which comes next.
         self._is_made_for_base = False
@@ -179,11 +179,11 @@ class Draw:
     def _check_not_reentrant(self) -> None:
         """Raise ``OperationError`` if a part of a pass with gradients is inside of a reentrant checkpoint.
 
-        The backward pass of such a checkpoint ends at its inputs, and the gates are none of them: they would get no
+        The backward pass of such a checkpoint ends at its inputs, and the gates are not among them: they would get no
         gradient. A whole pass inside of one makes its draw again in the backward pass.
         """
         context = None if self._pass_learns is False else _reentrant_context()
-        # Gradients are off inside. Whether they are on outside is known of passes; else only the inputs show it.
+        # Gradients are off inside. A pass records whether they are on outside; without one, only the inputs show it.
         if context is None or not (self._pass_learns or context.next_functions):
             return
         with torch.enable_grad():
@@ -205,7 +205,7 @@ class _Graph:
 
 
 def _is_in_backward() -> bool:
-    """Return whether a backward pass is under way, in which checkpoints compute activations again."""
+    """Return whether a backward pass is running, in which checkpoints compute activations again."""
     is_in_backward: bool = torch._C._current_graph_task_id() != -1
     return is_in_backward
 

@@ -34,7 +34,7 @@ class HeadGates(FullPrecision):
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
         draw: The values of the present forward pass.
-        attachment: The hooks in the model; None while the gates are attached to none.
+        attachment: The hooks in the model; None while the gates are not attached.
     """
 
     log_alpha: nn.Parameter
@@ -138,7 +138,7 @@ class HeadGates(FullPrecision):
 
     @contextmanager
     def fixed_at(self, values: Tensor) -> Iterator[None]:
-        """Use given gate values, ``[num_gates]``, in training and evaluation, for the length of a ``with`` block.
+        """Use given gate values, ``[num_gates]``, in training and evaluation, inside of a ``with`` block.
 
         With zeros and ones this is a head mask.
 
@@ -179,7 +179,7 @@ class HeadGates(FullPrecision):
         """Return the attention blocks that have these gates, in the order of ``log_alpha``.
 
         Raises:
-            OperationError: The gates are attached to no model.
+            OperationError: The gates are not attached to a model.
         """
         blocks = {block.name: block for block in find_attention_blocks(self._present_attachment().model)}
         return [blocks[name] for name in self.block_names]
@@ -189,7 +189,7 @@ class HeadGates(FullPrecision):
         self._present_attachment().other_handles.append(handle)
 
     def remove(self) -> None:
-        """Take the gates out of the model, in place, without a trace. Gate values are lost, not folded."""
+        """Remove gates and hooks from the model, in place. Gate values are lost, not folded."""
         if self.attachment is not None:
             self.attachment.remove()
         self.attachment = None

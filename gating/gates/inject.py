@@ -31,7 +31,7 @@ def inject_gates(
 
     Each head's slice of the output projection's input is multiplied by its gate from then on. In training mode the
     gates are sampled once for each forward pass of the model; in evaluation mode they take their deterministic value.
-    :meth:`HeadGates.remove` takes everything out again. With gradient checkpointing, call ``backward()`` after each
+    :meth:`HeadGates.remove` removes them again. With gradient checkpointing, call ``backward()`` after each
     forward pass: activations of an earlier pass cannot be computed again, and that is an error.
 
     Args:

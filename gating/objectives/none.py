@@ -16,7 +16,7 @@ class NoObjective(nn.Module):
         """Accept all gates."""
 
     def attach(self, gates: HeadGates) -> None:
-        """Open every gate for good."""
+        """Open every gate permanently."""
         gates.log_alpha.requires_grad_(False)
         gates.sampler = MaskSampler(gates)
 

@@ -24,7 +24,7 @@ class PerPart(nn.Module):
     _back: Tensor
 
     def __init__(self, parts: Sequence[BudgetPart], modules: Sequence[nn.Module]) -> None:
-        """Keep a module for each part.
+        """Store a module for each part.
 
         Args:
             parts: Parts that together have every gate once.

@@ -15,6 +15,7 @@ from gating.run.phase import train_phase
 from gating.run.removed import save_removed
 from gating.run.run import Run
 from gating.storage.folders import replacing_folder
+from gating.storage.results import COMPACT_MODEL
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads
 
@@ -30,7 +31,7 @@ def train_teacher(run: Run) -> PreTrainedModel:
         with run.adapted(teacher):
             train_phase(run, Phase.TEACHER, steps=run.total_steps, model=teacher)
         if is_rank_zero():
-            with replacing_folder(folder, overwrite=False, kind="compact model") as new:
+            with replacing_folder(folder, overwrite=False, kind=COMPACT_MODEL) as new:
                 teacher.save_pretrained(new)
                 run.data.processor.save_pretrained(new)
     teacher.to(run.state.model.device)  # type: ignore[arg-type]

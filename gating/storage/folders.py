@@ -10,14 +10,14 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from gating.errors import FolderExistsError, UserError
-from gating.storage.results import Kind, check_result
+from gating.storage.results import ResultKind, check_result
 
 __all__ = ["check_folder", "is_or_holds", "replacing_folder"]
 
 
 @contextmanager
 def replacing_folder(
-    target: Path, *, overwrite: bool, kind: Kind, keep: Iterable[str | os.PathLike[str] | None] = ()
+    target: Path, *, overwrite: bool, kind: ResultKind, keep: Iterable[str | os.PathLike[str] | None] = ()
 ) -> Iterator[Path]:
     """Yield an empty folder that replaces the target when the block ends without an error.
 
@@ -56,7 +56,7 @@ def replacing_folder(
 
 
 def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> None:
-    """Check that a folder can be created and written to, without leaving a trace.
+    """Check that a folder can be created and written to; change nothing.
 
     Args:
         folder: Path of a run's folder.
@@ -68,9 +68,7 @@ def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> 
         PermissionError: The folder cannot be written to.
     """
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FolderExistsError(
-            f"{name}={folder} holds something already. Choose another folder, or pass overwrite=true."
-        )
+        raise FolderExistsError(f"{name}={folder} is not empty. Choose another folder, or pass overwrite=true.")
     parent = _nearest_folder(folder, shown=f"{name}={folder}")
     try:
         Path(tempfile.mkdtemp(prefix=".head-gating-", dir=parent)).rmdir()
@@ -95,14 +93,17 @@ def is_or_holds(folder: Path, path: Path) -> bool:
     return folder.exists() and any(place.exists() and place.samefile(folder) for place in (real, *real.parents))
 
 
-def _check_replaceable(target: Path, *, overwrite: bool, kind: Kind, sources: Iterable[Path]) -> None:
+def _check_replaceable(target: Path, *, overwrite: bool, kind: ResultKind, sources: Iterable[Path]) -> None:
     if not os.path.lexists(target):
         _nearest_folder(target, shown=target)
         return
     if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
         return
     if not overwrite:
-        raise FolderExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
+        problem = f"{target} exists already. Choose another place, or pass "
+        error = FolderExistsError(f"{problem}overwrite=True.")
+        error.in_command = f"{problem}{kind.in_command}."
+        raise error
     if is_or_holds(target, Path.cwd()):
         raise FolderExistsError(
             f"{target} is or holds the current folder, which is not replaced. Choose another place."
@@ -110,8 +111,8 @@ def _check_replaceable(target: Path, *, overwrite: bool, kind: Kind, sources: It
     for source in sources:
         if is_or_holds(target, source):
             raise FolderExistsError(
-                f"{target} is or holds {source}, which the {kind} is made from, so it is not replaced. Choose another "
-                "place."
+                f"{target} is or holds {source}, which the {kind.name} is made from, so it is not replaced. Choose "
+                "another place."
             )
     check_result(target, kind=kind)
 
@@ -141,7 +142,7 @@ def _scratch_folder(target: Path) -> Iterator[Path]:
     try:
         yield scratch
     except RuntimeError as error:
-        # torch.save hides the system's error; writing on brings it up again.
+        # torch.save hides the system's error; another write raises it again.
         if not isinstance(error, UserError):
             _extend_files(scratch)
         raise
@@ -150,7 +151,7 @@ def _scratch_folder(target: Path) -> Iterator[Path]:
 
 
 def _extend_files(folder: Path) -> None:
-    """Append a mebibyte to each file of a folder that is thrown away, for the system's error if it cannot grow."""
+    """Append a mebibyte to each file of a temporary folder, for the system's error if it cannot grow."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("ab") as file:

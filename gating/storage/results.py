@@ -2,17 +2,17 @@
 
 import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from gating.errors import FolderExistsError
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["Kind", "check_result", "find_foreign"]
-
-Kind = Literal["compact model", "export"]
+__all__ = ["COMPACT_MODEL", "ResultKind", "check_result", "find_foreign", "read_table"]
 
 _CODE = "compact.py"
 _MODEL = r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
@@ -27,7 +27,23 @@ _PROCESSOR = (
 _OWN = re.compile(f"{_MODEL}|{_PROCESSOR}")
 
 
-def check_result(folder: Path, *, kind: Kind) -> None:
+@dataclass(frozen=True)
+class ResultKind:
+    """A kind of folders that this package writes.
+
+    Attributes:
+        name: Name for messages.
+        own_files: Function that returns the names of a folder's files beyond those of any model; None if the folder is
+            not such a result.
+        in_command: Option or setting of the command line that allows overwriting.
+    """
+
+    name: str
+    own_files: Callable[[Path], frozenset[str] | None]
+    in_command: str
+
+
+def check_result(folder: Path, *, kind: ResultKind) -> None:
     """Check that a folder is an earlier result of a kind and holds no other file.
 
     Args:
@@ -37,16 +53,16 @@ def check_result(folder: Path, *, kind: Kind) -> None:
     Raises:
         FileExistsError: The folder is not such a result, or holds a file that is not part of it.
     """
-    own = _own_files(folder, kind)
+    own = kind.own_files(folder)
     if own is None:
         raise FolderExistsError(
-            f"{folder} is not the folder of an earlier {kind}, so it is not replaced. Choose another place."
+            f"{folder} is not the folder of an earlier {kind.name}, so it is not replaced. Choose another place."
         )
     foreign = find_foreign(folder, own=own)
     if foreign is not None:
         raise FolderExistsError(
-            f"{folder} is not replaced, because it holds {foreign}, which does not belong to the {kind}. Move that "
-            "away, or choose another place."
+            f"{folder} is not replaced, because it holds {foreign}, which does not belong to the {kind.name}. Move "
+            "that away, or choose another place."
         )
 
 
@@ -65,16 +81,8 @@ def find_foreign(folder: Path, *, own: frozenset[str] = frozenset()) -> str | No
     return None
 
 
-def _own_files(folder: Path, kind: Kind) -> frozenset[str] | None:
-    """Return the names of a result's files beyond those of any model; None if the folder is not such a result."""
-    if kind == "export":
-        described = _read_json(folder / "export.json")
-        components = described.get("components")
-        if described.get("export_format") not in ("onnx", "dynamo") or not isinstance(components, dict):
-            return None
-        graphs = {f"{name}{ending}" for name in components for ending in (".onnx", ".onnx.data", ".pt2")}
-        return frozenset({"export.json", *graphs})
-    record = _read_json(folder / "config.json").get(RECORD_KEY)
+def _compact_files(folder: Path) -> frozenset[str] | None:
+    record = read_table(folder / "config.json").get(RECORD_KEY)
     if not (isinstance(record, dict) and isinstance(record.get("blocks"), dict)):
         return None
     return frozenset({"README.md", _CODE, *_imported_files(folder / _CODE)})
@@ -88,9 +96,13 @@ def _imported_files(code: Path) -> set[str]:
         return set()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_table(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; an empty table if the file cannot be read or has no table."""
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}
+
+
+COMPACT_MODEL = ResultKind("compact model", _compact_files, in_command="overwrite=true")

@@ -117,7 +117,7 @@ class CompactMixin:
         return bool(cls.dense_class.is_custom_code())
 
     def _get_static_cache_init_shape(self) -> None:
-        """Have static caches sized at their first use, layer by layer; the configuration has one size for all."""
+        """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
 
 
 _COMPACT_CLASSES: dict[type, type[PreTrainedModel]] = {}

@@ -69,7 +69,7 @@ def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
         probabilities = hidden_states.new_zeros(hidden_states.shape[0], 0, hidden_states.shape[1], key_length)
         if returns == "context":
             return _with_zero_gradients(hidden_states, *arguments.values()), probabilities
-        output = _with_zero_gradients(_project_nothing(self, hidden_states), *arguments.values())
+        output = _with_zero_gradients(_project_bias(self, hidden_states), *arguments.values())
         if returns == "mpnet":
             return (output, probabilities) if arguments.get("output_attentions") else (output,)
         if returns == "albert":
@@ -96,7 +96,7 @@ def _with_zero_gradients(output: Tensor, *unused: object) -> Tensor:
     return output
 
 
-def _project_nothing(module: nn.Module, hidden_states: Tensor) -> Tensor:
+def _project_bias(module: nn.Module, hidden_states: Tensor) -> Tensor:
     """Apply the output projection's bias, and the dropout after it that some classes have."""
     children = dict(module.named_children())
     # PEFT's modules_to_save are wrapped.

@@ -163,5 +163,5 @@ def check_finite(model: nn.Module, name: object) -> None:
             raise InputError(
                 f"{name}: {key} has values that are NaN or infinite, as after training that has diverged"
                 f"{', or as numbers beyond 65504 are in float16' * is_half}. Take an earlier checkpoint"
-                f"{' or another dtype' * is_half}, or pass verify=False to go on all the same."
+                f"{' or another dtype' * is_half}, or pass verify=False to load anyway."
             )

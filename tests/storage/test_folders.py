@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from gating.storage.folders import check_folder, replacing_folder
+from gating.storage.results import COMPACT_MODEL
 
 RESULT = """{"head_gating": {"format": 1, "blocks": {}}}"""
 
@@ -22,7 +23,7 @@ def make_result(folder):
 
 
 def replacing(target, *, overwrite=True, keep=()):
-    return replacing_folder(target, overwrite=overwrite, kind="compact model", keep=keep)
+    return replacing_folder(target, overwrite=overwrite, kind=COMPACT_MODEL, keep=keep)
 
 
 @pytest.mark.parametrize("path", ["new", "deep/down/new", "empty"])
@@ -41,7 +42,7 @@ def test_a_relative_folder_is_fine(tmp_path, monkeypatch):
 
 def test_a_folder_with_something_in_it_is_refused_unless_it_may_be_overwritten(tmp_path):
     (tmp_path / "notes.txt").write_text("keep me")
-    with pytest.raises(FileExistsError, match=r"holds something already.*overwrite=true"):
+    with pytest.raises(FileExistsError, match=r"is not empty.*overwrite=true"):
         check_folder(tmp_path, overwrite=False)
     check_folder(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "keep me"

@@ -10,7 +10,8 @@ from transformers import AutoModelForSequenceClassification
 
 import gating
 from gating.__main__ import main
-from gating.storage.results import check_result
+from gating.compact.formats import EXPORT
+from gating.storage.results import COMPACT_MODEL, check_result
 from tests.storage.test_folders import make_result, replacing
 
 FOREIGN = ["notes.txt", ".git/HEAD", ".hidden", "blocks_of_mine.py", "sub/", "model.safetensors.bak", "export.json"]
@@ -30,9 +31,9 @@ def put(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["bert", "whole", "all-emptied", "vit"])
 def test_a_compact_model_may_be_replaced_with_all_its_files(name, saved, tmp_path):
     shutil.copytree(saved[name].folder, tmp_path / "compact")
-    check_result(tmp_path / "compact", kind="compact model")
+    check_result(tmp_path / "compact", kind=COMPACT_MODEL)
     with pytest.raises(FileExistsError, match="is not the folder of an earlier export"):
-        check_result(tmp_path / "compact", kind="export")
+        check_result(tmp_path / "compact", kind=EXPORT)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -80,7 +81,7 @@ def test_links_in_a_result_do_not_count_as_its_files(folder):
     shutil.move(folder / "model.safetensors", folder.parent / "blob")
     (folder / "model.safetensors").symlink_to(folder.parent / "blob")
     with pytest.raises(FileExistsError, match=r"it holds model\.safetensors"):
-        check_result(folder, kind="compact model")
+        check_result(folder, kind=COMPACT_MODEL)
 
 
 def test_a_file_that_appears_during_writing_stays(tmp_path):
@@ -150,7 +151,7 @@ def test_the_command_to_export_replaces_nothing_but_exports(target, folder, tmp_
 def test_an_export_replaces_an_earlier_one(folder, tmp_path, monkeypatch):
     export = ("export", str(folder), "--format", "torch", "--output", str(tmp_path / "export"))
     assert command(*export, monkeypatch=monkeypatch) is None
-    check_result(tmp_path / "export", kind="export")
+    check_result(tmp_path / "export", kind=EXPORT)
     put(tmp_path / "export", "notes.txt")
     assert "it holds notes.txt" in str(command(*export, "--overwrite", monkeypatch=monkeypatch))
     (tmp_path / "export" / "notes.txt").unlink()

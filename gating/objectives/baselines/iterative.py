@@ -1,4 +1,4 @@
-"""Iterative pruning: in each round, the heads that rank lowest close for good."""
+"""Iterative pruning: in each round, the heads that rank lowest close permanently."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -36,7 +36,7 @@ class HeadRanking(Protocol):
 
 
 class IterativePruning(FullPrecision):
-    """An objective that closes the heads with the lowest rank in rounds, for good (Michel et al. 2019).
+    """An objective that permanently closes the heads with the lowest rank in rounds (Michel et al. 2019).
 
     Gates are open or closed; weights are trained between the rounds. Each round closes the same share of all heads,
     10 % in the paper, and the last round the rest above the budget, so that the budget is met exactly.

@@ -24,7 +24,7 @@ from gating.run.folder.contents import (
 )
 from gating.run.folder.stored_settings import checkpoints_of, leaves, read_settings_of
 from gating.storage.folders import is_or_holds
-from gating.storage.results import check_result, find_foreign
+from gating.storage.results import COMPACT_MODEL, check_result, find_foreign
 from gating.training.checkpoints import checkpoints_in, why_unusable
 
 __all__ = ["check_earlier", "check_links", "clearing", "remove_model", "remove_phases", "has_checkpoint"]
@@ -50,7 +50,7 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
         _check_unused(folder)
     else:
         if _is_used(folder / COMPACT):
-            check_result(folder / COMPACT, kind="compact model")
+            check_result(folder / COMPACT, kind=COMPACT_MODEL)
         is_own = _has_teacher(folder, earlier)
         if _is_used(folder / TEACHER) and (foreign := find_foreign(folder / TEACHER) if is_own else "") is not None:
             raise InputError(
