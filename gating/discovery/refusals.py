@@ -54,7 +54,8 @@ def check_no_adapters(model: nn.Module) -> None:
 def check_stays(model: nn.Module) -> None:
     """Raise ``ValueError`` for a model that replaces its attention modules in a forward pass, as BigBird does.
 
-    At the first short input, its block-sparse attention permanently becomes full attention, but not in its configuration.
+    At the first short input, its block-sparse attention permanently becomes full attention, but not in its
+    configuration.
     """
     for module in model.modules():
         config = getattr(module, "config", None)
