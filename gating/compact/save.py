@@ -61,6 +61,14 @@ def save_compact(
             loading it from the folder.
         FileExistsError: The folder is not empty and ``overwrite`` is false, or it holds anything but an earlier compact
             model, or the model was loaded from it.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     (save_compact(model, f"{parent}/compact") / "config.json").is_file()
+        True
     """
     if not isinstance(model, PreTrainedModel):
         raise InputTypeError(f"Only models of transformers can be saved as a folder, got {type(model).__name__}.")

@@ -35,6 +35,13 @@ class HeadGates(FullPrecision):
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
         draw: The values of the present forward pass.
         attachment: The hooks in the model; None while the gates are not attached.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> inject_gates(model)
+        HeadGates(8 heads in 2 attention blocks)
     """
 
     log_alpha: nn.Parameter

@@ -103,6 +103,16 @@ class ExactBudget(nn.Module):
     Instead of a price on open gates, the expected number of open gates is held at a scheduled budget at every step
     (:class:`ExpectedCount`). At the end the heads with the largest ``log_alpha`` stay. If each kind of attention has a
     budget, heads compete within their kind.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> gates, objective = inject_gates(model), ExactBudget(num_heads=3)
+        >>> objective.attach(gates)
+        >>> objective.update(gates, 1.0)
+        >>> round(gates.expected_open().item(), 3), objective.kept(gates).sum().item()
+        (3.0, 3)
     """
 
     def __init__(

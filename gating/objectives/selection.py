@@ -27,6 +27,11 @@ def check_reachable(
         block_sizes: Number of gates of each attention block; needed with ``min_per_layer``.
         min_per_layer: Least number of heads that every attention block keeps.
         kind: Kind of attention that the gates belong to, for the message.
+
+    Example:
+        >>> check_reachable(3, (2, 2))  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        gating.errors.RemedyError: num_heads=3 cannot be kept exactly
     """
     reachable = _reachable(heads_per_gate, tuple(block_sizes), min_per_layer)
     if 1 <= num_heads <= sum(heads_per_gate) and not reachable >> num_heads & 1:

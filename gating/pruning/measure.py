@@ -44,6 +44,12 @@ def compare_latency(
         batch: Keyword arguments of both models.
         repeats: Number of timings of each model; they alternate, so that a busy machine slows both.
         warm_up: Number of untimed forward passes of each model.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> compare_latency(model, model, {"input_ids": torch.ones(2, 5, dtype=torch.long)}, repeats=3).batch
+        '2 x 5'
     """
     training = before.training, after.training
     before.eval()
@@ -79,7 +85,14 @@ def _wait_for(device: torch.device) -> None:
 
 
 def count_heads(model: nn.Module) -> int:
-    """Return the number of attention heads of a model."""
+    """Return the number of attention heads of a model.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> count_heads(model)
+        8
+    """
     return sum(block.num_heads for block in find_attention_blocks(model))
 
 

@@ -6,21 +6,7 @@ from gating.discovery.find import find_attention_blocks
 from gating.pruning.columns import silence_inputs
 from gating.structure.edits import Features
 
-__all__ = ["has_padding", "silence_padding"]
-
-
-def has_padding(model: nn.Module) -> bool:
-    """Return whether a model has padding heads.
-
-    Example:
-        >>> from gating import prune_heads
-        >>> from transformers import LlamaConfig, LlamaModel
-        >>> sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 10}
-        >>> model = LlamaModel(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
-        >>> prune_heads(model, {0: [0]}).num_heads, has_padding(model)  # heads 0 and 1 share keys and values
-        (3, True)
-    """
-    return any(block.head_slots != block.head_ids for block in find_attention_blocks(model))
+__all__ = ["silence_padding"]
 
 
 def silence_padding(model: nn.Module) -> None:
@@ -32,6 +18,17 @@ def silence_padding(model: nn.Module) -> None:
 
     Args:
         model: A model whose heads were pruned.
+
+    Example:
+        >>> from gating import prune_heads
+        >>> from transformers import LlamaConfig, LlamaModel
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 10}
+        >>> model = LlamaModel(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
+        >>> report = prune_heads(model, {0: [0]})  # heads 0 and 1 share keys and values
+        >>> weight = nn.init.ones_(model.layers[0].self_attn.o_proj.weight)
+        >>> silence_padding(model)
+        >>> (weight == 0).all(dim=0).sum().item()
+        4
     """
     for block in find_attention_blocks(model):
         if block.head_slots == block.head_ids:

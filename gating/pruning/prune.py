@@ -112,7 +112,12 @@ def plan_pruning(model: nn.Module, blocks: Sequence[AttentionBlock], kept: Mappi
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Return the number of parameters of a model; shared parameters count once."""
+    """Return the number of parameters of a model; shared parameters count once.
+
+    Example:
+        >>> num_parameters(nn.Linear(3, 2))
+        8
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 

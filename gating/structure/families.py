@@ -49,6 +49,10 @@ class AttentionSpec:
             original model, such as position biases that all layers share.
         config_counts: Names of the head counts that ``forward`` reads from the module's ``config``.
         forward: Replacement of a ``forward`` that fails with fewer heads.
+
+    Example:
+        >>> AttentionSpec((("q", "q"), ("k", "k"), ("v", "v")), "out").returns
+        'pair'
     """
 
     projections: tuple[tuple[str, RowLayout], ...]
@@ -235,6 +239,10 @@ def find_spec(module: nn.Module, *, shipped_only: bool = False) -> AttentionSpec
     Args:
         module: Any module.
         shipped_only: Whether to ignore discovered specs and those that the user registered.
+
+    Example:
+        >>> find_spec(nn.Linear(2, 2)) is None
+        True
     """
     own = getattr(module, "attention_spec", None)
     if isinstance(own, AttentionSpec) and not shipped_only:

@@ -7,8 +7,8 @@ import torch
 import gating
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.discovery.self_check import heads_masked
-from gating.pruning.padding import has_padding
 from tests.support.family_models import FAMILIES
+from tests.support.kept_heads import has_padding
 
 
 def test_padding_heads_stay_silent_in_further_training():

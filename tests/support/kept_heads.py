@@ -1,6 +1,13 @@
-"""Count the heads that an objective keeps."""
+"""The heads that an objective or a removal keeps."""
 
-__all__ = ["num_kept"]
+from gating import find_attention_blocks
+
+__all__ = ["has_padding", "num_kept"]
+
+
+def has_padding(model):
+    """Return whether a model has padding heads."""
+    return any(block.head_slots != block.head_ids for block in find_attention_blocks(model))
 
 
 def num_kept(gates, objective):

@@ -19,6 +19,16 @@ class Importance(nn.Module):
 
     Attributes:
         importance: Sensitivity so far, ``[num_gates]``, float32.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> gates, ranking = inject_gates(model), Importance()
+        >>> ranking.attach(gates)
+        >>> model(torch.tensor([[1, 2, 3]])).last_hidden_state.square().sum().backward()
+        >>> ranking.scores(gates).shape
+        torch.Size([8])
     """
 
     importance: Tensor

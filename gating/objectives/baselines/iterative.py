@@ -40,6 +40,17 @@ class IterativePruning(FullPrecision):
 
     Gates are open or closed; weights are trained between the rounds. Each round closes the same share of all heads,
     10 % in the paper, and the last round the rest above the budget, so that the budget is met exactly.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> from gating import Magnitude
+        >>> gates, objective = inject_gates(model), IterativePruning(Magnitude(), num_heads=3)
+        >>> objective.attach(gates)
+        >>> objective.update(gates, 1.0)
+        >>> gates.num_open()
+        3
     """
 
     def __init__(

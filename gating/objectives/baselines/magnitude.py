@@ -19,6 +19,13 @@ class Magnitude(nn.Module):
 
     ``torch.nn.utils.prune.ln_structured`` with ``n=1`` ranks the rows of one layer in this way; this class ranks the
     heads of all layers, by :func:`head_norms`. Norms of different layers are compared without normalization.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> Magnitude().scores(inject_gates(model)).shape
+        torch.Size([8])
     """
 
     def attach(self, gates: HeadGates) -> None:

@@ -9,7 +9,16 @@ __all__ = ["RandomOrder"]
 
 
 class RandomOrder(nn.Module):
-    """A random ranking that depends on its seed alone."""
+    """A random ranking that depends on its seed alone.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> gates = inject_gates(model)
+        >>> torch.equal(RandomOrder(seed=1).scores(gates), RandomOrder(seed=1).scores(gates))
+        True
+    """
 
     def __init__(self, *, seed: int = 0) -> None:
         """Set the seed."""

@@ -36,6 +36,16 @@ class TopK(nn.Module):
     k follows the same schedule as in other objectives, and the temperature falls from 10 to 0.1, where gradients of
     heads still differ. After the search, the k heads are trained without noise, where the paper evaluates immediately;
     and ``w`` has a constant learning rate, where the paper's falls linearly to zero.
+
+    Example:
+        >>> from gating import inject_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
+        >>> gates, objective = inject_gates(model), TopK(num_heads=3)
+        >>> objective.attach(gates)
+        >>> objective.update(gates, 1.0)
+        >>> gates.num_open()
+        3
     """
 
     def __init__(
