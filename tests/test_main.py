@@ -69,6 +69,14 @@ def test_export_names_the_inputs_and_what_was_checked(compact, tmp_path, monkeyp
     assert "batches of 1, 2 and 3, lengths of 1, 6, 9, 12 and 512, padded left and right: its outputs differ" in shown
 
 
+def test_existing_exports_are_kept_without_the_option_to_overwrite(compact, tmp_path, monkeypatch):
+    (tmp_path / "export.json").write_text("{}")
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "export", compact, "--format", "torch", "--output", tmp_path)
+    assert str(stop.value) == f"error: {tmp_path} exists already. Choose another place, or pass --overwrite."
+    assert (tmp_path / "export.json").read_text() == "{}"
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_export_names_inputs_that_it_does_not_take(tmp_path, monkeypatch, capsys, tokenizer):
     config = DistilBertConfig(vocab_size=20, dim=32, n_layers=1, n_heads=4, hidden_dim=48, max_position_embeddings=40)

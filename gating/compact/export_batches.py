@@ -172,7 +172,7 @@ def _make_row(model: PreTrainedModel, names: Sequence[str], number: int, lengths
     # Different lengths for encoder and decoder.
     for prefix, length in (("decoder_", max(1, lengths[-1 - number] - 2)), ("", lengths[number])):
         probe = make_probe(model, batch_size=len(lengths), length=length)
-        # Probes of text keep a little away from the model's end.
+        # Probes of text stay a little below the model's largest length.
         longer = make_probe(model, batch_size=len(lengths), length=length + 4)
         for name in names:
             if name in probe and name.startswith("decoder_") == bool(prefix):

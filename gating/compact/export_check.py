@@ -63,7 +63,7 @@ def check_exported(model: PreTrainedModel, exported: Any, format: ExportFormat, 
         difference = max(difference, max_relative_difference(*real))
         checked.append(padded)
     if not checked:
-        raise OperationError(f"The exported model refuses every batch ({reason}). Nothing was written.")
+        raise OperationError(f"The exported model rejects every batch ({reason}). Nothing was written.")
     if difference > TOLERANCE:
         raise OperationError(
             f"The exported model's outputs differ from the model's by {difference:.1e}, more than rounding. "

@@ -80,7 +80,7 @@ def finalize(
     """
     if getattr(model, "head_gates", None) is not gates:
         raise InputError(
-            f"These gates are not those of this {type(model).__name__}; pass what inject_gates(model) gave."
+            f"These gates are not those of this {type(model).__name__}; pass the result of inject_gates(model)."
         )
     check_has_values(model)
     blocks = find_attention_blocks(model)

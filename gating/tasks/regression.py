@@ -118,7 +118,7 @@ def encode_numbers(splits: DatasetDict) -> DatasetDict:
     """
     encoded = {}
     for split, table in splits.items():
-        # Numbers of classes stand for names and are no quantities.
+        # Numbers of classes stand for names, not quantities.
         classes = getattr(table.features["label"], "names", None)
         numbers = []
         for row, label in enumerate(table["label"][:]):

@@ -44,6 +44,12 @@ def test_an_export_with_other_outputs_is_not_written(compact_folder, tmp_path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compact", "model"]
 
 
+def test_unknown_formats_are_errors(compact_folder, tmp_path):
+    with pytest.raises(ValueError, match="format='tflite' is not a format of exports: give one of onnx, torch"):
+        export.export_runtime(compact_folder, tmp_path / "exported", format="tflite")
+    assert not (tmp_path / "exported").exists()
+
+
 def test_missing_packages_are_named(compact_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"pip install 'head-gating\[export\]'"):

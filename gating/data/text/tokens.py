@@ -65,7 +65,7 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrained
         task: The setting that needs offsets, for messages.
 
     Raises:
-        ValueError: The tokenizer is no fast one.
+        ValueError: The tokenizer is not a fast one.
     """
     if not tokenizer.is_fast:
         raise InputError(
