@@ -7,6 +7,7 @@ import torch.distributed
 from lightning_fabric.utilities import rank_zero_only
 from torch import Tensor
 
+from gating.distributed.watchdog import find_lost_process
 from gating.errors import OperationError
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
 ]
 
 Value = TypeVar("Value")
+
+# Seconds in which a process ends after its connections have closed. Other errors are printed that much later.
+_PATIENCE_S = 2.0
 
 
 def rank() -> int:
@@ -93,7 +97,10 @@ def check_same(tensor: Tensor, name: str) -> None:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Return whether an error means that the connection to another rank, which has probably ended, is lost."""
-    # NCCL, the store and sockets raise subclasses of DistError. gloo raises a plain RuntimeError in collectives and in
-    # the backward pass of DDP: only the source file that its message begins with tells it from other errors.
-    is_gloo_error = type(error) is RuntimeError and "gloo" in str(error)
-    return is_distributed() and (isinstance(error, torch.distributed.DistError) or is_gloo_error)
+    if not is_distributed():
+        return False
+    # NCCL, the store and sockets raise subclasses of DistError.
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    # gloo raises a plain RuntimeError, as other faults do: it is a lost connection if a process is really lost.
+    return type(error) is RuntimeError and find_lost_process(patience_s=_PATIENCE_S) is not None

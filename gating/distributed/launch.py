@@ -8,7 +8,7 @@ gates are the same in all ranks at every step.
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -21,8 +21,8 @@ from gating.distributed.watchdog import WatchedDDP, stop_children
 from gating.errors import InputError
 
 __all__ = [
-    "check_processes",
-    "root_device",
+    "Devices",
+    "check_devices",
     "start_processes",
     "stop_processes",
 ]
@@ -43,8 +43,20 @@ _RESERVED = {
 _are_stopped = False
 
 
-def check_processes(trainer: Mapping[str, Any]) -> int:
-    """Check the trainer's settings, and return the world size of the run.
+class Devices(NamedTuple):
+    """Devices of a run.
+
+    Attributes:
+        num_processes: World size.
+        root: Device on which this process trains.
+    """
+
+    num_processes: int
+    root: torch.device
+
+
+def check_devices(trainer: Mapping[str, Any]) -> Devices:
+    """Check the trainer's settings, and return the devices that they choose.
 
     Args:
         trainer: Settings of the trainer, including ``accelerator`` and ``devices``.
@@ -55,8 +67,8 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
             size differs from the number of processes already started.
 
     Example:
-        >>> check_processes({"accelerator": "cpu", "devices": 2, "strategy": "ddp"})
-        2
+        >>> check_devices({"accelerator": "cpu", "devices": 2, "strategy": "ddp"})
+        Devices(num_processes=2, root=device(type='cpu'))
     """
     for name, instead in _RESERVED.items():
         if trainer.get(name) not in (None, True):
@@ -79,7 +91,7 @@ def check_processes(trainer: Mapping[str, Any]) -> int:
             "set trainer.devices and trainer.num_nodes so that their product is this number, with trainer=ddp if it is "
             "above 1."
         )
-    return num_processes
+    return Devices(num_processes, tried.strategy.root_device)
 
 
 def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
@@ -87,7 +99,7 @@ def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
 
     Args:
         trainer: Settings of the trainer, which uses this process group.
-        num_processes: World size, from :func:`check_processes`.
+        num_processes: World size, from :func:`check_devices`.
     """
     global _are_stopped
     if _are_stopped:
@@ -105,11 +117,6 @@ def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
     fabric.launch()
 
 
-def root_device(trainer: Mapping[str, Any]) -> torch.device:
-    """Return the device on which this process will train."""
-    return _try_trainer(trainer).strategy.root_device
-
-
 def stop_processes() -> None:
     """Stop the processes that this one started, which would wait for it after its failure."""
     global _are_stopped
@@ -117,7 +124,8 @@ def stop_processes() -> None:
 
 
 def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
-    """Return a trainer of these settings: only its constructor finds the devices and validates all arguments."""
+    """Return a trainer of these settings, or raise ``InputError`` where Lightning refuses them."""
+    # Lightning has no function that resolves devices or validates arguments: only the constructor does both.
     silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "strategy": "auto"}
     # Descriptions of objects, such as plugins and profilers, are left out.
     plain = {name: value for name, value in trainer.items() if name != "_target_" and not _describes_object(value)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from transformers import PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
@@ -15,7 +16,7 @@ from gating.data.examples import as_examples
 from gating.data.held_out import hold_out
 from gating.discovery.find import find_attention_blocks
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
-from gating.distributed.launch import check_processes, root_device, start_processes
+from gating.distributed.launch import check_devices, start_processes
 from gating.errors import InputError
 from gating.gates import create_gates
 from gating.models.adapters import check_adapters
@@ -48,7 +49,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         InputError: The settings do not fit the data, the model, the machine, or the folder.
     """
     trainer = settings.values["trainer"]
-    num_processes = check_processes(trainer)
+    num_processes, device = check_devices(trainer)
     if is_rank_zero():
         _check_folders(settings, resumes=resumes)
     resolve_mode(settings.values["logger"].get("mode", "auto"))
@@ -62,7 +63,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     state = _load_models(settings, objects, data, search_steps=search_steps)
     dense_config, started = deepcopy(state.model.config), time.monotonic()
     start_processes(trainer, num_processes)
-    settings, objects = _with_measured_budget(settings, objects, state.model, data, resumes=resumes)
+    settings, objects = _with_measured_budget(settings, objects, state.model, data, device=device, resumes=resumes)
     data.module.shard(num_processes, index=rank())
     # Other ranks began at another time of day, which names the folder by default.
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
@@ -162,7 +163,13 @@ def _check_discovered(model: PreTrainedModel, objects: RunObjects, data: RunData
 
 
 def _with_measured_budget(
-    settings: Settings, objects: RunObjects, model: PreTrainedModel, data: RunData, *, resumes: bool
+    settings: Settings,
+    objects: RunObjects,
+    model: PreTrainedModel,
+    data: RunData,
+    *,
+    device: torch.device,
+    resumes: bool,
 ) -> tuple[Settings, RunObjects]:
     """Replace a speedup by the number of heads that reaches it on this device; a resumed run keeps its number."""
     speedup, num_heads = settings.values["objective"].get("speedup"), 0
@@ -171,7 +178,6 @@ def _with_measured_budget(
     if resumes:
         num_heads = read_settings_of(settings.paths.folder)["objective"]["num_heads"]
     elif is_rank_zero():
-        device = root_device(settings.values["trainer"])
         model.to(device)  # type: ignore[arg-type]
         probe = {name: tensor.to(device) for name, tensor in data.module.probe_batch().items()}
         gates = create_gates(model, **objects.make_gates.keywords)

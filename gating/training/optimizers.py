@@ -94,9 +94,11 @@ class WarmupSchedule:
             [0.5]
         """
         warmup_steps = max(1, round(self.warmup * total_steps))
+        # transformers returns its shapes only as schedulers. The one below replaces this one: it starts from the
+        # optimizer's `initial_lr`, which no scheduler changes.
         shape = get_scheduler(
             self.shape,
-            torch.optim.SGD([nn.Parameter(torch.zeros(1))]),
+            optimizer,
             num_warmup_steps=warmup_steps,
             num_training_steps=max(total_steps, warmup_steps + 1),  # the last step of a warm-up has the full rate
         ).lr_lambdas[0]
@@ -114,6 +116,6 @@ class WarmupSchedule:
 
 @dataclass(frozen=True)
 class LinearSchedule(WarmupSchedule):
-    """Linear warm-up, then linear decay to zero over the whole run."""
+    """``WarmupSchedule(shape="linear")`` under its former name, which settings of earlier runs contain."""
 
     shape: Literal["linear"] = "linear"

@@ -4,6 +4,7 @@ import torch.distributed
 
 from gating.distributed import collectives
 from gating.distributed.collectives import all_reduce_max, broadcast, check_same, is_lost_connection, is_rank_zero
+from gating.distributed.watchdog import LostProcess
 
 
 def test_collectives_do_nothing_in_one_process():
@@ -16,13 +17,16 @@ def test_collectives_do_nothing_in_one_process():
 LOST = [
     torch.distributed.DistBackendError("NCCL error"),
     torch.distributed.DistNetworkError("The client socket has timed out"),
-    RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
 ]
-OTHERS = [RuntimeError("CUDA out of memory"), ValueError("gloo"), OSError("Connection reset by peer")]
+# Of gloo, or a fault.
+UNCLEAR = [RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer"), RuntimeError("another fault")]
+OTHERS = [torch.OutOfMemoryError("CUDA out of memory"), ValueError("gloo"), OSError("Connection reset by peer")]
 
 
-@pytest.mark.parametrize("error", [*LOST, *OTHERS], ids=str)
-def test_lost_connections_are_recognized_in_distributed_runs_only(error, monkeypatch):
+@pytest.mark.parametrize("lost", [None, LostProcess(1, "was killed by SIGKILL")], ids=["none lost", "one lost"])
+@pytest.mark.parametrize("error", [*LOST, *UNCLEAR, *OTHERS], ids=str)
+def test_lost_connections_are_recognized_in_distributed_runs_only(error, lost, monkeypatch):
+    monkeypatch.setattr(collectives, "find_lost_process", lambda **_: lost)
     assert not is_lost_connection(error)
     monkeypatch.setattr(collectives, "is_distributed", lambda: True)
-    assert is_lost_connection(error) == (error in LOST)
+    assert is_lost_connection(error) == (error in LOST or (error in UNCLEAR and lost is not None))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gating.distributed.launch import check_processes
+from gating.distributed.launch import check_devices
 
 REFUSED = {
     "fsdp": ({"strategy": "fsdp"}, "whole weight matrices"),
@@ -22,20 +22,22 @@ REFUSED = {
 def test_settings_that_cannot_be_run_are_refused(case):
     settings, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
-        check_processes({"accelerator": "cpu", "devices": 1, **settings})
+        check_devices({"accelerator": "cpu", "devices": 1, **settings})
 
 
 def test_missing_gpus_are_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match=r"trainer\.accelerator=gpu"):
-        check_processes({"accelerator": "gpu", "devices": 1})
+        check_devices({"accelerator": "gpu", "devices": 1})
 
 
 def test_processes_of_a_launcher_are_counted(monkeypatch):
-    assert check_processes({"accelerator": "cpu", "devices": 2}) == 2
-    assert check_processes({"accelerator": "cpu", "devices": 1, "num_nodes": 3}) == 3
-    assert check_processes({"accelerator": "cpu", "devices": 1, "plugins": [{"_target_": "some.Plugin"}]}) == 1
+    assert check_devices({"accelerator": "cpu", "devices": 2}).num_processes == 2
+    assert check_devices({"accelerator": "cpu", "devices": 1, "num_nodes": 3}).num_processes == 3
+    assert (
+        check_devices({"accelerator": "cpu", "devices": 1, "plugins": [{"_target_": "some.Plugin"}]}).num_processes == 1
+    )
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(ValueError, match="4 have been started"):
-        check_processes({"accelerator": "cpu", "devices": 2})
+        check_devices({"accelerator": "cpu", "devices": 2})

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import train
-from gating.distributed.launch import check_processes
+from gating.distributed.launch import check_devices
 from gating.errors import explain, is_input_error
 from gating.run.objects import build_objects, build_phases
 from gating.run.settings.read import read_settings
@@ -31,7 +31,7 @@ def names_in(settings: DictConfig, prefix: str = "") -> Iterator[str]:
 
 def read_all(settings: DictConfig) -> Settings:
     read = read_settings(settings, groups=train.GROUPS)
-    check_processes(read.values["trainer"])
+    check_devices(read.values["trainer"])
     build_objects(read)
     build_phases(read)
     return read

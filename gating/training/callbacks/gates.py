@@ -106,7 +106,7 @@ class SearchEnd(Callback):
         """Return the detector's state for a checkpoint."""
         return {
             "convergence": self._convergence.state_dict(),
-            "looked_at": self._last_checked,
+            "looked_at": self._last_checked,  # the key in checkpoints of earlier versions
             "reason": self.reason,
         }
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 import train
 from gating.data.text.tokens import load_tokenizer
-from gating.distributed.launch import check_processes
+from gating.distributed.launch import check_devices
 from gating.models.blueprint import make_blueprint
 from gating.models.sources import Pretrained
 from gating.run.objects import build_objects, build_phases
@@ -117,7 +117,7 @@ def try_overrides(case: list[str]) -> None:
     except Exception as error:
         raise RefusedError(error) from error
     settings = read_settings(cfg, groups=train.GROUPS)
-    check_processes(settings.values["trainer"])
+    check_devices(settings.values["trainer"])
     build_objects(settings)
     build_phases(settings)
 
