@@ -98,7 +98,7 @@ def test_no_module_imports_itself_through_others():
 
 def test_a_folder_imports_only_folders_above_it_in_the_tree():
     order = [name for name in shown_folders() if "/" not in name]
-    # The errors of what travels, and others: for every folder below.
+    # Every folder below may import the exported code's errors, and the others.
     order.insert(order.index("structure") + 1, "errors")
     for name in modules():
         if name in ("gating", "gating.__main__"):
@@ -107,7 +107,7 @@ def test_a_folder_imports_only_folders_above_it_in_the_tree():
             assert order.index(folder_of(imported)) <= order.index(folder_of(name)), f"{name} imports {imported}"
 
 
-def test_what_travels_imports_only_itself_torch_and_transformers():
+def test_exported_code_imports_only_itself_torch_and_transformers():
     for path in TRAVELING.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:

@@ -1,3 +1,5 @@
+"""Errors of users are distinguished from faults, and explained in one sentence."""
+
 import errno
 import json
 
@@ -21,19 +23,19 @@ def test_files_and_networks_are_the_users_world(error):
     assert is_input_error(error)
 
 
-def test_what_this_package_raises_on_purpose_is_about_input(bert):
+def test_errors_that_this_package_raises_on_purpose_are_about_input(bert):
     assert is_input_error(caught(resolve_budget, 0, None, total=4))
     assert is_input_error(caught(gating.prune_heads, bert, {9: [0]}))
     assert is_input_error(caught(gating.prune_heads, bert, {0: [0.5]}))
 
 
-def test_what_a_library_raises_is_a_fault():
+def test_errors_of_libraries_are_faults():
     assert not is_input_error(caught(json.loads, "{"))
     assert not is_input_error(caught(int, "x"))
     assert not is_input_error(caught(lambda: [][1]))
 
 
-def test_what_a_library_raises_below_this_package_is_a_fault(bert):
+def test_errors_of_libraries_called_by_this_package_are_faults(bert):
     gates = gating.inject_gates(bert)
     # int() of a text, inside the library's own code, is no sentence for a user.
     assert not is_input_error(caught(gates.fixed_at("values").__enter__))
@@ -64,5 +66,5 @@ def test_modules_that_merely_begin_like_this_package_are_not_it():
         (ValueError("seed=-1 cannot be used."), "seed=-1 cannot be used."),
     ],
 )
-def test_what_the_system_says_becomes_a_sentence(error, sentence):
+def test_errors_of_the_system_are_explained_in_a_sentence(error, sentence):
     assert explain(error).startswith(sentence)

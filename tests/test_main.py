@@ -43,7 +43,7 @@ def test_inspect_takes_dense_models_too(compact, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("output", ["| true", "> /dev/full"])
-def test_commands_go_on_without_their_output(output, compact, tmp_path):
+def test_commands_finish_without_their_output(output, compact, tmp_path):
     command = " ".join([*warm_python(), "-m", "gating"])
     for arguments in (f"inspect {compact}", f"export {compact} --format torch --output {tmp_path}/exported"):
         line = f"set -o pipefail; {command} {arguments} {output}"
@@ -62,7 +62,7 @@ def test_folder_that_is_not_there_is_one_sentence(command, tmp_path, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore")  # Of torch's and transformers' own tracing.
-def test_export_names_the_inputs_and_what_was_checked(compact, tmp_path, monkeypatch, capsys):
+def test_export_prints_the_inputs_and_the_checked_sizes(compact, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "export", compact, "--format", "torch", "--output", tmp_path / "exported")
     shown = capsys.readouterr().out
     assert "inputs input_ids [batch, length], attention_mask [batch, length], token_type_ids [batch, length]" in shown

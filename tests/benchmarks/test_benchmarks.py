@@ -1,3 +1,5 @@
+"""Timing, records and cases of the benchmarks, and other libraries on a tiny model."""
+
 import functools
 import json
 import os
@@ -34,7 +36,7 @@ def test_ratios_are_taken_round_by_round():
     assert ratio(times, "a", "b") == (2.0, 2.0, 2.5)
 
 
-def test_records_come_back_and_make_a_table(tmp_path):
+def test_records_are_read_back_and_make_a_table(tmp_path):
     path = tmp_path / "new" / "results.jsonl"
     assert records.read(path) == []
     records.append(path, {"name": "x|y", "ratio": (1.0, 0.9, 1.1), **machine()})
@@ -46,7 +48,7 @@ def test_records_come_back_and_make_a_table(tmp_path):
     assert table[2:] == ["| x\\|y | 1.00 (0.9-1.10) | - |", "| z | - | yes |"]
 
 
-def test_cases_remove_what_they_say():
+def test_cases_remove_the_heads_in_their_names():
     counts = {case: per_layer(12, 12) for case, per_layer in CASES.items()}
     assert set(counts["half of every layer"]) == {6}
     assert 0 < min(counts["uneven"]) < max(counts["uneven"]) < 12
@@ -114,7 +116,7 @@ def test_transformers4_cannot_empty_a_layer(run_case, case):
         assert "reshape" in row["error"]
 
 
-def test_what_cannot_be_installed_is_one_sentence(tmp_path, monkeypatch):
+def test_packages_that_cannot_be_installed_are_reported_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(environments, "CACHE", tmp_path)
     with pytest.raises(environments.Unavailable, match="transformers 4 is left out"):
         environments.transformers4_python(None, install=False)
@@ -137,7 +139,7 @@ def test_data_sets_that_are_not_there_are_named(tmp_path, capsys):
     assert "sick is left out: there is no" in capsys.readouterr().err
 
 
-# Forking is what makes a case cheap; nothing in the child waits for a thread of this process.
+# Forking makes a case cheap; nothing in the child waits for a thread of this process.
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_damaged_folders_give_the_model_that_was_saved_or_one_sentence():
     rows = list(run_cases(range(2 * len(DAMAGES)), remote=False))
@@ -159,7 +161,7 @@ def test_damaged_folders_give_the_model_that_was_saved_or_one_sentence():
         (lambda folder: torch.ones(3), "another model"),
     ],
 )
-def test_the_benchmark_of_damage_notices_what_must_not_be(tmp_path, load, why):
+def test_the_damage_benchmark_detects_failures(tmp_path, load, why):
     found = load_outcome(load, tmp_path, lambda model: [model], [torch.ones(2)], sentence=True, timeout_s=2)
     assert found["outcome"] == "FAIL"
     assert why in found["why"]

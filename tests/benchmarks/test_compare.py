@@ -1,3 +1,5 @@
+"""The comparison of methods: its settings, its table and figure, and its plan of runs."""
+
 import argparse
 import json
 import re
@@ -54,7 +56,7 @@ def test_methods_and_data_can_be_given_as_settings(tmp_path):
 @pytest.mark.parametrize(
     ("read", "text", "told"), [(read_method, "newton", "choose from"), (read_data, "nowhere", "train")]
 )
-def test_what_is_not_there_is_named(read, text, told):
+def test_unknown_methods_and_missing_data_are_named_in_errors(read, text, told):
     with pytest.raises(ValueError, match=told):
         read(text)
 
@@ -105,7 +107,7 @@ def test_runs_are_planned_recorded_and_not_repeated(tmp_path, monkeypatch, capsy
     assert len(records.read(results)) == 1
 
 
-def test_another_number_of_heads_than_asked_for_is_an_error(monkeypatch):
+def test_another_number_of_heads_than_requested_is_an_error(monkeypatch):
     def fake(command, **_):
         folder = next(part for part in command if part.startswith("output_dir=")).removeprefix("output_dir=")
         (compare.Path(folder)).mkdir()

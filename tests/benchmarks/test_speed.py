@@ -1,3 +1,5 @@
+"""Every section of the speed benchmark measures, and its tables are written into the pages."""
+
 import json
 
 import pytest
@@ -14,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
-    """Results of a test are no results."""
+    """Keep results of tests out of the benchmark's results."""
     path = speed.ROOT / "benchmarks" / "results" / "speed-test.jsonl"
     monkeypatch.setattr(speed, "RESULTS", path)
     yield path

@@ -1,3 +1,5 @@
+"""Weights and configurations are read from untrusted folders, and invalid ones are refused."""
+
 import json
 import os
 import shutil
@@ -29,7 +31,7 @@ def shard(folder: Path, place: object = "second.safetensors") -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def test_headers_tell_types_and_shapes(made):
+def test_headers_contain_types_and_shapes(made):
     assert read_headers(made) == {"a": StoredTensor("F32", (2, 3)), "b": StoredTensor("I64", (4,))}
     assert read_headers(made)["a"].num_elements == 6
 
@@ -109,13 +111,13 @@ def test_missing_files_are_named(tmp_path):
     ],
     ids=range(13),
 )
-def test_what_is_no_plain_json_is_refused(tmp_path, text, why):
+def test_invalid_json_is_refused(tmp_path, text, why):
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"(?s)config\.json is damaged.*{why}"):
         read_config(tmp_path)
 
 
-def test_bytes_that_are_no_text_and_files_without_end_are_refused(tmp_path):
+def test_binary_and_endless_files_are_refused(tmp_path):
     (tmp_path / "config.json").write_bytes(b'{"a": "\xff\xfe"}')
     with pytest.raises(ValueError, match=r"config\.json is damaged: 'utf-8'"):
         read_config(tmp_path)
@@ -127,7 +129,7 @@ def test_bytes_that_are_no_text_and_files_without_end_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("instead", ["folder", "pipe", "link out", "link to nothing", "link to itself"])
-def test_what_is_no_file_of_the_folder_is_refused(made, tmp_path_factory, name, instead):
+def test_links_folders_and_pipes_in_place_of_files_are_refused(made, tmp_path_factory, name, instead):
     path = made / name
     elsewhere = tmp_path_factory.mktemp("elsewhere") / name
     shutil.move(path, elsewhere)
@@ -141,7 +143,7 @@ def test_what_is_no_file_of_the_folder_is_refused(made, tmp_path_factory, name, 
         (read_config if name == "config.json" else read_headers)(made)
 
 
-def test_links_inside_the_folder_and_into_the_cache_of_the_hub_are_fine(made, tmp_path_factory):
+def test_links_inside_the_folder_and_into_the_cache_of_the_hub_are_followed(made, tmp_path_factory):
     (made / "model.safetensors").rename(made / "real.safetensors")
     (made / "model.safetensors").symlink_to("real.safetensors")
     assert read_headers(made)
@@ -232,7 +234,7 @@ def test_checksums_of_files_elsewhere_are_refused(made, name):
 
 
 @pytest.mark.parametrize("sums", [[], "x", 3])
-def test_checksums_that_are_no_table_are_refused(made, sums):
+def test_checksums_that_are_not_a_table_are_refused(made, sums):
     config = read_config(made)
     config["head_gating"]["sha256"] = sums
     with pytest.raises(ValueError, match="sha256 is not a table"):

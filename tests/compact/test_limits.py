@@ -1,3 +1,5 @@
+"""The size of a model is bounded before its memory is allocated."""
+
 import json
 import re
 
@@ -68,14 +70,14 @@ def test_another_task_head_is_not_compared(folder):
     assert build(folder, exact=False, id2label={n: str(n) for n in range(7)}).classifier.out_features == 7
 
 
-def test_elsewhere_nothing_is_bounded(folder):
+def test_sizes_are_bounded_only_while_loading(folder):
     with pytest.raises(ValueError, match="far larger"):
         build(folder, hidden_size=10**6)
     with torch.device("meta"):
         assert nn.Linear(10**6, 10**6).weight.numel() == 10**12
 
 
-def test_checksums_are_compared_unless_told_otherwise(folder):
+def test_checksums_are_compared_unless_verify_is_false(folder):
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
     with (

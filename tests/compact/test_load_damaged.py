@@ -1,4 +1,4 @@
-"""Folders with missing, damaged or mixed files are refused by name."""
+"""Folders with missing, damaged or mixed files are refused, and the file is named."""
 
 import json
 import os

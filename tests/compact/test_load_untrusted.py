@@ -1,4 +1,4 @@
-"""Folders that were made to do harm, with valid checksums, are refused."""
+"""Malicious folders with valid checksums are refused."""
 
 import pytest
 import torch

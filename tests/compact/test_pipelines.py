@@ -1,4 +1,4 @@
-"""Pipelines of transformers that the README names work on compact folders, and the others are gone."""
+"""Pipelines that the README names work on compact folders, and transformers no longer has the others."""
 
 import re
 
@@ -17,7 +17,7 @@ TEXT = {**SIZES, "vocab_size": len(VOCABULARY), "max_position_embeddings": 40, "
 IMAGE = {**SIZES, "image_size": 16, "patch_size": 8}
 TEXTS = ["the cat sat on the mat", "a dog ran"]
 
-# By pipeline: model, its configuration and sizes, and what it is given.
+# By pipeline: model, its configuration and sizes, and its inputs.
 PIPELINES = {
     "text-classification": ("BertForSequenceClassification", "BertConfig", TEXT, TEXTS),
     "token-classification": ("BertForTokenClassification", "BertConfig", TEXT, TEXTS),

@@ -1,3 +1,5 @@
+"""Saved compact folders are complete, readable by others, and hold no pickle."""
+
 import ast
 import json
 import os
@@ -65,7 +67,7 @@ def test_the_card_has_the_measured_table(pruned, tmp_path):
     assert "| attention heads | 12 | 7 | 0.58 |" in (tmp_path / "compact" / "README.md").read_text()
 
 
-def test_the_path_comes_back_and_may_be_a_text_or_deep(pruned, tmp_path):
+def test_the_path_may_be_a_string_or_nested_and_is_returned(pruned, tmp_path):
     assert save_compact(pruned, str(tmp_path / "far" / "down")) == tmp_path / "far" / "down"
 
 

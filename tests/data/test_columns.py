@@ -1,3 +1,5 @@
+"""Columns of a table and their roles."""
+
 import pytest
 from datasets import Dataset, DatasetDict
 

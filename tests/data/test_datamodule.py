@@ -1,3 +1,5 @@
+"""Batches of the data module: grouping by length, order, truncation and shards."""
+
 from collections import Counter
 
 import datasets

@@ -1,3 +1,5 @@
+"""Images as pixel values."""
+
 import io
 
 import numpy as np

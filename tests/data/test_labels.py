@@ -1,3 +1,5 @@
+"""Class labels as numbers."""
+
 import json
 
 import pytest

@@ -1,4 +1,4 @@
-"""Runs on a single table for every task: validation and test are drawn from it."""
+"""Runs of every task on a single table, from which validation and test splits are drawn."""
 
 import json
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Tables in files and on the hub give the same examples."""
+
 import json
 
 import datasets

@@ -1,4 +1,4 @@
-"""Attention classes that no row describes, taken by their structure."""
+"""Attention classes without a spec are discovered by their structure."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ class Reversed(nn.Linear):
         return super().forward(inputs).flip(-1)
 
 
-def test_what_is_not_understood_is_put_back():
+def test_a_failed_discovery_restores_the_model():
     model = UNKNOWN["stablelm"].build()
     attention = model.model.layers[1].self_attn
     for name in ("q_proj", "k_proj", "v_proj"):
@@ -87,7 +87,7 @@ def test_what_is_not_understood_is_put_back():
     assert not any(hasattr(module, "head_ids") for module in model.modules())
 
 
-def test_fused_rows_with_fewer_key_value_heads_are_told_in_a_sentence():
+def test_fused_rows_with_fewer_key_value_heads_are_refused():
     config = DbrxConfig(
         d_model=64,
         n_heads=8,

@@ -1,3 +1,5 @@
+"""Probe inputs of models, and differences of their outputs."""
+
 import math
 
 import pytest
@@ -13,14 +15,14 @@ def test_every_model_accepts_its_probe(model):
     assert all(output.isfinite().all() for output in outputs)
 
 
-def test_the_probe_is_the_same_each_time_and_draws_nothing_of_the_global_noise(bert):
+def test_the_probe_is_reproducible_and_leaves_the_global_generator_unchanged(bert):
     state = torch.get_rng_state()
     first, second = make_probe(bert), make_probe(bert)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first["input_ids"], second["input_ids"])
 
 
-def test_the_probe_has_the_size_asked_for(bert):
+def test_the_probe_has_the_requested_size(bert):
     assert make_probe(bert, batch_size=3, length=5)["input_ids"].shape == (3, 5)
 
 
@@ -72,7 +74,7 @@ def test_the_difference_is_relative_to_the_largest_value_of_each_tensor():
         ([torch.ones(2)], [torch.tensor([1.0, math.inf])]),
     ],
 )
-def test_what_cannot_be_compared_is_infinitely_different(one, other):
+def test_outputs_that_cannot_be_compared_are_infinitely_different(one, other):
     assert max_relative_difference(one, other) == math.inf
 
 

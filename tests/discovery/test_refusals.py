@@ -1,4 +1,4 @@
-"""Models that heads cannot be removed from: the reason is named, and nothing is changed."""
+"""Models whose heads cannot be removed are refused with the reason, and not changed."""
 
 import pytest
 import torch

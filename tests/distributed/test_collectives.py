@@ -1,3 +1,5 @@
+"""Collectives in a single process, and errors of lost connections."""
+
 import pytest
 import torch
 import torch.distributed

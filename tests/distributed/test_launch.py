@@ -1,3 +1,5 @@
+"""Settings of the trainer that are refused, and numbers of processes."""
+
 import pytest
 import torch
 

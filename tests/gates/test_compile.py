@@ -18,7 +18,7 @@ def test_compact_model_compiles_to_one_graph(name):
     model.config.use_cache = False
     probe = make_probe(model)
     expected = forward_outputs(model, probe)
-    # The graph is what can break; the code that a backend makes of it is torch's own.
+    # Only the graph can break; the code that a backend generates from it is torch's own.
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     assert max_relative_difference(expected, forward_outputs(compiled, probe)) <= 1e-6
     torch._dynamo.reset()

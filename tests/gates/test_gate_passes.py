@@ -1,4 +1,4 @@
-"""To which pass of a model the values of gates belong, where parts of it are called or run again."""
+"""Sampled gates belong to one pass of a model, also where submodules are called alone or recomputed."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from tests.support.tiny_models import batch_for, build
 QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def test_a_part_sees_what_an_objective_has_changed():
+def test_a_submodule_uses_gates_changed_by_the_objective():
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(vocab_size=60, d_model=16, d_kv=4, d_ff=16, num_layers=2, num_heads=4))
     gates = gating.inject_gates(model)
@@ -57,7 +57,7 @@ def test_activations_are_not_computed_again_with_the_gates_of_another_pass():
         (first + second).backward()
 
 
-def test_a_pass_is_not_forgotten_where_the_objective_goes_on_before_its_backward():
+def test_a_backward_pass_after_an_update_of_the_objective_is_refused():
     model = build("bert", **QUIET)
     gates, objective = gating.inject_gates(model, init_prob_open=0.6), gating.ExactBudget(num_heads=4)
     objective.attach(gates)

@@ -1,3 +1,5 @@
+"""The hard concrete distribution equals the formulas of Louizos et al. 2018."""
+
 import math
 
 import pytest
@@ -57,7 +59,7 @@ def test_prob_open_of_known_values():
 
 @pytest.mark.parametrize("log_alpha", [-4.0, -1.0, 0.0, 2.0])
 @pytest.mark.parametrize(("temperature", "limits"), [(BETA, (GAMMA, ZETA)), (0.3, (-0.4, 1.2))])
-def test_samples_are_open_as_often_as_prob_open_says(log_alpha, temperature, limits):
+def test_the_frequency_of_open_samples_is_prob_open(log_alpha, temperature, limits):
     count = 200_000
     options = {"temperature": temperature, "stretch_limits": limits}
     values = hard_concrete.sample(

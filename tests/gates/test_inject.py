@@ -196,7 +196,7 @@ def test_a_training_pass_of_a_copy_gives_the_copy_gradients_only(bert):
     assert twin.head_gates.log_alpha.grad is not None
 
 
-def test_gates_go_on_blocks_that_kept_heads(bert):
+def test_gates_are_injected_into_blocks_with_heads(bert):
     gating.prune_heads(bert, {0: [1], 1: range(NUM_HEADS)})
     gates = gating.inject_gates(bert)
     assert [len(values) for values in gates.by_block().values()] == [3, 4]

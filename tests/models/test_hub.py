@@ -1,3 +1,5 @@
+"""Paths and names on the hub, and errors while it is unreachable."""
+
 import datasets
 import huggingface_hub.constants
 import pytest

@@ -1,3 +1,5 @@
+"""Pretrained and new models, and their refusals."""
+
 import pytest
 import torch
 from transformers import (

@@ -1,4 +1,4 @@
-"""How many heads, and which, with a minimum for every layer."""
+"""The number and the choice of kept heads, with a minimum for every layer."""
 
 import itertools
 
@@ -77,7 +77,7 @@ def test_a_choice_of_another_number(gates):
     assert HeadBudget(num_heads=2).choose(gates, torch.arange(12.0), num_heads=[7]).sum() == 7
 
 
-def test_a_share_is_rounded_to_what_gates_can_keep(llama_gates):
+def test_a_share_is_rounded_to_whole_groups_of_heads(llama_gates):
     assert HeadBudget(keep=0.38).resolve(llama_gates) in (8, 10)
     assert HeadBudget().resolve(llama_gates) == 6
     ((part, _),) = HeadBudget(num_heads=4).parts(llama_gates)
@@ -100,7 +100,7 @@ def test_a_minimum_that_does_not_fit_is_refused(gates, arguments, message):
         HeadBudget(**arguments).resolve(gates)
 
 
-def test_finalizing_keeps_what_the_objective_chose(bert):
+def test_finalizing_keeps_the_heads_that_the_objective_chose(bert):
     gates = gating.inject_gates(bert)
     with torch.no_grad():
         gates.log_alpha.copy_(torch.arange(12.0) - 6)

@@ -1,4 +1,4 @@
-"""What every objective with a budget has in common."""
+"""Common properties of objectives with a budget."""
 
 import copy
 
@@ -94,7 +94,7 @@ def test_a_resumed_search_is_the_uninterrupted_one(rival, stop, start):
     whole = Search(build("bert"), RIVALS[rival](num_heads=4)).load(start).run(0, stop)
     state, num_open = whole.state(), whole.gates.num_open()
     whole.run(stop, STEPS)
-    torch.manual_seed(99)  # What is drawn while everything is built again does not matter.
+    torch.manual_seed(99)  # Draws while the objects are built again do not matter.
     resumed = Search(build("bert"), RIVALS[rival](num_heads=4)).load(state)
     assert resumed.gates.num_open() == num_open
     resumed.run(stop, STEPS)

@@ -1,3 +1,5 @@
+"""The search ends when the same heads stay open for long enough."""
+
 import pytest
 import torch
 
@@ -37,7 +39,7 @@ def test_another_choice_starts_the_count_again(gates):
     assert convergence.update(gates) is not None
 
 
-def test_undecided_gates_hold_the_end_up(gates):
+def test_undecided_gates_delay_the_end(gates):
     set_open(gates, range(4), undecided=[3])
     convergence = Convergence(patience=1, max_undecided=0.05)
     assert [convergence.update(gates) for _ in range(3)] == [None] * 3
@@ -47,7 +49,7 @@ def test_undecided_gates_hold_the_end_up(gates):
     assert "8% of the gates are undecided" in convergence.update(gates)
 
 
-def test_a_search_that_is_not_at_its_budget_goes_on(gates):
+def test_a_search_above_its_budget_continues(gates):
     objective = gating.ExactBudget(num_heads=2)
     kept = objective.kept(gates)
     convergence = Convergence(patience=1)
@@ -65,7 +67,7 @@ def test_heads_are_counted_not_gates():
     assert "same 24 heads" in convergence.update(gates)
 
 
-def test_a_resumed_count_goes_on(gates):
+def test_a_resumed_count_continues(gates):
     first = Convergence(patience=2)
     first.update(gates)
     first.update(gates)

@@ -1,3 +1,5 @@
+"""Expected numbers of open gates, targets of schedules, and values of objectives."""
+
 import itertools
 import math
 

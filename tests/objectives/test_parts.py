@@ -49,7 +49,7 @@ def build_bert_to_gpt2():
         ("llama", {"self": 24}),
     ],
 )
-def test_kinds_of_attention_are_told_apart(family, expected):
+def test_heads_are_counted_for_each_kind_of_attention(family, expected):
     assert count_heads_by_kind(FAMILIES[family].build()) == expected
 
 
@@ -106,7 +106,7 @@ def test_every_kind_ends_with_exactly_its_number(rival):
 
 
 @pytest.mark.parametrize("family", ["t5", "marian", "whisper"])
-def test_families_with_two_towers_keep_what_was_asked_for(family):
+def test_families_with_two_towers_keep_their_budgets(family):
     model = FAMILIES[family].build()
     gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=WANTED)
     objective.attach(gates)

@@ -1,3 +1,5 @@
+"""A finalized model computes the outputs of the gated one."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Measurements of models: latency, heads and size."""
+
 import copy
 
 import pytest

@@ -1,3 +1,5 @@
+"""Padding heads and emptied layers stay silent in further training."""
+
 import copy
 
 import peft
@@ -28,7 +30,7 @@ def test_padding_heads_stay_silent_in_further_training():
         assert silent == [head for head in block.head_slots if head not in block.head_ids]
 
 
-def test_removed_heads_do_not_come_back_in_a_plain_loop(tmp_path):
+def test_removed_heads_stay_removed_in_a_plain_loop(tmp_path):
     model = FAMILIES["llama"].build()
     gating.prune_heads(model, {0: [0, 2, 3], 1: [5]})
     folder = gating.save_compact(model, tmp_path / "compact")
@@ -83,7 +85,7 @@ def test_adapters_of_a_plain_loop_do_not_bring_removed_heads_back(family, target
     assert max_relative_difference(trained, forward_outputs(wrapped.merge_and_unload(), batch)) < 1e-5
 
 
-def test_an_emptied_layer_says_how_adapters_leave_it_out():
+def test_the_error_of_an_emptied_layer_names_the_option_to_exclude_it_from_adapters():
     model = FAMILIES["bart"].build()
     gating.prune_heads(model, {"encoder.layers.0.self_attn": range(4)})
     targets = ["out_proj", "q_proj"]

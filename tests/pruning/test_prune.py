@@ -1,3 +1,5 @@
+"""A pruned model computes the outputs of the model with masked heads."""
+
 import numpy as np
 import pytest
 import torch

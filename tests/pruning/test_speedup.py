@@ -1,3 +1,5 @@
+"""The number of heads that reaches a speedup."""
+
 import copy
 from contextlib import suppress
 

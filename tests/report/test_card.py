@@ -1,3 +1,5 @@
+"""Model cards of compact models."""
+
 import pytest
 
 import gating

@@ -1,3 +1,5 @@
+"""Figures and tables of a run."""
+
 import io
 import math
 

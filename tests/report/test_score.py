@@ -1,3 +1,5 @@
+"""Metrics are shown in their units."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""Random bad input ends in a right result or in one sentence."""
+
 import json
 
 import pytest

@@ -48,13 +48,13 @@ def test_option_composes_and_passes_the_check(group, option):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=str)
-def test_file_opens_with_what_it_is_and_how_to_use_it(path: Path):
+def test_files_begin_with_a_comment_on_their_use(path: Path):
     lines = [line for line in path.read_text().splitlines() if "@package" not in line]
     comment = " ".join(line for line in lines[:4] if line.startswith("#"))
     assert "python train.py" in comment
 
 
-def test_objects_are_what_their_files_say():
+def test_files_build_the_classes_that_they_describe():
     cfg = compose_settings(["objective.num_heads=18", "trainer.accelerator=cpu"])
     assert isinstance(make_objective(cfg.objective), gating.ExactBudget)
     assert isinstance(make_objective(compose_settings(["objective=l0"]).objective), gating.FixedPrice)
@@ -73,7 +73,7 @@ def test_objects_are_what_their_files_say():
         ("random", gating.IterativePruning, gating.RandomOrder),
     ],
 )
-def test_rivals_are_what_their_files_say(option, kind, ranking):
+def test_files_of_rival_methods_build_the_classes_that_they_describe(option, kind, ranking):
     objective = make_objective(checked_settings([f"objective={option}", "objective.num_heads=18"])["objective"])
     assert type(objective) is kind
     assert ranking is None or type(objective.ranking) is ranking

@@ -35,7 +35,7 @@ def files(folder: Path) -> set[str]:
     return found - {".lock"}
 
 
-def test_clearing_takes_what_a_run_left_and_nothing_else(run):
+def test_clearing_removes_only_files_of_the_run(run):
     mine = ["notes.txt", "csv/mine.csv", "report/thesis.tex", "checkpoints/mine.ckpt", "checkpoints/search/best.ckpt"]
     for name in mine:
         put(run, name)
@@ -87,7 +87,7 @@ def test_settings_of_something_else_are_not_replaced(config, inputs, tmp_path, c
 
 @pytest.mark.parametrize("name", ["compact/thesis.tex", "teacher/photo.jpg", "csv/metrics.csv", "report/history.png"])
 @pytest.mark.parametrize("is_run", [False, True])
-def test_what_stands_in_the_place_of_a_result_is_told_before_the_run(name, is_run, inputs, run, tmp_path, capsys):
+def test_obstacles_in_the_place_of_results_are_refused_before_the_run(name, is_run, inputs, run, tmp_path, capsys):
     folder = run if is_run else tmp_path / "other"
     put(folder, name)
     before = snapshot(folder)
@@ -126,7 +126,7 @@ READ += ["data.train={run}/csv/metrics.csv", "model.name={link}/compact", "model
 
 
 @pytest.mark.parametrize("setting", READ)
-def test_what_a_new_run_reads_is_not_replaced_by_it(setting, inputs, run, tmp_path, capsys):
+def test_inputs_of_a_new_run_are_not_replaced_by_it(setting, inputs, run, tmp_path, capsys):
     (tmp_path / "link").symlink_to(run)
     before = snapshot(run)
     given = setting.format(run=run, link=tmp_path / "link")
@@ -143,7 +143,7 @@ def test_a_text_that_is_no_path_is_in_no_run(text, inputs, run):
 
 
 @pytest.mark.parametrize("name", ["compact", "teacher", "csv", "report", "checkpoints"])
-def test_what_a_link_points_at_stays(name, inputs, run, tmp_path):
+def test_targets_of_links_are_kept(name, inputs, run, tmp_path):
     far = tmp_path / "far"
     shutil.move(run / name, far)
     (run / name).symlink_to(far)

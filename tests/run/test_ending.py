@@ -1,4 +1,4 @@
-"""How to go on is said where there is something to go on from."""
+"""The resume command is printed only if there is a checkpoint."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("case", SAID)
-def test_a_run_can_go_on_from_its_first_checkpoint(case, inputs, tmp_path, capsys):
+def test_the_resume_command_is_printed_from_the_first_checkpoint_on(case, inputs, tmp_path, capsys):
     settings, batch, is_said = SAID[case]
     dense = [line for line in inputs if not ("dense" in case and line.startswith("objective."))]
     with at_batch(batch, fail):
@@ -50,7 +50,7 @@ def test_a_run_can_go_on_from_its_first_checkpoint(case, inputs, tmp_path, capsy
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a fault"), OSError(28, "No space left on device", "disk")])
-def test_a_run_that_goes_on_can_do_so_again_after_an_error_before_its_first_step(error, inputs, tmp_path, capsys):
+def test_a_resumed_run_can_be_resumed_after_an_error_before_its_first_step(error, inputs, tmp_path, capsys):
     with at_batch(3, fail):
         end_of(tmp_path / "run", inputs)
     capsys.readouterr()
@@ -64,7 +64,7 @@ def test_a_run_that_goes_on_can_do_so_again_after_an_error_before_its_first_step
     assert capsys.readouterr().err.count(f"{GO_ON}{tmp_path}/run\n") == 1
 
 
-def test_an_error_before_the_folder_is_there_says_nothing_about_it(inputs, tmp_path, capsys):
+def test_no_resume_command_is_printed_before_the_folder_exists(inputs, tmp_path, capsys):
     assert end_of(tmp_path / "run", inputs, "data.train=nowhere.tsv") == 1
     assert GO_ON not in capsys.readouterr().err
     assert not Path(tmp_path / "run").exists()

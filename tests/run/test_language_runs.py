@@ -94,7 +94,7 @@ def one_file(path: Path) -> list[str]:
 
 
 def perplexity_of(compact: Path, text: str, *, length: int) -> float:
-    """Read a text in blocks, as a stranger would who has the folder alone."""
+    """Read a text in blocks with the folder alone."""
     model, tokenizer = gating.load_compact(compact).eval(), AutoTokenizer.from_pretrained(compact)
     ids = tokenizer(text, return_tensors="pt")["input_ids"][0]
     losses, count = 0.0, 0
@@ -165,7 +165,7 @@ def test_a_new_bert_learns_hidden_words(play, tmp_path):
     assert AutoTokenizer.from_pretrained(compact).mask_token_id == 3
 
 
-def test_a_new_marian_keeps_what_was_asked_of_each_kind_of_attention(pairs, tmp_path):
+def test_a_new_marian_keeps_the_budget_of_each_kind_of_attention(pairs, tmp_path):
     settings = [
         "optimizer.lr=3e-3",
         "trainer.max_steps=40",
@@ -188,7 +188,7 @@ def test_a_new_marian_keeps_what_was_asked_of_each_kind_of_attention(pairs, tmp_
     assert 100 * numbers["test/chrf"] == pytest.approx(sacrebleu.corpus_chrf(written, right).score)
     header, *lines = [line.split(",") for line in (tmp_path / "out" / "csv" / "metrics.csv").read_text().splitlines()]
     last = [dict(zip(header, line, strict=True)) for line in lines if line[header.index("gates/encoder/open")]][-1]
-    # Not yet what is kept: that are those with the largest locations.
+    # Not yet the kept ones, which have the largest locations.
     assert sum(float(last[f"gates/{kind}/open"]) for kind in WANTED) == float(last["gates/open"])
     samples = (tmp_path / "out" / "report" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["right"] for line in samples] == right[0][:3]
@@ -274,7 +274,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("wrong", REFUSALS)
-def test_what_does_not_go_together_is_one_sentence_and_nothing_is_written(wrong, pairs, tmp_path, capsys):
+def test_incompatible_settings_are_refused_in_one_sentence_before_anything_is_written(wrong, pairs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.guarded_run(compose_settings([*SMALL_MARIAN, *pairs, *wrong.split(), f"output_dir={tmp_path / 'out'}"]))
     message = capsys.readouterr().err

@@ -55,7 +55,7 @@ def test_gates_are_last_logged_with_the_heads_that_are_kept(name, inputs, tmp_pa
     assert "val/accuracy" in rows_of(tmp_path / "run")[0]
 
 
-def test_a_run_that_an_earlier_version_began_goes_on_with_the_names_of_this_one():
+def test_summaries_of_earlier_versions_are_loaded_with_present_names():
     summary = Summary()
     metrics = {"search": {"validation/f1": 0.5, "test/f1": 0.25}}
     summary.load_state_dict({"metrics": metrics, "titles": {}, "seconds": {}, "search": {}})

@@ -49,7 +49,7 @@ def test_a_model_whose_attention_was_discovered_is_exported(inputs, tmp_path):
     assert sum(block.num_heads for block in gating.find_attention_blocks(model)) == 4
 
 
-def test_layers_that_cannot_be_emptied_are_told_before_the_search(inputs, tmp_path, capsys):
+def test_layers_that_cannot_be_emptied_are_refused_before_the_search(inputs, tmp_path, capsys):
     sizes = {"hidden_size": 32, "embedding_size": 32, "intra_bottleneck_size": 32, "num_hidden_layers": 2}
     run = new_model(inputs, "mobilebert", {**sizes, "num_attention_heads": 4, "intermediate_size": 32})
     assert end_of(tmp_path / "run", [*run, "gates.discover=true"]) == 1
@@ -98,7 +98,7 @@ def test_places_are_texts(value, inputs, tmp_path, capsys):
     assert "valid string" in error
 
 
-def test_models_made_of_two_read_what_both_have_positions_for():
+def test_encoder_decoders_truncate_to_the_shorter_of_both_models():
     sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     encoder = BertModel(BertConfig(**sizes, max_position_embeddings=16))
     decoder = BertConfig(**sizes, max_position_embeddings=24, is_decoder=True, add_cross_attention=True)

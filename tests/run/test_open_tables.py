@@ -58,7 +58,7 @@ ADDED = {
 
 
 @pytest.mark.parametrize("argument", ADDED)
-def test_what_a_table_takes_needs_no_plus(argument, settings_of):
+def test_settings_of_open_tables_need_no_plus(argument, settings_of):
     (cfg,) = settings_of(argument)
     name, value = ADDED[argument]
     assert OmegaConf.select(cfg, name) == value
@@ -89,7 +89,7 @@ def test_settings_of_another_option_of_the_group_are_one_sentence(settings_of, c
 
 
 @pytest.mark.parametrize("argument", UNKNOWN)
-def test_what_nothing_takes_is_one_sentence(argument, settings_of, capsys):
+def test_unknown_settings_are_refused_in_one_sentence(argument, settings_of, capsys):
     with pytest.raises(SystemExit) as end:
         settings_of(argument)
     said = capsys.readouterr().err + str(end.value)
@@ -97,7 +97,7 @@ def test_what_nothing_takes_is_one_sentence(argument, settings_of, capsys):
     assert "Traceback" not in said
 
 
-def test_a_value_of_a_model_without_it_is_told_with_the_nearest(tmp_path):
+def test_the_nearest_name_is_suggested_for_an_unknown_model_value(tmp_path):
     inputs = make_inputs(tmp_path)
     process = run_command([*inputs, "model.config.hiden_size=64", "output_dir=out"], cwd=tmp_path)
     assert process.returncode == 1

@@ -28,7 +28,7 @@ def test_a_run_without_validation_has_no_value(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["val/f2", "machine"])
-def test_a_name_that_is_not_there_is_told_with_those_that_are(name, folder):
+def test_unknown_metrics_are_refused_with_the_available_ones(name, folder):
     with pytest.raises(ValueError, match=r"which has num_heads, test/f1, val/f1, val/pearson\. Give one of these"):
         optimized_value(folder, name)
 

@@ -1,4 +1,4 @@
-"""Runs whose standard output or standard error goes nowhere."""
+"""Runs whose standard output or standard error is closed or full."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ SLOW = ["2>&1 | true", ">&-", "2>&-", "<&- >&- 2>&-"]
     "redirection",
     ["| head -1", ">&- 2>&-", "> /dev/full 2>&1", *(pytest.param(way, marks=pytest.mark.slow) for way in SLOW)],
 )
-def test_a_run_goes_on_without_its_output(redirection, inputs, tmp_path):
+def test_a_run_finishes_without_its_output(redirection, inputs, tmp_path):
     process = run_in_shell(inputs, redirection, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
@@ -45,7 +45,7 @@ def test_a_run_goes_on_without_its_output(redirection, inputs, tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_of_a_run_go_on_without_its_output(inputs, tmp_path):
+def test_processes_of_a_run_finish_without_its_output(inputs, tmp_path):
     two = ["trainer=ddp", "trainer.devices=2", "trainer.precision=32-true", "trainer.accelerator=cpu"]
     process = run_in_shell(inputs, "| head -1", *two, "data.batch_size=4", cwd=tmp_path)
     assert process.returncode == 0, process.stderr

@@ -1,4 +1,4 @@
-"""``resume=DIR`` takes the settings of the folder, lays those of the command line over them, and trusts no code."""
+"""``resume=DIR`` overrides the settings of the folder with those of the command line, and runs no code from it."""
 
 import json
 import shutil
@@ -61,9 +61,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("settings", DIFFERENT)
-def test_of_what_is_given_with_a_folder_only_what_differs_is_complained_of(
-    settings, half, capsys, tmp_path, monkeypatch
-):
+def test_only_settings_that_differ_from_the_folder_are_refused(settings, half, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resume(half, *settings.split()) == 1
     error = capsys.readouterr().err
@@ -72,12 +70,12 @@ def test_of_what_is_given_with_a_folder_only_what_differs_is_complained_of(
 
 
 @pytest.mark.parametrize("settings", ["objective.num_heads=4 seed=0", "callbacks.checkpoint.keep=1", "logger=csv"])
-def test_what_is_the_same_or_does_not_matter_may_be_given_with_a_folder(settings, half):
+def test_equal_and_irrelevant_settings_may_be_given_with_a_folder(settings, half):
     assert resume(half, *settings.split()) == 0
     assert json.loads((half / "metrics.json").read_text())["num_heads"] == 4
 
 
-def test_what_is_given_counts_and_all_else_is_of_the_folder(half):
+def test_given_settings_override_those_of_the_folder(half):
     stored = read_settings_of(half)
     taken = recalled(half, "callbacks.checkpoint.keep=1", "data.num_workers=2", "trainer.max_time=00:01:00:00")
     assert taken["callbacks"]["checkpoint"] == {
@@ -99,7 +97,7 @@ def test_a_secret_can_be_given_again(half):
     assert recalled(half, "model.tokenizer=x")["model"]["tokenizer"] == "x"
 
 
-def test_names_of_what_a_command_line_gives():
+def test_names_of_settings_given_on_a_command_line():
     options = read_options(ROOT / "conf")
     lines = ["+callbacks@callbacks.more=none", "~data.train", "++a.b=c=d", "model=minilm", "experiment=wnut17"]
     assert names_given(lines, options) == [

@@ -1,4 +1,4 @@
-"""Errors of the core: in Python they speak of arguments, in a command of settings."""
+"""Errors of the core name arguments in Python, and settings in a command."""
 
 from collections.abc import Callable
 

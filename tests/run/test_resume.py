@@ -1,4 +1,4 @@
-"""Runs that are interrupted and go on: they end as if nothing had happened."""
+"""Interrupted runs resume to the bit."""
 
 import os
 import resource
@@ -28,7 +28,7 @@ def assert_same_end(folder: Path, whole: Path) -> None:
 
 
 def interrupt_again_and_again(folder: Path, inputs: list[str], *settings: str, at: int) -> int:
-    """Interrupt a run at the same batch after each start until it is through; return how often that was."""
+    """Interrupt a run at the same batch after each start until it finishes; return the number of interruptions."""
     for count in range(100):
         try:
             with at_batch(at, interrupt):
@@ -88,7 +88,7 @@ BETWEEN = {
 
 
 @pytest.mark.parametrize("moment", BETWEEN)
-def test_a_run_goes_on_between_its_phases(moment, inputs, whole, tmp_path):
+def test_a_run_resumes_between_its_phases(moment, inputs, whole, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(*BETWEEN[moment], lambda *_, **__: interrupt())
         with pytest.raises(Interrupted):
@@ -110,7 +110,7 @@ def test_a_removal_is_on_the_disk_before_recovery_starts(inputs, whole, tmp_path
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_is_answered_by_a_checkpoint_and_how_to_go_on(number, code, inputs, whole, tmp_path, capsys):
+def test_a_signal_saves_a_checkpoint_and_prints_the_resume_command(number, code, inputs, whole, tmp_path, capsys):
     folder = tmp_path / "run"
     with at_batch(6, lambda: os.kill(os.getpid(), number)) as steps:
         assert end_of(folder, inputs) == code
@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_sentence(inputs, whole, tmp_
     assert_same_end(folder, whole)
 
 
-def test_what_is_no_checkpoint_of_its_phase_is_passed_over(inputs, whole, tmp_path):
+def test_checkpoints_of_other_phases_are_skipped(inputs, whole, tmp_path):
     folder = tmp_path / "run"
     with at_batch(11, interrupt), pytest.raises(Interrupted):
         run_in(folder, inputs, EACH_STEP)
@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(inputs, whole, tmp_path, ca
     assert_same_end(folder, whole)
 
 
-def test_going_back_to_a_checkpoint_discards_what_came_after_it(inputs, whole, tmp_path):
+def test_going_back_to_a_checkpoint_discards_later_results(inputs, whole, tmp_path):
     folder = tmp_path / "run"
     with at_batch(11, interrupt), pytest.raises(Interrupted):
         run_in(folder, inputs, EACH_STEP)
@@ -270,7 +270,7 @@ def test_a_speedup_is_not_measured_again(inputs, tmp_path, monkeypatch):
     assert Outcome.of(tmp_path / "run").metrics["num_heads"] == 5
 
 
-def test_the_run_at_wandb_goes_on(inputs, tmp_path, monkeypatch):
+def test_the_run_at_wandb_is_continued(inputs, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = tmp_path / "run"
     with at_batch(6, interrupt), pytest.raises(Interrupted):

@@ -1,4 +1,4 @@
-"""Folders and commands that are refused, so that no run takes the place of another."""
+"""Folders and commands that would replace another run are refused."""
 
 import shutil
 import subprocess
@@ -44,7 +44,7 @@ def test_checkpoints_of_another_run_are_found_wherever_a_path_leads(place, input
     assert checkpoint.read_text() == "precious"
 
 
-def test_a_run_does_not_go_on_with_the_checkpoints_of_another(inputs, half, tmp_path, capsys):
+def test_a_run_does_not_resume_from_the_checkpoints_of_another(inputs, half, tmp_path, capsys):
     with at_batch(6, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "other", inputs, "seed=2")
     before = sorted((tmp_path / "other").rglob("*"))
@@ -64,7 +64,7 @@ def test_numbers_of_something_else_do_not_make_a_run_a_finished_one(inputs, tmp_
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "config.yaml"])
-def test_a_folder_where_a_file_is_to_be_is_told_at_once(name, inputs, tmp_path, capsys):
+def test_a_folder_in_the_place_of_a_file_is_refused_at_once(name, inputs, tmp_path, capsys):
     (tmp_path / "run" / name).mkdir(parents=True)
     with at_batch(1, interrupt):
         assert end_of(tmp_path / "run", inputs, "overwrite=true") == 1
@@ -75,7 +75,7 @@ DAMAGED = ["", "seed: [", "- 1", "seed: 0", "objective: null", "\x00\x01", "obje
 
 
 @pytest.mark.parametrize("text", DAMAGED)
-def test_settings_that_are_damaged_are_told_with_their_file(text, inputs, half, capsys):
+def test_damaged_settings_are_refused_with_the_name_of_their_file(text, inputs, half, capsys):
     (half / "config.yaml").write_text(text)
     assert end_of(half, inputs, "resume=auto") == 1
     with pytest.raises(SystemExit):
@@ -108,7 +108,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("settings", REFUSED)
-def test_what_is_not_the_same_run_is_refused_and_left_as_it_was(settings, inputs, half, capsys):
+def test_another_run_is_refused_and_left_unchanged(settings, inputs, half, capsys):
     before = {path: path.stat().st_mtime_ns for path in half.rglob("*") if path.name != ".lock"}
     given = settings.replace("HALF", str(half)).split()
     assert end_of(half, inputs, *given) == 1

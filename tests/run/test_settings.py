@@ -1,3 +1,5 @@
+"""Validation of settings by the signatures of their targets."""
+
 import pytest
 
 import gating
@@ -63,7 +65,7 @@ def test_a_value_of_the_wrong_kind_is_refused_by_its_dotted_name(settings, messa
         ),
     ],
 )
-def test_an_unknown_setting_is_refused_with_what_there_is(settings, message):
+def test_an_unknown_setting_is_refused_with_the_known_ones(settings, message):
     with pytest.raises(ValueError, match=message):
         check_settings(settings, groups=GROUPS, also={})
 

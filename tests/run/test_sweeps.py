@@ -1,4 +1,4 @@
-"""Sweeps: jobs that fail, values that are returned, signals that end all of it."""
+"""Sweeps: failed jobs, returned values, and signals."""
 
 import json
 import os
@@ -179,7 +179,7 @@ def test_a_sweep_replaces_no_file_of_somebody_else(name, text, inputs, tmp_path,
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_sweep_replaces_what_an_earlier_one_has_written(inputs, tmp_path, monkeypatch):
+def test_a_sweep_replaces_the_files_of_an_earlier_one(inputs, tmp_path, monkeypatch):
     begun = run_instead(monkeypatch, fail_at(0, error=ValueError("no")))
     for seeds in ("0,1", "1,2"):
         end = sweep(monkeypatch, tmp_path, *inputs, f"seed={seeds}", "overwrite=true")

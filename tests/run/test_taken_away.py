@@ -1,4 +1,4 @@
-"""Settings taken away with ~: each is one that a run can do without, or its absence is told in one sentence."""
+"""Settings removed with ~ are optional, or an error of one sentence names them."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -46,7 +46,7 @@ def without(settings: DictConfig, name: str) -> DictConfig:
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
-def test_what_is_taken_away_is_not_needed_or_told_in_one_sentence(choice):
+def test_removed_settings_are_optional_or_named_in_one_sentence(choice):
     settings = compose_settings(["output_dir=x", *choice])
     told = set()
     for name in names_in(settings):

@@ -1,4 +1,4 @@
-"""The whole path, from the command to the compact model."""
+"""Whole runs, from the command to the compact model."""
 
 import json
 import shutil
@@ -22,14 +22,14 @@ from tests.support.tiny_run import compose_settings, run_command
 
 @pytest.fixture(scope="module")
 def finished(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
-    """One run through the command line, which the tests below look at from all sides."""
+    """One run through the command line, which the tests below share."""
     where = tmp_path_factory.mktemp("run")
     command = [*inputs, f"output_dir={where / 'out'}"]
     return where / "out", run_command(command, cwd=where, python=[sys.executable])
 
 
 def run_here(overrides: list[str], folder: Path) -> dict:
-    """Run in this process, which saves the seconds of importing everything again."""
+    """Run in this process, which saves the seconds of imports."""
     train.run(compose_settings([*overrides, "logger=csv", f"output_dir={folder}"]))
     return json.loads((folder / "metrics.json").read_text())
 
@@ -177,12 +177,12 @@ def test_a_search_that_has_come_to_rest_leaves_its_steps_to_recovery(inputs, tmp
     assert numbers["search_steps"] == 21 + 2
     assert "4 heads were kept at 3 checks in a row" in numbers["search_ended"]
     assert f"after 23 of 30 steps: {numbers['search_ended']}" in capsys.readouterr().out
-    # No step is lost: recovery goes on to the end of the run.
+    # No step is lost: recovery takes the remaining steps.
     header, *rows = [line.split(",") for line in (tmp_path / "out" / "csv" / "metrics.csv").read_text().splitlines()]
     assert max(int(row[header.index("step")]) for row in rows) == 40 - 1
 
 
-def test_a_search_takes_all_its_steps_where_it_is_told_to(inputs, tmp_path):
+def test_a_search_without_convergence_takes_all_its_steps(inputs, tmp_path):
     overrides = [*inputs, "objective=random", "trainer.max_steps=20", "convergence=null"]
     assert run_here(overrides, tmp_path / "out")["search_steps"] == 15
 

@@ -1,4 +1,4 @@
-"""Bad input is told in one sentence before anything is written."""
+"""Bad input is refused in one sentence before anything is written."""
 
 import shutil
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_existing_folder_is_not_overwritten(inputs, tmp_path, capsys):
 
 
 def test_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
-    """The real-world call of the README; where there is a network this test has nothing to say."""
+    """The real-world call of the README, without a network."""
     import urllib.request
 
     try:

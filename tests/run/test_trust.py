@@ -1,4 +1,4 @@
-"""Settings from a folder that could run code or lead elsewhere are refused."""
+"""Settings of a folder that could run code or point outside it are refused."""
 
 import shutil
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_settings_that_could_run_code_or_lead_elsewhere_are_not_taken(how, half,
     assert len(error.splitlines()) == 1
 
 
-def test_a_model_of_an_experiment_may_have_the_format_that_the_experiment_says(half):
+def test_a_model_of_an_experiment_may_have_the_format_set_by_the_experiment(half):
     change(half, model__name="Helsinki-NLP/opus-mt-en-de", model__use_safetensors=False)
     assert recalled(half)["model"]["use_safetensors"] is False
 
@@ -138,7 +138,7 @@ def test_a_run_writes_to_nothing_that_a_link_in_a_folder_leads_to(name, half, tm
     assert far.is_dir() or far.read_text() == "precious"
 
 
-def test_what_the_command_line_names_is_taken(inputs, half, capsys):
+def test_classes_named_on_the_command_line_are_trusted(inputs, half, capsys):
     mine = {"_target_": "pytorch_lightning.callbacks.ModelSummary", "max_depth": 2}
     change(half, callbacks__mine=mine)
     again = "++callbacks.mine._target_=pytorch_lightning.callbacks.ModelSummary"

@@ -1,3 +1,5 @@
+"""Files are replaced as a whole or not at all."""
+
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager

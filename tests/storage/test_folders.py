@@ -1,3 +1,5 @@
+"""Output folders are checked before a run and replaced as a whole."""
+
 import errno
 import os
 import resource

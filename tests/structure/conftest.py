@@ -1,3 +1,5 @@
+"""Fixtures of the tests of this folder."""
+
 from collections.abc import Iterator
 
 import pytest

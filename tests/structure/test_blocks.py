@@ -1,3 +1,5 @@
+"""Attention blocks are found in every family."""
+
 import pytest
 import transformers
 from torch import nn
@@ -43,7 +45,7 @@ def test_a_module_around_a_model_is_searched_too(bert):
     assert [block.name for block in blocks] == [f"encoder.bert.encoder.layer.{i}.attention.self" for i in range(3)]
 
 
-def test_cross_attention_is_told_apart():
+def test_cross_attention_is_recognized():
     config = transformers.BertConfig(
         vocab_size=20,
         hidden_size=16,

@@ -1,3 +1,5 @@
+"""Compact classes build pruned models from their configuration."""
+
 import ast
 import copy
 

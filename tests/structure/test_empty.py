@@ -1,4 +1,4 @@
-"""Emptied layers in training: every parameter that learns in the dense model gets a gradient, so that DDP goes on."""
+"""Emptied layers in training: every parameter that learns in the dense model gets a gradient, as DDP needs."""
 
 import copy
 import os

@@ -111,7 +111,7 @@ def test_whisper_alignment_heads_follow_their_heads() -> None:
     assert not hasattr(model.generation_config, "alignment_heads")
 
 
-def test_cross_attention_is_told_apart() -> None:
+def test_cross_attention_is_recognized() -> None:
     for name, pattern in (("t5", "EncDecAttention"), ("bart", "encoder_attn"), ("gpt2-cross", "crossattention")):
         blocks = gating.find_attention_blocks(FAMILIES[name].build())
         assert (

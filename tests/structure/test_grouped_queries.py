@@ -59,7 +59,7 @@ def test_a_budget_between_groups_is_refused_with_the_nearest_ones(llama):
     assert num_kept(gates, gating.ExactBudget(keep=0.38)) in (8, 10)
 
 
-def test_split_groups_are_padded_and_the_record_says_so(llama, tmp_path):
+def test_split_groups_are_padded_and_the_padding_is_recorded(llama, tmp_path):
     probe = make_probe(llama)
     gates = gating.inject_gates(llama, group_queries=False)
     values = torch.ones(24)
@@ -87,7 +87,7 @@ def test_split_groups_are_padded_and_the_record_says_so(llama, tmp_path):
     ]
 
 
-def test_padding_goes_when_it_is_not_needed_any_more(llama):
+def test_padding_is_removed_when_no_longer_needed(llama):
     gating.prune_heads(llama, {0: [1]})
     assert gating.find_attention_blocks(llama)[0].head_slots == tuple(range(8))
     gating.prune_heads(llama, {0: [3, 4, 7]})

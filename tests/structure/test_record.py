@@ -1,3 +1,5 @@
+"""Records of kept heads repeat the removal, and damaged ones are refused."""
+
 import json
 
 import pytest
@@ -74,7 +76,7 @@ def set_kept(value):
         (lambda record: record.pop("blocks"), "not a table of blocks"),
     ],
 )
-def test_a_damaged_record_is_refused_by_what_is_wrong(bert, record, damage, message):
+def test_a_damaged_record_is_refused_and_the_damage_named(bert, record, damage, message):
     state = state_of(bert)
     damage(record)
     with pytest.raises(ValueError, match=rf"(?s)'head_gating' in config\.json.*({message})"):
@@ -83,7 +85,7 @@ def test_a_damaged_record_is_refused_by_what_is_wrong(bert, record, damage, mess
 
 
 @pytest.mark.parametrize("record", [None, [], "format", 1])
-def test_something_else_than_a_table_is_refused(bert, record):
+def test_a_record_that_is_not_a_table_is_refused(bert, record):
     with pytest.raises(ValueError, match="not a table of blocks"):
         plan_from_record(bert, record)
 

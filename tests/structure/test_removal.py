@@ -1,3 +1,5 @@
+"""A model without heads computes the outputs of the model with masked heads."""
+
 import copy
 import weakref
 

@@ -64,7 +64,7 @@ def test_only_the_main_process_writes(folder, tmp_path):
     assert os.listdir(tmp_path / "other") == []
 
 
-def test_what_is_uploaded_has_checksums(folder, tmp_path, monkeypatch):
+def test_uploaded_folders_have_checksums(folder, tmp_path, monkeypatch):
     uploaded = {}
 
     def upload(self, working_dir, *_, **__):
@@ -83,7 +83,7 @@ def test_what_is_uploaded_has_checksums(folder, tmp_path, monkeypatch):
 
 
 def put_in_cache(folder, cache):
-    """Lay a folder where one from the hub lies, as ``me/model``."""
+    """Copy a folder into the hub's cache, as ``me/model``, and return the repository and the snapshot."""
     repository = cache / "models--me--model"
     snapshot = repository / "snapshots" / ("0" * 40)
     (repository / "refs").mkdir(parents=True)

@@ -1,6 +1,6 @@
 """train.py, with a file of the kept heads of each rank; run by distributed/test_two_processes.py.
 
-HAPPENS, as "RANK BATCH WHAT", makes something happen to one process at a training batch: a signal by its name, "fails"
+HAPPENS, as "RANK BATCH EVENT", is an event in one process at a training batch: a signal by its name, "fails"
 or "nan". HANGS, as "RANK BATCH", lets another process wait there without end, as NCCL does for a process that is gone.
 """
 

@@ -1,4 +1,4 @@
-"""A server on this machine that answers W&B as far as a run needs it, or has one of the faults that servers have."""
+"""A local server that answers the W&B requests of a run, or has one of the faults of servers."""
 
 import json
 import threading
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = "k" * 40
-# What an identity token is exchanged for.
+# The access token that replaces an identity token.
 ACCESS = "wb_at_" + "a" * 40
 _BUCKET = {"id": "1", "displayName": "run", "description": "", "config": "{}", "sweepName": "", "historyLineCount": 0}
 _BUCKET |= {"project": {"id": "1", "name": "p", "entity": {"id": "1", "name": "e"}}}

@@ -1,6 +1,6 @@
 """Tiny random models of every supported family.
 
-All parameters are random, biases and tables of position biases too: what a library initializes with zeros would hide
+All parameters are random, biases and tables of position biases too: parameters that a library sets to zero would hide
 mistakes. Sizes are uneven on purpose (heads x head_dim need not be the hidden size where a family allows that).
 """
 

@@ -12,7 +12,7 @@ from tests.support.tiny_run import compose_settings
 
 
 class Interrupted(Exception):  # noqa: N818
-    """Stands for whatever ends a process."""
+    """Stand-in for the end of a process."""
 
 
 def interrupt() -> None:

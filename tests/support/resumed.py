@@ -1,4 +1,4 @@
-"""Runs that are resumed by the name of their folder."""
+"""Resume of runs by the name of their folder."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from tests.support.tiny_run import ROOT, compose_settings
 
 
 def resume(folder: Path, *settings: str) -> int | str | None:
-    """Go on with a run as the command does; return its exit code."""
+    """Resume a run as the command does; return its exit code."""
     overrides = [f"resume={folder}", *settings]
     try:
         train.guarded_run(compose_settings(overrides), overrides)

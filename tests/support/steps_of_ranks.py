@@ -29,7 +29,7 @@ class Recorder(pl.Callback):
         self.losses, self.gradients = [], []
 
     def on_train_start(self, trainer, pl_module):
-        pl_module.gates.eval()  # deterministic values: what is left to differ are the processes
+        pl_module.gates.eval()  # deterministic values: only the processes differ
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(outputs["loss"].detach())

@@ -50,7 +50,7 @@ def build(family: str, **overrides: object) -> PreTrainedModel:
 def build_bert_base() -> PreTrainedModel:
     """Build a random model of the size of BERT-base, but for the number of words."""
     config = transformers.BertConfig(vocab_size=1000, max_position_embeddings=64, num_labels=3)
-    with torch.device("meta"):  # Spares initializing what is overwritten.
+    with torch.device("meta"):  # Skips the initialization, which is overwritten.
         model = transformers.BertForSequenceClassification(config)
     model.to_empty(device="cpu")
     randomize(model, std=0.02)

@@ -20,7 +20,7 @@ WORDS = [f"word{i}" for i in range(40)]
 
 
 def make_model_folder(folder: Path, *, seed: int = 0) -> Path:
-    """Save a random BERT with 3 layers of 4 heads, and a tokenizer that knows 40 words."""
+    """Save a random BERT with 3 layers of 4 heads, and a tokenizer of 40 words."""
     folder.mkdir(parents=True)
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A Python that has imported this project already, for tests of its commands.
+"""A Python process that has imported this project already, for tests of its commands.
 
 Importing torch, transformers, Lightning and W&B takes longer than a tiny run. A server imports them once and forks for
 each command; its client stands where ``sys.executable`` would: it has the same standard streams, working folder,

@@ -1,3 +1,5 @@
+"""Exact match and F1 of answers."""
+
 import pytest
 import torch
 from datasets import Dataset

@@ -1,3 +1,5 @@
+"""Metrics of classes equal those of scikit-learn."""
+
 import pytest
 import torch
 

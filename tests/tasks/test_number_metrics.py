@@ -1,3 +1,5 @@
+"""Metrics of numbers equal those of SciPy."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Question answering: windows, offsets and unanswerable questions."""
+
 import datasets
 import pytest
 import torch

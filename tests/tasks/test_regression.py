@@ -1,3 +1,5 @@
+"""Labels of regression."""
+
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 

@@ -68,7 +68,7 @@ def test_decoder_inputs_are_the_shifted_targets(tokenizer, model):
         ids = tokenizer(target)["input_ids"]
         assert tokenizer.decode(batch["input_ids"][row], skip_special_tokens=True) == source
         assert batch["labels"][row].tolist() == [*ids, *[-100] * (batch["labels"].shape[1] - len(ids))]
-        start = prepared.config["decoder_start_token_id"]  # What is written begins with it, too.
+        start = prepared.config["decoder_start_token_id"]  # Generated texts begin with it, too.
         assert batch["decoder_input_ids"][row, : len(ids)].tolist() == [start, *ids[:-1]]
     assert batch["metric_target"] == TARGETS
     # A forward pass without labels gives the same logits.
@@ -171,7 +171,7 @@ def test_no_saved_language_is_forced_on_generated_texts(saved, multilingual):
     task = Seq2Seq(source_language="en_XX", target_language="de_DE")
     tokenizer = task.load_processor(source, blueprint, splits)
     prepared = task.prepare(Examples(splits), tokenizer, blueprint)
-    assert prepared.config["forced_bos_token_id"] is None  # German is what the decoder starts with.
+    assert prepared.config["forced_bos_token_id"] is None  # The decoder starts with German.
     path = Path(multilingual.name) / "generation_config.json"
     before = path.read_text()
     forced = tokenizer.convert_tokens_to_ids(saved) if saved else None

@@ -1,3 +1,5 @@
+"""Metrics of tagged spans equal those of seqeval."""
+
 import random
 
 import pytest

@@ -1,3 +1,5 @@
+"""Tags of tokens as numbers."""
+
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
@@ -9,7 +11,7 @@ def splits(**columns) -> DatasetDict:
     return DatasetDict(train=table, validation=table)
 
 
-def test_strings_and_lists_are_read_alike():
+def test_strings_and_lists_give_the_same_tags():
     one = encode_tags(splits(text=["a b", "c"], label=["O B-x", "I-x"]))
     other = encode_tags(splits(text=[["a", "b"], ["c"]], label=[["O", "B-x"], ["I-x"]]))
     assert one[1] == other[1] == ["B-x", "I-x", "O"]

@@ -1,4 +1,4 @@
-"""Runs of the other tasks than sequence classification, on local data in the formats of the hub."""
+"""Runs of all tasks but sequence classification, on local data in the formats of the hub."""
 
 import json
 import random

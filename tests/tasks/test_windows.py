@@ -1,3 +1,5 @@
+"""Windows over long texts, and positions of answers in them."""
+
 from itertools import pairwise
 
 import pytest

@@ -1,3 +1,5 @@
+"""The CSV log of a resumed run."""
+
 import csv
 
 from pytorch_lightning.loggers import Logger

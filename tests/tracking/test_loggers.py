@@ -1,3 +1,5 @@
+"""The mode of W&B, and errors about its settings."""
+
 import logging
 import os
 import socket

@@ -1,3 +1,5 @@
+"""Reachability of a W&B server."""
+
 import socket
 import time
 

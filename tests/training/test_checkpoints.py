@@ -1,3 +1,5 @@
+"""Damaged and foreign checkpoints are detected, and code in them is not run."""
+
 import os
 import pickle
 import random

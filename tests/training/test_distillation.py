@@ -1,3 +1,5 @@
+"""The loss of distillation, and teachers that do not fit."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""A run ends when its loss or its weights are not finite."""
+
 import math
 
 import pytest

@@ -1,4 +1,4 @@
-"""Phases that end before their last step: the run can be resumed, with the same result."""
+"""Phases that end before their last step can be resumed, with the same result."""
 
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Training steps with gates: learning rates, noise, resume and precision."""
+
 import copy
 
 import pytest

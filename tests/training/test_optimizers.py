@@ -1,3 +1,5 @@
+"""Parameter groups and learning rates."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""Signals raise, are deferred or are ignored, and handlers are restored."""
+
 import os
 import signal
 import threading

@@ -1,3 +1,5 @@
+"""Numbers of steps and of evaluations."""
+
 import pytest
 
 from gating.training.steps import count_evaluated, count_steps

@@ -1,4 +1,4 @@
-"""Bad input by the hundred, drawn by hypothesis, and its outcome.
+"""Bad input drawn by hypothesis, and its outcome.
 
 Every area draws cases and tries them. A try ends in a result, which it checks itself, or in an error that is one
 sentence for a user; anything else fails. The tests try a few cases of each area, ``python -m benchmarks.bad_input``

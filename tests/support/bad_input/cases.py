@@ -39,7 +39,7 @@ class Area:
 
 
 class RefusedError(Exception):
-    """Settings that Hydra makes nothing of; the command line says why in one sentence, see run/test_train.py."""
+    """Settings that Hydra refuses; train.py prints the reason in one sentence, see run/test_train_refused.py."""
 
 
 def outcome(area: Area, case: Any) -> str:
@@ -88,7 +88,7 @@ def parts() -> tuple[Any, Any]:
 
 
 def prepare(splits: Mapping[str, datasets.Dataset], **settings: Any) -> Any:
-    """Prepare data as a run does, and check what comes of it."""
+    """Prepare data as a run does, and check the result."""
     tokenizer, blueprint = parts()
     prepared = SequenceClassification().prepare(
         Examples(datasets.DatasetDict(splits)), tokenizer, blueprint, **settings

@@ -72,7 +72,7 @@ def try_types(columns: Mapping[str, tuple[str, list[Any]]]) -> None:
     pq.write_table(pa.table(arrays), path)
     examples = load_files(train=str(path), validation=str(path))
     prepare(examples.splits)
-    # What is no word, number or date would be learned as its Python spelling.
+    # Other values than words, numbers and dates would be learned as their Python spelling.
     assert columns["text"][0] not in ("bytes", "list", "nested", "struct", "nothing")
     assert columns["label"][0] not in ("bytes", "list", "nested", "struct", "nothing", "fraction") or not any(
         isinstance(label, float) and not label.is_integer() for label in columns["label"][1]
