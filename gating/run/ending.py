@@ -93,7 +93,7 @@ def _print_lost(lost: LostProcess | None) -> None:
         resume = f"\n{_RESUME}{folder}" if folder is not None and _is_resumable(folder) else ""
         with suppress(OSError):
             print(
-                f"error: Another process of this run has ended{which}. What it said about it, if anything, is above."
+                f"error: Another process of this run has ended{which}. Its own error message, if any, is above."
                 + resume,
                 file=sys.stderr,
                 flush=True,
