@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from gating.distributed.collectives import is_rank_zero
 from gating.pruning.measure import count_heads
+from gating.report.summary import Stage
 from gating.run.command import compose_errors, prepare_arguments
 from gating.run.ending import handling_errors
 from gating.run.folder.contents import Phase
@@ -107,7 +108,7 @@ def execute(run: Run) -> float | None:
             with run.adapted(state.model):
                 train_phase(run, Phase.RECOVERY, steps=run.recovery_steps, first_step=state.search_steps)
     compact = "compact, after recovery" if run.recovery_steps else "compact, without recovery"
-    run.evaluate("compact", compact if objective else "dense", splits=run.data.module.splits[1:])
+    run.evaluate(Stage.COMPACT, compact if objective else "dense", splits=run.data.module.splits[1:])
     if not is_rank_zero():
         return None
     export(run)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,24 @@ from gating.report.card import CompactReport, Row
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file
 
-__all__ = ["NUMBERS", "STAGES", "Summary"]
+__all__ = ["NUMBERS", "Stage", "Summary"]
 
 # Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}
-# Stages at which metrics are measured; a dense run has only the last one.
-STAGES = ("search", "removed", "compact", "dense")
 _SIZES = {"heads": "num_heads", "parameters": "num_parameters", "megabytes": "megabytes"}
 _LATENCY = ("speedup", "latency_ms_before", "latency_ms")
 # Names of the numbers of every run, besides its metrics.
 NUMBERS = (*(f"{name}{end}" for name in _SIZES.values() for end in ("", "_before")), *_LATENCY)
+
+
+class Stage(StrEnum):
+    """Stages of a run at which metrics are measured; the values are prefixes of names in ``metrics.json``."""
+
+    SEARCH = "search"
+    REMOVED = "removed"
+    COMPACT = "compact"
+    # The teacher, or the model of a dense run.
+    DENSE = "dense"
 
 
 @dataclass
@@ -71,18 +80,22 @@ class Summary:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the duration of a ``with`` block to a stage."""
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the duration of a ``with`` block to the seconds of a stage, a phase or an operation."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
-    def add_metrics(self, stage: str, title: str, split: str, values: Mapping[str, float]) -> None:
+    def add_metrics(self, stage: Stage, title: str, split: str, values: Mapping[str, float]) -> None:
         """Record the metrics of a stage on a split."""
-        self.titles[stage] = title
-        self.metrics.setdefault(stage, {}).update({f"{_SPLITS[split]}/{name}": value for name, value in values.items()})
+        # Plain strings, because checkpoints hold no classes.
+        name = stage.value
+        self.titles[name] = title
+        self.metrics.setdefault(name, {}).update(
+            {f"{_SPLITS[split]}/{metric}": value for metric, value in values.items()}
+        )
 
     def compare_models(self, dense: nn.Module, compact: nn.Module) -> None:
         """Record the sizes of the two models."""
@@ -147,9 +160,9 @@ class Summary:
         if self.latency is not None:
             times = self.latency
             numbers |= dict(zip(_LATENCY, (times.speedup, 1e3 * times.before, 1e3 * times.after), strict=True))
-        final = self.metrics.get("compact", {})
+        final = self.metrics.get(Stage.COMPACT, {})
         numbers |= final
-        stages = self.metrics if self.search else {"dense": final}
+        stages = self.metrics if self.search else {Stage.DENSE: final}
         numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
         return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
 

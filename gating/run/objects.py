@@ -1,4 +1,4 @@
-"""The objects that settings describe, each built once, before anything is loaded."""
+"""Objects that the settings describe, built before anything is loaded."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

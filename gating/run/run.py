@@ -17,7 +17,7 @@ from gating.compact.save import Processor
 from gating.data.datamodule import ExampleDataModule
 from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.report.history import History
-from gating.report.summary import Summary
+from gating.report.summary import Stage, Summary
 from gating.run.folder.contents import Phase, RunPaths
 from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
@@ -47,7 +47,7 @@ class RunData:
 
 @dataclass
 class RunState:
-    """The part of a run that changes; search, removal and recovery write it.
+    """The part of a run that changes; the stages of a run write it.
 
     Attributes:
         model: The model, with fewer heads after the removal.
@@ -130,19 +130,19 @@ class Run:
             yield
 
     def evaluate(
-        self, stage: str, title: str, *, splits: Sequence[str] = ("validation",), model: PreTrainedModel | None = None
+        self, stage: Stage, title: str, *, splits: Sequence[str] = ("validation",), model: PreTrainedModel | None = None
     ) -> None:
         """Add the metrics of a model to the summary.
 
         Args:
-            stage: Name of the stage in ``metrics.json``.
+            stage: The stage.
             title: Name of the stage in the report.
             splits: Splits to evaluate on; test data only at the end of the run.
             model: The model; by default the run's.
         """
         # The removal changes no output, so that slow metrics can wait for it.
         prepared = self.data.prepared
-        metrics = prepared.metrics if stage == "search" else prepared.all_metrics
+        metrics = prepared.metrics if stage == Stage.SEARCH else prepared.all_metrics
         with self.state.summary.timed("evaluate"):
             for split in (split for split in splits if self.data.num_evaluated[split]):
                 batches = islice(self.data.module.evaluation_dataloader(split), self.data.num_evaluated[split])

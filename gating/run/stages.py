@@ -10,6 +10,7 @@ from gating.models.sources import Pretrained
 from gating.objectives import Objective
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
+from gating.report.summary import Stage
 from gating.run.folder.contents import Phase
 from gating.run.phase import train_phase
 from gating.run.removed import save_removed
@@ -35,7 +36,7 @@ def train_teacher(run: Run) -> PreTrainedModel:
                 teacher.save_pretrained(new)
                 run.data.processor.save_pretrained(new)
     teacher.to(run.state.model.device)  # type: ignore[arg-type]
-    run.evaluate("dense", "dense teacher", splits=run.data.module.splits[1:], model=teacher)
+    run.evaluate(Stage.DENSE, "dense teacher", splits=run.data.module.splits[1:], model=teacher)
     return teacher
 
 
@@ -55,7 +56,7 @@ def search(run: Run, objective: Objective) -> HeadGates:
         print(f"The search ended after {state.search_steps} of {planned} steps: {reason}.")
     objective.update(gates, 1.0)
     state.history.gate_values.append({name: values.tolist() for name, values in gates.by_block().items()})
-    run.evaluate("search", "gates, end of search")
+    run.evaluate(Stage.SEARCH, "gates, end of search")
     return gates
 
 
@@ -74,6 +75,6 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
     with state.summary.timed("finalize"), printed_warnings():
         finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
-    run.evaluate("removed", "after removal")
+    run.evaluate(Stage.REMOVED, "after removal")
     if is_rank_zero():
         save_removed(run)

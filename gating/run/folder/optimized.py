@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 
 from gating.errors import InputError
-from gating.report.summary import NUMBERS, STAGES
+from gating.report.summary import NUMBERS, Stage
 from gating.run.folder.contents import METRICS
 
 __all__ = ["check_optimized", "optimized_value"]
 
-_NAME = re.compile(rf"((({'|'.join(STAGES)})/)?(val|test)|num_heads|num_heads_before|seconds)/\w+")
+_NAME = re.compile(rf"((({'|'.join(Stage)})/)?(val|test)|num_heads|num_heads_before|seconds)/\w+")
 
 
 def check_optimized(name: str | None) -> None:
@@ -23,9 +23,10 @@ def check_optimized(name: str | None) -> None:
         InputError: The name cannot be there.
     """
     if name is not None and name not in NUMBERS and not _NAME.fullmatch(name):
+        *stages, last = Stage
         raise InputError(
             f"optimized_metric={name} is not a name in metrics.json: give val/METRIC or test/METRIC of the compact "
-            f"model, STAGE/val/METRIC with {', '.join(STAGES[:-1])} or {STAGES[-1]} as the stage, or one of "
+            f"model, STAGE/val/METRIC with {', '.join(stages)} or {last} as the stage, or one of "
             f"{', '.join(NUMBERS)}."
         )
 

@@ -1,4 +1,4 @@
-"""Construction of the objects that settings describe, each once."""
+"""Construction of the objects that settings describe."""
 
 from collections.abc import Mapping
 from functools import partial
