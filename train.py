@@ -79,7 +79,7 @@ def run(cfg: DictConfig) -> float | None:
     resumed = find_run(settings.values, has_own_folder=settings.has_own_folder)
     if resumed is not None:
         if is_finished(resumed):
-            print(f"The run in {resumed} is finished; there is nothing to go on with.")
+            print(f"The run in {resumed} is finished; there is nothing to resume.")
             return optimized_value(resumed, settings.optimized_metric)
         settings = settings.in_folder(resumed)
     return execute(prepare(settings, resumes=resumed is not None))

@@ -1,1 +1,1 @@
-"""How a run goes: from its configuration to its folder."""
+"""How a run is configured, prepared, trained, resumed and exported."""

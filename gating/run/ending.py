@@ -18,7 +18,7 @@ from gating.training.signals import Stopped, stop_on_signals
 
 __all__ = ["handling_errors"]
 
-_RESUME = "The run can go on: python train.py resume="
+_RESUME = "Resume the run: python train.py resume="
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def _print_error(error: Exception) -> bool:
     if is_lost_connection(error):
         _print_lost(find_lost_process(patience_s=5.0))
     elif isinstance(error, DivergedError):
-        # All ranks have it, and its last checkpoint leads there again.
+        # All ranks raise it, and a run resumed from the last checkpoint would diverge again.
         _print_once(f"error: {error}")
     elif is_input_error(error):
         print(f"error: {explain(error)}", file=sys.stderr)
@@ -78,7 +78,7 @@ def _finish_wandb(*, failed: bool) -> None:
 
 
 def _print_once(sentence: str) -> None:
-    """Print a sentence that all ranks have, on rank 0."""
+    """Print a sentence on rank 0 only."""
     if is_rank_zero():
         # The terminal may be gone.
         with suppress(OSError):

@@ -73,7 +73,7 @@ def build_objects(settings: Settings) -> RunObjects:
     """Return the objects of a run.
 
     Raises:
-        InputError: A constructor refuses its settings.
+        InputError: A constructor rejects its settings.
     """
     values = settings.values
     objective = make_objective(values["objective"])
@@ -96,7 +96,7 @@ def build_phases(settings: Settings) -> dict[Phase, PhaseObjects]:
     """Return the objects of each training phase.
 
     Raises:
-        InputError: A constructor refuses its settings.
+        InputError: A constructor rejects its settings.
     """
     return {phase: _build_phase(settings.of_phase(phase)) for phase in Phase if phase != Phase.REMOVED}
 

@@ -1,4 +1,4 @@
-"""Training of one phase of a run, from its last checkpoint on if there is one."""
+"""Training of one phase of a run, resumed from its last checkpoint if there is one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +45,7 @@ def train_phase(
         model: The model; by default the run's.
 
     Returns:
-        The number of optimizer steps of the phase, with those before an interruption.
+        The number of optimizer steps of the phase, including those before an interruption.
 
     Raises:
         Unfinished: Training ended before the last step.
@@ -56,7 +56,7 @@ def train_phase(
     if checkpoint is None:
         keep_rows(run.loggers, run.state.num_rows)
     elif is_rank_zero():
-        print(f"{phase} goes on from {checkpoint}")
+        print(f"{phase} resumes from {checkpoint}")
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     run.data.module.start_after(first_step * run.phases[phase].trainer["accumulate_grad_batches"])
     # A plain string, because checkpoints hold no classes.
@@ -113,7 +113,7 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
 
     Args:
         run: The run.
-        phase: The phase; the training of a teacher is no part of the run's history.
+        phase: The phase; the training of a teacher is not part of the run's history.
         chosen: Callbacks of the settings and of this phase.
     """
     trainer = run.phases[phase].trainer
@@ -125,7 +125,7 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
     max_time: Any = trainer.get("max_time")
     seconds = to_seconds(max_time)
     deadline = None if seconds is None else run.started + seconds
-    # Last, because it acts on stops that other callbacks ask for.
+    # Last, because it acts on stops that other callbacks request.
     end = InterruptOnStop(phase, deadline=deadline, max_time=max_time)
     if phase == Phase.TEACHER:
         return [*always, end]

@@ -39,7 +39,7 @@ __all__ = ["prepare"]
 
 
 def prepare(settings: Settings, *, resumes: bool) -> Run:
-    """Return a run that is ready for its first step; nothing is written before everything is checked and loaded.
+    """Check and load everything, and return the run; no file is written before.
 
     Args:
         settings: Settings of the run.
@@ -65,7 +65,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     start_processes(trainer, num_processes)
     settings, objects = _with_measured_budget(settings, objects, state.model, data, device=device, resumes=resumes)
     data.module.shard(num_processes, index=rank())
-    # Other ranks began at another time of day, which names the folder by default.
+    # By default the folder is named after the time, which differs between ranks.
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
     phases = phases or build_phases(settings)
     config = None if resumes else settings.to_yaml()
@@ -98,13 +98,13 @@ def _check_folders(settings: Settings, *, resumes: bool) -> None:
 
 
 def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel:
-    """Return the model without weights, which adapters, gates and budget were checked against."""
+    """Check adapters, gates and budget against the model without weights, and return that model."""
     blueprint = make_blueprint(objects.source, objects.task.auto_class)
     check_adapters(objects.adapters, objects.source, blueprint)
     if settings.gradient_checkpointing:
         check_gradient_checkpointing(blueprint, compiled=settings.compile)
     if objects.make_gates.keywords.get("discover"):
-        return blueprint  # Discovery runs the model, which takes weights.
+        return blueprint  # Discovery runs the model, which needs weights.
     if objects.objective is None:
         find_attention_blocks(blueprint)
     else:

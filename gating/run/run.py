@@ -1,4 +1,4 @@
-"""One run: its constant part, and the small state that changes from stage to stage."""
+"""A prepared run: settings, objects and data, and the state that its stages change."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence

@@ -36,7 +36,7 @@ class FailureReport(Callback):
         """Remove the list of failures of an earlier sweep in the same folder.
 
         Raises:
-            SystemExit: A file of the sweep would replace a file of another origin.
+            SystemExit: A file of the sweep would replace a file not written by a sweep.
         """
         path = _file_of(config)
         # In each process, because Hydra writes the command in each.
@@ -97,7 +97,7 @@ def _check_own(failures: Path, command: Path) -> None:
         if os.path.lexists(path) and (path.is_symlink() or not is_own(path)):
             # Hydra turns other errors of callbacks into warnings.
             sys.exit(
-                f"error: {path} is not of an earlier sweep, and this one would replace it. Choose another place with "
+                f"error: {path} was not written by a sweep, and this one would replace it. Choose another place with "
                 "hydra.sweep.dir=FOLDER or output_dir=FOLDER."
             )
 

@@ -72,7 +72,7 @@ def test_the_failure_of_one_process_ends_the_run_which_can_be_resumed(happens, f
     process = run_script("command_of_ranks.py", settings, cwd=tmp_path, HAPPENS=happens)
     assert process.returncode == code
     assert message in process.stderr
-    assert process.stderr.count("The run can go on: python train.py resume=") == ("nan" not in happens)
+    assert process.stderr.count("Resume the run: python train.py resume=") == ("nan" not in happens)
     assert ("Traceback" in process.stderr) == ("fails" in happens)
     assert time.monotonic() - start < 150
     (folder,) = (tmp_path / "outputs").glob("*/*")
@@ -80,7 +80,7 @@ def test_the_failure_of_one_process_ends_the_run_which_can_be_resumed(happens, f
     assert len(list((folder / "checkpoints" / "search").glob("*.ckpt"))) == 2
     process = run_script("command_of_ranks.py", settings, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("search goes on from") == 1
+    assert process.stdout.count("search resumes from") == 1
     whole = next((finished[0] / "outputs").glob("*/*"))
     comparison = Outcome.of(whole).compare(Outcome.of(folder))
     assert all(comparison.values()), comparison

@@ -24,7 +24,7 @@ def test_a_process_that_hangs_after_the_death_of_another_ends_with_a_message(inp
     process = run_script("command_of_ranks.py", settings, cwd=tmp_path, HAPPENS="1 7 SIGKILL", HANGS="0 7")
     assert process.returncode == 1
     assert "rank 1 was killed by SIGKILL" in process.stderr
-    assert process.stderr.count("The run can go on: python train.py resume=out") == 1
+    assert process.stderr.count("Resume the run: python train.py resume=out") == 1
     assert "Traceback" not in process.stderr
 
 
@@ -36,10 +36,10 @@ def test_other_ranks_report_the_death_of_rank_zero_and_end(hangs, inputs, tmp_pa
         process = subprocess.run(command, cwd=tmp_path, env=environment, stdout=err, stderr=err, check=False)
     assert process.returncode == -9
     end = time.monotonic() + 60
-    while "The run can go on" not in (said := Path(tmp_path / "err").read_text()) and time.monotonic() < end:
+    while "Resume the run" not in (said := Path(tmp_path / "err").read_text()) and time.monotonic() < end:
         time.sleep(0.2)
     assert "Another process of this run has ended: rank 0 was killed" in said
-    assert said.count("The run can go on: python train.py resume=out") == 1
+    assert said.count("Resume the run: python train.py resume=out") == 1
     while _processes_of(tmp_path) and time.monotonic() < end:
         time.sleep(0.2)
     assert _processes_of(tmp_path) == []

@@ -177,7 +177,7 @@ def test_nothing_is_written_through_a_link_out_of_the_run(name, command, inputs,
         (run / "metrics.json").unlink()
     before = snapshot(tmp_path)
     assert end_of(run, inputs, command) == 1
-    assert "leads out of the run's folder" in capsys.readouterr().err
+    assert "outside the run's folder: replace it by a copy, or remove it" in capsys.readouterr().err
     assert snapshot(tmp_path) == before
 
 

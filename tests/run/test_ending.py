@@ -8,7 +8,7 @@ import train
 from tests.support.interruptions import at_batch, end_of
 from tests.support.tiny_run import compose_settings, make_inputs
 
-GO_ON = "The run can go on: python train.py resume="
+GO_ON = "Resume the run: python train.py resume="
 
 
 @pytest.fixture(scope="module")

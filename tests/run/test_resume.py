@@ -117,7 +117,7 @@ def test_a_signal_saves_a_checkpoint_and_prints_the_resume_command(number, code,
     assert steps == list(range(6))  # the step is ended
     assert steps_of_checkpoints(folder, "search") == [4, 6]
     error = capsys.readouterr().err
-    assert error == f"Stopped by {number.name}.\nThe run can go on: python train.py resume={folder}\n"
+    assert error == f"Stopped by {number.name}.\nResume the run: python train.py resume={folder}\n"
     train.guarded_run(compose_settings([f"resume={folder}"]), [f"resume={folder}"])
     assert not (folder / "wandb").exists()  # As the run was begun with logger=csv.
     assert_same_end(folder, whole)
@@ -227,7 +227,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(inputs, whole, tmp_path, ca
     place = folder / "checkpoints" / "search"
     assert capsys.readouterr().err == (
         f"error: {place / 'step-8.ckpt'} cannot be written: file too large. Make room there.\n"
-        f"The run can go on: python train.py resume={folder}\n"
+        f"Resume the run: python train.py resume={folder}\n"
     )
     assert [path.name for path in place.iterdir()] == ["step-4.ckpt"]
     run_in(folder, inputs, "resume=auto")

@@ -68,7 +68,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused_at_once(name, inputs, tmp_pa
     (tmp_path / "run" / name).mkdir(parents=True)
     with at_batch(1, interrupt):
         assert end_of(tmp_path / "run", inputs, "overwrite=true") == 1
-    assert f"{name} is a folder; put it out of the way" in capsys.readouterr().err
+    assert f"{name} is a folder; move or remove it" in capsys.readouterr().err
 
 
 DAMAGED = ["", "seed: [", "- 1", "seed: 0", "objective: null", "\x00\x01", "objective: x\nmodel: y"]
@@ -89,7 +89,7 @@ def test_a_finished_run_is_left_alone(inputs, whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     with at_batch(1, interrupt):
         run_in(whole, inputs, "resume=auto")
-    assert "is finished; there is nothing to go on with" in capsys.readouterr().out
+    assert "is finished; there is nothing to resume" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
@@ -102,7 +102,7 @@ REFUSED = {
     "resume=auto +trainer.benchmark=true": "trainer.benchmark=None, and",
     "resume=elsewhere": "leave output_dir out",
     "ckpt_path=nowhere.ckpt": "no such file",
-    "ckpt_path=HALF/config.yaml": "none of the checkpoints",
+    "ckpt_path=HALF/config.yaml": "is not a checkpoint of this run; checkpoints are",
     "ckpt_path=HALF/checkpoints/search/step-4.ckpt resume=elsewhere": "leave one of them out",
 }
 
@@ -141,7 +141,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(inputs, half, capsys, tm
         assert other.stdout.readline() == "held\n"
         assert end_of(half, inputs, "resume=auto") == 1
         other.kill()
-    assert "under way in another process" in capsys.readouterr().err
+    assert "is being trained by another process" in capsys.readouterr().err
 
 
 def test_only_one_process_takes_a_folder_and_a_new_run_forgets_the_old_one(tmp_path):

@@ -173,7 +173,7 @@ def test_a_sweep_replaces_no_file_of_somebody_else(name, text, inputs, tmp_path,
     begun = run_instead(monkeypatch, lambda cfg: None)
     (tmp_path / name).write_text(text)
     end = sweep(monkeypatch, tmp_path, *inputs, "seed=0,1")
-    assert str(end).startswith(f"error: {tmp_path / name} is not of an earlier sweep")
+    assert str(end).startswith(f"error: {tmp_path / name} was not written by a sweep, and this one would replace it")
     assert not begun
     assert (tmp_path / name).read_text() == text
     assert len(list(tmp_path.iterdir())) == 1

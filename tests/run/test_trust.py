@@ -118,7 +118,10 @@ def test_checkpoints_of_another_run_are_not_taken_for_those_of_a_folder(way, inp
         change(half, output_dir=str(tmp_path / "other"), paths__checkpoints=f"{tmp_path}/other/../disk")
     before = snapshot(tmp_path / "disk")
     assert resume(half) == 1
-    assert "which may be those of another run. If they are its own, say so: python train.py" in capsys.readouterr().err
+    assert (
+        "which may be those of another run. If they are its own, confirm with: python train.py"
+        in capsys.readouterr().err
+    )
     assert snapshot(tmp_path / "disk") == before
 
 
@@ -134,7 +137,7 @@ def test_a_run_writes_to_nothing_that_a_link_in_a_folder_leads_to(name, half, tm
         (half / name).unlink(missing_ok=True)
     (half / name).symlink_to(far)
     assert resume(half) == 1
-    assert "leads out of the run's folder" in capsys.readouterr().err
+    assert "outside the run's folder: replace it by a copy, or remove it" in capsys.readouterr().err
     assert far.is_dir() or far.read_text() == "precious"
 
 
@@ -182,7 +185,7 @@ def test_options_of_ones_own_are_trusted_as_those_of_the_program(begin, how, inp
         patch.setenv("PYTHONPATH", environment["PYTHONPATH"])
         first = run_command([*inputs, "logger=csv", begin, "output_dir=run", *own], cwd=tmp_path)
         assert first.returncode == 1, first.stderr
-        assert "The run can go on" not in first.stderr  # There is no checkpoint yet.
+        assert "Resume the run" not in first.stderr  # There is no checkpoint yet.
         (tmp_path / "noted").unlink()
         (tmp_path / "go").touch()
         refused = run_command(["resume=run"], cwd=tmp_path)

@@ -58,7 +58,7 @@ def test_a_phase_stopped_by_a_callback_is_interrupted_and_resumes_without_it(hoo
     err = capsys.readouterr().err
     assert "The search phase was interrupted after " in err
     assert "of 9 steps: training was stopped from outside, perhaps by one of the callbacks (" in err
-    assert f"The run can go on: python train.py resume={folder}" in err
+    assert f"Resume the run: python train.py resume={folder}" in err
     assert "Traceback" not in err
     assert not (folder / "metrics.json").exists()
     assert not (folder / "compact").exists()

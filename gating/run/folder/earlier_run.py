@@ -92,8 +92,8 @@ def _check_empty(checkpoints: Path) -> None:
     # Resolved, because the path may lead through the run's folder, which does not exist yet.
     for path in (path for phase in Phase for path in checkpoints_in(checkpoints.resolve() / phase)):
         raise InputError(
-            f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Give this run another place, "
-            "or remove what is there."
+            f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Choose another folder "
+            "for this run, or remove the checkpoint."
         )
 
 
@@ -111,8 +111,7 @@ def check_links(folder: Path, checkpoints: Path) -> None:
     for path, place in (*files, *((checkpoints / phase, checkpoints) for phase in Phase)):
         if not _is_inside(path, place):
             raise InputError(
-                f"{path} leads out of the run's folder, to {path.resolve()}, and a run writes nothing there. Put what "
-                "it leads to in its place, or take it away."
+                f"{path} is a link to {path.resolve()} outside the run's folder: replace it by a copy, or remove it."
             )
 
 

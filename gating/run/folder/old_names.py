@@ -1,6 +1,6 @@
-"""Classes and functions by the names that they had in earlier versions.
+"""Former names of classes and functions.
 
-Configurations of users and folders of earlier runs name them as ``_target_``.
+Configurations of users and folders of earlier runs have them as ``_target_``.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["names_of", "with_new_names"]
 
-# Module of earlier versions: module of today.
+# Former module: current module.
 _MODULES = {
     "gating.lightning.adapters": "gating.models.adapters",
     "gating.lightning.checkpoints": "gating.training.checkpoints",
@@ -26,7 +26,7 @@ _MODULES = {
 
 
 def with_new_names(settings: Any) -> Any:
-    """Return settings with today's names of classes and functions; everything else stays.
+    """Return settings with the current names of classes and functions; everything else stays.
 
     >>> with_new_names({"data": {"_target_": "gating.lightning.sources.load_files", "train": "a.csv"}})
     {'data': {'_target_': 'gating.data.sources.load_files', 'train': 'a.csv'}}
@@ -40,7 +40,7 @@ def with_new_names(settings: Any) -> Any:
 
 
 def names_of(target: str) -> list[str]:
-    """Return the names of a class or function, today's first.
+    """Return the names of a class or function, the current one first.
 
     >>> names_of("gating.run.sweeps.FailureReport")
     ['gating.run.sweeps.FailureReport', 'gating.lightning.sweeps.FailureReport']

@@ -32,7 +32,7 @@ def find_run(settings: Mapping[str, Any], *, has_own_folder: bool) -> Path | Non
 
     Args:
         settings: All settings of the command, as plain values.
-        has_own_folder: Whether the command gives ``output_dir``, whose default is the time of day.
+        has_own_folder: Whether the command gives ``output_dir``, whose default contains the time.
 
     Raises:
         FolderExistsError: ``output_dir`` holds an unfinished run, without ``resume``.
@@ -42,7 +42,7 @@ def find_run(settings: Mapping[str, Any], *, has_own_folder: bool) -> Path | Non
     if resume is None and ckpt_path is None:
         if has_own_folder and is_run(place) and not is_finished(place) and not settings["overwrite"]:
             raise FolderExistsError(
-                f"output_dir={place} holds an unfinished run. Pass resume=auto to go on with it, or overwrite=true to "
+                f"output_dir={place} holds an unfinished run. Pass resume=auto to resume it, or overwrite=true to "
                 "begin again."
             )
         return None
@@ -53,20 +53,20 @@ def find_run(settings: Mapping[str, Any], *, has_own_folder: bool) -> Path | Non
     else:
         folder = named_run(resume, ckpt_path)
         if has_own_folder and place.absolute() != folder.absolute():
-            raise InputError(f"The run to go on with is in {folder}, and output_dir={place}: leave output_dir out.")
+            raise InputError(f"The run to resume is in {folder}, and output_dir={place}: leave output_dir out.")
     # Secrets are not stored in the folder.
     changed = _difference(read_settings_of(folder), redact_settings(dict(settings)))
     if changed is not None:
         name, before, now = changed
         raise InputError(
-            f"The run in {folder} has {name}={before}, and this command {name}={now}: a run goes on with the settings "
-            "that it began with. Leave it as it was, or begin another run in another output_dir."
+            f"The run in {folder} has {name}={before}, and this command {name}={now}: a run is resumed with the "
+            "settings that it began with. Leave it unchanged, or begin another run in another output_dir."
         )
     return folder
 
 
 def named_run(resume: str | None, ckpt_path: str | None) -> Path:
-    """Return the folder of the run that is given by its name or by a checkpoint.
+    """Return the folder of the run that its name or a checkpoint identifies.
 
     Raises:
         InputError: There is no such run.
@@ -78,9 +78,11 @@ def named_run(resume: str | None, ckpt_path: str | None) -> Path:
         raise InputError(f"ckpt_path={checkpoint}: there is no such file.")
     folder = next((parent for parent in checkpoint.parents if is_run(parent)), None)
     if folder is None:
-        raise InputError(f"ckpt_path={checkpoint} is in no folder of a run, which its settings are read from.")
+        raise InputError(f"ckpt_path={checkpoint} is not in the folder of a run, from which its settings are read.")
     if resume not in (None, "auto") and Path(str(resume)).absolute() != folder.absolute():
-        raise InputError(f"ckpt_path={checkpoint} is not of the run in resume={resume}: leave one of them out.")
+        raise InputError(
+            f"ckpt_path={checkpoint} is not a checkpoint of the run in resume={resume}: leave one of them out."
+        )
     return folder
 
 

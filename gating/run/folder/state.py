@@ -65,7 +65,7 @@ def owned_by_this_process(folder: Path) -> bool:
 
 
 def check_writable(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]) -> None:
-    """Check that a new run can write to its folders, and leave no trace.
+    """Check that a new run can write to its folders, without writing.
 
     Args:
         folder: The run's folder.
@@ -79,7 +79,7 @@ def check_writable(folder: Path, checkpoints: Path, *, settings: Mapping[str, An
     for names, is_right in ((RECORD_FILES, Path.is_file), (FOLDERS, Path.is_dir)):
         for path in (folder / name for name in names):
             if path.exists() and not is_right(path):
-                raise InputError(f"{path} is {'a file' if path.is_file() else 'a folder'}; put it out of the way.")
+                raise InputError(f"{path} is {'a file' if path.is_file() else 'a folder'}; move or remove it.")
     if checkpoints == Path():
         raise InputError("paths.checkpoints is empty: give a folder, or leave it out.")
     if not checkpoints.resolve().is_relative_to(folder.resolve()):
@@ -103,17 +103,17 @@ def check_own_checkpoints(folder: Path, checkpoints: Path, *, before: str) -> No
     if not place.is_relative_to(folder.resolve()) and place != Path(before).resolve():
         raise InputError(
             f"The run in {folder} has its checkpoints in {before}, and this command paths.checkpoints={checkpoints}: "
-            "leave it as it was, or move them into the run's folder."
+            "leave it unchanged, or move them into the run's folder."
         )
 
 
 def has_own_checkpoints(folder: Path, checkpoints: Path) -> bool:
-    """Return whether checkpoints are inside a run's folder, or carry the same random mark as the folder."""
+    """Return whether checkpoints are inside a run's folder, or have the same owner mark as the folder."""
     if checkpoints.resolve().is_relative_to(folder.resolve()):
         return True
     try:
-        noted = (folder / OWNER_MARK).read_text(encoding="ascii")
-        return bool(noted) and noted == (checkpoints / OWNER_MARK).read_text(encoding="ascii")
+        mark = (folder / OWNER_MARK).read_text(encoding="ascii")
+        return bool(mark) and mark == (checkpoints / OWNER_MARK).read_text(encoding="ascii")
     except (OSError, ValueError):
         return False
 
@@ -128,15 +128,15 @@ def _mark(folder: Path, checkpoints: Path) -> None:
 
 
 def claim_folder(paths: RunPaths, *, config: str | None, ckpt_path: str | None) -> filelock.BaseFileLock | None:
-    """Make a run's folder ready for this process, and make it the current folder.
+    """Prepare and lock a run's folder, and make it the current folder.
 
     Args:
         paths: Folders of the run.
         config: Its settings as YAML, for a new run; None for a resumed one.
-        ckpt_path: The checkpoint to go back to.
+        ckpt_path: Checkpoint to return to.
 
     Returns:
-        A lock that the process holds as long as it trains, however it ends; None on other ranks than 0.
+        The lock, which is released when the process ends; None on ranks other than 0.
 
     Raises:
         InputError: Another process trains the run, or the checkpoint cannot be resumed from.
@@ -157,12 +157,12 @@ def claim_folder(paths: RunPaths, *, config: str | None, ckpt_path: str | None) 
 
 
 def current_folder() -> Path | None:
-    """Return the folder of the run that this process has begun to train; None before."""
+    """Return the folder of the run in this process; None before it starts."""
     return _current
 
 
 def leave_folder() -> None:
-    """Have no current folder: the next run of a sweep has another one."""
+    """Clear the current folder before the next run of a sweep."""
     global _current
     _current = None
 
@@ -178,12 +178,12 @@ def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
     mine = checkpoints_in(phase)
     if phase.parent != checkpoints.resolve() or phase.name not in list(Phase) or checkpoint.resolve() not in mine:
         raise InputError(
-            f"ckpt_path={checkpoint} is none of the checkpoints that runs go on from: those are called "
+            f"ckpt_path={checkpoint} is not a checkpoint of this run; checkpoints are "
             f"{checkpoints / 'PHASE' / 'step-N.ckpt'}."
         )
     wrong = why_unusable(checkpoint)
     if wrong is not None:
-        raise InputError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last whole one.")
+        raise InputError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last undamaged one.")
     for later in mine[: mine.index(checkpoint.resolve())]:
         later.unlink()
     remove_phases(checkpoints, after=Phase(phase.name))
@@ -196,7 +196,7 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        raise InputError(f"The run in {folder} is under way in another process.") from None
+        raise InputError(f"The run in {folder} is being trained by another process.") from None
     except NotImplementedError:
         pass  # A file system without locks.
     return lock

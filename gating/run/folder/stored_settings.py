@@ -23,7 +23,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
-    """Return the stored settings of a run, with today's names of classes.
+    """Return the stored settings of a run, with the current names of classes.
 
     Args:
         folder: The run's folder.
@@ -34,7 +34,7 @@ def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
     """
     path = folder / name
     if not path.is_file():
-        raise InputError(f"There is no run in {folder} to go on with: {path} does not exist.")
+        raise InputError(f"There is no run in {folder} to resume: {path} does not exist.")
     try:
         settings = with_new_names(OmegaConf.to_container(OmegaConf.load(path)))
     except Exception as error:  # YAML's own, OmegaConf's and those of decoding.
@@ -45,10 +45,10 @@ def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
 
 
 def checkpoints_of(folder: Path, settings: Mapping[str, Any]) -> Path:
-    """Return the folder of a run's checkpoints; inside the run's folder they have moved with it.
+    """Return the folder of a run's checkpoints, which moves with the run's folder if it is inside.
 
     Args:
-        folder: The run's folder today.
+        folder: The run's current folder.
         settings: Its stored settings.
     """
     place, before = Path(str(settings["paths"].get("checkpoints"))), str(settings.get("output_dir"))

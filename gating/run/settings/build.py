@@ -13,7 +13,7 @@ from gating.run.settings.check import check_call, locate_target
 
 __all__ = ["build", "call_source", "make_objective", "partial_of"]
 
-# Errors by which constructors of other packages refuse their arguments.
+# Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
 
 
@@ -26,7 +26,7 @@ def build(name: str, values: Any, **options: Any) -> Any:
         options: Further keyword arguments of :func:`hydra.utils.instantiate`.
 
     Raises:
-        InputError: The values are not a group of settings, or the constructor refuses them.
+        InputError: The values are not a group of settings, or the constructor rejects them.
     """
     if not isinstance(values, Mapping):
         raise InputError(f"{name}={values} cannot be used: {name} is a group of settings.")

@@ -62,7 +62,7 @@ _PLAIN = {"callbacks", "paths"}
 
 
 def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> None:
-    """Check that all settings that every run reads are there.
+    """Check that all settings that every run reads are present.
 
     Args:
         settings: Nested plain values, as composed from ``conf/``.
@@ -87,7 +87,7 @@ def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> N
             if part not in here:
                 remedy = f"give {name}=null" if name == "convergence" else f"leave ~{name} out of the command"
                 if name.startswith("callbacks."):
-                    raise InputError(f"{name} is missing: without it there is no callback. Give its class.")
+                    raise InputError(f"{name} is missing: give the class of the callback.")
                 raise InputError(f"{name} is missing, which every run needs: {remedy}.")
             here = here[part]
 
@@ -162,7 +162,7 @@ def check_call(function: Callable[..., Any], settings: Mapping[str, Any], *, nam
 
     Args:
         function: The function.
-        settings: A group of settings; keys such as ``_target_`` are no arguments.
+        settings: A group of settings; keys such as ``_target_`` are not arguments.
         name: Dotted name of the group, for the message.
 
     Raises:
@@ -230,13 +230,13 @@ def _check_type(name: str, value: object, expected: Any) -> None:
     try:
         read = TypeAdapter(expected, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except (PydanticSchemaGenerationError, SchemaError):
-        read = None  # A type without a form in configurations.
+        read = None  # A type that settings cannot express.
     except ValidationError as error:
         # Report the error of the union member that parsed furthest.
         reason = max(error.errors(), key=lambda problem: len(problem["loc"]))["msg"]
         raise InputError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None
     if isinstance(value, Mapping) and not isinstance(read, Mapping):
-        raise InputError(f"{name}._target_ is missing: without it nothing is made of {name}.")
+        raise InputError(f"{name}._target_ is missing: give the class or function of {name}.")
     # Pydantic converts "18" and true to numbers, but the target gets the original value.
     if read is not None and isinstance(value, (str, bool)) and type(read) is not type(value):
         raise InputError(f"{name}={value} cannot be used: input should be a {type(read).__name__}.")

@@ -23,7 +23,7 @@ __all__ = ["read_settings", "resolving"]
 
 
 def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> Settings:
-    """Return the settings of a configuration, each validated against the signature that it is for.
+    """Return the settings of a configuration, each validated against the signature that takes it.
 
     Args:
         cfg: The configuration as composed by Hydra; unchanged.

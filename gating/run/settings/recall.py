@@ -79,7 +79,7 @@ def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str
 
 
 def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> dict[str, Any]:
-    """Return the stored settings of a run, adapted to the present place of its folder.
+    """Return the stored settings of a run, adapted to the current path of its folder.
 
     Raises:
         InputError: Its checkpoints are outside its folder, and may be another run's.
@@ -89,7 +89,7 @@ def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> di
         again = shlex.quote(f"paths.checkpoints={stored['paths'].get('checkpoints')}")
         raise InputError(
             f"The run in {folder} has its checkpoints in {checkpoints}, which may be those of another run. If they are "
-            f"its own, say so: python train.py resume={folder} {again}"
+            f"its own, confirm with: python train.py resume={folder} {again}"
         )
     objective = stored["objective"]
     if objective.get("speedup") is not None:
@@ -102,7 +102,7 @@ def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> di
 
 
 def _replace(settings: Any, old: str, new: str) -> Any:
-    """Return settings with values equal to a text replaced by another."""
+    """Return settings with each value equal to ``old`` replaced by ``new``."""
     if isinstance(settings, Mapping):
         return {name: _replace(value, old, new) for name, value in settings.items()}
     return new if settings == old else settings

@@ -24,7 +24,7 @@ class Settings:
         paths: Folders of the run and of its checkpoints.
         overwrite: Whether a folder that is not empty may be written to.
         resume: Folder of the run to resume, or ``auto``.
-        ckpt_path: Checkpoint to go back to.
+        ckpt_path: Checkpoint to return to.
         seed: Seed of the data's split and order, new weights, dropout and gates.
         recovery: Share of the optimizer steps after the removal.
         compile: Whether to compile training steps.
