@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from gating.distributed.collectives import is_rank_zero
 from gating.pruning.measure import count_heads
 from gating.report.summary import Stage
-from gating.run.command import compose_errors, prepare_arguments
+from gating.run.command import compose_errors, faults_of_run, prepare_arguments
 from gating.run.ending import handling_errors
 from gating.run.folder.contents import Phase
 from gating.run.folder.optimized import optimized_value
@@ -66,7 +66,7 @@ def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> floa
         cfg: The configuration; ``resume=DIR`` takes other settings from the run in DIR.
         overrides: Overrides of the command line; None outside of a command.
     """
-    with handling_errors():
+    with faults_of_run(), handling_errors():
         composed = cfg if overrides is None else with_recalled(cfg, overrides, conf=CONF)
         with naming_settings(composed):
             return run(composed)

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from hydra.errors import OverrideParseException
 
 from gating.errors import explain
 from gating.run.settings.open_tables import open_tables
 from gating.tracking.redaction import redact_output
 
-__all__ = ["compose_errors", "prepare_arguments"]
+__all__ = ["compose_errors", "faults_of_run", "prepare_arguments"]
+
+_FAULT = "is_fault_of_run"
 
 
 def prepare_arguments(conf: Path) -> None:
@@ -43,8 +43,20 @@ def compose_errors() -> Iterator[None]:
     except OverrideParseException as error:
         hint = "Put quotes around a value with =, commas or brackets: \"NAME='VALUE'\"."
         sys.exit(f"error: {explain(error)} {hint}")
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError) as error:
+    except Exception as error:  # Hydra raises errors of many classes about settings and its plugins.
+        if getattr(error, _FAULT, False):
+            raise
         sys.exit(f"error: {explain(error)}")
+
+
+@contextmanager
+def faults_of_run() -> Iterator[None]:
+    """Mark exceptions of a ``with`` block, so that :func:`compose_errors` lets them pass with their traceback."""
+    try:
+        yield
+    except Exception as error:
+        setattr(error, _FAULT, True)
+        raise
 
 
 def _check_groups(arguments: Sequence[str], conf: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from transformers import PreTrainedModel
 
-from gating.gates import HeadGates
+from gating.errors import InputError
+from gating.gates import HeadGates, create_gates, inject_gates
 from gating.models.adapters import Adapters
 from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import NoObjective, Objective
@@ -67,6 +69,29 @@ class RunObjects:
     convergence: Convergence | None
     make_gates: "partial[HeadGates]"
     make_loggers: Callable[..., list[Logger]]
+
+    def gates_without_model(self, model: PreTrainedModel, **keywords: Any) -> HeadGates:
+        """Return the gates that the model would have, and leave none in it.
+
+        Args:
+            model: The model, which may be on the meta device.
+            keywords: Further keyword arguments of ``make_gates``.
+
+        Raises:
+            InputError: The model cannot have these gates, or a function of the user returns none.
+        """
+        if self.make_gates.func is inject_gates:
+            return create_gates(model, **keywords, **self.make_gates.keywords)
+        gates = self.make_gates(model, **keywords)
+        if not isinstance(gates, HeadGates):
+            raise InputError(f"gates._target_ must return HeadGates, got a {type(gates).__name__}.")
+        gates.remove()
+        return gates
+
+    def check_objective(self, gates: HeadGates) -> None:
+        """Raise ``InputError`` if the objective does not fit the gates; one without ``check`` is attached to them."""
+        if self.objective is not None:
+            getattr(self.objective, "check", self.objective.attach)(gates)
 
 
 def build_objects(settings: Settings) -> RunObjects:

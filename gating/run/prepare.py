@@ -18,7 +18,6 @@ from gating.discovery.find import find_attention_blocks
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import check_devices, start_processes
 from gating.errors import InputError
-from gating.gates import create_gates
 from gating.models.adapters import check_adapters
 from gating.models.blueprint import make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
@@ -108,7 +107,7 @@ def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel
     if objects.objective is None:
         find_attention_blocks(blueprint)
     else:
-        objects.objective.check(create_gates(blueprint, **objects.make_gates.keywords))
+        objects.check_objective(objects.gates_without_model(blueprint))
     return blueprint
 
 
@@ -147,10 +146,10 @@ def _load_models(settings: Settings, objects: RunObjects, data: RunData, *, sear
 
 def _check_discovered(model: PreTrainedModel, objects: RunObjects, data: RunData, objective: Mapping[str, Any]) -> None:
     """Discover the attention blocks of a model, and check that the objective fits them."""
-    gates = create_gates(model, probe=data.module.probe_batch(), **objects.make_gates.keywords)
+    gates = objects.gates_without_model(model, probe=data.module.probe_batch())
     if objects.objective is None:
         return
-    objects.objective.check(gates)
+    objects.check_objective(gates)
     if objective.get("min_per_layer"):
         return
     for block in find_attention_blocks(model):
@@ -180,7 +179,7 @@ def _with_measured_budget(
     elif is_rank_zero():
         model.to(device)  # type: ignore[arg-type]
         probe = {name: tensor.to(device) for name, tensor in data.module.probe_batch().items()}
-        gates = create_gates(model, **objects.make_gates.keywords)
+        gates = objects.gates_without_model(model)
         num_heads = num_heads_for_speedup(model, probe, speedup=speedup, gates=gates)
         print(f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here.")
     settings = settings.with_num_heads(broadcast(num_heads))

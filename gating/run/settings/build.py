@@ -67,7 +67,10 @@ def call_source(name: str, values: Mapping[str, Any]) -> Any:
 
 def make_objective(values: Mapping[str, Any]) -> Any:
     """Return the objective; a speedup is converted to a number of heads elsewhere."""
-    return build("objective", {name: value for name, value in values.items() if name != "speedup"})
+    objective = build("objective", {name: value for name, value in values.items() if name != "speedup"})
+    if objective is None:
+        raise InputError(f"objective._target_={values['_target_']} returns None: it must return an objective.")
+    return objective
 
 
 def _instantiate(values: Mapping[str, Any], **options: Any) -> tuple[Any, BaseException | None]:
