@@ -4,7 +4,7 @@
     python -m benchmarks.faults --points 5 --seed 7 --output /tmp/faults.jsonl
 
 Each point is a whole run of a tiny model: gates, removal, recovery, export. It is killed at a random moment, mostly by
-SIGKILL and sometimes by SIGTERM, and goes on with ``resume=auto``; every third one is killed once more on its way. Of
+SIGKILL and sometimes by SIGTERM, and resumes with ``resume=auto``; every third one is killed once more on its way. Of
 four moments, three are in or just after a random batch of training, and one is anywhere from the loading of the model
 to the last picture. Compared are the weights of the compact model to the bit, its kept heads, all numbers of
 ``metrics.json`` but times, and the rows of the CSV file. Results are written as JSON lines, with a table at the end.
@@ -50,7 +50,7 @@ COLUMNS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Kill, go on, compare; return how many runs came to another end."""
+    """Kill, resume and compare runs; return the number of those with other results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--points", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
