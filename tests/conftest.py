@@ -28,6 +28,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 import copy  # noqa: E402
 from collections.abc import Callable, Iterable, Iterator  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -54,12 +55,22 @@ from tests.support.tiny_models import (  # noqa: E402
 torch.set_num_threads(1)
 
 
+class _QuickFigure(Figure):
+    """A figure without constrained layout and in few pixels; drawing takes a third of a tiny run otherwise."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "layout": None})
+
+    def savefig(self, *args: Any, **options: Any) -> None:
+        super().savefig(*args, **{**options, "dpi": 20})
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _figures_without_layout(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Draw the figures of runs without constrained layout, which takes a fifth of a tiny run; not in tests/report."""
+def _quick_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Draw the figures of runs quickly, but not in tests/report."""
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name != "report":
-            patch.setattr(figures, "Figure", lambda **options: Figure(**{**options, "layout": None}))
+            patch.setattr(figures, "Figure", _QuickFigure)
         yield
 
 
