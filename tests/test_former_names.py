@@ -8,25 +8,25 @@ import pytest
 import gating.data.sources
 import gating.tasks.base
 
+FORMER = {
+    "gating.lightning.sources": gating.data.sources,
+    "gating.lightning.tasks": gating.tasks,
+    "gating.lightning.tasks.base": gating.tasks.base,
+}
 
-@pytest.fixture
-def former(monkeypatch):
-    """Return the package of former names, and forget it afterwards."""
-    for name in [name for name in sys.modules if name.startswith("gating.lightning")]:
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.warns(DeprecationWarning, match="gating.lightning has moved"):
-        yield importlib.import_module("gating.lightning")
+
+@pytest.fixture(autouse=True)
+def _forget_former_names():
+    names = [name for name in sys.modules if name.startswith("gating.lightning")]
+    before = {name: sys.modules.pop(name) for name in names}
+    yield
     for name in [name for name in sys.modules if name.startswith("gating.lightning")]:
         del sys.modules[name]
+    sys.modules.update(before)
 
 
-def test_former_modules_are_those_of_today_and_warn(former):
-    from gating.lightning.sources import load_files
-    from gating.lightning.tasks.base import Prepared
-
-    from gating.lightning.tasks import SequenceClassification
-
-    assert former.sources is gating.data.sources
-    assert load_files is gating.data.sources.load_files
-    assert Prepared is gating.tasks.base.Prepared
-    assert SequenceClassification is gating.tasks.SequenceClassification
+@pytest.mark.parametrize("name", FORMER)
+def test_former_modules_are_those_of_today_and_warn(name):
+    with pytest.warns(DeprecationWarning, match=r"gating\.lightning has moved"):
+        module = importlib.import_module(name)
+    assert module is FORMER[name]
