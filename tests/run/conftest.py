@@ -1,5 +1,6 @@
 """Runs that the tests of this folder share."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,18 @@ def half(inputs, tmp_path) -> Path:
     with at_batch(8, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "run", inputs)
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def begun(inputs, tmp_path_factory) -> Path:
+    """The folder of a run that ended at its third step."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    with at_batch(3, interrupt), pytest.raises(Interrupted):
+        run_in(folder, inputs)
+    return folder
+
+
+@pytest.fixture
+def moved(begun, tmp_path) -> Path:
+    """A copy of that folder at another place."""
+    return Path(shutil.copytree(begun, tmp_path / "moved"))

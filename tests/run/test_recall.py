@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -16,20 +15,6 @@ from tests.support.tiny_run import ROOT, make_inputs
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*make_inputs(tmp_path_factory.mktemp("inputs")), "trainer.max_steps=4", "trainer.val_check_interval=1"]
-
-
-@pytest.fixture(scope="module")
-def begun(inputs, tmp_path_factory) -> Path:
-    """The folder of a run that ended at its third step."""
-    folder = tmp_path_factory.mktemp("begun") / "run"
-    with at_batch(3, interrupt), pytest.raises(Interrupted):
-        run_in(folder, inputs)
-    return folder
-
-
-@pytest.fixture
-def half(begun, tmp_path) -> Path:
-    return Path(shutil.copytree(begun, tmp_path / "moved"))
 
 
 def test_checkpoints_on_another_disk_are_remembered_after_a_move_and_can_be_named(inputs, tmp_path):
@@ -61,23 +46,23 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("settings", DIFFERENT)
-def test_only_settings_that_differ_from_the_folder_are_refused(settings, half, capsys, tmp_path, monkeypatch):
+def test_only_settings_that_differ_from_the_folder_are_refused(settings, moved, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resume(half, *settings.split()) == 1
+    assert resume(moved, *settings.split()) == 1
     error = capsys.readouterr().err
     assert DIFFERENT[settings] in error
     assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize("settings", ["objective.num_heads=4 seed=0", "callbacks.checkpoint.keep=1", "logger=csv"])
-def test_equal_and_irrelevant_settings_may_be_given_with_a_folder(settings, half):
-    assert resume(half, *settings.split()) == 0
-    assert json.loads((half / "metrics.json").read_text())["num_heads"] == 4
+def test_equal_and_irrelevant_settings_may_be_given_with_a_folder(settings, moved):
+    assert resume(moved, *settings.split()) == 0
+    assert json.loads((moved / "metrics.json").read_text())["num_heads"] == 4
 
 
-def test_given_settings_override_those_of_the_folder(half):
-    stored = read_settings_of(half)
-    taken = recalled(half, "callbacks.checkpoint.keep=1", "data.num_workers=2", "trainer.max_time=00:01:00:00")
+def test_given_settings_override_those_of_the_folder(moved):
+    stored = read_settings_of(moved)
+    taken = recalled(moved, "callbacks.checkpoint.keep=1", "data.num_workers=2", "trainer.max_time=00:01:00:00")
     assert taken["callbacks"]["checkpoint"] == {
         **stored["callbacks"]["checkpoint"],
         "keep": 1,
@@ -86,15 +71,15 @@ def test_given_settings_override_those_of_the_folder(half):
     assert taken["data"] == {**stored["data"], "num_workers": 2}
     assert taken["trainer"] == {**stored["trainer"], "max_time": "00:01:00:00"}
     assert taken["logger"] == stored["logger"]
-    assert taken["output_dir"] == str(half)
-    assert taken["paths"]["checkpoints"] == str(half / "checkpoints")
+    assert taken["output_dir"] == str(moved)
+    assert taken["paths"]["checkpoints"] == str(moved / "checkpoints")
 
 
-def test_a_secret_can_be_given_again(half):
-    change(half, model__tokenizer="***")
+def test_a_secret_can_be_given_again(moved):
+    change(moved, model__tokenizer="***")
     with pytest.raises(ValueError, match="had a secret among its settings"):
-        recalled(half)
-    assert recalled(half, "model.tokenizer=x")["model"]["tokenizer"] == "x"
+        recalled(moved)
+    assert recalled(moved, "model.tokenizer=x")["model"]["tokenizer"] == "x"
 
 
 def test_names_of_settings_given_on_a_command_line():

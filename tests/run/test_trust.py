@@ -17,20 +17,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*make_inputs(tmp_path_factory.mktemp("inputs")), "trainer.max_steps=4", "trainer.val_check_interval=1"]
 
 
-@pytest.fixture(scope="module")
-def begun(inputs, tmp_path_factory) -> Path:
-    """The folder of a run that ended at its third step."""
-    folder = tmp_path_factory.mktemp("begun") / "run"
-    with at_batch(3, interrupt), pytest.raises(Interrupted):
-        run_in(folder, inputs)
-    return folder
-
-
-@pytest.fixture
-def half(begun, tmp_path) -> Path:
-    return Path(shutil.copytree(begun, tmp_path / "moved"))
-
-
 EVIL = {"_target_": "os.system", "command": "touch evil"}
 TARGETS: dict[str, dict[str, Any]] = {
     "a shell": {"callbacks__evil": EVIL},
@@ -53,18 +39,18 @@ TARGETS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("how", TARGETS)
-def test_nothing_that_a_folder_names_is_run(how, half, tmp_path, monkeypatch, capsys):
+def test_nothing_that_a_folder_names_is_run(how, moved, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("data").write_text("x")
-    change(half, **TARGETS[how])
+    change(moved, **TARGETS[how])
     before = snapshot(tmp_path)
-    assert resume(half) == 1
+    assert resume(moved) == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert (
         "which determines which code is called, and neither this command nor its configuration has this value" in error
     )
-    assert f"give it again: python train.py resume={half} ++" in error.replace("'", "")
+    assert f"give it again: python train.py resume={moved} ++" in error.replace("'", "")
     assert {path: text for path, text in snapshot(tmp_path).items() if not path.endswith(".lock")} == {
         path: text for path, text in before.items() if not path.endswith(".lock")
     }
@@ -84,40 +70,40 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("how", OTHERS)
-def test_settings_that_could_run_code_or_lead_elsewhere_are_not_taken(how, half, capsys):
+def test_settings_that_could_run_code_or_lead_elsewhere_are_not_taken(how, moved, capsys):
     settings, reason = OTHERS[how]
-    change(half, **settings)
-    assert resume(half) == 1
+    change(moved, **settings)
+    assert resume(moved) == 1
     error = capsys.readouterr().err
     assert f", which {reason}" in error
     assert len(error.splitlines()) == 1
 
 
-def test_a_model_of_an_experiment_may_have_the_format_set_by_the_experiment(half):
-    change(half, model__name="Helsinki-NLP/opus-mt-en-de", model__use_safetensors=False)
-    assert recalled(half)["model"]["use_safetensors"] is False
+def test_a_model_of_an_experiment_may_have_the_format_set_by_the_experiment(moved):
+    change(moved, model__name="Helsinki-NLP/opus-mt-en-de", model__use_safetensors=False)
+    assert recalled(moved)["model"]["use_safetensors"] is False
 
 
-def test_yaml_tags_are_not_read(half, capsys):
-    with (half / "config.yaml").open("a") as file:
+def test_yaml_tags_are_not_read(moved, capsys):
+    with (moved / "config.yaml").open("a") as file:
         file.write("evil: !!python/object/apply:os.system ['touch evil']\n")
-    assert resume(half) == 1
+    assert resume(moved) == 1
     assert "config.yaml cannot be read: ConstructorError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("way", ["named", "by a link", "by a way out of the folder"])
-def test_checkpoints_of_another_run_are_not_taken_for_those_of_a_folder(way, inputs, half, tmp_path, capsys):
+def test_checkpoints_of_another_run_are_not_taken_for_those_of_a_folder(way, inputs, moved, tmp_path, capsys):
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "other", inputs, f"paths.checkpoints={tmp_path}/disk")
-    shutil.rmtree(half / "checkpoints")
+    shutil.rmtree(moved / "checkpoints")
     if way == "by a link":
-        (half / "checkpoints").symlink_to(tmp_path / "disk")
+        (moved / "checkpoints").symlink_to(tmp_path / "disk")
     elif way == "named":
-        change(half, paths__checkpoints=str(tmp_path / "disk"))
+        change(moved, paths__checkpoints=str(tmp_path / "disk"))
     else:
-        change(half, output_dir=str(tmp_path / "other"), paths__checkpoints=f"{tmp_path}/other/../disk")
+        change(moved, output_dir=str(tmp_path / "other"), paths__checkpoints=f"{tmp_path}/other/../disk")
     before = snapshot(tmp_path / "disk")
-    assert resume(half) == 1
+    assert resume(moved) == 1
     assert (
         "which may be those of another run. If they are its own, confirm with: python train.py"
         in capsys.readouterr().err
@@ -126,38 +112,38 @@ def test_checkpoints_of_another_run_are_not_taken_for_those_of_a_folder(way, inp
 
 
 @pytest.mark.parametrize("name", ["csv/metrics.csv", "csv", ".lock", "report", "metrics.json", "report/history.png"])
-def test_a_run_writes_to_nothing_that_a_link_in_a_folder_leads_to(name, half, tmp_path, capsys):
+def test_a_run_writes_to_nothing_that_a_link_in_a_folder_leads_to(name, moved, tmp_path, capsys):
     far = tmp_path / "far"
     if name in ("csv", "report"):
         far.mkdir()
-        shutil.rmtree(half / name, ignore_errors=True)
+        shutil.rmtree(moved / name, ignore_errors=True)
     else:
         far.write_text("precious")
-        (half / name).parent.mkdir(exist_ok=True)
-        (half / name).unlink(missing_ok=True)
-    (half / name).symlink_to(far)
-    assert resume(half) == 1
+        (moved / name).parent.mkdir(exist_ok=True)
+        (moved / name).unlink(missing_ok=True)
+    (moved / name).symlink_to(far)
+    assert resume(moved) == 1
     assert "outside the run's folder: replace it by a copy, or remove it" in capsys.readouterr().err
     assert far.is_dir() or far.read_text() == "precious"
 
 
-def test_classes_named_on_the_command_line_are_trusted(inputs, half, capsys):
+def test_classes_named_on_the_command_line_are_trusted(inputs, moved, capsys):
     mine = {"_target_": "pytorch_lightning.callbacks.ModelSummary", "max_depth": 2}
-    change(half, callbacks__mine=mine)
+    change(moved, callbacks__mine=mine)
     again = "++callbacks.mine._target_=pytorch_lightning.callbacks.ModelSummary"
-    assert resume(half) == 1
-    assert f"give it again: python train.py resume={half} {again}\n" in capsys.readouterr().err
-    assert recalled(half, again)["callbacks"]["mine"] == mine
-    assert recalled(half, f"+{again.lstrip('+')}")["callbacks"]["mine"] == mine
+    assert resume(moved) == 1
+    assert f"give it again: python train.py resume={moved} {again}\n" in capsys.readouterr().err
+    assert recalled(moved, again)["callbacks"]["mine"] == mine
+    assert recalled(moved, f"+{again.lstrip('+')}")["callbacks"]["mine"] == mine
     whole = "+callbacks.mine={_target_: pytorch_lightning.callbacks.DeviceStatsMonitor}"
-    assert recalled(half, whole)["callbacks"]["mine"] == {"_target_": "pytorch_lightning.callbacks.DeviceStatsMonitor"}
-    assert "mine" not in recalled(half, "callbacks=default")["callbacks"]
-    assert resume(half, again) == 0
+    assert recalled(moved, whole)["callbacks"]["mine"] == {"_target_": "pytorch_lightning.callbacks.DeviceStatsMonitor"}
+    assert "mine" not in recalled(moved, "callbacks=default")["callbacks"]
+    assert resume(moved, again) == 0
 
 
-def test_a_class_that_is_named_for_one_place_is_not_for_another(half, capsys):
-    change(half, callbacks__evil=EVIL)
-    assert resume(half, "++callbacks.mine._target_=os.system") == 1
+def test_a_class_that_is_named_for_one_place_is_not_for_another(moved, capsys):
+    change(moved, callbacks__evil=EVIL)
+    assert resume(moved, "++callbacks.mine._target_=os.system") == 1
     assert "has callbacks.evil._target_=os.system" in capsys.readouterr().err
 
 
