@@ -8,9 +8,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 LOWEST ?= .venv-lowest
-# A worker for each core and one more, since some tests wait for other processes; `make test WORKERS= ARGS=...` runs a
-# few tests in one process.
-WORKERS ?= -n $(shell expr $$(nproc) + 1) --dist worksteal
+# A worker for each core; `make test WORKERS= ARGS=...` runs a few tests in one process.
+WORKERS ?= -n $(shell nproc) --dist worksteal
 BIN := $(VENV)/bin
 .PHONY: train test test-lowest check bench format clean
 
