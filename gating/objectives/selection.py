@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from gating.errors import RemedyError
+from gating.objectives.knapsack import select_exactly
 
 __all__ = ["check_reachable", "fewest_heads", "nearest_reachable", "select_gates"]
 
@@ -110,8 +111,9 @@ def select_gates(
         if min_per_layer:
             candidates = _favor_best_of_each(candidates, block_sizes, -(-min_per_layer // size))
         return candidates.topk(num_heads // size).indices
-    chosen = _knapsack(scores.tolist(), heads_per_gate, num_heads, block_sizes, min_per_layer)
-    return torch.tensor(chosen, device=scores.device)
+    values = scores.double().cpu() * torch.tensor(heads_per_gate)
+    chosen = select_exactly(values, heads_per_gate, num_heads, groups=block_sizes, least=min_per_layer)
+    return chosen.to(scores.device)
 
 
 def _favor_best_of_each(scores: Tensor, block_sizes: Sequence[int], num_gates: int) -> Tensor:
@@ -143,45 +145,6 @@ def _neighbors(num_heads: int, reachable: int) -> list[int]:
     below = next((n for n in range(num_heads - 1, 0, -1) if reachable >> n & 1), None)
     above = next((n for n in range(num_heads + 1, reachable.bit_length()) if reachable >> n & 1), None)
     return [n for n in (below, above) if n is not None]
-
-
-def _knapsack(
-    scores: list[float],
-    heads_per_gate: tuple[int, ...],
-    num_heads: int,
-    block_sizes: Sequence[int],
-    min_per_layer: int,
-) -> list[int]:
-    """Return the best selection: first within each block for every number of heads, then over the blocks."""
-    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
-    first = 0
-    for block in _split(heads_per_gate, block_sizes if min_per_layer else ()):
-        within: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
-        for gate, heads in enumerate(block, start=first):
-            if heads:
-                within |= _better(within, {heads: (scores[gate] * heads, [gate])}, num_heads, over=within)
-        enough = {heads: choice for heads, choice in within.items() if heads >= min_per_layer}
-        best = _better(best, enough, num_heads, over={})
-        first += len(block)
-    return best[num_heads][1]
-
-
-def _better(
-    left: dict[int, tuple[float, list[int]]],
-    right: dict[int, tuple[float, list[int]]],
-    limit: int,
-    *,
-    over: dict[int, tuple[float, list[int]]],
-) -> dict[int, tuple[float, list[int]]]:
-    """Combine two sets of selections by number of heads, and return those with a larger score than in ``over``."""
-    found: dict[int, tuple[float, list[int]]] = {}
-    for heads, (score, gates) in left.items():
-        for more, (gain, others) in right.items():
-            total = heads + more
-            rival = found.get(total) or over.get(total)
-            if total <= limit and (rival is None or score + gain > rival[0]):
-                found[total] = (score + gain, gates + others)
-    return found
 
 
 def _split(heads_per_gate: tuple[int, ...], block_sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
