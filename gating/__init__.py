@@ -11,7 +11,7 @@ model = gating.load_compact("compact")
 from gating.compact.export import export_onnx
 from gating.compact.load import load_compact
 from gating.compact.save import save_compact
-from gating.discovery.find import find_attention_blocks
+from gating.discovery.find import find_attention_blocks, find_feed_forward_blocks
 from gating.gates import HeadGates, inject_gates
 from gating.objectives import (
     BudgetSchedule,
@@ -29,10 +29,13 @@ from gating.objectives import (
 from gating.objectives.convergence import Convergence
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.padding import silence_padding
-from gating.pruning.prune import PruneReport, prune_heads
+from gating.pruning.prune import prune_heads, prune_neurons
+from gating.pruning.prune_report import PruneReport
 from gating.report.card import CompactReport
 from gating.structure.blocks import AttentionBlock
 from gating.structure.families import AttentionSpec, register_attention_spec
+from gating.structure.feed_forward import FeedForwardBlock
+from gating.structure.feed_forward_specs import FeedForwardSpec, register_feed_forward_spec
 from gating.training.distillation import Distillation
 
 __version__ = "0.1.0"
@@ -45,6 +48,8 @@ __all__ = [
     "Convergence",
     "Distillation",
     "ExactBudget",
+    "FeedForwardBlock",
+    "FeedForwardSpec",
     "FinalizeReport",
     "FixedPrice",
     "HeadGates",
@@ -61,10 +66,13 @@ __all__ = [
     "export_onnx",
     "finalize",
     "find_attention_blocks",
+    "find_feed_forward_blocks",
     "inject_gates",
     "load_compact",
     "prune_heads",
+    "prune_neurons",
     "register_attention_spec",
+    "register_feed_forward_spec",
     "save_compact",
     "silence_padding",
 ]

@@ -48,7 +48,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from gating.compact.load import load_compact
     from gating.discovery.find import find_attention_blocks
     from gating.pruning.measure import weight_megabytes
-    from gating.pruning.prune import num_parameters
+    from gating.pruning.prune_report import num_parameters
     from gating.report.tables import kept_heads_table
 
     model = load_compact(arguments.folder)

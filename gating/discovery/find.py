@@ -1,14 +1,21 @@
-"""The attention blocks of a model, found by the registry of attention classes or by structure."""
+"""The blocks of a model with units to gate: attention and feed-forward blocks, found by registries or by structure."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
 from gating.discovery.discover import discover_specs
+from gating.discovery.flow import discover_feed_forward_specs
 from gating.discovery.refusals import check_not_wrapped, check_stays, explain_unknown, removable_blocks
+from gating.discovery.refusals_neurons import explain_no_neurons, removable_feed_forward_blocks
+from gating.errors import InputError
 from gating.structure.blocks import AttentionBlock
+from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, FeedForwardBlock
 
-__all__ = ["find_attention_blocks"]
+__all__ = ["Unit", "check_units", "find_attention_blocks", "find_blocks", "find_feed_forward_blocks"]
+
+Unit = Literal["heads", "neurons"]
 
 
 def find_attention_blocks(
@@ -43,3 +50,84 @@ def find_attention_blocks(
     if not blocks:
         raise explain_unknown(model, searched=discover)
     return blocks
+
+
+def find_feed_forward_blocks(
+    model: nn.Module,
+    *,
+    group_size: int | None = None,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
+) -> list[FeedForwardBlock]:
+    """Find the feed-forward blocks of a model, in the order of its modules.
+
+    Args:
+        model: A transformers model, or any module with projections of common names.
+        group_size: Number of neurons in a group; if left out, that of an earlier removal, or 64.
+        discover: Whether to search layers with other names by the flow of gradients, too. A block found in this way is
+            accepted only if removing neurons gives the outputs of masking them on ``probe``.
+        probe: A batch as the model's keyword arguments; made from its configuration when left out.
+
+    Returns:
+        One block for each down projection. A module that serves several layers is one block.
+
+    Raises:
+        ValueError: The model has no known feed-forward block, or its neurons cannot be removed.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4, intermediate_size=96)
+        >>> [(block.name, block.slot_widths) for block in find_feed_forward_blocks(BertModel(config))]
+        [('encoder.layer.0.output.dense', (64, 32))]
+    """
+    check_not_wrapped(model)
+    if discover:
+        discover_feed_forward_specs(model, probe=probe)
+    blocks = removable_feed_forward_blocks(model, group_size=group_size)
+    if not blocks:
+        raise explain_no_neurons(model)
+    return blocks
+
+
+def find_blocks(
+    model: nn.Module,
+    *,
+    units: Unit | Collection[Unit] = "heads",
+    group_size: int | None = DEFAULT_GROUP_SIZE,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
+) -> list[Block]:
+    """Find the blocks of a model with some kinds of units: attention blocks first, then feed-forward blocks.
+
+    The arguments and errors are those of :func:`find_attention_blocks` and :func:`find_feed_forward_blocks`.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
+        >>> [block.kind for block in find_blocks(model, units=["heads", "neurons"])]
+        ['encoder', 'feed_forward']
+    """
+    chosen = check_units(units)
+    found: list[Block] = []
+    if "heads" in chosen:
+        found += find_attention_blocks(model, discover=discover, probe=probe)
+    if "neurons" in chosen:
+        found += find_feed_forward_blocks(model, group_size=group_size, discover=discover, probe=probe)
+    return found
+
+
+def check_units(units: Collection[str] | str) -> tuple[Unit, ...]:
+    """Return the kinds of units in their order: ``heads`` first.
+
+    Raises:
+        InputError: A kind is unknown, or there is none.
+
+    Example:
+        >>> check_units("neurons")
+        ('neurons',)
+    """
+    given: Sequence[str] = [units] if isinstance(units, str) else list(units)
+    if not given or not set(given) <= {"heads", "neurons"}:
+        raise InputError(f"units={units!r} must be heads, neurons or both, as in units=[heads,neurons].")
+    order: tuple[Unit, ...] = ("heads", "neurons")
+    return tuple(unit for unit in order if unit in given)

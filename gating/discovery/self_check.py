@@ -2,39 +2,40 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from gating.discovery.probe import cached_outputs, forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.discovery.undo import Undo, apply_edits, undo_edits
 from gating.errors import InputError
-from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Edit
-from gating.structure.subclasses import HeadMask
+from gating.structure.feed_forward import Block
 
-__all__ = ["apply_checked", "heads_masked"]
+__all__ = ["apply_checked", "units_masked"]
 
 
 def apply_checked(
     model: nn.Module,
-    blocks: Sequence[AttentionBlock],
+    blocks: Sequence[Block],
     kept: Mapping[str, Collection[int]],
     edits: Sequence[Edit],
     *,
     probe: Mapping[str, Tensor] | None = None,
     must_matter: bool = False,
 ) -> list[Undo]:
-    """Apply the edits of a removal, in place, and undo them unless the outputs equal those with masked heads.
+    """Apply the edits of a removal, in place, and undo them unless the outputs equal those with masked units.
 
     For decoders, a step with a cache is also compared with the forward pass without one.
 
     Args:
         model: The model.
-        blocks: Its attention blocks before the removal.
-        kept: For the name of each block, the original numbers of the heads to keep.
+        blocks: The changed blocks before the removal.
+        kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
         edits: The planned removal.
         probe: The batch to compare on; made from the model's configuration when left out.
-        must_matter: Whether it is an error if masking these heads does not change the outputs.
+        must_matter: Whether it is an error if masking these units does not change the outputs.
 
     Returns:
         The functions for :func:`~gating.discovery.undo.undo_edits`.
@@ -44,12 +45,12 @@ def apply_checked(
             is unchanged then.
     """
     probe, dense = run_probe(model, probe)
-    with heads_masked(blocks, kept):
+    with units_masked(blocks, kept):
         expected = forward_outputs(model, probe)
     if must_matter and max_relative_difference(dense, expected) == 0:
         raise InputError(
-            "masking heads at the input of the output projection has no effect, so nothing is proven: pass "
-            "probe={argument name: tensor, ...}, one batch that reaches all of the model's attention."
+            "masking heads or neurons at the input of the output projection has no effect, so nothing is proven: pass "
+            "probe={argument name: tensor, ...}, one batch that reaches all of these layers."
         )
     done: list[Undo] = []
     try:
@@ -60,12 +61,21 @@ def apply_checked(
     if problem is None:
         return done
     undo_edits(done)
+    unit, register = _words(blocks)
     classes = sorted({type(block.module).__name__ for block in blocks})
     raise InputError(
-        f"Without its removed heads, {type(model).__name__} differs from the model with these heads masked: {problem}. "
-        f"The layout of {', '.join(classes)} is another one; describe it with gating.register_attention_spec. "
+        f"Without its removed {unit}, {type(model).__name__} differs from the model with these {unit} masked: "
+        f"{problem}. The layout of {', '.join(classes)} is another one; describe it with gating.{register}. "
         "Nothing was changed."
     )
+
+
+def _words(blocks: Sequence[Block]) -> tuple[str, str]:
+    """Return the units of blocks, and the function that registers their layout."""
+    is_feed_forward = {block.kind == "feed_forward" for block in blocks}
+    if is_feed_forward == {True}:
+        return "neurons", "register_feed_forward_spec"
+    return ("heads", "register_attention_spec") if is_feed_forward == {False} else ("units", "register_attention_spec")
 
 
 def _find_problem(model: nn.Module, probe: Mapping[str, Tensor], expected: list[Tensor]) -> str | None:
@@ -83,21 +93,26 @@ def _find_problem(model: nn.Module, probe: Mapping[str, Tensor], expected: list[
 
 
 @contextmanager
-def heads_masked(blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]) -> Iterator[None]:
-    """Set the outputs of all heads except the kept ones to zero inside a ``with`` block.
+def units_masked(blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> Iterator[None]:
+    """Set the features of all units except the kept ones to zero inside a ``with`` block.
 
     Args:
         blocks: The blocks to mask.
-        kept: For the name of each block, the original numbers of the heads to keep.
+        kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
     """
     handles = []
     for block in blocks:
-        if block.head_slots:
-            is_kept = tuple(head in kept[block.name] for head in block.head_slots)
-            mask = HeadMask(is_kept, block.head_dim, block.spec.output_projection)
-            handles.append(block.output_projection.register_forward_pre_hook(mask))
+        if block.slot_ids:
+            mask = torch.tensor([float(unit in kept[block.name]) for unit in block.slot_ids])
+            hook = partial(_mask, mask.repeat_interleave(torch.tensor(block.slot_widths)))
+            handles.append(block.output_projection.register_forward_pre_hook(hook))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _mask(mask: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    features, *others = inputs
+    return (features * mask.to(features), *others)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gating.gates.draw import Draw
-from gating.structure.blocks import AttentionBlock
+from gating.structure.feed_forward import Block
 
 __all__ = ["CHILD_NAME", "Attachment"]
 
@@ -14,27 +14,25 @@ CHILD_NAME = "head_gates"
 
 
 class _BlockGate(nn.Module):
-    """The gates of one attention block, as a pre-hook of its output projection.
+    """The gates of one block, as a pre-hook of its output projection.
 
     A module, not a closure: ``print(model)`` shows it, and a copy of the model has its own.
     """
 
-    def __init__(self, draw: Draw, block_index: int, *, num_heads: int, num_gates: int) -> None:
+    def __init__(self, draw: Draw, block_index: int, *, shown: str) -> None:
         super().__init__()
         self.draw = draw
         self.block_index = block_index
-        self.num_heads = num_heads
-        self.num_gates = num_gates
+        self.shown = shown
 
     def forward(self, projection: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Scale the outputs of the heads, ``[..., num_slots * head_dim]``, which the projection mixes."""
-        head_outputs, *others = inputs
-        scaling = self.draw.scaling(self.block_index, head_outputs.dtype)
-        return (head_outputs * scaling, *others)
+        """Scale the outputs of the heads or neurons, ``[..., num_features]``, which the projection mixes."""
+        outputs, *others = inputs
+        scaling = self.draw.scaling(self.block_index, outputs.dtype)
+        return (outputs * scaling, *others)
 
     def extra_repr(self) -> str:
-        gates = "" if self.num_gates == self.num_heads else f", num_gates={self.num_gates}"
-        return f"num_heads={self.num_heads}{gates}"
+        return self.shown
 
 
 class Attachment:
@@ -70,10 +68,10 @@ class Attachment:
                 self.model.register_forward_hook(draw.end_pass, always_call=True),
             ]
 
-    def hook_blocks(self, draw: Draw, blocks: Sequence[AttentionBlock], num_gates: Sequence[int]) -> None:
-        """Scale the head outputs of each block by its gates."""
+    def hook_blocks(self, draw: Draw, blocks: Sequence[Block], num_gates: Sequence[int]) -> None:
+        """Scale the outputs of each block's heads or neurons by its gates."""
         for index, (block, size) in enumerate(zip(blocks, num_gates, strict=True)):
-            gate = _BlockGate(draw, index, num_heads=block.num_heads, num_gates=size).train(self.model.training)
+            gate = _BlockGate(draw, index, shown=_show(block, size)).train(self.model.training)
             projection = block.output_projection
             projection.add_module("gate", gate)
             self.projections.append(projection)
@@ -86,3 +84,11 @@ class Attachment:
         delattr(self.model, CHILD_NAME)
         for projection in self.projections:
             delattr(projection, "gate")
+
+
+def _show(block: Block, num_gates: int) -> str:
+    """Return the description of a block's gates in ``print(model)``."""
+    if block.kind == "feed_forward":
+        return f"num_neurons={sum(block.slot_widths)}, num_gates={num_gates}"
+    num_heads = len(block.unit_ids)
+    return f"num_heads={num_heads}" if num_gates == num_heads else f"num_heads={num_heads}, num_gates={num_gates}"

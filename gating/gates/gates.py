@@ -7,30 +7,38 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from gating.discovery.find import find_attention_blocks
+from gating.discovery.find import Unit, find_blocks
 from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
 from gating.gates.draw import Draw
 from gating.gates.full_precision import FullPrecision
 from gating.gates.sampler import GateSampler
+from gating.gates.sizes import gate_sizes
 from gating.structure.blocks import AttentionBlock
+from gating.structure.feed_forward import Block, FeedForwardBlock
 
 __all__ = ["HeadGates"]
 
 
 class HeadGates(FullPrecision):
-    """The gates of all heads of a model, in one vector.
+    """The gates of all heads of a model, and of its feed-forward neurons if they are gated, in one vector.
 
-    A gate stands for one head, or for a group of query heads that share keys and values. Tensors with an entry for
-    each gate have the shape ``[num_gates]``; without such groups that is the number of heads.
+    A gate stands for one head, for a group of query heads that share keys and values, or for a group of neurons.
+    Tensors with an entry for each gate have the shape ``[num_gates]``; without such groups that is the number of heads.
 
     Attributes:
         log_alpha: Parameter of shape ``[num_gates]``, float32: the location of each gate, block after block.
-        heads_per_gate: Number of heads of each gate.
-        block_names: Names of the gated attention blocks.
+        heads_per_gate: Number of heads of each gate; 0 for a gate of neurons.
+        neurons_per_gate: Number of neurons of each gate; 0 for a gate of heads.
+        parameters_per_gate: Number of parameters that removing each gate's units saves, ``[num_gates]``, float64
+            on the CPU.
+        macs_per_gate: Multiply-accumulates of each gate's units for one example, ``[num_gates]``, float64 on the CPU;
+            of 128 tokens unless :meth:`set_macs` has been called.
+        units: Kinds of gated units: ``heads``, ``neurons``, or both.
+        block_names: Names of the gated attention and feed-forward blocks.
         block_sizes: Number of gates of each block.
-        block_kinds: Kind of attention of each block (:attr:`AttentionBlock.kind`).
+        block_kinds: Kind of attention of each block (:attr:`AttentionBlock.kind`), or ``feed_forward``.
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
         draw: The values of the present forward pass.
@@ -45,47 +53,68 @@ class HeadGates(FullPrecision):
     """
 
     log_alpha: nn.Parameter
+    parameters_per_gate: Tensor
+    macs_per_gate: Tensor
     _num_heads: Tensor
+    _num_neurons: Tensor
     _num_features: Tensor
 
     def __init__(
         self,
-        blocks: Sequence[AttentionBlock],
+        blocks: Sequence[Block],
         *,
         temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
         stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
         init_prob_open: float = 0.98,
         group_queries: bool = True,
     ) -> None:
-        """Create gates for attention blocks; the arguments are those of :func:`~gating.gates.inject_gates`."""
+        """Create gates for blocks; the arguments are those of :func:`~gating.gates.inject_gates`."""
         super().__init__()
         _check_distribution(temperature, stretch_limits)
         self.temperature = temperature
         self.stretch_limits = stretch_limits
         self.block_names = [block.name for block in blocks]
         self.block_kinds = [block.kind for block in blocks]
-        slots = [(block, _slots_by_gate(block, group_queries=group_queries)) for block in blocks]
-        self.block_sizes = [len(by_gate) for _, by_gate in slots]
-        heads = [len(set(gate) & set(block.head_ids)) for block, by_gate in slots for gate in by_gate]
-        features = [len(gate) * block.head_dim for block, by_gate in slots for gate in by_gate]
-        self.heads_per_gate = tuple(heads)
+        by_block = [gate_sizes(block, group_queries=group_queries) for block in blocks]
+        self.block_sizes = [len(gates) for gates in by_block]
+        sizes = [size for gates in by_block for size in gates]
+        features = [size.num_features for size in sizes]
+        self.heads_per_gate = tuple(size.num_heads for size in sizes)
+        self.neurons_per_gate = tuple(size.num_neurons for size in sizes)
+        kinds = {isinstance(block, FeedForwardBlock) for block in blocks}
+        heads_first: tuple[Unit, ...] = ("heads", "neurons")
+        self.units = tuple(unit for unit in heads_first if (unit == "neurons") in kinds)
+        sizes_of_groups = {block.group_size for block in blocks if isinstance(block, FeedForwardBlock)}
+        self._group_size = next(iter(sizes_of_groups), None)
         self._features_of_each = features[0] if len(set(features)) == 1 else None
         start = hard_concrete.log_alpha_for(init_prob_open, temperature=temperature, stretch_limits=stretch_limits)
         device = next(blocks[0].module.parameters()).device
-        self.log_alpha = nn.Parameter(torch.full((len(heads),), start, device=device))
-        self.register_buffer("_num_heads", torch.tensor(heads, device=device), persistent=False)
-        self.register_buffer("_num_features", torch.tensor(features, device=device), persistent=False)
+        self.log_alpha = nn.Parameter(torch.full((len(sizes),), start, device=device))
+        for name, counts in (
+            ("_num_heads", self.heads_per_gate),
+            ("_num_neurons", self.neurons_per_gate),
+            ("_num_features", features),
+        ):
+            self.register_buffer(name, torch.tensor(counts, device=device), persistent=False)
+        # On the CPU: some devices lack double precision.
+        self.parameters_per_gate = torch.tensor([size.num_parameters for size in sizes], dtype=torch.float64)
+        self.macs_per_gate = torch.tensor([size.macs() for size in sizes], dtype=torch.float64)
         self.constraint: nn.Module | None = None
         self.sampler: GateSampler | None = None
         self._fixed: Tensor | None = None
         self._total_features = sum(features)
-        self.draw = Draw(self, [len(block.head_slots) * block.head_dim for block in blocks])
+        self.draw = Draw(self, [sum(block.slot_widths) for block in blocks])
         self.attachment: Attachment | None = None
 
     @property
     def num_heads(self) -> int:
         """Number of gated heads."""
         return sum(self.heads_per_gate)
+
+    @property
+    def num_neurons(self) -> int:
+        """Number of gated neurons."""
+        return sum(self.neurons_per_gate)
 
     @property
     def is_fixed(self) -> bool:
@@ -126,21 +155,39 @@ class HeadGates(FullPrecision):
             return values.repeat_interleave(self._num_features, output_size=self._total_features)
         return values.unsqueeze(1).expand(-1, self._features_of_each).reshape(-1)
 
+    def set_macs(self, macs: Tensor) -> None:
+        """Set the multiply-accumulates of each gate's units for one example, ``[num_gates]``.
+
+        Raises:
+            InputError: ``macs`` has another shape.
+        """
+        if macs.shape != self.log_alpha.shape:
+            raise InputError(f"Expected {self.log_alpha.numel()} numbers, got a tensor of shape {tuple(macs.shape)}.")
+        self.macs_per_gate = macs.double().cpu()
+
     def num_open(self) -> int:
         """Count the heads whose gate's deterministic value is not zero."""
-        return sum(self.open_by_block().values())
+        return int(((self.values() > 0) * self._num_heads).sum())
+
+    def num_open_neurons(self) -> int:
+        """Count the neurons whose gate's deterministic value is not zero."""
+        return int(((self.values() > 0) * self._num_neurons).sum())
 
     def open_by_block(self) -> dict[str, int]:
-        """Count the heads of each attention block whose gate's deterministic value is not zero, by its name."""
-        counts = ((self.values() > 0) * self._num_heads).split(self.block_sizes)
+        """Count the heads or neurons of each block whose gate's deterministic value is not zero, by its name."""
+        counts = ((self.values() > 0) * (self._num_heads + self._num_neurons)).split(self.block_sizes)
         return {name: int(count.sum()) for name, count in zip(self.block_names, counts, strict=True)}
 
     def expected_open(self) -> Tensor:
         """Return the expected number of open heads, a scalar; differentiable."""
         return (self.prob_open() * self._num_heads).sum()
 
+    def expected_neurons(self) -> Tensor:
+        """Return the expected number of open neurons, a scalar; differentiable."""
+        return (self.prob_open() * self._num_neurons).sum()
+
     def by_block(self) -> dict[str, Tensor]:
-        """Return the deterministic values of each attention block by its name."""
+        """Return the deterministic values of each block by its name."""
         return dict(zip(self.block_names, self.values().detach().split(self.block_sizes), strict=True))
 
     @contextmanager
@@ -169,7 +216,7 @@ class HeadGates(FullPrecision):
         """Make a new draw when values are needed next; to call after a change of anything but ``log_alpha``."""
         self.draw.forget()
 
-    def attach(self, model: nn.Module, blocks: Sequence[AttentionBlock]) -> None:
+    def attach(self, model: nn.Module, blocks: Sequence[Block]) -> None:
         """Put the gates into a model, in place: hooks on every output projection and on the model."""
         self.attachment = Attachment(model, self)
         self.attachment.hook_passes(self.draw)
@@ -177,19 +224,24 @@ class HeadGates(FullPrecision):
 
     def attach_again(self) -> None:
         """Put the gates on the present output projections, in place, if merging adapters has replaced them."""
-        attachment, blocks = self._present_attachment(), self.attention_blocks()
+        attachment, blocks = self._present_attachment(), self.blocks()
         if attachment.projections != [block.output_projection for block in blocks]:
             self.remove()
             self.attach(attachment.model, blocks)
 
-    def attention_blocks(self) -> list[AttentionBlock]:
-        """Return the attention blocks that have these gates, in the order of ``log_alpha``.
+    def blocks(self) -> list[Block]:
+        """Return the blocks that have these gates, in the order of ``log_alpha``.
 
         Raises:
             OperationError: The gates are not attached to a model.
         """
-        blocks = {block.name: block for block in find_attention_blocks(self._present_attachment().model)}
+        model = self._present_attachment().model
+        blocks = {block.name: block for block in find_blocks(model, units=self.units, group_size=self._group_size)}
         return [blocks[name] for name in self.block_names]
+
+    def attention_blocks(self) -> list[AttentionBlock]:
+        """Return the attention blocks that have these gates; the errors are those of :meth:`blocks`."""
+        return [block for block in self.blocks() if isinstance(block, AttentionBlock)]
 
     def remove_with_gates(self, handle: RemovableHandle) -> None:
         """Remove another hook, too, when :meth:`remove` is called."""
@@ -203,9 +255,15 @@ class HeadGates(FullPrecision):
         self.forget_draw()
 
     def extra_repr(self) -> str:
-        """Show the number of heads with a gate."""
-        gates = "" if self.log_alpha.numel() == self.num_heads else f"{self.log_alpha.numel()} gates for "
-        return f"{gates}{self.num_heads} heads in {len(self.block_names)} attention blocks"
+        """Show the number of heads and neurons with a gate."""
+        num_blocks = sum(kind != "feed_forward" for kind in self.block_kinds)
+        num_gates = sum(self.block_sizes[:num_blocks])
+        heads = f"{self.num_heads} heads in {num_blocks} attention blocks"
+        parts = [heads if num_gates == self.num_heads else f"{num_gates} gates for {heads}"] if num_blocks else []
+        if self.num_neurons:
+            neurons = f"{self.num_neurons} neurons in {len(self.block_names) - num_blocks} feed-forward blocks"
+            parts.append(f"{self.log_alpha.numel() - num_gates} gates for {neurons}")
+        return ", ".join(parts)
 
     def _present_attachment(self) -> Attachment:
         if self.attachment is None:
@@ -218,15 +276,3 @@ def _check_distribution(temperature: float, stretch_limits: tuple[float, float])
         raise InputError(f"The temperature of the gates must be positive, got {temperature}.")
     if not (len(stretch_limits) == 2 and stretch_limits[0] < 0 and stretch_limits[1] > 1):
         raise InputError(f"The stretch limits must be a number below 0 and one above 1, got {stretch_limits}.")
-
-
-def _slots_by_gate(block: AttentionBlock, *, group_queries: bool) -> list[tuple[int, ...]]:
-    """Return the head slots of a block, as original head numbers, that each of its gates multiplies."""
-    slots, num_groups = block.head_slots, block.num_key_value_heads
-    if len(slots) % num_groups:
-        raise InputError(
-            f"{block.name} has {len(slots)} query heads for {num_groups} key-value heads, which cannot be shared out "
-            "evenly: correct num_attention_heads or num_key_value_heads in the model's configuration."
-        )
-    size = len(slots) // num_groups if group_queries and num_groups > 1 else 1
-    return [slots[start : start + size] for start in range(0, len(slots), size)]

@@ -1,4 +1,4 @@
-"""Put gates on the attention heads of a model."""
+"""Put gates on the attention heads of a model, and on its feed-forward neurons."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.discovery.find import find_attention_blocks
+from gating.discovery.find import Unit, check_units, find_blocks
 from gating.errors import InputError
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME
 from gating.gates.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
+from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block
 
 __all__ = ["create_gates", "inject_gates"]
 
@@ -19,6 +20,8 @@ __all__ = ["create_gates", "inject_gates"]
 def inject_gates(
     model: nn.Module,
     *,
+    units: Unit | Collection[Unit] = "heads",
+    group_size: int = DEFAULT_GROUP_SIZE,
     temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
     stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
     init_prob_open: float = 0.98,
@@ -29,30 +32,34 @@ def inject_gates(
 ) -> HeadGates:
     """Put a gate on every attention head of a model, in place; adapters of the model stay.
 
-    Each head's slice of the output projection's input is multiplied by its gate from then on. In training mode the
-    gates are sampled once for each forward pass of the model; in evaluation mode they take their deterministic value.
+    Each head's slice of the output projection's input is multiplied by its gate from then on; with ``units``, so is
+    each group of intermediate features of a feed-forward block, at the input of its down projection. In training mode
+    the gates are sampled once for each forward pass of the model; in evaluation they take their deterministic value.
     :meth:`HeadGates.remove` removes them again. With gradient checkpointing, call ``backward()`` after each
     forward pass: activations of an earlier pass cannot be computed again, and that is an error.
 
     Args:
         model: The model to gate.
+        units: ``heads``, ``neurons``, or both.
+        group_size: Number of neurons in a group, which has one gate. The last group of a block is smaller if its width
+            is no multiple.
         temperature: ``beta`` of the hard-concrete distribution.
         stretch_limits: ``(gamma, zeta)`` of the hard-concrete distribution.
         init_prob_open: Probability that a gate is open at the start. Close to 1, so that a pre-trained model starts
             nearly unchanged; not 1, where the penalty has no gradient.
-        exclude: Names of attention blocks that get no gates.
+        exclude: Names of attention and feed-forward blocks that get no gates.
         group_queries: Whether the query heads that share keys and values get one gate, so that they are removed
             together. With a gate for each query head, groups that lose different numbers of heads are filled up with
             padding. If all heads share keys and values, each head gets a gate in any case: no padding is needed.
-        discover: Whether to gate attention classes that the registry does not know, by their structure.
-        probe: A batch of keyword arguments of the model to test such classes on; made from the model's configuration
+        discover: Whether to gate attention and feed-forward blocks that the registries do not know, by their structure.
+        probe: A batch of keyword arguments of the model to test such blocks on; made from the model's configuration
             when left out.
 
     Returns:
         The gates, which are also the submodule ``head_gates`` of the model.
 
     Raises:
-        InputError: The model has no known attention block, has gates already, or an argument is out of range. The model
+        InputError: The model has no known block, has gates already, or an argument is out of range. The model
             is unchanged.
 
     Example:
@@ -61,7 +68,8 @@ def inject_gates(
         >>> inject_gates(BertModel(config))
         HeadGates(8 heads in 2 attention blocks)
     """
-    blocks = _select_blocks(model, exclude=exclude, discover=discover, probe=probe)
+    found = _find(model, units=units, group_size=group_size, discover=discover, probe=probe)
+    blocks = _select_blocks(model, found, exclude=exclude)
     gates = HeadGates(
         blocks,
         temperature=temperature,
@@ -76,6 +84,8 @@ def inject_gates(
 def create_gates(
     model: nn.Module,
     *,
+    units: Unit | Collection[Unit] = "heads",
+    group_size: int = DEFAULT_GROUP_SIZE,
     temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
     stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
     init_prob_open: float = 0.98,
@@ -98,8 +108,9 @@ def create_gates(
         >>> hasattr(model, "head_gates")
         False
     """
+    found = _find(model, units=units, group_size=group_size, discover=discover, probe=probe)
     return HeadGates(
-        _select_blocks(model, exclude=exclude, discover=discover, probe=probe),
+        _select_blocks(model, found, exclude=exclude),
         temperature=temperature,
         stretch_limits=stretch_limits,
         init_prob_open=init_prob_open,
@@ -107,22 +118,32 @@ def create_gates(
     )
 
 
-def _select_blocks(
-    model: nn.Module, *, exclude: Collection[str], discover: bool, probe: Mapping[str, Tensor] | None
-) -> list[AttentionBlock]:
-    """Return the attention blocks of a model that get gates."""
+def _find(
+    model: nn.Module,
+    *,
+    units: Unit | Collection[Unit],
+    group_size: int,
+    discover: bool,
+    probe: Mapping[str, Tensor] | None,
+) -> list[Block]:
     if hasattr(model, CHILD_NAME):
         raise InputError(f"{type(model).__name__} has gates already; call model.{CHILD_NAME}.remove() first.")
     _check_not_sequential(model)
-    blocks = find_attention_blocks(model, discover=discover, probe=probe)
-    unknown = set(exclude) - {block.name for block in blocks}
+    return find_blocks(model, units=check_units(units), group_size=group_size, discover=discover, probe=probe)
+
+
+def _select_blocks(model: nn.Module, found: list[Block], *, exclude: Collection[str]) -> list[Block]:
+    """Return the blocks of a model that get gates."""
+    unknown = set(exclude) - {block.name for block in found}
     if unknown:
         name = sorted(unknown)[0]
-        nearest = difflib.get_close_matches(name, [block.name for block in blocks], n=1, cutoff=0.0)[0]
-        raise InputError(f"There is no attention block {name!r} to exclude. Did you mean {nearest!r}?")
-    blocks = [block for block in blocks if block.num_heads and block.name not in exclude]
+        nearest = difflib.get_close_matches(name, [block.name for block in found], n=1, cutoff=0.0)[0]
+        kind = "attention block" if all(isinstance(block, AttentionBlock) for block in found) else "block"
+        raise InputError(f"There is no {kind} {name!r} to exclude. Did you mean {nearest!r}?")
+    blocks = [block for block in found if block.unit_ids and block.name not in exclude]
     if not blocks:
-        raise InputError(f"No attention head of {type(model).__name__} is left to put a gate on.")
+        unit = "attention head" if isinstance(found[0], AttentionBlock) else "neuron"
+        raise InputError(f"No {unit} of {type(model).__name__} is left to put a gate on.")
     return blocks
 
 

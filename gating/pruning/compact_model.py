@@ -1,10 +1,10 @@
-"""Models that save and load themselves without their removed heads: their record of kept heads, and their class."""
+"""Models that save and load themselves without their removed units: their record of kept units, and their class."""
 
 import re
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,44 +12,76 @@ from transformers import PreTrainedModel
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.compact import auto_classes, compact_class
 from gating.structure.families import AttentionSpec, Returns, RowLayout, find_spec
-from gating.structure.record import FORMAT, RECORD_KEY, damaged
+from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.feed_forward_specs import UpLayout, find_feed_forward_spec
+from gating.structure.record import FORMAT_OF_HEADS, FORMAT_OF_NEURONS, RECORD_KEY, damaged
 from gating.structure.subclasses import original_class
 
-__all__ = ["become_compact", "check_specs", "describe_kept_heads"]
+__all__ = ["become_compact", "check_specs", "describe_kept_units", "has_lost_units"]
 
 # Names in a spec: not private, and no way up except to the parent.
 _NAME = r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?"
-_PATH = rf"\^?{_NAME}(\.(\d+|{_NAME}))*"
+_DOTTED = rf"{_NAME}(\.(\d+|{_NAME}))*"
+_PATH = rf"\^?{_DOTTED}"
 
 
 def become_compact(model: nn.Module) -> None:
-    """Change a model whose heads were removed, in place, to the class that saves and loads it.
+    """Change a model whose heads or neurons were removed, in place, to the class that saves and loads it.
 
-    Writes the record of kept heads into its configuration. Of a module that only holds transformers models, as a
-    SentenceTransformer does, those that have lost heads are changed.
+    Writes the record of kept heads and neurons into its configuration. Of a module that only holds transformers models,
+    as a SentenceTransformer does, those that have lost any are changed.
     """
     if not isinstance(model, PreTrainedModel):
         for child in model.children():
-            if any(hasattr(module, "head_slots") for module in child.modules()):
+            if has_lost_units(child):
                 become_compact(child)
         return
     model.__class__ = compact_class(type(model))
-    setattr(model.config, RECORD_KEY, describe_kept_heads(list(iter_attention_blocks(model))))
+    setattr(model.config, RECORD_KEY, describe_kept_units(model))
     # transformers looks custom code up by Auto class; each one for this configuration gets its class.
     model.config.auto_map = {
         auto_name: f"compact.{base.__name__}" for auto_name, base in auto_classes(type(model.config)).items()
     }
 
 
-def describe_kept_heads(blocks: Sequence[AttentionBlock]) -> dict[str, Any]:
-    """Return the record of the heads that blocks have now."""
-    record: dict[str, Any] = {"format": FORMAT, "blocks": {block.name: _describe(block) for block in blocks}}
+def has_lost_units(model: nn.Module) -> bool:
+    """Return whether heads or neurons of a module were removed, or the attempt has marked it so."""
+    return any(hasattr(module, "head_slots") or hasattr(module, "kept_groups") for module in model.modules())
+
+
+def describe_kept_units(model: nn.Module) -> dict[str, Any]:
+    """Return the record of the heads and neurons that a model has now."""
+    heads = _describe_heads(list(iter_attention_blocks(model)))
+    blocks = list(iter_feed_forward_blocks(model))
+    # Without removed neurons, earlier versions of this package can read the record.
+    if all(len(block.group_ids) == block.num_groups_before for block in blocks):
+        return {"format": FORMAT_OF_HEADS, **heads}
+    return {"format": FORMAT_OF_NEURONS, **heads, **_describe_neurons(blocks)}
+
+
+def _describe_heads(blocks: Sequence[AttentionBlock]) -> dict[str, Any]:
+    record: dict[str, Any] = {"blocks": {block.name: _describe(block) for block in blocks}}
     specs = {
         original_class(type(block.module)).__name__: _write_spec(block.spec)
         for block in blocks
         if block.spec != find_spec(block.module, shipped_only=True)
     }
     return {**record, "specs": specs} if specs else record
+
+
+def _describe_neurons(blocks: Sequence[FeedForwardBlock]) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "feed_forward": {
+            block.name: {"width": block.width_before, "group": block.group_size, "kept": list(block.group_ids)}
+            for block in blocks
+        }
+    }
+    specs = {
+        type(block.module).__name__: {"ups": _lists(block.spec.ups), "down": block.spec.down}
+        for block in blocks
+        if block.spec != find_feed_forward_spec(block.module, shipped_only=True)
+    }
+    return {**record, "feed_forward_specs": specs} if specs else record
 
 
 def check_specs(record: object) -> None:
@@ -61,6 +93,11 @@ def check_specs(record: object) -> None:
         for key, value in spec.items():
             if not _FIELDS[key](value):
                 raise damaged(f"the spec of {name} has {key}={value!r}")
+    specs = record.get("feed_forward_specs", {}) if isinstance(record, dict) else {}
+    for name, spec in specs.items() if isinstance(specs, dict) else ():
+        is_known = isinstance(spec, dict) and set(spec) == {"ups", "down"} and _is_text(spec["down"], _DOTTED)
+        if not (is_known and _are_ups(cast(dict[str, object], spec)["ups"])):
+            raise damaged(f"the spec of {name} is not that of a feed-forward class")
 
 
 def _describe(block: AttentionBlock) -> dict[str, Any]:
@@ -90,10 +127,14 @@ def _are_names(value: object) -> bool:
     return isinstance(value, list) and all(_is_text(name, _NAME) for name in value)
 
 
-def _are_pairs(value: object, is_second: Callable[[object], bool]) -> bool:
+def _are_pairs(value: object, is_second: Callable[[object], bool], *, path: str = _PATH) -> bool:
     return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and _is_text(pair[0], _PATH) and is_second(pair[1]) for pair in value
+        isinstance(pair, list) and len(pair) == 2 and _is_text(pair[0], path) and is_second(pair[1]) for pair in value
     )
+
+
+def _are_ups(value: object) -> bool:
+    return bool(value) and _are_pairs(value, lambda layout: layout in typing.get_args(UpLayout), path=_DOTTED)
 
 
 def _are_dims(value: object) -> bool:

@@ -1,10 +1,11 @@
-"""The decision which heads stay, from the gates, and the warning about arbitrary decisions."""
+"""The decision which heads and neurons stay, from the gates, and the warning about arbitrary decisions."""
 
 import warnings
 
 import torch
 from torch import Tensor
 
+from gating.discovery.find import Unit
 from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.objectives.selection import check_reachable, select_gates
@@ -17,18 +18,21 @@ _LEAST_GAP = 0.1
 _ARBITRARY = "The choice of heads is nearly arbitrary"
 
 
-def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None, kept: Tensor | None = None) -> Tensor:
-    """Return the final value of every gate, ``[num_gates]``: 0 to remove its heads, else the factor to fold in.
+def decide_gate_values(
+    gates: HeadGates, *, num_heads: int | None = None, num_neurons: int | None = None, kept: Tensor | None = None
+) -> Tensor:
+    """Return the final value of every gate, ``[num_gates]``: 0 to remove its units, else the factor to fold in.
 
     Args:
         gates: Trained gates.
         num_heads: Number of heads to keep, those with the largest ``log_alpha``; by default all open ones.
-        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of ``num_heads``.
+        num_neurons: Number of neurons to keep, likewise.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of numbers.
 
     Raises:
-        ValueError: ``num_heads`` is out of range or cannot be reached with gates for groups of heads; no gate is open;
+        ValueError: A number is out of range or cannot be reached with gates for groups of heads; no gate is open;
             ``kept`` has another shape or dtype.
-        TypeError: ``num_heads`` is not a whole number or ``kept`` is not a tensor.
+        TypeError: A number is not a whole number or ``kept`` is not a tensor.
 
     Example:
         >>> from gating import inject_gates
@@ -41,13 +45,19 @@ def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None, kept: 
     """
     values = gates.values().detach()
     if kept is not None:
-        _check_kept(gates, kept, num_heads)
-    elif num_heads is not None:
-        kept = _largest(gates, num_heads)
+        _check_kept(gates, kept, has_number=num_heads is not None or num_neurons is not None)
+    elif num_heads is not None or num_neurons is not None:
+        # Units without a number stay as their gates are.
+        is_neuron = torch.tensor(gates.neurons_per_gate, device=values.device) > 0
+        kept = values > 0
+        if num_heads is not None:
+            kept = torch.where(is_neuron, kept, _largest(gates, num_heads, "heads"))
+        if num_neurons is not None:
+            kept = torch.where(is_neuron, _largest(gates, num_neurons, "neurons"), kept)
     else:
         if not values.any():
             raise RemedyError(
-                "Every gate is closed, so no head would be left. Lower ",
+                f"Every gate is closed, so no {gates.units[0][:-1]} would be left. Lower ",
                 python="the price, or give num_heads.",
                 command="objective.price, or give a number of heads with objective=budget.",
             )
@@ -56,22 +66,25 @@ def decide_gate_values(gates: HeadGates, *, num_heads: int | None = None, kept: 
     return kept * torch.where(values > 0, values, gates.prob_open().detach())
 
 
-def _largest(gates: HeadGates, num_heads: int) -> Tensor:
-    """Return the mask of the gates with the largest ``log_alpha`` that stand for ``num_heads`` heads."""
+def _largest(gates: HeadGates, number: int, unit: Unit) -> Tensor:
+    """Return the mask of the gates with the largest ``log_alpha`` that stand for a number of heads or neurons."""
+    units_per_gate, total = (
+        (gates.heads_per_gate, gates.num_heads) if unit == "heads" else (gates.neurons_per_gate, gates.num_neurons)
+    )
     try:
-        num_heads = whole_number(num_heads)
+        number = whole_number(number)
     except TypeError:
-        raise InputTypeError(f"num_heads must be a whole number, got {num_heads!r}.") from None
-    if not 1 <= num_heads <= gates.num_heads:
-        raise InputError(f"num_heads={num_heads} cannot be kept: there are {gates.num_heads} gated heads.")
-    check_reachable(num_heads, gates.heads_per_gate)
+        raise InputTypeError(f"num_{unit} must be a whole number, got {number!r}.") from None
+    if not 1 <= number <= total:
+        raise InputError(f"num_{unit}={number} cannot be kept: there are {total} gated {unit}.")
+    check_reachable(number, units_per_gate)
     kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
-    kept[select_gates(gates.log_alpha.detach(), gates.heads_per_gate, num_heads)] = True
+    kept[select_gates(gates.log_alpha.detach(), units_per_gate, number)] = True
     return kept
 
 
-def _check_kept(gates: HeadGates, kept: Tensor, num_heads: int | None) -> None:
-    if num_heads is not None:
+def _check_kept(gates: HeadGates, kept: Tensor, *, has_number: bool) -> None:
+    if has_number:
         raise InputError("Give either num_heads or kept, not both.")
     if not isinstance(kept, Tensor):
         raise InputTypeError(f"kept must be a boolean tensor, one entry for each gate; got a {type(kept).__name__}.")
@@ -81,7 +94,7 @@ def _check_kept(gates: HeadGates, kept: Tensor, num_heads: int | None) -> None:
             f"{kept.dtype} of shape {tuple(kept.shape)}."
         )
     if not kept.any():
-        raise InputError("kept is false for every gate, so no head would be left.")
+        raise InputError(f"kept is false for every gate, so no {gates.units[0][:-1]} would be left.")
 
 
 def warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:

@@ -1,4 +1,4 @@
-"""Removal of the heads whose gates are closed: decide, fold, remove, verify."""
+"""Removal of the heads and neurons whose gates are closed: decide, fold, remove, verify."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.find import find_attention_blocks
 from gating.discovery.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.discovery.refusals import check_has_values, check_no_adapters
 from gating.discovery.undo import Undo, apply_edits, undo_edits
@@ -15,22 +14,23 @@ from gating.gates import HeadGates
 from gating.pruning.columns import plan_scale_inputs
 from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
-from gating.pruning.prune import PruneReport, num_parameters, plan_pruning
-from gating.structure.blocks import AttentionBlock
+from gating.pruning.prune import plan_pruning
+from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.structure.edits import Edit
+from gating.structure.feed_forward import Block
 
 __all__ = ["FinalizeReport", "finalize"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinalizeReport(PruneReport):
-    """Heads and parameters before and after finalizing, and how exact the removal is.
+    """Heads, neurons and parameters before and after finalizing, and how exact the removal is.
 
     Attributes:
         max_difference: Largest relative difference between the outputs of the masked and of the compact model on
             the probe batch.
         folded: For each block with gates, the factors multiplied into the output projection's columns of its kept
-            heads, in the order of ``kept_heads``.
+            heads or groups of neurons, in the order of ``kept_heads`` and ``kept_neurons``.
     """
 
     max_difference: float
@@ -42,31 +42,33 @@ def finalize(
     gates: HeadGates,
     *,
     num_heads: int | None = None,
+    num_neurons: int | None = None,
     kept: Tensor | None = None,
     probe: Mapping[str, Tensor] | None = None,
 ) -> FinalizeReport:
-    """Remove the gates and all heads whose gate is closed, in place.
+    """Remove the gates, and all heads and neurons whose gate is closed, in place.
 
-    The fractional gate values of kept heads are multiplied into the columns of the output projection, so that the
-    compact model computes the same outputs as the masked model. This is checked on a probe batch.
+    The fractional gate values of kept heads and neurons are multiplied into the columns of the output projection, so
+    that the compact model computes the same outputs as the masked model. This is checked on a probe batch.
 
     Args:
         model: A model with gates from :func:`~gating.gates.inject_gates`.
         gates: The gates of this model.
         num_heads: Number of heads to keep, those with the largest ``log_alpha``. By default, all heads with an open
             gate are kept.
-        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of ``num_heads``; for example from an
-            objective's ``kept``.
+        num_neurons: Number of neurons to keep, likewise.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of numbers; for example from an objective's
+            ``kept``.
         probe: Batch for the check, as keyword arguments of the model; by default made from the model's configuration.
 
     Returns:
-        The kept heads and the largest difference between masked and compact outputs.
+        The kept heads and neurons, and the largest difference between masked and compact outputs.
 
     Raises:
-        ValueError: ``num_heads`` is out of range or cannot be reached with gates for groups of heads; no gate is open;
+        ValueError: A number is out of range or cannot be reached with gates for groups of heads; no gate is open;
             the gates belong to another model; a gate or an output is NaN; ``kept`` has another shape or dtype; adapters
             have not been merged; the model is on the meta device or does not accept the probe.
-        TypeError: ``num_heads`` is not a whole number or ``kept`` is not a tensor.
+        TypeError: A number is not a whole number or ``kept`` is not a tensor.
         RuntimeError: Masked and compact outputs differ. The model and its gates are unchanged.
 
     Example:
@@ -83,28 +85,18 @@ def finalize(
             f"These gates are not those of this {type(model).__name__}; pass the result of inject_gates(model)."
         )
     check_has_values(model)
-    blocks = find_attention_blocks(model)
+    gated = gates.blocks()
     check_no_adapters(model)
-    gated = [block for block in blocks if block.name in gates.block_names]
-    values = decide_gate_values(gates, num_heads=num_heads, kept=kept)
+    values = decide_gate_values(gates, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
     reference = _record_reference(model, gates, values, probe)
-    num_heads_before = sum(block.num_heads for block in blocks)
-    num_parameters_before = num_parameters(model) - gates.log_alpha.numel()
+    before = UnitCounts.of(model)
 
     difference = _remove_checked(model, gates, gated, values, reference)
     become_compact(model)
-    kept_heads = {block.name: block.head_ids for block in find_attention_blocks(model)}
-    return FinalizeReport(
-        kept_heads=kept_heads,
-        num_heads=sum(map(len, kept_heads.values())),
-        num_heads_before=num_heads_before,
-        num_parameters=num_parameters(model),
-        num_parameters_before=num_parameters_before,
-        max_difference=difference,
-        folded=_folded_values(gated, values.split(gates.block_sizes), kept_heads),
-    )
+    folded = _folded_values(gated, values.split(gates.block_sizes))
+    return FinalizeReport.of(model, before, max_difference=difference, folded=folded)
 
 
 @dataclass(frozen=True)
@@ -137,9 +129,9 @@ def _record_reference(
 
 
 def _remove_checked(
-    model: nn.Module, gates: HeadGates, blocks: list[AttentionBlock], values: Tensor, reference: _Reference
+    model: nn.Module, gates: HeadGates, blocks: list[Block], values: Tensor, reference: _Reference
 ) -> float:
-    """Fold the gates and remove closed heads; return the difference to the masked model, or restore everything."""
+    """Fold the gates and remove closed units; return the difference to the masked model, or restore everything."""
     edits = _plan(model, blocks, values.split(gates.block_sizes))
     gates.remove()
     done: list[Undo] = []
@@ -159,29 +151,29 @@ def _remove_checked(
     return difference
 
 
-def _plan(model: nn.Module, blocks: list[AttentionBlock], values: tuple[Tensor, ...]) -> list[Edit]:
+def _plan(model: nn.Module, blocks: list[Block], values: tuple[Tensor, ...]) -> list[Edit]:
     edits: list[Edit] = []
     kept = {}
     for block, block_values in zip(blocks, values, strict=True):
         slot_values = _slot_values(block, block_values)
         open_slots = slot_values.nonzero().flatten().tolist()
-        kept[block.name] = {block.head_slots[slot] for slot in open_slots} & set(block.head_ids)
-        # Folded before the removal, so closed heads need no factor of 0.
-        factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(block.head_dim)
+        kept[block.name] = {block.slot_ids[slot] for slot in open_slots} & set(block.unit_ids)
+        # Folded before the removal, so closed gates need no factor of 0.
+        widths = torch.tensor(block.slot_widths, device=slot_values.device)
+        factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
         edits += plan_scale_inputs(block.output_projection, factors)
     return [*edits, *plan_pruning(model, blocks, kept)]
 
 
-def _folded_values(
-    blocks: list[AttentionBlock], values: tuple[Tensor, ...], kept_heads: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[float, ...]]:
+def _folded_values(blocks: list[Block], values: tuple[Tensor, ...]) -> dict[str, tuple[float, ...]]:
+    """Return the gate value of each kept unit, by block; the blocks are those before the removal."""
     folded = {}
     for block, block_values in zip(blocks, values, strict=True):
-        by_head = dict(zip(block.head_slots, _slot_values(block, block_values).tolist(), strict=True))
-        folded[block.name] = tuple(by_head[head] for head in kept_heads[block.name])
+        by_unit = dict(zip(block.slot_ids, _slot_values(block, block_values).tolist(), strict=True))
+        folded[block.name] = tuple(by_unit[unit] for unit in block.unit_ids if by_unit[unit] > 0)
     return folded
 
 
-def _slot_values(block: AttentionBlock, values: Tensor) -> Tensor:
-    """Expand a block's gate values, ``[num_gates]``, to its head slots, ``[num_slots]``."""
-    return values.repeat_interleave(len(block.head_slots) // len(values))
+def _slot_values(block: Block, values: Tensor) -> Tensor:
+    """Expand a block's gate values, ``[num_gates]``, to its slots, ``[num_slots]``."""
+    return values.repeat_interleave(len(block.slot_ids) // len(values))

@@ -1,43 +1,25 @@
-"""Removal of given heads, as with ``prune_heads`` of transformers 4."""
+"""Removal of given heads, as with ``prune_heads`` of transformers 4, and of given groups of neurons."""
 
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from gating.discovery.find import find_attention_blocks
+from gating.discovery.find import find_attention_blocks, find_feed_forward_blocks
 from gating.discovery.refusals import check_no_adapters
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import apply_edits
 from gating.errors import InputError, InputTypeError
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
+from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Edit
+from gating.structure.feed_forward import Block, FeedForwardBlock
 from gating.structure.removal import plan_removal
 
-__all__ = ["PruneReport", "num_parameters", "plan_pruning", "prune_heads", "whole_number"]
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """Heads and parameters of a model before and after a removal.
-
-    Attributes:
-        kept_heads: For each attention block, the original numbers of its remaining heads.
-        num_heads: Number of remaining heads.
-        num_heads_before: Number of heads before this removal.
-        num_parameters: Number of remaining parameters.
-        num_parameters_before: Number of parameters before this removal.
-    """
-
-    kept_heads: dict[str, tuple[int, ...]]
-    num_heads: int
-    num_heads_before: int
-    num_parameters: int
-    num_parameters_before: int
+__all__ = ["plan_pruning", "prune_heads", "prune_neurons", "whole_number"]
 
 
 def prune_heads(
@@ -77,76 +59,121 @@ def prune_heads(
         >>> prune_heads(model, {0: [2], -1: [0, 1, 3]}).kept_heads
         {'encoder.layer.0.attention.self': (0, 1, 3), 'encoder.layer.1.attention.self': (2,)}
     """
-    if hasattr(model, "head_gates"):
-        raise InputError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
+    _check_no_gates(model)
     blocks = find_attention_blocks(model, discover=discover, probe=probe)
     check_no_adapters(model)
-    removed = _read_request(blocks, heads_to_prune)
-    kept = {block.name: set(block.head_ids) - removed.get(block.name, set()) for block in blocks}
+    removed = _read_request(blocks, heads_to_prune, unit="head")
+    return _prune(model, blocks, removed, is_checked=discover, probe=probe)
+
+
+def prune_neurons(
+    model: nn.Module,
+    groups_to_prune: Mapping[int | str, Iterable[int]],
+    *,
+    group_size: int | None = None,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
+) -> PruneReport:
+    """Remove groups of feed-forward neurons from a model, in place.
+
+    The rows of the up projections and the columns of the down projection are removed. A layer may lose every neuron;
+    its feed-forward block then outputs the bias of the down projection. The outputs on the probe are always compared
+    with those of the masked model, since names of layers do not show all that a block computes.
+
+    Args:
+        model: The model to change.
+        groups_to_prune: For each layer, by number or by the block's name from :func:`find_feed_forward_blocks`, the
+            groups to remove. Groups are numbered as in the original model: group ``g`` has the neurons from
+            ``g * group_size`` on. Layer -1 is the last one.
+        group_size: Number of neurons in a group; if left out, that of an earlier removal, or 64.
+        discover: Whether feed-forward blocks with other names may be recognized by the flow of gradients.
+        probe: Batch for the check, as keyword arguments of the model; by default made from its configuration.
+
+    Returns:
+        The remaining units, and the numbers of heads, neurons and parameters before and after.
+
+    Raises:
+        ValueError: A layer or group does not exist, a layer number matches more than one block, or neurons of this
+            model cannot be removed. The model is unchanged.
+        TypeError: A group is not a whole number, or ``groups_to_prune`` is not a mapping.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(
+        ...     hidden_size=8, num_attention_heads=4, num_hidden_layers=1, intermediate_size=96, vocab_size=10
+        ... )
+        >>> prune_neurons(BertModel(config), {0: [1]}, group_size=32).kept_neurons
+        {'encoder.layer.0.output.dense': (0, 2)}
+    """
+    _check_no_gates(model)
+    blocks = find_feed_forward_blocks(model, group_size=group_size, discover=discover, probe=probe)
+    check_no_adapters(model)
+    removed = _read_request(blocks, groups_to_prune, unit="group")
+    return _prune(model, blocks, removed, is_checked=True, probe=probe)
+
+
+def _check_no_gates(model: nn.Module) -> None:
+    if hasattr(model, "head_gates"):
+        raise InputError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
+
+
+def _prune(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    removed: Mapping[str, set[int]],
+    *,
+    is_checked: bool,
+    probe: Mapping[str, Tensor] | None,
+) -> PruneReport:
+    kept = {block.name: set(block.unit_ids) - removed.get(block.name, set()) for block in blocks}
     edits = plan_pruning(model, blocks, kept)
-    parameters_before = num_parameters(model)
-    if discover:
+    before = UnitCounts.of(model)
+    if is_checked:
         apply_checked(model, blocks, kept, edits, probe=probe)
     else:
         apply_edits(edits)
     become_compact(model)
-    return PruneReport(
-        kept_heads={name: tuple(sorted(heads)) for name, heads in kept.items()},
-        num_heads=sum(map(len, kept.values())),
-        num_heads_before=sum(block.num_heads for block in blocks),
-        num_parameters=num_parameters(model),
-        num_parameters_before=parameters_before,
-    )
+    return PruneReport.of(model, before)
 
 
-def plan_pruning(model: nn.Module, blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]) -> list[Edit]:
-    """Return the edits that remove all heads but the kept ones.
+def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
+    """Return the edits that remove all units but the kept ones.
 
     Args:
         model: The model.
-        blocks: The attention blocks to change.
-        kept: For each of these blocks, by name, the original numbers of the heads to keep.
+        blocks: The blocks to change.
+        kept: For each of these blocks, by name, the original numbers of the units to keep.
     """
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
-    return [*edits, *plan_alignment_heads(model, blocks, kept)]
-
-
-def num_parameters(model: nn.Module) -> int:
-    """Return the number of parameters of a model; shared parameters count once.
-
-    Example:
-        >>> num_parameters(nn.Linear(3, 2))
-        8
-    """
-    return sum(parameter.numel() for parameter in model.parameters())
+    attention = [block for block in blocks if isinstance(block, AttentionBlock)]
+    return [*edits, *plan_alignment_heads(model, attention, kept)]
 
 
 def _read_request(
-    blocks: Sequence[AttentionBlock], heads_to_prune: Mapping[int | str, Iterable[int]]
+    blocks: Sequence[Block], request: Mapping[int | str, Iterable[int]], *, unit: str
 ) -> dict[str, set[int]]:
-    if not isinstance(heads_to_prune, Mapping):
-        raise InputTypeError(f"Give the heads of each layer, {{layer: [head, ...]}}; got {heads_to_prune!r}.")
+    if not isinstance(request, Mapping):
+        raise InputTypeError(f"Give the {unit}s of each layer, {{layer: [{unit}, ...]}}; got {request!r}.")
     removed: dict[str, set[int]] = {}
-    for layer, given in heads_to_prune.items():
+    for layer, given in request.items():
         block = _find_block(blocks, layer)
-        heads = _read_heads(given, layer)
-        wrong = [head for head in heads if not 0 <= head < block.num_heads_before]
+        numbers = _read_numbers(given, layer, unit=unit)
+        total = block.num_groups_before if isinstance(block, FeedForwardBlock) else block.num_heads_before
+        wrong = [number for number in numbers if not 0 <= number < total]
         if wrong:
-            raise InputError(
-                f"Layer {layer!r} has heads 0 to {block.num_heads_before - 1}; there is no head {wrong[0]}."
-            )
-        removed.setdefault(block.name, set()).update(heads)
+            raise InputError(f"Layer {layer!r} has {unit}s 0 to {total - 1}; there is no {unit} {wrong[0]}.")
+        removed.setdefault(block.name, set()).update(numbers)
     return removed
 
 
-def _read_heads(heads: object, layer: object) -> list[int]:
-    """Return heads as Python integers; integers of NumPy and PyTorch are accepted."""
-    if not isinstance(heads, Iterable) or getattr(heads, "ndim", 1) == 0:
-        raise InputTypeError(f"For each layer give a list of heads; got {heads!r} for layer {layer!r}.")
+def _read_numbers(given: object, layer: object, *, unit: str) -> list[int]:
+    """Return numbers of units as Python integers; integers of NumPy and PyTorch are accepted."""
+    if not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
+        raise InputTypeError(f"For each layer give a list of {unit}s; got {given!r} for layer {layer!r}.")
     try:
-        return [whole_number(head) for head in heads]
+        return [whole_number(number) for number in given]
     except TypeError:
-        raise InputTypeError(f"Heads are whole numbers; got {heads!r} for layer {layer!r}.") from None
+        raise InputTypeError(f"{unit.capitalize()}s are whole numbers; got {given!r} for layer {layer!r}.") from None
 
 
 def whole_number(value: Any) -> int:
@@ -165,11 +192,13 @@ def whole_number(value: Any) -> int:
     return operator.index(value)
 
 
-def _find_block(blocks: Sequence[AttentionBlock], layer: object) -> AttentionBlock:
+def _find_block(blocks: Sequence[Block], layer: object) -> Block:
+    kind = "attention" if isinstance(blocks[0], AttentionBlock) else "feed-forward"
     try:
         wanted: object = layer if isinstance(layer, str) else whole_number(layer)
     except TypeError:
-        raise InputTypeError(f"A layer is a number or the name of an attention block; got {layer!r}.") from None
+        article = "an" if kind == "attention" else "a"
+        raise InputTypeError(f"A layer is a number or the name of {article} {kind} block; got {layer!r}.") from None
     if isinstance(wanted, int) and wanted < 0:
         wanted += max(block.layer_idx for block in blocks) + 1
     matches = [block for block in blocks if wanted in (block.layer_idx, block.name)]
@@ -177,5 +206,5 @@ def _find_block(blocks: Sequence[AttentionBlock], layer: object) -> AttentionBlo
         return matches[0]
     names = ", ".join(block.name for block in (matches or blocks))
     if matches:
-        raise InputError(f"Layer {layer} has more than one attention block: name one of {names}.")
-    raise InputError(f"There is no layer {layer!r}. The attention blocks are: {names}.")
+        raise InputError(f"Layer {layer} has more than one {kind} block: name one of {names}.")
+    raise InputError(f"There is no layer {layer!r}. The {kind} blocks are: {names}.")

@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 
 from gating.pruning.measure import LatencyComparison, count_heads, count_heads_by_kind, weight_megabytes
-from gating.pruning.prune import num_parameters
+from gating.pruning.prune_report import num_parameters
 from gating.report.card import CompactReport, Row
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file

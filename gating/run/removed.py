@@ -1,14 +1,17 @@
-"""The model after the removal of its closed heads, saved so that an interrupted recovery can resume."""
+"""The model after the removal of its closed heads and neurons, saved so that an interrupted recovery can resume."""
 
 import torch
 
-from gating.discovery.find import find_attention_blocks
+from gating.discovery.undo import apply_edits
 from gating.distributed.collectives import is_rank_zero
-from gating.pruning.prune import prune_heads
+from gating.pruning.compact_model import become_compact
+from gating.pruning.prune import plan_pruning
 from gating.run.folder.contents import Phase
 from gating.run.folder.earlier_run import remove_phases
 from gating.run.run import Run
 from gating.storage.atomic import replacing_file
+from gating.structure.blocks import iter_attention_blocks
+from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.tracking.csv_log import num_rows
 from gating.training.checkpoints import checkpoint_path, read_checkpoint
 
@@ -16,13 +19,17 @@ __all__ = ["save_removed", "restore_removed"]
 
 
 def save_removed(run: Run) -> None:
-    """Save the model after the removal: its kept heads, its weights, and the state of the run."""
+    """Save the model after the removal: its kept heads and neurons, its weights, and the state of the run."""
     state = run.state
     state.num_rows = num_rows(run.loggers)
     path = checkpoint_path(run.paths.of_phase(Phase.REMOVED), state.search_steps)
     checkpoint = {
         "phase": path.parent.name,
-        "kept_heads": {block.name: list(block.head_ids) for block in find_attention_blocks(state.model)},
+        "kept_heads": {block.name: list(block.head_ids) for block in iter_attention_blocks(state.model)},
+        "kept_neurons": {
+            block.name: {"group": block.group_size, "kept": list(block.group_ids)}
+            for block in iter_feed_forward_blocks(state.model)
+        },
         "weights": state.model.state_dict(),
         "history": state.history.state_dict(),
         "summary": state.summary.state_dict(),
@@ -42,9 +49,17 @@ def restore_removed(run: Run) -> bool:
             remove_phases(run.paths.checkpoints, after=Phase.SEARCH)
         return False
     checkpoint = read_checkpoint(path)
-    kept = checkpoint["kept_heads"]
-    blocks = find_attention_blocks(state.model)
-    prune_heads(state.model, {block.name: set(block.head_ids) - set(kept[block.name]) for block in blocks})
+    # Runs of earlier versions removed no neurons.
+    heads, neurons = checkpoint["kept_heads"], checkpoint.get("kept_neurons", {})
+    attention = [block for block in iter_attention_blocks(state.model) if block.name in heads]
+    feed_forward = [
+        block.regrouped(neurons[block.name]["group"])
+        for block in iter_feed_forward_blocks(state.model)
+        if block.name in neurons
+    ]
+    kept = {**heads, **{name: entry["kept"] for name, entry in neurons.items()}}
+    apply_edits(plan_pruning(state.model, [*attention, *feed_forward], kept))
+    become_compact(state.model)
     state.model.load_state_dict(checkpoint["weights"])
     state.history.load_state_dict(checkpoint["history"])
     state.summary.load_state_dict(checkpoint["summary"])

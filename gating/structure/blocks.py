@@ -11,7 +11,7 @@ from .edits import num_inputs, num_outputs
 from .errors import InputError
 from .families import AttentionSpec, RowLayout, find_spec
 
-__all__ = ["AttentionBlock", "AttentionKind", "iter_attention_blocks"]
+__all__ = ["AttentionBlock", "AttentionKind", "base_prefix", "iter_attention_blocks", "layer_number"]
 
 AttentionKind = Literal["encoder", "decoder", "cross", "self"]
 
@@ -52,6 +52,21 @@ class AttentionBlock:
     def num_heads(self) -> int:
         """Number of present (query) heads, without padding."""
         return len(self.head_ids)
+
+    @property
+    def unit_ids(self) -> tuple[int, ...]:
+        """Original numbers of the present heads."""
+        return self.head_ids
+
+    @property
+    def slot_ids(self) -> tuple[int, ...]:
+        """Original numbers of the heads in the slots."""
+        return self.head_slots
+
+    @property
+    def slot_widths(self) -> tuple[int, ...]:
+        """Width of the head in each slot."""
+        return (self.head_dim,) * len(self.head_slots)
 
     @property
     def is_cross_attention(self) -> bool:
@@ -105,7 +120,7 @@ def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:
 
     Nothing is checked: :func:`~gating.discovery.find.find_attention_blocks` refuses models that cannot lose heads.
     """
-    prefix = _base_prefix(model)
+    prefix = base_prefix(model)
     modules = dict(model.named_modules())
     order = 0
     for full_name, module in modules.items():
@@ -114,9 +129,7 @@ def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:
         if spec is None or not _fits(full_name, module, parent, spec):
             continue
         name = full_name.removeprefix(prefix)
-        layer_number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-        layer_idx = int(layer_number.group(1)) if layer_number else order
-        yield _describe(name, layer_idx, module, parent, spec)
+        yield _describe(name, layer_number(name, default=order), module, parent, spec)
         order += 1
 
 
@@ -166,7 +179,13 @@ def _count_key_value_heads(block: AttentionBlock, num_slots: int) -> int:
     return num_slots
 
 
-def _base_prefix(model: nn.Module) -> str:
+def layer_number(name: str, *, default: int) -> int:
+    """Return the first number in a dotted name, or the default."""
+    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    return int(number.group(1)) if number else default
+
+
+def base_prefix(model: nn.Module) -> str:
     """Return the prefix that names of blocks lack, so that a record fits every task head."""
     prefix = getattr(model, "base_model_prefix", "")
     return f"{prefix}." if prefix and hasattr(model, prefix) else ""

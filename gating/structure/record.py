@@ -1,4 +1,4 @@
-"""The record of kept heads in a model's ``config.json``.
+"""The record of kept heads and neurons in a model's ``config.json``.
 
 Under the key ``head_gating``: a format number and, for each attention block, its former number of heads and the
 original numbers of the kept ones::
@@ -7,6 +7,11 @@ original numbers of the kept ones::
 
 ``padding_heads`` of a block are heads that only fill groups of query heads. ``specs`` has the layouts of attention
 classes that the shipped registry lacks. For ``sha256``, see ``integrity.py``.
+
+Where neurons were removed, the format is 2, and ``feed_forward`` has the former width of each block, the number of
+neurons in a group, and the original numbers of the kept groups; ``feed_forward_specs`` is as ``specs``::
+
+    "feed_forward": {"encoder.layer.0.output.dense": {"width": 3072, "group": 64, "kept": [0, 2, 5]}, ...}
 
 The rest of the configuration stays that of the original architecture, because sizes such as the rotary width are
 derived from its head counts.
@@ -20,24 +25,38 @@ from .blocks import iter_attention_blocks
 from .edits import Edit
 from .errors import InputError
 from .families import AttentionSpec
+from .feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from .feed_forward_specs import FeedForwardSpec
 from .removal import plan_removal
 
-__all__ = ["CHECKSUMS", "FORMAT", "RECORD_KEY", "damaged", "plan_from_record", "record_of_part"]
+__all__ = [
+    "CHECKSUMS",
+    "FORMAT_OF_HEADS",
+    "FORMAT_OF_NEURONS",
+    "RECORD_KEY",
+    "damaged",
+    "plan_from_record",
+    "record_of_part",
+]
 
 RECORD_KEY = "head_gating"
 CHECKSUMS = "sha256"
-FORMAT = 1
+FORMAT_OF_HEADS, FORMAT_OF_NEURONS = 1, 2
 
-_KNOWN = {"format", "blocks", "specs", CHECKSUMS}
+_KNOWN = {
+    FORMAT_OF_HEADS: {"format", "blocks", "specs", CHECKSUMS},
+    FORMAT_OF_NEURONS: {"format", "blocks", "specs", "feed_forward", "feed_forward_specs", CHECKSUMS},
+}
 _KNOWN_OF_BLOCK = {"num_heads", "kept_heads", "padding_heads"}
+_KNOWN_OF_FEED_FORWARD = {"width", "group", "kept"}
 
 
 def plan_from_record(model: nn.Module, record: object) -> list[Edit]:
-    """Check a record against a model that has all its heads, and plan the removal that it describes.
+    """Check a record against a model that has all its heads and neurons, and plan the removal that it describes.
 
     Args:
-        model: A new model of the original architecture. Its attention modules get the specs of the record, if it has
-            any; nothing else changes.
+        model: A new model of the original architecture. Its modules get the specs of the record, if it has any; nothing
+            else changes.
         record: The entry ``head_gating`` of ``config.json``.
 
     Returns:
@@ -46,10 +65,25 @@ def plan_from_record(model: nn.Module, record: object) -> list[Edit]:
     Raises:
         ValueError: The record is malformed or does not fit the model.
     """
-    entries, specs = _read_record(record)
+    known = _read_record(record)
+    _set_specs(model, "attention_spec", known, "specs", AttentionSpec)
+    _set_specs(model, "feed_forward_spec", known, "feed_forward_specs", FeedForwardSpec)
+    edits = _plan_heads(model, known["blocks"], may_be_empty="feed_forward" in known)
+    return [*edits, *_plan_neurons(model, known.get("feed_forward", {}))]
+
+
+def _set_specs(model: nn.Module, attribute: str, record: dict[str, Any], key: str, spec_class: type) -> None:
+    specs = record.get(key, {})
+    if not isinstance(specs, dict):
+        raise damaged(f"{key} is not a table of classes")
     for module in model.modules():
         if type(module).__name__ in specs:
-            module.attention_spec = specs[type(module).__name__]  # type: ignore[assignment]
+            setattr(module, attribute, spec_class(**_tuples(specs[type(module).__name__])))
+
+
+def _plan_heads(model: nn.Module, entries: dict[str, object], *, may_be_empty: bool) -> list[Edit]:
+    if not entries and may_be_empty:
+        return []
     blocks = {block.name: block for block in iter_attention_blocks(model)}
     if not blocks:
         raise damaged(f"no attention block of {type(model).__name__} is known")
@@ -75,29 +109,62 @@ def plan_from_record(model: nn.Module, record: object) -> list[Edit]:
     return edits
 
 
+def _plan_neurons(model: nn.Module, entries: object) -> list[Edit]:
+    if not isinstance(entries, dict):
+        raise damaged("feed_forward is not a table of blocks")
+    edits: list[Edit] = []
+    # A block without an entry keeps all its neurons.
+    for block in iter_feed_forward_blocks(model):
+        if block.name in entries:
+            block, kept = _read_feed_forward(block, entries[block.name])
+            edits += block.plan_removal(kept)
+    return edits
+
+
+def _read_feed_forward(block: FeedForwardBlock, entry: object) -> tuple[FeedForwardBlock, list[int]]:
+    """Return a block in groups of the recorded size, and the groups to keep."""
+    if not isinstance(entry, dict):
+        raise damaged(f"the entry of block {block.name!r} is not a table")
+    _check_known(f"block {block.name!r}", entry, _KNOWN_OF_FEED_FORWARD)
+    width, size, kept = (entry.get(key) for key in ("width", "group", "kept"))
+    if type(width) is not int or width != block.width_before:
+        raise damaged(f"block {block.name!r} has width={width}, but the model has {block.width_before} neurons")
+    if type(size) is not int or not 0 < size <= max(width, 1_000_000):
+        raise damaged(f"block {block.name!r} has no group size")
+    block = block.regrouped(size)
+    if not isinstance(kept, list) or not all(type(group) is int for group in kept):
+        raise damaged(f"block {block.name!r} has no list of kept groups")
+    if sorted(set(kept)) != kept or any(not 0 <= group < block.num_groups_before for group in kept):
+        raise damaged(f"block {block.name!r} has groups 0 to {block.num_groups_before - 1}, but kept is {kept}")
+    return block, kept
+
+
 def record_of_part(record: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """Return a record without checksums and with only the blocks of a model that may be a part of the saved one."""
-    blocks = {block.name: record["blocks"][block.name] for block in iter_attention_blocks(model)}
-    return {name: value for name, value in record.items() if name != CHECKSUMS} | {"blocks": blocks}
+    part = {name: value for name, value in record.items() if name != CHECKSUMS}
+    if part["blocks"]:
+        part["blocks"] = {block.name: part["blocks"][block.name] for block in iter_attention_blocks(model)}
+    if "feed_forward" in part:
+        names = {block.name for block in iter_feed_forward_blocks(model)}
+        part["feed_forward"] = {name: entry for name, entry in part["feed_forward"].items() if name in names}
+    return part
 
 
 def damaged(reason: str) -> InputError:
     """Return the error about a record that cannot be used."""
     return InputError(
-        f"The record of kept heads ({RECORD_KEY!r} in config.json) cannot be used: {reason}. Export again."
+        f"The record of kept heads and neurons ({RECORD_KEY!r} in config.json) cannot be used: {reason}. Export again."
     )
 
 
-def _read_record(record: object) -> tuple[dict[str, object], dict[str, AttentionSpec]]:
+def _read_record(record: object) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("blocks"), dict):
         raise damaged("it is not a table of blocks")
-    if record.get("format") != FORMAT:
-        raise damaged(f"its format is {record.get('format')!r}, and this version reads format {FORMAT}")
-    _check_known("it", record, _KNOWN)
-    specs = record.get("specs", {})
-    if not isinstance(specs, dict):
-        raise damaged("specs is not a table of attention classes")
-    return dict(record["blocks"]), {name: AttentionSpec(**_tuples(spec)) for name, spec in specs.items()}
+    version = record.get("format")
+    if type(version) is not int or version not in _KNOWN:
+        raise damaged(f"its format is {version!r}, and this version reads formats 1 and 2")
+    _check_known("it", record, _KNOWN[version])
+    return record
 
 
 def _check_known(name: str, table: dict[str, object], known: set[str]) -> None:

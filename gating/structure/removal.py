@@ -1,4 +1,4 @@
-"""Removal of heads: rows of the query, key and value projections, and columns of the output projection.
+"""Removal of units; of heads: rows of the query, key and value projections, and columns of the output projection.
 
 With grouped queries, all key-value heads serve the same number of query heads, their group. A group therefore cannot
 shrink alone: groups without any head are removed, and the others shrink to the size of the largest. Removed heads pad
@@ -17,6 +17,7 @@ from .edits import ABSENT, Edit, Features, SetAttribute, TakeEntries, plan_cut
 from .empty import BiasOnly, emptied
 from .errors import InputError
 from .families import RowLayout
+from .feed_forward import Block, FeedForwardBlock
 from .subclasses import (
     HeadMask,
     original_class,
@@ -56,16 +57,16 @@ class Selection:
         return [position for position, head in enumerate(self.head_slots) if head not in self.heads]
 
 
-def plan_removal(block: AttentionBlock, kept: Collection[int], *, padding: Collection[int] | None = None) -> list[Edit]:
-    """Plan the removal of all heads of a block except the kept ones.
+def plan_removal(block: Block, kept: Collection[int], *, padding: Collection[int] | None = None) -> list[Edit]:
+    """Plan the removal of all units of a block except the kept ones.
 
     Args:
         block: The block.
-        kept: Original numbers of the heads to keep.
+        kept: Original numbers of the heads, or of the groups of neurons, to keep.
         padding: Original numbers of the heads that pad groups of query heads; chosen here when left out.
 
     Returns:
-        Edits to apply in order; none if every head is kept.
+        Edits to apply in order; none if every unit is kept.
 
     Raises:
         ValueError: The padding does not fill the groups evenly, or no head is kept and the class needs one.
@@ -79,6 +80,8 @@ def plan_removal(block: AttentionBlock, kept: Collection[int], *, padding: Colle
         >>> model.encoder.layer[0].attention.self.query
         Linear(in_features=8, out_features=4, bias=True)
     """
+    if isinstance(block, FeedForwardBlock):
+        return block.plan_removal(kept)
     if set(kept) == set(block.head_ids) and padding is None:
         return []
     if not kept and block.spec.returns == "unknown":

@@ -57,7 +57,10 @@ def set_kept(heads):
             lambda config: config["head_gating"]["blocks"].pop(SECOND),
             f"does not mention the attention block '{SECOND}'",
         ),
-        (lambda config: config["head_gating"].update(format=99), "its format is 99, and this version reads format 1"),
+        (
+            lambda config: config["head_gating"].update(format=99),
+            "its format is 99, and this version reads formats 1 and 2",
+        ),
         (lambda config: config.update(head_gating=[]), "not a table of blocks"),
         (lambda config: config.update(head_gating=None), "record|head_gating|damaged"),
         (lambda config: config.pop("head_gating"), "compact is damaged or mixed"),

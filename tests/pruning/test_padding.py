@@ -8,7 +8,7 @@ import torch
 
 import gating
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
-from gating.discovery.self_check import heads_masked
+from gating.discovery.self_check import units_masked
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import has_padding
 
@@ -43,7 +43,7 @@ def test_removed_heads_stay_removed_in_a_plain_loop(tmp_path):
             optimizer.zero_grad()
         blocks = gating.find_attention_blocks(compact)
         assert any(block.head_slots != block.head_ids for block in blocks)
-        with heads_masked(blocks, {block.name: block.head_ids for block in blocks}):
+        with units_masked(blocks, {block.name: block.head_ids for block in blocks}):
             masked = forward_outputs(compact, {"input_ids": batch})
         assert max_relative_difference(masked, forward_outputs(compact, {"input_ids": batch})) == 0
         for block in blocks:
@@ -80,7 +80,7 @@ def test_adapters_of_a_plain_loop_do_not_bring_removed_heads_back(family, target
         optimizer.zero_grad()
     trained = forward_outputs(wrapped, batch)
     blocks = gating.find_attention_blocks(wrapped.get_base_model())
-    with heads_masked(blocks, {block.name: block.head_ids for block in blocks}):
+    with units_masked(blocks, {block.name: block.head_ids for block in blocks}):
         assert max_relative_difference(trained, forward_outputs(wrapped, batch)) == 0
     assert max_relative_difference(trained, forward_outputs(wrapped.merge_and_unload(), batch)) < 1e-5
 

@@ -7,7 +7,7 @@ import transformers
 from torch import nn
 
 import gating
-from gating.pruning.prune import num_parameters
+from gating.pruning.prune_report import num_parameters
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
 NAME = "encoder.layer.1.attention.self"

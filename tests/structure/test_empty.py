@@ -12,7 +12,7 @@ from torch import nn
 
 import gating
 from gating.discovery.probe import make_probe
-from gating.discovery.self_check import heads_masked
+from gating.discovery.self_check import units_masked
 from tests.support.family_models import FAMILIES
 
 NAMES = ["bert", "gpt2", "llama", "vit", "t5", "bart", "whisper", "deberta-v2", "mpnet", "beit", "albert", "swin"]
@@ -49,7 +49,7 @@ def test_gradients_are_those_of_masked_heads(name):
     blocks = gating.find_attention_blocks(masked)
     emptied = {block.name for block in blocks if not block.layer_idx}
     gating.prune_heads(compact, {block.name: block.head_ids for block in blocks if block.name in emptied})
-    with heads_masked(blocks, {block.name: () if block.name in emptied else block.head_ids for block in blocks}):
+    with units_masked(blocks, {block.name: () if block.name in emptied else block.head_ids for block in blocks}):
         for model in (compact, masked):
             model.eval()
             outputs = model(**make_probe(model))

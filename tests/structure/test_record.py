@@ -6,9 +6,9 @@ import pytest
 
 import gating
 from gating.discovery.undo import apply_edits
-from gating.pruning.compact_model import check_specs, describe_kept_heads
+from gating.pruning.compact_model import check_specs, describe_kept_units
 from gating.structure.integrity import write_checksums
-from gating.structure.record import FORMAT, plan_from_record
+from gating.structure.record import FORMAT_OF_HEADS, plan_from_record
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, state_of
 
 NAMES = [f"encoder.layer.{i}.attention.self" for i in range(3)]
@@ -18,12 +18,12 @@ NAMES = [f"encoder.layer.{i}.attention.self" for i in range(3)]
 def record():
     kept = ([0, 2], [], [0, 1, 2, 3])
     blocks = {name: {"num_heads": NUM_HEADS, "kept_heads": heads} for name, heads in zip(NAMES, kept, strict=True)}
-    return {"format": FORMAT, "blocks": blocks}
+    return {"format": FORMAT_OF_HEADS, "blocks": blocks}
 
 
 def test_a_record_is_plain_json_of_the_kept_heads(bert, record):
     gating.prune_heads(bert, {0: [1, 3], 1: range(NUM_HEADS)})
-    written = describe_kept_heads(gating.find_attention_blocks(bert))
+    written = describe_kept_units(bert)
     assert written == record
     assert json.loads(json.dumps(written)) == record
     assert bert.config.head_gating == record
@@ -37,7 +37,7 @@ def test_a_record_repeats_the_removal(bert, make_model, record):
 
 
 def test_the_record_of_a_whole_model_needs_no_edit(bert):
-    assert plan_from_record(bert, describe_kept_heads(gating.find_attention_blocks(bert))) == []
+    assert plan_from_record(bert, describe_kept_units(bert)) == []
 
 
 def test_a_record_fits_the_model_without_its_task_head(bert, record):
@@ -64,7 +64,7 @@ def set_kept(value):
         (lambda record: record["blocks"].pop(NAMES[1]), r"does not mention .*'encoder\.layer\.1\.attention\.self'"),
         (lambda record: record["blocks"].update({NAMES[1]: [0]}), "has no list of kept heads"),
         (lambda record: record["blocks"][NAMES[1]].update(num_heads=8), "num_heads|8 heads"),
-        (lambda record: record.update(format=2), "its format is 2, and this version reads format 1"),
+        (lambda record: record.update(format=3), "its format is 3, and this version reads formats 1 and 2"),
         (lambda record: record.pop("format"), "its format is None"),
         (lambda record: record["blocks"][NAMES[1]].update(num_heads=4.0), r"num_heads=4\.0, but the model has 4"),
         (

@@ -1,0 +1,82 @@
+"""Heads, neurons and parameters of a model, before and after a removal."""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from torch import nn
+
+from gating.structure.blocks import iter_attention_blocks
+from gating.structure.feed_forward import iter_feed_forward_blocks
+
+__all__ = ["PruneReport", "UnitCounts", "num_parameters"]
+
+
+@dataclass(frozen=True)
+class UnitCounts:
+    """Number of heads, neurons and parameters of a model."""
+
+    num_heads: int
+    num_neurons: int
+    num_parameters: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "UnitCounts":
+        """Count the units and parameters of a model, without its gates."""
+        num_gates = sum(parameter.numel() for parameter in getattr(model, "head_gates", nn.Module()).parameters())
+        return cls(
+            num_heads=sum(block.num_heads for block in iter_attention_blocks(model)),
+            num_neurons=sum(block.num_neurons for block in iter_feed_forward_blocks(model)),
+            num_parameters=num_parameters(model) - num_gates,
+        )
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """Heads, neurons and parameters of a model before and after a removal.
+
+    Attributes:
+        kept_heads: For each attention block, the original numbers of its remaining heads.
+        num_heads: Number of remaining heads.
+        num_heads_before: Number of heads before this removal.
+        num_parameters: Number of remaining parameters.
+        num_parameters_before: Number of parameters before this removal.
+        kept_neurons: For each feed-forward block, the original numbers of its remaining groups of neurons; empty if
+            neurons of this model are not known.
+        num_neurons: Number of remaining neurons.
+        num_neurons_before: Number of neurons before this removal.
+    """
+
+    kept_heads: dict[str, tuple[int, ...]]
+    num_heads: int
+    num_heads_before: int
+    num_parameters: int
+    num_parameters_before: int
+    kept_neurons: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    num_neurons: int = 0
+    num_neurons_before: int = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, before: UnitCounts, **others: Any) -> Self:
+        """Return the report on a model that has lost units; ``others`` are attributes of a subclass."""
+        after = UnitCounts.of(model)
+        return cls(
+            kept_heads={block.name: block.head_ids for block in iter_attention_blocks(model)},
+            num_heads=after.num_heads,
+            num_heads_before=before.num_heads,
+            num_parameters=after.num_parameters,
+            num_parameters_before=before.num_parameters,
+            kept_neurons={block.name: block.group_ids for block in iter_feed_forward_blocks(model)},
+            num_neurons=after.num_neurons,
+            num_neurons_before=before.num_neurons,
+            **others,
+        )
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Return the number of parameters of a model; shared parameters count once.
+
+    Example:
+        >>> num_parameters(nn.Linear(3, 2))
+        8
+    """
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,134 @@
+"""The registry of feed-forward layouts: rows of common names of projections, and classes that the user registers."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from .edits import num_inputs, num_outputs, without_adapter
+from .errors import InputError
+
+__all__ = ["FeedForwardSpec", "UpLayout", "find_feed_forward_spec", "register_feed_forward_spec"]
+
+UpLayout = Literal["plain", "halves", "pairs"]
+
+
+@dataclass(frozen=True)
+class FeedForwardSpec:
+    """The layout of the feed-forward block in one class of modules.
+
+    Attributes:
+        ups: Pairs ``(path, layout)`` of the linear layers that compute the intermediate features. The layout is the
+            order of their output rows: ``plain`` for one row a neuron; ``halves`` for all rows of the gate, then all
+            others; ``pairs`` for the two rows of one neuron after another.
+        down: Path of the linear layer back to the hidden size; its input is ``[..., num_neurons]``.
+
+    Example:
+        >>> FeedForwardSpec((("gate_proj", "plain"), ("up_proj", "plain")), "down_proj").down
+        'down_proj'
+    """
+
+    ups: tuple[tuple[str, UpLayout], ...]
+    down: str
+
+
+# Names of the projections, relative to the smallest module that holds all. Of two rows that fit, the first one counts.
+_SHIPPED = (
+    FeedForwardSpec((("intermediate.dense", "plain"),), "output.dense"),
+    FeedForwardSpec((("gate_proj", "plain"), ("up_proj", "plain")), "down_proj"),
+    FeedForwardSpec((("up_proj", "plain"),), "down_proj"),
+    FeedForwardSpec((("gate_up_proj", "halves"),), "down_proj"),
+    FeedForwardSpec((("fc1", "plain"),), "fc2"),
+    FeedForwardSpec((("c_fc", "plain"),), "c_proj"),
+    FeedForwardSpec((("dense_h_to_4h", "plain"),), "dense_4h_to_h"),
+    FeedForwardSpec((("wi_0", "plain"), ("wi_1", "plain")), "wo"),
+    FeedForwardSpec((("wi", "plain"),), "wo"),
+    FeedForwardSpec((("Wi", "halves"),), "Wo"),
+    FeedForwardSpec((("lin1", "plain"),), "lin2"),
+    FeedForwardSpec((("ffn", "plain"),), "ffn_output"),
+    FeedForwardSpec((("intermediate_dense", "plain"),), "output_dense"),
+    FeedForwardSpec((("fc_in", "plain"),), "fc_out"),
+)
+_REGISTERED: dict[str, FeedForwardSpec] = {}
+
+
+def register_feed_forward_spec(class_name: str, spec: FeedForwardSpec) -> None:
+    """Register the layout of a feed-forward class; a later row for the same pattern replaces the earlier one.
+
+    Args:
+        class_name: Name of the class that holds all projections, or a regular expression that matches it in full.
+        spec: The layout of its projections.
+
+    Example:
+        >>> register_feed_forward_spec("MyMLP", FeedForwardSpec((("expand", "plain"),), "contract"))
+    """
+    _REGISTERED.pop(class_name, None)
+    _REGISTERED[class_name] = spec
+    _find_registered.cache_clear()
+
+
+def find_feed_forward_spec(module: nn.Module, *, shipped_only: bool = False) -> FeedForwardSpec | None:
+    """Return the spec of a module that holds the projections of a feed-forward block, or None.
+
+    An attribute ``feed_forward_spec`` of the module, where discovery stores its findings, takes precedence over rows
+    that the user registered for its class, and those over common names of projections with fitting widths.
+
+    Args:
+        module: Any module.
+        shipped_only: Whether to ignore discovered specs and those that the user registered.
+
+    Raises:
+        ValueError: A registered spec does not fit the module.
+
+    Example:
+        >>> find_feed_forward_spec(nn.Linear(2, 2)) is None
+        True
+    """
+    own = None if shipped_only else getattr(module, "feed_forward_spec", None)
+    if isinstance(own, FeedForwardSpec):
+        return own
+    registered = None if shipped_only else _find_registered(type(module))  # type: ignore[arg-type]
+    if registered is None:
+        return next((spec for spec in _SHIPPED if _fits(module, spec)), None)
+    if not _fits(module, registered):
+        raise InputError(
+            f"The feed-forward spec of {type(module).__name__} does not fit: {registered.down!r} must be a linear "
+            "layer with an input for each neuron, back to the input width of the up projections."
+        )
+    return registered
+
+
+@lru_cache(maxsize=4096)
+def _find_registered(owner_class: type) -> FeedForwardSpec | None:
+    for ancestor in owner_class.__mro__:
+        for pattern, spec in reversed(_REGISTERED.items()):
+            if re.fullmatch(pattern, ancestor.__name__):
+                return spec
+    return None
+
+
+def _fits(module: nn.Module, spec: FeedForwardSpec) -> bool:
+    """Return whether the layers of a spec exist and have the widths of a feed-forward block."""
+    down = _linear_at(module, spec.down)
+    if down is None:
+        return False
+    width, hidden = num_inputs(down), num_outputs(down)
+    for path, layout in spec.ups:
+        up, num_rows = _linear_at(module, path), width if layout == "plain" else 2 * width
+        if up is None or (num_outputs(up), num_inputs(up)) != (num_rows, hidden):
+            return False
+    return True
+
+
+def _linear_at(module: nn.Module, path: str) -> nn.Module | None:
+    found: Any = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    if not isinstance(found, nn.Module):
+        return None
+    # Quantized layers, too: the error about them comes later.
+    weight = getattr(without_adapter(found), "weight", None)
+    is_matrix = weight.dim() == 2 if isinstance(weight, Tensor) else hasattr(found, "in_features")
+    return found if is_matrix else None
