@@ -1,9 +1,14 @@
-"""Accuracy against heads kept: methods x numbers of heads x seeds x data sets, all with the same steps.
+"""Test accuracy of every method on the same data with the same steps, against heads kept or against measured speed.
 
     python -m benchmarks.compare --data ../shared/data/sick ../shared/data/sst2_sentence
     python -m benchmarks.compare --data "sst2:data=glue data.name=sst2" --settings model=bert-base --steps 2000
     python -m benchmarks.compare --methods budget "cubic:objective=budget objective.schedule.shape=cubic" --heads 8
+    python -m benchmarks.compare --against latency --data ../shared/data/sick --seeds 0 1 2 3 4
     python -m benchmarks.compare --show                    the table and the figure of all results
+
+The comparison has methods x sizes x seeds x data sets. A size is a number of heads; with --against latency a speed-up
+(--speedups) for heads and neurons, a number of heads for heads alone, and a number of layers (--layers) for the first
+layers of the model, fine-tuned densely. Speed-ups are measured by each run, in turns with the full dense model.
 
 Each run is train.py with the same model, batches, learning rates and number of steps; a method that searches spends
 them on search and recovery together, dense fine-tuning on training alone. A result is a line of a file of JSON lines,
@@ -11,12 +16,8 @@ runs that are in it are not repeated, and interrupted ones are run again.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
@@ -25,11 +26,23 @@ from typing import Any, NamedTuple
 from rich.progress import Progress
 
 from benchmarks import records
-from benchmarks.compare.methods import METHODS, Data, Method, read_data, read_method
-from benchmarks.compare.outcome import draw, headline, table
+from benchmarks.compare import latency, outcome
+from benchmarks.compare.methods import (
+    HEADS,
+    LATENCY_METHODS,
+    LAYERS,
+    METHODS,
+    SPEEDUP,
+    Ask,
+    Data,
+    Method,
+    read_data,
+    read_method,
+)
+from benchmarks.compare.runs import train
 from benchmarks.measuring import ROOT, machine
 
-RESULTS = ROOT / "benchmarks" / "results" / "compare.jsonl"
+RESULTS = ROOT / "benchmarks" / "results"
 # Bfloat16 is two and a half times as fast as single precision on a CPU that has instructions for it.
 COMMON = ("trainer.precision=bf16-mixed", "logger=csv", "callbacks=none")
 
@@ -39,8 +52,43 @@ class Job(NamedTuple):
 
     data: Data
     method: Method
-    num_heads: int | None
+    number: float | None
     seed: int
+
+
+class Comparison(NamedTuple):
+    """A comparison of methods.
+
+    Attributes:
+        methods: Methods by name.
+        usual: Names of the methods that are compared by default.
+        results: File of the results.
+        ask: The way to ask a method of given settings for a size.
+        table: Function that returns the table of results.
+        draw: Function that draws the figure of results.
+    """
+
+    methods: Mapping[str, Method]
+    usual: Sequence[str]
+    results: Path
+    ask: Ask
+    table: Callable[[Sequence[outcome.Row]], str]
+    draw: Callable[[Sequence[outcome.Row], Path], None]
+
+
+COMPARISONS = {
+    "heads": Comparison(
+        METHODS,
+        [name for name in METHODS if not name.startswith("l0")],
+        RESULTS / "compare.jsonl",
+        HEADS,
+        outcome.table,
+        outcome.draw,
+    ),
+    "latency": Comparison(
+        LATENCY_METHODS, list(LATENCY_METHODS), RESULTS / "latency.jsonl", SPEEDUP, latency.table, latency.draw
+    ),
+}
 
 
 def main() -> None:
@@ -52,8 +100,8 @@ def main() -> None:
     if not options.show:
         run_all(missing, options)
     rows = records.read(options.results)
-    print(table(rows))
-    draw(rows, options.results.with_suffix(".png"))
+    print(options.comparison.table(rows))
+    options.comparison.draw(rows, options.results.with_suffix(".png"))
 
 
 def parse() -> argparse.Namespace:
@@ -61,22 +109,26 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    default_methods = [name for name in METHODS if not name.startswith("l0")]
+    parser.add_argument("--against", choices=COMPARISONS, default="heads", help="(default: heads)")
     parser.add_argument("--data", nargs="+", default=[], help="folders with a file for each split, or 'NAME:SETTINGS'")
-    parser.add_argument(
-        "--methods", nargs="+", default=default_methods, help=f"{', '.join(METHODS)} or 'NAME:SETTINGS'"
-    )
+    shown = "; ".join(f"against {name}: {', '.join(each.methods)}" for name, each in COMPARISONS.items())
+    parser.add_argument("--methods", nargs="+", help=f"{shown}; or 'NAME:SETTINGS'")
     parser.add_argument("--heads", nargs="+", type=int, default=[18, 8], help="how many heads to keep (default: 18 8)")
+    parser.add_argument("--speedups", nargs="+", type=float, default=[1.5, 2, 3], help="(default: 1.5 2 3)")
+    parser.add_argument("--layers", nargs="+", type=int, default=[4, 3, 2], help="(default: 4 3 2)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--steps", type=int, default=600, help="optimizer steps of every run (default: 600)")
     parser.add_argument("--settings", nargs="*", default=[], help="further settings of train.py, for every run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one CPU thread each (default: 1)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the file of JSON lines; the figure is beside it")
+    parser.add_argument("--results", type=Path, help="the file of JSON lines; the figure is beside it")
     parser.add_argument("--show", action="store_true", help="run nothing")
     options = parser.parse_args()
+    options.comparison = COMPARISONS[options.against]
+    options.results = options.results or options.comparison.results
+    methods, ask = options.comparison.methods, options.comparison.ask
     try:
         options.data = [read_data(text) for text in options.data]
-        options.methods = [read_method(text) for text in options.methods]
+        options.methods = [read_method(text, methods, ask=ask) for text in options.methods or options.comparison.usual]
     except ValueError as error:
         parser.error(str(error))
     if not options.data and not options.show:
@@ -86,9 +138,10 @@ def parse() -> argparse.Namespace:
 
 def plan(options: argparse.Namespace) -> Iterator[Job]:
     """List the runs, seed by seed, so that an interrupted comparison has compared all methods."""
+    numbers = {None: [None], HEADS: options.heads, SPEEDUP: options.speedups, LAYERS: options.layers}
     for seed, data, method in product(options.seeds, options.data, options.methods):
-        for num_heads in options.heads if method.takes_number else [None]:
-            yield Job(data, method, num_heads, seed)
+        for number in numbers[method.ask]:
+            yield Job(data, method, number, seed)
 
 
 def facts(job: Job, options: argparse.Namespace) -> dict[str, Any]:
@@ -96,13 +149,13 @@ def facts(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     settings = [
         *COMMON,
         f"trainer.max_steps={options.steps}",
-        *job.method.settings_for(job.num_heads),
+        *job.method.settings_for(job.number),
         *options.settings,
     ]
     return {
         "data": job.data.name,
         "method": job.method.name,
-        "asked": job.num_heads,
+        "asked": job.number,
         "seed": job.seed,
         "steps": options.steps,
         "settings": settings,
@@ -110,17 +163,29 @@ def facts(job: Job, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_all(jobs: list[Job], options: argparse.Namespace) -> None:
-    """Run, and append each result as it comes."""
+    """Run, and append each result as it comes.
+
+    Raises:
+        RuntimeError: Runs failed; the others were finished first.
+    """
+    failures = []
     with Progress(refresh_per_second=1) as progress, ThreadPoolExecutor(options.jobs) as pool:
         bar = progress.add_task("Runs", total=len(jobs))
         for finished in as_completed([pool.submit(run, job, facts(job, options)) for job in jobs]):
-            if finished.exception():
-                pool.shutdown(wait=False, cancel_futures=True)
-            row = finished.result()
-            records.append(options.results, row)
-            shown = f"{row['data']} {row['method']} {row['num_heads']:.0f} seed {row['seed']}"
-            progress.console.print(f"{shown}: {headline(row):.4f}", highlight=False)
             progress.advance(bar)
+            try:
+                row = finished.result()
+            except RuntimeError as error:
+                failures.append(error)
+                progress.console.print(str(error), highlight=False, markup=False)
+                continue
+            records.append(options.results, row)
+            shown = (
+                f"{row['data']} {row['method']} {row['num_heads']:.0f} heads {row['speedup']:.2f}x seed {row['seed']}"
+            )
+            progress.console.print(f"{shown}: {outcome.headline(row):.4f}", highlight=False)
+    if failures:
+        raise RuntimeError(f"{len(failures)} of {len(jobs)} runs failed; run this command again to repeat them.")
 
 
 def run(job: Job, about: dict[str, Any]) -> dict[str, Any]:
@@ -130,17 +195,12 @@ def run(job: Job, about: dict[str, Any]) -> dict[str, Any]:
         RuntimeError: It failed, or kept another number of heads than was asked for.
     """
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "train.py"), *job.data.settings, *about["settings"]]
-        command += [f"seed={job.seed}", f"output_dir={folder}/run"]
-        done = subprocess.run(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-        numbers = json.loads((Path(folder) / "run" / "metrics.json").read_text(encoding="utf-8"))
-    if job.num_heads not in (None, numbers["num_heads"]):
-        raise RuntimeError(f"{job.method.name} kept {numbers['num_heads']} heads, not the {job.num_heads} asked for")
-    return {**about, **numbers, "threads": 1, **{name: machine()[name] for name in ("cpu", "cores", "date", "commit")}}
+        settings = [*job.data.settings, *about["settings"], f"seed={job.seed}"]
+        numbers = train(settings, Path(folder) / "run", threads=1)
+    if job.method.ask == HEADS and job.number not in (None, numbers["num_heads"]):
+        raise RuntimeError(f"{job.method.name} kept {numbers['num_heads']} heads, not the {job.number} asked for")
+    facts = {name: machine()[name] for name in ("cpu", "gpu", "cores", "date", "commit")}
+    return {**about, **numbers, "threads": 1, **facts}
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks import records
 from benchmarks.compare.methods import METHODS
 
-__all__ = ["conditions", "draw", "headline", "summary", "table"]
+__all__ = ["Row", "conditions", "draw", "group_rows", "headline", "sets_of", "summary", "table"]
 
 Row = Mapping[str, Any]
 RIVALS = [name for name, method in METHODS.items() if method.takes_number and name != "budget"]
@@ -40,9 +40,9 @@ def _seeds(rows: Sequence[Row], steps: int) -> str:
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table for each data set and number of steps: means, spread and seeds, best mean first."""
     parts = []
-    for data, steps in _sets(rows):
+    for data, steps in sets_of(rows):
         lines = []
-        for (method, _), runs in _groups(rows, data, steps).items():
+        for (method, _), runs in group_rows(rows, data, steps).items():
             values = [100 * headline(row) for row in runs]
             heads = sorted({round(row["num_heads"]) for row in runs})
             lines.append(
@@ -71,8 +71,8 @@ def table(rows: Sequence[Row]) -> str:
 def summary(rows: Sequence[Row], *, ours: str = "budget") -> str:
     """Return one Markdown table of all data sets: dense, ours at each number of heads, and the best of the others."""
     lines = []
-    for data, steps in _sets(rows):
-        groups = _groups(rows, data, steps)
+    for data, steps in sets_of(rows):
+        groups = group_rows(rows, data, steps)
         means = {key: statistics.mean(100 * headline(row) for row in runs) for key, runs in groups.items()}
         line = {"data": data, "steps": f"{steps:,}", "dense": f"{means['none', None]:.1f} %"}
         for asked in sorted({asked for method, asked in means if method == ours and asked}, reverse=True):
@@ -87,7 +87,7 @@ def summary(rows: Sequence[Row], *, ours: str = "budget") -> str:
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Draw accuracy against heads kept, a panel for each data set: means, and lines from the worst to the best seed."""
-    sets = _sets(rows)
+    sets = sets_of(rows)
     # A method has one color and one place in all panels.
     order = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "none"))
     num_rows = len({steps for _, steps in sets})
@@ -95,7 +95,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(5.2 * num_columns, 4.2 * max(1, num_rows)), layout="constrained")
     for number, (data, steps) in enumerate(sets):
         axes = figure.add_subplot(num_rows, num_columns, number + 1)
-        groups = _groups(rows, data, steps)
+        groups = group_rows(rows, data, steps)
         for method in dict.fromkeys(name for name, _ in groups):
             runs = [group for (name, _), group in groups.items() if name == method]
             _draw_method(axes, method, runs, index=order.index(method) if method in order else 0)
@@ -139,12 +139,13 @@ def _draw_method(axes: Any, method: str, groups: list[list[Row]], *, index: int)
     )
 
 
-def _sets(rows: Sequence[Row]) -> list[tuple[str, int]]:
+def sets_of(rows: Sequence[Row]) -> list[tuple[str, int]]:
     """Return the data sets with their numbers of steps, which make another comparison each; the shortest first."""
     return sorted(dict.fromkeys((row["data"], row["steps"]) for row in rows), key=lambda both: both[1])
 
 
-def _groups(rows: Sequence[Row], data: str, steps: int) -> dict[tuple[str, int | None], list[Row]]:
+def group_rows(rows: Sequence[Row], data: str, steps: int) -> dict[tuple[str, int | None], list[Row]]:
+    """Return the runs of each method at each size."""
     groups = defaultdict(list)
     for row in rows:
         if (row["data"], row["steps"]) == (data, steps):

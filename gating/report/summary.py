@@ -176,12 +176,14 @@ class Summary:
             metric_name: Name of the metric by which runs are compared.
             seed: Seed of the run.
         """
+        latency = {} if self.latency is None else {"latency_batch": self.latency.batch}
         versions = {"version/torch": torch.__version__, "version/transformers": transformers.__version__}
         about = {
             "metric": metric_name,
             "seed": seed,
             "machine": _machine(),
             "threads": torch.get_num_threads(),
+            **latency,
             **versions,
         }
         with replacing_file(path) as new:

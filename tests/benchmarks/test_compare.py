@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import records
 from benchmarks.compare import __main__ as compare
+from benchmarks.compare import runs
 from benchmarks.compare.methods import METHODS, read_data, read_method
 from benchmarks.compare.outcome import conditions, draw, summary, table
 from tests.support.tiny_run import ROOT, checked_settings, make_inputs
@@ -112,9 +113,9 @@ def test_another_number_of_heads_than_requested_is_an_error(monkeypatch):
         folder = next(part for part in command if part.startswith("output_dir=")).removeprefix("output_dir=")
         (compare.Path(folder)).mkdir()
         (compare.Path(folder) / "metrics.json").write_text(json.dumps({"num_heads": 9}))
-        return argparse.Namespace(returncode=0)
+        return argparse.Namespace(returncode=0, stdout="")
 
-    monkeypatch.setattr(compare.subprocess, "run", fake)
+    monkeypatch.setattr(runs.subprocess, "run", fake)
     job = compare.Job(read_data(f"toy:data=files data.train={ROOT}"), METHODS["budget"], 8, 0)
     with pytest.raises(RuntimeError, match="kept 9 heads, not the 8"):
         compare.run(job, {"settings": []})

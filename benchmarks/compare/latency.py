@@ -1,0 +1,244 @@
+"""Table and figure of accuracy against measured speed."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks import records
+from benchmarks.compare.methods import LATENCY_METHODS
+from benchmarks.compare.outcome import Row, group_rows, headline, sets_of
+from benchmarks.compare.paired import Difference, difference, smallest_difference
+
+__all__ = ["conditions", "draw", "summary", "table"]
+
+OURS = "both"
+# Models are equally fast if their speed-ups differ by at most this share; timings differ by some percent themselves.
+_TOLERANCE = 0.1
+_RIVALS = ("lagrangian", "topk", "importance", "magnitude", "random")
+
+
+@dataclass(frozen=True)
+class Point:
+    """The runs of a method at one size.
+
+    Attributes:
+        method: Name of the method.
+        asked: The size that was asked for; None if there is only one.
+        rows: A result for each seed.
+    """
+
+    method: str
+    asked: float | None
+    rows: Sequence[Row]
+
+    @property
+    def speedup(self) -> float:
+        """Mean of the measured speed-ups; 1 for the dense model."""
+        return 1.0 if self.method == "none" else statistics.mean(row["speedup"] for row in self.rows)
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Test score in percent by seed."""
+        return {row["seed"]: 100 * headline(row) for row in self.rows}
+
+    @property
+    def mean(self) -> float:
+        """Mean test score in percent."""
+        return statistics.mean(self.scores.values())
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean test score in percent; 0 with one seed."""
+        values = self.scores.values()
+        return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+    @property
+    def title(self) -> str:
+        """Method and size, such as ``first layers: 3 layers``."""
+        method = LATENCY_METHODS.get(self.method)
+        if method is None or self.asked is None:
+            asked = "" if self.asked is None else f": {self.asked:g}"
+            return f"{method.title if method else self.method}{asked}"
+        return f"{method.title}: {method.ask.title.format(self.asked)}" if method.ask else method.title
+
+
+# For a method and a size, the equally fast point of ours.
+Pairs = Mapping[tuple[str, float | None], Point]
+
+
+def conditions(rows: Sequence[Row]) -> list[str]:
+    """Return the conditions of runs, a line for each data set, number of steps and machine."""
+    lines = {}
+    for data, steps in sets_of(rows):
+        own = [row for row in rows if (row["data"], row["steps"]) == (data, steps)]
+        batches = " and ".join(sorted({str(row.get("latency_batch", "?")) for row in own}))
+        seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in own}))
+        for row in own:
+            line = (
+                f"{data}: {row.get('gpu') or row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch "
+                f"{row['version/torch']}, transformers {row['version/transformers']}; {steps} steps; seeds {seeds}; "
+                f"latency of {batches} tokens in single precision, in turns with the dense model."
+            )
+            lines[line] = None
+    return list(lines)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return a Markdown table for each data set and number of steps, the slowest models first.
+
+    Differences are in points, with their standard errors over the seeds that both methods have.
+    """
+    parts = []
+    for data, steps in sets_of(rows):
+        points = _points(rows, data, steps)
+        pairs = _pair(points)
+        dense = next((point for point in points if point.method == "none"), None)
+        lines = [_line(point, dense, pairs) for point in sorted(points, key=lambda point: (point.speedup, -point.mean))]
+        metric = next(row["metric"] for row in rows if row["data"] == data)
+        columns = {
+            "method": f"{data}, {steps:,} steps",
+            "speedup": "speed-up",
+            "heads": "heads",
+            "neurons": "neurons",
+            "mean": f"test {metric}",
+            "dense": "above dense",
+            "ours": "both ahead by",
+            "seeds": "seeds",
+        }
+        parts.append(records.markdown(lines, columns))
+        parts += _told_apart(data, points, pairs)
+    return "\n\n".join(parts)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return a Markdown table with a line for each data set and speed-up: both kinds, and methods of the same speed."""
+    lines = []
+    for data, steps in sets_of(rows):
+        points = _points(rows, data, steps)
+        pairs = _pair(points)
+        dense = next((f"{point.mean:.1f} %" for point in points if point.method == "none"), None)
+        for ours in sorted((point for point in points if point.method == OURS), key=lambda point: point.speedup):
+            same = [point for point in points if pairs.get((point.method, point.asked)) is ours]
+            best = max((point for point in same if point.method in _RIVALS), key=lambda point: point.mean, default=None)
+            lines.append(
+                {
+                    "data": data,
+                    "dense": dense,
+                    "speed-up": f"{ours.speedup:.1f}x",
+                    "heads and neurons": f"{ours.mean:.1f} %",
+                    "heads alone": _nearest(same, "heads", ours),
+                    "first layers": _nearest(same, "layers", ours),
+                    "best other objective": best and f"{best.mean:.1f} % (`{best.method}`)",
+                }
+            )
+    columns = dict.fromkeys(name for line in lines for name, value in line.items() if value is not None)
+    return records.markdown(lines, list(columns))
+
+
+def _nearest(points: Iterable[Point], method: str, ours: Point) -> str | None:
+    """Return the mean of the point of a method that is nearest in speed."""
+    found = [point for point in points if point.method == method]
+    nearest = min(found, key=lambda point: abs(math.log(point.speedup / ours.speedup)), default=None)
+    return None if nearest is None else f"{nearest.mean:.1f} % ({nearest.speedup:.2f}x)"
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw accuracy against measured speed-up, a panel for each data set: means, with their standard errors."""
+    sets = sets_of(rows)
+    order = [name for name in LATENCY_METHODS if name != "none"]
+    order += [name for name in dict.fromkeys(row["method"] for row in rows) if name not in LATENCY_METHODS]
+    figure = Figure(figsize=(5.2 * max(1, len(sets)), 4.4), layout="constrained")
+    for number, (data, steps) in enumerate(sets):
+        axes = figure.add_subplot(1, len(sets), number + 1)
+        points = _points(rows, data, steps)
+        for method in dict.fromkeys(point.method for point in points):
+            own = sorted((point for point in points if point.method == method), key=lambda point: point.speedup)
+            _draw_method(axes, own, color="black" if method == "none" else f"C{order.index(method) % 10}")
+        axes.set_title(f"{data}, {steps:,} steps")
+        axes.set_xlabel("measured speed-up")
+        axes.set_ylabel(f"test {points[0].rows[0]['metric']}, %")
+        axes.grid(alpha=0.25)
+    shown = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), fontsize=8, ncols=3, loc="outside lower center")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _draw_method(axes: Axes, points: Sequence[Point], *, color: str) -> None:
+    method = points[0].method
+    strong: dict[str, Any] = {"linewidth": 2.4, "zorder": 5} if method == OURS else {"linewidth": 1.2}
+    axes.errorbar(
+        [point.speedup for point in points],
+        [point.mean for point in points],
+        yerr=[point.error for point in points],
+        color=color,
+        marker="o",
+        ms=6 if method == "none" else 4,
+        capsize=2,
+        label=LATENCY_METHODS[method].title if method in LATENCY_METHODS else method,
+        **strong,
+    )
+
+
+def _points(rows: Sequence[Row], data: str, steps: int) -> list[Point]:
+    return [Point(method, asked, runs) for (method, asked), runs in group_rows(rows, data, steps).items()]
+
+
+def _pair(points: Iterable[Point]) -> Pairs:
+    """Return for each point of another method the point of ours that is as fast, if there is one."""
+    points = list(points)
+    ours = [point for point in points if point.method == OURS]
+    pairs = {}
+    for point in points:
+        if point.method in (OURS, "none") or not ours:
+            continue
+        nearest = min(ours, key=lambda own: abs(math.log(own.speedup / point.speedup)))
+        if abs(nearest.speedup / point.speedup - 1) <= _TOLERANCE:
+            pairs[point.method, point.asked] = nearest
+    return pairs
+
+
+def _line(point: Point, dense: Point | None, pairs: Pairs) -> dict[str, Any]:
+    above = None if dense is None or dense is point else difference(point.scores, dense.scores)
+    ahead = _ahead(point, pairs)
+    return {
+        "method": point.title,
+        "speedup": f"{point.speedup:.2f}" + _range([row["speedup"] for row in point.rows], digits=2),
+        "heads": _mean(point, "num_heads"),
+        "neurons": _mean(point, "num_neurons"),
+        "mean": f"{point.mean:.2f} %",
+        "dense": str(above) if above else None,
+        "ours": str(ahead) if ahead else None,
+        "seeds": len(point.rows),
+    }
+
+
+def _ahead(point: Point, pairs: Pairs) -> Difference | None:
+    ours = pairs.get((point.method, point.asked))
+    return None if ours is None else difference(ours.scores, point.scores)
+
+
+def _mean(point: Point, name: str) -> str | None:
+    values = [row[name] for row in point.rows if name in row]
+    return f"{statistics.mean(values):,.0f}" if values else None
+
+
+def _range(values: Sequence[float], *, digits: int) -> str:
+    low, high = min(values), max(values)
+    return "" if round(low, digits) == round(high, digits) else f" ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _told_apart(data: str, points: Iterable[Point], pairs: Pairs) -> list[str]:
+    """Return the smallest differences that the seeds of a data set can show, as a sentence."""
+    found = [_ahead(point, pairs) for point in points]
+    bounds = smallest_difference([each for each in found if each is not None])
+    shown = ", ".join(f"{points:.1f} points with {seeds} seeds" for seeds, points in bounds.items())
+    return (
+        [f"{data}: differences below {shown} cannot be told from chance (paired by seed, p < 0.05)."] if shown else []
+    )

@@ -1,0 +1,95 @@
+"""Runs of train.py, and the speed-up of shallower models over the full one."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+import gating
+from benchmarks.measuring import ROOT
+from gating.distributed.launch import check_devices
+from gating.pruning.measure import compare_latency
+from gating.run.prepare import prepare
+from gating.run.settings.open_tables import open_tables
+from gating.run.settings.read import read_settings
+from gating.tracking.verbosity import quiet_libraries
+from train import CONF, GROUPS
+
+__all__ = ["call", "measure_against_full", "train"]
+
+# The layers to load, for families that name them differently, too.
+_DEPTH = ("model.config.num_hidden_layers=", "model.config.n_layer=", "model.config.num_layers=")
+
+
+def train(settings: Sequence[str], folder: Path, *, threads: int) -> dict[str, Any]:
+    """Run train.py once, and return the numbers in its ``metrics.json``.
+
+    The dense model of a run has as many layers as were loaded. With fewer layers than are stored, the speed-up is
+    therefore measured again, against the full model.
+
+    Args:
+        settings: Settings of the run.
+        folder: Folder of the run, which must not exist.
+        threads: Number of CPU threads.
+
+    Raises:
+        RuntimeError: The run failed.
+    """
+    call([str(ROOT / "train.py"), *settings, f"output_dir={folder}"], threads=threads)
+    numbers: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    full = [setting for setting in settings if not setting.startswith(_DEPTH)]
+    if len(full) < len(settings):
+        output = call(["-m", "benchmarks.compare.runs", str(folder), *full], threads=threads)
+        numbers |= json.loads(output.splitlines()[-1])
+    return numbers
+
+
+def call(arguments: Sequence[str], *, threads: int) -> str:
+    """Run Python with arguments, and return the standard output.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def measure_against_full(folder: Path, settings: Sequence[str]) -> Mapping[str, Any]:
+    """Time the model in the folder of a run against the full model, in turns and on the batch that a run times.
+
+    Args:
+        folder: Folder of the run.
+        settings: Settings of a run with the full model.
+
+    Returns:
+        The numbers of ``metrics.json`` that depend on the dense model.
+    """
+    quiet_libraries()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = open_tables([*settings, f"output_dir={folder / 'full'}"], conf=CONF)
+        composed = compose("config", overrides=overrides)
+    run = prepare(read_settings(composed, groups=GROUPS), resumes=False)
+    device = check_devices(run.settings.values["trainer"]).root
+    dense, smaller = run.state.model.to(device), gating.load_compact(folder / "compact").to(device)
+    run.state.summary.latency = compare_latency(dense, smaller, run.probe_batch())
+    run.state.summary.compare_models(dense, smaller)
+    numbers = run.state.summary.flat()
+    return {name: value for name, value in numbers.items() if not name.startswith("seconds/")}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure_against_full(Path(sys.argv[1]), sys.argv[2:])))

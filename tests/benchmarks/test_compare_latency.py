@@ -1,0 +1,158 @@
+"""The comparison against latency: paired differences, table, figure, and the speed-up of the first layers."""
+
+import re
+import sys
+
+import pytest
+
+from benchmarks import records
+from benchmarks.compare import __main__ as compare
+from benchmarks.compare import latency
+from benchmarks.compare.methods import LATENCY_METHODS, SPEEDUP, read_method
+from benchmarks.compare.paired import Difference, difference, smallest_difference
+from tests.support.tiny_run import make_inputs
+
+
+def make_rows(method: str, asked: float | None, speedup: float, scores: tuple[float, ...]) -> list[dict]:
+    return [
+        {
+            "data": "toy",
+            "method": method,
+            "asked": asked,
+            "seed": seed,
+            "steps": 600,
+            "metric": "accuracy",
+            "num_heads": 18,
+            "num_neurons": 1024,
+            "speedup": speedup,
+            "test/accuracy": score,
+            "latency_batch": "8 x 40",
+            "cpu": "CPU",
+            "cores": 2,
+            "threads": 1,
+            "version/torch": "2",
+            "version/transformers": "5",
+        }
+        for seed, score in enumerate(scores)
+    ]
+
+
+ROWS = [
+    # The speed-up of the dense model is noise.
+    *make_rows("none", None, 1.02, (0.90, 0.91, 0.92)),
+    *make_rows("both", 2, 1.97, (0.88, 0.89, 0.91)),
+    *make_rows("both", 1.5, 1.5, (0.89, 0.90, 0.91)),
+    *make_rows("heads", 8, 1.46, (0.86, 0.88, 0.88)),
+    *make_rows("heads", 2, 1.57, (0.80, 0.80, 0.80)),
+    *make_rows("layers", 3, 2.02, (0.85, 0.87)),
+    *make_rows("layers", 2, 2.9, (0.80, 0.80)),
+    *make_rows("importance", 2, 2.0, (0.87, 0.88, 0.90)),
+    *make_rows("mine", 2, 2.0, (0.5,)),
+]
+
+
+def test_given_settings_are_asked_for_a_speedup_unless_they_have_a_size():
+    mine = read_method("mine:objective=budget gates.units=neurons", LATENCY_METHODS, ask=SPEEDUP)
+    assert mine.settings_for(2.0)[-1] == "objective.speedup=2"
+    assert mine.settings_for(1.5)[-1] == "objective.speedup=1.5"
+    assert not read_method("few:objective=budget objective.num_heads=3", LATENCY_METHODS, ask=SPEEDUP).takes_number
+    assert LATENCY_METHODS["layers"].settings_for(3)[-1] == "model.config.num_hidden_layers=3"
+
+
+def test_differences_are_paired_by_seed():
+    paired = difference({0: 3.0, 1: 5.0, 7: 4.0}, {7: 2.0, 1: 4.0, 2: 9.0})
+    assert paired.values == (1.0, 2.0)
+    assert (paired.mean, paired.error) == (1.5, 0.5)
+    assert str(Difference((0.25,))) == "+0.25"
+    assert difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_smallest_difference_is_that_of_a_t_test():
+    # Student's quantiles for 4 and 8 degrees of freedom are 2.776 and 2.306; the standard deviation is 1.
+    five = Difference((-1.2649, -0.6325, 0.0, 0.6325, 1.2649))
+    assert smallest_difference([five])[5] == pytest.approx(2.776 / 5**0.5, rel=0.01)
+    assert smallest_difference([five, five])[5] == pytest.approx(2.306 / 5**0.5, rel=0.01)
+    assert smallest_difference([Difference((1.0,))]) == {}
+
+
+def test_table_compares_methods_that_are_as_fast():
+    text = latency.table(ROWS)
+    header, _, *lines = [line for line in re.sub(" +", " ", text).splitlines() if line.startswith("|")]
+    columns = [
+        "toy, 600 steps",
+        "speed-up",
+        "heads",
+        "neurons",
+        "test accuracy",
+        "above dense",
+        "both ahead by",
+        "seeds",
+    ]
+    assert header == f"| {' | '.join(columns)} |"
+    cells = {line.split(" | ")[0].removeprefix("| "): line.removesuffix(" |").split(" | ")[1:] for line in lines}
+    assert next(iter(cells)) == "dense"
+    assert cells["dense"] == ["1.00", "18", "1,024", "91.00 %", "-", "-", "3"]
+    assert cells["heads and neurons, exact budget: 1.5x"][4:] == ["-1.00 ± 0.00", "-", "3"]
+    assert cells["heads alone: 8 heads"][4:6] == ["-3.67 ± 0.33", "+2.67 ± 0.33"]
+    assert cells["first layers: 3 layers"][5:] == ["+2.50 ± 0.50", "2"]
+    assert cells["first layers: 2 layers"][5] == "-"
+    assert cells["mine: 2"][5:] == ["+38.00", "1"]
+    assert re.search(r"toy: differences below \d\.\d points with 3 seeds, .* 2 seeds cannot be told from chance", text)
+
+
+def test_summary_has_the_nearest_speed():
+    assert latency.summary(ROWS).splitlines()[2:] == [
+        "| toy | 91.0 % | 1.5x | 90.0 % | 87.3 % (1.46x) | - | - |",
+        "| toy | 91.0 % | 2.0x | 89.3 % | - | 86.0 % (2.02x) | 88.3 % (`importance`) |",
+    ]
+
+
+def test_conditions_name_threads_and_batch():
+    assert latency.conditions(ROWS) == [
+        "toy: CPU, 2 cores, 1 thread(s), torch 2, transformers 5; 600 steps; seeds 0, 1, 2; "
+        "latency of 8 x 40 tokens in single precision, in turns with the dense model."
+    ]
+
+
+@pytest.mark.parametrize("rows", [ROWS, []])
+def test_figure_is_drawn(rows, tmp_path):
+    latency.draw(rows, tmp_path / "new" / "figure.png")
+    assert (tmp_path / "new" / "figure.png").stat().st_size > 1000
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Return a function that runs the comparison on a tiny model, and returns its results."""
+    left_out = ("objective", "trainer.max")
+    data = "toy:" + " ".join(setting for setting in make_inputs(tmp_path) if not setting.startswith(left_out))
+
+    def run(*arguments: str) -> list[dict]:
+        usual = ["compare", "--against", "latency", "--data", data, "--seeds", "1", "--steps", "4"]
+        results = ["--results", str(tmp_path / "latency.jsonl")]
+        monkeypatch.setattr(sys, "argv", [*usual, *results, *arguments, "--settings", "trainer.precision=32-true"])
+        compare.main()
+        return records.read(tmp_path / "latency.jsonl")
+
+    return run
+
+
+def test_first_layers_are_compared_with_the_full_model(command):
+    (row,) = command("--methods", "layers", "--layers", "1")
+    assert (row["num_heads_before"], row["num_heads"]) == (12, 4)
+    assert row["num_parameters"] < row["num_parameters_before"]
+    assert row["speedup"] > 0
+    assert re.fullmatch(r"\d+ x \d+", row["latency_batch"])
+
+
+def test_failed_runs_do_not_stop_the_others(command, monkeypatch, capsys):
+    def fake(settings, folder, *, threads):
+        if "objective.speedup=3" in settings:
+            raise RuntimeError("speedup=3.0 cannot be reached")
+        return {"num_heads": 30, "speedup": 1.5, "metric": "accuracy", "test/accuracy": 0.9}
+
+    monkeypatch.setattr(compare, "train", fake)
+    with pytest.raises(RuntimeError, match="1 of 2 runs failed"):
+        command("--methods", "both", "--speedups", "3", "1.5")
+    assert "cannot be reached" in capsys.readouterr().out
+    monkeypatch.setattr(compare, "train", lambda *_, **__: pytest.fail("it was run again"))
+    assert len(command("--methods", "both", "--speedups", "1.5")) == 1
