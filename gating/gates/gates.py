@@ -35,7 +35,9 @@ class HeadGates(FullPrecision):
             on the CPU.
         macs_per_gate: Multiply-accumulates of each gate's units for one example, ``[num_gates]``, float64 on the CPU;
             of 128 tokens unless :meth:`set_macs` has been called.
+        gate_sizes: Units, features and parameters of each gate.
         units: Kinds of gated units: ``heads``, ``neurons``, or both.
+        group_size: Number of neurons of a gate; None without gates of neurons.
         block_names: Names of the gated attention and feed-forward blocks.
         block_sizes: Number of gates of each block.
         block_kinds: Kind of attention of each block (:attr:`AttentionBlock.kind`), or ``feed_forward``.
@@ -77,7 +79,8 @@ class HeadGates(FullPrecision):
         self.block_kinds = [block.kind for block in blocks]
         by_block = [gate_sizes(block, group_queries=group_queries) for block in blocks]
         self.block_sizes = [len(gates) for gates in by_block]
-        sizes = [size for gates in by_block for size in gates]
+        self.gate_sizes = tuple(size for gates in by_block for size in gates)
+        sizes = self.gate_sizes
         features = [size.num_features for size in sizes]
         self.heads_per_gate = tuple(size.num_heads for size in sizes)
         self.neurons_per_gate = tuple(size.num_neurons for size in sizes)
@@ -85,7 +88,7 @@ class HeadGates(FullPrecision):
         heads_first: tuple[Unit, ...] = ("heads", "neurons")
         self.units = tuple(unit for unit in heads_first if (unit == "neurons") in kinds)
         sizes_of_groups = {block.group_size for block in blocks if isinstance(block, FeedForwardBlock)}
-        self._group_size = next(iter(sizes_of_groups), None)
+        self.group_size = next(iter(sizes_of_groups), None)
         self._features_of_each = features[0] if len(set(features)) == 1 else None
         start = hard_concrete.log_alpha_for(init_prob_open, temperature=temperature, stretch_limits=stretch_limits)
         device = next(blocks[0].module.parameters()).device
@@ -236,7 +239,7 @@ class HeadGates(FullPrecision):
             OperationError: The gates are not attached to a model.
         """
         model = self._present_attachment().model
-        blocks = {block.name: block for block in find_blocks(model, units=self.units, group_size=self._group_size)}
+        blocks = {block.name: block for block in find_blocks(model, units=self.units, group_size=self.group_size)}
         return [blocks[name] for name in self.block_names]
 
     def attention_blocks(self) -> list[AttentionBlock]:

@@ -14,7 +14,7 @@ from gating.gates import HeadGates
 from gating.pruning.columns import plan_scale_inputs
 from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
-from gating.pruning.prune import plan_pruning
+from gating.pruning.prune import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block
@@ -132,7 +132,7 @@ def _remove_checked(
     model: nn.Module, gates: HeadGates, blocks: list[Block], values: Tensor, reference: _Reference
 ) -> float:
     """Fold the gates and remove closed units; return the difference to the masked model, or restore everything."""
-    edits = _plan(model, blocks, values.split(gates.block_sizes))
+    edits = _plan(model, blocks, values, gates.block_sizes)
     gates.remove()
     done: list[Undo] = []
     try:
@@ -151,18 +151,15 @@ def _remove_checked(
     return difference
 
 
-def _plan(model: nn.Module, blocks: list[Block], values: tuple[Tensor, ...]) -> list[Edit]:
+def _plan(model: nn.Module, blocks: list[Block], values: Tensor, sizes: list[int]) -> list[Edit]:
     edits: list[Edit] = []
-    kept = {}
-    for block, block_values in zip(blocks, values, strict=True):
+    for block, block_values in zip(blocks, values.split(sizes), strict=True):
         slot_values = _slot_values(block, block_values)
-        open_slots = slot_values.nonzero().flatten().tolist()
-        kept[block.name] = {block.slot_ids[slot] for slot in open_slots} & set(block.unit_ids)
         # Folded before the removal, so closed gates need no factor of 0.
         widths = torch.tensor(block.slot_widths, device=slot_values.device)
         factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
         edits += plan_scale_inputs(block.output_projection, factors)
-    return [*edits, *plan_pruning(model, blocks, kept)]
+    return [*edits, *plan_pruning(model, blocks, kept_units(blocks, sizes, values > 0))]
 
 
 def _folded_values(blocks: list[Block], values: tuple[Tensor, ...]) -> dict[str, tuple[float, ...]]:

@@ -19,7 +19,7 @@ from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block, FeedForwardBlock
 from gating.structure.removal import plan_removal
 
-__all__ = ["plan_pruning", "prune_heads", "prune_neurons", "whole_number"]
+__all__ = ["kept_units", "plan_pruning", "prune_heads", "prune_neurons", "whole_number"]
 
 
 def prune_heads(
@@ -134,6 +134,21 @@ def _prune(
         apply_edits(edits)
     become_compact(model)
     return PruneReport.of(model, before)
+
+
+def kept_units(blocks: Sequence[Block], gates_of_block: Sequence[int], kept: Tensor) -> dict[str, set[int]]:
+    """Return the units of the kept gates of each block, by its name.
+
+    Args:
+        blocks: The gated blocks.
+        gates_of_block: Number of gates of each block; each multiplies equally many of its slots.
+        kept: Boolean mask, ``[num_gates]``.
+    """
+    units = {}
+    for block, mask in zip(blocks, kept.split(list(gates_of_block)), strict=True):
+        slots = mask.repeat_interleave(len(block.slot_ids) // len(mask)).nonzero().flatten().tolist()
+        units[block.name] = {block.slot_ids[slot] for slot in slots} & set(block.unit_ids)
+    return units
 
 
 def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
