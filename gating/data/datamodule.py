@@ -164,6 +164,13 @@ class ExampleDataModule(pl.LightningDataModule):
         batch = self._collate([self._splits["validation"][index] for index in longest])
         return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
 
+    def median_batch(self, *, size: int = 8) -> dict[str, Any]:
+        """Return the model inputs, without targets, of training examples of median length; equal in all processes."""
+        order = self._by_length("train")
+        first = max(0, (len(order) - size) // 2)
+        batch = self._collate([self._splits["train"][index] for index in order[first : first + size]])
+        return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
+
     def _by_length(self, split: str) -> list[int]:
         lengths = self._lengths_of(split)
         return sorted(range(len(lengths)), key=lengths.__getitem__)

@@ -225,6 +225,19 @@ class HeadGates(FullPrecision):
         self.attachment.hook_passes(self.draw)
         self.attachment.hook_blocks(self.draw, blocks, self.block_sizes)
 
+    @contextmanager
+    def detached(self) -> Iterator[nn.Module]:
+        """Take the gates out of their model, which is the value, inside of a ``with`` block.
+
+        Hooks of :meth:`remove_with_gates` do not come back.
+        """
+        model, blocks = self._present_attachment().model, self.blocks()
+        self.remove()
+        try:
+            yield model
+        finally:
+            self.attach(model, blocks)
+
     def attach_again(self) -> None:
         """Put the gates on the present output projections, in place, if merging adapters has replaced them."""
         attachment, blocks = self._present_attachment(), self.blocks()

@@ -1,13 +1,13 @@
 """The interface of objectives."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
 
-__all__ = ["Objective"]
+__all__ = ["HasMovableBudget", "Objective"]
 
 
 class Objective(Protocol):
@@ -51,4 +51,13 @@ class Objective(Protocol):
 
     def kept(self, gates: HeadGates) -> Tensor | None:
         """Return the gates that stay if the search ends now, a boolean tensor ``[num_gates]``; None: the open ones."""
+        ...
+
+
+@runtime_checkable
+class HasMovableBudget(Protocol):
+    """Objectives that can choose for another budget than the one they were trained for."""
+
+    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
+        """Return the gates that stay with a share ``keep`` of the cost, a boolean tensor ``[num_gates]``."""
         ...

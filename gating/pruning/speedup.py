@@ -24,17 +24,19 @@ def check_speedup(
     *,
     speedup: float | None,
     num_heads: int | Mapping[str, int] | None = None,
+    num_neurons: int | None = None,
     keep: float | Mapping[str, float] | None = None,
 ) -> None:
-    """Check that a speed-up is above 1 and that no number or share of heads is given with it.
+    """Check that a speed-up is above 1 and that no number or share of units is given with it.
 
     Args:
         speedup: Time of the dense model over that of the compact one; None is always valid.
         num_heads: Number of heads to keep, if given.
-        keep: Share of heads to keep, if given.
+        num_neurons: Number of neurons to keep, if given.
+        keep: Share of heads or of cost to keep, if given.
 
     Raises:
-        ValueError: The speed-up is not above 1, or ``num_heads`` or ``keep`` is given as well.
+        ValueError: The speed-up is not above 1, or another budget is given as well.
 
     Example:
         >>> check_speedup(speedup=1.3)
@@ -45,6 +47,8 @@ def check_speedup(
         raise InputError(
             f"Give either speedup, num_heads or keep: got speedup={speedup}, num_heads={num_heads} and keep={keep}."
         )
+    if num_neurons is not None:
+        raise InputError(f"Give either speedup or num_neurons: got speedup={speedup} and num_neurons={num_neurons}.")
     if not speedup > 1:
         raise InputError(f"speedup must be a number above 1, got {speedup}. Give one such as 1.3, or leave it out.")
 

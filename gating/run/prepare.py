@@ -3,12 +3,10 @@
 import time
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from transformers import PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
@@ -21,12 +19,12 @@ from gating.errors import InputError
 from gating.models.adapters import check_adapters
 from gating.models.blueprint import make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
-from gating.pruning.speedup import num_heads_for_speedup
 from gating.run.folder.state import check_own_checkpoints, check_writable, claim_folder
 from gating.run.folder.stored_settings import read_settings_of
+from gating.run.measured_budget import with_measured_budget
 from gating.run.objects import RunObjects, build_objects, build_phases
 from gating.run.run import Run, RunData, RunState
-from gating.run.settings.build import call_source, make_objective
+from gating.run.settings.build import call_source
 from gating.run.settings.check import take_arguments
 from gating.run.settings.settings import Settings
 from gating.storage.folders import check_folder
@@ -62,7 +60,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     state = _load_models(settings, objects, data, search_steps=search_steps)
     dense_config, started = deepcopy(state.model.config), time.monotonic()
     start_processes(trainer, num_processes)
-    settings, objects = _with_measured_budget(settings, objects, state.model, data, device=device, resumes=resumes)
+    settings, objects = with_measured_budget(settings, objects, state.model, data, device=device, resumes=resumes)
     data.module.shard(num_processes, index=rank())
     # By default the folder is named after the time, which differs between ranks.
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
@@ -159,28 +157,3 @@ def _check_discovered(model: PreTrainedModel, objects: RunObjects, data: RunData
                 f"{block.name} ({type(block.module).__name__}) cannot be left without a head: its output without heads "
                 f"is unknown. Keep one in each layer with {instead}.min_per_layer=1."
             )
-
-
-def _with_measured_budget(
-    settings: Settings,
-    objects: RunObjects,
-    model: PreTrainedModel,
-    data: RunData,
-    *,
-    device: torch.device,
-    resumes: bool,
-) -> tuple[Settings, RunObjects]:
-    """Replace a speedup by the number of heads that reaches it on this device; a resumed run keeps its number."""
-    speedup, num_heads = settings.values["objective"].get("speedup"), 0
-    if not speedup:
-        return settings, objects
-    if resumes:
-        num_heads = read_settings_of(settings.paths.folder)["objective"]["num_heads"]
-    elif is_rank_zero():
-        model.to(device)  # type: ignore[arg-type]
-        probe = {name: tensor.to(device) for name, tensor in data.module.probe_batch().items()}
-        gates = objects.gates_without_model(model)
-        num_heads = num_heads_for_speedup(model, probe, speedup=speedup, gates=gates)
-        print(f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here.")
-    settings = settings.with_num_heads(broadcast(num_heads))
-    return settings, replace(objects, objective=make_objective(settings.values["objective"]))

@@ -12,6 +12,7 @@ from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
 from gating.report.summary import Stage
 from gating.run.folder.contents import Phase
+from gating.run.measured_budget import count_macs, kept_gates
 from gating.run.phase import train_phase
 from gating.run.removed import save_removed
 from gating.run.run import Run
@@ -44,6 +45,7 @@ def search(run: Run, objective: Objective) -> HeadGates:
     """Train weights and gates together while the objective closes gates; return the gates."""
     state, planned = run.state, run.state.search_steps
     gates = run.objects.make_gates(state.model)
+    count_macs(gates, state.model, run.data)
     objective.attach(gates)
     num_others = count_heads(state.model) - gates.num_heads
     if num_others and is_rank_zero():
@@ -68,7 +70,7 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
     """
     state = run.state
     check_same(gates.log_alpha, "The location of the gates")
-    kept = objective.kept(gates)
+    kept = kept_gates(run, objective, gates)
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
     log_kept_heads(run.loggers, gates, objective, kept=kept, step=state.search_steps - 1)

@@ -12,8 +12,7 @@ import torch
 import train
 from benchmarks.faults.outcome import Outcome
 from gating.report.summary import Summary
-from gating.run import prepare as preparation
-from gating.run import stages
+from gating.run import measured_budget, stages
 from gating.run.folder.state import is_finished
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
@@ -261,11 +260,11 @@ def test_auto_finds_the_latest_unfinished_run_with_the_same_settings(inputs, who
 
 
 def test_a_speedup_is_not_measured_again(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: 5)
+    monkeypatch.setattr(measured_budget, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: 5)
     settings = [*[x for x in inputs if not x.startswith("objective.")], "objective.speedup=2"]
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "run", settings)
-    monkeypatch.setattr(preparation, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: 6)
+    monkeypatch.setattr(measured_budget, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: 6)
     run_in(tmp_path / "run", settings, "resume=auto")
     assert Outcome.of(tmp_path / "run").metrics["num_heads"] == 5
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 import gating
 import train
-from gating.run import prepare as preparation
+from gating.run import measured_budget
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import compose_settings, run_command
 
@@ -189,7 +189,7 @@ def test_a_search_without_convergence_takes_all_its_steps(inputs, tmp_path):
 
 def test_a_speedup_becomes_a_number_of_heads(inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        preparation, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: round(12 / speedup)
+        measured_budget, "num_heads_for_speedup", lambda model, batch, *, speedup, gates: round(12 / speedup)
     )
     overrides = [x for x in inputs if not x.startswith("objective.")]
     numbers = run_here([*overrides, "objective.speedup=2.4"], tmp_path / "out")

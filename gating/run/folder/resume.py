@@ -109,9 +109,13 @@ def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Return the first setting that differs and changes results, with both values."""
     old, new = dict(leaves(before)), dict(leaves(now))
+    measured = ["objective.cost"] if new.get("objective.cost") == "latency" else []
     if new.get("objective.speedup") is not None:
-        # Measured when the run began; another measurement could differ a little.
-        new["objective.num_heads"] = old.get("objective.num_heads")
+        measured = ["objective.cost", "objective.num_heads", "objective.keep"]
+    # Measured when the run began; another measurement could differ a little.
+    old, new = (
+        {name: value for name, value in values.items() if not name.startswith(tuple(measured))} for values in (old, new)
+    )
     for name in sorted(old | new):
         if not _is_free(name) and old.get(name) != new.get(name):
             return name, old.get(name), new.get(name)

@@ -50,7 +50,7 @@ def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> Settings:
     }
     check_settings(values, groups={"convergence", *groups}, also=places)
     check_optimized(values["optimized_metric"])
-    check_speedup(**{name: values["objective"].get(name) for name in ("speedup", "num_heads", "keep")})
+    check_speedup(**{name: values["objective"].get(name) for name in ("speedup", "num_heads", "num_neurons", "keep")})
     return Settings.of(composed, data=values["data"])
 
 

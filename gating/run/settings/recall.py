@@ -93,7 +93,9 @@ def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> di
         )
     objective = stored["objective"]
     if objective.get("speedup") is not None:
-        objective = {**objective, "num_heads": None}  # It was measured from the speedup.
+        # They were measured from the speedup.
+        before = {"num_heads": None, "keep": None, "cost": "macs"}
+        objective = objective | {name: value for name, value in before.items() if name in objective}
     # Callbacks are stored with the folder of one phase.
     place = f"{stored['paths'].get('checkpoints')}/{stored.get('phase')}"
     callbacks = _replace(stored["callbacks"], place, OWN_PLACE)

@@ -61,9 +61,9 @@ class Settings:
         """Return the same settings with another folder of the run."""
         return self._with({"output_dir": str(folder)})
 
-    def with_num_heads(self, num_heads: int) -> "Settings":
-        """Return the same settings with another budget."""
-        changed = self._with({"objective": {"num_heads": num_heads}})
+    def with_budget(self, budget: Mapping[str, Any]) -> "Settings":
+        """Return the same settings with some settings of the objective replaced by measured ones."""
+        changed = self._with({"objective": budget})
         return replace(changed, has_own_folder=self.has_own_folder)
 
     def to_yaml(self) -> str:
