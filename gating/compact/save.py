@@ -81,7 +81,8 @@ def save_compact(
         check_finite(model, type(model).__name__)
     sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
     with replacing_folder(Path(save_directory), overwrite=overwrite, kind=COMPACT_MODEL, keep=sources) as folder:
-        find_attention_blocks(model)  # Raises for a model without heads to describe.
+        if not any(hasattr(module, "kept_groups") for module in model.modules()):
+            find_attention_blocks(model)  # Raises for a model without heads or neurons to describe.
         become_compact(model)
         model.save_pretrained(folder)
         if tokenizer is not None:

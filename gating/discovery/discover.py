@@ -20,6 +20,7 @@ from gating.errors import InputError
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import num_inputs, num_outputs
 from gating.structure.families import AttentionSpec, RowLayout, find_spec
+from gating.structure.feed_forward_specs import FeedForwardSpec
 from gating.structure.removal import plan_removal
 
 __all__ = ["discover_specs", "share_specs"]
@@ -81,9 +82,10 @@ def share_specs(model: nn.Module, other: nn.Module) -> None:
     """Copy the discovered specs of a model to another model of the same classes, in place."""
     modules = dict(other.named_modules())
     for name, module in model.named_modules():
-        spec = getattr(module, "attention_spec", None)
-        if isinstance(spec, AttentionSpec) and name in modules:
-            modules[name].attention_spec = spec
+        for attribute in ("attention_spec", "feed_forward_spec"):
+            spec = getattr(module, attribute, None)
+            if isinstance(spec, (AttentionSpec, FeedForwardSpec)) and name in modules:
+                setattr(modules[name], attribute, spec)
 
 
 def _guess(module: nn.Module, parent: nn.Module) -> Iterator[AttentionSpec]:

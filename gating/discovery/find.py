@@ -64,7 +64,7 @@ def find_feed_forward_blocks(
     Args:
         model: A transformers model, or any module with projections of common names.
         group_size: Number of neurons in a group; if left out, that of an earlier removal, or 64.
-        discover: Whether to search layers with other names by the flow of gradients, too. A block found in this way is
+        discover: Whether to search layers with other names by the flow of data, too. A block found in this way is
             accepted only if removing neurons gives the outputs of masking them on ``probe``.
         probe: A batch as the model's keyword arguments; made from its configuration when left out.
 
@@ -85,7 +85,7 @@ def find_feed_forward_blocks(
         discover_feed_forward_specs(model, probe=probe)
     blocks = removable_feed_forward_blocks(model, group_size=group_size)
     if not blocks:
-        raise explain_no_neurons(model)
+        raise explain_no_neurons(model, searched=discover)
     return blocks
 
 

@@ -148,8 +148,8 @@ _MAKERS: dict[str, Callable[[PreTrainedModel, int, int, torch.Generator], Tensor
 }
 
 
-def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the floating-point output tensors of a model for a batch, in evaluation mode and without gradients.
+def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor], *, with_gradients: bool = False) -> list[Tensor]:
+    """Return the floating-point output tensors of a model for a batch, in evaluation mode.
 
     The model keeps its mode, and the global random numbers their state.
     """
@@ -157,7 +157,7 @@ def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> list[Tenso
     model.eval()
     try:
         # Some encoders draw random numbers in evaluation, too, such as masked patches.
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.set_grad_enabled(with_gradients), torch.random.fork_rng():
             torch.manual_seed(0)
             outputs = model(**probe)
     finally:

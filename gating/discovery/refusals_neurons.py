@@ -1,12 +1,15 @@
 """Feed-forward blocks from which neurons cannot be removed, with the reasons."""
 
 import re
+from itertools import combinations
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.refusals import why_not_editable
 from gating.errors import InputError, RemedyError
-from gating.structure.edits import without_adapter
+from gating.structure.blocks import iter_attention_blocks
+from gating.structure.edits import num_inputs, num_outputs, without_adapter
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = ["explain_no_neurons", "removable_feed_forward_blocks"]
@@ -45,19 +48,59 @@ def _why_neurons_depend(block: FeedForwardBlock) -> str | None:
             "with slow_but_exact it multiplies slices of the down projection's weight and never calls that layer: load "
             "the model with pretraining_tp=1"
         )
-    for name, child in module.named_children():
+    return _why_mixed(module, width, num_outputs(block.output_projection))
+
+
+def _why_mixed(module: nn.Module, width: int, hidden: int) -> str | None:
+    """Return the reason for which a module between projections mixes all neurons, or None."""
+    for name, child in module.named_modules():
         weight = getattr(child, "weight", None)
-        if _BETWEEN.fullmatch(name) and isinstance(weight, Tensor) and width in weight.shape:
+        # A norm of the hidden state has another width, or another name.
+        if not isinstance(weight, Tensor) or (width == hidden and not _BETWEEN.fullmatch(name.rpartition(".")[2])):
+            continue
+        is_norm, is_convolution = weight.shape == (width,), weight.dim() > 2 and weight.shape[0] == width
+        if is_norm or is_convolution:
             return f"{name} ({type(child).__name__}) between its projections mixes all neurons"
     return None
 
 
-def explain_no_neurons(model: nn.Module) -> ValueError:
-    """Return the error for a model without any known feed-forward block."""
+def explain_no_neurons(model: nn.Module, *, searched: bool) -> ValueError:
+    """Return the error for a model without any usable feed-forward block.
+
+    Args:
+        model: The model.
+        searched: Whether discovery has searched its structure, too.
+    """
+    reason = _why_no_neurons(model)
+    if reason is not None:
+        return InputError(f"Neurons cannot be removed from {type(model).__name__}: {reason}.")
     problem = (
         f"No feed-forward block of {type(model).__name__} is known: no module has two or three linear layers with "
         "common names, such as fc1 and fc2. Describe one with gating.register_feed_forward_spec('MyMLP', "
         "gating.FeedForwardSpec(ups=..., down=...))"
     )
+    if searched:
+        return InputError(f"{problem}; its flow of data shows none either.")
     end = "to discover its structure."
     return RemedyError(problem, python=f", or pass discover=True {end}", command=f", or give gates.discover=true {end}")
+
+
+def _why_no_neurons(model: nn.Module) -> str | None:
+    """Return the reason for which no feed-forward block of a model has independent neurons, or None.
+
+    The reason is found in the structure of the model, not in a list of families.
+    """
+    attention = {module for block in iter_attention_blocks(model) for module in block.module.modules()}
+    for name, module in model.named_modules():
+        linears = [child for child in module.children() if isinstance(child, (nn.Linear, Conv1D))]
+        for up, down in combinations(linears if module not in attention else [], 2):
+            width, hidden = num_inputs(down), num_outputs(down)
+            is_pair = num_inputs(up) == hidden and num_outputs(up) in (width, 2 * width)
+            reason = _why_mixed(module, width, hidden) if is_pair else None
+            if reason is not None:
+                return f"in {name or 'the model'} ({type(module).__name__}), {reason}"
+    for name, module in model.named_modules():
+        has_experts = "expert" in f"{name} {type(module).__name__}".lower()
+        if has_experts and any(parameter.dim() == 3 for parameter in module.parameters(recurse=False)):
+            return f"{name} ({type(module).__name__}) keeps the weights of all experts in one parameter"
+    return None

@@ -23,6 +23,7 @@ __all__ = ["become_compact", "check_specs", "describe_kept_units", "has_lost_uni
 _NAME = r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?"
 _DOTTED = rf"{_NAME}(\.(\d+|{_NAME}))*"
 _PATH = rf"\^?{_DOTTED}"
+_BELOW = rf"(\d+|{_NAME})(\.(\d+|{_NAME}))*"
 
 
 def become_compact(model: nn.Module) -> None:
@@ -77,7 +78,7 @@ def _describe_neurons(blocks: Sequence[FeedForwardBlock]) -> dict[str, Any]:
         }
     }
     specs = {
-        type(block.module).__name__: {"ups": _lists(block.spec.ups), "down": block.spec.down}
+        block.name: {"ups": _lists(block.spec.ups), "down": block.spec.down}
         for block in blocks
         if block.spec != find_feed_forward_spec(block.module, shipped_only=True)
     }
@@ -95,9 +96,9 @@ def check_specs(record: object) -> None:
                 raise damaged(f"the spec of {name} has {key}={value!r}")
     specs = record.get("feed_forward_specs", {}) if isinstance(record, dict) else {}
     for name, spec in specs.items() if isinstance(specs, dict) else ():
-        is_known = isinstance(spec, dict) and set(spec) == {"ups", "down"} and _is_text(spec["down"], _DOTTED)
+        is_known = isinstance(spec, dict) and set(spec) == {"ups", "down"} and _is_text(spec["down"], _BELOW)
         if not (is_known and _are_ups(cast(dict[str, object], spec)["ups"])):
-            raise damaged(f"the spec of {name} is not that of a feed-forward class")
+            raise damaged(f"the layout of {name} is not that of a feed-forward block")
 
 
 def _describe(block: AttentionBlock) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def _are_pairs(value: object, is_second: Callable[[object], bool], *, path: str 
 
 
 def _are_ups(value: object) -> bool:
-    return bool(value) and _are_pairs(value, lambda layout: layout in typing.get_args(UpLayout), path=_DOTTED)
+    return bool(value) and _are_pairs(value, lambda layout: layout in typing.get_args(UpLayout), path=_BELOW)
 
 
 def _are_dims(value: object) -> bool:

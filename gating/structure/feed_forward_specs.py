@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .edits import num_inputs, num_outputs, without_adapter
 from .errors import InputError
 
-__all__ = ["FeedForwardSpec", "UpLayout", "find_feed_forward_spec", "register_feed_forward_spec"]
+__all__ = ["FeedForwardSpec", "UpLayout", "find_feed_forward_spec", "fits", "register_feed_forward_spec"]
 
 UpLayout = Literal["plain", "halves", "pairs"]
 
@@ -91,8 +91,8 @@ def find_feed_forward_spec(module: nn.Module, *, shipped_only: bool = False) -> 
         return own
     registered = None if shipped_only else _find_registered(type(module))  # type: ignore[arg-type]
     if registered is None:
-        return next((spec for spec in _SHIPPED if _fits(module, spec)), None)
-    if not _fits(module, registered):
+        return next((spec for spec in _SHIPPED if fits(module, spec)), None)
+    if not fits(module, registered):
         raise InputError(
             f"The feed-forward spec of {type(module).__name__} does not fit: {registered.down!r} must be a linear "
             "layer with an input for each neuron, back to the input width of the up projections."
@@ -109,7 +109,7 @@ def _find_registered(owner_class: type) -> FeedForwardSpec | None:
     return None
 
 
-def _fits(module: nn.Module, spec: FeedForwardSpec) -> bool:
+def fits(module: nn.Module, spec: FeedForwardSpec) -> bool:
     """Return whether the layers of a spec exist and have the widths of a feed-forward block."""
     down = _linear_at(module, spec.down)
     if down is None:

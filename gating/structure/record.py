@@ -9,9 +9,12 @@ original numbers of the kept ones::
 classes that the shipped registry lacks. For ``sha256``, see ``integrity.py``.
 
 Where neurons were removed, the format is 2, and ``feed_forward`` has the former width of each block, the number of
-neurons in a group, and the original numbers of the kept groups; ``feed_forward_specs`` is as ``specs``::
+neurons in a group, and the original numbers of the kept groups::
 
     "feed_forward": {"encoder.layer.0.output.dense": {"width": 3072, "group": 64, "kept": [0, 2, 5]}, ...}
+
+``feed_forward_specs`` has the layouts that the shipped registry lacks, by block: a discovered layout may belong to a
+class such as ``nn.Sequential``.
 
 The rest of the configuration stays that of the original architecture, because sizes such as the rotary width are
 derived from its head counts.
@@ -21,12 +24,12 @@ from typing import Any
 
 from torch import nn
 
-from .blocks import iter_attention_blocks
+from .blocks import base_prefix, iter_attention_blocks
 from .edits import Edit
 from .errors import InputError
 from .families import AttentionSpec
 from .feed_forward import FeedForwardBlock, iter_feed_forward_blocks
-from .feed_forward_specs import FeedForwardSpec
+from .feed_forward_specs import FeedForwardSpec, fits
 from .removal import plan_removal
 
 __all__ = [
@@ -66,19 +69,33 @@ def plan_from_record(model: nn.Module, record: object) -> list[Edit]:
         ValueError: The record is malformed or does not fit the model.
     """
     known = _read_record(record)
-    _set_specs(model, "attention_spec", known, "specs", AttentionSpec)
-    _set_specs(model, "feed_forward_spec", known, "feed_forward_specs", FeedForwardSpec)
+    _set_attention_specs(model, known.get("specs", {}))
+    _set_feed_forward_specs(model, known.get("feed_forward_specs", {}))
     edits = _plan_heads(model, known["blocks"], may_be_empty="feed_forward" in known)
     return [*edits, *_plan_neurons(model, known.get("feed_forward", {}))]
 
 
-def _set_specs(model: nn.Module, attribute: str, record: dict[str, Any], key: str, spec_class: type) -> None:
-    specs = record.get(key, {})
+def _set_attention_specs(model: nn.Module, specs: object) -> None:
     if not isinstance(specs, dict):
-        raise damaged(f"{key} is not a table of classes")
+        raise damaged("specs is not a table of classes")
     for module in model.modules():
         if type(module).__name__ in specs:
-            setattr(module, attribute, spec_class(**_tuples(specs[type(module).__name__])))
+            module.attention_spec = AttentionSpec(**_tuples(specs[type(module).__name__]))  # type: ignore[assignment]
+
+
+def _set_feed_forward_specs(model: nn.Module, specs: object) -> None:
+    if not isinstance(specs, dict):
+        raise damaged("feed_forward_specs is not a table of blocks")
+    modules = dict(model.named_modules())
+    for name, fields in specs.items():
+        spec = FeedForwardSpec(**_tuples(fields))
+        full_name = next((full for full in (f"{base_prefix(model)}{name}", name) if full in modules), None)
+        if full_name is None:  # A part of the saved model lacks some blocks.
+            continue
+        owner = modules.get(full_name.removesuffix(spec.down).removesuffix("."))
+        if owner is None or not fits(owner, spec):
+            raise damaged(f"the layout of block {name!r} does not fit {type(model).__name__}")
+        owner.feed_forward_spec = spec
 
 
 def _plan_heads(model: nn.Module, entries: dict[str, object], *, may_be_empty: bool) -> list[Edit]:

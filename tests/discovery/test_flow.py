@@ -1,0 +1,315 @@
+"""Feed-forward blocks without common names are found by the flow of data."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+import gating
+from gating.discovery import flow
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.discovery.self_check import units_masked
+from gating.discovery.trace import is_linear, trace_feed_forward
+from gating.structure import feed_forward_specs
+from gating.structure.feed_forward import iter_feed_forward_blocks
+from tests.support.family_models import FAMILIES, GROUPED, IDS, Family
+
+SAMPLE = [
+    "albert-1group",
+    "bert",
+    "blip",
+    "clip",
+    "falcon-new",
+    "gpt2",
+    "gptj",
+    "llama",
+    "modernbert",
+    "mt5",
+    "opt",
+    "phi3",
+    "siglip",
+    "swin",
+    "t5",
+    "wav2vec2",
+    "whisper",
+]
+_CTRL = {"vocab_size": 99, "n_positions": 64, "n_embd": 64, "dff": 48, "n_layer": 2, "n_head": 4, **IDS}
+_PROPHETNET = {"vocab_size": 99, "hidden_size": 64, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, **IDS}
+_PROPHETNET |= {f"num_{tower}_layers": 2 for tower in ("encoder", "decoder")}
+_PROPHETNET |= {f"num_{tower}_attention_heads": 4 for tower in ("encoder", "decoder")}
+UNKNOWN = {
+    "cpmant": Family(
+        "CpmAntForCausalLM",
+        "CpmAntConfig",
+        {"vocab_size": 99, "hidden_size": 64, "num_attention_heads": 4, "dim_head": 16, "dim_ff": 48}
+        | {"num_hidden_layers": 2},
+        ("eager",),
+    ),
+    "ctrl": Family("CTRLLMHeadModel", "CTRLConfig", _CTRL, ("eager",)),
+    "funnel": Family(
+        "FunnelModel",
+        "FunnelConfig",
+        {"vocab_size": 99, "d_model": 64, "n_head": 4, "d_head": 16, "d_inner": 48, "block_sizes": [1, 1]},
+        ("eager",),
+    ),
+    "lfm2": Family("Lfm2ForCausalLM", "Lfm2Config", {**GROUPED, "layer_types": ["conv", "full_attention", "conv"]}),
+    "moshi": Family("MoshiForCausalLM", "MoshiConfig", {**GROUPED, "ffn_dim": 96}, ("eager",)),
+    "prophetnet": Family("ProphetNetForConditionalGeneration", "ProphetNetConfig", _PROPHETNET, ("eager",)),
+    "xlnet": Family(
+        "XLNetLMHeadModel",
+        "XLNetConfig",
+        {"vocab_size": 99, "d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 48, **IDS},
+        ("eager",),
+    ),
+}
+
+
+def _layouts(model):
+    return {
+        block.name: (type(block.module), frozenset(block.spec.ups), block.spec.down)
+        for block in iter_feed_forward_blocks(model)
+    }
+
+
+@pytest.fixture
+def without_names(monkeypatch):
+    monkeypatch.setattr(feed_forward_specs, "_SHIPPED", ())
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_flow_of_data_finds_the_blocks_that_names_find(name, monkeypatch):
+    model = FAMILIES[name].build().train()
+    for parameter in list(model.parameters())[::2]:
+        parameter.requires_grad_(False)
+    by_names = _layouts(model)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with_gradients = [parameter.requires_grad for parameter in model.parameters()]
+    random_state = torch.get_rng_state()
+    monkeypatch.setattr(feed_forward_specs, "_SHIPPED", ())
+    assert not _layouts(model)
+    flow.discover_feed_forward_specs(model)
+    assert _layouts(model) == by_names
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == with_gradients
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not any(
+        module._forward_pre_hooks or module._forward_hooks for module in model.modules() if is_linear(module)
+    )
+
+
+def test_the_flow_of_data_needs_no_knowledge_of_attention(without_names, monkeypatch):
+    monkeypatch.setattr(flow, "iter_attention_blocks", lambda model: iter(()))
+    for name, num_blocks in {"llama": 3, "bart": 5, "vit": 3}.items():
+        model = FAMILIES[name].build()
+        flow.discover_feed_forward_specs(model)
+        assert len(_layouts(model)) == num_blocks
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_layers_with_other_names_are_found(name, tmp_path):
+    model = UNKNOWN[name].build()
+    with pytest.raises(ValueError, match="pass discover=True"):
+        gating.find_feed_forward_blocks(model)
+    blocks = gating.find_feed_forward_blocks(model, group_size=8, discover=True)
+    kept = {block.name: [g for g in block.group_ids if (g + number) % 3] for number, block in enumerate(blocks)}
+    kept[blocks[0].name] = []
+    probe = make_probe(model)
+    with units_masked(blocks, kept):
+        expected = forward_outputs(model, probe)
+    removed = {block.name: set(block.group_ids) - set(kept[block.name]) for block in blocks}
+    report = gating.prune_neurons(model, removed, group_size=8)
+    assert report.num_neurons == 8 * sum(map(len, kept.values()))
+    assert max_relative_difference(expected, forward_outputs(model, probe)) < 1e-5
+    if name in ("ctrl", "moshi"):
+        gating.save_compact(model, tmp_path)
+        again = gating.load_compact(tmp_path)
+        assert max_relative_difference(forward_outputs(model, probe), forward_outputs(again, probe)) < 1e-5
+
+
+def test_blocks_of_experts_and_norms_are_refused_with_the_reason():
+    refused = {
+        "bitnet": (Family("BitNetForCausalLM", "BitNetConfig", GROUPED), r"ffn_sub_norm \(BitNetRMSNorm\) between"),
+        "segformer": (Family("SegformerModel", "SegformerConfig", {}, ("eager",)), r"dwconv \(Conv2d\) between"),
+        "glpn": (Family("GLPNModel", "GLPNConfig", {}, ("eager",)), r"in encoder.*dwconv \(Conv2d\) between"),
+        "mixtral": (FAMILIES["mixtral"], r"experts \(MixtralExperts\) keeps the weights of all experts"),
+    }
+    for family, reason in refused.values():
+        model = family.build()
+        for discover in (False, True):
+            with pytest.raises(ValueError, match=f"Neurons cannot be removed from .*{reason}"):
+                gating.find_feed_forward_blocks(model, discover=discover)
+
+
+def test_an_activation_may_have_learned_scalars(without_names):
+    model = Family("ApertusForCausalLM", "ApertusConfig", GROUPED).build()
+    assert len(gating.find_feed_forward_blocks(model, discover=True)) == 3
+
+
+class Pairs(nn.Module):
+    """A gated activation with the two rows of a neuron side by side."""
+
+    def forward(self, inputs):
+        gate, values = inputs.unflatten(-1, (-1, 2)).unbind(-1)
+        return gate.sigmoid() * values
+
+
+class Halves(Pairs):
+    """A gated activation with the rows of the gate in front."""
+
+    def forward(self, inputs):
+        gate, values = inputs.chunk(2, dim=-1)
+        return gate.relu() * values
+
+
+class Block(nn.Module):
+    """Projections with an operation between them."""
+
+    def __init__(self, between, rows=12, width=12, hidden=8, up=nn.Linear):
+        super().__init__()
+        self.first, self.between, self.second = up(hidden, rows), between, nn.Linear(width, hidden)
+
+    def forward(self, x):
+        return self.second(self.between(self.first(x)))
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs):
+        return self.function(inputs)
+
+
+def _trace(model):
+    torch.manual_seed(0)
+    candidates = {module: name for name, module in model.named_modules() if is_linear(module)}
+    return trace_feed_forward(model.eval(), candidates, {"x": torch.randn(2, 5, 8)})
+
+
+@pytest.mark.parametrize(
+    ("block", "layout"),
+    [
+        (Block(nn.GELU()), "plain"),
+        (Block(nn.ReLU(inplace=True)), "plain"),
+        (Block(nn.PReLU()), "plain"),
+        (Block(nn.GELU(), up=lambda hidden, rows: Conv1D(rows, hidden)), "plain"),
+        (Block(nn.GELU(), rows=8, width=8), "plain"),
+        (Block(Pairs(), rows=24), "pairs"),
+        (Block(Halves(), rows=24), "halves"),
+        (Block(Function(lambda x: x * (torch.arange(12) == 7))), "plain"),
+    ],
+)
+def test_layouts_of_rows(block, layout):
+    assert _trace(block) == {"second": (("first", layout),)}
+
+
+class Residual(Block):
+    """Adds another layer's output between the projections."""
+
+    def __init__(self):
+        super().__init__(nn.GELU())
+        self.other = nn.Linear(4, 12)
+
+    def forward(self, x):
+        return self.second(self.between(self.first(x)) + self.other(x[..., :4]))
+
+
+class Used(Block):
+    """Returns its intermediate features, too."""
+
+    def forward(self, x):
+        features = self.first(x)
+        return self.second(features.relu()), features[..., :1].sin()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Block(nn.LayerNorm(12)),
+        Block(nn.LayerNorm(12, elementwise_affine=False)),
+        Block(nn.Sequential(nn.Flatten(0, 1), nn.PReLU(12))),
+        Block(nn.Softmax(-1)),
+        Block(Function(lambda x: x.flip(-1))),
+        Block(Function(lambda x: x.cumsum(-2))),
+        Block(Function(lambda x: x.roll(1, -2))),
+        Block(Function(lambda x: x * 0)),
+        Block(Function(torch.detach)),
+        Block(Function(lambda x: x[..., :12]), rows=20),
+        Block(Function(lambda x: x[..., :12]), rows=24),
+        Residual(),
+        Used(nn.GELU()),
+    ],
+)
+def test_layers_that_are_no_feed_forward_block(block):
+    assert not _trace(block)
+
+
+class Layer(nn.Module):
+    """A layer of a model of the user, with one expert that gets no position."""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.mlp = nn.Sequential(nn.Linear(hidden, 96), nn.ReLU(inplace=True), nn.Dropout(0.1), nn.Linear(96, hidden))
+        self.expert = Block(nn.GELU(), rows=96, width=96, hidden=hidden)
+
+    def forward(self, x):
+        x = x + self.mlp(self.norm(x))
+        return torch.cat([x, self.expert(x[:, :0])], dim=1)
+
+
+class Custom(PreTrainedModel):
+    """A model of the user without attention."""
+
+    config_class = PreTrainedConfig
+
+    def __init__(self, config, layer=Layer):
+        super().__init__(config)
+        self.embeddings = nn.Embedding(50, 32)
+        self.layers = nn.ModuleList(layer(32) for _ in range(3))
+        self.head = nn.Linear(32, 50)
+        self.post_init()
+
+    def forward(self, input_ids):
+        hidden_states = self.embeddings(input_ids)
+        for layer in self.layers:
+            hidden_states = layer(x=hidden_states)
+        return {"logits": self.head(hidden_states)}
+
+
+def _tokens():
+    return {"input_ids": torch.randint(50, (2, 7), generator=torch.Generator().manual_seed(0))}
+
+
+def test_a_model_of_the_user():
+    model = Custom(PreTrainedConfig())
+    blocks = gating.find_feed_forward_blocks(model, group_size=32, discover=True, probe=_tokens())
+    assert [block.name for block in blocks] == [f"layers.{number}.mlp.3" for number in range(3)]
+    assert gating.prune_neurons(model, {1: [0, 2]}, group_size=32, probe=_tokens()).num_neurons == 2 * 96 + 32
+
+
+class Masked(nn.Module):
+    """An activation with a buffer of its width, which is not part of the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scales", torch.ones(96))
+
+    def forward(self, inputs):
+        return inputs.relu() * self.scales
+
+
+def test_a_block_that_fails_the_proof_is_named_and_forgotten():
+    activations = iter((nn.GELU(), nn.GELU(), Masked()))
+    model = Custom(PreTrainedConfig(), layer=lambda hidden: Block(next(activations), 96, 96, hidden))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"found layers.2.second \(Block\), but .*does not run.*Nothing was changed"):
+        gating.find_feed_forward_blocks(model, discover=True, probe=_tokens())
+    assert not any(hasattr(module, "feed_forward_spec") for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
