@@ -4,10 +4,11 @@ import argparse
 import importlib.util
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from gating.compact.formats import FORMATS
-from gating.errors import UserError, explain
+from gating.errors import InputError, UserError, explain
 from gating.tracking.redaction import redact_output
 
 __all__ = ["main"]
@@ -29,11 +30,13 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="head-gating", description="Remove attention heads that are not needed.")
+    parser = argparse.ArgumentParser(
+        prog="head-gating", description="Remove attention heads and feed-forward neurons that are not needed."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="fine-tune with gates, remove heads, export: head-gating train --help")
-    inspect = commands.add_parser("inspect", help="show which heads a model has, and its sizes")
-    inspect.add_argument("folder", help="folder of a compact model, or of any model with attention heads")
+    inspect = commands.add_parser("inspect", help="show which heads and neurons a model has, and its sizes")
+    inspect.add_argument("folder", help="folder of a compact model, or of any model of transformers")
     export = commands.add_parser("export", help="export a compact model for another runtime, and check it there")
     export.add_argument("folder", help="folder of a compact model")
     export.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="onnx (default) or torch.export")
@@ -46,17 +49,35 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gating.compact.load import load_compact
-    from gating.discovery.find import find_attention_blocks
-    from gating.pruning.measure import weight_megabytes
+    from gating.discovery.probe import make_probe
+    from gating.pruning.measure import count_macs, weight_megabytes
     from gating.pruning.prune_report import num_parameters
-    from gating.report.tables import kept_heads_table
+    from gating.report.tables import kept_heads_table, kept_neurons_table
+    from gating.structure.blocks import iter_attention_blocks
+    from gating.structure.feed_forward import iter_feed_forward_blocks
 
     model = load_compact(arguments.folder)
-    blocks = find_attention_blocks(model)
     console = Console()
-    console.print(kept_heads_table([(block.name, block.head_ids, block.num_heads_before) for block in blocks]))
-    kept, before = sum(b.num_heads for b in blocks), sum(b.num_heads_before for b in blocks)
-    console.print(f"{type(model).__name__}: {kept} of {before} heads, {num_parameters(model):,} parameters")
+    counts = []
+    if heads := list(iter_attention_blocks(model)):
+        console.print(kept_heads_table([(block.name, block.head_ids, block.num_heads_before) for block in heads]))
+        counts.append(f"{sum(b.num_heads for b in heads)} of {sum(b.num_heads_before for b in heads)} heads")
+    if neurons := list(iter_feed_forward_blocks(model)):
+        console.print(kept_neurons_table([(block.name, block.num_neurons, block.width_before) for block in neurons]))
+        counts.append(f"{sum(b.num_neurons for b in neurons):,} of {sum(b.width_before for b in neurons):,} neurons")
+    console.print(
+        f"{type(model).__name__}: {', '.join(counts)}, {num_parameters(model):,} parameters",
+        highlight=False,
+        soft_wrap=True,
+    )
+    # The inputs of some models cannot be made from their configuration.
+    with suppress(InputError):
+        example = make_probe(model, batch_size=1, length=128)
+        tokens = example.get("input_ids")
+        of = "example" if tokens is None else f"example of {tokens.numel()} tokens"
+        console.print(
+            f"{count_macs(model, example) / 1e6:,.1f} million multiply-accumulates for an {of}", highlight=False
+        )
     console.print(f"{weight_megabytes(model):,.1f} MB of weights in {arguments.folder}", highlight=False)
 
 

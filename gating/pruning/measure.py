@@ -1,17 +1,32 @@
-"""Size of a model, and its latency compared with another model's."""
+"""Size and work of a model, and its latency compared with another model's."""
 
 import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from transformers import PreTrainedModel
 
-from gating.discovery.find import find_attention_blocks
+from gating.discovery.probe import forward_outputs
+from gating.structure.blocks import iter_attention_blocks
+from gating.structure.feed_forward import iter_feed_forward_blocks
 
-__all__ = ["LatencyComparison", "compare_latency", "count_heads", "count_heads_by_kind", "weight_megabytes"]
+__all__ = [
+    "LatencyComparison",
+    "cache_bytes_per_token",
+    "compare_latency",
+    "count_heads",
+    "count_heads_by_kind",
+    "count_macs",
+    "count_neurons",
+    "weight_megabytes",
+]
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def count_heads(model: nn.Module) -> int:
-    """Return the number of attention heads of a model.
+    """Return the number of attention heads of a model; 0 if its attention is not known.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -93,15 +108,93 @@ def count_heads(model: nn.Module) -> int:
         >>> count_heads(model)
         8
     """
-    return sum(block.num_heads for block in find_attention_blocks(model))
+    return sum(block.num_heads for block in iter_attention_blocks(model))
 
 
 def count_heads_by_kind(model: nn.Module) -> dict[str, int]:
     """Return the number of attention heads of each kind (:attr:`AttentionBlock.kind`) in a model."""
     counts = Counter[str]()
-    for block in find_attention_blocks(model):
+    for block in iter_attention_blocks(model):
         counts[block.kind] += block.num_heads
     return dict(counts)
+
+
+def count_neurons(model: nn.Module) -> int:
+    """Return the number of feed-forward neurons of a model; 0 if its feed-forward blocks are not known.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4))
+        >>> count_neurons(model)
+        6144
+    """
+    return sum(block.num_neurons for block in iter_feed_forward_blocks(model))
+
+
+def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
+    """Return the multiply-accumulates of an average example of a batch, counted in a forward pass.
+
+    Those of matrix products, convolutions and attention count; attention with all pairs of positions, also masked ones.
+
+    Args:
+        model: The model.
+        batch: Keyword arguments of the model, with the examples in the first dimension.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=1, intermediate_size=6)
+        >>> model = BertModel(config, add_pooling_layer=False)
+        >>> count_macs(model, {"input_ids": torch.ones(3, 5, dtype=torch.long)})  # 5 * (4 * 64 + 2 * 48 + 2 * 40)
+        2160
+    """
+    counter = _MacCounter()
+    with counter:
+        forward_outputs(model, batch)
+    return round(counter.macs / len(next(iter(batch.values()))))
+
+
+class _MacCounter(TorchDispatchMode):
+    """Counter of multiply-accumulates, with the formulas of PyTorch.
+
+    PyTorch's ``FlopCounterMode`` counts no fused attention of the CPU, and fails for DeBERTa's autograd functions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.macs: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet, kwargs = func._overloadpacket, kwargs or {}
+        is_attention = "scaled_dot_product" in packet.__name__
+        if not is_attention and packet not in flop_registry:
+            with self:  # Some devices have composed operations of their own, such as linear layers.
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        outputs = func(*args, **kwargs)
+        if is_attention:
+            query, key, value = args[:3]
+            self.macs += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+        elif packet in flop_registry:
+            self.macs += flop_registry[packet](*args, **kwargs, out_val=outputs) // 2
+        return outputs
+
+
+def cache_bytes_per_token(model: nn.Module) -> int:
+    """Return the bytes of keys and values that a generating model projects and caches for each token.
+
+    Zero for models that do not generate. Keys and values of the source in cross-attention do not count. Layers with a
+    sliding window cache the tokens of their window only.
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> cache_bytes_per_token(GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=4, n_layer=2, vocab_size=10)))
+        128
+    """
+    if not (isinstance(model, PreTrainedModel) and model.can_generate()):
+        return 0
+    blocks = [block for block in iter_attention_blocks(model) if block.kind in ("self", "decoder")]
+    return sum(2 * block.num_key_value_heads * block.head_dim for block in blocks) * model.dtype.itemsize
 
 
 def weight_megabytes(model: nn.Module) -> float:

@@ -1,19 +1,24 @@
-"""The model card of a compact model: kept heads and measurements."""
+"""The model card of a compact model: kept heads and neurons, and measurements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 from torch import nn
 from transformers import PreTrainedModel
 
+from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["CompactReport", "KeptHeads", "Row", "heads_per_layer", "write_card"]
+__all__ = ["CompactReport", "KeptHeads", "KeptNeurons", "Row", "heads_per_layer", "neurons_per_layer", "write_card"]
 
 # Name of an attention block, original numbers of its kept heads, number of its heads in the dense model.
 KeptHeads = tuple[str, Sequence[int], int]
+
+# Name of a feed-forward block, number of its kept neurons, number of its neurons in the dense model.
+KeptNeurons = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ from transformers import AutoModel{task}
 model = AutoModel{task}.from_pretrained(".", trust_remote_code=True)
 ```
 
-`trust_remote_code` lets the small Python files of this folder rebuild the layers with fewer heads; nothing else is
+`trust_remote_code` lets the small Python files of this folder rebuild the layers with fewer {units}; nothing else is
 needed. Where head-gating is installed, `gating.load_compact(".")` loads the model without running them.
 """
 
@@ -70,14 +75,15 @@ def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None)
     Args:
         path: Path of the README.md.
         model: The compact model.
-        report: Measurements for the card; without them, it lists the kept heads only.
+        report: Measurements for the card; without them, it lists the kept heads and neurons only.
     """
+    units = _removed_units(model)
     # No EvalResult: it needs the data set's name on the hub, which a run on local files does not have.
     metadata = ModelCardData(library_name="transformers", tags=["head-gating", "pruned"])
     parts = [
         f"---\n{metadata.to_yaml()}\n---\n",
         f"# Compact {model.config.model_type}\n",
-        "Attention heads were removed from this model with head-gating; the others kept their original numbers.\n",
+        f"{_TITLES[units]} were removed from this model with head-gating; the others kept their original numbers.\n",
     ]
     if report is not None:
         sizes = [[row.name, row.before, row.after, row.ratio] for row in report.rows]
@@ -86,13 +92,7 @@ def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None)
             heading = ["stage", f"validation {report.metric_name}", f"test {report.metric_name}"]
             parts.append(_table(heading, [list(row) for row in report.metrics]))
         parts += [f"{note}\n" for note in report.notes]
-    parts.append("## Heads that were kept\n")
-    rows = [
-        [name, ", ".join(map(str, head_ids)) or "none", f"{len(head_ids)} of {num_heads}"]
-        for name, head_ids, num_heads in heads_per_layer(model)
-    ]
-    parts.append(_table(["attention block", "numbers of the kept heads", "kept"], rows))
-    parts.append(_USAGE.format(task=_auto_suffix(model)))
+    parts += [*_heads_section(model), *_neurons_section(model), _USAGE.format(task=_auto_suffix(model), units=units)]
     path.write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -100,6 +100,71 @@ def heads_per_layer(model: nn.Module) -> list[KeptHeads]:
     """Return the kept heads of each attention block, from the record in the model's configuration."""
     record = getattr(model.config, RECORD_KEY)
     return [(name, block["kept_heads"], block["num_heads"]) for name, block in record["blocks"].items()]
+
+
+def neurons_per_layer(model: nn.Module) -> list[KeptNeurons]:
+    """Return the number of kept neurons of each feed-forward block, and its former number."""
+    return [(block.name, block.num_neurons, block.width_before) for block in iter_feed_forward_blocks(model)]
+
+
+# First words of a card, by the removed units.
+_TITLES = {
+    "heads": "Attention heads",
+    "neurons": "Feed-forward neurons",
+    "heads and neurons": "Attention heads and feed-forward neurons",
+}
+
+
+def _removed_units(model: nn.Module) -> str:
+    has_all_heads = all(len(head_ids) == num_heads for _, head_ids, num_heads in heads_per_layer(model))
+    has_all_neurons = all(kept == before for _, kept, before in neurons_per_layer(model))
+    if has_all_neurons:
+        return "heads"
+    return "neurons" if has_all_heads else "heads and neurons"
+
+
+def _heads_section(model: nn.Module) -> list[str]:
+    rows = [
+        [name, ", ".join(map(str, head_ids)) or "none", f"{len(head_ids)} of {num_heads}"]
+        for name, head_ids, num_heads in heads_per_layer(model)
+    ]
+    if not rows:
+        return []
+    return ["## Heads that were kept\n", _table(["attention block", "numbers of the kept heads", "kept"], rows)]
+
+
+def _neurons_section(model: nn.Module) -> list[str]:
+    blocks = list(iter_feed_forward_blocks(model))
+    if all(block.num_neurons == block.width_before for block in blocks):
+        return []
+    rows = [
+        [
+            block.name,
+            _ranges(block.group_ids) or "none",
+            f"{block.group_size}",
+            f"{block.num_neurons:,} of {block.width_before:,}",
+        ]
+        for block in blocks
+    ]
+    header = ["feed-forward block", "numbers of the kept groups", "neurons in a group", "kept neurons"]
+    return [
+        "## Neurons that were kept\n",
+        "Neurons are numbered as before the removal. Group 0 has the first of them, group 1 the next, and so on.\n",
+        _table(header, rows),
+    ]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as text, consecutive ones as a range.
+
+    Example:
+        >>> _ranges([0, 1, 2, 5])
+        '0-2, 5'
+    """
+    ends = [(first, second) for first, second in pairwise(numbers) if second != first + 1]
+    starts = [*numbers[:1], *(second for _, second in ends)]
+    stops = [*(first for first, _ in ends), *numbers[-1:]]
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, stops, strict=True))
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -1,17 +1,64 @@
-"""Figures of a run: a map of the gate values, and open heads and the metric over the steps."""
+"""Figures of a run: gate values of heads, widths of feed-forward blocks, and both and the metric over the steps."""
 
+import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from gating.report.card import KeptHeads
-from gating.report.history import History, Observation
+from gating.report.card import KeptHeads, KeptNeurons
+from gating.report.history import History
 from gating.report.score import Score
 
-__all__ = ["head_map_figure", "save_pictures"]
+__all__ = ["gates_figure", "head_map_figure", "save_pictures"]
+
+# Inches of a row of a map, and of a head in it.
+_ROW, _HEAD = 0.36, 0.42
+_COLORS = {"heads": "tab:blue", "neurons": "tab:orange"}
+_TOWER_COLORS = ("tab:orange", "tab:green", "tab:purple", "tab:brown")
+
+
+def gates_figure(
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    kept: Mapping[str, Sequence[int]] | None = None,
+    neurons: Sequence[KeptNeurons] = (),
+    spent: Mapping[str, float] | None = None,
+    target: float = math.nan,
+) -> Figure:
+    """Draw gate values of heads as a map, the width of feed-forward blocks as bars, and the cost of each as a bar.
+
+    Args:
+        values: Gate values of heads, by the attention block's name.
+        title: Title of the map.
+        kept: Indices of the heads to outline, by the block's name.
+        neurons: The kept neurons of each feed-forward block; without any, the figure is the map alone.
+        spent: Share of the cost of all gates that is spent on each kind, if both have gates.
+        target: The budget as a share of this cost; NaN without one.
+    """
+    if not neurons:
+        return head_map_figure(values, title=title, kept=kept)
+    num_heads = max((len(row) for row in values.values()), default=0)
+    panels, widths = (["heads", "neurons"], [_HEAD * num_heads + 1.8, 4.8]) if values else (["neurons"], [6.0])
+    rows = [(panels, _ROW * max(len(values), len(neurons)) + 1.3)]
+    if spent:
+        rows.append((["cost"] * len(panels), 0.9))
+    heights = [height for _, height in rows]
+    figure = Figure(figsize=(sum(widths), sum(heights)), layout="constrained")
+    layout: Any = [row for row, _ in rows]
+    axes = figure.subplot_mosaic(layout, width_ratios=widths, height_ratios=heights)
+    if values:
+        _draw_head_map(figure, axes["heads"], values, title=title, kept=kept)
+    _draw_widths(axes["neurons"], neurons)
+    if spent:
+        _draw_cost(axes["cost"], spent, target=target)
+    return figure
 
 
 def head_map_figure(
@@ -25,8 +72,20 @@ def head_map_figure(
         kept: Indices of the heads to outline, by the block's name.
     """
     num_heads = max(len(row) for row in values.values())
-    figure = Figure(figsize=(0.42 * num_heads + 1.8, 0.36 * len(values) + 1.3), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(_HEAD * num_heads + 1.8, _ROW * len(values) + 1.3), layout="constrained")
+    _draw_head_map(figure, figure.subplots(), values, title=title, kept=kept)
+    return figure
+
+
+def _draw_head_map(
+    figure: Figure,
+    axes: Axes,
+    values: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    kept: Mapping[str, Sequence[int]] | None,
+) -> None:
+    num_heads = max(len(row) for row in values.values())
     padded = [[*row, *[float("nan")] * (num_heads - len(row))] for row in values.values()]
     image = axes.imshow(padded, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     # Wrapped to the width of the map, above which it is centered.
@@ -42,7 +101,59 @@ def head_map_figure(
         for head in (kept or {}).get(name, ()):
             axes.add_patch(Rectangle((head - 0.45, row - 0.45), 0.9, 0.9, fill=False, edgecolor="tab:red", linewidth=2))
     figure.colorbar(image, ax=axes, label="gate value")
-    return figure
+
+
+def _draw_widths(axes: Axes, neurons: Sequence[KeptNeurons]) -> None:
+    """Draw a bar for the neurons of each feed-forward block, on a pale bar of those in the dense model."""
+    layers = [_layer_of(name) for name, _, _ in neurons]
+    towers = dict.fromkeys(tower for tower, _ in layers)
+    colors = dict(zip(towers, _TOWER_COLORS, strict=False))
+    for row, ((_, kept, before), (tower, _)) in enumerate(zip(neurons, layers, strict=True)):
+        axes.barh(row, before, color="0.9")
+        axes.barh(row, kept, color=colors.get(tower, "tab:gray"))
+    total_kept, total = (sum(numbers) for numbers in zip(*((kept, before) for _, kept, before in neurons), strict=True))
+    axes.set(title=f"{total_kept:,} of {total:,} neurons", xlabel="neurons", ylabel="layer")
+    axes.set_ylim(len(neurons) - 0.5, -0.5)
+    names = _short_names(list(towers))
+    axes.set_yticks(range(len(neurons)), [f"{names[tower]} {layer}".strip() for tower, layer in layers])
+
+
+def _layer_of(name: str) -> tuple[str, str]:
+    """Return the path of the list of layers that a block belongs to, and its layer's number.
+
+    Example:
+        >>> _layer_of("encoder.block.3.layer.1.DenseReluDense.wo")
+        ('encoder.block', '3')
+    """
+    found = re.match(r"(.*?)\.?(\d+)(\.|$)", name)
+    return (found[1], found[2]) if found else (name, "")
+
+
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Return paths without their common end; a single path is not named.
+
+    Example:
+        >>> _short_names(["encoder.block", "decoder.block"])
+        {'encoder.block': 'encoder', 'decoder.block': 'decoder'}
+    """
+    parts = [path.split(".") for path in paths]
+    while all(parts) and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    return {path: ".".join(part) for path, part in zip(paths, parts, strict=True)}
+
+
+def _draw_cost(axes: Axes, spent: Mapping[str, float], *, target: float) -> None:
+    """Draw the shares of the cost that is spent on each kind of units, beside each other in one bar."""
+    start = 0.0
+    for unit, share in spent.items():
+        axes.barh(0, 100 * share, left=start, color=_COLORS[unit], label=f"{unit} {100 * share:.1f} %")
+        start += 100 * share
+    axes.barh(0, 100 - start, left=start, color="0.9", label=f"removed {100 - start:.1f} %")
+    if not math.isnan(target):
+        axes.axvline(100 * target, color="black", linestyle="--", label=f"budget {100 * target:.1f} %")
+    axes.set(xlim=(0, 100), xlabel="share of the cost of all heads and neurons (%)")
+    axes.set_yticks([])
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize="small", frameon=False)
 
 
 def save_pictures(
@@ -53,32 +164,42 @@ def save_pictures(
     score: Score,
     kept: Sequence[KeptHeads],
     search_steps: int,
+    neurons: Sequence[KeptNeurons] = (),
 ) -> None:
     """Save the figures of a run; their folders are created if needed.
 
     Args:
         history: Observations of the run.
         gates_file: File for the gates at the end of the search, if there were gates.
-        history_file: File for open heads and metric by step.
+        history_file: File for open units and metric by step.
         score: The metric to show.
         kept: The kept heads of each attention block.
-        search_steps: Step at which heads were removed; 0 if none were.
+        search_steps: Step at which units were removed; 0 if none were.
+        neurons: The kept neurons of each feed-forward block, shown if neurons had gates.
     """
     for file in (gates_file, history_file):
         file.parent.mkdir(parents=True, exist_ok=True)
     if history.gate_values:
-        kept_heads = {name: heads for name, heads, _ in kept}
-        title = "Gate values; those of outlined heads are folded in"
-        figure = head_map_figure(_gates_and_folded(history, kept), title=title, kept=kept_heads)
+        figure = gates_figure(
+            _gates_and_folded(history, kept),
+            title="Gate values; those of outlined heads are folded in",
+            kept={name: heads for name, heads, _ in kept},
+            neurons=[] if history.quantity == "heads" else neurons,
+            spent=history.spent,
+        )
         figure.savefig(gates_file, dpi=150)
-    num_heads = sum(before for _, _, before in kept)
-    figure = _history_figure(history.observations, score=score, num_heads=num_heads, search_steps=search_steps)
+    totals = {"heads": sum(before for _, _, before in kept), "neurons": sum(before for _, _, before in neurons)}
+    total = totals.get(history.quantity, 100)
+    figure = _history_figure(history, score=score, total=total, search_steps=search_steps)
     figure.savefig(history_file, dpi=150)
 
 
 def _gates_and_folded(history: History, kept: Sequence[KeptHeads]) -> dict[str, list[float]]:
     """Return a value for every gated head: the folded factor of a kept head, else the gate value."""
-    shown = dict(history.gate_values[-1])
+    attention = {name: num_heads for name, _, num_heads in kept}
+    values = history.gate_values[-1]
+    # With gates on heads alone, attention blocks may have gone by other names.
+    shown = {name: gates for name, gates in values.items() if history.quantity == "heads" or name in attention}
     for name, heads, num_heads in kept:
         if gates := shown.get(name):
             # A gate of a group stands for several heads.
@@ -88,28 +209,35 @@ def _gates_and_folded(history: History, kept: Sequence[KeptHeads]) -> dict[str, 
     return shown
 
 
-def _history_figure(observations: Sequence[Observation], *, score: Score, num_heads: int, search_steps: int) -> Figure:
-    """Draw open heads and the validation metric over the steps of a run.
+# Axis label, and factor between an observed and a shown value, of each quantity.
+_AXES = {"heads": ("heads", 1), "neurons": ("neurons", 1), "cost": ("share of cost (%)", 100)}
+
+
+def _history_figure(history: History, *, score: Score, total: float, search_steps: int) -> Figure:
+    """Draw open units and the validation metric over the steps of a run.
 
     Args:
-        observations: The run's state at each validation.
+        history: The run's state at each validation.
         score: The metric to show.
-        num_heads: Number of heads of the dense model.
-        search_steps: Step at which heads were removed; 0 if none were.
+        total: Shown value of the dense model, such as its number of heads.
+        search_steps: Step at which units were removed; 0 if none were.
     """
     figure = Figure(figsize=(7, 4.6), layout="constrained")
-    heads, metric = figure.subplots(2, 1, sharex=True)
+    units, metric = figure.subplots(2, 1, sharex=True)
+    label, scale = _AXES[history.quantity]
+    observations = history.observations
     steps = [seen.step for seen in observations]
-    heads.plot(steps, [seen.expected_open for seen in observations], color="tab:blue", label="expected open")
-    heads.plot(steps, [seen.open for seen in observations], "o", color="tab:blue", label="open")
-    heads.plot(steps, [seen.target for seen in observations], "--", color="tab:gray", label="target")
-    heads.set(ylabel="heads", ylim=(0, 1.05 * num_heads))
+    units.plot(steps, [scale * seen.expected_open for seen in observations], color="tab:blue", label="expected open")
+    units.plot(steps, [scale * seen.open for seen in observations], "o", color="tab:blue", label="open")
+    units.plot(steps, [scale * seen.target for seen in observations], "--", color="tab:gray", label="target")
+    units.set(ylabel=label, ylim=(0, 1.05 * total))
     values = [score.scale * seen.metric for seen in observations]
     metric.plot(steps, values, "o-", color="tab:orange", label=f"validation {score.name}")
     metric.set(xlabel="step", ylabel=f"{score.name} ({unit})" if (unit := score.unit.strip()) else score.name)
-    for axes in (heads, metric):
+    removed = "heads and neurons" if history.quantity == "cost" else history.quantity
+    for axes in (units, metric):
         if search_steps:
-            axes.axvline(search_steps, color="black", linewidth=0.8, linestyle=":", label="heads removed")
+            axes.axvline(search_steps, color="black", linewidth=0.8, linestyle=":", label=f"{removed} removed")
         axes.legend(loc="best", fontsize="small")
         axes.grid(alpha=0.3)
     return figure

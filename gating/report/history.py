@@ -1,9 +1,12 @@
 """Observations of a run at its validations."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["History", "Observation"]
+__all__ = ["History", "Observation", "Quantity"]
+
+# The quantity of a budget: a number of heads, a number of neurons, or for both the share of their cost.
+Quantity = Literal["heads", "neurons", "cost"]
 
 
 @dataclass(frozen=True)
@@ -13,9 +16,10 @@ class Observation:
     Attributes:
         step: Optimizer steps of the run so far.
         metric: Value of the task's metric on validation data.
-        expected_open: Expected number of open heads; in recovery, the number of kept heads.
-        open: Number of heads with a deterministic gate value above 0.
-        target: Number of heads that the objective aims at; NaN for objectives without such a number.
+        expected_open: Expected number of open heads or neurons, or their expected share of cost
+            (:attr:`History.quantity`); in recovery, that of the kept ones.
+        open: Number of heads or neurons, or their share of cost, with a deterministic gate value above 0.
+        target: Number or share that the objective aims at; NaN for objectives without one.
     """
 
     step: int
@@ -33,12 +37,17 @@ class History:
         observations: The run's state at each validation.
         gate_values: Gate values by block, at each validation of the search and at its end.
         folded: For each block, the factors multiplied into the output projection's columns of its kept heads, in their
-            order; the probability of being open for a kept head with a closed gate.
+            order, or of its kept groups of neurons; the probability of being open where a kept gate is closed.
+        quantity: The quantity of the observations.
+        spent: With gates on heads and neurons, the share of the cost of all of them that the kept ones of each kind
+            have, after the search.
     """
 
     observations: list[Observation] = field(default_factory=list)
     gate_values: list[dict[str, list[float]]] = field(default_factory=list)
     folded: dict[str, list[float]] = field(default_factory=dict)
+    quantity: Quantity = "heads"
+    spent: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history as plain values, for a checkpoint."""
@@ -46,8 +55,10 @@ class History:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the history of a checkpoint, also of an earlier version."""
-        # "looks" is the key of earlier versions, which have no "folded".
+        # "looks" is the key of earlier versions, which have no "folded", "quantity" and "spent".
         observations = state["observations"] if "observations" in state else state["looks"]
         self.observations = [Observation(**values) for values in observations]
         self.gate_values = list(state["gate_values"])
         self.folded = dict(state.get("folded", {}))
+        self.quantity = state.get("quantity", "heads")
+        self.spent = dict(state.get("spent", {}))

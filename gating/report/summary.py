@@ -1,4 +1,4 @@
-"""The measurements of a run: metrics, sizes, latency, times."""
+"""The measurements of a run: metrics, sizes, work, latency, times."""
 
 import json
 import math
@@ -14,9 +14,17 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
-from gating.pruning.measure import LatencyComparison, count_heads, count_heads_by_kind, weight_megabytes
+from gating.pruning.measure import (
+    LatencyComparison,
+    cache_bytes_per_token,
+    count_heads,
+    count_heads_by_kind,
+    count_macs,
+    count_neurons,
+    weight_megabytes,
+)
 from gating.pruning.prune_report import num_parameters
 from gating.report.card import CompactReport, Row
 from gating.report.score import Score
@@ -26,9 +34,25 @@ __all__ = ["NUMBERS", "Stage", "Summary"]
 
 # Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}
-_SIZES = {"heads": "num_heads", "parameters": "num_parameters", "megabytes": "megabytes"}
+_SIZES = {
+    "heads": "num_heads",
+    "neurons": "num_neurons",
+    "macs": "macs",
+    "parameters": "num_parameters",
+    "megabytes": "megabytes",
+    "cache": "cache_bytes_per_token",
+}
+# Name in tables, divisor of the shown value, and its decimals.
+_SHOWN = {
+    "heads": ("attention heads", 1, 0),
+    "neurons": ("feed-forward neurons", 1, 0),
+    "macs": ("multiply-accumulates (millions)", 1e6, 1),
+    "parameters": ("parameters", 1, 0),
+    "megabytes": ("size on disk (MB)", 1, 1),
+    "cache": ("key-value cache (bytes per token)", 1, 0),
+}
 _LATENCY = ("speedup", "latency_ms_before", "latency_ms")
-# Names of the numbers of every run, besides its metrics.
+# Names of the numbers of runs, besides their metrics; those of neurons and of a cache need a model with them.
 NUMBERS = (*(f"{name}{end}" for name in _SIZES.values() for end in ("", "_before")), *_LATENCY)
 
 
@@ -51,7 +75,8 @@ class Summary:
         titles: Titles of the stages in tables.
         seconds: Duration of each stage, in seconds.
         latency: Latency of the dense and the compact model.
-        sizes: Heads, parameters and megabytes of the dense and the compact model.
+        sizes: Heads, neurons, multiply-accumulates of an example, parameters, megabytes and bytes of the key-value
+            cache for a token, of the dense and the compact model; only those that the dense model has.
         kinds: Heads of each kind of attention in the dense and the compact model, if there are several kinds.
         search: Number of steps of the search, and the reason for its end.
     """
@@ -97,13 +122,23 @@ class Summary:
             {f"{_SPLITS[split]}/{metric}": value for metric, value in values.items()}
         )
 
-    def compare_models(self, dense: nn.Module, compact: nn.Module) -> None:
-        """Record the sizes of the two models."""
-        self.sizes = {
+    def compare_models(self, dense: nn.Module, compact: nn.Module, batch: Mapping[str, Tensor] | None = None) -> None:
+        """Record the sizes of the two models.
+
+        Args:
+            dense: The dense model.
+            compact: The compact model.
+            batch: Keyword arguments of both models, to count multiply-accumulates; None not to count them.
+        """
+        sizes = {
             "heads": (count_heads(dense), count_heads(compact)),
+            "neurons": (count_neurons(dense), count_neurons(compact)),
+            "macs": (0.0, 0.0) if batch is None else (count_macs(dense, batch), count_macs(compact, batch)),
             "parameters": (num_parameters(dense), num_parameters(compact)),
             "megabytes": (weight_megabytes(dense), weight_megabytes(compact)),
+            "cache": (cache_bytes_per_token(dense), cache_bytes_per_token(compact)),
         }
+        self.sizes = {name: numbers for name, numbers in sizes.items() if numbers[0] or name == "heads"}
         before, after = count_heads_by_kind(dense), count_heads_by_kind(compact)
         self.kinds = {kind: (before[kind], after.get(kind, 0)) for kind in before} if len(before) > 1 else {}
 
@@ -125,15 +160,12 @@ class Summary:
         )
 
     def _size_rows(self) -> list[Row]:
-        sizes: list[tuple[str, tuple[float, float], int]] = [
-            ("attention heads", self.sizes["heads"], 0),
-            *((f"{kind} heads", numbers, 0) for kind, numbers in self.kinds.items()),
-            ("parameters", self.sizes["parameters"], 0),
-            ("size on disk (MB)", self.sizes["megabytes"], 1),
-        ]
+        sizes = [(_SHOWN[name], numbers) for name, numbers in self.sizes.items()]
+        kinds = [((f"{kind} heads", 1, 0), numbers) for kind, numbers in self.kinds.items()]
         return [
-            Row(name, f"{before:,.{digits}f}", f"{after:,.{digits}f}", f"{after / before:.2f}")
-            for name, (before, after), digits in sizes
+            Row(name, f"{before / unit:,.{digits}f}", f"{after / unit:,.{digits}f}", f"{after / before:.2f}")
+            for (name, unit, digits), (before, after) in (*sizes[:1], *kinds, *sizes[1:])
+            if before
         ]
 
     def _latency_rows(self) -> list[Row]:
@@ -148,13 +180,14 @@ class Summary:
         return [
             f"Latency: a batch of {self.latency.batch}, median of {self.latency.repeats} interleaved repeats, "
             f"{torch.get_num_threads()} thread(s), {_machine()}."
+            + (" Multiply-accumulates: of one example of this batch." if "macs" in self.sizes else "")
         ]
 
     def flat(self) -> dict[str, float]:
         """Return all numbers by the names in ``metrics.json``."""
         numbers: dict[str, float] = {}
-        for name, prefix in _SIZES.items():
-            numbers[f"{prefix}_before"], numbers[prefix] = self.sizes[name]
+        for name, (before, after) in self.sizes.items():
+            numbers |= {f"{_SIZES[name]}_before": before, _SIZES[name]: after}
         for kind, (before, after) in self.kinds.items():
             numbers |= {f"num_heads_before/{kind}": before, f"num_heads/{kind}": after}
         if self.latency is not None:

@@ -6,20 +6,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gating.report.card import CompactReport, KeptHeads
+from gating.report.card import CompactReport, KeptHeads, KeptNeurons
 
-__all__ = ["kept_heads_table", "print_report", "print_samples"]
+__all__ = ["kept_heads_table", "kept_neurons_table", "print_report", "print_samples"]
+
+# Characters of a bar of neurons.
+_BAR = 24
 
 
-def print_report(console: Console, kept: Sequence[KeptHeads], report: CompactReport) -> None:
-    """Print the kept heads, the sizes before and after, and the metric at each stage.
+def print_report(
+    console: Console, kept: Sequence[KeptHeads], report: CompactReport, *, neurons: Sequence[KeptNeurons] = ()
+) -> None:
+    """Print the kept heads and neurons, the sizes before and after, and the metric at each stage.
 
     Args:
         console: Console to print to.
         kept: The kept heads of each attention block.
         report: Measurements of the run.
+        neurons: The kept neurons of each feed-forward block; a table of them is printed if any were removed.
     """
-    for table in (kept_heads_table(kept), *_report_tables(report)):
+    has_fewer = any(num_kept < before for _, num_kept, before in neurons)
+    tables = [kept_heads_table(kept)] if kept else []
+    for table in (*tables, *([kept_neurons_table(neurons)] if has_fewer else []), *_report_tables(report)):
         console.print(table)
     for note in report.notes:
         console.print(note, style="dim")
@@ -49,6 +57,20 @@ def kept_heads_table(kept: Sequence[KeptHeads]) -> Table:
     for name, head_ids, num_heads in kept:
         marks = "".join("█" if head in set(head_ids) else "·" for head in range(num_heads))
         table.add_row(name, marks, f"{len(head_ids)} of {num_heads}")
+    return table
+
+
+def kept_neurons_table(neurons: Sequence[KeptNeurons]) -> Table:
+    """Return a table with a bar for the kept neurons of each feed-forward block.
+
+    Args:
+        neurons: The kept neurons of each feed-forward block.
+    """
+    table = Table("feed-forward block", "neurons", "kept", title="Neurons per layer", title_justify="left")
+    for name, kept, before in neurons:
+        # A block with any neurons shows at least one mark, and one without some of them is not full.
+        length = min(max(round(_BAR * kept / before), kept > 0), _BAR - (kept < before))
+        table.add_row(name, "█" * length + "·" * (_BAR - length), f"{kept:,} of {before:,}")
     return table
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from gating.compact.save import save_compact
 from gating.discovery.discover import share_specs
 from gating.pruning.measure import compare_latency
-from gating.report.card import heads_per_layer
+from gating.report.card import heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
 from gating.report.tables import print_report, print_samples
 from gating.run.run import Run
@@ -25,7 +25,7 @@ def export(run: Run) -> None:
         dense = type(state.model)._from_config(run.dense_config).to(state.model.device, state.model.dtype)
         share_specs(state.model, dense)
         state.summary.latency = compare_latency(dense, state.model, run.probe_batch())
-    state.summary.compare_models(dense, state.model)
+    state.summary.compare_models(dense, state.model, run.probe_batch())
     save_compact(
         state.model,
         run.paths.compact,
@@ -42,6 +42,7 @@ def report(run: Run) -> None:
     The metrics come last: a folder with metrics is finished.
     """
     state, score, kept = run.state, run.data.prepared.score, heads_per_layer(run.state.model)
+    neurons = neurons_per_layer(state.model)
     final_score = run.data.prepared.final_score or score
     save_pictures(
         state.history,
@@ -50,9 +51,10 @@ def report(run: Run) -> None:
         score=score,
         kept=kept,
         search_steps=state.search_steps,
+        neurons=neurons,
     )
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
-    print_report(Console(), kept, state.summary.compact_report(final_score))
+    print_report(Console(), kept, state.summary.compact_report(final_score), neurons=neurons)
     _show_samples(run)
     state.summary.write(run.paths.metrics, metric_name=final_score.name, seed=run.settings.seed)
     print(f"Everything is in {run.paths.folder}; the model is in {run.paths.compact}")

@@ -19,7 +19,7 @@ from gating.run.run import Run
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.tracking.verbosity import printed_warnings
-from gating.training.callbacks.gates import SearchEnd, log_kept_heads
+from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
 
 __all__ = ["remove_heads", "search", "train_teacher"]
 
@@ -74,6 +74,7 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
     log_kept_heads(run.loggers, gates, objective, kept=kept, step=state.search_steps - 1)
+    record_spent(state.history, gates, objective, kept=kept)
     with state.summary.timed("finalize"), printed_warnings():
         finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}

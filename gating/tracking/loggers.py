@@ -130,7 +130,8 @@ def log_outcome(loggers: list[Logger], numbers: dict[str, float], compact_folder
         numbers: Numbers by name.
         compact_folder: Folder of the compact model.
     """
-    names = {"num_heads", "num_heads_before", "num_parameters", "num_parameters_before", "speedup"}
+    sizes = ("num_heads", "num_neurons", "num_parameters", "macs")
+    names = {"speedup", *sizes, *(f"{name}_before" for name in sizes)}
     renamed = {f"compact/{name}" if name in names else name: x for name, x in numbers.items()}
     for logger in loggers:
         if isinstance(logger, TolerantWandbLogger):

@@ -1,6 +1,6 @@
 """Metrics of gates during training, and the early end of a converged search."""
 
-from collections import Counter
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -9,20 +9,22 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, WandbLogger
+from torch import nn
 
-from gating.discovery.find import find_attention_blocks
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
-from gating.report.figures import head_map_figure
+from gating.pruning.measure import count_heads, count_neurons
+from gating.report.figures import gates_figure
 from gating.report.history import History, Observation
+from gating.training.callbacks.gate_metrics import gate_metrics, open_amounts, quantity_of, spent_by_unit
 from gating.training.module import FineTuning
 
-__all__ = ["GateMonitor", "SearchEnd", "log_kept_heads"]
+__all__ = ["GateMonitor", "SearchEnd", "log_kept_heads", "record_spent"]
 
 
 class GateMonitor(Callback):
-    """Callback that logs the gates' state at every logged step, and a map of heads at every validation."""
+    """Callback that logs the gates' state at every logged step, and a figure of them at every validation."""
 
     def __init__(self, history: History) -> None:
         """Args: ``history`` collects the state at each validation."""
@@ -34,27 +36,27 @@ class GateMonitor(Callback):
         """Log the numbers of open gates."""
         assert isinstance(pl_module, FineTuning)
         if pl_module.objective is not None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            pl_module.log_dict(_gate_metrics(pl_module.gates, pl_module.objective))
+            pl_module.log_dict(gate_metrics(pl_module.gates, pl_module.objective))
 
+    @torch.no_grad()
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the state to the history, and log the map of heads to W&B."""
+        """Add the state to the history, and log a figure of the gates to W&B."""
         assert isinstance(pl_module, FineTuning)
         if trainer.sanity_checking:
             return
         metric = float(trainer.callback_metrics[f"val/{pl_module.score.name}"])
         if pl_module.objective is None:
-            kept = sum(block.num_heads for block in find_attention_blocks(pl_module.model))
+            kept = _kept_amount(pl_module.model, self.history)
             self.history.observations.append(Observation(pl_module.step_in_run, metric, kept, kept, kept))
             return
         gates, objective = pl_module.gates, pl_module.objective
-        observation = Observation(
-            pl_module.step_in_run, metric, float(gates.expected_open()), gates.num_open(), objective.target(gates)
-        )
-        values = {name: z.tolist() for name, z in gates.by_block().items()}
+        self.history.quantity = quantity_of(gates)
+        expected, num_open = open_amounts(gates, objective)
+        observation = Observation(pl_module.step_in_run, metric, expected, num_open, objective.target(gates))
         self.history.observations.append(observation)
-        self.history.gate_values.append(values)
+        self.history.gate_values.append({name: z.tolist() for name, z in gates.by_block().items()})
         if trainer.is_global_zero:
-            _log_head_map(trainer, values, observation)
+            _log_figure(trainer, gates, objective, step=observation.step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history for a checkpoint."""
@@ -130,36 +132,52 @@ def log_kept_heads(
         step: Number of the last step.
     """
     with nullcontext() if kept is None else gates.fixed_at(kept.float()):
-        metrics = {name: float(value) for name, value in _gate_metrics(gates, objective).items()}
+        metrics = {name: float(value) for name, value in gate_metrics(gates, objective).items()}
     for logger in loggers:
         logger.log_metrics(metrics, step=step)
         logger.save()
 
 
-@torch.no_grad()
-def _gate_metrics(gates: HeadGates, objective: Objective) -> dict[str, float | torch.Tensor]:
-    values = gates.values()
-    open_heads = gates.open_by_block()
-    metrics: dict[str, float | torch.Tensor] = {
-        "gates/expected_open": gates.expected_open(),
-        "gates/open": float(sum(open_heads.values())),
-        "gates/target": objective.target(gates),
-        "gates/undecided": ((values > 0.05) & (values < 0.95)).float().mean(),
-    }
-    for index, num_open in enumerate(open_heads.values()):
-        metrics[f"gates/layer_{index:02d}/open"] = float(num_open)
-    kinds = Counter[str]()
-    for kind, num_open in zip(gates.block_kinds, open_heads.values(), strict=True):
-        kinds[kind] += num_open
-    if len(kinds) > 1:
-        metrics |= {f"gates/{kind}/open": float(num_open) for kind, num_open in kinds.items()}
-    return metrics
+def record_spent(history: History, gates: HeadGates, objective: Objective, *, kept: torch.Tensor | None) -> None:
+    """Add the quantity of the budget, and the cost of the kept gates, to the history of a search at its end.
+
+    Args:
+        history: The history.
+        gates: The gates at the end of the search.
+        objective: The objective of the search.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``; None to keep the open ones.
+    """
+    history.quantity = quantity_of(gates)
+    if history.quantity == "cost":
+        history.spent = spent_by_unit(gates, objective, gates.values() > 0 if kept is None else kept)
 
 
-def _log_head_map(trainer: pl.Trainer, values: dict[str, list[float]], observation: Observation) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            figure = head_map_figure(
-                values, title=f"Gates after {observation.step} steps: {observation.open:.0f} heads open"
-            )
-            logger.log_image("gates/heads", [figure], step=observation.step)
+def _kept_amount(model: nn.Module, history: History) -> float:
+    """Return the quantity of a history for a model without gates."""
+    if history.quantity == "cost":
+        return sum(history.spent.values())
+    return count_heads(model) if history.quantity == "heads" else count_neurons(model)
+
+
+def _log_figure(trainer: pl.Trainer, gates: HeadGates, objective: Objective, *, step: int) -> None:
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    if not loggers:
+        return
+    kinds = dict(zip(gates.block_names, gates.block_kinds, strict=True))
+    heads = {name: values.tolist() for name, values in gates.by_block().items() if kinds[name] != "feed_forward"}
+    counts = torch.tensor(gates.neurons_per_gate).split(gates.block_sizes)
+    neurons = [
+        (name, num_open, int(numbers.sum()))
+        for (name, num_open), numbers in zip(gates.open_by_block().items(), counts, strict=True)
+        if kinds[name] == "feed_forward"
+    ]
+    is_cost = quantity_of(gates) == "cost"
+    figure = gates_figure(
+        heads,
+        title=f"Gates after {step} steps: {gates.num_open()} heads open",
+        neurons=neurons,
+        spent=spent_by_unit(gates, objective, gates.values() > 0) if is_cost else None,
+        target=objective.target(gates) if is_cost else math.nan,
+    )
+    for logger in loggers:
+        logger.log_image("gates/units" if neurons else "gates/heads", [figure], step=step)

@@ -3,10 +3,14 @@
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from gating.gates import HeadGates
+from gating.objectives import Objective
+from gating.training.callbacks.gate_metrics import open_amounts, quantity_of
 from gating.training.module import FineTuning
 
 __all__ = ["PhaseProgressBar"]
@@ -57,7 +61,7 @@ class PhaseProgressBar(ProgressBar):
         value = float(trainer.callback_metrics[f"val/{metric}"])
         line = f"{self._phase} step {trainer.global_step}/{trainer.max_steps}: validation {metric} {value:.4f}"
         if pl_module.objective is not None:
-            line += f", {pl_module.gates.num_open()} of {pl_module.gates.num_heads} heads open"
+            line += f", {_open_units(pl_module.gates)} open"
         self._bar.console.print(line, highlight=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -81,8 +85,19 @@ def _status(trainer: pl.Trainer, module: pl.LightningModule) -> str:
     assert isinstance(module, FineTuning)
     status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
     if module.objective is not None:
-        target = module.objective.target(module.gates)
-        status += f"  heads {float(module.gates.expected_open().detach()):.1f}" + (
-            f" → {target:.0f}" if target == target else ""
-        )
+        status += f"  {_progress(module.gates, module.objective)}"
     return status
+
+
+def _open_units(gates: HeadGates) -> str:
+    heads, neurons = f"{gates.num_open()} of {gates.num_heads} heads", f"{gates.num_open_neurons():,} of "
+    neurons += f"{gates.num_neurons:,} neurons"
+    return " and ".join([*([heads] if gates.num_heads else []), *([neurons] if gates.num_neurons else [])])
+
+
+@torch.no_grad()
+def _progress(gates: HeadGates, objective: Objective) -> str:
+    """Return the expected amount of open units and its target, as in ``heads 40.3 → 18``."""
+    quantity, (expected, _), target = quantity_of(gates), open_amounts(gates, objective), objective.target(gates)
+    now, goal = (f"{expected:.1f}", f"{target:.0f}") if quantity != "cost" else (f"{expected:.1%}", f"{target:.1%}")
+    return f"{quantity} {now}" + (f" → {goal}" if target == target else "")
