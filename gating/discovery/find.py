@@ -1,6 +1,6 @@
 """The blocks of a model with units to gate: attention and feed-forward blocks, found by registries or by structure."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from torch import Tensor, nn
@@ -126,8 +126,8 @@ def check_units(units: Collection[str] | str) -> tuple[Unit, ...]:
         >>> check_units("neurons")
         ('neurons',)
     """
-    given: Sequence[str] = [units] if isinstance(units, str) else list(units)
-    if not given or not set(given) <= {"heads", "neurons"}:
+    given = units if isinstance(units, Collection) and not isinstance(units, str) else [units]
+    if not given or any(unit not in ("heads", "neurons") for unit in given):
         raise InputError(f"units={units!r} must be heads, neurons or both, as in units=[heads,neurons].")
     order: tuple[Unit, ...] = ("heads", "neurons")
     return tuple(unit for unit in order if unit in given)

@@ -26,9 +26,9 @@ _WRAPPERS = {
     "DataParallel": "pass model.module",
     "DistributedDataParallel": "pass model.module, before it is wrapped if you can",
     "FullyShardedDataParallel": "pass model.module, before it is wrapped if you can",
-    "FSDPModule": "remove heads before fully_shard",
+    "FSDPModule": "prune the model before fully_shard",
     "OptimizedModule": "pass model._orig_mod, and compile the result again",
-    "PeftModel": "pass model.get_base_model() to put gates on it; to remove heads, model.merge_and_unload()",
+    "PeftModel": "pass model.get_base_model() to put gates on it; to prune it, model.merge_and_unload()",
 }
 
 
@@ -47,7 +47,7 @@ def check_no_adapters(model: nn.Module) -> None:
         if without_adapter(module) is not module or hasattr(module, "original_module"):
             raise InputError(
                 f"{name} has an adapter ({type(module).__module__.partition('.')[0]}'s {type(module).__name__}): merge "
-                "adapters first (PEFT: model = peft_model.merge_and_unload()), then remove heads."
+                "adapters first (PEFT: model = peft_model.merge_and_unload()), then prune the model."
             )
 
 

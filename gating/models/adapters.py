@@ -14,12 +14,13 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gating.discovery.find import find_attention_blocks
 from gating.discovery.refusals import why_not_editable
 from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
 from gating.pruning.padding import silence_padding
+from gating.structure.blocks import iter_attention_blocks
+from gating.structure.edits import num_inputs, num_outputs
 from gating.structure.empty import BiasOnly
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
@@ -105,8 +106,7 @@ class LoRA:
             lora_dropout=self.dropout,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             target_modules=targets if isinstance(targets, str) else list(targets),
-            # Blocks without heads have no weights to adapt.
-            exclude_modules=[name for name, module in model.named_modules() if isinstance(module, BiasOnly)],
+            exclude_modules=[name for name, module in model.named_modules() if _has_no_weight(module)],
         )
 
 
@@ -123,6 +123,8 @@ def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTraine
     """
     if not isinstance(adapters, LoRA):
         return
+    if adapters.target_modules is None:
+        _queries_and_values(blueprint)
     if isinstance(source, NewModel):
         raise InputError(
             f"adapters=lora freezes the other weights, and those of a {source.title} are random: use "
@@ -150,13 +152,24 @@ def _configs(model: PreTrainedModel) -> list[PreTrainedConfig]:
 def _queries_and_values(model: nn.Module) -> list[str]:
     """Return the names of the query and value projections; fused ones also have the keys."""
     names = {module: name for name, module in model.named_modules()}
-    blocks = find_attention_blocks(model)
-    return [
+    found = [
         names[linear]
-        for block in blocks
+        for block in iter_attention_blocks(model)
         for linear, layout in (block.projections() if block.num_heads else ())
         if "q" in layout or "v" in layout
     ]
+    if not found:
+        raise InputError(
+            f"adapters=lora adapts queries and values, and {type(model).__name__} has no known ones: name linear "
+            "layers with adapters.target_modules=[...], or give adapters.target_modules=all-linear."
+        )
+    return found
+
+
+def _has_no_weight(module: nn.Module) -> bool:
+    """Return whether nothing of a layer is left to adapt, since its block has lost all heads or neurons."""
+    is_linear = isinstance(module, (nn.Linear, Conv1D))
+    return isinstance(module, BiasOnly) or (is_linear and 0 in (num_inputs(module), num_outputs(module)))
 
 
 def _head(model: PreTrainedModel) -> Iterator[nn.Parameter]:

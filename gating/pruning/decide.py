@@ -15,7 +15,6 @@ __all__ = ["decide_gate_values", "warn_if_arbitrary"]
 
 # Smallest difference between the mean values of kept and of removed gates that counts as a decision.
 _LEAST_GAP = 0.1
-_ARBITRARY = "The choice of heads is nearly arbitrary"
 
 
 def decide_gate_values(
@@ -57,9 +56,9 @@ def decide_gate_values(
     else:
         if not values.any():
             raise RemedyError(
-                f"Every gate is closed, so no {gates.units[0][:-1]} would be left. Lower ",
-                python="the price, or give num_heads.",
-                command="objective.price, or give a number of heads with objective=budget.",
+                f"Every gate is closed, so no {_one_of(gates)} would be left. Lower ",
+                python=f"the price, or give {' or '.join(f'num_{unit}' for unit in gates.units)}.",
+                command=f"objective.price, or give a number of {' and '.join(gates.units)} with objective=budget.",
             )
         return values
     # A kept head with a closed gate would output zeros: it gets its average strength in training instead.
@@ -85,7 +84,7 @@ def _largest(gates: HeadGates, number: int, unit: Unit) -> Tensor:
 
 def _check_kept(gates: HeadGates, kept: Tensor, *, has_number: bool) -> None:
     if has_number:
-        raise InputError("Give either num_heads or kept, not both.")
+        raise InputError(f"Give either {' and '.join(f'num_{unit}' for unit in gates.units)} or kept, not both.")
     if not isinstance(kept, Tensor):
         raise InputTypeError(f"kept must be a boolean tensor, one entry for each gate; got a {type(kept).__name__}.")
     if kept.dtype != torch.bool or kept.shape != gates.log_alpha.shape:
@@ -94,11 +93,11 @@ def _check_kept(gates: HeadGates, kept: Tensor, *, has_number: bool) -> None:
             f"{kept.dtype} of shape {tuple(kept.shape)}."
         )
     if not kept.any():
-        raise InputError(f"kept is false for every gate, so no {gates.units[0][:-1]} would be left.")
+        raise InputError(f"kept is false for every gate, so no {_one_of(gates)} would be left.")
 
 
 def warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None:
-    """Warn if the gate values hardly separate kept from removed heads, as after too little training.
+    """Warn if the gate values hardly separate kept from removed units of a kind, as after too little training.
 
     Args:
         gates: Trained gates.
@@ -106,13 +105,22 @@ def warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None
         is_given: Whether the mask comes from the caller instead of the gates.
     """
     values = gates.values().detach()
+    is_neuron = torch.tensor(gates.neurons_per_gate, device=values.device) > 0
+    for unit in gates.units:
+        of_unit = is_neuron if unit == "neurons" else ~is_neuron
+        problem = _why_arbitrary(values[of_unit], kept[of_unit], unit, is_given=is_given)
+        if problem is not None:
+            warnings.warn(problem, stacklevel=3)
+
+
+def _why_arbitrary(values: Tensor, kept: Tensor, unit: Unit, *, is_given: bool) -> RemedyWarning | None:
+    """Return the warning about a choice among the gates of one kind of units, or None."""
     removed = ~kept
     num_kept, num_removed, num_open = int(kept.sum()), int(removed.sum()), int((values > 0).sum())
-    if not num_removed:
-        return
+    if not num_removed or not num_kept:
+        return None
     if 2 * num_open <= num_kept:
-        warnings.warn(_too_few_open(num_kept, num_open), stacklevel=3)
-        return
+        return _too_few_open(num_kept, num_open, unit)
     mean_kept, mean_removed = float(values[kept].mean()), float(values[removed].mean())
     num_alike = int((removed & (values > mean_kept - _LEAST_GAP)).sum())
     if mean_kept - mean_removed < _LEAST_GAP or num_open > 2 * num_kept or 2 * num_alike >= min(num_kept, num_removed):
@@ -121,24 +129,32 @@ def warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None
             f"{mean_removed:.2f}, of which {num_alike} are no more than {_LEAST_GAP} below the former, and {num_open} "
             "of all are open."
         )
-        warnings.warn(_too_alike(numbers, is_given=is_given), stacklevel=3)
+        return _too_alike(numbers, unit, is_given=is_given)
+    return None
 
 
-def _too_few_open(num_kept: int, num_open: int) -> RemedyWarning:
+def _too_few_open(num_kept: int, num_open: int, unit: Unit) -> RemedyWarning:
+    gated = "heads or groups" if unit == "heads" else "groups of neurons"
     return RemedyWarning(
-        f"{_ARBITRARY}: of {num_kept} heads or groups to keep, {num_open} have an open gate.",
+        f"The choice of {unit} is nearly arbitrary: of {num_kept} {gated} to keep, {num_open} have an open gate.",
         python=" Keep fewer, or lower the price of the penalty.",
         command=" Keep fewer, or lower objective.price.",
     )
 
 
-def _too_alike(numbers: str, *, is_given: bool) -> RemedyWarning:
-    python = f"{_ARBITRARY}: {numbers} Train"
+def _too_alike(numbers: str, unit: Unit, *, is_given: bool) -> RemedyWarning:
+    arbitrary = f"The choice of {unit} is nearly arbitrary: {numbers}"
+    python = f"{arbitrary} Train"
     if is_given:
-        python = f"Gates hardly tell the heads to keep: {numbers} Unless they were chosen without gates, train"
+        python = f"Gates hardly tell the {unit} to keep: {numbers} Unless they were chosen without gates, train"
     return RemedyWarning(
         "",
         python=f"{python} the gates longer or with a larger learning rate, such as 0.1, and call the objective's "
         "update before every step.",
-        command=f"{_ARBITRARY}: {numbers} Train longer (trainer.max_epochs) or with a larger optimizer.gate_lr.",
+        command=f"{arbitrary} Train longer (trainer.max_epochs) or with a larger optimizer.gate_lr.",
     )
+
+
+def _one_of(gates: HeadGates) -> str:
+    """Return the name of one gated unit: ``head``, ``neuron``, or both."""
+    return " or ".join(unit.removesuffix("s") for unit in gates.units)

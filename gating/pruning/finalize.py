@@ -96,7 +96,7 @@ def finalize(
     difference = _remove_checked(model, gates, gated, values, reference)
     become_compact(model)
     folded = _folded_values(gated, values.split(gates.block_sizes))
-    return FinalizeReport.of(model, before, max_difference=difference, folded=folded)
+    return FinalizeReport.of(model, before, gated, max_difference=difference, folded=folded)
 
 
 @dataclass(frozen=True)

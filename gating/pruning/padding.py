@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from gating.discovery.find import find_attention_blocks
 from gating.pruning.columns import silence_inputs
+from gating.structure.blocks import iter_attention_blocks
 from gating.structure.edits import Features
 
 __all__ = ["silence_padding"]
@@ -30,7 +30,7 @@ def silence_padding(model: nn.Module) -> None:
         >>> (weight == 0).all(dim=0).sum().item()
         4
     """
-    for block in find_attention_blocks(model):
+    for block in iter_attention_blocks(model):
         if block.head_slots == block.head_ids:
             continue
         padding = [slot for slot, head in enumerate(block.head_slots) if head not in block.head_ids]

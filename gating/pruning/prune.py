@@ -133,7 +133,7 @@ def _prune(
     else:
         apply_edits(edits)
     become_compact(model)
-    return PruneReport.of(model, before)
+    return PruneReport.of(model, before, blocks)
 
 
 def kept_units(blocks: Sequence[Block], gates_of_block: Sequence[int], kept: Tensor) -> dict[str, set[int]]:

@@ -1,12 +1,13 @@
 """Heads, neurons and parameters of a model, before and after a removal."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from torch import nn
 
 from gating.structure.blocks import iter_attention_blocks
-from gating.structure.feed_forward import iter_feed_forward_blocks
+from gating.structure.feed_forward import Block, FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = ["PruneReport", "UnitCounts", "num_parameters"]
 
@@ -56,16 +57,27 @@ class PruneReport:
     num_neurons_before: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module, before: UnitCounts, **others: Any) -> Self:
-        """Return the report on a model that has lost units; ``others`` are attributes of a subclass."""
+    def of(cls, model: nn.Module, before: UnitCounts, blocks: Iterable[Block], **others: Any) -> Self:
+        """Return the report on a model that has lost units.
+
+        Args:
+            model: The model.
+            before: Its counts before the removal.
+            blocks: The blocks that could lose units, as they were before; neurons are counted in their groups.
+            others: Attributes of a subclass.
+        """
         after = UnitCounts.of(model)
+        group_sizes = {block.name: block.group_size for block in blocks if isinstance(block, FeedForwardBlock)}
         return cls(
             kept_heads={block.name: block.head_ids for block in iter_attention_blocks(model)},
             num_heads=after.num_heads,
             num_heads_before=before.num_heads,
             num_parameters=after.num_parameters,
             num_parameters_before=before.num_parameters,
-            kept_neurons={block.name: block.group_ids for block in iter_feed_forward_blocks(model)},
+            kept_neurons={
+                block.name: block.regrouped(group_sizes.get(block.name, block.group_size)).group_ids
+                for block in iter_feed_forward_blocks(model)
+            },
             num_neurons=after.num_neurons,
             num_neurons_before=before.num_neurons,
             **others,

@@ -4,6 +4,7 @@ A group of neurons is to the down projection as a head is to the output projecti
 down projection there must be nothing but an activation, a product with the gated half, and dropout.
 """
 
+import operator
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -92,13 +93,12 @@ class FeedForwardBlock:
         Raises:
             ValueError: The size is not positive, or neurons were removed in groups that it does not divide.
         """
-        if isinstance(group_size, bool) or not isinstance(group_size, int) or group_size < 1:
-            raise InputError(f"group_size={group_size!r} must be a positive whole number of neurons, such as 64.")
+        group_size = _check_group_size(group_size)
         if group_size == self.group_size:
             return self
         if len(self.group_ids) == self.num_groups_before:
             return replace(self, group_size=group_size, group_ids=tuple(range(-(-self.width_before // group_size))))
-        if self.group_size % group_size:
+        if self.group_ids and self.group_size % group_size:
             raise InputError(
                 f"Neurons of {self.name} were removed in groups of {self.group_size}, which group_size={group_size} "
                 f"does not divide: give group_size={self.group_size}, or a divisor of it."
@@ -150,24 +150,42 @@ def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None)
         ValueError: ``group_size`` does not fit an earlier removal.
     """
     prefix = base_prefix(model)
-    order = 0
-    for owner_name, module in model.named_modules():
-        spec = find_feed_forward_spec(module)
-        if spec is None:
-            continue
+    owners = [(name, module, find_feed_forward_spec(module)) for name, module in model.named_modules()]
+    found = [(name, module, spec) for name, module, spec in owners if spec is not None]
+    # Blocks that have lost nothing are counted in the groups of the others.
+    downs = [_down(module, spec) for _, module, spec in found]
+    earlier = {down.group_size for down in downs if hasattr(down, "kept_groups")}
+    default = earlier.pop() if len(earlier) == 1 else DEFAULT_GROUP_SIZE
+    for order, (owner_name, module, spec) in enumerate(found):
         name = f"{owner_name}.{spec.down}".removeprefix(".").removeprefix(prefix)
-        block = _describe(name, layer_number(name, default=order), module, spec)
+        block = _describe(name, layer_number(name, default=order), module, spec, default)
         yield block if group_size is None else block.regrouped(group_size)
-        order += 1
 
 
-def _describe(name: str, layer_idx: int, module: nn.Module, spec: FeedForwardSpec) -> FeedForwardBlock:
-    down: Any = without_adapter(module.get_submodule(spec.down))
+def _down(owner: nn.Module, spec: FeedForwardSpec) -> Any:
+    return without_adapter(owner.get_submodule(spec.down))
+
+
+def _describe(
+    name: str, layer_idx: int, module: nn.Module, spec: FeedForwardSpec, default_size: int
+) -> FeedForwardBlock:
+    down = _down(module, spec)
     if hasattr(down, "kept_groups"):
         return FeedForwardBlock(name, layer_idx, module, spec, down.group_size, down.width_before, down.kept_groups)
     width = num_inputs(down)
-    groups = tuple(range(-(-width // DEFAULT_GROUP_SIZE)))
-    return FeedForwardBlock(name, layer_idx, module, spec, DEFAULT_GROUP_SIZE, width, groups)
+    groups = tuple(range(-(-width // default_size)))
+    return FeedForwardBlock(name, layer_idx, module, spec, default_size, width, groups)
+
+
+def _check_group_size(group_size: Any) -> int:
+    """Return a group size as a Python integer; integers of NumPy and PyTorch are accepted."""
+    try:
+        number = 0 if isinstance(group_size, bool) else operator.index(group_size)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InputError(f"group_size={group_size!r} must be a positive whole number of neurons, such as 64.")
+    return number
 
 
 def _rows(layout: UpLayout, positions: list[int], width: int) -> list[int]:
@@ -191,8 +209,9 @@ def _plan_cut(owner: nn.Module, path: str, kept: Features, *, side: Literal["inp
 def _empty_linear(layer: Conv1D, *, side: Literal["inputs", "outputs"]) -> nn.Linear:
     """Return a linear layer without inputs or outputs: the forward pass of a Conv1D cannot infer such a shape."""
     num_in, num_out = (0, num_outputs(layer)) if side == "inputs" else (num_inputs(layer), 0)
-    # On the meta device, nothing is initialized.
-    linear = nn.Linear(num_in, num_out, device="meta")
+    # Built with another shape, since initializing weights without elements gives a warning.
+    linear = nn.Linear(1, 1, device="meta")
+    linear.in_features, linear.out_features = num_in, num_out
     weight, bias = layer.weight, layer.bias
     linear.weight = nn.Parameter(weight.detach().new_empty(num_out, num_in), requires_grad=weight.requires_grad)
     linear.bias = bias if num_out else nn.Parameter(bias.detach()[:0].clone(), requires_grad=bias.requires_grad)

@@ -1,6 +1,7 @@
-"""Compact models of every family, beside the outputs of the same models with masked heads."""
+"""Compact models of every family, beside the outputs of the same models with masked heads and neurons."""
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -8,16 +9,28 @@ from transformers import PreTrainedModel
 
 import gating
 from gating.discovery.probe import forward_outputs, make_probe
+from gating.structure.feed_forward import FeedForwardBlock
 from tests.support.family_models import Family
+
+Units = Literal["heads", "neurons"] | Collection[Literal["heads", "neurons"]]
+
+# Of the 48 neurons of most families: 48 groups; 6, which most random patterns keep some of; 7, the last one smaller.
+GROUP_SIZES = (8, 1, 7)
 
 
 def compact(
-    family: Family, seed: int | None, *, implementation: str | None = None, group_queries: bool = False
+    family: Family,
+    seed: int | None,
+    *,
+    implementation: str | None = None,
+    group_queries: bool = False,
+    units: Units = "heads",
+    group_size: int = GROUP_SIZES[0],
 ) -> tuple[PreTrainedModel, list[Tensor], dict[str, Tensor]]:
-    """Build a model, mask it, remove its masked heads; return it with the masked outputs and the batch."""
+    """Build a model, mask it, remove its masked units; return it with the masked outputs and the batch."""
     model = family.build(implementation)
     probe = make_probe(model)
-    gates = gating.inject_gates(model, group_queries=group_queries)
+    gates = gating.inject_gates(model, group_queries=group_queries, units=units, group_size=group_size)
     pattern = make_pattern(gates, seed)
     with gates.fixed_at(pattern):
         masked = forward_outputs(model, probe)
@@ -25,21 +38,55 @@ def compact(
     return model, masked, probe
 
 
+def finalized(
+    family: Family, seed: int, *, units: Units, group_size: int = GROUP_SIZES[0]
+) -> tuple[PreTrainedModel, list[Tensor], dict[str, Tensor]]:
+    """Build a model with some gates closed and others partly open, remove the gates; return it as :func:`compact`."""
+    model = family.build()
+    probe = make_probe(model)
+    gates = gating.inject_gates(model, units=units, group_size=group_size)
+    is_open = make_pattern(gates, seed) > 0
+    with torch.no_grad():
+        noise = torch.randn(is_open.shape, generator=torch.Generator().manual_seed(seed))
+        gates.log_alpha.copy_(torch.where(is_open, noise, -9.0))
+    masked = forward_outputs(model, probe)
+    gating.finalize(model, gates, probe=probe)
+    return model, masked, probe
+
+
 def prune(model: PreTrainedModel, gates: gating.HeadGates, pattern: Tensor) -> None:
-    closed = {}
-    blocks = {block.name: block for block in gating.find_attention_blocks(model)}
-    for name, values in zip(gates.block_names, pattern.split(gates.block_sizes), strict=True):
-        heads = values.repeat_interleave(blocks[name].num_heads // len(values))
-        closed[name] = (heads == 0).nonzero().flatten().tolist()
+    """Remove the gates, and the units whose entry of a pattern is zero."""
+    heads, neurons = {}, {}
+    group_size = None
+    for block, values in zip(gates.blocks(), pattern.split(gates.block_sizes), strict=True):
+        is_closed = values.repeat_interleave(len(block.unit_ids) // len(values)) == 0
+        closed = is_closed.nonzero().flatten().tolist()
+        if isinstance(block, FeedForwardBlock):
+            neurons[block.name], group_size = closed, block.group_size
+        else:
+            heads[block.name] = closed
     gates.remove()
-    gating.prune_heads(model, closed)
+    if heads:
+        gating.prune_heads(model, heads)
+    if neurons:
+        gating.prune_neurons(model, neurons, group_size=group_size)
 
 
 def check_gradients(model: PreTrainedModel, probe: dict[str, Tensor]) -> None:
-    outputs = [value for value in model(**probe).values() if isinstance(value, Tensor) and value.requires_grad]
-    sum(value.float().pow(2).mean() for value in outputs).backward()
+    run_backward(model, probe)
     for name, parameter in model.named_parameters():
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def without_gradient(model: PreTrainedModel, probe: dict[str, Tensor]) -> set[str]:
+    """Return the names of the parameters that a backward pass does not reach, which would stop distributed training."""
+    run_backward(model, probe)
+    return {name for name, parameter in model.named_parameters() if parameter.grad is None}
+
+
+def run_backward(model: PreTrainedModel, probe: dict[str, Tensor]) -> None:
+    outputs = [value for value in model(**probe).values() if isinstance(value, Tensor) and value.requires_grad]
+    sum(value.float().pow(2).mean() for value in outputs).backward()
 
 
 def generate_all(model: PreTrainedModel, probe: dict[str, Tensor], ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -50,13 +97,21 @@ def generate_all(model: PreTrainedModel, probe: dict[str, Tensor], ways: dict[st
     }
 
 
-def check_generation(family: Family, seed: int | None, *, implementation: str, group_queries: bool) -> None:
+def check_generation(
+    family: Family,
+    seed: int | None,
+    *,
+    implementation: str | None = None,
+    group_queries: bool = False,
+    units: Units = "heads",
+    group_size: int = GROUP_SIZES[0],
+) -> None:
     ways: dict[str, dict[str, Any]] = {"greedy": {}, "beams": {"num_beams": 2}, "no cache": {"use_cache": False}}
     if family.static_cache:
         ways["static"] = {"cache_implementation": "static"}
     model = family.build(implementation)
     probe = make_probe(model)
-    gates = gating.inject_gates(model, group_queries=group_queries)
+    gates = gating.inject_gates(model, group_queries=group_queries, units=units, group_size=group_size)
     pattern = make_pattern(gates, seed)
     with gates.fixed_at(pattern):
         masked = generate_all(model, probe, ways)
@@ -66,7 +121,7 @@ def check_generation(family: Family, seed: int | None, *, implementation: str, g
 
 
 def make_pattern(gates: gating.HeadGates, seed: int | None) -> Tensor:
-    """Return a zero or one for every gate: at random, but one block is empty and one full.
+    """Return a zero or one for every gate: at random, but of each kind of units, one block is empty and one full.
 
     Which blocks those are follows from the seed; seed 0 empties the first one, the place where caches are read. The
     pattern called None closes everything.
@@ -76,6 +131,9 @@ def make_pattern(gates: gating.HeadGates, seed: int | None) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     pattern = (torch.rand(sum(gates.block_sizes), generator=generator) < 0.5).float()
     by_block = pattern.split(gates.block_sizes)
-    by_block[seed % len(by_block)].zero_()
-    by_block[(seed + 1) % len(by_block)].fill_(1.0)
+    is_feed_forward = [kind == "feed_forward" for kind in gates.block_kinds]
+    for neurons in set(is_feed_forward):
+        blocks = [values for values, is_so in zip(by_block, is_feed_forward, strict=True) if is_so == neurons]
+        blocks[seed % len(blocks)].zero_()
+        blocks[(seed + 1) % len(blocks)].fill_(1.0)
     return pattern
