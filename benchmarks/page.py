@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import batching, records
-from benchmarks.compare import outcome
+from benchmarks import batching, example, records
+from benchmarks.compare import latency, outcome
 from benchmarks.faults.__main__ import COLUMNS as FAULT_COLUMNS
 from benchmarks.measuring import ROOT, describe
 from benchmarks.rivals import __main__ as rivals
@@ -32,6 +32,7 @@ def main() -> None:
     argparse.ArgumentParser(
         prog="python -m benchmarks.page", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
+    write_example()
     write_comparisons()
     write_faults()
     write_speed()
@@ -39,12 +40,25 @@ def main() -> None:
     write_batches()
 
 
+def write_example() -> None:
+    """Rewrite the table of the embedded example."""
+    rows = records.read(example.RESULTS)
+    if rows:
+        replace_table(README, "example", example.table(rows))
+
+
 def write_comparisons() -> None:
     """Rewrite the tables of accuracy."""
-    compared = records.read(RESULTS / "compare.jsonl")
+    compared, timed = records.read(RESULTS / "compare.jsonl"), records.read(RESULTS / "latency.jsonl")
     if compared:
         replace_table(ACCURACY, "compare", [*outcome.conditions(compared), "", outcome.table(compared)])
-        replace_table(README, "compare", [outcome.summary(compared)])
+    if timed:
+        lines = [*latency.conditions(timed), "", latency.table(timed)]
+        replace_table(ACCURACY, "compare --against latency", lines)
+    if timed or compared:
+        # In the README, speed is of more use than a number of heads.
+        lines = [latency.summary(timed), "", *latency.told_apart(timed)] if timed else [outcome.summary(compared)]
+        replace_table(README, "compare", lines)
     for name in ("recipe", "elsewhere"):
         rows = records.read(RESULTS / f"{name}.jsonl")
         if rows:

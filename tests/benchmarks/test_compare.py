@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks import records
+from benchmarks import example, records
 from benchmarks.compare import __main__ as compare
 from benchmarks.compare import runs
 from benchmarks.compare.methods import METHODS, read_data, read_method
@@ -74,15 +74,21 @@ def test_table_has_means_and_spreads_best_first():
     assert [line.split(" | ")[2] for line in lines[-2:]] == ["95.00 %", "94.00 %"]
 
 
-def test_the_readme_has_the_means_of_the_example():
+def test_the_page_has_the_means_of_the_example_with_whole_articles():
     rows = records.read(ROOT / "benchmarks" / "results" / "example.jsonl")
     shown = table(rows)
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "accuracy.md").read_text()
     for heads, mean in ((18, "97.54 %"), (72, "97.65 %")):
         assert re.search(rf"\| {heads} \| {mean} \| .* \| 3 \|", shown)
-        assert mean in readme
-    assert "python -m benchmarks.compare --show --results benchmarks/results/example.jsonl" in readme
+        assert mean in page
+    assert "python -m benchmarks.compare --show --results benchmarks/results/example.jsonl" in page
     assert {line.partition("; ")[2] for line in conditions(rows)} == {"428 steps; seeds 0, 1, 2."}
+
+
+def test_the_readme_has_the_table_of_the_example():
+    rows = records.read(example.RESULTS)
+    if rows:
+        assert "\n".join(example.table(rows)) in (ROOT / "README.md").read_text()
 
 
 def test_figure_is_drawn(tmp_path):

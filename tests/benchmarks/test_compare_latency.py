@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import records
+from benchmarks import example, page, records
 from benchmarks.compare import __main__ as compare
 from benchmarks.compare import latency
 from benchmarks.compare.methods import LATENCY_METHODS, SPEEDUP, read_method
@@ -13,10 +13,12 @@ from benchmarks.compare.paired import Difference, difference, smallest_differenc
 from tests.support.tiny_run import make_inputs
 
 
-def make_rows(method: str, asked: float | None, speedup: float, scores: tuple[float, ...]) -> list[dict]:
+def make_rows(
+    method: str, asked: float | None, speedup: float, scores: tuple[float, ...], *, data: str = "toy"
+) -> list[dict]:
     return [
         {
-            "data": "toy",
+            "data": data,
             "method": method,
             "asked": asked,
             "seed": seed,
@@ -97,14 +99,19 @@ def test_table_compares_methods_that_are_as_fast():
     assert cells["first layers: 3 layers"][5:] == ["+2.50 ± 0.50", "2"]
     assert cells["first layers: 2 layers"][5] == "-"
     assert cells["mine: 2"][5:] == ["+38.00", "1"]
-    assert re.search(r"toy: differences below \d\.\d points with 3 seeds, .* 2 seeds cannot be told from chance", text)
+    (told,) = latency.told_apart(ROWS)
+    assert told in text
+    assert re.fullmatch(
+        r"toy, 600 steps: differences below \d\.\d points with 3 seeds, .* 2 seeds cannot be told from chance\.", told
+    )
 
 
-def test_summary_has_the_nearest_speed():
-    assert latency.summary(ROWS).splitlines()[2:] == [
-        "| toy | 91.0 % | 1.5x | 90.0 % | 87.3 % (1.46x) | - | - |",
-        "| toy | 91.0 % | 2.0x | 89.3 % | - | 86.0 % (2.02x) | 88.3 % (`importance`) |",
-    ]
+def test_summary_has_a_line_for_each_data_set():
+    columns = ["data", "dense", "1.5x: both", "1.5x: heads alone", "2x: both", "2x: first layers"]
+    header, _, *lines = latency.summary([*ROWS, *make_rows("both", 2, 1.9, (0.7,), data="other")]).splitlines()
+    assert header == f"| {' | '.join(columns)} |"
+    # Of two equally fast models of heads alone, the nearest in speed.
+    assert lines == ["| toy | 91.0 | 90.0 | 87.3 | 89.3 | 86.0 |", "| other | - | - | - | 70.0 | - |"]
 
 
 def test_conditions_name_threads_and_batch():
@@ -156,3 +163,46 @@ def test_failed_runs_do_not_stop_the_others(command, monkeypatch, capsys):
     assert "cannot be reached" in capsys.readouterr().out
     monkeypatch.setattr(compare, "train", lambda *_, **__: pytest.fail("it was run again"))
     assert len(command("--methods", "both", "--speedups", "1.5")) == 1
+
+
+def test_example_has_means_against_dense(tmp_path, monkeypatch, capsys):
+    results = tmp_path / "embedded.jsonl"
+    numbers = {"num_heads": 18, "num_parameters": 1000, "latency_ms": 2.0, "speedup": 1.5, "latency_batch": "8 x 45"}
+    calls = []
+
+    def fake(settings, folder, *, threads):
+        calls.append(settings)
+        seed = int(settings[-1].removeprefix("seed="))
+        score = (0.9 if "objective=none" in settings else 0.88) + 0.01 * seed * (len(settings) - 3)
+        return {**numbers, "seed": seed, "metric": "accuracy", "test/accuracy": score}
+
+    monkeypatch.setattr(example, "train", fake)
+    example.main(["--seeds", "0", "1", "--jobs", "2", "--results", str(results)])
+    header, _, *lines = capsys.readouterr().out.splitlines()[6:11]
+    columns = "heads | neurons | parameters | test accuracy | above dense | forward pass, 8 x 45 tokens"
+    assert header == f"|  | {columns} |"
+    both = "`make train ARGS='gates.units=[heads,neurons] objective.speedup=2'`"
+    assert lines == [
+        "| dense: `make train ARGS=objective=none` | 18 | - | 1,000 | 90.50 % | - | 2.0 ms |",
+        "| `make train` | 18 | - | 1,000 | 88.00 % | -2.50 ± 0.50 | 2.0 ms, 1.50 times as fast |",
+        f"| {both} | 18 | - | 1,000 | 89.00 % | -1.50 ± 0.50 | 2.0 ms, 1.50 times as fast |",
+    ]
+    assert ["objective=none", "logger=csv", "callbacks=none", "seed=0"] in calls
+    assert len(calls) == 6
+    example.main(["--seeds", "0", "1", "--results", str(results)])
+    assert len(calls) == 6
+
+
+def test_pages_take_the_tables_of_both(tmp_path, monkeypatch):
+    marks = "<!-- begin: python -m benchmarks.{} -->\nold\n<!-- end -->\n"
+    readme, accuracy = tmp_path / "README.md", tmp_path / "accuracy.md"
+    readme.write_text(marks.format("example") + marks.format("compare"))
+    accuracy.write_text(marks.format("compare --against latency"))
+    for name, rows in (("latency", ROWS), ("embedded", [])):
+        for row in rows:
+            records.append(tmp_path / f"{name}.jsonl", row)
+    for name, path in (("README", readme), ("ACCURACY", accuracy), ("RESULTS", tmp_path)):
+        monkeypatch.setattr(page, name, path)
+    page.write_comparisons()
+    assert latency.summary(ROWS) in readme.read_text()
+    assert latency.table(ROWS) in accuracy.read_text()

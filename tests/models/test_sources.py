@@ -67,6 +67,20 @@ def test_a_changed_configuration_reaches_the_model(folder):
     assert model.bert.embeddings.dropout.p == 0.3
 
 
+def test_the_first_layers_are_loaded_with_their_weights(folder):
+    stored = Pretrained(folder).load(AutoModelForSequenceClassification)
+    model = Pretrained(folder, config={"num_hidden_layers": 2}).load(AutoModelForSequenceClassification)
+    assert len(model.bert.encoder.layer) == 2
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, stored.state_dict()[name]), name
+
+
+def test_more_layers_than_are_stored_are_refused(folder):
+    source = Pretrained(folder, config={"num_hidden_layers": 4})
+    with pytest.raises(ValueError, match=r"its weights lack .*layer\.3\.attention"):
+        source.load(AutoModelForSequenceClassification)
+
+
 def test_a_new_model_follows_its_configuration():
     source = NewModel("vit", config={**SMALL_VIT, "num_channels": 1})
     blueprint = make_blueprint(source, AutoModelForImageClassification)

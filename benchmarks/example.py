@@ -1,0 +1,111 @@
+"""The embedded example as the README shows it: three commands, each with several seeds.
+
+    python -m benchmarks.example                    five seeds of each, one run after the other on all cores
+    python -m benchmarks.example --seeds 0 --jobs 2
+
+Results are lines of a file of JSON lines, runs that are in it are not repeated; `python -m benchmarks.page` writes the
+README's table.
+"""
+
+import argparse
+import math
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks import records
+from benchmarks.compare.outcome import Row, headline
+from benchmarks.compare.paired import difference, smallest_difference
+from benchmarks.compare.runs import train
+from benchmarks.measuring import ROOT, machine
+
+__all__ = ["COMMANDS", "table"]
+
+RESULTS = ROOT / "benchmarks" / "results" / "embedded.jsonl"
+DENSE = "objective=none"
+# Settings after `make train`.
+COMMANDS = (DENSE, "", "gates.units=[heads,neurons] objective.speedup=2")
+TITLES = {DENSE: "dense: `make train ARGS=objective=none`", "": "`make train`"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run missing commands and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)), help="(default: 0 1 2 3 4)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, which share the cores (default: 1)")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    done = {(row["command"], row["seed"]) for row in records.read(options.results)}
+    missing = [(command, seed) for seed in options.seeds for command in COMMANDS if (command, seed) not in done]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for row in pool.map(lambda job: run(*job, threads=threads), missing):
+            records.append(options.results, row)
+            print(f"{title(row['command'])}, seed {row['seed']}: {headline(row):.4f}", flush=True)
+    print("\n".join(table(records.read(options.results))))
+
+
+def run(command: str, seed: int, *, threads: int) -> dict[str, Any]:
+    """Run `make train` with settings and a seed, and return the outcome."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = [*command.split(), "logger=csv", "callbacks=none", f"seed={seed}"]
+        numbers = train(settings, Path(folder) / "run", threads=threads)
+    return {**machine(), "command": command, **numbers, "threads": threads}
+
+
+def title(command: str) -> str:
+    """Return the command as a user types it."""
+    return TITLES.get(command, f"`make train ARGS='{command}'`")
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Return the lines of a Markdown table of means, and the conditions of the runs."""
+    by_command = {command: [row for row in rows if row["command"] == command] for command in COMMANDS}
+    scores = {command: {row["seed"]: 100 * headline(row) for row in runs} for command, runs in by_command.items()}
+    against = {command: difference(scores[command], scores[DENSE]) for command in COMMANDS}
+    lines = []
+    for command, runs in by_command.items():
+        if not runs:
+            continue
+        milliseconds = statistics.median(row["latency_ms"] for row in runs)
+        speedup = statistics.median(row["speedup"] for row in runs)
+        is_dense = command == DENSE
+        lines.append(
+            {
+                "command": title(command),
+                "heads": _mean(runs, "num_heads"),
+                "neurons": _mean(runs, "num_neurons"),
+                "parameters": _mean(runs, "num_parameters"),
+                "accuracy": f"{statistics.mean(scores[command].values()):.2f} %",
+                "difference": None if is_dense or against[command] is None else str(against[command]),
+                "forward": f"{milliseconds:.1f} ms" + ("" if is_dense else f", {speedup:.2f} times as fast"),
+            }
+        )
+    columns = {
+        "command": "",
+        "heads": "heads",
+        "neurons": "neurons",
+        "parameters": "parameters",
+        "accuracy": "test accuracy",
+        "difference": "above dense",
+        "forward": f"forward pass, {' or '.join(sorted({row['latency_batch'] for row in rows}))} tokens",
+    }
+    several = [each for name, each in against.items() if name != DENSE and each is not None]
+    seeds = len({row["seed"] for row in rows})
+    bound = smallest_difference(several).get(seeds, math.nan)
+    threads = " or ".join(sorted({str(row["threads"]) for row in rows}))
+    told = "" if math.isnan(bound) else f"; differences below {bound:.1f} points cannot be told from chance"
+    return [records.markdown(lines, columns), "", f"Means of {seeds} seed(s), {threads} CPU thread(s){told}."]
+
+
+def _mean(rows: Sequence[Row], name: str) -> str | None:
+    values = [row[name] for row in rows if name in row]
+    return f"{statistics.mean(values):,.0f}" if values else None
+
+
+if __name__ == "__main__":
+    main()
