@@ -10,7 +10,8 @@ from benchmarks.compare import __main__ as compare
 from benchmarks.compare import latency
 from benchmarks.compare.methods import LATENCY_METHODS, SPEEDUP, read_method
 from benchmarks.compare.paired import Difference, difference, smallest_difference
-from tests.support.tiny_run import make_inputs
+from gating.run.settings.open_tables import open_tables
+from tests.support.tiny_run import ROOT, checked_settings, make_inputs
 
 
 def make_rows(
@@ -51,6 +52,12 @@ ROWS = [
     *make_rows("importance", 2, 2.0, (0.87, 0.88, 0.90)),
     *make_rows("mine", 2, 2.0, (0.5,)),
 ]
+
+
+@pytest.mark.parametrize("name", LATENCY_METHODS)
+def test_every_method_is_a_configuration(name):
+    method = LATENCY_METHODS[name]
+    checked_settings(open_tables(method.settings_for(2 if method.takes_number else None), conf=ROOT / "conf"))
 
 
 def test_given_settings_are_asked_for_a_speedup_unless_they_have_a_size():
