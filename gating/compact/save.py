@@ -1,18 +1,20 @@
 """Saving of compact models as folders that load with transformers alone."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved
 from gating.discovery.find import find_attention_blocks
 from gating.discovery.refusals import check_has_values, check_no_adapters, check_savable
 from gating.errors import InputError, InputTypeError
-from gating.pruning.compact_model import become_compact
+from gating.pruning.compact_model import become_compact, has_lost_units
 from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
@@ -35,6 +37,7 @@ def save_compact(
     tokenizer: Processor | None = None,
     report: CompactReport | None = None,
     overwrite: bool = False,
+    stock: bool = False,
     verify: bool = True,
     probe: Mapping[str, Tensor] | None = None,
 ) -> Path:
@@ -43,11 +46,13 @@ def save_compact(
     The folder is written whole or not at all: first beside its place, then moved there.
 
     Args:
-        model: A model whose gates were finalized or whose heads were pruned.
+        model: A model whose gates were finalized, or whose heads or neurons were pruned; it stays as it is.
         save_directory: Path of the folder.
         tokenizer: The tokenizer, or the image processor, to save with the model.
         report: Measurements for the model card.
         overwrite: Whether the folder of an earlier compact model may be replaced, if no other file is in it.
+        stock: Whether to write a dense model with smaller sizes in its configuration, which any version of transformers
+            and other runtimes load without code of this package. Every layer must keep equally many units.
         verify: Whether to reject weights that are NaN or infinite, and to load the saved folder and compare outputs,
             which temporarily takes the memory of a second model.
         probe: Batch for this comparison, as keyword arguments of the model; by default made from its configuration.
@@ -57,8 +62,8 @@ def save_compact(
 
     Raises:
         TypeError: The model is not a model of transformers.
-        ValueError: The model still has gates or adapters, its weights are NaN or packed, or its outputs differ after
-            loading it from the folder.
+        ValueError: The model still has gates or adapters, its weights are NaN or packed, its outputs differ after
+            loading it from the folder, or the configuration class cannot describe it as a stock model (StockError).
         FileExistsError: The folder is not empty and ``overwrite`` is false, or it holds anything but an earlier compact
             model, or the model was loaded from it.
 
@@ -80,14 +85,27 @@ def save_compact(
     if verify:
         check_finite(model, type(model).__name__)
     sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
+    saved = stock_model(model) if stock else model
     with replacing_folder(Path(save_directory), overwrite=overwrite, kind=COMPACT_MODEL, keep=sources) as folder:
-        if not any(hasattr(module, "kept_groups") for module in model.modules()):
+        if not has_lost_units(model):
             find_attention_blocks(model)  # Raises for a model without heads or neurons to describe.
         become_compact(model)
-        model.save_pretrained(folder)
+        saved.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        write_card(folder / "README.md", model, report)
+        write_card(folder / "README.md", model, report, stock=stock)
         if verify:
-            check_saved(model, folder, probe=probe)
+            with _as_stock_error() if stock else nullcontext():
+                check_saved(model, folder, probe=probe)
     return Path(save_directory)
+
+
+@contextmanager
+def _as_stock_error() -> Iterator[None]:
+    """Turn an error about the saved model into one with the other form as a remedy."""
+    try:
+        yield
+    except InputError as error:
+        raise StockError(
+            str(error), python=" Or save it without stock=True, as a compact folder.", command=""
+        ) from error

@@ -68,14 +68,28 @@ model = AutoModel{task}.from_pretrained(".", trust_remote_code=True)
 needed. Where head-gating is installed, `gating.load_compact(".")` loads the model without running them.
 """
 
+_STOCK_USAGE = """\
+## Use
 
-def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None) -> None:
+```python
+from transformers import AutoModel{task}
+
+model = AutoModel{task}.from_pretrained(".")
+```
+
+Every layer kept equally many units, so that this is a model of its original architecture with smaller sizes in
+`config.json`: no other code is needed. The numbers above are those of the original model; they are recorded only here.
+"""
+
+
+def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None, *, stock: bool = False) -> None:
     """Write a model card with the metadata that hubs read.
 
     Args:
         path: Path of the README.md.
         model: The compact model.
         report: Measurements for the card; without them, it lists the kept heads and neurons only.
+        stock: Whether the folder holds a stock model, which loads without further code.
     """
     units = _removed_units(model)
     # No EvalResult: it needs the data set's name on the hub, which a run on local files does not have.
@@ -92,7 +106,8 @@ def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None)
             heading = ["stage", f"validation {report.metric_name}", f"test {report.metric_name}"]
             parts.append(_table(heading, [list(row) for row in report.metrics]))
         parts += [f"{note}\n" for note in report.notes]
-    parts += [*_heads_section(model), *_neurons_section(model), _USAGE.format(task=_auto_suffix(model), units=units)]
+    usage = (_STOCK_USAGE if stock else _USAGE).format(task=_auto_suffix(model), units=units)
+    parts += [*_heads_section(model), *_neurons_section(model), usage]
     path.write_text("\n".join(parts), encoding="utf-8")
 
 

@@ -1,11 +1,14 @@
 """Results of a run: the compact model, figures and metrics."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from gating.compact.save import save_compact
+from gating.compact.stock import StockError
 from gating.discovery.discover import share_specs
 from gating.pruning.measure import compare_latency
 from gating.report.card import heads_per_layer, neurons_per_layer
@@ -26,7 +29,8 @@ def export(run: Run) -> None:
         share_specs(state.model, dense)
         state.summary.latency = compare_latency(dense, state.model, run.probe_batch())
     state.summary.compare_models(dense, state.model, run.probe_batch())
-    save_compact(
+    save = partial(
+        save_compact,
         state.model,
         run.paths.compact,
         tokenizer=run.data.processor,
@@ -34,6 +38,18 @@ def export(run: Run) -> None:
         # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
+    if not (run.settings.values["objective"].get("uniform") and _save_stock(save)):
+        save()
+
+
+def _save_stock(save: Callable[..., object]) -> bool:
+    """Save a model as one of transformers; print the reason and return False if it cannot be."""
+    try:
+        save(stock=True)
+    except StockError as error:
+        print(error.in_command)
+        return False
+    return True
 
 
 def report(run: Run) -> None:

@@ -82,10 +82,22 @@ def find_foreign(folder: Path, *, own: frozenset[str] = frozenset()) -> str | No
 
 
 def _compact_files(folder: Path) -> frozenset[str] | None:
-    record = read_table(folder / "config.json").get(RECORD_KEY)
+    config = read_table(folder / "config.json")
+    record = config.get(RECORD_KEY)
+    if "model_type" in config and record is None and _is_own_card(folder / "README.md"):
+        return frozenset({"README.md"})
     if not (isinstance(record, dict) and isinstance(record.get("blocks"), dict)):
         return None
     return frozenset({"README.md", _CODE, *_imported_files(folder / _CODE)})
+
+
+def _is_own_card(card: Path) -> bool:
+    """Return whether a model card has the tag of this package; a stock model has no other sign of it."""
+    try:
+        text = card.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+    return bool(re.match(r"---\n(?:(?!---).*\n)*- head-gating\n", text))
 
 
 def _imported_files(code: Path) -> set[str]:

@@ -1,0 +1,235 @@
+"""Models with equally many units in every layer are saved as dense models that plain transformers loads."""
+
+import json
+import os
+
+import pytest
+import torch
+import transformers
+
+import gating
+from gating.compact.stock import StockError, stock_model
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, SEQ2SEQ, TEXT, VISION, Family
+from tests.support.fresh_process import answers_of_fresh_process, outputs_of
+from tests.support.tiny_models import assert_same_state, state_of
+
+NO_HEAD_DIM = {name: value for name, value in GROUPED.items() if name != "head_dim"}
+CASES = {
+    "bert": (FAMILIES["bert"], "AutoModelForSequenceClassification", {"intermediate_size": 32}),
+    "gpt2": (
+        Family("GPT2LMHeadModel", "GPT2Config", {**GPT2, **IDS, "n_inner": None}),
+        "AutoModelForCausalLM",
+        {"n_inner": 240},
+    ),
+    "bart": (
+        Family("BartForConditionalGeneration", "BartConfig", {**SEQ2SEQ, "decoder_ffn_dim": 64}),
+        "AutoModelForSeq2SeqLM",
+        {"encoder_ffn_dim": 32, "decoder_ffn_dim": 48},
+    ),
+    "swin": (FAMILIES["swin"], "AutoModelForImageClassification", {"mlp_ratio": 0.5}),
+    "dinov2": (
+        Family("Dinov2ForImageClassification", "Dinov2Config", {**VISION, "mlp_ratio": 2}),
+        "AutoModelForImageClassification",
+        {"mlp_ratio": 1},
+    ),
+    "clip": (FAMILIES["clip"], "AutoModel", {}),
+    "gpt_neox": (FAMILIES["gpt_neox"], "AutoModelForCausalLM", {"intermediate_size": 32}),
+}
+# Families whose configuration describes heads of any number.
+WITH_HEADS = {
+    "llama": (FAMILIES["llama"], "AutoModelForCausalLM", {"num_attention_heads": 4, "num_key_value_heads": 2}),
+    "qwen2": (
+        Family("Qwen2ForCausalLM", "Qwen2Config", {**NO_HEAD_DIM, "hidden_size": 64}),
+        "AutoModelForCausalLM",
+        {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+    ),
+    "t5": (FAMILIES["t5"], "AutoModelForSeq2SeqLM", {"num_heads": 2}),
+    "umt5": (FAMILIES["umt5"], "AutoModelForSeq2SeqLM", {"num_heads": 2}),
+}
+
+
+def remove_neurons(model, *, share=None):
+    """Remove one group of 16 neurons from every feed-forward block, or a share of its groups, always others."""
+    blocks = gating.find_feed_forward_blocks(model, group_size=16)
+    chosen = {}
+    for number, block in enumerate(blocks):
+        total = block.num_groups_before
+        count = 1 if share is None else round(share * total)
+        chosen[block.name] = [(number + i) % total for i in range(count)]
+    gating.prune_neurons(model, chosen, group_size=16)
+
+
+def remove_heads(model):
+    """Remove every second group of query heads, the same in all layers."""
+    for block in gating.find_attention_blocks(model):
+        size = block.num_heads // block.num_key_value_heads
+        gating.prune_heads(model, {block.name: [head for head in block.head_ids if head // size % 2]})
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """By name of the case: the model, its folder, its batch and outputs, and its state before saving."""
+    place, saved = tmp_path_factory.mktemp("stock"), {}
+    for name, (family, _, _) in {**CASES, **WITH_HEADS}.items():
+        model = family.build()
+        remove_neurons(model, share=0.5 if name in ("swin", "dinov2") else None)
+        if name in WITH_HEADS:
+            remove_heads(model)
+        probe = make_probe(model)
+        before = (type(model), model.config.to_dict(), state_of(model))
+        folder = gating.save_compact(model, place / name, stock=True)
+        saved[name] = (model, folder, probe, forward_outputs(model, probe), before)
+    return saved
+
+
+@pytest.fixture(scope="module")
+def answers(stock):
+    jobs = {
+        name: {"folder": str(stock[name][1]), "auto_class": auto_class, "batch": stock[name][2]}
+        for name, (_, auto_class, _) in {**CASES, **WITH_HEADS}.items()
+    }
+    return answers_of_fresh_process(jobs, with_package=False)
+
+
+@pytest.mark.parametrize("name", [*CASES, *WITH_HEADS])
+def test_plain_transformers_loads_it_with_equal_outputs(name, stock, answers):
+    expected = stock[name][3]
+    torch.testing.assert_close(outputs_of(answers[name])[0], expected[0], rtol=1e-5, atol=1e-5)
+    assert answers[name]["modules"] == []
+
+
+@pytest.mark.parametrize("name", [*CASES, *WITH_HEADS])
+def test_the_configuration_has_the_sizes_and_no_record(name, stock):
+    _, folder, probe, expected, _ = stock[name]
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {**CASES, **WITH_HEADS}[name][2]
+    assert {field: config[field] for field in sizes} == sizes
+    assert not {"head_gating", "auto_map"} & config.keys()
+    assert not list(folder.glob("*.py"))
+    loaded = gating.load_compact(folder)
+    assert not hasattr(loaded, "is_compact")
+    assert max_relative_difference(expected, forward_outputs(loaded, probe)) == 0
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "llama"])
+def test_the_model_stays_as_it_is(name, stock, tmp_path):
+    model, _, probe, expected, (cls, config, state) = stock[name]
+    assert type(model) is cls
+    assert model.config.to_dict().keys() - {"architectures", "dtype"} == config.keys() - {"architectures", "dtype"}
+    assert model.config.head_gating == config["head_gating"]
+    assert_same_state(model, state)
+    loaded = gating.load_compact(gating.save_compact(model, tmp_path / "compact"))
+    assert max_relative_difference(expected, forward_outputs(loaded, probe)) == 0
+
+
+def test_nested_configurations_are_changed(stock):
+    config = stock["clip"][1] / "config.json"
+    described = json.loads(config.read_text())
+    assert [described[part]["intermediate_size"] for part in ("text_config", "vision_config")] == [32, 32]
+
+
+def test_a_stock_model_loses_neurons_again_and_is_saved_again(stock, tmp_path):
+    model = gating.load_compact(stock["bert"][1])
+    gating.prune_neurons(model, {layer: [1] for layer in range(3)}, group_size=16)
+    folder = gating.save_compact(model, tmp_path / "again", stock=True)
+    assert json.loads((folder / "config.json").read_text())["intermediate_size"] == 16
+
+
+def test_both_kinds_of_folders_replace_each_other(stock, tmp_path):
+    model = stock["bert"][0]
+    for is_stock in (True, False, True, True):
+        folder = gating.save_compact(model, tmp_path / "folder", stock=is_stock, overwrite=True)
+        assert (folder / "compact.py").exists() != is_stock
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds notes\.txt, which does not belong"):
+        gating.save_compact(model, folder, overwrite=True)
+
+
+def test_a_dense_model_of_others_is_not_replaced(stock, tmp_path):
+    dense = FAMILIES["bert"].build()
+    dense.save_pretrained(tmp_path / "dense")
+    (tmp_path / "dense" / "README.md").write_text("---\ntags:\n- mine\n---\nNot of\n- head-gating\n")
+    with pytest.raises(FileExistsError, match="is not the folder of an earlier compact model"):
+        gating.save_compact(stock["bert"][0], tmp_path / "dense", overwrite=True)
+
+
+def test_the_card_shows_plain_loading(stock):
+    card = (stock["bert"][1] / "README.md").read_text()
+    assert 'AutoModelForSequenceClassification.from_pretrained(".")' in card
+    assert "trust_remote_code" not in card
+
+
+def uneven_neurons(model):
+    gating.prune_neurons(model, {0: [1], 1: [0, 2]}, group_size=16)
+
+
+def uneven_heads(model):
+    gating.prune_heads(model, {0: [0, 1, 2, 3], 1: [0, 1]})
+
+
+def padded_heads(model):
+    gating.prune_heads(model, {layer: [0, 1, 2] for layer in range(3)})
+
+
+def some_heads(model):
+    gating.prune_heads(model, {block.name: [0, 1] for block in gating.find_attention_blocks(model)})
+
+
+def no_heads(model):
+    gating.prune_heads(model, {layer: range(8) for layer in range(3)})
+
+
+def other_heads(model):
+    for number, block in enumerate(gating.find_attention_blocks(model)):
+        gating.prune_heads(model, {block.name: [number % 4]})
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("bert", uneven_neurons, r"layer\.0\.output\.dense keeps 32 of 48 neurons, but .*layer\.1\.output\.dense 16\."),
+        ("llama", uneven_heads, r"layers\.0\.self_attn keeps 4 of 8 heads, but layers\.1\.self_attn 6\. Remove eq"),
+        ("llama", padded_heads, r"self_attn has removed heads as padding, .* Remove equally many heads of every group"),
+        ("llama", no_heads, r"layers\.0\.self_attn has no head, and LlamaConfig describes at least one"),
+        ("bert", some_heads, r"BertConfig cannot describe 2 heads of width 16 .* Remove neurons only, or save it"),
+        ("beit", some_heads, r"layers\.0\.attention selects its position biases or slopes from those of all heads"),
+        ("t5", other_heads, r"its layers share the position biases of .*, but keep other heads than that"),
+        ("dinov2", remove_neurons, r"no setting of Dinov2Config gives .*layer\.0\.mlp\.fc2 48 of 64 neurons"),
+    ],
+)
+def test_models_that_no_configuration_describes_are_refused_before_anything_is_written(
+    family, change, message, tmp_path
+):
+    model = FAMILIES[family].build()
+    change(model)
+    with pytest.raises(StockError, match=message):
+        gating.save_compact(model, tmp_path / "new", stock=True)
+    assert os.listdir(tmp_path) == []
+    gating.save_compact(model, tmp_path / "new", verify=False)
+
+
+def test_a_width_that_is_fixed_by_the_hidden_size_is_refused():
+    sizes = {"vocab_size": 99, "hidden_size": 16, "n_head": 2, "n_layer": 2}
+    model = Family("BloomForCausalLM", "BloomConfig", sizes, implementations=("eager",)).build()
+    gating.prune_neurons(model, {layer: [0] for layer in range(2)}, group_size=16)
+    with pytest.raises(StockError, match=r"no setting of BloomConfig gives h\.0\.mlp\.dense_4h_to_h 48 of 64 neurons"):
+        stock_model(model)
+
+
+def test_a_class_that_transformers_does_not_have_is_refused():
+    class OwnBert(transformers.BertModel):
+        """A user's own class."""
+
+    model = OwnBert(transformers.BertConfig(**TEXT))
+    remove_neurons(model)
+    with pytest.raises(StockError, match="OwnBert is not a class of transformers"):
+        stock_model(model)
+
+
+def test_other_outputs_after_saving_are_refused_with_the_other_form_as_remedy(bert, tmp_path):
+    remove_neurons(bert)
+    bert.bert.embeddings.register_forward_hook(lambda *_: _[2] + 1)
+    with pytest.raises(StockError, match=r"gives other outputs .* Or save it without stock=True"):
+        gating.save_compact(bert, tmp_path / "new", stock=True)
+    assert os.listdir(tmp_path) == []
