@@ -8,6 +8,7 @@ and each neuron on its own rows only. The removal of neurons is then proven like
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from gating.discovery.probe import run_probe
@@ -18,13 +19,14 @@ from gating.discovery.trace import is_linear, trace_feed_forward
 from gating.discovery.undo import undo_edits
 from gating.errors import InputError
 from gating.structure.blocks import iter_attention_blocks
-from gating.structure.edits import num_inputs, num_outputs
+from gating.structure.edits import num_inputs, num_outputs, without_adapter
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.structure.feed_forward_specs import FeedForwardSpec, find_feed_forward_spec
 
 __all__ = ["discover_feed_forward_specs"]
 
 
+@torch.inference_mode(mode=False)
 def discover_feed_forward_specs(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> None:
     """Set the attribute ``feed_forward_spec`` of all modules with a feed-forward block that have no spec yet, in place.
 
@@ -74,9 +76,13 @@ def _find_candidates(model: nn.Module) -> dict[nn.Module, str]:
     """Return the linear layers, with their names, that may be projections of unknown blocks; none without a pair."""
     known: set[nn.Module] = set()
     for attention in iter_attention_blocks(model):
-        known |= {attention.output_projection, *attention.module.modules()}
+        known.update(attention.output_projection.modules(), attention.module.modules())
     for feed_forward in iter_feed_forward_blocks(model):
-        known |= {feed_forward.output_projection, *(up for up, _ in feed_forward.ups())}
+        for linear in (feed_forward.output_projection, *(up for up, _ in feed_forward.ups())):
+            known.update(linear.modules())
+    for module in model.modules():
+        # The two layers of a LoRA adapter look like a block.
+        known |= set(module.modules()) - set(without_adapter(module).modules())
     linears = {module: name for name, module in model.named_modules() if is_linear(module) and module not in known}
     sizes = Counter((num_inputs(linear), num_outputs(linear)) for linear in linears)
     is_pair = any(

@@ -55,7 +55,9 @@ def trace_feed_forward(
     """
     trace = _Trace(candidates)
     with _requiring_gradients(model), trace.recording(model):
-        for output in forward_outputs(model, probe, with_gradients=True):
+        # Copies, because tensors made in inference mode cannot be part of a graph.
+        batch = {name: tensor.clone() for name, tensor in probe.items()}
+        for output in forward_outputs(model, batch, with_gradients=True):
             trace.use(output)
     return dict(trace.found())
 

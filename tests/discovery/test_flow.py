@@ -11,8 +11,10 @@ from gating.discovery import flow
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.discovery.self_check import units_masked
 from gating.discovery.trace import is_linear, trace_feed_forward
+from gating.pruning.compact_model import check_specs
 from gating.structure import feed_forward_specs
 from gating.structure.feed_forward import iter_feed_forward_blocks
+from gating.structure.record import RECORD_KEY, plan_from_record
 from tests.support.family_models import FAMILIES, GROUPED, IDS, Family
 
 SAMPLE = [
@@ -88,12 +90,13 @@ def test_the_flow_of_data_finds_the_blocks_that_names_find(name, monkeypatch):
     random_state = torch.get_rng_state()
     monkeypatch.setattr(feed_forward_specs, "_SHIPPED", ())
     assert not _layouts(model)
-    flow.discover_feed_forward_specs(model)
+    with torch.inference_mode():
+        flow.discover_feed_forward_specs(model)
     assert _layouts(model) == by_names
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == with_gradients
     assert model.training
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad is None and not parameter.is_inference() for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert not any(
         module._forward_pre_hooks or module._forward_hooks for module in model.modules() if is_linear(module)
@@ -127,6 +130,67 @@ def test_layers_with_other_names_are_found(name, tmp_path):
         gating.save_compact(model, tmp_path)
         again = gating.load_compact(tmp_path)
         assert max_relative_difference(forward_outputs(model, probe), forward_outputs(again, probe)) < 1e-5
+
+
+def test_gates_on_discovered_blocks(tmp_path):
+    model = UNKNOWN["lfm2"].build()
+    gates = gating.inject_gates(model, units=["neurons"], group_size=8, discover=True)
+    with torch.no_grad():
+        gates.log_alpha.copy_(torch.where(torch.arange(len(gates.log_alpha)) % 3 == 0, -9.0, 9.0))
+    report = gating.finalize(model, gates)
+    assert report.max_difference < 1e-5
+    gating.save_compact(model, tmp_path / "compact")
+    specs = model.config.to_dict()[RECORD_KEY]["feed_forward_specs"]
+    assert specs["layers.1.feed_forward.w2"] == {"ups": [["w1", "plain"], ["w3", "plain"]], "down": "w2"}
+    again = gating.load_compact(tmp_path / "compact")
+    probe = make_probe(model)
+    assert max_relative_difference(forward_outputs(model, probe), forward_outputs(again, probe)) < 1e-5
+
+
+def _read(model, record):
+    check_specs(record)
+    return plan_from_record(model, record)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"down": "__class__"}, "the layout of layers.0.feed_forward.w2 is not that"),
+        ({"ups": []}, "the layout of layers.0.feed_forward.w2 is not that"),
+        ({"ups": [["w1", "rows"]]}, "the layout of layers.0.feed_forward.w2 is not that"),
+        ({"ups": [["w1", "halves"]]}, "the layout of block 'layers.0.feed_forward.w2' does not fit"),
+        ({"ups": [["w9", "plain"]]}, "the layout of block 'layers.0.feed_forward.w2' does not fit"),
+        ({"down": "feed_forward.w2"}, "the layout of block 'layers.0.feed_forward.w2' does not fit"),
+    ],
+)
+def test_an_invalid_layout_in_a_record_is_refused(change, message):
+    model = UNKNOWN["lfm2"].build()
+    spec = {"ups": [["w1", "plain"], ["w3", "plain"]], "down": "w2", **change}
+    record = {"format": 2, "blocks": {}, "feed_forward_specs": {"layers.0.feed_forward.w2": spec}, "feed_forward": {}}
+    with pytest.raises(ValueError, match=f"'head_gating' in config.json.* {message}"):
+        _read(model, record)
+
+
+class Adapted(nn.Module):
+    """A layer with a low-rank adapter."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.down, self.up = nn.Linear(base_layer.in_features, 4), nn.Linear(4, base_layer.out_features)
+
+    def forward(self, inputs):
+        return self.base_layer(inputs) + self.up(self.down(inputs))
+
+
+def test_adapters_are_no_blocks_and_must_be_merged():
+    known, unknown = FAMILIES["llama"].build(), UNKNOWN["lfm2"].build()
+    known.model.layers[0].mlp.up_proj = Adapted(known.model.layers[0].mlp.up_proj)
+    known.lm_head = Adapted(known.lm_head)
+    assert len(gating.find_feed_forward_blocks(known, discover=True)) == 3
+    unknown.model.layers[0].feed_forward.w1 = Adapted(unknown.model.layers[0].feed_forward.w1)
+    with pytest.raises(ValueError, match=r"w1 has an adapter .*merge"):
+        gating.find_feed_forward_blocks(unknown, discover=True)
 
 
 def test_blocks_of_experts_and_norms_are_refused_with_the_reason():
