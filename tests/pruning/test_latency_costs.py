@@ -1,0 +1,88 @@
+"""Latency costs of heads and neurons, and the gates that reach a speedup."""
+
+import copy
+
+import pytest
+import torch
+
+import gating
+from gating.gates import create_gates
+from gating.pruning.latency_costs import LatencyCosts, kept_for_speedup, measure_latency_costs, time_kept
+from tests.support.tiny_models import batch_for, state_of
+
+UNITS = ["heads", "neurons"]
+
+
+def relative_time(gates, kept, *, heads, neurons):
+    """Return the time of a model whose latency is linear in the kept units."""
+    is_neuron = torch.tensor(gates.neurons_per_gate) > 0
+    return 1 - heads * (1 - kept[~is_neuron].double().mean()) - neurons * (1 - kept[is_neuron].double().mean())
+
+
+def test_linear_latencies_are_found(bert):
+    gates = create_gates(bert, units=UNITS, group_size=4)
+    speedup = lambda kept: float(1 / relative_time(gates, kept, heads=0.3, neurons=0.4))  # noqa: E731
+    costs = measure_latency_costs(bert, gates, {}, measure=speedup)
+    assert (costs.heads, costs.neurons, costs.fixed) == pytest.approx((0.3, 0.4, 0.3))
+    rates = costs.rates(gates)
+    is_neuron = torch.tensor(gates.neurons_per_gate) > 0
+    assert float(gates.macs_per_gate[~is_neuron].sum() * rates["heads"]) == pytest.approx(0.3)
+    assert float(gates.macs_per_gate[is_neuron].sum() * rates["neurons"]) == pytest.approx(0.4)
+    assert costs.keep_for(2.0) == pytest.approx((0.5 - 0.3) / 0.7)
+
+
+def test_units_that_cost_nothing_have_no_negative_cost(bert):
+    gates = create_gates(bert, units=UNITS, group_size=4)
+    speedup = lambda kept: float(1 / relative_time(gates, kept, heads=-0.1, neurons=0.5))  # noqa: E731
+    costs = measure_latency_costs(bert, gates, {}, measure=speedup)
+    assert costs.heads == 0
+    assert costs.neurons > 0.3
+
+
+@pytest.mark.parametrize("units", [["neurons"], UNITS])
+def test_real_timings_leave_the_model_as_it_was(bert, units):
+    state, text = state_of(bert), str(bert)
+    gates = create_gates(bert, units=units, group_size=8)
+    costs = measure_latency_costs(bert, gates, batch_for(bert), repeats=2)
+    assert costs.fastest >= 1
+    assert set(costs.rates(gates)) == set(units)
+    assert str(bert) == text
+    assert all(torch.equal(tensor, bert.state_dict()[name]) for name, tensor in state.items())
+
+
+def test_an_unreachable_speedup_names_the_largest():
+    costs = LatencyCosts(heads=0.3, neurons=0.4, fixed=0.3, fastest=2.9)
+    with pytest.raises(ValueError, match=r"speedup=4.0 cannot be reached.*2.90 times as fast"):
+        costs.keep_for(4.0)
+
+
+@pytest.mark.parametrize("wanted", [1.2, 1.5, 2.0, 3.0])
+def test_the_choice_is_moved_until_it_has_the_speedup(wanted):
+    # Far from linear: half of the units take a tenth of the time.
+    curve = lambda kept: float(1 / (0.2 + 0.8 * kept.double().mean() ** 3))  # noqa: E731
+    choose = lambda share: torch.arange(500) < share * 500  # noqa: E731
+    kept = kept_for_speedup(choose, curve, speedup=wanted, keep=0.5)
+    assert curve(kept) == pytest.approx(wanted, rel=0.05)
+
+
+def test_a_speedup_that_no_choice_has_is_warned_about():
+    kept = None
+    with pytest.warns(UserWarning, match=r"is 1.22 times as fast as the dense one here, not 3.0"):
+        kept = kept_for_speedup(
+            lambda share: torch.arange(10) < share * 10,
+            lambda kept: float(1 / (0.8 + 0.2 * kept.double().mean())),
+            speedup=3.0,
+            keep=0.3,
+        )
+    assert kept.sum() <= 1
+
+
+def test_a_compact_copy_is_timed_beside_the_model(bert):
+    gates = gating.inject_gates(bert, units=UNITS, group_size=8)
+    kept = torch.rand(len(gates.log_alpha)) > 0.5
+    before = copy.deepcopy(state_of(bert))
+    with gates.detached() as model:
+        assert not hasattr(model, "head_gates")
+        assert time_kept(model, gates, kept, batch_for(bert), repeats=2) > 0
+    assert bert.head_gates is gates
+    assert all(torch.equal(before[name], tensor) for name, tensor in state_of(bert).items())
