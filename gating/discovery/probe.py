@@ -11,7 +11,16 @@ from transformers.cache_utils import Cache
 from gating.discovery.refusals import check_has_values
 from gating.errors import InputError
 
-__all__ = ["cached_outputs", "forward_outputs", "make_probe", "max_relative_difference", "run_probe", "tolerance_for"]
+__all__ = [
+    "cached_outputs",
+    "forward_outputs",
+    "make_probe",
+    "max_relative_difference",
+    "rounding_of",
+    "rounding_tolerance",
+    "run_probe",
+    "tolerance_for",
+]
 
 
 # Suffix of classes that pool the state of one token.
@@ -218,6 +227,24 @@ def _largest(tensor: Tensor) -> Tensor:
 def tolerance_for(dtype: torch.dtype) -> float:
     """Return the relative error that another order of summation may cause: about a hundred roundings."""
     return 100 * torch.finfo(dtype).eps
+
+
+def rounding_of(outputs: list[Tensor]) -> float:
+    """Return the relative size of one rounding of the coarsest of some tensors."""
+    return max((torch.finfo(tensor.dtype).eps for tensor in outputs), default=0.0)
+
+
+def rounding_tolerance(outputs: list[Tensor], perturbed: list[Tensor]) -> float:
+    """Return the largest relative difference between two computations of a model's outputs that rounding explains.
+
+    Models that amplify rounding, such as T5 with its unscaled attention logits, get a wider tolerance.
+
+    Args:
+        outputs: Outputs of the model.
+        perturbed: Its outputs where features are lower by one rounding.
+    """
+    sensitivity = min(1e-4, max_relative_difference(outputs, perturbed))
+    return max([30 * sensitivity, *(tolerance_for(tensor.dtype) for tensor in outputs)])
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -7,7 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.probe import cached_outputs, forward_outputs, max_relative_difference, run_probe, tolerance_for
+from gating.discovery.probe import (
+    cached_outputs,
+    forward_outputs,
+    max_relative_difference,
+    rounding_of,
+    rounding_tolerance,
+    run_probe,
+)
 from gating.discovery.undo import Undo, apply_edits, undo_edits
 from gating.errors import InputError
 from gating.structure.edits import Edit
@@ -52,7 +59,8 @@ def apply_checked(
             "masking heads or neurons at the input of the output projection has no effect, so nothing is proven: pass "
             "probe={argument name: tensor, ...}, one batch that reaches all of these layers."
         )
-    tolerance = max((tolerance_for(tensor.dtype) for tensor in expected), default=0.0)
+    with units_masked(blocks, kept, strength=1 - rounding_of(expected)):
+        tolerance = rounding_tolerance(expected, forward_outputs(model, probe))
     done: list[Undo] = []
     with_cache: str | None = None
     try:
@@ -98,17 +106,20 @@ def _find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], tole
 
 
 @contextmanager
-def units_masked(blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> Iterator[None]:
+def units_masked(
+    blocks: Sequence[Block], kept: Mapping[str, Collection[int]], *, strength: float = 1.0
+) -> Iterator[None]:
     """Set the features of all units except the kept ones to zero inside a ``with`` block.
 
     Args:
         blocks: The blocks to mask.
         kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
+        strength: The factor of the kept features.
     """
     handles = []
     for block in blocks:
         if block.slot_ids:
-            mask = torch.tensor([float(unit in kept[block.name]) for unit in block.slot_ids])
+            mask = torch.tensor([strength * (unit in kept[block.name]) for unit in block.slot_ids])
             hook = partial(_mask, mask.repeat_interleave(torch.tensor(block.slot_widths)))
             handles.append(block.output_projection.register_forward_pre_hook(hook))
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
+from gating.discovery.probe import forward_outputs, max_relative_difference, rounding_of, rounding_tolerance, run_probe
 from gating.discovery.refusals import check_has_values, check_no_adapters
 from gating.discovery.undo import Undo, apply_edits, undo_edits
 from gating.errors import InputError, OperationError
@@ -111,21 +111,16 @@ class _Reference:
 def _record_reference(
     model: nn.Module, gates: HeadGates, values: Tensor, probe: Mapping[str, Tensor] | None
 ) -> _Reference:
-    """Run the masked model twice, the second time with all gates lower by one ulp to estimate its rounding error.
-
-    Models that amplify rounding, such as T5 with its unscaled attention logits, get a wider tolerance.
-    """
+    """Run the masked model twice, the second time with all gates lower by one rounding to estimate its error."""
     with gates.fixed_at(values):
         probe, masked = run_probe(model, probe)
     if values.isnan().any() or any(tensor.isnan().any() for tensor in masked):
         raise InputError(
             "The model or its gates give NaN: training has diverged. Lower the learning rate, or train in float32."
         )
-    eps = max(torch.finfo(tensor.dtype).eps for tensor in masked)
-    with gates.fixed_at(values * (1 - eps)):
-        sensitivity = min(1e-4, max_relative_difference(masked, forward_outputs(model, probe)))
-    tolerance = max(*(tolerance_for(tensor.dtype) for tensor in masked), 30 * sensitivity)
-    return _Reference(probe, masked, tolerance)
+    with gates.fixed_at(values * (1 - rounding_of(masked))):
+        perturbed = forward_outputs(model, probe)
+    return _Reference(probe, masked, rounding_tolerance(masked, perturbed))
 
 
 def _remove_checked(
