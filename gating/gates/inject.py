@@ -7,12 +7,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.discovery.find import Unit, check_units, find_blocks
+from gating.discovery.self_check import apply_checked
+from gating.discovery.undo import undo_edits
 from gating.errors import InputError
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME
 from gating.gates.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
-from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block
+from gating.structure.edits import without_adapter
+from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, FeedForwardBlock
 
 __all__ = ["create_gates", "inject_gates"]
 
@@ -52,8 +55,8 @@ def inject_gates(
             together. With a gate for each query head, groups that lose different numbers of heads are filled up with
             padding. If all heads share keys and values, each head gets a gate in any case: no padding is needed.
         discover: Whether to gate attention and feed-forward blocks that the registries do not know, by their structure.
-        probe: A batch of keyword arguments of the model to test such blocks on; made from the model's configuration
-            when left out.
+        probe: A batch of keyword arguments of the model to test such blocks on, and feed-forward blocks of classes
+            outside of transformers; made from the model's configuration when left out.
 
     Returns:
         The gates, which are also the submodule ``head_gates`` of the model.
@@ -70,6 +73,7 @@ def inject_gates(
     """
     found = _find(model, units=units, group_size=group_size, discover=discover, probe=probe)
     blocks = _select_blocks(model, found, exclude=exclude)
+    _prove_foreign_blocks(model, blocks, probe=probe)
     gates = HeadGates(
         blocks,
         temperature=temperature,
@@ -138,13 +142,34 @@ def _select_blocks(model: nn.Module, found: list[Block], *, exclude: Collection[
     if unknown:
         name = sorted(unknown)[0]
         nearest = difflib.get_close_matches(name, [block.name for block in found], n=1, cutoff=0.0)[0]
-        kind = "attention block" if all(isinstance(block, AttentionBlock) for block in found) else "block"
-        raise InputError(f"There is no {kind} {name!r} to exclude. Did you mean {nearest!r}?")
+        kinds = {"attention" if isinstance(block, AttentionBlock) else "feed-forward" for block in found}
+        raise InputError(
+            f"There is no {' or '.join(sorted(kinds))} block {name!r} to exclude. Did you mean {nearest!r}?"
+        )
     blocks = [block for block in found if block.unit_ids and block.name not in exclude]
     if not blocks:
-        unit = "attention head" if isinstance(found[0], AttentionBlock) else "neuron"
-        raise InputError(f"No {unit} of {type(model).__name__} is left to put a gate on.")
+        units = {"attention head" if isinstance(block, AttentionBlock) else "neuron" for block in found}
+        raise InputError(f"No {' or '.join(sorted(units))} of {type(model).__name__} is left to put a gate on.")
     return blocks
+
+
+def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:
+    """Raise ``InputError`` if a feed-forward block of a class outside of transformers computes more than its layers do.
+
+    Names of layers do not show that. Without this trial, the error would come at the end of training.
+    """
+    foreign = [
+        block
+        for block in blocks
+        if isinstance(block, FeedForwardBlock) and not type(block.module).__module__.startswith("transformers.models.")
+    ]
+    is_possible = probe is not None or isinstance(model, PreTrainedModel)
+    has_adapters = any(without_adapter(module) is not module for module in model.modules())
+    if not foreign or not is_possible or has_adapters or any(weight.is_meta for weight in model.parameters()):
+        return
+    kept = {block.name: block.unit_ids[1:] for block in foreign}
+    edits = [edit for block in foreign for edit in block.plan_removal(kept[block.name])]
+    undo_edits(apply_checked(model, foreign, kept, edits, probe=probe))
 
 
 def _check_not_sequential(model: nn.Module) -> None:

@@ -1,0 +1,314 @@
+"""Gates on feed-forward neurons, alone and beside those on heads."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
+
+import gating
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.gates import create_gates
+from tests.support.family_models import FAMILIES
+from tests.support.gated import TOTAL, without_dropout
+from tests.support.tiny_models import (
+    NUM_LAYERS,
+    assert_same_state,
+    batch_for,
+    build,
+    hooks_of,
+    logits_of,
+    state_of,
+)
+
+BOTH = ("heads", "neurons")
+DOWN = "encoder.layer.{}.output.dense"
+WIDTH = 48
+
+
+def seen_scales(model, batch):
+    """Return the factors of each feed-forward block's features in one forward pass, ``[WIDTH]``."""
+    scales, handles = [], []
+    for block in gating.find_feed_forward_blocks(model):
+        projection = block.output_projection
+        inputs = {}
+        handles += [
+            projection.register_forward_pre_hook(lambda _, args, i=inputs: i.update(x=args[0]), prepend=True),
+            projection.register_forward_pre_hook(
+                lambda _, args, i=inputs: scales.append((args[0] / i["x"]).detach().flatten(0, -2))
+            ),
+        ]
+    model(**batch)
+    for handle in handles:
+        handle.remove()
+    return scales
+
+
+@pytest.mark.parametrize("units", ["neurons", BOTH], ids=str)
+def test_open_gates_change_nothing(model, units):
+    batch = batch_for(model)
+    expected = logits_of(model, batch)
+    gates = gating.inject_gates(model, units=units, group_size=16)
+    with gates.fixed_at(torch.ones(gates.log_alpha.shape)):
+        assert torch.equal(logits_of(model, batch), expected)
+
+
+def test_the_vector_has_heads_before_neurons(bert):
+    gates = gating.inject_gates(bert, units=BOTH, group_size=20)
+    assert gates.units == BOTH
+    assert gates.block_kinds == ["encoder"] * 3 + ["feed_forward"] * 3
+    assert gates.block_sizes == [4, 4, 4, 3, 3, 3]
+    assert gates.heads_per_gate == (1,) * TOTAL + (0,) * 9
+    assert gates.neurons_per_gate == (0,) * TOTAL + (20, 20, 8) * 3
+    assert (gates.num_heads, gates.num_neurons) == (TOTAL, NUM_LAYERS * WIDTH)
+    assert repr(gates) == "HeadGates(12 heads in 3 attention blocks, 9 gates for 144 neurons in 3 feed-forward blocks)"
+    with torch.no_grad():
+        gates.log_alpha.fill_(9.0)[[0, 12, 14]] = -9.0
+    assert (gates.num_open(), gates.num_open_neurons()) == (TOTAL - 1, NUM_LAYERS * WIDTH - 28)
+    assert list(gates.open_by_block().values()) == [3, 4, 4, 20, 48, 48]
+
+
+def test_each_group_of_neurons_is_multiplied_by_its_gate(bert):
+    gates = gating.inject_gates(bert, units="neurons", group_size=20)
+    values = torch.linspace(0.1, 0.9, 9)
+    with gates.fixed_at(values):
+        scales = seen_scales(bert, batch_for(bert))
+    for scale, of_block in zip(scales, values.split(3), strict=True):
+        expected = of_block.repeat_interleave(torch.tensor([20, 20, 8])).expand_as(scale)
+        torch.testing.assert_close(scale, expected, equal_nan=True)
+
+
+def test_one_sample_serves_a_whole_pass_of_shared_and_chunked_layers():
+    """ALBERT runs one layer several times, and chunks run the down projection once for each part of the sequence."""
+    albert = FAMILIES["albert"].build().train()
+    gating.inject_gates(without_dropout(albert), units=BOTH, group_size=16, init_prob_open=0.6)
+    scales = seen_scales(albert, make_probe(albert))
+    assert len(scales) == albert.config.num_hidden_layers
+    torch.testing.assert_close(scales[0][0], scales[1][0])
+    assert (scales[0][0] - seen_scales(albert, make_probe(albert))[0][0]).abs().max() > 0.01
+    chunked = build("bert", chunk_size_feed_forward=5)
+    gates = gating.inject_gates(chunked, units="neurons", group_size=16)
+    values = torch.linspace(0, 1, 9)
+    plain = build("bert")
+    with gates.fixed_at(values), gating.inject_gates(plain, units="neurons", group_size=16).fixed_at(values):
+        torch.testing.assert_close(logits_of(chunked, batch_for(plain)), logits_of(plain, batch_for(plain)))
+
+
+def test_checkpoints_change_no_gradient_of_either_unit():
+    gradients = []
+    for checkpointed in (False, True):
+        model = FAMILIES["bart"].build().train()
+        gates = gating.inject_gates(without_dropout(model), units=BOTH, group_size=7, init_prob_open=0.6)
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        torch.manual_seed(0)
+        model(**make_probe(model)).logits.pow(2).mean().backward()
+        gradients.append(gates.log_alpha.grad)
+    neurons = torch.tensor(gates.neurons_per_gate) > 0
+    assert gradients[0][neurons].abs().sum() > 0
+    assert gradients[0][~neurons].abs().sum() > 0
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_gates_of_both_units_compile_to_one_graph(name):
+    model = without_dropout(FAMILIES[name].build().train())
+    model.config.use_cache = False
+    gates = gating.inject_gates(model, units=BOTH, group_size=7)
+    probe = make_probe(model)
+
+    def gradients(run):
+        gates.log_alpha.grad = None
+        torch.manual_seed(0)
+        run(**probe).logits.sum().backward()
+        return gates.log_alpha.grad
+
+    plain = gradients(model)
+    compiled = gradients(torch.compile(model, backend="eager", fullgraph=True))
+    assert plain.abs().max() > 0
+    assert max_relative_difference([plain], [compiled]) <= 1e-5
+    torch._dynamo.reset()
+
+
+def test_a_compact_model_without_neurons_compiles_to_one_graph():
+    model = FAMILIES["gpt2"].build()
+    gating.prune_neurons(model, {0: range(6), 1: [0, 1]}, group_size=8)
+    model.config.use_cache = False
+    probe = make_probe(model)
+    expected = forward_outputs(model, probe)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert max_relative_difference(expected, forward_outputs(compiled, probe)) <= 1e-6
+    torch._dynamo.reset()
+
+
+def test_excluded_blocks_have_no_gate(bert):
+    gates = gating.inject_gates(bert, units=BOTH, exclude=[DOWN.format(1), "encoder.layer.0.attention.self"])
+    assert gates.num_neurons == 2 * WIDTH
+    assert gates.num_heads == TOTAL - 4
+    assert DOWN.format(1) not in gates.block_names
+
+
+def test_remove_leaves_no_trace(model):
+    text, state, hooks, batch = str(model), state_of(model), hooks_of(model), batch_for(model)
+    expected = logits_of(model, batch)
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    gates = gating.inject_gates(model, units=BOTH, group_size=16)
+    assert "(gate): _BlockGate(num_neurons=48, num_gates=3)" in str(model)
+    model.train()(**batch)
+    gates.remove()
+    assert str(model.eval()) == text
+    assert_same_state(model, state)
+    assert hooks_of(model) == hooks
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert torch.equal(logits_of(model, batch), expected)
+
+
+def test_created_gates_are_those_that_would_be_injected(model):
+    created = create_gates(model, units=BOTH, group_size=20)
+    assert hooks_of(model) == 0
+    injected = gating.inject_gates(model, units=BOTH, group_size=20)
+    for name in ("block_names", "block_sizes", "block_kinds", "heads_per_gate", "neurons_per_gate", "units"):
+        assert getattr(created, name) == getattr(injected, name)
+    for name in ("macs_per_gate", "parameters_per_gate"):
+        assert torch.equal(getattr(created, name), getattr(injected, name))
+
+
+def test_gates_of_a_model_without_values_have_sizes():
+    with torch.device("meta"):
+        model = BertModel(BertConfig(num_hidden_layers=2))
+    gates = create_gates(model, units=BOTH)
+    assert gates.neurons_per_gate[24:] == (64,) * 96
+    # The numbers of the usual table: a head of BERT-base costs as much as two groups of 64 neurons.
+    assert gates.parameters_per_gate[[0, -1]].tolist() == [4 * 64 * 768 + 3 * 64, 2 * 64 * 768 + 64]
+    assert gates.macs_per_gate[-1] == 128 * 2 * 64 * 768
+
+
+def test_a_copy_in_the_middle_of_training_is_isolated(bert):
+    gates = gating.inject_gates(without_dropout(bert), units=BOTH, group_size=16, init_prob_open=0.9)
+    batch = batch_for(bert)
+    bert.train()(**batch).logits.sum().backward()
+    twin = copy.deepcopy(bert)
+    torch.manual_seed(1)
+    expected = logits_of(bert, batch)
+    torch.manual_seed(1)
+    assert torch.equal(logits_of(twin, batch), expected)
+    with torch.no_grad():
+        twin.head_gates.log_alpha.fill_(-9.0)
+    assert (twin.head_gates.num_open(), twin.head_gates.num_open_neurons()) == (0, 0)
+    assert gates.num_open_neurons() == gates.num_neurons
+    twin.head_gates.remove()
+    assert hooks_of(twin) == 0
+
+
+def test_a_half_precision_model_keeps_its_gates_in_single_precision(bert):
+    gates = gating.inject_gates(bert.to(torch.bfloat16), units=BOTH, group_size=7)
+    bert.train()(**batch_for(bert)).logits.sum().backward()
+    assert gates.log_alpha.grad.dtype == torch.float32
+    assert gates.log_alpha.grad[TOTAL:].abs().sum() > 0
+    assert logits_of(bert, batch_for(bert)).dtype == torch.bfloat16
+
+
+def test_a_size_above_the_width_gives_one_gate_for_each_block(bert):
+    gates = gating.inject_gates(bert, units="neurons", group_size=1000)
+    assert gates.neurons_per_gate == (WIDTH,) * NUM_LAYERS
+
+
+@pytest.mark.parametrize("group_size", [8, 4, 1])
+def test_gates_on_a_model_that_has_lost_neurons_and_heads(bert, group_size):
+    gating.prune_heads(bert, {0: range(4)})
+    gating.prune_neurons(bert, {0: [1, 4], 1: range(6)}, group_size=8)
+    batch = batch_for(bert)
+    expected = logits_of(bert, batch)
+    gates = gating.inject_gates(bert, units=BOTH, group_size=group_size)
+    assert gates.block_names == [f"encoder.layer.{i}.attention.self" for i in (1, 2)] + [DOWN.format(i) for i in (0, 2)]
+    assert sum(gates.neurons_per_gate) == 32 + WIDTH
+    with gates.fixed_at(torch.ones(gates.log_alpha.shape)):
+        assert torch.equal(logits_of(bert, batch), expected)
+
+
+def test_another_size_than_that_of_a_removal_must_divide_it(bert):
+    gating.prune_neurons(bert, {1: [0]}, group_size=8)
+    with pytest.raises(ValueError, match=r"removed in groups of 8, which group_size=64 does not divide: give .*=8"):
+        gating.inject_gates(bert, units="neurons")
+    gating.prune_neurons(bert, {1: range(6)})
+    assert gating.inject_gates(bert, units="neurons").num_neurons == 2 * WIDTH
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"units": []}, r"units=\[\] must be heads, neurons or both"),
+        ({"units": None}, "units=None must be"),
+        ({"units": "head"}, "units='head' must be"),
+        ({"units": ["heads", ["neurons"]]}, "must be heads, neurons or both"),
+        *(
+            ({"group_size": size}, "must be a positive whole number of neurons, such as 64")
+            for size in (0, -1, 1.5, True, "8")
+        ),
+        ({"exclude": ["encoder.layer.0.attention.self"]}, "no feed-forward block 'encoder.layer.0.attention.self'"),
+        ({"units": BOTH, "exclude": ["x"]}, "no attention or feed-forward block 'x' to exclude. Did you mean 'enc"),
+        ({"exclude": [DOWN.format(i) for i in range(3)]}, "No neuron of Bert.* is left"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_refused_and_change_nothing(bert, arguments, message):
+    text, state = str(bert), state_of(bert)
+    with pytest.raises(ValueError, match=message):
+        gating.inject_gates(bert, **{"units": "neurons", **arguments})
+    assert str(bert) == text
+    assert hooks_of(bert) == 0
+    assert_same_state(bert, state)
+
+
+def test_integers_of_numpy_and_torch_are_sizes(bert):
+    gates = gating.inject_gates(bert, units="neurons", group_size=torch.tensor(16))
+    assert gates.neurons_per_gate == (16,) * 9
+
+
+class StrangeConfig(PretrainedConfig):
+    model_type = "strange"
+    vocab_size = 20
+
+
+class SoftmaxMLP(nn.Module):
+    """Common names, but each feature depends on all neurons."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, hidden):
+        return self.fc2(self.fc1(hidden).softmax(-1))
+
+
+class PlainMLP(SoftmaxMLP):
+    def forward(self, hidden):
+        return self.fc2(self.fc1(hidden).relu())
+
+
+class StrangeModel(PreTrainedModel):
+    config_class = StrangeConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, mlp):
+        super().__init__(StrangeConfig())
+        self.embed, self.mlp = nn.Embedding(20, 8), mlp
+
+    def forward(self, input_ids=None):
+        return {"hidden": self.mlp(self.embed(input_ids))}
+
+
+def test_a_foreign_class_is_tried_before_it_gets_gates():
+    torch.manual_seed(0)
+    model = StrangeModel(SoftmaxMLP())
+    state = state_of(model)
+    with pytest.raises(ValueError, match=r"differs from the model with these neurons masked.*layout of SoftmaxMLP"):
+        gating.inject_gates(model, units="neurons", group_size=8)
+    assert_same_state(model, state)
+    assert hooks_of(model) == 0
+    model.mlp = PlainMLP()
+    weight = model.mlp.fc1.weight
+    assert gating.inject_gates(model, units="neurons", group_size=8).num_neurons == 32
+    assert model.mlp.fc1.weight is weight
