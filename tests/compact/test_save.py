@@ -161,7 +161,7 @@ def crash_in_model(monkeypatch, model):
 
 
 def crash_in_card(monkeypatch, model):
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError("no card")
 
     monkeypatch.setattr("gating.compact.save.write_card", fail)
