@@ -100,8 +100,10 @@ class HeadGates(FullPrecision):
         ):
             self.register_buffer(name, torch.tensor(counts, device=device), persistent=False)
         # On the CPU: some devices lack double precision.
-        self.parameters_per_gate = torch.tensor([size.num_parameters for size in sizes], dtype=torch.float64)
-        self.macs_per_gate = torch.tensor([size.macs() for size in sizes], dtype=torch.float64)
+        self.parameters_per_gate = torch.tensor(
+            [size.num_parameters for size in sizes], dtype=torch.float64, device="cpu"
+        )
+        self.macs_per_gate = torch.tensor([size.macs() for size in sizes], dtype=torch.float64, device="cpu")
         self.constraint: nn.Module | None = None
         self.sampler: GateSampler | None = None
         self._fixed: Tensor | None = None

@@ -5,12 +5,12 @@ from gating.objectives.baselines.importance import Importance
 from gating.objectives.baselines.iterative import HeadRanking, IterativePruning
 from gating.objectives.baselines.lagrangian import Lagrangian
 from gating.objectives.baselines.magnitude import Magnitude
+from gating.objectives.baselines.none import NoObjective
 from gating.objectives.baselines.random_order import RandomOrder
 from gating.objectives.baselines.topk import TopK
 from gating.objectives.budget import HeadBudget, resolve_budget
 from gating.objectives.exact import ExactBudget, ExpectedCount
 from gating.objectives.fixed_price import FixedPrice
-from gating.objectives.none import NoObjective
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = [

@@ -46,7 +46,10 @@ class Objective(Protocol):
         ...
 
     def target(self, gates: HeadGates) -> float:
-        """Return the number of heads that should be open now; NaN if the objective sets none."""
+        """Return the number of heads that should be open now; NaN if the objective sets none.
+
+        With gates on neurons alone, the number of neurons; with gates on both, the share of their cost, 0 to 1.
+        """
         ...
 
     def kept(self, gates: HeadGates) -> Tensor | None:

@@ -1,64 +1,77 @@
-"""Budgets: the number of heads to keep, and the gates with the largest scores that meet it."""
+"""Budgets: the heads, neurons or cost to keep, and the gates with the largest scores that meet it."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gating.errors import InputError
+from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
-from gating.objectives.selection import check_reachable, fewest_heads, nearest_reachable, select_gates
+from gating.objectives.parts import BudgetPart, BudgetUnit, Costs, gate_costs, parts_of
 
-__all__ = ["BudgetPart", "HeadBudget", "parts_of", "resolve_budget"]
+__all__ = ["HeadBudget", "resolve_budget", "whole_amount"]
 
-_Number = TypeVar("_Number", int, float)
+Number = int | Mapping[str, int]
+Share = float | Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class HeadBudget:
-    """The number of heads that an objective keeps.
+    """The heads and neurons that an objective keeps.
+
+    With gates on heads alone or on neurons alone, ``keep`` is a share of their number. With gates on both, ``keep`` is
+    a share of the cost of all of them, for which heads and neurons compete; numbers of heads and of neurons are exact,
+    and a unit without a number keeps all.
 
     Attributes:
         num_heads: Number of heads to keep, or a number for each kind of attention, such as
             ``{"encoder": 12, "decoder": 8, "cross": 6}``; kinds that are left out keep all their heads.
-        keep: Share of the heads to keep, instead of a number; one share, or one for each kind of attention. A quarter
-            of all heads if neither is given.
+        keep: Share to keep, instead of numbers; one share, or one for each kind of attention and ``feed_forward``. A
+            quarter if neither is given.
         min_per_layer: Least number of heads that every attention block with gates keeps.
+        num_neurons: Number of neurons to keep.
+        cost: Cost of a gate where heads and neurons compete: ``macs``, ``parameters``, or the cost of a
+            multiply-accumulate of each, such as ``{"heads": 2.1e-11, "neurons": 1.4e-11}``.
+        uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
     """
 
-    num_heads: int | Mapping[str, int] | None = None
-    keep: float | Mapping[str, float] | None = None
+    num_heads: Number | None = None
+    keep: Share | None = None
     min_per_layer: int = 0
+    num_neurons: Number | None = None
+    cost: Costs = "macs"
+    uniform: bool = False
+    _cache: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.min_per_layer, int) or self.min_per_layer < 0:
             raise InputError(f"min_per_layer={self.min_per_layer} must be a whole number of heads, 0 or more.")
+        _check_cost(self.cost)
 
-    def parts(self, gates: HeadGates) -> list[tuple["BudgetPart", int]]:
-        """Return the parts of the gates that have a budget each, with its number of heads.
+    def parts(self, gates: HeadGates) -> list[tuple[BudgetPart, float]]:
+        """Return the parts of the gates that have a budget each, with its number of heads or neurons, or share of cost.
 
-        All gates are one part, unless the budget is one for each kind of attention. A share is rounded to a number of
-        heads that the gates can keep.
+        All gates are one part, unless heads and neurons have numbers, or the budget is one for each kind of attention.
+        A share of heads or neurons is rounded to a number that the gates can keep.
 
         Raises:
-            InputError: The budget is out of range, is for a kind of attention that the model lacks, is not a multiple
-                of the heads of a gate, or is too small for ``min_per_layer``.
+            InputError: The budget is out of range, is for a unit without gates or for a kind of attention that the
+                model lacks, is not a multiple of the heads or neurons of a gate, or is too small for ``min_per_layer``.
         """
-        keep = 0.25 if self.num_heads is None and self.keep is None else self.keep
-        if self.num_heads is not None and keep is not None:
-            raise InputError(f"Give either num_heads or keep, not both: got {self.num_heads} and {keep}.")
-        by_kind = isinstance(self.num_heads if keep is None else keep, Mapping)
-        parts = parts_of(gates, by_kind=by_kind)
-        if isinstance(self.num_heads, Mapping):
-            _check_kinds("num_heads", self.num_heads, parts)
-        if isinstance(keep, Mapping):
-            _check_kinds("keep", keep, parts)
-        return [(part, self._resolve_part(part, _of(part, self.num_heads), _of(part, keep))) for part in parts]
+        # Objectives ask at every step, and a large model has thousands of gates.
+        key = (gates.heads_per_gate, gates.block_kinds, gates.macs_per_gate)
+        known = self._cache.get("key")
+        if known is None or any(one is not other for one, other in zip(known, key, strict=True)):
+            self._cache.update(parts=list(self._resolve(gates)), key=key)
+        parts: list[tuple[BudgetPart, float]] = self._cache["parts"]
+        return parts
 
-    def resolve(self, gates: HeadGates) -> int:
-        """Return the budget as a number of heads of the whole model; the errors are those of :meth:`parts`.
+    def resolve(self, gates: HeadGates) -> float:
+        """Return the budget as a number of heads, of neurons, or for both as a share of cost, of the whole model.
+
+        The errors are those of :meth:`parts`.
 
         Example:
             >>> from transformers import BertConfig, BertModel
@@ -67,15 +80,27 @@ class HeadBudget:
             >>> HeadBudget(keep=0.4).resolve(create_gates(BertModel(config)))
             3
         """
-        return sum(num_heads for _, num_heads in self.parts(gates))
+        return self.amount(gates, [number for _, number in self.parts(gates)])
 
-    def choose(self, gates: HeadGates, scores: Tensor, *, num_heads: Sequence[int] | None = None) -> Tensor:
-        """Return the gates with the largest scores that stand for exactly the budget.
+    def amount(self, gates: HeadGates, numbers: Sequence[float]) -> float:
+        """Return numbers of :meth:`parts` as one: of heads, of neurons, or for both the share of the cost of all gates.
 
         Args:
             gates: The gates.
-            scores: Score of one head of each gate, ``[num_gates]``.
-            num_heads: Number of heads for each of :meth:`parts` that its gates can keep; the budget if left out.
+            numbers: Number of heads or neurons, or share of cost, of each part.
+        """
+        if len(gates.units) == 1:
+            return sum(numbers)
+        parts = [part for part, _ in self.parts(gates)]
+        return sum(part.share * number / part.total for part, number in zip(parts, numbers, strict=True))
+
+    def choose(self, gates: HeadGates, scores: Tensor, *, numbers: Sequence[float] | None = None) -> Tensor:
+        """Return the gates with the largest scores that meet the budget: exactly, or up to a share of cost.
+
+        Args:
+            gates: The gates.
+            scores: Score of one unit of each gate, ``[num_gates]``: of one head, one neuron, or per cost.
+            numbers: Number for each of :meth:`parts` that its gates can keep; the budget if left out.
 
         Returns:
             Boolean tensor, ``[num_gates]``.
@@ -90,150 +115,138 @@ class HeadBudget:
         """
         parts, budgets = zip(*self.parts(gates), strict=True)
         chosen = torch.zeros_like(scores, dtype=torch.bool)
-        for part, number in zip(parts, num_heads or budgets, strict=True):
-            indices = part.choose(scores.detach(), number, min_per_layer=self.min_per_layer)
-            chosen = chosen.index_fill(0, indices, True)
+        for part, number in zip(parts, numbers or budgets, strict=True):
+            chosen = chosen.index_fill(0, part.choose(scores.detach(), number), True)
         return chosen
 
-    def _resolve_part(self, part: "BudgetPart", num_heads: int | None, keep: float | None) -> int:
-        # A kind that was left out keeps all its heads.
-        left_out = num_heads is None and keep is None
-        budget = resolve_budget(num_heads, 1.0 if left_out else keep, total=part.num_heads, kind=part.kind)
-        self._check_minimum(part, budget)
-        if num_heads is None:
-            return part.nearest(budget, min_per_layer=self.min_per_layer)
-        check_reachable(
-            budget, part.heads_per_gate, block_sizes=part.block_sizes, min_per_layer=self.min_per_layer, kind=part.kind
-        )
-        return budget
-
-    def _check_minimum(self, part: "BudgetPart", num_heads: int) -> None:
-        """Raise ``InputError`` unless every block has ``min_per_layer`` heads, and the budget allows for them."""
-        if not self.min_per_layer:
+    def _resolve(self, gates: HeadGates) -> Iterator[tuple[BudgetPart, float]]:
+        keep = self._checked_share(gates)
+        if keep is not None and not isinstance(keep, Mapping) and len(gates.units) == 2:
+            (part,) = self._parts_of(gates, "cost", by_kind=False)
+            share = _checked_keep(keep, of="the cost")
+            part.check(share, exact=False)
+            yield part, share
             return
-        first = 0
-        for name, size in zip(part.block_names, part.block_sizes, strict=True):
-            num_in_block = sum(part.heads_per_gate[first : first + size])
-            if num_in_block < self.min_per_layer:
-                raise InputError(f"min_per_layer={self.min_per_layer} is more than the {num_in_block} heads of {name}.")
-            first += size
-        fewest = fewest_heads(part.heads_per_gate, block_sizes=part.block_sizes, min_per_layer=self.min_per_layer)
-        if num_heads < fewest:
-            raise InputError(
-                f"{num_heads} heads are too few for min_per_layer={self.min_per_layer} in each of "
-                f"{len(part.block_sizes)} {part.kind + ' ' if part.kind else ''}attention blocks: that takes {fewest}. "
-                "Keep more, or lower min_per_layer."
-            )
+        found = []
+        for unit in gates.units:
+            number = self.num_heads if unit == "heads" else self.num_neurons
+            budget = number if keep is None else keep
+            parts = self._parts_of(gates, unit, by_kind=isinstance(budget, Mapping))
+            if isinstance(number, Mapping):
+                _check_kinds(f"num_{unit}", number, parts)
+            found += [(part, _of(part, number), _of(part, keep)) for part in parts]
+        if isinstance(keep, Mapping):
+            _check_kinds("keep", keep, [part for part, _, _ in found])
+        for part, number, share in found:
+            yield part, self._resolve_part(part, number, share)
 
+    def _checked_share(self, gates: HeadGates) -> Share | None:
+        """Return the share to keep; None if numbers are given, and all units with a number have gates."""
+        numbers = {"heads": self.num_heads, "neurons": self.num_neurons}
+        given = {unit: number for unit, number in numbers.items() if number is not None}
+        keep = 0.25 if not given and self.keep is None else self.keep
+        for unit, number in given.items():
+            if keep is not None:
+                raise InputError(f"Give either num_{unit} or keep, not both: got {number} and {keep}.")
+            if unit not in gates.units:
+                raise RemedyError(
+                    f"num_{unit}={number} cannot be kept: the gates are those of {gates.units[0]}. Leave it out, or ",
+                    python='put gates on both with inject_gates(model, units=("heads", "neurons")).',
+                    command="put gates on both with gates.units=[heads,neurons].",
+                )
+        if self.min_per_layer and "heads" not in gates.units:
+            raise InputError(f"min_per_layer={self.min_per_layer} is a number of heads, and the gates are of neurons.")
+        return keep
 
-@dataclass(frozen=True)
-class BudgetPart:
-    """Gates that share a budget.
-
-    Attributes:
-        kind: Kind of attention that the gates belong to; None for all gates of a model.
-        indices: Indices of the gates among all gates.
-        heads_per_gate: Number of heads of each gate.
-        block_names: Names of the attention blocks with these gates.
-        block_sizes: Number of gates of each block.
-    """
-
-    kind: str | None
-    indices: tuple[int, ...]
-    heads_per_gate: tuple[int, ...]
-    block_names: tuple[str, ...]
-    block_sizes: tuple[int, ...]
-
-    @property
-    def num_heads(self) -> int:
-        """Number of heads of all gates of the part."""
-        return sum(self.heads_per_gate)
-
-    def nearest(self, num_heads: float, *, min_per_layer: int = 0) -> int:
-        """Return the number of heads nearest to ``num_heads`` that these gates can keep."""
-        return nearest_reachable(
-            round(num_heads), self.heads_per_gate, block_sizes=self.block_sizes, min_per_layer=min_per_layer
+    def _parts_of(self, gates: HeadGates, unit: BudgetUnit, *, by_kind: bool) -> list[BudgetPart]:
+        # Exact numbers of both need costs only to show them as one share.
+        cost = "macs" if unit != "cost" and self.cost == "latency" else self.cost
+        return parts_of(
+            gates,
+            by_kind=by_kind,
+            unit=unit,
+            costs=gate_costs(gates, cost) if len(gates.units) == 2 else (),
+            min_per_layer=self.min_per_layer,
+            uniform=self.uniform,
         )
 
-    def choose(self, scores: Tensor, num_heads: int, *, min_per_layer: int = 0) -> Tensor:
-        """Return the indices, among all gates, of those with the largest scores that stand for ``num_heads`` heads.
-
-        Args:
-            scores: Score of one head of each gate of the model, ``[num_gates]``.
-            num_heads: Number of heads that these gates can keep, such as that of :meth:`nearest`.
-            min_per_layer: Least number of heads that each block keeps.
-        """
-        indices = torch.tensor(self.indices, device=scores.device)
-        chosen = select_gates(
-            scores[indices],
-            self.heads_per_gate,
-            num_heads,
-            block_sizes=self.block_sizes,
-            min_per_layer=min_per_layer,
-        )
-        return indices[chosen]
+    def _resolve_part(self, part: BudgetPart, number: int | None, keep: float | None) -> float:
+        # A kind that was left out keeps all its heads or neurons.
+        left_out = number is None and keep is None
+        total, unit = int(part.total), "heads" if part.unit == "heads" else "neurons"
+        budget = resolve_budget(number, 1.0 if left_out else keep, total=total, kind=part.kind, unit=unit)
+        part.check(budget, exact=number is not None)
+        return part.nearest(budget) if number is None else budget
 
 
-def parts_of(gates: HeadGates, *, by_kind: bool) -> list[BudgetPart]:
-    """Return all gates as one part, or one part for each kind of attention, in the order of their first blocks."""
-    kinds = dict.fromkeys(gates.block_kinds if by_kind else [None])
-    return [_part(gates, kind) for kind in kinds]
+def whole_amount(gates: HeadGates) -> float:
+    """Return the number of all heads, or of all neurons; 1 for gates on both, the share of their cost."""
+    if len(gates.units) == 2:
+        return 1.0
+    return gates.num_heads if "heads" in gates.units else gates.num_neurons
 
 
-def resolve_budget(num_heads: int | None, keep: float | None, *, total: int, kind: str | None = None) -> int:
-    """Return a budget as a number of heads.
+def resolve_budget(
+    num_heads: int | None, keep: float | None, *, total: int, kind: str | None = None, unit: str = "heads"
+) -> int:
+    """Return a budget as a number of heads, or of neurons.
 
     Args:
-        num_heads: Number of heads to keep.
-        keep: Share of the heads to keep, instead; rounded to the nearest number, at least one head.
-        total: Number of heads of the model, or of the kind.
+        num_heads: Number to keep.
+        keep: Share to keep, instead; rounded to the nearest number, at least one.
+        total: Number of heads or neurons of the model, or of the kind.
         kind: Kind of attention of the budget, for the error message; None for a whole model.
+        unit: ``heads`` or ``neurons``, for the error message.
 
     Raises:
-        InputError: Both or neither were given, or the budget is not between one head and all of them.
+        InputError: Both or neither were given, or the budget is not between one and all of them.
 
     Example:
         >>> resolve_budget(None, 0.25, total=72)
         18
     """
     if (num_heads is None) == (keep is None):
-        raise InputError(f"Give either num_heads or keep, not both or neither: got {num_heads} and {keep}.")
+        raise InputError(f"Give either num_{unit} or keep, not both or neither: got {num_heads} and {keep}.")
     of_kind, has = (f".{kind}", f"{kind} attention of this model") if kind else ("", "this model")
     if keep is not None:
-        if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-            raise InputError(
-                f"keep{of_kind}={keep} is not a share of heads: give a number above 0 and at most 1, such as 0.25."
-            )
-        return max(1, round(keep * total))
+        return max(1, round(_checked_keep(keep, of=unit, kind=of_kind) * total))
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or not 1 <= num_heads <= total:
+        has = "this model" if unit == "neurons" else has
         raise InputError(
-            f"num_heads{of_kind}={num_heads} cannot be kept: {has} has {total} heads, so give 1 to {total}."
+            f"num_{unit}{of_kind}={num_heads} cannot be kept: {has} has {total} {unit}, so give 1 to {total}."
         )
     return num_heads
 
 
-def _part(gates: HeadGates, kind: str | None) -> BudgetPart:
-    indices: list[int] = []
-    names, sizes, first = [], [], 0
-    for name, size, block_kind in zip(gates.block_names, gates.block_sizes, gates.block_kinds, strict=True):
-        if kind in (None, block_kind):
-            indices += range(first, first + size)
-            names.append(name)
-            sizes.append(size)
-        first += size
-    heads_per_gate = tuple(gates.heads_per_gate[index] for index in indices)
-    return BudgetPart(kind, tuple(indices), heads_per_gate, tuple(names), tuple(sizes))
+def _checked_keep(keep: float, *, of: str, kind: str = "") -> float:
+    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
+        raise InputError(
+            f"keep{kind}={keep} is not a share of {of}: give a number above 0 and at most 1, such as 0.25."
+        )
+    return keep
 
 
-def _of(part: BudgetPart, budget: _Number | Mapping[str, _Number] | None) -> _Number | None:
-    if isinstance(budget, Mapping):
-        return budget.get(str(part.kind))
-    return budget
+def _check_cost(cost: Costs) -> None:
+    if isinstance(cost, Mapping):
+        if set(cost) == {"heads", "neurons"} and all(
+            isinstance(rate, (int, float)) and 0 < rate < float("inf") for rate in cost.values()
+        ):
+            return
+    elif cost in ("macs", "parameters", "latency"):
+        return
+    raise InputError(
+        f"cost={cost} cannot be used: give macs, parameters, latency, or a positive cost of a multiply-accumulate of "
+        "each unit, {heads: ..., neurons: ...}."
+    )
+
+
+def _of(part: BudgetPart, budget: Any) -> Any:
+    return budget.get(part.kind) if isinstance(budget, Mapping) else budget
 
 
 def _check_kinds(name: str, budgets: Mapping[str, object], parts: Sequence[BudgetPart]) -> None:
     """Raise ``InputError`` unless the model has every kind of attention that a budget is for."""
-    has = ", ".join(f"{part.kind} ({part.num_heads} heads)" for part in parts)
+    has = ", ".join(f"{part.kind} ({part.total} {part.unit})" for part in parts)
     kinds = {part.kind for part in parts}
     unknown = [
         f"{name}.{kind}={number}: there is no {kind} attention" for kind, number in budgets.items() if kind not in kinds

@@ -1,4 +1,6 @@
-"""Convergence of the search for heads."""
+"""Convergence of the search for heads and neurons."""
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ __all__ = ["Convergence"]
 
 
 class Convergence:
-    """A test whether gates have converged: the same heads are kept at several checks, and few gates are undecided.
+    """A test whether gates have converged: the same ones are kept at several checks, and few are undecided.
 
     Before its budget is reached, a search has more open heads than it will keep, and has not converged.
 
@@ -63,11 +65,15 @@ class Convergence:
         self._num_unchanged = self._num_unchanged + 1 if now == self._kept else 0
         self._kept = now
         undecided = float(((values > 0.05) & (values < 0.95)).float().mean())
-        if self._num_unchanged < self._patience or undecided > self._max_undecided or is_open.tolist() != now:
+        num_others = sum(one != other for one, other in zip(is_open.tolist(), now, strict=True))
+        # A budget of cost holds whole gates: the rest of it may leave another gate open.
+        allowed = 0 if len(gates.units) == 1 else max(1, len(now) // 100)
+        if self._num_unchanged < self._patience or undecided > self._max_undecided or num_others > allowed:
             return None
-        num_heads = sum(heads for heads, is_kept in zip(gates.heads_per_gate, now, strict=True) if is_kept)
+        counts = {"heads": gates.heads_per_gate, "neurons": gates.neurons_per_gate}
+        kept_units = " and ".join(f"{sum(itertools.compress(counts[unit], now))} {unit}" for unit in gates.units)
         return (
-            f"the same {num_heads} heads were kept at {self._num_unchanged + 1} checks in a row, and "
+            f"the same {kept_units} were kept at {self._num_unchanged + 1} checks in a row, and "
             f"{undecided:.0%} of the gates are undecided"
         )
 

@@ -1,4 +1,4 @@
-"""The exact budget: the expected number of open heads is held at a schedule that ends at the budget."""
+"""The exact budget: the expected number of open gates is held at a schedule that ends at the budget."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,26 +6,30 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates, hard_concrete
-from gating.objectives.budget import BudgetPart, HeadBudget
-from gating.objectives.per_part import modules_of, per_part
+from gating.objectives.budget import HeadBudget
+from gating.objectives.parts import BudgetPart, Costs
+from gating.objectives.per_part import UniformRanks, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule
 
-__all__ = ["ExactBudget", "ExpectedCount"]
+__all__ = ["ExactBudget", "ExpectedCount", "solve_offset"]
 
-# Intervals of the grid that the search for the offset divides.
-_NUM_INTERVALS = 100
+# Intervals of the grids of the search for the offset, and number of grids; coarser ones where gates cost more time than
+# operations.
+_GRIDS, _GRIDS_OF_MANY = (100, 3), (16, 5)
+_MANY_GATES = 2048
 
 
 class ExpectedCount(nn.Module):
     """A constraint that shifts all ``log_alpha`` by one offset, so that the expected number of open heads is a target.
 
-    With ``p_i(c) = sigmoid(log_alpha_i - c - beta log(-gamma / zeta))`` and ``h_i`` the number of heads of a gate, the
-    offset ``c`` solves ``sum_i h_i p_i(c) = target``. It is the Lagrange multiplier of the budget, solved for instead
-    of learned: heads compete, since one gate can open only as others close.
+    With ``p_i(c) = sigmoid(log_alpha_i - c - beta log(-gamma / zeta))`` and ``w_i`` the weight of a gate, the offset
+    ``c`` solves ``sum_i w_i p_i(c) = target``. It is the Lagrange multiplier of the budget, solved for instead of
+    learned: gates compete, since one can open only as others close. Weights are numbers of heads, or the neurons or
+    the cost of each gate over their mean.
 
     Attributes:
-        target: Expected number of open heads, a scalar buffer.
-        heads_per_gate: Number of heads of each gate, ``[num_gates]``.
+        target: Expected sum of the weights of open gates, a scalar buffer.
+        weights: Weight of each gate, ``[num_gates]``.
 
     Example:
         >>> budget = ExpectedCount(1.5, temperature=2 / 3, stretch_limits=(-0.1, 1.1))
@@ -35,7 +39,7 @@ class ExpectedCount(nn.Module):
     """
 
     target: Tensor
-    heads_per_gate: Tensor
+    weights: Tensor
 
     def __init__(
         self,
@@ -43,18 +47,18 @@ class ExpectedCount(nn.Module):
         *,
         temperature: float,
         stretch_limits: tuple[float, float],
-        heads_per_gate: Sequence[int] = (1,),
+        weights: Sequence[float] = (1,),
     ) -> None:
         """Set the target.
 
         Args:
-            target: Expected number of open heads.
+            target: Expected sum of the weights of open gates.
             temperature: ``beta`` of the gates.
             stretch_limits: ``(gamma, zeta)`` of the gates.
-            heads_per_gate: Number of heads of each gate, or one number for all.
+            weights: Weight of each gate, or one weight for all.
         """
         super().__init__()
-        self.register_buffer("heads_per_gate", torch.tensor(heads_per_gate, dtype=torch.float32), persistent=False)
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         self.register_buffer("target", torch.tensor(float(target)))
         self.temperature = temperature
         self.stretch_limits = stretch_limits
@@ -64,45 +68,65 @@ class ExpectedCount(nn.Module):
         return log_alpha - self.offset(log_alpha)
 
     def offset(self, log_alpha: Tensor) -> Tensor:
-        """Solve for the offset ``c``, a scalar: a search without gradient, then one Newton step with gradient.
-
-        The derivative of the Newton step, ``dc / d log_alpha_i = h_i p_i' / sum_j h_j p_j'``, is that of the implicit
-        function.
-        """
+        """Solve for the offset ``c``, a scalar, by :func:`solve_offset`."""
         # P(open) is a sigmoid around a threshold. Autocast would compute it in half precision.
         with torch.autocast(device_type=log_alpha.device.type, enabled=False):
             logits = log_alpha.float() - hard_concrete.open_threshold(self.temperature, self.stretch_limits)
-            start = self._search(logits.detach())
-            probs = torch.sigmoid(logits - start)
-            with torch.no_grad():
-                slope = (probs * (1 - probs) * self.heads_per_gate).sum().clamp_min(1e-6)
-            return start + ((probs * self.heads_per_gate).sum() - self.target) / slope
+            return solve_offset(logits, self.weights, self.target)
 
-    @torch.no_grad()
-    def _search(self, logits: Tensor) -> Tensor:
-        """Return the offset to about 1e-4.
 
-        Each of three grids divides the interval of the one before. Bisection would take more operations, and a test of
-        convergence would wait for the device.
-        """
-        points = torch.arange(_NUM_INTERVALS + 1, device=logits.device, dtype=logits.dtype)
-        smallest, largest = logits.aminmax()
-        low, width = smallest - 20.0, (largest - smallest + 40.0) / _NUM_INTERVALS
-        for _ in range(3):
-            grid = low + width * points
-            counts = (torch.sigmoid(logits - grid.unsqueeze(1)) * self.heads_per_gate).sum(dim=1)
-            # The last interval whose left end has too many open heads.
-            low = low + width * (counts[1:] > self.target).sum().clamp(max=_NUM_INTERVALS - 1)
-            width = width / _NUM_INTERVALS
-        return low + width * (_NUM_INTERVALS / 2)
+def solve_offset(logits: Tensor, weights: Tensor, target: Tensor) -> Tensor:
+    """Solve ``sum_i w_i sigmoid(logit_i - c) = target`` for ``c``: a search without gradient, then one Newton step.
+
+    The derivative of the Newton step, ``dc / d logit_i = w_i p_i' / sum_j w_j p_j'``, is that of the implicit function.
+
+    Args:
+        logits: Shape ``[num_gates]``, any floating dtype.
+        weights: Weight of each gate, ``[num_gates]``, or one weight for all, ``[1]``.
+        target: A scalar between zero and the sum of the weights.
+
+    Returns:
+        ``c``, a scalar; differentiable with respect to the logits.
+
+    Example:
+        >>> round(solve_offset(torch.full((4,), 3.0), torch.ones(1), torch.tensor(2.0)).item(), 3)
+        3.0
+    """
+    start = _search(logits.detach(), weights, target)
+    probs = torch.sigmoid(logits - start)
+    with torch.no_grad():
+        slope = (probs * (1 - probs) * weights).sum().clamp_min(1e-6)
+    return start + ((probs * weights).sum() - target) / slope
+
+
+@torch.no_grad()
+def _search(logits: Tensor, weights: Tensor, target: Tensor) -> Tensor:
+    """Return the offset to about 1e-4 for logits within a hundred of each other.
+
+    Each of several grids divides the interval of the one before. Bisection would take more operations, and a test of
+    convergence would wait for the device.
+    """
+    num_intervals, num_rounds = _GRIDS if logits.numel() < _MANY_GATES else _GRIDS_OF_MANY
+    points = torch.arange(num_intervals + 1, device=logits.device, dtype=logits.dtype)
+    smallest, largest = logits.aminmax()
+    low, width = smallest - 20.0, (largest - smallest + 40.0) / num_intervals
+    for _ in range(num_rounds):
+        grid = low + width * points
+        counts = (torch.sigmoid(logits - grid.unsqueeze(1)) * weights).sum(dim=1)
+        # The last interval whose left end has too many open gates.
+        low = low + width * (counts[1:] > target).sum().clamp(max=num_intervals - 1)
+        width = width / num_intervals
+    return low + width * (num_intervals / 2)
 
 
 class ExactBudget(nn.Module):
-    """An objective that keeps exactly the given number of heads, without a hyperparameter.
+    """An objective that keeps exactly the given number of heads or neurons, without a hyperparameter.
 
     Instead of a price on open gates, the expected number of open gates is held at a scheduled budget at every step
     (:class:`ExpectedCount`). At the end the heads with the largest ``log_alpha`` stay. If each kind of attention has a
-    budget, heads compete within their kind.
+    budget, heads compete within their kind. Heads and neurons with a number each compete among themselves; for a share
+    of the cost of both they compete with each other, and the kept gates leave no room for another one
+    (:func:`~gating.objectives.knapsack.fill_budget`).
 
     Example:
         >>> from gating import inject_gates
@@ -119,20 +143,28 @@ class ExactBudget(nn.Module):
         self,
         *,
         num_heads: int | Mapping[str, int] | None = None,
+        num_neurons: int | Mapping[str, int] | None = None,
         keep: float | Mapping[str, float] | None = None,
+        cost: Costs = "macs",
         min_per_layer: int = 0,
+        uniform: bool = False,
         schedule: BudgetSchedule | None = None,
     ) -> None:
         """Set the budget.
 
         Args:
             num_heads: Number of heads to keep, or a number for each kind of attention.
-            keep: Share of the heads to keep, instead, or a share for each kind; a quarter if neither is given.
+            num_neurons: Number of neurons to keep.
+            keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
+                on heads and neurons, one share of the cost of both.
+            cost: Cost for which heads and neurons compete: ``macs``, ``parameters``, or a cost of each
+                multiply-accumulate, ``{"heads": ..., "neurons": ...}``.
             min_per_layer: Least number of heads that every layer keeps when the heads are chosen at the end.
-            schedule: Descent of the number of open heads.
+            uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
+            schedule: Descent of the number of open heads or neurons, or of the share of cost.
         """
         super().__init__()
-        self._budget = HeadBudget(num_heads, keep, min_per_layer)
+        self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._schedule = schedule or BudgetSchedule()
 
     def check(self, gates: HeadGates) -> None:
@@ -142,41 +174,54 @@ class ExactBudget(nn.Module):
     def attach(self, gates: HeadGates) -> None:
         """Let the gates compete for the budget."""
         parts = [part for part, _ in self._budget.parts(gates)]
-        counts = [
-            ExpectedCount(
-                _initial_count(part),
-                temperature=gates.temperature,
-                stretch_limits=gates.stretch_limits,
-                heads_per_gate=part.heads_per_gate,
-            )
-            for part in parts
-        ]
-        gates.constraint = per_part(parts, counts).to(gates.log_alpha.device)
+        constraints = [_constraint(gates, part) for part in parts]
+        gates.constraint = per_part(parts, constraints).to(gates.log_alpha.device)
 
     def update(self, gates: HeadGates, progress: float) -> None:
-        """Set the expected number of open heads for this share of the search."""
+        """Set the expected number of open heads or neurons, or the share of cost, for this share of the search."""
         gates.forget_draw()
         for (part, budget), count in zip(self._budget.parts(gates), _counts_of(gates), strict=True):
             total = _initial_count(part)
-            count.target.fill_(self._schedule.target(progress, total=total, budget=min(budget, total)))
+            number = self._schedule.target(progress, total=total, budget=min(budget, total))
+            count.target.fill_(number * _scale(part))
 
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return zero: the budget is met by construction."""
         return gates.log_alpha.new_zeros(())
 
     def target(self, gates: HeadGates) -> float:
-        """Return the expected number of open heads."""
-        return sum(float(count.target) for count in _counts_of(gates))
+        """Return the expected number of open heads or neurons; with gates on both, the expected share of cost."""
+        parts = [part for part, _ in self._budget.parts(gates)]
+        counts = [float(count.target) / _scale(part) for part, count in zip(parts, _counts_of(gates), strict=True)]
+        return self._budget.amount(gates, counts)
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return the gates with the largest ``log_alpha`` that meet the budget."""
         return self._budget.choose(gates, gates.log_alpha)
 
 
+def _constraint(gates: HeadGates, part: BudgetPart) -> nn.Module:
+    """Return the constraint of one part."""
+    scale = _scale(part)
+    count = ExpectedCount(
+        _initial_count(part) * scale,
+        temperature=gates.temperature,
+        stretch_limits=gates.stretch_limits,
+        weights=[weight * scale for weight in part.weights],
+    )
+    return nn.Sequential(UniformRanks(part), count) if part.uniform else count
+
+
 def _initial_count(part: BudgetPart) -> float:
     # Sigmoids never sum to all heads. Gates start with a probability of 0.98.
-    return 0.98 * part.num_heads
+    return 0.98 * part.total
+
+
+def _scale(part: BudgetPart) -> float:
+    """Return the factor for neurons and costs with which weights are 1 in the mean, as those of heads are."""
+    return 1 if part.unit == "heads" else len(part.weights) / part.total
 
 
 def _counts_of(gates: HeadGates) -> list[ExpectedCount]:
-    return [module for module in modules_of(gates.constraint) if isinstance(module, ExpectedCount)]
+    own = [inner for module in modules_of(gates.constraint) for inner in module.modules()]
+    return [module for module in own if isinstance(module, ExpectedCount)]

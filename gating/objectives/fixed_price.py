@@ -1,12 +1,14 @@
-"""A fixed price on every open head (Louizos et al. 2018; Voita et al. 2019, arXiv 1905.09418)."""
+"""A fixed price on every open gate (Louizos et al. 2018; Voita et al. 2019, arXiv 1905.09418)."""
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives.budget import HeadBudget
+from gating.objectives.parts import Costs
 
 __all__ = ["FixedPrice"]
 
@@ -14,8 +16,9 @@ __all__ = ["FixedPrice"]
 class FixedPrice(nn.Module):
     """An objective that adds ``price * expected share of open gates`` to the loss.
 
-    The share, not the number, so that a price means the same for models of any size. The number of heads that stay is
-    not known beforehand.
+    The share, not the number, so that a price means the same for models of any size. With gates on neurons it is the
+    share of neurons, and with gates on both the share of their cost. The number of heads that stay is not known
+    beforehand.
 
     Example:
         >>> from gating import inject_gates
@@ -27,11 +30,13 @@ class FixedPrice(nn.Module):
         1.96
     """
 
-    def __init__(self, *, price: float = 1.0, start: float = 0.13) -> None:
+    def __init__(self, *, price: float = 1.0, cost: Costs = "macs", start: float = 0.13) -> None:
         """Set the price.
 
         Args:
             price: Price of all heads together, in units of the task's loss (lambda of Voita et al., equation 8).
+            cost: Cost of a gate if there are gates on both heads and neurons, as in
+                :class:`~gating.objectives.ExactBudget`.
             start: Share of the search before the penalty begins.
 
         Raises:
@@ -43,11 +48,13 @@ class FixedPrice(nn.Module):
         if not 0 <= start <= 1:
             raise InputError(f"start={start} is not a share of the search: give a number from 0 to 1.")
         self._price = price
+        self._budget = HeadBudget(keep=1.0, cost=cost)
         self._start = start
         self._started = False
 
     def check(self, gates: HeadGates) -> None:
-        """Accept all gates."""
+        """Raise ``InputError`` if the cost is not known."""
+        self._budget.parts(gates)
 
     def attach(self, gates: HeadGates) -> None:
         """Change nothing: the penalty needs no constraint."""
@@ -57,9 +64,13 @@ class FixedPrice(nn.Module):
         self._started = progress >= self._start
 
     def penalty(self, gates: HeadGates) -> Tensor:
-        """Return ``price * mean P(open)``, a scalar; zero before the start."""
+        """Return ``price * mean P(open)``, weighted by neurons or cost, a scalar; zero before the start."""
         price = self._price if self._started else 0.0
-        return price * gates.prob_open().mean()
+        if gates.units == ("heads",):
+            return price * gates.prob_open().mean()
+        ((part, _),) = self._budget.parts(gates)
+        shares = torch.tensor(part.weights, device=gates.log_alpha.device, dtype=torch.float32) / part.total
+        return price * (gates.prob_open() * shares).sum()
 
     def target(self, gates: HeadGates) -> float:
         """Return NaN: a price sets no number of heads."""
@@ -67,6 +78,8 @@ class FixedPrice(nn.Module):
 
     def kept(self, gates: HeadGates) -> Tensor | None:
         """Return None, so that open gates stay; if there are none, the gate that is closest to open."""
-        if gates.num_open():
+        if gates.num_open() or gates.num_open_neurons():
             return None
-        return HeadBudget(keep=1 / gates.num_heads).choose(gates, gates.log_alpha)
+        if gates.units == ("heads",):
+            return HeadBudget(keep=1 / gates.num_heads).choose(gates, gates.log_alpha)
+        return torch.zeros_like(gates.log_alpha, dtype=torch.bool).index_fill(0, gates.log_alpha.argmax(), True)

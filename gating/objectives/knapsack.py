@@ -81,7 +81,7 @@ def fill_budget(values: Tensor, sizes: Sequence[float], budget: float) -> Tensor
 
 
 def select_exactly(
-    values: Tensor, sizes: Sequence[int], total: int, *, groups: Sequence[int] = (), least: int = 0
+    values: Tensor, sizes: Sequence[int], total: int, *, groups: Sequence[int] = (), least: Sequence[int] = ()
 ) -> Tensor:
     """Select the items with the largest sum of values whose sizes sum to exactly the total.
 
@@ -90,7 +90,7 @@ def select_exactly(
         sizes: Size of each item, whole numbers; items of size zero are not selected.
         total: A sum of sizes that some selection has.
         groups: Number of items of each group of consecutive items; needed with ``least``.
-        least: Least sum of sizes in each group.
+        least: Least sum of sizes in each group; no minimum if left out.
 
     Returns:
         Indices of the items, int64, on the CPU.
@@ -98,7 +98,7 @@ def select_exactly(
     Example:
         >>> select_exactly(torch.tensor([3.0, 2.0, 1.0]), [2, 1, 1], 3).tolist()
         [0, 1]
-        >>> select_exactly(torch.tensor([3.0, 2.0, 1.0]), [1, 1, 1], 2, groups=[2, 1], least=1).tolist()
+        >>> select_exactly(torch.tensor([3.0, 2.0, 1.0]), [1, 1, 1], 2, groups=[2, 1], least=[1, 1]).tolist()
         [0, 2]
     """
     if least:
@@ -228,16 +228,19 @@ def _trace(options: Sequence[_Options], choices: Sequence[Tensor], total: int) -
     return traced[::-1]
 
 
-def _select_by_group(values: Tensor, sizes: Sequence[int], total: int, groups: Sequence[int], least: int) -> Tensor:
+def _select_by_group(
+    values: Tensor, sizes: Sequence[int], total: int, groups: Sequence[int], least: Sequence[int]
+) -> Tensor:
     """Select exactly: the best selection within each group for every total, then the best totals."""
     within: list[list[Tensor]] = []
     outer: list[_Options] = []
-    for first, last in itertools.pairwise(itertools.accumulate(groups, initial=0)):
+    bounds = itertools.pairwise(itertools.accumulate(groups, initial=0))
+    for (first, last), minimum in zip(bounds, least, strict=True):
         classes = _classes(values[first:last], sizes[first:last])
         inner = [each.options(1) for each in classes]
         limit = sum(sizes[first:last])
         best, choices = _tables(inner, limit, exact=True)
-        totals = [each for each in range(least, limit + 1) if best[each] > -torch.inf]
+        totals = [each for each in range(minimum, limit + 1) if best[each] > -torch.inf]
         within.append([_items(classes, _trace(inner, choices, each)) + first for each in totals])
         outer.append((totals, best[totals].tolist()))
     _, choices = _tables(outer, total, exact=True)

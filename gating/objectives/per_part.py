@@ -1,4 +1,4 @@
-"""Constraints and samplers of gates with a budget for each kind of attention."""
+"""Constraints and samplers of gates with several budgets, and of layers that keep equally many."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 from gating.errors import OperationError
 from gating.gates.sampler import GateSampler
-from gating.objectives.budget import BudgetPart
+from gating.objectives.items import by_rank
+from gating.objectives.parts import BudgetPart
 
-__all__ = ["PerPart", "modules_of", "per_part"]
+__all__ = ["PerPart", "UniformRanks", "modules_of", "per_part"]
 
 
 class PerPart(nn.Module):
     """A constraint or sampler that applies a module of its own to the gates of each part.
 
     Attributes:
-        parts: The modules, by the kind of attention.
+        parts: The modules, by the kind of attention, or by the unit.
     """
 
     _indices: Tensor
@@ -31,7 +32,7 @@ class PerPart(nn.Module):
             modules: Constraints or samplers, one for each part.
         """
         super().__init__()
-        self.parts = nn.ModuleDict({str(part.kind): module for part, module in zip(parts, modules, strict=True)})
+        self.parts = nn.ModuleDict({part.name: module for part, module in zip(parts, modules, strict=True)})
         indices = torch.tensor([index for part in parts for index in part.indices])
         self.register_buffer("_indices", indices, persistent=False)
         self.register_buffer("_back", indices.argsort(), persistent=False)
@@ -58,6 +59,30 @@ class PerPart(nn.Module):
         return torch.cat([call(module, piece) for module, piece in zip(self.parts.values(), pieces, strict=True)])[
             self._back
         ]
+
+
+class UniformRanks(nn.Module):
+    """A constraint that makes all blocks of a kind keep equally many: by rank, gates get the mean location over blocks.
+
+    The best gate of each block gets the mean of the best ones, and so on, so that only ranks within a block matter. The
+    gradient of each location passes unchanged.
+    """
+
+    def __init__(self, part: BudgetPart) -> None:
+        """Store the gates; the blocks of each kind must have gates of the same sizes."""
+        super().__init__()
+        self._num_matrices = len(part.matrices)
+        for index, gates in enumerate(part.matrices.values()):
+            self.register_buffer(f"gates_{index}", gates, persistent=False)
+
+    def forward(self, log_alpha: Tensor) -> Tensor:
+        """Return the constrained locations, ``[num_gates]``; those of padding are unchanged."""
+        own = log_alpha.detach()
+        means = own.clone()
+        for index in range(self._num_matrices):
+            gates = by_rank(self.get_buffer(f"gates_{index}"), own)
+            means[gates] = own[gates].mean(dim=0).expand(gates.shape)
+        return log_alpha + (means - own)
 
 
 def per_part(parts: Sequence[BudgetPart], modules: Sequence[nn.Module]) -> nn.Module:

@@ -74,7 +74,7 @@ def test_a_minimum_of_heads_takes_whole_groups(llama_gates):
 
 
 def test_a_choice_of_another_number(gates):
-    assert HeadBudget(num_heads=2).choose(gates, torch.arange(12.0), num_heads=[7]).sum() == 7
+    assert HeadBudget(num_heads=2).choose(gates, torch.arange(12.0), numbers=[7]).sum() == 7
 
 
 def test_a_share_is_rounded_to_whole_groups_of_heads(llama_gates):

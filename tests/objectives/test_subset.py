@@ -92,7 +92,7 @@ def whole(gates):
 
 
 def test_straight_through_values_are_a_mask_with_the_gradient_of_log_alpha(gates):
-    sampler = StraightThroughTopK(whole(gates), num_heads=5, min_per_layer=0)
+    sampler = StraightThroughTopK(whole(gates), number=5)
     with torch.no_grad():
         gates.log_alpha.normal_(generator=torch.Generator().manual_seed(0))
     values = sampler.sample(gates.log_alpha)
@@ -104,7 +104,7 @@ def test_straight_through_values_are_a_mask_with_the_gradient_of_log_alpha(gates
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_draws_sum_to_the_number_of_heads(gates, autocast):
-    hard = StraightThroughTopK(whole(gates), num_heads=5, min_per_layer=0)
+    hard = StraightThroughTopK(whole(gates), number=5)
     sampler = GumbelTopK(whole(gates), hard=hard, scale=5.0, temperature=0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         draw = sampler.sample(gates.log_alpha)
@@ -120,7 +120,7 @@ def test_draws_sum_to_the_number_of_heads(gates, autocast):
 def test_gradient_of_a_draw_does_not_explode(bert, temperature):
     """Clipped together with a gradient of 1e15, weights would not learn."""
     gates = gating.inject_gates(bert)
-    hard = StraightThroughTopK(whole(gates), num_heads=11, min_per_layer=0)
+    hard = StraightThroughTopK(whole(gates), number=11)
     sampler = GumbelTopK(whole(gates), hard=hard, scale=5.0, temperature=temperature)
     for seed in range(20):
         torch.manual_seed(seed)
@@ -132,7 +132,7 @@ def test_gradient_of_a_draw_does_not_explode(bert, temperature):
 
 def test_a_gate_of_a_group_counts_as_its_heads():
     gates = gating.inject_gates(FAMILIES["llama"].build())
-    hard = StraightThroughTopK(whole(gates), num_heads=10, min_per_layer=0)
+    hard = StraightThroughTopK(whole(gates), number=10)
     sampler = GumbelTopK(whole(gates), hard=hard, scale=1.0, temperature=0.5)
     assert (sampler.values(gates.log_alpha) * 2).sum() == 10
     assert (sampler.sample(gates.log_alpha) * 2).sum().item() == pytest.approx(10, rel=1e-4)

@@ -1,17 +1,22 @@
-"""Ranking of heads by the sensitivity of the loss (Michel et al. 2019, arXiv 1905.10650)."""
+"""Ranking of heads and neurons by the sensitivity of the loss (Michel et al. 2019, arXiv 1905.10650)."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
+from gating.objectives.items import FEED_FORWARD
 
 __all__ = ["Importance", "sensitivity"]
 
 
 class Importance(nn.Module):
     """A ranking by the expected sensitivity of the loss to each head, normalized in each layer (paper, section 4.1).
+
+    A group of neurons is ranked as a head is. The norm in a layer is L2 for heads, as in the paper. Where heads and
+    neurons are ranked together, it is the root mean square, which does not favor layers with few gates.
 
     The paper ranks the heads of a trained model before each round, over the training data. Here weights are trained
     between rounds, so the importance is the sum over the training batches since the last round, with dropout. A module
@@ -37,24 +42,30 @@ class Importance(nn.Module):
         """Register hooks on the inputs of the output projections, until the gates are removed."""
         self.register_buffer("importance", torch.zeros_like(gates.log_alpha, requires_grad=False))
         first = 0
-        for block, size in zip(gates.attention_blocks(), gates.block_sizes, strict=True):
-            hook = _SensitivityHook(self, first, size)
+        for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
+            widths = block.slot_widths if block.kind == FEED_FORWARD else (1,) * size
+            hook = _SensitivityHook(self, first, widths)
             gates.remove_with_gates(block.output_projection.register_forward_pre_hook(hook))
             first += size
 
     def scores(self, gates: HeadGates) -> Tensor:
-        """Return the importance of one head of each gate, ``[num_gates]``, with an L2 norm of one in each layer."""
-        heads = torch.tensor(gates.heads_per_gate, device=self.importance.device).clamp_min(1)
-        layers = (self.importance / heads).split(gates.block_sizes)
+        """Return the importance of one unit of each gate, ``[num_gates]``, with a norm of one in each layer."""
+        units = [heads + neurons for heads, neurons in zip(gates.heads_per_gate, gates.neurons_per_gate, strict=True)]
+        per_unit = self.importance / torch.tensor(units, device=self.importance.device).clamp_min(1)
+        layers = per_unit.split(gates.block_sizes)
         # The constant is that of the authors' program; a layer without an open head stays zero.
-        return torch.cat([layer / (layer.norm() + 1e-20) for layer in layers]).to(gates.log_alpha.device)
+        norms = [layer.norm() + 1e-20 for layer in layers]
+        if len(gates.units) == 2:
+            norms = [norm / len(layer) ** 0.5 for norm, layer in zip(norms, layers, strict=True)]
+        normalized = [layer / norm for layer, norm in zip(layers, norms, strict=True)]
+        return torch.cat(normalized).to(gates.log_alpha.device)
 
     def start_over(self, gates: HeadGates) -> None:
         """Discard the importance so far."""
         self.importance.zero_()
 
 
-def sensitivity(head_outputs: Tensor, gradient: Tensor, num_gates: int) -> Tensor:
+def sensitivity(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: Sequence[int] = ()) -> Tensor:
     """Return the absolute derivative of each example's loss with respect to each gate, summed over the examples.
 
     With ``xi_h`` the mask variable that multiplies the output ``Att_h(x)`` of a head, the importance is
@@ -63,9 +74,10 @@ def sensitivity(head_outputs: Tensor, gradient: Tensor, num_gates: int) -> Tenso
     transformers' examples for each batch. The mean differs from the sum by a factor that the normalization cancels.
 
     Args:
-        head_outputs: Input of an output projection, ``[batch, ..., num_slots * head_dim]``.
+        head_outputs: Input of an output or down projection, ``[batch, ..., features]``.
         gradient: Gradient of the loss with respect to this input, of the same shape.
         num_gates: Number of gates of the block; each multiplies an equal part of the last dimension.
+        widths: Features of each gate if they differ.
 
     Returns:
         Shape ``[num_gates]``, float32.
@@ -75,10 +87,16 @@ def sensitivity(head_outputs: Tensor, gradient: Tensor, num_gates: int) -> Tenso
         >>> sensitivity(head_outputs, gradient, 2)
         tensor([1., 3.])
     """
-    products = (head_outputs.float() * gradient.float()).unflatten(-1, (num_gates, -1)).sum(dim=-1)
-    per_example: Tensor = products.reshape(len(products), -1, num_gates).sum(dim=1)
+    products = head_outputs.float() * gradient.float()
+    if len(set(widths)) > 1:
+        by_feature = products.reshape(len(products), -1, products.shape[-1]).sum(dim=1)
+        per_example = torch.stack([features.sum(dim=-1) for features in by_feature.split(list(widths), dim=-1)], dim=-1)
+    else:
+        by_gate = products.unflatten(-1, (num_gates, -1)).sum(dim=-1)
+        per_example = by_gate.reshape(len(products), -1, num_gates).sum(dim=1)
     # Gradients are infinite at steps that a gradient scaler skips.
-    return per_example.abs().nan_to_num(0.0, 0.0, 0.0).sum(dim=0)
+    summed: Tensor = per_example.abs().nan_to_num(0.0, 0.0, 0.0).sum(dim=0)
+    return summed
 
 
 class _SensitivityHook(nn.Module):
@@ -89,12 +107,12 @@ class _SensitivityHook(nn.Module):
 
     ranking: Importance
 
-    def __init__(self, ranking: Importance, first: int, num_gates: int) -> None:
+    def __init__(self, ranking: Importance, first: int, widths: Sequence[int]) -> None:
         super().__init__()
         # Not a submodule: the ranking belongs to the objective.
         object.__setattr__(self, "ranking", ranking)
         self._first = first
-        self._num_gates = num_gates
+        self._widths = tuple(widths)
 
     def forward(self, projection: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         head_outputs = inputs[0]
@@ -105,5 +123,6 @@ class _SensitivityHook(nn.Module):
     @torch.no_grad()
     def _add(self, head_outputs: Tensor, gradient: Tensor) -> None:
         importance = self.ranking.importance
-        found = sensitivity(head_outputs, gradient, self._num_gates)
-        importance[self._first : self._first + self._num_gates] += found.to(importance.device)
+        num_gates = len(self._widths)
+        found = sensitivity(head_outputs, gradient, num_gates, self._widths)
+        importance[self._first : self._first + num_gates] += found.to(importance.device)

@@ -1,4 +1,4 @@
-"""Iterative pruning: in each round, the heads that rank lowest close permanently."""
+"""Iterative pruning: in each round, the heads and neurons that rank lowest close permanently."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -9,15 +9,16 @@ from torch import Tensor, distributed
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
-from gating.objectives.budget import BudgetPart, HeadBudget
-from gating.objectives.mask import MaskSampler
+from gating.objectives.baselines.mask import MaskSampler
+from gating.objectives.budget import HeadBudget
+from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["HeadRanking", "IterativePruning"]
 
 
 class HeadRanking(Protocol):
-    """Rankings of heads for :class:`IterativePruning`.
+    """Rankings of heads and neurons for :class:`IterativePruning`.
 
     A ranking is a module, so that its buffers are in checkpoints.
     """
@@ -27,7 +28,10 @@ class HeadRanking(Protocol):
         ...
 
     def scores(self, gates: HeadGates) -> Tensor:
-        """Return a score for one head of each gate, ``[num_gates]``; heads with low scores close first."""
+        """Return a score for one head or neuron of each gate, ``[num_gates]``; those with low scores close first.
+
+        With gates on both, scores must be comparable: those of one unit of cost, such as a parameter.
+        """
         ...
 
     def start_over(self, gates: HeadGates) -> None:
@@ -36,10 +40,10 @@ class HeadRanking(Protocol):
 
 
 class IterativePruning(FullPrecision):
-    """An objective that permanently closes the heads with the lowest rank in rounds (Michel et al. 2019).
+    """An objective that permanently closes the heads and neurons with the lowest rank in rounds (Michel et al. 2019).
 
-    Gates are open or closed; weights are trained between the rounds. Each round closes the same share of all heads,
-    10 % in the paper, and the last round the rest above the budget, so that the budget is met exactly.
+    Gates are open or closed; weights are trained between the rounds. Each round closes the same share of all heads or
+    neurons, or of their cost, 10 % in the paper, and the last round the rest above the budget, so that it is met.
 
     Example:
         >>> from gating import inject_gates
@@ -58,19 +62,26 @@ class IterativePruning(FullPrecision):
         ranking: HeadRanking,
         *,
         num_heads: int | Mapping[str, int] | None = None,
+        num_neurons: int | Mapping[str, int] | None = None,
         keep: float | Mapping[str, float] | None = None,
+        cost: Costs = "macs",
         min_per_layer: int = 0,
+        uniform: bool = False,
         share_per_round: float = 0.1,
         schedule: BudgetSchedule | None = None,
     ) -> None:
         """Set ranking and budget.
 
         Args:
-            ranking: Ranking of the heads, such as :class:`Importance`.
+            ranking: Ranking of the heads and neurons, such as :class:`Importance`.
             num_heads: Number of heads to keep, or a number for each kind of attention.
-            keep: Share of the heads to keep, instead, or a share for each kind; a quarter if neither is given.
+            num_neurons: Number of neurons to keep.
+            keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
+                on heads and neurons, one share of the cost of both.
+            cost: Cost for which heads and neurons compete, as in :class:`~gating.objectives.ExactBudget`.
             min_per_layer: Least number of heads that every layer keeps.
-            share_per_round: Share of all heads that each round closes.
+            uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
+            share_per_round: Share of all heads or neurons, or of their cost, that each round closes.
             schedule: Times of the rounds.
 
         Raises:
@@ -78,7 +89,7 @@ class IterativePruning(FullPrecision):
         """
         super().__init__()
         self.ranking = ranking
-        self._budget = HeadBudget(num_heads, keep, min_per_layer)
+        self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._share = share_per_round
         self._schedule = schedule or BudgetSchedule()
         if not 0 < share_per_round <= 1:
@@ -101,8 +112,9 @@ class IterativePruning(FullPrecision):
         """Close gates if a round is due at this share of the search."""
         gates.forget_draw()
         left = [self._num_left(part, budget, progress) for part, budget in self._budget.parts(gates)]
-        if sum(left) < _mask_of(gates).num_open.value:
-            _mask_of(gates).fix(self._choose(gates, left), num_open=sum(left))
+        num_open = self._budget.amount(gates, left)
+        if num_open < _mask_of(gates).num_open.value:
+            _mask_of(gates).fix(self._choose(gates, left), num_open=num_open)
             self.ranking.start_over(gates)
         elif progress <= self._schedule.start < self._schedule.end:
             self.ranking.start_over(gates)
@@ -112,35 +124,51 @@ class IterativePruning(FullPrecision):
         return gates.log_alpha.new_zeros(())
 
     def target(self, gates: HeadGates) -> float:
-        """Return the number of open heads."""
+        """Return the number of open heads or neurons; with gates on both, the share of cost that may be open."""
         return float(_mask_of(gates).num_open.value)
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return the open gates with the highest rank that meet the budget."""
         return self._choose(gates, [budget for _, budget in self._budget.parts(gates)])
 
-    def _num_left(self, part: BudgetPart, budget: int, progress: float) -> int:
-        """Return the number of heads that are open after the rounds that are due by now."""
-        total = part.num_heads
+    def _num_left(self, part: BudgetPart, budget: float, progress: float) -> float:
+        """Return the heads, neurons or share of cost of a part that are open after the rounds that are due by now."""
+        total = part.total
         wanted = self._schedule.target(progress, total=total, budget=budget)
         if wanted <= budget:
             return budget
-        size = max(1, round(self._share * total))
+        size = self._share if part.unit == "cost" else max(1, round(self._share * total))
         # Rounding in the schedule must not delay a round.
         num_rounds = int((total - wanted) / size + 1e-6)
         left = max(budget, total - num_rounds * size)
-        return part.nearest(left, min_per_layer=self._budget.min_per_layer)
+        return part.nearest(left)
 
     @torch.no_grad()
-    def _choose(self, gates: HeadGates, num_heads: Sequence[int]) -> Tensor:
+    def _choose(self, gates: HeadGates, numbers: Sequence[float]) -> Tensor:
         scores = self.ranking.scores(gates)
         if distributed.is_available() and distributed.is_initialized():
             # Ranks have different batches, but must close the same heads.
             distributed.all_reduce(scores)
         # Closed gates rank below all open ones, but can be chosen: if gates have different numbers of heads, one may
         # have to open again to meet the number.
-        worse = scores - 2 * len(scores) * (scores.max() - scores.min() + 1)
-        return self._budget.choose(gates, torch.where(_mask_of(gates).mask > 0, scores, worse), num_heads=num_heads)
+        is_open = _mask_of(gates).mask > 0
+        if any(part.unit == "cost" for part, _ in self._budget.parts(gates)):
+            worse = _just_below(scores, is_open)
+        else:
+            worse = scores - 2 * len(scores) * (scores.max() - scores.min() + 1)
+        return self._budget.choose(gates, torch.where(is_open, scores, worse), numbers=numbers)
+
+
+def _just_below(scores: Tensor, is_open: Tensor) -> Tensor:
+    """Return scores below those of all open gates, by no more than a hundredth of the range of these.
+
+    A budget of cost is filled by scores above the lowest one (:func:`~gating.objectives.knapsack.values_of`). If closed
+    gates were far below, open ones would all be alike.
+    """
+    lowest, highest = scores[is_open].aminmax()
+    span = (highest - lowest) if highest > lowest else torch.ones_like(lowest)
+    depth = (scores.max() - scores) / (scores.max() - scores.min()).clamp_min(1e-20)
+    return lowest - 0.01 * span * (0.1 + 0.9 * depth)
 
 
 def _mask_of(gates: HeadGates) -> MaskSampler:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
 from gating.objectives.budget import HeadBudget
+from gating.objectives.parts import Costs
+from gating.objectives.per_part import UniformRanks, per_part
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["Lagrangian"]
@@ -21,10 +23,10 @@ class Lagrangian(FullPrecision):
     al. 2020, arXiv 1910.04732). Both lambdas start at zero and are trained by the optimizer of the gates at their
     learning rate, as in that program. If each kind of attention has a budget, it has its own lambdas.
 
-    Differences from CoFi: CoFi also prunes feed-forward layers, whole layers and hidden dimensions, and counts sparsity
-    in parameters; here it is counted in heads. CoFi distills from the dense model, which is not part of an objective
-    here. And CoFi ends near its target; here exactly the heads with the largest ``log_alpha`` that meet the budget
-    stay.
+    Differences from CoFi: CoFi also prunes whole layers and hidden dimensions, and counts sparsity in parameters; here
+    it is counted in heads or neurons, or with gates on both in the cost for which they compete. CoFi distills from the
+    dense model, which is not part of an objective here. And CoFi ends near its target; here the heads and neurons with
+    the largest ``log_alpha`` that meet the budget stay.
 
     Attributes:
         lambda_1, lambda_2: Multipliers, ``[num_parts]``.
@@ -42,27 +44,35 @@ class Lagrangian(FullPrecision):
     """
 
     target_sparsity: Tensor
-    _heads: Tensor
+    _weights: Tensor
+    _amounts: Tensor
 
     def __init__(
         self,
         *,
         num_heads: int | Mapping[str, int] | None = None,
+        num_neurons: int | Mapping[str, int] | None = None,
         keep: float | Mapping[str, float] | None = None,
+        cost: Costs = "macs",
         min_per_layer: int = 0,
+        uniform: bool = False,
         schedule: BudgetSchedule | None = None,
     ) -> None:
         """Set the target.
 
         Args:
             num_heads: Number of heads to keep, or a number for each kind of attention.
-            keep: Share of the heads to keep, instead, or a share for each kind; a quarter if neither is given.
+            num_neurons: Number of neurons to keep.
+            keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
+                on heads and neurons, one share of the cost of both.
+            cost: Cost for which heads and neurons compete, as in :class:`~gating.objectives.ExactBudget`.
             min_per_layer: Least number of heads that every layer keeps when the heads are chosen at the end.
+            uniform: Whether all layers keep equally many, for each kind of attention and for neurons.
             schedule: Rise of the target; before its start there is no penalty.
         """
         super().__init__()
         self._set_up(num_parts=1)
-        self._budget = HeadBudget(num_heads, keep, min_per_layer)
+        self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._schedule = schedule or BudgetSchedule()
         self._started = False
 
@@ -74,10 +84,14 @@ class Lagrangian(FullPrecision):
         """Start with multipliers of zero for each part of the gates with a budget."""
         parts = [part for part, _ in self._budget.parts(gates)]
         self._set_up(num_parts=len(parts))
-        heads = torch.zeros(len(parts), len(gates.heads_per_gate))
-        for row, part in zip(heads, parts, strict=True):
-            row[list(part.indices)] = torch.tensor(part.heads_per_gate, dtype=torch.float32)
-        self.register_buffer("_heads", heads, persistent=False)
+        weights = torch.zeros(len(parts), len(gates.heads_per_gate))
+        for row, part in zip(weights, parts, strict=True):
+            row[list(part.indices)] = torch.tensor(part.weights, dtype=torch.float32)
+        amounts = [self._budget.amount(gates, [part.total * (part is one) for one in parts]) for part in parts]
+        self.register_buffer("_weights", weights, persistent=False)
+        self.register_buffer("_amounts", torch.tensor(amounts, dtype=torch.float32), persistent=False)
+        if parts[0].uniform:
+            gates.constraint = per_part(parts, [UniformRanks(part) for part in parts]).to(gates.log_alpha.device)
         if not gates.log_alpha.is_meta:
             self.to(gates.log_alpha.device)
 
@@ -85,22 +99,22 @@ class Lagrangian(FullPrecision):
         """Set the target for this share of the search."""
         for index, (part, budget) in enumerate(self._budget.parts(gates)):
             # Gates start with a probability of 0.98. A higher target would make the multipliers open them first.
-            total = 0.98 * part.num_heads
+            total = 0.98 * part.total
             num_open = self._schedule.target(progress, total=total, budget=min(budget, total))
-            self.target_sparsity[index] = 1 - num_open / part.num_heads
+            self.target_sparsity[index] = 1 - num_open / part.total
         self._started = progress >= self._schedule.start
 
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return ``lambda_1 (s - t) + lambda_2 (s - t)^2``, a scalar; zero before the start."""
         # A product, not a constant: distributed training needs a gradient of every parameter.
         factor = 1.0 if self._started else 0.0
-        expected_open = (gates.prob_open() * self._heads).sum(dim=1)
-        missed = 1 - expected_open / self._heads.sum(dim=1) - self.target_sparsity
+        expected_open = (gates.prob_open() * self._weights).sum(dim=1)
+        missed = 1 - expected_open / self._weights.sum(dim=1) - self.target_sparsity
         return factor * (self.lambda_1 * missed + self.lambda_2 * missed**2).sum()
 
     def target(self, gates: HeadGates) -> float:
-        """Return the number of heads that should be open now."""
-        return float(((1 - self.target_sparsity) * self._heads.sum(dim=1)).sum())
+        """Return the number of heads or neurons that should be open now; with gates on both, the share of cost."""
+        return float(((1 - self.target_sparsity) * self._amounts).sum())
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return the gates with the largest ``log_alpha`` that meet the budget."""

@@ -1,4 +1,4 @@
-"""Ranking of heads by their weights: the structured form of magnitude pruning."""
+"""Ranking of heads and neurons by their weights: the structured form of magnitude pruning."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,19 @@ from transformers.pytorch_utils import Conv1D
 from gating.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Features, without_adapter
+from gating.structure.feed_forward import FeedForwardBlock
 from gating.structure.removal import Selection, rows_of
 
-__all__ = ["Magnitude", "head_norms"]
+__all__ = ["Magnitude", "head_norms", "neuron_norms"]
 
 
 class Magnitude(nn.Module):
     """A ranking by the L1 norm of the weights of each head at the time of a round.
 
     ``torch.nn.utils.prune.ln_structured`` with ``n=1`` ranks the rows of one layer in this way; this class ranks the
-    heads of all layers, by :func:`head_norms`. Norms of different layers are compared without normalization.
+    heads of all layers, by :func:`head_norms`, and groups of neurons, by :func:`neuron_norms`. Norms of different
+    layers are compared without normalization; those of neurons, and of heads beside them, are divided by the number of
+    parameters.
 
     Example:
         >>> from gating import inject_gates
@@ -33,14 +36,21 @@ class Magnitude(nn.Module):
 
     @torch.no_grad()
     def scores(self, gates: HeadGates) -> Tensor:
-        """Return the mean norm of the heads of each gate, ``[num_gates]``."""
+        """Return the mean norm of the heads of each gate, ``[num_gates]``; with neurons, the mean of its parameters."""
+        device = gates.log_alpha.device
         sums = []
-        for block, size in zip(gates.attention_blocks(), gates.block_sizes, strict=True):
+        for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
+            if isinstance(block, FeedForwardBlock):
+                norms = neuron_norms(block)
+                sums.append(torch.stack([group.sum() for group in norms.split(block.slot_widths)]).to(device))
+                continue
             norms = head_norms(block)
             # Slots that pad groups of query heads are not heads.
             is_head = torch.tensor([slot in block.head_ids for slot in block.head_slots], device=norms.device)
-            sums.append((norms * is_head).view(size, -1).sum(dim=1).to(gates.log_alpha.device))
-        return torch.cat(sums) / torch.tensor(gates.heads_per_gate, device=gates.log_alpha.device).clamp_min(1)
+            sums.append((norms * is_head).view(size, -1).sum(dim=1).to(device))
+        if gates.units == ("heads",):
+            return torch.cat(sums) / torch.tensor(gates.heads_per_gate, device=device).clamp_min(1)
+        return torch.cat(sums) / gates.parameters_per_gate.float().to(device)
 
     def start_over(self, gates: HeadGates) -> None:
         """Change nothing: there are no statistics."""
@@ -71,6 +81,32 @@ def head_norms(block: AttentionBlock) -> Tensor:
         own = [_norm(weight, rows_of(block, layout, _only(slots=[slot]))) for slot in slots]
         shared = [_norm(weight, rows_of(block, layout, _only(groups=[group]))) for group in groups]
         norms = norms + torch.stack(own) + torch.stack(shared).repeat_interleave(size) / size
+    return norms
+
+
+def neuron_norms(block: FeedForwardBlock) -> Tensor:
+    """Return the L1 norm of the weights of each neuron of a block, without biases.
+
+    These are the neuron's rows of the up projections and its column of the down projection.
+
+    Returns:
+        Norm of each present neuron, ``[num_neurons]``, float32.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from gating.discovery.find import find_feed_forward_blocks
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=12)
+        >>> neuron_norms(find_feed_forward_blocks(BertModel(config))[0]).shape
+        torch.Size([12])
+    """
+    norms = _weight(block.output_projection).abs().sum(dim=0, dtype=torch.float32)
+    for linear, layout in block.ups():
+        rows = _weight(linear).abs().sum(dim=1, dtype=torch.float32)
+        if layout == "halves":
+            rows = rows.view(2, -1).sum(dim=0)
+        elif layout == "pairs":
+            rows = rows.view(-1, 2).sum(dim=1)
+        norms = norms + rows.to(norms.device)
     return norms
 
 

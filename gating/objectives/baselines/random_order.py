@@ -1,4 +1,4 @@
-"""Random ranking of heads, the baseline of all other rankings."""
+"""Random ranking of heads and neurons, the baseline of all other rankings."""
 
 import torch
 from torch import Tensor, nn

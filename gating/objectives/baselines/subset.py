@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from gating.objectives.budget import BudgetPart
-from gating.objectives.mask import HostCount
-from gating.objectives.selection import select_gates
+from gating.objectives.baselines.mask import HostCount
+from gating.objectives.exact import solve_offset
+from gating.objectives.parts import BudgetPart
 
-__all__ = ["GumbelTopK", "StraightThroughTopK", "gumbel_noise", "soft_top_k"]
+__all__ = ["GumbelTopK", "StraightThroughTopK", "gumbel_noise", "soft_knapsack", "soft_top_k"]
 
 
 def soft_top_k(scores: Tensor, k: int, temperature: Tensor | float) -> Tensor:
@@ -41,6 +41,39 @@ def soft_top_k(scores: Tensor, k: int, temperature: Tensor | float) -> Tensor:
         return total.float()
 
 
+def soft_knapsack(scores: Tensor, weights: Tensor, budget: Tensor, temperature: Tensor | float) -> Tensor:
+    """Return a differentiable relaxation of "the best items within a budget", whose weights sum to the budget.
+
+    The fractional knapsack with an entropy: the ``p`` in [0, 1] with ``sum_i w_i p_i = budget`` that maximize
+    ``sum_i w_i (r_i p_i + t H(p_i))``, with scores ``r`` per unit of weight and ``H`` the entropy of a Bernoulli
+    variable. These are ``p_i = sigmoid((r_i - c) / t)`` with the multiplier ``c`` of the budget. As ``t`` approaches
+    zero, the items with the largest scores get 1 until the budget is used, and one of them a fraction; for large ``t``
+    all items get the same share. With equal weights, both limits are those of :func:`soft_top_k`.
+
+    Args:
+        scores: ``r``, shape ``[n]``.
+        weights: ``w``, shape ``[n]``; items of weight zero are never drawn.
+        budget: A scalar from zero to the sum of the weights.
+        temperature: ``t``.
+
+    Returns:
+        Shape ``[n]``, float32.
+
+    Example:
+        >>> scores, weights = torch.tensor([3.0, 1.0, 2.0]), torch.tensor([2.0, 1.0, 1.0])
+        >>> soft_knapsack(scores, weights, torch.tensor(2.5), 0.01).mul(4).round().tolist()
+        [4.0, 0.0, 2.0]
+    """
+    with torch.autocast(device_type=scores.device.type, enabled=False):
+        precise = scores.to(torch.float32 if scores.device.type == "mps" else torch.float64)
+        has_weight = weights > 0
+        logits = precise / temperature
+        # All items are drawn if the budget is their sum, for which no offset exists.
+        whole = weights.sum().to(logits.dtype)
+        offset = solve_offset(logits[has_weight], weights[has_weight], torch.minimum(budget, 0.9999 * whole))
+        return (torch.sigmoid(logits - offset) * has_weight).float()
+
+
 def gumbel_noise(like: Tensor) -> Tensor:
     """Draw standard Gumbel noise; the k largest scores with this noise are k draws without replacement.
 
@@ -55,28 +88,25 @@ def gumbel_noise(like: Tensor) -> Tensor:
 
 
 class StraightThroughTopK(nn.Module):
-    """A sampler that opens the heads with the largest ``log_alpha``, with the gradient of ``log_alpha`` itself.
+    """A sampler that opens the gates with the largest ``log_alpha``, with the gradient of ``log_alpha`` itself.
 
-    Closed heads get a gradient, too, and may open again (straight-through estimator, Bengio et al. 2013, arXiv
+    Closed gates get a gradient, too, and may open again (straight-through estimator, Bengio et al. 2013, arXiv
     1308.3432).
 
     Attributes:
-        num_open: Number of open heads.
+        num_open: Number of open heads or neurons, or the share of cost that may be open.
     """
 
-    def __init__(self, part: BudgetPart, *, num_heads: int, min_per_layer: int) -> None:
-        """Set the number of open heads.
+    def __init__(self, part: BudgetPart, *, number: float) -> None:
+        """Set the number of open heads or neurons, or the share of cost.
 
         Args:
             part: The gates.
-            num_heads: Number of open heads, which the gates can keep.
-            min_per_layer: Least number of heads that every layer keeps.
+            number: A number that the gates can keep, or a share.
         """
         super().__init__()
-        self.num_open = HostCount(num_heads)
-        self._heads_per_gate = part.heads_per_gate
-        self._block_sizes = part.block_sizes
-        self._min_per_layer = min_per_layer
+        self.num_open = HostCount(number)
+        self._part = part
 
     def sample(self, log_alpha: Tensor) -> Tensor:
         """Return the mask, with the gradient of ``log_alpha``."""
@@ -84,13 +114,7 @@ class StraightThroughTopK(nn.Module):
 
     def values(self, log_alpha: Tensor) -> Tensor:
         """Return the mask: ones and zeros."""
-        chosen = select_gates(
-            log_alpha.detach(),
-            self._heads_per_gate,
-            self.num_open.value,
-            block_sizes=self._block_sizes,
-            min_per_layer=self._min_per_layer,
-        )
+        chosen = self._part.choose_own(log_alpha.detach(), self.num_open.value)
         return torch.zeros_like(log_alpha, requires_grad=False).index_fill(0, chosen, 1.0)
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
@@ -102,6 +126,7 @@ class GumbelTopK(nn.Module):
     """A sampler that draws a relaxed subset of exactly k heads in training and uses the k largest in evaluation.
 
     A draw is ``soft_top_k(w + gumbel noise, k, temperature)`` with the importance variables ``w = scale * log_alpha``.
+    For neurons and for a share of cost, it is :func:`soft_knapsack` of the same.
 
     With many draws and a low temperature the gradient of the iterated softmax explodes (to 1e15 for 70 of 72 heads at
     0.01). Clipping the gradients of a whole model together would then shrink all others to nothing, so the norm of this
@@ -114,6 +139,7 @@ class GumbelTopK(nn.Module):
 
     temperature: Tensor
     _is_padding: Tensor
+    _weights: Tensor
 
     def __init__(self, part: BudgetPart, *, hard: StraightThroughTopK, scale: float, temperature: float) -> None:
         """Set up the sampler.
@@ -127,9 +153,14 @@ class GumbelTopK(nn.Module):
         super().__init__()
         self.hard = hard
         self.register_buffer("temperature", torch.tensor(float(temperature)))
-        self.register_buffer("_is_padding", torch.tensor(part.heads_per_gate) == 0, persistent=False)
+        self.register_buffer("_is_padding", torch.tensor(part.weights) == 0, persistent=False)
         self._scale = scale
-        self._heads_per_draw = part.num_heads / (len(part.heads_per_gate) - part.heads_per_gate.count(0))
+        self._counts_heads = part.unit == "heads"
+        mean = part.total / (len(part.weights) - part.weights.count(0))
+        # In draws, weights are 1 in the mean.
+        self._per_draw = mean
+        weights = torch.tensor([weight / mean for weight in part.weights], dtype=torch.float32)
+        self.register_buffer("_weights", weights, persistent=False)
 
     def sample(self, log_alpha: Tensor) -> Tensor:
         """Return a relaxed draw."""
@@ -148,7 +179,10 @@ class GumbelTopK(nn.Module):
 
     def _relax(self, scores: Tensor, temperature: Tensor | float) -> Tensor:
         # k heads are k / heads_per_draw gates if gates stand for several heads.
-        num_draws = max(1, round(self.hard.num_open.value / self._heads_per_draw))
+        num_draws = self.hard.num_open.value / self._per_draw
+        if not self._counts_heads:
+            return soft_knapsack(scores, self._weights, torch.full_like(self.temperature, num_draws), temperature)
+        num_draws = max(1, round(num_draws))
         return soft_top_k(scores.masked_fill(self._is_padding, -torch.inf), num_draws, temperature)
 
 

@@ -10,8 +10,9 @@ from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.sampler import GateSampler
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
-from gating.objectives.budget import BudgetPart, HeadBudget
-from gating.objectives.per_part import modules_of, per_part
+from gating.objectives.budget import HeadBudget
+from gating.objectives.parts import BudgetPart, Costs
+from gating.objectives.per_part import UniformRanks, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["TopK"]
@@ -37,6 +38,9 @@ class TopK(nn.Module):
     heads still differ. After the search, the k heads are trained without noise, where the paper evaluates immediately;
     and ``w`` has a constant learning rate, where the paper's falls linearly to zero.
 
+    The paper draws heads. For neurons and for a share of cost, the draw is that of
+    :func:`~gating.objectives.baselines.subset.soft_knapsack`, since items of different costs cannot be counted.
+
     Example:
         >>> from gating import inject_gates
         >>> from transformers import BertConfig, BertModel
@@ -52,8 +56,11 @@ class TopK(nn.Module):
         self,
         *,
         num_heads: int | Mapping[str, int] | None = None,
+        num_neurons: int | Mapping[str, int] | None = None,
         keep: float | Mapping[str, float] | None = None,
+        cost: Costs = "macs",
         min_per_layer: int = 0,
+        uniform: bool = False,
         variant: Literal["gumbel", "straight_through"] = "gumbel",
         initial_temperature: float = 10.0,
         final_temperature: float = 0.1,
@@ -65,8 +72,12 @@ class TopK(nn.Module):
 
         Args:
             num_heads: Number of heads to keep, or a number for each kind of attention.
-            keep: Share of the heads to keep, instead, or a share for each kind; a quarter if neither is given.
+            num_neurons: Number of neurons to keep.
+            keep: Share to keep, instead of numbers, or a share for each kind; a quarter if neither is given. With gates
+                on heads and neurons, one share of the cost of both.
+            cost: Cost for which heads and neurons compete, as in :class:`~gating.objectives.ExactBudget`.
             min_per_layer: Least number of heads that every layer keeps, except in draws of ``gumbel``.
+            uniform: Whether all layers keep equally many, for each kind of attention and for neurons; likewise.
             variant: ``gumbel`` or ``straight_through``.
             initial_temperature: Temperature of ``gumbel`` at the start.
             final_temperature: Temperature of ``gumbel`` after ``cooldown``.
@@ -89,7 +100,7 @@ class TopK(nn.Module):
             raise InputError(f"cooldown={cooldown} is not a share of the search: give a number from 0 to 1.")
         if not 0 < scale < math.inf:
             raise InputError(f"scale={scale} must be positive.")
-        self._budget = HeadBudget(num_heads, keep, min_per_layer)
+        self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._variant = variant
         self._temperatures = (initial_temperature, final_temperature)
         self._cooldown = cooldown
@@ -105,8 +116,11 @@ class TopK(nn.Module):
         parts = self._budget.parts(gates)
         bound = math.sqrt(6 / (len(gates.block_sizes) + max(gates.block_sizes)))
         nn.init.uniform_(gates.log_alpha, -bound / self._scale, bound / self._scale)
-        samplers = per_part([part for part, _ in parts], [self._sampler(part, budget) for part, budget in parts])
+        own = [part for part, _ in parts]
+        samplers = per_part(own, [self._sampler(part, budget) for part, budget in parts])
         gates.sampler = cast(GateSampler, samplers.to(gates.log_alpha.device))
+        if own[0].uniform:
+            gates.constraint = per_part(own, [UniformRanks(part) for part in own]).to(gates.log_alpha.device)
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the temperature and k for this share of the search."""
@@ -121,23 +135,21 @@ class TopK(nn.Module):
         return gates.log_alpha.new_zeros(())
 
     def target(self, gates: HeadGates) -> float:
-        """Return the number of open heads."""
-        return float(sum(_hard(sampler).num_open.value for sampler in _samplers_of(gates)))
+        """Return the number of open heads or neurons; with gates on both, the share of cost that may be open."""
+        return float(self._budget.amount(gates, [_hard(sampler).num_open.value for sampler in _samplers_of(gates)]))
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return the gates with the largest ``log_alpha`` that meet the budget."""
         return self._budget.choose(gates, gates.log_alpha)
 
-    def _sampler(self, part: BudgetPart, budget: int) -> Sampler:
-        num_open, min_per_layer = self._num_open(part, budget, 0.0), self._budget.min_per_layer
-        hard = StraightThroughTopK(part, num_heads=num_open, min_per_layer=min_per_layer)
+    def _sampler(self, part: BudgetPart, budget: float) -> Sampler:
+        hard = StraightThroughTopK(part, number=self._num_open(part, budget, 0.0))
         if self._variant == "straight_through":
             return hard
         return GumbelTopK(part, hard=hard, scale=self._scale, temperature=self._temperature(0.0))
 
-    def _num_open(self, part: BudgetPart, budget: int, progress: float) -> int:
-        num_open = self._schedule.target(progress, total=part.num_heads, budget=budget)
-        return part.nearest(num_open, min_per_layer=self._budget.min_per_layer)
+    def _num_open(self, part: BudgetPart, budget: float, progress: float) -> float:
+        return part.nearest(self._schedule.target(progress, total=part.total, budget=budget))
 
     def _temperature(self, progress: float) -> float:
         initial, final = map(math.log, self._temperatures)

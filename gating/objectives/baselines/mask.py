@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
+from gating.objectives.budget import whole_amount
 
 __all__ = ["HostCount", "MaskSampler"]
 
 
 class HostCount(nn.Module):
-    """A number of heads in host memory that is in checkpoints, too.
+    """A number of heads or neurons, or a share of cost, in host memory that is in checkpoints, too.
 
     A buffer would be on the device, and each step would wait for it.
 
@@ -17,18 +18,20 @@ class HostCount(nn.Module):
         value: The number.
     """
 
-    def __init__(self, value: int) -> None:
+    def __init__(self, value: float) -> None:
         """Set the first number."""
         super().__init__()
         self.value = value
 
     def get_extra_state(self) -> Tensor:
         """Return the number for a checkpoint."""
-        return torch.tensor(self.value, device="cpu")
+        return torch.tensor(
+            self.value, dtype=torch.int64 if isinstance(self.value, int) else torch.float64, device="cpu"
+        )
 
     def set_extra_state(self, state: Tensor) -> None:
         """Load the number from a checkpoint."""
-        self.value = int(state)
+        self.value = state.item()
 
 
 class MaskSampler(nn.Module):
@@ -36,7 +39,7 @@ class MaskSampler(nn.Module):
 
     Attributes:
         mask: One for open gates, zero for closed ones, ``[num_gates]``.
-        num_open: Number of open heads.
+        num_open: Number of open heads, or of neurons; the share of the cost of open gates if there are both.
     """
 
     mask: Tensor
@@ -45,14 +48,14 @@ class MaskSampler(nn.Module):
         """Start with every gate open."""
         super().__init__()
         self.register_buffer("mask", torch.ones_like(gates.log_alpha, requires_grad=False))
-        self.num_open = HostCount(gates.num_heads)
+        self.num_open = HostCount(whole_amount(gates))
 
-    def fix(self, kept: Tensor, *, num_open: int) -> None:
+    def fix(self, kept: Tensor, *, num_open: float) -> None:
         """Open some gates and close the others.
 
         Args:
             kept: Boolean tensor, ``[num_gates]``.
-            num_open: Number of heads of the open gates.
+            num_open: Heads, neurons or share of cost of the open gates.
         """
         self.mask.copy_(kept)
         self.num_open.value = num_open

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
-from gating.objectives.mask import MaskSampler
+from gating.objectives.baselines.mask import MaskSampler
+from gating.objectives.budget import whole_amount
 
 __all__ = ["NoObjective"]
 
 
 class NoObjective(nn.Module):
-    """An objective that keeps every head; a run with it injects no gates."""
+    """An objective that keeps every head and neuron; a run with it injects no gates."""
 
     def check(self, gates: HeadGates) -> None:
         """Accept all gates."""
@@ -28,8 +29,8 @@ class NoObjective(nn.Module):
         return gates.log_alpha.new_zeros(())
 
     def target(self, gates: HeadGates) -> float:
-        """Return the number of all heads."""
-        return float(gates.num_heads)
+        """Return the number of all heads or neurons, or one as the share of cost."""
+        return float(whole_amount(gates))
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return True for every gate, ``[num_gates]``."""

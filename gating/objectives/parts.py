@@ -1,0 +1,275 @@
+"""Parts of the gates that have a budget each: the numbers they can keep, and the gates they keep."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gating.errors import InputError, RemedyError
+from gating.gates import HeadGates
+from gating.objectives.items import FEED_FORWARD, BlockGates, Items, by_rank, equal_gates, uniform_items
+from gating.objectives.selection import (
+    check_reachable,
+    fewest_heads,
+    nearest_reachable,
+    select_affordable,
+    select_best,
+    select_gates,
+)
+
+__all__ = ["BudgetPart", "BudgetUnit", "Costs", "gate_costs", "parts_of"]
+
+BudgetUnit = Literal["heads", "neurons", "cost"]
+Costs = Literal["macs", "parameters", "latency"] | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class BudgetPart:
+    """Gates that share a budget.
+
+    Attributes:
+        unit: Unit of the budget: heads, neurons, or the share of the cost of these gates.
+        kind: Kind of attention, or ``feed_forward``, that the gates belong to; None for all gates with the unit.
+        indices: Indices of the gates among all gates.
+        units_per_gate: Number of heads or neurons of each gate.
+        heads_per_gate: Number of heads of each gate; 0 for a gate of neurons.
+        costs: Cost of each gate.
+        share: Share of the cost of all gates that these gates have.
+        blocks: Blocks with these gates.
+        min_per_layer: Least number of heads that each attention block keeps.
+        uniform: Whether all blocks of a kind keep equally many heads or neurons.
+    """
+
+    unit: BudgetUnit
+    kind: str | None
+    indices: tuple[int, ...]
+    units_per_gate: tuple[int, ...]
+    heads_per_gate: tuple[int, ...]
+    costs: tuple[float, ...]
+    share: float
+    blocks: tuple[BlockGates, ...]
+    min_per_layer: int = 0
+    uniform: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the part, unique among the parts of a budget: its kind, or its unit."""
+        return self.kind or self.unit
+
+    @cached_property
+    def total(self) -> float:
+        """Number of heads or neurons of all gates of the part; 1 for a share of cost."""
+        return 1.0 if self.unit == "cost" else sum(self.units_per_gate)
+
+    @cached_property
+    def weights(self) -> tuple[float, ...]:
+        """Heads, neurons or share of cost of each gate, which sum to :attr:`total`."""
+        if self.unit != "cost":
+            return self.units_per_gate
+        total = sum(self.costs)
+        return tuple(cost / total for cost in self.costs)
+
+    def nearest(self, number: float) -> float:
+        """Return the number of heads or neurons nearest to ``number`` that these gates can keep; a share as it is."""
+        if self.unit == "cost":
+            return number
+        items = self._items
+        return nearest_reachable(round(number), items.whole, block_sizes=items.groups, min_per_layer=items.least)
+
+    def check(self, number: float, *, exact: bool) -> None:
+        """Raise ``InputError`` unless these gates can keep the budget.
+
+        Args:
+            number: Number of heads or neurons, or share of cost.
+            exact: Whether the number must be reached exactly; else it is rounded later.
+        """
+        items = self._items
+        for block in self.blocks:
+            num_heads = sum(self.heads_per_gate[gate] for gate in block.gates)
+            if block.kind != FEED_FORWARD and num_heads < self.min_per_layer:
+                raise InputError(
+                    f"min_per_layer={self.min_per_layer} is more than the {num_heads} heads of {block.name}."
+                )
+        if self.unit == "cost":
+            self._check_cost(number)
+            return
+        if any(items.least):
+            fewest = fewest_heads(items.whole, block_sizes=items.groups, min_per_layer=items.least)
+            if number < fewest:
+                self._refuse_minimum(f"{number} heads are too few", str(fewest))
+        if exact:
+            check_reachable(
+                int(number),
+                items.whole,
+                block_sizes=items.groups,
+                min_per_layer=items.least,
+                kind=self.kind,
+                unit=self.unit,
+                uniform=self.uniform,
+            )
+
+    def choose(self, scores: Tensor, number: float) -> Tensor:
+        """Return the indices, among all gates, of the best gates for a budget.
+
+        Args:
+            scores: Score of one unit of each gate of the model, ``[num_gates]``: of one head, one neuron, or per cost.
+            number: Number of heads or neurons that these gates can keep, such as that of :meth:`nearest`: the gates
+                stand for exactly it. Or the share of their cost that they may have at most.
+        """
+        indices = torch.tensor(self.indices, device=scores.device)
+        return indices[self.choose_own(scores[indices], number)]
+
+    def choose_own(self, scores: Tensor, number: float) -> Tensor:
+        """Return the positions, within the part, of the best gates for a budget.
+
+        Args:
+            scores: Score of one unit of each gate of the part.
+            number: As in :meth:`choose`.
+        """
+        if not self.uniform:
+            return self._select(scores, number)
+        sizes = torch.tensor(self._sizes, device=scores.device, dtype=scores.dtype)
+        matrices = [matrix.to(scores.device) for matrix in self.matrices.values()]
+        gates = [rank for matrix in matrices for rank in by_rank(matrix, scores).unbind(1)]
+        items = torch.stack([(scores[rank] * sizes[rank]).sum() / sizes[rank].sum() for rank in gates])
+        return torch.cat([gates[item] for item in self._select(items, number).tolist()])
+
+    @cached_property
+    def matrices(self) -> dict[tuple[str, int], Tensor]:
+        """Gates of each block by their kind and size, ``[num_blocks, num_gates_per_block]``, for equal layers.
+
+        Raises:
+            InputError: Blocks of one kind have different gates.
+        """
+        return equal_gates(self.blocks, self.units_per_gate)
+
+    @cached_property
+    def _sizes(self) -> tuple[float, ...]:
+        return self.costs if self.unit == "cost" else self.units_per_gate
+
+    @cached_property
+    def _items(self) -> Items:
+        least = {block.kind: 0 if block.kind == FEED_FORWARD else self.min_per_layer for block in self.blocks}
+        if self.uniform:
+            return uniform_items(self.blocks, self.matrices, self._sizes, self.heads_per_gate, least)
+        groups = tuple(len(block.gates) for block in self.blocks)
+        return Items(self._sizes, self.heads_per_gate, groups, tuple(least[block.kind] for block in self.blocks))
+
+    def _select(self, scores: Tensor, number: float) -> Tensor:
+        items = self._items
+        if self.unit == "cost":
+            first = select_best(scores, items.heads, items.groups, items.least)
+            return select_affordable(scores, items.sizes, number * sum(self.costs), first=first)
+        return select_gates(scores, items.whole, int(number), block_sizes=items.groups, min_per_layer=items.least)
+
+    def _check_cost(self, share: float) -> None:
+        items, total = self._items, sum(self.costs)
+        smallest = min(size for size in items.sizes if size) / total
+        if smallest > share * (1 + 1e-9):
+            raise InputError(
+                f"keep={share} of the cost holds no gate: the smallest takes {smallest:.4g}. Keep more, or make "
+                "smaller groups of neurons."
+            )
+        if any(items.least):
+            first = select_best(torch.zeros(len(items.sizes)), items.heads, items.groups, items.least)
+            needed = sum(items.sizes[item] for item in first) / total
+            if needed > share * (1 + 1e-9):
+                self._refuse_minimum(f"keep={share} of the cost is too little", f"{needed:.4g}")
+
+    def _refuse_minimum(self, problem: str, fewest: str) -> None:
+        num_blocks = sum(block.kind != FEED_FORWARD for block in self.blocks)
+        kind = f"{self.kind} " if self.kind else ""
+        raise InputError(
+            f"{problem} for min_per_layer={self.min_per_layer} in each of {num_blocks} {kind}attention blocks: that "
+            f"takes {fewest}. Keep more, or lower min_per_layer."
+        )
+
+
+def parts_of(
+    gates: HeadGates,
+    *,
+    by_kind: bool,
+    unit: BudgetUnit | None = None,
+    costs: Sequence[float] = (),
+    min_per_layer: int = 0,
+    uniform: bool = False,
+) -> list[BudgetPart]:
+    """Return all gates with a unit as one part, or one part for each of their kinds, in the order of the first blocks.
+
+    Args:
+        gates: The gates.
+        by_kind: Whether each kind of attention is a part; ``feed_forward`` is one kind.
+        unit: Unit of the budgets: heads, neurons, or the cost of both; the first of the gates if left out.
+        costs: Cost of each gate, if there are gates of both heads and neurons.
+        min_per_layer: Least number of heads that each attention block keeps.
+        uniform: Whether all blocks of a kind keep equally many.
+    """
+    unit = unit or gates.units[0]
+    units = [heads + neurons for heads, neurons in zip(gates.heads_per_gate, gates.neurons_per_gate, strict=True)]
+    ends = accumulate(gates.block_sizes)
+    blocks = [
+        BlockGates(name, kind, range(end - size, end))
+        for name, kind, size, end in zip(gates.block_names, gates.block_kinds, gates.block_sizes, ends, strict=True)
+        if unit == "cost" or (kind == FEED_FORWARD) == (unit == "neurons")
+    ]
+    parts = []
+    for kind in dict.fromkeys(block.kind for block in blocks) if by_kind else [None]:
+        own = [block for block in blocks if kind in (None, block.kind)]
+        indices = [index for block in own for index in block.gates]
+        starts = accumulate((len(block.gates) for block in own), initial=0)
+        parts.append(
+            BudgetPart(
+                unit=unit,
+                kind=kind,
+                indices=tuple(indices),
+                units_per_gate=tuple(units[index] for index in indices),
+                heads_per_gate=tuple(gates.heads_per_gate[index] for index in indices),
+                costs=tuple(costs[index] for index in indices) if costs else (),
+                share=sum(costs[index] for index in indices) / sum(costs) if costs else 1.0,
+                blocks=tuple(
+                    block._replace(gates=range(start, start + len(block.gates)))
+                    for block, start in zip(own, starts, strict=False)
+                ),
+                min_per_layer=min_per_layer,
+                uniform=uniform,
+            )
+        )
+    return parts
+
+
+def gate_costs(gates: HeadGates, cost: Costs) -> tuple[float, ...]:
+    """Return the cost of each gate's heads or neurons.
+
+    Args:
+        gates: The gates.
+        cost: ``macs``: multiply-accumulates of one example; ``parameters``; or the cost of a multiply-accumulate of
+            each unit, such as ``{"heads": 2.1e-11, "neurons": 1.4e-11}`` in seconds.
+
+    Raises:
+        InputError: ``cost`` is ``latency``, for which a device must have been timed.
+
+    Example:
+        >>> from gating.gates import create_gates
+        >>> from transformers import BertConfig, BertModel
+        >>> config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+        >>> gate_costs(create_gates(BertModel(config), units=("heads", "neurons")), "parameters")
+        (70.0, 70.0, 70.0, 70.0, 1088.0)
+    """
+    if cost == "latency":
+        raise RemedyError(
+            "cost=latency takes the time of a multiply-accumulate of heads and of neurons, which differs by device: ",
+            python='time models on this device and give cost={"heads": seconds, "neurons": seconds}.',
+            command="a run measures both, unless the gates are checked before it. Give objective.cost=macs.",
+        )
+    numbers = gates.parameters_per_gate if cost == "parameters" else gates.macs_per_gate
+    rates = cost if isinstance(cost, Mapping) else {"heads": 1.0, "neurons": 1.0}
+    counts = zip(numbers.tolist(), gates.heads_per_gate, gates.neurons_per_gate, strict=True)
+    # Padding of groups of query heads is never kept for its own sake.
+    return tuple(
+        number * rates["heads" if heads else "neurons"] if heads or neurons else 0.0
+        for number, heads, neurons in counts
+    )
