@@ -1,7 +1,7 @@
 """Budgets: the heads, neurons or cost to keep, and the gates with the largest scores that meet it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -119,6 +119,10 @@ class HeadBudget:
             chosen = chosen.index_fill(0, part.choose(scores.detach(), number), True)
         return chosen
 
+    def at(self, keep: float) -> "HeadBudget":
+        """Return the budget with a share in place of its numbers and its own share."""
+        return replace(self, num_heads=None, num_neurons=None, keep=keep)
+
     def _resolve(self, gates: HeadGates) -> Iterator[tuple[BudgetPart, float]]:
         keep = self._checked_share(gates)
         if keep is not None and not isinstance(keep, Mapping) and len(gates.units) == 2:
@@ -227,17 +231,16 @@ def _checked_keep(keep: float, *, of: str, kind: str = "") -> float:
 
 
 def _check_cost(cost: Costs) -> None:
-    if isinstance(cost, Mapping):
-        if set(cost) == {"heads", "neurons"} and all(
-            isinstance(rate, (int, float)) and 0 < rate < float("inf") for rate in cost.values()
-        ):
-            return
-    elif cost in ("macs", "parameters", "latency"):
-        return
-    raise InputError(
-        f"cost={cost} cannot be used: give macs, parameters, latency, or a positive cost of a multiply-accumulate of "
-        "each unit, {heads: ..., neurons: ...}."
-    )
+    if not isinstance(cost, Mapping):
+        is_valid = cost in ("macs", "parameters", "latency")
+    else:
+        rates = [rate for rate in cost.values() if isinstance(rate, (int, float)) and 0 <= rate < float("inf")]
+        is_valid = set(cost) <= {"heads", "neurons"} and len(rates) == len(cost) and any(rates)
+    if not is_valid:
+        raise InputError(
+            f"cost={cost} cannot be used: give macs, parameters, latency, or the cost of a multiply-accumulate of each "
+            "unit, such as {heads: 1.0, neurons: 0.7}."
+        )
 
 
 def _of(part: BudgetPart, budget: Any) -> Any:

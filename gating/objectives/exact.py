@@ -199,6 +199,10 @@ class ExactBudget(nn.Module):
         """Return the gates with the largest ``log_alpha`` that meet the budget."""
         return self._budget.choose(gates, gates.log_alpha)
 
+    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
+        """Return the gates that stay with another share of the cost, or of the heads or neurons of gates on one."""
+        return self._budget.at(keep).choose(gates, gates.log_alpha)
+
 
 def _constraint(gates: HeadGates, part: BudgetPart) -> nn.Module:
     """Return the constraint of one part."""

@@ -250,7 +250,7 @@ def gate_costs(gates: HeadGates, cost: Costs) -> tuple[float, ...]:
             each unit, such as ``{"heads": 2.1e-11, "neurons": 1.4e-11}`` in seconds.
 
     Raises:
-        InputError: ``cost`` is ``latency``, for which a device must have been timed.
+        InputError: ``cost`` is ``latency``, for which a device must have been timed, or lacks a unit.
 
     Example:
         >>> from gating.gates import create_gates
@@ -266,7 +266,11 @@ def gate_costs(gates: HeadGates, cost: Costs) -> tuple[float, ...]:
             command="a run measures both, unless the gates are checked before it. Give objective.cost=macs.",
         )
     numbers = gates.parameters_per_gate if cost == "parameters" else gates.macs_per_gate
-    rates = cost if isinstance(cost, Mapping) else {"heads": 1.0, "neurons": 1.0}
+    rates = dict(cost) if isinstance(cost, Mapping) else {"heads": 1.0, "neurons": 1.0}
+    if missing := set(gates.units) - set(rates):
+        raise InputError(f"cost={rates} lacks {missing.pop()}: give the cost of a multiply-accumulate of each unit.")
+    # Timings may show no cost; such gates still compete by their scores, and take next to no room.
+    rates = {unit: max(rate, 1e-6 * max(rates.values())) for unit, rate in rates.items()}
     counts = zip(numbers.tolist(), gates.heads_per_gate, gates.neurons_per_gate, strict=True)
     # Padding of groups of query heads is never kept for its own sake.
     return tuple(

@@ -112,11 +112,11 @@ def kept_gates(run: Run, objective: Objective, gates: HeadGates) -> Tensor | Non
     if not speedup or not gates.num_neurons or not isinstance(objective, HasMovableBudget):
         return objective.kept(gates)
     probe = run.probe_batch()
-    with gates.detached() as model:
 
-        def measure(kept: Tensor) -> float:
+    def measure(kept: Tensor) -> float:
+        with gates.detached() as model:
             return broadcast(time_kept(model, gates, kept, probe) if is_rank_zero() else 0.0)
 
-        # Rankings synchronize ranks, so that each chooses.
-        choose = partial(objective.kept_at, gates)
-        return kept_for_speedup(choose, measure, speedup=speedup, keep=settings["keep"])
+    # Rankings synchronize ranks, so that each chooses; some read the weights of the gated blocks.
+    choose = partial(objective.kept_at, gates)
+    return kept_for_speedup(choose, measure, speedup=speedup, keep=settings["keep"])

@@ -114,7 +114,7 @@ class IterativePruning(FullPrecision):
         left = [self._num_left(part, budget, progress) for part, budget in self._budget.parts(gates)]
         num_open = self._budget.amount(gates, left)
         if num_open < _mask_of(gates).num_open.value:
-            _mask_of(gates).fix(self._choose(gates, left), num_open=num_open)
+            _mask_of(gates).fix(self._choose(gates, self._budget, left), num_open=num_open)
             self.ranking.start_over(gates)
         elif progress <= self._schedule.start < self._schedule.end:
             self.ranking.start_over(gates)
@@ -129,7 +129,11 @@ class IterativePruning(FullPrecision):
 
     def kept(self, gates: HeadGates) -> Tensor:
         """Return the open gates with the highest rank that meet the budget."""
-        return self._choose(gates, [budget for _, budget in self._budget.parts(gates)])
+        return self._choose(gates, self._budget)
+
+    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
+        """Return the gates that stay with another share of the cost, or of the heads or neurons of gates on one."""
+        return self._choose(gates, self._budget.at(keep))
 
     def _num_left(self, part: BudgetPart, budget: float, progress: float) -> float:
         """Return the heads, neurons or share of cost of a part that are open after the rounds that are due by now."""
@@ -144,7 +148,7 @@ class IterativePruning(FullPrecision):
         return part.nearest(left)
 
     @torch.no_grad()
-    def _choose(self, gates: HeadGates, numbers: Sequence[float]) -> Tensor:
+    def _choose(self, gates: HeadGates, budget: HeadBudget, numbers: Sequence[float] | None = None) -> Tensor:
         scores = self.ranking.scores(gates)
         if distributed.is_available() and distributed.is_initialized():
             # Ranks have different batches, but must close the same heads.
@@ -152,11 +156,11 @@ class IterativePruning(FullPrecision):
         # Closed gates rank below all open ones, but can be chosen: if gates have different numbers of heads, one may
         # have to open again to meet the number.
         is_open = _mask_of(gates).mask > 0
-        if any(part.unit == "cost" for part, _ in self._budget.parts(gates)):
+        if any(part.unit == "cost" for part, _ in budget.parts(gates)):
             worse = _just_below(scores, is_open)
         else:
             worse = scores - 2 * len(scores) * (scores.max() - scores.min() + 1)
-        return self._budget.choose(gates, torch.where(is_open, scores, worse), numbers=numbers)
+        return budget.choose(gates, torch.where(is_open, scores, worse), numbers=numbers)
 
 
 def _just_below(scores: Tensor, is_open: Tensor) -> Tensor:

@@ -120,6 +120,10 @@ class Lagrangian(FullPrecision):
         """Return the gates with the largest ``log_alpha`` that meet the budget."""
         return self._budget.choose(gates, gates.log_alpha)
 
+    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
+        """Return the gates that stay with another share of the cost, or of the heads or neurons of gates on one."""
+        return self._budget.at(keep).choose(gates, gates.log_alpha)
+
     def _set_up(self, *, num_parts: int) -> None:
         """Start with multipliers and targets of zero."""
         self.lambda_1 = nn.Parameter(torch.zeros(num_parts))

@@ -142,6 +142,10 @@ class TopK(nn.Module):
         """Return the gates with the largest ``log_alpha`` that meet the budget."""
         return self._budget.choose(gates, gates.log_alpha)
 
+    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
+        """Return the gates that stay with another share of the cost, or of the heads or neurons of gates on one."""
+        return self._budget.at(keep).choose(gates, gates.log_alpha)
+
     def _sampler(self, part: BudgetPart, budget: float) -> Sampler:
         hard = StraightThroughTopK(part, number=self._num_open(part, budget, 0.0))
         if self._variant == "straight_through":

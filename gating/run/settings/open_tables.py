@@ -14,7 +14,9 @@ __all__ = ["open_tables"]
 _GROUPS = ("callbacks", "data", "model", "trainer")
 _NAME = re.compile(rf"(?P<group>{'|'.join(_GROUPS)})\.(?P<name>\w+)(\.[\w.]+)?=")
 # Settings with free keys.
-_TABLES = re.compile(r"(model\.config|objective\.num_heads|objective\.num_neurons|objective\.keep|objective\.cost)(\.[\w.]+)?=")
+_TABLES = re.compile(
+    r"(model\.config|objective\.num_heads|objective\.num_neurons|objective\.keep|objective\.cost)(\.[\w.]+)?="
+)
 
 
 def open_tables(arguments: Sequence[str], *, conf: Path) -> list[str]:

@@ -1,0 +1,344 @@
+"""Budgets over gates of heads and of neurons: exact numbers of each, or one share of the cost of both."""
+
+import copy
+
+import pytest
+import torch
+
+import gating
+from gating.gates import create_gates
+from gating.objectives import BudgetSchedule
+from gating.objectives.parts import gate_costs
+from gating.objectives.per_part import PerPart
+from gating.training.optimizers import AdamW
+from tests.objectives.test_common import RIVALS, build_bert_on_meta
+from tests.support.family_models import FAMILIES
+from tests.support.tiny_models import batch_for, build
+
+STEPS = 6
+BOTH = ("heads", "neurons")
+# Three layers of 4 heads and of 48 neurons; groups of 20 leave a last one of 8.
+GROUP = 20
+BUDGETS = [{"keep": 0.4}, {"num_heads": 5, "num_neurons": 68}, {"keep": 0.4, "uniform": True}]
+
+
+class Search:
+    """A search without a trainer over both kinds of gates."""
+
+    def __init__(self, objective, *, units=BOTH, group_size=GROUP, model=None):
+        torch.manual_seed(0)
+        self.model, self.objective = (model or build("bert")).train(), objective
+        self.gates = gating.inject_gates(self.model, units=units, group_size=group_size)
+        objective.attach(self.gates)
+        weights = [p for name, p in self.model.named_parameters() if not name.startswith("head_gates")]
+        self.optimizer = AdamW(lr=1e-3).build(weights, [self.gates.log_alpha], objective.parameters())
+        self.batch = batch_for(self.model) | {"labels": torch.tensor([0, 2])}
+
+    def run(self, first, last):
+        for step in range(first, last):
+            torch.manual_seed(step)
+            self.objective.update(self.gates, step / STEPS)
+            self.optimizer.zero_grad()
+            (self.model(**self.batch).loss + self.objective.penalty(self.gates)).backward()
+            self.optimizer.step()
+        return self
+
+    def kept(self):
+        self.objective.update(self.gates, 1.0)
+        return self.objective.kept(self.gates)
+
+    def state(self):
+        return copy.deepcopy([part.state_dict() for part in (self.model, self.objective, self.optimizer)])
+
+    def load(self, state):
+        for part, its in zip((self.model, self.objective, self.optimizer), state, strict=True):
+            part.load_state_dict(its)
+        return self
+
+
+def count(gates, kept):
+    """Return the heads and neurons of kept gates."""
+    pairs = list(zip(gates.heads_per_gate, gates.neurons_per_gate, kept.tolist(), strict=True))
+    return sum(heads for heads, _, keeps in pairs if keeps), sum(neurons for _, neurons, keeps in pairs if keeps)
+
+
+def check_filled(gates, kept, share, cost="macs"):
+    """Check that the kept gates are within the budget, and that no other gate fits."""
+    costs = torch.tensor(gate_costs(gates, cost), dtype=torch.float64)
+    budget, used = share * costs.sum(), costs[kept].sum()
+    assert used <= budget * (1 + 1e-9)
+    assert (used + costs[~kept] > budget * (1 - 1e-9)).all()
+
+
+def block_units(gates, kept):
+    """Return the kept heads or neurons of each block."""
+    units = torch.tensor([max(pair) for pair in zip(gates.heads_per_gate, gates.neurons_per_gate, strict=True)])
+    return [int(block.sum()) for block in (units * kept).split(gates.block_sizes)]
+
+
+@pytest.fixture(params=RIVALS)
+def rival(request):
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"num_heads": 5, "num_neurons": 68}, (5, 68)),
+        ({"num_neurons": 16, "min_per_layer": 1}, (12, 16)),
+        ({"num_heads": {"encoder": 1}}, (1, 144)),
+    ],
+)
+def test_numbers_of_both_are_exact(rival, arguments, expected):
+    search = Search(RIVALS[rival](**arguments)).run(0, STEPS)
+    kept = search.kept()
+    assert count(search.gates, kept) == expected
+    report = gating.finalize(search.model.eval(), search.gates, kept=kept)
+    assert (report.num_heads, report.num_neurons) == expected
+
+
+@pytest.mark.parametrize(("share", "cost"), [(0.1, "parameters"), (0.4, {"heads": 1.0, "neurons": 0.3}), (1.0, "macs")])
+def test_a_share_of_cost_is_filled(rival, share, cost):
+    search = Search(RIVALS[rival](keep=share, cost=cost)).run(0, STEPS)
+    kept = search.kept()
+    check_filled(search.gates, kept, share, cost)
+    # Sigmoids never sum to all gates.
+    assert search.objective.target(search.gates) in (pytest.approx(share), pytest.approx(min(share, 0.98)))
+    for other in (0.2, 0.7):
+        check_filled(search.gates, search.objective.kept_at(search.gates, other), other, cost)
+    report = gating.finalize(search.model.eval(), search.gates, kept=kept)
+    assert (report.num_heads, report.num_neurons) == count(search.gates, kept)
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [({"num_neurons": 60}, 60), ({"keep": 0.5}, 68), ({}, 36)])
+def test_gates_on_neurons_alone_have_numbers_of_neurons(rival, arguments, expected):
+    search = Search(RIVALS[rival](**arguments), units=("neurons",)).run(0, STEPS)
+    kept = search.kept()
+    assert count(search.gates, kept) == (0, expected)
+    assert search.objective.target(search.gates) == pytest.approx(expected)
+    check_filled(search.gates, search.objective.kept_at(search.gates, 1.0), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"num_heads": 6, "num_neurons": 84}, [2, 2, 2, 28, 28, 28]),
+        ({"num_heads": 12, "num_neurons": 24, "min_per_layer": 2}, [4, 4, 4, 8, 8, 8]),
+    ],
+)
+def test_uniform_layers_keep_equally_many(rival, arguments, expected):
+    search = Search(RIVALS[rival](uniform=True, **arguments)).run(0, STEPS)
+    assert block_units(search.gates, search.kept()) == expected
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+def test_uniform_layers_share_a_budget_of_cost(rival, share):
+    search = Search(RIVALS[rival](uniform=True, keep=share, min_per_layer=1)).run(0, STEPS)
+    kept = search.kept()
+    heads, neurons = block_units(search.gates, kept)[:3], block_units(search.gates, kept)[3:]
+    assert len(set(heads)) == len(set(neurons)) == 1
+    assert heads[0] >= 1
+    costs = torch.tensor(gate_costs(search.gates, "macs"), dtype=torch.float64)
+    used, first_of_each = costs[kept].sum(), torch.tensor([*range(4), *range(12, 15)])
+    others = first_of_each[~kept[first_of_each]]
+    assert used <= share * costs.sum() * (1 + 1e-9)
+    assert (used + 3 * costs[others] > share * costs.sum()).all()
+
+
+def test_a_minimum_of_heads_comes_before_neurons(rival):
+    search = Search(RIVALS[rival](keep=0.2, min_per_layer=1)).run(0, STEPS)
+    kept = search.kept()
+    assert min(block_units(search.gates, kept)[:3]) >= 1
+    check_filled(search.gates, kept, 0.2)
+
+
+@pytest.mark.parametrize("arguments", BUDGETS)
+def test_a_resumed_search_is_the_uninterrupted_one(rival, arguments):
+    start = Search(RIVALS[rival](**arguments)).state()
+    whole = Search(RIVALS[rival](**arguments)).load(start).run(0, 4)
+    state, target = whole.state(), whole.objective.target(whole.gates)
+    whole.run(4, STEPS)
+    resumed = Search(RIVALS[rival](**arguments)).load(state)
+    assert resumed.objective.target(resumed.gates) == target
+    resumed.run(4, STEPS)
+    for one, other in zip(whole.state()[:2], resumed.state()[:2], strict=True):
+        for name, tensor in one.items():
+            assert torch.equal(tensor, other[name]), name
+    assert torch.equal(whole.kept(), resumed.kept())
+
+
+@pytest.mark.parametrize("arguments", BUDGETS)
+def test_the_expected_cost_is_the_target_at_every_step(arguments):
+    search = Search(gating.ExactBudget(schedule=BudgetSchedule(start=0.0, end=0.8), **arguments))
+    gates, objective = search.gates, search.objective
+    with torch.no_grad():
+        gates.log_alpha.normal_(generator=torch.Generator().manual_seed(0))
+    costs = torch.tensor(gate_costs(gates, "macs"))
+    for step in range(6):
+        objective.update(gates, step / 5)
+        expected = float((gates.prob_open().detach() * costs).sum() / costs.sum())
+        assert expected == pytest.approx(objective.target(gates), abs=1e-3)
+    if "num_heads" in arguments:
+        assert gates.expected_open().item() == pytest.approx(5, abs=1e-3)
+        assert gates.expected_neurons().item() == pytest.approx(68, abs=1e-2)
+        assert isinstance(gates.constraint, PerPart)
+
+
+def test_heads_and_neurons_compete_for_cost():
+    search = Search(gating.ExactBudget(keep=0.5))
+    search.objective.update(search.gates, 1.0)
+    before = search.gates.prob_open().detach()
+    with torch.no_grad():
+        search.gates.log_alpha[0] += 2
+    after = search.gates.prob_open().detach()
+    assert after[0] > before[0]
+    assert (after[1:] < before[1:]).all()
+
+
+def test_uniform_locations_are_means_of_ranks_with_the_gradient_of_each_gate():
+    search = Search(gating.Lagrangian(num_heads=6, uniform=True))
+    gates = search.gates
+    with torch.no_grad():
+        gates.log_alpha.normal_(generator=torch.Generator().manual_seed(1))
+    located = gates.constrained_log_alpha()
+    heads, own = located[:12].view(3, 4), gates.log_alpha[:12].view(3, 4)
+    assert torch.equal(heads.argsort(1), own.argsort(1))
+    torch.testing.assert_close(heads.sort(1).values, own.sort(1).values.mean(0).expand(3, 4))
+    weights = torch.arange(float(len(located)))
+    (located * weights).sum().backward()
+    assert torch.equal(gates.log_alpha.grad, weights)
+
+
+def test_the_choice_of_uniform_layers_is_that_of_the_ranks():
+    search = Search(gating.ExactBudget(num_heads=3, num_neurons=60, uniform=True))
+    scores = torch.tensor([0.0, 1, 2, 9, 9, 2, 1, 0, 1, 9, 0, 2] + [3.0, 4, 9] * 3)
+    with torch.no_grad():
+        search.gates.log_alpha.copy_(scores)
+    assert search.kept().nonzero().flatten().tolist() == [3, 4, 9, 13, 16, 19]
+
+
+@pytest.mark.parametrize("arguments", [{"keep": 0.4}, {"num_heads": 5, "num_neurons": 68}])
+def test_the_lagrangian_counts_sparsity_in_cost_or_in_units(arguments):
+    search = Search(gating.Lagrangian(**arguments))
+    gates, objective = search.gates, search.objective
+    with torch.no_grad():
+        gates.log_alpha.copy_(torch.linspace(-3, 3, 21))
+        objective.lambda_1.fill_(0.7)
+        objective.lambda_2.fill_(3.0)
+    objective.update(gates, 1.0)
+    p, costs = gates.prob_open().detach(), torch.tensor(gate_costs(gates, "macs"))
+    neurons = torch.tensor(gates.neurons_per_gate)
+    open_shares = [(p * costs).sum() / costs.sum()]
+    targets = [0.4]
+    if "num_heads" in arguments:
+        open_shares, targets = [p[:12].mean(), (p * neurons).sum() / 144], [5 / 12, 68 / 144]
+    by_hand = sum(0.7 * (t - s) + 3 * (t - s) ** 2 for s, t in zip(open_shares, targets, strict=True))
+    assert objective.penalty(gates).item() == pytest.approx(float(by_hand), rel=1e-4)
+
+
+def test_a_price_is_that_of_all_cost_or_of_all_neurons():
+    gates = gating.inject_gates(build("bert"), units=BOTH, group_size=GROUP)
+    with torch.no_grad():
+        gates.log_alpha.copy_(torch.linspace(-3, 3, 21))
+    p = gates.prob_open().detach()
+    for cost in ("macs", "parameters"):
+        objective, costs = gating.FixedPrice(price=2.0, cost=cost), torch.tensor(gate_costs(gates, cost))
+        objective.update(gates, 1.0)
+        by_hand = 2 * (p * costs).sum() / costs.sum()
+        assert objective.penalty(gates).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert objective.kept(gates) is None
+    with torch.no_grad():
+        gates.log_alpha.fill_(-9.0)[17] = -8.0
+    assert objective.kept(gates).nonzero().flatten().tolist() == [17]
+
+
+def test_no_objective_keeps_heads_and_neurons():
+    gates, objective = gating.inject_gates(build("bert"), units=BOTH, group_size=GROUP), gating.NoObjective()
+    objective.attach(gates)
+    assert objective.target(gates) == 1
+    assert count(gates, objective.kept(gates)) == (12, 144)
+
+
+def test_costs_are_those_of_the_data_and_of_the_device():
+    gates = create_gates(build("bert"), units=BOTH, group_size=GROUP)
+    scores = torch.cat([torch.ones(12), torch.zeros(9)])
+    free_heads = gating.objectives.HeadBudget(keep=0.5, cost={"heads": 0.0, "neurons": 1.0}).choose(gates, scores)
+    assert count(gates, free_heads)[0] == 12
+    budget = gating.objectives.HeadBudget(keep=0.5)
+    before = count(gates, budget.choose(gates, scores))
+    gates.set_macs(torch.where(torch.arange(21) < 12, 100 * gates.macs_per_gate, gates.macs_per_gate))
+    assert count(gates, budget.choose(gates, scores))[0] < before[0]
+
+
+def test_kinds_may_have_shares_beside_neurons():
+    gates = create_gates(FAMILIES["bart"].build(), units=BOTH, group_size=8)
+    budget = gating.objectives.HeadBudget(keep={"encoder": 0.5, "feed_forward": 0.25})
+    parts = budget.parts(gates)
+    assert [(part.kind, number) for part, number in parts] == [
+        ("encoder", 4), ("decoder", 12), ("cross", 12), ("feed_forward", 56)
+    ]  # fmt: skip
+    assert 0 < budget.resolve(gates) < 1
+
+
+@pytest.mark.parametrize(
+    ("units", "arguments", "message"),
+    [
+        (("heads",), {"num_neurons": 20}, "num_neurons=20 cannot be kept: the gates are those of heads"),
+        (("neurons",), {"num_heads": 2}, "num_heads=2 cannot be kept: the gates are those of neurons"),
+        (("neurons",), {"min_per_layer": 1}, "min_per_layer=1 is a number of heads, and the gates are of neurons"),
+        (("neurons",), {"keep": 2}, "keep=2 is not a share of neurons"),
+        (BOTH, {"num_neurons": 30}, r"num_neurons=30 .* a group of 20 neurons\. The nearest .* 28 or 36; .*group_size"),
+        (BOTH, {"num_neurons": 145}, "num_neurons=145 cannot be kept: this model has 144 neurons, so give 1 to 144"),
+        (BOTH, {"num_neurons": 20, "keep": 0.5}, "either num_neurons or keep, not both: got 20 and 0.5"),
+        (BOTH, {"keep": 1.5}, "keep=1.5 is not a share of the cost"),
+        (BOTH, {"keep": 0.001}, r"keep=0\.001 of the cost holds no gate: the smallest takes 0\.0\d+"),
+        (
+            BOTH,
+            {"keep": 0.1, "min_per_layer": 1},
+            r"keep=0\.1 of the cost is too little for min_per_layer=1 .* takes",
+        ),
+        (BOTH, {"keep": 0.5, "min_per_layer": 5}, "min_per_layer=5 is more than the 4 heads of encoder"),
+        (BOTH, {"keep": 0.5, "cost": "latency"}, "cost=latency takes the time of a multiply-accumulate"),
+        (BOTH, {"keep": 0.5, "cost": {"heads": 1.0}}, r"cost=\{'heads': 1\.0\} lacks neurons"),
+        (BOTH, {"num_heads": 5, "uniform": True}, r"num_heads=5 .* uniform=true keeps equally many .* 3 or 6; or let"),
+        (BOTH, {"num_neurons": 40, "uniform": True}, r"num_neurons=40 .* The nearest possible numbers are 24 or 60"),
+        (BOTH, {"num_heads": 3, "min_per_layer": 2, "uniform": True}, "3 heads are too few for min_per_layer=2"),
+        (BOTH, {"num_neurons": {"middle": 3}}, r"num_neurons\.middle=3: .*has: feed_forward \(144 neurons\)"),
+    ],
+)
+def test_a_budget_that_does_not_fit_is_refused_before_the_gates_change(units, arguments, message):
+    gates = create_gates(build_bert_on_meta(), units=units, group_size=GROUP)
+    for rival in RIVALS:
+        with pytest.raises(gating.errors.InputError, match=message):
+            RIVALS[rival](**arguments).attach(gates)
+    assert gates.constraint is None
+    assert gates.sampler is None
+
+
+@pytest.mark.parametrize("cost", ["time", {}, {"heads": -1.0, "neurons": 1.0}, {"heads": 0.0}, {"layers": 1.0}, 3])
+def test_an_unknown_cost_is_refused(cost):
+    with pytest.raises(gating.errors.InputError, match=r"cost=.* cannot be used: give macs, parameters, latency, or"):
+        gating.ExactBudget(cost=cost)
+
+
+def test_layers_with_different_gates_cannot_be_uniform():
+    model = build("bert")
+    gating.prune_heads(model, {0: [1]})
+    gates = create_gates(model, units=BOTH, group_size=GROUP)
+    with pytest.raises(gating.errors.InputError, match=r"encoder.layer.0.* has 3 heads with 3 gates, .* has 4 with 4"):
+        gating.ExactBudget(keep=0.5, uniform=True).check(gates)
+
+
+def test_a_model_without_weights_tells_whether_the_budget_fits(rival):
+    with torch.device("meta"):
+        gates = gating.inject_gates(build_bert_on_meta(), units=BOTH, group_size=GROUP)
+        RIVALS[rival](keep=0.5).attach(gates)
+
+
+def test_budgets_of_many_gates_are_cached():
+    gates = create_gates(build("bert"), units=BOTH, group_size=1)
+    budget = gating.objectives.HeadBudget(keep=0.5)
+    parts = budget.parts(gates)
+    assert budget.parts(gates) is parts
+    gates.set_macs(gates.macs_per_gate * 2)
+    assert budget.parts(gates) is not parts
