@@ -9,6 +9,8 @@ from transformers import BertForSequenceClassification, DistilBertConfig, Distil
 
 import gating
 from gating import __main__ as command_line
+from gating.discovery.probe import make_probe
+from gating.pruning.measure import count_macs
 from tests.support.tiny_run import ROOT, make_model_folder
 from tests.support.warm_python import warm_python
 
@@ -35,6 +37,19 @@ def test_inspect_shows_heads_parameters_and_sizes(compact, monkeypatch, capsys):
     assert "0 of 4" in shown
     assert "6 of 12 heads" in shown
     assert f"{gating.load_compact(compact).num_parameters():,} parameters" in shown
+
+
+def test_inspect_shows_neurons_and_multiply_accumulates(compact, tmp_path, monkeypatch, capsys):
+    model = gating.load_compact(compact)
+    gating.prune_neurons(model, {0: range(4), 1: range(8)}, group_size=8)
+    run(monkeypatch, "inspect", gating.save_compact(model, tmp_path / "compact"))
+    shown = capsys.readouterr().out
+    assert "█" * 12 + "·" * 12 in shown
+    assert "32 of 64" in shown
+    assert "0 of 64" in shown
+    assert "6 of 12 heads, 96 of 192 neurons" in shown
+    macs = count_macs(model, make_probe(model, batch_size=1, length=128))
+    assert f"{macs / 1e6:,.1f} million multiply-accumulates for an example of 128 tokens" in shown
 
 
 def test_inspect_takes_dense_models_too(compact, monkeypatch, capsys):

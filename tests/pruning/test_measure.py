@@ -1,4 +1,4 @@
-"""Measurements of models: latency, heads and size."""
+"""Measurements of models: latency, work, units and size."""
 
 import copy
 
@@ -8,7 +8,19 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gating
-from gating.pruning.measure import compare_latency, count_heads, weight_megabytes
+from gating.discovery.find import find_blocks
+from gating.discovery.probe import make_probe
+from gating.gates import create_gates
+from gating.pruning.macs import measure_macs
+from gating.pruning.measure import (
+    cache_bytes_per_token,
+    compare_latency,
+    count_heads,
+    count_macs,
+    count_neurons,
+    weight_megabytes,
+)
+from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
 
 
@@ -79,3 +91,81 @@ def test_shared_weights_count_once():
 def test_half_precision_takes_half_the_space(bert):
     size = weight_megabytes(bert)
     assert weight_megabytes(bert.to(torch.bfloat16)) == pytest.approx(size / 2)
+
+
+def test_multiply_accumulates_fall_by_those_of_the_removed_gates(bert):
+    batch = batch_for(bert)
+    gates = create_gates(bert, units=("heads", "neurons"), group_size=8)
+    of_gates = measure_macs(bert, gates, find_blocks(bert, units=("heads", "neurons"), group_size=8), batch)
+    dense = count_macs(bert, batch)
+    assert float(of_gates.sum()) < dense
+    compact = copy.deepcopy(bert)
+    gating.prune_heads(compact, {0: [1, 2], 1: range(4)})
+    gating.prune_neurons(compact, {0: [0], 2: [3, 5]}, group_size=8)
+    by_block = dict(zip(gates.block_names, of_gates.split(gates.block_sizes), strict=True))
+    heads = by_block["encoder.layer.0.attention.self"][1:3].sum() + by_block["encoder.layer.1.attention.self"].sum()
+    neurons = by_block["encoder.layer.0.output.dense"][0] + by_block["encoder.layer.2.output.dense"][[3, 5]].sum()
+    assert dense - count_macs(compact, batch) == float(heads + neurons)
+
+
+@pytest.mark.parametrize("family", ["llama", "deberta", "vit", "t5"])
+def test_multiply_accumulates_are_those_of_linear_layers_and_the_rest(family):
+    model = FAMILIES[family].build()
+    batch = make_probe(model)
+    counted = [0]
+
+    def count(layer, inputs, _):
+        counted[0] += inputs[0][..., 0].numel() * layer.weight.numel()
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(count)
+    assert count_macs(model, batch) > counted[0] / 2 > 0.5 * count_macs(model, batch)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_multiply_accumulates_do_not_depend_on_the_implementation_of_attention(family):
+    model = FAMILIES[family].build()
+    batch = make_probe(model)
+    counts = []
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        counts.append(count_macs(model, batch))
+    assert counts[0] == counts[1]
+
+
+def test_convolutions_count():
+    class Convolution(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 5, kernel_size=2, stride=2)
+
+        def forward(self, x):
+            return self.layer(x)
+
+    assert count_macs(Convolution(), {"x": torch.ones(7, 3, 8, 8)}) == 16 * 5 * 3 * 4
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi3", "t5"])
+def test_bytes_of_the_cache_are_those_of_keys_and_values(family):
+    model = FAMILIES[family].build()
+    layer = "decoder.block.0.layer.0.SelfAttention" if family == "t5" else 0
+    gating.prune_heads(model, {layer: range(2)})
+    batch = make_probe(model)
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True).past_key_values
+    layers = getattr(cache, "self_attention_cache", cache).layers
+    size = sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
+    num_tokens = batch.get("decoder_input_ids", batch["input_ids"]).numel()
+    assert cache_bytes_per_token(model) == size / num_tokens
+
+
+def test_encoders_cache_nothing(bert):
+    assert cache_bytes_per_token(bert) == 0
+
+
+def test_neurons_are_counted_before_and_after_removal(bert):
+    before = count_neurons(bert)
+    gating.prune_neurons(bert, {0: [0, 1]}, group_size=8)
+    assert count_neurons(bert) == before - 16
+    assert count_neurons(nn.Linear(2, 2)) == 0

@@ -3,7 +3,7 @@
 import pytest
 
 import gating
-from gating.report.card import CompactReport, Row, heads_per_layer, write_card
+from gating.report.card import CompactReport, Row, heads_per_layer, neurons_per_layer, write_card
 
 REPORT = CompactReport(
     rows=[Row("attention heads", "12", "7", "0.58"), Row("latency (ms)", "9.1", "7.0", "1.30x faster")],
@@ -85,3 +85,39 @@ def test_the_card_of_an_image_model_mentions_no_tokenizer(make_model, tmp_path):
     model = make_model("vit")
     gating.prune_heads(model, {0: [1]})
     assert "AutoTokenizer" not in card_of(model, tmp_path)
+
+
+@pytest.fixture
+def narrowed(bert):
+    gating.prune_neurons(bert, {0: [1, 5], 1: range(6)}, group_size=8)
+    return bert
+
+
+def test_the_card_lists_the_kept_groups_of_neurons(narrowed, tmp_path):
+    lines = card_of(narrowed, tmp_path).splitlines()
+    assert "| feed-forward block | numbers of the kept groups | neurons in a group | kept neurons |" in lines
+    assert "| encoder.layer.0.output.dense | 0, 2-4 | 8 | 32 of 48 |" in lines
+    assert "| encoder.layer.1.output.dense | none | 8 | 0 of 48 |" in lines
+    # A block of which nothing was removed keeps the default size of groups.
+    assert "| encoder.layer.2.output.dense | 0 | 64 | 48 of 48 |" in lines
+    assert "Feed-forward neurons were removed from this model with head-gating" in "\n".join(lines)
+
+
+def test_the_card_names_what_was_removed(narrowed, tmp_path):
+    gating.prune_heads(narrowed, {0: [1]})
+    text = card_of(narrowed, tmp_path)
+    assert "Attention heads and feed-forward neurons were removed" in text
+    assert "the layers with fewer heads and neurons;" in text
+    assert "## Heads that were kept" in text
+    assert "## Neurons that were kept" in text
+
+
+def test_the_card_of_a_model_with_all_neurons_has_no_list_of_them(pruned, tmp_path):
+    text = card_of(pruned, tmp_path)
+    assert "eurons" not in text
+    assert "Attention heads were removed from this model with head-gating" in text
+    assert "the layers with fewer heads;" in text
+
+
+def test_neurons_per_layer_are_those_of_the_model(narrowed):
+    assert [(kept, before) for _, kept, before in neurons_per_layer(narrowed)] == [(32, 48), (0, 48), (48, 48)]

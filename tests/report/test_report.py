@@ -8,13 +8,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
+from gating.report import figures
 from gating.report.card import CompactReport, Row
-from gating.report.figures import head_map_figure, save_pictures
+from gating.report.figures import gates_figure, head_map_figure, save_pictures
 from gating.report.history import History, Observation
 from gating.report.score import Score
 from gating.report.tables import print_report
 
 KEPT = [("encoder.layer.0", [0, 3], 4), ("encoder.layer.1", [], 4), ("encoder.layer.2", [0, 1, 2, 3], 4)]
+GATES = {"a": [0.0, 0.5, 1.0], "b": [1.0, 1.0, 0.25]}
+NEURONS = [("encoder.layer.0.output.dense", 64, 128), ("encoder.layer.1.output.dense", 0, 100)]
+TOWERS = [("encoder.layers.0.fc2", 8, 8), ("decoder.layers.0.fc2", 4, 8), ("decoder.layers.1.fc2", 8, 8)]
 REPORT = CompactReport(
     rows=[Row("attention heads", "12", "6", "0.50")],
     metrics=[("end of search", "91.00 %", "90.00 %"), ("compact", "92.00 %", "-")],
@@ -31,9 +35,9 @@ def pictures_in(folder):
     return {"gates_file": folder / "gates.png", "history_file": folder / "history.png"}
 
 
-def shown(width=120):
+def shown(width=120, neurons=()):
     console = Console(file=io.StringIO(), width=width)
-    print_report(console, KEPT, REPORT)
+    print_report(console, KEPT, REPORT, neurons=neurons)
     return console.file.getvalue()
 
 
@@ -91,6 +95,9 @@ def test_history_is_restored_from_checkpoints_of_all_versions():
     state = history().state_dict()
     other.load_state_dict({"looks": state["observations"], "gate_values": state["gate_values"]})
     assert other == history()
+    one = History(history().observations, quantity="cost", spent={"heads": 0.1, "neurons": 0.4})
+    other.load_state_dict(one.state_dict())
+    assert other == one
 
 
 def test_a_dense_run_has_no_map_of_gates(tmp_path):
@@ -118,3 +125,98 @@ def test_the_tables_show_sizes_stages_and_notes():
     text = shown()
     for wanted in ("attention heads", "0.50", "end of search", "91.00 %", "92.00 %", "Accuracy", "Measured on one"):
         assert wanted in text
+
+
+def bars(axes):
+    return [(bar.get_y() + bar.get_height() / 2, bar.get_width()) for bar in axes.patches]
+
+
+def test_widths_of_feed_forward_blocks_are_bars_on_those_of_the_dense_model():
+    axes = {axes.get_xlabel(): axes for axes in gates_figure(GATES, title="Gates", neurons=NEURONS).axes}
+    assert set(axes) == {"head", "neurons", ""}  # "" is the scale of colors.
+    assert bars(axes["neurons"]) == [(0, 128), (0, 64), (1, 100), (1, 0)]
+    assert axes["neurons"].get_title() == "64 of 228 neurons"
+    assert [label.get_text() for label in axes["neurons"].get_yticklabels()] == ["0", "1"]
+    assert axes["neurons"].yaxis_inverted()
+
+
+def test_encoder_and_decoder_have_names_and_colors():
+    (axes,) = gates_figure({}, title="", neurons=TOWERS).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["encoder 0", "decoder 0", "decoder 1"]
+    first, second, third = (bar.get_facecolor() for bar in axes.patches[1::2])
+    assert first != second == third
+
+
+@pytest.mark.parametrize("names", [["dense"], ["a.0.x", "b.0.x", "c.0.x", "d.0.x", "e.0.x", "f.0.x"], ["0.dense"]])
+def test_blocks_with_any_names_are_drawn(names):
+    gates_figure({}, title="", neurons=[(name, 4, 8) for name in names])
+
+
+def test_a_bar_shows_the_cost_of_each_kind_and_the_budget():
+    figure = gates_figure(GATES, title="", neurons=NEURONS, spent={"heads": 0.2, "neurons": 0.25}, target=0.5)
+    (axes,) = [axes for axes in figure.axes if axes.get_xlabel().startswith("share of the cost")]
+    assert [bar.get_x() for bar in axes.patches] == pytest.approx([0, 20, 45])
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([20, 25, 55])
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(labels) == ["budget 50.0 %", "heads 20.0 %", "neurons 25.0 %", "removed 55.0 %"]
+    assert axes.lines[0].get_xdata()[0] == 50
+
+
+def test_without_gates_on_neurons_the_figure_is_the_map_of_heads(monkeypatch):
+    monkeypatch.setattr(figures, "head_map_figure", lambda *_, **options: options)
+    assert gates_figure(GATES, title="Gates", kept={"a": [0]}) == {"title": "Gates", "kept": {"a": [0]}}
+
+
+def saved_figures(monkeypatch, tmp_path, one):
+    """Return the figures of a run by the stem of their file."""
+    saved = {}
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: saved.update({file.stem: self}))
+    options = {"score": Score("accuracy"), "kept": KEPT, "search_steps": 10, "neurons": NEURONS}
+    save_pictures(one, **pictures_in(tmp_path), **options)
+    return saved
+
+
+AXES = {
+    "heads": ("heads", 12, [6, 3]),
+    "neurons": ("neurons", 228, [6, 3]),
+    "cost": ("share of cost (%)", 100, [600, 300]),
+}
+
+
+@pytest.mark.parametrize("quantity", AXES)
+def test_the_history_shows_the_quantity_of_the_budget(quantity, monkeypatch, tmp_path):
+    label, total, values = AXES[quantity]
+    one = History([Observation(0, 0.5, 6, 6, 6), Observation(10, 0.5, 3, 3, 3)], quantity=quantity)
+    axes = saved_figures(monkeypatch, tmp_path, one)["history"].axes[0]
+    assert axes.get_ylabel() == label
+    assert axes.get_ylim() == pytest.approx((0, 1.05 * total))
+    assert [list(line.get_ydata()) for line in axes.lines[:3]] == [values] * 3
+    removed = "heads and neurons removed" if quantity == "cost" else f"{quantity} removed"
+    assert axes.get_legend().get_texts()[-1].get_text() == removed
+
+
+@pytest.mark.parametrize(("quantity", "panels"), [("heads", 2), ("neurons", 1), ("cost", 4)])
+def test_the_figure_of_a_run_has_a_panel_for_each_gated_unit(quantity, panels, monkeypatch, tmp_path):
+    attention = {} if quantity == "neurons" else {name: [1.0] * 4 for name, _, _ in KEPT}
+    feed_forward = {} if quantity == "heads" else {name: [1.0, 0.0] for name, _, _ in NEURONS}
+    spent = {"heads": 0.1, "neurons": 0.4} if quantity == "cost" else {}
+    one = History([], [attention | feed_forward], quantity=quantity, spent=spent)
+    axes = saved_figures(monkeypatch, tmp_path, one)["gates"].axes
+    assert len(axes) == panels
+    maps = [one for one in axes if one.get_xlabel() == "head"]
+    assert all(one.images[0].get_array().shape == (3, 4) for one in maps)
+
+
+def test_the_table_of_neurons_has_a_bar_for_each_block():
+    lines = shown(neurons=[*NEURONS, ("encoder.layer.2.output.dense", 1, 3072), ("last", 3071, 3072)]).splitlines()
+    bars_of = {line.split()[1]: line for line in lines if "·" in line and ("dense" in line or "last" in line)}
+    assert "█" * 12 + "·" * 12 in bars_of["encoder.layer.0.output.dense"]
+    assert "64 of 128" in bars_of["encoder.layer.0.output.dense"]
+    counts = [(line.count("█"), line.count("·")) for line in bars_of.values()]
+    assert counts == [(12, 12), (0, 24), (1, 23), (23, 1)]
+    assert "3,071 of 3,072" in bars_of["last"]
+
+
+def test_no_table_of_neurons_where_all_are_kept():
+    assert "Neurons per layer" not in shown(neurons=[("a", 8, 8)])
+    assert "Neurons per layer" in shown(neurons=NEURONS)
