@@ -1,6 +1,7 @@
 """The state of the gates in numbers: open heads and neurons, and their share of the cost."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ def quantity_of(gates: HeadGates) -> Quantity:
     return gates.units[0] if len(gates.units) == 1 else "cost"
 
 
+@torch.no_grad()
 def open_amounts(gates: HeadGates, objective: Objective) -> tuple[float, float]:
     """Return the expected and the actual number of open heads or neurons, or the share of cost of both."""
     if gates.units == ("heads",):
@@ -73,6 +75,7 @@ def open_amounts(gates: HeadGates, objective: Objective) -> tuple[float, float]:
     return expected, sum(spent_by_unit(gates, objective, gates.values() > 0).values())
 
 
+@torch.no_grad()
 def spent_by_unit(gates: HeadGates, objective: Objective, is_open: Tensor) -> dict[str, float]:
     """Return the share of the cost of all gates that the open ones of each unit have.
 
@@ -87,5 +90,10 @@ def spent_by_unit(gates: HeadGates, objective: Objective, is_open: Tensor) -> di
 
 
 def _cost_shares(gates: HeadGates, objective: Objective) -> Tensor:
-    costs = gates.parameters_per_gate if getattr(objective, "cost", "macs") == "parameters" else gates.macs_per_gate
+    """Return the share of each gate in the cost of all, ``[num_gates]``, by the cost that the objective has."""
+    cost = getattr(objective, "cost", "macs")
+    costs = gates.parameters_per_gate if cost == "parameters" else gates.macs_per_gate
+    if isinstance(cost, Mapping):
+        rates = [cost["neurons" if neurons else "heads"] for neurons in gates.neurons_per_gate]
+        costs = costs * torch.tensor(rates, dtype=costs.dtype)
     return costs / costs.sum()

@@ -38,7 +38,6 @@ class GateMonitor(Callback):
         if pl_module.objective is not None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict(gate_metrics(pl_module.gates, pl_module.objective))
 
-    @torch.no_grad()
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the state to the history, and log a figure of the gates to W&B."""
         assert isinstance(pl_module, FineTuning)

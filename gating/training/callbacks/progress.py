@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,11 +12,11 @@ from gating.objectives import Objective
 from gating.training.callbacks.gate_metrics import open_amounts, quantity_of
 from gating.training.module import FineTuning
 
-__all__ = ["PhaseProgressBar"]
+__all__ = ["PhaseProgressBar", "describe_open", "describe_progress"]
 
 
 class PhaseProgressBar(ProgressBar):
-    """Progress bar with steps, time left, loss and open heads; without a terminal, one line for each validation."""
+    """Progress bar with steps, time left, loss and open units; without a terminal, one line for each validation."""
 
     def __init__(self, phase: str) -> None:
         """Args: ``phase`` is the displayed name."""
@@ -61,7 +60,7 @@ class PhaseProgressBar(ProgressBar):
         value = float(trainer.callback_metrics[f"val/{metric}"])
         line = f"{self._phase} step {trainer.global_step}/{trainer.max_steps}: validation {metric} {value:.4f}"
         if pl_module.objective is not None:
-            line += f", {_open_units(pl_module.gates)} open"
+            line += f", {describe_open(pl_module.gates)} open"
         self._bar.console.print(line, highlight=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,18 +84,18 @@ def _status(trainer: pl.Trainer, module: pl.LightningModule) -> str:
     assert isinstance(module, FineTuning)
     status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
     if module.objective is not None:
-        status += f"  {_progress(module.gates, module.objective)}"
+        status += f"  {describe_progress(module.gates, module.objective)}"
     return status
 
 
-def _open_units(gates: HeadGates) -> str:
+def describe_open(gates: HeadGates) -> str:
+    """Return the number of open units, as in ``40 of 72 heads and 3,072 of 9,216 neurons``."""
     heads, neurons = f"{gates.num_open()} of {gates.num_heads} heads", f"{gates.num_open_neurons():,} of "
     neurons += f"{gates.num_neurons:,} neurons"
     return " and ".join([*([heads] if gates.num_heads else []), *([neurons] if gates.num_neurons else [])])
 
 
-@torch.no_grad()
-def _progress(gates: HeadGates, objective: Objective) -> str:
+def describe_progress(gates: HeadGates, objective: Objective) -> str:
     """Return the expected amount of open units and its target, as in ``heads 40.3 → 18``."""
     quantity, (expected, _), target = quantity_of(gates), open_amounts(gates, objective), objective.target(gates)
     now, goal = (f"{expected:.1f}", f"{target:.0f}") if quantity != "cost" else (f"{expected:.1%}", f"{target:.1%}")
