@@ -154,6 +154,7 @@ def test_first_layers_are_compared_with_the_full_model(command):
     (row,) = command("--methods", "layers", "--layers", "1")
     assert (row["num_heads_before"], row["num_heads"]) == (12, 4)
     assert row["num_parameters"] < row["num_parameters_before"]
+    assert row["macs"] < row["macs_before"]
     assert row["speedup"] > 0
     assert re.fullmatch(r"\d+ x \d+", row["latency_batch"])
 
