@@ -76,7 +76,7 @@ def _largest(gates: HeadGates, number: int, unit: Unit) -> Tensor:
         raise InputTypeError(f"num_{unit} must be a whole number, got {number!r}.") from None
     if not 1 <= number <= total:
         raise InputError(f"num_{unit}={number} cannot be kept: there are {total} gated {unit}.")
-    check_reachable(number, units_per_gate)
+    check_reachable(number, units_per_gate, unit=unit)
     kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
     kept[select_gates(gates.log_alpha.detach(), units_per_gate, number)] = True
     return kept

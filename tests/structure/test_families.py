@@ -8,7 +8,7 @@ import torch
 import gating
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from tests.support.family_models import FAMILIES
-from tests.support.masked_models import check_generation, check_gradients, compact
+from tests.support.masked_models import Units, check_generation, check_gradients, compact
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -145,13 +145,14 @@ ONNX = [
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # exporters deprecate their own ways as they go
 @pytest.mark.parametrize("name", ONNX)
-def test_onnx_runtime_gives_the_same(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("units", ["heads", "neurons", ("heads", "neurons")], ids=str)
+def test_onnx_runtime_gives_the_same(name: str, units: Units, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from transformers.exporters import OnnxConfig, OnnxExporter
 
-    model, _, probe = compact(FAMILIES[name], 0, implementation="eager")
+    model, _, probe = compact(FAMILIES[name], 0, implementation="eager", units=units)
     model.config.use_cache = False
     with torch.no_grad():
         expected = model(**probe)

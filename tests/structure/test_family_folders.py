@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 import gating
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from tests.support.family_models import FAMILIES
-from tests.support.masked_models import compact
+from tests.support.masked_models import Units, compact
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -79,6 +79,10 @@ def reload_elsewhere(folders: list[tuple[str, str]], cwd: Path) -> dict[str, Any
     return results
 
 
+# Every layout of up projections, owners that are the layer itself, shared layers, and towers.
+WITHOUT_NEURONS = ["bert", "albert", "gpt2", "llama", "phi3", "modernbert", "t5", "mt5", "bart", "whisper", "siglip"]
+
+
 @pytest.fixture(scope="module")
 def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     cwd = tmp_path_factory.mktemp("elsewhere")
@@ -87,6 +91,10 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         model, _, _ = compact(family, 0)
         save_for_reload(model, cwd / name)
         folders.append((name, auto_class_of(model)))
+    for name in WITHOUT_NEURONS:
+        model, _, _ = compact(FAMILIES[name], 1, units=("heads", "neurons"), group_size=7)
+        save_for_reload(model, cwd / f"{name}-neurons")
+        folders.append((f"{name}-neurons", auto_class_of(model)))
     return reload_elsewhere(folders, cwd)
 
 
@@ -96,9 +104,15 @@ def test_reloads_in_a_fresh_process(name: str, reloaded: dict[str, Any]) -> None
     assert reloaded[name] <= (1e-6 if name == "gpt_oss" else 0.0)
 
 
+@pytest.mark.parametrize("name", WITHOUT_NEURONS)
+def test_a_model_without_neurons_reloads_in_a_fresh_process(name: str, reloaded: dict[str, Any]) -> None:
+    assert reloaded[f"{name}-neurons"] == 0.0
+
+
 @pytest.mark.parametrize("name", ["bert", "albert-1group", "llama", "phi3", "t5", "mpnet", "blip", "whisper"])
-def test_load_compact_copies_and_pickles(name: str, tmp_path: Path) -> None:
-    model, _, probe = compact(FAMILIES[name], 0)
+@pytest.mark.parametrize("units", ["heads", ("heads", "neurons")], ids=str)
+def test_load_compact_copies_and_pickles(name: str, units: Units, tmp_path: Path) -> None:
+    model, _, probe = compact(FAMILIES[name], 0, units=units)
     expected = forward_outputs(model, probe)
     gating.save_compact(model, tmp_path / "compact")
     for other in (
