@@ -8,7 +8,7 @@ from gating.discovery.probe import forward_outputs, max_relative_difference
 from gating.discovery.undo import apply_edits, undo_edits
 from gating.pruning.prune import plan_pruning
 from tests.support.family_models import FAMILIES
-from tests.support.masked_models import GROUP_SIZES, Units, check_generation, compact, finalized, without_gradient
+from tests.support.masked_models import Units, check_generation, compact, finalized, group_sizes, without_gradient
 from tests.support.tiny_models import assert_same_state, state_of
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -24,7 +24,8 @@ GENERATIVE = [name for name in DENSE if FAMILIES[name].generates]
 
 @pytest.mark.parametrize("name", DENSE)
 def test_compact_equals_masked(name: str) -> None:
-    for units, seed, group_size in (("neurons", 0, 1), (BOTH, 1, 7), (BOTH, None, 8)):
+    sizes = group_sizes(FAMILIES[name])
+    for units, seed, group_size in (("neurons", 0, sizes[1]), (BOTH, 1, sizes[2]), (BOTH, None, sizes[0])):
         model, masked, probe = compact(FAMILIES[name], seed, units=units, group_size=group_size)
         assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
         assert without_gradient(model, probe) <= without_gradient(FAMILIES[name].build(), probe)
@@ -32,7 +33,7 @@ def test_compact_equals_masked(name: str) -> None:
 
 @pytest.mark.parametrize("name", GENERATIVE)
 def test_generates_the_same(name: str) -> None:
-    check_generation(FAMILIES[name], 0, units=BOTH, group_size=7)
+    check_generation(FAMILIES[name], 0, units=BOTH, group_size=group_sizes(FAMILIES[name])[2])
 
 
 @pytest.mark.slow
@@ -42,7 +43,7 @@ def test_generates_the_same(name: str) -> None:
 def test_compact_equals_masked_on_more_patterns(name: str, units: Units, seed: int | None) -> None:
     family = FAMILIES[name]
     for implementation in family.implementations:
-        for group_size in GROUP_SIZES:
+        for group_size in group_sizes(family):
             model, masked, probe = compact(
                 family, seed, implementation=implementation, units=units, group_size=group_size
             )

@@ -14,8 +14,15 @@ from tests.support.family_models import Family
 
 Units = Literal["heads", "neurons"] | Collection[Literal["heads", "neurons"]]
 
-# Of the 48 neurons of most families: 48 groups; 6, which most random patterns keep some of; 7, the last one smaller.
+# Of the 48 neurons of most families: 6 groups, which most random patterns keep some of; 48; 7, the last one smaller.
 GROUP_SIZES = (8, 1, 7)
+GROUP_SIZES_OF_EXPERTS = (8, 16, 32)
+
+
+def group_sizes(family: Family) -> tuple[int, int, int]:
+    """Return three sizes of groups: one that divides the width, a special one, and one that does not divide it."""
+    has_experts = any("expert" in key for key in family.arguments)
+    return GROUP_SIZES_OF_EXPERTS if has_experts else GROUP_SIZES
 
 
 def compact(
