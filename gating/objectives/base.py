@@ -6,8 +6,9 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
+from gating.objectives.parts import Costs
 
-__all__ = ["HasMovableBudget", "Objective"]
+__all__ = ["HasCost", "HasMovableBudget", "Objective"]
 
 
 class Objective(Protocol):
@@ -64,3 +65,14 @@ class HasMovableBudget(Protocol):
     def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
         """Return the gates that stay with a share ``keep`` of the cost, a boolean tensor ``[num_gates]``."""
         ...
+
+
+@runtime_checkable
+class HasCost(Protocol):
+    """Objectives with a cost for which heads and neurons compete; logs show what is spent in it.
+
+    Attributes:
+        cost: The cost, as in :func:`~gating.objectives.parts.gate_costs`.
+    """
+
+    cost: Costs

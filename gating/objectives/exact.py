@@ -164,6 +164,7 @@ class ExactBudget(nn.Module):
             schedule: Descent of the number of open heads or neurons, or of the share of cost.
         """
         super().__init__()
+        self.cost = cost
         self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._schedule = schedule or BudgetSchedule()
 

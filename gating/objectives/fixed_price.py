@@ -48,6 +48,7 @@ class FixedPrice(nn.Module):
         if not 0 <= start <= 1:
             raise InputError(f"start={start} is not a share of the search: give a number from 0 to 1.")
         self._price = price
+        self.cost = cost
         self._budget = HeadBudget(keep=1.0, cost=cost)
         self._start = start
         self._started = False

@@ -89,6 +89,7 @@ class IterativePruning(FullPrecision):
         """
         super().__init__()
         self.ranking = ranking
+        self.cost = cost
         self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._share = share_per_round
         self._schedule = schedule or BudgetSchedule()

@@ -72,6 +72,7 @@ class Lagrangian(FullPrecision):
         """
         super().__init__()
         self._set_up(num_parts=1)
+        self.cost = cost
         self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._schedule = schedule or BudgetSchedule()
         self._started = False

@@ -100,6 +100,7 @@ class TopK(nn.Module):
             raise InputError(f"cooldown={cooldown} is not a share of the search: give a number from 0 to 1.")
         if not 0 < scale < math.inf:
             raise InputError(f"scale={scale} must be positive.")
+        self.cost = cost
         self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._variant = variant
         self._temperatures = (initial_temperature, final_temperature)

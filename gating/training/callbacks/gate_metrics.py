@@ -1,13 +1,14 @@
 """The state of the gates in numbers: open heads and neurons, and their share of the cost."""
 
 from collections import Counter
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from gating.gates import HeadGates
 from gating.objectives import Objective
+from gating.objectives.base import HasCost
+from gating.objectives.parts import gate_costs
 from gating.report.history import Quantity
 
 __all__ = ["gate_metrics", "open_amounts", "quantity_of", "spent_by_unit"]
@@ -90,10 +91,8 @@ def spent_by_unit(gates: HeadGates, objective: Objective, is_open: Tensor) -> di
 
 
 def _cost_shares(gates: HeadGates, objective: Objective) -> Tensor:
-    """Return the share of each gate in the cost of all, ``[num_gates]``, by the cost that the objective has."""
-    cost = getattr(objective, "cost", "macs")
-    costs = gates.parameters_per_gate if cost == "parameters" else gates.macs_per_gate
-    if isinstance(cost, Mapping):
-        rates = [cost["neurons" if neurons else "heads"] for neurons in gates.neurons_per_gate]
-        costs = costs * torch.tensor(rates, dtype=costs.dtype)
+    """Return the share of each gate in the cost of all, ``[num_gates]``, in the cost that the objective has."""
+    cost = objective.cost if isinstance(objective, HasCost) else "macs"
+    # Exact numbers of heads and neurons need no measured cost.
+    costs = torch.tensor(gate_costs(gates, "macs" if cost == "latency" else cost), dtype=torch.float64)
     return costs / costs.sum()

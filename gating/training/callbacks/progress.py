@@ -61,7 +61,7 @@ class PhaseProgressBar(ProgressBar):
         line = f"{self._phase} step {trainer.global_step}/{trainer.max_steps}: validation {metric} {value:.4f}"
         if pl_module.objective is not None:
             line += f", {describe_open(pl_module.gates)} open"
-        self._bar.console.print(line, highlight=False)
+        self._bar.console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the bar."""
