@@ -2,6 +2,7 @@
 
 import re
 from types import MethodType
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -19,6 +20,7 @@ __all__ = [
     "explain_unknown",
     "removable_blocks",
     "why_not_attention",
+    "why_not_divisible",
     "why_not_editable",
 ]
 
@@ -115,16 +117,29 @@ def why_not_editable(linear: nn.Module) -> str | None:
     weight = getattr(linear, "weight", None)
     if isinstance(weight, MethodType):
         return f"it is quantized ({type(linear).__module__}.{kind}): remove heads first and quantize the result"
-    if isinstance(weight, Tensor) and not (weight.is_floating_point() and weight.element_size() > 1):
-        return f"it is quantized ({kind} with {weight.dtype} weights): remove heads first and quantize the result"
+    if isinstance(weight, Tensor) and (reason := _why_quantized(weight, f"{kind} with ")):
+        return reason
     if not isinstance(linear, (nn.Linear, Conv1D)):
         return f"{kind} is neither nn.Linear nor Conv1D: remove heads before layers are quantized or replaced"
+    return why_not_divisible(weight)
+
+
+def why_not_divisible(weight: Any) -> str | None:
+    """Return the reason for which entries of a weight cannot be removed, or None."""
+    if isinstance(weight, Tensor) and (reason := _why_quantized(weight, "")):
+        return reason
     if type(weight) is not nn.Parameter:
         return (
             f"its weight is not a plain parameter but {type(weight).__name__} (quantized, distributed, parametrized): "
             "remove heads before that"
         )
     return None
+
+
+def _why_quantized(weight: Tensor, kind: str) -> str | None:
+    if weight.is_floating_point() and weight.element_size() > 1:
+        return None
+    return f"it is quantized ({kind}{weight.dtype} weights): remove heads first and quantize the result"
 
 
 def why_not_attention(module: nn.Module) -> str | None:

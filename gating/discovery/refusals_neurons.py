@@ -1,20 +1,23 @@
 """Feed-forward blocks from which neurons cannot be removed, with the reasons."""
 
 import re
+from collections.abc import Iterator
 from itertools import combinations
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gating.discovery.refusals import why_not_editable
+from gating.discovery.refusals import why_not_divisible, why_not_editable
 from gating.errors import InputError, RemedyError
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.edits import num_inputs, num_outputs, without_adapter
-from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = ["explain_no_neurons", "removable_feed_forward_blocks"]
 
 _BETWEEN = re.compile(r"(?i)((ffn|mlp|inner|mid|intermediate|sub)\w*(norm|ln)|\w*conv\w*)")
+# Implementations of experts in transformers that call the activation of the module.
+_IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 
 
 def removable_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None) -> list[FeedForwardBlock]:
@@ -32,16 +35,40 @@ def removable_feed_forward_blocks(model: nn.Module, *, group_size: int | None = 
         reason = _why_neurons_depend(block)
         if reason is not None:
             raise InputError(f"Neurons cannot be removed from {block.name} ({type(block.module).__name__}): {reason}.")
-        for linear in (*(linear for linear, _ in block.ups()), block.output_projection):
-            reason = why_not_editable(without_adapter(linear))
-            if reason is not None:
-                reason = reason.replace("remove heads", "remove neurons")
-                raise InputError(f"Neurons cannot be removed from {block.name}, because of a projection: {reason}.")
+        for reason in _why_not_editable(block):
+            reason = reason.replace("remove heads", "remove neurons")
+            raise InputError(f"Neurons cannot be removed from {block.name}, because of a projection: {reason}.")
     return blocks
+
+
+def _why_not_editable(block: FeedForwardBlock) -> Iterator[str]:
+    """Yield the reasons for which projections of a block cannot lose rows or columns."""
+    if isinstance(block, ExpertsBlock):
+        names = [*(name for name, _ in block.spec.ups), block.spec.down]
+        reasons = [why_not_divisible(block.module._parameters[name]) for name in names]
+    else:
+        linears = [*(linear for linear, _ in block.ups()), block.output_projection]
+        reasons = [why_not_editable(without_adapter(linear)) for linear in linears]
+    yield from (reason for reason in reasons if reason is not None)
+
+
+def _why_not_gated(experts: ExpertsBlock) -> str | None:
+    """Return the reason for which nothing can multiply the features of experts, or None."""
+    if getattr(experts.module, "_is_expert_parallel", False):
+        return "its experts are distributed over devices: load the model without expert parallelism"
+    implementation = getattr(getattr(experts.module, "config", None), "_experts_implementation", None)
+    if implementation not in (None, *_IMPLEMENTATIONS):
+        return (
+            f"the implementation {implementation!r} computes the activation in a kernel of its own: call "
+            "model.set_experts_implementation('grouped_mm') before"
+        )
+    return None
 
 
 def _why_neurons_depend(block: FeedForwardBlock) -> str | None:
     """Return the reason for which neurons of a block depend on each other, such as a norm over all of them, or None."""
+    if isinstance(block, ExpertsBlock):
+        return _why_not_gated(block)
     module, width = block.module, block.num_neurons
     if getattr(module, "slow_but_exact", False) and getattr(module, "pretraining_tp", 1) > 1:
         return (
@@ -102,5 +129,5 @@ def _why_no_neurons(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         has_experts = "expert" in f"{name} {type(module).__name__}".lower()
         if has_experts and any(parameter.dim() == 3 for parameter in module.parameters(recurse=False)):
-            return f"{name} ({type(module).__name__}) keeps the weights of all experts in one parameter"
+            return f"{name} ({type(module).__name__}) keeps the weights of all experts in one unknown parameter"
     return None

@@ -120,8 +120,8 @@ def units_masked(
     for block in blocks:
         if block.slot_ids:
             mask = torch.tensor([strength * (unit in kept[block.name]) for unit in block.slot_ids])
-            hook = partial(_mask, mask.repeat_interleave(torch.tensor(block.slot_widths)))
-            handles.append(block.output_projection.register_forward_pre_hook(hook))
+            function = partial(_mask, mask.repeat_interleave(torch.tensor(block.slot_widths)))
+            handles.append(block.hook_features(function))
     try:
         yield
     finally:
@@ -129,6 +129,5 @@ def units_masked(
             handle.remove()
 
 
-def _mask(mask: Tensor, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    features, *others = inputs
-    return (features * mask.to(features), *others)
+def _mask(mask: Tensor, features: Tensor) -> Tensor:
+    return features * mask.to(features)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from gating.gates.draw import Draw
+from gating.structure.edits import Handle
 from gating.structure.feed_forward import Block
 
 __all__ = ["CHILD_NAME", "Attachment"]
@@ -14,7 +14,7 @@ CHILD_NAME = "head_gates"
 
 
 class _BlockGate(nn.Module):
-    """The gates of one block, as a pre-hook of its output projection.
+    """The gates of one block, as a function of its features.
 
     A module, not a closure: ``print(model)`` shows it, and a copy of the model has its own.
     """
@@ -25,11 +25,9 @@ class _BlockGate(nn.Module):
         self.block_index = block_index
         self.shown = shown
 
-    def forward(self, projection: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Scale the outputs of the heads or neurons, ``[..., num_features]``, which the projection mixes."""
-        outputs, *others = inputs
-        scaling = self.draw.scaling(self.block_index, outputs.dtype)
-        return (outputs * scaling, *others)
+    def forward(self, features: Tensor) -> Tensor:
+        """Scale the outputs of the heads or neurons, ``[..., num_features]``, which the output projection mixes."""
+        return features * self.draw.scaling(self.block_index, features.dtype)
 
     def extra_repr(self) -> str:
         return self.shown
@@ -49,8 +47,8 @@ class Attachment:
         """Make gates a submodule of a model, in place."""
         self.model = model
         self.projections: list[nn.Module] = []
-        self.gate_handles: list[RemovableHandle] = []
-        self.other_handles: list[RemovableHandle] = []
+        self.gate_handles: list[Handle] = []
+        self.other_handles: list[Handle] = []
         model.add_module(CHILD_NAME, gates)
         gates.train(model.training)
 
@@ -75,7 +73,7 @@ class Attachment:
             projection = block.output_projection
             projection.add_module("gate", gate)
             self.projections.append(projection)
-            self.gate_handles.append(projection.register_forward_pre_hook(gate))
+            self.gate_handles.append(block.hook_features(gate))
 
     def remove(self) -> None:
         """Remove all submodules and hooks from the model, in place."""

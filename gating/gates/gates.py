@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from gating.discovery.find import Unit, find_blocks
 from gating.errors import InputError, OperationError
@@ -16,6 +15,7 @@ from gating.gates.full_precision import FullPrecision
 from gating.gates.sampler import GateSampler
 from gating.gates.sizes import gate_sizes
 from gating.structure.blocks import AttentionBlock
+from gating.structure.edits import Handle
 from gating.structure.feed_forward import Block, FeedForwardBlock
 
 __all__ = ["HeadGates"]
@@ -261,7 +261,7 @@ class HeadGates(FullPrecision):
         """Return the attention blocks that have these gates; the errors are those of :meth:`blocks`."""
         return [block for block in self.blocks() if isinstance(block, AttentionBlock)]
 
-    def remove_with_gates(self, handle: RemovableHandle) -> None:
+    def remove_with_gates(self, handle: Handle) -> None:
         """Remove another hook, too, when :meth:`remove` is called."""
         self._present_attachment().other_handles.append(handle)
 

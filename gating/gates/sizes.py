@@ -22,7 +22,7 @@ class GateSize:
         num_heads: Number of present heads; padding does not count.
         num_neurons: Number of neurons.
         num_features: Number of inputs of the output projection.
-        num_weights: Entries of weight matrices: multiply-accumulates for each token.
+        num_weights: Multiply-accumulates for each token: entries of weight matrices, of as many experts as a token has.
         num_parameters: Entries of weights and biases.
     """
 
@@ -70,12 +70,8 @@ def gate_sizes(block: Block, *, group_queries: bool = True) -> list[GateSize]:
 
 
 def _size_of_group(block: FeedForwardBlock, width: int) -> GateSize:
-    ups = list(block.ups())
-    num_rows = [1 if layout == "plain" else 2 for _, layout in ups]
-    down = block.output_projection
-    weights = sum(rows * num_inputs(up) for (up, _), rows in zip(ups, num_rows, strict=True)) + num_outputs(down)
-    biases = sum(rows for (up, _), rows in zip(ups, num_rows, strict=True) if _has_bias(up))
-    return GateSize(0, width, width, width * weights, width * (weights + biases))
+    macs, parameters = block.neuron_size()
+    return GateSize(0, width, width, width * macs, width * parameters)
 
 
 def _size_of_heads(block: AttentionBlock, slots: Sequence[int]) -> GateSize:

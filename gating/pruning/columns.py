@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from gating.discovery.undo import EntriesEdit
 from gating.structure.edits import Edit, Features, weight_dim, without_adapter
+from gating.structure.feed_forward import Block
 
-__all__ = ["ScaleEntries", "plan_scale_inputs", "silence_inputs"]
+__all__ = ["ScaleEntries", "plan_scale_features", "silence_inputs"]
 
 
 @dataclass(frozen=True)
@@ -26,28 +27,32 @@ class ScaleEntries(EntriesEdit):
         """Replace the parameter."""
         before = getattr(self.owner, self.attribute)
         index = self.changed().to(before.device)
-        factors = self.factors.to(before)[index].unsqueeze(1 - self.dim)
+        factors = self.factors.to(before)[index]
+        factors = factors.reshape([-1 if dim == self.dim else 1 for dim in range(before.dim())])
         values = before.detach().clone()
         values.index_copy_(self.dim, index, before.detach().index_select(self.dim, index) * factors)
         setattr(self.owner, self.attribute, nn.Parameter(values, requires_grad=before.requires_grad))
 
 
-def plan_scale_inputs(linear: nn.Module, scale: Tensor) -> list[Edit]:
-    """Plan to give a layer, for an input, the outputs that it has for ``input * scale``.
+def plan_scale_features(block: Block, scale: Tensor) -> list[Edit]:
+    """Plan to give a block the outputs that it has if its features, which gates multiply, are multiplied by ``scale``.
 
     Args:
-        linear: The layer.
-        scale: Factors, ``[inputs]``. Nothing is planned if all are 1.
+        block: The block.
+        scale: Factors, ``[sum(slot_widths)]``. Nothing is planned if all are 1.
 
     Example:
-        >>> layer = nn.Linear(2, 1, bias=False)
-        >>> _ = nn.init.ones_(layer.weight)
-        >>> for edit in plan_scale_inputs(layer, torch.tensor([1.0, 0.5])):
+        >>> from gating import find_attention_blocks
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=2))
+        >>> weight = nn.init.ones_(model.encoder.layer[0].attention.output.dense.weight)
+        >>> for edit in plan_scale_features(find_attention_blocks(model)[0], torch.tensor([1.0, 1.0, 0.5, 0.5])):
         ...     edit.apply()
-        >>> layer.weight.tolist()
-        [[1.0, 0.5]]
+        >>> model.encoder.layer[0].attention.output.dense.weight[0].tolist()
+        [1.0, 1.0, 0.5, 0.5]
     """
-    return [ScaleEntries(linear, "weight", scale, weight_dim(linear, "inputs"))] if (scale != 1).any() else []
+    module, name, dim = block.input_weight
+    return [ScaleEntries(module, name, scale, dim)] if (scale != 1).any() else []
 
 
 def silence_inputs(linear: nn.Module, inputs: Features) -> None:

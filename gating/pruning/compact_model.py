@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.compact import auto_classes, compact_class
 from gating.structure.families import AttentionSpec, Returns, RowLayout, find_spec
-from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock, iter_feed_forward_blocks
 from gating.structure.feed_forward_specs import UpLayout, find_feed_forward_spec
 from gating.structure.record import FORMAT_OF_HEADS, FORMAT_OF_NEURONS, RECORD_KEY, damaged
 from gating.structure.subclasses import original_class
@@ -80,7 +80,7 @@ def _describe_neurons(blocks: Sequence[FeedForwardBlock]) -> dict[str, Any]:
     specs = {
         block.name: {"ups": _lists(block.spec.ups), "down": block.spec.down}
         for block in blocks
-        if block.spec != find_feed_forward_spec(block.module, shipped_only=True)
+        if not isinstance(block, ExpertsBlock) and block.spec != find_feed_forward_spec(block.module, shipped_only=True)
     }
     return {**record, "feed_forward_specs": specs} if specs else record
 

@@ -11,7 +11,7 @@ from gating.discovery.refusals import check_has_values, check_no_adapters
 from gating.discovery.undo import Undo, apply_edits, undo_edits
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
-from gating.pruning.columns import plan_scale_inputs
+from gating.pruning.columns import plan_scale_features
 from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
 from gating.pruning.prune import kept_units, plan_pruning
@@ -153,7 +153,7 @@ def _plan(model: nn.Module, blocks: list[Block], values: Tensor, sizes: list[int
         # Folded before the removal, so closed gates need no factor of 0.
         widths = torch.tensor(block.slot_widths, device=slot_values.device)
         factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
-        edits += plan_scale_inputs(block.output_projection, factors)
+        edits += plan_scale_features(block, factors)
     return [*edits, *plan_pruning(model, blocks, kept_units(blocks, sizes, values > 0))]
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from gating.discovery.probe import forward_outputs
 from gating.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
-from gating.structure.feed_forward import Block
+from gating.structure.edits import Handle
+from gating.structure.feed_forward import Block, ExpertsBlock
 
 __all__ = ["measure_macs"]
 
@@ -16,12 +17,14 @@ __all__ = ["measure_macs"]
 class _Calls:
     """Numbers of tokens in the calls of a block's projections during one forward pass."""
 
-    def __init__(self) -> None:
-        self.num_tokens = 0
+    def __init__(self, block: Block) -> None:
+        # Experts compute each token as often as the router has chosen for it.
+        self._per_token = block.experts_per_token if isinstance(block, ExpertsBlock) else 1
+        self.num_tokens = 0.0
         self.num_keys = 0
 
-    def count_tokens(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.num_tokens += inputs[0].numel() // max(1, inputs[0].shape[-1])
+    def count_tokens(self, features: Tensor) -> None:
+        self.num_tokens += features.numel() // max(1, features.shape[-1]) / self._per_token
 
     def count_keys(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.num_keys = inputs[0].shape[-2]
@@ -52,10 +55,10 @@ def measure_macs(model: nn.Module, gates: HeadGates, blocks: Sequence[Block], ba
         >>> measure_macs(model, create_gates(model), find_blocks(model), batch).tolist()
         [420.0, 420.0, 420.0, 420.0]
     """
-    calls = [_Calls() for _ in blocks]
-    handles = []
+    calls = [_Calls(block) for block in blocks]
+    handles: list[Handle] = []
     for block, counts in zip(blocks, calls, strict=True):
-        handles.append(block.output_projection.register_forward_pre_hook(counts.count_tokens))
+        handles.append(block.hook_features(counts.count_tokens))
         if isinstance(block, AttentionBlock):
             key = next(linear for linear, layout in block.projections() if "k" in layout)
             handles.append(key.register_forward_pre_hook(counts.count_keys))

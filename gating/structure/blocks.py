@@ -1,13 +1,13 @@
 """Attention blocks: the attention modules of a model, with their heads and projections."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from .edits import num_inputs, num_outputs
+from .edits import Handle, hook_input, num_inputs, num_outputs, weight_dim
 from .errors import InputError
 from .families import AttentionSpec, RowLayout, find_spec
 
@@ -94,6 +94,15 @@ class AttentionBlock:
         module = getattr(holder, attribute)
         assert isinstance(module, nn.Module)
         return module
+
+    @property
+    def input_weight(self) -> tuple[nn.Module, str, int]:
+        """Module, name and dimension of the parameter entries that the features meet: columns of the projection."""
+        return self.output_projection, "weight", weight_dim(self.output_projection, "inputs")
+
+    def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
+        """Call a function on the outputs of the heads, ``[..., num_slots * head_dim]``, in each use of the module."""
+        return hook_input(self.output_projection, function)
 
     def projections(self) -> Iterator[tuple[nn.Module, RowLayout]]:
         """Yield the linear layers that compute queries, keys and values, with the layouts of their rows."""

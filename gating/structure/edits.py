@@ -1,11 +1,12 @@
-"""Planned changes to a model, and the cutting of linear layers.
+"""Planned changes to a model, the cutting of linear layers, and hooks on their inputs.
 
 ``nn.Linear`` keeps its weight as ``[outputs, inputs]``; GPT-2's ``Conv1D`` as ``[inputs, outputs]``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from functools import partial
+from typing import Any, Final, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ __all__ = [
     "ABSENT",
     "Edit",
     "Features",
+    "Handle",
     "SetAttribute",
     "TakeEntries",
+    "hook_input",
     "num_inputs",
     "num_outputs",
     "plan_cut",
+    "plan_cut_at",
     "set_attribute",
     "weight_dim",
     "without_adapter",
@@ -123,6 +127,15 @@ def plan_cut(linear: nn.Module, kept: Features, *, side: Side, silent: Features 
     return edits
 
 
+def plan_cut_at(owner: nn.Module, path: str, kept: Features, *, side: Side) -> list[Edit]:
+    """Plan the cut of the layer at a path of a module; a Conv1D of width zero becomes a linear layer."""
+    layer = owner.get_submodule(path)
+    if len(kept) or not isinstance(layer, Conv1D):
+        return plan_cut(layer, kept, side=side)
+    holder, _, attribute = path.rpartition(".")
+    return [SetAttribute(owner.get_submodule(holder), attribute, _empty_linear(layer, side=side))]
+
+
 def num_inputs(linear: nn.Module) -> int:
     """Return the width of a linear layer's input, read from its weight."""
     return _width(without_adapter(linear), "inputs")
@@ -144,8 +157,52 @@ def weight_dim(linear: nn.Module, side: Side) -> int:
     return int((side == "inputs") != isinstance(linear, Conv1D))
 
 
+class Handle(Protocol):
+    """A handle of a hook."""
+
+    def remove(self) -> None:
+        """Remove the hook."""
+
+
+def hook_input(layer: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:
+    """Call a function on the first input of a layer before each use; a result other than None replaces the input.
+
+    Args:
+        layer: The layer.
+        function: For models that are copied with their hooks, a module.
+
+    Example:
+        >>> layer = nn.Identity()
+        >>> handle = hook_input(layer, torch.neg)
+        >>> layer(torch.tensor([1.0]))
+        tensor([-1.])
+        >>> handle.remove()
+    """
+    return layer.register_forward_pre_hook(partial(_replace_input, function))
+
+
+def _replace_input(
+    function: Callable[[Tensor], Tensor | None], _layer: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[Tensor, ...] | None:
+    first, *others = inputs
+    replacement = function(first)
+    return None if replacement is None else (replacement, *others)
+
+
 def _width(linear: Any, side: Side) -> int:
     if isinstance(linear.weight, Tensor):
         return int(linear.weight.shape[weight_dim(linear, side)])
     # A quantized layer: the error that it cannot be edited comes later.
     return int(linear.in_features if side == "inputs" else linear.out_features)
+
+
+def _empty_linear(layer: Conv1D, *, side: Side) -> nn.Linear:
+    """Return a linear layer without inputs or outputs: the forward pass of a Conv1D cannot infer such a shape."""
+    num_in, num_out = (0, num_outputs(layer)) if side == "inputs" else (num_inputs(layer), 0)
+    # Built with another shape, since initializing weights without elements gives a warning.
+    linear = nn.Linear(1, 1, device="meta")
+    linear.in_features, linear.out_features = num_in, num_out
+    weight, bias = layer.weight, layer.bias
+    linear.weight = nn.Parameter(weight.detach().new_empty(num_out, num_in), requires_grad=weight.requires_grad)
+    linear.bias = bias if num_out else nn.Parameter(bias.detach()[:0].clone(), requires_grad=bias.requires_grad)
+    return linear.train(layer.training)

@@ -5,19 +5,45 @@ down projection there must be nothing but an activation, a product with the gate
 """
 
 import operator
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor, nn
 
 from .blocks import AttentionBlock, base_prefix, layer_number
-from .edits import Edit, Features, SetAttribute, num_inputs, num_outputs, plan_cut, without_adapter
+from .edits import (
+    Edit,
+    Features,
+    Handle,
+    SetAttribute,
+    hook_input,
+    num_inputs,
+    num_outputs,
+    plan_cut_at,
+    weight_dim,
+    without_adapter,
+)
 from .errors import InputError
-from .feed_forward_specs import FeedForwardSpec, UpLayout, find_feed_forward_spec
+from .experts import (
+    GROUP_FACTOR,
+    ExpertsSpec,
+    count_experts_per_token,
+    count_neurons,
+    expert_size,
+    find_experts_spec,
+    hook_activation,
+    plan_experts_cut,
+)
+from .feed_forward_specs import FeedForwardSpec, UpLayout, find_feed_forward_spec, rows_of_layout
 
-__all__ = ["DEFAULT_GROUP_SIZE", "Block", "FeedForwardBlock", "iter_feed_forward_blocks"]
+__all__ = [
+    "DEFAULT_GROUP_SIZE",
+    "Block",
+    "ExpertsBlock",
+    "FeedForwardBlock",
+    "iter_feed_forward_blocks",
+]
 
 DEFAULT_GROUP_SIZE = 64
 
@@ -81,6 +107,24 @@ class FeedForwardBlock:
         for path, layout in self.spec.ups:
             yield self.module.get_submodule(path), layout
 
+    @property
+    def input_weight(self) -> tuple[nn.Module, str, int]:
+        """Module, name and dimension of the parameter entries that the features meet, as in attention blocks."""
+        return self.output_projection, "weight", weight_dim(self.output_projection, "inputs")
+
+    def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
+        """Call a function on the features, ``[..., num_neurons]``, in each use; a result replaces them."""
+        return hook_input(self.output_projection, function)
+
+    def neuron_size(self) -> tuple[int, int]:
+        """Return the multiply-accumulates of a neuron for one token, and its number of parameters."""
+        weights, biases = num_outputs(self.output_projection), 0
+        for up, layout in self.ups():
+            num_rows = 1 if layout == "plain" else 2
+            weights += num_rows * num_inputs(up)
+            biases += num_rows * (getattr(without_adapter(up), "bias", None) is not None)
+        return weights, weights + biases
+
     def neurons(self, groups: Collection[int]) -> list[int]:
         """Return the original numbers of the neurons in some groups."""
         size = self.group_size
@@ -117,20 +161,79 @@ class FeedForwardBlock:
             return []
         present = {neuron: position for position, neuron in enumerate(self.neurons(self.group_ids))}
         positions = [present[neuron] for neuron in self.neurons(kept)]
-        edits: list[Edit] = []
-        for path, layout in self.spec.ups:
-            rows = Features(_rows(layout, positions, len(present)), 1)
-            edits += _plan_cut(self.module, path, rows, side="outputs")
-        cut = _plan_cut(self.module, self.spec.down, Features(positions, 1), side="inputs")
-        # The memory belongs to the layer that is in the place of an emptied one.
-        replaced = [edit.value for edit in cut if isinstance(edit, SetAttribute) and isinstance(edit.value, nn.Module)]
-        down = replaced[0] if replaced else self.output_projection
+        edits, down = self._plan_cuts(positions, len(present))
         memory = {
             "kept_groups": tuple(sorted(kept)),
             "group_size": self.group_size,
             "width_before": self.width_before,
         }
-        return [*edits, *cut, *(SetAttribute(down, name, value) for name, value in memory.items())]
+        return [*edits, *(SetAttribute(down, name, value) for name, value in memory.items())]
+
+    def _plan_cuts(self, positions: list[int], width: int) -> tuple[list[Edit], nn.Module]:
+        """Plan to keep the neurons at some of ``width`` positions; return the later down projection, too."""
+        edits: list[Edit] = []
+        for path, layout in self.spec.ups:
+            rows = Features(rows_of_layout(layout, positions, width), 1)
+            edits += plan_cut_at(self.module, path, rows, side="outputs")
+        cut = plan_cut_at(self.module, self.spec.down, Features(positions, 1), side="inputs")
+        # The memory belongs to the layer that is in the place of an emptied one.
+        replaced = [edit.value for edit in cut if isinstance(edit, SetAttribute) and isinstance(edit.value, nn.Module)]
+        return [*edits, *cut], replaced[0] if replaced else self.output_projection
+
+
+@dataclass(frozen=True)
+class ExpertsBlock(FeedForwardBlock):
+    """The experts of a layer as one feed-forward block; a group is the same neurons in each of them.
+
+    Attributes:
+        name: Dotted name of the module of the experts.
+        module: The module of the experts.
+        spec: The layout of its parameters.
+    """
+
+    spec: ExpertsSpec
+
+    @property
+    def experts_per_token(self) -> int:
+        """Number of experts that compute each token."""
+        return count_experts_per_token(self.module, self.spec)
+
+    @property
+    def output_projection(self) -> nn.Module:
+        """The module of the experts, which holds their down projections."""
+        return self.module
+
+    def ups(self) -> Iterator[tuple[nn.Module, UpLayout]]:
+        """Yield nothing: no layer computes the features of experts, but parameters of the module."""
+        return iter(())
+
+    @property
+    def input_weight(self) -> tuple[nn.Module, str, int]:
+        """The down projection's parameter, ``[num_experts, ...]``, as in other blocks."""
+        return self.module, self.spec.down, self.spec.input_dim
+
+    def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
+        """Call a function on the output of the activation, ``[..., num_neurons]``, in each use."""
+        return hook_activation(self.module, function)
+
+    def neuron_size(self) -> tuple[int, int]:
+        """Return the multiply-accumulates of a neuron for one token, and its number of parameters in all experts."""
+        macs_of_one_expert, parameters = expert_size(self.module, self.spec)
+        return self.experts_per_token * macs_of_one_expert, parameters
+
+    def regrouped(self, group_size: int) -> "FeedForwardBlock":
+        """Return the same block in groups of another size; a size that is no multiple of 8 is an error, too."""
+        block = super().regrouped(group_size)
+        if block.group_size % GROUP_FACTOR:
+            raise InputError(
+                f"{self.name} has experts, whose grouped matrix products need widths that are multiples of "
+                f"{GROUP_FACTOR} (strides of 16 bytes): group_size={group_size} must be one, such as "
+                f"{group_size - group_size % -GROUP_FACTOR} or {DEFAULT_GROUP_SIZE}."
+            )
+        return block
+
+    def _plan_cuts(self, positions: list[int], width: int) -> tuple[list[Edit], nn.Module]:
+        return plan_experts_cut(self.module, self.spec, positions, width), self.module
 
 
 # Blocks with units that can be gated and removed: attention heads, or groups of feed-forward neurons.
@@ -150,31 +253,39 @@ def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None)
         ValueError: ``group_size`` does not fit an earlier removal.
     """
     prefix = base_prefix(model)
-    owners = [(name, module, find_feed_forward_spec(module)) for name, module in model.named_modules()]
+    owners = [(name, module, _find_spec(module)) for name, module in model.named_modules()]
     found = [(name, module, spec) for name, module, spec in owners if spec is not None]
     # Blocks that have lost nothing are counted in the groups of the others.
     downs = [_down(module, spec) for _, module, spec in found]
     earlier = {down.group_size for down in downs if hasattr(down, "kept_groups")}
     default = earlier.pop() if len(earlier) == 1 else DEFAULT_GROUP_SIZE
     for order, (owner_name, module, spec) in enumerate(found):
-        name = f"{owner_name}.{spec.down}".removeprefix(".").removeprefix(prefix)
+        path = owner_name if isinstance(spec, ExpertsSpec) else f"{owner_name}.{spec.down}"
+        name = path.removeprefix(".").removeprefix(prefix)
         block = _describe(name, layer_number(name, default=order), module, spec, default)
         yield block if group_size is None else block.regrouped(group_size)
 
 
+def _find_spec(module: nn.Module) -> FeedForwardSpec | None:
+    return find_experts_spec(module) or find_feed_forward_spec(module)
+
+
 def _down(owner: nn.Module, spec: FeedForwardSpec) -> Any:
-    return without_adapter(owner.get_submodule(spec.down))
+    """Return the module that has the down projection and keeps the memory of an earlier removal."""
+    return owner if isinstance(spec, ExpertsSpec) else without_adapter(owner.get_submodule(spec.down))
 
 
 def _describe(
     name: str, layer_idx: int, module: nn.Module, spec: FeedForwardSpec, default_size: int
 ) -> FeedForwardBlock:
     down = _down(module, spec)
+    width = count_neurons(module, spec) if isinstance(spec, ExpertsSpec) else num_inputs(down)
+    groups = default_size, width, tuple(range(-(-width // default_size)))
     if hasattr(down, "kept_groups"):
-        return FeedForwardBlock(name, layer_idx, module, spec, down.group_size, down.width_before, down.kept_groups)
-    width = num_inputs(down)
-    groups = tuple(range(-(-width // default_size)))
-    return FeedForwardBlock(name, layer_idx, module, spec, default_size, width, groups)
+        groups = down.group_size, down.width_before, down.kept_groups
+    if isinstance(spec, ExpertsSpec):
+        return ExpertsBlock(name, layer_idx, module, spec, *groups)
+    return FeedForwardBlock(name, layer_idx, module, spec, *groups)
 
 
 def _check_group_size(group_size: Any) -> int:
@@ -186,33 +297,3 @@ def _check_group_size(group_size: Any) -> int:
     if number < 1:
         raise InputError(f"group_size={group_size!r} must be a positive whole number of neurons, such as 64.")
     return number
-
-
-def _rows(layout: UpLayout, positions: list[int], width: int) -> list[int]:
-    """Return the output rows of an up projection for neurons at some of its present positions."""
-    if layout == "halves":
-        return [*positions, *(width + position for position in positions)]
-    if layout == "pairs":
-        return [row for position in positions for row in (2 * position, 2 * position + 1)]
-    return positions
-
-
-def _plan_cut(owner: nn.Module, path: str, kept: Features, *, side: Literal["inputs", "outputs"]) -> list[Edit]:
-    """Plan to keep some inputs or outputs of a layer; a Conv1D of width zero becomes a linear layer."""
-    layer = owner.get_submodule(path)
-    if len(kept) or not isinstance(layer, Conv1D):
-        return plan_cut(layer, kept, side=side)
-    holder, _, attribute = path.rpartition(".")
-    return [SetAttribute(owner.get_submodule(holder), attribute, _empty_linear(layer, side=side))]
-
-
-def _empty_linear(layer: Conv1D, *, side: Literal["inputs", "outputs"]) -> nn.Linear:
-    """Return a linear layer without inputs or outputs: the forward pass of a Conv1D cannot infer such a shape."""
-    num_in, num_out = (0, num_outputs(layer)) if side == "inputs" else (num_inputs(layer), 0)
-    # Built with another shape, since initializing weights without elements gives a warning.
-    linear = nn.Linear(1, 1, device="meta")
-    linear.in_features, linear.out_features = num_in, num_out
-    weight, bias = layer.weight, layer.bias
-    linear.weight = nn.Parameter(weight.detach().new_empty(num_out, num_in), requires_grad=weight.requires_grad)
-    linear.bias = bias if num_out else nn.Parameter(bias.detach()[:0].clone(), requires_grad=bias.requires_grad)
-    return linear.train(layer.training)

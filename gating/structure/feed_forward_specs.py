@@ -1,6 +1,7 @@
 """The registry of feed-forward layouts: rows of common names of projections, and classes that the user registers."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -10,7 +11,14 @@ from torch import Tensor, nn
 from .edits import num_inputs, num_outputs, without_adapter
 from .errors import InputError
 
-__all__ = ["FeedForwardSpec", "UpLayout", "find_feed_forward_spec", "fits", "register_feed_forward_spec"]
+__all__ = [
+    "FeedForwardSpec",
+    "UpLayout",
+    "find_feed_forward_spec",
+    "fits",
+    "register_feed_forward_spec",
+    "rows_of_layout",
+]
 
 UpLayout = Literal["plain", "halves", "pairs"]
 
@@ -107,6 +115,20 @@ def _find_registered(owner_class: type) -> FeedForwardSpec | None:
             if re.fullmatch(pattern, ancestor.__name__):
                 return spec
     return None
+
+
+def rows_of_layout(layout: UpLayout, positions: Sequence[int], width: int) -> list[int]:
+    """Return the output rows of an up projection for the neurons at some of ``width`` positions.
+
+    Example:
+        >>> rows_of_layout("halves", [0, 2], 4)
+        [0, 2, 4, 6]
+    """
+    if layout == "halves":
+        return [*positions, *(width + position for position in positions)]
+    if layout == "pairs":
+        return [row for position in positions for row in (2 * position, 2 * position + 1)]
+    return list(positions)
 
 
 def fits(module: nn.Module, spec: FeedForwardSpec) -> bool:

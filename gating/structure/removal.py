@@ -19,6 +19,7 @@ from .errors import InputError
 from .families import RowLayout
 from .feed_forward import Block, FeedForwardBlock
 from .subclasses import (
+    ConfigView,
     HeadMask,
     original_class,
     padded,
@@ -244,20 +245,3 @@ def _plan_class(block: AttentionBlock, selection: Selection) -> list[Edit]:
     cls = original_class(type(module)) if maker is None else subclass(type(module), maker, *arguments)
     edits: list[Edit] = [SetAttribute(module, "__class__", cls)] if cls is not type(module) else []
     return [*edits, SetAttribute(module, "head_index", head_index)]
-
-
-class ConfigView:
-    """A live view of a configuration with other head counts, for attention classes that read them from it."""
-
-    def __init__(self, config: object, values: dict[str, object]) -> None:
-        """Args: ``values`` are the attributes that differ; those of a ``config`` that is a view are dropped."""
-        self._viewed: object = config._viewed if isinstance(config, ConfigView) else config
-        # Plain attributes: torch.compile does not trace a __getattribute__ of our own.
-        self.__dict__.update(values)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the configuration."""
-        if name.startswith("__") or name == "_viewed":
-            # While it is copied or unpickled, there is no configuration yet.
-            raise AttributeError(name)
-        return getattr(self._viewed, name)

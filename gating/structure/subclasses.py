@@ -1,4 +1,4 @@
-"""Subclasses of attention classes for modules that lost heads.
+"""Subclasses of attention classes for modules that lost heads, and views of configurations.
 
 Assigning a subclass to ``module.__class__`` keeps hooks and ``isinstance`` checks, by which transformers collects
 attention probabilities. A subclass has the name of its base, exists once, and its modules can be copied and pickled.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "ConfigView",
     "HeadMask",
     "bind_arguments",
     "original_class",
@@ -184,3 +185,20 @@ def padded(
 
     members = make_members(base, *arguments) if make_members is not None else {}
     return {**members, "__setattr__": set_attribute}
+
+
+class ConfigView:
+    """A live view of a configuration with other values, for classes that read head counts or kernels from it."""
+
+    def __init__(self, config: object, values: dict[str, object]) -> None:
+        """Args: ``values`` are the attributes that differ; those of a ``config`` that is a view are dropped."""
+        self._viewed: object = config._viewed if isinstance(config, ConfigView) else config
+        # Plain attributes: torch.compile does not trace a __getattribute__ of our own.
+        self.__dict__.update(values)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the configuration."""
+        if name.startswith("__") or name == "_viewed":
+            # While it is copied or unpickled, there is no configuration yet.
+            raise AttributeError(name)
+        return getattr(self._viewed, name)

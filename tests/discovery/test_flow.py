@@ -193,12 +193,15 @@ def test_adapters_are_no_blocks_and_must_be_merged():
         gating.find_feed_forward_blocks(unknown, discover=True)
 
 
+JETMOE = Family("JetMoeForCausalLM", "JetMoeConfig", {**GROUPED, "num_key_value_heads": 2, "kv_channels": 8})
+
+
 def test_blocks_of_experts_and_norms_are_refused_with_the_reason():
     refused = {
         "bitnet": (Family("BitNetForCausalLM", "BitNetConfig", GROUPED), r"ffn_sub_norm \(BitNetRMSNorm\) between"),
         "segformer": (Family("SegformerModel", "SegformerConfig", {}, ("eager",)), r"dwconv \(Conv2d\) between"),
         "glpn": (Family("GLPNModel", "GLPNConfig", {}, ("eager",)), r"in encoder.*dwconv \(Conv2d\) between"),
-        "mixtral": (FAMILIES["mixtral"], r"experts \(MixtralExperts\) keeps the weights of all experts"),
+        "jetmoe": (JETMOE, r"input_linear \(JetMoeParallelExperts\) keeps the weights of all experts in one unknown"),
     }
     for family, reason in refused.values():
         model = family.build()
