@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from gating.gates.draw import Draw
+from gating.gates.weight_gate import WeightGate, can_gate_weight
 from gating.structure.edits import Handle
-from gating.structure.feed_forward import Block
+from gating.structure.feed_forward import Block, FeedForwardBlock
 
 __all__ = ["CHILD_NAME", "Attachment"]
 
@@ -26,7 +27,7 @@ class _BlockGate(nn.Module):
         self.shown = shown
 
     def forward(self, features: Tensor) -> Tensor:
-        """Scale the outputs of the heads or neurons, ``[..., num_features]``, which the output projection mixes."""
+        """Scale features of heads or neurons, or the columns of a weight that they meet: ``[..., num_features]``."""
         return features * self.draw.scaling(self.block_index, features.dtype)
 
     def extra_repr(self) -> str:
@@ -73,7 +74,8 @@ class Attachment:
             projection = block.output_projection
             projection.add_module("gate", gate)
             self.projections.append(projection)
-            self.gate_handles.append(block.hook_features(gate))
+            by_weight = isinstance(block, FeedForwardBlock) and can_gate_weight(projection)
+            self.gate_handles.append(WeightGate(projection) if by_weight else block.hook_features(gate))
 
     def remove(self) -> None:
         """Remove all submodules and hooks from the model, in place."""

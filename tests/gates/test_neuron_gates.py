@@ -28,17 +28,14 @@ WIDTH = 48
 
 
 def seen_scales(model, batch):
-    """Return the factors of each feed-forward block's features in one forward pass, ``[WIDTH]``."""
-    scales, handles = [], []
-    for block in gating.find_feed_forward_blocks(model):
-        projection = block.output_projection
-        inputs = {}
-        handles += [
-            projection.register_forward_pre_hook(lambda _, args, i=inputs: i.update(x=args[0]), prepend=True),
-            projection.register_forward_pre_hook(
-                lambda _, args, i=inputs: scales.append((args[0] / i["x"]).detach().flatten(0, -2))
-            ),
-        ]
+    """Return the factors of each feed-forward block's features, or columns, in one forward pass, ``[..., WIDTH]``."""
+    scales = []
+    handles = [
+        block.output_projection.gate.register_forward_hook(
+            lambda _, args, scaled: scales.append((scaled / args[0]).detach().flatten(0, -2))
+        )
+        for block in gating.find_feed_forward_blocks(model)
+    ]
     model(**batch)
     for handle in handles:
         handle.remove()
