@@ -83,3 +83,17 @@ def test_a_resumed_count_continues(gates):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Convergence(**arguments)
+
+
+def test_the_rest_of_a_budget_of_cost_may_leave_a_gate_open(bert):
+    gates = gating.inject_gates(bert, units=("heads", "neurons"), group_size=20)
+    with torch.no_grad():
+        gates.log_alpha.copy_(torch.tensor([9.0, -9.0, -9.0]).repeat(7))
+    kept = gates.values() > 0
+    kept[0] = False
+    convergence = Convergence(patience=1)
+    assert convergence.update(gates, kept) is None
+    assert convergence.update(gates, kept).startswith("the same 3 heads and 60 neurons were kept at 2 checks in a row")
+    kept[3] = False
+    assert convergence.update(gates, kept) is None
+    assert convergence.update(gates, kept) is None

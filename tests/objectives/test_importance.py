@@ -157,3 +157,27 @@ def test_importance_in_half_precision_is_collected_in_full(bert):
     assert ranking.importance.dtype == torch.float32
     # bfloat16 has 8 bits.
     torch.testing.assert_close(ranking.importance, expected, rtol=0.2, atol=0.05 * expected.max().item())
+
+
+@pytest.mark.parametrize("group_size", [16, 20])
+def test_groups_of_neurons_have_mask_variables_as_heads_have(bert, group_size):
+    gates, ranking = watched(bert, units=("heads", "neurons"), group_size=group_size)
+    batch = batch_for(bert) | {"labels": LABELS}
+    loss_of(bert, batch).backward()
+    collected = ranking.importance.clone()
+    by_hand = gradient_of_each_example(bert, gates, batch, torch.ones(21)).abs().mean(dim=0)
+    torch.testing.assert_close(collected, by_hand, rtol=1e-4, atol=1e-7)
+
+
+def test_layers_of_both_kinds_have_the_same_mean_square(bert):
+    gates, ranking = watched(bert, units=("heads", "neurons"), group_size=8)
+    ranking.importance.copy_(torch.rand(30, generator=torch.Generator().manual_seed(0)) + 0.1)
+    for layer in ranking.scores(gates).split(gates.block_sizes):
+        assert layer.square().mean().item() == pytest.approx(1.0)
+
+
+def test_the_importance_of_a_smaller_group_is_that_of_one_neuron(bert):
+    gates, ranking = watched(bert, units=("neurons",), group_size=20)
+    ranking.importance.copy_(torch.tensor([20.0, 10.0, 8.0] * 3))
+    expected = torch.tensor([1.0, 0.5, 1.0]) / 1.5
+    torch.testing.assert_close(ranking.scores(gates), expected.repeat(3))

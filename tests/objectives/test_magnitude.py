@@ -5,8 +5,9 @@ import torch
 from torch.nn.utils import prune
 
 import gating
+from gating.discovery.find import find_feed_forward_blocks
 from gating.objectives import Magnitude
-from gating.objectives.baselines.magnitude import head_norms
+from gating.objectives.baselines.magnitude import head_norms, neuron_norms
 from tests.support.family_models import FAMILIES
 
 
@@ -85,3 +86,27 @@ def test_every_layout_has_norms(family):
     scores = Magnitude().scores(gates)
     assert scores.shape == gates.log_alpha.shape
     assert (scores > 0).all()
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "phi3"])
+def test_the_norm_of_a_neuron_is_that_of_its_rows_and_column(family):
+    model = FAMILIES[family].build()
+    block = find_feed_forward_blocks(model)[0]
+    norms = neuron_norms(block)
+    down = block.output_projection.weight if family == "gpt2" else block.output_projection.weight.T
+    for neuron in (0, 1, block.num_neurons - 1):
+        by_hand = [down[neuron]]
+        for up, layout in block.ups():
+            rows = up.weight.T if family == "gpt2" else up.weight
+            by_hand += [rows[neuron]] + ([rows[block.num_neurons + neuron]] if layout == "halves" else [])
+        assert norms[neuron].item() == pytest.approx(l1(*by_hand), rel=1e-5)
+
+
+def test_norms_of_both_kinds_are_those_of_a_parameter():
+    model = FAMILIES["llama"].build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+    gates = gating.inject_gates(model, units=("heads", "neurons"), group_size=20)
+    assert len(set(gates.neurons_per_gate)) > 2
+    torch.testing.assert_close(Magnitude().scores(gates), torch.full_like(gates.log_alpha.detach(), 0.5))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import gating
-from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK, gumbel_noise, soft_top_k
-from gating.objectives.budget import parts_of
+from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK, gumbel_noise, soft_knapsack, soft_top_k
+from gating.objectives.parts import gate_costs, parts_of
 from tests.support.family_models import FAMILIES
 
 
@@ -136,3 +136,69 @@ def test_a_gate_of_a_group_counts_as_its_heads():
     sampler = GumbelTopK(whole(gates), hard=hard, scale=1.0, temperature=0.5)
     assert (sampler.values(gates.log_alpha) * 2).sum() == 10
     assert (sampler.sample(gates.log_alpha) * 2).sum().item() == pytest.approx(10, rel=1e-4)
+
+
+WEIGHTS = torch.tensor([2.0, 1.0, 1.0, 3.0, 0.5])
+SCORES = torch.tensor([0.3, -1.0, 1.2, 0.1, 0.4])
+
+
+@pytest.mark.parametrize("temperature", [1000.0, 1.0, 0.1, 1e-4])
+@pytest.mark.parametrize("budget", [0.3, 3.0, 7.4])
+def test_relaxed_knapsack_uses_the_budget(budget, temperature):
+    drawn = soft_knapsack(SCORES, WEIGHTS, torch.tensor(budget), temperature)
+    assert drawn.dtype == torch.float32
+    assert (drawn * WEIGHTS).sum().item() == pytest.approx(budget, rel=1e-3)
+    # The order is that of the scores.
+    assert (drawn[SCORES.argsort()].diff() >= -1e-6).all()
+
+
+def test_relaxed_knapsack_is_fractional_when_cold_and_even_when_hot():
+    cold = soft_knapsack(SCORES, WEIGHTS, torch.tensor(2.5), 1e-4)
+    torch.testing.assert_close(cold, torch.tensor([0.5, 0.0, 1.0, 0.0, 1.0]), rtol=0, atol=1e-3)
+    hot = soft_knapsack(SCORES, WEIGHTS, torch.tensor(2.5), 1e6)
+    torch.testing.assert_close(hot, torch.full((5,), 2.5 / 7.5), rtol=1e-3, atol=0)
+
+
+def test_relaxed_knapsack_maximizes_value_and_entropy():
+    """No exchange of weight between two items is better."""
+    temperature = 0.7
+    p = soft_knapsack(SCORES, WEIGHTS, torch.tensor(3.0), temperature).double()
+    marginal = SCORES + temperature * (1 / p - 1).log()
+    torch.testing.assert_close(marginal, marginal[:1].expand(5), rtol=0, atol=1e-3)
+
+
+def test_gradient_of_the_relaxed_knapsack_equals_finite_differences():
+    scores = SCORES.double().requires_grad_()
+    values = torch.arange(5.0)
+    (soft_knapsack(scores, WEIGHTS, torch.tensor(3.0), 0.7) * values).sum().backward()
+    for index in range(5):
+        moved = torch.zeros(5, dtype=torch.float64)
+        moved[index] = 1e-2
+        with torch.no_grad():
+            up, down = (
+                (soft_knapsack(scores + way * moved, WEIGHTS, torch.tensor(3.0), 0.7) * values).sum().item()
+                for way in (1, -1)
+            )
+        assert scores.grad[index].item() == pytest.approx((up - down) / 2e-2, abs=2e-3)
+
+
+def test_items_without_weight_are_never_drawn_and_a_whole_budget_draws_all_others():
+    weights = torch.tensor([1.0, 0.0, 2.0])
+    drawn = soft_knapsack(torch.tensor([0.0, 9.0, 1.0]), weights, torch.tensor(3.0), 0.1)
+    assert drawn[1] == 0
+    assert (drawn[[0, 2]] > 0.999).all()
+
+
+@pytest.mark.parametrize("unit", ["neurons", "cost"])
+def test_draws_of_neurons_and_of_cost_use_the_budget(bert, unit):
+    gates = gating.inject_gates(bert, units=("heads", "neurons"), group_size=20)
+    (part,) = parts_of(gates, by_kind=False, unit=unit, costs=gate_costs(gates, "macs"))
+    number = 68 if unit == "neurons" else 0.4
+    sampler = GumbelTopK(part, hard=StraightThroughTopK(part, number=number), scale=5.0, temperature=0.01)
+    own = gates.log_alpha.detach()[list(part.indices)].requires_grad_()
+    weights = torch.tensor(part.weights)
+    for values in (sampler.sample(own), sampler.prob_open(own)):
+        assert (values * weights).sum().item() == pytest.approx(number, rel=1e-3)
+    assert (sampler.values(own) * weights).sum() <= number + 1e-6
+    (sampler.sample(own) * torch.arange(float(len(own)))).sum().backward()
+    assert 0 < own.grad.norm() <= 1.001
