@@ -108,7 +108,7 @@ def table(rows: Sequence[Row]) -> str:
             "neurons": "neurons",
             "mean": f"test {metric}",
             "dense": "above dense",
-            "ours": "both ahead by",
+            "ours": "both, exact budget, ahead by",
             "seeds": "seeds",
         }
         parts.append(records.markdown(lines, columns))

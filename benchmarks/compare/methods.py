@@ -83,7 +83,7 @@ LATENCY_METHODS = _by_name(
     # Heads alone end at about one and a half times the speed, so that they are asked for by number.
     Method("heads", ("objective=budget", "gates.units=heads"), "heads alone"),
     Method("neurons", ("objective=budget", "gates.units=neurons"), "neurons alone", ask=SPEEDUP),
-    Method("both", ("objective=budget", _BOTH), "heads and neurons, exact budget", ask=SPEEDUP),
+    Method("both", ("objective=budget", _BOTH), "both, exact budget", ask=SPEEDUP),
     *(
         Method(name, (f"objective={name}", _BOTH), f"both, {METHODS[name].title}", ask=SPEEDUP)
         for name in ("lagrangian", "topk", "importance", "magnitude", "random")

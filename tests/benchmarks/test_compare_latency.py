@@ -94,14 +94,14 @@ def test_table_compares_methods_that_are_as_fast():
         "neurons",
         "test accuracy",
         "above dense",
-        "both ahead by",
+        "both, exact budget, ahead by",
         "seeds",
     ]
     assert header == f"| {' | '.join(columns)} |"
     cells = {line.split(" | ")[0].removeprefix("| "): line.removesuffix(" |").split(" | ")[1:] for line in lines}
     assert next(iter(cells)) == "dense"
     assert cells["dense"] == ["1.00", "18", "1,024", "91.00 %", "-", "-", "3"]
-    assert cells["heads and neurons, exact budget: 1.5x"][4:] == ["-1.00 ± 0.00", "-", "3"]
+    assert cells["both, exact budget: 1.5x"][4:] == ["-1.00 ± 0.00", "-", "3"]
     assert cells["heads alone: 8 heads"][4:6] == ["-3.67 ± 0.33", "+2.67 ± 0.33"]
     assert cells["first layers: 3 layers"][5:] == ["+2.50 ± 0.50", "2"]
     assert cells["first layers: 2 layers"][5] == "-"
