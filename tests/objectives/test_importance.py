@@ -181,3 +181,16 @@ def test_the_importance_of_a_smaller_group_is_that_of_one_neuron(bert):
     ranking.importance.copy_(torch.tensor([20.0, 10.0, 8.0] * 3))
     expected = torch.tensor([1.0, 0.5, 1.0]) / 1.5
     torch.testing.assert_close(ranking.scores(gates), expected.repeat(3))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_neurons_of_experts_are_ranked_by_token(family):
+    model = FAMILIES[family].build()
+    gates, ranking = watched(model, units=("neurons",), group_size=8)
+    with torch.no_grad():
+        gates.sampler.mask[1] = 0
+    loss_of(model, make_probe(model)).backward()
+    scores = ranking.scores(gates)
+    assert scores.isfinite().all()
+    assert scores[1] == 0
+    assert (scores > 0).sum() == len(scores) - 1

@@ -110,3 +110,17 @@ def test_norms_of_both_kinds_are_those_of_a_parameter():
     gates = gating.inject_gates(model, units=("heads", "neurons"), group_size=20)
     assert len(set(gates.neurons_per_gate)) > 2
     torch.testing.assert_close(Magnitude().scores(gates), torch.full_like(gates.log_alpha.detach(), 0.5))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_the_norm_of_a_neuron_of_experts_is_that_of_all_of_them(family):
+    model = FAMILIES[family].build()
+    block = find_feed_forward_blocks(model)[0]
+    experts, width = block.module, block.num_neurons
+    is_gpt = family == "gpt_oss"
+    ups = experts.gate_up_proj.transpose(1, 2) if is_gpt else experts.gate_up_proj
+    downs = experts.down_proj.transpose(1, 2) if is_gpt else experts.down_proj
+    for neuron, norm in enumerate(neuron_norms(block).tolist()):
+        rows = (2 * neuron, 2 * neuron + 1) if is_gpt else (neuron, width + neuron)
+        by_hand = l1(*(ups[:, row] for row in rows), downs[:, :, neuron])
+        assert norm == pytest.approx(by_hand, rel=1e-5)

@@ -15,8 +15,9 @@ __all__ = ["Importance", "sensitivity"]
 class Importance(nn.Module):
     """A ranking by the expected sensitivity of the loss to each head, normalized in each layer (paper, section 4.1).
 
-    A group of neurons is ranked as a head is. The norm in a layer is L2 for heads, as in the paper. Where heads and
-    neurons are ranked together, it is the root mean square, which does not favor layers with few gates.
+    A group of neurons is ranked as a head is; neurons of experts, which see tokens and not examples, by the derivative
+    of each token. The norm in a layer is L2 for heads, as in the paper. Where heads and neurons are ranked together, it
+    is the root mean square, which does not favor layers with few gates.
 
     The paper ranks the heads of a trained model before each round, over the training data. Here weights are trained
     between rounds, so the importance is the sum over the training batches since the last round, with dropout. A module
@@ -39,13 +40,13 @@ class Importance(nn.Module):
     importance: Tensor
 
     def attach(self, gates: HeadGates) -> None:
-        """Register hooks on the inputs of the output projections, until the gates are removed."""
+        """Register hooks on the outputs of heads and neurons, until the gates are removed."""
         self.register_buffer("importance", torch.zeros_like(gates.log_alpha, requires_grad=False))
         first = 0
         for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
             widths = block.slot_widths if block.kind == FEED_FORWARD else (1,) * size
             hook = _SensitivityHook(self, first, widths)
-            gates.remove_with_gates(block.output_projection.register_forward_pre_hook(hook))
+            gates.remove_with_gates(block.hook_features(hook))
             first += size
 
     def scores(self, gates: HeadGates) -> Tensor:
@@ -100,7 +101,7 @@ def sensitivity(head_outputs: Tensor, gradient: Tensor, num_gates: int, widths: 
 
 
 class _SensitivityHook(nn.Module):
-    """A pre-hook of an output projection that adds the sensitivity of its block to the ranking in the backward pass.
+    """A hook on the outputs of heads or neurons that adds their sensitivity to the ranking in the backward pass.
 
     A module, not a closure: a copy of the model has its own.
     """
@@ -114,8 +115,7 @@ class _SensitivityHook(nn.Module):
         self._first = first
         self._widths = tuple(widths)
 
-    def forward(self, projection: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        head_outputs = inputs[0]
+    def forward(self, head_outputs: Tensor) -> None:
         # Inside of a checkpoint, the first run of this hook has no gradient; the run in the backward pass has.
         if torch.is_grad_enabled() and head_outputs.requires_grad:
             head_outputs.register_hook(partial(self._add, head_outputs.detach()))

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from gating.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Features, without_adapter
-from gating.structure.feed_forward import FeedForwardBlock
+from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 from gating.structure.removal import Selection, rows_of
 
 __all__ = ["Magnitude", "head_norms", "neuron_norms"]
@@ -87,7 +87,7 @@ def head_norms(block: AttentionBlock) -> Tensor:
 def neuron_norms(block: FeedForwardBlock) -> Tensor:
     """Return the L1 norm of the weights of each neuron of a block, without biases.
 
-    These are the neuron's rows of the up projections and its column of the down projection.
+    These are the neuron's rows of the up projections and its column of the down projection; of all experts, if any.
 
     Returns:
         Norm of each present neuron, ``[num_neurons]``, float32.
@@ -99,15 +99,25 @@ def neuron_norms(block: FeedForwardBlock) -> Tensor:
         >>> neuron_norms(find_feed_forward_blocks(BertModel(config))[0]).shape
         torch.Size([12])
     """
-    norms = _weight(block.output_projection).abs().sum(dim=0, dtype=torch.float32)
-    for linear, layout in block.ups():
-        rows = _weight(linear).abs().sum(dim=1, dtype=torch.float32)
-        if layout == "halves":
-            rows = rows.view(2, -1).sum(dim=0)
-        elif layout == "pairs":
-            rows = rows.view(-1, 2).sum(dim=1)
-        norms = norms + rows.to(norms.device)
+    if isinstance(block, ExpertsBlock):
+        norms = _sums(block.module.get_parameter(block.spec.down), block.spec.input_dim)
+        ups = [
+            (_sums(block.module.get_parameter(name), block.spec.output_dim), layout) for name, layout in block.spec.ups
+        ]
+    else:
+        norms = _sums(_weight(block.output_projection), 1)
+        ups = [(_sums(_weight(linear), 0), layout) for linear, layout in block.ups()]
+    for rows, layout in ups:
+        by_neuron = rows.view(2, -1).sum(dim=0) if layout == "halves" else rows
+        by_neuron = rows.view(-1, 2).sum(dim=1) if layout == "pairs" else by_neuron
+        norms = norms + by_neuron.to(norms.device)
     return norms
+
+
+def _sums(weight: Tensor, dim: int) -> Tensor:
+    """Return the L1 norm of each entry of one dimension."""
+    others = [other for other in range(weight.dim()) if other != dim]
+    return weight.abs().sum(dim=others, dtype=torch.float32)
 
 
 def _only(*, slots: Sequence[int] = (), groups: Sequence[int] = ()) -> Selection:
