@@ -89,7 +89,7 @@ def _measure_costs(
     budget: dict[str, Any] = {"cost": costs.rates(gates)}
     if speedup:
         budget["keep"] = costs.keep_for(speedup)
-        print(f"{budget['keep']:.0%} of that of heads and neurons make the model {speedup} times as fast.")
+        print(f"With {budget['keep']:.0%} of the time of its gated units, it is {speedup} times as fast.")
     return budget
 
 
