@@ -98,8 +98,7 @@ def test_the_card_lists_the_kept_groups_of_neurons(narrowed, tmp_path):
     assert "| feed-forward block | numbers of the kept groups | neurons in a group | kept neurons |" in lines
     assert "| encoder.layer.0.output.dense | 0, 2-4 | 8 | 32 of 48 |" in lines
     assert "| encoder.layer.1.output.dense | none | 8 | 0 of 48 |" in lines
-    # A block of which nothing was removed keeps the default size of groups.
-    assert "| encoder.layer.2.output.dense | 0 | 64 | 48 of 48 |" in lines
+    assert "| encoder.layer.2.output.dense | 0-5 | 8 | 48 of 48 |" in lines
     assert "Feed-forward neurons were removed from this model with head-gating" in "\n".join(lines)
 
 
