@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,9 +154,10 @@ def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
 
 
 class _MacCounter(TorchDispatchMode):
-    """Counter of multiply-accumulates, with the formulas of PyTorch.
+    """Counter of multiply-accumulates, with the formulas of PyTorch and those that it lacks.
 
-    PyTorch's ``FlopCounterMode`` counts no fused attention of the CPU, and fails for DeBERTa's autograd functions.
+    PyTorch's ``FlopCounterMode`` counts no fused attention of the CPU and no experts, and fails for DeBERTa's autograd
+    functions.
     """
 
     def __init__(self) -> None:
@@ -165,19 +166,35 @@ class _MacCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         packet, kwargs = func._overloadpacket, kwargs or {}
-        is_attention = "scaled_dot_product" in packet.__name__
-        if not is_attention and packet not in flop_registry:
+        formula = _formula_of(packet)
+        if formula is None:
             with self:  # Some devices have composed operations of their own, such as linear layers.
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
         outputs = func(*args, **kwargs)
-        if is_attention:
-            query, key, value = args[:3]
-            self.macs += query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-        elif packet in flop_registry:
-            self.macs += flop_registry[packet](*args, **kwargs, out_val=outputs) // 2
+        if formula is not None:
+            self.macs += formula(*args, **kwargs, out_val=outputs)
         return outputs
+
+
+def _formula_of(packet: Any) -> Callable[..., int] | None:
+    """Return the function from the arguments of an operation to its multiply-accumulates; None if it has none."""
+    if "scaled_dot_product" in packet.__name__:
+        return _macs_of_attention
+    if "grouped_mm" in packet.__name__:
+        return _macs_of_experts
+    flops = flop_registry.get(packet)
+    return None if flops is None else lambda *args, **kwargs: flops(*args, **kwargs) // 2
+
+
+def _macs_of_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def _macs_of_experts(inputs: Tensor, weights: Tensor, *_: Any, **__: Any) -> int:
+    """Return those of rows of inputs, ``[num_rows, in_features]``, each multiplied with the weight of one expert."""
+    return inputs.numel() * weights.shape[-1]
 
 
 def cache_bytes_per_token(model: nn.Module) -> int:

@@ -134,6 +134,20 @@ def test_multiply_accumulates_do_not_depend_on_the_implementation_of_attention(f
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
+def test_experts_count_by_the_tokens_that_they_get(family):
+    model = FAMILIES[family].build()
+    batch, counts = make_probe(model), []
+    for implementation in ("eager", "batched_mm", "grouped_mm"):
+        model.set_experts_implementation(implementation)
+        counts.append(count_macs(model, batch))
+    assert len(set(counts)) == 1
+    gates = create_gates(model, units="neurons", group_size=8)
+    of_gates = measure_macs(model, gates, find_blocks(model, units="neurons", group_size=8), batch)
+    gating.prune_neurons(model, {0: [0, 2]}, group_size=8)
+    assert counts[0] - count_macs(model, batch) == float(of_gates[[0, 2]].sum())
+
+
 def test_convolutions_count():
     class Convolution(nn.Module):
         def __init__(self):
