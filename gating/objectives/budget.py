@@ -68,6 +68,10 @@ class HeadBudget:
         parts: list[tuple[BudgetPart, float]] = self._cache["parts"]
         return parts
 
+    def check(self, gates: HeadGates) -> None:
+        """Raise the errors of :meth:`parts`, except that a cost of latency may be timed later."""
+        (replace(self, cost="macs") if self.cost == "latency" else self).parts(gates)
+
     def resolve(self, gates: HeadGates) -> float:
         """Return the budget as a number of heads, of neurons, or for both as a share of cost, of the whole model.
 

@@ -170,7 +170,7 @@ class ExactBudget(nn.Module):
 
     def check(self, gates: HeadGates) -> None:
         """Raise ``InputError`` if these gates cannot keep the budget."""
-        self._budget.parts(gates)
+        self._budget.check(gates)
 
     def attach(self, gates: HeadGates) -> None:
         """Let the gates compete for the budget."""

@@ -54,11 +54,12 @@ class FixedPrice(nn.Module):
         self._started = False
 
     def check(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if the cost is not known."""
-        self._budget.parts(gates)
+        """Raise ``InputError`` if the gates have no such cost."""
+        self._budget.check(gates)
 
     def attach(self, gates: HeadGates) -> None:
         """Change nothing: the penalty needs no constraint."""
+        self._budget.parts(gates)
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Begin with the penalty at the scheduled start."""

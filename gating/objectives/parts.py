@@ -262,8 +262,8 @@ def gate_costs(gates: HeadGates, cost: Costs) -> tuple[float, ...]:
     if cost == "latency":
         raise RemedyError(
             "cost=latency takes the time of a multiply-accumulate of heads and of neurons, which differs by device: ",
-            python='time models on this device and give cost={"heads": seconds, "neurons": seconds}.',
-            command="a run measures both, unless the gates are checked before it. Give objective.cost=macs.",
+            python="give cost=measure_latency_costs(model, gates, batch).rates(gates) of gating.pruning.latency_costs.",
+            command="give objective.cost=macs or objective.cost=parameters.",
         )
     numbers = gates.parameters_per_gate if cost == "parameters" else gates.macs_per_gate
     rates = dict(cost) if isinstance(cost, Mapping) else {"heads": 1.0, "neurons": 1.0}

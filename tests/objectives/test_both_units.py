@@ -321,6 +321,17 @@ def test_an_unknown_cost_is_refused(cost):
         gating.ExactBudget(cost=cost)
 
 
+def test_a_cost_that_is_timed_later_passes_the_check(rival):
+    gates = gating.inject_gates(build("bert"), units=BOTH, group_size=GROUP)
+    objective = RIVALS[rival](keep=0.5, cost="latency")
+    objective.check(gates)
+    with pytest.raises(gating.errors.InputError, match=r"cost=latency takes .* give cost=measure_latency_costs"):
+        objective.attach(gates)
+    assert gates.log_alpha.requires_grad
+    with pytest.raises(gating.errors.InputError, match="is not a share of the cost"):
+        RIVALS[rival](keep=5, cost="latency").check(gates)
+
+
 def test_layers_with_different_gates_cannot_be_uniform():
     model = build("bert")
     gating.prune_heads(model, {0: [1]})

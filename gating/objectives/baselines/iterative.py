@@ -100,11 +100,11 @@ class IterativePruning(FullPrecision):
 
     def check(self, gates: HeadGates) -> None:
         """Raise ``InputError`` if these gates cannot keep the budget."""
-        self._budget.parts(gates)
+        self._budget.check(gates)
 
     def attach(self, gates: HeadGates) -> None:
         """Open every gate; a mask gives their values from now on, and ``log_alpha`` is not trained."""
-        self.check(gates)
+        self._budget.parts(gates)
         gates.log_alpha.requires_grad_(False)
         gates.sampler = MaskSampler(gates)
         self.ranking.attach(gates)

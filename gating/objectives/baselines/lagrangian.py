@@ -79,7 +79,7 @@ class Lagrangian(FullPrecision):
 
     def check(self, gates: HeadGates) -> None:
         """Raise ``InputError`` if these gates cannot keep the budget."""
-        self._budget.parts(gates)
+        self._budget.check(gates)
 
     def attach(self, gates: HeadGates) -> None:
         """Start with multipliers of zero for each part of the gates with a budget."""

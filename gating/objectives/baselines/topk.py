@@ -110,7 +110,7 @@ class TopK(nn.Module):
 
     def check(self, gates: HeadGates) -> None:
         """Raise ``InputError`` if these gates cannot keep the budget."""
-        self._budget.parts(gates)
+        self._budget.check(gates)
 
     def attach(self, gates: HeadGates) -> None:
         """Initialize ``log_alpha`` at random and set the sampler of the gates."""
