@@ -18,13 +18,17 @@ from transformers import PreTrainedModel
 
 from gating.compact.files import StoredTensor, read_config, read_headers, walk
 from gating.errors import DamageError
+from gating.structure.blocks import iter_attention_blocks
 from gating.structure.compact import check_built
+from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.structure.integrity import check_checksums, mixed
 from gating.structure.record import RECORD_KEY
 
 __all__ = ["checked_folder"]
 
 _MAX_LABELS = 1_000_000
+# Neurons of a layer; the widest of the configurations of transformers has 65,536.
+_MAX_WIDTH = 2**20
 # Names of numbers of layers; not of sizes "per layer" or positions of layers.
 _LAYERS = re.compile("(layers?|depth)$")
 
@@ -48,7 +52,7 @@ def checked_folder(folder: Path, *, verify: bool, exact: bool) -> Iterator[None]
         check_checksums(folder, config)
     token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else _accept)
     try:
-        with _bounded_building(folder, stored):
+        with _bounded_building(folder, stored, num_removed=_most_removed(config, stored)):
             yield
     finally:
         check_built.reset(token)
@@ -73,12 +77,14 @@ def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, St
 
 def _unknown_block(model: PreTrainedModel) -> str | None:
     """Return the problem of a record with a block that the model lacks."""
-    blocks = (getattr(model.config, RECORD_KEY, None) or {"blocks": ()})["blocks"]
-    for name in blocks:
-        try:
-            model.base_model.get_submodule(name)
-        except AttributeError:
-            return f"config.json has heads of {name!r}, which {type(model).__name__} does not have"
+    record = getattr(model.config, RECORD_KEY, None) or {}
+    for unit, blocks, recorded in (
+        ("heads", iter_attention_blocks(model), record.get("blocks", ())),
+        ("neurons", iter_feed_forward_blocks(model), record.get("feed_forward", ())),
+    ):
+        unknown = sorted(set(recorded) - {block.name for block in blocks})
+        if unknown:
+            return f"config.json has {unit} of {unknown[0]!r}, which {type(model).__name__} does not have"
     return None
 
 
@@ -86,8 +92,8 @@ def _differing_shape(needed: Mapping[str, Tensor], stored: Mapping[str, StoredTe
     for name in sorted(needed.keys() & stored.keys()):
         if tuple(needed[name].shape) != stored[name].shape:
             return (
-                f"{name} has the shape {list(stored[name].shape)} in the weights, but the heads that config.json keeps "
-                f"ask for {list(needed[name].shape)}"
+                f"{name} has the shape {list(stored[name].shape)} in the weights, but the heads and "
+                f"neurons that config.json keeps ask for {list(needed[name].shape)}"
             )
     return None
 
@@ -109,8 +115,8 @@ def _differing_size(
     if missing and not extra:
         return f"{missing[0]} is not in the weights"
     if extra and not missing:
-        return f"{extra[0]} is in the weights, but the heads in config.json do not keep it"
-    return f"the weights are {found:,} numbers, but the heads that config.json keeps have {least:,}"
+        return f"{extra[0]} is in the weights, but the heads and neurons in config.json do not keep it"
+    return f"the weights are {found:,} numbers, but the heads and neurons that config.json keeps have {least:,}"
 
 
 def _differing_type(needed: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> str | None:
@@ -135,11 +141,12 @@ def _check_numbers(folder: Path, config: Mapping[str, Any], stored: Mapping[str,
 
 
 @contextmanager
-def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor]) -> Iterator[None]:
-    """Raise an error as soon as a model under construction is far larger than its weights."""
+def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor], *, num_removed: int) -> Iterator[None]:
+    """Raise an error as soon as a model under construction is far larger than its weights and the removed neurons."""
     most_tensors = _most_parameters(stored)
-    # The model is built with all its heads; a small model is never too large.
-    most_elements = 16 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
+    # The model is built with all its heads and neurons; a small model is never too large.
+    longest = 16 * sum(tensor.num_elements for tensor in stored.values()) + 2**24
+    most_elements = longest + num_removed
     thread, counts = threading.get_ident(), [0, 0]
 
     def count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
@@ -147,7 +154,7 @@ def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor]) -> Itera
             return
         counts[0] += 1
         counts[1] += tensor.numel()
-        if counts[0] > most_tensors or counts[1] > most_elements:
+        if counts[0] > most_tensors or counts[1] > most_elements or max(tensor.shape, default=0) > longest:
             reason = f"it describes a model far larger than its weights, which are {len(stored)} tensors"
             raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
 
@@ -163,5 +170,19 @@ def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor]) -> Itera
 
 
 def _most_parameters(stored: Mapping[str, StoredTensor]) -> int:
-    """Return the bound on parameters: layers without heads keep at least a quarter of their tensors."""
+    """Return the bound on parameters: layers without heads or neurons keep at least a quarter of their tensors."""
     return 4 * len(stored) + 100
+
+
+def _most_removed(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> int:
+    """Return a bound on the numbers in the rows and columns of removed neurons.
+
+    Without most of its neurons, a model may be a hundredth of the original. A neuron has at most three vectors of the
+    hidden size, which some stored tensor has.
+    """
+    record = config.get(RECORD_KEY)
+    entries = walk(record.get("feed_forward") if isinstance(record, dict) else None)
+    widths = [value for name, value in entries if name.endswith(".width") and type(value) is int and value > 0]
+    num_neurons = sum(min(width, _MAX_WIDTH) for width in widths)
+    longest = max((max(tensor.shape, default=0) for tensor in stored.values() if tensor.num_elements), default=0)
+    return 3 * num_neurons * longest

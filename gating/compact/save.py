@@ -93,7 +93,7 @@ def save_compact(
         saved.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        write_card(folder / "README.md", model, report, stock=stock)
+        write_card(folder / "README.md", model, report, stock)
         if verify:
             with _as_stock_error() if stock else nullcontext():
                 check_saved(model, folder, probe=probe)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -160,18 +161,25 @@ _MAKERS: dict[str, Callable[[PreTrainedModel, int, int, torch.Generator], Tensor
 def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor], *, with_gradients: bool = False) -> list[Tensor]:
     """Return the floating-point output tensors of a model for a batch, in evaluation mode.
 
-    The model keeps its mode, and the global random numbers their state.
+    All modules keep their mode, and the global random numbers their state.
     """
-    was_training = model.training
+    # Some encoders draw random numbers in evaluation, too, such as masked patches.
+    with _evaluating(model), torch.set_grad_enabled(with_gradients), torch.random.fork_rng():
+        torch.manual_seed(0)
+        outputs = model(**probe)
+    return list(_tensors(outputs))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Set a model to evaluation inside a ``with`` block, and restore the mode of each module: frozen parts differ."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        # Some encoders draw random numbers in evaluation, too, such as masked patches.
-        with torch.set_grad_enabled(with_gradients), torch.random.fork_rng():
-            torch.manual_seed(0)
-            outputs = model(**probe)
+        yield
     finally:
-        model.train(was_training)
-    return list(_tensors(outputs))
+        for module, is_training in modes.items():
+            module.training = is_training
 
 
 def cached_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -183,18 +191,13 @@ def cached_outputs(model: nn.Module, probe: Mapping[str, Tensor]) -> tuple[Tenso
     name = "decoder_input_ids" if "decoder_input_ids" in probe else "input_ids"
     if name not in probe or not (isinstance(model, PreTrainedModel) and model.can_generate()):
         return None
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            full = model(**probe)
-            first = model(**{**probe, name: probe[name][:, :-1]}, use_cache=True)
-            caches = {key: value for key, value in first.items() if isinstance(value, Cache)}
-            if not caches or "logits" not in first:
-                return None
-            step = model(**{**probe, name: probe[name][:, -1:]}, **caches)
-    finally:
-        model.train(was_training)
+    with _evaluating(model), torch.no_grad():
+        full = model(**probe)
+        first = model(**{**probe, name: probe[name][:, :-1]}, use_cache=True)
+        caches = {key: value for key, value in first.items() if isinstance(value, Cache)}
+        if not caches or "logits" not in first:
+            return None
+        step = model(**{**probe, name: probe[name][:, -1:]}, **caches)
     return full.logits[:, -1], step.logits[:, -1]
 
 

@@ -82,7 +82,7 @@ Every layer kept equally many units, so that this is a model of its original arc
 """
 
 
-def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None, *, stock: bool = False) -> None:
+def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None, stock: bool = False) -> None:
     """Write a model card with the metadata that hubs read.
 
     Args:

@@ -135,9 +135,12 @@ def load_whole(load: Callable[..., Any], folder: Path) -> PreTrainedModel:
     loaded: tuple[PreTrainedModel, Any] = load(ignore_mismatched_sizes=True, output_loading_info=True)
     model, found = loaded
     for kind, problem in (
-        ("mismatched_keys", "has another shape in the weights than the heads that config.json keeps ask for"),
+        (
+            "mismatched_keys",
+            "has another shape in the weights than the heads and neurons in config.json ask for",
+        ),
         ("missing_keys", "is not in the weights"),
-        ("unexpected_keys", "is in the weights, but the heads in config.json do not keep it"),
+        ("unexpected_keys", "is in the weights, but the heads and neurons in config.json do not keep it"),
     ):
         if found[kind]:
             first = sorted(found[kind])[0]

@@ -80,7 +80,7 @@ def _set_attention_specs(model: nn.Module, specs: object) -> None:
         raise damaged("specs is not a table of classes")
     for module in model.modules():
         if type(module).__name__ in specs:
-            module.attention_spec = AttentionSpec(**_tuples(specs[type(module).__name__]))  # type: ignore[assignment]
+            module.attention_spec = _read_spec(AttentionSpec, type(module).__name__, specs[type(module).__name__])
 
 
 def _set_feed_forward_specs(model: nn.Module, specs: object) -> None:
@@ -88,7 +88,7 @@ def _set_feed_forward_specs(model: nn.Module, specs: object) -> None:
         raise damaged("feed_forward_specs is not a table of blocks")
     modules = dict(model.named_modules())
     for name, fields in specs.items():
-        spec = FeedForwardSpec(**_tuples(fields))
+        spec = _read_spec(FeedForwardSpec, name, fields)
         full_name = next((full for full in (f"{base_prefix(model)}{name}", name) if full in modules), None)
         if full_name is None:  # A part of the saved model lacks some blocks.
             continue
@@ -96,6 +96,13 @@ def _set_feed_forward_specs(model: nn.Module, specs: object) -> None:
         if owner is None or not fits(owner, spec):
             raise damaged(f"the layout of block {name!r} does not fit {type(model).__name__}")
         owner.feed_forward_spec = spec
+
+
+def _read_spec(spec_class: type, name: str, fields: object) -> Any:
+    try:
+        return spec_class(**_tuples(fields))
+    except TypeError:
+        raise damaged(f"the layout of {name!r} has other fields than one has") from None
 
 
 def _plan_heads(model: nn.Module, entries: dict[str, object], *, may_be_empty: bool) -> list[Edit]:
