@@ -19,7 +19,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
 from gating.errors import RemedyError
 from gating.structure.blocks import AttentionBlock, base_prefix, iter_attention_blocks
-from gating.structure.edits import num_outputs
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.structure.record import RECORD_KEY
 
@@ -158,7 +157,7 @@ def _dense_state(model: PreTrainedModel) -> dict[str, Tensor]:
 def _changes(config: PreTrainedConfig, blocks: Sequence[_Block]) -> Iterator[_Change]:
     """Yield changes of a configuration, nested ones included, that could give blocks their present sizes."""
     widths = {
-        (block.width_before, block.num_neurons, num_outputs(block.output_projection))
+        (block.width_before, block.num_neurons, block.hidden_size)
         for block in blocks
         if isinstance(block, FeedForwardBlock) and block.num_neurons != block.width_before
     }

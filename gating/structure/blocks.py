@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from .edits import Handle, hook_input, num_inputs, num_outputs, weight_dim
+from .edits import Handle, hook_input, num_inputs, num_outputs, weight_dim, without_adapter
 from .errors import InputError
 from .families import AttentionSpec, RowLayout, find_spec
 
@@ -97,8 +97,9 @@ class AttentionBlock:
 
     @property
     def input_weight(self) -> tuple[nn.Module, str, int]:
-        """Module, name and dimension of the parameter entries that the features meet: columns of the projection."""
-        return self.output_projection, "weight", weight_dim(self.output_projection, "inputs")
+        """Module and name of the parameter that multiplies the features, and their dimension in it."""
+        linear = without_adapter(self.output_projection)
+        return linear, "weight", weight_dim(linear, "inputs")
 
     def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
         """Call a function on the outputs of the heads, ``[..., num_slots * head_dim]``, in each use of the module."""

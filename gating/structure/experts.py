@@ -5,10 +5,9 @@ experts of different widths would not fit into one parameter. The features betwe
 the output of no layer, so hooks are put on the activation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,16 +15,7 @@ from .edits import Edit, Features, Handle, SetAttribute, TakeEntries
 from .feed_forward_specs import FeedForwardSpec, UpLayout, rows_of_layout
 from .subclasses import ConfigView
 
-__all__ = [
-    "GROUP_FACTOR",
-    "ExpertsSpec",
-    "count_experts_per_token",
-    "count_neurons",
-    "expert_size",
-    "find_experts_spec",
-    "hook_activation",
-    "plan_experts_cut",
-]
+__all__ = ["GROUP_FACTOR", "ExpertsSpec", "find_experts_spec", "hook_activation"]
 
 # torch.nn.functional.grouped_mm needs strides of 16 bytes: 8 numbers of half precision.
 GROUP_FACTOR = 8
@@ -47,13 +37,57 @@ class ExpertsSpec(FeedForwardSpec):
 
     @property
     def input_dim(self) -> int:
-        """The dimension of the down projection with an entry for each neuron."""
+        """The dimension of a parameter that belongs to the inputs of its experts."""
         return 1 if self.is_transposed else 2
 
     @property
     def output_dim(self) -> int:
-        """The dimension of the up projections with an entry for each output."""
-        return 2 if self.is_transposed else 1
+        """The dimension of a parameter that belongs to the outputs of its experts."""
+        return 3 - self.input_dim
+
+    def num_neurons(self, experts: nn.Module) -> int:
+        """Return the number of neurons of each expert in a module."""
+        return _shape(experts, self.down)[self.input_dim]
+
+    def hidden_size(self, experts: nn.Module) -> int:
+        """Return the width of the output of experts."""
+        return _shape(experts, self.down)[self.output_dim]
+
+    def experts_per_token(self, experts: nn.Module) -> int:
+        """Return the number of experts that compute each token: those that the router chooses, or all as in Llama 4."""
+        config = getattr(experts, "config", None)
+        numbers = (getattr(config, name, None) for name in _PER_TOKEN)
+        return next((number for number in numbers if type(number) is int), _shape(experts, self.down)[0])
+
+    def neuron_size(self, experts: nn.Module) -> tuple[int, int]:
+        """Return the multiply-accumulates of a neuron for one token, and its number of parameters in all experts."""
+        num_rows = sum(1 if layout == "plain" else 2 for _, layout in self.ups)
+        num_biases = sum(1 if layout == "plain" else 2 for _, layout in self.biases(experts))
+        weights = self.hidden_size(experts) * (num_rows + 1)
+        return self.experts_per_token(experts) * weights, _shape(experts, self.down)[0] * (weights + num_biases)
+
+    def biases(self, experts: nn.Module) -> list[tuple[str, UpLayout]]:
+        """Return the names and layouts of the biases of the up projections, ``[num_experts, outputs]``."""
+        pairs = [(f"{name}_bias", layout) for name, layout in self.ups]
+        return [pair for pair in pairs if experts._parameters.get(pair[0]) is not None]
+
+    def plan_cuts(self, experts: nn.Module, positions: Sequence[int], width: int) -> list[Edit]:
+        """Plan to keep the neurons at some of ``width`` positions.
+
+        Without any neuron the experts give their biases, weighted by the router, and all parameters keep a gradient.
+        The grouped products of matrices refuse a width of zero; the batched ones, which replace them there, gather
+        weights of size zero.
+        """
+        dims = dict.fromkeys(self.ups, self.output_dim) | dict.fromkeys(self.biases(experts), 1)
+        edits: list[Edit] = [
+            TakeEntries(experts, name, Features(rows_of_layout(layout, positions, width), 1), dim)
+            for (name, layout), dim in dims.items()
+        ]
+        edits.append(TakeEntries(experts, self.down, Features(positions, 1), self.input_dim))
+        if not positions and hasattr(getattr(experts, "config", None), "_experts_implementation"):
+            view = ConfigView(experts.config, {"_experts_implementation": "batched_mm"})
+            edits.append(SetAttribute(experts, "config", view))
+        return edits
 
 
 def find_experts_spec(module: nn.Module) -> ExpertsSpec | None:
@@ -68,90 +102,37 @@ def find_experts_spec(module: nn.Module) -> ExpertsSpec | None:
     """
     parameters = module._parameters
     ups = next((names for names in _UPS if all(_has_three_dims(parameters.get(name)) for name in names)), None)
-    down = parameters.get(_DOWN)
-    if ups is None or down is None or not _has_three_dims(down) or _activation(module) is None:
+    if ups is None or not _has_three_dims(parameters.get(_DOWN)) or _activation(module) is None:
         return None
-    up: Any = parameters[ups[0]]
+    (_, *up), (_, *down) = _shape(module, ups[0]), _shape(module, _DOWN)
     is_fused = ups == _UPS[0]
     layout: UpLayout = "plain" if not is_fused else "halves" if getattr(module, "is_concatenated", True) else "pairs"
     # Shapes cannot tell for layers that are not fused; transformers has written the answer into the module.
-    is_transposed = (
-        (up.shape[1], up.shape[2]) == (down.shape[2], 2 * down.shape[1])
-        if is_fused
-        else bool(getattr(module, "is_transposed", False))
-    )
+    is_transposed = up == [down[1], 2 * down[0]] if is_fused else bool(getattr(module, "is_transposed", False))
     spec = ExpertsSpec(tuple((name, layout) for name in ups), _DOWN, is_transposed)
-    width, hidden = down.shape[spec.input_dim], down.shape[3 - spec.input_dim]
-    shape = (2 * width if is_fused else width, hidden)
-    found = {(parameters[name].shape[spec.output_dim], parameters[name].shape[3 - spec.output_dim]) for name in ups}  # type: ignore[union-attr]
-    return spec if found == {shape} else None
+    rows, hidden = spec.num_neurons(module) * (2 if is_fused else 1), spec.hidden_size(module)
+    expected = [hidden, rows] if is_transposed else [rows, hidden]
+    return spec if all(_shape(module, name)[1:] == expected for name in ups) else None
 
 
-def count_neurons(module: nn.Module, spec: ExpertsSpec) -> int:
-    """Return the number of neurons of each expert."""
-    down: Any = getattr(module, spec.down)
-    return int(down.shape[spec.input_dim])
+def hook_activation(experts: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:
+    """Call a function on the features of experts, ``[..., num_neurons]``; a result other than None replaces them.
 
-
-def count_experts_per_token(module: nn.Module, spec: ExpertsSpec) -> int:
-    """Return the number of experts that compute each token: those that the router chooses, or all as in Llama 4."""
-    config = getattr(module, "config", None)
-    numbers = (getattr(config, name, None) for name in _PER_TOKEN)
-    return next((number for number in numbers if type(number) is int), len(getattr(module, spec.down)))
-
-
-def expert_size(module: nn.Module, spec: ExpertsSpec) -> tuple[int, int]:
-    """Return the multiply-accumulates of a neuron for one token in one expert, and its parameters in all experts."""
-    down: Any = getattr(module, spec.down)
-    hidden = down.shape[3 - spec.input_dim]
-    num_rows = sum(1 if layout == "plain" else 2 for _, layout in spec.ups)
-    num_biases = sum(1 if layout == "plain" else 2 for _, layout in _biases(module, spec))
-    return hidden * (num_rows + 1), len(down) * (hidden * (num_rows + 1) + num_biases)
-
-
-def plan_experts_cut(module: nn.Module, spec: ExpertsSpec, positions: Sequence[int], width: int) -> list[Edit]:
-    """Plan to keep some neurons of all experts.
-
-    Without any neuron the experts give their biases, weighted by the router, and all parameters keep a gradient. The
-    grouped products of matrices refuse a width of zero; the batched ones, which replace them there, gather weights of
-    size zero.
+    The features are the output of the activation: the product with the other half, before it or after, is taken
+    element by element, as is a factor of each feature.
 
     Args:
-        module: The module of the experts.
-        spec: The layout of its parameters.
-        positions: Positions of the kept neurons among the present ones.
-        width: Number of present neurons.
+        experts: The module of the experts.
+        function: For models that are copied with their hooks, a module.
     """
-    dims = dict.fromkeys(spec.ups, spec.output_dim) | dict.fromkeys(_biases(module, spec), 1)
-    edits: list[Edit] = [
-        TakeEntries(module, name, Features(rows_of_layout(layout, positions, width), 1), dim)
-        for (name, layout), dim in dims.items()
-    ]
-    edits.append(TakeEntries(module, spec.down, Features(positions, 1), spec.input_dim))
-    if not positions and hasattr(getattr(module, "config", None), "_experts_implementation"):
-        view = ConfigView(module.config, {"_experts_implementation": "batched_mm"})
-        edits.append(SetAttribute(module, "config", view))
-    return edits
-
-
-def hook_activation(module: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:
-    """Call a function on the features of experts, ``[..., num_neurons]``, and use its result if it is not None.
-
-    The features are those after the activation: the product with the other half comes before or after it and, like a
-    factor of each feature, is taken element by element.
-
-    Args:
-        module: The module of the experts.
-        function: Function of the features, which must be a copy's own if the model is copied: a module, for example.
-    """
-    name = _activation(module)
+    name = _activation(experts)
     assert name is not None
-    point = getattr(module, name)
+    point = getattr(experts, name)
     if not isinstance(point, nn.Module):
         # An attribute of the module itself precedes the method of its class.
-        point = _Calling(point, is_method=name not in module.__dict__)
-        module.__dict__[name] = point
-    return _ActivationHandle(module, name, point, point.register_forward_hook(partial(_replace_output, function)))
+        point = _Calling(point, is_method=name not in experts.__dict__)
+        experts.__dict__[name] = point
+    return _ActivationHandle(experts, name, point, point.register_forward_hook(partial(_replace_output, function)))
 
 
 class _Calling(nn.Module):
@@ -188,13 +169,6 @@ def _replace_output(
     return function(output)
 
 
-def _biases(module: nn.Module, spec: ExpertsSpec) -> Iterator[tuple[str, UpLayout]]:
-    """Yield the names and layouts of the biases of the up projections, ``[num_experts, outputs]``."""
-    for name, layout in spec.ups:
-        if module._parameters.get(f"{name}_bias") is not None:
-            yield f"{name}_bias", layout
-
-
 def _activation(module: nn.Module) -> str | None:
     """Return the name of the function with the features as output, or None.
 
@@ -209,3 +183,9 @@ def _activation(module: nn.Module) -> str | None:
 
 def _has_three_dims(parameter: Tensor | None) -> bool:
     return parameter is not None and parameter.dim() == 3
+
+
+def _shape(module: nn.Module, name: str) -> list[int]:
+    parameter = module._parameters[name]
+    assert parameter is not None
+    return list(parameter.shape)

@@ -4,7 +4,6 @@ A group of neurons is to the down projection as a head is to the output projecti
 down projection there must be nothing but an activation, a product with the gated half, and dropout.
 """
 
-import operator
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,17 +24,14 @@ from .edits import (
     without_adapter,
 )
 from .errors import InputError
-from .experts import (
-    GROUP_FACTOR,
-    ExpertsSpec,
-    count_experts_per_token,
-    count_neurons,
-    expert_size,
-    find_experts_spec,
-    hook_activation,
-    plan_experts_cut,
+from .experts import GROUP_FACTOR, ExpertsSpec, find_experts_spec, hook_activation
+from .feed_forward_specs import (
+    FeedForwardSpec,
+    UpLayout,
+    check_group_size,
+    find_feed_forward_spec,
+    rows_of_layout,
 )
-from .feed_forward_specs import FeedForwardSpec, UpLayout, find_feed_forward_spec, rows_of_layout
 
 __all__ = [
     "DEFAULT_GROUP_SIZE",
@@ -102,6 +98,11 @@ class FeedForwardBlock:
         """The down projection, whose input is gated."""
         return self.module.get_submodule(self.spec.down)
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the output."""
+        return num_outputs(self.output_projection)
+
     def ups(self) -> Iterator[tuple[nn.Module, UpLayout]]:
         """Yield the linear layers that compute the intermediate features, with the layouts of their rows."""
         for path, layout in self.spec.ups:
@@ -109,8 +110,9 @@ class FeedForwardBlock:
 
     @property
     def input_weight(self) -> tuple[nn.Module, str, int]:
-        """Module, name and dimension of the parameter entries that the features meet, as in attention blocks."""
-        return self.output_projection, "weight", weight_dim(self.output_projection, "inputs")
+        """Module and name of the parameter that multiplies the features, and their dimension in it."""
+        linear = without_adapter(self.output_projection)
+        return linear, "weight", weight_dim(linear, "inputs")
 
     def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
         """Call a function on the features, ``[..., num_neurons]``, in each use; a result replaces them."""
@@ -137,7 +139,7 @@ class FeedForwardBlock:
         Raises:
             ValueError: The size is not positive, or neurons were removed in groups that it does not divide.
         """
-        group_size = _check_group_size(group_size)
+        group_size = check_group_size(group_size)
         if group_size == self.group_size:
             return self
         if len(self.group_ids) == self.num_groups_before:
@@ -196,12 +198,17 @@ class ExpertsBlock(FeedForwardBlock):
     @property
     def experts_per_token(self) -> int:
         """Number of experts that compute each token."""
-        return count_experts_per_token(self.module, self.spec)
+        return self.spec.experts_per_token(self.module)
 
     @property
     def output_projection(self) -> nn.Module:
         """The module of the experts, which holds their down projections."""
         return self.module
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the output."""
+        return self.spec.hidden_size(self.module)
 
     def ups(self) -> Iterator[tuple[nn.Module, UpLayout]]:
         """Yield nothing: no layer computes the features of experts, but parameters of the module."""
@@ -209,7 +216,7 @@ class ExpertsBlock(FeedForwardBlock):
 
     @property
     def input_weight(self) -> tuple[nn.Module, str, int]:
-        """The down projection's parameter, ``[num_experts, ...]``, as in other blocks."""
+        """Module and name of the parameter that multiplies the features, and their dimension in it."""
         return self.module, self.spec.down, self.spec.input_dim
 
     def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
@@ -218,8 +225,7 @@ class ExpertsBlock(FeedForwardBlock):
 
     def neuron_size(self) -> tuple[int, int]:
         """Return the multiply-accumulates of a neuron for one token, and its number of parameters in all experts."""
-        macs_of_one_expert, parameters = expert_size(self.module, self.spec)
-        return self.experts_per_token * macs_of_one_expert, parameters
+        return self.spec.neuron_size(self.module)
 
     def regrouped(self, group_size: int) -> "FeedForwardBlock":
         """Return the same block in groups of another size; a size that is no multiple of 8 is an error, too."""
@@ -233,7 +239,7 @@ class ExpertsBlock(FeedForwardBlock):
         return block
 
     def _plan_cuts(self, positions: list[int], width: int) -> tuple[list[Edit], nn.Module]:
-        return plan_experts_cut(self.module, self.spec, positions, width), self.module
+        return self.spec.plan_cuts(self.module, positions, width), self.module
 
 
 # Blocks with units that can be gated and removed: attention heads, or groups of feed-forward neurons.
@@ -279,21 +285,10 @@ def _describe(
     name: str, layer_idx: int, module: nn.Module, spec: FeedForwardSpec, default_size: int
 ) -> FeedForwardBlock:
     down = _down(module, spec)
-    width = count_neurons(module, spec) if isinstance(spec, ExpertsSpec) else num_inputs(down)
+    width = spec.num_neurons(module) if isinstance(spec, ExpertsSpec) else num_inputs(down)
     groups = default_size, width, tuple(range(-(-width // default_size)))
     if hasattr(down, "kept_groups"):
         groups = down.group_size, down.width_before, down.kept_groups
     if isinstance(spec, ExpertsSpec):
         return ExpertsBlock(name, layer_idx, module, spec, *groups)
     return FeedForwardBlock(name, layer_idx, module, spec, *groups)
-
-
-def _check_group_size(group_size: Any) -> int:
-    """Return a group size as a Python integer; integers of NumPy and PyTorch are accepted."""
-    try:
-        number = 0 if isinstance(group_size, bool) else operator.index(group_size)
-    except TypeError:
-        number = 0
-    if number < 1:
-        raise InputError(f"group_size={group_size!r} must be a positive whole number of neurons, such as 64.")
-    return number

@@ -1,0 +1,238 @@
+"""Experts whose weights are parameters: the same neurons in each, gated at the activation and removed exactly."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import gating
+from gating.compact.stock import stock_model
+from gating.discovery.find import find_blocks
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.discovery.undo import apply_edits, undo_edits
+from gating.gates import create_gates
+from gating.objectives.baselines.importance import Importance
+from gating.objectives.baselines.magnitude import Magnitude
+from gating.pruning.macs import measure_macs
+from gating.pruning.prune import plan_pruning
+from gating.structure.feed_forward import ExpertsBlock
+from tests.support.family_models import EXPERTS
+from tests.support.fresh_process import answers_of_fresh_process, outputs_of
+from tests.support.masked_models import check_generation, compact, finalized, make_pattern, prune, without_gradient
+from tests.support.tiny_models import assert_same_state, state_of
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+# Masked and compact models add the same numbers in another order.
+TOLERANCE = 1e-5
+BOTH = ("heads", "neurons")
+# Of the models with experts in one parameter.
+STACKED = [name for name in EXPERTS if name not in ("switch_transformers", "nllb_moe")]
+# An activation that is a module, a method, and a function.
+ACTIVATIONS = ["mixtral", "gpt_oss", "lfm2_moe"]
+
+
+def experts_of(model):
+    blocks = gating.find_feed_forward_blocks(model, group_size=8)
+    return [block for block in blocks if isinstance(block, ExpertsBlock)]
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_compact_equals_masked(name):
+    for seed in (0, 1, None):
+        model, masked, probe = compact(EXPERTS[name], seed, units="neurons")
+        assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
+        assert without_gradient(model, probe) <= without_gradient(EXPERTS[name].build(), probe)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "deepseek_v3", "nemotron_h", "lfm2_moe"])
+def test_each_implementation_of_experts_is_exact(name):
+    for implementation in ("eager", "batched_mm", "grouped_mm"):
+        model = EXPERTS[name].build()
+        model.set_experts_implementation(implementation)
+        probe, gates = make_probe(model), gating.inject_gates(model, units="neurons", group_size=8)
+        pattern = make_pattern(gates, 0)
+        with gates.fixed_at(pattern):
+            masked = forward_outputs(model, probe)
+        prune(model, gates, pattern)
+        assert model.config._experts_implementation == implementation
+        assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
+
+
+def test_each_group_leaves_a_width_for_grouped_products_in_half_precision():
+    model = EXPERTS["mixtral"].build().bfloat16()
+    for group in range(6):
+        gating.prune_neurons(model, {0: [group]}, group_size=8)
+        assert forward_outputs(model, make_probe(model))[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_generates_the_same(name):
+    check_generation(EXPERTS[name], 0, units=BOTH)
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_fractions_are_folded(name):
+    model, masked, probe = finalized(EXPERTS[name], 2, units="neurons")
+    assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_removal_is_undone_bit_for_bit(name):
+    model = EXPERTS[name].build()
+    state, text, classes = state_of(model), str(model), [type(module) for module in model.modules()]
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    configurations = [experts.module.config for experts in experts_of(model)]
+    blocks = find_blocks(model, units="neurons", group_size=8)
+    kept = {block.name: set(block.unit_ids[1::2] if index % 2 else ()) for index, block in enumerate(blocks)}
+    undo_edits(apply_edits(plan_pruning(model, blocks, kept)))
+    assert_same_state(model, state)
+    assert (str(model), [type(module) for module in model.modules()]) == (text, classes)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert all(experts.module.config is one for experts, one in zip(experts_of(model), configurations, strict=True))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gates_leave_no_trace_when_they_are_removed(name):
+    model = EXPERTS[name].build()
+    text, attributes = str(model), {name: dict(vars(module)) for name, module in model.named_modules()}
+    gates = gating.inject_gates(model, units="neurons", group_size=8)
+    assert "num_gates=6" in str(model)
+    gates.remove()
+    assert str(model) == text
+    for name, module in model.named_modules():
+        assert set(vars(module)) == set(attributes[name])
+        assert all(
+            vars(module)[key] is attributes[name][key] for key in ("act_fn", "_apply_gate") if key in vars(module)
+        )
+        assert not module._forward_hooks
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_copy_has_gates_of_its_own(name):
+    model = EXPERTS[name].build()
+    gating.inject_gates(model, units="neurons", group_size=8)
+    probe = make_probe(model)
+    before = forward_outputs(model, probe)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied.head_gates.log_alpha.fill_(-9.0)
+    assert max_relative_difference(before, forward_outputs(model, probe)) == 0
+    assert max_relative_difference(before, forward_outputs(copied, probe)) > 1e-3
+    copied.head_gates.remove()
+    assert max_relative_difference(before, forward_outputs(model, probe)) == 0
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gates_learn(name):
+    model = EXPERTS[name].build().train()
+    gates = gating.inject_gates(model, units="neurons", group_size=8, init_prob_open=0.5)
+    probe = make_probe(model)
+    model(**probe).logits.square().mean().backward()
+    learned = gates.log_alpha.grad.clone()
+    assert (learned != 0).float().mean() > 0.3
+    assert all(part.any() for part in learned.split(gates.block_sizes))
+
+
+def test_a_folder_loads_in_a_new_process(tmp_path):
+    jobs, expected = {}, {}
+    for name in ("mixtral", "gpt_oss", "deepseek_v3"):
+        model, _, probe = compact(EXPERTS[name], 0, units="neurons")
+        gating.save_compact(model, tmp_path / name)
+        auto_class = next(auto for auto, path in model.config.auto_map.items() if path.endswith(type(model).__name__))
+        jobs[name] = {"folder": str(tmp_path / name), "auto_class": auto_class, "batch": probe}
+        expected[name] = forward_outputs(model, probe)
+    answers = answers_of_fresh_process(jobs, with_package=False)
+    for name, outputs in expected.items():
+        assert max_relative_difference(outputs[:1], outputs_of(answers[name])) <= TOLERANCE, name
+
+
+def test_the_record_has_the_experts_of_a_layer_once():
+    model = EXPERTS["qwen2_moe"].build()
+    gating.prune_neurons(model, {"layers.1.mlp.experts": [0, 5]}, group_size=8)
+    record = model.config.to_dict()["head_gating"]
+    assert record["feed_forward"]["layers.1.mlp.experts"] == {"width": 48, "group": 8, "kept": [1, 2, 3, 4]}
+    assert "layers.1.mlp.shared_expert.down_proj" in record["feed_forward"]
+    assert "feed_forward_specs" not in record
+    assert [block.group_ids for block in experts_of(model)] == [tuple(range(6)), (1, 2, 3, 4), tuple(range(6))]
+
+
+def test_equally_many_neurons_in_all_layers_give_a_stock_model():
+    model = EXPERTS["mixtral"].build()
+    gating.prune_neurons(model, {0: [0], 1: [3], 2: [5]}, group_size=8)
+    assert stock_model(model).config.intermediate_size == 40
+
+
+@pytest.mark.parametrize("group_size", [4, 12])
+def test_groups_of_another_size_are_refused(group_size):
+    message = rf"multiples of 8 \(strides of 16 bytes\): group_size={group_size} must be one, such as (8|16) or 64"
+    with pytest.raises(ValueError, match=message):
+        gating.inject_gates(EXPERTS["mixtral"].build(), units="neurons", group_size=group_size)
+
+
+def test_experts_that_cannot_be_gated_are_refused():
+    model = EXPERTS["mixtral"].build()
+    model.config._experts_implementation = "sonicmoe"
+    with pytest.raises(ValueError, match=r"'sonicmoe' .*set_experts_implementation\('grouped_mm'\)"):
+        gating.find_feed_forward_blocks(model)
+    model.config._experts_implementation = "eager"
+    experts = model.model.layers[1].mlp.experts
+    experts._is_expert_parallel = True
+    with pytest.raises(ValueError, match=r"layers.1.mlp.experts .*without expert parallelism"):
+        gating.find_feed_forward_blocks(model)
+    experts._is_expert_parallel = False
+    experts.down_proj = nn.Parameter(experts.down_proj.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ValueError, match=r"layers.1.mlp.experts.*quantized .*remove neurons first"):
+        gating.find_feed_forward_blocks(model)
+
+
+@pytest.mark.parametrize(("name", "per_token"), [("mixtral", 2), ("gpt_oss", 2), ("nemotron_h", 2), ("llama4", 4)])
+def test_sizes_of_gates_count_all_parameters_and_the_experts_of_a_token(name, per_token):
+    model = EXPERTS[name].build()
+    gates, blocks = (
+        create_gates(model, units="neurons", group_size=8),
+        find_blocks(model, units="neurons", group_size=8),
+    )
+    index = next(i for i, block in enumerate(blocks) if isinstance(block, ExpertsBlock))
+    first = sum(gates.block_sizes[:index])
+    vectors = 2 if name == "nemotron_h" else 3
+    assert blocks[index].experts_per_token == per_token
+    assert gates.macs_per_gate[first] == 128 * per_token * 8 * vectors * 64
+    measured = measure_macs(model, gates, blocks, make_probe(model))
+    length = make_probe(model)["input_ids"].shape[1]
+    assert measured[first] == gates.macs_per_gate[first] / 128 * length
+    report = gating.prune_neurons(model, {blocks[index].name: [0]}, group_size=8)
+    assert report.num_parameters_before - report.num_parameters == gates.parameters_per_gate[first]
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_rankings_know_experts(name):
+    model = EXPERTS[name].build()
+    gates, ranking = gating.inject_gates(model, units="neurons", group_size=8), Importance()
+    ranking.attach(gates)
+    probe = make_probe(model)
+    output = model(**probe)
+    output[0].square().mean().backward()
+    assert all(part.norm().isclose(torch.tensor(1.0)) for part in ranking.scores(gates).split(gates.block_sizes))
+    blocks = gates.blocks()
+    by_block = Magnitude().scores(gates).split(gates.block_sizes)
+    for block, scores in zip(blocks, by_block, strict=True):
+        if isinstance(block, ExpertsBlock):
+            weights = [block.module._parameters[name] for name in (*dict(block.spec.ups), block.spec.down)]
+            _, parameters = block.neuron_size()
+            total = sum(float(weight.detach().abs().sum()) for weight in weights)
+            assert float((scores * 8 * parameters).sum()) == pytest.approx(total, rel=1e-4)
+
+
+def test_importance_is_the_derivative_with_respect_to_each_gate():
+    # One token in one expert: sums and absolute values can be exchanged.
+    family = replace(EXPERTS["mixtral"], arguments={**EXPERTS["mixtral"].arguments, "num_experts_per_tok": 1})
+    model = family.build()
+    gates, ranking = gating.inject_gates(model, units="neurons", group_size=8), Importance()
+    ranking.attach(gates)
+    values = torch.ones_like(gates.log_alpha, requires_grad=True)
+    with gates.fixed_at(values):
+        model(input_ids=torch.tensor([[5]])).logits.square().mean().backward()
+    assert torch.allclose(ranking.importance, values.grad.abs(), rtol=1e-4, atol=1e-7)
