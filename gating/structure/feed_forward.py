@@ -266,7 +266,8 @@ def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None)
     earlier = {down.group_size for down in downs if hasattr(down, "kept_groups")}
     default = earlier.pop() if len(earlier) == 1 else DEFAULT_GROUP_SIZE
     for order, (owner_name, module, spec) in enumerate(found):
-        path = owner_name if isinstance(spec, ExpertsSpec) else f"{owner_name}.{spec.down}"
+        # Adapters of parameters wrap the module itself.
+        path = owner_name.replace(".base_layer", "") if isinstance(spec, ExpertsSpec) else f"{owner_name}.{spec.down}"
         name = path.removeprefix(".").removeprefix(prefix)
         block = _describe(name, layer_number(name, default=order), module, spec, default)
         yield block if group_size is None else block.regrouped(group_size)

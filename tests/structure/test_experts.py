@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -134,6 +135,22 @@ def test_gates_learn(name):
     learned = gates.log_alpha.grad.clone()
     assert (learned != 0).float().mean() > 0.3
     assert all(part.any() for part in learned.split(gates.block_sizes))
+
+
+def test_gates_outlive_adapters_of_the_parameters():
+    model = EXPERTS["mixtral"].build()
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = peft.LoraConfig(target_modules=["q_proj"], target_parameters=parameters, r=2, init_lora_weights=False)
+    adapted = peft.get_peft_model(model, config)
+    gates = gating.inject_gates(adapted.get_base_model(), units="neurons", group_size=8)
+    assert gates.block_names[0] == "layers.0.mlp.experts"
+    with torch.no_grad():
+        gates.log_alpha[::2] = -9.0
+    probe = make_probe(model)
+    expected = forward_outputs(model, probe)
+    merged = adapted.merge_and_unload()
+    assert gating.finalize(merged, gates).num_neurons == 3 * 24
+    assert max_relative_difference(expected, forward_outputs(merged, probe)) <= TOLERANCE
 
 
 def test_a_folder_loads_in_a_new_process(tmp_path):
