@@ -16,13 +16,10 @@ pytestmark = pytest.mark.usefixtures("quiet")
 # Masked and compact models add the same numbers in another order.
 TOLERANCE = 1e-5
 BOTH = ("heads", "neurons")
-# Their experts lose neurons in multiples of 8, or are not known yet.
-EXPERTS = {"gpt_oss", "mixtral"}
-DENSE = [name for name in FAMILIES if name not in EXPERTS]
-GENERATIVE = [name for name in DENSE if FAMILIES[name].generates]
+GENERATIVE = [name for name, family in FAMILIES.items() if family.generates]
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_compact_equals_masked(name: str) -> None:
     sizes = group_sizes(FAMILIES[name])
     for units, seed, group_size in (("neurons", 0, sizes[1]), (BOTH, 1, sizes[2]), (BOTH, None, sizes[0])):
@@ -37,7 +34,7 @@ def test_generates_the_same(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("units", ["neurons", BOTH], ids=str)
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, None])
 def test_compact_equals_masked_on_more_patterns(name: str, units: Units, seed: int | None) -> None:
