@@ -85,7 +85,7 @@ def measure_against_full(folder: Path, settings: Sequence[str]) -> Mapping[str, 
     run = prepare(read_settings(composed, groups=GROUPS), resumes=False)
     device = check_devices(run.settings.values["trainer"]).root
     dense, smaller = run.state.model.to(device), gating.load_compact(folder / "compact").to(device)
-    run.state.summary.latency = compare_latency(dense, smaller, run.probe_batch())
+    run.state.summary.latency = compare_latency(dense, smaller, run.probe_batch(), precision=0.01)
     run.state.summary.compare_models(dense, smaller, run.probe_batch())
     numbers = run.state.summary.flat()
     return {name: value for name, value in numbers.items() if not name.startswith("seconds/")}

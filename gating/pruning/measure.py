@@ -49,7 +49,13 @@ class LatencyComparison:
 
 
 def compare_latency(
-    before: nn.Module, after: nn.Module, batch: Mapping[str, Tensor], *, repeats: int = 15, warm_up: int = 2
+    before: nn.Module,
+    after: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    repeats: int = 15,
+    warm_up: int = 2,
+    precision: float | None = None,
 ) -> LatencyComparison:
     """Time two models on the same batch, in evaluation mode and without gradients.
 
@@ -59,6 +65,8 @@ def compare_latency(
         batch: Keyword arguments of both models.
         repeats: Number of timings of each model; they alternate, so that a busy machine slows both.
         warm_up: Number of untimed forward passes of each model.
+        precision: Relative standard error of the speedup up to which timing continues, with at most eight times
+            ``repeats``; a busy machine takes more timings.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -72,16 +80,28 @@ def compare_latency(
     for _ in range(warm_up):
         _seconds(before, batch)
         _seconds(after, batch)
-    times = [(_seconds(before, batch), _seconds(after, batch)) for _ in range(repeats)]
+    times: list[tuple[float, float]] = []
+    most = repeats if precision is None else 8 * repeats
+    while len(times) < repeats or (len(times) < most and _error_of_ratio(times) > (precision or 0.0)):
+        times.append((_seconds(before, batch), _seconds(after, batch)))
     before.train(training[0])
     after.train(training[1])
     return LatencyComparison(
         before=statistics.median(first for first, _ in times),
         after=statistics.median(second for _, second in times),
         speedup=statistics.median(first / second for first, second in times),
-        repeats=repeats,
+        repeats=len(times),
         batch=" x ".join(map(str, next(iter(batch.values())).shape)),
     )
+
+
+def _error_of_ratio(times: list[tuple[float, float]]) -> float:
+    """Return the relative standard error of the median ratio, from the median absolute deviation."""
+    ratios = [first / second for first, second in times]
+    median = statistics.median(ratios)
+    deviation = 1.4826 * statistics.median(abs(ratio - median) for ratio in ratios)
+    # Of normal deviates, the median has 1.2533 times the standard error of the mean.
+    return float(1.2533 * deviation / len(ratios) ** 0.5 / median)
 
 
 @torch.inference_mode()

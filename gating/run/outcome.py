@@ -27,7 +27,7 @@ def export(run: Run) -> None:
     with state.summary.timed("latency"):
         dense = type(state.model)._from_config(run.dense_config).to(state.model.device, state.model.dtype)
         share_specs(state.model, dense)
-        state.summary.latency = compare_latency(dense, state.model, run.probe_batch())
+        state.summary.latency = compare_latency(dense, state.model, run.probe_batch(), precision=0.01)
     state.summary.compare_models(dense, state.model, run.probe_batch())
     save = partial(
         save_compact,

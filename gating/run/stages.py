@@ -47,7 +47,7 @@ def search(run: Run, objective: Objective) -> HeadGates:
     gates = run.objects.make_gates(state.model)
     count_macs(gates, state.model, run.data)
     objective.attach(gates)
-    num_others = count_heads(state.model) - gates.num_heads
+    num_others = count_heads(state.model) - gates.num_heads if gates.num_heads else 0
     if num_others and is_rank_zero():
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
     end = SearchEnd(run.objects.convergence) if run.objects.convergence else None
