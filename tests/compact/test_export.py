@@ -6,6 +6,7 @@ from transformers import BertForSequenceClassification
 
 import gating
 from gating.compact import export, export_check
+from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import make_model_folder
 
 pytestmark = [
@@ -55,3 +56,12 @@ def test_missing_packages_are_named(compact_folder, tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'head-gating\[export\]'"):
         export.export_runtime(compact_folder, tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+
+
+def test_models_without_neurons_in_some_layers_give_the_same_outputs_for_padded_batches(tmp_path):
+    model = FAMILIES["gpt2"].build()
+    gating.prune_neurons(model, {0: range(6), 1: [1, 3]}, group_size=8)
+    report = export.export_runtime(model, tmp_path / "exported", format="torch")
+    assert report.max_difference <= 1e-6
+    assert report.refused == ()
+    assert "padded left and right" in report.checked
