@@ -186,12 +186,10 @@ def test_neurons_are_counted_before_and_after_removal(bert):
 
 
 def test_a_busy_machine_takes_more_timings(monkeypatch):
+    model, batch = nn.Linear(1, 1), {"x": torch.ones(1)}
     durations = iter([1.0, 0.5, 2.0, 0.5, 1.0, 0.7] * 20)
     monkeypatch.setattr("gating.pruning.measure._seconds", lambda model, batch: next(durations))
-    noisy = compare_latency(
-        nn.Linear(1, 1), nn.Linear(1, 1), {"x": torch.ones(1)}, repeats=3, warm_up=0, precision=0.01
-    )
-    assert noisy.repeats == 24
+    assert compare_latency(model, model, batch, repeats=3, warm_up=0, precision=0.01).repeats == 24
     monkeypatch.setattr("gating.pruning.measure._seconds", lambda model, batch: 1.0)
-    calm = compare_latency(nn.Linear(1, 1), nn.Linear(1, 1), {"x": torch.ones(1)}, repeats=3, warm_up=0, precision=0.01)
+    calm = compare_latency(model, model, batch, repeats=3, warm_up=0, precision=0.01)
     assert (calm.repeats, calm.speedup) == (3, 1.0)
