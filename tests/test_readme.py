@@ -1,6 +1,7 @@
 """The README: its snippet runs, its commands compose, its links hold."""
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -45,7 +46,7 @@ def test_one_line_removes_the_third_head_of_the_first_layer(tmp_path):
 )
 def test_commands_compose(call):
     if call != "--help":
-        checked_settings(call.split())
+        checked_settings(shlex.split(call))
 
 
 def test_make_targets_exist():
