@@ -1,6 +1,6 @@
 """Which gates close? One objective in each file."""
 
-from gating.objectives.base import HasMovableBudget, Objective
+from gating.objectives.base import FollowsLoss, HasMovableBudget, Objective
 from gating.objectives.baselines.importance import Importance
 from gating.objectives.baselines.iterative import HeadRanking, IterativePruning
 from gating.objectives.baselines.lagrangian import Lagrangian
@@ -18,6 +18,7 @@ __all__ = [
     "ExactBudget",
     "ExpectedCount",
     "FixedPrice",
+    "FollowsLoss",
     "HasMovableBudget",
     "HeadBudget",
     "HeadRanking",

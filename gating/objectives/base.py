@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gating.gates import HeadGates
 from gating.objectives.parts import Costs
 
-__all__ = ["HasCost", "HasMovableBudget", "Objective"]
+__all__ = ["FollowsLoss", "HasCost", "HasMovableBudget", "Objective"]
 
 
 class Objective(Protocol):
@@ -76,3 +76,12 @@ class HasCost(Protocol):
     """
 
     cost: Costs
+
+
+@runtime_checkable
+class FollowsLoss(Protocol):
+    """Objectives whose schedule follows the training loss."""
+
+    def observe(self, loss: Tensor) -> None:
+        """Add the loss of a training batch, a scalar without gradient; called after each forward pass."""
+        ...

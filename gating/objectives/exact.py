@@ -9,7 +9,7 @@ from gating.gates import HeadGates, hard_concrete
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
-from gating.objectives.schedule import BudgetSchedule
+from gating.objectives.schedule import BudgetSchedule, DescentStart
 
 __all__ = ["ExactBudget", "ExpectedCount", "solve_offset"]
 
@@ -17,6 +17,11 @@ __all__ = ["ExactBudget", "ExpectedCount", "solve_offset"]
 # operations.
 _GRIDS, _GRIDS_OF_MANY = (100, 3), (16, 5)
 _MANY_GATES = 2048
+# Expected share of open gates while the descent waits: so near to 1 that no gate is drawn below 1, which would disturb
+# the training of the weights, and none moves. Sigmoids never sum to all heads.
+_ALL_OPEN = 1 - 1e-6
+# Sharpness from the end of the descent on: gates are open or closed, and weights are trained without their noise.
+_DECIDED = 1000.0
 
 
 class ExpectedCount(nn.Module):
@@ -30,6 +35,7 @@ class ExpectedCount(nn.Module):
     Attributes:
         target: Expected sum of the weights of open gates, a scalar buffer.
         weights: Weight of each gate, ``[num_gates]``.
+        sharpness: Factor of ``log_alpha`` before the shift, a scalar buffer; a large one leaves no gate undecided.
 
     Example:
         >>> budget = ExpectedCount(1.5, temperature=2 / 3, stretch_limits=(-0.1, 1.1))
@@ -40,6 +46,7 @@ class ExpectedCount(nn.Module):
 
     target: Tensor
     weights: Tensor
+    sharpness: Tensor
 
     def __init__(
         self,
@@ -60,11 +67,15 @@ class ExpectedCount(nn.Module):
         super().__init__()
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         self.register_buffer("target", torch.tensor(float(target)))
+        # A buffer, since a number would be another graph for torch.compile; it follows from the progress.
+        self.register_buffer("sharpness", torch.tensor(1.0), persistent=False)
         self.temperature = temperature
         self.stretch_limits = stretch_limits
 
     def forward(self, log_alpha: Tensor) -> Tensor:
         """Return the shifted locations, ``[num_gates]``; differentiable, the offset included."""
+        # The factor is not in the gradient, whose norm clips that of all weights.
+        log_alpha = log_alpha + (log_alpha * (self.sharpness - 1)).detach()
         return log_alpha - self.offset(log_alpha)
 
     def offset(self, log_alpha: Tensor) -> Tensor:
@@ -128,6 +139,11 @@ class ExactBudget(nn.Module):
     of the cost of both they compete with each other, and the kept gates leave no room for another one
     (:func:`~gating.objectives.knapsack.fill_budget`).
 
+    An objective that observes the losses of training follows them, unless the schedule has a fixed start. All gates
+    rest at 1 until the loss has fallen (:class:`~gating.objectives.schedule.DescentStart`): heads that close while a
+    model still guesses are chosen by noise, and the noise of gates delays the model. At the end of such a descent each
+    gate is decided, 1 or 0, and weights are trained without noise again.
+
     Example:
         >>> from gating import inject_gates
         >>> from transformers import BertConfig, BertModel
@@ -167,6 +183,7 @@ class ExactBudget(nn.Module):
         self.cost = cost
         self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._schedule = schedule or BudgetSchedule()
+        self._start = DescentStart() if self._schedule.start is None else None
 
     def check(self, gates: HeadGates) -> None:
         """Raise ``InputError`` if these gates cannot keep the budget."""
@@ -181,10 +198,20 @@ class ExactBudget(nn.Module):
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the expected number of open heads or neurons, or the share of cost, for this share of the search."""
         gates.forget_draw()
+        start = None if self._start is None else self._start.update(self._schedule, progress)
+        waits = self._start is not None and start is None
+        decides = self._start is not None and self._start.followed_loss(self._schedule)
+        sharpness = _DECIDED if decides and progress >= self._schedule.end else 1.0
         for (part, budget), count in zip(self._budget.parts(gates), _counts_of(gates), strict=True):
             total = _initial_count(part)
-            number = self._schedule.target(progress, total=total, budget=min(budget, total))
-            count.target.fill_(number * _scale(part))
+            number = self._schedule.target(progress, total=total, budget=min(budget, total), start=start)
+            count.target.fill_((_ALL_OPEN * part.total if waits else number) * _scale(part))
+            count.sharpness.fill_(sharpness)
+
+    def observe(self, loss: Tensor) -> None:
+        """Add the loss of a training batch, a scalar, which the start of the descent follows."""
+        if self._start is not None:
+            self._start.observe(loss)
 
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return zero: the budget is met by construction."""

@@ -15,6 +15,8 @@ __all__ = ["decide_gate_values", "warn_if_arbitrary"]
 
 # Smallest difference between the mean values of kept and of removed gates that counts as a decision.
 _LEAST_GAP = 0.1
+# Least factor of a kept gate.
+_LEAST_STRENGTH = 1e-6
 
 
 def decide_gate_values(
@@ -61,8 +63,9 @@ def decide_gate_values(
                 command=f"objective.price, or give a number of {' and '.join(gates.units)} with objective=budget.",
             )
         return values
-    # A kept head with a closed gate would output zeros: it gets its average strength in training instead.
-    return kept * torch.where(values > 0, values, gates.prob_open().detach())
+    # A kept head with a closed gate would output zeros: it gets its average strength in training instead, which is not
+    # zero, since zero removes it.
+    return kept * torch.where(values > 0, values, gates.prob_open().detach().clamp_min(_LEAST_STRENGTH))
 
 
 def _largest(gates: HeadGates, number: int, unit: Unit) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from gating.data.batches import Batch, model_inputs, num_targets
 from gating.gates import HeadGates
-from gating.objectives import Objective
+from gating.objectives import FollowsLoss, Objective
 from gating.report.score import Score
 from gating.tasks.base import Task
 from gating.training.distillation import Distillation
@@ -127,6 +127,8 @@ class FineTuning(pl.LightningModule):
         if self.objective is not None:
             penalty = self.objective.penalty(self.gates)
             loss = task_loss + penalty
+            if isinstance(self.objective, FollowsLoss):
+                self.objective.observe(task_loss.detach())
             self.log_dict({"train/task_loss": task_loss.detach(), "train/penalty": penalty.detach()})
         self.log("train/loss", loss.detach())
         self._log_step()

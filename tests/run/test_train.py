@@ -112,7 +112,7 @@ def test_gates_descend_to_the_budget(finished):
     folder, _ = finished
     header, *rows = [line.split(",") for line in (folder / "csv" / "metrics.csv").read_text().splitlines()]
     expected = [float(row[header.index("gates/expected_open")]) for row in rows if row[header.index("gates/open")]]
-    assert expected[0] == pytest.approx(0.98 * 12, abs=1e-2)
+    assert expected[0] == pytest.approx(12, abs=1e-4)  # Gates rest until the loss has fallen.
     assert expected[-1] == pytest.approx(4, abs=1e-2)
     steps = [int(row[header.index("step")]) for row in rows]
     assert max(steps) == 11  # counted from 0, and on from search to recovery

@@ -96,6 +96,21 @@ def test_noise_depends_on_the_step_number_alone(folder):
     assert torch.equal(loss_after(1), loss_after(2))
 
 
+def test_the_objective_gets_the_loss_of_each_batch(folder):
+    seen = []
+
+    class Watching(gating.ExactBudget):
+        def observe(self, loss):
+            seen.append(loss)
+
+    model = BertForSequenceClassification.from_pretrained(folder).train()
+    gates, objective = gating.inject_gates(model), Watching(num_heads=4)
+    objective.attach(gates)
+    fit(assemble(model, gates, objective), steps=3)
+    assert len(seen) == 3
+    assert all(loss.shape == () and loss > 0 and not loss.requires_grad for loss in seen)
+
+
 def test_resumed_equals_uninterrupted(folder, tmp_path):
     whole = make_module(folder)
     fit(whole, steps=6)

@@ -117,7 +117,7 @@ class IterativePruning(FullPrecision):
         if num_open < _mask_of(gates).num_open.value:
             _mask_of(gates).fix(self._choose(gates, self._budget, left), num_open=num_open)
             self.ranking.start_over(gates)
-        elif progress <= self._schedule.start < self._schedule.end:
+        elif progress <= self._schedule.earliest < self._schedule.end:
             self.ranking.start_over(gates)
 
     def penalty(self, gates: HeadGates) -> Tensor:

@@ -103,7 +103,7 @@ class Lagrangian(FullPrecision):
             total = 0.98 * part.total
             num_open = self._schedule.target(progress, total=total, budget=min(budget, total))
             self.target_sparsity[index] = 1 - num_open / part.total
-        self._started = progress >= self._schedule.start
+        self._started = progress >= self._schedule.earliest
 
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return ``lambda_1 (s - t) + lambda_2 (s - t)^2``, a scalar; zero before the start."""
