@@ -21,6 +21,7 @@ from benchmarks import records
 from benchmarks.measuring import ROOT, machine
 from benchmarks.speed.growth import measure_growth
 from benchmarks.speed.latency import measure_against_built, measure_michel, measure_speedup
+from benchmarks.speed.neurons import measure_neurons
 from benchmarks.speed.runs import measure_runs
 from benchmarks.speed.surgery import measure_finalize, measure_reload
 from benchmarks.speed.training import measure_steps, measure_variants
@@ -31,6 +32,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "speed.jsonl"
 SECTIONS: dict[str, Callable[..., Iterator[Row]]] = {
     "steps": measure_steps,
     "variants": measure_variants,
+    "neurons": measure_neurons,
     "run": measure_runs,
     "built": measure_against_built,
     "speedup": measure_speedup,

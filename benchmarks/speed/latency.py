@@ -15,7 +15,7 @@ from benchmarks.measuring import interleave, ratio
 from benchmarks.speed.shapes import bert, compact_copy, kept_heads, llama, llama_1b_config, text_batch
 from gating.pruning.measure import count_heads
 
-__all__ = ["measure_against_built", "measure_michel", "measure_speedup"]
+__all__ = ["built_bert", "measure_against_built", "measure_michel", "measure_speedup", "times_of"]
 
 Row = dict[str, Any]
 
@@ -51,7 +51,7 @@ def _compare(
     case: str, compact: PreTrainedModel, built: PreTrainedModel, batch: dict[str, Tensor], *, quick: bool
 ) -> Row:
     assert count_heads(compact) * _head_dim(compact) == _attention_width(built)
-    times = _times({"compact": compact, "built": built}, batch, rounds=61, budget_s=1 if quick else 30)
+    times = times_of({"compact": compact, "built": built}, batch, rounds=61, budget_s=1 if quick else 30)
     what = "compact / built with so many heads"
     return {"what": what, "case": case, "ratio": ratio(times, "compact", "built"), "at_most": 1.02}
 
@@ -64,7 +64,7 @@ def measure_speedup(device: torch.device, *, quick: bool) -> Iterator[Row]:
     for batch_size in batch_sizes:
         for length in lengths:
             batch = text_batch(dense, batch_size, length)
-            times = _times(models, batch, rounds=21, budget_s=1 if quick else 15)
+            times = times_of(models, batch, rounds=21, budget_s=1 if quick else 15)
             flops = {name: count_flops(model, batch) for name, model in models.items()}
             for share in map(str, SHARES):
                 yield {
@@ -82,7 +82,7 @@ def measure_michel(device: torch.device, *, quick: bool) -> Iterator[Row]:
     models = {"dense": dense, "compact": compact_copy(dense, 0.5)}
     for batch_size in batch_sizes:
         batch = text_batch(dense, batch_size, length)
-        times = _times(models, batch, rounds=21, budget_s=1 if quick else 20)
+        times = times_of(models, batch, rounds=21, budget_s=1 if quick else 20)
         yield {
             "what": "speed-up at 50.0% of the heads (Michel's setting)",
             "case": f"{shape}, all layers, {batch_size} x {length}",
@@ -119,9 +119,11 @@ def built_bert(dense: PreTrainedModel, kept: dict[str, list[int]]) -> PreTrained
     return model.to(dense.device).eval()
 
 
-def _times(
+def times_of(
     models: dict[str, PreTrainedModel], batch: dict[str, Tensor], *, rounds: int, budget_s: float
 ) -> dict[str, list[float]]:
+    """Time forward passes of models in turns."""
+
     def runner(model: PreTrainedModel) -> Any:
         def forward() -> None:
             with torch.inference_mode():

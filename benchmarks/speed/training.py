@@ -1,6 +1,6 @@
 """A training step with gates, and one of the compact model, beside the dense model's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from benchmarks.speed.shapes import bert, compact_copy, text_batch
 from benchmarks.speed.variants import VARIANTS
 from gating.training.optimizers import AdamW
 
-__all__ = ["measure_steps", "measure_variants"]
+__all__ = ["RECOVERY", "SEARCH", "gated_step", "measure_steps", "measure_variants", "plain_step"]
 
 Row = dict[str, Any]
 
@@ -33,10 +33,10 @@ def measure_steps(device: torch.device, *, quick: bool) -> Iterator[Row]:
             dense = bert(shape, device=device).train()
             batch = text_batch(dense, batch_size, length, labels=True)
             steps = {
-                "dense": _plain_step(dense, batch, precision),
-                "twin": _plain_step(bert(shape, device=device).train(), batch, precision),
-                "gated": _gated_step(bert(shape, device=device).train(), batch, precision),
-                "compact": _plain_step(compact_copy(dense, KEPT), batch, precision),
+                "dense": plain_step(dense, batch, precision),
+                "twin": plain_step(bert(shape, device=device).train(), batch, precision),
+                "gated": gated_step(bert(shape, device=device).train(), batch, precision),
+                "compact": plain_step(compact_copy(dense, KEPT), batch, precision),
             }
             times = interleave(steps, rounds=41, warm_up=2, budget_s=1 if quick else 60)
             whole = [
@@ -61,9 +61,9 @@ def measure_variants(device: torch.device, *, quick: bool) -> Iterator[Row]:
         for shape, batch_size, length in [("tiny", 4, 16)] if quick else [("minilm", 8, 128), ("minilm", 32, 128)]:
             dense = bert(shape, device=device).train()
             batch = text_batch(dense, batch_size, length, labels=True)
-            steps = {"dense": _plain_step(dense, batch, precision)}
+            steps = {"dense": plain_step(dense, batch, precision)}
             for name, install in VARIANTS.items():
-                steps[name] = _gated_step(bert(shape, device=device).train(), batch, precision, install)
+                steps[name] = gated_step(bert(shape, device=device).train(), batch, precision, install)
             times = interleave(steps, rounds=31, warm_up=1, budget_s=1 if quick else 40)
             for name in VARIANTS:
                 case = f"{shape} {batch_size} x {length} {precision}"
@@ -72,19 +72,31 @@ def measure_variants(device: torch.device, *, quick: bool) -> Iterator[Row]:
                 }
 
 
-def _plain_step(model: PreTrainedModel, batch: dict[str, Tensor], precision: str) -> Callable[[], None]:
+def plain_step(model: PreTrainedModel, batch: dict[str, Tensor], precision: str) -> Callable[[], None]:
+    """Return a step that trains a model without gates."""
     optimizer = AdamW().build(model.parameters(), [], [])
     return lambda: _step(model, batch, optimizer, precision)
 
 
-def _gated_step(
+def gated_step(
     model: PreTrainedModel,
     batch: dict[str, Tensor],
     precision: str,
     install: Callable[[gating.HeadGates], None] = lambda _: None,
+    *,
+    units: Sequence[Any] = ("heads",),
 ) -> Callable[[], None]:
+    """Return a step that trains the weights and gates of a model with the default objective.
+
+    Args:
+        model: The model; it gets gates.
+        batch: The batch of every step.
+        precision: ``fp32`` or ``bf16``.
+        install: Called with the gates, to multiply by them in another way.
+        units: Units with gates.
+    """
     weights = list(model.parameters())
-    gates = gating.inject_gates(model)
+    gates = gating.inject_gates(model, units=units)
     install(gates)
     objective = gating.ExactBudget(keep=KEPT)
     objective.attach(gates)
