@@ -75,7 +75,7 @@ def write_faults() -> None:
 def write_speed() -> None:
     """Rewrite the tables of speed."""
     speed = records.read(RESULTS / "speed.jsonl")
-    for section in ("steps", "variants", "run", "built", "finalize", "reload", "growth"):
+    for section in ("steps", "variants", "neurons", "run", "built", "finalize", "reload", "growth"):
         rows = [row for row in speed if row["section"] == section]
         if rows:
             columns = {"what": "", "case": "case", "ratio": "ratio", **_extras(rows), "device": "device"}
