@@ -1,7 +1,7 @@
 """Feed-forward blocks from which neurons cannot be removed, with the reasons."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock, iter_f
 __all__ = ["explain_no_neurons", "removable_feed_forward_blocks"]
 
 _BETWEEN = re.compile(r"(?i)((ffn|mlp|inner|mid|intermediate|sub)\w*(norm|ln)|\w*conv\w*)")
+# In BERT-like models, the smallest module with both projections is the whole layer.
+_ATTENTION = re.compile(r"(?i)att(entio)?n")
 # Implementations of experts in transformers that call the activation of the module.
 _IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 
@@ -31,6 +33,7 @@ def removable_feed_forward_blocks(model: nn.Module, *, group_size: int | None = 
         ValueError: Neurons cannot be removed from one of them, once its adapters are merged, or not in these groups.
     """
     blocks = list(iter_feed_forward_blocks(model, group_size=group_size))
+    _check_not_shared(blocks)
     for block in blocks:
         reason = _why_neurons_depend(block)
         if reason is not None:
@@ -39,6 +42,19 @@ def removable_feed_forward_blocks(model: nn.Module, *, group_size: int | None = 
             reason = reason.replace("remove heads", "remove neurons")
             raise InputError(f"Neurons cannot be removed from {block.name}, because of a projection: {reason}.")
     return blocks
+
+
+def _check_not_shared(blocks: Sequence[FeedForwardBlock]) -> None:
+    """Raise ``InputError`` if two blocks have a layer in common, which could not lose the neurons of both."""
+    block_of: dict[nn.Module, FeedForwardBlock] = {}
+    for block in blocks:
+        for linear in (block.output_projection, *(up for up, _ in block.ups())):
+            other = block_of.setdefault(linear, block)
+            if other is not block:
+                raise InputError(
+                    f"Neurons cannot be removed from {block.name} ({type(block.module).__name__}): it shares a "
+                    f"projection with {other.name}. Give each block layers of its own."
+                )
 
 
 def _why_not_editable(block: FeedForwardBlock) -> Iterator[str]:
@@ -82,8 +98,10 @@ def _why_mixed(module: nn.Module, width: int, hidden: int) -> str | None:
     """Return the reason for which a module between projections mixes all neurons, or None."""
     for name, child in module.named_modules():
         weight = getattr(child, "weight", None)
+        if not isinstance(weight, Tensor) or _ATTENTION.search(name):
+            continue
         # A norm of the hidden state has another width, or another name.
-        if not isinstance(weight, Tensor) or (width == hidden and not _BETWEEN.fullmatch(name.rpartition(".")[2])):
+        if width == hidden and not _BETWEEN.fullmatch(name.rpartition(".")[2]):
             continue
         is_norm, is_convolution = weight.shape == (width,), weight.dim() > 2 and weight.shape[0] == width
         if is_norm or is_convolution:

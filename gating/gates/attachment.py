@@ -9,7 +9,7 @@ from gating.gates.weight_gate import WeightGate, can_gate_weight
 from gating.structure.edits import Handle
 from gating.structure.feed_forward import Block, FeedForwardBlock
 
-__all__ = ["CHILD_NAME", "Attachment"]
+__all__ = ["CHILD_NAME", "Attachment", "has_gates"]
 
 CHILD_NAME = "head_gates"
 
@@ -84,6 +84,11 @@ class Attachment:
         delattr(self.model, CHILD_NAME)
         for projection in self.projections:
             delattr(projection, "gate")
+
+
+def has_gates(block: Block) -> bool:
+    """Return whether the output projection of a block has gates, be it as a part of another model."""
+    return isinstance(block.output_projection._modules.get("gate"), _BlockGate)
 
 
 def _show(block: Block, num_gates: int) -> str:

@@ -11,11 +11,12 @@ from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import undo_edits
 from gating.errors import InputError
 from gating.gates import hard_concrete
-from gating.gates.attachment import CHILD_NAME
+from gating.gates.attachment import CHILD_NAME, has_gates
 from gating.gates.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import without_adapter
-from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, FeedForwardBlock
+from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, ExpertsBlock, FeedForwardBlock
+from gating.structure.feed_forward_specs import find_feed_forward_spec
 
 __all__ = ["create_gates", "inject_gates"]
 
@@ -133,7 +134,9 @@ def _find(
     if hasattr(model, CHILD_NAME):
         raise InputError(f"{type(model).__name__} has gates already; call model.{CHILD_NAME}.remove() first.")
     _check_not_sequential(model)
-    return find_blocks(model, units=check_units(units), group_size=group_size, discover=discover, probe=probe)
+    blocks = find_blocks(model, units=check_units(units), group_size=group_size, discover=discover, probe=probe)
+    _check_not_gated(blocks)
+    return blocks
 
 
 def _select_blocks(model: nn.Module, found: list[Block], *, exclude: Collection[str]) -> list[Block]:
@@ -158,11 +161,7 @@ def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mappi
 
     Names of layers do not show that. Without this trial, the error would come at the end of training.
     """
-    foreign = [
-        block
-        for block in blocks
-        if isinstance(block, FeedForwardBlock) and not type(block.module).__module__.startswith("transformers.models.")
-    ]
+    foreign = [block for block in blocks if isinstance(block, FeedForwardBlock) and _is_foreign(block)]
     is_possible = probe is not None or isinstance(model, PreTrainedModel)
     has_adapters = any(without_adapter(module) is not module for module in model.modules())
     if not foreign or not is_possible or has_adapters or any(weight.is_meta for weight in model.parameters()):
@@ -170,6 +169,22 @@ def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mappi
     kept = {block.name: block.unit_ids[1:] for block in foreign}
     edits = [edit for block in foreign for edit in block.plan_removal(kept[block.name])]
     undo_edits(apply_checked(model, foreign, kept, edits, probe=probe))
+
+
+def _is_foreign(block: FeedForwardBlock) -> bool:
+    """Return whether a block has a module of a class from elsewhere, or a layout that the registry lacks."""
+    classes = {type(module).__module__.partition(".")[0] for module in block.module.modules()}
+    shipped = block.spec if isinstance(block, ExpertsBlock) else find_feed_forward_spec(block.module, shipped_only=True)
+    return shipped != block.spec or not classes <= {"torch", "transformers", "gating"}
+
+
+def _check_not_gated(blocks: list[Block]) -> None:
+    """Raise ``InputError`` for a down projection that already has gates, as that of a model with the same layers."""
+    for block in blocks:
+        if isinstance(block, FeedForwardBlock) and has_gates(block):
+            raise InputError(
+                f"{block.name} has gates of another model with the same layers: call head_gates.remove() of it first."
+            )
 
 
 def _check_not_sequential(model: nn.Module) -> None:

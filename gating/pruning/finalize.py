@@ -134,10 +134,11 @@ def _remove_checked(
         done = apply_edits(edits)
         difference = max_relative_difference(reference.outputs, forward_outputs(model, reference.probe))
         if difference > reference.tolerance:
+            classes = ", ".join(sorted({type(block.module).__name__ for block in blocks}))
             raise OperationError(
                 f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
-                f"error of {reference.tolerance:.1e}: the layout of {type(blocks[0].module).__name__} is not described "
-                "rightly. Nothing was changed."
+                f"error of {reference.tolerance:.1e}: the layout of {classes} is not described rightly. Nothing was "
+                "changed."
             )
     except BaseException:
         undo_edits(done)

@@ -190,9 +190,10 @@ def _replace_input(
 
 
 def _width(linear: Any, side: Side) -> int:
-    if isinstance(linear.weight, Tensor):
-        return int(linear.weight.shape[weight_dim(linear, side)])
-    # A quantized layer: the error that it cannot be edited comes later.
+    weight = getattr(linear, "weight", None)
+    if isinstance(weight, Tensor) and (weight.is_floating_point() or not hasattr(linear, "in_features")):
+        return int(weight.shape[weight_dim(linear, side)])
+    # A quantized layer, whose weight may be packed: the error that it cannot be edited comes later.
     return int(linear.in_features if side == "inputs" else linear.out_features)
 
 

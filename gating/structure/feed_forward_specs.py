@@ -158,12 +158,14 @@ def fits(module: nn.Module, spec: FeedForwardSpec) -> bool:
 
 
 def _linear_at(module: nn.Module, path: str) -> nn.Module | None:
-    found: Any = module
+    found: nn.Module | None = module
     for name in path.split("."):
-        found = getattr(found, name, None)
-    if not isinstance(found, nn.Module):
+        # Not getattr: wrappers such as that of torch.compile pass attributes of their module on.
+        found = None if found is None else found._modules.get(name)
+    if found is None:
         return None
     # Quantized layers, too: the error about them comes later.
-    weight = getattr(without_adapter(found), "weight", None)
-    is_matrix = weight.dim() == 2 if isinstance(weight, Tensor) else hasattr(found, "in_features")
+    layer = without_adapter(found)
+    weight = getattr(layer, "weight", None)
+    is_matrix = weight.dim() == 2 if isinstance(weight, Tensor) else hasattr(layer, "in_features")
     return found if is_matrix else None

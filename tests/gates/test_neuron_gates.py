@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel, PretrainedConfig, PreTrainedModel
+from transformers.models.bert.modeling_bert import BertIntermediate
 
 import gating
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
@@ -309,3 +310,26 @@ def test_a_foreign_class_is_tried_before_it_gets_gates():
     weight = model.mlp.fc1.weight
     assert gating.inject_gates(model, units="neurons", group_size=8).num_neurons == 32
     assert model.mlp.fc1.weight is weight
+
+
+class NormalizedIntermediate(BertIntermediate):
+    def forward(self, hidden_states):
+        features = super().forward(hidden_states)
+        return features / features.norm(dim=-1, keepdim=True)
+
+
+def test_a_foreign_part_of_a_known_block_is_tried(bert):
+    bert.bert.encoder.layer[1].intermediate.__class__ = NormalizedIntermediate
+    with pytest.raises(ValueError, match="differs from the model with these neurons masked"):
+        gating.inject_gates(bert, units="neurons", group_size=8)
+    assert hooks_of(bert) == 0
+
+
+def test_layers_of_two_models_have_gates_of_one(bert, make_model):
+    other = make_model("bert")
+    other.bert.encoder.layer[0] = bert.bert.encoder.layer[0]
+    gates = gating.inject_gates(bert, units="neurons", group_size=8)
+    with pytest.raises(ValueError, match=r"layer\.0\.output\.dense has gates of another model"):
+        gating.inject_gates(other, units="neurons", group_size=8)
+    gates.remove()
+    assert gating.inject_gates(other, units="neurons", group_size=8).num_neurons == 144

@@ -227,6 +227,57 @@ def test_a_quantized_model_is_refused(bert):
             change(quantized)
 
 
+class PackedLinear(torch.nn.Module):
+    """A layer with weights packed under another name, as those of AWQ and GPTQ."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("qweight", linear.weight.detach().to(torch.int32))
+        self.register_buffer("scales", linear.weight.detach())
+
+    def forward(self, hidden):
+        return torch.nn.functional.linear(hidden, self.scales)
+
+
+def four_bits(linear):
+    linear.weight = torch.nn.Parameter(torch.zeros(linear.weight.numel() // 2, 1, dtype=torch.uint8), False)
+    return linear
+
+
+@pytest.mark.parametrize(
+    ("quantized", "message"),
+    [(PackedLinear, r"PackedLinear is neither nn\.Linear nor Conv1D"), (four_bits, "quantized .*uint8")],
+)
+def test_packed_neurons_are_refused_and_heads_beside_them_go(quantized, message):
+    model = FAMILIES["llama"].build()
+    for layer in model.model.layers:
+        for name, linear in list(layer.mlp.named_children())[:3]:
+            setattr(layer.mlp, name, quantized(linear))
+    assert_refused(model, lambda model: gating.inject_gates(model, units="neurons"), ValueError, message)
+    assert gating.prune_heads(model, {0: [0, 1]}).kept_heads["layers.0.self_attn"] == tuple(range(2, 8))
+
+
+def test_a_projection_of_two_blocks_is_refused(bert):
+    bert.bert.encoder.layer[1].output.dense = bert.bert.encoder.layer[0].output.dense
+    message = r"layer\.1\.output\.dense .*shares a projection with encoder\.layer\.0\.output\.dense"
+    assert_refused(bert, change_both_ways, ValueError, message)
+
+
+def test_a_wrapper_that_passes_attributes_on_is_no_second_block(bert):
+    bert.bert.encoder.layer[0] = torch.compile(bert.bert.encoder.layer[0], backend="eager")
+    names = [block.name for block in gating.find_feed_forward_blocks(bert)]
+    assert names == ["encoder.layer.0._orig_mod.output.dense", *NAMES[1:]]
+
+
+def test_a_convolution_in_attention_is_beside_the_neurons():
+    """The first removal leaves as many neurons as that convolution has outputs."""
+    config = transformers.ConvBertConfig(**TINY, head_ratio=2, embedding_size=64)
+    model = transformers.ConvBertModel(config).eval()
+    gating.prune_neurons(model, {0: [0, 1]}, group_size=8)
+    assert gating.prune_neurons(model, {1: [0]}).num_neurons == 72
+
+
 def test_adapters_are_to_be_merged_first(bert):
     wrapped = peft.get_peft_model(bert, peft.LoraConfig(target_modules=["intermediate.dense"]))
     with pytest.raises(ValueError, match=r"wrapped in Peft.*to prune it, model\.merge_and_unload\(\)"):
