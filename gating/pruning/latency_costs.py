@@ -114,7 +114,7 @@ def measure_latency_costs(
 
 
 def _fit(points: list[tuple[float, float, float]], *, has_heads: bool, has_neurons: bool) -> tuple[float, float]:
-    """Return the shares of heads and neurons that fit relative times best; none is negative.
+    """Return the shares of heads and neurons that fit relative times best, from 0 to 1 together.
 
     The dense model is exact: with ``h`` and ``n`` the removed shares, ``1 - time = heads * h + neurons * n``.
     """
@@ -124,7 +124,9 @@ def _fit(points: list[tuple[float, float, float]], *, has_heads: bool, has_neuro
     while columns:
         found = torch.linalg.lstsq(removed[:, columns], saved.unsqueeze(1)).solution.flatten().tolist()
         if min(found) >= 0:
-            shares = dict(zip(columns, found, strict=True))
+            # Imprecise timings can explain more than all of the time.
+            total = max(1.0, sum(found))
+            shares = dict(zip(columns, (share / total for share in found), strict=True))
             return shares.get(0, 0.0), shares.get(1, 0.0)
         columns.remove(columns[found.index(min(found))])
     return 0.0, 0.0

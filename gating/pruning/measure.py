@@ -1,5 +1,6 @@
 """Size and work of a model, and its latency compared with another model's."""
 
+import math
 import statistics
 import time
 from collections import Counter
@@ -27,6 +28,9 @@ __all__ = [
     "count_neurons",
     "weight_megabytes",
 ]
+
+# Least time of one timing, as several slices of a scheduler, and the largest number of its forward passes.
+_TIMING_SECONDS, _MAX_PASSES = 0.02, 20
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,15 @@ def compare_latency(
 ) -> LatencyComparison:
     """Time two models on the same batch, in evaluation mode and without gradients.
 
+    A timing takes several passes of small models: on a busy machine, the scheduler would interrupt the slower of two
+    passes of a millisecond at nearly every turn, and the faster one at few.
+
     Args:
         before: The first model.
         after: The second model, on the same device.
         batch: Keyword arguments of both models.
         repeats: Number of timings of each model; they alternate, so that a busy machine slows both.
-        warm_up: Number of untimed forward passes of each model.
+        warm_up: Number of forward passes of each model before the timings; they decide the passes of a timing.
         precision: Relative standard error of the speedup up to which timing continues, with at most eight times
             ``repeats``; a busy machine takes more timings.
 
@@ -77,13 +84,13 @@ def compare_latency(
     training = before.training, after.training
     before.eval()
     after.eval()
-    for _ in range(warm_up):
-        _seconds(before, batch)
-        _seconds(after, batch)
+    warm = [_seconds(model, batch) for _ in range(warm_up) for model in (before, after)]
+    passes = math.ceil(_TIMING_SECONDS / max(min(warm, default=1.0), _TIMING_SECONDS / _MAX_PASSES))
     times: list[tuple[float, float]] = []
     most = repeats if precision is None else 8 * repeats
     while len(times) < repeats or (len(times) < most and _error_of_ratio(times) > (precision or 0.0)):
-        times.append((_seconds(before, batch), _seconds(after, batch)))
+        first = sum(_seconds(before, batch) for _ in range(passes)) / passes
+        times.append((first, sum(_seconds(after, batch) for _ in range(passes)) / passes))
     before.train(training[0])
     after.train(training[1])
     return LatencyComparison(

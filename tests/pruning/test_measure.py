@@ -62,6 +62,13 @@ def test_models_are_timed_in_evaluation_mode_without_gradients_and_keep_their_mo
     assert not after.training
 
 
+def test_a_timing_of_small_models_takes_several_passes(clock):
+    before, after = Slow(clock, 0.004), Slow(clock, 0.002)
+    found = compare_latency(before, after, {"x": torch.ones(1)}, repeats=3, warm_up=2)
+    assert len(before.modes) == len(after.modes) == 2 + 3 * 10
+    assert (found.before, found.after, found.speedup) == pytest.approx((0.004, 0.002, 2.0))
+
+
 def test_latency_of_real_models(bert):
     compact = copy.deepcopy(bert)
     gating.prune_heads(compact, {0: range(4), 1: range(4)})
