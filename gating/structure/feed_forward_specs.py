@@ -158,11 +158,12 @@ def fits(module: nn.Module, spec: FeedForwardSpec) -> bool:
 
 
 def _linear_at(module: nn.Module, path: str) -> nn.Module | None:
-    found: nn.Module | None = module
-    for name in path.split("."):
-        # Not getattr: wrappers such as that of torch.compile pass attributes of their module on.
-        found = None if found is None else found._modules.get(name)
-    if found is None:
+    first, *others = path.split(".")
+    # Wrappers such as that of torch.compile pass attributes of their module on, and are no owner themselves.
+    found: Any = module._modules.get(first)
+    for name in others:
+        found = getattr(found, name, None)
+    if not isinstance(found, nn.Module):
         return None
     # Quantized layers, too: the error about them comes later.
     layer = without_adapter(found)
