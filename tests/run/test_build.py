@@ -88,7 +88,7 @@ def test_settings_do_not_change(cfg, tmp_path):
         settings._composed.seed = 5
     settings.values["objective"]["num_heads"] = 5
     assert settings.values["objective"]["num_heads"] == 4
-    assert settings.with_num_heads(5).values["objective"]["num_heads"] == 5
+    assert settings.with_budget({"num_heads": 5}).values["objective"]["num_heads"] == 5
     moved = settings.in_folder(tmp_path / "moved")
     assert moved.paths.checkpoints == tmp_path / "moved" / "checkpoints"
     assert settings.paths.folder == tmp_path / "out"
@@ -98,7 +98,7 @@ def test_settings_do_not_change(cfg, tmp_path):
 def test_the_time_of_day_is_read_once():
     settings = read_settings(compose_settings([]), groups=train.GROUPS)
     assert not settings.has_own_folder
-    folders = {settings.paths.folder, settings.with_num_heads(3).paths.folder}
+    folders = {settings.paths.folder, settings.with_budget({"num_heads": 3}).paths.folder}
     assert folders | {Path(settings.of_phase(Phase.SEARCH)["output_dir"])} == folders
     assert len(folders) == 1
 
