@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.find import Unit, find_blocks
+from gating.discovery.find import check_units, find_blocks
 from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
@@ -84,9 +84,7 @@ class HeadGates(FullPrecision):
         features = [size.num_features for size in sizes]
         self.heads_per_gate = tuple(size.num_heads for size in sizes)
         self.neurons_per_gate = tuple(size.num_neurons for size in sizes)
-        kinds = {isinstance(block, FeedForwardBlock) for block in blocks}
-        heads_first: tuple[Unit, ...] = ("heads", "neurons")
-        self.units = tuple(unit for unit in heads_first if (unit == "neurons") in kinds)
+        self.units = check_units({"neurons" if isinstance(block, FeedForwardBlock) else "heads" for block in blocks})
         sizes_of_groups = {block.group_size for block in blocks if isinstance(block, FeedForwardBlock)}
         self.group_size = next(iter(sizes_of_groups), None)
         self._features_of_each = features[0] if len(set(features)) == 1 else None
@@ -247,13 +245,13 @@ class HeadGates(FullPrecision):
             self.remove()
             self.attach(attachment.model, blocks)
 
-    def blocks(self) -> list[Block]:
-        """Return the blocks that have these gates, in the order of ``log_alpha``.
+    def blocks(self, model: nn.Module | None = None) -> list[Block]:
+        """Return the blocks of these gates, in the order of ``log_alpha``: in the model that has them, or in another.
 
         Raises:
-            OperationError: The gates are not attached to a model.
+            OperationError: No model is given, and the gates are not attached to one.
         """
-        model = self._present_attachment().model
+        model = self._present_attachment().model if model is None else model
         blocks = {block.name: block for block in find_blocks(model, units=self.units, group_size=self.group_size)}
         return [blocks[name] for name in self.block_names]
 

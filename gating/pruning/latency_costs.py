@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.find import Unit, find_blocks
+from gating.discovery.find import Unit
 from gating.discovery.undo import apply_edits
 from gating.errors import InputError
 from gating.gates import HeadGates
@@ -159,8 +159,7 @@ def _shares(gates: HeadGates, kept: Tensor) -> tuple[float, float]:
 def _remove_in_copy(model: nn.Module, gates: HeadGates, kept: Tensor) -> nn.Module:
     """Return a copy of a model without gates from which the units of all gates but the kept ones are removed."""
     compact = deepcopy(model)
-    blocks = {block.name: block for block in find_blocks(compact, units=gates.units, group_size=gates.group_size)}
-    gated = [blocks[name] for name in gates.block_names]
+    gated = gates.blocks(compact)
     apply_edits(plan_pruning(compact, gated, kept_units(gated, gates.block_sizes, kept.cpu())))
     return compact
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.discovery.find import find_blocks
 from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.errors import InputError
 from gating.gates import HeadGates
@@ -97,9 +96,8 @@ def count_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -> None:
     """Set the multiply-accumulates of gates of heads and neurons, for training examples of the median length."""
     if len(gates.units) == 1:
         return  # Numbers of heads or of neurons need none.
-    blocks = {block.name: block for block in find_blocks(model, units=gates.units, group_size=gates.group_size)}
     batch = {name: tensor.to(model.device) for name, tensor in data.module.median_batch().items()}
-    gates.set_macs(measure_macs(model, gates, [blocks[name] for name in gates.block_names], batch))
+    gates.set_macs(measure_macs(model, gates, gates.blocks(model), batch))
 
 
 def kept_gates(run: Run, objective: Objective, gates: HeadGates) -> Tensor | None:
