@@ -9,7 +9,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -65,7 +65,7 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
         raise _refusal(model, f"{dense_class.__name__} is not a class of transformers")
     blocks: list[_Block] = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
     _check_without_padding(model, blocks)
-    state = _dense_state(model)
+    state = _dense_state(model, blocks)
     search = _Search(dense_class, {name: tuple(tensor.shape) for name, tensor in state.items()})
     config, differing = search.run(_dense_config(model), blocks)
     if differing:
@@ -131,25 +131,29 @@ def _dense_config(model: PreTrainedModel) -> PreTrainedConfig:
     return config
 
 
-def _dense_state(model: PreTrainedModel) -> dict[str, Tensor]:
+def _dense_state(model: PreTrainedModel, blocks: Sequence[_Block]) -> dict[str, Tensor]:
     """Return the tensors of a model as a dense model has them.
 
     Attention of the kind of T5 keeps the position biases of all original heads and the numbers of its own: the dense
     table has the columns of those, where all layers that use one table have the same.
     """
     state: dict[str, Tensor] = dict(model.state_dict())
-    stacks: dict[str, list[tuple[str, Any]]] = {}
-    for name, module in model.named_modules():
-        if f"{name}.head_index" in state and hasattr(module, "has_relative_attention_bias"):
-            stacks.setdefault(name.partition(".block.")[0], []).append((name, module))
+    prefix = base_prefix(model)
+    stacks: dict[str, list[AttentionBlock]] = {}
+    for block in blocks:
+        if not isinstance(block, AttentionBlock) or f"{prefix}{block.name}.head_index" not in state:
+            continue
+        if hasattr(block.module, "has_relative_attention_bias"):
+            stacks.setdefault(block.name.partition(".block.")[0], []).append(block)
     for members in stacks.values():
-        index: Tensor | None = None
-        for name, module in members:
+        shared: Sequence[int] | None = None
+        for block in members:
+            name, module = f"{prefix}{block.name}", cast(Any, block.module)
             if module.has_relative_attention_bias:
-                index, table = module.head_index, f"{name}.relative_attention_bias.weight"
+                shared, table = block.head_ids, f"{name}.relative_attention_bias.weight"
                 state[table] = state[table].index_select(1, module.head_index)
             # Cross-attention adds zeros.
-            if "EncDecAttention" in name or (index is not None and torch.equal(index, module.head_index)):
+            if "EncDecAttention" in name or shared == block.head_ids:
                 del state[f"{name}.head_index"]
     return state
 

@@ -9,7 +9,7 @@ from gating.discovery.discover import discover_specs
 from gating.discovery.flow import discover_feed_forward_specs
 from gating.discovery.refusals import check_not_wrapped, check_stays, explain_unknown, removable_blocks
 from gating.discovery.refusals_neurons import explain_no_neurons, removable_feed_forward_blocks
-from gating.errors import InputError
+from gating.errors import RemedyError
 from gating.structure.blocks import AttentionBlock
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, FeedForwardBlock
 
@@ -128,6 +128,10 @@ def check_units(units: Collection[str] | str) -> tuple[Unit, ...]:
     """
     given = units if isinstance(units, Collection) and not isinstance(units, str) else [units]
     if not given or any(unit not in ("heads", "neurons") for unit in given):
-        raise InputError(f"units={units!r} must be heads, neurons or both, as in units=[heads,neurons].")
+        raise RemedyError(
+            f"units={units!r} must be heads, neurons or both, as in ",
+            python='units=("heads", "neurons").',
+            command="gates.units=[heads,neurons].",
+        )
     order: tuple[Unit, ...] = ("heads", "neurons")
     return tuple(unit for unit in order if unit in given)

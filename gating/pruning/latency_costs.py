@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,9 @@ from gating.gates import HeadGates
 from gating.pruning.measure import compare_latency
 from gating.pruning.prune import kept_units, plan_pruning
 
-__all__ = ["LatencyCosts", "kept_for_speedup", "measure_latency_costs", "time_kept"]
+__all__ = ["LatencyCosts", "kept_for_speedup", "measure_latency_costs", "remove_in_copy", "time_kept"]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # Shares of heads and of neurons in the models that are timed.
 _SHAPES = ((1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.25, 0.25), (0.0, 0.5), (0.5, 0.0), (0.0, 0.0))
@@ -156,8 +159,14 @@ def _shares(gates: HeadGates, kept: Tensor) -> tuple[float, float]:
     return shares[0], shares[1]
 
 
-def _remove_in_copy(model: nn.Module, gates: HeadGates, kept: Tensor) -> nn.Module:
-    """Return a copy of a model without gates from which the units of all gates but the kept ones are removed."""
+def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:
+    """Return a copy of a model without gates from which the units of all gates but the kept ones are removed.
+
+    Args:
+        model: The model, which may be on the meta device; unchanged.
+        gates: The gates, which are not attached.
+        kept: Mask of the gates to keep, ``[num_gates]``.
+    """
     compact = deepcopy(model)
     gated = gates.blocks(compact)
     apply_edits(plan_pruning(compact, gated, kept_units(gated, gates.block_sizes, kept.cpu())))
@@ -177,7 +186,7 @@ def time_kept(
         batch: Keyword arguments of the model, on its device.
         repeats: Least number of timings of each of the two models.
     """
-    compact = _remove_in_copy(model, gates, kept)
+    compact = remove_in_copy(model, gates, kept)
     return compare_latency(model, compact, batch, repeats=repeats, precision=_PRECISION).speedup
 
 

@@ -1,12 +1,13 @@
 """The command line before Hydra reads it, and Hydra's errors about it."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra.errors import OverrideParseException
+from hydra.errors import ConfigCompositionException, OverrideParseException
 
 from gating.errors import explain
 from gating.run.settings.open_tables import open_tables
@@ -15,6 +16,8 @@ from gating.tracking.redaction import redact_output
 __all__ = ["compose_errors", "faults_of_run", "prepare_arguments"]
 
 _FAULT = "is_fault_of_run"
+# Hydra's message about a setting that the chosen options do not have.
+_UNKNOWN = re.compile(r"Could not override '(\w+)\.([\w.]+)'")
 
 
 def prepare_arguments(conf: Path) -> None:
@@ -43,6 +46,9 @@ def compose_errors() -> Iterator[None]:
     except OverrideParseException as error:
         hint = "Put quotes around a value with =, commas or brackets: \"NAME='VALUE'\"."
         sys.exit(f"error: {explain(error)} {hint}")
+    except ConfigCompositionException as error:
+        unknown = _UNKNOWN.match(explain(error))
+        sys.exit(f"error: {_explain_unknown(*unknown.groups()) if unknown else explain(error)}")
     except Exception as error:  # Hydra raises errors of many classes about settings and its plugins.
         if getattr(error, _FAULT, False):
             raise
@@ -57,6 +63,13 @@ def faults_of_run() -> Iterator[None]:
     except Exception as error:
         setattr(error, _FAULT, True)
         raise
+
+
+def _explain_unknown(group: str, name: str) -> str:
+    """Return the message about a setting that the chosen option of its group does not have."""
+    chosen = next((argument for argument in sys.argv[1:] if argument.startswith(f"{group}=")), group)
+    shown = f"python train.py {f'{chosen} ' if chosen != group else ''}--cfg job --package {group}"
+    return f"There is no setting {group}.{name} with this {group}; those there are: {shown}."
 
 
 def _check_groups(arguments: Sequence[str], conf: Path) -> None:

@@ -4,12 +4,16 @@ import json
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.compact.save import save_compact
-from gating.compact.stock import StockError
+from gating.compact.stock import StockError, stock_model
 from gating.discovery.discover import share_specs
+from gating.gates import HeadGates
+from gating.objectives.budget import HeadBudget
+from gating.pruning.latency_costs import remove_in_copy
 from gating.pruning.measure import compare_latency
 from gating.report.card import heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
@@ -18,7 +22,24 @@ from gating.run.run import Run
 from gating.tasks.base import WritesText
 from gating.tracking.loggers import log_outcome, log_samples
 
-__all__ = ["export", "report"]
+__all__ = ["export", "note_unless_stock", "report"]
+
+
+def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
+    """Print why a model cannot become a stock model of transformers although its layers keep equally many units.
+
+    Half of the units are removed from a copy at random, as the choice of a run is not known before it.
+
+    Args:
+        model: The model without gates, which may be on the meta device; unchanged.
+        gates: The gates that it would have.
+    """
+    scores = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
+    kept = HeadBudget(keep=0.5, uniform=True).choose(gates, scores)
+    try:
+        stock_model(remove_in_copy(model, gates, kept))
+    except StockError as error:
+        print(f"objective.uniform=true: {error.in_command}")
 
 
 def export(run: Run) -> None:

@@ -23,6 +23,7 @@ from gating.run.folder.state import check_own_checkpoints, check_writable, claim
 from gating.run.folder.stored_settings import read_settings_of
 from gating.run.measured_budget import with_measured_budget
 from gating.run.objects import RunObjects, build_objects, build_phases
+from gating.run.outcome import note_unless_stock
 from gating.run.run import Run, RunData, RunState
 from gating.run.settings.build import call_source
 from gating.run.settings.check import take_arguments
@@ -105,7 +106,10 @@ def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel
     if objects.objective is None:
         find_attention_blocks(blueprint)
     else:
-        objects.check_objective(objects.gates_without_model(blueprint))
+        gates = objects.gates_without_model(blueprint)
+        objects.check_objective(gates)
+        if settings.values["objective"].get("uniform") and is_rank_zero():
+            note_unless_stock(blueprint, gates)
     return blueprint
 
 

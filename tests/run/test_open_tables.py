@@ -79,6 +79,8 @@ UNKNOWN = {
     "data.order_seed=1": "There is no setting data.order_seed.",
     "data.nonsense=null": "There is no setting data.nonsense.",
     "nonsense.lr=1": "nonsense",
+    "objective=l0 objective.speedup=2": "There is no setting objective.speedup with this objective; those there are: "
+    "python train.py objective=l0 --cfg job --package objective.",
 }
 
 
@@ -91,7 +93,7 @@ def test_settings_of_another_option_of_the_group_are_one_sentence(settings_of, c
 @pytest.mark.parametrize("argument", UNKNOWN)
 def test_unknown_settings_are_refused_in_one_sentence(argument, settings_of, capsys):
     with pytest.raises(SystemExit) as end:
-        settings_of(argument)
+        settings_of(*argument.split())
     said = capsys.readouterr().err + str(end.value)
     assert UNKNOWN[argument] in said
     assert "Traceback" not in said

@@ -4,6 +4,7 @@ import pytest
 
 import gating
 from gating.run.settings.check import check_settings, take_arguments
+from tests.support.tiny_run import checked_settings
 
 RUN = {"output_dir": "out", "overwrite": False, "seed": 1, "recovery": 0.25}
 
@@ -90,6 +91,11 @@ def test_settings_of_a_group_may_go_to_another_function_too():
     check_settings(budget(num_heads=3, speed=2), groups=GROUPS, also={"objective": [other]})
     with pytest.raises(ValueError, match=r"objective\.speed=fast cannot be used"):
         check_settings(budget(speed="fast"), groups=GROUPS, also={"objective": [other]})
+
+
+def test_a_speedup_needs_an_objective_with_a_budget():
+    with pytest.raises(ValueError, match=r"needs an objective with a budget, .* takes neither num_heads nor keep"):
+        checked_settings(["objective=l0", "+objective.speedup=2"])
 
 
 def test_checking_builds_nothing():

@@ -38,6 +38,8 @@ BAD_INPUTS = {
     "objective.keep=0.5": "not both",
     "objective.speedup=1.5": "Give either speedup, num_heads or keep",
     "objective.num_heads=null objective.speedup=0.5": "speedup must be a number above 1, got 0.5",
+    "objective.num_heads=null objective.speedup=2 objective.cost=parameters": "cost=parameters cannot be used",
+    "gates.units=both": "as in gates.units=[heads,neurons].",
     "objective.min_per_layer=2": "4 heads are too few for objective.min_per_layer=2",
     "objective=topk objective.variant=hard": "objective.variant=hard",
     "+objective.num_head=3": "Did you mean objective.num_heads?",

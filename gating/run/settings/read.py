@@ -51,6 +51,7 @@ def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> Settings:
     check_settings(values, groups={"convergence", *groups}, also=places)
     check_optimized(values["optimized_metric"])
     check_speedup(**{name: values["objective"].get(name) for name in ("speedup", "num_heads", "num_neurons", "keep")})
+    _check_movable(values["objective"])
     return Settings.of(composed, data=values["data"])
 
 
@@ -61,6 +62,24 @@ def resolving() -> Iterator[None]:
         yield
     except OmegaConfBaseException as error:
         raise InputError(explain(error)) from error
+
+
+def _check_movable(objective: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` if an objective with a speedup has no budget that could be replaced by a measured one."""
+    if objective.get("speedup") is None:
+        return
+    parameters = inspect.signature(locate_target(objective["_target_"], "objective.")).parameters
+    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+    if not takes_any and not {"num_heads", "keep"} & parameters.keys():
+        raise InputError(
+            f"objective.speedup={objective['speedup']} needs an objective with a budget, such as objective=budget: "
+            f"{objective['_target_']} takes neither num_heads nor keep."
+        )
+    if objective.get("cost", "latency") not in ("macs", "latency"):
+        raise InputError(
+            f"A speedup is a budget of latency, so objective.cost={objective['cost']} cannot be used with it: leave it "
+            "out."
+        )
 
 
 def _without_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
