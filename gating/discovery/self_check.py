@@ -82,17 +82,17 @@ def apply_checked(
     classes = sorted({type(block.module).__name__ for block in blocks})
     raise InputError(
         f"Without its removed {unit}, {type(model).__name__} differs from the model with these {unit} masked: "
-        f"{problem}. The layout of {', '.join(classes)} is another one; describe it with gating.{register}. "
+        f"{problem}. The layout of {', '.join(classes)} is another one; describe it with {register}. "
         "Nothing was changed."
     )
 
 
 def _words(blocks: Sequence[Block]) -> tuple[str, str]:
-    """Return the units of blocks, and the function that registers their layout."""
+    """Return the units of blocks, and the functions that register their layouts."""
     is_feed_forward = {block.kind == "feed_forward" for block in blocks}
-    if is_feed_forward == {True}:
-        return "neurons", "register_feed_forward_spec"
-    return ("heads", "register_attention_spec") if is_feed_forward == {False} else ("units", "register_attention_spec")
+    register = {False: "gating.register_attention_spec", True: "gating.register_feed_forward_spec"}
+    unit = "units" if len(is_feed_forward) == 2 else "neurons" if is_feed_forward == {True} else "heads"
+    return unit, " or ".join(register[each] for each in sorted(is_feed_forward))
 
 
 def _find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], tolerance: float) -> str | None:
