@@ -98,7 +98,8 @@ class FineTuning(pl.LightningModule):
         weights = [p for p in self.model.parameters() if p.requires_grad and id(p) not in gate_ids]
         # Lightning refuses to clip gradients of a fused optimizer in mixed precision.
         fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
-        optimizer = self._optimizer.build(weights, gates, multipliers, fused=fused)
+        units = self.gates.units if self._has_gates else ()
+        optimizer = self._optimizer.build(weights, gates, multipliers, units=units, fused=fused)
         scheduler = self._scheduler.build(optimizer, first_step=self._first_step, total_steps=self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

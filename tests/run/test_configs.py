@@ -59,7 +59,7 @@ def test_files_build_the_classes_that_they_describe():
     assert isinstance(make_objective(cfg.objective), gating.ExactBudget)
     assert isinstance(make_objective(compose_settings(["objective=l0"]).objective), gating.FixedPrice)
     assert isinstance(make_objective(compose_settings(["objective=none"]).objective), gating.NoObjective)
-    assert instantiate(cfg.optimizer).gate_lr == 0.1
+    assert instantiate(cfg.optimizer).lr == 1e-4
     assert instantiate(cfg.scheduler).warmup == 0.1
 
 

@@ -25,6 +25,15 @@ def test_weights_gates_and_multipliers_have_separate_groups():
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "units", "expected"),
+    [(None, ["heads"], 0.1), (None, ["heads", "neurons"], 0.2), (None, ["neurons"], 0.2), (0.05, ["neurons"], 0.05)],
+)
+def test_gates_of_neurons_learn_twice_as_fast_by_default(given, units, expected):
+    optimizer = AdamW(gate_lr=given).build(parameters(1), parameters(1), [], units=units)
+    assert optimizer.param_groups[1]["lr"] == expected
+
+
 def test_multipliers_ascend():
     multiplier = parameters(1)
     optimizer = AdamW(multiplier_lr=0.1).build(parameters(1), [], multiplier)
