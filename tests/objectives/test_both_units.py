@@ -1,7 +1,5 @@
 """Budgets over gates of heads and of neurons: exact numbers of each, or one share of the cost of both."""
 
-import copy
-
 import pytest
 import torch
 
@@ -10,10 +8,9 @@ from gating.gates import create_gates
 from gating.objectives import BudgetSchedule
 from gating.objectives.parts import gate_costs
 from gating.objectives.per_part import PerPart
-from gating.training.optimizers import AdamW
-from tests.objectives.test_common import RIVALS, build_bert_on_meta
 from tests.support.family_models import FAMILIES
-from tests.support.tiny_models import batch_for, build
+from tests.support.search import RIVALS, Search, build_bert_on_meta
+from tests.support.tiny_models import build
 
 STEPS = 6
 BOTH = ("heads", "neurons")
@@ -22,38 +19,9 @@ GROUP = 20
 BUDGETS = [{"keep": 0.4}, {"num_heads": 5, "num_neurons": 68}, {"keep": 0.4, "uniform": True}]
 
 
-class Search:
-    """A search without a trainer over both kinds of gates."""
-
-    def __init__(self, objective, *, units=BOTH, group_size=GROUP, model=None):
-        torch.manual_seed(0)
-        self.model, self.objective = (model or build("bert")).train(), objective
-        self.gates = gating.inject_gates(self.model, units=units, group_size=group_size)
-        objective.attach(self.gates)
-        weights = [p for name, p in self.model.named_parameters() if not name.startswith("head_gates")]
-        self.optimizer = AdamW(lr=1e-3).build(weights, [self.gates.log_alpha], objective.parameters())
-        self.batch = batch_for(self.model) | {"labels": torch.tensor([0, 2])}
-
-    def run(self, first, last):
-        for step in range(first, last):
-            torch.manual_seed(step)
-            self.objective.update(self.gates, step / STEPS)
-            self.optimizer.zero_grad()
-            (self.model(**self.batch).loss + self.objective.penalty(self.gates)).backward()
-            self.optimizer.step()
-        return self
-
-    def kept(self):
-        self.objective.update(self.gates, 1.0)
-        return self.objective.kept(self.gates)
-
-    def state(self):
-        return copy.deepcopy([part.state_dict() for part in (self.model, self.objective, self.optimizer)])
-
-    def load(self, state):
-        for part, its in zip((self.model, self.objective, self.optimizer), state, strict=True):
-            part.load_state_dict(its)
-        return self
+def search_with(objective, *, units=BOTH, group_size=GROUP, model=None):
+    torch.manual_seed(0)
+    return Search(model or build("bert"), objective, steps=STEPS, units=units, group_size=group_size)
 
 
 def count(gates, kept):
@@ -90,7 +58,7 @@ def rival(request):
     ],
 )
 def test_numbers_of_both_are_exact(rival, arguments, expected):
-    search = Search(RIVALS[rival](**arguments)).run(0, STEPS)
+    search = search_with(RIVALS[rival](**arguments)).run(0, STEPS)
     kept = search.kept()
     assert count(search.gates, kept) == expected
     report = gating.finalize(search.model.eval(), search.gates, kept=kept)
@@ -99,7 +67,7 @@ def test_numbers_of_both_are_exact(rival, arguments, expected):
 
 @pytest.mark.parametrize(("share", "cost"), [(0.1, "parameters"), (0.4, {"heads": 1.0, "neurons": 0.3}), (1.0, "macs")])
 def test_a_share_of_cost_is_filled(rival, share, cost):
-    search = Search(RIVALS[rival](keep=share, cost=cost)).run(0, STEPS)
+    search = search_with(RIVALS[rival](keep=share, cost=cost)).run(0, STEPS)
     kept = search.kept()
     check_filled(search.gates, kept, share, cost)
     # Sigmoids never sum to all gates.
@@ -112,7 +80,7 @@ def test_a_share_of_cost_is_filled(rival, share, cost):
 
 @pytest.mark.parametrize(("arguments", "expected"), [({"num_neurons": 60}, 60), ({"keep": 0.5}, 68), ({}, 36)])
 def test_gates_on_neurons_alone_have_numbers_of_neurons(rival, arguments, expected):
-    search = Search(RIVALS[rival](**arguments), units=("neurons",)).run(0, STEPS)
+    search = search_with(RIVALS[rival](**arguments), units=("neurons",)).run(0, STEPS)
     kept = search.kept()
     assert count(search.gates, kept) == (0, expected)
     assert search.objective.target(search.gates) == pytest.approx(expected)
@@ -127,13 +95,13 @@ def test_gates_on_neurons_alone_have_numbers_of_neurons(rival, arguments, expect
     ],
 )
 def test_uniform_layers_keep_equally_many(rival, arguments, expected):
-    search = Search(RIVALS[rival](uniform=True, **arguments)).run(0, STEPS)
+    search = search_with(RIVALS[rival](uniform=True, **arguments)).run(0, STEPS)
     assert block_units(search.gates, search.kept()) == expected
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
 def test_uniform_layers_share_a_budget_of_cost(rival, share):
-    search = Search(RIVALS[rival](uniform=True, keep=share, min_per_layer=1)).run(0, STEPS)
+    search = search_with(RIVALS[rival](uniform=True, keep=share, min_per_layer=1)).run(0, STEPS)
     kept = search.kept()
     heads, neurons = block_units(search.gates, kept)[:3], block_units(search.gates, kept)[3:]
     assert len(set(heads)) == len(set(neurons)) == 1
@@ -146,7 +114,7 @@ def test_uniform_layers_share_a_budget_of_cost(rival, share):
 
 
 def test_a_minimum_of_heads_comes_before_neurons(rival):
-    search = Search(RIVALS[rival](keep=0.2, min_per_layer=1)).run(0, STEPS)
+    search = search_with(RIVALS[rival](keep=0.2, min_per_layer=1)).run(0, STEPS)
     kept = search.kept()
     assert min(block_units(search.gates, kept)[:3]) >= 1
     check_filled(search.gates, kept, 0.2)
@@ -154,11 +122,11 @@ def test_a_minimum_of_heads_comes_before_neurons(rival):
 
 @pytest.mark.parametrize("arguments", BUDGETS)
 def test_a_resumed_search_is_the_uninterrupted_one(rival, arguments):
-    start = Search(RIVALS[rival](**arguments)).state()
-    whole = Search(RIVALS[rival](**arguments)).load(start).run(0, 4)
+    start = search_with(RIVALS[rival](**arguments)).state()
+    whole = search_with(RIVALS[rival](**arguments)).load(start).run(0, 4)
     state, target = whole.state(), whole.objective.target(whole.gates)
     whole.run(4, STEPS)
-    resumed = Search(RIVALS[rival](**arguments)).load(state)
+    resumed = search_with(RIVALS[rival](**arguments)).load(state)
     assert resumed.objective.target(resumed.gates) == target
     resumed.run(4, STEPS)
     for one, other in zip(whole.state()[:2], resumed.state()[:2], strict=True):
@@ -169,7 +137,7 @@ def test_a_resumed_search_is_the_uninterrupted_one(rival, arguments):
 
 @pytest.mark.parametrize("arguments", BUDGETS)
 def test_the_expected_cost_is_the_target_at_every_step(arguments):
-    search = Search(gating.ExactBudget(schedule=BudgetSchedule(start=0.0, end=0.8), **arguments))
+    search = search_with(gating.ExactBudget(schedule=BudgetSchedule(start=0.0, end=0.8), **arguments))
     gates, objective = search.gates, search.objective
     with torch.no_grad():
         gates.log_alpha.normal_(generator=torch.Generator().manual_seed(0))
@@ -185,7 +153,7 @@ def test_the_expected_cost_is_the_target_at_every_step(arguments):
 
 
 def test_heads_and_neurons_compete_for_cost():
-    search = Search(gating.ExactBudget(keep=0.5))
+    search = search_with(gating.ExactBudget(keep=0.5))
     search.objective.update(search.gates, 1.0)
     before = search.gates.prob_open().detach()
     with torch.no_grad():
@@ -196,7 +164,7 @@ def test_heads_and_neurons_compete_for_cost():
 
 
 def test_uniform_locations_are_means_of_ranks_with_the_gradient_of_each_gate():
-    search = Search(gating.Lagrangian(num_heads=6, uniform=True))
+    search = search_with(gating.Lagrangian(num_heads=6, uniform=True))
     gates = search.gates
     with torch.no_grad():
         gates.log_alpha.normal_(generator=torch.Generator().manual_seed(1))
@@ -210,7 +178,7 @@ def test_uniform_locations_are_means_of_ranks_with_the_gradient_of_each_gate():
 
 
 def test_the_choice_of_uniform_layers_is_that_of_the_ranks():
-    search = Search(gating.ExactBudget(num_heads=3, num_neurons=60, uniform=True))
+    search = search_with(gating.ExactBudget(num_heads=3, num_neurons=60, uniform=True))
     scores = torch.tensor([0.0, 1, 2, 9, 9, 2, 1, 0, 1, 9, 0, 2] + [3.0, 4, 9] * 3)
     with torch.no_grad():
         search.gates.log_alpha.copy_(scores)
@@ -219,7 +187,7 @@ def test_the_choice_of_uniform_layers_is_that_of_the_ranks():
 
 @pytest.mark.parametrize("arguments", [{"keep": 0.4}, {"num_heads": 5, "num_neurons": 68}])
 def test_the_lagrangian_counts_sparsity_in_cost_or_in_units(arguments):
-    search = Search(gating.Lagrangian(**arguments))
+    search = search_with(gating.Lagrangian(**arguments))
     gates, objective = search.gates, search.objective
     with torch.no_grad():
         gates.log_alpha.copy_(torch.linspace(-3, 3, 21))
@@ -278,66 +246,6 @@ def test_kinds_may_have_shares_beside_neurons():
         ("encoder", 4), ("decoder", 12), ("cross", 12), ("feed_forward", 56)
     ]  # fmt: skip
     assert 0 < budget.resolve(gates) < 1
-
-
-@pytest.mark.parametrize(
-    ("units", "arguments", "message"),
-    [
-        (("heads",), {"num_neurons": 20}, "num_neurons=20 cannot be kept: the gates are those of heads"),
-        (("neurons",), {"num_heads": 2}, "num_heads=2 cannot be kept: the gates are those of neurons"),
-        (("neurons",), {"min_per_layer": 1}, "min_per_layer=1 is a number of heads, and the gates are of neurons"),
-        (("neurons",), {"keep": 2}, "keep=2 is not a share of neurons"),
-        (BOTH, {"num_neurons": 30}, r"num_neurons=30 .* a group of 20 neurons\. The nearest .* 28 or 36; .*group_size"),
-        (BOTH, {"num_neurons": 145}, "num_neurons=145 cannot be kept: this model has 144 neurons, so give 1 to 144"),
-        (BOTH, {"num_neurons": 20, "keep": 0.5}, "either num_neurons or keep, not both: got 20 and 0.5"),
-        (BOTH, {"keep": 1.5}, "keep=1.5 is not a share of the cost"),
-        (BOTH, {"keep": 0.001}, r"keep=0\.001 of the cost holds no gate: the smallest takes 0\.0\d+"),
-        (
-            BOTH,
-            {"keep": 0.1, "min_per_layer": 1},
-            r"keep=0\.1 of the cost is too little for min_per_layer=1 .* takes",
-        ),
-        (BOTH, {"keep": 0.5, "min_per_layer": 5}, "min_per_layer=5 is more than the 4 heads of encoder"),
-        (BOTH, {"keep": 0.5, "cost": "latency"}, "cost=latency takes the time of a multiply-accumulate"),
-        (BOTH, {"keep": 0.5, "cost": {"heads": 1.0}}, r"cost=\{'heads': 1\.0\} lacks neurons"),
-        (BOTH, {"num_heads": 5, "uniform": True}, r"num_heads=5 .* uniform=true keeps equally many .* 3 or 6; or let"),
-        (BOTH, {"num_neurons": 40, "uniform": True}, r"num_neurons=40 .* The nearest possible numbers are 24 or 60"),
-        (BOTH, {"num_heads": 3, "min_per_layer": 2, "uniform": True}, "3 heads are too few for min_per_layer=2"),
-        (BOTH, {"num_neurons": {"middle": 3}}, r"num_neurons\.middle=3: .*has: feed_forward \(144 neurons\)"),
-    ],
-)
-def test_a_budget_that_does_not_fit_is_refused_before_the_gates_change(units, arguments, message):
-    gates = create_gates(build_bert_on_meta(), units=units, group_size=GROUP)
-    for rival in RIVALS:
-        with pytest.raises(gating.errors.InputError, match=message):
-            RIVALS[rival](**arguments).attach(gates)
-    assert gates.constraint is None
-    assert gates.sampler is None
-
-
-@pytest.mark.parametrize("cost", ["time", {}, {"heads": -1.0, "neurons": 1.0}, {"heads": 0.0}, {"layers": 1.0}, 3])
-def test_an_unknown_cost_is_refused(cost):
-    with pytest.raises(gating.errors.InputError, match=r"cost=.* cannot be used: give macs, parameters, latency, or"):
-        gating.ExactBudget(cost=cost)
-
-
-def test_a_cost_that_is_timed_later_passes_the_check(rival):
-    gates = gating.inject_gates(build("bert"), units=BOTH, group_size=GROUP)
-    objective = RIVALS[rival](keep=0.5, cost="latency")
-    objective.check(gates)
-    with pytest.raises(gating.errors.InputError, match=r"cost=latency takes .* give cost=measure_latency_costs"):
-        objective.attach(gates)
-    assert gates.log_alpha.requires_grad
-    with pytest.raises(gating.errors.InputError, match="is not a share of the cost"):
-        RIVALS[rival](keep=5, cost="latency").check(gates)
-
-
-def test_layers_with_different_gates_cannot_be_uniform():
-    model = build("bert")
-    gating.prune_heads(model, {0: [1]})
-    gates = create_gates(model, units=BOTH, group_size=GROUP)
-    with pytest.raises(gating.errors.InputError, match=r"encoder.layer.0.* has 3 heads with 3 gates, .* has 4 with 4"):
-        gating.ExactBudget(keep=0.5, uniform=True).check(gates)
 
 
 def test_a_model_without_weights_tells_whether_the_budget_fits(rival):

@@ -1,7 +1,5 @@
 """Common properties of objectives with a budget."""
 
-import copy
-
 import pytest
 import torch
 
@@ -9,20 +7,11 @@ import gating
 from gating.discovery.probe import make_probe
 from gating.errors import InputError
 from gating.gates import create_gates
-from gating.training.optimizers import AdamW
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept
-from tests.support.tiny_models import batch_for, build
+from tests.support.search import RIVALS, Search, build_bert_on_meta
+from tests.support.tiny_models import build
 
-RIVALS = {
-    "budget": gating.ExactBudget,
-    "lagrangian": gating.Lagrangian,
-    "gumbel": gating.TopK,
-    "straight_through": lambda **arguments: gating.TopK(variant="straight_through", **arguments),
-    "importance": lambda **arguments: gating.IterativePruning(gating.Importance(), **arguments),
-    "magnitude": lambda **arguments: gating.IterativePruning(gating.Magnitude(), **arguments),
-    "random": lambda **arguments: gating.IterativePruning(gating.RandomOrder(seed=3), **arguments),
-}
 LEARNED = ("budget", "gumbel", "straight_through")
 STEPS = 12
 
@@ -32,42 +21,15 @@ def rival(request):
     return request.param
 
 
-class Search:
-    """A search without a trainer: weights, gates and multipliers in one optimizer, noise from the step's number."""
-
-    def __init__(self, model, objective):
-        self.model, self.objective = model.train(), objective
-        self.gates = gating.inject_gates(model)
-        objective.attach(self.gates)
-        weights = [p for name, p in model.named_parameters() if not name.startswith("head_gates")]
-        self.optimizer = AdamW(lr=1e-3).build(weights, [self.gates.log_alpha], objective.parameters())
-        self.batch = batch_for(model) | {"labels": torch.tensor([0, 2])}
-
-    def run(self, first, last):
-        for step in range(first, last):
-            torch.manual_seed(step)
-            self.objective.update(self.gates, step / STEPS)
-            self.optimizer.zero_grad()
-            (self.model(**self.batch).loss + self.objective.penalty(self.gates)).backward()
-            self.optimizer.step()
-        return self
-
-    def state(self):
-        parts = (self.model, self.objective, self.optimizer)
-        return copy.deepcopy([part.state_dict() for part in parts])
-
-    def load(self, state):
-        for part, its in zip((self.model, self.objective, self.optimizer), state, strict=True):
-            part.load_state_dict(its)
-        return self
+def search_with(objective):
+    return Search(build("bert"), objective, steps=STEPS)
 
 
 @pytest.mark.parametrize(("seed", "num_heads"), [(0, 1), (1, 5), (2, 11), (3, 12)])
 def test_exactly_so_many_heads_stay(rival, seed, num_heads):
     torch.manual_seed(seed)
-    search = Search(build("bert"), RIVALS[rival](num_heads=num_heads)).run(0, STEPS)
-    search.objective.update(search.gates, 1.0)
-    kept = search.objective.kept(search.gates)
+    search = search_with(RIVALS[rival](num_heads=num_heads)).run(0, STEPS)
+    kept = search.kept()
     assert kept.sum() == num_kept(search.gates, search.objective) == num_heads
     report = gating.finalize(search.model, search.gates, kept=kept)
     assert report.num_heads == num_heads
@@ -91,11 +53,11 @@ def test_groups_of_query_heads_stay_whole(rival, arguments, expected):
 
 @pytest.mark.parametrize("stop", [4, 7])
 def test_a_resumed_search_is_the_uninterrupted_one(rival, stop, start):
-    whole = Search(build("bert"), RIVALS[rival](num_heads=4)).load(start).run(0, stop)
+    whole = search_with(RIVALS[rival](num_heads=4)).load(start).run(0, stop)
     state, num_open = whole.state(), whole.gates.num_open()
     whole.run(stop, STEPS)
     torch.manual_seed(99)  # Draws while the objects are built again do not matter.
-    resumed = Search(build("bert"), RIVALS[rival](num_heads=4)).load(state)
+    resumed = search_with(RIVALS[rival](num_heads=4)).load(state)
     assert resumed.gates.num_open() == num_open
     resumed.run(stop, STEPS)
     for one, other in ((whole.model, resumed.model), (whole.objective, resumed.objective)):
@@ -108,12 +70,12 @@ def test_a_resumed_search_is_the_uninterrupted_one(rival, stop, start):
 @pytest.fixture
 def start(rival):
     torch.manual_seed(0)
-    return Search(build("bert"), RIVALS[rival](num_heads=4)).state()
+    return search_with(RIVALS[rival](num_heads=4)).state()
 
 
 def test_gradient_reaches_log_alpha_where_gates_are_learned(rival):
     torch.manual_seed(0)
-    search = Search(build("bert"), RIVALS[rival](num_heads=4))
+    search = search_with(RIVALS[rival](num_heads=4))
     search.objective.update(search.gates, 0.2)
     search.model(**search.batch).loss.backward()
     gradient = search.gates.log_alpha.grad
@@ -128,7 +90,7 @@ def test_gradient_reaches_log_alpha_where_gates_are_learned(rival):
 
 
 def test_values_are_in_full_precision_under_autocast(rival):
-    search = Search(build("bert"), RIVALS[rival](num_heads=4))
+    search = search_with(RIVALS[rival](num_heads=4))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         search.objective.update(search.gates, 0.5)
         for values in (search.gates.sample(), search.gates.values(), search.gates.prob_open()):
@@ -160,17 +122,9 @@ def test_a_model_without_weights_tells_whether_the_budget_fits(rival):
         assert gates.constraint is None
 
 
-def build_bert_on_meta():
-    from transformers import BertConfig, BertForSequenceClassification
-
-    config = BertConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
-    return BertForSequenceClassification(config)
-
-
 def test_an_objective_may_be_attached_again(rival):
     objective = RIVALS[rival](num_heads=4)
     with torch.device("meta"):
         objective.attach(gating.inject_gates(build_bert_on_meta()))
-    search = Search(build("bert"), objective).run(0, STEPS)
-    search.objective.update(search.gates, 1.0)
-    assert search.objective.kept(search.gates).sum() == 4
+    search = search_with(objective).run(0, STEPS)
+    assert search.kept().sum() == 4

@@ -1,6 +1,5 @@
 """A budget for each kind of attention: exactly met for each, by every objective that has a number."""
 
-import copy
 import math
 
 import pytest
@@ -14,10 +13,9 @@ from gating.objectives.parts import parts_of
 from gating.objectives.per_part import PerPart
 from gating.pruning.decide import decide_gate_values
 from gating.pruning.measure import count_heads_by_kind
-from gating.training.optimizers import AdamW
-from tests.objectives.test_common import RIVALS
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept
+from tests.support.search import RIVALS, Search
 
 SHIFT = 2 / 3 * math.log(0.1 / 1.1)
 STEPS = 8
@@ -57,41 +55,16 @@ def test_the_encoder_inside_of_a_decoder_is_decoder():
     assert count_heads_by_kind(build_bert_to_gpt2()) == {"encoder": 2, "decoder": 2, "cross": 2}
 
 
-class Search:
-    """A search without a trainer, on a model of two towers."""
-
-    def __init__(self, objective, family="bart"):
-        self.model, self.objective = FAMILIES[family].build().train(), objective
-        self.gates = gating.inject_gates(self.model)
-        objective.attach(self.gates)
-        weights = [p for name, p in self.model.named_parameters() if not name.startswith("head_gates")]
-        self.optimizer = AdamW(lr=1e-4).build(weights, [self.gates.log_alpha], objective.parameters())
-        self.batch = make_probe(self.model)
-
-    def run(self, first, last):
-        for step in range(first, last):
-            torch.manual_seed(step)
-            self.objective.update(self.gates, step / STEPS)
-            self.optimizer.zero_grad()
-            (self.model(**self.batch).logits.square().mean() + self.objective.penalty(self.gates)).backward()
-            self.optimizer.step()
-        return self
-
-    def state(self):
-        return copy.deepcopy([part.state_dict() for part in (self.model, self.objective, self.optimizer)])
-
-    def load(self, state):
-        for part, its in zip((self.model, self.objective, self.optimizer), state, strict=True):
-            part.load_state_dict(its)
-        return self
+def search_with(objective, family="bart"):
+    model = FAMILIES[family].build()
+    return Search(model, objective, steps=STEPS, batch=make_probe(model), lr=1e-4)
 
 
 @pytest.mark.parametrize("rival", RIVALS)
 def test_every_kind_ends_with_exactly_its_number(rival):
     torch.manual_seed(0)
-    search = Search(RIVALS[rival](num_heads=WANTED, min_per_layer=1)).run(0, STEPS)
-    search.objective.update(search.gates, 1.0)
-    kept = search.objective.kept(search.gates)
+    search = search_with(RIVALS[rival](num_heads=WANTED, min_per_layer=1)).run(0, STEPS)
+    kept = search.kept()
     assert num_kept(search.gates, search.objective) == 15
     assert search.objective.target(search.gates) == pytest.approx(15)
     model = search.model.eval()
@@ -120,9 +93,8 @@ def test_families_with_two_towers_keep_their_budgets(family):
 @pytest.mark.parametrize("rival", RIVALS)
 def test_groups_of_query_heads_have_budgets_per_kind(rival):
     torch.manual_seed(0)
-    search = Search(RIVALS[rival](keep={"encoder": 0.5, "cross": 0.25}, min_per_layer=1), "t5gemma").run(0, 2)
-    search.objective.update(search.gates, 1.0)
-    gating.finalize(search.model.eval(), search.gates, kept=search.objective.kept(search.gates))
+    search = search_with(RIVALS[rival](keep={"encoder": 0.5, "cross": 0.25}, min_per_layer=1), "t5gemma").run(0, 2)
+    gating.finalize(search.model.eval(), search.gates, kept=search.kept())
     assert count_heads_by_kind(search.model) == {"encoder": 12, "decoder": 24, "cross": 6}
 
 
@@ -136,7 +108,7 @@ def test_shares_are_rounded_to_groups_and_numbers_are_not():
 @pytest.mark.parametrize("rival", ["budget", "gumbel", "straight_through"])
 def test_the_budget_of_every_kind_is_met_at_every_step(rival):
     torch.manual_seed(0)
-    search = Search(RIVALS[rival](num_heads=WANTED, schedule=gating.BudgetSchedule(start=0.0, end=0.5)))
+    search = search_with(RIVALS[rival](num_heads=WANTED, schedule=gating.BudgetSchedule(start=0.0, end=0.5)))
     parts = parts_of(search.gates, by_kind=True)
     assert [part.kind for part in parts] == ["encoder", "decoder", "cross"]
     with torch.no_grad():
@@ -151,7 +123,7 @@ def test_the_budget_of_every_kind_is_met_at_every_step(rival):
 
 
 def test_heads_compete_with_those_of_their_kind_only():
-    search = Search(gating.ExactBudget(num_heads=WANTED))
+    search = search_with(gating.ExactBudget(num_heads=WANTED))
     search.objective.update(search.gates, 1.0)
     before = search.gates.prob_open().detach()
     cross = list(parts_of(search.gates, by_kind=True)[2].indices)
@@ -163,7 +135,7 @@ def test_heads_compete_with_those_of_their_kind_only():
 
 def test_the_gradient_of_a_budget_per_kind_is_that_of_the_implicit_functions():
     """With z_i = f(log_alpha_i - c_kind), dc_kind / dlog_alpha_i = p_i (1 - p_i) / sum of these within the kind."""
-    search = Search(gating.ExactBudget(num_heads=WANTED))
+    search = search_with(gating.ExactBudget(num_heads=WANTED))
     gates = search.gates
     with torch.no_grad():
         gates.log_alpha.normal_(generator=torch.Generator().manual_seed(5))
@@ -182,7 +154,7 @@ def test_the_gradient_of_a_budget_per_kind_is_that_of_the_implicit_functions():
 
 
 def test_the_lagrangian_has_multipliers_per_kind():
-    search = Search(gating.Lagrangian(num_heads=WANTED))
+    search = search_with(gating.Lagrangian(num_heads=WANTED))
     gates, objective = search.gates, search.objective
     with torch.no_grad():
         gates.log_alpha.copy_(torch.linspace(-3, 3, 32))
@@ -206,12 +178,12 @@ def test_the_lagrangian_has_multipliers_per_kind():
 @pytest.mark.parametrize("rival", RIVALS)
 def test_a_resumed_search_is_the_uninterrupted_one(rival):
     torch.manual_seed(0)
-    start = Search(RIVALS[rival](num_heads=WANTED)).state()
-    whole = Search(RIVALS[rival](num_heads=WANTED)).load(start).run(0, 5)
+    start = search_with(RIVALS[rival](num_heads=WANTED)).state()
+    whole = search_with(RIVALS[rival](num_heads=WANTED)).load(start).run(0, 5)
     state = whole.state()
     whole.run(5, STEPS)
     torch.manual_seed(99)
-    resumed = Search(RIVALS[rival](num_heads=WANTED)).load(state).run(5, STEPS)
+    resumed = search_with(RIVALS[rival](num_heads=WANTED)).load(state).run(5, STEPS)
     for one, other in zip(whole.state()[:2], resumed.state()[:2], strict=True):
         assert list(one) == list(other)
         for name, tensor in one.items():
