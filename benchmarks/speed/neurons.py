@@ -39,7 +39,8 @@ def measure_neurons(device: torch.device, *, quick: bool) -> Iterator[Row]:
             "input": gated_step(bert(shape, device=device).train(), batch, precision, _by_input, units=BOTH),
             "compact": plain_step(_without_neurons(compact_copy(dense, KEPT), KEPT), batch, precision),
         }
-        times = interleave(steps, rounds=41, warm_up=2, budget_s=1 if quick else 60)
+        # Five models of BERT-base take 22 s a round.
+        times = interleave(steps, rounds=41, warm_up=2, budget_s=1 if quick else 150)
         pairs = zip(times["gated"], times["compact"], strict=True)
         times["whole"] = [SEARCH * gated + RECOVERY * compact for gated, compact in pairs]
         for name, title, goal in (
