@@ -78,6 +78,7 @@ def _measure_costs(
     speedup = objective.get("speedup")
     if "cost" not in objective:
         raise InputError(f"objective.speedup={speedup} needs a cost: give objective.cost=latency.")
+    print("Compact copies are timed on this device ...", flush=True)
     costs = measure_latency_costs(model, gates, probe)
     print(
         f"Of the model's time here, {costs.heads:.0%} are its gated heads, {costs.neurons:.0%} its gated neurons, "
@@ -108,6 +109,8 @@ def kept_gates(run: Run, objective: Objective, gates: HeadGates) -> Tensor | Non
     if not speedup or not gates.num_neurons or not isinstance(objective, HasMovableBudget):
         return objective.kept(gates)
     probe = run.probe_batch()
+    if is_rank_zero():
+        print(f"Compact copies are timed until one is {speedup} times as fast ...", flush=True)
 
     def measure(kept: Tensor) -> float:
         with gates.detached() as model:
