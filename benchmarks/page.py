@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks import batching, example, records
 from benchmarks.compare import latency, outcome
+from benchmarks.compare.summary import summary
 from benchmarks.faults.__main__ import COLUMNS as FAULT_COLUMNS
 from benchmarks.measuring import ROOT, describe
 from benchmarks.rivals import __main__ as rivals
@@ -57,7 +58,7 @@ def write_comparisons() -> None:
         replace_table(ACCURACY, "compare --against latency", lines)
     if timed or compared:
         # In the README, speed is of more use than a number of heads.
-        lines = [latency.summary(timed), "", *latency.told_apart(timed)] if timed else [outcome.summary(compared)]
+        lines = [summary(timed) if timed else outcome.summary(compared)]
         replace_table(README, "compare", lines)
     for name in ("recipe", "elsewhere", "schedule"):
         rows = records.read(RESULTS / f"{name}.jsonl")

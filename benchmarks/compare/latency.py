@@ -15,7 +15,7 @@ from benchmarks.compare.methods import LATENCY_METHODS
 from benchmarks.compare.outcome import Row, group_rows, headline, sets_of
 from benchmarks.compare.paired import Difference, difference, smallest_difference
 
-__all__ = ["conditions", "draw", "summary", "table", "told_apart"]
+__all__ = ["OURS", "Point", "conditions", "draw", "pair_points", "points_of", "table", "told_apart"]
 
 OURS = "both"
 # Models are equally fast if their speed-ups differ by at most this share; timings differ by some percent themselves.
@@ -92,12 +92,12 @@ def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table for each data set and number of steps, the slowest models first.
 
     Differences are in points, with their standard errors over the seeds that both methods have. The last sentences have
-    the smallest differences that a t-test tells from zero with p < 0.05.
+    the smallest differences to each method that a t-test tells from zero with p < 0.05.
     """
     parts = []
     for data, steps in sets_of(rows):
-        points = _points(rows, data, steps)
-        pairs = _pair(points)
+        points = points_of(rows, data, steps)
+        pairs = pair_points(points)
         dense = next((point for point in points if point.method == "none"), None)
         lines = [_line(point, dense, pairs) for point in sorted(points, key=lambda point: (point.speedup, -point.mean))]
         metric = next(row["metric"] for row in rows if row["data"] == data)
@@ -115,40 +115,20 @@ def table(rows: Sequence[Row]) -> str:
     return "\n\n".join([*parts, *told_apart(rows)])
 
 
-def summary(rows: Sequence[Row]) -> str:
-    """Return a Markdown table of mean scores in percent, a line for each data set.
-
-    For each speed-up that was asked for, a line has heads and neurons, and of the equally fast models those of heads
-    alone and of the first layers that are nearest in speed.
-    """
-    lines = []
-    for data, steps in sets_of(rows):
-        points = _points(rows, data, steps)
-        pairs = _pair(points)
-        line = {"data": data, "dense": next((f"{point.mean:.1f}" for point in points if point.method == "none"), None)}
-        for ours in sorted((point for point in points if point.method == OURS), key=lambda point: point.speedup):
-            equally_fast = [point for point in points if pairs.get((point.method, point.asked)) is ours]
-            line[f"{ours.asked:g}x: both"] = f"{ours.mean:.1f}"
-            for method, name in (("heads", "heads alone"), ("layers", "first layers")):
-                found = [point for point in equally_fast if point.method == method]
-                nearest = min(found, key=lambda point: abs(math.log(point.speedup / ours.speedup)), default=None)
-                if nearest is not None:
-                    line[f"{ours.asked:g}x: {name}"] = f"{nearest.mean:.1f}"
-        lines.append(line)
-    return records.markdown(lines, list(dict.fromkeys(name for line in lines for name in line)))
-
-
 def told_apart(rows: Sequence[Row]) -> list[str]:
-    """Return the smallest differences that the seeds of each data set can show, a sentence for each."""
+    """Return the smallest differences to each method that the seeds of each data set can show, a sentence for each."""
     sentences = []
     for data, steps in sets_of(rows):
-        points = _points(rows, data, steps)
-        pairs = _pair(points)
-        differences = [ahead for point in points if (ahead := _ahead(point, pairs)) is not None]
-        bounds = smallest_difference(differences).items()
+        points = points_of(rows, data, steps)
+        pairs = pair_points(points)
+        bounds = []
+        for method in dict.fromkeys(point.method for point in points):
+            own = [_ahead(point, pairs) for point in points if point.method == method]
+            found = smallest_difference([ahead for ahead in own if ahead is not None])
+            title = LATENCY_METHODS[method].title if method in LATENCY_METHODS else method
+            bounds += [f"{difference:.1f} points to {title} ({seeds} seeds)" for seeds, difference in found.items()]
         if bounds:
-            shown = ", ".join(f"{difference:.1f} points with {seeds} seeds" for seeds, difference in bounds)
-            sentences.append(f"{data}, {steps:,} steps: differences below {shown} cannot be told from chance.")
+            sentences.append(f"{data}, {steps:,} steps: smaller differences can be chance: {', '.join(bounds)}.")
     return sentences
 
 
@@ -160,7 +140,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(5.2 * max(1, len(sets)), 4.4), layout="constrained")
     for number, (data, steps) in enumerate(sets):
         axes = figure.add_subplot(1, len(sets), number + 1)
-        points = _points(rows, data, steps)
+        points = points_of(rows, data, steps)
         for method in dict.fromkeys(point.method for point in points):
             own = sorted((point for point in points if point.method == method), key=lambda point: point.speedup)
             _draw_method(axes, own, color="black" if method == "none" else f"C{order.index(method) % 10}")
@@ -190,11 +170,12 @@ def _draw_method(axes: Axes, points: Sequence[Point], *, color: str) -> None:
     )
 
 
-def _points(rows: Sequence[Row], data: str, steps: int) -> list[Point]:
+def points_of(rows: Sequence[Row], data: str, steps: int) -> list[Point]:
+    """Return the results of a data set, a point for each method and size."""
     return [Point(method, asked, runs) for (method, asked), runs in group_rows(rows, data, steps).items()]
 
 
-def _pair(points: Iterable[Point]) -> Pairs:
+def pair_points(points: Iterable[Point]) -> Pairs:
     """Return for each point of another method the point of ours that is as fast, if there is one."""
     points = list(points)
     ours = [point for point in points if point.method == OURS]
