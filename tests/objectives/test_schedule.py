@@ -6,7 +6,7 @@ import torch
 import gating
 from gating.objectives import BudgetSchedule, ExactBudget
 from gating.objectives.schedule import DescentStart
-from tests.objectives.test_common import Search
+from tests.support.search import Search
 from tests.support.tiny_models import build
 
 STEPS = 100
@@ -233,5 +233,5 @@ class Following(Search):
     """A search whose objective gets the losses."""
 
     def __init__(self, model, objective):
-        super().__init__(model, objective)
+        super().__init__(model, objective, steps=12)
         model.register_forward_hook(lambda module, inputs, outputs: objective.observe(outputs.loss))
