@@ -125,8 +125,7 @@ def told_apart(rows: Sequence[Row]) -> list[str]:
         for method in dict.fromkeys(point.method for point in points):
             own = [_ahead(point, pairs) for point in points if point.method == method]
             found = smallest_difference([ahead for ahead in own if ahead is not None])
-            title = LATENCY_METHODS[method].title if method in LATENCY_METHODS else method
-            bounds += [f"{difference:.1f} points to {title} ({seeds} seeds)" for seeds, difference in found.items()]
+            bounds += [f"{bound:.1f} points to {_title(method)} ({seeds} seeds)" for seeds, bound in found.items()]
         if bounds:
             sentences.append(f"{data}, {steps:,} steps: smaller differences can be chance: {', '.join(bounds)}.")
     return sentences
@@ -165,7 +164,7 @@ def _draw_method(axes: Axes, points: Sequence[Point], *, color: str) -> None:
         marker="o",
         ms=6 if method == "none" else 4,
         capsize=2,
-        label=LATENCY_METHODS[method].title if method in LATENCY_METHODS else method,
+        label=_title(method),
         **strong,
     )
 
@@ -207,6 +206,10 @@ def _line(point: Point, dense: Point | None, pairs: Pairs) -> dict[str, Any]:
 def _ahead(point: Point, pairs: Pairs) -> Difference | None:
     ours = pairs.get((point.method, point.asked))
     return None if ours is None else difference(ours.scores, point.scores)
+
+
+def _title(method: str) -> str:
+    return LATENCY_METHODS[method].title if method in LATENCY_METHODS else method
 
 
 def _mean(point: Point, name: str) -> str | None:

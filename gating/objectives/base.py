@@ -69,7 +69,7 @@ class HasMovableBudget(Protocol):
 
 @runtime_checkable
 class HasCost(Protocol):
-    """Objectives with a cost for which heads and neurons compete; logs show what is spent in it.
+    """Objectives whose heads and neurons compete for one cost.
 
     Attributes:
         cost: The cost, as in :func:`~gating.objectives.parts.gate_costs`.

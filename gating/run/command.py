@@ -67,8 +67,8 @@ def faults_of_run() -> Iterator[None]:
 
 def _explain_unknown(group: str, name: str) -> str:
     """Return the message about a setting that the chosen option of its group does not have."""
-    chosen = next((argument for argument in sys.argv[1:] if argument.startswith(f"{group}=")), group)
-    shown = f"python train.py {f'{chosen} ' if chosen != group else ''}--cfg job --package {group}"
+    chosen = [argument for argument in sys.argv[1:] if argument.startswith(f"{group}=")]
+    shown = " ".join(["python train.py", *chosen, f"--cfg job --package {group}"])
     return f"There is no setting {group}.{name} with this {group}; those there are: {shown}."
 
 

@@ -12,7 +12,7 @@ from pydantic_core import SchemaError
 
 from gating.errors import InputError
 
-__all__ = ["check_call", "check_complete", "check_settings", "keywords", "locate_target", "take_arguments"]
+__all__ = ["check_call", "check_complete", "check_settings", "keywords", "locate_target", "take_arguments", "takes_any"]
 
 _MISSING = "???"
 
@@ -120,7 +120,7 @@ def check_settings(
         if group in _FOREIGN:
             _check_values(f"{group}.", values, typing.get_type_hints(_FOREIGN[group], include_extras=True))
             target = locate_target(values["_target_"], f"{group}.")
-            if not _takes_any(target):
+            if not takes_any(target):
                 _check_names(f"{group}.", values, _parameter_types(target))
 
 
@@ -149,7 +149,7 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
             # Positional arguments come from the run.
             own = keywords(function)
             types |= {name: kind for name, kind in _parameter_types(function).items() if name in own}
-        if not _takes_any(called):
+        if not takes_any(called):
             _check_names(prefix, settings, types)
     _check_values(prefix, settings, types)
     for key, value in settings.items():
@@ -205,7 +205,8 @@ def _parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
     return {name: hints.get(name, Any) for name in inspect.signature(function).parameters if name != "self"}
 
 
-def _takes_any(function: Callable[..., Any]) -> bool:
+def takes_any(function: Callable[..., Any]) -> bool:
+    """Return whether a function takes keyword arguments of any name."""
     return any(p.kind == p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 

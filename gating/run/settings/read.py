@@ -16,7 +16,7 @@ from gating.objectives.baselines.none import NoObjective
 from gating.pruning.speedup import check_speedup
 from gating.run.folder.old_names import with_new_names
 from gating.run.folder.optimized import check_optimized
-from gating.run.settings.check import check_complete, check_settings, keywords, locate_target
+from gating.run.settings.check import check_complete, check_settings, keywords, locate_target, takes_any
 from gating.run.settings.settings import Settings
 
 __all__ = ["read_settings", "resolving"]
@@ -68,9 +68,8 @@ def _check_movable(objective: Mapping[str, Any]) -> None:
     """Raise ``InputError`` if an objective with a speedup has no budget that could be replaced by a measured one."""
     if objective.get("speedup") is None:
         return
-    parameters = inspect.signature(locate_target(objective["_target_"], "objective.")).parameters
-    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
-    if not takes_any and not {"num_heads", "keep"} & parameters.keys():
+    target = locate_target(objective["_target_"], "objective.")
+    if not takes_any(target) and not {"num_heads", "keep"} & inspect.signature(target).parameters.keys():
         raise InputError(
             f"objective.speedup={objective['speedup']} needs an objective with a budget, such as objective=budget: "
             f"{objective['_target_']} takes neither num_heads nor keep."
