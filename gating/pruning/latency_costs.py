@@ -2,23 +2,18 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gating.discovery.find import Unit
-from gating.discovery.undo import apply_edits
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.pruning.measure import compare_latency
-from gating.pruning.prune import kept_units, plan_pruning
+from gating.pruning.prune import remove_in_copy
 
-__all__ = ["LatencyCosts", "kept_for_speedup", "measure_latency_costs", "remove_in_copy", "time_kept"]
-
-Model = TypeVar("Model", bound=nn.Module)
+__all__ = ["LatencyCosts", "kept_for_speedup", "measure_latency_costs", "time_kept"]
 
 # Shares of heads and of neurons in the models that are timed.
 _SHAPES = ((1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.25, 0.25), (0.0, 0.5), (0.5, 0.0), (0.0, 0.0))
@@ -157,20 +152,6 @@ def _shares(gates: HeadGates, kept: Tensor) -> tuple[float, float]:
         total = gates.macs_per_gate[of_kind].sum()
         shares.append(float(gates.macs_per_gate[of_kind & kept].sum() / total) if total else 1.0)
     return shares[0], shares[1]
-
-
-def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:
-    """Return a copy of a model without gates from which the units of all gates but the kept ones are removed.
-
-    Args:
-        model: The model, which may be on the meta device; unchanged.
-        gates: The gates, which are not attached.
-        kept: Mask of the gates to keep, ``[num_gates]``.
-    """
-    compact = deepcopy(model)
-    gated = gates.blocks(compact)
-    apply_edits(plan_pruning(compact, gated, kept_units(gated, gates.block_sizes, kept.cpu())))
-    return compact
 
 
 @torch.no_grad()

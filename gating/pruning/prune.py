@@ -2,7 +2,8 @@
 
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from copy import deepcopy
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from gating.discovery.refusals import check_no_adapters
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import apply_edits
 from gating.errors import InputError, InputTypeError
+from gating.gates import HeadGates
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
 from gating.pruning.prune_report import PruneReport, UnitCounts
@@ -19,7 +21,9 @@ from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block, FeedForwardBlock
 from gating.structure.removal import plan_removal
 
-__all__ = ["kept_units", "plan_pruning", "prune_heads", "prune_neurons", "whole_number"]
+__all__ = ["kept_units", "plan_pruning", "prune_heads", "prune_neurons", "remove_in_copy", "whole_number"]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def prune_heads(
@@ -162,6 +166,20 @@ def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, C
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
     attention = [block for block in blocks if isinstance(block, AttentionBlock)]
     return [*edits, *plan_alignment_heads(model, attention, kept)]
+
+
+def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:
+    """Return a copy of a model without gates from which the units of all gates but the kept ones are removed.
+
+    Args:
+        model: The model, which may be on the meta device; unchanged.
+        gates: The gates, which are not attached.
+        kept: Mask of the gates to keep, ``[num_gates]``.
+    """
+    compact = deepcopy(model)
+    gated = gates.blocks(compact)
+    apply_edits(plan_pruning(compact, gated, kept_units(gated, gates.block_sizes, kept.cpu())))
+    return compact
 
 
 def _read_request(

@@ -13,8 +13,8 @@ from gating.compact.stock import StockError, stock_model
 from gating.discovery.discover import share_specs
 from gating.gates import HeadGates
 from gating.objectives.budget import HeadBudget
-from gating.pruning.latency_costs import remove_in_copy
 from gating.pruning.measure import compare_latency
+from gating.pruning.prune import remove_in_copy
 from gating.report.card import heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
 from gating.report.tables import print_report, print_samples

@@ -1,5 +1,8 @@
 """Random models of every family, built in milliseconds, and helpers that compare models."""
 
+from collections.abc import Callable
+
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -91,6 +94,19 @@ def assert_same_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     assert list(now) == list(state)
     for name, tensor in state.items():
         assert torch.equal(now[name], tensor), name
+
+
+def assert_refused(
+    model: nn.Module, change: Callable[[nn.Module], object], error: type[Exception], message: str
+) -> None:
+    """Fail unless a change is refused with an error, and the model is as before."""
+    state, text, cls = state_of(model), str(model), type(model)
+    with pytest.raises(error, match=message):
+        change(model)
+    assert_same_state(model, state)
+    assert str(model) == text
+    assert type(model) is cls
+    assert not hasattr(getattr(model, "config", None), "head_gating")
 
 
 def hooks_of(model: nn.Module) -> int:
