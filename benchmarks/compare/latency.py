@@ -20,6 +20,8 @@ __all__ = ["OURS", "Point", "conditions", "draw", "pair_points", "points_of", "t
 OURS = "both"
 # Models are equally fast if their speed-ups differ by at most this share; timings differ by some percent themselves.
 _TOLERANCE = 0.1
+# A dense run that ends this many points below the best of its seeds has not learned the task.
+_FAILED = 10.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,23 @@ class Point:
 
     @property
     def scores(self) -> dict[int, float]:
-        """Test score in percent by seed."""
+        """Test score in percent by seed, without failed runs of the dense model."""
+        return {seed: score for seed, score in self._all_scores.items() if seed not in self.failed}
+
+    @property
+    def failed(self) -> dict[int, float]:
+        """Test score in percent by seed, of dense runs that did not learn the task.
+
+        Everything is compared with the dense model, which its failures would make look worse than it is; those of other
+        methods count.
+        """
+        if self.method != "none":
+            return {}
+        best = max(self._all_scores.values())
+        return {seed: score for seed, score in self._all_scores.items() if score < best - _FAILED}
+
+    @property
+    def _all_scores(self) -> dict[int, float]:
         return {row["seed"]: 100 * headline(row) for row in self.rows}
 
     @property
@@ -112,6 +130,8 @@ def table(rows: Sequence[Row]) -> str:
             "seeds": "seeds",
         }
         parts.append(records.markdown(lines, columns))
+        for seed, score in (dense.failed if dense else {}).items():
+            parts.append(f"{data}: the dense model ended at {score:.2f} % with seed {seed}, and this run is left out.")
     return "\n\n".join([*parts, *told_apart(rows)])
 
 
@@ -199,7 +219,7 @@ def _line(point: Point, dense: Point | None, pairs: Pairs) -> dict[str, Any]:
         "mean": f"{point.mean:.2f} %",
         "dense": str(above) if above else None,
         "ours": str(ahead) if ahead else None,
-        "seeds": len(point.rows),
+        "seeds": len(point.scores),
     }
 
 

@@ -85,6 +85,20 @@ def test_smallest_difference_is_that_of_a_t_test():
     assert smallest_difference([Difference((1.0,))]) == {}
 
 
+def test_dense_runs_that_do_not_learn_are_named_and_left_out():
+    rows = [
+        *make_rows("none", None, 1.0, (0.90, 0.34, 0.92)),
+        *make_rows("both", 2, 2.0, (0.88, 0.89, 0.30)),
+    ]
+    text = latency.table(rows)
+    assert "| 91.00 % |" in text
+    assert "toy: the dense model ended at 34.00 % with seed 1, and this run is left out." in text
+    # A failure of another method counts.
+    assert "-32.00 ± 30.00" in text
+    assert "| 69.00 % |" in text
+    assert "| 91.0 | 69.0 |" in summary(rows)
+
+
 def test_table_compares_methods_that_are_as_fast():
     text = latency.table(ROWS)
     header, _, *lines = [line for line in re.sub(" +", " ", text).splitlines() if line.startswith("|")]
