@@ -73,16 +73,15 @@ def table(rows: Sequence[Row]) -> list[str]:
             continue
         milliseconds = statistics.median(row["latency_ms"] for row in runs)
         speedup = statistics.median(row["speedup"] for row in runs)
-        is_dense = command == DENSE
+        above = None if command == DENSE else against[command]
         lines.append(
             {
                 "command": title(command),
                 "heads": _mean(runs, "num_heads"),
                 "neurons": _mean(runs, "num_neurons"),
                 "parameters": _mean(runs, "num_parameters"),
-                "accuracy": f"{statistics.mean(scores[command].values()):.2f} %",
-                "difference": None if is_dense or against[command] is None else str(against[command]),
-                "forward": f"{milliseconds:.1f} ms" + ("" if is_dense else f", {speedup:.2f} times as fast"),
+                "accuracy": f"{statistics.mean(scores[command].values()):.2f} %" + (f" ({above})" if above else ""),
+                "forward": f"{milliseconds:.1f} ms" + ("" if command == DENSE else f", {speedup:.2f}x"),
             }
         )
     columns = {
@@ -91,15 +90,19 @@ def table(rows: Sequence[Row]) -> list[str]:
         "neurons": "neurons",
         "parameters": "parameters",
         "accuracy": "test accuracy",
-        "difference": "above dense",
-        "forward": f"forward pass, {' or '.join(sorted({row['latency_batch'] for row in rows}))} tokens",
+        "forward": "forward pass",
     }
     several = [each for name, each in against.items() if name != DENSE and each is not None]
+    bound = smallest_difference(several).get(len({row["seed"] for row in rows}), math.nan)
+    return [records.markdown(lines, columns), "", _conditions(rows, bound)]
+
+
+def _conditions(rows: Sequence[Row], bound: float) -> str:
     seeds = len({row["seed"] for row in rows})
-    bound = smallest_difference(several).get(seeds, math.nan)
     threads = " or ".join(sorted({str(row["threads"]) for row in rows}))
-    told = "" if math.isnan(bound) else f"; differences below {bound:.1f} points cannot be told from chance"
-    return [records.markdown(lines, columns), "", f"Means of {seeds} seed(s), {threads} CPU thread(s){told}."]
+    batches = " or ".join(sorted({row["latency_batch"] for row in rows}))
+    told = "" if math.isnan(bound) else f"; less than {bound:.1f} points can be chance"
+    return f"{rows[0]['cpu']}, {threads} thread(s), {batches} tokens, {seeds} seed(s){told}."
 
 
 def _mean(rows: Sequence[Row], name: str) -> str | None:

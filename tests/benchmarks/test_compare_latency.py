@@ -209,15 +209,15 @@ def test_example_has_means_against_dense(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(example, "train", fake)
     example.main(["--seeds", "0", "1", "--jobs", "2", "--results", str(results)])
-    header, _, *lines = capsys.readouterr().out.splitlines()[6:11]
-    columns = "heads | neurons | parameters | test accuracy | above dense | forward pass, 8 x 45 tokens"
-    assert header == f"|  | {columns} |"
+    header, _, *lines, _, below = capsys.readouterr().out.splitlines()[6:13]
+    assert header == "|  | heads | neurons | parameters | test accuracy | forward pass |"
     both = "`make train ARGS='gates.units=[heads,neurons] objective.speedup=2'`"
     assert lines == [
-        "| dense: `make train ARGS=objective=none` | 18 | - | 1,000 | 90.50 % | - | 2.0 ms |",
-        "| `make train` | 18 | - | 1,000 | 88.00 % | -2.50 ± 0.50 | 2.0 ms, 1.50 times as fast |",
-        f"| {both} | 18 | - | 1,000 | 89.00 % | -1.50 ± 0.50 | 2.0 ms, 1.50 times as fast |",
+        "| dense: `make train ARGS=objective=none` | 18 | - | 1,000 | 90.50 % | 2.0 ms |",
+        "| `make train` | 18 | - | 1,000 | 88.00 % (-2.50 ± 0.50) | 2.0 ms, 1.50x |",
+        f"| {both} | 18 | - | 1,000 | 89.00 % (-1.50 ± 0.50) | 2.0 ms, 1.50x |",
     ]
+    assert re.search(r"1 thread\(s\), 8 x 45 tokens, 2 seed\(s\); less than 2\.\d points can be chance\.$", below)
     assert ["objective=none", "logger=csv", "callbacks=none", "seed=0"] in calls
     assert len(calls) == 6
     example.main(["--seeds", "0", "1", "--results", str(results)])
