@@ -110,7 +110,7 @@ def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table for each data set and number of steps, the slowest models first.
 
     Differences are in points, with their standard errors over the seeds that both methods have. The last sentences have
-    the smallest differences to each method that a t-test tells from zero with p < 0.05.
+    the smallest differences that a t-test tells from zero with p < 0.05.
     """
     parts = []
     for data, steps in sets_of(rows):
@@ -136,16 +136,21 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def told_apart(rows: Sequence[Row]) -> list[str]:
-    """Return the smallest differences to each method that the seeds of each data set can show, a sentence for each."""
+    """Return the smallest differences that the seeds of each data set can show, a sentence for each.
+
+    Heads alone and the first layers spread by seed in their own way; all other methods, of which there are few seeds,
+    share a pooled spread.
+    """
     sentences = []
     for data, steps in sets_of(rows):
         points = points_of(rows, data, steps)
         pairs = pair_points(points)
+        others = {point.method for point in points} - {"heads", "layers"}
         bounds = []
-        for method in dict.fromkeys(point.method for point in points):
-            own = [_ahead(point, pairs) for point in points if point.method == method]
+        for names, title in ((("heads",), _title("heads")), (("layers",), _title("layers")), (others, "other methods")):
+            own = [_ahead(point, pairs) for point in points if point.method in names]
             found = smallest_difference([ahead for ahead in own if ahead is not None])
-            bounds += [f"{bound:.1f} points to {_title(method)} ({seeds} seeds)" for seeds, bound in found.items()]
+            bounds += [f"{bound:.1f} points to {title} ({seeds} seeds)" for seeds, bound in found.items()]
         if bounds:
             sentences.append(f"{data}, {steps:,} steps: smaller differences can be chance: {', '.join(bounds)}.")
     return sentences
