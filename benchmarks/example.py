@@ -89,7 +89,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         "heads": "heads",
         "neurons": "neurons",
         "parameters": "parameters",
-        "accuracy": "test accuracy",
+        "accuracy": "test accuracy (above dense)",
         "forward": "forward pass",
     }
     several = [each for name, each in against.items() if name != DENSE and each is not None]

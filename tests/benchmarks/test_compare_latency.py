@@ -210,7 +210,7 @@ def test_example_has_means_against_dense(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(example, "train", fake)
     example.main(["--seeds", "0", "1", "--jobs", "2", "--results", str(results)])
     header, _, *lines, _, below = capsys.readouterr().out.splitlines()[6:13]
-    assert header == "|  | heads | neurons | parameters | test accuracy | forward pass |"
+    assert header == "|  | heads | neurons | parameters | test accuracy (above dense) | forward pass |"
     both = "`make train ARGS='gates.units=[heads,neurons] objective.speedup=2'`"
     assert lines == [
         "| dense: `make train ARGS=objective=none` | 18 | - | 1,000 | 90.50 % | 2.0 ms |",
