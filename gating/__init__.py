@@ -27,6 +27,7 @@ from gating.objectives import (
     TopK,
 )
 from gating.objectives.convergence import Convergence
+from gating.objectives.parameter_groups import parameter_groups
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.padding import silence_padding
 from gating.pruning.prune import prune_heads, prune_neurons
@@ -69,6 +70,7 @@ __all__ = [
     "find_feed_forward_blocks",
     "inject_gates",
     "load_compact",
+    "parameter_groups",
     "prune_heads",
     "prune_neurons",
     "register_attention_spec",

@@ -146,11 +146,11 @@ def banned_imports(folder: str) -> set[str]:
 
 # Folders that may import each of the packages that most folders may not.
 ALLOWED = {
-    "hydra": {"run"},
-    "omegaconf": {"run"},
+    "hydra": {"run", "commands"},
+    "omegaconf": {"run", "commands"},
     "wandb": {"tracking"},
-    "pytorch_lightning": {"distributed", "tracking", "data", "training", "run"},
-    "lightning_fabric": {"distributed", "tracking", "data", "training", "run"},
+    "pytorch_lightning": {"distributed", "tracking", "data", "training", "run", "commands"},
+    "lightning_fabric": {"distributed", "tracking", "data", "training", "run", "commands"},
 }
 
 

@@ -16,8 +16,8 @@ from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.pruning.measure import count_heads, count_neurons
 from gating.report.figures import gates_figure
+from gating.report.gate_metrics import gate_metrics, open_amounts, quantity_of, spent_by_unit
 from gating.report.history import History, Observation
-from gating.training.callbacks.gate_metrics import gate_metrics, open_amounts, quantity_of, spent_by_unit
 from gating.training.module import FineTuning
 
 __all__ = ["GateMonitor", "SearchEnd", "log_kept_heads", "record_spent"]

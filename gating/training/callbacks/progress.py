@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gating.gates import HeadGates
 from gating.objectives import Objective
-from gating.training.callbacks.gate_metrics import open_amounts, quantity_of
+from gating.report.gate_metrics import open_amounts, quantity_of
 from gating.training.module import FineTuning
 
 __all__ = ["PhaseProgressBar", "describe_open", "describe_progress"]

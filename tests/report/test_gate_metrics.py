@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import gating
+from gating.report.gate_metrics import gate_metrics, open_amounts, spent_by_unit
 from gating.report.history import History
-from gating.training.callbacks.gate_metrics import gate_metrics, open_amounts, spent_by_unit
 from gating.training.callbacks.gates import log_kept_heads, record_spent
 from gating.training.callbacks.progress import describe_open, describe_progress
 from tests.support.family_models import FAMILIES

@@ -1,0 +1,31 @@
+"""``head-gating export FOLDER``: a compact model in the format of another runtime."""
+
+import argparse
+
+from gating.compact.export import export_runtime
+from gating.compact.formats import FORMATS
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "export a compact model for another runtime, and check it there"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    parser.add_argument("folder", help="folder of a compact model")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="onnx (default) or torch.export")
+    parser.add_argument("--output", help="folder for the export; FOLDER-FORMAT if left out")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite an earlier export")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Export a compact model, and print its inputs and the check."""
+    folder = arguments.output or f"{arguments.folder.rstrip('/')}-{arguments.format}"
+    report = export_runtime(arguments.folder, folder, format=arguments.format, overwrite=arguments.overwrite)
+    inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in report.inputs.items())
+    print(f"{report.folder}: {report.megabytes:,.1f} MB with the inputs {inputs}")
+    print(f"Checked on {report.checked}: its outputs differ from the model's by {report.max_difference:.1e}")
+    for refused in report.refused:
+        print(f"It rejects {refused}, which the model accepts")
+    for name in report.left_out:
+        print(f"The tokenizer or processor also makes {name}, which the export does not accept: leave that out")

@@ -1,0 +1,51 @@
+"""``head-gating inspect FOLDER``: the heads and neurons of a model, and its sizes."""
+
+import argparse
+from contextlib import suppress
+
+from rich.console import Console
+
+from gating.compact.load import load_compact
+from gating.discovery.probe import make_probe
+from gating.errors import InputError
+from gating.pruning.measure import count_macs, weight_megabytes
+from gating.pruning.prune_report import num_parameters
+from gating.report.tables import kept_heads_table, kept_neurons_table
+from gating.structure.blocks import iter_attention_blocks
+from gating.structure.feed_forward import iter_feed_forward_blocks
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "show which heads and neurons a model has, and its sizes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    parser.add_argument("folder", help="folder of a compact model, or of any model of transformers")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a model's heads and neurons, and its sizes."""
+    model = load_compact(arguments.folder)
+    console = Console()
+    counts = []
+    if heads := list(iter_attention_blocks(model)):
+        console.print(kept_heads_table([(block.name, block.head_ids, block.num_heads_before) for block in heads]))
+        counts.append(f"{sum(b.num_heads for b in heads)} of {sum(b.num_heads_before for b in heads)} heads")
+    if neurons := list(iter_feed_forward_blocks(model)):
+        console.print(kept_neurons_table([(block.name, block.num_neurons, block.width_before) for block in neurons]))
+        counts.append(f"{sum(b.num_neurons for b in neurons):,} of {sum(b.width_before for b in neurons):,} neurons")
+    console.print(
+        f"{type(model).__name__}: {', '.join(counts)}, {num_parameters(model):,} parameters",
+        highlight=False,
+        soft_wrap=True,
+    )
+    # The inputs of some models cannot be made from their configuration.
+    with suppress(InputError):
+        example = make_probe(model, batch_size=1, length=128)
+        tokens = example.get("input_ids")
+        of = "example" if tokens is None else f"example of {tokens.numel()} tokens"
+        console.print(
+            f"{count_macs(model, example) / 1e6:,.1f} million multiply-accumulates for an {of}", highlight=False
+        )
+    console.print(f"{weight_megabytes(model):,.1f} MB of weights in {arguments.folder}", highlight=False)

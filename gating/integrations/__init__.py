@@ -1,0 +1,1 @@
+"""Gates in other training programs: transformers' Trainer and those made from it."""
