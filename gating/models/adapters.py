@@ -20,8 +20,7 @@ from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
 from gating.pruning.padding import silence_padding
 from gating.structure.blocks import iter_attention_blocks
-from gating.structure.edits import num_inputs, num_outputs
-from gating.structure.empty import BiasOnly
+from gating.structure.empty import has_no_weight
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
 
@@ -106,7 +105,7 @@ class LoRA:
             lora_dropout=self.dropout,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             target_modules=targets if isinstance(targets, str) else list(targets),
-            exclude_modules=[name for name, module in model.named_modules() if _has_no_weight(module)],
+            exclude_modules=[name for name, module in model.named_modules() if has_no_weight(module)],
         )
 
 
@@ -164,12 +163,6 @@ def _queries_and_values(model: nn.Module) -> list[str]:
             "layers with adapters.target_modules=[...], or give adapters.target_modules=all-linear."
         )
     return found
-
-
-def _has_no_weight(module: nn.Module) -> bool:
-    """Return whether nothing of a layer is left to adapt, since its block has lost all heads or neurons."""
-    is_linear = isinstance(module, (nn.Linear, Conv1D))
-    return isinstance(module, BiasOnly) or (is_linear and 0 in (num_inputs(module), num_outputs(module)))
 
 
 def _head(model: PreTrainedModel) -> Iterator[nn.Parameter]:

@@ -10,12 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.pytorch_utils import Conv1D
 
-from .edits import num_outputs
+from .edits import num_inputs, num_outputs
 from .families import Returns
 from .subclasses import bind_arguments, past_length_of
 
-__all__ = ["BiasOnly", "emptied"]
+__all__ = ["BiasOnly", "emptied", "has_no_weight"]
+
+
+def has_no_weight(module: nn.Module) -> bool:
+    """Return whether a layer has no weight left to adapt, since its block has lost all heads or neurons."""
+    is_linear = isinstance(module, (nn.Linear, Conv1D))
+    return isinstance(module, BiasOnly) or (is_linear and 0 in (num_inputs(module), num_outputs(module)))
 
 
 class BiasOnly(nn.Module):

@@ -1,0 +1,95 @@
+"""Training steps with gates in transformers' Trainer: optimizer groups, learning rates, loss and logs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gating.integrations.rates import add_gate_groups, keep_gate_rates
+from gating.integrations.search import Search
+
+__all__ = ["GatedSteps"]
+
+# Of any class that is made from transformers' Trainer.
+_Base: Any = object
+
+
+class GatedSteps(_Base):  # type: ignore[misc]
+    """Methods of a trainer that train gates beside the weights, as long as it has a search.
+
+    Attributes:
+        search: The search; None after the removal.
+    """
+
+    search: Search | None = None
+    # Of the trainer.
+    model: Any
+    model_init: Any
+    optimizer: Any
+    optimizer_cls_and_kwargs: Any
+    lr_scheduler: Any
+    # Rates of gates and multipliers, as in `gating.parameter_groups`.
+    _rates: Mapping[str, Any]
+    # Steps of the learning rate's schedule before the present phase.
+    _first_step = 0
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Create the optimizer, with groups of their own for gates and multipliers.
+
+        A callback could not add them in ``on_train_begin``: the scheduler exists by then, with one rate for each group
+        that the optimizer had, and fails at its first step.
+        """
+        if self.search is None:
+            return super().create_optimizer(*args, **kwargs)
+        gates = self.search.gates
+        # Otherwise the gates would be among the weights, with their rate and decay.
+        gates.requires_grad_(False)
+        try:
+            super().create_optimizer(*args, **kwargs)
+        finally:
+            gates.requires_grad_(True)
+        add_gate_groups(self.optimizer, gates, self.search.objective, **self._rates)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Create the scheduler over search and recovery together; gates and multipliers keep their rates."""
+        if self.lr_scheduler is None:
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+            keep_gate_rates(scheduler, optimizer or self.optimizer, first_step=self._first_step)
+        return self.lr_scheduler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Follow the objective's schedule, and train on a batch; return its loss, a scalar."""
+        if self.search is not None:
+            self.search.update(self.state.global_step)
+        return super().training_step(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss of a batch, a scalar; in training, plus the penalty on open gates."""
+        result = super().compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+        if self.search is None or not model.training:
+            return result
+        loss, *outputs = result if return_outputs else (result,)
+        # Losses that are divided by the number of items of a step are added up over its batches, others averaged.
+        is_added_up = self.loss_is_scaled_for_ga
+        if is_added_up is None:
+            by_items = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            is_added_up = by_items or self.compute_loss_func is not None
+        num_parts = self.current_gradient_accumulation_steps if is_added_up else 1
+        loss = self.search.add_penalty(loss, num_parts=num_parts)
+        return (loss, *outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log numbers of the training; in the search, also the state of the gates."""
+        if self.search is not None and "loss" in logs:
+            logs = {**logs, **self.search.metrics()}
+        super().log(logs, *args, **kwargs)

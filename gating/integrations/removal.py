@@ -1,0 +1,84 @@
+"""Removal of units from a model that may have adapters: at the end of a search, and in a resumed recovery."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from gating.errors import MissingFileError
+from gating.gates import HeadGates
+from gating.integrations.state import KeptUnits, remove_others
+from gating.integrations.wrappers import merged
+from gating.pruning.finalize import FinalizeReport, finalize
+from gating.report.card import CompactReport, Row
+
+__all__ = ["finalize_merged", "repeat_removal", "report_of", "save_compact_weights"]
+
+# Weights of the compact model, beside the checkpoints: those of the recovery have adapters only.
+_WEIGHTS = "compact.safetensors"
+
+
+def finalize_merged(
+    model: nn.Module, gates: HeadGates, *, kept: Tensor | None, probe: Mapping[str, Tensor] | None
+) -> tuple[PreTrainedModel, FinalizeReport]:
+    """Merge the adapters of a model, if it has any, and remove closed units; return the compact model."""
+    base = merged(model)
+    gates.attach_again()
+    return base, finalize(base, gates, kept=kept, probe=probe)
+
+
+def save_compact_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Save the weights of a compact model, on which the adapters of the recovery are trained."""
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_model(model, str(folder / _WEIGHTS))
+
+
+def repeat_removal(
+    model: nn.Module, gates: HeadGates, kept: KeptUnits, *, adapters: Any, folder: Path
+) -> PreTrainedModel:
+    """Remove gates, adapters and units from a model as an earlier process did; return the compact model.
+
+    The caller loads the weights of the checkpoint; with adapters, those below them are loaded here.
+
+    Args:
+        model: The model at the start of the training.
+        gates: Its gates.
+        kept: Units of the compact model.
+        adapters: Configuration of adapters; None without them.
+        folder: Folder of the checkpoints.
+
+    Raises:
+        FileNotFoundError: The weights below the adapters are missing; nothing is changed.
+        InputError: The checkpoint is of another model.
+    """
+    weights = folder / _WEIGHTS
+    if adapters is not None and not weights.is_file():
+        raise MissingFileError(
+            f"{weights} does not exist, which has the weights below the adapters of the checkpoints in {folder}: "
+            "resume from a checkpoint of the search."
+        )
+    gates.remove()
+    base = merged(model)
+    remove_others(base, kept)
+    if adapters is not None:
+        safetensors.torch.load_model(base, str(weights), device=str(base.device))
+    return base
+
+
+def report_of(finalized: FinalizeReport | None) -> CompactReport | None:
+    """Return the sizes before and after a removal for the model card; None after a resumed recovery."""
+    if finalized is None:
+        return None
+    pairs = [
+        ("heads", finalized.num_heads_before, finalized.num_heads),
+        ("neurons", finalized.num_neurons_before, finalized.num_neurons),
+        ("parameters", finalized.num_parameters_before, finalized.num_parameters),
+    ]
+    return CompactReport(
+        rows=[
+            Row(name, f"{before:,}", f"{after:,}", f"{after / before:.2f}") for name, before, after in pairs if before
+        ]
+    )

@@ -1,0 +1,137 @@
+"""State of the gates in a checkpoint of transformers' Trainer, and models as they were at a checkpoint."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.trainer_utils import get_last_checkpoint
+
+from gating.discovery.undo import apply_edits
+from gating.errors import DamageError, InputError, MissingFileError
+from gating.pruning.compact_model import become_compact
+from gating.pruning.prune import plan_pruning
+from gating.storage.atomic import replacing_file
+from gating.structure.blocks import iter_attention_blocks
+from gating.structure.feed_forward import iter_feed_forward_blocks
+
+__all__ = ["GateState", "KeptUnits", "find_checkpoint", "remove_others"]
+
+_FILE = "gates.pt"
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """Heads and neurons of a compact model.
+
+    Attributes:
+        heads: Original numbers of the kept heads of each attention block.
+        neurons: Group size and original numbers of the kept groups of neurons of each feed-forward block.
+    """
+
+    heads: dict[str, list[int]]
+    neurons: dict[str, tuple[int, list[int]]]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "KeptUnits":
+        """Return the heads and neurons of a model."""
+        return cls(
+            heads={block.name: list(block.head_ids) for block in iter_attention_blocks(model)},
+            neurons={
+                block.name: (block.group_size, list(block.group_ids)) for block in iter_feed_forward_blocks(model)
+            },
+        )
+
+
+@dataclass(frozen=True)
+class GateState:
+    """State of a training with gates between two steps.
+
+    Attributes:
+        search_steps: Optimizer steps of the search.
+        is_complete: Whether the search is complete.
+        search: State of the search, with gates and objective; empty after the removal.
+        kept: Units of the model after the removal; None before.
+    """
+
+    search_steps: int
+    is_complete: bool
+    search: dict[str, Any] = field(default_factory=dict)
+    kept: KeptUnits | None = None
+
+    def save(self, checkpoint: Path) -> None:
+        """Save the state in the folder of a checkpoint."""
+        # Plain values, which load without code.
+        values = {**vars(self), "kept": None if self.kept is None else vars(self.kept)}
+        with replacing_file(checkpoint / _FILE) as new:
+            torch.save(values, new)
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> "GateState":
+        """Load the state from the folder of a checkpoint.
+
+        Raises:
+            FileNotFoundError: The checkpoint was not saved by a trainer with gates.
+            ValueError: The file is damaged.
+        """
+        path = checkpoint / _FILE
+        if not path.is_file():
+            raise MissingFileError(
+                f"{checkpoint} has no {_FILE}: it is not a checkpoint of a trainer with gates. Resume from another one."
+            )
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            kept = values.pop("kept")
+            return cls(**values, kept=None if kept is None else KeptUnits(**kept))
+        except Exception as error:
+            raise DamageError(
+                f"{path} is damaged: {error}. Resume from an earlier checkpoint.", reason=str(error)
+            ) from error
+
+
+def find_checkpoint(resume: str | bool | None, output_dir: str) -> Path | None:
+    """Return the folder of the checkpoint to resume from; None to begin a phase.
+
+    Args:
+        resume: The checkpoint, or True for the last one.
+        output_dir: Folder of the checkpoints.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+    """
+    if resume is not True:
+        return Path(resume) if resume else None
+    found = get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    if found is None:
+        raise MissingFileError(
+            f"There is no checkpoint in args.output_dir={output_dir} to resume from: call train() without "
+            "resume_from_checkpoint=True."
+        )
+    return Path(found)
+
+
+def remove_others(model: PreTrainedModel, kept: KeptUnits) -> None:
+    """Remove the heads and neurons of a dense model that a compact one no longer has, in place.
+
+    Args:
+        model: The model, without gates and adapters.
+        kept: The units of the compact model.
+
+    Raises:
+        InputError: The model has other blocks than the compact one; nothing is changed.
+    """
+    attention = list(iter_attention_blocks(model))
+    feed_forward = [
+        block.regrouped(kept.neurons[block.name][0])
+        for block in iter_feed_forward_blocks(model)
+        if block.name in kept.neurons
+    ]
+    if {block.name for block in attention} != set(kept.heads) or len(feed_forward) != len(kept.neurons):
+        raise InputError(
+            f"The checkpoint is of another model than this {type(model).__name__}: they have other attention or "
+            "feed-forward blocks. Resume with the model that the training began with."
+        )
+    groups = {name: group_ids for name, (_, group_ids) in kept.neurons.items()}
+    apply_edits(plan_pruning(model, [*attention, *feed_forward], {**kept.heads, **groups}))
+    become_compact(model)

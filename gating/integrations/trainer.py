@@ -1,0 +1,312 @@
+"""``GatedTrainer``: transformers' Trainer with a search for heads, their removal, and a recovery."""
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
+
+from gating.compact.save import save_compact
+from gating.errors import InputError, OperationError
+from gating.gates import HeadGates, inject_gates
+from gating.integrations.checks import check_choice, check_optimizers, check_strategy, require_accelerate
+from gating.integrations.gated_steps import GatedSteps
+from gating.integrations.rates import remake_options
+from gating.integrations.removal import finalize_merged, repeat_removal, report_of, save_compact_weights
+from gating.integrations.search import Search, SearchEnd, without_early_stopping
+from gating.integrations.state import GateState, KeptUnits, find_checkpoint
+from gating.integrations.wrappers import adapter_config, base_model, merged, with_new_adapters, without_autocast
+from gating.objectives import Objective
+from gating.objectives.convergence import Convergence
+from gating.pruning.finalize import FinalizeReport
+from gating.storage.folders import check_folder
+
+__all__ = ["GatedTrainer", "GatedTrainerMixin"]
+
+
+class GatedTrainerMixin(GatedSteps):
+    """Gates for transformers' Trainer and those made from it: ``class GatedSFT(GatedTrainerMixin, trl.SFTTrainer)``.
+
+    The first ``train()`` is the search: weights and gates are trained together for ``1 - recovery`` of the steps that
+    the training arguments give. Then :meth:`finalize` removes the closed units, and a second ``train()``, the recovery,
+    trains the compact model for the other steps, with the same schedule of the learning rate.
+    :meth:`train_and_compact` does all of it.
+
+    Checkpoints have the state of the gates: ``train(resume_from_checkpoint=True)`` resumes either phase. The best model
+    (``args.load_best_model_at_end``) and early stopping are those of the recovery: in the search, a model with more
+    open heads would be better.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        objective: Objective,
+        recovery: float = 0.25,
+        gate_lr: float | None = None,
+        multiplier_lr: float = 0.1,
+        gate_options: Mapping[str, Any] | None = None,
+        convergence: Convergence | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Create the trainer, and put gates on its model, in place.
+
+        Args:
+            args: Arguments of the trainer.
+            objective: Objective that closes gates.
+            recovery: Share of the steps that train the compact model after the removal; 0 for none.
+            gate_lr: Constant learning rate of the gates; by default 0.1, and 0.2 with gates on neurons.
+            multiplier_lr: Constant learning rate of the objective's multipliers, if it has any.
+            gate_options: Arguments of :func:`gating.inject_gates`, such as ``{"units": ["heads", "neurons"]}``. Not for
+                a model that has gates already.
+            convergence: Criterion that ends the search early; None for a search of all its steps.
+            kwargs: Keyword arguments of the trainer.
+
+        Raises:
+            InputError: An argument is out of range; the objective does not fit the model; the model cannot have gates;
+                the training is sharded or uses ``nn.DataParallel``.
+        """
+        if not 0 <= recovery < 1:
+            raise InputError(f"recovery={recovery} is not a share of the steps: give a number from 0 to below 1.")
+        require_accelerate()
+        check_optimizers(kwargs.get("optimizers"))
+        self._objective = objective
+        self._search_options: dict[str, Any] = {"recovery": recovery, "convergence": convergence}
+        self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
+        self._gate_options = dict(gate_options or {})
+        self._report: FinalizeReport | None = None
+        # Checkpoint without weights at which the recovery begins in this process.
+        self._removal: str | None = None
+        super().__init__(*args, **kwargs)
+        check_strategy(self)
+        self._given_optimizer = self.optimizer
+        self._begin_search(self.model)
+
+    @property
+    def gates(self) -> HeadGates:
+        """The gates of the model.
+
+        Raises:
+            OperationError: They have been removed.
+        """
+        return self._present_search().gates
+
+    def call_model_init(self, trial: Any = None) -> PreTrainedModel:
+        """Make a new model with new gates, for a trainer with ``model_init``."""
+        model = super().call_model_init(trial)
+        if self.search is not None:
+            self._begin_search(model)
+        return model
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train the search or, after :meth:`finalize`, the recovery.
+
+        Args:
+            resume_from_checkpoint: As in transformers' Trainer; a checkpoint of the recovery makes the model compact.
+            args: Further arguments of the trainer's ``train``.
+            kwargs: Further keyword arguments of the trainer's ``train``.
+
+        Raises:
+            OperationError: The search is complete, and :meth:`finalize` has not been called; or no step is left.
+            FileNotFoundError: The checkpoint is of a trainer without gates.
+            InputError: The checkpoint is of another model.
+        """
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is None:
+            if self.search is None:
+                return self._recover(*args, **kwargs)
+            if self.search.is_complete and self.model_init is None:
+                raise OperationError("The search is complete: call finalize(), then train() for the recovery.")
+            with without_early_stopping(self):
+                return super().train(None, *args, **kwargs)
+        state = GateState.load(checkpoint)
+        if state.kept is not None:
+            return super().train(str(checkpoint), *args, **kwargs)
+        if state.is_complete:
+            # The trainer would take a step more before it stops.
+            self._load_from_checkpoint(str(checkpoint))
+            self._load_rng_state(str(checkpoint))
+            self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+            return TrainOutput(self.state.global_step, 0.0, {})
+        with without_early_stopping(self):
+            return super().train(str(checkpoint), *args, **kwargs)
+
+    def finalize(self, *, kept: Tensor | None = None, probe: Mapping[str, Tensor] | None = None) -> FinalizeReport:
+        """Remove the gates and all units that the objective does not keep, and check that no output changes.
+
+        Adapters are merged first; the recovery trains new ones with the same settings.
+
+        Args:
+            kept: Boolean mask of the gates to keep, ``[num_gates]``; by default the objective's choice.
+            probe: Batch for the check, as keyword arguments of the model; by default made from its configuration.
+
+        Returns:
+            The kept units, and the largest difference between masked and compact outputs.
+
+        Raises:
+            OperationError: The search is not complete, or the units were removed already; processes choose different
+                gates; masked and compact outputs differ.
+        """
+        search = self._present_search()
+        if not search.is_complete:
+            raise OperationError(
+                f"No heads are removed before the search is complete: {self.state.global_step} of "
+                f"{search.steps or 'its'} steps are done. Call train(), or train(resume_from_checkpoint=True) after "
+                "an interruption."
+            )
+        kept = search.kept() if kept is None else kept
+        check_choice(self.accelerator, search.gates, kept)
+        model, self._report = finalize_merged(without_autocast(self.model), search.gates, kept=kept, probe=probe)
+        if self._adapters is not None and self.args.should_save and self.args.save_strategy != "no":
+            save_compact_weights(model, Path(self.args.output_dir))
+        self._begin_recovery(model, search_steps=search.steps)
+        return self._report
+
+    def train_and_compact(
+        self,
+        output_dir: str | Path,
+        *,
+        resume_from_checkpoint: str | bool | None = None,
+        overwrite: bool = False,
+        stock: bool = False,
+        probe: Mapping[str, Tensor] | None = None,
+    ) -> Path:
+        """Search, remove the closed units, recover, and save the compact model; return its folder.
+
+        Args:
+            output_dir: Folder of the compact model; checkpoints go to ``args.output_dir``, as ever.
+            resume_from_checkpoint: As in :meth:`train`.
+            overwrite: Whether the folder of an earlier compact model may be replaced.
+            stock: Whether to write a model of plain transformers, as in :func:`gating.save_compact`.
+            probe: Batch for the checks, as in :meth:`finalize`.
+
+        Raises:
+            FileExistsError: The folder is not empty and ``overwrite`` is false; nothing is trained.
+            OperationError: The training was stopped before its last step; it can be resumed.
+        """
+        check_folder(Path(output_dir), overwrite=overwrite)
+        self.train(resume_from_checkpoint)
+        if self.search is not None:
+            self.finalize(probe=probe)
+            if self.state.global_step < self.state.max_steps:
+                self.train()
+        return self.save_compact(output_dir, overwrite=overwrite, stock=stock, probe=probe)
+
+    def save_compact(self, output_dir: str | Path, **options: Any) -> Path:
+        """Merge the adapters, if there are any, and save the compact model on rank 0; return its folder.
+
+        Args:
+            output_dir: Folder of the compact model.
+            options: Keyword arguments of :func:`gating.save_compact`.
+
+        Raises:
+            OperationError: The closed units have not been removed.
+        """
+        if self.search is not None:
+            raise OperationError("The model still has gates: call finalize() before it is saved as a compact model.")
+        model = merged(without_autocast(self.model))
+        self._use_model(model)
+        if self.args.should_save:
+            options = {"tokenizer": self.processing_class, "report": report_of(self._report), **options}
+            save_compact(model, output_dir, **options)
+        self.accelerator.wait_for_everyone()
+        return Path(output_dir)
+
+    # Checkpoints.
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as transformers' Trainer does, and in a checkpoint also the state of the gates."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.args.should_save:
+            self._gate_state().save(Path(output_dir or self.args.output_dir))
+        elif self.search is not None and self.args.should_save:
+            warnings.warn("The saved model still has gates: call finalize() first for a compact one.", stacklevel=2)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if resume_from_checkpoint == self._removal:
+            return  # The model is as it was removed from.
+        state = GateState.load(Path(resume_from_checkpoint))
+        search = self.search
+        if state.kept is not None and search is not None:
+            folder = Path(resume_from_checkpoint).parent
+            compact = repeat_removal(
+                without_autocast(self.model), search.gates, state.kept, adapters=self._adapters, folder=folder
+            )
+            self._begin_recovery(compact, search_steps=state.search_steps)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.search is not None:
+            self.search.load_state_dict(state.search, steps=state.search_steps, is_complete=state.is_complete)
+
+    def _load_best_model(self) -> None:
+        if self.search is None:
+            super()._load_best_model()
+
+    def _gate_state(self) -> GateState:
+        if self.search is not None:
+            return GateState(self.search.steps, self.search.is_complete, search=self.search.state_dict())
+        return GateState(self._first_step, True, kept=KeptUnits.of(base_model(self.model)))
+
+    # Phases.
+
+    def _begin_search(self, model: nn.Module) -> None:
+        base = base_model(model)
+        self._adapters = adapter_config(model)
+        gates = getattr(base, "head_gates", None)
+        if gates is not None and self._gate_options:
+            raise InputError("gate_options are for a model without gates, and this one has gates: leave them out.")
+        gates = inject_gates(base, **self._gate_options) if gates is None else gates
+        # An objective has a state, and each model of model_init begins with a new one.
+        objective = self._objective if self.model_init is None else deepcopy(self._objective)
+        self.search = Search(gates, objective, **self._search_options)
+        self.remove_callback(SearchEnd)
+        self.add_callback(SearchEnd(self.search))
+
+    def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:
+        self.search, self._first_step = None, search_steps
+        self.remove_callback(SearchEnd)
+        self._use_model(compact if self._adapters is None else with_new_adapters(compact, self._adapters))
+        # A model with more open heads may have been better.
+        self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None
+        # Their parameters are gone.
+        if self._given_optimizer is not None:
+            self.optimizer_cls_and_kwargs = remake_options(self._given_optimizer)
+        self.optimizer = self.lr_scheduler = None
+
+    def _recover(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train the compact model for the steps that are left, as a training that resumes at the removal."""
+        if self.state.global_step >= self.state.max_steps:
+            raise OperationError(f"All {self.state.max_steps} steps are done: no step is left for a recovery.")
+        model_init, self.model_init = self.model_init, None
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                self._removal = folder
+                self.state.save_to_json(str(Path(folder) / TRAINER_STATE_NAME))
+                self._save_rng_state(folder)
+                return super().train(folder, *args, **kwargs)
+        finally:
+            self._removal, self.model_init = None, model_init
+
+    def _use_model(self, model: nn.Module) -> None:
+        self.model = self.model_wrapped = self.callback_handler.model = model
+
+    def _present_search(self) -> Search:
+        if self.search is None:
+            raise OperationError("The gates have been removed: the search of this trainer is over.")
+        return self.search
+
+
+class GatedTrainer(GatedTrainerMixin, Trainer):
+    """transformers' Trainer with gates: search, removal of heads, and recovery.
+
+    Example::
+
+        trainer = GatedTrainer(
+            model=model, args=args, train_dataset=train, objective=gating.ExactBudget(num_heads=18), recovery=0.25
+        )
+        trainer.train_and_compact("compact")
+    """

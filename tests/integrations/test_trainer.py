@@ -1,0 +1,268 @@
+"""Search, removal and recovery in transformers' Trainer."""
+
+import pytest
+import torch
+from transformers import EarlyStoppingCallback, Trainer
+
+import gating
+from gating.errors import InputError, MissingFileError, OperationError
+from gating.integrations import GatedTrainer
+from gating.pruning.measure import count_heads
+from tests.integrations.conftest import make_classifier, make_trainer, weights_of
+
+
+def test_one_call_leaves_a_compact_model_with_the_heads_that_were_asked_for(tmp_path, assert_same):
+    trainer = make_trainer(tmp_path / "checkpoints")
+    folder = trainer.train_and_compact(tmp_path / "compact")
+    assert trainer.state.global_step == 16
+    loaded = gating.load_compact(folder)
+    assert count_heads(loaded) == 5
+    assert_same(weights_of(trainer), dict(loaded.state_dict()))
+    assert "| heads | 12 | 5 |" in (folder / "README.md").read_text()
+
+
+def test_the_log_has_the_state_of_the_gates_in_the_search_alone(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train_and_compact(tmp_path / "compact")
+    rows = {row["step"]: row for row in trainer.state.log_history if "loss" in row}
+    assert list(rows) == list(range(2, 17, 2))
+    assert [step for step, row in rows.items() if "gates/open" in row] == [2, 4, 6, 8, 10, 12]
+    assert rows[2]["gates/target"] == pytest.approx(12, abs=1e-3)
+    assert rows[12]["gates/target"] == pytest.approx(5)
+    assert {"gates/penalty", "gates/expected_open", "gates/layer_00/open"} <= rows[2].keys()
+
+
+def test_phases_by_hand_equal_the_one_call(tmp_path, assert_same):
+    one = make_trainer(tmp_path / "one")
+    one.train_and_compact(tmp_path / "compact")
+    other = make_trainer(tmp_path / "other")
+    other.train()
+    assert other.state.global_step == 12
+    report = other.finalize()
+    assert report.num_heads == 5
+    assert report.max_difference < 1e-5
+    other.train()
+    assert_same(weights_of(one), weights_of(other))
+
+
+def test_weights_have_the_rates_of_a_plain_trainer_and_gates_keep_theirs(tmp_path):
+    arguments = {"lr_scheduler_type": "cosine", "warmup_steps": 3, "logging_steps": 1}
+    trainer = make_trainer(tmp_path / "gated", args=arguments)
+    plain = make_trainer(tmp_path / "plain", cls=Trainer, args=arguments)
+    rates = []
+    step = trainer.training_step
+
+    def record(*args, **kwargs):
+        rates.append({group.get("name", "weights"): group["lr"] for group in trainer.optimizer.param_groups})
+        return step(*args, **kwargs)
+
+    trainer.training_step = record
+    trainer.train_and_compact(tmp_path / "compact")
+    plain.train()
+    assert [one["learning_rate"] for one in trainer.state.log_history if "loss" in one] == pytest.approx(
+        [one["learning_rate"] for one in plain.state.log_history if "loss" in one]
+    )
+    assert [one.get("gates") for one in rates] == [0.1] * 12 + [None] * 4
+
+
+def test_gates_and_multipliers_have_groups_of_their_own_without_decay(tmp_path):
+    trainer = make_trainer(
+        tmp_path, objective=gating.Lagrangian(num_heads=5), gate_lr=0.3, multiplier_lr=0.2, args={"weight_decay": 0.1}
+    )
+    groups = trainer.create_optimizer().param_groups
+    assert [(one.get("name"), one["lr"], one["weight_decay"]) for one in groups] == [
+        (None, 1e-3, 0.1),
+        (None, 1e-3, 0.0),
+        ("gates", 0.3, 0.0),
+        ("multipliers", 0.2, 0.0),
+    ]
+    assert groups[2]["params"] == list(trainer.gates.parameters())
+    assert groups[3]["maximize"]
+    assert all(parameter.requires_grad for parameter in trainer.gates.parameters())
+
+
+class Slope(torch.nn.Module):
+    """An objective whose penalty has the gradient 1000 at every gate."""
+
+    def attach(self, gates):
+        pass
+
+    def update(self, gates, progress):
+        pass
+
+    def penalty(self, gates):
+        return 1000 * gates.log_alpha.sum()
+
+    def target(self, gates):
+        return float("nan")
+
+    def kept(self, gates):
+        return None
+
+
+@pytest.mark.parametrize("accumulated", [1, 2, 4])
+@pytest.mark.parametrize("accepts_items", [True, False])
+def test_the_penalty_counts_once_for_a_step_of_several_batches(tmp_path, accumulated, accepts_items):
+    trainer = make_trainer(
+        tmp_path,
+        objective=Slope(),
+        gate_lr=1e-6,
+        recovery=0,
+        args={
+            "optim": "sgd",
+            "max_steps": 1,
+            "max_grad_norm": 0,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": accumulated,
+            "save_strategy": "no",
+        },
+    )
+    trainer.model_accepts_loss_kwargs = accepts_items
+    before = trainer.gates.log_alpha.detach().clone()
+    trainer.train()
+    assert torch.allclose(trainer.gates.log_alpha, before - 1e-3, atol=1e-5)
+
+
+def test_evaluation_has_no_penalty(tmp_path):
+    trainer = make_trainer(tmp_path, objective=gating.FixedPrice(price=100.0, start=0.0))
+    plain = make_trainer(tmp_path, cls=Trainer)
+    trainer.search.objective.update(trainer.gates, 1.0)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], abs=1e-3)
+
+
+def test_a_converged_search_ends_early_and_leaves_its_steps_to_the_recovery(tmp_path):
+    always = gating.Convergence(patience=1, max_undecided=1.0)
+    always.update = lambda *_: "they have converged"
+    trainer = make_trainer(tmp_path, convergence=always)
+    trainer.train()
+    assert trainer.state.global_step == 10
+    trainer.finalize()
+    trainer.train()
+    assert trainer.state.global_step == 16
+
+
+def test_the_best_model_and_early_stopping_are_those_of_the_recovery(tmp_path):
+    arguments = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "score",
+        "greater_is_better": True,
+    }
+    trainer = make_trainer(tmp_path, args=arguments, callbacks=[EarlyStoppingCallback(early_stopping_patience=1)])
+    # It falls from step to step.
+    trainer.compute_metrics = lambda _: {"score": -trainer.state.global_step}
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert trainer.gates.expected_open().item() == pytest.approx(5, abs=1e-3)
+    trainer.finalize()
+    trainer.train()
+    assert trainer.state.global_step == 14
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-13")
+    assert count_heads(trainer.model) == 5
+
+
+def test_gates_on_neurons_and_a_stock_folder(tmp_path):
+    trainer = make_trainer(
+        tmp_path / "checkpoints",
+        objective=gating.ExactBudget(num_heads=6, num_neurons=96, uniform=True),
+        gate_options={"units": ["heads", "neurons"], "group_size": 8},
+    )
+    assert trainer.create_optimizer().param_groups[-1]["lr"] == 0.2
+    folder = trainer.train_and_compact(tmp_path / "compact")
+    loaded = gating.load_compact(folder)
+    assert count_heads(loaded) == 6
+    assert loaded.bert.encoder.layer[0].intermediate.dense.out_features == 32
+
+
+def test_each_trial_of_model_init_has_new_gates(tmp_path):
+    trainer = make_trainer(tmp_path, model_init=lambda: make_classifier())
+    trainer.train()
+    first = trainer.gates
+    trainer.train()
+    assert trainer.state.global_step == 12
+    assert trainer.gates is not first
+    trainer.finalize()
+    trainer.train()
+    assert trainer.state.global_step == 16
+    assert count_heads(trainer.model) == 5
+
+
+def test_an_optimizer_of_the_user_trains_both_phases(tmp_path):
+    model = make_classifier()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.8, 0.9))
+    trainer = make_trainer(tmp_path, model=model, optimizers=(optimizer, None))
+    trainer.train()
+    assert [group.get("name") for group in trainer.optimizer.param_groups] == [None, "gates"]
+    trainer.finalize()
+    trainer.train()
+    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.8, 0.9)}
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {5e-4}
+
+
+def test_what_cannot_work_is_said_before_anything_changes(tmp_path):
+    with pytest.raises(InputError, match=r"recovery=1.0 is not a share"):
+        make_trainer(tmp_path, recovery=1.0)
+    model = make_classifier()
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    with pytest.raises(InputError, match=r"optimizers=\(optimizer, None\)"):
+        make_trainer(tmp_path, model=model, optimizers=(optimizer, scheduler))
+    assert not hasattr(model, "head_gates")
+    with pytest.raises(InputError, match="num_heads"):
+        make_trainer(tmp_path, model=model, objective=gating.ExactBudget(num_heads=13))
+    gated = make_classifier()
+    gating.inject_gates(gated)
+    with pytest.raises(InputError, match="gate_options"):
+        make_trainer(tmp_path, model=gated, gate_options={"units": "neurons"})
+
+
+def test_multipliers_need_an_optimizer_that_ascends(tmp_path):
+    trainer = make_trainer(tmp_path, objective=gating.Lagrangian(num_heads=5), args={"optim": "adafactor"})
+    with pytest.raises(InputError, match="maximize"):
+        trainer.train()
+
+
+def test_phases_in_a_wrong_order_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path / "checkpoints")
+    with pytest.raises(OperationError, match="before the search is complete"):
+        trainer.finalize()
+    with pytest.raises(OperationError, match="still has gates"):
+        trainer.save_compact(tmp_path / "compact")
+    trainer.train()
+    with pytest.raises(OperationError, match=r"call finalize\(\)"):
+        trainer.train()
+    trainer.finalize()
+    with pytest.raises(OperationError, match="have been removed"):
+        trainer.finalize()
+    trainer.train()
+    with pytest.raises(OperationError, match="no step is left"):
+        trainer.train()
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_training(tmp_path):
+    (tmp_path / "compact").mkdir()
+    (tmp_path / "compact" / "notes.txt").write_text("mine")
+    trainer = make_trainer(tmp_path / "checkpoints")
+    with pytest.raises(FileExistsError, match="not empty"):
+        trainer.train_and_compact(tmp_path / "compact")
+    assert trainer.state.global_step == 0
+
+
+def test_checkpoints_of_other_trainers_are_refused(tmp_path):
+    with pytest.raises(MissingFileError, match="no checkpoint in"):
+        make_trainer(tmp_path / "none").train(resume_from_checkpoint=True)
+    make_trainer(tmp_path, cls=Trainer, args={"max_steps": 4}).train()
+    with pytest.raises(MissingFileError, match=r"no gates\.pt"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_saving_a_model_with_gates_warns(tmp_path):
+    trainer = make_trainer(tmp_path)
+    with pytest.warns(UserWarning, match="still has gates"):
+        trainer.save_model(str(tmp_path / "saved"))
+
+
+def test_the_name_is_that_of_a_trainer():
+    assert issubclass(GatedTrainer, Trainer)
