@@ -36,9 +36,7 @@ def make_classifier(seed: int = 0) -> BertForSequenceClassification:
     return BertForSequenceClassification(CONFIG)
 
 
-def make_trainer(
-    folder: Path, *, cls: type[Trainer] = GatedTrainer, model: Any = None, **options: Any
-) -> GatedTrainer:
+def make_trainer(folder: Path, *, cls: type[Trainer] = GatedTrainer, model: Any = None, **options: Any) -> GatedTrainer:
     """Return a trainer of 16 steps, 12 of them the search; options of the training arguments are in ``args``."""
     arguments = {
         "output_dir": str(folder),
