@@ -1,0 +1,80 @@
+"""Fine-tune with gates in a loop of accelerate: one process or several, in any precision that accelerate has.
+
+    python examples/accelerate_loop.py                                    # a tiny model and made-up data, in seconds
+    accelerate launch --num_processes 2 examples/accelerate_loop.py
+    accelerate launch --mixed_precision bf16 examples/accelerate_loop.py
+"""
+
+import tempfile
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from torch.utils.data import DataLoader, TensorDataset
+from transformers import BertConfig, BertForSequenceClassification
+
+import gating
+from gating.integrations import without_autocast
+
+SEARCH_STEPS, RECOVERY_STEPS = 90, 30
+
+
+def batches(loader: DataLoader, number: int):
+    """Yield a number of batches, epoch after epoch."""
+    done = 0
+    while done < number:
+        for batch in loader:
+            if done == number:
+                return
+            yield batch
+            done += 1
+
+
+def main() -> None:
+    """Search, remove, recover and save."""
+    accelerator = Accelerator()
+    set_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(vocab_size=50, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128)
+    )
+    tokens, labels = torch.randint(4, 50, (512, 12)), torch.arange(512) % 2
+    tokens[:, 0] = 2 + labels
+    data = DataLoader(TensorDataset(tokens, labels), batch_size=16, shuffle=True)
+
+    # Gates before prepare(), so that DDP knows them.
+    gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=4)
+    objective.attach(gates)
+    optimizer = torch.optim.AdamW(gating.parameter_groups(model, lr=1e-3, gates=gates, objective=objective))
+    wrapped, optimizer, data = accelerator.prepare(model, optimizer, data)
+    wrapped.train()
+    for step, (inputs, targets) in enumerate(batches(data, SEARCH_STEPS)):
+        objective.update(gates, step / SEARCH_STEPS)
+        loss = wrapped(input_ids=inputs, labels=targets).loss
+        objective.observe(loss.detach())
+        accelerator.backward(loss + objective.penalty(gates))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    # The model itself again, without DDP and autocast; then a new optimizer, for its parameters are new.
+    model = without_autocast(model)
+    objective.update(gates, 1.0)
+    gating.finalize(model, gates, kept=objective.kept(gates))
+    accelerator.free_memory()
+    wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=5e-4))
+    wrapped.train()
+    for inputs, targets in batches(data, RECOVERY_STEPS):
+        loss = wrapped(input_ids=inputs, labels=targets).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    folder = broadcast_object_list([tempfile.mkdtemp() if accelerator.is_main_process else None])[0]
+    if accelerator.is_main_process:
+        gating.save_compact(without_autocast(model), f"{folder}/compact")
+        kept = sum(block.num_heads for block in gating.find_attention_blocks(gating.load_compact(f"{folder}/compact")))
+        print(f"{kept} heads are left in {folder}/compact; the last loss is {loss.item():.3f}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
