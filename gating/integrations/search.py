@@ -134,8 +134,9 @@ def without_early_stopping(trainer: Trainer) -> Iterator[None]:
         for callback in callbacks:
             trainer.add_callback(callback)
         # Checkpoints have the state of each callback that the trainer's state names.
-        stateful = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
-        trainer.state.stateful_callbacks |= TrainerState(stateful_callbacks=stateful).stateful_callbacks
+        stateful: list[Any] = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
+        states: Any = TrainerState(stateful_callbacks=stateful).stateful_callbacks
+        trainer.state.stateful_callbacks = {**states, **dict(trainer.state.stateful_callbacks or {})}
 
 
 class SearchEnd(TrainerCallback):

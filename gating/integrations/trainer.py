@@ -1,8 +1,8 @@
 """``GatedTrainer``: transformers' Trainer with a search for heads, their removal, and a recovery."""
 
 import tempfile
-import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,11 @@ from gating.compact.save import save_compact
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.integrations.checks import check_choice, check_optimizers, check_strategy, require_accelerate
-from gating.integrations.gated_steps import GatedSteps
-from gating.integrations.rates import remake_options
-from gating.integrations.removal import finalize_merged, repeat_removal, report_of, save_compact_weights
+from gating.integrations.gated_checkpoints import GatedCheckpoints
+from gating.integrations.removal import finalize_merged, report_of, save_compact_weights
 from gating.integrations.search import Search, SearchEnd, without_early_stopping
-from gating.integrations.state import GateState, KeptUnits, find_checkpoint
-from gating.integrations.wrappers import adapter_config, base_model, merged, with_new_adapters, without_autocast
+from gating.integrations.state import GateState, find_checkpoint
+from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.pruning.finalize import FinalizeReport
@@ -30,7 +29,7 @@ from gating.storage.folders import check_folder
 __all__ = ["GatedTrainer", "GatedTrainerMixin"]
 
 
-class GatedTrainerMixin(GatedSteps):
+class GatedTrainerMixin(GatedCheckpoints):
     """Gates for transformers' Trainer and those made from it: ``class GatedSFT(GatedTrainerMixin, trl.SFTTrainer)``.
 
     The first ``train()`` is the search: weights and gates are trained together for ``1 - recovery`` of the steps that
@@ -80,8 +79,6 @@ class GatedTrainerMixin(GatedSteps):
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
         self._gate_options = dict(gate_options or {})
         self._report: FinalizeReport | None = None
-        # Checkpoint without weights at which the recovery begins in this process.
-        self._removal: str | None = None
         super().__init__(*args, **kwargs)
         check_strategy(self)
         self._given_optimizer = self.optimizer
@@ -125,15 +122,13 @@ class GatedTrainerMixin(GatedSteps):
             with without_early_stopping(self):
                 return super().train(None, *args, **kwargs)
         state = GateState.load(checkpoint)
-        if state.kept is not None:
-            return super().train(str(checkpoint), *args, **kwargs)
-        if state.is_complete:
+        if state.kept is None and state.is_complete:
             # The trainer would take a step more before it stops.
             self._load_from_checkpoint(str(checkpoint))
             self._load_rng_state(str(checkpoint))
             self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
             return TrainOutput(self.state.global_step, 0.0, {})
-        with without_early_stopping(self):
+        with without_early_stopping(self) if state.kept is None else nullcontext():
             return super().train(str(checkpoint), *args, **kwargs)
 
     def finalize(self, *, kept: Tensor | None = None, probe: Mapping[str, Tensor] | None = None) -> FinalizeReport:
@@ -217,65 +212,25 @@ class GatedTrainerMixin(GatedSteps):
         self.accelerator.wait_for_everyone()
         return Path(output_dir)
 
-    # Checkpoints.
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model as transformers' Trainer does, and in a checkpoint also the state of the gates."""
-        super().save_model(output_dir, _internal_call)
-        if _internal_call and self.args.should_save:
-            self._gate_state().save(Path(output_dir or self.args.output_dir))
-        elif self.search is not None and self.args.should_save:
-            warnings.warn("The saved model still has gates: call finalize() first for a compact one.", stacklevel=2)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if resume_from_checkpoint == self._removal:
-            return  # The model is as it was removed from.
-        state = GateState.load(Path(resume_from_checkpoint))
-        search = self.search
-        if state.kept is not None and search is not None:
-            folder = Path(resume_from_checkpoint).parent
-            compact = repeat_removal(
-                without_autocast(self.model), search.gates, state.kept, adapters=self._adapters, folder=folder
-            )
-            self._begin_recovery(compact, search_steps=state.search_steps)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.search is not None:
-            self.search.load_state_dict(state.search, steps=state.search_steps, is_complete=state.is_complete)
-
-    def _load_best_model(self) -> None:
-        if self.search is None:
-            super()._load_best_model()
-
-    def _gate_state(self) -> GateState:
-        if self.search is not None:
-            return GateState(self.search.steps, self.search.is_complete, search=self.search.state_dict())
-        return GateState(self._first_step, True, kept=KeptUnits.of(base_model(self.model)))
-
-    # Phases.
-
     def _begin_search(self, model: nn.Module) -> None:
         base = base_model(model)
         self._adapters = adapter_config(model)
-        gates = getattr(base, "head_gates", None)
+        gates: HeadGates | None = getattr(base, "head_gates", None)
         if gates is not None and self._gate_options:
             raise InputError("gate_options are for a model without gates, and this one has gates: leave them out.")
-        gates = inject_gates(base, **self._gate_options) if gates is None else gates
-        # An objective has a state, and each model of model_init begins with a new one.
-        objective = self._objective if self.model_init is None else deepcopy(self._objective)
-        self.search = Search(gates, objective, **self._search_options)
+        objective, options = self._objective, self._search_options
+        if self.model_init is not None:
+            # They have a state, and each model begins with new ones.
+            objective, options = deepcopy((objective, options))
+        own = inject_gates(base, **self._gate_options) if gates is None else gates
+        try:
+            self.search = Search(own, objective, **options)
+        except BaseException:
+            if gates is None:
+                own.remove()
+            raise
         self.remove_callback(SearchEnd)
         self.add_callback(SearchEnd(self.search))
-
-    def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:
-        self.search, self._first_step = None, search_steps
-        self.remove_callback(SearchEnd)
-        self._use_model(compact if self._adapters is None else with_new_adapters(compact, self._adapters))
-        # A model with more open heads may have been better.
-        self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None
-        # Their parameters are gone.
-        if self._given_optimizer is not None:
-            self.optimizer_cls_and_kwargs = remake_options(self._given_optimizer)
-        self.optimizer = self.lr_scheduler = None
 
     def _recover(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the compact model for the steps that are left, as a training that resumes at the removal."""
@@ -290,9 +245,6 @@ class GatedTrainerMixin(GatedSteps):
                 return super().train(folder, *args, **kwargs)
         finally:
             self._removal, self.model_init = None, model_init
-
-    def _use_model(self, model: nn.Module) -> None:
-        self.model = self.model_wrapped = self.callback_handler.model = model
 
     def _present_search(self) -> Search:
         if self.search is None:

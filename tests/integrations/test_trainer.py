@@ -1,5 +1,7 @@
 """Search, removal and recovery in transformers' Trainer."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import EarlyStoppingCallback, Trainer
@@ -7,6 +9,7 @@ from transformers import EarlyStoppingCallback, Trainer
 import gating
 from gating.errors import InputError, MissingFileError, OperationError
 from gating.integrations import GatedTrainer
+from gating.integrations.checks import check_strategy
 from gating.pruning.measure import count_heads
 from tests.integrations.conftest import make_classifier, make_trainer, weights_of
 
@@ -212,6 +215,7 @@ def test_what_cannot_work_is_said_before_anything_changes(tmp_path):
     assert not hasattr(model, "head_gates")
     with pytest.raises(InputError, match="num_heads"):
         make_trainer(tmp_path, model=model, objective=gating.ExactBudget(num_heads=13))
+    assert not hasattr(model, "head_gates")
     gated = make_classifier()
     gating.inject_gates(gated)
     with pytest.raises(InputError, match="gate_options"):
@@ -266,3 +270,17 @@ def test_saving_a_model_with_gates_warns(tmp_path):
 
 def test_the_name_is_that_of_a_trainer():
     assert issubclass(GatedTrainer, Trainer)
+
+
+@pytest.mark.parametrize("setting", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_sharded_training_is_refused(setting):
+    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=SimpleNamespace(n_gpu=1))
+    check_strategy(trainer)
+    with pytest.raises(InputError, match="FSDP and DeepSpeed shard them"):
+        check_strategy(SimpleNamespace(**{**vars(trainer), setting: True}))
+
+
+def test_copies_for_several_gpus_in_one_process_are_refused():
+    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=SimpleNamespace(n_gpu=2))
+    with pytest.raises(InputError, match="torchrun"):
+        check_strategy(trainer)

@@ -1,0 +1,75 @@
+"""Checkpoints of transformers' Trainer with the state of the gates, and the change from the search to the recovery."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from gating.integrations.gated_steps import GatedSteps
+from gating.integrations.rates import remake_options
+from gating.integrations.removal import repeat_removal
+from gating.integrations.search import SearchEnd
+from gating.integrations.state import GateState, KeptUnits
+from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
+
+__all__ = ["GatedCheckpoints"]
+
+
+class GatedCheckpoints(GatedSteps):
+    """Methods of a trainer that save and load the state of gates, and of models that have lost units."""
+
+    # Configuration of the adapters of PEFT; None without them.
+    _adapters: Any = None
+    # Optimizer that the user has given.
+    _given_optimizer: torch.optim.Optimizer | None = None
+    # Checkpoint without weights at which the recovery begins in this process.
+    _removal: str | None = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as transformers' Trainer does, and in a checkpoint also the state of the gates."""
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and self.args.should_save:
+            self._gate_state().save(Path(output_dir or self.args.output_dir))
+        elif self.search is not None and self.args.should_save:
+            warnings.warn("The saved model still has gates: call finalize() first for a compact one.", stacklevel=2)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if resume_from_checkpoint == self._removal:
+            return  # The model is as it was removed from.
+        state = GateState.load(Path(resume_from_checkpoint))
+        search = self.search
+        if state.kept is not None and search is not None:
+            folder = Path(resume_from_checkpoint).parent
+            compact = repeat_removal(
+                without_autocast(self.model), search.gates, state.kept, adapters=self._adapters, folder=folder
+            )
+            self._begin_recovery(compact, search_steps=state.search_steps)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.search is not None:
+            self.search.load_state_dict(state.search, steps=state.search_steps, is_complete=state.is_complete)
+
+    def _load_best_model(self) -> None:
+        if self.search is None:
+            super()._load_best_model()
+
+    def _gate_state(self) -> GateState:
+        if self.search is not None:
+            return GateState(self.search.steps, self.search.is_complete, search=self.search.state_dict())
+        return GateState(self._first_step, True, kept=KeptUnits.of(base_model(self.model)))
+
+    def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:
+        self.search, self._first_step = None, search_steps
+        self.remove_callback(SearchEnd)
+        self._use_model(compact if self._adapters is None else with_new_adapters(compact, self._adapters))
+        # A model with more open heads may have been better.
+        self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None
+        # Their parameters are gone.
+        if self._given_optimizer is not None:
+            self.optimizer_cls_and_kwargs = remake_options(self._given_optimizer)
+        self.optimizer = self.lr_scheduler = None
+
+    def _use_model(self, model: nn.Module) -> None:
+        self.model = self.model_wrapped = self.callback_handler.model = model
