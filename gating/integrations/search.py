@@ -135,8 +135,10 @@ def without_early_stopping(trainer: Trainer) -> Iterator[None]:
             trainer.add_callback(callback)
         # Checkpoints have the state of each callback that the trainer's state names.
         stateful: list[Any] = [one for one in trainer.callback_handler.callbacks if isinstance(one, ExportableState)]
-        states: Any = TrainerState(stateful_callbacks=stateful).stateful_callbacks
-        trainer.state.stateful_callbacks = {**states, **dict(trainer.state.stateful_callbacks or {})}
+        state: Any = trainer.state
+        state.stateful_callbacks = (
+            TrainerState(stateful_callbacks=stateful).stateful_callbacks | state.stateful_callbacks
+        )
 
 
 class SearchEnd(TrainerCallback):
