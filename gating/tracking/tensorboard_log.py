@@ -28,10 +28,12 @@ class TensorBoardLog(TensorBoardLogger):
                 "logger=tensorboard needs the package tensorboard: pip install 'head-gating[tensorboard]'"
             )
         super().__init__("", name=TENSORBOARD, version="", default_hp_metric=False)
+        self._earlier: list[Path] = []
 
     def enter(self, folder: Path) -> None:
         """Set the folder of the run; nothing is written before the first value."""
         self._root_dir = str(folder)
+        self._earlier = self._event_files()
 
     @rank_zero_only
     def save(self) -> None:
@@ -59,10 +61,9 @@ class TensorBoardLog(TensorBoardLogger):
         return {path.name: path.stat().st_size for path in self._event_files()}
 
     def cut_off(self, sizes: Mapping[str, int]) -> None:
-        """Truncate the event files of an earlier process to these sizes, and remove the others."""
-        if self._experiment is not None:
-            return  # This process wrote no event twice.
-        for path in self._event_files():
+        """Truncate the event files of earlier processes to these sizes, and remove those without one."""
+        earlier, self._earlier = self._earlier, []
+        for path in earlier:
             if path.name not in sizes:
                 path.unlink()
             elif path.stat().st_size > sizes[path.name]:

@@ -15,7 +15,7 @@ _GROUPS = ("callbacks", "data", "model", "trainer")
 _NAME = re.compile(rf"(?P<group>{'|'.join(_GROUPS)})\.(?P<name>\w+)(\.[\w.]+)?=")
 # Settings with free keys, and those of loggers, of which each option has its own.
 _TABLES = re.compile(
-    r"(model\.config|logger\.\w+|objective\.num_heads|objective\.num_neurons|objective\.keep|objective\.cost)(\.[\w.]+)?="
+    r"(model\.config|logger\.\w+|objective\.num_heads|objective\.num_neurons|objective\.keep|objective\.cost|task\.metrics)(\.[\w.]+)?="
 )
 
 
