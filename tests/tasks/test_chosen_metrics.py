@@ -10,6 +10,7 @@ import torch
 from torchmetrics import F1Score, Metric
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 from torchmetrics.regression import MeanSquaredError
+from torchmetrics.text import CharErrorRate
 
 import train
 from gating.errors import InputError
@@ -18,6 +19,7 @@ from gating.tasks import CausalLM, MaskedLM, Regression, SequenceClassification,
 from gating.tasks.metrics.classes import build_class_metrics, choose_class_metrics
 from gating.tasks.metrics.numbers import build_number_metrics, choose_number_metrics
 from gating.tasks.metrics.tags import build_tag_metrics, choose_tag_metrics
+from gating.tasks.metrics.texts import build_text_metrics, choose_text_metrics
 from gating.tasks.metrics.tokens import build_token_metrics, choose_token_metrics, update_token_metrics
 from tests.support.tiny_run import compose_settings, make_inputs
 
@@ -185,6 +187,20 @@ def test_metrics_of_numbers_tags_and_tokens():
     update_token_metrics(tokens, logits, torch.tensor([[-100, 0]]))
     assert tokens.compute()["top"] == 0.5
     assert score == Score("top")
+
+
+def test_metrics_of_texts_are_apart_from_those_of_their_tokens():
+    def built(*chosen):
+        tokens, score, texts, final = build_text_metrics(choose_text_metrics(*chosen), vocab_size=9)
+        return set(tokens), score.name, None if texts is None else set(texts), final.name
+
+    tokens = {"perplexity", "accuracy"}
+    assert built(None, None) == (tokens, "perplexity", {"bleu", "chrf"}, "bleu")
+    assert built(None, "chrf") == (tokens, "perplexity", {"bleu", "chrf"}, "chrf")
+    assert built(["accuracy"], None) == ({"accuracy"}, "accuracy", None, "accuracy")
+    assert built({"errors": CharErrorRate, "accuracy": None}, None) == ({"accuracy"}, "accuracy", {"errors"}, "errors")
+    with pytest.raises(InputError, match="does not score these texts"):
+        built({"mine": MulticlassF1Score(3)}, None)
 
 
 # Runs.

@@ -66,7 +66,7 @@ class ChosenMetrics:
         *,
         make: Callable[[str], tuple[Metric, Score]],
         arguments: Mapping[str, Any],
-        example: tuple[Tensor, Tensor],
+        example: tuple[Any, Any],
     ) -> tuple[MetricCollection, Score]:
         """Return the metrics, and the score by which runs are compared.
 
@@ -93,6 +93,22 @@ class ChosenMetrics:
         # States of equal names and first values would be taken for the same.
         collection = MetricCollection({name: metric for name, (metric, _) in made.items()}, compute_groups=not has_own)
         return collection, made[self._score or next(iter(made))][1]
+
+    @property
+    def score(self) -> str | None:
+        """Name of the metric by which runs are compared: the chosen or first one; None if it depends on the data."""
+        return self._score or (next(iter(self._choices)) if self._choices else None)
+
+    def split(self, names: Collection[str]) -> tuple["ChosenMetrics | None", "ChosenMetrics | None"]:
+        """Return the metrics with known names of a collection and all others, each None if there are none of them."""
+        choices = self._choices or {}
+        first = {name: choice for name, choice in choices.items() if isinstance(choice, str) and choice in names}
+        others = {name: choice for name, choice in choices.items() if name not in first}
+        return self._part(first), self._part(others)
+
+    def _part(self, choices: Mapping[str, MetricChoice]) -> "ChosenMetrics | None":
+        score = self._score if self._score in choices else None
+        return ChosenMetrics(choices, score, known=self._known, of=self._of) if choices else None
 
     def _read(self, metrics: Metrics) -> dict[str, MetricChoice]:
         """Return the choices by name."""
@@ -190,14 +206,12 @@ def _create(name: str, choice: Metric | Callable[..., Metric], arguments: Mappin
     return metric
 
 
-def _fit(metric: Metric, *, name: str, example: tuple[Tensor, Tensor], of: str) -> Metric:
+def _fit(metric: Metric, *, name: str, example: tuple[Any, Any], of: str) -> Metric:
     """Return a metric that scores predictions, tried on an example."""
     predictions, targets = example
-    is_binary = any(
-        base.__name__.startswith("Binary") and base.__module__.startswith("torchmetrics.")
-        for base in type(metric).mro()
-    )
-    if is_binary and predictions.is_floating_point() and predictions.shape[-1:] == (2,):
+    bases = [f"{base.__module__}.{base.__name__}" for base in type(metric).mro()]
+    is_binary = any(re.fullmatch(r"torchmetrics\..*\.Binary\w+", base) for base in bases)
+    if is_binary and isinstance(predictions, Tensor) and predictions.shape[1:] == (2,):
         metric = _OfSecondClass(metric)
     trial = metric.clone()
     try:

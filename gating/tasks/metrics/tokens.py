@@ -1,5 +1,7 @@
 """Metrics of language models."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -9,10 +11,10 @@ from torchmetrics.text import Perplexity
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics, Metrics
 
-__all__ = ["PERPLEXITY", "build_token_metrics", "choose_token_metrics", "token_metrics", "update_token_metrics"]
+__all__ = ["TOKEN_SCORES", "build_token_metrics", "choose_token_metrics", "token_metrics", "update_token_metrics"]
 
 PERPLEXITY = Score("perplexity", scale=1, unit="", higher_is_better=False)
-_SCORES = {"perplexity": PERPLEXITY, "accuracy": Score("accuracy")}
+TOKEN_SCORES = {"perplexity": PERPLEXITY, "accuracy": Score("accuracy")}
 
 
 def choose_token_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
@@ -25,7 +27,7 @@ def choose_token_metrics(metrics: Metrics | None, score: str | None) -> ChosenMe
     Raises:
         InputError: A name is unknown, or a metric cannot be created.
     """
-    return ChosenMetrics(metrics, score, known=_SCORES, of="tokens", fills=("num_classes", "task"))
+    return ChosenMetrics(metrics, score, known=TOKEN_SCORES, of="tokens", fills=("num_classes", "task"))
 
 
 def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[MetricCollection, Score]:
@@ -42,8 +44,8 @@ def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[Metr
     targets = torch.arange(8) % vocab_size
     logits = torch.linspace(-1, 1, 8 * vocab_size).sin().view(8, vocab_size)
     metrics, score = chosen.build(
-        tuple(_SCORES),
-        make=lambda name: (_metric(name, vocab_size), _SCORES[name]),
+        tuple(TOKEN_SCORES),
+        make=lambda name: (_metric(name, vocab_size), TOKEN_SCORES[name]),
         arguments={"num_classes": vocab_size, "task": "multiclass"},
         example=(logits, targets),
     )
@@ -56,7 +58,7 @@ def token_metrics(vocab_size: int) -> MetricCollection:
     return build_token_metrics(choose_token_metrics(None, None), vocab_size=vocab_size)[0]
 
 
-def update_token_metrics(metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
+def update_token_metrics(metrics: Mapping[str, Metric] | MetricCollection, logits: Tensor, labels: Tensor) -> None:
     """Update the metrics of tokens.
 
     Args:
