@@ -9,6 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gating.errors import missing_extra
+
+if problem := missing_extra("head-gating train"):
+    sys.exit(f"error: {problem}")
+
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode

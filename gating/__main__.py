@@ -6,8 +6,9 @@ import importlib.util
 import runpy
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-from gating.errors import UserError, explain
+from gating.errors import MissingPackageError, UserError, explain, missing_extra
 from gating.tracking.redaction import redact_output
 
 __all__ = ["main"]
@@ -38,11 +39,32 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="fine-tune with gates, remove heads, export: head-gating train --help")
     for name in _COMMANDS:
-        module = importlib.import_module(f"gating.commands.{name}")
+        try:
+            module = importlib.import_module(f"gating.commands.{name}")
+        except ModuleNotFoundError as error:
+            if (error.name or "gating").startswith("gating"):
+                raise
+            _add_without_packages(commands, name, error)
+            continue
         command = commands.add_parser(name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     return parser
+
+
+def _add_without_packages(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, error: ModuleNotFoundError
+) -> None:
+    """Add a command whose packages are not installed, so that the others work and this one names its extra."""
+    problem = missing_extra(f"head-gating {name}", missing=error.name)
+
+    def run(_: argparse.Namespace) -> NoReturn:
+        raise MissingPackageError(problem) from error
+
+    # Its options are unknown: no character begins one.
+    command = commands.add_parser(name, help="needs head-gating[train]", add_help=False, prefix_chars="\0")
+    command.add_argument("arguments", nargs="*")
+    command.set_defaults(run=run)
 
 
 def _train_script() -> Path:

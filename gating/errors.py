@@ -4,6 +4,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 
 from gating.structure.errors import DamageError, InputError, MissingFileError, UserError
 
@@ -22,9 +23,15 @@ __all__ = [
     "explain",
     "is_input_error",
     "loading",
+    "missing_extra",
     "shorten",
 ]
 
+# Packages of the extra "train" that do not come with torch and transformers.
+_TRAIN = (
+    *("hydra", "omegaconf", "pytorch_lightning", "torchmetrics", "datasets", "pyarrow", "wandb", "pydantic"),
+    *("matplotlib", "PIL", "jinja2", "sacrebleu"),
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -87,6 +94,19 @@ def explain(error: BaseException) -> str:
     use = "written" if error.errno in (*_FULL, errno.EROFS) else "used"
     remedy = " Make room there." if error.errno in _FULL else ""
     return f"{error.filename or 'A file'} cannot be {use}: {error.strerror[:1].lower()}{error.strerror[1:]}.{remedy}"
+
+
+def missing_extra(user: str, *, missing: str | None = None) -> str | None:
+    """Return the message that the extra ``train`` of this package is not installed, or None if it is.
+
+    Args:
+        user: The command that needs it.
+        missing: A package that is missing; by default the first of the extra's.
+    """
+    missing = missing or next((name for name in _TRAIN if find_spec(name) is None), None)
+    if missing is None:
+        return None
+    return f"{user} needs the extra 'train' ({missing} is missing): pip install 'head-gating[train]'"
 
 
 def shorten(text: str, *, most: int = 80) -> str:

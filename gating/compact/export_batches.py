@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,6 +61,9 @@ def _made_by(processor: Any, *, reads_text: bool) -> set[str]:
         elif hasattr(part, "sampling_rate"):
             made |= set(part([0.0] * part.sampling_rate, sampling_rate=part.sampling_rate))
         else:
+            # Pillow is a requirement of image processors, not of this package's core.
+            from PIL import Image
+
             made |= set(part(Image.new("RGB", (64, 64))))
     return made
 

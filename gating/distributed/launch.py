@@ -33,7 +33,7 @@ _SHARDED = ("fsdp", "modelparallel", "model_parallel", "deepspeed")
 
 # Trainer arguments that each run sets itself, and the settings to use instead.
 _RESERVED = {
-    "logger": "choose logger=wandb or logger=csv",
+    "logger": "choose logger=wandb or another option of logger",
     "callbacks": "add callbacks.NAME._target_=CLASS",
     "enable_checkpointing": "choose callbacks=none for a run without checkpoints",
     "default_root_dir": "give output_dir=FOLDER",

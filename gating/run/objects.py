@@ -17,9 +17,10 @@ from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import NoObjective, Objective
 from gating.objectives.convergence import Convergence
 from gating.run.folder.contents import Phase
-from gating.run.settings.build import build, make_objective, partial_of
+from gating.run.settings.build import build, make_objective, partial_of, with_partial_metrics
 from gating.run.settings.settings import Settings
 from gating.tasks.base import Task
+from gating.tracking.loggers import check_loggers
 from gating.training.distillation import Distillation
 
 __all__ = ["RunObjects", "PhaseObjects", "build_objects", "build_phases"]
@@ -104,8 +105,10 @@ def build_objects(settings: Settings) -> RunObjects:
     objective = make_objective(values["objective"])
     distillation = dict(values["distillation"])
     teacher = distillation.pop("teacher", None)
+    make_loggers = partial_of("logger", values["logger"])
+    check_loggers(make_loggers.keywords.get("loggers"))
     return RunObjects(
-        task=build("task", values["task"]),
+        task=build("task", with_partial_metrics(values["task"])),
         objective=None if isinstance(objective, NoObjective) else objective,
         source=build("model", values["model"]),
         adapters=build("adapters", values["adapters"]),
@@ -113,7 +116,7 @@ def build_objects(settings: Settings) -> RunObjects:
         teacher=teacher_source(teacher=teacher),
         convergence=build("convergence", values["convergence"]) if values["convergence"] else None,
         make_gates=partial_of("gates", values["gates"]),
-        make_loggers=partial_of("logger", values["logger"]),
+        make_loggers=make_loggers,
     )
 
 

@@ -11,7 +11,7 @@ from gating.distributed.collectives import is_rank_zero
 from gating.gates import HeadGates
 from gating.run.folder.contents import Phase
 from gating.run.run import Run
-from gating.tracking.csv_log import keep_rows
+from gating.tracking.position import return_to
 from gating.training.callbacks.divergence import DivergenceStop
 from gating.training.callbacks.gates import GateMonitor
 from gating.training.callbacks.interruption import InterruptOnStop, check_completed, to_seconds
@@ -54,7 +54,7 @@ def train_phase(
     trainer = _build_trainer(run, phase, steps=steps, callbacks=callbacks)
     checkpoint = run.last_checkpoint(phase)
     if checkpoint is None:
-        keep_rows(run.loggers, run.state.num_rows)
+        return_to(run.loggers, run.state.log_position)
     elif is_rank_zero():
         print(f"{phase} resumes from {checkpoint}")
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()

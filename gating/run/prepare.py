@@ -50,7 +50,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     num_processes, device = check_devices(trainer)
     if is_rank_zero():
         _check_folders(settings, resumes=resumes)
-    resolve_mode(settings.values["logger"].get("mode", "auto"))
+    resolve_mode(settings.values["logger"].get("mode", "disabled"))
     objects = build_objects(settings)
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)

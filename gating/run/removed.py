@@ -12,7 +12,7 @@ from gating.run.run import Run
 from gating.storage.atomic import replacing_file
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
-from gating.tracking.csv_log import num_rows
+from gating.tracking.position import log_position, position_in
 from gating.training.checkpoints import checkpoint_path, read_checkpoint
 
 __all__ = ["save_removed", "restore_removed"]
@@ -21,7 +21,7 @@ __all__ = ["save_removed", "restore_removed"]
 def save_removed(run: Run) -> None:
     """Save the model after the removal: its kept heads and neurons, its weights, and the state of the run."""
     state = run.state
-    state.num_rows = num_rows(run.loggers)
+    state.log_position = log_position(run.loggers)
     path = checkpoint_path(run.paths.of_phase(Phase.REMOVED), state.search_steps)
     checkpoint = {
         "phase": path.parent.name,
@@ -34,7 +34,7 @@ def save_removed(run: Run) -> None:
         "history": state.history.state_dict(),
         "summary": state.summary.state_dict(),
         "search_steps": state.search_steps,
-        "num_rows": state.num_rows,
+        "log_position": state.log_position,
     }
     with replacing_file(path) as new, new.open("wb") as file:
         torch.save(checkpoint, file)
@@ -63,5 +63,5 @@ def restore_removed(run: Run) -> bool:
     state.model.load_state_dict(checkpoint["weights"])
     state.history.load_state_dict(checkpoint["history"])
     state.summary.load_state_dict(checkpoint["summary"])
-    state.search_steps, state.num_rows = checkpoint["search_steps"], checkpoint["num_rows"]
+    state.search_steps, state.log_position = checkpoint["search_steps"], position_in(checkpoint)
     return True

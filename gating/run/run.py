@@ -22,6 +22,7 @@ from gating.run.folder.contents import Phase, RunPaths
 from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
 from gating.tasks.base import Prepared
+from gating.tracking.position import LogPosition
 from gating.training.checkpoints import checkpoints_in, why_unusable
 from gating.training.evaluation import evaluate
 
@@ -56,7 +57,7 @@ class RunState:
         teacher: Dense model to distill from; None without distillation, and before the run has trained it.
         history: Observations at each validation.
         summary: Measurements.
-        num_rows: Rows of the CSV log when the current phase began.
+        log_position: Position in the logs when the current phase began.
     """
 
     model: PreTrainedModel
@@ -64,7 +65,7 @@ class RunState:
     teacher: PreTrainedModel | None = None
     history: History = field(default_factory=History)
     summary: Summary = field(default_factory=Summary)
-    num_rows: int = 0
+    log_position: LogPosition = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared, Sample
-from gating.tasks.metrics.tokens import PERPLEXITY, token_metrics, update_token_metrics
+from gating.tasks.metrics.tokens import build_token_metrics, choose_token_metrics, update_token_metrics
 
 __all__ = ["CausalLM"]
 
@@ -30,15 +30,23 @@ class CausalLM:
     auto_class = AutoModelForCausalLM
 
     def __init__(
-        self, prompts: Sequence[str] | None = None, num_samples: int = 3, sample_length: int = 60, sample_seed: int = 0
+        self,
+        prompts: Sequence[str] | None = None,
+        num_samples: int = 3,
+        sample_length: int = 60,
+        sample_seed: int = 0,
+        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+        score: str | None = None,
     ) -> None:
-        """Store the settings of the samples that the finished model generates.
+        """Store the settings of the samples that the finished model generates, and the metrics.
 
         Args:
             prompts: Texts to continue; the first tokens of validation blocks if None.
             num_samples: Number of prompts taken from the validation data.
             sample_length: Number of tokens to generate.
             sample_seed: Random seed of the first sample; that of the next one is larger by one.
+            metrics: ``perplexity``, ``accuracy``, or metrics, or classes of metrics by name; these two if None.
+            score: Name of the metric by which runs are compared; the first if None.
 
         Raises:
             ValueError: A number is out of range.
@@ -50,6 +58,7 @@ class CausalLM:
             )
         if not 0 <= sample_seed < 2**32:
             raise InputError(f"task.sample_seed={sample_seed}: give a whole number from 0 to {2**32 - 1}.")
+        self._metrics = choose_token_metrics(metrics, score)
         self._prompts = prompts
         self._num_samples = num_samples
         self._sample_length = sample_length
@@ -88,11 +97,13 @@ class CausalLM:
         blocks = read_blocks(
             examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=True
         )
+        vocab_size = blueprint.config.get_text_config().vocab_size
+        metrics, score = build_token_metrics(self._metrics, vocab_size=vocab_size)
         return Prepared(
             splits=blocks,
             collate=_BlockCollator(processor),
-            metrics=token_metrics(blueprint.config.get_text_config().vocab_size),
-            score=PERPLEXITY,
+            metrics=metrics,
+            score=score,
             config={**special_token_ids(processor, blueprint.config), **_causal(blueprint.config)},
         )
 

@@ -14,9 +14,8 @@ from gating.data.images import load_image_processor, transform_images, vision_co
 from gating.data.labels import LABEL_COLUMNS, encode_labels
 from gating.data.text.tokens import check_no_nulls
 from gating.models.sources import ModelSource
-from gating.report.score import Score
 from gating.tasks.base import Prepared
-from gating.tasks.metrics.classes import class_config, class_metrics
+from gating.tasks.metrics.classes import build_class_metrics, choose_class_metrics, class_config
 
 __all__ = ["ImageClassification"]
 
@@ -29,14 +28,18 @@ class ImageClassification:
     auto_class = AutoModelForImageClassification
     has_classes = True
 
-    def __init__(self, metrics: Sequence[str] | None = None) -> None:
+    def __init__(self, metrics: Sequence[Any] | Mapping[str, Any] | None = None, score: str | None = None) -> None:
         """Store the metrics.
 
         Args:
-            metrics: Of ``accuracy``, ``f1`` and ``matthews``, the first to report; those of the data, or accuracy, if
-                None.
+            metrics: Names of :func:`gating.tasks.metrics.classes.class_metrics`, or metrics, or their classes by name;
+                those of the data, or accuracy, if None.
+            score: Name of the metric by which runs are compared; the first if None.
+
+        Raises:
+            InputError: A name is unknown, or a metric cannot be created.
         """
-        self._metrics = metrics
+        self._metrics = choose_class_metrics(metrics, score)
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
@@ -71,7 +74,9 @@ class ImageClassification:
         }
         splits, label_names = encode_labels(take_columns(examples.splits, columns))
         check_no_nulls(splits, ["image"])
-        names = self._metrics or examples.metrics or ("accuracy",)
+        metrics, score = build_class_metrics(
+            self._metrics, examples.metrics or ("accuracy",), num_classes=len(label_names)
+        )
         channels = getattr(vision_config(blueprint), "num_channels", 3)
         transformed = {
             split: transform_images(table, processor, num_channels=channels, where=split)
@@ -80,8 +85,8 @@ class ImageClassification:
         return Prepared(
             splits=DatasetDict(transformed),
             collate=DefaultDataCollator(),
-            metrics=class_metrics(names, num_classes=len(label_names)),
-            score=Score(names[0]),
+            metrics=metrics,
+            score=score,
             config={**class_config(label_names), "problem_type": "single_label_classification"},
         )
 

@@ -1,7 +1,7 @@
 """Masked language modeling, for BERT, RoBERTa and other encoders."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared
-from gating.tasks.metrics.tokens import PERPLEXITY, token_metrics, update_token_metrics
+from gating.tasks.metrics.tokens import build_token_metrics, choose_token_metrics, update_token_metrics
 
 __all__ = ["MaskedLM"]
 
@@ -33,11 +33,18 @@ class MaskedLM:
 
     auto_class = AutoModelForMaskedLM
 
-    def __init__(self, hidden: float = 0.15) -> None:
-        """Store the share of tokens to mask.
+    def __init__(
+        self,
+        hidden: float = 0.15,
+        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+        score: str | None = None,
+    ) -> None:
+        """Store the share of tokens to mask, and the metrics.
 
         Args:
             hidden: Probability that a token is masked.
+            metrics: ``perplexity``, ``accuracy``, or metrics, or classes of metrics by name; these two if None.
+            score: Name of the metric by which runs are compared; the first if None.
 
         Raises:
             ValueError: The probability is not between 0 and 1.
@@ -45,6 +52,7 @@ class MaskedLM:
         if not 0 < hidden < 1:
             raise InputError(f"task.hidden must be a number between 0 and 1, such as .15, got task.hidden={hidden}.")
         self._hidden = hidden
+        self._metrics = choose_token_metrics(metrics, score)
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
@@ -83,11 +91,12 @@ class MaskedLM:
         blocks = read_blocks(
             examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=False
         )
+        metrics, score = build_token_metrics(self._metrics, vocab_size=blueprint.config.vocab_size)
         return Prepared(
             splits=blocks,
             collate=_MaskingCollator(processor, hidden=self._hidden),
-            metrics=token_metrics(blueprint.config.vocab_size),
-            score=PERPLEXITY,
+            metrics=metrics,
+            score=score,
             config=special_token_ids(processor, blueprint.config),
         )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import DatasetDict, concatenate_datasets
@@ -36,11 +36,12 @@ class QuestionAnswering:
 
     auto_class = AutoModelForQuestionAnswering
 
-    def __init__(self, max_answer_length: int = 30) -> None:
+    def __init__(self, max_answer_length: int = 30, score: Literal["f1", "exact_match"] | None = None) -> None:
         """Store the maximum length of predicted answers.
 
         Args:
             max_answer_length: Number of tokens.
+            score: The metric by which runs are compared; ``f1`` if None.
 
         Raises:
             ValueError: The number is not positive.
@@ -48,6 +49,7 @@ class QuestionAnswering:
         if max_answer_length < 1:
             raise InputError(f"task.max_answer_length={max_answer_length}: an answer has at least one token.")
         self._max_answer_length = max_answer_length
+        self._score = score
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
@@ -108,7 +110,7 @@ class QuestionAnswering:
             splits=_tokenize(_number(splits), processor, length, stride),
             collate=_WindowCollator(processor),
             metrics=MetricCollection([AnswerScores(references, unanswerable=unanswerable)]),
-            score=Score("f1"),
+            score=Score(self._score or "f1"),
             config={**special_token_ids(processor, blueprint.config), "pad_token_id": processor.pad_token_id},
         )
 

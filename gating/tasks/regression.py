@@ -22,7 +22,7 @@ from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared
-from gating.tasks.metrics.numbers import number_metrics
+from gating.tasks.metrics.numbers import build_number_metrics, choose_number_metrics
 
 __all__ = ["Regression", "encode_numbers"]
 
@@ -37,14 +37,18 @@ class Regression:
 
     auto_class = AutoModelForSequenceClassification
 
-    def __init__(self, metrics: Sequence[str] | None = None) -> None:
+    def __init__(self, metrics: Sequence[Any] | Mapping[str, Any] | None = None, score: str | None = None) -> None:
         """Store the metrics.
 
         Args:
-            metrics: Of ``pearson``, ``spearman``, ``mse`` and ``mae``, the first to report; those of the data, or the
-                two correlations, if None.
+            metrics: Names of :func:`gating.tasks.metrics.numbers.number_metrics`, or metrics, or their classes by name;
+                those of the data, or the two correlations, if None.
+            score: Name of the metric by which runs are compared; the first if None.
+
+        Raises:
+            InputError: A name is unknown, or a metric cannot be created.
         """
-        self._metrics = metrics
+        self._metrics = choose_number_metrics(metrics, score)
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
@@ -81,7 +85,7 @@ class Regression:
         label = find_column(examples.splits, label_column, _NUMBER_COLUMNS)
         splits = encode_numbers(take_columns(examples.splits, {**texts, "label": label}))
         check_texts(splits, list(texts))
-        metrics, score = number_metrics(self._metrics or examples.metrics or ("pearson", "spearman"))
+        metrics, score = build_number_metrics(self._metrics, examples.metrics or ("pearson", "spearman"))
         length = truncation_length(blueprint, max_length)
         return Prepared(
             splits=tokenize_labeled(splits, processor, list(texts), length),

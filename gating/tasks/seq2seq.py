@@ -1,6 +1,6 @@
 """Sequence-to-sequence tasks: translation and summarization, for T5, BART, Marian and other encoder-decoders."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,10 @@ from gating.data.text.tokens import check_texts, tokenize, truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
-from gating.report.score import Score
 from gating.tasks.base import Prepared, Sample
 from gating.tasks.languages import language_token, set_language
-from gating.tasks.metrics.tokens import PERPLEXITY, token_metrics, update_token_metrics
-from gating.tasks.metrics.translation import SacreScore
+from gating.tasks.metrics.texts import build_text_metrics, choose_text_metrics
+from gating.tasks.metrics.tokens import update_token_metrics
 
 __all__ = ["Seq2Seq"]
 
@@ -42,8 +41,6 @@ _USUAL = (
     ("question", "answer"),
 )
 
-_TEXT_SCORES = ("bleu", "chrf")
-
 
 class Seq2Seq:
     """Generation of a target text from a source text."""
@@ -57,8 +54,10 @@ class Seq2Seq:
         num_samples: int = 3,
         source_language: str | None = None,
         target_language: str | None = None,
+        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+        score: str | None = None,
     ) -> None:
-        """Store the settings of generation.
+        """Store the settings of generation, and the metrics.
 
         Args:
             prefix: Prefix of every source, such as T5's ``translate English to German: ``.
@@ -66,9 +65,12 @@ class Seq2Seq:
             num_samples: Number of samples for the report.
             source_language: Code of the source language for the tokenizer of mBART, NLLB or M2M100, such as ``en_XX``.
             target_language: Code of the target language.
+            metrics: ``bleu`` and ``chrf`` of texts, ``perplexity`` and ``accuracy`` of tokens, or metrics of texts, or
+                their classes by name; these four if None.
+            score: Name of the metric by which runs are compared; the first if None.
 
         Raises:
-            ValueError: ``num_beams`` is not positive, or ``num_samples`` is negative.
+            ValueError: ``num_beams`` is not positive, ``num_samples`` is negative, or a metric cannot be used.
         """
         if num_samples < 0:
             raise InputError(f"task.num_samples={num_samples}: give 0 or more.")
@@ -77,9 +79,11 @@ class Seq2Seq:
         self._prefix = prefix
         self._num_beams = num_beams
         self._num_samples = num_samples
+        self._metrics = choose_text_metrics(metrics, score)
         self._languages = {"source": source_language, "target": target_language}
-        # Set by prepare(), because it depends on the settings of the data.
+        # Set by prepare(), because they depend on the settings of the data.
         self._generate: _Generation | None = None
+        self._text_names = set[str]()
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
@@ -136,14 +140,17 @@ class Seq2Seq:
             target_length = truncation_length(blueprint, max_target_length, name="data.max_target_length")
         self._generate = _Generation(processor, num_beams=self._num_beams, max_length=target_length)
         collate, ids = self._collator(processor, blueprint)
+        vocab_size = blueprint.config.get_text_config(decoder=True).vocab_size
+        metrics, score, final_metrics, final_score = build_text_metrics(self._metrics, vocab_size=vocab_size)
+        self._text_names = {str(name) for name in final_metrics} if final_metrics is not None else set()
         return Prepared(
             splits=_tokenize(texts, processor, prefix=self._prefix, length=length, target_length=target_length),
             collate=collate,
-            metrics=token_metrics(blueprint.config.get_text_config(decoder=True).vocab_size),
-            score=PERPLEXITY,
+            metrics=metrics,
+            score=score,
             config=ids,
-            final_metrics=MetricCollection({name: SacreScore(name) for name in _TEXT_SCORES}, compute_groups=False),
-            final_score=Score("bleu", unit=""),
+            final_metrics=final_metrics,
+            final_score=final_score,
         )
 
     def _collator(
@@ -166,12 +173,14 @@ class Seq2Seq:
         self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
     ) -> None:
         """Compare the logits at each position to the label, and, at the end of a phase, generated texts to targets."""
-        update_token_metrics(metrics, outputs["logits"], batch["labels"])
-        if "bleu" in metrics:
+        texts = [metric for name, metric in metrics.items() if name in self._text_names]
+        of_tokens = {name: metric for name, metric in metrics.items() if name not in self._text_names}
+        update_token_metrics(of_tokens, outputs["logits"], batch["labels"])
+        if texts:
             assert self._generate is not None, "prepare() the data first"
             predictions = self._generate(model, batch["input_ids"], batch["attention_mask"])
-            for name in _TEXT_SCORES:
-                metrics[name].update(predictions, batch["metric_target"])
+            for metric in texts:
+                metric.update(predictions, batch["metric_target"])
 
     def write_samples(
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict

@@ -20,9 +20,8 @@ from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import check_texts, tokenize_labeled, truncation_length
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
-from gating.report.score import Score
 from gating.tasks.base import Prepared
-from gating.tasks.metrics.classes import class_config, class_metrics
+from gating.tasks.metrics.classes import build_class_metrics, choose_class_metrics, class_config
 
 __all__ = ["SequenceClassification"]
 
@@ -33,14 +32,18 @@ class SequenceClassification:
     auto_class = AutoModelForSequenceClassification
     has_classes = True
 
-    def __init__(self, metrics: Sequence[str] | None = None) -> None:
+    def __init__(self, metrics: Sequence[Any] | Mapping[str, Any] | None = None, score: str | None = None) -> None:
         """Store the metrics.
 
         Args:
-            metrics: Of ``accuracy``, ``f1`` and ``matthews``, the first to report; those of the data, or accuracy, if
-                None.
+            metrics: Names of :func:`gating.tasks.metrics.classes.class_metrics`, or metrics, or their classes by name;
+                those of the data, or accuracy, if None.
+            score: Name of the metric by which runs are compared; the first if None.
+
+        Raises:
+            InputError: A name is unknown, or a metric cannot be created.
         """
-        self._metrics = metrics
+        self._metrics = choose_class_metrics(metrics, score)
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
@@ -78,12 +81,14 @@ class SequenceClassification:
         splits, label_names = encode_labels(take_columns(examples.splits, {**texts, "label": label}))
         check_texts(splits, list(texts))
         length = truncation_length(blueprint, max_length)
-        names = self._metrics or examples.metrics or ("accuracy",)
+        metrics, score = build_class_metrics(
+            self._metrics, examples.metrics or ("accuracy",), num_classes=len(label_names)
+        )
         return Prepared(
             splits=tokenize_labeled(splits, processor, list(texts), length),
             collate=DataCollatorWithPadding(processor),
-            metrics=class_metrics(names, num_classes=len(label_names)),
-            score=Score(names[0]),
+            metrics=metrics,
+            score=score,
             config={
                 **class_config(label_names),
                 **special_token_ids(processor, blueprint.config),

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import DatasetDict
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MetricCollection
 from transformers import (
     AutoModelForTokenClassification,
     DataCollatorForTokenClassification,
@@ -17,20 +16,17 @@ from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Examples
 from gating.data.text.tokens import check_no_nulls, load_tokenizer, require_offsets, tokenize, truncation_length
-from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
-from gating.report.score import Score
 from gating.tasks.base import Prepared
 from gating.tasks.metrics.classes import class_config
-from gating.tasks.metrics.spans import SpanScore
+from gating.tasks.metrics.tags import build_tag_metrics, choose_tag_metrics
 from gating.tasks.tags import encode_tags, mark_spans
 
 __all__ = ["TokenClassification"]
 
 _WORD_COLUMNS = ("tokens", "words", "text")
 _TAG_COLUMNS = ("ner_tags", "tags", "label", "labels", "pos_tags")
-_SPANS = ("f1", "precision", "recall")
 
 
 class TokenClassification:
@@ -38,14 +34,19 @@ class TokenClassification:
 
     auto_class = AutoModelForTokenClassification
 
-    def __init__(self, metrics: Sequence[str] | None = None) -> None:
+    def __init__(self, metrics: Sequence[Any] | Mapping[str, Any] | None = None, score: str | None = None) -> None:
         """Store the metrics.
 
         Args:
-            metrics: Of ``f1``, ``precision`` and ``recall`` of spans and ``accuracy`` of words, the first to report. If
-                None, those of the data; or those of spans if tags mark spans, else accuracy.
+            metrics: Of ``f1``, ``precision`` and ``recall`` of spans, ``accuracy`` and ``macro_f1`` of words, or
+                metrics, or their classes by name. If None, those of the data; or those of spans if tags mark spans,
+                else accuracy.
+            score: Name of the metric by which runs are compared; the first if None.
+
+        Raises:
+            InputError: A name is unknown, or a metric cannot be created.
         """
-        self._metrics = metrics
+        self._metrics = choose_tag_metrics(metrics, score)
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
@@ -87,12 +88,14 @@ class TokenClassification:
         taken = take_columns(examples.splits, columns)
         check_no_nulls(taken, list(columns))
         splits, tag_names = encode_tags(taken)
-        names = self._metrics or examples.metrics or (_SPANS if mark_spans(tag_names) else ("accuracy",))
+        metrics, score = build_tag_metrics(
+            self._metrics, examples.metrics, tag_names=tag_names, mark_spans=mark_spans(tag_names)
+        )
         return Prepared(
             splits=_tokenize_words(splits, processor, truncation_length(blueprint, max_length)),
             collate=DataCollatorForTokenClassification(processor),
-            metrics=MetricCollection({name: _metric(name, tag_names) for name in names}),
-            score=Score(names[0]),
+            metrics=metrics,
+            score=score,
             config={**class_config(tag_names), **special_token_ids(processor, blueprint.config)},
         )
 
@@ -101,19 +104,6 @@ class TokenClassification:
     ) -> None:
         """Compare the tag with the largest logit to the label, at the first token of each word."""
         metrics.update(outputs["logits"].argmax(-1), batch["labels"])
-
-
-def _metric(name: str, tag_names: list[str]) -> Metric:
-    if name == "accuracy":
-        return MulticlassAccuracy(len(tag_names), average="micro", ignore_index=-100)
-    if name not in _SPANS:
-        raise InputError(f"task.metrics: tags have no metric {name!r}; choose from {', '.join(_SPANS)}, accuracy.")
-    if not mark_spans(tag_names):
-        raise InputError(
-            f"task.metrics: {name} counts spans, which tags mark as B-TYPE, I-TYPE and O, but these are "
-            f"{', '.join(tag_names[:5])}. Take task.metrics=[accuracy]."
-        )
-    return SpanScore(tag_names, kind=name)  # type: ignore[arg-type]
 
 
 def _tokenize_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:

@@ -1,1 +1,1 @@
-"""Where a run is recorded: Weights & Biases and CSV files, with secrets redacted."""
+"""Where a run is recorded: Weights & Biases, TensorBoard and CSV files, with secrets redacted."""

@@ -1,8 +1,9 @@
-"""Loggers of a run: Weights & Biases, offline without an account, and a CSV file."""
+"""Loggers of a run: a CSV file, Weights & Biases, offline without an account, and others that are chosen."""
 
 import logging
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -15,12 +16,13 @@ from gating.errors import InputError, shorten
 from gating.tracking.contents import CSV, WANDB
 from gating.tracking.csv_log import CsvLogger
 from gating.tracking.reachability import why_unreachable
-from gating.tracking.redaction import redact, redact_settings
+from gating.tracking.redaction import hidden_arguments, redact, redact_settings
+from gating.tracking.tensorboard_log import TensorBoardLog
 from gating.tracking.wandb_logger import TolerantWandbLogger
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
-__all__ = ["build_loggers", "close_wandb", "log_outcome", "log_samples", "resolve_mode"]
+__all__ = ["build_loggers", "check_loggers", "close_wandb", "log_outcome", "log_samples", "resolve_mode"]
 
 # Seconds for wandb to start a run, and to upload the rest at its end; its defaults are minutes.
 _TIMEOUT_S = 30.0
@@ -34,10 +36,11 @@ _log = logging.getLogger(__name__)
 def build_loggers(
     save_dir: str | Path,
     *,
-    mode: Mode = "auto",
+    mode: Mode = "disabled",
     project: str = "head-gating",
     name: str | None = None,
     tags: list[str] | None = None,
+    loggers: Mapping[str, Any] | None = None,
     run_config: dict[str, Any] | None = None,
     resume: bool = False,
 ) -> list[Logger]:
@@ -49,6 +52,7 @@ def build_loggers(
         project: W&B project.
         name: Name of the W&B run; None for a random name.
         tags: Tags of the W&B run.
+        loggers: Further loggers of Lightning by name, beside W&B and the CSV file; None in place of one leaves it out.
         run_config: Configuration to record, as plain values.
         resume: Whether to resume the W&B run and the CSV file in this folder.
 
@@ -57,7 +61,7 @@ def build_loggers(
     """
     # wandb warns about a missing folder.
     Path(save_dir).mkdir(parents=True, exist_ok=True)
-    loggers: list[Logger] = [CsvLogger(save_dir, name=CSV, version="")]
+    others = _enter_run(loggers, Path(save_dir), settings=redact_settings(run_config or {}))
     mode = resolve_mode(mode)
     options: dict[str, Any] = redact_settings(
         {"project": project, "name": name, "tags": tags and list(tags), "config": run_config}
@@ -67,7 +71,36 @@ def build_loggers(
         # Offline this adds a second folder of the same run, which `wandb sync` merges.
         options |= {"id": wandb_id, "resume": "allow"}
     wandb_logger = _start_wandb(mode, save_dir=save_dir, **options)
-    return [*([wandb_logger] if wandb_logger else []), *loggers]
+    return [*([wandb_logger] if wandb_logger else []), CsvLogger(save_dir, name=CSV, version=""), *others]
+
+
+def check_loggers(loggers: object) -> None:
+    """Check that each of the further loggers is one.
+
+    Args:
+        loggers: The argument of :func:`build_loggers`.
+
+    Raises:
+        InputError: An object is not a logger of Lightning.
+    """
+    for name, logger in loggers.items() if isinstance(loggers, Mapping) else ():
+        if logger is not None and not isinstance(logger, Logger):
+            raise InputError(
+                f"logger.loggers.{name} is a {type(logger).__name__}: give it the _target_ of a Logger of Lightning, "
+                "such as pytorch_lightning.loggers.MLFlowLogger."
+            )
+
+
+def _enter_run(loggers: Mapping[str, Any] | None, folder: Path, *, settings: dict[str, Any]) -> list[Logger]:
+    """Return the further loggers, with the folder and the settings of the run."""
+    check_loggers(loggers)
+    chosen: list[Logger] = [logger for logger in (loggers or {}).values() if logger is not None]
+    for logger in chosen:
+        if isinstance(logger, TensorBoardLog):
+            logger.enter(folder)
+        with hidden_arguments():
+            logger.log_hyperparams(settings)
+    return chosen
 
 
 def _start_wandb(mode: Mode, **options: Any) -> TolerantWandbLogger | None:
@@ -123,7 +156,9 @@ def resolve_mode(mode: Mode) -> Mode:
 
 
 def log_outcome(loggers: list[Logger], numbers: dict[str, float], compact_folder: Path) -> None:
-    """Add the outcome of a run to the W&B summary and, online, log the compact model as an artifact.
+    """Log the outcome of a run.
+
+    W&B gets it in its summary and, online, the compact model as an artifact; TensorBoard beside the run's settings.
 
     Args:
         loggers: The loggers of the run.
@@ -133,17 +168,25 @@ def log_outcome(loggers: list[Logger], numbers: dict[str, float], compact_folder
     sizes = ("num_heads", "num_neurons", "num_parameters", "macs")
     names = {"speedup", *sizes, *(f"{name}_before" for name in sizes)}
     renamed = {f"compact/{name}" if name in names else name: x for name, x in numbers.items()}
+    # The validation metrics of the compact model would be another point in the curves of the training.
+    apart = {name: x for name, x in renamed.items() if not name.startswith("val/")}
     for logger in loggers:
         if isinstance(logger, TolerantWandbLogger):
             logger.log_outcome(renamed, compact_folder)
+        elif isinstance(logger, TensorBoardLog):
+            logger.log_outcome(apart)
+        elif not isinstance(logger, CsvLogger):
+            logger.log_metrics(apart)
 
 
 def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
-    """Log text generated by the finished model to W&B, as a table."""
+    """Log text generated by the finished model: to W&B as a table, to TensorBoard as text."""
     rows = [list(sample.values()) for sample in samples]
     for logger in loggers:
         if isinstance(logger, TolerantWandbLogger) and rows:
             logger.log_table("compact/samples", columns=list(samples[0]), data=rows)
+        elif isinstance(logger, TensorBoardLog):
+            logger.log_texts("compact/samples", samples)
 
 
 def close_wandb(*, failed: bool) -> Path | None:

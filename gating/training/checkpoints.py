@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
 from gating.storage.atomic import replacing_file
-from gating.tracking.csv_log import keep_rows, num_rows
+from gating.tracking.position import log_position, position_in, return_to
 from gating.training.module import FineTuning
 from gating.training.signals import DeferredSignals, Stopped
 
@@ -185,15 +185,15 @@ class RunCheckpoint(Callback):
         progress["is_last_batch"] = False
         checkpoint["phase"] = self._folder.name
         checkpoint[_STATE_KEY] = {
-            "num_rows": num_rows(trainer.loggers),
+            "log_position": log_position(trainer.loggers),
             "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
         }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]
     ) -> None:
-        """Drop CSV rows logged after this checkpoint, and restore the batch count that Lightning does not restore."""
-        keep_rows(trainer.loggers, checkpoint[_STATE_KEY]["num_rows"])
+        """Drop what was logged after this checkpoint, and restore the batch count that Lightning does not restore."""
+        return_to(trainer.loggers, position_in(checkpoint[_STATE_KEY]))
         self._batches_that_stepped = checkpoint[_STATE_KEY]["batches_that_stepped"]
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -159,7 +159,7 @@ def test_a_run_that_cannot_be_online_is_offline_with_one_warning(tmp_path, onlin
         server.fault_of_runs = {"run refused": 401}.get(outage)
         online(f"http://127.0.0.1:{closed_port()}" if outage == "no network" else server.url)
         assert resolve_mode("auto") == "online"
-        for logger in (built := build_loggers(tmp_path)):
+        for logger in (built := build_loggers(tmp_path, mode="auto")):
             logger.log_metrics({"x": 1.0}, step=1)
             logger.log_metrics({"x": 2.0}, step=2)
         log_outcome(built, {"num_heads": 4}, tmp_path)
@@ -177,7 +177,7 @@ def test_a_run_that_cannot_be_online_is_offline_with_one_warning(tmp_path, onlin
 def test_a_server_that_works_gets_the_run(tmp_path, online, caplog):
     with fake_server() as server:
         online(server.url)
-        logger, _ = build_loggers(tmp_path, run_config={"model": {"token": "hf_" + "s" * 30}})
+        logger, _ = build_loggers(tmp_path, mode="auto", run_config={"model": {"token": "hf_" + "s" * 30}})
         logger.log_metrics({"x": 1.0}, step=1)
         folder = close_wandb(failed=False)
         asked = "".join(body for _, body in server.questions)
@@ -198,7 +198,7 @@ def test_a_run_with_an_identity_token_is_online_or_continues_offline(tmp_path, o
         monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
         monkeypatch.setenv("WANDB_CREDENTIALS_FILE", str(tmp_path / "credentials.json"))
         assert resolve_mode("auto") == "online"
-        for logger in build_loggers(tmp_path / "run"):
+        for logger in build_loggers(tmp_path / "run", mode="auto"):
             logger.log_metrics({"x": 1.0}, step=1)
         folder = close_wandb(failed=False)
         asked = "".join(body for _, body in server.questions)
@@ -211,7 +211,7 @@ def test_a_run_with_an_identity_token_is_online_or_continues_offline(tmp_path, o
 def test_an_outage_during_a_run_does_not_stop_it(tmp_path, online, fault):
     with fake_server() as server:
         online(server.url)
-        built = build_loggers(tmp_path)
+        built = build_loggers(tmp_path, mode="auto")
         built[0].log_metrics({"x": 1.0}, step=1)
         server.fault = fault
         start = time.monotonic()

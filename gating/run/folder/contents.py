@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from gating.tracking.contents import CSV, CSV_FILES, WANDB
+from gating.tracking.contents import CSV, CSV_FILES, TENSORBOARD, WANDB
 
 __all__ = [
     "CHECKPOINTS",
@@ -60,7 +60,7 @@ RECORD_FILES = (CONFIG, METRICS)
 OTHER_FILES = (*CSV_FILES, *(f"{REPORT}/{name}" for name in (GATES_PICTURE, HISTORY_PICTURE, SAMPLES)), OWNER_MARK)
 FILES = (*RECORD_FILES, *OTHER_FILES)
 # Folders with files that a new run replaces; the folders of W&B runs stay.
-REPLACED_FOLDERS = (CHECKPOINTS, CSV, REPORT)
+REPLACED_FOLDERS = (CHECKPOINTS, CSV, TENSORBOARD, REPORT)
 FOLDERS = (*REPLACED_FOLDERS, WANDB)
 # Folders of saved models.
 MODELS = (COMPACT, TEACHER)

@@ -25,6 +25,7 @@ from gating.run.folder.contents import (
 from gating.run.folder.stored_settings import checkpoints_of, leaves, read_settings_of
 from gating.storage.folders import is_or_holds
 from gating.storage.results import COMPACT_MODEL, check_result, find_foreign
+from gating.tracking.contents import EVENT_FILES, TENSORBOARD
 from gating.training.checkpoints import checkpoints_in, why_unusable
 
 __all__ = ["check_earlier", "check_links", "clearing", "remove_model", "remove_phases", "has_checkpoint"]
@@ -134,7 +135,7 @@ def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
             remove_phases(folder / CHECKPOINTS, after=None)
         for name in models:
             remove_model(folder / name)
-        for path in (folder / name for name in OTHER_FILES):
+        for path in (*(folder / name for name in OTHER_FILES), *(folder / TENSORBOARD).glob(EVENT_FILES)):
             if _is_inside(path, folder):
                 path.unlink(missing_ok=True)
         for place in (folder / name for name in REPLACED_FOLDERS):

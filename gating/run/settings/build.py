@@ -11,7 +11,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from gating.errors import InputError, explain, is_input_error
 from gating.run.settings.check import check_call, locate_target
 
-__all__ = ["build", "call_source", "make_objective", "partial_of"]
+__all__ = ["build", "call_source", "make_objective", "partial_of", "with_partial_metrics"]
 
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
@@ -71,6 +71,29 @@ def make_objective(values: Mapping[str, Any]) -> Any:
     if objective is None:
         raise InputError(f"objective._target_={values['_target_']} returns None: it must return an objective.")
     return objective
+
+
+def with_partial_metrics(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a task in which classes of metrics are functions of the arguments that the data give.
+
+    Raises:
+        InputError: A class does not exist.
+    """
+    metrics = task.get("metrics")
+    if isinstance(metrics, Mapping) and "_target_" in metrics:
+        metrics = [metrics]
+    if isinstance(metrics, Mapping):
+        metrics = {name: _partial_metric(str(name), metric) for name, metric in metrics.items()}
+    elif isinstance(metrics, list):
+        metrics = [_partial_metric(str(number), metric) for number, metric in enumerate(metrics)]
+    return {**task, **({"metrics": metrics} if metrics is not None else {})}
+
+
+def _partial_metric(name: str, metric: Any) -> Any:
+    if not isinstance(metric, Mapping):
+        return metric
+    locate_target(metric.get("_target_"), f"task.metrics.{name}.")
+    return {**metric, "_partial_": True}
 
 
 def _instantiate(values: Mapping[str, Any], **options: Any) -> tuple[Any, BaseException | None]:

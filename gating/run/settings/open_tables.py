@@ -13,9 +13,9 @@ __all__ = ["open_tables"]
 # Groups that accept more settings than their files have.
 _GROUPS = ("callbacks", "data", "model", "trainer")
 _NAME = re.compile(rf"(?P<group>{'|'.join(_GROUPS)})\.(?P<name>\w+)(\.[\w.]+)?=")
-# Settings with free keys.
+# Settings with free keys, and those of loggers, of which each option has its own.
 _TABLES = re.compile(
-    r"(model\.config|objective\.num_heads|objective\.num_neurons|objective\.keep|objective\.cost)(\.[\w.]+)?="
+    r"(model\.config|logger\.\w+|objective\.num_heads|objective\.num_neurons|objective\.keep|objective\.cost|task\.metrics)(\.[\w.]+)?="
 )
 
 
@@ -36,7 +36,7 @@ def _is_added(argument: str, chosen: Mapping[str, str], conf: Path) -> bool:
     name = _NAME.match(argument)
     table = _TABLES.match(argument)
     if table is not None:
-        return table[1] == "model.config" or table[2] is not None
+        return table[1].startswith(("model.", "logger.")) or table[2] is not None
     if name is None:
         return False
     group = conf / name["group"]

@@ -99,8 +99,10 @@ def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> di
     # Callbacks are stored with the folder of one phase.
     place = f"{stored['paths'].get('checkpoints')}/{stored.get('phase')}"
     callbacks = _replace(stored["callbacks"], place, OWN_PLACE)
+    # Loggers of a user are stored with the folder that the run had.
+    logger = _replace(stored["logger"], str(stored.get("output_dir")), str(folder))
     paths = {"checkpoints": str(checkpoints)}
-    return {**stored, "objective": objective, "callbacks": callbacks, "paths": paths}
+    return {**stored, "objective": objective, "callbacks": callbacks, "logger": logger, "paths": paths}
 
 
 def _replace(settings: Any, old: str, new: str) -> Any:

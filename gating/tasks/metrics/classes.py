@@ -3,37 +3,111 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassF1Score,
+    MulticlassMatthewsCorrCoef,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
 
-from gating.errors import InputError
+from gating.report.score import Score
+from gating.tasks.metrics.choice import ChosenMetrics, Metrics
 
-__all__ = ["class_config", "class_metrics"]
+__all__ = ["build_class_metrics", "choose_class_metrics", "class_config", "class_metrics"]
+
+
+class _OfSecond:
+    """Mixin for a metric of the second of two classes, the positive one, as in GLUE."""
+
+    def compute(self) -> Any:
+        return super().compute()[1]  # type: ignore[misc]
+
+
+class _F1OfSecond(_OfSecond, MulticlassF1Score):
+    """F1 of the second of two classes."""
+
+
+class _PrecisionOfSecond(_OfSecond, MulticlassPrecision):
+    """Precision of the second of two classes."""
+
+
+class _RecallOfSecond(_OfSecond, MulticlassRecall):
+    """Recall of the second of two classes."""
+
 
 _METRICS: dict[str, Callable[[int], Metric]] = {
     "accuracy": lambda num_classes: MulticlassAccuracy(num_classes, average="micro"),
-    "f1": lambda num_classes: _F1OfSecond(num_classes) if num_classes == 2 else MulticlassF1Score(num_classes),
+    "f1": lambda num_classes: _F1OfSecond(2, average="none") if num_classes == 2 else MulticlassF1Score(num_classes),
     "matthews": lambda num_classes: MulticlassMatthewsCorrCoef(num_classes),
+    "mcc": lambda num_classes: MulticlassMatthewsCorrCoef(num_classes),
+    "macro_f1": lambda num_classes: MulticlassF1Score(num_classes, average="macro"),
+    "weighted_f1": lambda num_classes: MulticlassF1Score(num_classes, average="weighted"),
+    "precision": lambda num_classes: (
+        _PrecisionOfSecond(2, average="none") if num_classes == 2 else MulticlassPrecision(num_classes)
+    ),
+    "recall": lambda num_classes: (
+        _RecallOfSecond(2, average="none") if num_classes == 2 else MulticlassRecall(num_classes)
+    ),
+    "macro_precision": lambda num_classes: MulticlassPrecision(num_classes, average="macro"),
+    "macro_recall": lambda num_classes: MulticlassRecall(num_classes, average="macro"),
+    "balanced_accuracy": lambda num_classes: MulticlassAccuracy(num_classes, average="macro"),
+    "auroc": lambda num_classes: MulticlassAUROC(num_classes, average="macro"),
 }
+
+
+def choose_class_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
+    """Return the metrics of classes that settings choose, checked as far as is possible without data.
+
+    Args:
+        metrics: Names of :func:`class_metrics`, or classes; None for those of the data.
+        score: Name of the metric by which runs are compared; the first if None.
+
+    Raises:
+        InputError: A name is unknown, or a metric cannot be created.
+    """
+    return ChosenMetrics(metrics, score, known=_METRICS, of="classes", fills=("num_classes", "task"))
+
+
+def build_class_metrics(
+    chosen: ChosenMetrics, default: Sequence[str], *, num_classes: int
+) -> tuple[MetricCollection, Score]:
+    """Return the chosen metrics of classes, and the score by which runs are compared.
+
+    Args:
+        chosen: Metrics of :func:`choose_class_metrics`.
+        default: Names of the metrics if none are chosen.
+        num_classes: Number of classes.
+
+    Raises:
+        InputError: A name is unknown, or a metric does not fit the classes.
+    """
+    labels = torch.arange(2 * min(num_classes, 32)) % num_classes
+    logits = torch.linspace(-1, 1, len(labels) * num_classes).sin().view(len(labels), num_classes)
+    return chosen.build(
+        default,
+        make=lambda name: (_METRICS[name](num_classes), Score(name)),
+        arguments={"num_classes": num_classes, "task": "multiclass"},
+        example=(logits, labels),
+    )
 
 
 def class_metrics(names: Sequence[str], *, num_classes: int) -> MetricCollection:
     """Return metrics of classes by name.
 
     Args:
-        names: Of ``accuracy``; ``f1``, that of the second class if there are two, else the macro average; and
-            ``matthews``, Matthews' correlation coefficient.
+        names: Of ``accuracy``, ``f1``, ``precision``, ``recall``, ``macro_f1``, ``macro_precision``, ``macro_recall``,
+            ``weighted_f1``, ``balanced_accuracy``, ``auroc``, and Matthews' correlation coefficient, ``matthews`` or
+            ``mcc``. Without ``macro_``, those of two classes are of the second one, else the macro average.
         num_classes: Number of classes.
 
     Raises:
-        ValueError: A name is unknown.
+        InputError: A name is unknown.
     """
-    for name in names:
-        if name not in _METRICS:
-            raise InputError(
-                f"There is no metric {name!r} of classes; choose from {', '.join(_METRICS)} with task.metrics."
-            )
-    return MetricCollection({name: _METRICS[name](num_classes) for name in names})
+    return build_class_metrics(choose_class_metrics(names, None), (), num_classes=num_classes)[0]
 
 
 def class_config(label_names: Sequence[str]) -> dict[str, Any]:
@@ -48,13 +122,3 @@ def class_config(label_names: Sequence[str]) -> dict[str, Any]:
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: number for number, name in enumerate(label_names)},
     }
-
-
-class _F1OfSecond(MulticlassF1Score):
-    """F1 of the second of two classes, the positive one, as in GLUE."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes, average="none")
-
-    def compute(self) -> Any:
-        return super().compute()[1]

@@ -1,39 +1,78 @@
 """Metrics of numbers."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.functional import mean_absolute_error, mean_squared_error, pearson_corrcoef, spearman_corrcoef
+from torchmetrics.functional import (
+    mean_absolute_error,
+    mean_squared_error,
+    pearson_corrcoef,
+    r2_score,
+    spearman_corrcoef,
+)
 from torchmetrics.utilities import dim_zero_cat
 
-from gating.errors import InputError
 from gating.report.score import Score
+from gating.tasks.metrics.choice import ChosenMetrics, Metrics
 
-__all__ = ["number_metrics"]
+__all__ = ["build_number_metrics", "choose_number_metrics", "number_metrics"]
 
 _METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Score]] = {
     "pearson": (pearson_corrcoef, Score("pearson", unit="")),
     "spearman": (spearman_corrcoef, Score("spearman", unit="")),
-    "mse": (mean_squared_error, Score("mse", scale=1, unit="")),
-    "mae": (mean_absolute_error, Score("mae", scale=1, unit="")),
+    "mse": (mean_squared_error, Score("mse", scale=1, unit="", higher_is_better=False)),
+    "mae": (mean_absolute_error, Score("mae", scale=1, unit="", higher_is_better=False)),
+    "rmse": (partial(mean_squared_error, squared=False), Score("rmse", scale=1, unit="", higher_is_better=False)),
+    "r2": (r2_score, Score("r2", scale=1, unit="")),
 }
+
+
+def choose_number_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
+    """Return the metrics of numbers that settings choose, checked as far as is possible without data.
+
+    Args:
+        metrics: Names of :func:`number_metrics`, or classes; None for those of the data.
+        score: Name of the metric by which runs are compared; the first if None.
+
+    Raises:
+        InputError: A name is unknown, or a metric cannot be created.
+    """
+    return ChosenMetrics(metrics, score, known=_METRICS, of="numbers")
+
+
+def build_number_metrics(chosen: ChosenMetrics, default: Sequence[str]) -> tuple[MetricCollection, Score]:
+    """Return the chosen metrics of numbers, and the score by which runs are compared.
+
+    Args:
+        chosen: Metrics of :func:`choose_number_metrics`.
+        default: Names of the metrics if none are chosen.
+
+    Raises:
+        InputError: A name is unknown, or a metric does not fit numbers.
+    """
+    targets = torch.arange(1.0, 9.0)
+    return chosen.build(
+        default,
+        make=lambda name: (_OfAllNumbers(*_METRICS[name]), _METRICS[name][1]),
+        arguments={},
+        example=(targets.sqrt(), targets),
+    )
 
 
 def number_metrics(names: Sequence[str]) -> tuple[MetricCollection, Score]:
     """Return metrics of numbers by name, and the score of the first.
 
     Args:
-        names: Of the correlations ``pearson`` and ``spearman``, and the mean squared and absolute errors ``mse`` and
-            ``mae``.
+        names: Of the correlations ``pearson`` and ``spearman``, the mean squared and absolute errors ``mse`` and
+            ``mae``, the root ``rmse``, and the coefficient of determination ``r2``.
 
     Raises:
-        ValueError: A name is unknown.
+        InputError: A name is unknown.
     """
-    for name in names:
-        if name not in _METRICS:
-            raise InputError(f"task.metrics: numbers have no metric {name!r}; choose from {', '.join(_METRICS)}.")
-    return MetricCollection({name: _OfAllNumbers(_METRICS[name][0]) for name in names}), _METRICS[names[0]][1]
+    return build_number_metrics(choose_number_metrics(names, None), ())
 
 
 class _OfAllNumbers(Metric):
@@ -43,11 +82,16 @@ class _OfAllNumbers(Metric):
     predictions: list[Tensor]
     targets: list[Tensor]
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor], score: Score) -> None:
         super().__init__()
         self._function = function
+        self._score = score
         for name in ("predictions", "targets"):
             self.add_state(name, [], dist_reduce_fx="cat")
+
+    @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        return self._score.higher_is_better
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         self.predictions.append(predictions)

@@ -1,38 +1,88 @@
 """Metrics of language models."""
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
 from gating.report.score import Score
+from gating.tasks.metrics.choice import ChosenMetrics, Metrics
 
-__all__ = ["PERPLEXITY", "token_metrics", "update_token_metrics"]
+__all__ = ["TOKEN_SCORES", "build_token_metrics", "choose_token_metrics", "token_metrics", "update_token_metrics"]
 
-PERPLEXITY = Score("perplexity", scale=1, unit="")
+PERPLEXITY = Score("perplexity", scale=1, unit="", higher_is_better=False)
+TOKEN_SCORES = {"perplexity": PERPLEXITY, "accuracy": Score("accuracy")}
+
+
+def choose_token_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
+    """Return the metrics of tokens that settings choose, checked as far as is possible without data.
+
+    Args:
+        metrics: ``perplexity``, ``accuracy``, or classes; None for these two.
+        score: Name of the metric by which runs are compared; the first if None.
+
+    Raises:
+        InputError: A name is unknown, or a metric cannot be created.
+    """
+    return ChosenMetrics(metrics, score, known=TOKEN_SCORES, of="tokens", fills=("num_classes", "task"))
+
+
+def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[MetricCollection, Score]:
+    """Return the chosen metrics of tokens, and the score by which runs are compared.
+
+    Args:
+        chosen: Metrics of :func:`choose_token_metrics`; by default perplexity, the exponential of the mean negative
+            log-likelihood of a token, and accuracy.
+        vocab_size: Number of logits of a token.
+
+    Raises:
+        InputError: A metric does not fit tokens.
+    """
+    targets = torch.arange(8) % vocab_size
+    logits = torch.linspace(-1, 1, 8 * vocab_size).sin().view(8, vocab_size)
+    metrics, score = chosen.build(
+        tuple(TOKEN_SCORES),
+        make=lambda name: (_metric(name, vocab_size), TOKEN_SCORES[name]),
+        arguments={"num_classes": vocab_size, "task": "multiclass"},
+        example=(logits, targets),
+    )
+    # Without groups, because they are updated with different arguments.
+    return MetricCollection(dict(metrics.items()), compute_groups=False), score
 
 
 def token_metrics(vocab_size: int) -> MetricCollection:
-    """Return perplexity, the exponential of the mean negative log-likelihood of a token, and accuracy."""
-    metrics: dict[str, Metric | MetricCollection] = {
-        "perplexity": Perplexity(),
-        "accuracy": MulticlassAccuracy(vocab_size, average="micro"),
-    }
-    # Without groups, because the two are updated with different arguments.
-    return MetricCollection(metrics, compute_groups=False)
+    """Return perplexity and accuracy."""
+    return build_token_metrics(choose_token_metrics(None, None), vocab_size=vocab_size)[0]
 
 
-def update_token_metrics(metrics: MetricCollection, logits: Tensor, labels: Tensor) -> None:
-    """Update perplexity and accuracy.
+def update_token_metrics(metrics: Mapping[str, Metric] | MetricCollection, logits: Tensor, labels: Tensor) -> None:
+    """Update the metrics of tokens.
 
     Args:
-        metrics: Metrics of :func:`token_metrics`.
+        metrics: Metrics of :func:`build_token_metrics`.
         logits: Shape ``(batch, length, vocab_size)``.
         labels: Shape ``(batch, length)``; -100 for ignored tokens.
     """
     is_target = labels != -100
     # Only the logits of targets are converted, because logits are the largest tensor of a language model.
     selected, targets = logits[is_target].float(), labels[is_target]
-    if targets.numel():
-        metrics["perplexity"].update(selected.unsqueeze(0), targets.unsqueeze(0))
-        metrics["accuracy"].update(selected.argmax(-1), targets)
+    if not targets.numel():
+        return
+    for metric in metrics.values():
+        if isinstance(metric, Perplexity):
+            metric.update(selected.unsqueeze(0), targets.unsqueeze(0))
+        elif isinstance(metric, _Accuracy):
+            metric.update(selected.argmax(-1), targets)
+        else:
+            metric.update(selected, targets)
+
+
+class _Accuracy(MulticlassAccuracy):
+    """Accuracy of the most likely token."""
+
+
+def _metric(name: str, vocab_size: int) -> Metric:
+    return Perplexity() if name == "perplexity" else _Accuracy(vocab_size, average="micro")

@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import nn
 
 from gating.gates import HeadGates
@@ -18,6 +18,7 @@ from gating.pruning.measure import count_heads, count_neurons
 from gating.report.figures import gates_figure
 from gating.report.gate_metrics import gate_metrics, open_amounts, quantity_of, spent_by_unit
 from gating.report.history import History, Observation
+from gating.tracking.tensorboard_log import log_figure
 from gating.training.module import FineTuning
 
 __all__ = ["GateMonitor", "SearchEnd", "log_kept_heads", "record_spent"]
@@ -39,7 +40,7 @@ class GateMonitor(Callback):
             pl_module.log_dict(gate_metrics(pl_module.gates, pl_module.objective))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the state to the history, and log a figure of the gates to W&B."""
+        """Add the state to the history, and log a figure of the gates to W&B and TensorBoard."""
         assert isinstance(pl_module, FineTuning)
         if trainer.sanity_checking:
             return
@@ -159,7 +160,7 @@ def _kept_amount(model: nn.Module, history: History) -> float:
 
 
 def _log_figure(trainer: pl.Trainer, gates: HeadGates, objective: Objective, *, step: int) -> None:
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
     if not loggers:
         return
     kinds = dict(zip(gates.block_names, gates.block_kinds, strict=True))
@@ -178,5 +179,9 @@ def _log_figure(trainer: pl.Trainer, gates: HeadGates, objective: Objective, *, 
         spent=spent_by_unit(gates, objective, gates.values() > 0) if is_cost else None,
         target=objective.target(gates) if is_cost else math.nan,
     )
+    name = "gates/units" if neurons else "gates/heads"
     for logger in loggers:
-        logger.log_image("gates/units" if neurons else "gates/heads", [figure], step=step)
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [figure], step=step)
+        else:
+            log_figure(logger, name, figure, step=step)

@@ -1,0 +1,285 @@
+"""Metrics that settings choose: by name, as classes of torchmetrics, and as a user's."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torchmetrics import F1Score, Metric
+from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+from torchmetrics.regression import MeanSquaredError
+from torchmetrics.text import CharErrorRate
+
+import train
+from gating.errors import InputError
+from gating.report.score import Score
+from gating.tasks import CausalLM, MaskedLM, Regression, SequenceClassification, TokenClassification
+from gating.tasks.metrics.classes import build_class_metrics, choose_class_metrics
+from gating.tasks.metrics.numbers import build_number_metrics, choose_number_metrics
+from gating.tasks.metrics.tags import build_tag_metrics, choose_tag_metrics
+from gating.tasks.metrics.texts import build_text_metrics, choose_text_metrics
+from gating.tasks.metrics.tokens import build_token_metrics, choose_token_metrics, update_token_metrics
+from tests.support.tiny_run import compose_settings, make_inputs
+
+sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+
+
+def classes(metrics, num_classes=3, score=None):
+    return build_class_metrics(choose_class_metrics(metrics, score), ("accuracy",), num_classes=num_classes)
+
+
+def outputs(num_classes: int, rows: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(num_classes, (rows,), generator=generator)
+    noise = torch.randn(rows, num_classes, generator=generator)
+    return noise + 2 * torch.nn.functional.one_hot(labels, num_classes), labels
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_named_metrics_are_those_of_scikit_learn(num_classes):
+    logits, labels = outputs(num_classes)
+    average = "binary" if num_classes == 2 else "macro"
+    predicted, probabilities = logits.argmax(1), logits.softmax(1)
+    expected = {
+        "macro_f1": sklearn.f1_score(labels, predicted, average="macro"),
+        "weighted_f1": sklearn.f1_score(labels, predicted, average="weighted"),
+        "precision": sklearn.precision_score(labels, predicted, average=average),
+        "recall": sklearn.recall_score(labels, predicted, average=average),
+        "macro_precision": sklearn.precision_score(labels, predicted, average="macro"),
+        "macro_recall": sklearn.recall_score(labels, predicted, average="macro"),
+        "balanced_accuracy": sklearn.balanced_accuracy_score(labels, predicted),
+        "mcc": sklearn.matthews_corrcoef(labels, predicted),
+        "auroc": sklearn.roc_auc_score(labels, probabilities[:, 1])
+        if num_classes == 2
+        else sklearn.roc_auc_score(labels, probabilities, multi_class="ovr"),
+    }
+    metrics, score = classes(list(expected), num_classes)
+    assert score == Score("macro_f1")
+    for start in range(0, 60, 25):
+        metrics.update(logits[start : start + 25], labels[start : start + 25])
+    for name, value in metrics.compute().items():
+        assert float(value) == pytest.approx(expected[name], abs=1e-6), name
+
+
+def test_a_class_gets_its_number_of_classes_from_the_data():
+    macro, called = partial(MulticlassF1Score, average="macro"), partial(F1Score, average="weighted")
+    metrics, score = classes({"mine": macro, "macro_f1": None, "called": called, "weighted_f1": None})
+    logits, labels = outputs(3)
+    metrics.update(logits, labels)
+    found = metrics.compute()
+    assert found["mine"] == found["macro_f1"]
+    assert found["called"] == found["weighted_f1"]
+    assert score == Score("mine")
+    metrics, _ = classes([MulticlassF1Score, "accuracy"])
+    assert set(metrics) == {"multiclass_f1_score", "accuracy"}
+
+
+def test_binary_metrics_get_the_probability_of_the_second_class():
+    metrics, score = classes({"mine": BinaryAUROC, "auroc": None}, 2)
+    logits, labels = outputs(2)
+    metrics.update(logits, labels)
+    found = metrics.compute()
+    assert found["mine"] == pytest.approx(float(found["auroc"]))
+    assert metrics["mine"].higher_is_better
+    assert score == Score("mine")
+    with pytest.raises(InputError, match=r"task\.metrics\.mine does not score these classes"):
+        classes({"mine": BinaryAUROC}, 3)
+
+
+class Distance(Metric):
+    """A metric of a user whose states have the same first values as another's."""
+
+    higher_is_better = False
+
+    def __init__(self, num_classes, scale=1.0):
+        super().__init__()
+        self.scale = scale / num_classes
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, preds, target):
+        self.total += self.scale * (preds.argmax(-1) - target).abs().sum()
+
+    def compute(self):
+        return self.total
+
+
+class Squared(Distance):
+    def update(self, preds, target):
+        self.total += self.scale * (preds.argmax(-1) - target).pow(2).sum()
+
+
+def test_metrics_of_a_user_keep_states_of_their_own():
+    metrics, score = classes({"distance": Distance, "squared": Squared})
+    assert score == Score("distance", scale=1, unit="", higher_is_better=False)
+    one_off = torch.tensor([[0.0, 1.0, 0.0]])
+    metrics.update(one_off, torch.tensor([0]))
+    metrics.update(one_off.flip(1).roll(1, 1), torch.tensor([2]))
+    metrics.update(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([2]))
+    found = {name: 3 * float(value) for name, value in metrics.compute().items()}
+    assert found["squared"] > found["distance"] > 0
+
+
+def test_the_score_is_the_first_metric_or_the_chosen_one():
+    assert classes(["macro_f1", "accuracy"])[1].name == "macro_f1"
+    assert classes(["macro_f1", "accuracy"], score="accuracy")[1].name == "accuracy"
+    assert classes(None, score="accuracy")[1] == Score("accuracy")
+
+
+@pytest.mark.parametrize(
+    ("metrics", "score", "message"),
+    [
+        (["acuracy"], None, r"task.metrics has 'acuracy', which is no metric of classes\. Did you mean accuracy\?"),
+        (["accuracy"], "macro_f1", r"task.score=macro_f1 is not among task.metrics=\[accuracy\]: add it there"),
+        (["accuracy", "f1"], "acuracy", "did you mean accuracy"),
+        ({"mine": torch.nn.Linear}, None, r"task\.metrics\.mine is the class Linear, .* not a torchmetrics\.Metric"),
+        ({"mine": partial(MulticlassF1Score, averge="macro")}, None, "Unexpected keyword arguments: `averge`"),
+        ({"mine": partial(MulticlassF1Score, average="x")}, None, "Expected argument `average` to be one of"),
+        ({"mine": partial(Distance, size=3)}, None, "unexpected keyword argument 'size'"),
+        ({"mine": 3}, None, r"task\.metrics\.mine=3: give a name, or a class"),
+        ({"mine": lambda: 3}, None, "returns a int"),
+        ({"a b": MulticlassF1Score}, None, "has the name 'a b'"),
+        ({"loss": MulticlassF1Score}, None, "has the name 'loss'"),
+        ([], None, "give a list of names"),
+    ],
+)
+def test_faults_are_one_sentence_before_data_are_loaded(metrics, score, message):
+    with pytest.raises(InputError, match=message):
+        SequenceClassification(metrics=metrics, score=score)
+
+
+@pytest.mark.parametrize("task", [Regression, TokenClassification, CausalLM, MaskedLM])
+def test_every_task_names_its_own_metrics(task):
+    with pytest.raises(InputError, match=r"'xyz', which is no metric of .*There are .*, "):
+        task(metrics=["xyz"])
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (MeanSquaredError, r"does not score these classes \(RuntimeError: Predictions and targets"),
+        (MulticlassConfusionMatrix, "has several values: one is needed"),
+        (partial(MulticlassF1Score, average="none"), "has several values: one is needed"),
+        (partial(MulticlassAccuracy, num_classes=2), "does not score these classes"),
+    ],
+)
+def test_metrics_that_do_not_fit_the_data_are_refused(metric, message):
+    with pytest.raises(InputError, match=rf"task\.metrics\.mine {message}"):
+        classes({"mine": metric})
+
+
+def test_metrics_of_numbers_tags_and_tokens():
+    numbers, score = build_number_metrics(choose_number_metrics({"mine": MeanSquaredError, "rmse": None}, "rmse"), ())
+    numbers.update(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    assert numbers.compute() == {"mine": 2.0, "rmse": pytest.approx(2.0**0.5)}
+    assert (score.higher_is_better, numbers["rmse"].higher_is_better) == (False, False)
+
+    choice = choose_tag_metrics({"mine": MulticlassF1Score, "macro_f1": None}, None)
+    tags, _ = build_tag_metrics(choice, (), tag_names=["A", "B"], mark_spans=False)
+    tags.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, -100]]))
+    assert tags.compute() == {"mine": 1.0, "macro_f1": 1.0}
+
+    top = partial(MulticlassAccuracy, top_k=2, average="micro")
+    tokens, score = build_token_metrics(choose_token_metrics({"top": top, "perplexity": None}, None), vocab_size=3)
+    logits = torch.tensor([[[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]])
+    update_token_metrics(tokens, logits, torch.tensor([[1, -100]]))
+    update_token_metrics(tokens, logits, torch.tensor([[-100, 0]]))
+    assert tokens.compute()["top"] == 0.5
+    assert score == Score("top")
+
+
+def test_metrics_of_texts_are_apart_from_those_of_their_tokens():
+    def built(*chosen):
+        tokens, score, texts, final = build_text_metrics(choose_text_metrics(*chosen), vocab_size=9)
+        return set(tokens), score.name, None if texts is None else set(texts), final.name
+
+    tokens = {"perplexity", "accuracy"}
+    assert built(None, None) == (tokens, "perplexity", {"bleu", "chrf"}, "bleu")
+    assert built(None, "chrf") == (tokens, "perplexity", {"bleu", "chrf"}, "chrf")
+    assert built(["accuracy"], None) == ({"accuracy"}, "accuracy", None, "accuracy")
+    assert built({"errors": CharErrorRate, "accuracy": None}, None) == ({"accuracy"}, "accuracy", {"errors"}, "errors")
+    with pytest.raises(InputError, match="does not score these texts"):
+        built({"mine": MulticlassF1Score(3)}, None)
+
+
+# Runs.
+
+OWN = '''
+import torch
+from torchmetrics import Metric
+
+class ShareOfFirst(Metric):
+    """The share of examples that are predicted to be of the first class."""
+
+    higher_is_better = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    def __init__(self, weight=1.0):
+        super().__init__()
+        self.weight = weight
+        self.add_state("first", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, preds, target):
+        self.first += (preds.argmax(-1) == 0).sum()
+        self.total += len(target)
+
+    def compute(self):
+        return self.weight * self.first / self.total
+'''
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "my_metric.py").write_text(OWN)
+    (tmp_path / "conf" / "task").mkdir(parents=True)
+    (tmp_path / "conf" / "task" / "mine.yaml").write_text(
+        "defaults:\n  - sequence_classification\nmetrics:\n  share:\n    _target_: my_metric.ShareOfFirst\n"
+        "    weight: 0.5\n  accuracy:\n  macro_f1:\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_metric", None)
+
+
+def test_a_run_reports_the_metrics_of_a_users_module(own, inputs):
+    settings = [
+        f"hydra.searchpath=[file://{own / 'conf'}]",
+        "task=mine",
+        "logger=csv",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=2",
+    ]
+    returned = train.run(compose_settings([*inputs, *settings, "callbacks=none", f"output_dir={own / 'run'}"]))
+    numbers = json.loads((own / "run" / "metrics.json").read_text())
+    for stage in ("val", "test", "search/val", "compact/val", "compact/test"):
+        assert {f"{stage}/share", f"{stage}/accuracy", f"{stage}/macro_f1"} <= numbers.keys()
+    assert numbers["metric"] == "share"
+    assert returned == numbers["val/share"] <= 0.5
+    assert "val/share" in (own / "run" / "csv" / "metrics.csv").read_text().splitlines()[0]
+    assert "share" in (own / "run" / "compact" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("task.metrics={mine: {_target_: my_metric.Nothing}}", r"my_metric\.Nothing does not exist"),
+        ("task.metrics={mine: {_target_: nowhere.Metric}}", r"in PYTHONPATH\?"),
+        ("task.metrics={mine: {_target_: my_metric.ShareOfFirst, wieght: 2}}", r"task\.metrics\.mine cannot be used"),
+        (
+            "task.metrics=[f1,{_target_: torchmetrics.classification.MulticlassF1Score, averge: x}]",
+            "Unexpected keyword",
+        ),
+    ],
+)
+def test_a_wrong_class_is_refused_before_the_run(own, inputs, setting, message):
+    with pytest.raises(InputError, match=message):
+        train.run(compose_settings([*inputs, "logger=csv", setting, f"output_dir={own / 'run'}"]))
+    assert not (own / "run").exists()
