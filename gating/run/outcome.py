@@ -19,6 +19,7 @@ from gating.report.card import heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
 from gating.report.tables import print_report, print_samples
 from gating.run.run import Run
+from gating.run.settings.data_set import describe_data
 from gating.tasks.base import WritesText
 from gating.tracking.loggers import log_outcome, log_samples
 
@@ -55,7 +56,9 @@ def export(run: Run) -> None:
         state.model,
         run.paths.compact,
         tokenizer=run.data.processor,
-        report=state.summary.compact_report(prepared.final_score or prepared.score),
+        report=state.summary.compact_report(
+            prepared.final_score or prepared.score, describe_data(run.settings.values["data"])
+        ),
         # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
