@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from gating.errors import InputError, MissingFileError, UnreachableError, UserError, shorten
 from gating.storage.results import MODEL_FILES
 
-__all__ = ["cached_card", "check_upload", "download", "invalid_name", "upload"]
+__all__ = ["cached_card", "check_login", "check_upload", "download", "invalid_name", "upload"]
 
 _LOGIN = "log in with hf auth login, or give a token (token=..., HF_TOKEN)"
 _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
@@ -116,12 +116,13 @@ def cached_card(repo_id: str, *, online: bool = False) -> tuple[bool, Path | Non
     return True, cards[0] if cards else None
 
 
-def check_upload(repo_id: str, *, token: str | bool | None) -> None:
+def check_upload(repo_id: str, *, token: str | bool | None = None, setting: str = "repo_id") -> None:
     """Check, without a request, that an upload can be tried.
 
     Args:
         repo_id: Name on the hub.
         token: Token of the hub; by default the one of the login.
+        setting: Name of the parameter or setting, for messages.
 
     Raises:
         ValueError: The name is invalid, or there is no token.
@@ -129,16 +130,37 @@ def check_upload(repo_id: str, *, token: str | bool | None) -> None:
     """
     reason = invalid_name(repo_id)
     if reason is not None:
-        raise InputError(f"repo_id={repo_id!r} is not a valid name on the hub: {reason}.")
+        raise InputError(f"{setting}={repo_id!r} is not a valid name on the hub: {reason}.")
     if hub.is_offline_mode():
-        raise UnreachableError(f"Cannot upload to {repo_id}: HF_HUB_OFFLINE is set. Unset it, or leave out repo_id.")
+        raise UnreachableError(f"Cannot upload to {repo_id}: HF_HUB_OFFLINE is set. Unset it, or leave out {setting}.")
     if not (isinstance(token, str) and token) and (token is False or not huggingface_hub.get_token()):
         raise InputError(
             f"An upload to {repo_id} needs a token: give token=..., set HF_TOKEN, or log in with hf auth login."
         )
 
 
-def upload(folder: Path, repo_id: str, *, private: bool | None, token: str | bool | None) -> None:
+def check_login(repo_id: str, *, setting: str) -> None:
+    """Check that an upload can be tried, and that the hub accepts the token of the login.
+
+    Args:
+        repo_id: Name on the hub.
+        setting: Name of the setting, for messages.
+
+    Raises:
+        ValueError: The name is invalid, or there is no token.
+        ConnectionError: The hub cannot be reached, or refuses the token.
+    """
+    check_upload(repo_id, setting=setting)
+    try:
+        huggingface_hub.HfApi().whoami()
+    except Exception as error:
+        raise UnreachableError(
+            f"Cannot upload to {repo_id}: {hub.ENDPOINT} does not accept the login ({_reason(error)}). Log in with hf "
+            f"auth login, or leave out {setting}."
+        ) from error
+
+
+def upload(folder: Path, repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> str:
     """Upload a folder, in place of files of the same names and all weights of an earlier upload.
 
     Args:
@@ -147,14 +169,17 @@ def upload(folder: Path, repo_id: str, *, private: bool | None, token: str | boo
         private: Whether a new repository is private; by default as the account is set.
         token: Token of the hub; by default the one of the login.
 
+    Returns:
+        The address of the repository.
+
     Raises:
         ConnectionError: The upload has failed.
     """
     api = huggingface_hub.HfApi(token=token)
     try:
-        full_name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repository = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=full_name,
+            repo_id=repository.repo_id,
             folder_path=folder,
             commit_message="Upload compact model of head-gating",
             delete_patterns=_REPLACED,
@@ -164,6 +189,7 @@ def upload(folder: Path, repo_id: str, *, private: bool | None, token: str | boo
             f"The model is saved in {folder}, but it was not uploaded to {repo_id} ({_reason(error)}). Upload it later "
             f"with: hf upload {repo_id} {folder}"
         ) from error
+    return str(repository)
 
 
 def _status(error: BaseException) -> int | None:

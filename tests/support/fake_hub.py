@@ -152,6 +152,10 @@ class _Handler(BaseHTTPRequestHandler):
             return files
         return None
 
+    def whoami(self) -> None:
+        has_token = self.headers.get("authorization") == f"Bearer {TOKEN}"
+        self._json({"type": "user", "name": "me"} if has_token else {}, 200 if has_token else 401)
+
     def info(self, name: str, revision: str | None) -> None:
         if (files := self._readable(name, revision or "main")) is not None:
             model = self.server.models[name]
@@ -220,6 +224,7 @@ def _oid(content: bytes) -> str:
 
 _NAME = r"([^/]+/[^/]+)"
 _READS: list[tuple[str, Callable[..., None]]] = [
+    (r"/api/whoami-v2", _Handler.whoami),
     (rf"/api/models/{_NAME}(?:/revision/(.+))?", _Handler.info),
     (rf"/api/models/{_NAME}/tree/([^/]+)/?", _Handler.tree),
     (rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),

@@ -36,10 +36,10 @@ def describe_data(values: Mapping[str, Any]) -> EvaluatedData:
         return EvaluatedData(path, path, values.get("name"), splits)
     file = path or values.get("train")
     if isinstance(file, str):
-        return EvaluatedData(_name_of(Path(file)))
+        return EvaluatedData(_name_of(Path(file).expanduser().resolve()))
     return EvaluatedData(source.rpartition(".")[2].removeprefix("load_"))
 
 
 def _name_of(path: Path) -> str:
     """Return the name of local data: of its folder, if the file is called ``train``."""
-    return path.parent.name if path.stem == "train" and path.parent.name else path.stem
+    return path.parent.name if path.stem == "train" else path.stem
