@@ -19,6 +19,8 @@ _TAG = "head-gating"
 # Metrics with another name on the hub.
 _METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 _SNAPSHOT = re.compile(r"models--(?P<name>[^/\\]+)[/\\]snapshots[/\\]\w+$")
+# Values from the card of another model: one line of text.
+_LINE = re.compile(r"\S.{,200}")
 _LICENSE = ("license", "license_name", "license_link")
 # A task of transformers that the hub does not list.
 _UNLISTED = "text2text-generation"
@@ -98,28 +100,28 @@ def _task_of(model: PreTrainedModel) -> str | None:
     return "feature-extraction" if name.endswith("Model") and model.main_input_name == "input_ids" else None
 
 
-def _base_of(model: PreTrainedModel, *, online: bool) -> tuple[str | list[str] | None, dict[str, Any]]:
+def _base_of(model: PreTrainedModel, *, online: bool) -> tuple[str | None, dict[str, Any]]:
     """Return the name of the base model on the hub, and its license as far as its card is on this machine."""
-    source = str(model.name_or_path or "")
-    if not source:
-        return None, {}
-    folder, found = Path(source), _SNAPSHOT.search(source)
-    hub_name = found["name"].replace("--", "/") if found else None
-    if folder.is_dir():
-        card: Path | None = folder / "README.md"
-    elif invalid_name(source) is None:
-        hub_name, card = source, None
+    source, hub_name = str(model.name_or_path or ""), None
+    readme = Path(source) / "README.md"
+    card: Path | None = readme
+    if source and Path(source).is_dir():
+        if found := _SNAPSHOT.search(source):
+            hub_name = found["name"].replace("--", "/")
+            card = readme if readme.is_file() else cached_card(hub_name, online=online)[1]
+    elif source and invalid_name(source) is None:
+        is_cached, card = cached_card(source, online=online)
+        # The path of a folder that is not there any more may look like a name on the hub.
+        hub_name = source if is_cached else None
     else:
         return None, {}
-    if hub_name is not None and (card is None or not card.is_file()):
-        is_cached, card = cached_card(hub_name, online=online)
-        if not is_cached:
-            return None, {}  # The path of a folder that is not there may look like a name on the hub.
     described = _read_card(card)
-    if hub_name is None or _TAG in (described.get("tags") or ()):
+    if hub_name is None or _TAG in str(described.get("tags")):
         # The model of a folder, or a compact one on the hub, is named after the model that it was made from.
-        hub_name = described.get("base_model", hub_name)
-    return hub_name, {key: described[key] for key in _LICENSE if described.get(key)}
+        named = described.get("base_model", hub_name)
+        hub_name = named if isinstance(named, str) and invalid_name(named) is None else None
+    texts = {key: described.get(key) for key in _LICENSE}
+    return hub_name, {key: text for key, text in texts.items() if isinstance(text, str) and _LINE.fullmatch(text)}
 
 
 def _read_card(path: Path | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 # Adapters are refused after the download, pickles and code are not downloaded at all.
 _DOWNLOADED = ["README.md", "adapter_config.json", *MODEL_FILES]
 # Weights of an earlier upload, of which a smaller model may have other files.
-_REPLACED = ["model*.safetensors", "model.safetensors.index.json"]
+_REPLACED = ["model.safetensors", "model-[0-9]*-of-[0-9]*.safetensors", "model.safetensors.index.json"]
 
 
 def invalid_name(repo_id: str) -> str | None:
@@ -72,6 +72,7 @@ def download(
                 token=token,
                 cache_dir=None if cache_dir is None else os.fspath(cache_dir),
                 allow_patterns=_DOWNLOADED,
+                local_files_only=hub.is_offline_mode(),
             )
         )
     except LocalEntryNotFoundError as error:  # The hub was not reached, and the cache lacks the model.

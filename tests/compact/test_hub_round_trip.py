@@ -1,5 +1,6 @@
 """Compact models on the hub: uploads and downloads through a local server, and through the hub's cache alone."""
 
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import gating
 from gating.commands import export
 from tests.compact.test_load_damaged import edit_config
 from tests.support.fake_hub import TOKEN, FakeHub, Repository, fake_hub
+from tests.support.fresh_process import ROOT
 from tests.support.tiny_models import batch_for, logits_of
 from tests.test_main import run
 
@@ -286,3 +288,12 @@ def test_transformers_alone_loads_from_the_hub(hub, saved):
     model = AutoModelForSequenceClassification.from_pretrained(NAME, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules.")
     assert torch.equal(logits_of(model, one.batch), one.logits)
+
+
+@pytest.mark.parametrize("name", [None, NAME])
+def test_the_example_runs(hub, monkeypatch, capsys, name):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(sys, "argv", ["hub.py", *(["--repo", name] if name else [])])
+    runpy.run_path(str(ROOT / "examples" / "hub.py"), run_name="__main__")
+    assert "the same outputs as before" in capsys.readouterr().out
+    assert list(hub.models) == ([name] if name else [])
