@@ -35,7 +35,7 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with fake_hub() as server:
+    with fake_hub(monkeypatch) as server:
         yield server
 
 

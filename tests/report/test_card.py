@@ -165,10 +165,10 @@ def test_local_data_is_named_but_no_data_set_of_the_hub(pruned, tmp_path):
 
 @pytest.mark.skipif(huggingface_hub.__version__ < "2", reason="asks huggingface.co itself")
 @pytest.mark.parametrize("report", [None, REPORT, SST2, CompactReport(scores=[("test", "f1", 0.5)])])
-def test_the_metadata_passes_the_checks_of_the_hub(pruned, tmp_path, report):
+def test_the_metadata_passes_the_checks_of_the_hub(pruned, tmp_path, monkeypatch, report):
     write_card(tmp_path / "README.md", pruned, report)
     card = ModelCard.load(tmp_path / "README.md")
-    with fake_hub() as hub:
+    with fake_hub(monkeypatch) as hub:
         card.validate()
         assert hub.requests == ["POST /api/validate-yaml"]
     again = ModelCard(str(ModelCard.load(tmp_path / "README.md")))
@@ -212,7 +212,7 @@ def dense(bert, tmp_path) -> Path:
 
 def test_a_model_of_the_hub_is_the_base_model(dense, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with fake_hub() as hub:
+    with fake_hub(monkeypatch) as hub:
         hub.models["org/bert"] = Repository()
         files = {path.name: path.read_bytes() for path in dense.iterdir()}
         hub.models["org/bert"].commit({**files, "README.md": b"---\nlicense: mit\n---\n"})

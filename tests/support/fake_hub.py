@@ -240,23 +240,22 @@ _WRITES: list[tuple[str, Callable[..., None]]] = [
 
 
 @contextmanager
-def fake_hub() -> Iterator[FakeHub]:
-    """Run a server while the block lasts, to which huggingface_hub in this process sends its requests."""
+def fake_hub(patch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """Run a server while the block lasts, to which huggingface_hub sends its requests until the patch is undone."""
     server = FakeHub()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
-        }.items():
-            patch.setattr(huggingface_hub.constants, name, value)
-        patch.setattr(transformers.utils.hub, "_hf_api", None)  # It keeps the address of its first use.
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+    for name, value in {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
+        patch.setattr(huggingface_hub.constants, name, value)
+    patch.setattr(transformers.utils.hub, "_hf_api", None)  # It keeps the address of its first use.
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
