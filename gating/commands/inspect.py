@@ -1,4 +1,4 @@
-"""``head-gating inspect FOLDER``: the heads and neurons of a model, and its sizes."""
+"""``head-gating inspect FOLDER``, or ``user/name`` on the hub: the heads and neurons of a model, and its sizes."""
 
 import argparse
 from contextlib import suppress
@@ -21,12 +21,13 @@ HELP = "show which heads and neurons a model has, and its sizes"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.add_argument("folder", help="folder of a compact model, or of any model of transformers")
+    parser.add_argument("folder", help="folder of a compact model, or of any model of transformers; or its hub name")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print a model's heads and neurons, and its sizes."""
-    model = load_compact(arguments.folder)
+    model = load_compact(arguments.folder, revision=arguments.revision)
     console = Console()
     counts = []
     if heads := list(iter_attention_blocks(model)):

@@ -17,6 +17,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from gating.compact.export_batches import batch_to_trace, input_names
 from gating.compact.export_check import TOLERANCE, check_exported
 from gating.compact.formats import EXPORT, RuntimeFormat, find_format
+from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
 from gating.compact.save import Processor
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
@@ -69,7 +70,7 @@ def export_runtime(
     families with other position ids, such as RoBERTa, keep their own.
 
     Args:
-        model_or_directory: A compact model, or its folder.
+        model_or_directory: A compact model, its folder, or its name on the hub.
         save_directory: Folder for the export; it is written whole or not at all.
         format: ``onnx`` for ONNX runtimes, ``torch`` for ``torch.export``.
         tokenizer: Tokenizer or processor of a model: it determines the inputs and is saved with the export. By default
@@ -119,7 +120,7 @@ def export_onnx(
     """Export a model to ONNX and check its outputs in ONNX Runtime.
 
     Args:
-        model_or_directory: A compact model, or its folder.
+        model_or_directory: A compact model, its folder, or its name on the hub.
         save_directory: Folder for the export; it is written whole or not at all.
         tokenizer: Tokenizer or processor of a model; by default the one in the model's folder.
         overwrite: Whether an earlier export in ``save_directory`` may be replaced.
@@ -140,7 +141,7 @@ def _load(
 ) -> tuple[PreTrainedModel, Any]:
     if isinstance(model_or_directory, PreTrainedModel):
         return model_or_directory, tokenizer
-    folder = Path(model_or_directory)
+    folder = find_folder(model_or_directory)
     model = load_compact(folder)
     # Without these files, transformers would create an empty tokenizer.
     if tokenizer is None and any((folder / name).is_file() for name in _PROCESSOR_FILES):

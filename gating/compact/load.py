@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from gating.compact.files import read_config, walk
+from gating.compact.hub import find_folder
 from gating.compact.limits import checked_folder
 from gating.errors import DamageError, InputError, loading
 from gating.pruning.compact_model import check_specs
@@ -32,15 +33,26 @@ _OWN_CODE = re.compile(r"compact\.[A-Za-z]\w*")
 
 
 def load_compact(
-    save_directory: str | os.PathLike[str], *, dtype: torch.dtype | None = None, verify: bool = True
+    save_directory: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    verify: bool = True,
 ) -> PreTrainedModel:
-    """Load a folder of :func:`~gating.compact.save.save_compact` without running code from it.
+    """Load a model of :func:`~gating.compact.save.save_compact` from a folder or the hub without running its code.
 
-    Names, shapes and checksums in the folder are compared before memory is allocated, and no pickle is opened.
+    Names, shapes and checksums in the folder are compared before memory is allocated, and no pickle is opened. From the
+    hub, only configuration, safetensors and tokenizer files are downloaded, into the cache of huggingface_hub.
 
     Args:
-        save_directory: Folder of a compact model, or of a dense one saved by transformers.
+        save_directory: Folder of a compact model, or of a dense one saved by transformers; or a name on the hub,
+            ``user/name``, if no folder has this name.
         dtype: Dtype of the weights; by default that of the saved weights.
+        revision: Branch, tag or commit on the hub; ``main`` by default.
+        token: Token of the hub; by default the one of the login.
+        cache_dir: Folder of the hub's cache; by default that of huggingface_hub.
         verify: Whether to compare the files with their checksums, which reads them twice, and to reject weights that
             are NaN or infinite.
 
@@ -48,7 +60,8 @@ def load_compact(
         The model, in evaluation mode.
 
     Raises:
-        FileNotFoundError: The folder or one of its files is missing.
+        FileNotFoundError: The folder or one of its files is missing, and the hub has no such model or revision.
+        ConnectionError: The hub cannot be reached or refuses access, and the model is not in its cache.
         ValueError: A file is damaged, the files do not belong together, or the configuration refers to code, kernels
             or weights outside of the folder.
 
@@ -63,7 +76,7 @@ def load_compact(
         >>> loaded.encoder.layer[0].attention.self.query.weight.shape
         torch.Size([2, 8])
     """
-    folder = Path(save_directory)
+    folder = find_folder(save_directory, revision=revision, token=token, cache_dir=cache_dir)
     described = read_config(folder)
     _check_trust(folder, described)
     is_compact = RECORD_KEY in described

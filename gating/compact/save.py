@@ -17,6 +17,7 @@ from gating.errors import InputError, InputTypeError
 from gating.pruning.compact_model import become_compact, has_lost_units
 from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder
+from gating.storage.hub import check_upload, upload
 from gating.storage.results import COMPACT_MODEL
 from gating.structure.integrity import check_finite
 
@@ -40,6 +41,9 @@ def save_compact(
     stock: bool = False,
     verify: bool = True,
     probe: Mapping[str, Tensor] | None = None,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
 ) -> Path:
     """Save a compact model as a folder: configuration, weights, tokenizer, code to load it and a model card.
 
@@ -56,6 +60,10 @@ def save_compact(
         verify: Whether to reject weights that are NaN or infinite, and to load the saved folder and compare outputs,
             which temporarily takes the memory of a second model.
         probe: Batch for this comparison, as keyword arguments of the model; by default made from its configuration.
+        repo_id: Name on the hub, such as ``user/name``, to upload the folder to afterwards. A repository is created if
+            there is none; in an existing one, weights and files of the same names are replaced.
+        private: Whether a new repository is private; by default as the account is set.
+        token: Token of the hub; by default the one of the login.
 
     Returns:
         The path of the folder.
@@ -63,9 +71,11 @@ def save_compact(
     Raises:
         TypeError: The model is not a model of transformers.
         ValueError: The model still has gates or adapters, its weights are NaN or packed, its outputs differ after
-            loading it from the folder, or the configuration class cannot describe it as a stock model (StockError).
+            loading it from the folder, or the configuration class cannot describe it as a stock model (StockError);
+            or ``repo_id`` is invalid, or there is no token.
         FileExistsError: The folder is not empty and ``overwrite`` is false, or it holds anything but an earlier compact
             model, or the model was loaded from it.
+        ConnectionError: The upload has failed; the folder is saved. Or offline mode is on; nothing is saved.
 
     Example:
         >>> import tempfile
@@ -82,6 +92,8 @@ def save_compact(
     check_no_adapters(model)
     check_has_values(model)
     check_savable(model)
+    if repo_id is not None:
+        check_upload(repo_id, token=token)
     if verify:
         check_finite(model, type(model).__name__)
     sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
@@ -93,10 +105,12 @@ def save_compact(
         saved.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        write_card(folder / "README.md", model, report, stock)
+        write_card(folder / "README.md", model, report, stock, repo_id=repo_id)
         if verify:
             with _as_stock_error() if stock else nullcontext():
                 check_saved(model, folder, probe=probe)
+    if repo_id is not None:
+        upload(Path(save_directory), repo_id, private=private, token=token)
     return Path(save_directory)
 
 

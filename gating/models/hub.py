@@ -9,9 +9,9 @@ import datasets
 import huggingface_hub
 import huggingface_hub.constants as hub
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gating.errors import InputError, MissingFileError, MissingPackageError, UnreachableError
+from gating.storage.hub import invalid_name
 from gating.tracking.reachability import with_timeout
 
 __all__ = ["cached_folder", "locate", "package_folder", "require_hub"]
@@ -52,21 +52,15 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
         return str(folder)
     if name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise MissingFileError(f"The model folder {name_or_path} does not exist.")
-    _check_repo_id(name_or_path)
+    reason = invalid_name(name_or_path)
+    if reason is not None:
+        raise InputError(f"{name_or_path!r} is neither an existing folder nor a valid name on the hub: {reason}.")
     at = "" if revision == "main" else f" (revision {revision})"
     try:
         require_hub(f"the model {name_or_path!r}{at}")
     except ConnectionError as refused:
         return cached_folder(name_or_path, refused, kind="model", revision=revision)
     return name_or_path
-
-
-def _check_repo_id(name: str) -> None:
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        reason = str(error).rstrip(".")
-        raise InputError(f"{name!r} is neither an existing folder nor a valid name on the hub: {reason}.") from error
 
 
 def package_folder(package: str) -> Path:

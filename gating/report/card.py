@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard
 from torch import nn
 from transformers import PreTrainedModel
 
+from gating.report.metadata import EvaluatedData, card_metadata
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.structure.record import RECORD_KEY
 
@@ -47,12 +48,16 @@ class CompactReport:
         metrics: For each stage, its title and the formatted validation and test metric.
         metric_name: Name of this metric.
         notes: Sentences on the method of measurement.
+        data: Data set of the scores.
+        scores: Results for the metadata of the card: split (``validation`` or ``test``), metric and value.
     """
 
     rows: list[Row] = field(default_factory=list)
     metrics: list[tuple[str, str, str]] = field(default_factory=list)
     metric_name: str = "accuracy"
     notes: list[str] = field(default_factory=list)
+    data: EvaluatedData | None = None
+    scores: list[tuple[str, str, float]] = field(default_factory=list)
 
 
 _USAGE = """\
@@ -61,11 +66,11 @@ _USAGE = """\
 ```python
 from transformers import AutoModel{task}
 
-model = AutoModel{task}.from_pretrained(".", trust_remote_code=True)
+model = AutoModel{task}.from_pretrained("{place}", trust_remote_code=True)
 ```
 
 `trust_remote_code` lets the small Python files of this folder rebuild the layers with fewer {units}; nothing else is
-needed. Where head-gating is installed, `gating.load_compact(".")` loads the model without running them.
+needed. Where head-gating is installed, `gating.load_compact("{place}")` loads the model without running them.
 """
 
 _STOCK_USAGE = """\
@@ -74,7 +79,7 @@ _STOCK_USAGE = """\
 ```python
 from transformers import AutoModel{task}
 
-model = AutoModel{task}.from_pretrained(".")
+model = AutoModel{task}.from_pretrained("{place}")
 ```
 
 Every layer kept equally many units, so that this is a model of its original architecture with smaller sizes in
@@ -82,7 +87,14 @@ Every layer kept equally many units, so that this is a model of its original arc
 """
 
 
-def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None, stock: bool = False) -> None:
+def write_card(
+    path: Path,
+    model: PreTrainedModel,
+    report: CompactReport | None,
+    stock: bool = False,
+    *,
+    repo_id: str | None = None,
+) -> None:
     """Write a model card with the metadata that hubs read.
 
     Args:
@@ -90,10 +102,16 @@ def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None,
         model: The compact model.
         report: Measurements for the card; without them, it lists the kept heads and neurons only.
         stock: Whether the folder holds a stock model, which loads without further code.
+        repo_id: Name on the hub that the card is uploaded to; its license may then be looked up there.
     """
     units = _removed_units(model)
-    # No EvalResult: it needs the data set's name on the hub, which a run on local files does not have.
-    metadata = ModelCardData(library_name="transformers", tags=["head-gating", "pruned"])
+    metadata = card_metadata(
+        model,
+        name=(repo_id or f"compact {model.config.model_type}").rpartition("/")[2],
+        data=None if report is None else report.data,
+        scores=() if report is None else report.scores,
+        online=repo_id is not None,
+    )
     parts = [
         f"---\n{metadata.to_yaml()}\n---\n",
         f"# Compact {model.config.model_type}\n",
@@ -106,9 +124,10 @@ def write_card(path: Path, model: PreTrainedModel, report: CompactReport | None,
             heading = ["stage", f"validation {report.metric_name}", f"test {report.metric_name}"]
             parts.append(_table(heading, [list(row) for row in report.metrics]))
         parts += [f"{note}\n" for note in report.notes]
-    usage = (_STOCK_USAGE if stock else _USAGE).format(task=_auto_suffix(model), units=units)
+    place = repo_id or "."
+    usage = (_STOCK_USAGE if stock else _USAGE).format(task=_auto_suffix(model), units=units, place=place)
     parts += [*_heads_section(model), *_neurons_section(model), usage]
-    path.write_text("\n".join(parts), encoding="utf-8")
+    ModelCard("\n".join(parts)).save(path)
 
 
 def heads_per_layer(model: nn.Module) -> list[KeptHeads]:

@@ -27,6 +27,7 @@ from gating.pruning.measure import (
 )
 from gating.pruning.prune_report import num_parameters
 from gating.report.card import CompactReport, Row
+from gating.report.metadata import EvaluatedData
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file
 
@@ -142,11 +143,12 @@ class Summary:
         before, after = count_heads_by_kind(dense), count_heads_by_kind(compact)
         self.kinds = {kind: (before[kind], after.get(kind, 0)) for kind in before} if len(before) > 1 else {}
 
-    def compact_report(self, score: Score) -> CompactReport:
-        """Return the measurements as formatted tables.
+    def compact_report(self, score: Score, data: EvaluatedData | None = None) -> CompactReport:
+        """Return the measurements as formatted tables, and the metrics of the compact model.
 
         Args:
             score: The metric to show for each stage.
+            data: Data set of the metrics, for the metadata of the model card.
         """
         stages = []
         for stage, values in self.metrics.items():
@@ -157,7 +159,19 @@ class Summary:
             metrics=stages,
             metric_name=score.name,
             notes=self._notes(),
+            data=data,
+            scores=self._scores(),
         )
+
+    def _scores(self) -> list[tuple[str, str, float]]:
+        """Return the finite metrics of the compact model: split, name and value."""
+        splits = {prefix: split for split, prefix in _SPLITS.items()}
+        values = [(name.partition("/"), value) for name, value in self.metrics.get(Stage.COMPACT, {}).items()]
+        return [
+            (splits[prefix], metric, value)
+            for (prefix, _, metric), value in values
+            if prefix in splits and metric != "loss" and math.isfinite(value)
+        ]
 
     def _size_rows(self) -> list[Row]:
         sizes = [(_SHOWN[name], numbers) for name, numbers in self.sizes.items()]

@@ -19,6 +19,8 @@ from gating.report.card import heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
 from gating.report.tables import print_report, print_samples
 from gating.run.run import Run
+from gating.run.settings.data_set import describe_data
+from gating.storage.hub import upload
 from gating.tasks.base import WritesText
 from gating.tracking.loggers import log_outcome, log_samples
 
@@ -55,7 +57,9 @@ def export(run: Run) -> None:
         state.model,
         run.paths.compact,
         tokenizer=run.data.processor,
-        report=state.summary.compact_report(prepared.final_score or prepared.score),
+        report=state.summary.compact_report(
+            prepared.final_score or prepared.score, describe_data(run.settings.values["data"])
+        ),
         # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
@@ -95,6 +99,9 @@ def report(run: Run) -> None:
     _show_samples(run)
     state.summary.write(run.paths.metrics, metric_name=final_score.name, seed=run.settings.seed)
     print(f"Everything is in {run.paths.folder}; the model is in {run.paths.compact}")
+    # Last: if it fails, the run is finished nonetheless.
+    if (name := run.settings.values["push_to_hub"]) is not None:
+        print(f"Uploaded to {upload(run.paths.compact, name, private=True)}")
 
 
 def _show_samples(run: Run) -> None:

@@ -29,6 +29,7 @@ from gating.run.settings.build import call_source
 from gating.run.settings.check import take_arguments
 from gating.run.settings.settings import Settings
 from gating.storage.folders import check_folder
+from gating.storage.hub import check_login
 from gating.tracking.loggers import resolve_mode
 from gating.training.distillation import check_teacher
 from gating.training.steps import count_evaluated, count_steps
@@ -50,6 +51,8 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     num_processes, device = check_devices(trainer)
     if is_rank_zero():
         _check_folders(settings, resumes=resumes)
+        if settings.values["push_to_hub"] is not None:
+            check_login(settings.values["push_to_hub"], setting="push_to_hub")
     resolve_mode(settings.values["logger"].get("mode", "disabled"))
     objects = build_objects(settings)
     phases = build_phases(settings) if is_rank_zero() else {}

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,22 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from gating.errors import FolderExistsError
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["COMPACT_MODEL", "ResultKind", "check_result", "find_foreign", "read_table"]
+__all__ = ["COMPACT_MODEL", "MODEL_FILES", "ResultKind", "check_result", "find_foreign", "read_table"]
 
 _CODE = "compact.py"
-_MODEL = r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
-# File names of the tokenizers and processors of transformers.
-_PROCESSOR = (
-    r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.(jinja|json)"
-    r"|additional_chat_templates(/\w+\.jinja)?|((video_)?pre)?processor_config\.json|audio_tokenizer_config\.json"
-    r"|(entity_|target_)?vocab(-src|-tgt)?\.json|vocab\.txt|merges\.txt|bpe\.codes|dict\.txt|(source|target)\.spm"
-    r"|(spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe|tokenizer)\.model|prophetnet\.tokenizer|normalizer\.json"
-    r"|word_(shape|pronunciation)\.json|emoji\.json|byte_maps\.json"
+# File names of the models, tokenizers and processors of transformers, as patterns of fnmatch.
+MODEL_FILES = (
+    *("config.json", "generation_config.json"),
+    *("model.safetensors", "model.safetensors.index.json", "model-[0-9]*-of-[0-9]*.safetensors"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
+    *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    *("audio_tokenizer_config.json", "vocab.txt", "vocab.json", "vocab-src.json", "vocab-tgt.json"),
+    *("entity_vocab.json", "target_vocab.json", "merges.txt", "bpe.codes", "dict.txt", "source.spm", "target.spm"),
+    *("spiece.model", "spm.model", "spm_char.model", "sentencepiece.model", "sentencepiece.bpe.model"),
+    *("tokenizer.model", "prophetnet.tokenizer", "normalizer.json", "word_shape.json", "word_pronunciation.json"),
+    *("emoji.json", "byte_maps.json"),
 )
-_OWN = re.compile(f"{_MODEL}|{_PROCESSOR}")
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,17 @@ def find_foreign(folder: Path, *, own: frozenset[str] = frozenset()) -> str | No
     """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        is_plain = not path.is_symlink() and (path.is_file() or name == "additional_chat_templates")
-        if not (is_plain and (name in own or _OWN.fullmatch(name))):
+        if path.is_symlink() or not (_is_template_folder(path, name) or (path.is_file() and _is_own(name, own))):
             return name
     return None
+
+
+def _is_template_folder(path: Path, name: str) -> bool:
+    return name == "additional_chat_templates" and path.is_dir()
+
+
+def _is_own(name: str, own: frozenset[str]) -> bool:
+    return name in own or any(fnmatchcase(name, pattern) for pattern in MODEL_FILES)
 
 
 def _compact_files(folder: Path) -> frozenset[str] | None:

@@ -35,9 +35,11 @@ class CompactMixin:
     Attributes:
         is_compact: True, also in copies of this file, where the mixin is another class.
         dense_class: The transformers class that is the other base.
+        write_card: Writes the model card of an upload; None in copies of this file, where transformers writes it.
     """
 
     is_compact = True
+    write_card: Any = None
     dense_class: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -102,10 +104,14 @@ class CompactMixin:
         if writes(is_main_process):
             write_checksums(Path(save_directory))
 
-    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+    def _upload_modified_files(
+        self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
         # save_pretrained(push_to_hub=True) uploads the files before it returns.
         write_checksums(Path(working_dir))
-        return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
+        if self.write_card is not None:
+            self.write_card(Path(working_dir), repo_id, token=kwargs.get("token"))
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
 
     def __reduce_ex__(self, _protocol: object) -> tuple[Any, ...]:
         """Name the dense class: pickle would look the class up by its name and find the dense one."""

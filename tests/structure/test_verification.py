@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -78,6 +79,7 @@ def test_uploaded_folders_have_checksums(folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(transformers.PreTrainedModel, "_upload_modified_files", upload)
     monkeypatch.setattr("transformers.modeling_utils.hf_api", Hub)
+    monkeypatch.setattr(huggingface_hub.HfApi, "file_exists", lambda *_, **__: True)
     gating.load_compact(folder).save_pretrained(tmp_path / "there", push_to_hub=True)
     assert set(uploaded["head_gating"]["sha256"]) == {"config.json", "model.safetensors"}
 

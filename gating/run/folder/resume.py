@@ -23,6 +23,7 @@ _FREE = (
     "callbacks",
     "data.num_workers",
     "optimized_metric",
+    "push_to_hub",
     "trainer.max_time",
 )
 

@@ -29,6 +29,7 @@ class _RunSettings(typing.TypedDict):
     compile: bool
     gradient_checkpointing: bool
     optimized_metric: str | None
+    push_to_hub: str | None
     phase: str
 
 

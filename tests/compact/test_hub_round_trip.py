@@ -1,0 +1,299 @@
+"""Compact models on the hub: uploads and downloads through a local server, and through the hub's cache alone."""
+
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForSequenceClassification
+
+import gating
+from gating.commands import export
+from tests.compact.test_load_damaged import edit_config
+from tests.support.fake_hub import TOKEN, FakeHub, Repository, fake_hub
+from tests.support.fresh_process import ROOT
+from tests.support.tiny_models import batch_for, logits_of
+from tests.test_main import run
+
+# huggingface_hub's own use of its HTTP library.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+NAME = "me/compact"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Return a server, with an empty cache and an empty working folder beside."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with fake_hub(monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def pruned(bert):
+    gating.prune_heads(bert, {0: [1], 1: range(4)})
+    return bert
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def put(hub: FakeHub, folder: Path, **options: bool) -> Repository:
+    """Place a folder on the server without an upload."""
+    hub.models[NAME] = Repository(**options)
+    hub.models[NAME].commit(contents(folder))
+    return hub.models[NAME]
+
+
+def test_a_model_comes_back_as_it_was_saved(hub, pruned, tokenizer, tmp_path):
+    folder = gating.save_compact(pruned, tmp_path / "saved", tokenizer=tokenizer, repo_id=NAME, token=TOKEN)
+    assert hub.models[NAME].files() == contents(folder)
+    loaded = gating.load_compact(NAME)
+    batch = batch_for(pruned)
+    assert torch.equal(logits_of(loaded, batch), logits_of(pruned, batch))
+    (snapshot,) = (tmp_path / "cache").glob("models--*/snapshots/*")
+    assert (snapshot / "tokenizer.json").is_file()
+    assert not list(snapshot.glob("*.py"))
+
+
+def test_revisions_are_branches_tags_and_commits(hub, pruned, tmp_path):
+    gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=TOKEN)
+    model = hub.models[NAME]
+    first = model.refs["main"]
+    model.refs["v1"] = first
+    gating.prune_heads(pruned, {2: [0]})
+    gating.save_compact(pruned, tmp_path / "saved", overwrite=True, repo_id=NAME, token=TOKEN)
+    heads = {revision: gating.load_compact(NAME, revision=revision) for revision in (None, "v1", first)}
+    counts = {revision: model.config.head_gating["blocks"] for revision, model in heads.items()}
+    assert counts["v1"] == counts[first] != counts[None]
+
+
+def test_an_upload_replaces_all_weights_and_keeps_other_files(hub, pruned, tmp_path):
+    hub.models[NAME] = Repository()
+    hub.models[NAME].commit({"model-00001-of-00002.safetensors": b"x", "heads.png": b"y"})
+    folder = gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=TOKEN)
+    assert hub.models[NAME].files() == {**contents(folder), "heads.png": b"y"}
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_a_new_repository_may_be_private(hub, pruned, tmp_path, private):
+    gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=TOKEN, private=private)
+    assert hub.models[NAME].private == private
+    if private:
+        with pytest.raises(FileNotFoundError, match=r"no model me/compact, or it is private: .*HF_TOKEN"):
+            gating.load_compact(NAME)
+    gating.load_compact(NAME, token=TOKEN)
+
+
+def test_a_folder_of_that_name_wins(hub, folder, tmp_path):
+    put(hub, folder)
+    shutil.copytree(folder, tmp_path / "here" / NAME)
+    gating.load_compact(NAME)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("name", ["./me/compact", "/me/compact", "../me", "me", "a/b/c", "me/na me", Path(NAME), ""])
+def test_paths_and_invalid_names_are_not_looked_up(hub, name):
+    with pytest.raises((FileNotFoundError, ValueError), match="There is no compact model in"):
+        gating.load_compact(name)
+    assert not hub.requests
+
+
+def refused(error: type[Exception], message: str, **options) -> None:
+    with pytest.raises(error, match=message) as caught:
+        gating.load_compact(NAME, **options)
+    assert str(caught.value).startswith(f"There is no compact model in {NAME}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_model_and_a_missing_revision_are_one_sentence(hub, folder):
+    refused(FileNotFoundError, "the hub has no model me/compact, or it is private: correct the name, or log in")
+    put(hub, folder)
+    refused(FileNotFoundError, "no revision 'v9' on the hub: give a branch, tag or commit", revision="v9")
+
+
+def test_a_gated_model_is_one_sentence(hub, folder):
+    put(hub, folder, is_gated=True)
+    refused(ConnectionError, rf"is gated on the hub: ask for access on {hub.url}/{NAME}")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_is_one_sentence(hub, folder, status):
+    put(hub, folder)
+    hub.failing_reads = status
+    refused(ConnectionError, "the hub refuses access to me/compact with this token: log in", token="wrong")
+
+
+def test_a_failing_hub_is_one_sentence(hub, folder):
+    put(hub, folder)
+    hub.failing_reads = 503
+    refused(ConnectionError, rf"cannot be downloaded from {hub.url} \(503, Service Unavailable\)")
+
+
+def test_an_unreachable_hub_is_one_sentence(hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    refused(ConnectionError, "cannot be downloaded from http://127.0.0.1:9 .*: connect to it")
+
+
+def test_the_cache_serves_a_model_offline(hub, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    refused(ConnectionError, "HF_HUB_OFFLINE is set, and me/compact is not in the cache")
+    place = tmp_path / "cache" / "models--me--compact"
+    # As huggingface_hub lays it out: files beside the snapshots, which are links.
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(COMMIT)
+    (place / "snapshots" / COMMIT).mkdir(parents=True)
+    (place / "blobs").mkdir()
+    for path in folder.glob("*.*"):
+        shutil.copy(path, place / "blobs" / path.name)
+        (place / "snapshots" / COMMIT / path.name).symlink_to(f"../../blobs/{path.name}")
+    model = gating.load_compact(folder)
+    for options in ({}, {"revision": COMMIT}):
+        batch = batch_for(model)
+        assert torch.equal(logits_of(gating.load_compact(NAME, **options), batch), logits_of(model, batch))
+    refused(ConnectionError, r"me/compact \(revision v1\) is not in the cache", revision="v1")
+    assert not hub.requests
+
+
+def test_a_damaged_file_is_refused(hub, folder):
+    model = put(hub, folder)
+    weights = bytearray(model.files()["model.safetensors"])
+    weights[-1] ^= 1
+    model.commit({"model.safetensors": bytes(weights)})
+    with pytest.raises(ValueError, match="its checksum differs, so it is damaged or was replaced"):
+        gating.load_compact(NAME)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"auto_map": {"AutoConfig": "evil.Config"}}, "names code"),
+        ({"auto_map": {"AutoModel": "me/evil--compact.BertModel"}}, "names code"),
+        ({"transformers_weights": "adapter_model.bin"}, "asks for weights from another file"),
+        ({"hidden_size": 10**12}, "far larger than its weights"),
+    ],
+)
+def test_a_malicious_configuration_is_refused(hub, folder, change, message):
+    edit_config(folder, lambda config: config.update(change))
+    put(hub, folder)
+    with pytest.raises(ValueError, match=message):
+        gating.load_compact(NAME)
+
+
+def test_pickles_and_code_are_not_downloaded(hub, folder, tmp_path):
+    model = put(hub, folder)
+    model.commit({"pytorch_model.bin": b"not a pickle", "evil.py": b"1 / 0", "evil.safetensors": b""})
+    gating.load_compact(NAME)
+    assert not any("evil" in request or ".bin" in request or ".py" in request for request in hub.requests)
+    model.commit({"model.safetensors": None})
+    with pytest.raises(FileNotFoundError, match="There are no weights in"):
+        gating.load_compact(NAME)
+
+
+def test_an_adapter_is_refused(hub, folder):
+    put(hub, folder).commit({"adapter_config.json": b"{}"})
+    with pytest.raises(ValueError, match="holds an adapter"):
+        gating.load_compact(NAME)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repo_id": "me/na me", "token": TOKEN}, "repo_id='me/na me' is not a valid name on the hub"),
+        ({"repo_id": "a/b/c", "token": TOKEN}, "repo_id='a/b/c' is not a valid name"),
+        ({"repo_id": NAME}, "An upload to me/compact needs a token: give token=..., set HF_TOKEN, or log in"),
+        ({"repo_id": NAME, "token": False}, "needs a token"),
+    ],
+)
+def test_names_and_tokens_are_checked_before_anything_is_written(hub, pruned, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        gating.save_compact(pruned, tmp_path / "saved", **options)
+    assert not (tmp_path / "saved").exists()
+    assert not hub.requests
+
+
+def test_offline_mode_is_refused_before_anything_is_written(hub, pruned, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConnectionError, match="Cannot upload to me/compact: HF_HUB_OFFLINE is set"):
+        gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=TOKEN)
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("token", [TOKEN, "hf_wrong"])
+def test_a_failed_upload_leaves_the_folder_and_names_the_command(hub, pruned, tmp_path, token):
+    hub.failing = 403 if token == TOKEN else None
+    command = rf"hf upload me/compact {tmp_path}/saved$"
+    with pytest.raises(ConnectionError, match=rf"was not uploaded to me/compact \(40[13], the token is .*{command}"):
+        gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=token)
+    gating.load_compact(tmp_path / "saved")
+
+
+def test_push_to_hub_writes_the_same_files_and_card(hub, pruned, tmp_path):
+    folder = gating.save_compact(pruned, tmp_path / "saved")
+    pruned.push_to_hub(NAME, token=TOKEN)
+    pushed, saved = dict(hub.models[NAME].files()), contents(folder)
+    card = ModelCard(pushed.pop("README.md").decode())
+    saved.pop("README.md")
+    assert pushed == saved
+    assert "head-gating" in card.data.tags
+    assert "| encoder.layer.0.attention.self | 0, 2, 3 | 3 of 4 |" in card.text.replace("bert.", "")
+    assert f'from_pretrained("{NAME}", trust_remote_code=True)' in card.text
+    batch = batch_for(pruned)
+    assert torch.equal(logits_of(gating.load_compact(NAME), batch), logits_of(pruned, batch))
+
+
+def test_push_to_hub_keeps_a_card_that_is_there(hub, pruned):
+    hub.models[NAME] = Repository()
+    hub.models[NAME].commit({"README.md": b"---\nlicense: mit\n---\n# My model\n"})
+    pruned.push_to_hub(NAME, token=TOKEN)
+    assert b"# My model" in hub.models[NAME].files()["README.md"]
+    gating.load_compact(NAME)
+
+
+def test_inspect_and_export_take_names_on_the_hub(hub, folder, monkeypatch, capsys):
+    model = put(hub, folder)
+    model.refs["v1"] = model.refs["main"]
+    run(monkeypatch, "inspect", NAME, "--revision", "v1")
+    assert f"MB of weights in {NAME}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "export", "me/other", "--format", "torch")
+    assert str(stop.value).startswith("error: There is no compact model in me/other: ")
+
+
+def test_an_export_of_a_model_on_the_hub_lies_in_the_current_folder(hub, folder, monkeypatch):
+    put(hub, folder)
+    asked = []
+    monkeypatch.setattr(export, "export_runtime", lambda *places, **_: asked.append(places) or sys.exit())
+    for name in (NAME, str(folder)):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, "export", name)
+    assert [target for _, target in asked] == ["compact-onnx", f"{folder}-onnx"]
+    assert [(source / "config.json").is_file() for source, _ in asked] == [True, True]
+
+
+def test_transformers_alone_loads_from_the_hub(hub, saved):
+    one = saved["bert"]
+    put(hub, one.folder)
+    model = AutoModelForSequenceClassification.from_pretrained(NAME, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules.")
+    assert torch.equal(logits_of(model, one.batch), one.logits)
+
+
+@pytest.mark.parametrize("name", [None, NAME])
+def test_the_example_runs(hub, monkeypatch, capsys, name):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(sys, "argv", ["hub.py", *(["--repo", name] if name else [])])
+    runpy.run_path(str(ROOT / "examples" / "hub.py"), run_name="__main__")
+    assert "the same outputs as before" in capsys.readouterr().out
+    assert list(hub.models) == ([name] if name else [])
