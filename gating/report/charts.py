@@ -78,19 +78,24 @@ class Chart:
     removal: int = 0
 
 
-def score_chart(history: History, score: Score, *, removal: int, dense: float) -> Chart:
+def score_chart(history: History, score: Score, *, steps: int, removal: int, final: float, dense: float) -> Chart:
     """Return the chart of the validation score over the steps.
 
     Args:
         history: Observations of a run.
         score: The score of the observations.
+        steps: Steps of the run.
         removal: Step of the removal; 0 without one.
+        final: Score of the final model; NaN if it is not known.
         dense: Score of a dense reference; NaN without one.
     """
     points = [(seen.step, score.scale * seen.metric) for seen in history.observations]
-    x, reference = step_axis(history), score.scale * dense
-    series = [Series(f"validation {score.name}", "line dots score", points)]
-    series.append(Series("dense reference", "dashed", [(x.low, reference), (x.high, reference)]))
+    x, reference = _step_axis(steps), score.scale * dense
+    series = [
+        Series(f"validation {score.name}", "line dots score", points),
+        Series("final model", "dots final", [(steps, score.scale * final)]),
+        Series("dense reference", "dashed", [(x.low, reference), (x.high, reference)]),
+    ]
     y = score_axis([value for one in series for _, value in one.points], score)
     caption = "A fall at the removal that the recovery does not make up for asks for a larger budget or more recovery."
     if not removal:
@@ -110,11 +115,12 @@ _AMOUNTS = {
 }
 
 
-def amount_chart(history: History, *, removal: int, total: float) -> Chart:
+def amount_chart(history: History, *, steps: int, removal: int, total: float) -> Chart:
     """Return the chart of open heads or neurons, or their share of cost, over the steps.
 
     Args:
         history: Observations of a run.
+        steps: Steps of the run.
         removal: Step of the removal.
         total: Number of heads or neurons of the dense model; 1 for a share of cost.
     """
@@ -130,13 +136,12 @@ def amount_chart(history: History, *, removal: int, total: float) -> Chart:
         "and a longer search would decide them."
     )
     high = max([scale * total, *(value for one in series for _, value in one.finite)])
-    return Chart(f"{title} over the steps", caption, step_axis(history), _axis(0, high, unit), series, removal)
+    return Chart(f"{title} over the steps", caption, _step_axis(steps), _axis(0, high, unit), series, removal)
 
 
-def step_axis(history: History) -> Axis:
-    """Return the axis of the steps of a run, from 0 to the last one."""
-    high = max([1, *(seen.step for seen in history.observations)])
-    ticks = MaxNLocator(nbins=6, integer=True).tick_values(0, high)
+def _step_axis(steps: int) -> Axis:
+    high = max(steps, 1)
+    ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True).tick_values(0, high)
     return Axis(0, high, tuple(float(tick) for tick in ticks if 0 <= tick <= high))
 
 

@@ -138,7 +138,13 @@ def _share_open(gates: Sequence[float]) -> float:
     return sum(value > 0 for value in gates) / len(gates) if gates else 1.0
 
 
-def _frame(label: str, gates: Sequence[float | None], widths: Sequence[float], neurons: Sequence[KeptNeurons]) -> Frame:
+def _frame(
+    label: str,
+    verb: str,
+    gates: Sequence[float | None],
+    widths: Sequence[float],
+    neurons: Sequence[KeptNeurons],
+) -> Frame:
     # An open gate shows at least one percent.
     percent = [value if value is None else max(round(100 * min(value, 1)), int(value > 0)) for value in gates]
     parts = [f"{sum(value != 0 for value in percent):,} of {len(gates):,} heads"] if gates else []

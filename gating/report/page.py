@@ -2,8 +2,11 @@
 
 import json
 import math
+import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +54,7 @@ class RunPage:
         kept: The kept heads of each attention block.
         neurons: The kept neurons of each feed-forward block.
         search_steps: Step at which units were removed; 0 in a dense run.
+        total_steps: Steps of the whole run.
         config: Settings of the run as YAML, without secrets.
         compact: Folder of the compact model.
         auto_class: Name of the Auto class that loads it.
@@ -67,6 +71,7 @@ class RunPage:
     kept: Sequence[KeptHeads]
     neurons: Sequence[KeptNeurons]
     search_steps: int
+    total_steps: int
     config: str
     compact: Path
     auto_class: str
@@ -94,7 +99,8 @@ def write_page(path: Path, page: RunPage) -> None:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     text = environment.get_template("page.html.j2").render(_context(page))
     with replacing_file(path) as new:
-        new.write_text(text, encoding="utf-8")
+        # Names of files need not be valid text.
+        new.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _context(page: RunPage) -> dict[str, object]:
@@ -125,7 +131,7 @@ def _context(page: RunPage) -> dict[str, object]:
         "folder": json.dumps(str(page.compact), ensure_ascii=False),
         "trust": "" if page.is_stock else ", trust_remote_code=True",
         "pipeline": _PIPELINES.get(page.auto_class),
-        "about": {"machine": machine(), "threads": torch.get_num_threads(), **versions()},
+        "about": _about(),
     }
 
 
@@ -143,18 +149,18 @@ def _units(page: RunPage) -> str:
 
 def _lead(page: RunPage) -> str:
     """Return the outcome of the run in a sentence or two."""
-    summary, last = page.summary, max((seen.step for seen in page.history.observations), default=0)
+    summary = page.summary
     if not summary.search:
         return (
-            f"A dense run of {last:,} steps: no gates, and every head stays. Its {page.final_score.name} is the "
-            "reference for runs that remove heads or neurons."
+            f"A dense run of {page.total_steps:,} steps: no gates, and every head stays. Its {page.final_score.name} is "
+            "the reference for runs that remove heads or neurons."
         )
     removed = [
         f"{before - after:,} of {before:,} {name}"
         for name, unit in (("attention heads", "heads"), ("feed-forward neurons", "neurons"))
         if (sizes := summary.sizes.get(unit)) and (before := int(sizes[0])) > (after := int(sizes[1]))
     ]
-    recovery = max(last - page.search_steps, 0)
+    recovery = page.total_steps - page.search_steps
     return (
         f"{' and '.join(removed) or 'No unit'} {'was' if not removed else 'were'} removed after a search of "
         f"{page.search_steps:,} steps, which ended because {summary.search['search_ended']}. "
@@ -184,6 +190,14 @@ def _tiles(page: RunPage, reference: Mapping[str, float]) -> list[_Tile]:
             tiles.append(_Tile(f"{title} {score.name}", score.show(value), _against(value, dense, score)))
             break
     return tiles
+
+
+def _about() -> dict[str, object]:
+    """Return the machine and the versions by their names."""
+    about = {"machine": machine(), "threads": torch.get_num_threads(), "Python": platform.python_version()}
+    with suppress(PackageNotFoundError):  # A checkout need not be installed.
+        about["head-gating"] = version("head-gating")
+    return about | versions()
 
 
 def _amount(value: float, history: History) -> str:
@@ -236,12 +250,16 @@ def _map(page: RunPage) -> dict[str, object]:
 
 def _charts(page: RunPage, reference: Mapping[str, float]) -> list[Chart]:
     history, score = page.history, page.score
-    dense = reference.get(f"val/{score.name}", math.nan)
-    charts = [score_chart(history, score, removal=page.search_steps, dense=dense)]
+    steps = {"steps": page.total_steps, "removal": page.search_steps}
+    final, dense = (
+        metrics.get(f"val/{score.name}", math.nan)
+        for metrics in (page.summary.metrics.get(Stage.COMPACT, {}), reference)
+    )
+    charts = [score_chart(history, score, **steps, final=final, dense=dense)]
     if page.summary.search:
         totals = {
             "heads": sum(before for _, _, before in page.kept),
             "neurons": sum(before for *_, before in page.neurons),
         }
-        charts.append(amount_chart(history, removal=page.search_steps, total=totals.get(history.quantity, 1)))
+        charts.append(amount_chart(history, **steps, total=totals.get(history.quantity, 1)))
     return charts

@@ -106,6 +106,7 @@ def report(run: Run) -> None:
         kept=kept,
         neurons=neurons,
         search_steps=state.search_steps,
+        total_steps=run.total_steps,
         config=(run.paths.folder / CONFIG).read_text(encoding="utf-8"),
         compact=run.paths.compact,
         auto_class=run.objects.task.auto_class.__name__,
