@@ -115,13 +115,14 @@ _AMOUNTS = {
 }
 
 
-def amount_chart(history: History, *, steps: int, removal: int, total: float) -> Chart:
+def amount_chart(history: History, *, steps: int, removal: int, final: float, total: float) -> Chart:
     """Return the chart of open heads or neurons, or their share of cost, over the steps.
 
     Args:
         history: Observations of a run.
         steps: Steps of the run.
         removal: Step of the removal.
+        final: Kept heads or neurons, or their share of cost; NaN if it is not known.
         total: Number of heads or neurons of the dense model; 1 for a share of cost.
     """
     title, scale, unit = _AMOUNTS[history.quantity]
@@ -130,6 +131,7 @@ def amount_chart(history: History, *, steps: int, removal: int, total: float) ->
         Series("expected", "line amount", [(one.step, scale * one.expected_open) for one in seen]),
         Series("open", "dots amount", [(one.step, scale * one.open) for one in seen]),
         Series("target", "dashed", [(one.step, scale * one.target) for one in seen]),
+        Series("final model", "dots final", [(steps, scale * final)]),
     ]
     caption = (
         "The line follows the target as gates close; dots apart from the line are gates that were still undecided, "

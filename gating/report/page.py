@@ -152,7 +152,7 @@ def _lead(page: RunPage) -> str:
     summary = page.summary
     if not summary.search:
         return (
-            f"A dense run of {page.total_steps:,} steps: no gates, and every head stays. Its {page.final_score.name} is "
+            f"A dense run of {page.total_steps:,} steps: no gates, every head stays. Its {page.final_score.name} is "
             "the reference for runs that remove heads or neurons."
         )
     removed = [
@@ -257,9 +257,10 @@ def _charts(page: RunPage, reference: Mapping[str, float]) -> list[Chart]:
     )
     charts = [score_chart(history, score, **steps, final=final, dense=dense)]
     if page.summary.search:
-        totals = {
-            "heads": sum(before for _, _, before in page.kept),
-            "neurons": sum(before for *_, before in page.neurons),
-        }
-        charts.append(amount_chart(history, **steps, total=totals.get(history.quantity, 1)))
+        after, before = {
+            "heads": (sum(len(heads) for _, heads, _ in page.kept), sum(number for _, _, number in page.kept)),
+            "neurons": (sum(number for _, number, _ in page.neurons), sum(number for _, _, number in page.neurons)),
+            "cost": (sum(history.spent.values()) or math.nan, 1),
+        }[history.quantity]
+        charts.append(amount_chart(history, **steps, final=after, total=before))
     return charts
