@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -88,6 +89,14 @@ def write_page(path: Path, page: RunPage) -> None:
         page: The contents.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = _environment().get_template("page.html.j2").render(_context(page))
+    with replacing_file(path) as new:
+        # Names of files need not be valid text.
+        new.write_text(text, encoding="utf-8", errors="replace")
+
+
+@cache
+def _environment() -> Environment:
     # Names, settings and samples come from users and models: everything is escaped.
     environment = Environment(
         loader=PackageLoader("gating", "report"),
@@ -97,10 +106,7 @@ def write_page(path: Path, page: RunPage) -> None:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    text = environment.get_template("page.html.j2").render(_context(page))
-    with replacing_file(path) as new:
-        # Names of files need not be valid text.
-        new.write_text(text, encoding="utf-8", errors="replace")
+    return environment
 
 
 def _context(page: RunPage) -> dict[str, object]:

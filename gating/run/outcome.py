@@ -25,6 +25,7 @@ from gating.run.run import Run
 from gating.structure.record import RECORD_KEY
 from gating.tasks.base import WritesText
 from gating.tracking.loggers import log_outcome, log_samples
+from gating.tracking.redaction import redact
 
 __all__ = ["export", "note_unless_stock", "report"]
 
@@ -98,7 +99,7 @@ def report(run: Run) -> None:
     print_report(Console(), kept, state.summary.compact_report(final_score), neurons=neurons)
     samples = _show_samples(run)
     page = RunPage(
-        title=run.objects.source.title,
+        title=redact(run.objects.source.title),
         history=state.history,
         summary=state.summary,
         score=score,

@@ -228,6 +228,7 @@ def test_a_dense_run_has_no_gates_to_show(written):
     page = written(replace(contents, history=History(contents.history.observations)))
     assert "A dense run of 30 steps" in page.text
     assert "speed-up" not in page.text
+    assert "ratio" not in page.text
     assert not page.with_class("gate")
     assert not any(tag == "script" for tag, _ in page.tags)
 
