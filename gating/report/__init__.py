@@ -1,1 +1,1 @@
-"""How a run is shown: figures, tables, summary, model card."""
+"""How a run is shown: page, figures, tables, summary, model card."""

@@ -1,7 +1,6 @@
 """Figures of a run: gate values of heads, widths of feed-forward blocks, and both and the metric over the steps."""
 
 import math
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from gating.report.card import KeptHeads, KeptNeurons
-from gating.report.history import History
+from gating.report.history import History, head_values
+from gating.report.layers import layer_of, short_names
 from gating.report.score import Score
 
 __all__ = ["gates_figure", "head_map_figure", "save_pictures"]
@@ -105,7 +105,7 @@ def _draw_head_map(
 
 def _draw_widths(axes: Axes, neurons: Sequence[KeptNeurons]) -> None:
     """Draw a bar for the neurons of each feed-forward block, on a pale bar of those in the dense model."""
-    layers = [_layer_of(name) for name, _, _ in neurons]
+    layers = [layer_of(name) for name, _, _ in neurons]
     towers = dict.fromkeys(tower for tower, _ in layers)
     colors = dict(zip(towers, _TOWER_COLORS, strict=False))
     for row, ((_, kept, before), (tower, _)) in enumerate(zip(neurons, layers, strict=True)):
@@ -114,32 +114,8 @@ def _draw_widths(axes: Axes, neurons: Sequence[KeptNeurons]) -> None:
     total_kept, total = (sum(numbers) for numbers in zip(*((kept, before) for _, kept, before in neurons), strict=True))
     axes.set(title=f"{total_kept:,} of {total:,} neurons", xlabel="neurons", ylabel="layer")
     axes.set_ylim(len(neurons) - 0.5, -0.5)
-    names = _short_names(list(towers))
+    names = short_names(list(towers))
     axes.set_yticks(range(len(neurons)), [f"{names[tower]} {layer}".strip() for tower, layer in layers])
-
-
-def _layer_of(name: str) -> tuple[str, str]:
-    """Return the path of the list of layers that a block belongs to, and its layer's number.
-
-    Example:
-        >>> _layer_of("encoder.block.3.layer.1.DenseReluDense.wo")
-        ('encoder.block', '3')
-    """
-    found = re.match(r"(.*?)\.?(\d+)(\.|$)", name)
-    return (found[1], found[2]) if found else (name, "")
-
-
-def _short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Return paths without their common end; a single path is not named.
-
-    Example:
-        >>> _short_names(["encoder.block", "decoder.block"])
-        {'encoder.block': 'encoder', 'decoder.block': 'decoder'}
-    """
-    parts = [path.split(".") for path in paths]
-    while all(parts) and len({part[-1] for part in parts}) == 1:
-        parts = [part[:-1] for part in parts]
-    return {path: ".".join(part) for path, part in zip(paths, parts, strict=True)}
 
 
 def _draw_cost(axes: Axes, spent: Mapping[str, float], *, target: float) -> None:
@@ -181,7 +157,7 @@ def save_pictures(
         file.parent.mkdir(parents=True, exist_ok=True)
     if history.gate_values:
         figure = gates_figure(
-            _gates_and_folded(history, kept),
+            head_values(history, kept, is_folded=True),
             title="Gate values; those of outlined heads are folded in",
             kept={name: heads for name, heads, _ in kept},
             neurons=[] if history.quantity == "heads" else neurons,
@@ -192,21 +168,6 @@ def save_pictures(
     total = totals.get(history.quantity, 100)
     figure = _history_figure(history, score=score, total=total, search_steps=search_steps)
     figure.savefig(history_file, dpi=150)
-
-
-def _gates_and_folded(history: History, kept: Sequence[KeptHeads]) -> dict[str, list[float]]:
-    """Return a value for every gated head: the folded factor of a kept head, else the gate value."""
-    attention = {name: num_heads for name, _, num_heads in kept}
-    values = history.gate_values[-1]
-    # With gates on heads alone, attention blocks may have gone by other names.
-    shown = {name: gates for name, gates in values.items() if history.quantity == "heads" or name in attention}
-    for name, heads, num_heads in kept:
-        if gates := shown.get(name):
-            # A gate of a group stands for several heads.
-            shown[name] = [gates[head * len(gates) // num_heads] for head in range(num_heads)]
-            for head, value in zip(heads, history.folded.get(name, ()), strict=False):
-                shown[name][head] = value
-    return shown
 
 
 # Axis label, and factor between an observed and a shown value, of each quantity.

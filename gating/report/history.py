@@ -1,9 +1,12 @@
 """Observations of a run at its validations."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["History", "Observation", "Quantity"]
+from gating.report.card import KeptHeads
+
+__all__ = ["History", "Observation", "Quantity", "head_values"]
 
 # The quantity of a budget: a number of heads, a number of neurons, or for both the share of their cost.
 Quantity = Literal["heads", "neurons", "cost"]
@@ -62,3 +65,27 @@ class History:
         self.folded = dict(state.get("folded", {}))
         self.quantity = state.get("quantity", "heads")
         self.spent = dict(state.get("spent", {}))
+
+
+def head_values(
+    history: History, kept: Sequence[KeptHeads], *, index: int = -1, is_folded: bool = False
+) -> dict[str, list[float]]:
+    """Return a gate value for every gated head, by the attention block's name.
+
+    Args:
+        history: A history with gate values.
+        kept: The kept heads of each attention block.
+        index: Position in :attr:`History.gate_values`; by default the end of the search.
+        is_folded: Whether kept heads have their folded factor instead.
+    """
+    attention = {name for name, _, _ in kept}
+    values = history.gate_values[index]
+    # With gates on heads alone, attention blocks may have gone by other names.
+    shown = {name: gates for name, gates in values.items() if history.quantity == "heads" or name in attention}
+    for name, heads, num_heads in kept:
+        if gates := shown.get(name):
+            # A gate of a group stands for several heads.
+            shown[name] = [gates[head * len(gates) // num_heads] for head in range(num_heads)]
+            for head, value in zip(heads, history.folded.get(name, ()) if is_folded else (), strict=False):
+                shown[name][head] = value
+    return shown

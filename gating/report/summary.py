@@ -31,7 +31,7 @@ from gating.report.metadata import EvaluatedData
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file
 
-__all__ = ["NUMBERS", "Stage", "Summary"]
+__all__ = ["NUMBERS", "Stage", "Summary", "machine", "versions"]
 
 # Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}
@@ -193,7 +193,7 @@ class Summary:
             return []
         return [
             f"Latency: a batch of {self.latency.batch}, median of {self.latency.repeats} interleaved repeats, "
-            f"{torch.get_num_threads()} thread(s), {_machine()}."
+            f"{torch.get_num_threads()} thread(s), {machine()}."
             + (" Multiply-accumulates: of one example of this batch." if "macs" in self.sizes else "")
         ]
 
@@ -224,21 +224,26 @@ class Summary:
             seed: Seed of the run.
         """
         latency = {} if self.latency is None else {"latency_batch": self.latency.batch}
-        versions = {"version/torch": torch.__version__, "version/transformers": transformers.__version__}
         about = {
             "metric": metric_name,
             "seed": seed,
-            "machine": _machine(),
+            "machine": machine(),
             "threads": torch.get_num_threads(),
             **latency,
-            **versions,
+            **{f"version/{name}": version for name, version in versions().items()},
         }
         with replacing_file(path) as new:
             numbers = {name: value if math.isfinite(value) else None for name, value in self.flat().items()}
             new.write_text(json.dumps(numbers | self.search | about, indent=2) + "\n", encoding="utf-8")
 
 
-def _machine() -> str:
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that the numbers of a run depend on."""
+    return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def machine() -> str:
+    """Return the name of the GPU, or the architecture of the CPU and its number of cores."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU with {os.cpu_count()} cores"

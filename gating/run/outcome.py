@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gating.compact.files import read_config
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.discovery.discover import share_specs
@@ -17,12 +18,16 @@ from gating.pruning.measure import compare_latency
 from gating.pruning.prune import remove_in_copy
 from gating.report.card import heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
+from gating.report.page import RunPage, write_page
 from gating.report.tables import print_report, print_samples
+from gating.run.folder.contents import CONFIG
 from gating.run.run import Run
 from gating.run.settings.data_set import describe_data
 from gating.storage.hub import upload
+from gating.structure.record import RECORD_KEY
 from gating.tasks.base import WritesText
 from gating.tracking.loggers import log_outcome, log_samples
+from gating.tracking.redaction import redact
 
 __all__ = ["export", "note_unless_stock", "report"]
 
@@ -78,7 +83,7 @@ def _save_stock(save: Callable[..., object]) -> bool:
 
 
 def report(run: Run) -> None:
-    """Write the figures and metrics of a run, and print them.
+    """Write the page, the figures and the metrics of a run, and print them.
 
     The metrics come last: a folder with metrics is finished.
     """
@@ -96,21 +101,39 @@ def report(run: Run) -> None:
     )
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), kept, state.summary.compact_report(final_score), neurons=neurons)
-    _show_samples(run)
+    samples = _show_samples(run)
+    page = RunPage(
+        title=redact(run.objects.source.title),
+        history=state.history,
+        summary=state.summary,
+        score=score,
+        final_score=final_score,
+        kept=kept,
+        neurons=neurons,
+        search_steps=state.search_steps,
+        total_steps=run.total_steps,
+        config=(run.paths.folder / CONFIG).read_text(encoding="utf-8"),
+        compact=run.paths.compact,
+        auto_class=run.objects.task.auto_class.__name__,
+        is_stock=RECORD_KEY not in read_config(run.paths.compact),
+        samples=samples,
+    )
+    write_page(run.paths.page, page)
     state.summary.write(run.paths.metrics, metric_name=final_score.name, seed=run.settings.seed)
-    print(f"Everything is in {run.paths.folder}; the model is in {run.paths.compact}")
+    print(f"Everything is in {run.paths.folder}; the report is {run.paths.page}, the model is in {run.paths.compact}")
     # Last: if it fails, the run is finished nonetheless.
     if (name := run.settings.values["push_to_hub"]) is not None:
         print(f"Uploaded to {upload(run.paths.compact, name, private=True)}")
 
 
-def _show_samples(run: Run) -> None:
-    """Print and log texts that the compact model generates, if its task generates texts."""
+def _show_samples(run: Run) -> list[dict[str, str]]:
+    """Print, log and return texts that the compact model generates; none if its task generates no texts."""
     task, processor = run.objects.task, run.data.processor
     if not (isinstance(task, WritesText) and isinstance(processor, PreTrainedTokenizerBase)):
-        return
+        return []
     samples = task.write_samples(run.state.model.eval(), processor, run.data.prepared.splits)
     print_samples(Console(), samples)
     log_samples(run.loggers, samples)
     text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
     run.paths.samples.write_text(text, encoding="utf-8")
+    return samples

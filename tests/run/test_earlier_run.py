@@ -85,7 +85,7 @@ def test_settings_of_something_else_are_not_replaced(config, inputs, tmp_path, c
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["compact/thesis.tex", "teacher/photo.jpg", "csv/metrics.csv", "report/history.png"])
+@pytest.mark.parametrize("name", ["compact/thesis.tex", "teacher/photo.jpg", "csv/metrics.csv", "report/index.html"])
 @pytest.mark.parametrize("is_run", [False, True])
 def test_obstacles_in_the_place_of_results_are_refused_before_the_run(name, is_run, inputs, run, tmp_path, capsys):
     folder = run if is_run else tmp_path / "other"

@@ -116,6 +116,7 @@ def test_a_new_gpt2_learns_a_single_file_and_writes(play, tmp_path, capsys):
     samples = [json.loads(line) for line in (tmp_path / "out" / "report" / "samples.jsonl").read_text().splitlines()]
     assert [sample["prompt"] for sample in samples] == ["ROMEO:", "JULIET:"]
     assert "Written by the compact model" in capsys.readouterr().out
+    assert "<dd>JULIET:</dd>" in (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
     model, tokenizer = gating.load_compact(compact), AutoTokenizer.from_pretrained(compact)
     inputs = tokenizer("ROMEO: word1", return_tensors="pt")
     cached, uncached = (

@@ -52,7 +52,8 @@ def test_run_folder_keeps_the_contract(finished):
         assert 0 <= numbers[name] <= 1
     assert numbers["speedup"] > 0
     assert {"seed", "version/torch", "seconds/search", "seconds/recovery"} <= set(numbers)
-    for path in ("config.yaml", "report/gates.png", "report/history.png", "compact/config.json", "csv/metrics.csv"):
+    report = ("report/index.html", "report/gates.png", "report/history.png")
+    for path in ("config.yaml", *report, "compact/config.json", "csv/metrics.csv"):
         assert (folder / path).is_file(), path
     assert not list(folder.rglob("*.bin"))
 

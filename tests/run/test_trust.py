@@ -111,7 +111,7 @@ def test_checkpoints_of_another_run_are_not_taken_for_those_of_a_folder(way, inp
     assert snapshot(tmp_path / "disk") == before
 
 
-@pytest.mark.parametrize("name", ["csv/metrics.csv", "csv", ".lock", "report", "metrics.json", "report/history.png"])
+@pytest.mark.parametrize("name", ["csv/metrics.csv", "csv", ".lock", "report", "metrics.json", "report/index.html"])
 def test_a_run_writes_to_nothing_that_a_link_in_a_folder_leads_to(name, moved, tmp_path, capsys):
     far = tmp_path / "far"
     if name in ("csv", "report"):

@@ -20,6 +20,7 @@ __all__ = [
     "MODELS",
     "OTHER_FILES",
     "OWNER_MARK",
+    "PAGE",
     "RECORD_FILES",
     "REPLACED_FOLDERS",
     "REPORT",
@@ -52,12 +53,13 @@ OWNER_MARK = ".run-of-checkpoints"
 
 CHECKPOINTS, REPORT = "checkpoints", "report"
 # In the folder of the report.
-GATES_PICTURE, HISTORY_PICTURE, SAMPLES = "gates.png", "history.png", "samples.jsonl"
+GATES_PICTURE, HISTORY_PICTURE, SAMPLES, PAGE = "gates.png", "history.png", "samples.jsonl", "index.html"
 COMPACT, TEACHER = "compact", "teacher"
 
 RECORD_FILES = (CONFIG, METRICS)
+_REPORT_FILES = (GATES_PICTURE, HISTORY_PICTURE, SAMPLES, PAGE)
 # Files that a new run in the same folder replaces, besides those.
-OTHER_FILES = (*CSV_FILES, *(f"{REPORT}/{name}" for name in (GATES_PICTURE, HISTORY_PICTURE, SAMPLES)), OWNER_MARK)
+OTHER_FILES = (*CSV_FILES, *(f"{REPORT}/{name}" for name in _REPORT_FILES), OWNER_MARK)
 FILES = (*RECORD_FILES, *OTHER_FILES)
 # Folders with files that a new run replaces; the folders of W&B runs stay.
 REPLACED_FOLDERS = (CHECKPOINTS, CSV, TENSORBOARD, REPORT)
@@ -95,7 +97,7 @@ class RunPaths:
 
     @property
     def report(self) -> Path:
-        """Folder of the figures."""
+        """Folder of the page, the figures and the samples."""
         return self.folder / REPORT
 
     @property
@@ -112,6 +114,11 @@ class RunPaths:
     def samples(self) -> Path:
         """File of the texts that the compact model generated."""
         return self.report / SAMPLES
+
+    @property
+    def page(self) -> Path:
+        """File of the report as one page."""
+        return self.report / PAGE
 
     def of_phase(self, phase: Phase) -> Path:
         """Return the folder of a phase's checkpoints."""

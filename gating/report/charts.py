@@ -1,0 +1,176 @@
+"""Charts of the page of a run: score and cost over its steps."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.ticker import MaxNLocator
+
+from gating.report.history import History
+from gating.report.score import Score
+
+__all__ = ["Axis", "Chart", "Series", "amount_chart", "score_axis", "score_chart"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear axis.
+
+    Attributes:
+        low: Value at its start.
+        high: Value at its end.
+        ticks: Values with a label.
+        unit: Text after a label.
+    """
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    unit: str = ""
+
+    def place(self, value: float, start: float, end: float) -> float:
+        """Return the coordinate of a value on an axis drawn from ``start`` to ``end``."""
+        return round(start + (end - start) * (value - self.low) / (self.high - self.low), 2)
+
+    def label(self, tick: float) -> str:
+        """Return the text of a tick."""
+        return f"{tick:,.6g}{self.unit}"
+
+
+@dataclass(frozen=True)
+class Series:
+    """Values over the steps of a run.
+
+    Attributes:
+        label: Name in the legend.
+        style: Class of the style sheet: ``line``, ``dots`` or ``dashed``, and the class of a color.
+        points: Step and value of each point; those that are not finite are left out.
+    """
+
+    label: str
+    style: str
+    points: Sequence[tuple[float, float]]
+
+    @property
+    def finite(self) -> list[tuple[float, float]]:
+        """The points that can be drawn."""
+        return [(x, y) for x, y in self.points if math.isfinite(y)]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of several series over the steps of a run.
+
+    Attributes:
+        title: Title of the chart.
+        caption: How it is read.
+        x: Axis of the steps.
+        y: Axis of the values.
+        series: Its series; those without finite points are left out.
+        removal: Step of the removal; 0 without one.
+    """
+
+    title: str
+    caption: str
+    x: Axis
+    y: Axis
+    series: Sequence[Series]
+    removal: int = 0
+
+
+def score_chart(history: History, score: Score, *, steps: int, removal: int, final: float, dense: float) -> Chart:
+    """Return the chart of the validation score over the steps.
+
+    Args:
+        history: Observations of a run.
+        score: The score of the observations.
+        steps: Steps of the run.
+        removal: Step of the removal; 0 without one.
+        final: Score of the final model; NaN if it is not known.
+        dense: Score of a dense reference; NaN without one.
+    """
+    points = [(seen.step, score.scale * seen.metric) for seen in history.observations]
+    x, reference = _step_axis(steps), score.scale * dense
+    series = [
+        Series(f"validation {score.name}", "line dots score", points),
+        Series("final model", "dots final", [(steps, score.scale * final)]),
+        Series("dense reference", "dashed", [(x.low, reference), (x.high, reference)]),
+    ]
+    y = score_axis([value for one in series for _, value in one.points], score)
+    caption = "A fall at the removal that the recovery does not make up for asks for a larger budget or more recovery."
+    if not removal:
+        caption = "A curve that still moves at its end asks for more steps."
+    if y.low:
+        caption += f" The vertical axis starts at {y.label(y.low)}, not at 0."
+    if missing := sum(not math.isfinite(value) for _, value in points):
+        caption += f" {missing} of {len(points)} validations have no finite value."
+    return Chart(f"{score.name.capitalize()} over the steps", caption, x, y, series, removal)
+
+
+# Title, and factor between an observed and a shown value, of each quantity.
+_AMOUNTS = {
+    "heads": ("Open heads", 1, ""),
+    "neurons": ("Open neurons", 1, ""),
+    "cost": ("Share of the cost", 100, " %"),
+}
+
+
+def amount_chart(history: History, *, steps: int, removal: int, final: float, total: float) -> Chart:
+    """Return the chart of open heads or neurons, or their share of cost, over the steps.
+
+    Args:
+        history: Observations of a run.
+        steps: Steps of the run.
+        removal: Step of the removal.
+        final: Kept heads or neurons, or their share of cost; NaN if it is not known.
+        total: Number of heads or neurons of the dense model; 1 for a share of cost.
+    """
+    title, scale, unit = _AMOUNTS[history.quantity]
+    seen = history.observations
+    series = [
+        Series("expected", "line amount", [(one.step, scale * one.expected_open) for one in seen]),
+        Series("open", "dots amount", [(one.step, scale * one.open) for one in seen]),
+        Series("target", "dashed", [(one.step, scale * one.target) for one in seen]),
+        Series("final model", "dots final", [(steps, scale * final)]),
+    ]
+    caption = (
+        "The line follows the target as gates close; dots apart from the line are gates that were still undecided, "
+        "and a longer search would decide them."
+    )
+    high = max([scale * total, *(value for one in series for _, value in one.finite)])
+    return Chart(f"{title} over the steps", caption, _step_axis(steps), _axis(0, high, unit), series, removal)
+
+
+def _step_axis(steps: int) -> Axis:
+    high = max(steps, 1)
+    ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True).tick_values(0, high)
+    return Axis(0, high, tuple(float(tick) for tick in ticks if 0 <= tick <= high))
+
+
+def score_axis(values: Sequence[float], score: Score) -> Axis:
+    """Return an axis on which small differences of a score look small.
+
+    It spans ten points of a percentage, or a tenth of another score, at least, and starts at 0 if the lowest value is
+    below half of the highest one.
+
+    Args:
+        values: The shown values; those that are not finite are ignored.
+        score: The score.
+    """
+    finite = [value for value in values if math.isfinite(value)] or [0.0]
+    low, high = min(finite), max(finite)
+    is_percent = score.unit.strip() == "%"
+    missing = (10 if is_percent else 0.1 * abs(high) or 1) - (high - low)
+    if missing > 0:
+        low, high = low - missing / 2, high + missing / 2
+        # Percentages end at 100, and scores without negative values do not begin below 0.
+        shift = min(0.0, 100 - high) if is_percent else 0.0
+        shift = max(shift, -low) if low < 0 <= min(finite) else shift
+        low, high = low + shift, high + shift
+    return _axis(0 if 0 <= low < high / 2 else low, high, score.unit)
+
+
+def _axis(low: float, high: float, unit: str) -> Axis:
+    # Steps that 100 is a multiple of.
+    ticks = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return Axis(float(ticks[0]), float(ticks[-1]), tuple(float(tick) for tick in ticks), unit)
