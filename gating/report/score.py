@@ -18,11 +18,13 @@ class Score:
         name: Name of the metric, such as ``accuracy``.
         scale: Factor between a logged and a shown value.
         unit: Text after a shown value.
+        higher_is_better: Whether larger values are better; false for perplexity and errors.
     """
 
     name: str
     scale: float = 100
     unit: str = " %"
+    higher_is_better: bool = True
 
     def show(self, value: float) -> str:
         """Return a value as text, with two decimals and its unit; a dash for NaN."""

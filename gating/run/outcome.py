@@ -93,7 +93,7 @@ def report(run: Run) -> None:
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), kept, state.summary.compact_report(final_score), neurons=neurons)
     _show_samples(run)
-    state.summary.write(run.paths.metrics, metric_name=final_score.name, seed=run.settings.seed)
+    state.summary.write(run.paths.metrics, score=final_score, seed=run.settings.seed)
     print(f"Everything is in {run.paths.folder}; the model is in {run.paths.compact}")
 
 

@@ -15,8 +15,8 @@ __all__ = ["number_metrics"]
 _METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Score]] = {
     "pearson": (pearson_corrcoef, Score("pearson", unit="")),
     "spearman": (spearman_corrcoef, Score("spearman", unit="")),
-    "mse": (mean_squared_error, Score("mse", scale=1, unit="")),
-    "mae": (mean_absolute_error, Score("mae", scale=1, unit="")),
+    "mse": (mean_squared_error, Score("mse", scale=1, unit="", higher_is_better=False)),
+    "mae": (mean_absolute_error, Score("mae", scale=1, unit="", higher_is_better=False)),
 }
 
 

@@ -9,7 +9,7 @@ from gating.report.score import Score
 
 __all__ = ["PERPLEXITY", "token_metrics", "update_token_metrics"]
 
-PERPLEXITY = Score("perplexity", scale=1, unit="")
+PERPLEXITY = Score("perplexity", scale=1, unit="", higher_is_better=False)
 
 
 def token_metrics(vocab_size: int) -> MetricCollection:
