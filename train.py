@@ -56,7 +56,7 @@ def main(cfg: DictConfig) -> float | None:
     # Hydra's own record of the command.
     redact_file(sweep / "multirun.yaml")
     with recording_job(sweep, Path(folder), number=job, overrides=overrides):
-        return guarded_run(with_job_names(with_output_dir(cfg, folder), sweep=sweep), overrides)
+        return guarded_run(with_job_names(with_output_dir(cfg, folder), sweep=sweep, overrides=overrides), overrides)
     return None
 
 

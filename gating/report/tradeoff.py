@@ -66,11 +66,11 @@ class Candidate:
 
     def mean(self, name: str) -> float:
         """Return the mean of an attribute of the runs."""
-        return mean(getattr(run, name) for run in self.runs)
+        return float(mean(getattr(run, name) for run in self.runs))
 
     def spread(self, name: str) -> float:
         """Return the standard deviation of an attribute of the runs; NaN for a single one."""
-        return stdev(getattr(run, name) for run in self.runs) if len(self.runs) > 1 else math.nan
+        return float(stdev(getattr(run, name) for run in self.runs)) if len(self.runs) > 1 else math.nan
 
 
 @dataclass(frozen=True)

@@ -5,46 +5,40 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from gating.report.score import Score
 from gating.report.tradeoff import Candidate, Tradeoff
 
-__all__ = ["as_plain", "drop_text", "explain_choice", "tradeoff_table"]
+__all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "tradeoff_table"]
 
 _AXES = {"speedup": "speed-up", "work": "less work"}
 
 
-def tradeoff_table(tradeoff: Tradeoff, *, failed: Sequence[tuple[str, str]] = ()) -> Table:
-    """Return a table with a row for each candidate; a star marks the front, an arrow the recommended one.
-
-    Args:
-        tradeoff: The choice.
-        failed: Runs that failed, each with its reason, in rows below the others.
-    """
+def tradeoff_table(tradeoff: Tradeoff) -> Table:
+    """Return a table with a row for each candidate; a star marks the front, an arrow the recommended one."""
     extra = any(candidate.runs[0].settings for candidate in tradeoff.candidates)
     table = Table(title=f"{tradeoff.score.name.capitalize()} by speed", title_justify="left")
-    columns = ["", "budget", *(["settings"] if extra else []), "heads", "neurons", _AXES[tradeoff.axis]]
-    for column in (*columns, "validation", "test", "folder"):
-        table.add_column(column, overflow="fold")
+    numbers = ["heads", "neurons", _AXES[tradeoff.axis], "validation", "test"]
+    for column in ("", "budget", *(["settings"] if extra else []), *numbers, "folder"):
+        table.add_column(column, overflow="fold", no_wrap=column in numbers)
     for candidate in tradeoff.candidates:
-        first, marks = candidate.runs[0], "*" if candidate in tradeoff.front else ""
-        marks = f"→{marks}" if candidate is tradeoff.chosen else marks
-        others = len(candidate.runs) - 1
-        table.add_row(
-            marks,
-            first.budget,
-            *([first.settings] if extra else []),
-            _number(candidate.mean("heads")),
-            _number(candidate.mean("neurons")),
-            f"{tradeoff.speed(candidate):.2f}x",
-            _score(candidate, "validation", tradeoff.score),
-            _score(candidate, "test", tradeoff.score),
-            first.folder + (f" (+{others})" if others else ""),
-            style="bold" if candidate is tradeoff.chosen else None,
-        )
-    table.add_section()
-    for run, reason in failed:
-        table.add_row("failed", run, *[""] * (len(table.columns) - 3), reason, style="dim")
+        first, others = candidate.runs[0], len(candidate.runs) - 1
+        marks = ("→" if candidate is tradeoff.chosen else "") + ("*" if candidate in tradeoff.front else "")
+        texts = [marks, first.budget, *([first.settings] if extra else [])]
+        sizes = [_number(candidate.mean("heads")), _number(candidate.mean("neurons"))]
+        scores = [_score(candidate, name, tradeoff.score) for name in ("validation", "test")]
+        folder = first.folder + (f" (+{others})" if others else "")
+        row = [*texts, *sizes, f"{tradeoff.speed(candidate):.2f}x", *scores, folder]
+        table.add_row(*map(Text, row), style="bold" if candidate is tradeoff.chosen else None)
+    return table
+
+
+def failed_table(failed: Sequence[tuple[str, str]]) -> Table:
+    """Return a table of runs that failed, each with its reason."""
+    table = Table("failed", "reason")
+    for name, reason in failed:
+        table.add_row(Text(name), Text(reason))
     return table
 
 
@@ -57,48 +51,53 @@ def explain_choice(tradeoff: Tradeoff, *, setting: str) -> list[str]:
     """
     if tradeoff.problem is not None:
         return [f"No run is recommended: {tradeoff.problem}", *tradeoff.notes]
-    lines = [_recommendation(tradeoff, setting)]
+    lines = _recommendation(tradeoff, f"{setting}={tradeoff.max_drop:g}")
     if tradeoff.front:
-        lines.append(
-            f"*: no other run has both a better validation {tradeoff.score.name} and "
-            + ("a higher speed-up." if tradeoff.axis == "speedup" else "less work.")
-        )
+        speed = "speed-up" if tradeoff.axis == "speedup" else "work"
+        lines.append(f"*: on the Pareto front of validation {tradeoff.score.name} and {speed}.")
     if any(len(candidate.runs) > 1 for candidate in tradeoff.candidates):
-        lines.append("Scores and speed-ups are means over seeds, with the standard deviation of the scores.")
+        lines.append("Numbers are means over seeds, scores with their standard deviation.")
+    elif len(tradeoff.candidates) > 1:
+        lines.append("One seed each: small differences can be chance; seed=0,1,2 shows how large chance is.")
     return [*lines, *tradeoff.notes]
 
 
-def _recommendation(tradeoff: Tradeoff, setting: str) -> str:
-    score, dense, limit = tradeoff.score, tradeoff.dense, f"{setting}={tradeoff.max_drop:g}"
+def _recommendation(tradeoff: Tradeoff, limit: str) -> list[str]:
+    score, dense = tradeoff.score, tradeoff.dense
     if all(math.isnan(candidate.mean("validation")) for candidate in tradeoff.candidates):
-        return "No run is recommended: the choice is by validation scores, and no run has one."
+        return ["No run is recommended: runs are chosen by their validation scores, and none has one."]
     if dense is None:
-        return (
-            "No run is recommended: there is no dense run among them. Train one with the same command and "
-            "objective=none instead of a budget, and give its folder to head-gating compare, too."
-        )
-    reference = f"the dense run's {score.show(dense.mean('validation'))}"
+        return [
+            "No run is recommended: there is no dense run to compare with. Train one by the same command with "
+            "objective=none instead of a budget, and give its folder and these to head-gating compare."
+        ]
+    if tradeoff.chosen is None and tradeoff.closest is None:
+        return ["No run is recommended: there are only dense runs."]
     if tradeoff.chosen is not None:
-        chosen = tradeoff.chosen
-        best = min(chosen.runs, key=lambda run: -run.validation if score.higher_is_better else run.validation)
-        of = f", the best of {len(chosen.runs)} seeds" if len(chosen.runs) > 1 else ""
-        test = chosen.mean("test"), dense.mean("test")
-        seen = (
-            "" if any(map(math.isnan, test)) else f" (on test data {score.show(test[0])}, dense {score.show(test[1])})"
-        )
-        return (
-            f"Recommended: {chosen.name}, {best.folder}{of}: {_faster(tradeoff, chosen)}, validation {score.name} "
-            f"{score.show(chosen.mean('validation'))}, {drop_text(tradeoff.drop(chosen), score)} {reference}; the fastest "
-            f"with {limit}. Chosen by validation data alone{seen}."
-        )
-    if tradeoff.closest is None:
-        return "No run is recommended: there are only dense runs."
-    closest = tradeoff.closest
+        tests = [candidate.mean("test") for candidate in (tradeoff.chosen, dense)]
+        shown = [score.show(test) for test in tests]
+        seen = "" if any(map(math.isnan, tests)) else f"; on test data it has {shown[0]}, the dense run {shown[1]}"
+        return [
+            f"Recommended: {_compared(tradeoff, tradeoff.chosen, dense)}: the fastest with {limit}.",
+            f"Runs are chosen by their validation scores alone{seen}.",
+        ]
+    assert tradeoff.closest is not None
+    return [
+        f"No run is recommended: with {limit}, none is faster than the dense run.",
+        f"The closest is {_compared(tradeoff, tradeoff.closest, dense)}. Try larger budgets, or longer training.",
+    ]
+
+
+def _compared(tradeoff: Tradeoff, candidate: Candidate, dense: Candidate) -> str:
+    """Return a candidate's name, its folder, and its speed and validation score against the dense one's."""
+    score = tradeoff.score
+    best = min(candidate.runs, key=lambda run: -run.validation if score.higher_is_better else run.validation)
+    of = f", the best of {len(candidate.runs)} seeds" if len(candidate.runs) > 1 else ""
+    gain = "faster" if tradeoff.axis == "speedup" else "less work"
     return (
-        f"No run is recommended with {limit}: none is faster than the dense run within it. The closest is "
-        f"{closest.name}, {closest.runs[0].folder}: {_faster(tradeoff, closest)}, validation {score.name} "
-        f"{drop_text(tradeoff.drop(closest), score)} {reference}. Try larger budgets, longer training or a larger "
-        f"{setting}."
+        f"{candidate.name}, in {best.folder}{of}, {tradeoff.speed(candidate):.2f}x {gain}, with a validation "
+        f"{score.name} of {score.show(candidate.mean('validation'))}, {drop_text(tradeoff.drop(candidate), score)} the "
+        f"dense run's {score.show(dense.mean('validation'))}"
     )
 
 
@@ -138,11 +137,6 @@ def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
         "runs": rows,
         "conclusion": explain_choice(tradeoff, setting=setting),
     }
-
-
-def _faster(tradeoff: Tradeoff, candidate: Candidate) -> str:
-    speed = tradeoff.speed(candidate)
-    return f"{speed:.2f}x faster" if tradeoff.axis == "speedup" else f"{speed:.2f}x less work"
 
 
 def _score(candidate: Candidate, name: str, score: Score) -> str:

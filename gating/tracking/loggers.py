@@ -38,6 +38,8 @@ def build_loggers(
     project: str = "head-gating",
     name: str | None = None,
     tags: list[str] | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
     run_config: dict[str, Any] | None = None,
     resume: bool = False,
 ) -> list[Logger]:
@@ -49,6 +51,8 @@ def build_loggers(
         project: W&B project.
         name: Name of the W&B run; None for a random name.
         tags: Tags of the W&B run.
+        group: Group of the W&B run; a sweep's jobs have one.
+        job_type: Type of the W&B run, such as ``dense`` or ``search``.
         run_config: Configuration to record, as plain values.
         resume: Whether to resume the W&B run and the CSV file in this folder.
 
@@ -60,7 +64,8 @@ def build_loggers(
     loggers: list[Logger] = [CsvLogger(save_dir, name=CSV, version="")]
     mode = resolve_mode(mode)
     options: dict[str, Any] = redact_settings(
-        {"project": project, "name": name, "tags": tags and list(tags), "config": run_config}
+        {"project": project, "name": name, "tags": tags and list(tags), "group": group, "job_type": job_type}
+        | {"config": run_config}
     )
     wandb_id = _last_wandb_id(Path(save_dir)) if resume else None
     if wandb_id is not None:

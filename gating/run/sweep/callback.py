@@ -2,13 +2,12 @@
 
 import math
 import os
-import re
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +15,7 @@ from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, explain
 from gating.run.folder.old_names import names_of
 from gating.run.folder.state import is_finished
-from gating.run.sweep.jobs import JOBS, Job, forget_jobs, jobs_of
+from gating.run.sweep.jobs import JOBS, Job, begin_jobs, is_sweep, jobs_of, own_overrides
 from gating.run.sweep.outcome import compare, print_choice, write_figure, write_numbers
 
 __all__ = ["SweepReport"]
@@ -25,8 +24,6 @@ _FIGURE, _NUMBERS = "report/tradeoff.png", "report/tradeoff.json"
 # Written by a sweep, also by sweeps of earlier versions and by Optuna's sweeper.
 _FILES = (JOBS, _FIGURE, _NUMBERS, "failed.jsonl", "optimization_results.yaml")
 _SETTING = "sweep.max_drop"
-# Overrides with several values.
-_SEVERAL = re.compile(r"=.*[,(*]")
 
 
 class SweepReport(Callback):
@@ -44,7 +41,7 @@ class SweepReport(Callback):
         # In each process, because Hydra writes the command in each.
         _check_own(folder)
         if is_rank_zero():
-            forget_jobs(folder)
+            begin_jobs(folder, swept=_swept(config))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the choice among the finished jobs, then the failed ones."""
@@ -52,8 +49,7 @@ class SweepReport(Callback):
             return
         folder = _folder_of(config)
         jobs = jobs_of(folder)
-        given = config.hydra.overrides.task
-        failed = [(f"job {job.number} ({_shown(job, given)})", job.reason) for job in jobs if job.reason is not None]
+        failed = [(_shown(folder, job), job.reason) for job in jobs if job.reason is not None]
         finished = [place for job in jobs if is_finished(place := folder / job.folder)]
         try:
             if finished:
@@ -75,13 +71,18 @@ def _show_choice(folder: Path, finished: list[Path], failed: list[tuple[str, str
     print(f"The picture is in {folder / _FIGURE}, the numbers are in {folder / _NUMBERS}")
 
 
-def _shown(job: Job, given: Sequence[str]) -> str:
-    """Return the overrides in which a job differs from the others of a command."""
+def _shown(folder: Path, job: Job) -> str:
+    return f"job {job.number} ({' '.join(own_overrides(folder, job.overrides))})"
+
+
+def _swept(config: DictConfig) -> list[str]:
+    """Return the names of the settings with several values."""
+    params = config.hydra.sweeper.get("params") or {}
+    lines = [*(f"{name}={value}" for name, value in params.items()), *config.hydra.overrides.task]
+    overrides = OverridesParser.create().parse_overrides(lines)
     # The last override of a setting counts.
-    last = {_name_of(line): line for line in given}
-    fixed = {name for name, line in last.items() if not _SEVERAL.search(line)}
-    own = [line for line in job.overrides if _name_of(line) not in fixed] or job.overrides
-    return " ".join(line.lstrip("+") for line in own)
+    last = {override.get_key_element().lstrip("+"): override for override in overrides}
+    return [name for name, override in last.items() if override.is_sweep_override()]
 
 
 def _max_drop(config: DictConfig) -> float:
@@ -94,9 +95,9 @@ def _max_drop(config: DictConfig) -> float:
 def _check_own(folder: Path) -> None:
     command = folder / "multirun.yaml"
     # Optuna's sweeper writes no multirun.yaml.
-    is_sweep = not command.is_symlink() and (_names_this_callback(command) or bool(jobs_of(folder)))
+    is_own = is_sweep(folder) or _names_this_callback(command)
     for path in (command, *(folder / name for name in _FILES)):
-        if os.path.lexists(path) and not (is_sweep and not path.is_symlink()):
+        if os.path.lexists(path) and (path.is_symlink() or not is_own):
             sys.exit(
                 f"error: {path} was not written by a sweep, and this one would replace it. Choose another place with "
                 "hydra.sweep.dir=FOLDER or output_dir=FOLDER."
@@ -108,10 +109,6 @@ def _names_this_callback(path: Path) -> bool:
         text, names = path.read_text(encoding="utf-8"), names_of(f"{__name__}.{SweepReport.__name__}")
         return any(name in text for name in names)
     return False
-
-
-def _name_of(override: str) -> str:
-    return override.lstrip("+").partition("=")[0]
 
 
 def _folder_of(config: DictConfig) -> Path:

@@ -5,9 +5,10 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import explain
@@ -16,10 +17,12 @@ from gating.storage.results import read_table
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 
-__all__ = ["JOBS", "Job", "forget_jobs", "jobs_of", "recording_job", "starts_in_later_job"]
+__all__ = ["JOBS", "Job", "begin_jobs", "is_sweep", "jobs_of", "own_overrides", "recording_job", "starts_in_later_job"]
 
 # In the sweep's folder, one file for each job, because launchers run jobs in other processes and on other machines.
 JOBS = ".jobs"
+# In that folder: names of the settings that vary.
+_SWEPT = "swept.json"
 # Environment variable: the job in which rank 0 started this process.
 _FIRST_JOB = "HEAD_GATING_FIRST_JOB"
 
@@ -82,19 +85,44 @@ def jobs_of(sweep: Path) -> list[Job]:
     return sorted((Job(**table) for table in tables if table.keys() == names), key=lambda job: job.number)
 
 
-def forget_jobs(sweep: Path) -> None:
-    """Remove the records of the jobs of an earlier sweep in the same folder."""
+def begin_jobs(sweep: Path, *, swept: Sequence[str]) -> None:
+    """Forget the jobs of an earlier sweep in the same folder, and record the settings that vary in this one.
+
+    Args:
+        sweep: The sweep's folder.
+        swept: Names of the settings with several values.
+    """
     for path in (sweep / JOBS).glob("*.json"):
         path.unlink(missing_ok=True)
     # Failures of sweeps of earlier versions.
     (sweep / "failed.jsonl").unlink(missing_ok=True)
-    with suppress(OSError):
-        (sweep / JOBS).rmdir()
+    _write(sweep / JOBS / _SWEPT, {"swept": list(swept)})
+
+
+def is_sweep(folder: Path) -> bool:
+    """Return whether a folder has the records of a sweep."""
+    return read_table(folder / JOBS / _SWEPT).keys() == {"swept"}
+
+
+def own_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a job in which it differs from the others of its sweep; all if it differs in none.
+
+    Args:
+        sweep: The sweep's folder.
+        overrides: Overrides of the job.
+    """
+    swept = read_table(sweep / JOBS / _SWEPT).get("swept", [])
+    lines = [line.lstrip("+") for line in overrides]
+    own = [line for line in lines if line.partition("=")[0] in swept or line == "objective=none"]
+    return own or lines
 
 
 def _record(sweep: Path, job: Job) -> None:
     if not is_rank_zero():
         return
-    (sweep / JOBS).mkdir(parents=True, exist_ok=True)
-    with replacing_file(sweep / JOBS / f"{job.number}.json") as new:
-        new.write_text(json.dumps(asdict(job)) + "\n", encoding="utf-8")
+    _write(sweep / JOBS / f"{job.number}.json", asdict(job))
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    with replacing_file(path) as new:
+        new.write_text(json.dumps(values) + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from gating.report.tradeoff import Tradeoff, decide
 from gating.report.tradeoff_figure import tradeoff_figure
-from gating.report.tradeoff_table import as_plain, explain_choice, tradeoff_table
+from gating.report.tradeoff_table import as_plain, explain_choice, failed_table, tradeoff_table
 from gating.run.sweep.results import read_comparison
 from gating.storage.atomic import replacing_file
 
@@ -34,7 +34,9 @@ def print_choice(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str
         failed: The failed jobs, each with its reason.
     """
     console = Console()
-    console.print(tradeoff_table(tradeoff, failed=failed))
+    console.print(tradeoff_table(tradeoff))
+    if failed:
+        console.print(failed_table(failed))
     for sentence in explain_choice(tradeoff, setting=setting):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 

@@ -108,7 +108,7 @@ def _result(run: _Run, *, budget: str, settings: Sequence[str], base: float | No
 
 def _number(numbers: Mapping[str, Any], name: str) -> float:
     value = numbers.get(name)
-    return float(value) if type(value) in (int, float) else math.nan
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def _score_of(numbers: Mapping[str, Any]) -> Score:
@@ -126,14 +126,12 @@ def _score_of(numbers: Mapping[str, Any]) -> Score:
 
 def _problem(runs: Sequence[_Run]) -> str | None:
     """Return the reason for which runs cannot be compared; None if they can."""
-    for what, value_of in (
-        ("tasks", lambda run: run.settings["task"].get("_target_")),
-        ("metrics", lambda run: run.numbers["metric"]),
-    ):
-        by_value = {str(value_of(run)): run.folder for run in reversed(runs)}
+    tasks = {str(run.settings["task"].get("_target_")): run.folder for run in reversed(runs)}
+    metrics = {str(run.numbers["metric"]): run.folder for run in reversed(runs)}
+    for name, by_value in (("tasks", tasks), ("metrics", metrics)):
         if len(by_value) > 1:
             shown = ", ".join(f"{value} ({folder})" for value, folder in by_value.items())
-            return f"the runs have different {what}: {shown}. Compare those with the same."
+            return f"the runs have different {name}: {shown}. Compare those with the same."
     for name in sorted({name for run in runs for name in _evaluated(run)}):
         by_value = {str(_evaluated(run).get(name)): run.folder for run in reversed(runs)}
         if len(by_value) > 1:
