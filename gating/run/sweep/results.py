@@ -126,18 +126,25 @@ def _score_of(numbers: Mapping[str, Any]) -> Score:
 
 def _problem(runs: Sequence[_Run]) -> str | None:
     """Return the reason for which runs cannot be compared; None if they can."""
-    tasks = {str(run.settings["task"].get("_target_")): run.folder for run in reversed(runs)}
-    metrics = {str(run.numbers["metric"]): run.folder for run in reversed(runs)}
-    for name, by_value in (("tasks", tasks), ("metrics", metrics)):
-        if len(by_value) > 1:
-            shown = ", ".join(f"{value} ({folder})" for value, folder in by_value.items())
-            return f"the runs have different {name}: {shown}. Compare those with the same."
-    for name in sorted({name for run in runs for name in _evaluated(run)}):
-        by_value = {str(_evaluated(run).get(name)): run.folder for run in reversed(runs)}
-        if len(by_value) > 1:
-            shown = ", ".join(f"{name}={value} ({folder})" for value, folder in by_value.items())
-            return f"the runs have different data, so their scores differ in more than the model: {shown}."
+    tasks = [run.settings["task"].get("_target_") for run in runs]
+    metrics = [run.numbers["metric"] for run in runs]
+    for name, values in (("tasks", tasks), ("metrics", metrics)):
+        if len(set(values)) > 1:
+            return f"the runs have different {name}: {_first_of_each(runs, values)}."
+    tables = [_evaluated(run) for run in runs]
+    for name in sorted(set().union(*tables)):
+        values = [f"{name}={table.get(name)}" for table in tables]
+        if len(set(values)) > 1:
+            return f"the runs have different data, so that their scores cannot tell: {_first_of_each(runs, values)}."
     return None
+
+
+def _first_of_each(runs: Sequence[_Run], values: Sequence[object]) -> str:
+    """Return the different values of some runs, each with the folder of the first run that has it."""
+    folders: dict[str, str] = {}
+    for run, value in zip(runs, values, strict=True):
+        folders.setdefault(str(value), run.folder)
+    return ", ".join(f"{value} ({folder})" for value, folder in folders.items())
 
 
 def _evaluated(run: _Run) -> dict[str, Any]:
