@@ -94,7 +94,10 @@ def _set_limits(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> N
     width = max(speeds) - min(speeds) or 1.0
     margin = 0.05 + _CHARACTER * len(max(drawn, key=tradeoff.speed).name if drawn else "")
     unit = f" ({score.unit.strip()})" if score.unit.strip() else ""
-    axes.set(xlim=(min(speeds) - 0.06 * width, max(speeds) + margin / (1 - margin) * width), ylim=(low - beyond, high - beyond))
+    axes.set(
+        xlim=(min(speeds) - 0.06 * width, max(speeds) + margin / (1 - margin) * width),
+        ylim=(low - beyond, high - beyond),
+    )
     axes.set(xlabel=_LABELS[tradeoff.axis], ylabel=f"{score.name}{unit}")
 
 

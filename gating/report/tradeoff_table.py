@@ -21,11 +21,11 @@ def tradeoff_table(tradeoff: Tradeoff) -> Table:
     table = Table(title=f"{tradeoff.score.name.capitalize()} by speed", title_justify="left")
     numbers = ["heads", "neurons", _AXES[tradeoff.axis], "validation", "test"]
     for column in ("", "budget", *(["settings"] if extra else []), *numbers, "folder"):
-        table.add_column(column, overflow="fold", no_wrap=column in numbers)
+        table.add_column(column, overflow="fold", no_wrap=column in (*numbers, "budget"))
     for candidate in tradeoff.candidates:
         first, others = candidate.runs[0], len(candidate.runs) - 1
         marks = ("→" if candidate is tradeoff.chosen else "") + ("*" if candidate in tradeoff.front else "")
-        texts = [marks, first.budget, *([first.settings] if extra else [])]
+        texts = [marks, first.budget, *([first.settings.replace(" ", "\n")] if extra else [])]
         sizes = [_number(candidate.mean("heads")), _number(candidate.mean("neurons"))]
         scores = [_score(candidate, name, tradeoff.score) for name in ("validation", "test")]
         folder = first.folder + (f" (+{others})" if others else "")
@@ -68,7 +68,7 @@ def _recommendation(tradeoff: Tradeoff, limit: str) -> list[str]:
         return ["No run is recommended: runs are chosen by their validation scores, and none has one."]
     if dense is None:
         return [
-            "No run is recommended: there is no dense run to compare with. Train one by the same command with "
+            "No run is recommended: there is no dense run to compare with. Train one with the same command and "
             "objective=none instead of a budget, and give its folder and these to head-gating compare."
         ]
     if tradeoff.chosen is None and tradeoff.closest is None:

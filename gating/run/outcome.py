@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,6 +19,7 @@ from gating.pruning.measure import compare_latency
 from gating.pruning.prune import remove_in_copy
 from gating.report.card import heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
+from gating.report.summary import Stage
 from gating.report.tables import print_report, print_samples
 from gating.run.run import Run
 from gating.tasks.base import WritesText
@@ -92,9 +95,16 @@ def report(run: Run) -> None:
     )
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), kept, state.summary.compact_report(final_score), neurons=neurons)
+    if run.objects.objective is not None and Stage.DENSE not in state.summary.metrics and not _is_in_sweep():
+        print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     _show_samples(run)
     state.summary.write(run.paths.metrics, score=final_score, seed=run.settings.seed)
     print(f"Everything is in {run.paths.folder}; the model is in {run.paths.compact}")
+
+
+def _is_in_sweep() -> bool:
+    """Return whether the run is a job of a sweep, whose end compares it with others."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _show_samples(run: Run) -> None:

@@ -46,7 +46,7 @@ def test_the_figure_is_written_and_no_file_is_replaced(compare, runs, tmp_path):
     compare(*runs.values(), "--output", tmp_path / "new" / "figure.png")
     assert (tmp_path / "new" / "figure.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "mine.png").write_text("mine")
-    with pytest.raises(SystemExit, match="mine.png exists already"):
+    with pytest.raises(SystemExit, match="mine\\.png exists already"):
         compare(*runs.values(), "--output", tmp_path / "mine.png")
     assert (tmp_path / "mine.png").read_text() == "mine"
     compare(*runs.values(), "--output", tmp_path / "mine.png", "--overwrite")
@@ -153,7 +153,7 @@ def test_folders_that_are_no_finished_run_are_refused(compare, runs, tmp_path):
     with pytest.raises(SystemExit, match=f"The run in {runs['few']} is not finished.*resume={runs['few']}"):
         compare(runs["dense"], runs["few"])
     (runs["half"] / "metrics.json").write_text("[]")
-    with pytest.raises(SystemExit, match="metrics.json does not have the numbers of a run"):
+    with pytest.raises(SystemExit, match=r"metrics\.json does not have the numbers of a run"):
         compare(runs["half"])
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra_plugins.head_gating import DenseFirst
 
+from hydra_plugins.head_gating import DenseFirst
 from tests.support.sweeps import Ended, run_sweep
 from tests.support.tiny_run import compose_settings, make_inputs
 
@@ -45,7 +45,9 @@ def test_the_decision_is_printed_with_the_failed_jobs_last(swept):
     assert "by their validation scores alone" in end.out
     assert f"The picture is in {folder}/report/tradeoff.png" in end.out
     assert end.err.splitlines()[-2] == "error: 1 job(s) of the sweep failed:"
-    assert end.err.splitlines()[-1].startswith("  job 2 (objective.num_heads=99): objective.num_heads=99 cannot be kept")
+    assert end.err.splitlines()[-1].startswith(
+        "  job 2 (objective.num_heads=99): objective.num_heads=99 cannot be kept"
+    )
 
 
 def test_the_recommended_run_is_the_fastest_of_the_sweep(swept):

@@ -70,6 +70,8 @@ def write_run(folder: Path, *overrides: str, score: Score | None = None, **numbe
         f"val/{name}": 0.9,
         f"test/{name}": 0.9,
     }
-    given = {key.replace("val_", f"val/{name}").replace("test_", f"test/{name}"): value for key, value in numbers.items()}
+    given = {
+        key.replace("val_", f"val/{name}").replace("test_", f"test/{name}"): value for key, value in numbers.items()
+    }
     (folder / "metrics.json").write_text(json.dumps(values | stored | given))
     return folder

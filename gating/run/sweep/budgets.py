@@ -7,10 +7,10 @@ from typing import Any
 from gating.run.folder.resume import is_free
 from gating.run.folder.stored_settings import leaves
 
-__all__ = ["BUDGETS", "budget_text", "differing", "is_dense", "of_group"]
+__all__ = ["as_text", "budget_text", "differing", "is_dense", "of_group"]
 
 # Settings of a budget, of which an objective takes one.
-BUDGETS = ("num_heads", "num_neurons", "keep", "speedup", "price")
+_BUDGETS = ("num_heads", "num_neurons", "keep", "speedup", "price")
 _SHOWN = {
     "num_heads": "{} heads",
     "num_neurons": "{} neurons",
@@ -41,10 +41,10 @@ def budget_text(settings: Mapping[str, Any], *, with_units: bool) -> str:
     if is_dense(settings):
         return "dense"
     objective = settings["objective"]
-    given = {name: objective[name] for name in BUDGETS if objective.get(name) is not None}
+    given = {name: objective[name] for name in _BUDGETS if objective.get(name) is not None}
     if "speedup" in given:
         given = {"speedup": given["speedup"]}  # The others were measured from it.
-    text = ", ".join(_SHOWN[name].format(_compact(value)) for name, value in given.items()) or "default budget"
+    text = ", ".join(_SHOWN[name].format(as_text(value)) for name, value in given.items()) or "default budget"
     units = settings.get("gates", {}).get("units", "heads")
     return f"{text}, {units if isinstance(units, str) else '+'.join(units)}" if with_units else text
 
@@ -54,7 +54,7 @@ def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     tables = [_with_effect(settings) for settings in runs]
     names = sorted({name for table in tables for name in table})
     unlike = [name for name in names if len({json.dumps(table.get(name), default=str) for table in tables}) > 1]
-    unlike = [name for name in unlike if name != "gates.units" and name.removeprefix("objective.") not in BUDGETS]
+    unlike = [name for name in unlike if name != "gates.units" and name.removeprefix("objective.") not in _BUDGETS]
     replaced = {name.rpartition(".")[0] for name in unlike if name.rpartition(".")[2] in _NAMES}
     return [
         name
@@ -75,8 +75,12 @@ def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _compact(value: Any) -> str:
-    """Return a value of a budget as text: a share or number for each kind of attention as ``encoder 12, decoder 8``."""
+def as_text(value: Any) -> str:
+    """Return the value of a setting as text, numbers with four digits.
+
+    >>> as_text(0.13920570), as_text({"encoder": 12, "decoder": 8})
+    ('0.1392', 'encoder 12, decoder 8')
+    """
     if isinstance(value, Mapping):
-        return ", ".join(f"{kind} {part:g}" for kind, part in value.items())
-    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
+        return ", ".join(f"{key} {as_text(part)}" for key, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

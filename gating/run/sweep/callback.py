@@ -22,7 +22,8 @@ __all__ = ["SweepReport"]
 
 _FIGURE, _NUMBERS = "report/tradeoff.png", "report/tradeoff.json"
 # Written by a sweep, also by sweeps of earlier versions and by Optuna's sweeper.
-_FILES = (JOBS, _FIGURE, _NUMBERS, "failed.jsonl", "optimization_results.yaml")
+_BEST = "optimization_results.yaml"
+_FILES = (JOBS, _FIGURE, _NUMBERS, "failed.jsonl", _BEST)
 _SETTING = "sweep.max_drop"
 
 
@@ -54,6 +55,7 @@ class SweepReport(Callback):
         try:
             if finished:
                 _show_choice(folder, finished, failed, config)
+                _show_best(folder / _BEST)
         except (InputError, OSError) as error:
             print(f"error: {explain(error)}", file=sys.stderr)
         if failed:
@@ -69,6 +71,16 @@ def _show_choice(folder: Path, finished: list[Path], failed: list[tuple[str, str
     write_figure(tradeoff, folder / _FIGURE)
     write_numbers(tradeoff, folder / _NUMBERS, setting=_SETTING, failed=failed)
     print(f"The picture is in {folder / _FIGURE}, the numbers are in {folder / _NUMBERS}")
+
+
+def _show_best(path: Path) -> None:
+    """Print the best trial of Optuna's sweeper, which only logs it."""
+    if path.is_file():
+        best: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+        single = {"params": best.get("best_params", {}), "values": [best.get("best_value")]}
+        for values in best.get("solutions") or [single]:
+            params = " ".join(f"{name}={value}" for name, value in values["params"].items())
+            print(f"Best trial: {params} with {', '.join(map(str, values['values']))}")
 
 
 def _shown(folder: Path, job: Job) -> str:

@@ -1,6 +1,7 @@
 """The end of a sweep or comparison: a table, a recommendation, a figure and a file with the numbers."""
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from gating.run.sweep.results import read_comparison
 from gating.storage.atomic import replacing_file
 
 __all__ = ["compare", "print_choice", "write_figure", "write_numbers"]
+
+# Columns of a table that is not printed to a terminal.
+_WIDTH = 120
 
 
 def compare(folders: list[Path], *, max_drop: float) -> Tradeoff:
@@ -33,7 +37,8 @@ def print_choice(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str
         setting: Name of the setting or option for the largest accepted loss.
         failed: The failed jobs, each with its reason.
     """
-    console = Console()
+    # A file or pipe has no width; rich would take 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
     console.print(tradeoff_table(tradeoff))
     if failed:
         console.print(failed_table(failed))

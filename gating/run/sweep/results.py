@@ -12,7 +12,7 @@ from gating.report.tradeoff import Result
 from gating.run.folder.contents import METRICS
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import is_run, leaves, read_settings_of
-from gating.run.sweep.budgets import budget_text, differing, is_dense, of_group
+from gating.run.sweep.budgets import as_text, budget_text, differing, is_dense, of_group
 from gating.storage.results import read_table
 from gating.tasks.metrics.numbers import number_metrics
 from gating.tasks.metrics.tokens import PERPLEXITY
@@ -85,7 +85,7 @@ def _read(folder: Path) -> _Run:
 def _result(run: _Run, *, budget: str, settings: Sequence[str], base: float | None) -> Result:
     numbers, name = run.numbers, run.numbers["metric"]
     own = dict(leaves(run.settings))
-    shown = "" if is_dense(run.settings) else " ".join(f"{key}={own[key]}" for key in settings if key in own)
+    shown = [] if is_dense(run.settings) else [f"{key}={as_text(own[key])}" for key in settings if key in own]
     after, before = _number(numbers, "macs"), _number(numbers, "macs_before")
     if not before > 0:
         after, before = _number(numbers, "num_parameters"), _number(numbers, "num_parameters_before")
@@ -96,7 +96,7 @@ def _result(run: _Run, *, budget: str, settings: Sequence[str], base: float | No
         is_dense=is_dense(run.settings),
         group=of_group(run.settings),
         seed=int(run.settings.get("seed", 0)),
-        settings=shown,
+        settings=" ".join(shown),
         validation=_number(numbers, f"val/{name}"),
         test=_number(numbers, f"test/{name}"),
         heads=_number(numbers, "num_heads"),
