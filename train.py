@@ -37,7 +37,8 @@ from gating.run.settings.names import naming_settings
 from gating.run.settings.read import read_settings
 from gating.run.settings.recall import with_output_dir, with_recalled
 from gating.run.stages import remove_heads, search, train_teacher
-from gating.run.sweeps import recording_failure, starts_in_later_job
+from gating.run.sweep.jobs import recording_job, starts_in_later_job
+from gating.run.sweep.naming import with_job_names
 from gating.tracking.redaction import redact_file
 from gating.tracking.verbosity import quiet_libraries
 
@@ -52,15 +53,15 @@ def main(cfg: DictConfig) -> float | None:
     overrides = hydra_cfg.overrides.task
     if hydra_cfg.mode != RunMode.MULTIRUN:
         return guarded_run(cfg, overrides)
-    job, sweep = int(hydra_cfg.job.num), Path(hydra_cfg.sweep.dir)
+    job, sweep, folder = int(hydra_cfg.job.num), Path(hydra_cfg.sweep.dir), hydra_cfg.runtime.output_dir
     if starts_in_later_job(job):
         return None
     # Processes for more devices run this command again, at another time of day.
     sys.argv.append(f"hydra.sweep.dir='{sweep.absolute()}'")
     # Hydra's own record of the command.
     redact_file(sweep / "multirun.yaml")
-    with recording_failure(sweep, job=job, overrides=overrides):
-        return guarded_run(with_output_dir(cfg, hydra_cfg.runtime.output_dir), overrides)
+    with recording_job(sweep, Path(folder), number=job, overrides=overrides):
+        return guarded_run(with_job_names(with_output_dir(cfg, folder), sweep=sweep, overrides=overrides), overrides)
     return None
 
 

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -213,19 +213,20 @@ class Summary:
         numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
         return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
 
-    def write(self, path: Path, *, metric_name: str, seed: int) -> None:
-        """Save the numbers, the name of the main metric, the seed and the versions as JSON.
+    def write(self, path: Path, *, score: Score, seed: int) -> None:
+        """Save the numbers, the main metric and its format, the seed and the versions as JSON.
 
         NaN is saved as null, for example the correlation with constant labels.
 
         Args:
             path: Path of the file.
-            metric_name: Name of the metric by which runs are compared.
+            score: The metric by which runs are compared.
             seed: Seed of the run.
         """
         latency = {} if self.latency is None else {"latency_batch": self.latency.batch}
         about = {
-            "metric": metric_name,
+            "metric": score.name,
+            "score": {name: value for name, value in asdict(score).items() if name != "name"},
             "seed": seed,
             "machine": machine(),
             "threads": torch.get_num_threads(),

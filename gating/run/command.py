@@ -17,6 +17,8 @@ __all__ = ["compose_errors", "faults_of_run", "prepare_arguments"]
 
 _FAULT = "is_fault_of_run"
 # Hydra's message about a setting that the chosen options do not have.
+# Hydra's message about plugins of the extra `sweep`.
+_PLUGIN = re.compile(r"Could not find 'hydra/(launcher|sweeper)/(joblib|submitit_\w+|optuna)'")
 _UNKNOWN = re.compile(r"Could not override '(\w+)\.([\w.]+)'")
 
 
@@ -47,8 +49,7 @@ def compose_errors() -> Iterator[None]:
         hint = "Put quotes around a value with =, commas or brackets: \"NAME='VALUE'\"."
         sys.exit(f"error: {explain(error)} {hint}")
     except ConfigCompositionException as error:
-        unknown = _UNKNOWN.match(explain(error))
-        sys.exit(f"error: {_explain_unknown(*unknown.groups()) if unknown else explain(error)}")
+        sys.exit(f"error: {_explain_composition(explain(error))}")
     except Exception as error:  # Hydra raises errors of many classes about settings and its plugins.
         if getattr(error, _FAULT, False):
             raise
@@ -63,6 +64,15 @@ def faults_of_run() -> Iterator[None]:
     except Exception as error:
         setattr(error, _FAULT, True)
         raise
+
+
+def _explain_composition(message: str) -> str:
+    """Return Hydra's message about the composition of settings, or a better one where it has a known cause."""
+    plugin = _PLUGIN.search(message)
+    if plugin is not None:
+        return f'hydra/{plugin[1]}={plugin[2]} needs a package that is not installed: pip install "head-gating[sweep]"'
+    unknown = _UNKNOWN.match(message)
+    return _explain_unknown(*unknown.groups()) if unknown else message
 
 
 def _explain_unknown(group: str, name: str) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +21,7 @@ from gating.pruning.prune import remove_in_copy
 from gating.report.card import heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
 from gating.report.page import RunPage, write_page
+from gating.report.summary import Stage
 from gating.report.tables import print_report, print_samples
 from gating.run.folder.contents import CONFIG
 from gating.run.run import Run
@@ -101,6 +104,8 @@ def report(run: Run) -> None:
     )
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), kept, state.summary.compact_report(final_score), neurons=neurons)
+    if run.objects.objective is not None and Stage.DENSE not in state.summary.metrics and not _is_in_sweep():
+        print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     samples = _show_samples(run)
     page = RunPage(
         title=redact(run.objects.source.title),
@@ -119,11 +124,16 @@ def report(run: Run) -> None:
         samples=samples,
     )
     write_page(run.paths.page, page)
-    state.summary.write(run.paths.metrics, metric_name=final_score.name, seed=run.settings.seed)
+    state.summary.write(run.paths.metrics, score=final_score, seed=run.settings.seed)
     print(f"Everything is in {run.paths.folder}; the report is {run.paths.page}, the model is in {run.paths.compact}")
     # Last: if it fails, the run is finished nonetheless.
     if (name := run.settings.values["push_to_hub"]) is not None:
         print(f"Uploaded to {upload(run.paths.compact, name, private=True)}")
+
+
+def _is_in_sweep() -> bool:
+    """Return whether the run is a job of a sweep, whose end compares it with others."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _show_samples(run: Run) -> list[dict[str, str]]:

@@ -41,6 +41,8 @@ def build_loggers(
     name: str | None = None,
     tags: list[str] | None = None,
     loggers: Mapping[str, Any] | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
     run_config: dict[str, Any] | None = None,
     resume: bool = False,
 ) -> list[Logger]:
@@ -53,6 +55,8 @@ def build_loggers(
         name: Name of the W&B run; None for a random name.
         tags: Tags of the W&B run.
         loggers: Further loggers of Lightning by name, beside W&B and the CSV file; None in place of one leaves it out.
+        group: Group of the W&B run; a sweep's jobs have one.
+        job_type: Type of the W&B run, such as ``dense`` or ``search``.
         run_config: Configuration to record, as plain values.
         resume: Whether to resume the W&B run and the CSV file in this folder.
 
@@ -64,7 +68,8 @@ def build_loggers(
     others = _enter_run(loggers, Path(save_dir), settings=redact_settings(run_config or {}))
     mode = resolve_mode(mode)
     options: dict[str, Any] = redact_settings(
-        {"project": project, "name": name, "tags": tags and list(tags), "config": run_config}
+        {"project": project, "name": name, "tags": tags and list(tags), "group": group, "job_type": job_type}
+        | {"config": run_config}
     )
     wandb_id = _last_wandb_id(Path(save_dir)) if resume else None
     if wandb_id is not None:

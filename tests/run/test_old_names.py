@@ -26,7 +26,7 @@ OLD = {
     "gating.lightning.sources.load_files": "gating.data.sources.load_files",
     "gating.lightning.sources.load_glue": "gating.data.sources.load_glue",
     "gating.lightning.sources.load_hub": "gating.data.sources.load_hub",
-    "gating.lightning.sweeps.FailureReport": "gating.run.sweeps.FailureReport",
+    "gating.lightning.sweeps.FailureReport": "gating.run.sweep.callback.SweepReport",
     "gating.lightning.tasks.CausalLM": "gating.tasks.CausalLM",
     "gating.lightning.tasks.Seq2Seq": "gating.tasks.Seq2Seq",
     "gating.lightning.tasks.SequenceClassification": "gating.tasks.SequenceClassification",

@@ -13,6 +13,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 import train
+from gating.run.sweep.jobs import jobs_of
 from gating.training.signals import Unfinished
 from tests.support.tiny_run import ROOT, make_inputs, run_command
 from tests.support.two_processes import TWO
@@ -116,14 +117,16 @@ def test_failures_of_an_earlier_sweep_are_forgotten(tmp_path, monkeypatch, capsy
     assert sweep(monkeypatch, tmp_path, "seed=0,1") == 1
     run_instead(monkeypatch, lambda cfg: 1.0)
     assert sweep(monkeypatch, tmp_path, "seed=0,1") == 0
-    assert not (tmp_path / "failed.jsonl").exists()
+    assert [job.reason for job in jobs_of(tmp_path)] == [None, None]
 
 
 def test_no_secret_of_a_failed_job_is_kept(tmp_path, monkeypatch, capsys):
     run_instead(monkeypatch, fail_at(0, error=FileNotFoundError(2, "No such file", "https://me:pass@host/x")))
     assert sweep(monkeypatch, tmp_path, "seed=0", "+model.token=s3ntinel-token") == 1
-    assert "s3ntinel" not in (tmp_path / "failed.jsonl").read_text()
-    assert "me:pass" not in (tmp_path / "failed.jsonl").read_text()
+    (record,) = tmp_path.glob(".jobs/[0-9]*.json")
+    assert "s3ntinel" not in record.read_text()
+    assert "me:pass" not in record.read_text()
+    assert "no such file" in record.read_text()
 
 
 class Remembering(Sweeper):
@@ -167,16 +170,27 @@ def test_a_sweeper_gets_the_metric_that_is_asked_for(returned, inputs, tmp_path,
     assert returned == [run["num_parameters"] for run in numbers]
 
 
-@pytest.mark.parametrize("name", ["failed.jsonl", "multirun.yaml"])
+@pytest.mark.parametrize("name", ["failed.jsonl", "multirun.yaml", "tradeoff.png"])
 @pytest.mark.parametrize("text", ["mine\n", "hydra: {}\n", '{"job": 1}\n'])
 def test_a_sweep_replaces_no_file_of_somebody_else(name, text, inputs, tmp_path, monkeypatch):
     begun = run_instead(monkeypatch, lambda cfg: None)
-    (tmp_path / name).write_text(text)
+    path = tmp_path / ("report" if name.endswith(".png") else "") / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
     end = sweep(monkeypatch, tmp_path, *inputs, "seed=0,1")
-    assert str(end).startswith(f"error: {tmp_path / name} was not written by a sweep, and this one would replace it")
+    assert str(end).startswith(f"error: {path} was not written by a sweep, and this one would replace it")
     assert not begun
-    assert (tmp_path / name).read_text() == text
+    assert path.read_text() == text
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_sweep_replaces_the_files_of_a_sweep_of_an_earlier_version(tmp_path, monkeypatch):
+    run_instead(monkeypatch, lambda cfg: None)
+    (tmp_path / "failed.jsonl").write_text('{"job": 1, "overrides": [], "reason": "x"}\n')
+    command = "hydra: {callbacks: {failures: {_target_: gating.run.sweeps.FailureReport}}}\n"
+    (tmp_path / "multirun.yaml").write_text(command)
+    assert sweep(monkeypatch, tmp_path, "seed=0,1") == 0
+    assert not (tmp_path / "failed.jsonl").exists()
 
 
 def test_a_sweep_replaces_the_files_of_an_earlier_one(inputs, tmp_path, monkeypatch):

@@ -253,3 +253,9 @@ def test_a_missing_identity_token_is_reported_before_a_run(tmp_path, monkeypatch
     monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"WANDB_IDENTITY_TOKEN_FILE=.*nowhere: there is no such file"):
         resolve_mode("auto")
+
+
+def test_a_run_has_its_group_and_its_type(tmp_path):
+    first = build_loggers(tmp_path, mode="offline", name="seed=0", group="sweep", job_type="dense", tags=["sweep"])[0]
+    run = first.experiment
+    assert (run.name, run.group, run.job_type, run.tags) == ("seed=0", "sweep", "dense", ("sweep",))

@@ -8,8 +8,8 @@ from typing import Any
 
 __all__ = ["names_of", "with_new_names"]
 
-# Former module: current module.
-_MODULES = {
+# Former module or class: current one.
+_NAMES = {
     "gating.lightning.adapters": "gating.models.adapters",
     "gating.lightning.checkpoints": "gating.training.checkpoints",
     "gating.lightning.data": "gating.data.datamodule",
@@ -19,9 +19,10 @@ _MODULES = {
     "gating.lightning.models": "gating.models.sources",
     "gating.lightning.optimizers": "gating.training.optimizers",
     "gating.lightning.sources": "gating.data.sources",
-    "gating.lightning.sweeps": "gating.run.sweeps",
+    "gating.lightning.sweeps.FailureReport": "gating.run.sweep.callback.SweepReport",
     "gating.lightning.tasks": "gating.tasks",
     "gating.lightning.text_files": "gating.data.text_files",
+    "gating.run.sweeps.FailureReport": "gating.run.sweep.callback.SweepReport",
 }
 
 
@@ -42,15 +43,20 @@ def with_new_names(settings: Any) -> Any:
 def names_of(target: str) -> list[str]:
     """Return the names of a class or function, the current one first.
 
-    >>> names_of("gating.run.sweeps.FailureReport")
-    ['gating.run.sweeps.FailureReport', 'gating.lightning.sweeps.FailureReport']
+    >>> names_of("gating.data.sources.load_files")
+    ['gating.data.sources.load_files', 'gating.lightning.sources.load_files']
     """
-    old = [before + target.removeprefix(now) for before, now in _MODULES.items() if target.startswith(f"{now}.")]
+    old = [before + target.removeprefix(now) for before, now in _NAMES.items() if _is_in(target, now)]
     return [target, *old]
 
 
 def _new_name(target: str) -> str:
-    for old, new in _MODULES.items():
-        if target.startswith(f"{old}."):
+    for old, new in _NAMES.items():
+        if _is_in(target, old):
             return new + target.removeprefix(old)
     return target
+
+
+def _is_in(target: str, name: str) -> bool:
+    """Return whether a dotted name is that of a module or class, or inside it."""
+    return target == name or target.startswith(f"{name}.")

@@ -9,7 +9,7 @@ from gating.run.folder.state import is_finished, owned_by_other_process
 from gating.run.folder.stored_settings import is_run, leaves, read_settings_of
 from gating.tracking.redaction import redact_settings
 
-__all__ = ["find_run", "named_run"]
+__all__ = ["find_run", "is_free", "named_run"]
 
 # Settings that may differ between a run and the command that resumes it: they change no result.
 _FREE = (
@@ -24,6 +24,7 @@ _FREE = (
     "data.num_workers",
     "optimized_metric",
     "push_to_hub",
+    "sweep",
     "trainer.max_time",
 )
 
@@ -87,7 +88,7 @@ def named_run(resume: str | None, ckpt_path: str | None) -> Path:
     return folder
 
 
-def _is_free(name: str) -> bool:
+def is_free(name: str) -> bool:
     """Return whether a setting may differ when a run is resumed."""
     return any(name == free or name.startswith(f"{free}.") for free in _FREE)
 
@@ -118,6 +119,6 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str,
         {name: value for name, value in values.items() if not name.startswith(tuple(measured))} for values in (old, new)
     )
     for name in sorted(old | new):
-        if not _is_free(name) and old.get(name) != new.get(name):
+        if not is_free(name) and old.get(name) != new.get(name):
             return name, old.get(name), new.get(name)
     return None

@@ -17,6 +17,12 @@ __all__ = ["check_call", "check_complete", "check_settings", "keywords", "locate
 _MISSING = "???"
 
 
+class _SweepSettings(typing.TypedDict):
+    """Settings of the end of a sweep."""
+
+    max_drop: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class _RunSettings(typing.TypedDict):
     """Settings outside of groups."""
 
@@ -58,7 +64,7 @@ class _TrainerSettings(_TrainerOptions):
 # Groups whose target is outside of this package.
 _FOREIGN = {"trainer": _TrainerSettings}
 # Groups that only change others, and groups without a target.
-_CHANGES = {"debug", "experiment", "hydra", "sweep"}
+_CHANGES = {"debug", "experiment", "hparams_search", "hydra", "sweep"}
 _PLAIN = {"callbacks", "paths"}
 
 
@@ -116,6 +122,10 @@ def check_settings(
     for group, values in settings.items():
         if isinstance(values, Mapping):
             _check_group(f"{group}.", values, also.get(group, ()))
+        if group == "sweep":
+            kinds = typing.get_type_hints(_SweepSettings, include_extras=True)
+            _check_names("sweep.", values, kinds)
+            _check_values("sweep.", values, kinds)
         if group == "paths":
             _check_values("paths.", values, dict.fromkeys(values, str))
         if group in _FOREIGN:

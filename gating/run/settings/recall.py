@@ -21,7 +21,7 @@ from gating.tracking.redaction import HIDDEN
 __all__ = ["recall", "with_output_dir", "with_recalled"]
 
 # Settings of one command, not of a run.
-_OF_COMMAND = {"output_dir", "overwrite", "resume", "ckpt_path", "phase", "optimized_metric", "push_to_hub"}
+_OF_COMMAND = {"output_dir", "overwrite", "resume", "ckpt_path", "phase", "optimized_metric", "push_to_hub", "sweep"}
 
 
 def with_output_dir(cfg: DictConfig, folder: str) -> DictConfig:

@@ -1,0 +1,84 @@
+"""``head-gating compare FOLDERS``: finished runs in one table, with a recommendation and a figure."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from gating.errors import FolderExistsError, InputError
+from gating.report.tradeoff_table import as_plain
+from gating.run.folder.state import is_finished
+from gating.run.folder.stored_settings import is_run
+from gating.run.sweep.jobs import jobs_of
+from gating.run.sweep.outcome import compare, print_choice, write_figure
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "compare finished runs, and recommend the fastest that loses little"
+_OPTION = "--max-drop"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments to its parser."""
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs or of sweeps")
+    parser.add_argument(
+        _OPTION,
+        type=_drop,
+        default=1.0,
+        help="largest accepted loss of validation score against the dense run: points, or the unit of the score (1.0)",
+    )
+    parser.add_argument("--output", type=Path, help="file for the figure, such as tradeoff.png")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of the figure")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the table of some runs and the recommended one, and write the figure."""
+    output = arguments.output
+    if output is not None and output.exists() and not (arguments.overwrite and output.is_file()):
+        raise FolderExistsError(f"{output} exists already. Choose another place, or pass --overwrite.")
+    failed: list[tuple[str, str]] = []
+    folders = list(dict.fromkeys(place for folder in arguments.folders for place in _runs_in(folder, failed)))
+    tradeoff = compare(folders, max_drop=arguments.max_drop)
+    if tradeoff.problem is not None:
+        raise InputError(f"These runs cannot be compared: {tradeoff.problem}")
+    if arguments.json:
+        print(json.dumps(as_plain(tradeoff, setting=_OPTION) | {"failed": dict(failed)}, indent=2))
+    else:
+        print_choice(tradeoff, setting=_OPTION, failed=failed)
+    if output is not None:
+        write_figure(tradeoff, output)
+
+
+def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:
+    """Return the folders of the finished runs of a sweep, or the folder of a run itself.
+
+    Args:
+        folder: The folder.
+        failed: Jobs of the sweep that have no finished run, each with the reason; extended.
+
+    Raises:
+        InputError: The folder holds neither.
+    """
+    if is_run(folder):
+        return [folder]
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder. Give folders of finished runs or of sweeps.")
+    jobs = jobs_of(folder)
+    failed += [(f"{folder / job.folder}", job.reason) for job in jobs if job.reason is not None]
+    # Sweeps of earlier versions have no records of their jobs.
+    places = [folder / job.folder for job in jobs] or sorted(path for path in folder.iterdir() if is_run(path))
+    finished = [place for place in places if is_finished(place)]
+    unfinished = [place for place in places if is_run(place) and not is_finished(place)]
+    known = {name for name, _ in failed}
+    failed += [(str(place), "not finished") for place in unfinished if str(place) not in known]
+    if not finished:
+        raise InputError(f"{folder} holds no finished run. Give folders of finished runs or of sweeps.")
+    return finished
+
+
+def _drop(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value

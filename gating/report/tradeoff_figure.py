@@ -1,0 +1,130 @@
+"""Figure of the choice among runs: score over speed."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from gating.report.tradeoff import Candidate, Tradeoff
+
+__all__ = ["tradeoff_figure"]
+
+_FRONT, _OTHER, _CHOSEN = "tab:blue", "0.5", "tab:green"
+_LABELS = {"speedup": "measured speed-up over the dense model", "work": "work of the dense model over that of the run"}
+# Shares of the axes that a character of a label and its height take.
+_CHARACTER, _LINE = 0.0125, 0.05
+
+
+class _Place(NamedTuple):
+    """Corner and alignment of a label beside its point, in points."""
+
+    x: int
+    y: int
+    side: str
+
+
+# Places beside a point, in order of preference.
+_PLACES = (_Place(7, 6, "left"), _Place(7, -14, "left"), _Place(-7, 6, "right"), _Place(-7, -14, "right"))
+
+
+def tradeoff_figure(tradeoff: Tradeoff) -> Figure:
+    """Draw the validation score of each candidate over its speed, with the front, the dense score and the limit.
+
+    Test scores are shown as small circles; they are no part of the choice.
+
+    Args:
+        tradeoff: The choice.
+    """
+    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
+    axes, score = figure.subplots(), tradeoff.score
+    drawn = [candidate for candidate in tradeoff.candidates if not math.isnan(candidate.mean("validation"))]
+    _set_limits(axes, tradeoff, drawn)
+    _draw_limit(axes, tradeoff)
+    front = sorted(tradeoff.front, key=tradeoff.speed)
+    steps = [tradeoff.speed(candidate) for candidate in front], [_height(tradeoff, candidate) for candidate in front]
+    axes.plot(*steps, color=_FRONT, linewidth=1.2, label="Pareto front", zorder=2)
+    for candidate in drawn:
+        x, color = tradeoff.speed(candidate), _color(tradeoff, candidate)
+        spread = score.scale * candidate.spread("validation")
+        error = None if math.isnan(spread) else spread
+        axes.errorbar(x, _height(tradeoff, candidate), yerr=error, fmt="o", color=color, capsize=3, zorder=3)
+        test = score.scale * candidate.mean("test")
+        axes.plot(x, test, "o", markersize=4, markerfacecolor="none", color=color, zorder=2)
+    _draw_names(axes, tradeoff, drawn)
+    axes.plot([], [], "o", color="0.3", label="validation: runs are chosen by it")
+    axes.plot([], [], "o", markersize=4, markerfacecolor="none", color="0.3", label="test")
+    axes.grid(alpha=0.3)
+    figure.legend(fontsize="small", loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _height(tradeoff: Tradeoff, candidate: Candidate) -> float:
+    return tradeoff.score.scale * candidate.mean("validation")
+
+
+def _color(tradeoff: Tradeoff, candidate: Candidate) -> str:
+    if candidate is tradeoff.chosen:
+        return _CHOSEN
+    return _FRONT if candidate in tradeoff.front else _OTHER
+
+
+def _draw_limit(axes: Axes, tradeoff: Tradeoff) -> None:
+    """Draw the dense score as a line, and the accepted loss as a band beside it."""
+    if tradeoff.dense is None:
+        return
+    dense = _height(tradeoff, tradeoff.dense)
+    worst = dense - tradeoff.max_drop if tradeoff.score.higher_is_better else dense + tradeoff.max_drop
+    axes.axhline(dense, color="black", linewidth=0.8, linestyle="--", label="dense")
+    axes.axhspan(dense, worst, color=_CHOSEN, alpha=0.12, label=f"at most {tradeoff.max_drop:g} worse")
+
+
+def _set_limits(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> None:
+    """Set limits that show at least eight times the accepted loss, so that small losses look small."""
+    score = tradeoff.score
+    values = [score.scale * candidate.mean(name) for candidate in drawn for name in ("validation", "test")]
+    known = [value for value in values if not math.isnan(value)] or [0.0]
+    middle, least = (max(known) + min(known)) / 2, 8 * tradeoff.max_drop
+    span = max(1.3 * (max(known) - min(known)), least, 1e-6)
+    low, high = middle - span / 2, middle + span / 2
+    beyond = max(0.0, high - 101) if score.unit.strip() == "%" else 0.0
+    speeds = [1.0, *(tradeoff.speed(candidate) for candidate in drawn)]
+    width = max(speeds) - min(speeds) or 1.0
+    margin = 0.05 + _CHARACTER * len(max(drawn, key=tradeoff.speed).name if drawn else "")
+    unit = f" ({score.unit.strip()})" if score.unit.strip() else ""
+    axes.set(
+        xlim=(min(speeds) - 0.06 * width, max(speeds) + margin / (1 - margin) * width),
+        ylim=(low - beyond, high - beyond),
+    )
+    axes.set(xlabel=_LABELS[tradeoff.axis], ylabel=f"{score.name}{unit}")
+
+
+def _draw_names(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> None:
+    """Write the name of each candidate beside its point, where no earlier name is if there is such a place."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    taken: list[tuple[float, float, float, float]] = []
+    for candidate in drawn:
+        x, y, name = tradeoff.speed(candidate), _height(tradeoff, candidate), candidate.name
+        corner = (x - left) / (right - left), (y - low) / (high - low)
+        boxes = {place: _box(corner, place, len(name)) for place in _PLACES}
+        free = [place for place, box in boxes.items() if box[0] >= 0 and not any(_overlap(box, o) for o in taken)]
+        place = free[0] if free else _PLACES[0]
+        taken.append(boxes[place])
+        text = axes.annotate(
+            name, (x, y), textcoords="offset points", xytext=place[:2], ha=place.side, fontsize="small", zorder=4
+        )
+        text.set(color=_color(tradeoff, candidate), path_effects=[withStroke(linewidth=3, foreground="white")])
+        text.set_fontweight("bold" if candidate is tradeoff.chosen else "normal")
+
+
+def _box(corner: tuple[float, float], place: _Place, length: int) -> tuple[float, float, float, float]:
+    """Return the left, lower, right and upper edge of a label, as shares of the axes."""
+    left = corner[0] if place.side == "left" else corner[0] - _CHARACTER * length
+    low = corner[1] if place.y > 0 else corner[1] - _LINE
+    return left, low, left + _CHARACTER * length, low + _LINE
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

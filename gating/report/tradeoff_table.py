@@ -1,0 +1,152 @@
+"""The choice among runs as a table, as sentences, and as plain values."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from gating.report.score import Score
+from gating.report.tradeoff import Candidate, Tradeoff
+
+__all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "tradeoff_table"]
+
+_AXES = {"speedup": "speed-up", "work": "less work"}
+
+
+def tradeoff_table(tradeoff: Tradeoff) -> Table:
+    """Return a table with a row for each candidate; a star marks the front, an arrow the recommended one."""
+    extra = any(candidate.runs[0].settings for candidate in tradeoff.candidates)
+    table = Table(title=f"{tradeoff.score.name.capitalize()} by speed", title_justify="left")
+    numbers = ["heads", "neurons", _AXES[tradeoff.axis], "validation", "test"]
+    for column in ("", "budget", *(["settings"] if extra else []), *numbers, "folder"):
+        table.add_column(column, overflow="fold", no_wrap=column in (*numbers, "budget"))
+    for candidate in tradeoff.candidates:
+        first, others = candidate.runs[0], len(candidate.runs) - 1
+        marks = ("→" if candidate is tradeoff.chosen else "") + ("*" if candidate in tradeoff.front else "")
+        texts = [marks, first.budget, *([first.settings.replace(" ", "\n")] if extra else [])]
+        sizes = [_number(candidate.mean("heads")), _number(candidate.mean("neurons"))]
+        scores = [_score(candidate, name, tradeoff.score) for name in ("validation", "test")]
+        folder = first.folder + (f" (+{others})" if others else "")
+        row = [*texts, *sizes, f"{tradeoff.speed(candidate):.2f}x", *scores, folder]
+        table.add_row(*map(Text, row), style="bold" if candidate is tradeoff.chosen else None)
+    return table
+
+
+def failed_table(failed: Sequence[tuple[str, str]]) -> Table:
+    """Return a table of runs that failed, each with its reason."""
+    table = Table("failed", "reason")
+    for name, reason in failed:
+        table.add_row(Text(name), Text(reason))
+    return table
+
+
+def explain_choice(tradeoff: Tradeoff, *, setting: str) -> list[str]:
+    """Return the recommendation as sentences.
+
+    Args:
+        tradeoff: The choice.
+        setting: Name of the setting or option for the largest accepted loss.
+    """
+    if tradeoff.problem is not None:
+        return [f"No run is recommended: {tradeoff.problem}", *tradeoff.notes]
+    lines = _recommendation(tradeoff, f"{setting}={tradeoff.max_drop:g}")
+    if tradeoff.front:
+        speed = "speed-up" if tradeoff.axis == "speedup" else "work"
+        lines.append(f"*: on the Pareto front of validation {tradeoff.score.name} and {speed}.")
+    if any(len(candidate.runs) > 1 for candidate in tradeoff.candidates):
+        lines.append("Numbers are means over seeds, scores with their standard deviation.")
+    elif len(tradeoff.candidates) > 1:
+        lines.append("One seed each: small differences can be chance; seed=0,1,2 shows how large chance is.")
+    return [*lines, *tradeoff.notes]
+
+
+def _recommendation(tradeoff: Tradeoff, limit: str) -> list[str]:
+    score, dense = tradeoff.score, tradeoff.dense
+    if all(math.isnan(candidate.mean("validation")) for candidate in tradeoff.candidates):
+        return ["No run is recommended: runs are chosen by their validation scores, and none has one."]
+    if dense is None:
+        return [
+            "No run is recommended: there is no dense run to compare with. Train one with the same command and "
+            "objective=none instead of a budget, and give its folder and these to head-gating compare."
+        ]
+    if tradeoff.chosen is None and tradeoff.closest is None:
+        return ["No run is recommended: there are only dense runs."]
+    if tradeoff.chosen is not None:
+        tests = [candidate.mean("test") for candidate in (tradeoff.chosen, dense)]
+        shown = [score.show(test) for test in tests]
+        seen = "" if any(map(math.isnan, tests)) else f"; on test data it has {shown[0]}, the dense run {shown[1]}"
+        return [
+            f"Recommended: {_compared(tradeoff, tradeoff.chosen, dense)}: the fastest with {limit}.",
+            f"Runs are chosen by their validation scores alone{seen}.",
+        ]
+    assert tradeoff.closest is not None
+    return [
+        f"No run is recommended: with {limit}, none is faster than the dense run.",
+        f"The closest is {_compared(tradeoff, tradeoff.closest, dense)}. Try larger budgets, or longer training.",
+    ]
+
+
+def _compared(tradeoff: Tradeoff, candidate: Candidate, dense: Candidate) -> str:
+    """Return a candidate's name, its folder, and its speed and validation score against the dense one's."""
+    score = tradeoff.score
+    best = min(candidate.runs, key=lambda run: -run.validation if score.higher_is_better else run.validation)
+    of = f", the best of {len(candidate.runs)} seeds" if len(candidate.runs) > 1 else ""
+    gain = "faster" if tradeoff.axis == "speedup" else "less work"
+    return (
+        f"{candidate.name}, in {best.folder}{of}, {tradeoff.speed(candidate):.2f}x {gain}, with a validation "
+        f"{score.name} of {score.show(candidate.mean('validation'))}, {drop_text(tradeoff.drop(candidate), score)} the "
+        f"dense run's {score.show(dense.mean('validation'))}"
+    )
+
+
+def drop_text(drop: float, score: Score) -> str:
+    """Return a loss of score as text, to be followed by the reference.
+
+    >>> drop_text(0.456, Score("accuracy"))
+    '0.46 points below'
+    >>> drop_text(2, Score("perplexity", scale=1, unit="", higher_is_better=False))
+    '2.00 above'
+    """
+    word = "below" if (drop >= 0) == score.higher_is_better else "above"
+    return f"{abs(drop):.2f}{' points' if score.scale == 100 else ''} {word}"
+
+
+def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
+    """Return the choice as plain values for JSON; missing numbers are None."""
+    rows = []
+    for candidate in tradeoff.candidates:
+        first = candidate.runs[0]
+        numbers = {name: _plain(candidate.mean(name)) for name in ("heads", "neurons", "speedup", "work")}
+        scores = {name: _plain(candidate.mean(name)) for name in ("validation", "test")}
+        spreads = {f"{name}_std": _plain(candidate.spread(name)) for name in scores}
+        marks = {
+            "drop": _plain(tradeoff.drop(candidate)),
+            "on_front": candidate in tradeoff.front,
+            "recommended": candidate is tradeoff.chosen,
+        }
+        texts = {"budget": first.budget, "settings": first.settings, "dense": candidate.is_dense}
+        folders = {"folders": [run.folder for run in candidate.runs], "seeds": [run.seed for run in candidate.runs]}
+        rows.append(texts | numbers | scores | spreads | marks | folders)
+    return {
+        "metric": tradeoff.score.name,
+        "higher_is_better": tradeoff.score.higher_is_better,
+        "max_drop": tradeoff.max_drop,
+        "compared_by": tradeoff.axis,
+        "runs": rows,
+        "conclusion": explain_choice(tradeoff, setting=setting),
+    }
+
+
+def _score(candidate: Candidate, name: str, score: Score) -> str:
+    shown, spread = score.show(candidate.mean(name)), candidate.spread(name)
+    return shown if math.isnan(spread) else f"{shown} ± {score.scale * spread:.2f}"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:,.0f}"
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None

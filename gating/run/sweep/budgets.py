@@ -1,0 +1,86 @@
+"""The budgets of runs as text, and the settings in which runs differ."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gating.run.folder.resume import is_free
+from gating.run.folder.stored_settings import leaves
+
+__all__ = ["as_text", "budget_text", "differing", "is_dense", "of_group"]
+
+# Settings of a budget, of which an objective takes one.
+_BUDGETS = ("num_heads", "num_neurons", "keep", "speedup", "price")
+_SHOWN = {
+    "num_heads": "{} heads",
+    "num_neurons": "{} neurons",
+    "keep": "keep {}",
+    "speedup": "{}x",
+    "price": "price {}",
+}
+_MEASURED = ("objective.num_heads", "objective.keep", "objective.cost")
+# Where a group's object differs, its other settings differ with it.
+_NAMES = ("_target_", "name")
+
+
+def is_dense(settings: Mapping[str, Any]) -> bool:
+    """Return whether the settings of a run are those of a dense one."""
+    return str(settings["objective"].get("_target_")).endswith(".NoObjective")
+
+
+def budget_text(settings: Mapping[str, Any], *, with_units: bool) -> str:
+    """Return the budget of a run as text.
+
+    Args:
+        settings: The settings of the run.
+        with_units: Whether to name the gated units, because they differ between runs.
+
+    >>> budget_text({"objective": {"_target_": "gating.ExactBudget", "num_heads": 18}}, with_units=False)
+    '18 heads'
+    """
+    if is_dense(settings):
+        return "dense"
+    objective = settings["objective"]
+    given = {name: objective[name] for name in _BUDGETS if objective.get(name) is not None}
+    if "speedup" in given:
+        given = {"speedup": given["speedup"]}  # The others were measured from it.
+    text = ", ".join(_SHOWN[name].format(as_text(value)) for name, value in given.items()) or "default budget"
+    units = settings.get("gates", {}).get("units", "heads")
+    return f"{text}, {units if isinstance(units, str) else '+'.join(units)}" if with_units else text
+
+
+def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of settings in which runs differ, besides budget, gated units, seed and those of no effect."""
+    tables = [_with_effect(settings) for settings in runs]
+    names = sorted({name for table in tables for name in table})
+    unlike = [name for name in names if len({json.dumps(table.get(name), default=str) for table in tables}) > 1]
+    unlike = [name for name in unlike if name != "gates.units" and name.removeprefix("objective.") not in _BUDGETS]
+    replaced = {name.rpartition(".")[0] for name in unlike if name.rpartition(".")[2] in _NAMES}
+    return [
+        name
+        for name in unlike
+        if name.rpartition(".")[2] in _NAMES or not any(name.startswith(f"{group}.") for group in replaced)
+    ]
+
+
+def of_group(settings: Mapping[str, Any]) -> str:
+    """Return a text that is equal for runs that differ in nothing but their seed."""
+    return json.dumps(_with_effect(settings), sort_keys=True, default=str)
+
+
+def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
+    table = {name: value for name, value in leaves(settings) if not is_free(name) and name.rpartition(".")[2] != "seed"}
+    if table.get("objective.speedup") is not None:
+        table = {name: value for name, value in table.items() if not name.startswith(_MEASURED)}
+    return table
+
+
+def as_text(value: Any) -> str:
+    """Return the value of a setting as text, numbers with four digits.
+
+    >>> as_text(0.13920570), as_text({"encoder": 12, "decoder": 8})
+    ('0.1392', 'encoder 12, decoder 8')
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {as_text(part)}" for key, part in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,127 @@
+"""The callback of a sweep: its failed jobs and the choice among the others, at its end."""
+
+import math
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from gating.distributed.collectives import is_rank_zero
+from gating.errors import InputError, explain
+from gating.run.folder.old_names import names_of
+from gating.run.folder.state import is_finished
+from gating.run.sweep.jobs import JOBS, Job, begin_jobs, is_sweep, jobs_of, own_overrides
+from gating.run.sweep.outcome import compare, print_choice, write_figure, write_numbers
+
+__all__ = ["SweepReport"]
+
+_FIGURE, _NUMBERS = "report/tradeoff.png", "report/tradeoff.json"
+# Written by a sweep, also by sweeps of earlier versions and by Optuna's sweeper.
+_BEST = "optimization_results.yaml"
+_FILES = (JOBS, _FIGURE, _NUMBERS, "failed.jsonl", _BEST)
+_SETTING = "sweep.max_drop"
+
+
+class SweepReport(Callback):
+    """Shows the runs of a sweep and recommends one; lists its failed jobs, and exits with code 1 if there are any."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Forget the jobs of an earlier sweep in the same folder.
+
+        Raises:
+            SystemExit: A file of the sweep would replace a file not written by a sweep, or a setting is wrong.
+        """
+        folder = _folder_of(config)
+        # Hydra turns other errors of callbacks into warnings.
+        _max_drop(config)
+        # In each process, because Hydra writes the command in each.
+        _check_own(folder)
+        if is_rank_zero():
+            begin_jobs(folder, swept=_swept(config))
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Print the choice among the finished jobs, then the failed ones."""
+        if not is_rank_zero():
+            return
+        folder = _folder_of(config)
+        jobs = jobs_of(folder)
+        failed = [(_shown(folder, job), job.reason) for job in jobs if job.reason is not None]
+        finished = [place for job in jobs if is_finished(place := folder / job.folder)]
+        try:
+            if finished:
+                _show_choice(folder, finished, failed, config)
+                _show_best(folder / _BEST)
+        except (InputError, OSError) as error:
+            print(f"error: {explain(error)}", file=sys.stderr)
+        if failed:
+            print(f"error: {len(failed)} job(s) of the sweep failed:", file=sys.stderr)
+            for name, reason in failed:
+                print(f"  {name}: {reason}", file=sys.stderr)
+            sys.exit(1)
+
+
+def _show_choice(folder: Path, finished: list[Path], failed: list[tuple[str, str]], config: DictConfig) -> None:
+    tradeoff = compare(finished, max_drop=_max_drop(config))
+    print_choice(tradeoff, setting=_SETTING, failed=failed)
+    write_figure(tradeoff, folder / _FIGURE)
+    write_numbers(tradeoff, folder / _NUMBERS, setting=_SETTING, failed=failed)
+    print(f"The picture is in {folder / _FIGURE}, the numbers are in {folder / _NUMBERS}")
+
+
+def _show_best(path: Path) -> None:
+    """Print the best trial of Optuna's sweeper, which only logs it."""
+    if path.is_file():
+        best: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
+        single = {"params": best.get("best_params", {}), "values": [best.get("best_value")]}
+        for values in best.get("solutions") or [single]:
+            params = " ".join(f"{name}={value}" for name, value in values["params"].items())
+            print(f"Best trial: {params} with {', '.join(map(str, values['values']))}")
+
+
+def _shown(folder: Path, job: Job) -> str:
+    return f"job {job.number} ({' '.join(own_overrides(folder, job.overrides))})"
+
+
+def _swept(config: DictConfig) -> list[str]:
+    """Return the names of the settings with several values."""
+    params = config.hydra.sweeper.get("params") or {}
+    lines = [*(f"{name}={value}" for name, value in params.items()), *config.hydra.overrides.task]
+    overrides = OverridesParser.create().parse_overrides(lines)
+    # The last override of a setting counts.
+    last = {override.get_key_element().lstrip("+"): override for override in overrides}
+    return [name for name, override in last.items() if override.is_sweep_override()]
+
+
+def _max_drop(config: DictConfig) -> float:
+    value = OmegaConf.select(config, _SETTING)
+    if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+        sys.exit(f"error: {_SETTING}={value} cannot be used: input should be a number of at least 0.")
+    return float(value)
+
+
+def _check_own(folder: Path) -> None:
+    command = folder / "multirun.yaml"
+    # Optuna's sweeper writes no multirun.yaml.
+    is_own = is_sweep(folder) or _names_this_callback(command)
+    for path in (command, *(folder / name for name in _FILES)):
+        if os.path.lexists(path) and (path.is_symlink() or not is_own):
+            sys.exit(
+                f"error: {path} was not written by a sweep, and this one would replace it. Choose another place with "
+                "hydra.sweep.dir=FOLDER or output_dir=FOLDER."
+            )
+
+
+def _names_this_callback(path: Path) -> bool:
+    with suppress(OSError, ValueError):
+        text, names = path.read_text(encoding="utf-8"), names_of(f"{__name__}.{SweepReport.__name__}")
+        return any(name in text for name in names)
+    return False
+
+
+def _folder_of(config: DictConfig) -> Path:
+    return Path(str(config.hydra.sweep.dir))

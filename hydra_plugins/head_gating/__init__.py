@@ -1,0 +1,60 @@
+"""Hydra's plugin of head-gating: the sweeper of ``sweep=...``, which runs a dense job first, as the reference.
+
+Hydra makes sweepers of the package ``hydra_plugins`` alone. It imports this module in every command of the environment,
+so it imports nothing but Hydra.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.types import Override
+
+__all__ = ["DenseFirst", "with_dense_jobs"]
+
+# Settings of the objective, which a dense job has none of.
+_OBJECTIVE = re.compile(r"\+*objective[.=@]")
+# Settings without effect on a dense job: their values do not make several dense jobs.
+_GATES = re.compile(r"\+*(gates[.=@]|convergence\b|recovery=|optimizer\.(gate|multiplier)_lr=)")
+_BUDGET = re.compile(r"\+*objective\.(num_heads|num_neurons|keep|speedup)(\.\w+)?=")
+
+
+class DenseFirst(BasicSweeper):
+    """Runs the product of the swept settings, as Hydra's basic sweeper, after the dense jobs that they compare with."""
+
+    def _parse_config(self) -> list[str]:
+        """Return the settings that the chosen group sweeps, without its budget if the command has another."""
+        assert self.config is not None
+        params: list[str] = super()._parse_config()
+        if any(_BUDGET.match(line) for line in self.config.hydra.overrides.task):
+            return [line for line in params if not _BUDGET.match(line)]
+        return params
+
+    @staticmethod
+    def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        """Return the overrides of all jobs, in batches."""
+        (jobs,) = BasicSweeper.split_arguments(overrides, None)
+        swept = [override.get_key_element() for override in overrides if override.is_sweep_override()]
+        jobs = with_dense_jobs(jobs, swept=swept)
+        return [list(batch) for batch in BasicSweeper.split_overrides_to_chunks(jobs, max_batch_size)]
+
+
+def with_dense_jobs(jobs: Sequence[Sequence[str]], *, swept: Iterable[str]) -> list[list[str]]:
+    """Return the overrides of jobs after those of the dense jobs to compare them with.
+
+    Args:
+        jobs: Overrides of each job.
+        swept: Names of the settings that vary.
+
+    >>> with_dense_jobs([["objective.keep=0.5", "seed=0"], ["objective.keep=0.1", "seed=0"]], swept=["objective.keep"])
+    [['seed=0', 'objective=none'], ['objective.keep=0.5', 'seed=0'], ['objective.keep=0.1', 'seed=0']]
+    """
+    varying = set(swept)
+    dense = [[line for line in job if not _without_effect(line, varying)] for job in jobs]
+    first = [[*lines, "objective=none"] for number, lines in enumerate(dense) if lines not in dense[:number]]
+    return [*first, *(list(job) for job in jobs if "objective=none" not in job)]
+
+
+def _without_effect(line: str, varying: set[str]) -> bool:
+    """Return whether an override is left out of a dense job."""
+    return bool(_OBJECTIVE.match(line) or (_GATES.match(line) and line.partition("=")[0] in varying))

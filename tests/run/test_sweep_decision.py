@@ -1,0 +1,118 @@
+"""Sweeps of the configuration: a dense job first, a failing one, and the decision at the end."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from hydra_plugins.head_gating import DenseFirst
+from tests.support.sweeps import Ended, run_sweep
+from tests.support.tiny_run import compose_settings, make_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> list[str]:
+    # Without the budget of the tiny run.
+    return [*make_inputs(tmp_path_factory.mktemp("inputs"))[:-1], "logger=csv"]
+
+
+@pytest.fixture(scope="module")
+def swept(inputs, tmp_path_factory) -> tuple[Path, Ended]:
+    """A sweep of four jobs, of which one fails."""
+    folder = tmp_path_factory.mktemp("sweep") / "heads"
+    return folder, run_sweep(folder, "sweep=heads", *inputs, "objective.num_heads=6,99,2", "sweep.max_drop=100")
+
+
+def test_the_dense_job_is_first_and_a_failed_job_does_not_prevent_the_decision(swept):
+    folder, end = swept
+    assert end.code == 1
+    assert [(folder / str(job) / "metrics.json").exists() for job in range(4)] == [True, True, False, True]
+    numbers = json.loads((folder / "report" / "tradeoff.json").read_text())
+    assert {run["budget"] for run in numbers["runs"]} == {"dense", "6 heads", "2 heads"}
+    (dense,) = [run for run in numbers["runs"] if run["dense"]]
+    assert dense["folders"] == [str(folder / "0")]
+    assert (dense["heads"], dense["drop"]) == (12, 0)
+    assert (folder / "report" / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+    reason = "objective.num_heads=99 cannot be kept: this model has 12 heads, so give 1 to 12."
+    assert numbers["failed"] == {"job 2 (objective.num_heads=99)": reason}
+
+
+def test_the_decision_is_printed_with_the_failed_jobs_last(swept):
+    folder, end = swept
+    numbers = json.loads((folder / "report" / "tradeoff.json").read_text())
+    assert all(sentence in end.out for sentence in numbers["conclusion"])
+    assert "by their validation scores alone" in end.out
+    assert f"The picture is in {folder}/report/tradeoff.png" in end.out
+    assert end.err.splitlines()[-2] == "error: 1 job(s) of the sweep failed:"
+    assert end.err.splitlines()[-1].startswith(
+        "  job 2 (objective.num_heads=99): objective.num_heads=99 cannot be kept"
+    )
+
+
+def test_the_recommended_run_is_the_fastest_of_the_sweep(swept):
+    folder, _ = swept
+    runs = json.loads((folder / "report" / "tradeoff.json").read_text())["runs"]
+    faster = [run for run in runs if not run["dense"] and run["speedup"] > 1]
+    chosen = [run for run in runs if run["recommended"]]
+    assert chosen == ([max(faster, key=lambda run: run["speedup"])] if faster else [])
+
+
+def jobs_of(*lines: str) -> list[list[str]]:
+    (jobs,) = DenseFirst.split_arguments(OverridesParser.create().parse_overrides(list(lines)), None)
+    return jobs
+
+
+def test_each_seed_and_model_has_one_dense_job():
+    jobs = jobs_of("objective.keep=0.5,0.2", "gates.units=heads,neurons", "seed=0,1", "objective.schedule.end=0.5")
+    assert jobs[:2] == [["seed=0", "objective=none"], ["seed=1", "objective=none"]]
+    assert len(jobs) == 2 + 8
+    assert all("objective.schedule.end=0.5" in job for job in jobs[2:])
+
+
+def test_settings_of_a_dense_run_stay_in_its_job():
+    jobs = jobs_of("optimizer.lr=0.1,0.2", "optimizer.gate_lr=0.1,0.2", "gates.discover=True", "objective=topk,none")
+    assert jobs[:2] == [[f"optimizer.lr={rate}", "gates.discover=True", "objective=none"] for rate in (0.1, 0.2)]
+    assert all("objective=topk" in job for job in jobs[2:])
+    assert len(jobs) == 2 + 4
+
+
+def test_batches_of_jobs_are_those_of_the_basic_sweeper():
+    overrides = OverridesParser.create().parse_overrides(["objective.keep=0.5,0.2", "seed=0,1"])
+    assert [len(batch) for batch in DenseFirst.split_arguments(overrides, 4)] == [4, 2]
+
+
+@pytest.mark.parametrize("sweep", ["heads", "speedup", "units", "reference"])
+def test_each_sweep_composes(sweep):
+    assert compose_settings([f"sweep={sweep}"]).sweep.max_drop == 1.0
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "much", "null", "true"])
+def test_a_limit_that_is_no_number_is_refused_before_the_first_job(value, inputs, tmp_path):
+    end = run_sweep(tmp_path / "sweep", "sweep=heads", *inputs, f"sweep.max_drop={value}")
+    assert str(end.code).startswith("error: sweep.max_drop=")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_budget_of_the_command_replaces_that_of_the_sweep(monkeypatch, tmp_path, inputs):
+    begun = []
+    monkeypatch.setattr("train.run", lambda cfg: begun.append(cfg.objective))
+    assert run_sweep(tmp_path / "sweep", "sweep=speedup", *inputs, "objective.num_heads=3,4").code == 0
+    assert [objective.get("num_heads") for objective in begun] == [None, 3, 4]
+    assert all(objective.get("speedup") is None for objective in begun)
+
+
+def test_a_sweep_without_a_dense_run_says_how_to_get_one(inputs, tmp_path):
+    end = run_sweep(tmp_path / "sweep", *inputs, "objective.num_heads=3", "seed=0,1", "trainer.max_steps=4")
+    assert end.code == 0
+    assert "No run is recommended: there is no dense run to compare with" in end.out
+    (run,) = json.loads((tmp_path / "sweep" / "report" / "tradeoff.json").read_text())["runs"]
+    assert (run["budget"], run["seeds"]) == ("3 heads", [0, 1])
+
+
+def test_a_sweep_in_which_all_jobs_fail_has_no_table(inputs, tmp_path):
+    end = run_sweep(tmp_path / "sweep", *inputs, "objective.num_heads=98,99")
+    assert end.code == 1
+    assert "Accuracy by speed" not in end.out
+    assert end.err.splitlines()[-3] == "error: 2 job(s) of the sweep failed:"
+    assert not (tmp_path / "sweep" / "report").exists()

@@ -1,0 +1,131 @@
+"""Launchers and sweepers of the extra `sweep`, the example of a W&B sweep, and names of jobs in W&B."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gating.run.sweep.jobs import jobs_of
+from gating.run.sweep.naming import with_job_names
+from tests.support.sweeps import run_sweep
+from tests.support.tiny_run import ROOT, checked_settings, compose_settings, make_inputs, run_command
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> list[str]:
+    short = ["trainer.max_steps=4", "trainer.val_check_interval=2", "logger=csv"]
+    return [*make_inputs(tmp_path_factory.mktemp("inputs"))[:-1], *short]
+
+
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit": ["hydra/launcher=submitit_local"],
+}
+
+
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit", marks=pytest.mark.slow)])
+def test_jobs_of_other_processes_are_decided_upon(launcher, inputs, tmp_path, monkeypatch):
+    command = ["-m", "sweep=reference", *LAUNCHERS[launcher], *inputs, "objective.num_heads=3,99", "output_dir=sweep"]
+    process = run_command(command, cwd=tmp_path)
+    assert process.returncode == 1, process.stderr
+    assert "  job 2 (objective.num_heads=99): objective.num_heads=99 cannot be kept" in process.stderr
+    numbers = json.loads((tmp_path / "sweep" / "report" / "tradeoff.json").read_text())
+    assert {run["budget"]: run["folders"] for run in numbers["runs"]} == {"dense": ["sweep/0"], "3 heads": ["sweep/1"]}
+    assert all(line in process.stdout for line in numbers["conclusion"])
+
+
+def test_optuna_searches_with_the_validation_score(inputs, tmp_path):
+    space = ["optimizer.gate_lr=interval(0.05,0.3)", "objective.num_heads=4", "hydra.sweeper.n_trials=2"]
+    command = ["-m", "hparams_search=optuna", *inputs, *space, "output_dir=sweep", "resume=auto"]
+    process = run_command(command, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    best = yaml.safe_load((tmp_path / "sweep" / "optimization_results.yaml").read_text())
+    scores = [json.loads(path.read_text())["val/accuracy"] for path in (tmp_path / "sweep").glob("*/metrics.json")]
+    assert len(scores) == 2
+    assert best["best_value"] == max(scores)
+    assert f"Best trial: optimizer.gate_lr={best['best_params']['optimizer.gate_lr']}" in process.stdout
+    numbers = json.loads((tmp_path / "sweep" / "report" / "tradeoff.json").read_text())
+    assert all("optimizer.gate_lr=0." in run["settings"] for run in numbers["runs"])
+    process = run_command(command, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("there is nothing to resume") == 2
+
+
+WITHOUT_PLUGINS = """
+import runpy, sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(("hydra_plugins.hydra_joblib", "hydra_plugins.hydra_submitit", "hydra_plugins.hydra_optuna")):
+            raise ImportError(name)
+import pkgutil
+walk = pkgutil.walk_packages
+def without(*arguments, **keywords):
+    return (found for found in walk(*arguments, **keywords) if ".hydra_" not in found.name)
+pkgutil.walk_packages = without
+sys.meta_path.insert(0, Without())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_missing_plugin_is_one_sentence(tmp_path):
+    command = [sys.executable, "-c", WITHOUT_PLUGINS, str(ROOT / "train.py"), "-m", "hparams_search=optuna", "seed=0,1"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert process.returncode == 1
+    needed = 'needs a package that is not installed: pip install "head-gating[sweep]"'
+    assert process.stderr == f"error: hydra/sweeper=optuna {needed}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_search_space_of_optuna_has_settings_that_exist():
+    composed = compose_settings(["hparams_search=optuna"])
+    assert "hydra" not in composed
+    params = yaml.safe_load((ROOT / "conf" / "hparams_search" / "optuna.yaml").read_text())["hydra"]["sweeper"][
+        "params"
+    ]
+    checked_settings([f"{name}=0.1" for name in params])
+
+
+def test_the_parameters_of_the_wandb_sweep_are_settings_that_exist():
+    sweep = yaml.safe_load((ROOT / "examples" / "wandb_sweep.yaml").read_text())
+    assert (ROOT / sweep["program"]).is_file()
+    for chosen in (min, max):
+        values = {
+            name: chosen(space["values"]) if "values" in space else space[chosen.__name__]
+            for name, space in sweep["parameters"].items()
+        }
+        overrides = [line for line in sweep["command"] if "=" in line]
+        settings = checked_settings([*overrides, *(f"{name}={value}" for name, value in values.items())])
+        assert settings["objective"]["num_heads"] == values["objective.num_heads"]
+        assert settings["logger"]["mode"] == "online"
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+    assert sweep["metric"]["name"].startswith("val/")
+
+
+def test_jobs_are_named_after_their_overrides_and_their_sweep(tmp_path):
+    sweep = tmp_path / "2026-01-31" / "12-00-00"
+    (sweep / ".jobs").mkdir(parents=True)
+    (sweep / ".jobs" / "swept.json").write_text('{"swept": ["objective.num_heads", "seed"]}')
+    overrides = ["data=bbc", "objective.num_heads=3", "seed=1"]
+    logger = with_job_names(compose_settings(overrides), sweep=sweep, overrides=overrides).logger
+    assert (logger.name, logger.group) == ("objective.num_heads=3 seed=1", "2026-01-31 12-00-00")
+    assert (logger.job_type, list(logger.tags)) == ("search", ["sweep"])
+    overrides = ["data=bbc", "seed=1", "objective=none"]
+    logger = with_job_names(compose_settings(overrides), sweep=sweep, overrides=overrides).logger
+    assert (logger.name, logger.job_type) == ("seed=1 objective=none", "dense")
+
+
+def test_names_of_the_settings_stay(tmp_path):
+    cfg = compose_settings(["logger.name=mine", "logger.tags=[a]", "logger.group=g", "logger.job_type=t"])
+    assert with_job_names(cfg, sweep=tmp_path, overrides=["seed=1"]).logger == cfg.logger
+
+
+def test_jobs_of_a_sweep_have_their_names_in_their_settings(inputs, tmp_path: Path):
+    end = run_sweep(tmp_path / "sweep", *inputs, "objective.num_heads=3", "seed=0,1")
+    assert end.code == 0, end.err
+    for job in jobs_of(tmp_path / "sweep"):
+        logger = yaml.safe_load((tmp_path / "sweep" / job.folder / "config.yaml").read_text())["logger"]
+        assert (logger["name"], logger["group"], logger["job_type"]) == (f"seed={job.number}", "sweep", "search")
