@@ -30,6 +30,7 @@ from gating.run.settings.check import take_arguments
 from gating.run.settings.settings import Settings
 from gating.storage.folders import check_folder
 from gating.tracking.loggers import resolve_mode
+from gating.training.callbacks.interruption import check_monitors
 from gating.training.distillation import check_teacher
 from gating.training.steps import count_evaluated, count_steps
 
@@ -56,6 +57,8 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     pl.seed_everything(settings.seed, verbose=False)
     blueprint = _check_blueprint(settings, objects)
     data = _load_data(settings, objects, blueprint, num_processes=num_processes)
+    for phase in phases.values():
+        check_monitors(phase.callbacks, data.prepared)
     total_steps = count_steps(trainer, num_batches=data.module.num_batches())
     search_steps = max(1, round((1 - settings.recovery) * total_steps)) if objects.objective else 0
     state = _load_models(settings, objects, data, search_steps=search_steps)

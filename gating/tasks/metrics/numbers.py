@@ -33,7 +33,8 @@ def number_metrics(names: Sequence[str]) -> tuple[MetricCollection, Score]:
     for name in names:
         if name not in _METRICS:
             raise InputError(f"task.metrics: numbers have no metric {name!r}; choose from {', '.join(_METRICS)}.")
-    return MetricCollection({name: _OfAllNumbers(_METRICS[name][0]) for name in names}), _METRICS[names[0]][1]
+    kinds = {name: _Correlation if name in ("pearson", "spearman") else _Error for name in names}
+    return MetricCollection({name: kind(_METRICS[name][0]) for name, kind in kinds.items()}), _METRICS[names[0]][1]
 
 
 class _OfAllNumbers(Metric):
@@ -57,3 +58,11 @@ class _OfAllNumbers(Metric):
         # On the CPU, because MPS has no double precision.
         numbers = (dim_zero_cat(state).cpu().double() for state in (self.predictions, self.targets))
         return self._function(*numbers).float().to(self.device)
+
+
+class _Correlation(_OfAllNumbers):
+    higher_is_better = True
+
+
+class _Error(_OfAllNumbers):
+    higher_is_better = False
