@@ -13,7 +13,7 @@ from gating.tracking.redaction import redact_output
 __all__ = ["main"]
 
 # Modules of gating.commands.
-_COMMANDS = ("inspect", "export")
+_COMMANDS = ("inspect", "evaluate", "export")
 
 
 def main() -> None:
