@@ -60,7 +60,10 @@ def evaluation_settings(
     """
     conf = _conf_folder()
     groups = {folder.name for folder in conf.iterdir() if folder.is_dir()}
-    cfg = _compose(open_tables(overrides, conf=conf), conf)
+    chosen = {override.partition("=")[0] for override in overrides}
+    # The options of the run's groups are not known to Hydra.
+    added = [f"++{o}" if run_folder and o.partition(".")[0] in {*_GROUPS} - chosen else o for o in overrides]
+    cfg = _compose(open_tables(added, conf=conf), conf)
     names = names_given(overrides, read_options(conf))
     for name in names:
         if name.partition(".")[0] not in (*_GROUPS, "seed"):

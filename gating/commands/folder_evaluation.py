@@ -134,7 +134,7 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
         num_examples=len(prepared.splits[split]),
         score=prepared.final_score or prepared.score,
         summary=summary,
-        is_compact=dense is not model,
+        is_compact=any(before != after for before, after in summary.sizes.values()),
         device=str(device),
     )
 
@@ -178,8 +178,8 @@ def _encode(
     if split not in tables:
         raise InputError(f"The data has no {split} examples: give data.{split}=..., or another --split.")
     classes = _classes_of(model)
-    # Tasks read the columns of the training data.
-    both = replace(examples, splits=DatasetDict({"train": tables[split], split: tables[split]}))
+    # Tasks read the columns of the training data; errors name the split that is checked first.
+    both = replace(examples, splits=DatasetDict({split: tables[split], "train": tables[split]}))
     with using_classes(classes), _without_warnings("gating.data.rows"):
         data = encode_examples(both, settings, objects, model)
     num_labels = data.prepared.config.get("num_labels", model.config.num_labels)

@@ -163,7 +163,8 @@ def encode_examples(
     module.shard(num_processes)
     num_evaluated = {
         split: count_evaluated(trainer, split, num_batches=len(module.evaluation_dataloader(split)))
-        for split in module.splits[1:]
+        for split in module.splits
+        if split != "train"
     }
     return RunData(processor, prepared, module, num_evaluated)
 
