@@ -14,7 +14,7 @@ from gating.tracking.redaction import redact_output
 __all__ = ["main"]
 
 # Modules of gating.commands.
-_COMMANDS = ("inspect", "export", "compare")
+_COMMANDS = ("inspect", "evaluate", "export", "compare")
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def measure_variants(device: torch.device, *, quick: bool) -> Iterator[Row]:
 
 def plain_step(model: PreTrainedModel, batch: dict[str, Tensor], precision: str) -> Callable[[], None]:
     """Return a step that trains a model without gates."""
-    optimizer = AdamW().build(model.parameters(), [], [])
+    optimizer = AdamW().build(model)
     return lambda: _step(model, batch, optimizer, precision)
 
 
@@ -95,12 +95,11 @@ def gated_step(
         install: Called with the gates, to multiply by them in another way.
         units: Units with gates.
     """
-    weights = list(model.parameters())
     gates = gating.inject_gates(model, units=units)
     install(gates)
     objective = gating.ExactBudget(keep=KEPT)
     objective.attach(gates)
-    optimizer = AdamW().build(weights, gates.parameters(), [])
+    optimizer = AdamW().build(model, gates=gates)
 
     def step() -> None:
         objective.update(gates, 0.5)

@@ -158,10 +158,10 @@ class ExampleDataModule(pl.LightningDataModule):
         batches = [shard[start:stop] for start, stop in pairwise(bounds)]
         return self._loader(split, batch_sampler=batches)
 
-    def probe_batch(self, *, size: int = 8) -> dict[str, Any]:
-        """Return the model inputs, without targets, of the longest validation examples; equal in all processes."""
-        longest = self._by_length("validation")[-size:]
-        batch = self._collate([self._splits["validation"][index] for index in longest])
+    def probe_batch(self, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
+        """Return the model inputs, without targets, of the longest examples of a split; equal in all processes."""
+        longest = self._by_length(split)[-size:]
+        batch = self._collate([self._splits[split][index] for index in longest])
         return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
 
     def median_batch(self, *, size: int = 8) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Json
@@ -11,21 +13,50 @@ from datasets import ClassLabel, Dataset, DatasetDict, Json
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 
-__all__ = ["LABEL_COLUMNS", "encode_labels", "sort_labels", "warn_of_spellings"]
+__all__ = [
+    "LABEL_COLUMNS",
+    "check_classes",
+    "classes_of_model",
+    "encode_labels",
+    "sort_labels",
+    "using_classes",
+    "warn_of_spellings",
+]
 
 # Usual names of the column of labels.
 LABEL_COLUMNS = ("label", "labels")
 
 _log = logging.getLogger(__name__)
 
+_of_model: ContextVar[tuple[str, ...] | None] = ContextVar("of_model", default=None)
+
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+
+
+@contextmanager
+def using_classes(names: Sequence[str] | None) -> Iterator[None]:
+    """Encode labels in a ``with`` block as the classes of a model that is trained already.
+
+    Args:
+        names: Its classes in the order of their numbers; None for those of the training data.
+    """
+    token = _of_model.set(None if names is None else tuple(names))
+    try:
+        yield
+    finally:
+        _of_model.reset(token)
+
+
+def classes_of_model() -> tuple[str, ...] | None:
+    """Return the classes of :func:`using_classes`; None outside of it."""
+    return _of_model.get()
 
 
 def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     """Encode the column ``label`` of every split as class numbers from 0.
 
     The training split defines the classes: in their declared order if its column is a ``ClassLabel``, else sorted by
-    :func:`sort_labels`.
+    :func:`sort_labels`. Inside of :func:`using_classes`, a model does.
 
     Example:
         >>> rows = Dataset.from_dict({"text": ["a", "b"], "label": ["good", "bad"]})
@@ -44,6 +75,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     if not isinstance(feature, ClassLabel) and all(map(_NUMBER.fullmatch, written["train"])):
         written = {split: _without_fractions(labels, split) for split, labels in written.items()}
     names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(written["train"])
+    names = list(classes_of_model() or names)
     if not names:
         raise InputError("The training data declares no classes and has no examples.")
     if len(names) < 2:
@@ -54,17 +86,31 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     numbers = {name: number for number, name in enumerate(names)}
     encoded = {}
     for split, table in splits.items():
-        _check_classes(written[split], numbers, split)
+        check_classes(written[split], numbers, split)
         column = [numbers[label] for label in written[split]]
         encoded[split] = table.remove_columns("label").add_column("label", column)
     return DatasetDict(encoded), names
 
 
-def _check_classes(labels: Sequence[str], numbers: Mapping[str, int], split: str) -> None:
-    """Check that all labels of a split are classes of the training data."""
+def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str) -> None:
+    """Check that all labels of a split are classes of the training data, or of the model.
+
+    Args:
+        labels: The labels, as text.
+        numbers: The number of each class.
+        split: Name of the split, for the message.
+
+    Raises:
+        ValueError: A label is no class.
+    """
     unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
     if unknown:
         row, label = unknown
+        if classes_of_model() is not None:
+            raise InputError(
+                f"The {split} data has the label {shorten(repr(label))} (row {row + 1}), which the model lacks; it has "
+                f"{shorten(', '.join(numbers))}. Evaluate it on data with its labels."
+            )
         raise InputError(
             f"The {split} data has the label {shorten(repr(label))} (row {row + 1}), which the training data "
             f"lacks; it has {shorten(', '.join(numbers))}. Correct the row, or add examples of it to the training "

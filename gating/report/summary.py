@@ -80,6 +80,7 @@ class Summary:
             cache for a token, of the dense and the compact model; only those that the dense model has.
         kinds: Heads of each kind of attention in the dense and the compact model, if there are several kinds.
         search: Number of steps of the search, and the reason for its end.
+        training: Step of the kept weights of the recovery or a dense run, and the reason for an early end.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -89,6 +90,7 @@ class Summary:
     sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     search: dict[str, int | str] = field(default_factory=dict)
+    training: dict[str, int | str] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements so far as plain values, for a checkpoint."""
@@ -235,7 +237,7 @@ class Summary:
         }
         with replacing_file(path) as new:
             numbers = {name: value if math.isfinite(value) else None for name, value in self.flat().items()}
-            new.write_text(json.dumps(numbers | self.search | about, indent=2) + "\n", encoding="utf-8")
+            new.write_text(json.dumps(numbers | self.search | self.training | about, indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

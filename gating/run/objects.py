@@ -17,11 +17,12 @@ from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import NoObjective, Objective
 from gating.objectives.convergence import Convergence
 from gating.run.folder.contents import Phase
-from gating.run.settings.build import build, make_objective, partial_of, with_partial_metrics
+from gating.run.settings.build import build, make_objective, make_optimizer, partial_of, with_partial_metrics
 from gating.run.settings.settings import Settings
 from gating.tasks.base import Task
 from gating.tracking.loggers import check_loggers
 from gating.training.distillation import Distillation
+from gating.training.optimizers import OptimizerSettings
 
 __all__ = ["RunObjects", "PhaseObjects", "build_objects", "build_phases"]
 
@@ -38,7 +39,7 @@ class PhaseObjects:
         trainer: Settings of the trainer.
     """
 
-    optimizer: Any
+    optimizer: OptimizerSettings
     scheduler: Any
     callbacks: tuple[Callback, ...]
     make_trainer: Callable[..., pl.Trainer]
@@ -132,7 +133,7 @@ def build_phases(settings: Settings) -> dict[Phase, PhaseObjects]:
 def _build_phase(values: Mapping[str, Any]) -> PhaseObjects:
     chosen = {name: callback for name, callback in values["callbacks"].items() if callback is not None}
     return PhaseObjects(
-        optimizer=build("optimizer", values["optimizer"]),
+        optimizer=make_optimizer(values["optimizer"]),
         scheduler=build("scheduler", values["scheduler"]),
         callbacks=tuple(build(f"callbacks.{name}", callback) for name, callback in chosen.items()),
         make_trainer=partial_of("trainer", values["trainer"]),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping
 from transformers import PreTrainedModel
 
 from gating.distributed.collectives import is_rank_zero
@@ -12,9 +12,10 @@ from gating.gates import HeadGates
 from gating.run.folder.contents import Phase
 from gating.run.run import Run
 from gating.tracking.position import return_to
+from gating.training.callbacks.best_weights import BestWeights
 from gating.training.callbacks.divergence import DivergenceStop
 from gating.training.callbacks.gates import GateMonitor
-from gating.training.callbacks.interruption import InterruptOnStop, check_completed, to_seconds
+from gating.training.callbacks.interruption import InterruptOnStop, check_completed, end_reason, to_seconds
 from gating.training.callbacks.progress import PhaseProgressBar
 from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from gating.training.module import FineTuning
@@ -51,7 +52,9 @@ def train_phase(
         Unfinished: Training ended before the last step.
     """
     module = _build_module(run, phase, first_step=first_step, gates=gates, model=model or run.state.model)
-    trainer = _build_trainer(run, phase, steps=steps, callbacks=callbacks)
+    # A search ends with its last gates, which have reached the budget.
+    best = BestWeights() if run.settings.recovery_keep == "best" and phase != Phase.SEARCH else None
+    trainer = _build_trainer(run, phase, steps=steps, callbacks=[*callbacks, *([best] if best else [])])
     checkpoint = run.last_checkpoint(phase)
     if checkpoint is None:
         return_to(run.loggers, run.state.log_position)
@@ -66,7 +69,28 @@ def train_phase(
     check_completed(trainer, phase=phase)
     # Lightning moves models back to the CPU after training.
     module.model.to(trainer.strategy.root_device)  # type: ignore[arg-type]
+    if best is not None:
+        best.restore(module.model)
+    if phase != Phase.SEARCH:
+        _report_end(run, phase, trainer, module, best)
     return trainer.global_step
+
+
+def _report_end(run: Run, phase: Phase, trainer: pl.Trainer, module: FineTuning, best: BestWeights | None) -> None:
+    """Print why a phase has ended early and which weights it keeps, and add both to the summary."""
+    last, reason = module.step_in_run, end_reason(trainer)
+    kept = last if best is None or best.step is None else best.step
+    if phase != Phase.TEACHER:
+        run.state.summary.training = {"kept_step": kept, **({"stopped_early": reason} if reason else {})}
+    if not is_rank_zero():
+        return
+    if reason:
+        print(f"{phase} ended after {trainer.global_step} of {trainer.max_steps} steps: {reason}.")
+    if best is not None and best.step is not None:
+        print(
+            f"{phase} keeps the weights after step {kept} of {last}: validation {module.compared[0]} {best.score:.4f}, "
+            f"the best of {best.num_validations}."
+        )
 
 
 def _build_module(
@@ -117,9 +141,13 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
         chosen: Callbacks of the settings and of this phase.
     """
     trainer = run.phases[phase].trainer
+    if phase == Phase.SEARCH:
+        # It ends by its own criterion; before that, its gates have not reached the budget.
+        chosen = [callback for callback in chosen if not isinstance(callback, EarlyStopping)]
     # First, so that no other callback has begun the next batch when a checkpoint is written.
-    checkpoints = [callback for callback in chosen if isinstance(callback, RunCheckpoint)]
-    others = [callback for callback in chosen if not isinstance(callback, RunCheckpoint)]
+    own = (RunCheckpoint, BestWeights)
+    checkpoints = [callback for kind in own for callback in chosen if isinstance(callback, kind)]
+    others = [callback for callback in chosen if not isinstance(callback, own)]
     bar = [PhaseProgressBar(phase)] if trainer.get("enable_progress_bar", True) else []
     always = [*checkpoints, *bar, DivergenceStop(run.paths.of_phase(phase))]
     max_time: Any = trainer.get("max_time")

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 from transformers import PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
-from gating.data.examples import as_examples
+from gating.data.examples import Examples, as_examples
 from gating.data.held_out import hold_out
 from gating.discovery.find import find_attention_blocks
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
@@ -30,11 +30,13 @@ from gating.run.settings.check import take_arguments
 from gating.run.settings.settings import Settings
 from gating.storage.folders import check_folder
 from gating.storage.hub import check_login
+from gating.tasks.base import Task
 from gating.tracking.loggers import resolve_mode
+from gating.training.callbacks.interruption import check_monitors
 from gating.training.distillation import check_teacher
 from gating.training.steps import count_evaluated, count_steps
 
-__all__ = ["prepare"]
+__all__ = ["encode_examples", "load_examples", "prepare"]
 
 
 def prepare(settings: Settings, *, resumes: bool) -> Run:
@@ -58,7 +60,10 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)
     blueprint = _check_blueprint(settings, objects)
-    data = _load_data(settings, objects, blueprint, num_processes=num_processes)
+    examples = load_examples(settings, objects.task)
+    data = encode_examples(examples, settings, objects, blueprint, num_processes=num_processes)
+    for phase in phases.values():
+        check_monitors(phase.callbacks, data.prepared)
     total_steps = count_steps(trainer, num_batches=data.module.num_batches())
     search_steps = max(1, round((1 - settings.recovery) * total_steps)) if objects.objective else 0
     state = _load_models(settings, objects, data, search_steps=search_steps)
@@ -116,21 +121,53 @@ def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel
     return blueprint
 
 
-def _load_data(settings: Settings, objects: RunObjects, blueprint: PreTrainedModel, *, num_processes: int) -> RunData:
-    """Load the examples, encode them for the task, and return them with their tokenizer or image processor."""
+def load_examples(settings: Settings, task: Task, *, hold_out_missing: bool = True) -> Examples:
+    """Load the examples, and draw missing splits from the training data.
+
+    Args:
+        settings: Settings of the data, and the seed.
+        task: The task.
+        hold_out_missing: Whether to draw missing splits.
+
+    Raises:
+        InputError: The source rejects its settings, or returns no examples.
+    """
+    values = settings.values["data"]
+    take_arguments(ExampleDataModule, values)
+    preparation = take_arguments(task.prepare, values)
+    examples = as_examples(call_source("data", values), target=values["_target_"])
+    if not hold_out_missing:
+        return examples
+    has_classes = getattr(task, "has_classes", False)
+    return hold_out(examples, settings=preparation, has_classes=has_classes, seed=settings.seed)
+
+
+def encode_examples(
+    examples: Examples, settings: Settings, objects: RunObjects, model: PreTrainedModel, *, num_processes: int = 1
+) -> RunData:
+    """Encode examples for the task, and return them with their tokenizer or image processor.
+
+    Args:
+        examples: The examples.
+        settings: Settings of the data and the trainer.
+        objects: The task and the source of the model.
+        model: The model, with or without weights.
+        num_processes: World size.
+
+    Raises:
+        InputError: The examples do not fit the task or the model.
+    """
     values, trainer = settings.values["data"], settings.values["trainer"]
     batching = take_arguments(ExampleDataModule, values)
     preparation = take_arguments(objects.task.prepare, values)
-    examples = as_examples(call_source("data", values), target=values["_target_"])
-    has_classes = getattr(objects.task, "has_classes", False)
-    examples = hold_out(examples, settings=preparation, has_classes=has_classes, seed=settings.seed)
-    processor = objects.task.load_processor(objects.source, blueprint, examples.splits)
-    prepared = objects.task.prepare(examples, processor, blueprint, **preparation)
+    processor = objects.task.load_processor(objects.source, model, examples.splits)
+    prepared = objects.task.prepare(examples, processor, model, **preparation)
     module = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=settings.seed, **batching)
     module.shard(num_processes)
     num_evaluated = {
         split: count_evaluated(trainer, split, num_batches=len(module.evaluation_dataloader(split)))
-        for split in module.splits[1:]
+        for split in module.splits
+        if split != "train"
     }
     return RunData(processor, prepared, module, num_evaluated)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from gating.data.labels import sort_labels, warn_of_spellings
+from gating.data.labels import check_classes, classes_of_model, sort_labels, warn_of_spellings
 from gating.errors import InputError, shorten
 
 __all__ = ["encode_tags", "mark_spans"]
@@ -39,11 +39,15 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
             _check_row(row_words, row_tags, split=split, row=row)
     declared = _classes(splits["train"])
     first = declared.names if declared else []
-    names = [*first, *sort_labels({tag for rows in tags.values() for row in rows for tag in row} - set(first))]
+    others = sort_labels({tag for rows in tags.values() for row in rows for tag in row} - set(first))
+    names = list(classes_of_model() or [*first, *others])
     if len(names) < 2:
         raise InputError(f"All words have the tag {', '.join(names) or 'none'}; there must be at least two.")
     warn_of_spellings(names)
     numbers = {name: number for number, name in enumerate(names)}
+    for split, rows in tags.items():
+        # One tag of each row, an unknown one if there is any.
+        check_classes((next((tag for tag in row if tag not in numbers), row[0]) for row in rows), numbers, split)
     encoded = {
         split: Dataset.from_dict(
             {"words": words[split], "tags": [[numbers[tag] for tag in row] for row in tags[split]]}

@@ -17,7 +17,7 @@ from gating.objectives import FollowsLoss, Objective
 from gating.report.score import Score
 from gating.tasks.base import Task
 from gating.training.distillation import Distillation
-from gating.training.optimizers import AdamW, WarmupSchedule
+from gating.training.optimizers import OptimizerSettings, WarmupSchedule
 
 __all__ = ["FineTuning"]
 
@@ -34,7 +34,7 @@ class FineTuning(pl.LightningModule):
         task: Task,
         metrics: MetricCollection,
         score: Score,
-        optimizer: AdamW,
+        optimizer: OptimizerSettings,
         scheduler: WarmupSchedule,
         total_steps: int,
         first_step: int = 0,
@@ -86,20 +86,27 @@ class FineTuning(pl.LightningModule):
         return gates
 
     @property
+    def compared(self) -> tuple[str, bool]:
+        """Name of the validated number by which weights are compared, and whether higher values are better.
+
+        It is the score; the loss where the metric of the score does not tell its direction.
+        """
+        metrics = dict(self.metrics.items(keep_base=True))
+        metric = metrics.get(self.score.name) or (next(iter(metrics.values())) if len(metrics) == 1 else None)
+        higher_is_better = getattr(metric, "higher_is_better", None)
+        return ("loss", False) if higher_is_better is None else (self.score.name, bool(higher_is_better))
+
+    @property
     def step_in_run(self) -> int:
         """Number of optimizer steps of the run so far, over all phases."""
         return self._first_step + self.global_step
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Return one optimizer over weights, gates and multipliers, and its scheduler."""
-        gates = list(self.gates.parameters()) if self._has_gates else []
-        multipliers = list(self.objective.parameters()) if self.objective is not None else []
-        gate_ids = {id(parameter) for parameter in gates}
-        weights = [p for p in self.model.parameters() if p.requires_grad and id(p) not in gate_ids]
         # Lightning refuses to clip gradients of a fused optimizer in mixed precision.
         fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
-        units = self.gates.units if self._has_gates else ()
-        optimizer = self._optimizer.build(weights, gates, multipliers, units=units, fused=fused)
+        gates = self.gates if self._has_gates else None
+        optimizer = self._optimizer.build(self.model, gates=gates, objective=self.objective, fused=fused)
         scheduler = self._scheduler.build(optimizer, first_step=self._first_step, total_steps=self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,8 +1,8 @@
 """Optimizers and learning rate schedules of weights, gates and multipliers."""
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -10,18 +10,61 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from gating.discovery.find import Unit
-from gating.objectives.parameter_groups import default_gate_lr
+from gating.errors import InputError
+from gating.gates import HeadGates
+from gating.objectives import Objective
+from gating.objectives.parameter_groups import parameter_groups
+from gating.training.combined_optimizer import CombinedOptimizer
 
-__all__ = ["AdamW", "LinearSchedule", "WarmupSchedule"]
+__all__ = ["AdamW", "AnyOptimizer", "LinearSchedule", "OptimizerSettings", "WarmupSchedule"]
 
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
+# Schedules of transformers that depend on the step alone.
+_SHAPES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+)
+_OF_SCORES = ("reduce_lr_on_plateau", "reduce_on_plateau", "greedy")
+
+
+class OptimizerSettings(Protocol):
+    """Settings from which each phase builds its optimizer."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the weights."""
+
+    def build(
+        self,
+        model: nn.Module,
+        *,
+        gates: HeadGates | None = None,
+        objective: Objective | None = None,
+        fused: bool = True,
+    ) -> torch.optim.Optimizer:
+        """Return an optimizer whose groups have a ``name``; those of the weights begin with ``weights``.
+
+        Args:
+            model: The model; only parameters that require gradients are trained.
+            gates: The model's gates.
+            objective: The objective, whose multipliers ascend.
+            fused: Whether to use a fused implementation, several times faster on CPUs.
+        """
+
 
 @dataclass(frozen=True)
-class AdamW:
-    """AdamW with separate learning rates for weights, gates and multipliers.
+class _Rates:
+    """Learning rates and weight decay of the parameter groups.
 
     Attributes:
         lr: Learning rate of the weights.
@@ -29,47 +72,103 @@ class AdamW:
             None for 0.1 with gates on heads alone, and 0.2 with gates on neurons.
         multiplier_lr: Learning rate of the objective's multipliers, which ascend.
         weight_decay: Weight decay of the weights; gates and multipliers have none.
-        betas: Decay rates of the running averages.
+        decay_biases_and_norms: Whether biases and norms have weight decay, too; unlike in transformers' Trainer.
     """
 
+    _: KW_ONLY
     lr: _Rate = 1e-4
     gate_lr: _Rate | None = None
     multiplier_lr: _Rate = 0.1
     weight_decay: _Rate = 0.01
+    decay_biases_and_norms: bool = False
+
+    def _groups(self, model: nn.Module, gates: HeadGates | None, objective: Objective | None) -> list[dict[str, Any]]:
+        groups = parameter_groups(
+            model,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            gates=gates,
+            objective=objective,
+            gate_lr=self.gate_lr,
+            multiplier_lr=self.multiplier_lr,
+        )
+        if not self.decay_biases_and_norms:
+            return groups
+        others = [group for group in groups if not _is_of_weights(group)]
+        trained = {id(parameter) for group in groups if _is_of_weights(group) for parameter in group["params"]}
+        # In the order of the model, by which checkpoints of earlier versions know the parameters.
+        weights = [parameter for parameter in model.parameters() if id(parameter) in trained]
+        one = {"name": "weights", "params": weights, "lr": self.lr, "weight_decay": self.weight_decay}
+        return [one, *others] if weights else others
+
+
+@dataclass(frozen=True)
+class AdamW(_Rates):
+    """AdamW with separate learning rates for weights, gates and multipliers.
+
+    Attributes:
+        betas: Decay rates of the running averages.
+    """
+
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
 
     def build(
         self,
-        weights: Iterable[nn.Parameter],
-        gates: Iterable[nn.Parameter],
-        multipliers: Iterable[nn.Parameter],
+        model: nn.Module,
         *,
-        units: Collection[Unit] = (),
+        gates: HeadGates | None = None,
+        objective: Objective | None = None,
         fused: bool = True,
     ) -> torch.optim.Optimizer:
-        """Return the optimizer, with a parameter group for each non-empty argument.
+        """Return the optimizer; see :class:`OptimizerSettings`."""
+        return torch.optim.AdamW(self._groups(model, gates, objective), betas=self.betas, fused=fused)
 
-        Args:
-            weights: Parameters of the model.
-            gates: Parameters of the gates.
-            multipliers: Parameters of the objective, which ascend.
-            units: Kinds of units that have gates.
-            fused: Whether to use the fused implementation, several times faster on CPUs.
+
+@dataclass(frozen=True)
+class AnyOptimizer(_Rates):
+    """Any class of optimizers for the weights, beside AdamW for gates and multipliers.
+
+    Attributes:
+        factory: Class of the optimizer of the weights, such as ``torch.optim.SGD``.
+        options: Its keyword arguments besides the learning rate and the weight decay.
+
+    Raises:
+        ValueError: The class does not take the options.
+        TypeError: An option is unknown.
+    """
+
+    factory: Callable[..., torch.optim.Optimizer]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Unknown or invalid options are refused before data and model are loaded.
+        trial = [{"params": [nn.Parameter(torch.zeros(2, 2))]} for _ in range(2)]
+        self.factory(trial, lr=self.lr, **self.options)
+
+    def build(
+        self,
+        model: nn.Module,
+        *,
+        gates: HeadGates | None = None,
+        objective: Objective | None = None,
+        fused: bool = True,
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer; see :class:`OptimizerSettings`.
+
+        Raises:
+            InputError: The class does not train parameters of the model.
         """
-        gate_lr = default_gate_lr(units) if self.gate_lr is None else self.gate_lr
-        # Biases and norms decay, too, unlike in transformers' Trainer: results of earlier runs stay reproducible.
-        groups: list[dict[str, Any]] = [
-            {"name": "weights", "params": list(weights), "lr": self.lr, "weight_decay": self.weight_decay},
-            {"name": "gates", "params": list(gates), "lr": gate_lr, "weight_decay": 0.0},
-            {
-                "name": "multipliers",
-                "params": list(multipliers),
-                "lr": self.multiplier_lr,
-                "weight_decay": 0.0,
-                "maximize": True,
-            },
-        ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], betas=self.betas, fused=fused)
+        groups = self._groups(model, gates, objective)
+        others = [group for group in groups if not _is_of_weights(group)]
+        try:
+            weights = self.factory([group for group in groups if _is_of_weights(group)], lr=self.lr, **self.options)
+        except ValueError as error:
+            raise InputError(f"{self.factory.__name__} cannot train this model: {error}") from error
+        return CombinedOptimizer(weights, torch.optim.AdamW(others, fused=fused)) if others else weights
+
+
+def _is_of_weights(group: dict[str, Any]) -> bool:
+    return str(group["name"]).startswith("weights")
 
 
 @dataclass(frozen=True)
@@ -82,32 +181,60 @@ class WarmupSchedule:
     Attributes:
         warmup: Fraction of the run's steps in which the rate rises.
         shape: Name of a schedule in :func:`transformers.get_scheduler`.
+        arguments: Its own arguments, ``scheduler_specific_kwargs`` in transformers, such as ``num_cycles``.
+
+    Raises:
+        InputError: There is no such schedule, or it depends on more than the step.
+        TypeError: An argument is unknown.
     """
 
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
-    shape: Literal["linear", "cosine", "constant_with_warmup", "inverse_sqrt"] = "linear"
+    shape: str = "linear"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.shape in _OF_SCORES:
+            raise InputError(
+                f"shape={self.shape} lowers the rate when the loss does not fall, which happens in every search while "
+                f"heads close. Choose a schedule that depends on the step alone: {', '.join(_SHAPES)}."
+            )
+        if self.shape not in _SHAPES:
+            raise InputError(f"shape={self.shape} cannot be used: choose from {', '.join(_SHAPES)}.")
+        # Unknown arguments are refused before data and model are loaded.
+        self._factor(lr=1.0, first_step=0, total_steps=10)
 
     def build(self, optimizer: torch.optim.Optimizer, *, first_step: int, total_steps: int) -> LambdaLR:
         """Return the scheduler.
 
         Args:
-            optimizer: An optimizer from :meth:`AdamW.build`.
+            optimizer: An optimizer of :class:`OptimizerSettings`.
             first_step: Optimizer steps of the run before this phase.
             total_steps: Optimizer steps of the whole run.
 
         Example:
-            >>> optimizer = AdamW(lr=1.0).build([nn.Parameter(torch.zeros(2))], [], [])
+            >>> optimizer = AdamW(lr=1.0).build(nn.Linear(2, 2))
             >>> WarmupSchedule(warmup=0.5).build(optimizer, first_step=0, total_steps=4).get_last_lr()
-            [0.5]
+            [0.5, 0.5]
         """
+        rates = [group["lr"] for group in optimizer.param_groups if _is_of_weights(group)]
+        factor = self._factor(lr=rates[0] if rates else 1.0, first_step=first_step, total_steps=total_steps)
+
+        def constant(_: int) -> float:
+            return 1.0
+
+        return LambdaLR(optimizer, [factor if _is_of_weights(g) else constant for g in optimizer.param_groups])
+
+    def _factor(self, *, lr: float, first_step: int, total_steps: int) -> Callable[[int], float]:
+        """Return the function from the steps of a phase to the factor of the learning rate."""
         warmup_steps = max(1, round(self.warmup * total_steps))
-        # transformers returns its shapes only as schedulers. The one below replaces this one: it starts from the
-        # optimizer's `initial_lr`, which no scheduler changes.
+        # transformers returns its schedules only with an optimizer; some have an absolute rate as their end.
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
         shape = get_scheduler(
             self.shape,
             optimizer,
             num_warmup_steps=warmup_steps,
             num_training_steps=max(total_steps, warmup_steps + 1),  # the last step of a warm-up has the full rate
+            scheduler_specific_kwargs=dict(self.arguments),
         ).lr_lambdas[0]
 
         def factor(step: int) -> float:
@@ -115,10 +242,7 @@ class WarmupSchedule:
             # transformers' warm-up begins at 0, where the first step would train nothing; this one is a step ahead.
             return float(shape(max(done, min(done + 1, warmup_steps))))
 
-        def constant(_: int) -> float:
-            return 1.0
-
-        return LambdaLR(optimizer, [factor if g["name"] == "weights" else constant for g in optimizer.param_groups])
+        return factor
 
 
 @dataclass(frozen=True)

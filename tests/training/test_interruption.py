@@ -1,5 +1,6 @@
 """Phases that end before their last step can be resumed, with the same result."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 import train
 from gating.training.module import FineTuning
-from tests.support.interruptions import at_batch, end_of, run_in, steps_of_checkpoints
+from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
 from tests.support.tiny_run import compose_settings, make_inputs
 
 EARLY = (
@@ -108,14 +109,43 @@ def test_every_phase_can_be_interrupted(phase, inputs, tmp_path, capsys, monkeyp
     assert_same_weights(folder, tmp_path / "whole")
 
 
-def test_early_stopping_is_an_interruption_and_the_run_resumes_without_it(inputs, whole, tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert end_of(folder, inputs, EARLY) == 143
-    assert "perhaps by one of the callbacks (" in (err := capsys.readouterr().err)
-    assert "EarlyStopping" in err
-    overrides = [f"resume={folder}", "callbacks=default"]
-    train.guarded_run(compose_settings(overrides), overrides)
-    assert_same_weights(folder, whole)
+def test_early_stopping_ends_the_recovery_and_the_run_goes_on(inputs, tmp_path, capsys):
+    """It stops at the second validation of the recovery, after 10 of 12 steps, and never in the search."""
+    settings = [EARLY, "recovery=0.5", "trainer.val_check_interval=2", "callbacks.checkpoint.keep=99"]
+    run_in(tmp_path / "run", inputs, *settings)
+    assert steps_of_checkpoints(tmp_path / "run", "recovery") == [8, 10]
+    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert numbers["search_steps"] == 6
+    assert numbers["kept_step"] in (8, 10)
+    assert numbers["stopped_early"].startswith("Monitored metric val/loss did not improve in the last 1 records")
+    assert "recovery ended after 4 of 6 steps: Monitored metric val/loss" in capsys.readouterr().out
+    # Interrupted between two validations, and after the last one.
+    with at_batch(10, interrupt), pytest.raises(Interrupted):
+        run_in(tmp_path / "often", inputs, *settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.export", lambda run: interrupt())
+        with pytest.raises(Interrupted):
+            run_in(tmp_path / "often", inputs, *settings, "resume=auto")
+    with at_batch(99, interrupt) as steps:
+        run_in(tmp_path / "often", inputs, *settings, "resume=auto")
+    assert steps == []
+    assert_same_weights(tmp_path / "run", tmp_path / "often")
+
+
+def test_early_stopping_ends_a_dense_run(inputs, tmp_path):
+    dense = [line for line in inputs if not line.startswith("objective.")]
+    run_in(tmp_path / "run", dense, EARLY, "objective=none")
+    assert steps_of_checkpoints(tmp_path / "run", "dense") == [4, 8]
+    assert "stopped_early" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_early_stopping_needs_a_metric_of_the_run(inputs, tmp_path, capsys):
+    assert end_of(tmp_path / "run", inputs, EARLY.replace("val/loss", "val/acc")) == 1
+    assert capsys.readouterr().err == (
+        "error: callbacks.early.monitor=val/acc of the callback EarlyStopping is not a metric of this run: choose from "
+        "val/loss, val/accuracy.\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_rest_of_a_run_may_have_another_time_limit(inputs, whole, tmp_path):

@@ -14,6 +14,9 @@ __all__ = ["checkpoints_of", "is_run", "leaves", "read_settings_of"]
 
 # Groups of every run, and the remedy if they are missing.
 _GROUPS = ("model", "task", "data", "objective", "trainer", "callbacks", "logger", "paths")
+# Settings that runs of earlier versions do not have, with the values by which they behave as they began.
+_FORMER = {"recovery_keep": "last"}
+_FORMER_OF_GROUPS = {"optimizer": {"decay_biases_and_norms": True}}
 _NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in another output_dir."
 
 
@@ -23,7 +26,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
-    """Return the stored settings of a run, with the current names of classes.
+    """Return the stored settings of a run, with the current names of classes and the defaults of its version.
 
     Args:
         folder: The run's folder.
@@ -41,7 +44,15 @@ def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {type(error).__name__}. {_NO_SETTINGS}") from error
     if not isinstance(settings, dict) or not all(isinstance(settings.get(group), dict) for group in _GROUPS):
         raise InputError(f"{path} does not have the settings of a run. {_NO_SETTINGS}")
-    return cast(dict[str, Any], settings)
+    return _with_former(cast(dict[str, Any], settings))
+
+
+def _with_former(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run with those that its version did not have."""
+    for group, former in _FORMER_OF_GROUPS.items():
+        if isinstance(settings.get(group), dict):
+            settings[group] = former | settings[group]
+    return _FORMER | settings
 
 
 def checkpoints_of(folder: Path, settings: Mapping[str, Any]) -> Path:

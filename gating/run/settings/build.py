@@ -1,6 +1,8 @@
 """Construction of the objects that settings describe."""
 
+import inspect
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -9,9 +11,18 @@ from hydra.utils import instantiate
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from gating.errors import InputError, explain, is_input_error
-from gating.run.settings.check import check_call, locate_target
+from gating.run.settings.check import check_call, is_optimizer, keywords, locate_target
+from gating.training.optimizers import AdamW, AnyOptimizer, OptimizerSettings
 
-__all__ = ["build", "call_source", "make_objective", "partial_of", "with_partial_metrics"]
+__all__ = [
+    "build",
+    "call_source",
+    "make_objective",
+    "make_optimizer",
+    "of_its_class",
+    "partial_of",
+    "with_partial_metrics",
+]
 
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
@@ -94,6 +105,45 @@ def _partial_metric(name: str, metric: Any) -> Any:
         return metric
     locate_target(metric.get("_target_"), f"task.metrics.{name}.")
     return {**metric, "_partial_": True}
+
+
+def make_optimizer(values: Mapping[str, Any]) -> OptimizerSettings:
+    """Return the optimizer's settings; a class of optimizers, such as ``torch.optim.SGD``, trains the weights.
+
+    Raises:
+        InputError: The class does not take its settings.
+    """
+    target = locate_target(values["_target_"], "optimizer.")
+    if not is_optimizer(target):
+        made: OptimizerSettings = build("optimizer", values)
+        return made
+    own = {name: value for name, value in values.items() if name in keywords(AnyOptimizer)}
+    options = {name: value for name, value in values.items() if name not in own and not name.startswith("_")}
+    try:
+        return AnyOptimizer(target, options, **own)
+    except _REFUSALS as error:
+        raise InputError(f"optimizer cannot be used: {explain(error).rstrip('.')}.") from error
+
+
+def of_its_class(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of an optimizer without those that ``optimizer=adamw`` has and its own class does not take.
+
+    A command that replaces the class alone leaves the defaults of the option.
+
+    Args:
+        values: The group of settings.
+    """
+    target = locate_target(values["_target_"], "optimizer.")
+    if not is_optimizer(target):
+        return dict(values)
+    taken = {*inspect.signature(target).parameters, *keywords(AnyOptimizer)}
+    defaults = {field.name: field.default for field in fields(AdamW)}
+
+    def is_left_over(name: str, value: Any) -> bool:
+        value = tuple(value) if isinstance(value, list) else value
+        return name in defaults and name not in taken and value == defaults[name]
+
+    return {name: value for name, value in values.items() if not is_left_over(name, value)}
 
 
 def _instantiate(values: Mapping[str, Any], **options: Any) -> tuple[Any, BaseException | None]:

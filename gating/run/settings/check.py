@@ -5,14 +5,24 @@ import inspect
 import pydoc
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
 from gating.errors import InputError
 
-__all__ = ["check_call", "check_complete", "check_settings", "keywords", "locate_target", "take_arguments", "takes_any"]
+__all__ = [
+    "check_call",
+    "check_complete",
+    "check_settings",
+    "is_optimizer",
+    "keywords",
+    "locate_target",
+    "take_arguments",
+    "takes_any",
+]
 
 _MISSING = "???"
 
@@ -34,6 +44,7 @@ class _RunSettings(typing.TypedDict):
     recovery: Annotated[float, Field(ge=0, lt=1)]
     compile: bool
     gradient_checkpointing: bool
+    recovery_keep: Literal["best", "last"]
     optimized_metric: str | None
     push_to_hub: str | None
     phase: str
@@ -138,6 +149,11 @@ def check_settings(
 def _callbacks(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
     callbacks = settings.get("callbacks")
     return [(f"callbacks.{name}", value) for name, value in callbacks.items()] if isinstance(callbacks, Mapping) else []
+
+
+def is_optimizer(target: Callable[..., Any]) -> bool:
+    """Return whether a target is a class of optimizers, such as ``torch.optim.SGD``."""
+    return isinstance(target, type) and issubclass(target, torch.optim.Optimizer)
 
 
 def take_arguments(function: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:

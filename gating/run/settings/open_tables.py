@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 __all__ = ["open_tables"]
 
 # Groups that accept more settings than their files have.
-_GROUPS = ("callbacks", "data", "model", "trainer")
+_GROUPS = ("callbacks", "data", "model", "optimizer", "scheduler", "trainer")
 _NAME = re.compile(rf"(?P<group>{'|'.join(_GROUPS)})\.(?P<name>\w+)(\.[\w.]+)?=")
 # Settings with free keys, and those of loggers, of which each option has its own.
 _TABLES = re.compile(
-    r"(model\.config|logger\.\w+|objective\.num_heads|objective\.num_neurons|objective\.keep|objective\.cost|task\.metrics)(\.[\w.]+)?="
+    r"(model\.config|scheduler\.arguments|logger\.\w+|objective\.num_heads|objective\.num_neurons|objective\.keep|objective\.cost"
+    r"|task\.metrics)(\.[\w.]+)?="
 )
 
 

@@ -16,8 +16,17 @@ from gating.objectives.baselines.none import NoObjective
 from gating.pruning.speedup import check_speedup
 from gating.run.folder.old_names import with_new_names
 from gating.run.folder.optimized import check_optimized
-from gating.run.settings.check import check_complete, check_settings, keywords, locate_target, takes_any
+from gating.run.settings.build import of_its_class
+from gating.run.settings.check import (
+    check_complete,
+    check_settings,
+    is_optimizer,
+    keywords,
+    locate_target,
+    takes_any,
+)
 from gating.run.settings.settings import Settings
+from gating.training.optimizers import AnyOptimizer
 
 __all__ = ["read_settings", "resolving"]
 
@@ -39,6 +48,7 @@ def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> Settings:
         if locate_target(objective, "objective.") is NoObjective:
             # Budgets of an experiment are not meant for its dense run.
             plain["objective"] = {"_target_": objective}
+        plain["optimizer"] = of_its_class(plain["optimizer"])
         composed = OmegaConf.create(plain)
         values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     values["data"] = _without_defaults(values["data"])
@@ -47,6 +57,9 @@ def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> Settings:
         "data": [ExampleDataModule, locate_target(f"{values['task']['_target_']}.prepare", "task.")],
         "objective": [check_speedup],
         "distillation": [teacher_source],
+        "optimizer": [AnyOptimizer]
+        if is_optimizer(locate_target(values["optimizer"]["_target_"], "optimizer."))
+        else [],
     }
     check_settings(values, groups={"convergence", *groups}, also=places)
     check_optimized(values["optimized_metric"])

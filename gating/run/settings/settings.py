@@ -29,6 +29,8 @@ class Settings:
         recovery: Share of the optimizer steps after the removal.
         compile: Whether to compile training steps.
         gradient_checkpointing: Whether to recompute activations in the backward pass.
+        recovery_keep: Weights that the recovery, or a dense run, ends with: those of the ``best`` validation, or the
+            ``last`` ones.
         optimized_metric: Name in ``metrics.json`` of the number that the run returns; None for the validation score.
         has_own_folder: Whether the command names the run's folder; the default is the time of day.
     """
@@ -41,6 +43,7 @@ class Settings:
     recovery: float
     compile: bool
     gradient_checkpointing: bool
+    recovery_keep: str
     optimized_metric: str | None
     has_own_folder: bool
     # Read-only, with its interpolations.
@@ -87,6 +90,7 @@ class Settings:
             paths=RunPaths(Path(str(values["output_dir"])), Path(str(values["paths"]["checkpoints"]))),
             **{name: values[name] for name in ("overwrite", "resume", "ckpt_path", "seed", "recovery", "compile")},
             gradient_checkpointing=values["gradient_checkpointing"],
+            recovery_keep=values["recovery_keep"],
             optimized_metric=values["optimized_metric"],
             has_own_folder="${now:" not in given,
             _composed=composed,

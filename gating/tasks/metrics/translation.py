@@ -22,6 +22,7 @@ class SacreScore(Metric):
     """
 
     full_state_update = False
+    higher_is_better = True
     counts: Tensor
 
     def __init__(self, name: str) -> None:

@@ -1,25 +1,29 @@
-"""Interruption of a run when a phase stops before its last step."""
+"""End of a phase before its last step: by early stopping, or as an interruption of the run."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, Timer
+from pytorch_lightning.callbacks import Callback, EarlyStopping, Timer
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from gating.distributed.collectives import all_reduce_max
+from gating.errors import InputError
+from gating.tasks.base import Prepared
 from gating.training.callbacks.gates import SearchEnd
 from gating.training.checkpoints import RunCheckpoint
 from gating.training.signals import Unfinished
 
-__all__ = ["InterruptOnStop", "check_completed", "to_seconds"]
+__all__ = ["InterruptOnStop", "check_completed", "check_monitors", "end_reason", "to_seconds"]
 
 
 class InterruptOnStop(Callback):
-    """Callback that interrupts a run when ``trainer.max_time`` or a callback such as ``EarlyStopping`` stops a phase.
+    """Callback that interrupts a run when ``trainer.max_time`` or a callback of the user stops a phase.
 
     Lightning would end the epoch, from where a run cannot resume bit-exactly. Instead, a checkpoint is requested before
     the next step, and the run is interrupted after it. A search that stops because its gates have converged is not
-    interrupted.
+    interrupted, nor is a phase that ``EarlyStopping`` ends: the run goes on to the next one.
     """
 
     def __init__(self, phase: str, *, deadline: float | None, max_time: Any) -> None:
@@ -40,6 +44,8 @@ class InterruptOnStop(Callback):
         """Start to count steps; at least one is taken."""
         self._step = trainer.global_step
         self._reason = None
+        # The checkpoint that a phase ends with may be loaded again.
+        trainer.should_stop = trainer.should_stop or end_reason(trainer) is not None
         self._take_over(trainer)
 
     def on_train_batch_start(
@@ -70,7 +76,7 @@ class InterruptOnStop(Callback):
         """Postpone a stop until the next checkpoint, unless the phase is complete; all ranks decide alike."""
         is_late = self._deadline is not None and time.monotonic() > self._deadline
         should_stop, is_late = map(bool, all_reduce_max(int(trainer.should_stop), int(is_late)))
-        if not (should_stop or is_late) or trainer.global_step >= trainer.max_steps or _has_converged(trainer):
+        if not (should_stop or is_late) or trainer.global_step >= trainer.max_steps or end_reason(trainer):
             return
         trainer.should_stop = False
         self._reason = f"trainer.max_time={self._max_time} is over" if is_late else _describe_stop(trainer)
@@ -80,13 +86,13 @@ class InterruptOnStop(Callback):
 
 
 def check_completed(trainer: pl.Trainer, *, phase: str) -> None:
-    """Check that a phase ended after its last step, or because the gates have converged.
+    """Check that a phase ended after its last step, because the gates have converged, or by early stopping.
 
     Raises:
         Unfinished: The phase ended early for another reason.
     """
     step, num_steps = trainer.global_step, trainer.max_steps
-    if step < num_steps and not _has_converged(trainer):
+    if step < num_steps and end_reason(trainer) is None:
         raise Unfinished(phase, step=step, num_steps=num_steps, reason=_describe_stop(trainer))
 
 
@@ -95,8 +101,38 @@ def to_seconds(max_time: Any) -> float | None:
     return Timer(duration=max_time).time_remaining()
 
 
-def _has_converged(trainer: pl.Trainer) -> bool:
-    return any(isinstance(callback, SearchEnd) and callback.reason for callback in trainer.callbacks)  # type: ignore[attr-defined]
+def check_monitors(callbacks: Iterable[Callback], prepared: Prepared) -> None:
+    """Check that validation has the metrics by which callbacks stop early.
+
+    Args:
+        callbacks: Callbacks of the settings.
+        prepared: The data of the task, with its metrics.
+
+    Raises:
+        InputError: A metric does not exist.
+    """
+    names = list(prepared.metrics.keys(keep_base=True))
+    if prepared.score.name not in names:
+        return  # Some metrics have several values, whose names are known after the first validation.
+    known = [f"val/{name}" for name in ("loss", *names)]
+    for callback in callbacks:
+        name = str(callback.monitor) if isinstance(callback, EarlyStopping) else "train/"
+        if not name.startswith("train/") and name not in known:
+            raise InputError(
+                f"monitor={name} of the callback {type(callback).__name__} is not a metric of this run: choose from "
+                f"{', '.join(known)}."
+            )
+
+
+def end_reason(trainer: pl.Trainer) -> str | None:
+    """Return the reason why a phase is complete before its last step; None if it is not."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SearchEnd) and callback.reason:
+            return callback.reason
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+            reason = str(callback.stopping_reason_message or callback.stopping_reason.value)
+            return reason.removesuffix(" Signaling Trainer to stop.").rstrip(".")
+    return None
 
 
 def _describe_stop(trainer: pl.Trainer) -> str:

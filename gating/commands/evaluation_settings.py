@@ -1,0 +1,123 @@
+"""Settings of an evaluation: those of the run that made the model, and those of the command."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+import gating
+from gating.errors import InputError, explain, is_input_error
+from gating.run.folder.contents import COMPACT, MODELS
+from gating.run.folder.stored_settings import is_run
+from gating.run.settings.open_tables import open_tables
+from gating.run.settings.options import names_given, read_options
+from gating.run.settings.read import read_settings
+from gating.run.settings.recall import with_recalled
+from gating.run.settings.settings import Settings
+
+__all__ = ["evaluation_settings", "find_model"]
+
+# Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
+_GROUPS = ("data", "task", "trainer")
+_FILES = "gating.data.sources.load_files"
+
+
+def find_model(folder: str) -> tuple[Path | None, Path | None]:
+    """Return the folder of a model, None if it is not a local one; and the folder of the run that made it, or None.
+
+    Args:
+        folder: Folder of a model or of a finished run, or a name on the hub.
+
+    Raises:
+        InputError: The run has no model yet.
+    """
+    place = Path(folder).expanduser()
+    if not place.is_dir():
+        return None, None
+    if is_run(place):
+        if not (place / COMPACT).is_dir():
+            raise InputError(f"The run in {folder} is not finished: {place / COMPACT} does not exist.")
+        return place / COMPACT, place
+    parent = place.resolve().parent
+    return place, parent if place.resolve().name in MODELS and is_run(parent) else None
+
+
+def evaluation_settings(
+    model: str, overrides: Sequence[str], *, run_folder: Path | None, split: str | None
+) -> tuple[Settings, str | None]:
+    """Return the settings of an evaluation, and the name of the split if the command gives a single file.
+
+    Args:
+        model: Folder or name of the model.
+        overrides: Settings of the command.
+        run_folder: Folder of the run that made the model; None for other models.
+        split: The split to evaluate on; None for the last one.
+
+    Raises:
+        InputError: A setting cannot be used, or there is no data.
+    """
+    conf = _conf_folder()
+    groups = {folder.name for folder in conf.iterdir() if folder.is_dir()}
+    chosen = {override.partition("=")[0] for override in overrides}
+    # The options of the run's groups are not known to Hydra.
+    added = [f"++{o}" if run_folder and o.partition(".")[0] in {*_GROUPS} - chosen else o for o in overrides]
+    cfg = _compose(open_tables(added, conf=conf), conf)
+    names = names_given(overrides, read_options(conf))
+    for name in names:
+        if name.partition(".")[0] not in (*_GROUPS, "seed"):
+            raise InputError(f"{name} has no effect on an evaluation, which takes data, task, trainer and seed.")
+    if run_folder is None and not any(name.partition(".")[0] == "data" for name in names):
+        raise InputError(f"{model} is not in the folder of a run, which has data: give data=..., such as data=files.")
+    values = _plain(cfg)
+    if run_folder is not None:
+        recalled = _plain(with_recalled(_with(cfg, resume=str(run_folder)), overrides, conf=conf))
+        values |= {name: recalled[name] for name in (*_GROUPS, "seed")}
+    only = _take_single_file(values["data"], split)
+    # On one device: batches of several processes are padded otherwise.
+    values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    values["model"] = {"_target_": "gating.models.pretrained.Pretrained", "name": model}
+    return read_settings(OmegaConf.create(values), groups=groups), only
+
+
+def _conf_folder() -> Path:
+    """Return the folder of the settings: inside the package in a wheel, beside it in a checkout."""
+    package = Path(gating.__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def _compose(overrides: Sequence[str], conf: Path) -> DictConfig:
+    try:
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    except Exception as error:  # Hydra raises errors of many classes about settings.
+        if is_input_error(error):
+            raise
+        raise InputError(explain(error)) from error
+
+
+def _with(cfg: DictConfig, **changes: Any) -> DictConfig:
+    return OmegaConf.create({**_plain(cfg), **changes})
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    values: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    return values
+
+
+def _take_single_file(data: dict[str, Any], split: str | None) -> str | None:
+    """Let files without training data be read as the training data; return the split that they are.
+
+    Args:
+        data: The settings of the data, changed in place.
+        split: The split to evaluate on; None for the last one.
+    """
+    if data.get("_target_") != _FILES or data.get("train") != "???":
+        return None
+    given = [name for name in ("validation", "test") if data.get(name) is not None]
+    split = split or (given[-1] if given else "test")
+    if split not in given:
+        raise InputError(f"Give the file to evaluate on with data.{split}=FILE.")
+    data.update({"train": data[split], "validation": None, "test": None})
+    return split

@@ -1,0 +1,225 @@
+"""Evaluation of a model in a folder, with the settings of the run that made it."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from huggingface_hub import snapshot_download
+from transformers import PreTrainedModel
+
+from gating.commands.evaluation_settings import evaluation_settings, find_model
+from gating.compact.load import load_compact
+from gating.data.labels import using_classes
+from gating.distributed.launch import check_devices
+from gating.errors import InputError
+from gating.models.hub import locate
+from gating.models.pretrained import Pretrained
+from gating.pruning.measure import compare_latency
+from gating.report.score import Score
+from gating.report.summary import Stage, Summary
+from gating.run.objects import RunObjects, build_objects
+from gating.run.prepare import encode_examples, load_examples
+from gating.run.run import RunData
+from gating.run.settings.settings import Settings
+from gating.structure.record import RECORD_KEY
+from gating.tracking.verbosity import quiet_libraries
+from gating.training.evaluation import evaluate
+
+__all__ = ["Evaluated", "evaluate_folder"]
+
+_PREFIX = {"validation": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The evaluation of a model.
+
+    Attributes:
+        model: Folder or name of the model.
+        split: The split.
+        num_examples: Number of its examples.
+        score: The metric to report.
+        summary: Metrics, sizes and latency, of the model and the dense one that it was made from.
+        is_compact: Whether heads or neurons were removed.
+        device: Device of the latency.
+    """
+
+    model: str
+    split: str
+    num_examples: int
+    score: Score
+    summary: Summary
+    is_compact: bool
+    device: str
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The metrics by name."""
+        values = self.summary.metrics[Stage.COMPACT]
+        return {name.partition("/")[2]: value for name, value in values.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything by the names in ``metrics.json``; NaN is None."""
+        numbers = {name: value for name, value in self.summary.flat().items() if "/" not in name}
+        if not self.is_compact:
+            numbers = {n: v for n, v in numbers.items() if not n.endswith("_before") and n != "speedup"}
+        assert self.summary.latency is not None
+        return {
+            "model": self.model,
+            "split": self.split,
+            "num_examples": self.num_examples,
+            "metric": self.score.name,
+            "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
+            **numbers,
+            "latency_batch": self.summary.latency.batch,
+            "device": self.device,
+            "threads": torch.get_num_threads(),
+        }
+
+    def to_text(self) -> str:
+        """Return the metrics and sizes as lines."""
+        lines = [f"{self.model} on {self.num_examples:,} {self.split} examples ({self.device}):"]
+        for name, value in self.metrics.items():
+            lines.append(f"  {name}  {self.score.show(value) if name == self.score.name else f'{value:.4f}'}")
+        for row in self.summary.compact_report(self.score).rows:
+            before = f" (dense: {row.before})" if self.is_compact else ""
+            lines.append(f"  {row.name}  {row.after}{before}")
+        assert self.summary.latency is not None
+        if self.is_compact:
+            lines.append(f"  speed-up  {self.summary.latency.speedup:.2f}x")
+        return "\n".join(lines) + f"\nLatency: a batch of {self.summary.latency.batch}."
+
+
+def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None = None) -> Evaluated:
+    """Evaluate a model on a data set.
+
+    Args:
+        folder: Folder of a model or of a finished run, or a name on the hub.
+        overrides: Settings of data, task, trainer and seed, in the words of Hydra.
+        split: ``validation`` or ``test``; test if the data has one if None.
+
+    Raises:
+        InputError: The model, the data and the settings do not fit each other.
+    """
+    quiet_libraries()
+    place, run_folder = find_model(folder)
+    settings, only = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
+    device = check_devices(settings.values["trainer"]).root
+    objects = build_objects(settings)
+    place = place or _download(folder)
+    # The processor is beside the weights.
+    objects = replace(objects, source=Pretrained(str(place)))
+    model = load_compact(place)
+    _check_task(model, objects, folder)
+    data, split = _encode(settings, objects, model, split=split, only=only, folder=folder)
+    model.to(device)  # type: ignore[arg-type]
+    summary, prepared = Summary(), data.prepared
+    batches = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
+    values = evaluate(model, batches, task=objects.task, metrics=prepared.all_metrics)
+    summary.add_metrics(Stage.COMPACT, "model", split, values)
+    probe = {name: tensor.to(device) for name, tensor in data.module.probe_batch(split=split).items()}
+    dense = _dense_counterpart(model)
+    summary.compare_models(dense, model, probe)
+    summary.latency = compare_latency(dense, model, probe, precision=0.01)
+    return Evaluated(
+        model=folder,
+        split=split,
+        num_examples=len(prepared.splits[split]),
+        score=prepared.final_score or prepared.score,
+        summary=summary,
+        is_compact=any(before != after for before, after in summary.sizes.values()),
+        device=str(device),
+    )
+
+
+def _download(name: str) -> Path:
+    """Return the folder of a model on the hub, or in the local cache."""
+    located = locate(name)
+    return Path(located if Path(located).is_dir() else snapshot_download(located))
+
+
+def _check_task(model: PreTrainedModel, objects: RunObjects, folder: str) -> None:
+    """Check that the class of a model is one of the task."""
+    families = getattr(objects.task.auto_class, "_model_mapping", None)
+    if families is None:
+        return
+    kinds = families.get(type(model.config), ())
+    if not isinstance(model, kinds):
+        dense = getattr(type(model), "dense_class", type(model)).__name__
+        raise InputError(
+            f"{folder} is a {dense}, which is not a model of {type(objects.task).__name__}: choose its task with "
+            "task=..., such as task=token_classification."
+        )
+
+
+def _encode(
+    settings: Settings, objects: RunObjects, model: PreTrainedModel, *, split: str | None, only: str | None, folder: str
+) -> tuple[RunData, str]:
+    """Encode the split to evaluate on, with the classes of the model; return it with its name.
+
+    Args:
+        settings: The settings.
+        objects: Objects of the settings.
+        model: The model.
+        split: Name of the split; None for the last one.
+        only: Name of the only split of the data, which the source returns as ``train``; None if it returns all.
+        folder: Folder of the model, for messages.
+    """
+    examples = load_examples(settings, objects.task, hold_out_missing=only is None)
+    tables = {only: examples.splits["train"]} if only else dict(examples.splits)
+    split = split or ("test" if "test" in tables else "validation")
+    if split not in tables:
+        raise InputError(f"The data has no {split} examples: give data.{split}=..., or another --split.")
+    classes = _classes_of(model)
+    # Tasks read the columns of the training data; errors name the split that is checked first.
+    both = replace(examples, splits=DatasetDict({split: tables[split], "train": tables[split]}))
+    with using_classes(classes), _without_warnings("gating.data.rows"):
+        data = encode_examples(both, settings, objects, model)
+    num_labels = data.prepared.config.get("num_labels", model.config.num_labels)
+    if num_labels != model.config.num_labels:
+        raise InputError(
+            f"The {split} data has {num_labels} classes, and {folder} has {model.config.num_labels} without names: "
+            "evaluate it on data with as many."
+        )
+    if not data.num_evaluated[split]:
+        raise InputError(f"trainer.limit_{_PREFIX[split]}_batches=0 leaves nothing to evaluate.")
+    return data, split
+
+
+def _classes_of(model: PreTrainedModel) -> list[str] | None:
+    """Return the names of a model's classes; None if it has the default names or no classes."""
+    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    return None if names == [f"LABEL_{number}" for number in range(len(names))] else names
+
+
+def _dense_counterpart(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model with random weights and all heads and neurons; the model itself if it has all."""
+    if not hasattr(model.config, RECORD_KEY):
+        return model
+    config = type(model.config).from_dict(model.config.to_dict())
+    for name in (RECORD_KEY, "auto_map"):
+        if hasattr(config, name):
+            delattr(config, name)
+    dense_class: Any = getattr(type(model), "dense_class", type(model))
+    dense: PreTrainedModel = dense_class._from_config(config)
+    dense.to(model.device, model.dtype)  # type: ignore[arg-type]
+    return dense
+
+
+@contextmanager
+def _without_warnings(name: str) -> Iterator[None]:
+    """Silence the warnings of a logger in a ``with`` block."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

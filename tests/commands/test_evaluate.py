@@ -1,0 +1,186 @@
+"""The command that evaluates a model in a folder."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, BertForMaskedLM
+
+import gating
+from gating import __main__ as command_line
+from tests.support.few_timings import few_timings
+from tests.support.interruptions import run_in
+from tests.support.tiny_run import WORDS, make_inputs, write_table
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_timings():
+    with few_timings("gating.commands.folder_evaluation"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory) -> Path:
+    """A run that draws its validation and test data with a seed, and has two metrics."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    drawn = [line for line in inputs if not line.startswith(("data.validation", "data.test"))]
+    # Trained long enough that examples are told apart, and that few of them are not.
+    longer = ["trainer.max_steps=40", "trainer.val_check_interval=8", "optimizer.lr=3e-3"]
+    run_in(folder, drawn, *longer, "seed=3", "task.metrics=[accuracy,matthews]", "data.max_length=8")
+    return folder
+
+
+def call(monkeypatch, capsys, *arguments: object) -> tuple[str, str]:
+    """Call the command; return its output, or its error."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    monkeypatch.setattr(sys, "argv", ["head-gating", "evaluate", *map(str, arguments)])
+    capsys.readouterr()
+    try:
+        command_line.main()
+    except SystemExit as end:
+        return "", str(end.code)
+    return capsys.readouterr().out, ""
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    def as_json(*arguments: object) -> dict[str, Any]:
+        out, error = call(monkeypatch, capsys, *arguments, "--json")
+        assert not error
+        return json.loads(out)
+
+    return as_json
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    def error_of(*arguments: object) -> str:
+        out, error = call(monkeypatch, capsys, *arguments)
+        assert not out
+        assert error.startswith("error: ")
+        assert "\n" not in error
+        return error.removeprefix("error: ")
+
+    return error_of
+
+
+def of_run(folder: Path, split: str) -> dict[str, float]:
+    numbers = json.loads((folder / "metrics.json").read_text())
+    return {name.partition("/")[2]: value for name, value in numbers.items() if name.startswith(f"{split}/")}
+
+
+@pytest.mark.parametrize("place", ["", "compact"])
+def test_a_folder_alone_repeats_the_evaluation_of_its_run_to_the_bit(place, finished, evaluate):
+    numbers = evaluate(finished / place)
+    assert numbers["split"] == "test"
+    assert numbers["metrics"] == of_run(finished, "test")
+    assert evaluate(finished / place, "--split", "validation")["metrics"] == of_run(finished, "val")
+    stored = json.loads((finished / "metrics.json").read_text())
+    for name in ("num_heads", "num_heads_before", "num_parameters", "macs", "macs_before", "megabytes_before"):
+        assert numbers[name] == stored[name]
+    assert numbers["latency_batch"] == stored["latency_batch"]
+    assert numbers["latency_ms"] > 0 < numbers["speedup"]
+
+
+def test_the_text_names_metrics_sizes_and_latency(finished, monkeypatch, capsys):
+    out, _ = call(monkeypatch, capsys, finished)
+    assert f"accuracy  {100 * of_run(finished, 'test')['accuracy']:.2f} %" in out
+    assert "attention heads  4 (dense: 12)" in out
+    assert "speed-up  " in out
+
+
+def test_a_dense_run_and_a_dense_model_are_evaluated_too(inputs, tmp_path, evaluate):
+    dense = [line for line in inputs if not line.startswith("objective.")]
+    run_in(tmp_path / "run", dense, "objective=none", "trainer.max_steps=4")
+    numbers = evaluate(tmp_path / "run" / "compact")
+    assert numbers["metrics"] == of_run(tmp_path / "run", "test")
+    assert "speedup" not in numbers
+    assert numbers["num_heads"] == 12
+    files = [line for line in inputs if line.startswith("data")]
+    shutil.copytree(tmp_path / "run" / "compact", tmp_path / "alone")
+    assert evaluate(tmp_path / "alone", *files)["metrics"] == numbers["metrics"]
+    model = next(line.partition("=")[2] for line in inputs if line.startswith("model.name"))
+    assert evaluate(model, *files)["num_examples"] == 16  # its two classes have no names
+
+
+def test_other_data_is_compared_with_the_labels_of_the_model(finished, tmp_path, evaluate):
+    """A file with one of the labels alone, which would be class 0 of its own."""
+    rows = write_table(tmp_path / "table.tsv", rows=24, seed=7).read_text().splitlines()
+    rows = [row for row in rows if row.endswith("second")]
+    (tmp_path / "other.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    model = gating.load_compact(finished / "compact")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "compact")
+    texts = [row.partition("\t")[0] for row in rows]
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, truncation=True, max_length=8, padding=True, return_tensors="pt")).logits
+    right = (logits.argmax(-1) == model.config.label2id["second"]).float().mean()
+    numbers = evaluate(finished, "data=files", f"data.test={tmp_path / 'other.tsv'}", "data.max_length=8")
+    assert numbers["num_examples"] == 12
+    assert numbers["metrics"]["accuracy"] == pytest.approx(float(right))
+    assert set(numbers["metrics"]) == {"accuracy", "matthews"}
+    both = [f"data.{split}={tmp_path / 'other.tsv'}" for split in ("train", "validation")]
+    assert evaluate(finished, *both, "--split", "validation")["metrics"] == numbers["metrics"]
+
+
+def test_tags_are_those_of_the_model_too(tmp_path, evaluate, refused):
+    inputs = make_inputs(tmp_path / "inputs")
+    settings = [line for line in inputs if not line.startswith("data")]
+    for split in ("train", "validation", "test"):
+        rows = [{"tokens": [WORDS[n % 9], WORDS[n % 7 + 9]], "tags": ["B-a" if n % 2 else "O", "O"]} for n in range(24)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = ["data=files", *(f"data.{split}={tmp_path / split}.jsonl" for split in ("train", "validation", "test"))]
+    run_in(tmp_path / "run", settings, *files, "task=token_classification", "data.batch_size=8")
+    assert evaluate(tmp_path / "run")["metrics"] == of_run(tmp_path / "run", "test")
+    (tmp_path / "other.jsonl").write_text(json.dumps({"tokens": ["word1", "word2"], "tags": ["O", "B-b"]}))
+    error = refused(tmp_path / "run", "data=files", f"data.test={tmp_path / 'other.jsonl'}")
+    assert "the label 'B-b' (row 1), which the model lacks; it has B-a, O" in error
+
+
+def test_data_with_other_labels_is_refused(finished, inputs, tmp_path, refused):
+    table = write_table(tmp_path / "table.tsv", rows=6, seed=0, labels=("first", "third"))
+    assert refused(finished, "data=files", f"data.test={table}") == (
+        "The test data has the label 'third' (row 2), which the model lacks; it has first, second. Evaluate it on data "
+        "with its labels."
+    )
+    table = write_table(tmp_path / "three.tsv", rows=6, seed=0, labels=("a", "b", "c"))
+    model = next(line.partition("=")[2] for line in inputs if line.startswith("model.name"))
+    assert "3 classes, and" in refused(model, "data=files", f"data.test={table}")
+
+
+def test_settings_that_cannot_be_used_are_refused_in_one_sentence(finished, tmp_path, refused):
+    alone = tmp_path / "alone"
+    shutil.copytree(finished / "compact", alone)
+    table = write_table(tmp_path / "table.tsv", rows=6, seed=0)
+    assert "is not in the folder of a run, which has data: give data=..." in refused(alone)
+    assert "objective.num_heads has no effect on an evaluation" in refused(finished, "objective.num_heads=3")
+    assert "Did you mean data.max_length?" in refused(finished, "data.max_lengh=8")
+    assert "Give the file to evaluate on with data.test=FILE" in refused(alone, "data=files")
+    assert "no test examples" in refused(
+        alone, "data=files", f"data.train={table}", f"data.validation={table}", "--split", "test"
+    )
+    assert "cannot be used here" in refused(finished, "trainer.accelerator=tpu")
+    assert "does not exist" in refused(tmp_path / "nothing", "data=files", f"data.test={table}")
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished / "config.yaml", tmp_path / "run")
+    assert "is not finished" in refused(tmp_path / "run")
+
+
+def test_a_model_of_another_task_is_refused(finished, tmp_path, refused):
+    config = BertForMaskedLM.config_class(
+        vocab_size=45, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    BertForMaskedLM(config).save_pretrained(tmp_path / "masked")
+    AutoTokenizer.from_pretrained(finished / "compact").save_pretrained(tmp_path / "masked")
+    table = write_table(tmp_path / "table.tsv", rows=6, seed=0)
+    error = refused(tmp_path / "masked", "data=files", f"data.test={table}")
+    assert "is a BertForMaskedLM, which is not a model of SequenceClassification" in error
