@@ -1,0 +1,47 @@
+"""The reference of commands: the help of each, in place of a mark on the page reference/commands.md."""
+
+import argparse
+import importlib
+import pkgutil
+from pathlib import Path
+
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
+
+import gating.commands
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, MARK = "reference/commands.md", "<!-- help of the commands -->"
+WIDTH = 100
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Return the text of a page, with the help of all commands in place of the mark."""
+    return markdown.replace(MARK, commands_reference()) if page.file.src_uri == PAGE else markdown
+
+
+def commands_reference() -> str:
+    """Return a section for each command."""
+    described = yaml.safe_load((ROOT / "conf" / "hydra" / "default.yaml").read_text(encoding="utf-8"))["help"]
+    train = described["template"].partition("Groups and their options")[0]
+    sections = [_section("train", train)]
+    for module in pkgutil.iter_modules(gating.commands.__path__):
+        sections.append(_section(module.name, _help(module.name)))
+    return "\n\n".join(sections)
+
+
+def _help(name: str) -> str:
+    module = importlib.import_module(f"gating.commands.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"head-gating {name}",
+        description=f"{module.HELP[0].upper()}{module.HELP[1:]}.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=WIDTH),
+    )
+    module.add_arguments(parser)
+    return parser.format_help()
+
+
+def _section(name: str, text: str) -> str:
+    return f"## head-gating {name}\n\n```text\n{text.strip()}\n```"
