@@ -12,11 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gating
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, get_linear_schedule_with_warmup
-
-import gating
 
 VOCABULARY, LENGTH, BATCH_SIZE = 40, 24, 32
 SEARCH_STEPS, RECOVERY_STEPS, KEPT = 240, 80, 3

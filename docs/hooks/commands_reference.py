@@ -3,14 +3,14 @@
 import argparse
 import importlib
 import pkgutil
+import re
 from pathlib import Path
 
+import gating.commands
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
-
-import gating.commands
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, MARK = "reference/commands.md", "<!-- help of the commands -->"
@@ -25,11 +25,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def commands_reference() -> str:
     """Return a section for each command."""
     described = yaml.safe_load((ROOT / "conf" / "hydra" / "default.yaml").read_text(encoding="utf-8"))["help"]
-    train = described["template"].partition("Groups and their options")[0]
-    sections = [_section("train", train)]
-    for module in pkgutil.iter_modules(gating.commands.__path__):
-        sections.append(_section(module.name, _help(module.name)))
-    return "\n\n".join(sections)
+    # The groups and their options are a page of their own.
+    train = re.sub(r"Groups and their options.*?APP_CONFIG_GROUPS\s*", "", described["template"], flags=re.S)
+    sections = [_section("train", train.replace("$$", "$"))]
+    names = [module.name for module in pkgutil.iter_modules(gating.commands.__path__)]
+    return "\n\n".join([*sections, *(_section(name, _help(name)) for name in names)])
 
 
 def _help(name: str) -> str:

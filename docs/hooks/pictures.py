@@ -10,13 +10,12 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-
 from gating import BudgetSchedule
 from gating.gates import hard_concrete
 from gating.objectives import ExpectedCount
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 BLUE, ORANGE, GREEN, GRAY = "#3f51b5", "#e67e22", "#2e8b57", "#9e9e9e"
@@ -40,11 +39,13 @@ def hard_concrete_figure() -> Figure:
             # Beside each other outside of the interval.
             x = at + (1 if at else -1) * (0.035 + 0.035 * number)
             left.bar(x, share, width=0.03, color=color)
-    left.set(title="drawn in training", xlabel="value of the gate", ylabel="probability (40 bins; bars: exactly 0 or 1)")
+    left.set(
+        title="drawn in training", xlabel="value of the gate", ylabel="probability (40 bins; bars: exactly 0 or 1)"
+    )
     left.legend(frameon=False, loc="upper center")
     grid = torch.linspace(-6, 6, 200)
-    right.plot(grid, hard_concrete.prob_open(grid), color=GREEN, label="probability to be open")
-    right.plot(grid, hard_concrete.deterministic(grid), color=BLUE, label="value in evaluation")
+    right.plot(grid.numpy(), hard_concrete.prob_open(grid).numpy(), color=GREEN, label="probability to be open")
+    right.plot(grid.numpy(), hard_concrete.deterministic(grid).numpy(), color=BLUE, label="value in evaluation")
     right.set(title="expected", xlabel="log α, the parameter of the gate", ylim=(-0.03, 1.03))
     right.legend(frameon=False, loc="upper left")
     return figure
@@ -61,9 +62,9 @@ def budget_figure() -> Figure:
     offset = float(count.offset(places))
     titles = ("by their own log α", f"all log α less {offset:.2f}")
     for axes, locations, title in zip((left, right), (places, shifted), titles, strict=True):
-        probabilities = hard_concrete.prob_open(locations)
+        probabilities = hard_concrete.prob_open(locations).numpy()
         axes.bar(range(HEADS), probabilities, width=0.85, color=[BLUE if p > 0.5 else GRAY for p in probabilities])
-        axes.set(title=f"{title}: {float(probabilities.sum()):.0f} heads expected", xlabel="heads, sorted by log α")
+        axes.set(title=f"{title}: {probabilities.sum():.0f} heads expected", xlabel="heads, sorted by log α")
     left.set_ylabel("probability to be open")
     return figure
 
@@ -95,13 +96,13 @@ def run_figure() -> Figure:
 
 def removal_figure() -> Figure:
     """Draw the matrices of an attention block before and after two of its four heads are removed."""
-    figure = Figure(figsize=(8.6, 2.5), layout="constrained")
+    figure = Figure(figsize=(8.6, 2.1), layout="constrained")
     axes = figure.subplots()
     colors = [BLUE, ORANGE, GREEN, ORANGE]
     end = _draw_block(axes, 0.0, colors, gates=[0.9, 0, 1, 0], title="with gates")
     axes.annotate("", (end + 1.1, -1), (end + 0.3, -1), arrowprops={"arrowstyle": "-|>", "color": "black"})
     end = _draw_block(axes, end + 1.5, [BLUE, GREEN], gates=None, title="compact")
-    axes.set(xlim=(-0.1, end + 0.1), ylim=(-2.75, 1.1), aspect="equal")
+    axes.set(xlim=(-0.1, end + 0.1), ylim=(-2.15, 1.0), aspect="equal")
     axes.axis("off")
     return figure
 

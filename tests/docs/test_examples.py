@@ -37,7 +37,9 @@ def test_a_notebook_runs_from_top_to_bottom(path: Path, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(path, as_version=4)
     shown = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    nbclient.NotebookClient(notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
     outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     # The file has its outputs, for readers, of the same kinds: texts and pictures.
     assert [kinds(one) for one in shown] == [kinds(one) for one in outputs]
