@@ -2,6 +2,7 @@
 # make test    set up and run the tests
 # make test-lowest   the same with the lowest versions that pyproject.toml allows, in an environment of its own
 # make check   lint and types
+# make docs    build the documentation site in site/, with its links checked; make docs-serve shows it while you write
 # make bench   measure speed and print it beside the last committed figures
 # make format  rewrite the files as ruff formats them
 
@@ -11,7 +12,7 @@ LOWEST ?= .venv-lowest
 # A worker for each core; `make test WORKERS= ARGS=...` runs a few tests in one process.
 WORKERS ?= -n $(shell nproc) --dist worksteal
 BIN := $(VENV)/bin
-.PHONY: train test test-lowest check bench format clean
+.PHONY: train test test-lowest check docs docs-serve bench format clean
 
 train: $(VENV)/train.stamp
 	$(BIN)/python train.py $(ARGS)
@@ -32,12 +33,19 @@ check: $(VENV)/check.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The variable silences an announcement about another program.
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
+docs-serve: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve $(ARGS)
+
 format: $(VENV)/check.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(LOWEST) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(LOWEST) dist build site .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/train.stamp: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -53,6 +61,11 @@ $(LOWEST)/test.stamp: pyproject.toml
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet uv
 	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	touch $@
+
+$(VENV)/docs.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)/check.stamp: pyproject.toml

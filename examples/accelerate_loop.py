@@ -1,20 +1,19 @@
 """Fine-tune with gates in a loop of accelerate: one process or several, in any precision that accelerate has.
 
-    python examples/accelerate_loop.py                                    # a tiny model and made-up data, in seconds
-    accelerate launch --num_processes 2 examples/accelerate_loop.py
-    accelerate launch --mixed_precision bf16 examples/accelerate_loop.py
+python examples/accelerate_loop.py                                    # a tiny model and made-up data, in seconds
+accelerate launch --num_processes 2 examples/accelerate_loop.py
+accelerate launch --mixed_precision bf16 examples/accelerate_loop.py
 """
 
 import tempfile
 
+import gating
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
+from gating.integrations import without_autocast
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
-
-import gating
-from gating.integrations import without_autocast
 
 SEARCH_STEPS, RECOVERY_STEPS = 90, 30
 

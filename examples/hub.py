@@ -11,10 +11,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import gating
 import torch
 from transformers import BertConfig, BertForSequenceClassification
-
-import gating
 
 
 def main() -> None:

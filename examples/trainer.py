@@ -1,15 +1,17 @@
 """Fine-tune with gates in transformers' Trainer: search, removal, recovery and a compact folder in one call.
 
-    python examples/trainer.py                  # a tiny model and made-up data, offline, in seconds
-    python examples/trainer.py MODEL TRAIN.csv  # a model of the hub or a folder, and a table with text and label
+python examples/trainer.py                  # a tiny model and made-up data, offline, in seconds
+python examples/trainer.py MODEL TRAIN.csv  # a model of the hub or a folder, and a table with text and label
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
+import gating
 import torch
 from datasets import ClassLabel, Dataset, load_dataset
+from gating.integrations import GatedTrainer
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -17,9 +19,6 @@ from transformers import (
     BertForSequenceClassification,
     TrainingArguments,
 )
-
-import gating
-from gating.integrations import GatedTrainer
 
 
 def made_up() -> tuple[BertForSequenceClassification, Dataset, None]:

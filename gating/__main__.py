@@ -3,6 +3,8 @@
 import argparse
 import importlib
 import importlib.util
+import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -19,6 +21,9 @@ _COMMANDS = ("inspect", "evaluate", "export", "compare")
 
 def main() -> None:
     """Run a command of this package."""
+    if sys.argv[1:3] == ["train", "-sc"] or sys.argv[1:2] == ["-sc"]:
+        _complete(sys.argv[sys.argv.index("-sc") :])
+        return
     if sys.argv[1:2] == ["train"]:
         # Hydra parses the other arguments.
         sys.argv = ["head-gating train", *sys.argv[2:]]
@@ -65,6 +70,27 @@ def _add_without_packages(
     command = commands.add_parser(name, help="needs head-gating[train]", add_help=False, prefix_chars="\0")
     command.add_argument("arguments", nargs="*")
     command.set_defaults(run=run)
+
+
+def _complete(arguments: list[str]) -> None:
+    """Run Hydra's completion, which calls a command by its first word alone: ``head-gating -sc query=bash``.
+
+    Args:
+        arguments: ``-sc`` and ``install=SHELL``, ``uninstall=SHELL`` or ``query=SHELL``.
+    """
+    line = os.environ.get("COMP_LINE", "")
+    if arguments[1:] and arguments[1].startswith("query=") and not re.match(r"\s*\S+\s+train\s", line):
+        print(" ".join(["train", *_COMMANDS]))
+        return
+    os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+)\s+train\b", r"\1", line)
+    # Hydra's script is for the program of this name; runpy would set another one.
+    sys.argv = ["head-gating", *arguments]
+    spec = importlib.util.spec_from_file_location("train", _train_script())
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.command_line()
 
 
 def _train_script() -> Path:

@@ -1,4 +1,4 @@
-"""A user's own source of data: the example in docs/tasks.md, and the errors of invalid ones."""
+"""A user's own source of data: the example in docs/howto/source.md, and the errors of invalid ones."""
 
 import json
 import re
@@ -12,13 +12,8 @@ import train
 from gating.data.examples import Examples, as_examples
 from tests.support.tiny_run import ROOT, checked_settings, compose_settings, make_model_folder
 
-SECTION = (
-    (ROOT / "docs" / "tasks.md")
-    .read_text(encoding="utf-8")
-    .partition("## A source of your own")[2]
-    .partition("\n## ")[0]
-)
-BLOCKS = dict(re.findall(r"```(\w+)\n(.*?)```", SECTION, re.DOTALL))
+PAGE = (ROOT / "docs" / "howto" / "source.md").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"```(\w+).*\n((?:.*\n)*?)```", PAGE))
 ROWS = Dataset.from_dict({"text": ["a", "b"], "label": ["x", "y"]})
 
 

@@ -1,0 +1,47 @@
+"""The reference of commands: the help of each, in place of a mark on the page reference/commands.md."""
+
+import argparse
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import gating.commands
+import yaml
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, MARK = "reference/commands.md", "<!-- help of the commands -->"
+WIDTH = 100
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Return the text of a page, with the help of all commands in place of the mark."""
+    return markdown.replace(MARK, commands_reference()) if page.file.src_uri == PAGE else markdown
+
+
+def commands_reference() -> str:
+    """Return a section for each command."""
+    described = yaml.safe_load((ROOT / "conf" / "hydra" / "default.yaml").read_text(encoding="utf-8"))["help"]
+    # The groups and their options are a page of their own.
+    train = re.sub(r"Groups and their options.*?APP_CONFIG_GROUPS\s*", "", described["template"], flags=re.S)
+    sections = [_section("train", train.replace("$$", "$"))]
+    names = [module.name for module in pkgutil.iter_modules(gating.commands.__path__)]
+    return "\n\n".join([*sections, *(_section(name, _help(name)) for name in names)])
+
+
+def _help(name: str) -> str:
+    module = importlib.import_module(f"gating.commands.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"head-gating {name}",
+        description=f"{module.HELP[0].upper()}{module.HELP[1:]}.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=WIDTH),
+    )
+    module.add_arguments(parser)
+    return parser.format_help()
+
+
+def _section(name: str, text: str) -> str:
+    return f"## head-gating {name}\n\n```text\n{text.strip()}\n```"
