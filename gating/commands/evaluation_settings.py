@@ -7,7 +7,6 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-import gating
 from gating.errors import InputError, explain, is_input_error
 from gating.run.folder.contents import COMPACT, MODELS
 from gating.run.folder.stored_settings import is_run
@@ -83,7 +82,7 @@ def evaluation_settings(
 
 def _conf_folder() -> Path:
     """Return the folder of the settings: inside the package in a wheel, beside it in a checkout."""
-    package = Path(gating.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from datasets import DatasetDict
 from huggingface_hub import snapshot_download
+from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
 from gating.commands.evaluation_settings import evaluation_settings, find_model
@@ -27,6 +28,7 @@ from gating.report.summary import Stage, Summary
 from gating.run.objects import RunObjects, build_objects
 from gating.run.prepare import encode_examples, load_examples
 from gating.run.run import RunData
+from gating.run.settings.names import naming_settings
 from gating.run.settings.settings import Settings
 from gating.structure.record import RECORD_KEY
 from gating.tracking.verbosity import quiet_libraries
@@ -111,6 +113,12 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     quiet_libraries()
     place, run_folder = find_model(folder)
     settings, only = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
+    with naming_settings(OmegaConf.create(settings.values)):
+        return _evaluate(folder, place, settings, split=split, only=only)
+
+
+def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str | None, only: str | None) -> Evaluated:
+    """Evaluate a model; see :func:`evaluate_folder` and :func:`_encode`."""
     device = check_devices(settings.values["trainer"]).root
     objects = build_objects(settings)
     place = place or _download(folder)

@@ -9,12 +9,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+import train
 from benchmarks.faults.outcome import Outcome
 from gating.training.module import FineTuning
 from tests.support.few_timings import few_timings
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in, steps_of_checkpoints
 from tests.support.resumed import resume
-from tests.support.tiny_run import make_inputs
+from tests.support.tiny_run import compose_settings, make_inputs
 
 # Validations of the recovery after the steps 8, 10 and 12.
 STEPS = ["recovery=0.5", "trainer.val_check_interval=2", "callbacks.checkpoint.keep=99", "convergence=null"]
@@ -147,7 +148,11 @@ def test_runs_of_earlier_versions_resume_as_they_began(inputs, tmp_path):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         del config["recovery_keep"], config["optimizer"]["decay_biases_and_norms"]
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        assert resume(folder) == 0
+        if name == "search":
+            assert resume(folder) == 0
+        else:
+            overrides = [*inputs, EVERY, "logger=csv", f"output_dir={folder}", "resume=auto"]
+            train.guarded_run(compose_settings(overrides), overrides)
         comparison = Outcome.of(tmp_path / "whole").compare(Outcome.of(folder))
         assert all(comparison.values()), comparison
 

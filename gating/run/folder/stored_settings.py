@@ -10,13 +10,12 @@ from gating.errors import InputError
 from gating.run.folder.contents import CONFIG
 from gating.run.folder.old_names import with_new_names
 
-__all__ = ["checkpoints_of", "is_run", "leaves", "read_settings_of"]
+__all__ = ["checkpoints_of", "former_values", "is_run", "leaves", "read_settings_of", "with_values"]
 
 # Groups of every run, and the remedy if they are missing.
 _GROUPS = ("model", "task", "data", "objective", "trainer", "callbacks", "logger", "paths")
-# Settings that runs of earlier versions do not have, with the values by which they behave as they began.
-_FORMER = {"recovery_keep": "last"}
-_FORMER_OF_GROUPS = {"optimizer": {"decay_biases_and_norms": True}}
+# Settings that runs of earlier versions do not have, with the values by which they go on as they began.
+_FORMER = {"recovery_keep": "last", "optimizer.decay_biases_and_norms": True}
 _NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in another output_dir."
 
 
@@ -44,15 +43,45 @@ def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {type(error).__name__}. {_NO_SETTINGS}") from error
     if not isinstance(settings, dict) or not all(isinstance(settings.get(group), dict) for group in _GROUPS):
         raise InputError(f"{path} does not have the settings of a run. {_NO_SETTINGS}")
-    return _with_former(cast(dict[str, Any], settings))
+    return with_values(cast(dict[str, Any], settings), _lacking(settings))
 
 
-def _with_former(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run with those that its version did not have."""
-    for group, former in _FORMER_OF_GROUPS.items():
-        if isinstance(settings.get(group), dict):
-            settings[group] = former | settings[group]
-    return _FORMER | settings
+def former_values(folder: Path) -> dict[str, Any]:
+    """Return the settings that the version of a run did not have, by dotted name, with the values they stand for.
+
+    Args:
+        folder: The run's folder.
+    """
+    stored: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    return _lacking(stored) if isinstance(stored, dict) else {}
+
+
+def with_values(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with some values changed.
+
+    >>> with_values({"seed": 0, "optimizer": {"lr": 1.0}}, {"optimizer.betas": None})
+    {'seed': 0, 'optimizer': {'lr': 1.0, 'betas': None}}
+
+    Args:
+        settings: Nested settings.
+        values: Values by dotted name; groups that the settings lack are left out.
+    """
+    changed = dict(settings)
+    for name, value in values.items():
+        group, _, inner = name.rpartition(".")
+        if not group:
+            changed[inner] = value
+        elif isinstance(changed.get(group), Mapping):
+            changed[group] = {**changed[group], inner: value}
+    return changed
+
+
+def _lacking(settings: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(leaves(settings))
+    # Optimizers of a user need not have the settings of this package's.
+    groups = {"", "optimizer"} if str(values.get("optimizer._target_")).startswith("gating.") else {""}
+    former = {name: value for name, value in _FORMER.items() if name.rpartition(".")[0] in groups}
+    return {name: value for name, value in former.items() if name not in values}
 
 
 def checkpoints_of(folder: Path, settings: Mapping[str, Any]) -> Path:
