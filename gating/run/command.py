@@ -29,10 +29,11 @@ def prepare_arguments(conf: Path) -> None:
         conf: The folder of the groups of settings.
 
     Raises:
-        SystemExit: A group of settings is set to null.
+        SystemExit: A group of settings is set to null, or a sweep is asked for without ``-m``.
     """
     redact_output()
     _check_groups(sys.argv[1:], conf)
+    _check_multirun(sys.argv[1:])
     sys.argv[1:] = open_tables(sys.argv[1:], conf=conf)
 
 
@@ -89,3 +90,12 @@ def _check_groups(arguments: Sequence[str], conf: Path) -> None:
         if option in ("null", "None") and (conf / group).is_dir():
             options = ", ".join(sorted(path.stem for path in (conf / group).glob("*.yaml")))
             sys.exit(f"error: {argument}: {group} is a group of settings; choose one of {options}.")
+
+
+def _check_multirun(arguments: Sequence[str]) -> None:
+    """Exit where a sweep is asked for without ``-m``, with which Hydra would run a single job."""
+    if {"-m", "--multirun"} & set(arguments) or any(argument.startswith(("--", "-c")) for argument in arguments):
+        return
+    for argument in arguments:
+        if argument.partition("=")[0] in ("sweep", "hparams_search"):
+            sys.exit(f"error: {argument} runs several jobs: add -m, as in python train.py -m {argument}.")

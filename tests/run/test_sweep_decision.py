@@ -1,11 +1,14 @@
 """Sweeps of the configuration: a dense job first, a failing one, and the decision at the end."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import train
+from gating.run.command import prepare_arguments
 from hydra_plugins.head_gating import DenseFirst
 from tests.support.sweeps import Ended, run_sweep
 from tests.support.tiny_run import compose_settings, make_inputs
@@ -116,3 +119,21 @@ def test_a_sweep_in_which_all_jobs_fail_has_no_table(inputs, tmp_path):
     assert "Accuracy by speed" not in end.out
     assert end.err.splitlines()[-3] == "error: 2 job(s) of the sweep failed:"
     assert not (tmp_path / "sweep" / "report").exists()
+
+
+@pytest.mark.parametrize("group", ["sweep=heads", "hparams_search=optuna"])
+def test_a_sweep_without_m_is_refused(group, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", group, "seed=1"])
+    with pytest.raises(SystemExit, match=f"error: {group} runs several jobs: add -m"):
+        prepare_arguments(train.CONF)
+    for flags in (["-m"], ["--cfg", "job"], ["--multirun"]):
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags, group])
+        prepare_arguments(train.CONF)
+
+
+def test_a_job_that_failed_before_an_earlier_run_in_its_folder_is_not_in_the_table(inputs, swept):
+    folder, _ = swept
+    end = run_sweep(folder, "sweep=heads", *inputs, "objective.num_heads=5")
+    assert end.code == 1
+    assert "Accuracy by speed" not in end.out
+    assert end.err.count("is not empty") >= 2

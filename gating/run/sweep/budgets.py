@@ -69,10 +69,17 @@ def of_group(settings: Mapping[str, Any]) -> str:
 
 
 def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
-    table = {name: value for name, value in leaves(settings) if not is_free(name) and name.rpartition(".")[2] != "seed"}
-    if table.get("objective.speedup") is not None:
-        table = {name: value for name, value in table.items() if not name.startswith(_MEASURED)}
-    return table
+    """Return the settings of a run that change its results, without its seed, by dotted name."""
+    measured = _MEASURED if settings["objective"].get("speedup") is not None else ()
+    return {
+        name: value
+        for name, value in leaves(settings)
+        # Settings that are newer than a run are as good as null.
+        if value is not None
+        and not is_free(name)
+        and name.rpartition(".")[2] != "seed"
+        and not (measured and name.startswith(measured))
+    }
 
 
 def as_text(value: Any) -> str:

@@ -51,7 +51,7 @@ class SweepReport(Callback):
         folder = _folder_of(config)
         jobs = jobs_of(folder)
         failed = [(_shown(folder, job), job.reason) for job in jobs if job.reason is not None]
-        finished = [place for job in jobs if is_finished(place := folder / job.folder)]
+        finished = [place for job in jobs if job.reason is None and is_finished(place := folder / job.folder)]
         try:
             if finished:
                 _show_choice(folder, finished, failed, config)
