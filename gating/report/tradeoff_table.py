@@ -83,7 +83,7 @@ def _recommendation(tradeoff: Tradeoff, limit: str) -> list[str]:
         ]
     assert tradeoff.closest is not None
     return [
-        f"No run is recommended: with {limit}, none is faster than the dense run.",
+        f"No run is recommended: none within {limit} of the dense score is faster than the dense run.",
         f"The closest is {_compared(tradeoff, tradeoff.closest, dense)}. Try larger budgets, or longer training.",
     ]
 

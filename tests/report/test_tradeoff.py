@@ -68,7 +68,7 @@ def test_lower_is_better_for_perplexity():
 def test_none_within_the_limit_is_said_with_the_closest():
     tradeoff = decide(RUNS, ACCURACY, max_drop=0.1)
     assert tradeoff.chosen is None
-    assert "No run is recommended: with sweep.max_drop=0.1, none is faster" in text_of(tradeoff)
+    assert "No run is recommended: none within sweep.max_drop=0.1 of the dense score is faster" in text_of(tradeoff)
     assert "The closest is 36 heads, in 36 heads-0" in text_of(tradeoff)
 
 
