@@ -12,6 +12,8 @@ __all__ = ["open_tables"]
 
 # Groups that accept more settings than their files have.
 _GROUPS = ("callbacks", "data", "model", "optimizer", "scheduler", "trainer")
+# Of these, with settings that depend on a class that the command may name.
+_OF_CLASSES = ("optimizer", "scheduler")
 _NAME = re.compile(rf"(?P<group>{'|'.join(_GROUPS)})\.(?P<name>\w+)(\.[\w.]+)?=")
 # Settings with free keys, and those of loggers, of which each option has its own.
 _TABLES = re.compile(
@@ -40,6 +42,8 @@ def _is_added(argument: str, chosen: Mapping[str, str], conf: Path) -> bool:
         return table[1].startswith(("model.", "logger.")) or table[2] is not None
     if name is None:
         return False
+    if name["group"] in _OF_CLASSES:
+        return True
     group = conf / name["group"]
     options = [path.stem for path in group.glob("*.yaml")]
     option = chosen.get(name["group"])
