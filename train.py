@@ -37,6 +37,7 @@ from gating.run.settings.names import naming_settings
 from gating.run.settings.read import read_settings
 from gating.run.settings.recall import with_output_dir, with_recalled
 from gating.run.stages import remove_heads, search, train_teacher
+from gating.run.sweep.dense_first import register_sweeper
 from gating.run.sweep.jobs import recording_job, starts_in_later_job
 from gating.run.sweep.naming import with_job_names
 from gating.tracking.redaction import redact_file
@@ -44,6 +45,8 @@ from gating.tracking.verbosity import quiet_libraries
 
 CONF = Path(__file__).resolve().parent / "conf"
 GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+
+register_sweeper()
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

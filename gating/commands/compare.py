@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from gating.errors import FolderExistsError, InputError
-from gating.report.tradeoff_table import as_plain
+from gating.report.tradeoff.table import as_plain
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import is_run
 from gating.run.sweep.jobs import jobs_of

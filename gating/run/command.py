@@ -16,9 +16,9 @@ from gating.tracking.redaction import redact_output
 __all__ = ["compose_errors", "faults_of_run", "prepare_arguments"]
 
 _FAULT = "is_fault_of_run"
-# Hydra's message about a setting that the chosen options do not have.
 # Hydra's message about plugins of the extra `sweep`.
 _PLUGIN = re.compile(r"Could not find 'hydra/(launcher|sweeper)/(joblib|submitit_\w+|optuna)'")
+# Hydra's message about a setting that the chosen options do not have.
 _UNKNOWN = re.compile(r"Could not override '(\w+)\.([\w.]+)'")
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gating.report.score import Score
-from gating.report.tradeoff import Result, Tradeoff, decide
-from gating.report.tradeoff_figure import tradeoff_figure
-from gating.report.tradeoff_table import as_plain, explain_choice, failed_table, tradeoff_table
+from gating.report.tradeoff.decision import Result, Tradeoff, decide
+from gating.report.tradeoff.figure import tradeoff_figure
+from gating.report.tradeoff.table import as_plain, explain_choice, failed_table, tradeoff_table
 
 ACCURACY, PERPLEXITY = Score("accuracy"), Score("perplexity", scale=1, unit="", higher_is_better=False)
 

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import train
 from gating.run.command import prepare_arguments
-from hydra_plugins.head_gating import DenseFirst
+from gating.run.sweep.dense_first import DenseFirst
 from tests.support.sweeps import Ended, run_sweep
 from tests.support.tiny_run import compose_settings, make_inputs
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gating.report.tradeoff import Tradeoff, decide
-from gating.report.tradeoff_figure import tradeoff_figure
-from gating.report.tradeoff_table import as_plain, explain_choice, failed_table, tradeoff_table
+from gating.report.tradeoff.decision import Tradeoff, decide
+from gating.report.tradeoff.figure import tradeoff_figure
+from gating.report.tradeoff.table import as_plain, explain_choice, failed_table, tradeoff_table
 from gating.run.sweep.results import read_comparison
 from gating.storage.atomic import replacing_file
 

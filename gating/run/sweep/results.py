@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gating.errors import InputError
 from gating.report.score import Score
-from gating.report.tradeoff import Result
+from gating.report.tradeoff.decision import Result
 from gating.run.folder.contents import METRICS
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import is_run, leaves, read_settings_of

@@ -1,16 +1,13 @@
-"""Hydra's plugin of head-gating: the sweeper of ``sweep=...``, which runs a dense job first, as the reference.
-
-Hydra makes sweepers of the package ``hydra_plugins`` alone. It imports this module in every command of the environment,
-so it imports nothing but Hydra.
-"""
+"""The sweeper of ``sweep=...``, which runs a dense job first, as the reference."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 
-__all__ = ["DenseFirst", "with_dense_jobs"]
+__all__ = ["DenseFirst", "register_sweeper", "with_dense_jobs"]
 
 # Settings of the objective, which a dense job has none of.
 _OBJECTIVE = re.compile(r"\+*objective[.=@]")
@@ -58,3 +55,9 @@ def with_dense_jobs(jobs: Sequence[Sequence[str]], *, swept: Iterable[str]) -> l
 def _without_effect(line: str, varying: set[str]) -> bool:
     """Return whether an override is left out of a dense job."""
     return bool(_OBJECTIVE.match(line) or (_GATES.match(line) and line.partition("=")[0] in varying))
+
+
+def register_sweeper() -> None:
+    """Make the sweeper known to Hydra, which instantiates plugins by names in its package of plugins alone."""
+    DenseFirst.__module__ = "hydra_plugins.head_gating"
+    Plugins.instance().register(DenseFirst)
