@@ -1,11 +1,18 @@
 """The sweeper of ``sweep=...``, which runs a dense job first, as the reference."""
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+
+# Hydra loads its own plugins anew at this call; a class that is made from one of them before is of another one.
+Plugins.instance()
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
 
 __all__ = ["DenseFirst", "register_sweeper", "with_dense_jobs"]
 
@@ -61,3 +68,6 @@ def register_sweeper() -> None:
     """Make the sweeper known to Hydra, which instantiates plugins by names in its package of plugins alone."""
     DenseFirst.__module__ = "hydra_plugins.head_gating"
     Plugins.instance().register(DenseFirst)
+    # The package exists if a plugin is installed.
+    package: Any = sys.modules.setdefault("hydra_plugins", ModuleType("hydra_plugins"))
+    package.head_gating = sys.modules[__name__]
