@@ -86,17 +86,6 @@ class FineTuning(pl.LightningModule):
         return gates
 
     @property
-    def compared(self) -> tuple[str, bool]:
-        """Name of the validated number by which weights are compared, and whether higher values are better.
-
-        It is the score; the loss where the metric of the score does not tell its direction.
-        """
-        metrics = dict(self.metrics.items(keep_base=True))
-        metric = metrics.get(self.score.name) or (next(iter(metrics.values())) if len(metrics) == 1 else None)
-        higher_is_better = getattr(metric, "higher_is_better", None)
-        return ("loss", False) if higher_is_better is None else (self.score.name, bool(higher_is_better))
-
-    @property
     def step_in_run(self) -> int:
         """Number of optimizer steps of the run so far, over all phases."""
         return self._first_step + self.global_step

@@ -45,8 +45,8 @@ class BestWeights(Callback):
         if trainer.sanity_checking:
             return
         self.num_validations += 1
-        name, higher_is_better = pl_module.compared
-        score = float(trainer.callback_metrics[f"val/{name}"])
+        score = float(trainer.callback_metrics[f"val/{pl_module.score.name}"])
+        higher_is_better = pl_module.score.higher_is_better
         if self.step is None or not _is_worse(score, self.score, higher_is_better=higher_is_better):
             self.step, self.score = pl_module.step_in_run, score
             self._weights = {
