@@ -20,7 +20,7 @@ NOT_RUN = {"architecture.md": 1}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # Programs of a shell, whose arguments are not this package's.
-SHELL = {"cd", "ls", "cat", "git", "eval", "export", "sbatch", "wandb", "tensorboard", "kill"}
+SHELL = {"cd", "ls", "cat", "git", "eval", "export", "sbatch", "wandb", "tensorboard", "kill", "torchrun", "accelerate", "hf"}
 # Settings that a page leaves to the reader, such as `python train.py ... output_dir=DIR`.
 LEFT_OUT = "..."
 
@@ -41,6 +41,8 @@ def folder(tmp_path, monkeypatch):
     feed_forward_specs._find_registered.cache_clear()
 
 
+# Of transformers' Trainer on a machine without a GPU.
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.language == "python" for b in blocks_of(page))])
 def test_python_of_a_page_runs_from_top_to_bottom(page, folder):
     write_files(page, folder)
