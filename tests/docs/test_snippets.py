@@ -23,7 +23,21 @@ NOT_RUN = {"architecture.md": 1, "howto/hub.md": 1}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # Programs of a shell, whose arguments are not this package's.
-SHELL = {"cd", "ls", "cat", "git", "eval", "export", "sbatch", "wandb", "tensorboard", "kill", "torchrun", "accelerate", "hf"}
+SHELL = {
+    "cd",
+    "ls",
+    "cat",
+    "git",
+    "eval",
+    "export",
+    "sbatch",
+    "wandb",
+    "tensorboard",
+    "kill",
+    "torchrun",
+    "accelerate",
+    "hf",
+}
 # Settings that a page leaves to the reader, such as `python train.py ... output_dir=DIR`.
 LEFT_OUT = "..."
 
