@@ -1,16 +1,19 @@
 """Fine-tune with gates in a loop of accelerate: one process or several, in any precision that accelerate has.
 
-python examples/accelerate_loop.py                                    # a tiny model and made-up data, in seconds
-accelerate launch --num_processes 2 examples/accelerate_loop.py
-accelerate launch --mixed_precision bf16 examples/accelerate_loop.py
+    python examples/accelerate_loop.py                                       one process, in seconds
+    accelerate launch --num_processes 2 examples/accelerate_loop.py          two processes
+    accelerate launch --mixed_precision bf16 examples/accelerate_loop.py     in bfloat16
+
+The model is tiny and the data are made up. Needs: head-gating[trainer]
 """
 
 import tempfile
+from pathlib import Path
 
 import gating
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from gating.integrations import without_autocast
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
@@ -67,11 +70,11 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    folder = broadcast_object_list([tempfile.mkdtemp() if accelerator.is_main_process else None])[0]
     if accelerator.is_main_process:
-        gating.save_compact(without_autocast(model), f"{folder}/compact")
-        kept = sum(block.num_heads for block in gating.find_attention_blocks(gating.load_compact(f"{folder}/compact")))
-        print(f"{kept} heads are left in {folder}/compact; the last loss is {loss.item():.3f}")
+        with tempfile.TemporaryDirectory() as parent:
+            folder = gating.save_compact(without_autocast(model), Path(parent) / "compact")
+            kept = sum(block.num_heads for block in gating.find_attention_blocks(gating.load_compact(folder)))
+        print(f"{kept} heads are left; the last loss is {loss.item():.3f}")
     accelerator.end_training()
 
 

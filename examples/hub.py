@@ -5,6 +5,8 @@
 
 A new repository is private. The model is a small BERT with random weights; in its place may be any model of
 transformers whose heads or neurons were removed.
+
+Needs: head-gating
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """Fine-tune with gates in transformers' Trainer: search, removal, recovery and a compact folder in one call.
 
-python examples/trainer.py                  # a tiny model and made-up data, offline, in seconds
-python examples/trainer.py MODEL TRAIN.csv  # a model of the hub or a folder, and a table with text and label
+    python examples/trainer.py                     a tiny model and made-up data, offline, in seconds
+    python examples/trainer.py MODEL TRAIN.csv     a model of the hub or a folder, and a table with text and label
+
+The second writes to outputs/trainer. Needs: head-gating[trainer], and datasets
 """
 
 import sys
@@ -17,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    PreTrainedTokenizerBase,
     TrainingArguments,
 )
 
@@ -33,7 +36,7 @@ def made_up() -> tuple[BertForSequenceClassification, Dataset, None]:
     return model, Dataset.from_dict({"input_ids": tokens.tolist(), "labels": labels.tolist()}), None
 
 
-def from_files(name: str, table: str) -> tuple[torch.nn.Module, Dataset, object]:
+def from_files(name: str, table: str) -> tuple[torch.nn.Module, Dataset, PreTrainedTokenizerBase]:
     """Return a pretrained model, a tokenized table, and the tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     rows = load_dataset("csv", data_files=table, split="train").class_encode_column("label")
@@ -44,11 +47,9 @@ def from_files(name: str, table: str) -> tuple[torch.nn.Module, Dataset, object]
     return model, rows.rename_column("label", "labels"), tokenizer
 
 
-def main() -> None:
+def main(output: Path, model: torch.nn.Module, data: Dataset, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Train, and print the heads of each layer that stay."""
-    model, data, tokenizer = from_files(*sys.argv[1:]) if sys.argv[1:] else made_up()
     split = data.train_test_split(test_size=0.2, seed=0)
-    output = Path(tempfile.mkdtemp()) if not sys.argv[1:] else Path("outputs/trainer")
     trainer = GatedTrainer(
         model=model,
         args=TrainingArguments(
@@ -77,4 +78,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        main(Path("outputs/trainer"), *from_files(*sys.argv[1:]))
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            main(Path(temporary), *made_up())

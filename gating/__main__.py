@@ -13,10 +13,10 @@ from typing import NoReturn
 from gating.errors import MissingPackageError, UserError, explain, missing_extra
 from gating.tracking.redaction import redact_output
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
 # Modules of gating.commands.
-_COMMANDS = ("inspect", "evaluate", "export", "compare")
+COMMANDS = ("inspect", "evaluate", "export", "compare")
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="fine-tune with gates, remove heads, export: head-gating train --help")
-    for name in _COMMANDS:
+    for name in COMMANDS:
         try:
             module = importlib.import_module(f"gating.commands.{name}")
         except ModuleNotFoundError as error:
@@ -80,7 +80,7 @@ def _complete(arguments: list[str]) -> None:
     """
     line = os.environ.get("COMP_LINE", "")
     if arguments[1:] and arguments[1].startswith("query=") and not re.match(r"\s*\S+\s+train\s", line):
-        print(" ".join(["train", *_COMMANDS]))
+        print(" ".join(["train", *COMMANDS]))
         return
     os.environ["COMP_LINE"] = re.sub(r"^(\s*\S+)\s+train\b", r"\1", line)
     # Hydra's script is for the program of this name; runpy would set another one.

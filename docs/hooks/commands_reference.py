@@ -2,12 +2,11 @@
 
 import argparse
 import importlib
-import pkgutil
 import re
 from pathlib import Path
 
-import gating.commands
 import yaml
+from gating.__main__ import COMMANDS
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
@@ -28,8 +27,7 @@ def commands_reference() -> str:
     # The groups and their options are a page of their own.
     train = re.sub(r"Groups and their options.*?APP_CONFIG_GROUPS\s*", "", described["template"], flags=re.S)
     sections = [_section("train", train.replace("$$", "$"))]
-    names = [module.name for module in pkgutil.iter_modules(gating.commands.__path__)]
-    return "\n\n".join([*sections, *(_section(name, _help(name)) for name in names)])
+    return "\n\n".join([*sections, *(_section(name, _help(name)) for name in COMMANDS)])
 
 
 def _help(name: str) -> str:

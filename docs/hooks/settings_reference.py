@@ -20,7 +20,11 @@ CONF = ROOT / "conf"
 PAGE, MARK = "reference/settings.md", "<!-- settings of conf/ -->"
 
 # Objects beside the target of an option that take its settings.
-_ALSO = {"data": "gating.data.datamodule.ExampleDataModule", "objective": "gating.pruning.speedup.check_speedup"}
+_ALSO = {
+    "data": "gating.data.datamodule.ExampleDataModule",
+    "objective": "gating.pruning.speedup.check_speedup",
+    "optimizer": "gating.training.optimizers.AdamW",
+}
 _COMMAND = re.compile(
     r"(?<!`)\b(python train\.py(?: -m| --help)?(?: '[^']*'| [\w.+/]+=(?:'[^']*'|\"[^\"]*\"|\S*[^\s,;.]))*)"
 )
@@ -198,8 +202,9 @@ def _parameters(target: str) -> dict[str, str]:
         found = found.final_target if found.is_alias else found
     except (KeyError, griffe.AliasResolutionError):
         return {}
-    described = {}
-    for documented in (found, found.members.get("__init__")):
+    described: dict[str, str] = {}
+    classes = [*reversed(found.mro()), found] if isinstance(found, griffe.Class) else [found]
+    for documented in (one for owner in classes for one in (owner, owner.members.get("__init__"))):
         for section in documented.docstring.parsed if documented and documented.docstring else ():
             if section.kind in (griffe.DocstringSectionKind.parameters, griffe.DocstringSectionKind.attributes):
                 described |= {one.name: " ".join(one.description.split()) for one in section.value}

@@ -10,11 +10,13 @@ import yaml
 from matplotlib.figure import Figure
 
 import gating
+import gating.integrations
+from gating.__main__ import COMMANDS
 from tests.docs.pages import DOCS
 from tests.support.tiny_run import ROOT
 
 CONF = ROOT / "conf"
-OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*/*.yaml"))
+OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/*.yaml"))
 
 
 def hook(name: str) -> ModuleType:
@@ -35,6 +37,7 @@ def settings() -> str:
 def test_the_reference_of_python_has_every_public_name_once():
     page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^::: gating\.(\w+)$", page, re.M)) == sorted(set(gating.__all__) - {"__version__"})
+    assert set(re.findall(r"^::: gating\.integrations\.(\w+)$", page, re.M)) == set(gating.integrations.__all__)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -64,7 +67,7 @@ def test_settings_of_the_run_have_their_comments_and_defaults(settings):
 
 def test_the_reference_of_commands_has_all():
     shown = hook("commands_reference").commands_reference()
-    for command in ("train", *(path.stem for path in (ROOT / "gating" / "commands").glob("[a-z]*.py"))):
+    for command in ("train", *COMMANDS):
         assert f"## head-gating {command}\n" in shown
     assert "usage: head-gating inspect" in shown
 

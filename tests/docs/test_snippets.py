@@ -5,22 +5,39 @@ import re
 import sys
 import tomllib
 
+import huggingface_hub.constants
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 
 from gating.__main__ import _parser
 from gating.run.settings.open_tables import open_tables
 from gating.structure import families, feed_forward_specs
 from tests.docs.pages import PAGES, blocks_of, commands_of, write_files
 from tests.docs.setups import SETUPS
+from tests.support.fake_hub import TOKEN, fake_hub
 from tests.support.tiny_run import ROOT, checked_settings
 
 # Pages with blocks that need the hub, a cluster or names of the surrounding code.
-NOT_RUN = {"architecture.md": 1}
+NOT_RUN = {"architecture.md": 1, "howto/hub.md": 1}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 # Programs of a shell, whose arguments are not this package's.
-SHELL = {"cd", "ls", "cat", "git", "eval", "export", "sbatch", "wandb", "tensorboard", "kill"}
+SHELL = {
+    "cd",
+    "ls",
+    "cat",
+    "git",
+    "eval",
+    "export",
+    "sbatch",
+    "wandb",
+    "tensorboard",
+    "kill",
+    "torchrun",
+    "accelerate",
+    "hf",
+}
 # Settings that a page leaves to the reader, such as `python train.py ... output_dir=DIR`.
 LEFT_OUT = "..."
 
@@ -41,9 +58,23 @@ def folder(tmp_path, monkeypatch):
     feed_forward_specs._find_registered.cache_clear()
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A local server in place of the hub, an empty cache, and a login."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with fake_hub(monkeypatch):
+        yield
+
+
+# Of huggingface_hub's use of its HTTP library, and of transformers' Trainer on a machine without a GPU.
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.language == "python" for b in blocks_of(page))])
-def test_python_of_a_page_runs_from_top_to_bottom(page, folder):
+def test_python_of_a_page_runs_from_top_to_bottom(page, folder, request):
     write_files(page, folder)
+    if page == "howto/hub.md":
+        request.getfixturevalue("hub")
     names = {"__name__": "page", **SETUPS.get(page, dict)()}
     for block in blocks_of(page):
         if block.language == "python" and block.title is None and block.not_run is None:
@@ -104,7 +135,9 @@ def first_of_sweep(override: str) -> str:
     parsed = OverridesParser.create().parse_override(override)
     if not parsed.is_sweep_override():
         return override
-    return f"{override.partition('=')[0]}={next(parsed.sweep_string_iterator())}"
+    value = parsed.value()
+    first = value.start if isinstance(value, IntervalSweep) else next(parsed.sweep_string_iterator())
+    return f"{override.partition('=')[0]}={first}"
 
 
 def check_other(arguments: list[str]) -> None:
