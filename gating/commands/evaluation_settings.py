@@ -71,13 +71,22 @@ def evaluation_settings(
         raise InputError(f"{model} is not in the folder of a run, which has data: give data=..., such as data=files.")
     values = _plain(cfg)
     if run_folder is not None:
-        recalled = _plain(with_recalled(_with(cfg, resume=str(run_folder)), overrides, conf=conf))
+        recalled = _recall(_with(cfg, resume=str(run_folder)), overrides, conf=conf, run_folder=run_folder)
         values |= {name: recalled[name] for name in (*_GROUPS, "seed")}
     only = _take_single_file(values["data"], split)
     # On one device: batches of several processes are padded otherwise.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     values["model"] = {"_target_": "gating.models.pretrained.Pretrained", "name": model}
     return read_settings(OmegaConf.create(values), groups=groups), only
+
+
+def _recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path, run_folder: Path) -> dict[str, Any]:
+    try:
+        return _plain(with_recalled(cfg, overrides, conf=conf))
+    except InputError as error:
+        # Settings that are not trusted are repeated in this command.
+        remedy = str(error).replace(f"python train.py resume={run_folder} ", f"head-gating evaluate {run_folder} ")
+        raise InputError(remedy) from error
 
 
 def _conf_folder() -> Path:

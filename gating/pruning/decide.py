@@ -141,7 +141,7 @@ def _too_few_open(num_kept: int, num_open: int, unit: Unit) -> RemedyWarning:
     return RemedyWarning(
         f"The choice of {unit} is nearly arbitrary: of {num_kept} {gated} to keep, {num_open} have an open gate.",
         python=" Keep fewer, or lower the price of the penalty.",
-        command=" Keep fewer, or lower objective.price.",
+        command=" Keep fewer, train longer, or lower objective.price of objective=l0.",
     )
 
 
