@@ -222,7 +222,7 @@ def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path,
         enable_model_summary=False,
         limit_val_batches=0,
     ).fit(module, *(DataLoader(examples(64, seed=1), batch_size=8) for _ in range(2)))
-    assert torch.allclose(gates.log_alpha, trainer.gates.log_alpha, atol=1e-4)
+    assert torch.allclose(gates.log_alpha, trainer.gates.log_alpha, atol=1e-2)
     other.update(gates, 1.0)
     kept, expected = trainer.search.kept(), other.kept(gates)
     assert torch.equal(kept, expected)

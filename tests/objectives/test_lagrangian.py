@@ -51,7 +51,7 @@ def test_gates_descend_and_multipliers_ascend(gates):
     p = torch.sigmoid(torch.linspace(-3, 3, 12) - SHIFT)
     torch.testing.assert_close(gates.log_alpha.grad, (0.7 + 6 * missed) * -p * (1 - p) / 12)
     before = objective.lambda_1.item(), objective.lambda_2.item()
-    AdamW(multiplier_lr=0.01).build([], [gates.log_alpha], objective.parameters()).step()
+    AdamW(multiplier_lr=0.01).build(gates, gates=gates, objective=objective).step()
     # Too few heads are closed: the price of open ones, -lambda_1, rises; lambda_2 only ever grows.
     assert missed < 0
     assert objective.lambda_1.item() == pytest.approx(before[0] - 0.01, abs=1e-4)
@@ -87,7 +87,7 @@ def test_multipliers_start_at_zero_and_hold_the_target():
     objective = gating.Lagrangian(num_heads=6, schedule=gating.BudgetSchedule(start=0.0, end=0.5))
     objective.attach(gates)
     assert [p.item() for p in objective.parameters()] == [0, 0]
-    optimizer = AdamW(gate_lr=0.05, multiplier_lr=0.05).build([], [gates.log_alpha], objective.parameters())
+    optimizer = AdamW(gate_lr=0.05, multiplier_lr=0.05).build(gates, gates=gates, objective=objective)
     for step in range(400):
         objective.update(gates, step / 400)
         optimizer.zero_grad()

@@ -54,7 +54,7 @@ def test_the_learning_rate_of_the_paper_is_five_times_that_of_the_gates(gates):
     objective.attach(gates)
     before = 5 * gates.log_alpha.detach().clone()
     (gates.sample() * torch.arange(12.0)).sum().backward()
-    AdamW(gate_lr=0.1).build([], [gates.log_alpha], []).step()
+    AdamW(gate_lr=0.1).build(gates, gates=gates).step()
     # A tiny gradient at temperature 1000: Adam's epsilon shows.
     torch.testing.assert_close((5 * gates.log_alpha.detach() - before).abs(), torch.full((12,), 0.5), rtol=1e-2, atol=0)
 
@@ -68,7 +68,7 @@ def test_heads_that_help_are_found(gates, variant, schedule):
         num_heads=3, variant=variant, initial_temperature=10, final_temperature=0.1, schedule=schedule
     )
     objective.attach(gates)
-    optimizer = AdamW(gate_lr=0.1).build([], [gates.log_alpha], [])
+    optimizer = AdamW(gate_lr=0.1).build(gates, gates=gates)
     wanted = torch.zeros(12).index_fill(0, torch.tensor([2, 6, 7]), 1.0)
     for step in range(60):
         objective.update(gates, step / 60)

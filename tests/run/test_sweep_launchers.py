@@ -118,7 +118,8 @@ def test_names_of_the_settings_stay(tmp_path):
 
 
 def test_jobs_of_a_sweep_have_their_names_in_their_settings(inputs, tmp_path):
-    end = run_sweep(tmp_path / "sweep", *inputs, "objective.num_heads=3", "seed=0,1")
+    loggers = ["logger=wandb", "logger.mode=disabled"]
+    end = run_sweep(tmp_path / "sweep", *inputs, *loggers, "objective.num_heads=3", "seed=0,1")
     assert end.code == 0, end.err
     for job in jobs_of(tmp_path / "sweep"):
         logger = yaml.safe_load((tmp_path / "sweep" / job.folder / "config.yaml").read_text())["logger"]

@@ -63,7 +63,7 @@ BAD_INPUTS = {
     "model.name=unknown_family": "BigBird",
     "model.name=images_only": "cannot be used for this task",
     "output_dir=empty.tsv/out": "is a file",
-    "logger.mode=sometimes": "logger.mode=sometimes",
+    "++logger.mode=sometimes": "logger.mode=sometimes",
     "trainer.max_steps=0": "nothing to train",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val=-1",
     "output_dir=null": "output_dir=None",

@@ -49,8 +49,7 @@ class Search:
         self.model, self.objective, self.steps = model.train(), objective, steps
         self.gates = gating.inject_gates(model, **settings)
         objective.attach(self.gates)
-        weights = [p for name, p in model.named_parameters() if not name.startswith("head_gates")]
-        self.optimizer = AdamW(lr=lr).build(weights, [self.gates.log_alpha], objective.parameters())
+        self.optimizer = AdamW(lr=lr).build(model, gates=self.gates, objective=objective)
         self.batch = batch or batch_for(model) | {"labels": torch.tensor([0, 2])}
 
     def run(self, first: int, last: int) -> "Search":

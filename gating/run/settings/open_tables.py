@@ -42,10 +42,10 @@ def _is_added(argument: str, chosen: Mapping[str, str], conf: Path) -> bool:
         return table[1].startswith(("model.", "logger.")) or table[2] is not None
     if name is None:
         return False
-    if name["group"] in _OF_CLASSES:
-        return True
     group = conf / name["group"]
     options = [path.stem for path in group.glob("*.yaml")]
+    if name["group"] in _OF_CLASSES:
+        return any(name["name"] not in _names_in(group, (option,)) for option in options)
     option = chosen.get(name["group"])
     return name["name"] not in _names_in(group, (option,) if option in options else tuple(options))
 
