@@ -57,7 +57,7 @@ def test_pipelines_of_the_readme_give_the_outputs_of_the_model(task, make_folder
 
 
 def test_the_readme_names_these_pipelines_and_no_other():
-    sentence = re.search(r"These pipelines work:(.*?)\.\s", (ROOT / "README.md").read_text(), re.S)[1]
+    sentence = re.search(r"Pipelines:(.*?)\.\s", (ROOT / "README.md").read_text(), re.S)[1]
     assert re.findall(r"`([a-z-]+)`", sentence) == list(PIPELINES)
     assert set(PIPELINES) <= set(SUPPORTED_TASKS)
 
