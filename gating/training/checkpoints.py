@@ -192,7 +192,7 @@ class RunCheckpoint(Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]
     ) -> None:
-        """Drop what was logged after this checkpoint, and restore the batch count that Lightning does not restore."""
+        """Drop later entries of the logs, and restore the batch count that Lightning does not restore."""
         return_to(trainer.loggers, position_in(checkpoint[_STATE_KEY]))
         self._batches_that_stepped = checkpoint[_STATE_KEY]["batches_that_stepped"]
 
