@@ -23,9 +23,11 @@ from benchmarks.compare.paired import difference, smallest_difference
 from benchmarks.compare.runs import train
 from benchmarks.measuring import ROOT, machine
 
-__all__ = ["COMMANDS", "table"]
+__all__ = ["COMMANDS", "change_table", "table"]
 
 RESULTS = ROOT / "benchmarks" / "results" / "embedded.jsonl"
+# With the recipe of before: recovery_keep=last optimizer.decay_biases_and_norms=true
+FORMER = RESULTS.with_name("embedded_former.jsonl")
 DENSE = "objective=none"
 # Settings after `make train`.
 COMMANDS = (DENSE, "", "gates.units=[heads,neurons] objective.speedup=2")
@@ -65,7 +67,7 @@ def title(command: str) -> str:
 def table(rows: Sequence[Row]) -> list[str]:
     """Return the lines of a Markdown table of means, and the conditions of the runs."""
     by_command = {command: [row for row in rows if row["command"] == command] for command in COMMANDS}
-    scores = {command: {row["seed"]: 100 * headline(row) for row in runs} for command, runs in by_command.items()}
+    scores = _scores(rows)
     against = {command: difference(scores[command], scores[DENSE]) for command in COMMANDS}
     lines = []
     for command, runs in by_command.items():
@@ -95,6 +97,30 @@ def table(rows: Sequence[Row]) -> list[str]:
     several = [each for name, each in against.items() if name != DENSE and each is not None]
     bound = smallest_difference(several).get(len({row["seed"] for row in rows}), math.nan)
     return [records.markdown(lines, columns), "", _conditions(rows, bound)]
+
+
+def change_table(rows: Sequence[Row], former: Sequence[Row]) -> str:
+    """Return a Markdown table of means with the recipes of now and before, paired by seed."""
+    now, before = _scores(rows), _scores(former)
+    lines = [
+        {
+            "command": title(command),
+            "before": f"{statistics.mean(before[command][seed] for seed in seeds):.2f} %",
+            "now": f"{statistics.mean(now[command][seed] for seed in seeds):.2f} %",
+            "change": str(difference(now[command], before[command])),
+            "seeds": str(len(seeds)),
+        }
+        for command in COMMANDS
+        if (seeds := now[command].keys() & before[command].keys())
+    ]
+    return records.markdown(lines, {"command": "", **{name: name for name in ("before", "now", "change", "seeds")}})
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
+    """Return the test accuracy in percent of each command and seed."""
+    return {
+        command: {row["seed"]: 100 * headline(row) for row in rows if row["command"] == command} for command in COMMANDS
+    }
 
 
 def _conditions(rows: Sequence[Row], bound: float) -> str:
