@@ -177,9 +177,11 @@ class InOrder(GatedTrainer):
 
 # Lightning's norm of the gradients has that of the multipliers, too.
 @pytest.mark.parametrize(
-    ("objective", "clip"), [(gating.ExactBudget, 1.0), (gating.Lagrangian, 0.0), (gating.TopK, 1.0)]
+    ("objective", "clip", "atol"),
+    # Straight-through gates enlarge differences of rounding.
+    [(gating.ExactBudget, 1.0, 1e-4), (gating.Lagrangian, 0.0, 1e-4), (gating.TopK, 1.0, 1e-2)],
 )
-def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path, objective, clip):
+def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path, objective, clip, atol):
     trainer = make_trainer(
         tmp_path,
         cls=InOrder,
@@ -222,7 +224,7 @@ def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path,
         enable_model_summary=False,
         limit_val_batches=0,
     ).fit(module, *(DataLoader(examples(64, seed=1), batch_size=8) for _ in range(2)))
-    assert torch.allclose(gates.log_alpha, trainer.gates.log_alpha, atol=1e-2)
+    assert torch.allclose(gates.log_alpha, trainer.gates.log_alpha, atol=atol)
     other.update(gates, 1.0)
     kept, expected = trainer.search.kept(), other.kept(gates)
     assert torch.equal(kept, expected)
