@@ -82,6 +82,12 @@ def test_seeds_are_one_row(compare, tmp_path):
     assert plain["runs"][1]["validation"] == pytest.approx(0.89)
 
 
+def test_a_single_head_is_one_head(compare, tmp_path):
+    write_run(tmp_path / "one", "objective.num_heads=1")
+    (row,) = json.loads(compare(tmp_path, "--json"))["runs"]
+    assert row["budget"] == "1 head"
+
+
 def test_other_settings_in_which_runs_differ_are_shown(compare, tmp_path):
     for number, rate in enumerate(("1e-4", "3e-4")):
         write_run(tmp_path / str(number), "objective.num_heads=9", f"optimizer.lr={rate}")

@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from statistics import mean, stdev
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from gating.report.score import Score
 from gating.report.tradeoff.decision import Result, Tradeoff, decide
 from gating.report.tradeoff.figure import tradeoff_figure
 from gating.report.tradeoff.table import as_plain, explain_choice, failed_table, tradeoff_table
+from tests.support.tiny_run import ROOT
 
 ACCURACY, PERPLEXITY = Score("accuracy"), Score("perplexity", scale=1, unit="", higher_is_better=False)
 
@@ -28,6 +31,13 @@ def names(candidates) -> list[str]:
 
 def text_of(tradeoff: Tradeoff) -> str:
     return "\n".join(explain_choice(tradeoff, setting="sweep.max_drop"))
+
+
+def table_of(tradeoff: Tradeoff, *, width: int = 120) -> str:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(tradeoff_table(tradeoff))
+    return capture.get()
 
 
 RUNS = [
@@ -72,6 +82,35 @@ def test_none_within_the_limit_is_said_with_the_closest():
     assert "The closest is 36 heads, in 36 heads-0" in text_of(tradeoff)
 
 
+def test_the_closest_of_several_seeds_is_said_with_its_best():
+    runs = [result(run.budget, run.speedup, run.validation - 0.01 * seed, seed=seed) for run in RUNS for seed in (0, 1)]
+    text = text_of(decide(runs, ACCURACY, max_drop=0.1))
+    assert "dense run's 90.80 %. The best of its 2 seeds is in 36 heads-0 (91.10 %). Try larger budgets" in text
+
+
+def test_equal_scores_are_called_equal():
+    text = text_of(decide([result("dense", 1, 0.2517), result("a", 1.2, 0.2517)], ACCURACY, max_drop=1))
+    assert "with a validation accuracy of 25.17 %, equal to the dense run's 25.17 %: the fastest" in text
+
+
+def test_the_page_on_sweeps_has_the_sentence_of_its_table():
+    """Scores of 180 examples that have the means and standard deviations of the page's table."""
+    page = (ROOT / "docs" / "howto" / "sweeps.md").read_text(encoding="utf-8")
+    right = {"dense": (178, 178, 177), "keep 0.5": (179, 179, 177), "keep 0.25": (179, 177, 179)}
+    right["keep 0.125"] = (177, 178, 180)
+    speeds = {}
+    for name, numbers in right.items():
+        (row,) = [line for line in page.splitlines() if f"| {name} |" in line]
+        *_, speedup, shown, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        scores = [number / 1.8 for number in numbers]
+        assert shown == f"{mean(scores):.2f} % ± {stdev(scores):.2f}"
+        speeds[name] = float(speedup.removesuffix("x"))
+    runs = [result(name, speeds[name], n / 180, seed=seed) for name in right for seed, n in enumerate(right[name])]
+    folders = [replace(run, folder=f"vit/{job}") for job, run in enumerate(runs)]
+    quoted = " ".join(line.removeprefix("> ") for line in page.splitlines() if line.startswith("> "))
+    assert quoted == explain_choice(decide(folders, ACCURACY, max_drop=1.0), setting="sweep.max_drop")[0]
+
+
 def test_a_run_that_is_not_faster_is_not_recommended():
     tradeoff = decide([result("dense", 1, 0.9), result("a", 0.97, 0.95)], ACCURACY, max_drop=1)
     assert tradeoff.chosen is None
@@ -100,7 +139,10 @@ def test_seeds_of_a_budget_are_one_candidate_with_mean_and_spread():
     assert names(tradeoff.candidates) == ["dense", "a"]
     assert tradeoff.chosen.mean("validation") == pytest.approx(0.90)
     assert tradeoff.chosen.spread("validation") == pytest.approx(0.01)
-    assert "in a-2, the best of 3 seeds" in text_of(tradeoff)
+    assert "Recommended: a, 1.50x faster, with a mean validation accuracy of 90.00 %, 1.00 points" in text_of(tradeoff)
+    assert "sweep.max_drop=1. The best of its 3 seeds is in a-2 (91.00 %)." in text_of(tradeoff)
+    assert "a-2 (+2)" in table_of(tradeoff)
+    assert [run["best_folder"] for run in as_plain(tradeoff, setting="")["runs"]] == ["dense-2", "a-2"]
     assert [run.seed for run in tradeoff.dense.runs] == [0, 1, 2]
 
 

@@ -64,6 +64,11 @@ class Candidate:
         """Whether the runs are dense."""
         return self.runs[0].is_dense
 
+    def best(self, score: Score) -> Result:
+        """Return the run with the best validation score; the first one without such scores."""
+        known = [run for run in self.runs if not math.isnan(run.validation)] or list(self.runs)
+        return min(known, key=lambda run: -run.validation if score.higher_is_better else run.validation)
+
     def mean(self, name: str) -> float:
         """Return the mean of an attribute of the runs."""
         return float(mean(getattr(run, name) for run in self.runs))

@@ -24,11 +24,12 @@ def tradeoff_table(tradeoff: Tradeoff) -> Table:
         table.add_column(column, overflow="fold", no_wrap=column in (*numbers, "budget"))
     for candidate in tradeoff.candidates:
         first, others = candidate.runs[0], len(candidate.runs) - 1
+        best = candidate.best(tradeoff.score)
         marks = ("→" if candidate is tradeoff.chosen else "") + ("*" if candidate in tradeoff.front else "")
         texts = [marks, first.budget, *([first.settings.replace(" ", "\n")] if extra else [])]
         sizes = [_number(candidate.mean("heads")), _number(candidate.mean("neurons"))]
         scores = [_score(candidate, name, tradeoff.score) for name in ("validation", "test")]
-        folder = first.folder + (f" (+{others})" if others else "")
+        folder = best.folder + (f" (+{others})" if others else "")
         row = [*texts, *sizes, f"{tradeoff.speed(candidate):.2f}x", *scores, folder]
         table.add_row(*map(Text, row), style="bold" if candidate is tradeoff.chosen else None)
     return table
@@ -78,27 +79,36 @@ def _recommendation(tradeoff: Tradeoff, limit: str) -> list[str]:
         shown = [score.show(test) for test in tests]
         seen = "" if any(map(math.isnan, tests)) else f"; on test data it has {shown[0]}, the dense run {shown[1]}"
         return [
-            f"Recommended: {_compared(tradeoff, tradeoff.chosen, dense)}: the fastest with {limit}.",
+            f"Recommended: {_compared(tradeoff, tradeoff.chosen, dense)}: the fastest with {limit}."
+            f"{_best_seed(tradeoff.chosen, score)}",
             f"Runs are chosen by their validation scores alone{seen}.",
         ]
     assert tradeoff.closest is not None
     return [
         f"No run is recommended: none within {limit} of the dense score is faster than the dense run.",
-        f"The closest is {_compared(tradeoff, tradeoff.closest, dense)}. Try larger budgets, or longer training.",
+        f"The closest is {_compared(tradeoff, tradeoff.closest, dense)}.{_best_seed(tradeoff.closest, score)} "
+        "Try larger budgets, or longer training.",
     ]
 
 
 def _compared(tradeoff: Tradeoff, candidate: Candidate, dense: Candidate) -> str:
-    """Return a candidate's name, its folder, and its speed and validation score against the dense one's."""
-    score = tradeoff.score
-    best = min(candidate.runs, key=lambda run: -run.validation if score.higher_is_better else run.validation)
-    of = f", the best of {len(candidate.runs)} seeds" if len(candidate.runs) > 1 else ""
+    """Return a candidate's name, its folder if it is one run, and its speed and validation score against the dense."""
+    score, several = tradeoff.score, len(candidate.runs) > 1
+    place, mean = ("", "mean ") if several else (f" in {candidate.runs[0].folder},", "")
     gain = "faster" if tradeoff.axis == "speedup" else "less work"
     return (
-        f"{candidate.name}, in {best.folder}{of}, {tradeoff.speed(candidate):.2f}x {gain}, with a validation "
-        f"{score.name} of {score.show(candidate.mean('validation'))}, {drop_text(tradeoff.drop(candidate), score)} the "
-        f"dense run's {score.show(dense.mean('validation'))}"
+        f"{candidate.name},{place} {tradeoff.speed(candidate):.2f}x {gain}, with a {mean}validation {score.name} of "
+        f"{score.show(candidate.mean('validation'))}, {drop_text(tradeoff.drop(candidate), score)} the dense run's "
+        f"{score.show(dense.mean('validation'))}"
     )
+
+
+def _best_seed(candidate: Candidate, score: Score) -> str:
+    """Return a sentence on the best of a candidate's runs, after a space; nothing if there is one run."""
+    if len(candidate.runs) == 1:
+        return ""
+    best = candidate.best(score)
+    return f" The best of its {len(candidate.runs)} seeds is in {best.folder} ({score.show(best.validation)})."
 
 
 def drop_text(drop: float, score: Score) -> str:
@@ -108,9 +118,14 @@ def drop_text(drop: float, score: Score) -> str:
     '0.46 points below'
     >>> drop_text(2, Score("perplexity", scale=1, unit="", higher_is_better=False))
     '2.00 above'
+    >>> drop_text(0.0, Score("accuracy"))
+    'equal to'
     """
+    size = f"{abs(drop):.2f}"
+    if float(size) == 0:
+        return "equal to"
     word = "below" if (drop >= 0) == score.higher_is_better else "above"
-    return f"{abs(drop):.2f}{' points' if score.scale == 100 else ''} {word}"
+    return f"{size}{' points' if score.scale == 100 else ''} {word}"
 
 
 def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
@@ -128,7 +143,8 @@ def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
         }
         texts = {"budget": first.budget, "settings": first.settings, "dense": candidate.is_dense}
         folders = {"folders": [run.folder for run in candidate.runs], "seeds": [run.seed for run in candidate.runs]}
-        rows.append(texts | numbers | scores | spreads | marks | folders)
+        best = {"best_folder": candidate.best(tradeoff.score).folder}
+        rows.append(texts | numbers | scores | spreads | marks | folders | best)
     return {
         "metric": tradeoff.score.name,
         "higher_is_better": tradeoff.score.higher_is_better,

@@ -44,9 +44,19 @@ def budget_text(settings: Mapping[str, Any], *, with_units: bool) -> str:
     given = {name: objective[name] for name in _BUDGETS if objective.get(name) is not None}
     if "speedup" in given:
         given = {"speedup": given["speedup"]}  # The others were measured from it.
-    text = ", ".join(_SHOWN[name].format(as_text(value)) for name, value in given.items()) or "default budget"
+    text = ", ".join(_shown(name, value) for name, value in given.items()) or "default budget"
     units = settings.get("gates", {}).get("units", "heads")
     return f"{text}, {units if isinstance(units, str) else '+'.join(units)}" if with_units else text
+
+
+def _shown(name: str, value: Any) -> str:
+    """Return one budget as text.
+
+    >>> _shown("num_heads", 1), _shown("num_neurons", 64)
+    ('1 head', '64 neurons')
+    """
+    text = _SHOWN[name].format(as_text(value))
+    return text.removesuffix("s") if value == 1 and name.startswith("num_") else text
 
 
 def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
