@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
 from gating.errors import FolderExistsError, InputError
@@ -10,7 +11,7 @@ from gating.report.tradeoff.table import as_plain
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import is_run
 from gating.run.sweep.jobs import jobs_of
-from gating.run.sweep.outcome import compare, print_choice, write_figure
+from gating.run.sweep.outcome import FORMATS, compare, print_choice, write_figure
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1.0,
         help="largest accepted loss of validation score against the dense run: points, or the unit of the score (1.0)",
     )
-    parser.add_argument("--output", type=Path, help="file for the figure, such as tradeoff.png")
+    parser.add_argument("--output", type=Path, help="file for the figure, such as tradeoff.png; also pdf or svg")
     parser.add_argument("--overwrite", action="store_true", help="replace the file of the figure")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of a table")
 
@@ -35,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the table of some runs and the recommended one, and write the figure."""
     output = arguments.output
-    if output is not None and output.exists() and not (arguments.overwrite and output.is_file()):
-        raise FolderExistsError(f"{output} exists already. Choose another place, or pass --overwrite.")
+    if output is not None:
+        _check_output(output, overwrite=arguments.overwrite)
     failed: list[tuple[str, str]] = []
     folders = list(dict.fromkeys(place for folder in arguments.folders for place in _runs_in(folder, failed)))
     tradeoff = compare(folders, max_drop=arguments.max_drop)
@@ -48,6 +49,21 @@ def run(arguments: argparse.Namespace) -> None:
         print_choice(tradeoff, setting=_OPTION, failed=failed)
     if output is not None:
         write_figure(tradeoff, output)
+        # The JSON is alone in the output.
+        print(f"The picture is in {output}", file=sys.stderr if arguments.json else sys.stdout)
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    """Check that the figure can be written to a file before the runs are read.
+
+    Raises:
+        FolderExistsError: There is a file already, and ``overwrite`` is false, or it is a folder.
+        InputError: Its suffix names no format.
+    """
+    if output.suffix.lower() not in FORMATS:
+        raise InputError(f"--output {output} names no picture: give a file that ends with {', '.join(FORMATS)}.")
+    if output.exists() and not (overwrite and output.is_file()):
+        raise FolderExistsError(f"{output} exists already. Choose another place, or pass --overwrite.")
 
 
 def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:
