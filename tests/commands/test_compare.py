@@ -8,6 +8,8 @@ import pytest
 
 from gating.__main__ import main
 from gating.report.score import Score
+from gating.run.sweep.outcome import compare as read
+from gating.run.sweep.outcome import print_choice
 from tests.support.sweeps import write_run
 
 PERPLEXITY = Score("perplexity", scale=1, unit="", higher_is_better=False)
@@ -53,6 +55,26 @@ def test_the_figure_is_written_and_no_file_is_replaced(compare, runs, tmp_path):
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("PNG", b"\x89PNG")])
+def test_the_suffix_is_the_format_of_the_figure(suffix, start, compare, runs, tmp_path):
+    figure = tmp_path / f"figure.{suffix}"
+    assert compare(*runs.values(), "--output", figure).splitlines()[-1] == f"The picture is in {figure}"
+    assert figure.read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("name", ["figure.txt", "figure"])
+def test_a_figure_of_no_format_is_refused_before_the_runs_are_read(name, compare, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        compare(tmp_path / "nothing", "--output", tmp_path / name)
+    assert str(stop.value) == (
+        f"error: --output {tmp_path / name} names no picture: give a file that ends with .png, .pdf, .svg."
+    )
+
+
+def test_the_place_of_the_figure_is_no_part_of_the_json(compare, runs, tmp_path):
+    json.loads(compare(*runs.values(), "--json", "--output", tmp_path / "figure.png"))
+
+
 def test_json_has_the_same_choice(compare, runs):
     plain = json.loads(compare(*runs.values(), "--json"))
     assert [run["budget"] for run in plain["runs"]] == ["dense", "36 heads", "9 heads"]
@@ -93,6 +115,46 @@ def test_other_settings_in_which_runs_differ_are_shown(compare, tmp_path):
         write_run(tmp_path / str(number), "objective.num_heads=9", f"optimizer.lr={rate}")
     plain = json.loads(compare(tmp_path, "--json"))
     assert [run["settings"] for run in plain["runs"]] == ["optimizer.lr=0.0001", "optimizer.lr=0.0003"]
+
+
+def test_settings_that_nobody_chose_are_not_shown(compare, tmp_path):
+    write_run(tmp_path / "a", "objective.keep=0.25", "trainer.max_epochs=3", "task.metrics=[accuracy,f1]")
+    write_run(tmp_path / "b", "objective.speedup=1.5", "trainer.max_steps=100")
+    plain = json.loads(compare(tmp_path, "--json"))
+    assert {run["budget"]: run["settings"] for run in plain["runs"]} == {
+        "keep 0.25": "task.metrics=[accuracy,f1] trainer.max_epochs=3",
+        "1.5x": "trainer.max_epochs=4 trainer.max_steps=100",
+    }
+
+
+def test_dense_runs_show_the_settings_that_tell_them_apart(compare, tmp_path):
+    for rate, units in (("1e-4", "[heads]"), ("3e-4", "[heads,neurons]")):
+        write_run(tmp_path / f"d{rate}", "objective=none", f"optimizer.lr={rate}", f"gates.units={units}")
+    write_run(tmp_path / "a", "objective.num_heads=9", "optimizer.lr=5e-4")
+    plain = json.loads(compare(tmp_path, "--json"))
+    assert [run["settings"] for run in plain["runs"]] == [
+        "gates.units=[heads] optimizer.lr=0.0001",
+        "gates.units=[heads,neurons] optimizer.lr=0.0003",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 130])
+def test_settings_are_never_broken(width, compare, tmp_path, monkeypatch, capsys):
+    """In a pipe; and on a terminal, where the table lacks them if it would be too wide."""
+    long = tmp_path / "folder_of_a_name_that_no_terminal_has_room_for_beside_the_numbers"
+    for number, end in enumerate(("0.5", "0.75")):
+        write_run(long / f"{number}", "objective.num_heads=9", f"objective.schedule.end={end}", f"recovery={end}")
+    names = ["objective.schedule.end=0.5", "recovery=0.75"]
+    lines = compare(long).splitlines()
+    assert all(any(name in line for line in lines) for name in [*names, str(long / "0")])
+    tradeoff = read([long / "0", long / "1"], max_drop=1.0)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_choice(tradeoff, setting="--max-drop")
+    shown = capsys.readouterr().out.splitlines()
+    assert all(any(name in line for line in shown) for name in names)
+    assert any("validation" in line and ("settings" in line) == (width == 130) for line in shown)
 
 
 def test_units_are_named_where_they_differ(compare, tmp_path):

@@ -20,7 +20,7 @@ class Result:
         is_dense: Whether it is a dense run.
         group: Identifies the runs that differ from this one in nothing but their seed.
         seed: Its seed.
-        settings: Other settings in which it differs from the runs that it is compared with, as text.
+        settings: Other settings in which it differs from the runs that it is compared with, each as text.
         validation: Score on validation data; NaN without it.
         test: Score on test data; NaN without it.
         heads: Number of attention heads.
@@ -35,7 +35,7 @@ class Result:
     is_dense: bool
     group: str
     seed: int
-    settings: str = ""
+    settings: tuple[str, ...] = ()
     validation: float = math.nan
     test: float = math.nan
     heads: float = math.nan
@@ -57,7 +57,7 @@ class Candidate:
     @property
     def name(self) -> str:
         """The budget, and the other settings in which the runs differ from others."""
-        return f"{self.runs[0].budget} {self.runs[0].settings}".strip()
+        return " ".join((self.runs[0].budget, *self.runs[0].settings))
 
     @property
     def is_dense(self) -> bool:

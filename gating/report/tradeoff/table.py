@@ -10,29 +10,40 @@ from rich.text import Text
 from gating.report.score import Score
 from gating.report.tradeoff.decision import Candidate, Tradeoff
 
-__all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "tradeoff_table"]
+__all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "settings_lines", "tradeoff_table"]
 
 _AXES = {"speedup": "speed-up", "work": "less work"}
 
 
-def tradeoff_table(tradeoff: Tradeoff) -> Table:
-    """Return a table with a row for each candidate; a star marks the front, an arrow the recommended one."""
-    extra = any(candidate.runs[0].settings for candidate in tradeoff.candidates)
+def tradeoff_table(tradeoff: Tradeoff, *, with_settings: bool = True) -> Table:
+    """Return a table with a row for each candidate; a star marks the front, an arrow the recommended one.
+
+    Args:
+        tradeoff: The choice.
+        with_settings: Whether it has a column of the settings in which candidates differ, if they do.
+    """
+    extra = with_settings and any(candidate.runs[0].settings for candidate in tradeoff.candidates)
     table = Table(title=f"{tradeoff.score.name.capitalize()} by speed", title_justify="left")
     numbers = ["heads", "neurons", _AXES[tradeoff.axis], "validation", "test"]
     for column in ("", "budget", *(["settings"] if extra else []), *numbers, "folder"):
-        table.add_column(column, overflow="fold", no_wrap=column in (*numbers, "budget"))
+        table.add_column(column, overflow="fold", no_wrap=column in (*numbers, "budget", "settings"))
     for candidate in tradeoff.candidates:
         first, others = candidate.runs[0], len(candidate.runs) - 1
         best = candidate.best(tradeoff.score)
         marks = ("→" if candidate is tradeoff.chosen else "") + ("*" if candidate in tradeoff.front else "")
-        texts = [marks, first.budget, *([first.settings.replace(" ", "\n")] if extra else [])]
+        texts = [marks, first.budget, *(["\n".join(first.settings)] if extra else [])]
         sizes = [_number(candidate.mean("heads")), _number(candidate.mean("neurons"))]
         scores = [_score(candidate, name, tradeoff.score) for name in ("validation", "test")]
         folder = best.folder + (f" (+{others})" if others else "")
         row = [*texts, *sizes, f"{tradeoff.speed(candidate):.2f}x", *scores, folder]
         table.add_row(*map(Text, row), style="bold" if candidate is tradeoff.chosen else None)
     return table
+
+
+def settings_lines(tradeoff: Tradeoff) -> list[str]:
+    """Return a line for each candidate that differs from others in its settings, for a table without them."""
+    shown = [candidate for candidate in tradeoff.candidates if candidate.runs[0].settings]
+    return [f"{candidate.best(tradeoff.score).folder}: {candidate.name}" for candidate in shown]
 
 
 def failed_table(failed: Sequence[tuple[str, str]]) -> Table:
@@ -141,7 +152,7 @@ def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
             "on_front": candidate in tradeoff.front,
             "recommended": candidate is tradeoff.chosen,
         }
-        texts = {"budget": first.budget, "settings": first.settings, "dense": candidate.is_dense}
+        texts = {"budget": first.budget, "settings": " ".join(first.settings), "dense": candidate.is_dense}
         folders = {"folders": [run.folder for run in candidate.runs], "seeds": [run.seed for run in candidate.runs]}
         best = {"best_folder": candidate.best(tradeoff.score).folder}
         rows.append(texts | numbers | scores | spreads | marks | folders | best)

@@ -7,7 +7,7 @@ from typing import Any
 from gating.run.folder.resume import is_free
 from gating.run.folder.stored_settings import leaves
 
-__all__ = ["as_text", "budget_text", "differing", "is_dense", "of_group"]
+__all__ = ["as_text", "budget_text", "differing", "is_dense", "of_group", "settings_texts"]
 
 # Settings of a budget, of which an objective takes one.
 _BUDGETS = ("num_heads", "num_neurons", "keep", "speedup", "price")
@@ -59,18 +59,39 @@ def _shown(name: str, value: Any) -> str:
     return text.removesuffix("s") if value == 1 and name.startswith("num_") else text
 
 
-def differing(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of settings in which runs differ, besides budget, gated units, seed and those of no effect."""
+def differing(runs: Sequence[Mapping[str, Any]], *, besides: Sequence[str] = ("gates.units",)) -> list[str]:
+    """Return the names of settings in which runs differ, besides budget, seed and those of no effect.
+
+    Args:
+        runs: The settings of each run.
+        besides: Other names that are left out.
+    """
     tables = [_with_effect(settings) for settings in runs]
-    names = sorted({name for table in tables for name in table})
-    unlike = [name for name in names if len({json.dumps(table.get(name), default=str) for table in tables}) > 1]
-    unlike = [name for name in unlike if name != "gates.units" and name.removeprefix("objective.") not in _BUDGETS]
+    # Settings that were measured in some runs are compared among the others.
+    chosen = [table for settings, table in zip(runs, tables, strict=True) if not _measured(settings)]
+    unlike = []
+    for name in sorted({name for table in tables for name in table}):
+        values = [table.get(name) for table in (chosen if name.startswith(_MEASURED) else tables)]
+        if len({json.dumps(value, default=str) for value in values}) > 1:
+            unlike.append(name)
+    unlike = [name for name in unlike if name not in besides and name.removeprefix("objective.") not in _BUDGETS]
     replaced = {name.rpartition(".")[0] for name in unlike if name.rpartition(".")[2] in _NAMES}
     return [
         name
         for name in unlike
         if name.rpartition(".")[2] in _NAMES or not any(name.startswith(f"{group}.") for group in replaced)
     ]
+
+
+def settings_texts(settings: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
+    """Return some settings of a run as texts, without limits of training that it does not have.
+
+    >>> run = {"objective": {}, "trainer": {"max_epochs": 3, "max_steps": -1, "max_time": None}}
+    >>> settings_texts(run, ["trainer.max_epochs", "trainer.max_steps", "trainer.max_time"])
+    ('trainer.max_epochs=3',)
+    """
+    own = _with_effect(settings)
+    return tuple(f"{name}={as_text(own[name])}" for name in names if name in own and own[name] != -1)
 
 
 def of_group(settings: Mapping[str, Any]) -> str:
@@ -80,7 +101,7 @@ def of_group(settings: Mapping[str, Any]) -> str:
 
 def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that change its results, without its seed, by dotted name."""
-    measured = _MEASURED if settings["objective"].get("speedup") is not None else ()
+    measured = _measured(settings)
     return {
         name: value
         for name, value in leaves(settings)
@@ -92,12 +113,19 @@ def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _measured(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the beginnings of the names of settings that a run has measured."""
+    return _MEASURED if settings["objective"].get("speedup") is not None else ()
+
+
 def as_text(value: Any) -> str:
     """Return the value of a setting as text, numbers with four digits.
 
-    >>> as_text(0.13920570), as_text({"encoder": 12, "decoder": 8})
-    ('0.1392', 'encoder 12, decoder 8')
+    >>> as_text(0.13920570), as_text({"encoder": 12, "decoder": 8}), as_text(["accuracy", "f1"])
+    ('0.1392', 'encoder 12, decoder 8', '[accuracy,f1]')
     """
+    if isinstance(value, list):
+        return f"[{','.join(map(as_text, value))}]"
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {as_text(part)}" for key, part in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)

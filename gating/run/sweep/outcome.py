@@ -9,14 +9,17 @@ from rich.console import Console
 
 from gating.report.tradeoff.decision import Tradeoff, decide
 from gating.report.tradeoff.figure import tradeoff_figure
-from gating.report.tradeoff.table import as_plain, explain_choice, failed_table, tradeoff_table
+from gating.report.tradeoff.table import as_plain, explain_choice, failed_table, settings_lines, tradeoff_table
 from gating.run.sweep.results import read_comparison
 from gating.storage.atomic import replacing_file
 
-__all__ = ["compare", "print_choice", "write_figure", "write_numbers"]
+__all__ = ["FORMATS", "compare", "print_choice", "write_figure", "write_numbers"]
 
-# Columns of a table that is not printed to a terminal.
-_WIDTH = 120
+# Suffixes of a figure, which name its format.
+FORMATS = (".png", ".pdf", ".svg")
+
+# Least width of a table that is not printed to a terminal, and of its column of folders.
+_WIDTH, _FOLDER = 120, 16
 
 
 def compare(folders: list[Path], *, max_drop: float) -> Tradeoff:
@@ -37,19 +40,36 @@ def print_choice(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str
         setting: Name of the setting or option for the largest accepted loss.
         failed: The failed jobs, each with its reason.
     """
+    whole, least = _widths(tradeoff)
     # A file or pipe has no width; rich would take 80 columns.
-    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
-    console.print(tradeoff_table(tradeoff))
+    console = Console() if sys.stdout.isatty() else Console(width=max(_WIDTH, whole))
+    fits = least <= console.width
+    console.print(tradeoff_table(tradeoff, with_settings=fits))
+    for line in [] if fits else settings_lines(tradeoff):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if failed:
         console.print(failed_table(failed))
     for sentence in explain_choice(tradeoff, setting=setting):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
+def _widths(tradeoff: Tradeoff) -> tuple[int, int]:
+    """Return the width of the table in which nothing is broken, and that in which only long folders are."""
+    console = Console(width=10_000)
+    whole = console.measure(tradeoff_table(tradeoff)).maximum
+    longest = max(len(run.folder) for candidate in tradeoff.candidates for run in candidate.runs)
+    return whole, whole - max(0, longest - _FOLDER)
+
+
 def write_figure(tradeoff: Tradeoff, path: Path) -> None:
-    """Write the figure."""
+    """Write the figure.
+
+    Args:
+        tradeoff: The choice.
+        path: Path of the file; its suffix is one of ``FORMATS``.
+    """
     with replacing_file(path) as new:
-        tradeoff_figure(tradeoff).savefig(new, format="png", dpi=120)
+        tradeoff_figure(tradeoff).savefig(new, format=path.suffix.lower().removeprefix("."), dpi=120)
 
 
 def write_numbers(tradeoff: Tradeoff, path: Path, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:

@@ -12,7 +12,7 @@ from gating.report.tradeoff.decision import Result
 from gating.run.folder.contents import METRICS
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import is_run, leaves, read_settings_of
-from gating.run.sweep.budgets import as_text, budget_text, differing, is_dense, of_group
+from gating.run.sweep.budgets import budget_text, differing, is_dense, of_group, settings_texts
 from gating.storage.results import read_table
 from gating.tasks.metrics.numbers import number_metrics
 from gating.tasks.metrics.tokens import PERPLEXITY
@@ -59,11 +59,19 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
     """
     runs = [_read(folder) for folder in folders]
     units = {str(run.settings.get("gates", {}).get("units")) for run in runs if not is_dense(run.settings)}
-    settings = differing([run.settings for run in runs if not is_dense(run.settings)])
+    settings = {
+        False: differing([run.settings for run in runs if not is_dense(run.settings)]),
+        True: differing([run.settings for run in runs if is_dense(run.settings)], besides=()),
+    }
     axis, notes = _axis_and_notes(runs)
     base = _common_latency(runs)
     results = [
-        _result(run, budget=budget_text(run.settings, with_units=len(units) > 1), settings=settings, base=base)
+        _result(
+            run,
+            budget=budget_text(run.settings, with_units=len(units) > 1),
+            settings=settings[is_dense(run.settings)],
+            base=base,
+        )
         for run in runs
     ]
     return Comparison(results, _score_of(runs[0].numbers), axis, notes, _problem(runs))
@@ -84,8 +92,6 @@ def _read(folder: Path) -> _Run:
 
 def _result(run: _Run, *, budget: str, settings: Sequence[str], base: float | None) -> Result:
     numbers, name = run.numbers, run.numbers["metric"]
-    own = dict(leaves(run.settings))
-    shown = [] if is_dense(run.settings) else [f"{key}={as_text(own[key])}" for key in settings if key in own]
     after, before = _number(numbers, "macs"), _number(numbers, "macs_before")
     if not before > 0:
         after, before = _number(numbers, "num_parameters"), _number(numbers, "num_parameters_before")
@@ -96,7 +102,7 @@ def _result(run: _Run, *, budget: str, settings: Sequence[str], base: float | No
         is_dense=is_dense(run.settings),
         group=of_group(run.settings),
         seed=int(run.settings.get("seed", 0)),
-        settings=" ".join(shown),
+        settings=settings_texts(run.settings, settings),
         validation=_number(numbers, f"val/{name}"),
         test=_number(numbers, f"test/{name}"),
         heads=_number(numbers, "num_heads"),
