@@ -5,7 +5,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 
-from gating.errors import MissingPackageError
+from gating.errors import MissingPackageError, missing_extra
 
 __all__ = ["HELP", "add_arguments", "run"]
 
@@ -37,9 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         # Other commands need neither Hydra nor Lightning.
         from gating.commands.folder_evaluation import evaluate_folder
     except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            f"head-gating evaluate needs the package {error.name}: pip install 'head-gating[train]'"
-        ) from error
+        raise MissingPackageError(missing_extra("head-gating evaluate", missing=error.name)) from error
     # Other output, such as how data was divided, is not part of the JSON.
     with redirect_stdout(sys.stderr if arguments.json else sys.stdout):
         evaluated = evaluate_folder(arguments.folder, arguments.settings, split=arguments.split)

@@ -82,6 +82,25 @@ class _Rates:
     weight_decay: _Rate = 0.01
     decay_biases_and_norms: bool = False
 
+    def build(
+        self,
+        model: nn.Module,
+        *,
+        gates: HeadGates | None = None,
+        objective: Objective | None = None,
+        fused: bool = True,
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer; see :class:`OptimizerSettings`.
+
+        Raises:
+            InputError: The class of the optimizer does not train parameters of the model.
+        """
+        return self._make(self._groups(model, gates, objective), fused=fused)
+
+    def _make(self, groups: list[dict[str, Any]], *, fused: bool) -> torch.optim.Optimizer:
+        """Return the optimizer of some groups."""
+        raise NotImplementedError
+
     def _groups(self, model: nn.Module, gates: HeadGates | None, objective: Objective | None) -> list[dict[str, Any]]:
         groups = parameter_groups(
             model,
@@ -112,16 +131,8 @@ class AdamW(_Rates):
 
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
 
-    def build(
-        self,
-        model: nn.Module,
-        *,
-        gates: HeadGates | None = None,
-        objective: Objective | None = None,
-        fused: bool = True,
-    ) -> torch.optim.Optimizer:
-        """Return the optimizer; see :class:`OptimizerSettings`."""
-        return torch.optim.AdamW(self._groups(model, gates, objective), betas=self.betas, fused=fused)
+    def _make(self, groups: list[dict[str, Any]], *, fused: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, betas=self.betas, fused=fused)
 
 
 @dataclass(frozen=True)
@@ -145,20 +156,7 @@ class AnyOptimizer(_Rates):
         trial = [{"params": [nn.Parameter(torch.zeros(2, 2))]} for _ in range(2)]
         self.factory(trial, lr=self.lr, **self.options)
 
-    def build(
-        self,
-        model: nn.Module,
-        *,
-        gates: HeadGates | None = None,
-        objective: Objective | None = None,
-        fused: bool = True,
-    ) -> torch.optim.Optimizer:
-        """Return the optimizer; see :class:`OptimizerSettings`.
-
-        Raises:
-            InputError: The class does not train parameters of the model.
-        """
-        groups = self._groups(model, gates, objective)
+    def _make(self, groups: list[dict[str, Any]], *, fused: bool) -> torch.optim.Optimizer:
         others = [group for group in groups if not _is_of_weights(group)]
         try:
             weights = self.factory([group for group in groups if _is_of_weights(group)], lr=self.lr, **self.options)

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from gating.pruning.measure import LatencyComparison
-from gating.report.charts import score_axis
 from gating.report.history import History, Observation
-from gating.report.layers import panels_of
 from gating.report.page import RunPage, write_page
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
@@ -269,55 +267,3 @@ def test_a_large_model_with_many_validations_stays_readable(written, tmp_path):
 
 def test_a_stock_model_needs_no_trust(written):
     assert "trust_remote_code" not in written(run_page(is_stock=True)).text
-
-
-TOWERS = {
-    "bert": ([f"encoder.layer.{i}.attention.self" for i in range(2)], [("", ["0", "1"])]),
-    "bart": (
-        [f"model.{tower}.layers.0.{kind}" for tower, kind in (("encoder", "self_attn"), ("decoder", "self_attn"))]
-        + ["model.decoder.layers.0.encoder_attn"],
-        [("encoder", ["0"]), ("decoder · self_attn", ["0"]), ("decoder · encoder_attn", ["0"])],
-    ),
-    "t5": (
-        [
-            *(f"{block}.layer.0.SelfAttention" for block in ("encoder.block.0", "decoder.block.0", "decoder.block.1")),
-            "decoder.block.0.layer.1.EncDecAttention",
-        ],
-        [("encoder", ["0"]), ("decoder · SelfAttention", ["0", "1"]), ("decoder · EncDecAttention", ["0"])],
-    ),
-    "swin": (
-        [f"encoder.layers.0.blocks.{i}.attention" for i in range(2)],
-        [("", ["0.0", "0.1"])],
-    ),
-    "odd": (["dense", "other"], [("dense", [""]), ("other", [""])]),
-}
-
-
-@pytest.mark.parametrize("family", TOWERS)
-def test_blocks_of_one_kind_are_together(family):
-    names, wanted = TOWERS[family]
-    panels = panels_of([(name, [0], 2) for name in names])
-    assert [(panel.title, [label for label, _ in panel.rows]) for panel in panels] == wanted
-
-
-@pytest.mark.parametrize(
-    ("values", "low", "high"),
-    [
-        ([91, 92], 86, 98),  # A point of accuracy is a tenth of the axis.
-        ([99, 100], 90, 100),
-        ([0, 1], 0, 10),
-        ([20, 90], 0, 100),
-        ([math.nan], 0, 10),
-    ],
-)
-def test_percentages_span_ten_points_at_least(values, low, high):
-    axis = score_axis([*values, math.inf], ACCURACY)
-    assert (axis.low, axis.high) == (low, high)
-    assert axis.ticks[0] == low
-
-
-def test_other_scores_span_a_tenth_of_themselves():
-    axis = score_axis([12.5, 12.6], Score("perplexity", scale=1, unit=""))
-    assert axis.high - axis.low >= 1.2
-    assert axis.low > 0
-    assert score_axis([-0.5, 0.5], Score("pearson", scale=1, unit="")).low <= -0.5

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import combinations
 from statistics import mean, stdev
 
 import pytest
@@ -209,3 +210,18 @@ def test_the_figure_shows_each_run_and_the_limit_without_exaggeration():
     assert all(low < 100 * run.validation < high for run in RUNS)
     assert high <= 101
     assert axes.get_ylabel() == "accuracy (%)"
+
+
+# A run that is a little faster and better than the one before: its point would be below the first one's name.
+CLOSE = [("dense", 1, 0), ("keep 0.5", 1.2, 0.005), ("keep 0.25", 1.24, -0.01), ("keep 0.125", 1.6, 0.02)]
+
+
+def test_no_name_hides_a_point_or_another_name():
+    close = [result(name, speed, 0.913 - drop) for name, speed, drop in CLOSE]
+    figure = tradeoff_figure(decide(close, ACCURACY, max_drop=1.0))
+    (axes,) = figure.axes
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    points = axes.transData.transform([(run.speedup, 100 * run.validation) for run in close])
+    assert not any(box.contains(*point) for box in boxes for point in points)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))

@@ -14,8 +14,8 @@ __all__ = ["tradeoff_figure"]
 
 _FRONT, _OTHER, _CHOSEN = "tab:blue", "0.5", "tab:green"
 _LABELS = {"speedup": "measured speed-up over the dense model", "work": "work of the dense model over that of the run"}
-# Shares of the axes that a character of a label and its height take.
-_CHARACTER, _LINE = 0.0125, 0.05
+# Shares of the axes: width of a character of a label, height of a label, its distance from its point, half a point.
+_CHARACTER, _LINE, _GAP, _POINT = 0.0125, 0.05, 0.016, 0.012
 
 
 class _Place(NamedTuple):
@@ -102,12 +102,13 @@ def _set_limits(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> N
 
 
 def _draw_names(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> None:
-    """Write the name of each candidate beside its point, where no earlier name is if there is such a place."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    taken: list[tuple[float, float, float, float]] = []
-    for candidate in drawn:
-        x, y, name = tradeoff.speed(candidate), _height(tradeoff, candidate), candidate.name
-        corner = (x - left) / (right - left), (y - low) / (high - low)
+    """Write the name of each candidate beside its point, where no point or earlier name is if there is a place."""
+    points = [(tradeoff.speed(candidate), _height(tradeoff, candidate)) for candidate in drawn]
+    # In shares of the axes.
+    corners = [tuple(axes.transAxes.inverted().transform(axes.transData.transform(point))) for point in points]
+    taken = [(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in corners]
+    for candidate, (x, y), corner in zip(drawn, points, corners, strict=True):
+        name = candidate.name
         boxes = {place: _box(corner, place, len(name)) for place in _PLACES}
         free = [place for place, box in boxes.items() if box[0] >= 0 and not any(_overlap(box, o) for o in taken)]
         place = free[0] if free else _PLACES[0]
@@ -121,9 +122,10 @@ def _draw_names(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> N
 
 def _box(corner: tuple[float, float], place: _Place, length: int) -> tuple[float, float, float, float]:
     """Return the left, lower, right and upper edge of a label, as shares of the axes."""
-    left = corner[0] if place.side == "left" else corner[0] - _CHARACTER * length
-    low = corner[1] if place.y > 0 else corner[1] - _LINE
-    return left, low, left + _CHARACTER * length, low + _LINE
+    width = _CHARACTER * length
+    left = corner[0] + _GAP if place.side == "left" else corner[0] - _GAP - width
+    low = corner[1] + _GAP if place.y > 0 else corner[1] - _GAP - _LINE
+    return left, low, left + width, low + _LINE
 
 
 def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
