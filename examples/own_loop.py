@@ -5,8 +5,8 @@
 Needs: head-gating
 """
 
+import argparse
 import copy
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -106,12 +106,14 @@ def main(folder: Path) -> None:
     loaded = gating.load_compact(folder / "compact")
     before, after = milliseconds(dense, loaded)
     print(f"accuracy {accuracy(loaded):.1%}, {before:.1f} -> {after:.1f} ms for a forward pass")
-    print(f"the compact model is in {folder / 'compact'}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description="Gates in a plain PyTorch loop.")
+    parser.add_argument("folder", nargs="?", type=Path, help="folder for the compact model; a temporary one by default")
+    if folder := parser.parse_args().folder:
+        main(folder)
+        print(f"the compact model is in {folder / 'compact'}")
     else:
         with tempfile.TemporaryDirectory() as temporary:
             main(Path(temporary))

@@ -3,10 +3,10 @@
     python examples/trainer.py                     a tiny model and made-up data, offline, in seconds
     python examples/trainer.py MODEL TRAIN.csv     a model of the hub or a folder, and a table with text and label
 
-The second writes to outputs/trainer. Needs: head-gating[trainer], and datasets
+The second writes to outputs/trainer, or to --output. Needs: head-gating[trainer], and datasets
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    EvalPrediction,
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
@@ -47,6 +48,11 @@ def from_files(name: str, table: str) -> tuple[torch.nn.Module, Dataset, PreTrai
     return model, rows.rename_column("label", "labels"), tokenizer
 
 
+def accuracy(evaluated: EvalPrediction) -> dict[str, float]:
+    """Return the share of examples that are classified rightly."""
+    return {"accuracy": float((evaluated.predictions.argmax(axis=-1) == evaluated.label_ids).mean())}
+
+
 def main(output: Path, model: torch.nn.Module, data: Dataset, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Train, and print the heads of each layer that stay."""
     split = data.train_test_split(test_size=0.2, seed=0)
@@ -66,6 +72,7 @@ def main(output: Path, model: torch.nn.Module, data: Dataset, tokenizer: PreTrai
         train_dataset=split["train"],
         eval_dataset=split["test"],
         processing_class=tokenizer,
+        compute_metrics=accuracy,
         # A quarter of the heads stays; the last quarter of the steps trains the model without the others.
         objective=gating.ExactBudget(keep=0.25),
         recovery=0.25,
@@ -74,12 +81,20 @@ def main(output: Path, model: torch.nn.Module, data: Dataset, tokenizer: PreTrai
     compact = gating.load_compact(folder)
     for block in gating.find_attention_blocks(compact):
         print(f"{block.name}: {block.num_heads} of {block.num_heads_before} heads")
-    print(f"The compact model is in {folder}; its loss on held-out data is {trainer.evaluate()['eval_loss']:.3f}")
+    print(f"Its accuracy on held-out data is {trainer.evaluate()['eval_accuracy']:.1%}.")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path("outputs/trainer"), *from_files(*sys.argv[1:]))
+    parser = argparse.ArgumentParser(description="Fine-tune with gates in transformers' Trainer.")
+    parser.add_argument("model", nargs="?", help="folder of a model, or its name on the hub; a tiny one by default")
+    parser.add_argument("table", nargs="?", help="csv file with the columns text and label")
+    parser.add_argument("--output", type=Path, default=Path("outputs/trainer"), help="a new folder")
+    arguments = parser.parse_args()
+    if arguments.model and not arguments.table:
+        parser.error("give a table, too: python examples/trainer.py MODEL TRAIN.csv")
+    if arguments.model:
+        main(arguments.output, *from_files(arguments.model, arguments.table))
+        print(f"The compact model is in {arguments.output / 'compact'}.")
     else:
         with tempfile.TemporaryDirectory() as temporary:
             main(Path(temporary), *made_up())

@@ -1,6 +1,9 @@
 """Checks of a trainer before it changes anything."""
 
-from typing import Any
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -8,9 +11,11 @@ from transformers import Trainer
 from transformers.utils.import_utils import is_accelerate_available
 
 from gating.errors import InputError, MissingPackageError, OperationError
-from gating.gates import HeadGates
+from gating.gates import HeadGates, inject_gates
+from gating.objectives import Objective
+from gating.objectives.convergence import Convergence
 
-__all__ = ["check_choice", "check_optimizers", "check_strategy", "require_accelerate"]
+__all__ = ["check_arguments", "check_choice", "check_optimizers", "check_strategy", "require_accelerate"]
 
 
 def require_accelerate() -> None:
@@ -19,6 +24,43 @@ def require_accelerate() -> None:
         raise MissingPackageError(
             "gating.integrations needs the package accelerate. Install it with: pip install 'head-gating[trainer]'"
         )
+
+
+def check_arguments(
+    *,
+    objective: object,
+    recovery: object,
+    gate_lr: float | None,
+    multiplier_lr: float,
+    gate_options: Mapping[str, Any],
+    convergence: object,
+) -> None:
+    """Raise ``InputError`` if an argument of a trainer with gates has a value that cannot be used."""
+    _check_objective(objective)
+    if not _is_number(recovery) or not 0 <= recovery < 1:
+        raise InputError(f"recovery={recovery} is not a share of the steps: give a number from 0 to below 1.")
+    for name, rate in (("gate_lr", gate_lr), ("multiplier_lr", multiplier_lr)):
+        if rate is not None and (not _is_number(rate) or not 0 < rate < math.inf):
+            raise InputError(f"{name}={rate!r} is not a learning rate: give a number above 0, such as 0.1.")
+    known = [name for name in inspect.signature(inject_gates).parameters if name != "model"]
+    if unknown := sorted(set(gate_options) - set(known)):
+        raise InputError(f"gate_options has {unknown[0]!r}: inject_gates takes {', '.join(known)}.")
+    if convergence is not None and not isinstance(convergence, Convergence):
+        raise InputError(f"convergence={convergence!r} is no criterion: give gating.Convergence(), or leave it out.")
+
+
+def _check_objective(objective: object) -> None:
+    # Without `check`, its `attach` checks.
+    needed = [name for name in vars(Objective) if name[0] != "_" and name != "check"]
+    missing = [name for name in needed if not hasattr(objective, name)]
+    if missing or isinstance(objective, type):
+        name = objective.__name__ if isinstance(objective, type) else repr(objective)
+        problem = "is a class" if isinstance(objective, type) else f"has no method {missing[0]}"
+        raise InputError(f"objective={name} {problem}: give an objective, such as gating.ExactBudget(num_heads=18).")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def check_optimizers(optimizers: Any) -> None:

@@ -15,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from gating.gates import HeadGates
 from gating.objectives import FollowsLoss, Objective
@@ -166,5 +166,6 @@ class SearchEnd(TrainerCallback):
         self._search.check_end(state.global_step, is_logged=control.should_log)
         if self._search.is_complete:
             control.should_training_stop = control.should_log = True
-            control.should_evaluate = control.should_evaluate or args.eval_strategy != IntervalStrategy.NO
-            control.should_save = control.should_save or args.save_strategy in ("steps", "epoch")
+            # With strategies by epoch, the end of a training is the end of an epoch, with its own.
+            control.should_evaluate = control.should_evaluate or args.eval_strategy == IntervalStrategy.STEPS
+            control.should_save = control.should_save or args.save_strategy == SaveStrategy.STEPS

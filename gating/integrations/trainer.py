@@ -15,7 +15,13 @@ from transformers.trainer_utils import TrainOutput
 from gating.compact.save import save_compact
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
-from gating.integrations.checks import check_choice, check_optimizers, check_strategy, require_accelerate
+from gating.integrations.checks import (
+    check_arguments,
+    check_choice,
+    check_optimizers,
+    check_strategy,
+    require_accelerate,
+)
 from gating.integrations.gated_checkpoints import GatedCheckpoints
 from gating.integrations.removal import finalize_merged, report_of, save_compact_weights
 from gating.integrations.search import Search, SearchEnd, without_early_stopping
@@ -70,8 +76,14 @@ class GatedTrainerMixin(GatedCheckpoints):
             InputError: An argument is out of range; the objective does not fit the model; the model cannot have gates;
                 the training is sharded or uses ``nn.DataParallel``.
         """
-        if not 0 <= recovery < 1:
-            raise InputError(f"recovery={recovery} is not a share of the steps: give a number from 0 to below 1.")
+        check_arguments(
+            objective=objective,
+            recovery=recovery,
+            gate_lr=gate_lr,
+            multiplier_lr=multiplier_lr,
+            gate_options=gate_options or {},
+            convergence=convergence,
+        )
         require_accelerate()
         check_optimizers(kwargs.get("optimizers"))
         self._objective = objective
@@ -235,7 +247,10 @@ class GatedTrainerMixin(GatedCheckpoints):
     def _recover(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the compact model for the steps that are left, as a training that resumes at the removal."""
         if self.state.global_step >= self.state.max_steps:
-            raise OperationError(f"All {self.state.max_steps} steps are done: no step is left for a recovery.")
+            raise OperationError(
+                f"This training is over: all {self.state.max_steps} steps are done. Make a new trainer to train again; "
+                "save_compact() writes this model once more."
+            )
         model_init, self.model_init = self.model_init, None
         try:
             with tempfile.TemporaryDirectory() as folder:

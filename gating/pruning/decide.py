@@ -140,8 +140,8 @@ def _too_few_open(num_kept: int, num_open: int, unit: Unit) -> RemedyWarning:
     gated = "heads or groups" if unit == "heads" else "groups of neurons"
     return RemedyWarning(
         f"The choice of {unit} is nearly arbitrary: of {num_kept} {gated} to keep, {num_open} have an open gate.",
-        python=" Keep fewer, or lower the price of the penalty.",
-        command=" Keep fewer, train longer, or lower objective.price of objective=l0.",
+        python=" Train the gates longer, or keep fewer; a fixed price on open gates may be too high.",
+        command=" Train longer (trainer.max_epochs), or keep fewer; objective.price of objective=l0 may be too high.",
     )
 
 
@@ -152,8 +152,8 @@ def _too_alike(numbers: str, unit: Unit, *, is_given: bool) -> RemedyWarning:
         python = f"Gates hardly tell the {unit} to keep: {numbers} Unless they were chosen without gates, train"
     return RemedyWarning(
         "",
-        python=f"{python} the gates longer or with a larger learning rate, such as 0.1, and call the objective's "
-        "update before every step.",
+        python=f"{python} the gates for more steps, or with a larger learning rate (0.1 is usual); in a loop of your "
+        "own, call the objective's update before every step.",
         command=f"{arbitrary} Train longer (trainer.max_epochs) or with a larger optimizer.gate_lr.",
     )
 

@@ -60,6 +60,9 @@ class CompactReport:
     scores: list[tuple[str, str, float]] = field(default_factory=list)
 
 
+# Auto classes whose models have another one, of a clearer name; BART is among the masked language models, too.
+_VAGUE = ("AutoModelForMaskedLM", "AutoModelForTextEncoding", "AutoModelForPreTraining")
+
 _USAGE = """\
 ## Use
 
@@ -100,7 +103,7 @@ def write_card(
     Args:
         path: Path of the README.md.
         model: The compact model.
-        report: Measurements for the card; without them, it lists the kept heads and neurons only.
+        report: Measurements for the card; without sizes among them, it has the numbers of heads and neurons.
         stock: Whether the folder holds a stock model, which loads without further code.
         repo_id: Name on the hub that the card is uploaded to; its license may then be looked up there.
     """
@@ -117,9 +120,13 @@ def write_card(
         f"# Compact {model.config.model_type}\n",
         f"{_TITLES[units]} were removed from this model with head-gating; the others kept their original numbers.\n",
     ]
+    measured = [] if report is None else report.rows
+    sizes = [[row.name, row.before, row.after, row.ratio] for row in measured or _recorded_rows(model)]
+    parts += [_table(["", "before", "after", "ratio"], sizes)] if sizes else []
     if report is not None:
-        sizes = [[row.name, row.before, row.after, row.ratio] for row in report.rows]
-        parts.append(_table(["", "before", "after", "ratio"], sizes))
+        if report.scores and not report.metrics:
+            shown = [[split, metric, f"{value:.4f}"] for split, metric, value in report.scores]
+            parts.append(_table(["split", "metric", "value"], shown))
         if report.metrics:
             heading = ["stage", f"validation {report.metric_name}", f"test {report.metric_name}"]
             parts.append(_table(heading, [list(row) for row in report.metrics]))
@@ -155,6 +162,16 @@ def _removed_units(model: nn.Module) -> str:
     if has_all_neurons:
         return "heads"
     return "neurons" if has_all_heads else "heads and neurons"
+
+
+def _recorded_rows(model: nn.Module) -> list[Row]:
+    """Return the numbers of heads and neurons before and after, of those that were removed."""
+    counts = {
+        "heads": [(num_heads, len(head_ids)) for _, head_ids, num_heads in heads_per_layer(model)],
+        "neurons": [(before, kept) for _, kept, before in neurons_per_layer(model)],
+    }
+    sums = {name: [sum(column) for column in zip(*pairs, strict=True)] for name, pairs in counts.items() if pairs}
+    return [Row(name, f"{old:,}", f"{new:,}", f"{new / old:.2f}") for name, (old, new) in sums.items() if new < old]
 
 
 def _heads_section(model: nn.Module) -> list[str]:
@@ -211,4 +228,6 @@ def _auto_suffix(model: PreTrainedModel) -> str:
     name = type(model).__name__
     auto_map: dict[str, str] = model.config.auto_map
     matches = [auto for auto, reference in auto_map.items() if reference.endswith(f".{name}")]
-    return (matches or ["AutoModel"])[0].removeprefix("AutoModel")
+    # The clearest: those that are not in the list, then in its order.
+    clearest = min(matches, key=lambda auto: _VAGUE.index(auto) if auto in _VAGUE else -1, default="AutoModel")
+    return clearest.removeprefix("AutoModel")

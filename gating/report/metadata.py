@@ -94,9 +94,14 @@ def _task_of(model: PreTrainedModel) -> str | None:
     """Return the name of a model's task on the hub; None if transformers has none for it."""
     name = type(model).__name__
     tasks: dict[str, Any] = TASK_MAPPING
-    for task, classes in tasks.items():
-        if any(name == found or (isinstance(found, tuple) and name in found) for found in classes.values()):
-            return task
+    of_model = [
+        task
+        for task, classes in tasks.items()
+        if any(name == found or (isinstance(found, tuple) and name in found) for found in classes.values())
+    ]
+    if of_model:
+        # BART, which generates texts, is in the first as well.
+        return min(of_model, key=lambda task: task == "fill-mask")
     return "feature-extraction" if name.endswith("Model") and model.main_input_name == "input_ids" else None
 
 

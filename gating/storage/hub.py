@@ -186,9 +186,10 @@ def upload(folder: Path, repo_id: str, *, private: bool | None = None, token: st
             delete_patterns=_REPLACED,
         )
     except Exception as error:  # Any failure, of the storage behind the hub as well, leaves the folder to upload.
+        command = f"hf upload {repo_id} {folder}{' --private' if private else ''}"
         raise UnreachableError(
             f"The model is saved in {folder}, but it was not uploaded to {repo_id} ({_reason(error)}). Upload it later "
-            f"with: hf upload {repo_id} {folder}"
+            f"with: {command}"
         ) from error
     return str(repository)
 

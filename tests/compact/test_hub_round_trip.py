@@ -239,6 +239,12 @@ def test_a_failed_upload_leaves_the_folder_and_names_the_command(hub, pruned, tm
     gating.load_compact(tmp_path / "saved")
 
 
+def test_the_command_after_a_failed_upload_of_a_private_model_keeps_it_private(hub, pruned, tmp_path):
+    hub.failing = 403
+    with pytest.raises(ConnectionError, match=rf"hf upload me/compact {tmp_path}/saved --private$"):
+        gating.save_compact(pruned, tmp_path / "saved", repo_id=NAME, token=TOKEN, private=True)
+
+
 def test_push_to_hub_writes_the_same_files_and_card(hub, pruned, tmp_path):
     folder = gating.save_compact(pruned, tmp_path / "saved")
     pruned.push_to_hub(NAME, token=TOKEN)

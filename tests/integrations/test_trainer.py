@@ -166,6 +166,17 @@ def test_the_best_model_and_early_stopping_are_those_of_the_recovery(tmp_path):
     assert count_heads(trainer.model) == 5
 
 
+@pytest.mark.parametrize(("max_steps", "ends"), [(-1, [8, 16, 24]), (16, [8, 12])])
+def test_each_epoch_is_evaluated_and_saved_once(tmp_path, max_steps, ends):
+    strategies = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch"}
+    trainer = make_trainer(tmp_path, args={**strategies, "max_steps": max_steps, "num_train_epochs": 4})
+    trainer.train()
+    logged = trainer.state.log_history
+    assert [entry["step"] for entry in logged if "eval_loss" in entry] == ends
+    assert [entry["step"] for entry in logged if "loss" in entry] == ends
+    assert (tmp_path / f"checkpoint-{ends[-1]}" / "gates.pt").is_file()
+
+
 def test_gates_on_neurons_and_a_stock_folder(tmp_path):
     trainer = make_trainer(
         tmp_path / "checkpoints",
@@ -241,7 +252,7 @@ def test_phases_in_a_wrong_order_are_refused(tmp_path):
     with pytest.raises(OperationError, match="have been removed"):
         trainer.finalize()
     trainer.train()
-    with pytest.raises(OperationError, match="no step is left"):
+    with pytest.raises(OperationError, match="This training is over: all 16 steps"):
         trainer.train()
 
 
@@ -284,3 +295,21 @@ def test_copies_for_several_gpus_in_one_process_are_refused():
     trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, args=SimpleNamespace(n_gpu=2))
     with pytest.raises(InputError, match="torchrun"):
         check_strategy(trainer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"objective": None}, "objective=None has no method parameters"),
+        ({"objective": gating.ExactBudget}, "objective=ExactBudget is a class: give an objective, such as"),
+        ({"recovery": None}, "recovery=None is not a share"),
+        ({"gate_lr": -1.0}, "gate_lr=-1.0 is not a learning rate"),
+        ({"gate_lr": "0.1"}, "gate_lr='0.1' is not a learning rate"),
+        ({"multiplier_lr": float("nan")}, "multiplier_lr=nan is not a learning rate"),
+        ({"gate_options": {"unit": ["heads"]}}, "gate_options has 'unit': inject_gates takes units"),
+        ({"convergence": True}, "convergence=True is no criterion"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(tmp_path, arguments, problem):
+    with pytest.raises(InputError, match=problem):
+        make_trainer(tmp_path, **arguments)

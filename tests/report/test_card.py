@@ -6,7 +6,16 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard, metadata_load
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaModel,
+)
 
 import gating
 from gating.report.card import CompactReport, Row, heads_per_layer, neurons_per_layer, write_card
@@ -76,7 +85,7 @@ def test_the_card_has_the_measured_tables(pruned, tmp_path):
 
 
 def test_a_card_without_measurements_has_no_empty_table(pruned, tmp_path):
-    assert "before" not in card_of(pruned, tmp_path)
+    assert "| stage |" not in card_of(pruned, tmp_path)
     assert "| stage |" not in card_of(pruned, tmp_path, CompactReport(rows=REPORT.rows))
 
 
@@ -253,3 +262,36 @@ def test_a_compact_model_has_the_base_model_of_the_first(dense, tmp_path):
     gating.prune_heads(second, {1: [2]})
     data = ModelCard.load(gating.save_compact(second, tmp_path / "second") / "README.md").data
     assert (data.base_model, data.license) == ("org/bert", "mit")
+
+
+BART = BartConfig(
+    **{"vocab_size": 50, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16},
+    **{"decoder_ffn_dim": 16, "encoder_attention_heads": 4, "decoder_attention_heads": 4},
+)
+GPT2 = GPT2Config(n_embd=16, n_layer=1, n_head=4, vocab_size=50, bos_token_id=1, eos_token_id=1)
+ROBERTA = RobertaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=16, vocab_size=50)
+
+
+@pytest.mark.parametrize(
+    ("make", "config", "auto", "task"),
+    [
+        # Also a masked language model to transformers.
+        (BartForConditionalGeneration, BART, "AutoModelForSeq2SeqLM", None),
+        (GPT2LMHeadModel, GPT2, "AutoModelForCausalLM", "text-generation"),
+        (RobertaForMaskedLM, ROBERTA, "AutoModelForMaskedLM", "fill-mask"),
+        (RobertaModel, ROBERTA, "AutoModel", "feature-extraction"),
+    ],
+)
+def test_the_card_names_the_class_that_users_know(make, config, auto, task, tmp_path):
+    model = make(config)
+    gating.prune_heads(model, {gating.find_attention_blocks(model)[0].name: [1]})
+    folder = gating.save_compact(model, tmp_path / "compact", verify=False)
+    assert f"model = {auto}.from_pretrained(" in (folder / "README.md").read_text()
+    assert metadata_of(model, tmp_path).pipeline_tag == task
+
+
+def test_without_measured_sizes_the_card_has_the_numbers_of_units_and_the_scores(pruned, tmp_path):
+    report = CompactReport(data=EvaluatedData("reviews"), scores=[("test", "f1", 0.5)])
+    for lines in (card_of(pruned, tmp_path).splitlines(), card_of(pruned, tmp_path, report).splitlines()):
+        assert "| heads | 12 | 7 | 0.58 |" in lines
+    assert "| test | f1 | 0.5000 |" in lines

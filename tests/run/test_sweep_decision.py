@@ -9,9 +9,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import train
 from gating.run.command import prepare_arguments
+from gating.run.objects import build_objects
+from gating.run.settings.read import read_settings
 from gating.run.sweep.dense_first import DenseFirst
 from tests.support.sweeps import Ended, run_sweep
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import make_inputs
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +87,25 @@ def test_batches_of_jobs_are_those_of_the_basic_sweeper():
     assert [len(batch) for batch in DenseFirst.split_arguments(overrides, 4)] == [4, 2]
 
 
-@pytest.mark.parametrize("sweep", ["heads", "speedup", "units", "reference"])
-def test_each_sweep_composes(sweep):
-    assert compose_settings([f"sweep={sweep}"]).sweep.max_drop == 1.0
+SWEEPS = {
+    "heads": ["heads"] * 4,
+    "speedup": [["heads", "neurons"]] * 4,
+    "units": ["heads", "heads", "neurons", "neurons", ["heads", "neurons"], ["heads", "neurons"]],
+    "reference": ["heads"],
+}
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_each_job_of_each_sweep_has_settings_that_fit(sweep, monkeypatch, tmp_path, inputs):
+    units = []
+
+    def begin(cfg):
+        objects = build_objects(read_settings(cfg, groups=train.GROUPS))
+        units.append(objects.make_gates.keywords["units"] if objects.objective else None)
+
+    monkeypatch.setattr("train.run", begin)
+    assert run_sweep(tmp_path / "sweep", f"sweep={sweep}", *inputs, "seed=1").code == 0
+    assert units == [None, *SWEEPS[sweep]]
 
 
 @pytest.mark.parametrize("value", ["-1", "nan", "much", "null", "true"])
