@@ -128,7 +128,7 @@ def execute(run: Run) -> float | None:
 def command_line() -> None:
     """Run the command of ``sys.argv``; settings that Hydra refuses end in one sentence."""
     prepare_arguments(CONF)
-    with compose_errors():
+    with compose_errors(CONF):
         main()
 
 

@@ -155,7 +155,7 @@ class HeadBudget:
         keep = 0.25 if not given and self.keep is None else self.keep
         for unit, number in given.items():
             if keep is not None:
-                raise InputError(f"Give either num_{unit} or keep, not both: got {number} and {keep}.")
+                raise InputError(f"Give either num_{unit} or keep: got num_{unit}={number} and keep={keep}.")
             if unit not in gates.units:
                 raise RemedyError(
                     f"num_{unit}={number} cannot be kept: the gates are those of {gates.units[0]}. Leave it out, or ",
@@ -214,7 +214,7 @@ def resolve_budget(
         18
     """
     if (num_heads is None) == (keep is None):
-        raise InputError(f"Give either num_{unit} or keep, not both or neither: got {num_heads} and {keep}.")
+        raise InputError(f"Give either num_{unit} or keep: got num_{unit}={num_heads} and keep={keep}.")
     of_kind, has = (f".{kind}", f"{kind} attention of this model") if kind else ("", "this model")
     if keep is not None:
         return max(1, round(_checked_keep(keep, of=unit, kind=of_kind) * total))

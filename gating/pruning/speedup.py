@@ -50,7 +50,7 @@ def check_speedup(
     if num_neurons is not None:
         raise InputError(f"Give either speedup or num_neurons: got speedup={speedup} and num_neurons={num_neurons}.")
     if not speedup > 1:
-        raise InputError(f"speedup must be a number above 1, got {speedup}. Give one such as 1.3, or leave it out.")
+        raise InputError(f"speedup={speedup} is not above 1: give a number such as 1.3, or leave it out.")
 
 
 def num_heads_for_speedup(

@@ -1,5 +1,6 @@
 """The command line before Hydra reads it, and Hydra's errors about it."""
 
+import difflib
 import os
 import re
 import sys
@@ -7,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hydra._internal.utils import get_args_parser
 from hydra.errors import ConfigCompositionException, OverrideParseException
+from omegaconf import OmegaConf
 
 from gating.errors import explain
 from gating.run.settings.open_tables import open_tables
@@ -18,8 +21,9 @@ __all__ = ["compose_errors", "faults_of_run", "prepare_arguments"]
 _FAULT = "is_fault_of_run"
 # Hydra's message about plugins of the extra `sweep`.
 _PLUGIN = re.compile(r"Could not find 'hydra/(launcher|sweeper)/(joblib|submitit_\w+|optuna)'")
-# Hydra's message about a setting that the chosen options do not have.
-_UNKNOWN = re.compile(r"Could not override '(\w+)\.([\w.]+)'")
+# Hydra's messages about a setting that the chosen options do not have, and about an option that a group does not have.
+_UNKNOWN = re.compile(r"Could not override '(\w+)(?:\.([\w.]+))?'")
+_NO_OPTION = re.compile(r"Could not find '([\w/]+)/([^'/]+)' Available options in '[^']*': (.*) Config search")
 
 
 def prepare_arguments(conf: Path) -> None:
@@ -32,14 +36,19 @@ def prepare_arguments(conf: Path) -> None:
         SystemExit: A group of settings is set to null, or a sweep is asked for without ``-m``.
     """
     redact_output()
+    sys.argv[1:] = _flags_first(sys.argv[1:])
     _check_groups(sys.argv[1:], conf)
     _check_multirun(sys.argv[1:])
     sys.argv[1:] = open_tables(sys.argv[1:], conf=conf)
 
 
 @contextmanager
-def compose_errors() -> Iterator[None]:
-    """Print Hydra's errors about the composition of settings as one sentence, with exit code 1."""
+def compose_errors(conf: Path) -> Iterator[None]:
+    """Print Hydra's errors about the composition of settings as one sentence, with exit code 1.
+
+    Args:
+        conf: The folder of the groups of settings.
+    """
     # With this variable Hydra raises its errors instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -50,7 +59,7 @@ def compose_errors() -> Iterator[None]:
         hint = "Put quotes around a value with =, commas or brackets: \"NAME='VALUE'\"."
         sys.exit(f"error: {explain(error)} {hint}")
     except ConfigCompositionException as error:
-        sys.exit(f"error: {_explain_composition(explain(error))}")
+        sys.exit(f"error: {_explain_composition(explain(error), conf)}")
     except Exception as error:  # Hydra raises errors of many classes about settings and its plugins.
         if getattr(error, _FAULT, False):
             raise
@@ -67,20 +76,45 @@ def faults_of_run() -> Iterator[None]:
         raise
 
 
-def _explain_composition(message: str) -> str:
+def _flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with flags before settings: Hydra's parser takes no settings after a flag in their midst."""
+    parsed, others = get_args_parser().parse_known_args(arguments)
+    settings = [*parsed.overrides, *others]
+    if any(setting.startswith("-") for setting in settings):
+        return list(arguments)
+    flags = list(arguments)
+    for setting in settings:
+        flags.remove(setting)
+    return [*flags, *settings]
+
+
+def _explain_composition(message: str, conf: Path) -> str:
     """Return Hydra's message about the composition of settings, or a better one where it has a known cause."""
     plugin = _PLUGIN.search(message)
     if plugin is not None:
         return f'hydra/{plugin[1]}={plugin[2]} needs a package that is not installed: pip install "head-gating[sweep]"'
+    option = _NO_OPTION.search(message)
+    if option is not None:
+        return f"{option[1]}={option[2]}: there is no such option. {_nearest(option[2], option[3].split())}"
     unknown = _UNKNOWN.match(message)
-    return _explain_unknown(*unknown.groups()) if unknown else message
+    return _explain_unknown(unknown[1], unknown[2], conf) if unknown else message
 
 
-def _explain_unknown(group: str, name: str) -> str:
-    """Return the message about a setting that the chosen option of its group does not have."""
+def _explain_unknown(group: str, name: str | None, conf: Path) -> str:
+    """Return the message about a setting that the chosen option of its group does not have, or about its group."""
+    groups = [folder.name for folder in conf.iterdir() if folder.is_dir()]
+    settings = [str(key) for key in OmegaConf.load(conf / "config.yaml") if key not in ("defaults", "hydra")]
+    if name is None or group not in groups:
+        return f"There is no setting {group}. {_nearest(group, sorted({*groups, *settings}))}"
     chosen = [argument for argument in sys.argv[1:] if argument.startswith(f"{group}=")]
     shown = " ".join(["python train.py", *chosen, f"--cfg job --package {group}"])
     return f"There is no setting {group}.{name} with this {group}; those there are: {shown}."
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    """Return the name that was probably meant, or all there are, as a sentence."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean {close[0]}?" if close else f"There are {', '.join(names)}."
 
 
 def _check_groups(arguments: Sequence[str], conf: Path) -> None:

@@ -69,6 +69,13 @@ def test_a_sweep_goes_over_it_too(settings_of, tmp_path):
     assert [cfg.model.config.hidden_size for cfg in jobs] == [32, 64]
 
 
+def test_flags_may_be_among_settings(settings_of, tmp_path):
+    jobs = settings_of(
+        "model.name=a", "-m", "seed=1,2", f"output_dir={tmp_path}", "--config-name", "config", "recovery=0"
+    )
+    assert [(cfg.model.name, cfg.seed, cfg.recovery) for cfg in jobs] == [("a", 1, 0), ("a", 2, 0)]
+
+
 UNKNOWN = {
     "trainer.max_tme=00:00:10:00": "There is no setting trainer.max_tme. Did you mean trainer.max_time?",
     "data.txt_column=a": "There is no setting data.txt_column. Did you mean data.text_column?",
@@ -78,7 +85,11 @@ UNKNOWN = {
     "optimizer.lrr=1": "optimizer.lrr",
     "data.order_seed=1": "There is no setting data.order_seed.",
     "data.nonsense=null": "There is no setting data.nonsense.",
-    "nonsense.lr=1": "nonsense",
+    "nonsense.lr=1": "There is no setting nonsense. There are adapters, ",
+    "optimzer.lr=1": "There is no setting optimzer. Did you mean optimizer?",
+    "objectiv=none": "There is no setting objectiv. Did you mean objective?",
+    "objective=lagrange": "objective=lagrange: there is no such option. Did you mean lagrangian?",
+    "data=nothing": "data=nothing: there is no such option. There are ",
     "objective=l0 objective.speedup=2": "There is no setting objective.speedup with this objective; those there are: "
     "python train.py objective=l0 --cfg job --package objective.",
 }
