@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
@@ -15,7 +16,15 @@ from gating.gates import HeadGates, inject_gates
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 
-__all__ = ["check_arguments", "check_choice", "check_optimizers", "check_strategy", "require_accelerate"]
+__all__ = [
+    "check_arguments",
+    "check_beside_checkpoints",
+    "check_choice",
+    "check_optimizers",
+    "check_reference",
+    "check_strategy",
+    "require_accelerate",
+]
 
 
 def require_accelerate() -> None:
@@ -83,6 +92,29 @@ def check_strategy(trainer: Trainer) -> None:
         raise InputError(
             f"{trainer.args.n_gpu} GPUs in one process would get copies of the model without its gates "
             "(nn.DataParallel): start the script with torchrun, or choose one GPU with CUDA_VISIBLE_DEVICES."
+        )
+
+
+def check_reference(trainer: Trainer, *, has_adapters: bool) -> None:
+    """Raise ``InputError`` if the trained model without its adapters is the reference of preference training.
+
+    TRL makes no reference of its own for a model with adapters. This one would have gates, and lose its heads.
+    """
+    has_reference = getattr(trainer, "ref_model", trainer) is not None or getattr(trainer, "beta", None) == 0
+    if has_adapters and not has_reference:
+        raise InputError(
+            f"{type(trainer).__name__} would take the trained model without its adapters as the reference, which loses "
+            "its heads: give ref_model=..., a copy of the model before the training."
+        )
+
+
+def check_beside_checkpoints(folder: Path, checkpoints: str | None) -> None:
+    """Raise ``InputError`` if a compact folder would replace the folder of the checkpoints, or one around it."""
+    place, other = folder.resolve(), Path(checkpoints or "").resolve()
+    if checkpoints and place in (other, *other.parents):
+        raise InputError(
+            f"output_dir={folder} is or holds args.output_dir={checkpoints}, the folder of the checkpoints: give "
+            f"another one, such as {Path(checkpoints) / 'compact'}."
         )
 
 

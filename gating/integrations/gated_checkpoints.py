@@ -41,6 +41,8 @@ class GatedCheckpoints(GatedSteps):
             return  # The model is as it was removed from.
         state = GateState.load(Path(resume_from_checkpoint))
         search = self.search
+        if search is not None:
+            search.check_state(state.search, made_with=state.made_with, checkpoint=resume_from_checkpoint)
         if state.kept is not None and search is not None:
             folder = Path(resume_from_checkpoint).parent
             compact = repeat_removal(
@@ -57,7 +59,12 @@ class GatedCheckpoints(GatedSteps):
 
     def _gate_state(self) -> GateState:
         if self.search is not None:
-            return GateState(self.search.steps, self.search.is_complete, search=self.search.state_dict())
+            return GateState(
+                self.search.steps,
+                self.search.is_complete,
+                search=self.search.state_dict(),
+                made_with=self.search.made_with,
+            )
         return GateState(self._first_step, True, kept=KeptUnits.of(base_model(self.model)))
 
     def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:

@@ -1,21 +1,26 @@
 """Removal of units from a model that may have adapters: at the end of a search, and in a resumed recovery."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gating.compact.stock import stock_model
 from gating.errors import MissingFileError
 from gating.gates import HeadGates
 from gating.integrations.state import KeptUnits, remove_others
 from gating.integrations.wrappers import merged
+from gating.objectives import Objective
 from gating.pruning.finalize import FinalizeReport, finalize
+from gating.pruning.prune import remove_in_copy
 from gating.report.card import CompactReport, Row
 
-__all__ = ["finalize_merged", "repeat_removal", "report_of", "save_compact_weights"]
+__all__ = ["check_stock", "finalize_merged", "repeat_removal", "report_of", "save_compact_weights"]
 
 # Weights of the compact model, beside the checkpoints: those of the recovery have adapters only.
 _WEIGHTS = "compact.safetensors"
@@ -28,6 +33,22 @@ def finalize_merged(
     base = merged(model)
     gates.attach_again()
     return base, finalize(base, gates, kept=kept, probe=probe)
+
+
+def check_stock(model: PreTrainedModel, gates: HeadGates, objective: Objective) -> None:
+    """Raise ``StockError`` if a model of plain transformers cannot have what the objective would keep now.
+
+    Args:
+        model: The model with its gates; unchanged.
+        gates: The gates.
+        objective: The objective, attached to the gates.
+    """
+    kept = objective.kept(gates)
+    if kept is None:
+        return  # Which gates will be open is not known before the search.
+    with torch.device("meta"):
+        blueprint = type(model)(deepcopy(model.config))
+    stock_model(remove_in_copy(blueprint, gates, kept))
 
 
 def save_compact_weights(model: PreTrainedModel, folder: Path) -> None:

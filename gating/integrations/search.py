@@ -17,6 +17,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import FollowsLoss, Objective
 from gating.objectives.convergence import Convergence
@@ -26,6 +27,10 @@ __all__ = ["Search", "SearchEnd", "without_early_stopping"]
 
 # Share of the search before which it does not end by convergence: gates rest at first, because none is closing yet.
 _EARLIEST_END = 0.67
+
+
+# Parts of the state, as they are called in messages.
+_OTHER = {"gates": "other gates", "objective": "an objective of other numbers", "convergence": "another criterion"}
 
 
 class Search:
@@ -103,6 +108,37 @@ class Search:
         """Return the state of gates, objective and criterion for a checkpoint."""
         return {name: part.state_dict() for name, part in self._parts.items() if hasattr(part, "state_dict")}
 
+    @property
+    def made_with(self) -> str:
+        """The class of the objective and its settings, as far as it shows them."""
+        module: object = self.objective
+        return f"{type(module).__name__}({module.extra_repr() if isinstance(module, torch.nn.Module) else ''})"
+
+    def check_state(self, state: Mapping[str, Any], *, made_with: str, checkpoint: str) -> None:
+        """Check that a state of a checkpoint is one of this search; change nothing.
+
+        Args:
+            state: State from :meth:`state_dict`; empty after the removal.
+            made_with: Objective of the checkpoint; empty in checkpoints of earlier versions.
+            checkpoint: Folder of the checkpoint, for messages.
+
+        Raises:
+            InputError: The checkpoint has another objective or other gates.
+        """
+        if made_with and made_with != self.made_with:
+            raise InputError(
+                f"{checkpoint} was written with objective={made_with}, and this trainer has {self.made_with}. Make the "
+                "trainer as before."
+            )
+        for name, values in state.items():
+            part = self._parts[name]
+            own = {} if part is None else part.state_dict()
+            if {key: _shape(one) for key, one in values.items()} != {key: _shape(one) for key, one in own.items()}:
+                raise InputError(
+                    f"{checkpoint} was written with {_OTHER[name]} than those of this trainer. Make it as before: the "
+                    "same model, objective and gate_options."
+                )
+
     def load_state_dict(self, state: Mapping[str, Any], *, steps: int, is_complete: bool) -> None:
         """Restore the state of a checkpoint.
 
@@ -117,6 +153,10 @@ class Search:
                 module.load_state_dict(values)
         self.gates.forget_draw()
         self.steps, self.is_complete = steps, is_complete
+
+
+def _shape(value: object) -> object:
+    return value.shape if isinstance(value, Tensor) else None
 
 
 @contextmanager

@@ -17,13 +17,15 @@ from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.integrations.checks import (
     check_arguments,
+    check_beside_checkpoints,
     check_choice,
     check_optimizers,
+    check_reference,
     check_strategy,
     require_accelerate,
 )
 from gating.integrations.gated_checkpoints import GatedCheckpoints
-from gating.integrations.removal import finalize_merged, report_of, save_compact_weights
+from gating.integrations.removal import check_stock, finalize_merged, report_of, save_compact_weights
 from gating.integrations.search import Search, SearchEnd, without_early_stopping
 from gating.integrations.state import GateState, find_checkpoint
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
@@ -93,6 +95,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         self._report: FinalizeReport | None = None
         super().__init__(*args, **kwargs)
         check_strategy(self)
+        check_reference(self, has_adapters=adapter_config(self.model) is not None)
         self._given_optimizer = self.optimizer
         self._begin_search(self.model)
 
@@ -194,9 +197,14 @@ class GatedTrainerMixin(GatedCheckpoints):
 
         Raises:
             FileExistsError: The folder is not empty and ``overwrite`` is false; nothing is trained.
+            ValueError: The folder is or holds that of the checkpoints; or ``stock`` is true, and the objective lets
+                layers differ, or the configuration of the model cannot describe fewer units; nothing is trained.
             OperationError: The training was stopped before its last step; it can be resumed.
         """
         check_folder(Path(output_dir), overwrite=overwrite)
+        check_beside_checkpoints(Path(output_dir), self.args.output_dir)
+        if stock and self.search is not None:
+            check_stock(base_model(self.model), self.search.gates, self.search.objective)
         self.train(resume_from_checkpoint)
         if self.search is not None:
             self.finalize(probe=probe)

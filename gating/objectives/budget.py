@@ -1,7 +1,7 @@
 """Budgets: the heads, neurons or cost to keep, and the gates with the largest scores that meet it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,12 @@ class HeadBudget:
         if not isinstance(self.min_per_layer, int) or self.min_per_layer < 0:
             raise InputError(f"min_per_layer={self.min_per_layer} must be a whole number of heads, 0 or more.")
         _check_cost(self.cost)
+
+    def __str__(self) -> str:
+        """Return the settings that are not the defaults, such as ``num_heads=18``."""
+        given = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}
+        defaults = {one.name: one.default for one in fields(self)}
+        return ", ".join(f"{name}={value}" for name, value in given.items() if value != defaults[name])
 
     def parts(self, gates: HeadGates) -> list[tuple[BudgetPart, float]]:
         """Return the parts of the gates that have a budget each, with its number of heads or neurons, or share of cost.

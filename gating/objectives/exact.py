@@ -185,6 +185,10 @@ class ExactBudget(nn.Module):
         self._schedule = schedule or BudgetSchedule()
         self._start = DescentStart() if self._schedule.start is None else None
 
+    def extra_repr(self) -> str:
+        """Return the budget."""
+        return str(self._budget)
+
     def check(self, gates: HeadGates) -> None:
         """Raise ``InputError`` if these gates cannot keep the budget."""
         self._budget.check(gates)

@@ -262,7 +262,7 @@ def gate_costs(gates: HeadGates, cost: Costs) -> tuple[float, ...]:
     if cost == "latency":
         raise RemedyError(
             "cost=latency takes the time of a multiply-accumulate of heads and of neurons, which differs by device: ",
-            python="give cost=measure_latency_costs(model, gates, batch).rates(gates) of gating.pruning.latency_costs.",
+            python="give the objective of gating.budget_for_speedup(model, batch, speedup=...), which measures it.",
             command="give objective.cost=macs or objective.cost=parameters.",
         )
     numbers = gates.parameters_per_gate if cost == "parameters" else gates.macs_per_gate

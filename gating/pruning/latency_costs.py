@@ -1,19 +1,22 @@
 """Latency of heads and neurons, measured on compact shapes, and gates that reach a speedup."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gating.discovery.find import Unit
 from gating.errors import InputError
-from gating.gates import HeadGates
+from gating.gates import HeadGates, create_gates
+from gating.objectives import ExactBudget
 from gating.pruning.measure import compare_latency
 from gating.pruning.prune import remove_in_copy
+from gating.pruning.speedup import check_speedup, num_heads_for_speedup
 
-__all__ = ["LatencyCosts", "kept_for_speedup", "measure_latency_costs", "time_kept"]
+__all__ = ["LatencyCosts", "budget_for_speedup", "kept_for_speedup", "measure_latency_costs", "time_kept"]
 
 # Shares of heads and of neurons in the models that are timed.
 _SHAPES = ((1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.25, 0.25), (0.0, 0.5), (0.5, 0.0), (0.0, 0.0))
@@ -63,6 +66,39 @@ class LatencyCosts:
             )
         share = (1 / speedup - self.fixed) / (self.heads + self.neurons)
         return min(1.0, max(0.01, share))
+
+
+def budget_for_speedup(
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    *,
+    speedup: float,
+    units: Unit | Collection[Unit] = "heads",
+    **gate_options: Any,
+) -> ExactBudget:
+    """Return the objective with which a model becomes about as fast as wanted, from timings on this device.
+
+    Compact copies are timed beside the model. With gates on heads alone the budget is a number of heads; with neurons
+    it is a share of the latency of all gated units. Which units the search keeps is not known yet, so the compact model
+    can be some percent faster or slower: time it at the end.
+
+    Args:
+        model: The dense model, without gates; unchanged.
+        batch: Keyword arguments of the model, of the size to speed up, on its device.
+        speedup: Time of the dense model over that of the compact one, above 1.
+        units: Units that will have gates, as in :func:`gating.inject_gates`.
+        gate_options: Its other arguments.
+
+    Raises:
+        ValueError: The speedup is not above 1, or cannot be reached; the message has the largest one. Or the model has
+            gates already.
+    """
+    check_speedup(speedup=speedup)
+    gates = create_gates(model, units=units, **gate_options)
+    if "neurons" not in gates.units:
+        return ExactBudget(num_heads=num_heads_for_speedup(model, batch, speedup=speedup, gates=gates))
+    costs = measure_latency_costs(model, gates, batch)
+    return ExactBudget(keep=costs.keep_for(speedup), cost=costs.rates(gates))
 
 
 def measure_latency_costs(

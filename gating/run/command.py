@@ -23,7 +23,9 @@ _FAULT = "is_fault_of_run"
 _PLUGIN = re.compile(r"Could not find 'hydra/(launcher|sweeper)/(joblib|submitit_\w+|optuna)'")
 # Hydra's messages about a setting that the chosen options do not have, and about an option that a group does not have.
 _UNKNOWN = re.compile(r"Could not override '(\w+)(?:\.([\w.]+))?'")
-_NO_OPTION = re.compile(r"Could not find '([\w/]+)/([^'/]+)' Available options in '[^']*': (.*) Config search")
+_NO_OPTION = re.compile(
+    r"Could not (?:find|load) '([\w/]+)/([^'/]+)'\.?(?: Available options in '[^']*': (.*))? Config search path"
+)
 
 
 def prepare_arguments(conf: Path) -> None:
@@ -95,7 +97,8 @@ def _explain_composition(message: str, conf: Path) -> str:
         return f'hydra/{plugin[1]}={plugin[2]} needs a package that is not installed: pip install "head-gating[sweep]"'
     option = _NO_OPTION.search(message)
     if option is not None:
-        return f"{option[1]}={option[2]}: there is no such option. {_nearest(option[2], option[3].split())}"
+        names = option[3].split() if option[3] else sorted(path.stem for path in (conf / option[1]).glob("*.yaml"))
+        return f"{option[1]}={option[2]}: there is no such option. {_nearest(option[2], names)}"
     unknown = _UNKNOWN.match(message)
     return _explain_unknown(unknown[1], unknown[2], conf) if unknown else message
 

@@ -68,7 +68,10 @@ def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> 
         PermissionError: The folder cannot be written to.
     """
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise FolderExistsError(f"{name}={folder} is not empty. Choose another folder, or pass overwrite=true.")
+        problem = f"{name}={folder} is not empty. Choose another folder, or pass overwrite="
+        error = FolderExistsError(f"{problem}True.")
+        error.in_command = f"{problem}true."
+        raise error
     parent = _nearest_folder(folder, shown=f"{name}={folder}")
     try:
         Path(tempfile.mkdtemp(prefix=".head-gating-", dir=parent)).rmdir()

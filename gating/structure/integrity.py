@@ -144,6 +144,11 @@ def load_whole(load: Callable[..., Any], folder: Path) -> PreTrainedModel:
     ):
         if found[kind]:
             first = sorted(found[kind])[0]
+            if kind == "unexpected_keys" and first.startswith("head_gates."):
+                raise InputError(
+                    f"{folder} is a checkpoint of a search: its model still has gates. Resume the training, or load a "
+                    "checkpoint of the recovery."
+                )
             raise mixed(folder, f"{first if isinstance(first, str) else first[0]} {problem}")
     return model
 

@@ -104,3 +104,25 @@ def test_a_finished_training_resumes_to_the_same_model(tmp_path, assert_same):
     again.train_and_compact(tmp_path / "again", resume_from_checkpoint=True)
     assert count_heads(again.model) == 5
     assert_same(weights_of(trainer), weights_of(again))
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"objective": gating.ExactBudget(num_heads=4)}, r"was written with objective=ExactBudget\(num_heads=5\), and"),
+        ({"objective": gating.TopK(num_heads=5)}, r"this trainer has TopK\(num_heads=5\)"),
+        ({"gate_options": {"exclude": ["encoder.layer.0.attention.self"]}}, "was written with other gates than those"),
+    ],
+)
+def test_a_trainer_with_other_gates_or_another_objective_does_not_resume(tmp_path, changed, problem):
+    make_trainer(tmp_path).train()
+    trainer = make_trainer(tmp_path, **changed)
+    with pytest.raises(InputError, match=problem):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 0
+
+
+def test_a_checkpoint_of_a_search_is_no_compact_model(tmp_path):
+    make_trainer(tmp_path).train()
+    with pytest.raises(InputError, match="is a checkpoint of a search: its model still has gates"):
+        gating.load_compact(tmp_path / "checkpoint-12")

@@ -131,8 +131,8 @@ def test_a_budget_is_a_number_or_a_share(num_heads, keep, expected):
 @pytest.mark.parametrize(
     ("num_heads", "keep", "message"),
     [
-        (18, 0.25, r"either num_heads or keep.*18 and 0\.25"),
-        (None, None, "either num_heads or keep.*None and None"),
+        (18, 0.25, r"either num_heads or keep.*=18 and keep=0\.25"),
+        (None, None, "either num_heads or keep.*=None and keep=None"),
         (0, None, "num_heads=0 cannot be kept: this model has 72 heads"),
         (-3, None, "num_heads=-3 cannot be kept"),
         (73, None, "num_heads=73 cannot be kept: this model has 72 heads, so give 1 to 72"),

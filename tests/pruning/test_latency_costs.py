@@ -7,7 +7,11 @@ import torch
 
 import gating
 from gating.gates import create_gates
+from gating.pruning import latency_costs
+from gating.pruning import speedup as speedup_module
 from gating.pruning.latency_costs import LatencyCosts, kept_for_speedup, measure_latency_costs, time_kept
+from gating.pruning.measure import LatencyComparison
+from gating.pruning.prune import remove_in_copy
 from tests.support.tiny_models import batch_for, state_of
 
 UNITS = ["heads", "neurons"]
@@ -86,3 +90,25 @@ def test_a_compact_copy_is_timed_beside_the_model(bert):
         assert time_kept(model, gates, kept, batch_for(bert), repeats=2) > 0
     assert bert.head_gates is gates
     assert all(torch.equal(before[name], tensor) for name, tensor in state_of(bert).items())
+
+
+@pytest.mark.parametrize(("units", "speedup"), [("heads", 1.2), (UNITS, 1.5), ("neurons", 1.2)])
+def test_the_budget_for_a_speedup_reaches_it(bert, monkeypatch, units, speedup):
+    def compare(dense, compact, *_, **__):
+        sizes = [sum(part.numel() for part in model.encoder.parameters()) for model in (dense, compact)]
+        return LatencyComparison(*sizes, sizes[0] / sizes[1], 1, "1 x 1")
+
+    bert = bert.base_model
+    for module in (latency_costs, speedup_module):
+        monkeypatch.setattr(module, "compare_latency", compare)
+    objective = gating.budget_for_speedup(bert, batch_for(bert), speedup=speedup, units=units, group_size=4)
+    gates = create_gates(bert, units=units, group_size=4)
+    gates.log_alpha.data = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
+    compact = remove_in_copy(bert, gates, objective.kept(gates))
+    assert compare(bert, compact).speedup == pytest.approx(speedup, rel=0.05)
+
+
+def test_a_budget_is_measured_before_the_gates(bert):
+    gating.inject_gates(bert)
+    with pytest.raises(gating.errors.InputError, match="gates"):
+        gating.budget_for_speedup(bert, batch_for(bert), speedup=1.5)

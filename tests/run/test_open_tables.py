@@ -89,6 +89,7 @@ UNKNOWN = {
     "optimzer.lr=1": "There is no setting optimzer. Did you mean optimizer?",
     "objectiv=none": "There is no setting objectiv. Did you mean objective?",
     "objective=lagrange": "objective=lagrange: there is no such option. Did you mean lagrangian?",
+    "logger=[csv,tensorbord]": "logger=tensorbord: there is no such option. Did you mean tensorboard?",
     "data=nothing": "data=nothing: there is no such option. There are ",
     "objective=l0 objective.speedup=2": "There is no setting objective.speedup with this objective; those there are: "
     "python train.py objective=l0 --cfg job --package objective.",

@@ -44,7 +44,7 @@ def test_a_relative_folder_is_fine(tmp_path, monkeypatch):
 
 def test_a_folder_with_something_in_it_is_refused_unless_it_may_be_overwritten(tmp_path):
     (tmp_path / "notes.txt").write_text("keep me")
-    with pytest.raises(FileExistsError, match=r"is not empty.*overwrite=true"):
+    with pytest.raises(FileExistsError, match=r"is not empty.*overwrite=True"):
         check_folder(tmp_path, overwrite=False)
     check_folder(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "keep me"

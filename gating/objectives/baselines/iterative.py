@@ -98,6 +98,10 @@ class IterativePruning(FullPrecision):
         if self._schedule.end == 0:
             raise InputError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
 
+    def extra_repr(self) -> str:
+        """Return the budget."""
+        return str(self._budget)
+
     def check(self, gates: HeadGates) -> None:
         """Raise ``InputError`` if these gates cannot keep the budget."""
         self._budget.check(gates)

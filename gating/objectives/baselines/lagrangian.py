@@ -77,6 +77,10 @@ class Lagrangian(FullPrecision):
         self._schedule = schedule or BudgetSchedule()
         self._started = False
 
+    def extra_repr(self) -> str:
+        """Return the budget."""
+        return str(self._budget)
+
     def check(self, gates: HeadGates) -> None:
         """Raise ``InputError`` if these gates cannot keep the budget."""
         self._budget.check(gates)

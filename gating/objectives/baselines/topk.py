@@ -108,6 +108,10 @@ class TopK(nn.Module):
         self._scale = scale
         self._schedule = schedule or BudgetSchedule()
 
+    def extra_repr(self) -> str:
+        """Return the budget."""
+        return str(self._budget)
+
     def check(self, gates: HeadGates) -> None:
         """Raise ``InputError`` if these gates cannot keep the budget."""
         self._budget.check(gates)

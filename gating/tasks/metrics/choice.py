@@ -136,7 +136,7 @@ class ChosenMetrics:
 
     def _check_score(self, choices: Collection[str]) -> None:
         if self._score is not None and self._score not in choices:
-            close = difflib.get_close_matches(self._score, choices, n=1)
+            close = [] if self._score in self._known else difflib.get_close_matches(self._score, choices, n=1)
             hint = f"did you mean {close[0]}?" if close else "add it there."
             raise InputError(f"task.score={self._score} is not among task.metrics=[{','.join(choices)}]: {hint}")
 
