@@ -122,6 +122,7 @@ def test_a_trainer_with_other_gates_or_another_objective_does_not_resume(tmp_pat
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*no checksums:UserWarning")
 def test_a_checkpoint_of_a_search_is_no_compact_model(tmp_path):
     make_trainer(tmp_path).train()
     with pytest.raises(InputError, match="is a checkpoint of a search: its model still has gates"):
