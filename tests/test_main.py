@@ -30,6 +30,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     command_line.main()
 
 
+def test_the_version_is_shown(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"head-gating {gating.__version__}\n"
+
+
 def test_inspect_shows_heads_parameters_and_sizes(compact, monkeypatch, capsys):
     run(monkeypatch, "inspect", compact)
     shown = capsys.readouterr().out
