@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gating.errors import FolderExistsError, InputError
 from gating.report.tradeoff.table import as_plain
+from gating.run.folder.contents import is_run
 from gating.run.folder.state import is_finished
-from gating.run.folder.stored_settings import is_run
 from gating.run.sweep.jobs import jobs_of
 from gating.run.sweep.outcome import FORMATS, compare, print_choice, write_figure
 

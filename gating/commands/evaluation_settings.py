@@ -8,39 +8,17 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import InputError, explain, is_input_error
-from gating.run.folder.contents import COMPACT, MODELS
-from gating.run.folder.stored_settings import is_run
 from gating.run.settings.open_tables import open_tables
 from gating.run.settings.options import names_given, read_options
 from gating.run.settings.read import read_settings
 from gating.run.settings.recall import with_recalled
 from gating.run.settings.settings import Settings
 
-__all__ = ["evaluation_settings", "find_model"]
+__all__ = ["evaluation_settings"]
 
 # Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
 _GROUPS = ("data", "task", "trainer")
 _FILES = "gating.data.sources.load_files"
-
-
-def find_model(folder: str) -> tuple[Path | None, Path | None]:
-    """Return the folder of a model, None if it is not a local one; and the folder of the run that made it, or None.
-
-    Args:
-        folder: Folder of a model or of a finished run, or a name on the hub.
-
-    Raises:
-        InputError: The run has no model yet.
-    """
-    place = Path(folder).expanduser()
-    if not place.is_dir():
-        return None, None
-    if is_run(place):
-        if not (place / COMPACT).is_dir():
-            raise InputError(f"The run in {folder} is not finished: {place / COMPACT} does not exist.")
-        return place / COMPACT, place
-    parent = place.resolve().parent
-    return place, parent if place.resolve().name in MODELS and is_run(parent) else None
 
 
 def evaluation_settings(
@@ -68,6 +46,11 @@ def evaluation_settings(
         if name.partition(".")[0] not in (*_GROUPS, "seed"):
             raise InputError(f"{name} has no effect on an evaluation, which takes data, task, trainer and seed.")
     if run_folder is None and not any(name.partition(".")[0] == "data" for name in names):
+        if not Path(model).is_dir():
+            raise InputError(
+                f"There is no folder {model}: give the folder of a run or a model, or, for a model of this name on the "
+                "hub, also its data with data=..., such as data=files."
+            )
         raise InputError(f"{model} is not in the folder of a run, which has data: give data=..., such as data=files.")
     values = _plain(cfg)
     if run_folder is not None:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from gating.commands.model_folder import find_model
 from gating.compact.export import export_runtime
 from gating.compact.formats import FORMATS
 from gating.compact.hub import find_folder
@@ -14,7 +15,7 @@ HELP = "export a compact model for another runtime, and check it there"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.add_argument("folder", help="folder of a compact model, or its name on the hub")
+    parser.add_argument("folder", help="folder of a compact model or a finished run, or a name on the hub")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="onnx (default) or torch.export")
     parser.add_argument("--output", help="folder for the export; FOLDER-FORMAT or NAME-FORMAT if left out")
@@ -23,9 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export a compact model, and print its inputs and the check."""
-    source = find_folder(arguments.folder, revision=arguments.revision)
+    place = str(find_model(arguments.folder)[0] or arguments.folder)
+    source = find_folder(place, revision=arguments.revision)
     # Of user/name, the export lies in the current folder.
-    name = arguments.folder.rstrip("/") if source == Path(arguments.folder) else Path(arguments.folder).name
+    name = place.rstrip("/") if source == Path(place) else Path(place).name
     folder = arguments.output or f"{name}-{arguments.format}"
     report = export_runtime(source, folder, format=arguments.format, overwrite=arguments.overwrite)
     inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in report.inputs.items())

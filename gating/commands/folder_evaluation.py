@@ -15,7 +15,8 @@ from huggingface_hub import snapshot_download
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
-from gating.commands.evaluation_settings import evaluation_settings, find_model
+from gating.commands.evaluation_settings import evaluation_settings
+from gating.commands.model_folder import find_model
 from gating.compact.load import load_compact
 from gating.data.labels import using_classes
 from gating.distributed.launch import check_devices

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from rich.console import Console
 
+from gating.commands.model_folder import find_model
 from gating.compact.load import load_compact
 from gating.discovery.probe import make_probe
 from gating.errors import InputError
@@ -21,13 +22,14 @@ HELP = "show which heads and neurons a model has, and its sizes"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
-    parser.add_argument("folder", help="folder of a compact model, or of any model of transformers; or its hub name")
+    parser.add_argument("folder", help="folder of a finished run or of any model of transformers, or a hub name")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print a model's heads and neurons, and its sizes."""
-    model = load_compact(arguments.folder, revision=arguments.revision)
+    place = find_model(arguments.folder)[0] or arguments.folder
+    model = load_compact(place, revision=arguments.revision)
     console = Console()
     counts = []
     if heads := list(iter_attention_blocks(model)):
@@ -49,4 +51,4 @@ def run(arguments: argparse.Namespace) -> None:
         console.print(
             f"{count_macs(model, example) / 1e6:,.1f} million multiply-accumulates for an {of}", highlight=False
         )
-    console.print(f"{weight_megabytes(model):,.1f} MB of weights in {arguments.folder}", highlight=False)
+    console.print(f"{weight_megabytes(model):,.1f} MB of weights in {place}", highlight=False)

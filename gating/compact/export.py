@@ -22,7 +22,7 @@ from gating.compact.load import load_compact
 from gating.compact.save import Processor
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.errors import OperationError, explain, loading, shorten
-from gating.storage.folders import replacing_folder
+from gating.storage.folders import check_replaceable, replacing_folder
 
 __all__ = ["RuntimeFormat", "RuntimeReport", "export_onnx", "export_runtime"]
 
@@ -88,10 +88,14 @@ def export_runtime(
     """
     row = find_format(format)
     export = row.load_exporter()
+    place, given = Path(save_directory), model_or_directory
+    source = given.name_or_path if isinstance(given, PreTrainedModel) else given
+    # Before the model is loaded, too.
+    check_replaceable(place, overwrite=overwrite, kind=EXPORT, keep=[source])
     model, processor = _load(model_or_directory, tokenizer)
     model.eval()
     names, left_out = input_names(model, processor)
-    place, sources = Path(save_directory), [model.name_or_path]
+    sources = [model.name_or_path]
     with replacing_folder(place, overwrite=overwrite, kind=EXPORT, keep=sources) as folder, _as_exported(model):
         exported = _export(model, format, export, batch_to_trace(model, names, processor), folder)
         check = check_exported(model, exported, row, processor)

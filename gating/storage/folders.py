@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from gating.errors import FolderExistsError, UserError
 from gating.storage.results import ResultKind, check_result
 
-__all__ = ["check_folder", "is_or_holds", "replacing_folder"]
+__all__ = ["check_folder", "check_replaceable", "is_or_holds", "replacing_folder"]
 
 
 @contextmanager
@@ -35,8 +35,8 @@ def replacing_folder(
             or one of ``keep``; or a part of the path is a file.
         OSError: The folder cannot be written, for example on a full disk.
     """
-    target, sources = Path(os.path.abspath(target)), [Path(source) for source in keep if source]
-    _check_replaceable(target, overwrite=overwrite, kind=kind, sources=sources)
+    target, keep = Path(os.path.abspath(target)), list(keep)
+    check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)
     missing_parents = [place for place in target.parents if not place.exists()]
     try:
         with _reporting_failed_writes(target):
@@ -46,13 +46,41 @@ def replacing_folder(
                 yield scratch / "new"
                 _flush(scratch / "new")
                 # Again: writing may have taken hours.
-                _check_replaceable(target, overwrite=overwrite, kind=kind, sources=sources)
+                check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)
                 _swap(scratch / "new", target, old=scratch / "old")
     except BaseException:
         for place in missing_parents:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()
         raise
+
+
+def check_replaceable(
+    target: Path, *, overwrite: bool, kind: ResultKind, keep: Iterable[str | os.PathLike[str] | None] = ()
+) -> None:
+    """Check that :func:`replacing_folder` could replace a folder, by the same arguments and errors; change nothing."""
+    target = Path(os.path.abspath(target))
+    if not os.path.lexists(target):
+        _nearest_folder(target, shown=target)
+        return
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return
+    if not overwrite:
+        problem = f"{target} exists already. Choose another place, or pass "
+        error = FolderExistsError(f"{problem}overwrite=True.")
+        error.in_command = f"{problem}{kind.in_command}."
+        raise error
+    if is_or_holds(target, Path.cwd()):
+        raise FolderExistsError(
+            f"{target} is or holds the current folder, which is not replaced. Choose another place."
+        )
+    for source in (Path(source) for source in keep if source):
+        if is_or_holds(target, source):
+            raise FolderExistsError(
+                f"{target} is or holds {source}, which the {kind.name} is made from, so it is not replaced. Choose "
+                "another place."
+            )
+    check_result(target, kind=kind)
 
 
 def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> None:
@@ -94,30 +122,6 @@ def is_or_holds(folder: Path, path: Path) -> bool:
     """Return whether a folder is the given path or holds it, with links resolved."""
     real = path.resolve()
     return folder.exists() and any(place.exists() and place.samefile(folder) for place in (real, *real.parents))
-
-
-def _check_replaceable(target: Path, *, overwrite: bool, kind: ResultKind, sources: Iterable[Path]) -> None:
-    if not os.path.lexists(target):
-        _nearest_folder(target, shown=target)
-        return
-    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
-        return
-    if not overwrite:
-        problem = f"{target} exists already. Choose another place, or pass "
-        error = FolderExistsError(f"{problem}overwrite=True.")
-        error.in_command = f"{problem}{kind.in_command}."
-        raise error
-    if is_or_holds(target, Path.cwd()):
-        raise FolderExistsError(
-            f"{target} is or holds the current folder, which is not replaced. Choose another place."
-        )
-    for source in sources:
-        if is_or_holds(target, source):
-            raise FolderExistsError(
-                f"{target} is or holds {source}, which the {kind.name} is made from, so it is not replaced. Choose "
-                "another place."
-            )
-    check_result(target, kind=kind)
 
 
 @contextmanager

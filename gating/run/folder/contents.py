@@ -28,6 +28,7 @@ __all__ = [
     "TEACHER",
     "Phase",
     "RunPaths",
+    "is_run",
 ]
 
 
@@ -66,6 +67,11 @@ REPLACED_FOLDERS = (CHECKPOINTS, CSV, TENSORBOARD, REPORT)
 FOLDERS = (*REPLACED_FOLDERS, WANDB)
 # Folders of saved models.
 MODELS = (COMPACT, TEACHER)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds a run."""
+    return (folder / CONFIG).is_file()
 
 
 @dataclass(frozen=True)

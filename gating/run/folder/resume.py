@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from gating.errors import FolderExistsError, InputError
+from gating.run.folder.contents import is_run
 from gating.run.folder.state import is_finished, owned_by_other_process
-from gating.run.folder.stored_settings import is_run, leaves, read_settings_of
+from gating.run.folder.stored_settings import leaves, read_settings_of
 from gating.tracking.redaction import redact_settings
 
 __all__ = ["find_run", "is_free", "named_run"]

@@ -10,18 +10,13 @@ from gating.errors import InputError
 from gating.run.folder.contents import CONFIG
 from gating.run.folder.old_names import with_new_names
 
-__all__ = ["checkpoints_of", "former_values", "is_run", "leaves", "read_settings_of", "with_values"]
+__all__ = ["checkpoints_of", "former_values", "leaves", "read_settings_of", "with_values"]
 
 # Groups of every run, and the remedy if they are missing.
 _GROUPS = ("model", "task", "data", "objective", "trainer", "callbacks", "logger", "paths")
 # Settings that runs of earlier versions do not have, with the values by which they go on as they began.
 _FORMER = {"recovery_keep": "last", "optimizer.decay_biases_and_norms": True}
 _NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in another output_dir."
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder holds a run."""
-    return (folder / CONFIG).is_file()
 
 
 def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:

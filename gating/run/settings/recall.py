@@ -9,11 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import InputError
+from gating.run.folder.contents import is_run
 from gating.run.folder.earlier_run import check_links
 from gating.run.folder.old_names import with_new_names
 from gating.run.folder.resume import named_run
 from gating.run.folder.state import has_own_checkpoints
-from gating.run.folder.stored_settings import checkpoints_of, former_values, is_run, read_settings_of, with_values
+from gating.run.folder.stored_settings import checkpoints_of, former_values, read_settings_of, with_values
 from gating.run.settings.options import names_given, read_options
 from gating.run.settings.read import resolving
 from gating.run.settings.trust import OWN_PLACE, check_trusted, is_given

@@ -15,15 +15,15 @@ from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, explain
 from gating.run.folder.old_names import names_of
 from gating.run.folder.state import is_finished
-from gating.run.sweep.jobs import JOBS, Job, begin_jobs, is_sweep, jobs_of, own_overrides
+from gating.run.sweep.jobs import JOBS, NUMBERS, Job, begin_jobs, is_sweep, jobs_of, own_overrides
 from gating.run.sweep.outcome import compare, print_choice, write_figure, write_numbers
 
 __all__ = ["SweepReport"]
 
-_FIGURE, _NUMBERS = "report/tradeoff.png", "report/tradeoff.json"
+_FIGURE = "report/tradeoff.png"
 # Written by a sweep, also by sweeps of earlier versions and by Optuna's sweeper.
 _BEST = "optimization_results.yaml"
-_FILES = (JOBS, _FIGURE, _NUMBERS, "failed.jsonl", _BEST)
+_FILES = (JOBS, _FIGURE, NUMBERS, "failed.jsonl", _BEST)
 _SETTING = "sweep.max_drop"
 
 
@@ -69,8 +69,8 @@ def _show_choice(folder: Path, finished: list[Path], failed: list[tuple[str, str
     tradeoff = compare(finished, max_drop=_max_drop(config))
     print_choice(tradeoff, setting=_SETTING, failed=failed)
     write_figure(tradeoff, folder / _FIGURE)
-    write_numbers(tradeoff, folder / _NUMBERS, setting=_SETTING, failed=failed)
-    print(f"The picture is in {folder / _FIGURE}, the numbers are in {folder / _NUMBERS}")
+    write_numbers(tradeoff, folder / NUMBERS, setting=_SETTING, failed=failed)
+    print(f"The picture is in {folder / _FIGURE}, the numbers are in {folder / NUMBERS}")
 
 
 def _show_best(path: Path) -> None:

@@ -17,11 +17,24 @@ from gating.storage.results import read_table
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 
-__all__ = ["JOBS", "Job", "begin_jobs", "is_sweep", "jobs_of", "own_overrides", "recording_job", "starts_in_later_job"]
+__all__ = [
+    "JOBS",
+    "NUMBERS",
+    "Job",
+    "begin_jobs",
+    "is_sweep",
+    "jobs_of",
+    "own_overrides",
+    "recommended_job",
+    "recording_job",
+    "starts_in_later_job",
+]
 
 # In the sweep's folder, one file for each job, because launchers run jobs in other processes and on other machines.
 JOBS = ".jobs"
-# In that folder: names of the settings that vary.
+# In the sweep's folder: the numbers of its runs, and the choice among them.
+NUMBERS = "report/tradeoff.json"
+# In the folder of the jobs: names of the settings that vary.
 _SWEPT = "swept.json"
 # Environment variable: the job in which rank 0 started this process.
 _FIRST_JOB = "HEAD_GATING_FIRST_JOB"
@@ -102,6 +115,19 @@ def begin_jobs(sweep: Path, *, swept: Sequence[str]) -> None:
 def is_sweep(folder: Path) -> bool:
     """Return whether a folder has the records of a sweep."""
     return read_table(folder / JOBS / _SWEPT).keys() == {"swept"}
+
+
+def recommended_job(sweep: Path) -> str | None:
+    """Return the folder of the recommended run, of several seeds the best, relative to the sweep's; None without one.
+
+    Args:
+        sweep: The sweep's folder, which may have been moved.
+    """
+    runs = read_table(sweep / NUMBERS).get("runs", [])
+    chosen: dict[str, Any] = next((run for run in runs if run.get("recommended")), {})
+    # Earlier versions did not record the best of several seeds.
+    folder = chosen.get("best_folder") or next(iter(chosen.get("folders", [])), None)
+    return None if folder is None else Path(folder).name
 
 
 def own_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:

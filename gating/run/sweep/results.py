@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from gating.errors import InputError
 from gating.report.score import Score
 from gating.report.tradeoff.decision import Result
-from gating.run.folder.contents import METRICS
+from gating.run.folder.contents import METRICS, is_run
 from gating.run.folder.state import is_finished
-from gating.run.folder.stored_settings import is_run, leaves, read_settings_of
+from gating.run.folder.stored_settings import leaves, read_settings_of
 from gating.run.sweep.budgets import budget_text, differing, is_dense, of_group, settings_texts
 from gating.storage.results import read_table
 from gating.tasks.metrics.numbers import number_metrics
