@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import InputError, explain, is_input_error
+from gating.run.folder.stored_settings import read_settings_of
 from gating.run.settings.open_tables import open_tables
 from gating.run.settings.options import names_given, read_options
 from gating.run.settings.read import read_settings
@@ -18,7 +19,9 @@ __all__ = ["evaluation_settings"]
 
 # Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
 _GROUPS = ("data", "task", "trainer")
-_FILES = "gating.data.sources.load_files"
+_FILES, _TEXT = "gating.data.sources.load_files", "gating.data.text_files.load_text"
+# Settings that say where data is: with an option of the run's own source, they alone are not those of the run.
+_PLACES = ("train", "validation", "test", "path", "name")
 
 
 def evaluation_settings(
@@ -56,7 +59,7 @@ def evaluation_settings(
     if run_folder is not None:
         recalled = _recall(_with(cfg, resume=str(run_folder)), overrides, conf=conf, run_folder=run_folder)
         values |= {name: recalled[name] for name in (*_GROUPS, "seed")}
-    only = _take_single_file(values["data"], split)
+    only = _take_single_file(values["data"], split, given=names)
     # On one device: batches of several processes are padded otherwise.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     values["model"] = {"_target_": "gating.models.pretrained.Pretrained", "name": model}
@@ -64,8 +67,17 @@ def evaluation_settings(
 
 
 def _recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path, run_folder: Path) -> dict[str, Any]:
+    """Return the settings of a run, except those of the command.
+
+    An option of data that names the run's own source says where other data is, and changes nothing else.
+    """
+    data, options = _plain(cfg)["data"], read_options(conf)
+    is_same = read_settings_of(run_folder)["data"].get("_target_") == data.get("_target_")
+    others = [line for line in overrides if not (is_same and names_given([line], options) == ["data"])]
+    places = {name: value for name, value in data.items() if name in _PLACES} if len(others) < len(overrides) else {}
     try:
-        return _plain(with_recalled(cfg, overrides, conf=conf))
+        recalled = _plain(with_recalled(cfg, others, conf=conf))
+        return {**recalled, "data": {**recalled["data"], **places}}
     except InputError as error:
         # Settings that are not trusted are repeated in this command.
         remedy = str(error).replace(f"python train.py resume={run_folder} ", f"head-gating evaluate {run_folder} ")
@@ -97,18 +109,22 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     return values
 
 
-def _take_single_file(data: dict[str, Any], split: str | None) -> str | None:
-    """Let files without training data be read as the training data; return the split that they are.
+def _take_single_file(data: dict[str, Any], split: str | None, *, given: Sequence[str]) -> str | None:
+    """Let the one file that a command gives be read whole, as the training data; return the split that it is.
 
     Args:
         data: The settings of the data, changed in place.
-        split: The split to evaluate on; None for the last one.
+        split: The split to evaluate on; None for the last one that is given.
+        given: Names of the settings that the command gives.
     """
-    if data.get("_target_") != _FILES or data.get("train") != "???":
+    if data.get("_target_") not in (_FILES, _TEXT) or "data.train" in given:
         return None
-    given = [name for name in ("validation", "test") if data.get(name) is not None]
-    split = split or (given[-1] if given else "test")
-    if split not in given:
+    files = [name for name in ("validation", "test") if f"data.{name}" in given and data.get(name) is not None]
+    split = split or (files[-1] if files else "test")
+    if split in files:
+        # Of texts without validation data, the training file would be divided.
+        data.update(train=data[split], validation=data[split] if data["_target_"] == _TEXT else None, test=None)
+        return split
+    if data.get("train") == "???":
         raise InputError(f"Give the file to evaluate on with data.{split}=FILE.")
-    data.update({"train": data[split], "validation": None, "test": None})
-    return split
+    return None

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -181,7 +181,9 @@ def _encode(
         only: Name of the only split of the data, which the source returns as ``train``; None if it returns all.
         folder: Folder of the model, for messages.
     """
-    examples = load_examples(settings, objects.task, hold_out_missing=only is None)
+    # A single file of texts is read as two splits.
+    with _without_warnings("gating.data.tables") if only else nullcontext():
+        examples = load_examples(settings, objects.task, hold_out_missing=only is None)
     tables = {only: examples.splits["train"]} if only else dict(examples.splits)
     split = split or ("test" if "test" in tables else "validation")
     if split not in tables:

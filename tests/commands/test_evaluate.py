@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BertForMaskedLM
+import yaml
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertLMHeadModel
 
 import gating
 from gating import __main__ as command_line
+from gating.commands.evaluation_settings import evaluation_settings
+from gating.errors import InputError
 from tests.support.few_timings import few_timings
 from tests.support.interruptions import run_in
-from tests.support.tiny_run import WORDS, make_inputs, write_table
+from tests.support.sweeps import write_run
+from tests.support.tiny_run import WORDS, checked_settings, make_inputs, make_model_folder, write_table
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,6 +134,65 @@ def test_other_data_is_compared_with_the_labels_of_the_model(finished, tmp_path,
     assert set(numbers["metrics"]) == {"accuracy", "matthews"}
     both = [f"data.{split}={tmp_path / 'other.tsv'}" for split in ("train", "validation")]
     assert evaluate(finished, *both, "--split", "validation")["metrics"] == numbers["metrics"]
+
+
+def data_of(run: Path, *overrides: str, split: str | None = None) -> tuple[dict[str, Any], str | None]:
+    """Return the settings of the data of an evaluation, and the split that its only file is."""
+    settings, only = evaluation_settings("model", overrides, run_folder=run, split=split)
+    return settings.values["data"], only
+
+
+def test_files_in_place_of_those_of_a_run_leave_its_other_settings(tmp_path):
+    files = ["data.validation=old.tsv", "data.test=old.tsv"]
+    run = write_run(tmp_path / "run", *files, "data.max_length=24", "data.text_column=question")
+    for chosen in ([], ["data=files"], ["data=pairs"]):
+        data, only = data_of(run, *chosen, "data.test=new.tsv")
+        assert (data["train"], data["validation"], data["test"], only) == ("new.tsv", None, None, "test")
+        assert (data["max_length"], data["text_column"]) == (24, "question")
+        assert data_of(run, *chosen, "data.test=new.tsv", "data.max_length=32")[0]["max_length"] == 32
+        assert data_of(run, *chosen, "data.validation=new.tsv")[1] == "validation"
+    data, only = data_of(run, "data.test=new.tsv", split="validation")
+    assert (data["train"], data["validation"], data["test"], only) == ("a.tsv", "old.tsv", "new.tsv", None)
+    data, only = data_of(run, "data=files", "data.train=new.tsv")
+    assert (data["train"], data["validation"], data["test"], only) == ("new.tsv", None, None, None)
+    data, _ = data_of(run, "data=hub", "data.path=user/name")
+    assert (data.get("max_length"), data.get("text_column")) == (None, None)
+
+
+def test_a_set_of_the_hub_in_place_of_that_of_a_run_leaves_its_other_settings(tmp_path):
+    hub = ["data=hub", "data.path=user/name", "data.name=old", "data.validation_split=null"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(checked_settings([*hub, f"output_dir={tmp_path}"])))
+    data, only = data_of(tmp_path, "data=hub", "data.path=user/other", "data.batch_size=4")
+    assert (data["path"], data["name"], data["validation_split"], only) == ("user/other", None, None, None)
+    with pytest.raises(InputError, match=r"data\.path"):
+        data_of(tmp_path, "data=hub")
+
+
+def test_one_file_is_evaluated_without_the_training_file_of_the_run(finished, tmp_path, evaluate, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(config.replace("train.tsv", "nothing.tsv"))
+    table = write_table(tmp_path / "table.tsv", rows=14, seed=7)
+    whole = evaluate(tmp_path / "run", f"data.test={table}")
+    assert (whole["split"], whole["num_examples"]) == ("test", 14)
+    assert "divided" not in capsys.readouterr().err
+    assert evaluate(tmp_path / "run", "data=files", f"data.test={table}")["metrics"] == whole["metrics"]
+    validation = evaluate(tmp_path / "run", f"data.validation={table}", "--split", "validation")
+    assert (validation["split"], validation["metrics"]) == ("validation", whole["metrics"])
+
+
+@pytest.mark.parametrize("task", ["masked_lm", "causal_lm"])
+def test_one_file_of_text_is_evaluated_whole(task, tmp_path, evaluate, caplog):
+    make_model_folder(tmp_path / "model")
+    kind, more = (BertForMaskedLM, {}) if task == "masked_lm" else (BertLMHeadModel, {"is_decoder": True})
+    sizes = {"vocab_size": 45, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    kind(BertConfig(**sizes, intermediate_size=8, **more)).save_pretrained(tmp_path / "model")
+    (tmp_path / "test.txt").write_text(" ".join(WORDS * 8))
+    arguments = [f"task={task}", "data=text", f"data.test={tmp_path / 'test.txt'}", "data.max_length=32"]
+    numbers = evaluate(tmp_path / "model", *arguments)
+    # All 320 words, in blocks of 32 tokens with special ones.
+    assert (numbers["split"], numbers["num_examples"]) == ("test", 11)
+    assert "same file" not in caplog.text
 
 
 def test_tags_are_those_of_the_model_too(tmp_path, evaluate, refused):
