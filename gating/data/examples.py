@@ -1,11 +1,12 @@
 """Examples that a source returns, and their validation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from gating.data.rows import Numbers
 from gating.errors import InputError, shorten
 
 __all__ = ["Examples", "as_examples"]
@@ -20,10 +21,12 @@ class Examples:
     Attributes:
         splits: ``train``, ``validation`` and optionally ``test``, with the columns of the data set.
         metrics: Names of its metrics, the first to report; empty for the default metrics of the task.
+        rows: For each split that was drawn from other data, the indices of its rows there, for messages.
     """
 
     splits: DatasetDict
     metrics: tuple[str, ...] = ()
+    rows: Mapping[str, Numbers] = field(default_factory=dict)
 
 
 def as_examples(returned: Any, *, target: str) -> Examples:
@@ -45,7 +48,8 @@ def as_examples(returned: Any, *, target: str) -> Examples:
         ValueError: ``returned`` has another type, lacks ``train``, or has a split that is unknown, empty or no data
             set.
     """
-    splits: Any = returned.splits if isinstance(returned, Examples) else returned
+    given = returned if isinstance(returned, Examples) else Examples(returned)
+    splits: Any = given.splits
     if isinstance(splits, Dataset):
         splits = {"train": splits}
     where = f"data._target_={target} returned"
@@ -55,10 +59,11 @@ def as_examples(returned: Any, *, target: str) -> Examples:
             f"{', '.join(_SPLITS)}."
         )
     _check_splits(splits, where)
-    metrics = returned.metrics if isinstance(returned, Examples) else ()
+    metrics = given.metrics
     if isinstance(metrics, str) or not all(isinstance(name, str) for name in metrics):
         raise InputError(f"{where} metrics={metrics!r}: give the names of metrics as a tuple, such as ('accuracy',).")
-    return Examples(DatasetDict({name: splits[name] for name in _SPLITS if name in splits}), metrics=tuple(metrics))
+    ordered = DatasetDict({name: splits[name] for name in _SPLITS if name in splits})
+    return Examples(ordered, metrics=tuple(metrics), rows=given.rows)
 
 
 def _check_splits(splits: Mapping[Any, Any], where: str) -> None:

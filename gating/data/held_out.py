@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from gating.data.columns import find_input_columns
 from gating.data.examples import Examples
 from gating.data.labels import LABEL_COLUMNS
-from gating.data.rows import row_keys
+from gating.data.rows import Numbers, row_keys
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
@@ -21,8 +21,6 @@ __all__ = ["draw_splits", "find_class_column", "hold_out"]
 # Validation and test each get a tenth of the rows, up to a maximum.
 _FRACTION = 10
 _MAX_ROWS = 10_000
-
-Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bool, seed: int) -> Examples:
@@ -46,20 +44,20 @@ def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bo
     names = [name for name in ("validation", "test") if name not in splits]
     drawn = draw_splits(table, names, inputs=find_input_columns(table, settings), label=label, seed=seed)
     if is_rank_zero():
-        shares = ", ".join(f"{len(rows)} {name}" for name, rows in drawn.items())
+        shares = ", ".join(f"{len(rows)} {name}" for name, rows in drawn.rows.items())
         how = f" and stratified by {label}" if label and label in table.column_names else ""
         print(f"The training data is divided with seed {seed}{how}, of {len(table)} rows: {shares}.")
-    return replace(examples, splits=DatasetDict({**drawn, **splits}))
+    return replace(examples, splits=DatasetDict({**drawn.splits, **splits}), rows=drawn.rows)
 
 
 def draw_splits(
     table: Dataset, names: Sequence[str], *, inputs: Sequence[str] = (), label: str | None = None, seed: int
-) -> dict[str, Dataset]:
+) -> Examples:
     """Draw splits, a tenth of a table each; the remaining rows are ``train``.
 
     Example:
-        >>> splits = draw_splits(Dataset.from_dict({"text": list("abcdefghij")}), ["validation"], seed=0)
-        >>> {name: len(rows) for name, rows in splits.items()}
+        >>> drawn = draw_splits(Dataset.from_dict({"text": list("abcdefghij")}), ["validation"], seed=0)
+        >>> {name: len(rows) for name, rows in drawn.splits.items()}
         {'train': 9, 'validation': 1}
 
     Args:
@@ -83,8 +81,9 @@ def draw_splits(
         if len(places) <= len(order):
             chosen = order[places.astype(np.int64)]
             held = [np.isin(groups, groups[chosen[number :: len(names)]]) for number in range(len(names))]
-            rows = {"train": ~np.logical_or.reduce(held), **dict(zip(names, held, strict=True))}
-            return {name: table.select(np.flatnonzero(mask)) for name, mask in rows.items()}
+            masks = {"train": ~np.logical_or.reduce(held), **dict(zip(names, held, strict=True))}
+            rows = {name: np.flatnonzero(mask) for name, mask in masks.items()}
+            return Examples(DatasetDict({name: table.select(of_split) for name, of_split in rows.items()}), rows=rows)
     kept = "one to train on" if classes is None else "one of each label to train on"
     raise InputError(
         f"The training data has {len(table)} row(s), too few to draw {' and '.join(names)} data from and to keep "

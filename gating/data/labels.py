@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Json
 
+from gating.data.rows import name_row
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 
@@ -108,11 +109,11 @@ def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str)
         row, label = unknown
         if classes_of_model() is not None:
             raise InputError(
-                f"The {split} data has the label {shorten(repr(label))} (row {row + 1}), which the model lacks; it has "
-                f"{shorten(', '.join(numbers))}. Evaluate it on data with its labels."
+                f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the model "
+                f"lacks; it has {shorten(', '.join(numbers))}. Evaluate it on data with its labels."
             )
         raise InputError(
-            f"The {split} data has the label {shorten(repr(label))} (row {row + 1}), which the training data "
+            f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the training data "
             f"lacks; it has {shorten(', '.join(numbers))}. Correct the row, or add examples of it to the training "
             "data."
         )
@@ -141,13 +142,13 @@ def _label_text(label: Any, split: str, row: int) -> str:
         _missing(split, row)
     if isinstance(label, (list, dict)):
         raise InputError(
-            f"The {split} data has more than one label in row {row + 1}: {shorten(repr(label))}. Learn "
+            f"The {split} data has more than one label in {name_row(split, row)}: {shorten(repr(label))}. Learn "
             "one label for each word with task=token_classification."
         )
     if isinstance(label, bytes):
         raise InputError(
-            f"The {split} data has the label {shorten(repr(label))} in row {row + 1}, which is not a class. Name the "
-            "column of the labels with data.label_column=..., or correct the row."
+            f"The {split} data has the label {shorten(repr(label))} in {name_row(split, row)}, which is not a class. "
+            "Name the column of the labels with data.label_column=..., or correct the row."
         )
     if isinstance(label, float) and not label.is_integer():
         raise _fraction(split, row, label)
@@ -164,7 +165,7 @@ def _without_fractions(labels: list[str], split: str) -> list[str]:
 
 def _fraction(split: str, row: int, label: object) -> InputError:
     return InputError(
-        f"The {split} data has the label {label} in row {row + 1}: numbers with fractions are not classes; "
+        f"The {split} data has the label {label} in {name_row(split, row)}: numbers with fractions are not classes; "
         "task=regression learns numbers."
     )
 
@@ -172,7 +173,7 @@ def _fraction(split: str, row: int, label: object) -> InputError:
 def _missing(split: str, row: int) -> str:
     # Benchmarks do not publish the labels of their test splits.
     instead = "leave the test out" if split == "test" else "remove the row"
-    raise InputError(f"The {split} data has no label in row {row + 1}. Fill it in, or {instead}.")
+    raise InputError(f"The {split} data has no label in {name_row(split, row)}. Fill it in, or {instead}.")
 
 
 def warn_of_spellings(names: Sequence[str]) -> None:

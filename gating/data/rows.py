@@ -1,17 +1,22 @@
-"""Rows of tables, compared by content within and across splits."""
+"""Rows of tables: their numbers in messages, and comparison by content within and across splits."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
 from gating.distributed.collectives import is_rank_zero
 
-__all__ = ["row_keys", "warn_of_overlap"]
+__all__ = ["Numbers", "name_row", "numbering_rows", "row_keys", "warn_of_overlap"]
+
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 # A warning is not worth the minutes that larger tables take.
 _MAX_BYTES = 8 * 2**30
@@ -22,6 +27,38 @@ _EMPTY = pa.array([b"", b"\x1f"], pa.large_binary())
 _TITLES = {"train": "training", "validation": "validation", "test": "test"}
 
 _log = logging.getLogger(__name__)
+
+_of_splits: ContextVar[Mapping[str, Numbers]] = ContextVar("of_splits")
+
+
+@contextmanager
+def numbering_rows(rows: Mapping[str, Numbers]) -> Iterator[None]:
+    """Number the rows of splits in a ``with`` block by those of the data that they were drawn from.
+
+    Args:
+        rows: For each split that was drawn, the indices of its rows in the undivided data.
+    """
+    token = _of_splits.set(rows)
+    try:
+        yield
+    finally:
+        _of_splits.reset(token)
+
+
+def name_row(split: str, row: int) -> str:
+    """Return the name of a row for a message; the first is row 1, and the header of a file is none.
+
+    Example:
+        >>> with numbering_rows({"validation": np.array([4, 17])}):
+        ...     name_row("validation", 1), name_row("test", 1)
+        ('row 18 of the undivided data', 'row 2')
+
+    Args:
+        split: Name of the split.
+        row: Index in the split, from 0.
+    """
+    drawn = _of_splits.get({}).get(split)
+    return f"row {row + 1}" if drawn is None else f"row {drawn[row] + 1} of the undivided data"
 
 
 def row_keys(table: Dataset, columns: Sequence[str]) -> pa.ChunkedArray | None:

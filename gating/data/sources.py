@@ -14,6 +14,7 @@ them.
 """
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,10 +178,11 @@ def load_hub(
     """
     loaded = _load_set(path, name)
     wanted = {"train": train_split, "validation": validation_split, "test": test_split}
-    splits = {split: loaded.take(spec, split) for split, spec in wanted.items() if spec is not None}
-    if validation_split is None:
-        splits |= draw_splits(splits["train"], ["validation"], label=find_class_column(splits["train"]), seed=seed)
-    return Examples(DatasetDict(splits))
+    splits = DatasetDict({split: loaded.take(spec, split) for split, spec in wanted.items() if spec is not None})
+    if validation_split is not None:
+        return Examples(splits)
+    drawn = draw_splits(splits["train"], ["validation"], label=find_class_column(splits["train"]), seed=seed)
+    return replace(drawn, splits=DatasetDict(splits | drawn.splits))
 
 
 def load_files(

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import InputError, MissingFileError
+from gating.errors import InputError, MissingFileError, shorten
 
 __all__ = ["read_file", "warn_of_same_files"]
 
@@ -28,6 +28,8 @@ _BUILDERS: dict[str, tuple[str, dict[str, object]]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+# Characters between columns in the files of other programs.
+_DELIMITERS = {"semicolons": ";", "tabs": "\t", "commas": ",", "bars": "|"}
 
 
 def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
@@ -113,20 +115,41 @@ def warn_of_same_files(files: Mapping[str, str | None]) -> None:
         )
 
 
+def _first_rows(path: Path, dialect: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the names of the columns, and the first row."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = (row for row in csv.reader(file, **dialect) if row)
+        return next(rows), next(rows, [])
+
+
+def _other_delimiter(path: Path) -> str | None:
+    """Return the name of the characters that divide the header of a file, and its first row, into as many columns."""
+    for name, mark in _DELIMITERS.items():
+        header, first = _first_rows(path, {"delimiter": mark})
+        if all(header) and len(header) == len(first) > 1:
+            return name
+    return None
+
+
 def _text_columns(path: Path, setting: str) -> datasets.Features | None:
     """Return features that read all columns as text, so that ``007`` stays text and class 01 differs from 1.
 
     Raises:
-        ValueError: Two columns have the same name, or the first row has more fields than there are columns.
+        ValueError: Two columns have the same name, the first row has more fields than there are columns, or the columns
+            are separated by another character.
     """
     csv.field_size_limit(2**31 - 1)
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = (row for row in csv.reader(file, **dialect) if row)
-            header, first = next(rows), next(rows, [])
+        header, first = _first_rows(path, dialect)
+        other = _other_delimiter(path) if len(header) == 1 else None
     except (UnicodeDecodeError, csv.Error, StopIteration):
         return None  # The reader of the whole file reports the reason.
+    if other is not None:
+        raise InputError(
+            f"{setting}: the columns {shorten(repr(header[0]))} are separated by {other}. Save the file with commas "
+            "between its columns as csv, or with tabs as tsv."
+        )
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{setting}: the file has two columns {twice!r}. Rename one of them.")

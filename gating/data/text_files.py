@@ -1,9 +1,10 @@
 """Texts for language models, from plain text files or tables."""
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 
 from gating.data.examples import Examples
@@ -35,12 +36,16 @@ def load_text(*, train: str, validation: str | None = None, test: str | None = N
     files = {"train": train, "validation": validation, "test": test}
     tables = {split: _read(split, file) for split, file in files.items() if file is not None}
     warn_of_same_files(files)
+    rows = {}
     if validation is None:
         parts = ("train", "validation") if test is not None else ("train", "validation", "test")
-        tables = {**tables, **dict(zip(parts, _divide(tables["train"], len(parts), train), strict=True))}
+        divided = dict(zip(parts, _divide(tables["train"], len(parts), train), strict=True))
+        ends = accumulate(map(len, divided.values()))
+        rows = {part: np.arange(end - len(divided[part]), end) for part, end in zip(parts, ends, strict=True)}
+        tables |= divided
         if is_rank_zero():
             print(f"data.train={train} is divided from beginning to end: {', '.join(parts)}.")
-    return Examples(DatasetDict({split: tables[split] for split in files if split in tables}))
+    return Examples(DatasetDict({split: tables[split] for split in files if split in tables}), rows=rows)
 
 
 def _read(split: str, file: str) -> Dataset:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from gating.data.datamodule import ExampleDataModule
 from gating.data.examples import Examples, as_examples
 from gating.data.held_out import hold_out
+from gating.data.rows import numbering_rows
 from gating.discovery.find import find_attention_blocks
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import check_devices, start_processes
@@ -160,8 +161,9 @@ def encode_examples(
     values, trainer = settings.values["data"], settings.values["trainer"]
     batching = take_arguments(ExampleDataModule, values)
     preparation = take_arguments(objects.task.prepare, values)
-    processor = objects.task.load_processor(objects.source, model, examples.splits)
-    prepared = objects.task.prepare(examples, processor, model, **preparation)
+    with numbering_rows(examples.rows):
+        processor = objects.task.load_processor(objects.source, model, examples.splits)
+        prepared = objects.task.prepare(examples, processor, model, **preparation)
     module = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=settings.seed, **batching)
     module.shard(num_processes)
     num_evaluated = {

@@ -16,6 +16,7 @@ from transformers import (
 from gating.data.batches import Batch
 from gating.data.columns import find_column, find_text_columns, take_columns
 from gating.data.examples import Examples
+from gating.data.rows import name_row
 from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import check_texts, tokenize_labeled, truncation_length
 from gating.errors import InputError
@@ -130,8 +131,8 @@ def encode_numbers(splits: DatasetDict) -> DatasetDict:
             numbers.append(_number(shown))
             if not abs(numbers[-1]) < _MAX:
                 raise InputError(
-                    f"The {split} data has the label {shown!r} in row {row + 1}, which is not a number. Correct the "
-                    "row, or learn classes with task=sequence_classification."
+                    f"The {split} data has the label {shown!r} in {name_row(split, row)}, which is not a "
+                    "number. Correct the row, or learn classes with task=sequence_classification."
                 )
         encoded[split] = table.remove_columns("label").add_column("label", numbers, feature=Value("float32"))
     return DatasetDict(encoded)

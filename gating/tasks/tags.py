@@ -7,6 +7,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from gating.data.labels import check_classes, classes_of_model, sort_labels, warn_of_spellings
+from gating.data.rows import name_row
 from gating.errors import InputError, shorten
 
 __all__ = ["encode_tags", "mark_spans"]
@@ -60,16 +61,16 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
 def _check_row(words: Sequence[Any], tags: Sequence[Any], *, split: str, row: int) -> None:
     """Check that a row has words, and one tag for each."""
     if not words and not tags:
-        raise InputError(f"The {split} data has no words in row {row + 1}. Fill it in, or remove the row.")
+        raise InputError(f"The {split} data has no words in {name_row(split, row)}. Fill it in, or remove the row.")
     if None in words or None in tags:
         kind = "tag" if None in tags else "word"
         raise InputError(
-            f"The {split} data has a missing {kind} in row {row + 1}: {shorten(str(tags))}. Fill "
+            f"The {split} data has a missing {kind} in {name_row(split, row)}: {shorten(str(tags))}. Fill "
             "it in, or remove the row."
         )
     if len(words) != len(tags):
         raise InputError(
-            f"The {split} data has {len(words)} words but {len(tags)} tags in row {row + 1}. Give "
+            f"The {split} data has {len(words)} words but {len(tags)} tags in {name_row(split, row)}. Give "
             "every word one tag, as lists or with spaces between them; or learn one label for a whole text "
             "with task=sequence_classification."
         )

@@ -43,6 +43,8 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
+    # Readers of files log the errors that they raise.
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
 
 

@@ -1,6 +1,7 @@
 """Runs of every task on a single table, from which validation and test splits are drawn."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,13 @@ def test_files_have_no_named_splits_but_accept_null(tmp_path):
     assert list(load_files(train=str(path), validation_split=None).splits) == ["train"]
     with pytest.raises(ValueError, match=r"validation_split=dev: files have no splits by name. Give data.validation="):
         load_files(train=str(path), validation_split="dev")
+
+
+@pytest.mark.parametrize(("task", "column"), [("sequence_classification", "label"), ("regression", "score")])
+def test_errors_give_the_rows_of_the_file_and_not_of_the_splits(task, column, bert, tmp_path, capsys):
+    rows = [{**TABLES[task](row), **({column: None} if row % 7 == 3 else {})} for row in range(NUM_ROWS)]
+    path = tmp_path / "table.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    message = refusal([*bert, f"task={task}", "data=files", f"data.train={path}"], tmp_path / "out", capsys)
+    found = re.search(r"The train data .* in row (\d+) of the undivided data[.,]", message)
+    assert rows[int(found[1]) - 1][column] is None

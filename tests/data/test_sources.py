@@ -1,12 +1,14 @@
 """Tables in files and on the hub give the same examples."""
 
 import json
+import re
 
 import datasets
 import pytest
 
 from gating.data import sources
 from gating.data.excerpts import cut_excerpts
+from tests.support.tiny_run import run_command
 
 ROWS = [("a tab is no comma, here", "x"), ('a "quoted" word', "y"), ("null", "x"), ("", "y")]
 
@@ -50,6 +52,14 @@ def test_every_format_reads_the_same_rows(table_file):
         ("comma.csv", b"text,label\nHello, world,x\nYes, sir,y\n", ValueError, "first row has 3 fields.* 2 columns"),
         ("tab.tsv", b"text\tlabel\n1\tx\ty\n2\tx\ty\n", ValueError, "first row has 3 fields.* 2 columns"),
         ("longer.csv", b"text,label\na,x\nb,c,y\n", ValueError, "cannot be read"),
+        ("semicolons.csv", b"text;label\nHello, you;x\n", ValueError, "'text;label' are separated by semicolons. Save"),
+        (
+            "tabs.csv",
+            b"text\tlabel\na\tx\n",
+            ValueError,
+            "separated by tabs.*with commas between its columns as csv",
+        ),
+        ("commas.tsv", b'text,label\n"Hello, you",x\n', ValueError, "separated by commas.*or with tabs as tsv"),
         ("twice.csv", b"text,text,label\na,b,x\n", ValueError, "two columns 'text'"),
         ("zip.csv", b"PK\x03\x04text,label\na,x\n", ValueError, "cannot be read"),
         ("gzip.tsv", b"\x1f\x8btext", ValueError, "cannot be read"),
@@ -64,6 +74,18 @@ def test_unreadable_files_are_named(name, content, error, message, tmp_path):
     with pytest.raises(error, match=message) as caught:
         sources.load_files(train=str(path), validation=str(path))
     assert name in str(caught.value)
+
+
+def test_a_single_column_may_have_any_name(tmp_path):
+    (tmp_path / "one.csv").write_text("body;of;a;post\nHello; you\n")
+    table = sources.load_files(train=str(tmp_path / "one.csv")).splits["train"]
+    assert table.to_dict() == {"body;of;a;post": ["Hello; you"]}
+
+
+def test_a_command_prints_nothing_but_the_error_about_a_file(tmp_path):
+    (tmp_path / "latin.csv").write_bytes("text,label\ncaf\u00e9,x\n".encode("latin-1"))
+    process = run_command(["data=files", "data.train=latin.csv", "logger=csv"], cwd=tmp_path)
+    assert re.fullmatch(r"error: data\.train=latin\.csv: .* Save it as UTF-8\.\n", process.stderr)
 
 
 @pytest.mark.parametrize(("ending", "between"), [("csv", ","), ("tsv", "\t")])

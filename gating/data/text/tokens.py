@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from gating.data.rows import name_row
 from gating.errors import InputError, loading, shorten
 from gating.models.sources import ModelSource
 
@@ -177,8 +178,9 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
             row = next((row for row, value in enumerate(table[column][:]) if not isinstance(value, _PRINTABLE)), None)
             if row is not None:
                 raise InputError(
-                    f"The {split} data has no {column} in row {row + 1} but {shorten(repr(table[column][row]))}. Name "
-                    f"the column of the texts with data.{column}_column=..., or correct the row."
+                    f"The {split} data has no {column} in {name_row(split, row)} but "
+                    f"{shorten(repr(table[column][row]))}. Name the column of the texts "
+                    f"with data.{column}_column=..., or correct the row."
                 )
 
 
@@ -194,7 +196,9 @@ def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
             missing = table.with_format("arrow")[column][:].is_null().to_pylist()
             if any(missing):
                 row = missing.index(True)
-                raise InputError(f"The {split} data has no {column} in row {row + 1}. Fill it in, or remove the row.")
+                raise InputError(
+                    f"The {split} data has no {column} in {name_row(split, row)}. Fill it in, or remove the row."
+                )
 
 
 def _cache_file(table: Dataset, function: Callable[..., Any]) -> str | None:
