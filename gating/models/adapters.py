@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -23,6 +23,9 @@ from gating.structure.blocks import iter_attention_blocks
 from gating.structure.empty import has_no_weight
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
+
+# PEFT's name for all linear layers.
+_ALL = "all-linear"
 
 
 class Adapters(Protocol):
@@ -48,20 +51,22 @@ class LoRA:
         rank: Rank of the update of a weight.
         alpha: Scale of the update, which is multiplied by ``alpha / rank``.
         dropout: Dropout probability of the adapters' inputs.
-        target_modules: Names, or ends of names, of the linear layers with adapters, or ``all-linear``; the query and
-            value projections, as in the paper, if None.
+        target_modules: Names, or ends of names, of the linear layers with adapters, a single one, or ``all-linear``;
+            the query and value projections, as in the paper, if None.
     """
 
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.0
-    target_modules: Sequence[str] | Literal["all-linear"] | None = None
+    target_modules: Sequence[str] | str | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise InputError(f"adapters.rank must be a positive integer, got adapters.rank={self.rank}.")
         if not 0 <= self.dropout < 1:
             raise InputError(f"adapters.dropout must be from 0 to below 1, got adapters.dropout={self.dropout}.")
+        if self.target_modules is not None and not self.target_modules:
+            raise InputError("adapters.target_modules is empty: leave it out to adapt queries and values.")
         try:
             import peft  # noqa: F401
         except ImportError as error:
@@ -104,7 +109,7 @@ class LoRA:
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-            target_modules=targets if isinstance(targets, str) else list(targets),
+            target_modules=targets if targets == _ALL else _names(targets),
             exclude_modules=[name for name, module in model.named_modules() if has_no_weight(module)],
         )
 
@@ -130,10 +135,18 @@ def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTraine
             "adapters=none, or a pretrained model."
         )
     names = [name for name, module in blueprint.named_modules() if why_not_editable(module) is None]
-    for target in [] if isinstance(adapters.target_modules, str) else adapters.target_modules or []:
+    for target in [] if adapters.target_modules in (None, _ALL) else _names(adapters.target_modules):
         if not any(f".{name}".endswith(f".{target}") for name in names):
-            there = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-            raise InputError(f"adapters.target_modules: no linear layer is called {target}; there are {there}.")
+            there = sorted({name.rpartition(".")[2] for name in names})
+            raise InputError(
+                f"adapters.target_modules: no linear layer is called {target}; there are {', '.join(there)}. Give one "
+                f"or several, such as [{','.join(there[-2:])}], or {_ALL}."
+            )
+
+
+def _names(targets: str | Sequence[str]) -> list[str]:
+    """Return the names of layers; a text is a single name."""
+    return [targets] if isinstance(targets, str) else list(targets)
 
 
 def _tied_to_output(model: PreTrainedModel) -> set[str]:

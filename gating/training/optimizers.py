@@ -1,5 +1,7 @@
 """Optimizers and learning rate schedules of weights, gates and multipliers."""
 
+import difflib
+import inspect
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated, Any, Literal, Protocol
@@ -8,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from gating.errors import InputError
 from gating.gates import HeadGates
@@ -34,6 +37,8 @@ _SHAPES = (
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 )
+# Arguments of their functions that a run gives itself.
+_OF_RUNS = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 _OF_SCORES = ("reduce_lr_on_plateau", "reduce_on_plateau", "greedy")
 
 
@@ -182,8 +187,8 @@ class WarmupSchedule:
         arguments: Its own arguments, ``scheduler_specific_kwargs`` in transformers, such as ``num_cycles``.
 
     Raises:
-        InputError: There is no such schedule, or it depends on more than the step.
-        TypeError: An argument is unknown.
+        InputError: There is no such schedule, it depends on more than the step, or an argument is unknown.
+        TypeError: An argument has a wrong type.
     """
 
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -198,7 +203,8 @@ class WarmupSchedule:
             )
         if self.shape not in _SHAPES:
             raise InputError(f"shape={self.shape} cannot be used: choose from {', '.join(_SHAPES)}.")
-        # Unknown arguments are refused before data and model are loaded.
+        self._check_arguments()
+        # Missing and wrong ones are refused before data and model are loaded.
         self._factor(lr=1.0, first_step=0, total_steps=10)
 
     def build(self, optimizer: torch.optim.Optimizer, *, first_step: int, total_steps: int) -> LambdaLR:
@@ -221,6 +227,15 @@ class WarmupSchedule:
             return 1.0
 
         return LambdaLR(optimizer, [factor if _is_of_weights(g) else constant for g in optimizer.param_groups])
+
+    def _check_arguments(self) -> None:
+        schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.shape)]
+        known = inspect.signature(schedule).parameters.keys() - _OF_RUNS
+        for name in (name for name in self.arguments if name not in known):
+            close = difflib.get_close_matches(name, known, n=1)
+            there = f"There are {', '.join(sorted(known))}." if known else f"shape={self.shape} has none."
+            hint = f"Did you mean scheduler.arguments.{close[0]}?" if close else there
+            raise InputError(f"There is no setting scheduler.arguments.{name}. {hint}")
 
     def _factor(self, *, lr: float, first_step: int, total_steps: int) -> Callable[[int], float]:
         """Return the function from the steps of a phase to the factor of the learning rate."""

@@ -149,6 +149,13 @@ def test_queries_values_and_the_head_of_the_task_are_trained(family, adapted, he
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(("named", "adapted"), [("query", 3), (("query", "value"), 6), ("all-linear", 20)])
+def test_layers_are_given_by_one_name_by_several_or_all_at_once(named, adapted):
+    model = build("bert")
+    with LoRA(target_modules=named).on(model):
+        assert len([name for name, _ in model.named_modules() if name.endswith(".lora_A")]) == adapted
+
+
 def test_adapters_are_merged_at_the_end_of_the_context():
     model = build("bert")
     batch = batch_for(model)
@@ -192,7 +199,9 @@ def test_a_run_trains_adapters_in_search_and_recovery_and_no_other_weights(input
         ("adapters.rank=0", "adapters.rank=0"),
         ("adapters.dropout=1", "adapters.dropout=1"),
         ("+adapters.ranks=4", "Did you mean adapters.rank?"),
-        ("adapters.target_modules=[nowhere]", "nowhere"),
+        ("adapters.target_modules=[query,nowhere]", "called nowhere; there are classifier, dense, key, query, value."),
+        ("adapters.target_modules=nowhere", "Give one or several, such as [query,value], or all-linear."),
+        ("adapters.target_modules=[]", "leave it out"),
         ("model=scratch ~model.name model.model_type=bert", "adapters=lora freezes the other weights"),
     ],
 )

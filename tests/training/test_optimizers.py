@@ -207,5 +207,11 @@ def test_every_schedule_of_transformers_is_known_or_refused_with_a_reason(shape)
 def test_unknown_schedules_and_arguments_are_refused():
     with pytest.raises(InputError, match=r"shape=cosin cannot be used: choose from linear, cosine"):
         WarmupSchedule(shape="cosin")
-    with pytest.raises(TypeError, match="num_cycle"):
-        WarmupSchedule(shape="cosine", arguments={"num_cycle": 2})
+    for shape, name, message in (
+        ("cosine", "num_cycle", "Did you mean scheduler.arguments.num_cycles?"),
+        ("cosine", "x", "There are num_cycles."),
+        ("constant", "power", "shape=constant has none."),
+    ):
+        with pytest.raises(InputError) as refused:
+            WarmupSchedule(shape=shape, arguments={name: 2})
+        assert str(refused.value) == f"There is no setting scheduler.arguments.{name}. {message}"
