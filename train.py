@@ -77,7 +77,7 @@ def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> floa
     """
     with faults_of_run(), handling_errors():
         composed = cfg if overrides is None else with_recalled(cfg, overrides, conf=CONF)
-        with naming_settings(composed):
+        with naming_settings(composed, conf=CONF):
             return run(composed)
 
 

@@ -37,7 +37,7 @@ DIFFERENT = {
     "+trainer.benchmark=true": "has trainer.benchmark=None, and this command trainer.benchmark=True",
     "data.batch_size=4": "has data.batch_size=8, and this command data.batch_size=4",
     "optimizer.lr=1e-2 data.num_workers=0": "has optimizer.lr=0.001, and this command optimizer.lr=0.01",
-    "objective=random": "has objective._target_=gating.ExactBudget, and this command",
+    "objective=random": "has objective=budget, and this command",
     "experiment=smoke": "has data.max_length=None, and this command data.max_length=32",
     "debug=fast": "has trainer.limit_test_batches=None, and this command trainer.limit_test_batches=2",
     "trainer=gpu": "trainer",
