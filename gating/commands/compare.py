@@ -10,8 +10,8 @@ from gating.errors import FolderExistsError, InputError
 from gating.report.tradeoff.table import as_plain
 from gating.run.folder.contents import is_run
 from gating.run.folder.state import is_finished
-from gating.run.sweep.jobs import jobs_of
 from gating.run.sweep.outcome import FORMATS, compare, print_choice, write_figure
+from gating.run.sweep.records import jobs_of
 
 __all__ = ["HELP", "add_arguments", "run"]
 

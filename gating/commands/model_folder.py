@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gating.errors import InputError
 from gating.run.folder.contents import COMPACT, MODELS, is_run
-from gating.run.sweep.jobs import Job, jobs_of, recommended_job
+from gating.run.sweep.records import Job, jobs_of, recommended_job
 
 __all__ = ["find_model"]
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 import yaml
 
-from gating.run.sweep.jobs import jobs_of
 from gating.run.sweep.naming import with_job_names
+from gating.run.sweep.records import jobs_of
 from tests.support.sweeps import run_sweep
 from tests.support.tiny_run import ROOT, checked_settings, compose_settings, make_inputs, run_command
 

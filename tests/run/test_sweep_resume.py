@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import train
-from gating.run.sweep.jobs import jobs_of
+from gating.run.sweep.records import jobs_of
 from tests.support.interruptions import at_batch
 from tests.support.sweeps import Ended, run_sweep
 from tests.support.tiny_run import make_inputs

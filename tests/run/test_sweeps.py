@@ -13,7 +13,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 import train
-from gating.run.sweep.jobs import jobs_of
+from gating.run.sweep.records import jobs_of
 from gating.training.signals import Unfinished
 from tests.support.tiny_run import ROOT, make_inputs, run_command
 from tests.support.two_processes import TWO

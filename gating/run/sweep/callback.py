@@ -15,8 +15,9 @@ from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, explain
 from gating.run.folder.old_names import names_of
 from gating.run.folder.state import is_finished
-from gating.run.sweep.jobs import JOBS, NUMBERS, Job, begin_jobs, is_sweep, jobs_of, own_overrides
+from gating.run.sweep.jobs import begin_jobs
 from gating.run.sweep.outcome import compare, print_choice, write_figure, write_numbers
+from gating.run.sweep.records import JOBS, NUMBERS, Job, is_sweep, jobs_of, own_overrides
 
 __all__ = ["SweepReport"]
 

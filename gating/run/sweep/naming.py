@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import shorten
 from gating.run.sweep.budgets import is_dense
-from gating.run.sweep.jobs import own_overrides
+from gating.run.sweep.records import own_overrides
 from gating.tracking.redaction import redact
 
 __all__ = ["with_job_names"]

@@ -1,0 +1,72 @@
+"""Records of a sweep in its folder: its jobs, the settings that vary, and the recommended run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gating.storage.results import read_table
+
+__all__ = ["JOBS", "NUMBERS", "SWEPT", "Job", "is_sweep", "jobs_of", "own_overrides", "recommended_job"]
+
+# In the sweep's folder, one file for each job, because launchers run jobs in other processes and on other machines.
+JOBS = ".jobs"
+# In that folder: names of the settings that vary.
+SWEPT = "swept.json"
+# In the sweep's folder: the numbers of its runs, and the choice among them.
+NUMBERS = "report/tradeoff.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep.
+
+    Attributes:
+        number: Its number, from 0.
+        overrides: Its overrides.
+        folder: Folder of its run, relative to the sweep's folder if it is inside.
+        reason: Reason of its failure; None for a job that has not failed.
+    """
+
+    number: int
+    overrides: list[str]
+    folder: str
+    reason: str | None = None
+
+
+def jobs_of(sweep: Path) -> list[Job]:
+    """Return the jobs of a sweep in their order; empty if the folder holds no sweep."""
+    names = {field.name for field in fields(Job)}
+    tables = [read_table(path) for path in (sweep / JOBS).glob("*.json")]
+    return sorted((Job(**table) for table in tables if table.keys() == names), key=lambda job: job.number)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Return whether a folder has the records of a sweep."""
+    return read_table(folder / JOBS / SWEPT).keys() == {"swept"}
+
+
+def recommended_job(sweep: Path) -> str | None:
+    """Return the folder of the recommended run, of several seeds the best, relative to the sweep's; None without one.
+
+    Args:
+        sweep: The sweep's folder, which may have been moved.
+    """
+    runs = read_table(sweep / NUMBERS).get("runs", [])
+    chosen: dict[str, Any] = next((run for run in runs if run.get("recommended")), {})
+    # Earlier versions did not record the best of several seeds.
+    folder = chosen.get("best_folder") or next(iter(chosen.get("folders", [])), None)
+    return None if folder is None else Path(folder).name
+
+
+def own_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a job in which it differs from the others of its sweep; all if it differs in none.
+
+    Args:
+        sweep: The sweep's folder.
+        overrides: Overrides of the job.
+    """
+    swept = read_table(sweep / JOBS / SWEPT).get("swept", [])
+    lines = [line.lstrip("+") for line in overrides]
+    own = [line for line in lines if line.partition("=")[0] in swept or line == "objective=none"]
+    return own or lines
