@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -32,6 +32,7 @@ from gating.run.run import RunData
 from gating.run.settings.names import naming_settings
 from gating.run.settings.settings import Settings
 from gating.structure.record import RECORD_KEY
+from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 from gating.training.evaluation import evaluate
 
@@ -49,6 +50,7 @@ class Evaluated:
         split: The split.
         num_examples: Number of its examples.
         score: The metric to report.
+        formats: Formats of the metrics by name.
         summary: Metrics, sizes and latency, of the model and the dense one that it was made from.
         is_compact: Whether heads or neurons were removed.
         device: Device of the latency.
@@ -58,6 +60,7 @@ class Evaluated:
     split: str
     num_examples: int
     score: Score
+    formats: Mapping[str, Score]
     summary: Summary
     is_compact: bool
     device: str
@@ -89,8 +92,8 @@ class Evaluated:
     def to_text(self) -> str:
         """Return the metrics and sizes as lines."""
         lines = [f"{self.model} on {self.num_examples:,} {self.split} examples ({self.device}):"]
-        for name, value in self.metrics.items():
-            lines.append(f"  {name}  {self.score.show(value) if name == self.score.name else f'{value:.4f}'}")
+        for name, value in sorted(self.metrics.items(), key=lambda item: item[0] != self.score.name):
+            lines.append(f"  {name}  {self.formats[name].show(value) if name in self.formats else f'{value:.4f}'}")
         for row in self.summary.compact_report(self.score).rows:
             before = f" (dense: {row.before})" if self.is_compact else ""
             lines.append(f"  {row.name}  {row.after}{before}")
@@ -130,6 +133,7 @@ def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str
     data, split = _encode(settings, objects, model, split=split, only=only, folder=folder)
     model.to(device)  # type: ignore[arg-type]
     summary, prepared = Summary(), data.prepared
+    score = prepared.final_score or prepared.score
     batches = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
     values = evaluate(model, batches, task=objects.task, metrics=prepared.all_metrics)
     summary.add_metrics(Stage.COMPACT, "model", split, values)
@@ -141,7 +145,8 @@ def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str
         model=folder,
         split=split,
         num_examples=len(prepared.splits[split]),
-        score=prepared.final_score or prepared.score,
+        score=score,
+        formats={name: score_of(name, metric) for name, metric in prepared.all_metrics.items()} | {score.name: score},
         summary=summary,
         is_compact=any(before != after for before, after in summary.sizes.values()),
         device=str(device),

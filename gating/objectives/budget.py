@@ -11,7 +11,10 @@ from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
 from gating.objectives.parts import BudgetPart, BudgetUnit, Costs, gate_costs, parts_of
 
-__all__ = ["HeadBudget", "resolve_budget", "whole_amount"]
+__all__ = ["DEFAULT_KEEP", "HeadBudget", "resolve_budget", "whole_amount"]
+
+# Share of the heads, or of the cost, that a budget without any number keeps.
+DEFAULT_KEEP = 0.25
 
 Number = int | Mapping[str, int]
 Share = float | Mapping[str, float]
@@ -158,7 +161,7 @@ class HeadBudget:
         """Return the share to keep; None if numbers are given, and all units with a number have gates."""
         numbers = {"heads": self.num_heads, "neurons": self.num_neurons}
         given = {unit: number for unit, number in numbers.items() if number is not None}
-        keep = 0.25 if not given and self.keep is None else self.keep
+        keep = DEFAULT_KEEP if not given and self.keep is None else self.keep
         for unit, number in given.items():
             if keep is not None:
                 raise InputError(f"Give either num_{unit} or keep: got num_{unit}={number} and keep={keep}.")

@@ -103,6 +103,13 @@ def test_the_text_names_metrics_sizes_and_latency(finished, monkeypatch, capsys)
     assert "speed-up  " in out
 
 
+def test_the_score_is_first_and_shares_are_percentages(finished, monkeypatch, capsys):
+    metrics = ("task.metrics=[auroc,macro_f1,accuracy]", "task.score=macro_f1")
+    lines = [line for line in call(monkeypatch, capsys, finished, *metrics)[0].splitlines() if line[:2] == "  "][:3]
+    assert lines[0].split()[0] == "macro_f1"
+    assert all(line.endswith(" %") for line in lines)
+
+
 def test_a_dense_run_and_a_dense_model_are_evaluated_too(inputs, tmp_path, evaluate):
     dense = [line for line in inputs if not line.startswith("objective.")]
     run_in(tmp_path / "run", dense, "objective=none", "trainer.max_steps=4")

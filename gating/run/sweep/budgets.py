@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gating.objectives.budget import DEFAULT_KEEP
 from gating.run.folder.resume import is_free
 from gating.run.folder.stored_settings import leaves
 
@@ -44,6 +45,8 @@ def budget_text(settings: Mapping[str, Any], *, with_units: bool) -> str:
     given = {name: objective[name] for name in _BUDGETS if objective.get(name) is not None}
     if "speedup" in given:
         given = {"speedup": given["speedup"]}  # The others were measured from it.
+    if not given and "keep" in objective:
+        given = {"keep": DEFAULT_KEEP}
     text = ", ".join(_shown(name, value) for name, value in given.items()) or "default budget"
     units = settings.get("gates", {}).get("units", "heads")
     return f"{text}, {units if isinstance(units, str) else '+'.join(units)}" if with_units else text

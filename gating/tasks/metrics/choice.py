@@ -16,7 +16,7 @@ from torchmetrics.wrappers import LambdaInputTransformer
 from gating.errors import InputError, explain, shorten
 from gating.report.score import Score
 
-__all__ = ["ChosenMetrics", "MetricChoice", "Metrics"]
+__all__ = ["ChosenMetrics", "MetricChoice", "Metrics", "score_of"]
 
 # A name, a metric, or a class or function that returns one, with its arguments.
 MetricChoice = str | Metric | Callable[..., Metric]
@@ -88,7 +88,7 @@ class ChosenMetrics:
                 made[name] = metric, Score(name, score.scale, score.unit, score.higher_is_better)
             else:
                 metric = _fit(_create(name, choice, arguments), name=name, example=example, of=self._of)
-                made[name] = metric, _score_of(name, metric)
+                made[name] = metric, score_of(name, metric)
         has_own = any(not isinstance(choice, str) for choice in choices.values())
         # States of equal names and first values would be taken for the same.
         collection = MetricCollection({name: metric for name, (metric, _) in made.items()}, compute_groups=not has_own)
@@ -227,8 +227,8 @@ def _fit(metric: Metric, *, name: str, example: tuple[Any, Any], of: str) -> Met
     return metric
 
 
-def _score_of(name: str, metric: Metric) -> Score:
-    """Return the score of a metric of a user: as a percentage if its values are from 0 to 1."""
+def score_of(name: str, metric: Metric) -> Score:
+    """Return the format of a metric: a percentage if its values are from 0 to 1."""
     shown = metric.wrapped_metric if isinstance(metric, _OfSecondClass) else metric
     is_share = (shown.plot_lower_bound, shown.plot_upper_bound) == (0, 1)
     format: dict[str, Any] = {} if is_share else {"scale": 1, "unit": ""}
