@@ -62,6 +62,7 @@ class RunPage:
         is_stock: Whether it loads without further code.
         samples: Texts that it generated, by label.
         dense: Metrics of a dense reference from another run, by the names ``val/NAME`` and ``test/NAME``.
+        is_in_sweep: Whether the run is a job of a sweep.
     """
 
     title: str
@@ -79,6 +80,7 @@ class RunPage:
     is_stock: bool = False
     samples: Sequence[Mapping[str, str]] = ()
     dense: Mapping[str, float] = field(default_factory=dict)
+    is_in_sweep: bool = False
 
 
 def write_page(path: Path, page: RunPage) -> None:

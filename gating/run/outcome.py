@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -26,6 +27,7 @@ from gating.report.tables import print_report, print_samples
 from gating.run.folder.contents import CONFIG
 from gating.run.run import Run
 from gating.run.settings.data_set import describe_data
+from gating.run.sweep.reference import dense_metrics
 from gating.storage.hub import upload
 from gating.structure.record import RECORD_KEY
 from gating.tasks.base import WritesText
@@ -104,26 +106,10 @@ def report(run: Run) -> None:
     )
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), kept, state.summary.compact_report(final_score), neurons=neurons)
-    if run.objects.objective is not None and Stage.DENSE not in state.summary.metrics and not _is_in_sweep():
+    is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
+    if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
-    samples = _show_samples(run)
-    page = RunPage(
-        title=redact(run.objects.source.title),
-        history=state.history,
-        summary=state.summary,
-        score=score,
-        final_score=final_score,
-        kept=kept,
-        neurons=neurons,
-        search_steps=state.search_steps,
-        total_steps=run.total_steps,
-        config=(run.paths.folder / CONFIG).read_text(encoding="utf-8"),
-        compact=run.paths.compact,
-        auto_class=run.objects.task.auto_class.__name__,
-        is_stock=RECORD_KEY not in read_config(run.paths.compact),
-        samples=samples,
-    )
-    write_page(run.paths.page, page)
+    write_page(run.paths.page, _page_of(run, _show_samples(run)))
     state.summary.write(run.paths.metrics, score=final_score, seed=run.settings.seed)
     print(f"Everything is in {run.paths.folder}; the report is {run.paths.page}, the model is in {run.paths.compact}")
     # Last: if it fails, the run is finished nonetheless.
@@ -131,9 +117,33 @@ def report(run: Run) -> None:
         print(f"Uploaded to {upload(run.paths.compact, name, private=True)}")
 
 
-def _is_in_sweep() -> bool:
-    """Return whether the run is a job of a sweep, whose end compares it with others."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
+    """Return the contents of the page of a run, in a sweep with the dense job that it is compared with."""
+    state, score, sweep = run.state, run.data.prepared.score, _sweep_of_run()
+    return RunPage(
+        title=redact(run.objects.source.title),
+        history=state.history,
+        summary=state.summary,
+        score=score,
+        final_score=run.data.prepared.final_score or score,
+        kept=heads_per_layer(state.model),
+        neurons=neurons_per_layer(state.model),
+        search_steps=state.search_steps,
+        total_steps=run.total_steps,
+        config=(run.paths.folder / CONFIG).read_text(encoding="utf-8"),
+        compact=run.paths.compact,
+        auto_class=run.objects.task.auto_class.__name__,
+        is_stock=RECORD_KEY not in read_config(run.paths.compact),
+        samples=samples,
+        dense=dense_metrics(sweep, run.paths.folder) if sweep is not None and run.objects.objective else {},
+        is_in_sweep=sweep is not None,
+    )
+
+
+def _sweep_of_run() -> Path | None:
+    """Return the folder of the sweep of which the run is a job; None for a run of its own."""
+    is_job = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return Path(HydraConfig.get().sweep.dir) if is_job else None
 
 
 def _show_samples(run: Run) -> list[dict[str, str]]:

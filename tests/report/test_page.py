@@ -235,6 +235,9 @@ def test_a_dense_run_has_no_gates_to_show(written):
 def test_the_score_is_compared_with_a_dense_reference(from_teacher, written):
     contents = run_page()
     assert "objective=none" in written(contents).text
+    in_sweep = written(replace(contents, is_in_sweep=True)).text
+    assert "the table at the end of the sweep compares them" in in_sweep
+    assert "objective=none" not in in_sweep
     if from_teacher:
         for split in ("validation", "test"):
             contents.summary.add_metrics(Stage.DENSE, "dense teacher", split, {"accuracy": 0.92})

@@ -12,7 +12,9 @@ from gating.run.command import prepare_arguments
 from gating.run.objects import build_objects
 from gating.run.settings.read import read_settings
 from gating.run.sweep.dense_first import DenseFirst
-from tests.support.sweeps import Ended, run_sweep
+from gating.run.sweep.jobs import begin_jobs, recording_job
+from gating.run.sweep.reference import dense_metrics
+from tests.support.sweeps import Ended, run_sweep, write_run
 from tests.support.tiny_run import make_inputs
 
 
@@ -61,6 +63,30 @@ def test_the_recommended_run_is_the_fastest_of_the_sweep(swept):
     faster = [run for run in runs if not run["dense"] and run["speedup"] > 1]
     chosen = [run for run in runs if run["recommended"]]
     assert chosen == ([max(faster, key=lambda run: run["speedup"])] if faster else [])
+
+
+def test_pages_of_jobs_compare_with_the_dense_job_of_their_sweep(swept):
+    folder, _ = swept
+    dense = json.loads((folder / "0" / "metrics.json").read_text())
+    for job in (1, 3):
+        text = (folder / str(job) / "report" / "index.html").read_text(encoding="utf-8")
+        assert f"points to dense ({100 * dense['test/accuracy']:.2f} %)" in text
+        assert "dense, another run" in text
+        assert "objective=none</code> trains one" not in text
+
+
+def test_a_dense_job_of_another_seed_or_training_is_no_reference(tmp_path):
+    begin_jobs(tmp_path, swept=["seed"])
+    runs = [("objective=none",), ("objective=none", "seed=1"), ("objective=none", "optimizer.lr=0.5"), ("seed=1",)]
+    for number, overrides in enumerate([*runs, ("seed=2",), ("optimizer.lr=0.5", "gates.units=neurons")]):
+        folder = write_run(tmp_path / str(number), *overrides, val_=number / 10)
+        with recording_job(tmp_path, folder, number=number, overrides=overrides):
+            pass
+    assert dense_metrics(tmp_path, tmp_path / "3") == {"val/accuracy": 0.1, "test/accuracy": 0.9}
+    assert dense_metrics(tmp_path, tmp_path / "4") == {}
+    assert dense_metrics(tmp_path, tmp_path / "5")["val/accuracy"] == 0.2
+    (tmp_path / "1" / "metrics.json").unlink()
+    assert dense_metrics(tmp_path, tmp_path / "3") == {}
 
 
 def jobs_of(*lines: str) -> list[list[str]]:

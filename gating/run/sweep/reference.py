@@ -1,0 +1,47 @@
+"""The dense job of a sweep that another job is compared with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gating.run.folder.contents import METRICS
+from gating.run.folder.resume import is_free
+from gating.run.folder.state import is_finished
+from gating.run.folder.stored_settings import leaves, read_settings_of
+from gating.run.sweep.budgets import is_dense
+from gating.run.sweep.records import jobs_of
+from gating.storage.results import read_table
+
+__all__ = ["dense_metrics"]
+
+# Settings and groups without effect on a dense run.
+_OF_GATES = ("objective", "gates", "convergence", "recovery", "optimizer.gate_lr", "optimizer.multiplier_lr")
+
+
+def dense_metrics(sweep: Path, folder: Path) -> dict[str, float]:
+    """Return the metrics of the dense job with the seed and the other settings of a job, such as ``val/accuracy``.
+
+    Args:
+        sweep: The sweep's folder.
+        folder: Folder of the job.
+
+    Returns:
+        The metrics; empty if there is no such job, or it is not finished, as where jobs run side by side.
+    """
+    wanted = _of_training(read_settings_of(folder))
+    for place in (sweep / job.folder for job in jobs_of(sweep) if job.reason is None):
+        if is_finished(place) and is_dense(settings := read_settings_of(place)) and _of_training(settings) == wanted:
+            numbers = read_table(place / METRICS)
+            found = {name: value for name, value in numbers.items() if name.startswith(("val/", "test/"))}
+            # Values that are not finite are stored as null.
+            return {name: value for name, value in found.items() if value is not None}
+    return {}
+
+
+def _of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that change the results of a dense one, by dotted name."""
+    return {
+        name: value
+        for name, value in leaves(settings)
+        if not is_free(name) and not any(f"{name}.".startswith(f"{one}.") for one in _OF_GATES)
+    }
