@@ -19,6 +19,7 @@ __all__ = [
     "check_classes",
     "classes_of_model",
     "encode_labels",
+    "hint_at_regression",
     "sort_labels",
     "using_classes",
     "warn_of_spellings",
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 _of_model: ContextVar[tuple[str, ...] | None] = ContextVar("of_model", default=None)
 
+# More whole numbers than that are hardly ever the names of classes.
+_MANY = 20
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
@@ -187,6 +190,21 @@ def warn_of_spellings(names: Sequence[str]) -> None:
             f"{len(names)} classes are {len(spellings)} when case and surrounding spaces are ignored: "
             f"{shorten(', '.join(twice), most=400)}. Each is learned as a separate class; spell the same class the "
             "same way."
+        )
+
+
+def hint_at_regression(splits: DatasetDict, names: Sequence[str]) -> None:
+    """Tell, on rank 0, that many whole numbers are learned as classes without an order.
+
+    Args:
+        splits: The data before its labels are encoded.
+        names: The classes.
+    """
+    is_declared = isinstance(splits["train"].features["label"], ClassLabel) or classes_of_model() is not None
+    if len(names) > _MANY and not is_declared and all(map(_NUMBER.fullmatch, names)) and is_rank_zero():
+        _log.warning(
+            f"The labels are {len(names)} whole numbers, which are learned as classes without an order. If they are "
+            "quantities, learn them with task=regression."
         )
 
 

@@ -15,7 +15,7 @@ from transformers import (
 from gating.data.batches import Batch
 from gating.data.columns import find_column, find_text_columns, take_columns
 from gating.data.examples import Examples
-from gating.data.labels import LABEL_COLUMNS, encode_labels
+from gating.data.labels import LABEL_COLUMNS, encode_labels, hint_at_regression
 from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import check_texts, tokenize_labeled, truncation_length
 from gating.models.sources import ModelSource
@@ -78,7 +78,9 @@ class SequenceClassification:
         """
         texts = find_text_columns(examples.splits, text_column, text_pair_column)
         label = find_column(examples.splits, label_column, LABEL_COLUMNS)
-        splits, label_names = encode_labels(take_columns(examples.splits, {**texts, "label": label}))
+        taken = take_columns(examples.splits, {**texts, "label": label})
+        splits, label_names = encode_labels(taken)
+        hint_at_regression(taken, label_names)
         check_texts(splits, list(texts))
         length = truncation_length(blueprint, max_length)
         metrics, score = build_class_metrics(

@@ -5,7 +5,7 @@ import json
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from gating.data.labels import encode_labels
+from gating.data.labels import encode_labels, hint_at_regression, using_classes
 from gating.data.sources import load_files
 from gating.tasks.tags import encode_tags
 
@@ -94,4 +94,33 @@ def test_classes_that_differ_only_in_case_and_spaces_are_warned_of(encode, caplo
 
 def test_other_classes_are_not_warned_of(caplog):
     encode_labels(splits(["foods", "food", "01", "1"], ["food"]))
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "number"),
+    [
+        ([*range(21)], 21),
+        ([float(value) for value in range(30)], 30),
+        ([str(value) for value in range(0, 100, 2)], 50),
+        ([*range(20)], None),
+        ([f"kind {value}" for value in range(30)], None),
+        ([*map(str, range(30)), "other"], None),
+    ],
+)
+def test_many_whole_numbers_get_a_hint_at_regression(labels, number, caplog):
+    data = splits(labels, labels[:1])
+    hint_at_regression(data, encode_labels(data)[1])
+    hint = f"The labels are {number} whole numbers, which are learned as classes without an order. If they are "
+    expected = [] if number is None else [f"{hint}quantities, learn them with task=regression."]
+    assert [record.message for record in caplog.records] == expected
+
+
+def test_numbers_that_are_declared_as_classes_get_no_hint(caplog):
+    names = [str(number) for number in range(30)]
+    features = Features({"label": ClassLabel(names=names)})
+    table = Dataset.from_dict({"label": [*range(30)]}, features=features)
+    hint_at_regression(DatasetDict(train=table), names)
+    with using_classes(names):
+        hint_at_regression(splits([*range(30)], [0]), names)
     assert caplog.records == []

@@ -104,3 +104,15 @@ def test_errors_give_the_rows_of_the_file_and_not_of_the_splits(task, column, be
     message = refusal([*bert, f"task={task}", "data=files", f"data.train={path}"], tmp_path / "out", capsys)
     found = re.search(r"The train data .* in row (\d+) of the undivided data[.,]", message)
     assert rows[int(found[1]) - 1][column] is None
+
+
+def test_a_run_hints_at_regression(bert, tmp_path, caplog):
+    rows = [{**TABLES["regression"](row), "score": row % 30} for row in range(NUM_ROWS)]
+    path = tmp_path / "table.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = ["data=files", f"data.train={path}", "data.label_column=score"]
+    run([*bert, *data, "trainer.max_steps=1"], tmp_path / "out")
+    assert "learn them with task=regression" in caplog.text
+    caplog.clear()
+    run([*bert, *data, "task=regression", "trainer.max_steps=1"], tmp_path / "again")
+    assert "task=regression" not in caplog.text
