@@ -61,7 +61,7 @@ def write_comparisons() -> None:
         # In the README, speed is of more use than a number of heads.
         lines = [summary(timed) if timed else outcome.summary(compared)]
         replace_table(README, "compare", lines)
-    for name in ("recipe", "elsewhere", "schedule"):
+    for name in ("recipe", "elsewhere", "decay", "schedule"):
         rows = records.read(RESULTS / f"{name}.jsonl")
         if rows:
             replace_table(ACCURACY, f"compare {name}", [*outcome.conditions(rows), "", outcome.table(rows)])
