@@ -173,6 +173,7 @@ def command(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_first_layers_are_compared_with_the_full_model(command):
     (row,) = command("--methods", "layers", "--layers", "1")
     assert (row["num_heads_before"], row["num_heads"]) == (12, 4)

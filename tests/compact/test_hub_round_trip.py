@@ -292,7 +292,8 @@ def test_transformers_alone_loads_from_the_hub(hub, saved, caplog, monkeypatch, 
     # As on a machine that has not loaded it before.
     shutil.rmtree(Path(os.environ["HF_MODULES_CACHE"]) / "transformers_modules" / "me", ignore_errors=True)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    model = AutoModelForSequenceClassification.from_pretrained(NAME, revision=revision, trust_remote_code=True)
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        model = AutoModelForSequenceClassification.from_pretrained(NAME, revision=revision, trust_remote_code=True)
     # With a revision, which is that of the code, too, transformers does not warn of each file of code.
     assert ("malicious" in caplog.text) == (revision is None)
     assert type(model).__module__.startswith("transformers_modules.")

@@ -1,5 +1,6 @@
 """A tiny classifier and a trainer with gates for it."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def examples(number: int, *, seed: int) -> list[dict[str, torch.Tensor]]:
 
 def make_classifier(seed: int = 0) -> BertForSequenceClassification:
     torch.manual_seed(seed)
-    return BertForSequenceClassification(CONFIG)
+    # Of its own: removal writes into it.
+    return BertForSequenceClassification(deepcopy(CONFIG))
 
 
 def make_trainer(folder: Path, *, cls: type[Trainer] = GatedTrainer, model: Any = None, **options: Any) -> GatedTrainer:
