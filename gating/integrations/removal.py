@@ -36,7 +36,7 @@ def finalize_merged(
 
 
 def check_stock(model: PreTrainedModel, gates: HeadGates, objective: Objective) -> None:
-    """Raise ``StockError`` if a model of plain transformers cannot have what the objective would keep now.
+    """Raise ``StockError`` if a model of plain transformers cannot have the units that the objective would keep now.
 
     Args:
         model: The model with its gates; unchanged.
