@@ -1,7 +1,8 @@
 """Errors that a user can mend, and their messages."""
 
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ __all__ = [
     "is_input_error",
     "loading",
     "missing_extra",
+    "nearest_name",
     "shorten",
 ]
 
@@ -107,6 +109,21 @@ def missing_extra(user: str, *, missing: str | None = None) -> str | None:
     if missing is None:
         return None
     return f"{user} needs the extra 'train' ({missing} is missing): pip install 'head-gating[train]'"
+
+
+def nearest_name(name: str, names: Collection[str], *, prefix: str = "") -> str:
+    """Return a sentence with the name that was probably meant, or with all there are.
+
+    Args:
+        name: A name that is unknown.
+        names: Those that are known.
+        prefix: Beginning of the known name in the sentence, such as its group.
+
+    >>> nearest_name("lrr", ["betas", "lr"], prefix="optimizer."), nearest_name("x", ["betas", "lr"])
+    ('Did you mean optimizer.lr?', 'There are betas, lr.')
+    """
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"Did you mean {prefix}{close[0]}?" if close else f"There are {', '.join(names)}."
 
 
 def shorten(text: str, *, most: int = 80) -> str:

@@ -28,7 +28,6 @@ __all__ = ["Search", "SearchEnd", "without_early_stopping"]
 # Share of the search before which it does not end by convergence: gates rest at first, because none is closing yet.
 _EARLIEST_END = 0.67
 
-
 # Parts of the state, as they are called in messages.
 _OTHER = {"gates": "other gates", "objective": "an objective of other numbers", "convergence": "another criterion"}
 

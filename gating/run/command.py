@@ -1,6 +1,5 @@
 """The command line before Hydra reads it, and Hydra's errors about it."""
 
-import difflib
 import os
 import re
 import sys
@@ -12,7 +11,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import OmegaConf
 
-from gating.errors import explain
+from gating.errors import explain, nearest_name
 from gating.run.settings.open_tables import open_tables
 from gating.tracking.redaction import redact_output
 
@@ -98,7 +97,7 @@ def _explain_composition(message: str, conf: Path) -> str:
     option = _NO_OPTION.search(message)
     if option is not None:
         names = option[3].split() if option[3] else sorted(path.stem for path in (conf / option[1]).glob("*.yaml"))
-        return f"{option[1]}={option[2]}: there is no such option. {_nearest(option[2], names)}"
+        return f"{option[1]}={option[2]}: there is no such option. {nearest_name(option[2], names)}"
     unknown = _UNKNOWN.match(message)
     return _explain_unknown(unknown[1], unknown[2], conf) if unknown else message
 
@@ -108,16 +107,10 @@ def _explain_unknown(group: str, name: str | None, conf: Path) -> str:
     groups = [folder.name for folder in conf.iterdir() if folder.is_dir()]
     settings = [str(key) for key in OmegaConf.load(conf / "config.yaml") if key not in ("defaults", "hydra")]
     if name is None or group not in groups:
-        return f"There is no setting {group}. {_nearest(group, sorted({*groups, *settings}))}"
+        return f"There is no setting {group}. {nearest_name(group, sorted({*groups, *settings}))}"
     chosen = [argument for argument in sys.argv[1:] if argument.startswith(f"{group}=")]
     shown = " ".join(["python train.py", *chosen, f"--cfg job --package {group}"])
     return f"There is no setting {group}.{name} with this {group}; those there are: {shown}."
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    """Return the name that was probably meant, or all there are, as a sentence."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"Did you mean {close[0]}?" if close else f"There are {', '.join(names)}."
 
 
 def _check_groups(arguments: Sequence[str], conf: Path) -> None:

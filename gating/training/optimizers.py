@@ -1,6 +1,5 @@
 """Optimizers and learning rate schedules of weights, gates and multipliers."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
@@ -13,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-from gating.errors import InputError
+from gating.errors import InputError, nearest_name
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.parameter_groups import parameter_groups
@@ -232,9 +231,8 @@ class WarmupSchedule:
         schedule: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(self.shape)]
         known = inspect.signature(schedule).parameters.keys() - _OF_RUNS
         for name in (name for name in self.arguments if name not in known):
-            close = difflib.get_close_matches(name, known, n=1)
-            there = f"There are {', '.join(sorted(known))}." if known else f"shape={self.shape} has none."
-            hint = f"Did you mean scheduler.arguments.{close[0]}?" if close else there
+            nearest = nearest_name(name, sorted(known), prefix="scheduler.arguments.")
+            hint = nearest if known else f"shape={self.shape} has none."
             raise InputError(f"There is no setting scheduler.arguments.{name}. {hint}")
 
     def _factor(self, *, lr: float, first_step: int, total_steps: int) -> Callable[[int], float]:

@@ -1,6 +1,5 @@
 """Validation of settings against the signatures that take them, before anything is loaded."""
 
-import difflib
 import inspect
 import pydoc
 import typing
@@ -11,7 +10,7 @@ import torch
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
-from gating.errors import InputError
+from gating.errors import InputError, nearest_name
 
 __all__ = [
     "check_call",
@@ -240,9 +239,7 @@ def takes_any(function: Callable[..., Any]) -> bool:
 def _check_names(prefix: str, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     for key in settings:
         if not key.startswith("_") and key not in types:
-            close = difflib.get_close_matches(key, types, n=1)
-            hint = f"Did you mean {prefix}{close[0]}?" if close else f"There are {', '.join(sorted(types))}."
-            raise InputError(f"There is no setting {prefix}{key}. {hint}")
+            raise InputError(f"There is no setting {prefix}{key}. {nearest_name(key, sorted(types), prefix=prefix)}")
 
 
 def _check_values(prefix: str, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:

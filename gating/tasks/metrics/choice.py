@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.wrappers import LambdaInputTransformer
 
-from gating.errors import InputError, explain, shorten
+from gating.errors import InputError, explain, nearest_name, shorten
 from gating.report.score import Score
 
 __all__ = ["ChosenMetrics", "MetricChoice", "Metrics", "score_of"]
@@ -130,8 +130,7 @@ class ChosenMetrics:
         return next(iter(self._known))
 
     def _unknown(self, name: str) -> str:
-        close = difflib.get_close_matches(name, self._known, n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"There are {', '.join(self._known)}."
+        hint = nearest_name(name, self._known)
         return f"task.metrics has {name!r}, which is no metric of {self._of}. {hint} Classes are given as {_CALLED}."
 
     def _check_score(self, choices: Collection[str]) -> None:
