@@ -34,8 +34,9 @@ from gating.pruning.padding import silence_padding
 from gating.pruning.prune import prune_heads, prune_neurons
 from gating.pruning.prune_report import PruneReport
 from gating.report.card import CompactReport
+from gating.structure.attention_spec import AttentionSpec
 from gating.structure.blocks import AttentionBlock
-from gating.structure.families import AttentionSpec, register_attention_spec
+from gating.structure.families import register_attention_spec
 from gating.structure.feed_forward import FeedForwardBlock
 from gating.structure.feed_forward_specs import FeedForwardSpec, register_feed_forward_spec
 from gating.training.distillation import Distillation

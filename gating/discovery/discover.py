@@ -17,9 +17,10 @@ from gating.discovery.refusals import check_no_adapters, removable_blocks, why_n
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import undo_edits
 from gating.errors import InputError
+from gating.structure.attention_spec import AttentionSpec, RowLayout
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import num_inputs, num_outputs
-from gating.structure.families import AttentionSpec, RowLayout, find_spec
+from gating.structure.families import find_spec
 from gating.structure.feed_forward_specs import FeedForwardSpec
 from gating.structure.removal import plan_removal
 

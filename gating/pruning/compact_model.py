@@ -9,9 +9,10 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
+from gating.structure.attention_spec import AttentionSpec, Returns, RowLayout
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.compact import auto_classes, compact_class
-from gating.structure.families import AttentionSpec, Returns, RowLayout, find_spec
+from gating.structure.families import find_spec
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock, iter_feed_forward_blocks
 from gating.structure.feed_forward_specs import UpLayout, find_feed_forward_spec
 from gating.structure.record import FORMAT_OF_HEADS, FORMAT_OF_NEURONS, RECORD_KEY, damaged

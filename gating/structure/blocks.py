@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from .attention_spec import AttentionSpec, RowLayout
 from .edits import Handle, hook_input, num_inputs, num_outputs, weight_dim, without_adapter
 from .errors import InputError
-from .families import AttentionSpec, RowLayout, find_spec
+from .families import find_spec
 
 __all__ = ["AttentionBlock", "AttentionKind", "base_prefix", "iter_attention_blocks", "layer_number"]
 

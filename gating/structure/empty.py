@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.pytorch_utils import Conv1D
 
+from .attention_spec import Returns
 from .edits import num_inputs, num_outputs
-from .families import Returns
 from .subclasses import bind_arguments, past_length_of
 
 __all__ = ["BiasOnly", "emptied", "has_no_weight"]

@@ -24,10 +24,10 @@ from typing import Any
 
 from torch import nn
 
+from .attention_spec import AttentionSpec
 from .blocks import base_prefix, iter_attention_blocks
 from .edits import Edit
 from .errors import InputError
-from .families import AttentionSpec
 from .feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from .feed_forward_specs import FeedForwardSpec, fits
 from .removal import plan_removal

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from .attention_spec import RowLayout
 from .blocks import AttentionBlock
 from .edits import ABSENT, Edit, Features, SetAttribute, TakeEntries, plan_cut
 from .empty import BiasOnly, emptied
 from .errors import InputError
-from .families import RowLayout
 from .feed_forward import Block, FeedForwardBlock
 from .subclasses import (
     ConfigView,

@@ -1,0 +1,97 @@
+"""The layout of the heads of an attention class."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+__all__ = [
+    "Q_K_V",
+    "Q_K_V_PROJ",
+    "QUERY_KEY_VALUE",
+    "AttentionSpec",
+    "Projections",
+    "Returns",
+    "Row",
+    "RowLayout",
+    "context_spec",
+]
+
+RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv"]
+Returns = Literal["pair", "context", "t5", "mpnet", "albert", "unknown"]
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """The layout of the heads of one attention class.
+
+    A path is a dotted attribute name, relative to the attention module or, with a leading ``^``, to its parent. Paths
+    to attributes that a module lacks are skipped, because configurations of one class differ.
+
+    Attributes:
+        projections: Pairs ``(path, layout)`` of the linear layers that compute queries, keys and values. The layout is
+            the order of heads in their output rows: ``q``, ``k`` or ``v`` alone; ``kv`` and ``qkv`` for all queries,
+            then all keys, then all values; ``hqkv`` for query, key and value of one head after another; ``gqkv`` for
+            the queries, the key and the value of one key-value group after another.
+        output_projection: Path of the linear layer that mixes the heads; its input is
+            ``[..., num_heads * head_dim]``.
+        head_dim: Name of the attribute with the width of one head.
+        returns: Return value of the attention module: ``pair`` for ``(output, attention probabilities)`` with the
+            output projection inside, ``context`` with the output projection outside, ``t5`` with the position bias in
+            the middle, ``mpnet`` without probabilities unless ``output_attentions`` is set, ``albert`` with residual
+            and layer norm inside. With ``unknown``, every block must keep a head.
+        head_counts: Attributes with the number of heads, updated where present.
+        head_widths: Attributes with ``num_heads * head_dim``, updated where present.
+        is_cross_attention: Whether keys and values come from another sequence. Modules with names such as
+            ``encoder_attn`` are recognized without it.
+        per_head: Pairs ``(path, dim)`` of parameters with the same number of entries for each head along ``dim``.
+        per_key_value_head: The same for each key-value head.
+        per_head_inputs: Pairs ``(argument, dim)`` of arguments of ``forward`` with an entry for each head of the
+            original model, such as position biases that all layers share.
+        config_counts: Names of the head counts that ``forward`` reads from the module's ``config``.
+        forward: Replacement of a ``forward`` that fails with fewer heads.
+
+    Example:
+        >>> AttentionSpec((("q", "q"), ("k", "k"), ("v", "v")), "out").returns
+        'pair'
+    """
+
+    projections: tuple[tuple[str, RowLayout], ...]
+    output_projection: str
+    head_dim: str = "head_dim"
+    returns: Returns = "pair"
+    head_counts: tuple[str, ...] = ("num_heads", "num_attention_heads", "n_heads")
+    head_widths: tuple[str, ...] = ("all_head_size",)
+    is_cross_attention: bool = False
+    per_head: tuple[tuple[str, int], ...] = ()
+    per_key_value_head: tuple[tuple[str, int], ...] = ()
+    per_head_inputs: tuple[tuple[str, int], ...] = ()
+    config_counts: tuple[str, ...] = ()
+    forward: Callable[..., Any] | None = None
+
+
+# Of a class whose layout depends on the configuration, a function returns the spec of a module.
+Row = AttentionSpec | Callable[[nn.Module], AttentionSpec]
+Projections = tuple[tuple[str, RowLayout], ...]
+
+Q_K_V: Projections = (("q", "q"), ("k", "k"), ("v", "v"))
+Q_K_V_PROJ: Projections = (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"))
+QUERY_KEY_VALUE: Projections = (("query", "q"), ("key", "k"), ("value", "v"))
+
+
+def context_spec(
+    projections: Projections = QUERY_KEY_VALUE,
+    *,
+    is_cross_attention: bool = False,
+    per_head: tuple[tuple[str, int], ...] = (),
+) -> AttentionSpec:
+    """Return the spec of attention with the output projection in a sibling module, as in BERT."""
+    return AttentionSpec(
+        projections,
+        "^output.dense",
+        head_dim="attention_head_size",
+        returns="context",
+        is_cross_attention=is_cross_attention,
+        per_head=per_head,
+    )

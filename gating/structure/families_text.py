@@ -1,0 +1,100 @@
+"""Attention classes of text models: encoders, decoders, and models of both."""
+
+from torch import nn
+
+from .attention_spec import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, RowLayout, context_spec
+
+__all__ = ["TEXT_FAMILIES"]
+
+# Classes of one layout, which transformers copies from model to model.
+_BERT_LIKE = (
+    "(Bert|Roberta|XLMRoberta|Camembert|Electra|BertGeneration|Data2VecText|Ernie|LayoutLM|MarkupLM|MegatronBert|"
+    "RemBert|RobertaPreLayerNorm|Splinter|VisualBert|XLMRobertaXL|Esm)"
+)
+_LLAMA_LIKE = (
+    "(Llama|Mistral|Mixtral|Ministral3?|Qwen2|Qwen2Moe|Qwen3|Qwen3Moe|Gemma|Gemma2|Gemma3|VaultGemma|EuroBert|NomicBert|"
+    "Granite|GraniteMoe|GraniteMoeShared|Starcoder2|Olmo|Cohere2|Glm|Glm4|Helium|SmolLM3|Arcee|Apertus|Ernie4_5|"
+    "Exaone4|SeedOss|Nemotron|Phimoe|HunYuanDenseV1|JinaEmbeddingsV3)"
+)
+
+
+def _deberta(module: nn.Module) -> AttentionSpec:
+    """Return the spec for the first or second DeBERTa; its projections of positions have rows for each head, too."""
+    first: Projections = (("in_proj", "hqkv"), ("pos_proj", "k"), ("pos_q_proj", "q"))
+    second: Projections = (("query_proj", "q"), ("key_proj", "k"), ("value_proj", "v"))
+    second += (("pos_key_proj", "k"), ("pos_query_proj", "q"))
+    return context_spec(first if hasattr(module, "in_proj") else second, per_head=(("q_bias", 0), ("v_bias", 0)))
+
+
+def _gpt2(module: nn.Module) -> AttentionSpec:
+    """Return the spec for self-attention, or for cross-attention, whose queries have a projection of their own."""
+    is_cross_attention = bool(getattr(module, "is_cross_attention", False))
+    return AttentionSpec(
+        (("q_attn", "q"), ("c_attn", "kv")) if is_cross_attention else (("c_attn", "qkv"),),
+        "c_proj",
+        head_widths=("split_size",),
+        is_cross_attention=is_cross_attention,
+    )
+
+
+def _falcon(module: nn.Module) -> AttentionSpec:
+    """Return the spec for one of three layouts; ALiBi's slopes depend on the original number of a head."""
+    layout: RowLayout = "hqkv"
+    if getattr(module, "new_decoder_architecture", False):
+        layout = "gqkv"
+    elif getattr(module, "multi_query", False):
+        layout = "qkv"
+    has_alibi = bool(getattr(getattr(module, "config", None), "alibi", False))
+    per_head_inputs = (("alibi", 1), ("attention_mask", 1)) if has_alibi else ()
+    return AttentionSpec((("query_key_value", layout),), "dense", per_head_inputs=per_head_inputs)
+
+
+_TEXT_ENCODERS: dict[str, Row] = {
+    f"{_BERT_LIKE}SelfAttention": context_spec(),
+    f"{_BERT_LIKE}CrossAttention": context_spec(is_cross_attention=True),
+    "DistilBertSelfAttention": AttentionSpec(
+        (("q_lin", "q"), ("k_lin", "k"), ("v_lin", "v")), "out_lin", head_dim="attention_head_size"
+    ),
+    # One module serves many layers. The residual and its norm are inside.
+    "AlbertAttention": AttentionSpec(QUERY_KEY_VALUE, "dense", head_dim="attention_head_size", returns="albert"),
+    "DisentangledSelfAttention": _deberta,
+    # One table of biases serves all layers.
+    "MPNetSelfAttention": AttentionSpec(
+        Q_K_V, "o", head_dim="attention_head_size", returns="mpnet", per_head_inputs=(("position_bias", 1),)
+    ),
+    "ModernBertAttention": AttentionSpec((("Wqkv", "qkv"),), "Wo"),
+}
+_DECODERS: dict[str, Row] = {
+    f"{_LLAMA_LIKE}Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
+    "GPT2Attention": _gpt2,
+    "GPTNeoXAttention": AttentionSpec((("query_key_value", "hqkv"),), "dense", head_dim="head_size"),
+    "(OPT|GPTJ|BioGpt)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    "GPTBigCodeAttention": AttentionSpec((("c_attn", "qkv"),), "c_proj", head_widths=("embed_dim",)),
+    "PersimmonAttention": AttentionSpec((("query_key_value", "hqkv"),), "dense"),
+    "ModernBertDecoderAttention": AttentionSpec(Q_K_V_PROJ, "Wo"),
+    "XGLMAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
+    "PhiAttention": AttentionSpec(Q_K_V_PROJ, "dense"),
+    "Phi3Attention": AttentionSpec((("qkv_proj", "qkv"),), "o_proj", config_counts=("num_attention_heads",)),
+    "FalconAttention": _falcon,
+    "GptOssAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", per_head=(("sinks", 0),)),
+    "CohereAttention": AttentionSpec(
+        Q_K_V_PROJ, "o_proj", per_head=(("q_norm.weight", 0),), per_key_value_head=(("k_norm.weight", 0),)
+    ),
+}
+_ENCODER_DECODERS: dict[str, Row] = {
+    # One table of position biases, in the first layer, serves a whole stack.
+    "M?T5Attention": AttentionSpec(Q_K_V, "o", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="t5"),
+    "UMT5Attention": AttentionSpec(
+        Q_K_V,
+        "o",
+        head_dim="key_value_proj_dim",
+        head_widths=("inner_dim",),
+        per_head=(("relative_attention_bias.weight", 1),),
+    ),
+    "(Bart|Marian|MBart|Whisper|Pegasus|Blenderbot|BlenderbotSmall|M2M100|NllbMoe|PLBart)Attention": AttentionSpec(
+        Q_K_V_PROJ, "out_proj"
+    ),
+    "T5Gemma(Self|Cross)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
+    "MvpAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
+}
+TEXT_FAMILIES: dict[str, Row] = {**_TEXT_ENCODERS, **_DECODERS, **_ENCODER_DECODERS}
