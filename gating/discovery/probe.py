@@ -1,14 +1,15 @@
 """A small input for any model, and the comparison of two models' outputs for it."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from gating.discovery.inputs.batches import candidate_batches
 from gating.discovery.refusals import check_has_values
 from gating.errors import InputError
 
@@ -29,7 +30,10 @@ _CLASSIFIER = "ForSequenceClassification"
 
 
 def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> dict[str, Tensor]:
-    """Make a random input that a transformers model accepts, from its configuration.
+    """Make a random input that a transformers model accepts, from its signature and configuration.
+
+    Models of several kinds of input, such as texts and images, get all of them, with placeholder tokens in the text
+    where the model asks for them. Of several forms that an input may have, the first that the model runs on is taken.
 
     Args:
         model: The model to feed.
@@ -41,7 +45,8 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
         ``[batch_size, channels, height, width]``, spectrograms or waveforms.
 
     Raises:
-        ValueError: The inputs of the model are unknown, or its configuration lacks their sizes.
+        ValueError: The inputs of the model are unknown, its configuration lacks their sizes, or it runs on none of the
+            batches that were made.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -49,31 +54,14 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
         >>> make_probe(model)["input_ids"].shape
         torch.Size([2, 12])
     """
-    name = str(getattr(model, "main_input_name", None))
-    if not isinstance(model, PreTrainedModel) or name not in _MAKERS:
-        raise _unusable(model, "has no known main_input_name")
-    try:
-        if getattr(model.config, "pad_token_id", 0) is None and type(model).__name__.endswith(_CLASSIFIER):
-            # Decoders pool the last token before the padding, and refuse batches without a padding token.
-            batch_size = 1
-        generator = torch.Generator().manual_seed(0)
-        probe = {name: _MAKERS[name](model, batch_size, length, generator) for name in sorted(_input_names(model))}
-    except Exception as error:  # Each family lacks sizes in its own way.
-        raise _unusable(model, f"has a configuration without the sizes of its input ({_reason(error)})") from error
-    return {key: tensor.to(model.device) for key, tensor in probe.items()}
-
-
-def _input_names(model: PreTrainedModel) -> set[str]:
-    """Return the names of the inputs that a forward pass needs."""
-    accepts = inspect.signature(model.forward).parameters
-    if getattr(model.config, "is_encoder_decoder", False):
-        return {model.main_input_name} | ({"decoder_input_ids"} & set(accepts))
-    if hasattr(model.config, "text_config") and hasattr(model.config, "vision_config"):
-        # Text only, for models that insert images at special tokens of the text.
-        splices = any(hasattr(model.config, key) for key in ("image_token_id", "image_token_index"))
-        wanted = {"input_ids"} if splices else {"input_ids", "pixel_values"}
-        return wanted & set(accepts) or {model.main_input_name}
-    return {model.main_input_name}
+    batches = _candidates(model, batch_size=batch_size, length=length)
+    first = _next(model, batches)
+    if first is None:
+        raise _unusable(model, "has no inputs that a batch can be made for")
+    second = _next(model, batches)
+    if second is None:
+        return first  # There is no choice, so that the model need not run.
+    return _first_to_run(model, chain([first, second], batches))[0]
 
 
 def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tuple[Mapping[str, Tensor], list[Tensor]]:
@@ -92,14 +80,48 @@ def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tu
     if not isinstance(probe, Mapping | None):
         raise _unusable(model, f"takes no probe of type {type(probe).__name__}")
     check_has_values(model)
-    batch = make_probe(model) if probe is None else probe
+    return _first_to_run(model, _candidates(model) if probe is None else iter([probe]))
+
+
+def _candidates(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> Iterator[dict[str, Tensor]]:
+    """Yield the batches that are made for a model, on its device."""
+    if not isinstance(model, PreTrainedModel):
+        raise _unusable(model, "is no model of transformers")
+    if getattr(model.config, "pad_token_id", 0) is None and type(model).__name__.endswith(_CLASSIFIER):
+        # Decoders pool the last token before the padding, and refuse batches without a padding token.
+        batch_size = 1
+    with _evaluating(model), torch.random.fork_rng():
+        for batch in candidate_batches(model, batch_size=batch_size, length=length):
+            yield {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def _next(model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
     try:
-        outputs = forward_outputs(model, batch)
-    except Exception as error:  # Models raise errors of all kinds on unsuitable inputs.
-        raise _unusable(model, f"does not run on {', '.join(batch)} ({_reason(error)})") from error
-    if not outputs:
-        raise _unusable(model, f"returns no tensors for {', '.join(batch)}")
-    return batch, outputs
+        return next(batches, None)
+    except InputError:
+        raise
+    except Exception as error:  # Each family lacks sizes in its own way.
+        raise _unusable(model, f"has a configuration without the sizes of its input ({_reason(error)})") from error
+
+
+def _first_to_run(
+    model: nn.Module, batches: Iterator[Mapping[str, Tensor]]
+) -> tuple[Mapping[str, Tensor], list[Tensor]]:
+    """Return the first batch that a model runs on, with its outputs; raise ``InputError`` if there is none."""
+    problem = "has no inputs that a batch can be made for"
+    first: Exception | None = None
+    while (batch := _next(model, batches)) is not None:
+        try:
+            outputs = forward_outputs(model, batch)
+        except Exception as error:  # Models raise errors of all kinds on unsuitable inputs.
+            if first is None:
+                first, problem = error, f"does not run on {', '.join(batch)} ({_reason(error)})"
+            continue
+        if outputs:
+            return batch, outputs
+        if first is None:
+            problem = f"returns no tensors for {', '.join(batch)}"
+    raise _unusable(model, problem) from first
 
 
 def _unusable(model: nn.Module, why: str) -> ValueError:
@@ -110,52 +132,6 @@ def _unusable(model: nn.Module, why: str) -> ValueError:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(".: ")
-
-
-def _make_tokens(model: PreTrainedModel, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or length
-    # Some families number positions from the padding index on.
-    length = min(length, max(1, positions - 4))
-    tokens = torch.randint(min(3, config.vocab_size - 1), config.vocab_size, (batch_size, length), generator=generator)
-    end = getattr(config, "eos_token_id", None)
-    if isinstance(end, int) and 0 <= end < config.vocab_size:
-        # One end of text in each example: classifiers of some families require equal numbers.
-        tokens[tokens == end] = 0
-        tokens[:, -1] = end
-    return tokens
-
-
-def _make_image(model: PreTrainedModel, batch_size: int, _length: int, generator: torch.Generator) -> Tensor:
-    config = getattr(model.config, "vision_config", model.config)
-    # Some models take images of any size.
-    size = getattr(config, "image_size", 64)
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return torch.randn(batch_size, config.num_channels, height, width, generator=generator)
-
-
-def _make_spectrogram(model: PreTrainedModel, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
-    config = model.config
-    if hasattr(config, "max_source_positions"):
-        # Whisper requires 30 seconds; its encoder halves the number of frames.
-        return torch.randn(batch_size, config.num_mel_bins, 2 * config.max_source_positions, generator=generator)
-    return torch.randn(batch_size, length, config.feature_projection_input_dim, generator=generator)
-
-
-def _make_sound(model: PreTrainedModel, batch_size: int, length: int, generator: torch.Generator) -> Tensor:
-    num_samples = length
-    for kernel, stride in zip(reversed(model.config.conv_kernel), reversed(model.config.conv_stride), strict=True):
-        num_samples = (num_samples - 1) * stride + kernel
-    return torch.randn(batch_size, num_samples, generator=generator)
-
-
-_MAKERS: dict[str, Callable[[PreTrainedModel, int, int, torch.Generator], Tensor]] = {
-    "input_ids": _make_tokens,
-    "decoder_input_ids": _make_tokens,
-    "pixel_values": _make_image,
-    "input_features": _make_spectrogram,
-    "input_values": _make_sound,
-}
 
 
 def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor], *, with_gradients: bool = False) -> list[Tensor]:

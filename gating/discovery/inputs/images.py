@@ -1,0 +1,138 @@
+"""Random images and videos for a model, in the forms that models take them in."""
+
+from collections.abc import Iterator
+
+import torch
+
+from gating.discovery.inputs.sizes import Request, Variant
+
+__all__ = ["image_variants", "video_variants"]
+
+# Height and width where the configuration has none: models without a fixed size.
+_SIDE = 64
+
+
+def image_variants(request: Request, argument: str) -> Iterator[Variant]:
+    """Yield images as one argument of a model, with the arguments that describe them, in all forms that may fit.
+
+    The forms are: patches with a grid of their number; padded patches with their shapes; images
+    ``[batch_size, channels, height, width]``; several of them for each example; and tiles of them.
+
+    Args:
+        request: The model and the sizes.
+        argument: Name of the argument, such as ``pixel_values``.
+    """
+    accepted = request.accepted
+    grid = next((name for name in ("image_grid_thw", "grid_thw") if name in accepted), None)
+    if grid is not None:
+        yield from _grids(request, argument, grid)
+    if "spatial_shapes" in accepted:
+        yield _padded_patches(request, argument)
+    if "flattened_patches" in accepted and argument == "flattened_patches":
+        yield {argument: _numbered_patches(request)}
+        return
+    if argument == "hidden_states":
+        return
+    channels, (height, width) = _channels(request), _size(request)
+    image = request.random(request.batch_size, channels, height, width)
+    frames = request.setting("num_frames", "frames_per_clip", tower="vision")
+    videos = [{argument: request.random(request.batch_size, frames, channels, height, width)}] if frames else []
+    if "aspect_ratio_ids" in accepted:
+        yield _tiles(request, argument)
+    if videos and not _is_of_images(request):
+        yield from videos
+    sizes = {"image_sizes": torch.tensor([[height, width]] * request.batch_size)} if "image_sizes" in accepted else {}
+    yield {argument: image, **sizes}
+    if "image_attention_mask" in accepted:
+        sizes["image_attention_mask"] = torch.ones(request.batch_size, request.length, 1, dtype=torch.long)
+    yield {argument: image.unsqueeze(1), **sizes}
+    yield {argument: torch.stack([image, image.flip(0)], 1), **sizes}
+
+
+def video_variants(request: Request, argument: str) -> Iterator[Variant]:
+    """Yield videos as one argument of a model, ``[batch_size, frames, channels, height, width]`` or patches."""
+    if "video_grid_thw" in request.accepted:
+        yield from _grids(request, argument, "video_grid_thw")
+    channels, (height, width) = _channels(request), _size(request)
+    frames = request.setting("num_frames", "frames_per_clip", "max_num_frames", tower="vision") or 4
+    yield {argument: request.random(request.batch_size, frames, channels, height, width)}
+    yield {argument: request.random(request.batch_size, channels, frames, height, width)}
+
+
+def _is_of_images(request: Request) -> bool:
+    """Return whether a model with a number of frames takes single images, too."""
+    return any(hasattr(request.model.config, name) for name in ("image_token_id", "image_token_index"))
+
+
+def _channels(request: Request) -> int:
+    names = ("num_channels", "in_channels", "in_chans", "num_input_channels", "image_channels")
+    found = request.setting(*names, tower="vision")
+    return found if isinstance(found, int) else 3
+
+
+def _size(request: Request) -> tuple[int, int]:
+    """Return height and width; some configurations have a list, a table, or none for images of any size."""
+    size = request.setting("image_size", "img_size", tower="vision")
+    if isinstance(size, dict):
+        size = list(size.values())
+    if isinstance(size, (list, tuple)):
+        height, width = (*size, *size)[:2]
+        return int(height), int(width)
+    return (size, size) if isinstance(size, int) and size else (_SIDE, _SIDE)
+
+
+def _patch_size(request: Request) -> int:
+    size = request.setting("patch_size", "spatial_patch_size", tower="vision") or 16
+    return int(size[0] if isinstance(size, (list, tuple)) else size)
+
+
+def _grids(request: Request, argument: str, grid: str) -> Iterator[Variant]:
+    """Yield flat patches of one image for each example, ``[num_patches, patch]``, with their numbers as a grid."""
+    patch, temporal = _patch_size(request), request.setting("temporal_patch_size", tower="vision") or 1
+    merge = request.setting("spatial_merge_size", "merge_size", tower="vision") or 2
+    side = 2 * (merge if isinstance(merge, int) else 2)
+    count = 2 if grid == "video_grid_thw" else 1
+    grids = torch.tensor([[count, side, 2 * side]] * request.batch_size)
+    features = _channels(request) * patch * patch
+    extra: Variant = {grid: grids}
+    for name in ("merge_sizes", "image_merge_sizes"):
+        if name in request.accepted:
+            extra[name] = torch.full((request.batch_size,), side // 2)
+    for width in dict.fromkeys((features * temporal, features)):
+        yield {argument: request.random(int(grids.prod(1).sum()), width), **extra}
+    channels = _channels(request)
+    yield {argument: request.random(int(grids.prod(1).sum()), channels, patch, patch), **extra}
+
+
+def _padded_patches(request: Request, argument: str) -> Variant:
+    """Return patches ``[batch_size, num_patches, patch]`` of images of other shapes, with their masks and shapes."""
+    patch, side = _patch_size(request), 4
+    shapes = torch.tensor([[side, side + 2 * (index % 2)] for index in range(request.batch_size)])
+    most = int(shapes.prod(1).max())
+    mask = torch.arange(most)[None] < shapes.prod(1)[:, None]
+    values = request.random(request.batch_size, most, _channels(request) * patch * patch)
+    return {argument: values, "pixel_attention_mask": mask.long(), "spatial_shapes": shapes}
+
+
+def _numbered_patches(request: Request) -> torch.Tensor:
+    """Return patches that begin with the numbers of their row and column, ``[batch_size, num_patches, 2 + patch]``."""
+    patch = _patch_size(request)
+    rows = torch.tensor([[row, column] for row in range(1, 4) for column in range(1, 5)]).float()
+    values = request.random(request.batch_size, len(rows), _channels(request) * patch * patch)
+    return torch.cat([rows.expand(request.batch_size, -1, -1), values], -1)
+
+
+def _tiles(request: Request, argument: str) -> Variant:
+    """Return one image for each example in as many tiles as its aspect ratio has, with that ratio's number."""
+    tiles = request.setting("max_num_tiles", tower="vision") or 4
+    size = _size(request)
+    mask = torch.zeros(request.batch_size, 1, tiles, dtype=torch.long)
+    mask[..., 0] = 1
+    made: Variant = {
+        argument: request.random(request.batch_size, 1, tiles, _channels(request), *size),
+        "aspect_ratio_ids": torch.ones(request.batch_size, 1, dtype=torch.long),
+        "aspect_ratio_mask": mask,
+    }
+    if "cross_attention_mask" in request.accepted:
+        made["cross_attention_mask"] = mask[:, None].expand(-1, request.length, -1, -1).clone()
+    return made
