@@ -1,7 +1,7 @@
 """Sizes of gates: units, features, parameters and multiply-accumulates that each gate stands for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gating.errors import InputError
 from gating.structure.blocks import AttentionBlock
@@ -24,6 +24,7 @@ class GateSize:
         num_features: Number of inputs of the output projection.
         num_weights: Multiply-accumulates for each token: entries of weight matrices, of as many experts as a token has.
         num_parameters: Entries of weights and biases.
+        more_query_features: Number of features of the queries beyond ``num_features``; below zero for fewer.
     """
 
     num_heads: int
@@ -31,6 +32,7 @@ class GateSize:
     num_features: int
     num_weights: float
     num_parameters: float
+    more_query_features: int = field(default=0, repr=False)
 
     def macs(self, num_tokens: float = NUM_TOKENS, num_keys: float | None = None) -> float:
         """Return the multiply-accumulates of one example: projections, and the two products of attention.
@@ -43,7 +45,8 @@ class GateSize:
             >>> GateSize(1, 0, 64, 4 * 64 * 768, 0).macs(128)
             27262976
         """
-        attention = 2 * self.num_features * num_tokens * (num_tokens if num_keys is None else num_keys)
+        features = 2 * self.num_features + self.more_query_features
+        attention = features * num_tokens * (num_tokens if num_keys is None else num_keys)
         return self.num_weights * num_tokens + (attention if self.num_heads else 0)
 
 
@@ -79,13 +82,21 @@ def _size_of_heads(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
     group = len(block.head_slots) // block.num_key_value_heads
     weights = biases = 0.0
     for linear, layout in block.projections():
-        rows = block.head_dim * sum(1.0 if kind == "q" else 1 / group for kind in layout if kind in "qkv")
+        kinds = [kind for kind, head in block.runs(layout) if head == 0]
+        rows = block.run_width(linear, layout) * sum(1.0 if kind == "q" else 1 / group for kind in kinds)
         weights += rows * num_inputs(linear)
         biases += rows * _has_bias(linear)
     weights += block.head_dim * num_outputs(block.output_projection)
     num_heads = len(set(slots) & set(block.head_ids))
     num_slots = len(slots)
-    return GateSize(num_heads, 0, num_slots * block.head_dim, num_slots * weights, num_slots * (weights + biases))
+    return GateSize(
+        num_heads,
+        0,
+        num_slots * block.head_dim,
+        num_slots * weights,
+        num_slots * (weights + biases),
+        num_slots * (block.key_dim - block.head_dim),
+    )
 
 
 def _has_bias(linear: object) -> bool:

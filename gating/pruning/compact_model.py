@@ -148,6 +148,7 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     "projections": lambda value: _are_pairs(value, lambda layout: layout in typing.get_args(RowLayout)),
     "output_projection": lambda value: _is_text(value, _PATH),
     "head_dim": lambda value: _is_text(value, _NAME),
+    "key_dim": lambda value: _is_text(value, _NAME),
     "returns": lambda value: value in typing.get_args(Returns),
     "is_cross_attention": lambda value: isinstance(value, bool),
     **dict.fromkeys(("head_counts", "head_widths", "config_counts"), _are_names),

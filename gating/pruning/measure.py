@@ -238,7 +238,7 @@ def cache_bytes_per_token(model: nn.Module) -> int:
     if not (isinstance(model, PreTrainedModel) and model.can_generate()):
         return 0
     blocks = [block for block in iter_attention_blocks(model) if block.kind in ("self", "decoder")]
-    return sum(2 * block.num_key_value_heads * block.head_dim for block in blocks) * model.dtype.itemsize
+    return sum(block.cache_width for block in blocks) * model.dtype.itemsize
 
 
 def weight_megabytes(model: nn.Module) -> float:

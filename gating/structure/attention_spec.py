@@ -18,7 +18,7 @@ __all__ = [
     "context_spec",
 ]
 
-RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv"]
+RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv", "hkv"]
 Returns = Literal["pair", "context", "t5", "mpnet", "albert", "unknown"]
 
 
@@ -33,10 +33,13 @@ class AttentionSpec:
         projections: Pairs ``(path, layout)`` of the linear layers that compute queries, keys and values. The layout is
             the order of heads in their output rows: ``q``, ``k`` or ``v`` alone; ``kv`` and ``qkv`` for all queries,
             then all keys, then all values; ``hqkv`` for query, key and value of one head after another; ``gqkv`` for
-            the queries, the key and the value of one key-value group after another.
+            the queries, the key and the value of one key-value group after another; ``hkv`` for key and value of one
+            query head after another, as from a latent that all heads share. With ``q``, ``k``, ``v`` and ``hkv``, a
+            head may have more rows than columns in the output projection, such as those of an output gate beside its
+            query.
         output_projection: Path of the linear layer that mixes the heads; its input is
             ``[..., num_heads * head_dim]``.
-        head_dim: Name of the attribute with the width of one head.
+        head_dim: Name of the attribute with the width of one head in the input of the output projection.
         returns: Return value of the attention module: ``pair`` for ``(output, attention probabilities)`` with the
             output projection inside, ``context`` with the output projection outside, ``t5`` with the position bias in
             the middle, ``mpnet`` without probabilities unless ``output_attentions`` is set, ``albert`` with residual
@@ -49,6 +52,7 @@ class AttentionSpec:
         per_key_value_head: The same for each key-value head.
         per_head_inputs: Pairs ``(argument, dim)`` of arguments of ``forward`` with an entry for each head of the
             original model, such as position biases that all layers share.
+        key_dim: Name of the attribute with the width of one query and one key, where it is not the one of ``head_dim``.
         config_counts: Names of the head counts that ``forward`` reads from the module's ``config``.
         forward: Replacement of a ``forward`` that fails with fewer heads.
 
@@ -67,6 +71,7 @@ class AttentionSpec:
     per_head: tuple[tuple[str, int], ...] = ()
     per_key_value_head: tuple[tuple[str, int], ...] = ()
     per_head_inputs: tuple[tuple[str, int], ...] = ()
+    key_dim: str = ""
     config_counts: tuple[str, ...] = ()
     forward: Callable[..., Any] | None = None
 

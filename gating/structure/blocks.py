@@ -31,7 +31,7 @@ class AttentionBlock:
         parent: Its parent module.
         spec: The layout of its heads.
         num_key_value_heads: Number of key-value heads; smaller than ``num_heads`` with grouped queries.
-        head_dim: Width of one head.
+        head_dim: Width of one head in the input of the output projection.
         head_ids: Original numbers of the present (query) heads.
         head_slots: Original numbers of all heads with rows in the projections: the present ones and the padding of
             groups of query heads. The input of the output projection is ``[..., len(head_slots) * head_dim]``.
@@ -68,6 +68,19 @@ class AttentionBlock:
     def slot_widths(self) -> tuple[int, ...]:
         """Width of the head in each slot."""
         return (self.head_dim,) * len(self.head_slots)
+
+    @property
+    def key_dim(self) -> int:
+        """Width of one query and one key."""
+        return int(getattr(self.module, self.spec.key_dim)) if self.spec.key_dim else self.head_dim
+
+    @property
+    def cache_width(self) -> int:
+        """Number of values that a decoder caches for each token: keys and values, or the latent they are made of."""
+        latent = next((linear for linear, layout in self.projections() if layout == "hkv"), None)
+        if latent is not None:
+            return num_inputs(latent) + int(getattr(self.module, "qk_rope_head_dim", 0))
+        return self.num_key_value_heads * (self.key_dim + self.head_dim)
 
     @property
     def is_cross_attention(self) -> bool:
@@ -111,6 +124,34 @@ class AttentionBlock:
         for path, layout in self.spec.projections:
             if self.has(path):
                 yield getattr(*self.locate(path)), layout
+
+    def runs(self, layout: RowLayout) -> list[tuple[str, int]]:
+        """Return the kind and position of the head of each run of rows of a projection, in the order of the rows.
+
+        The kind is ``q`` for rows of one query head, and ``k`` or ``v`` for those of one key-value head.
+        """
+        queries = [("q", head) for head in range(len(self.head_slots))]
+        keys = [("k", head) for head in range(self.num_key_value_heads)]
+        values = [("v", head) for head in range(self.num_key_value_heads)]
+        if layout in ("hqkv", "gqkv"):
+            size = len(queries) // len(keys)
+            return [
+                run
+                for group in range(len(keys))
+                for run in (*queries[group * size : (group + 1) * size], keys[group], values[group])
+            ]
+        kinds = "q" if layout == "hkv" else layout
+        return [run for kind in kinds for run in {"q": queries, "k": keys, "v": values}[kind]]
+
+    def run_width(self, linear: nn.Module, layout: RowLayout) -> int:
+        """Return the number of rows of each run of a projection: that of one head."""
+        num_rows, num_runs = num_outputs(linear), len(self.runs(layout))
+        if num_rows % num_runs:
+            raise InputError(
+                f"{self.name} has a projection with {num_rows} rows, which cannot be shared out evenly among "
+                f"{num_runs} heads: describe {type(self.module).__name__} with gating.register_attention_spec."
+            )
+        return num_rows // num_runs
 
     def locate(self, path: str) -> tuple[nn.Module, str]:
         """Return the module and the name of the attribute at a path of the spec."""
@@ -181,7 +222,8 @@ def _memory(module: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
 
 
 def _count_key_value_heads(block: AttentionBlock, num_slots: int) -> int:
-    for linear, layout in block.projections():
+    # Values first: their width is that of the output projection's columns, that of the keys may be another.
+    for linear, layout in sorted(block.projections(), key=lambda projection: projection[1] == "k"):
         num_blocks = num_outputs(linear) // block.head_dim
         if layout in ("k", "v"):
             return num_blocks

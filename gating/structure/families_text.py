@@ -1,5 +1,7 @@
 """Attention classes of text models: encoders, decoders, and models of both."""
 
+from dataclasses import replace
+
 from torch import nn
 
 from .attention_spec import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, RowLayout, context_spec
@@ -15,6 +17,9 @@ _LLAMA_LIKE = (
     "(Llama|Mistral|Mixtral|Ministral3?|Qwen2|Qwen2Moe|Qwen3|Qwen3Moe|Gemma|Gemma2|Gemma3|VaultGemma|EuroBert|NomicBert|"
     "Granite|GraniteMoe|GraniteMoeShared|Starcoder2|Olmo|Cohere2|Glm|Glm4|Helium|SmolLM3|Arcee|Apertus|Ernie4_5|"
     "Exaone4|SeedOss|Nemotron|Phimoe|HunYuanDenseV1|JinaEmbeddingsV3)"
+)
+_LATENT_LIKE = (
+    "(DeepseekV2|DeepseekV3|DeepseekV32|Youtu|Glm4MoeLite|MiniCPM3|AXK1|AXK2|KimiLinear|BailingHybrid|Mistral4)"
 )
 
 
@@ -77,9 +82,40 @@ _DECODERS: dict[str, Row] = {
     "Phi3Attention": AttentionSpec((("qkv_proj", "qkv"),), "o_proj", config_counts=("num_attention_heads",)),
     "FalconAttention": _falcon,
     "GptOssAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", per_head=(("sinks", 0),)),
+    "MiMoV2FlashAttention": AttentionSpec(
+        Q_K_V_PROJ, "o_proj", head_dim="v_head_dim", key_dim="head_dim", per_head=(("sinks", 0),)
+    ),
     "CohereAttention": AttentionSpec(
         Q_K_V_PROJ, "o_proj", per_head=(("q_norm.weight", 0),), per_key_value_head=(("k_norm.weight", 0),)
     ),
+}
+_LATENT_PROJECTIONS: Projections = (
+    ("q_proj", "q"),
+    ("q_b_proj", "q"),
+    ("q_gate_proj", "q"),
+    ("kv_b_proj", "hkv"),
+    # Gates of the outputs, with one row or one for each feature of a head.
+    ("g_proj", "q"),
+    ("gate_proj", "q"),
+)
+# Keys and values of all heads come from one latent, which stays whole: it is what decoders cache.
+_LATENT = AttentionSpec(
+    _LATENT_PROJECTIONS, "o_proj", head_dim="v_head_dim", key_dim="qk_head_dim", per_head=(("sinks", 0),)
+)
+_LATENT_DECODERS: dict[str, Row] = {
+    f"{_LATENT_LIKE}Attention": _LATENT,
+    "LongcatFlashMLA": _LATENT,
+    # Layers pass on which keys they have chosen, so that none can go without a head.
+    "(GlmMoeDsa|HYV4)Attention": replace(_LATENT, returns="unknown"),
+}
+# Attention of models whose other layers are recurrent, convolutions or linear attention.
+_HYBRID_DECODERS: dict[str, Row] = {
+    # The rows of a query head are followed by those of its output gate.
+    "(Qwen3Next|Qwen3_5|Qwen3_5Moe)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
+    "(FalconH1|Bamba|Jamba|GraniteMoeHybrid|NemotronH|MiniMax|RecurrentGemma)Attention": AttentionSpec(
+        Q_K_V_PROJ, "o_proj"
+    ),
+    "(Lfm2|Lfm2Moe)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
 }
 _ENCODER_DECODERS: dict[str, Row] = {
     # One table of position biases, in the first layer, serves a whole stack.
@@ -97,4 +133,10 @@ _ENCODER_DECODERS: dict[str, Row] = {
     "T5Gemma(Self|Cross)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
     "MvpAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
 }
-TEXT_FAMILIES: dict[str, Row] = {**_TEXT_ENCODERS, **_DECODERS, **_ENCODER_DECODERS}
+TEXT_FAMILIES: dict[str, Row] = {
+    **_TEXT_ENCODERS,
+    **_DECODERS,
+    **_LATENT_DECODERS,
+    **_HYBRID_DECODERS,
+    **_ENCODER_DECODERS,
+}

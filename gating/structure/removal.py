@@ -141,32 +141,17 @@ def _choose_padding(groups: Sequence[Sequence[int]], kept: set[int]) -> set[int]
     return padding
 
 
-def rows_of(block: AttentionBlock, layout: RowLayout, selection: Selection) -> Features:
-    """Return the rows of a projection that stay, in runs of ``head_dim``."""
+def rows_of(block: AttentionBlock, linear: nn.Module, layout: RowLayout, selection: Selection) -> Features:
+    """Return the rows of a projection that stay, in runs of those of one head."""
     stays = {"q": set(selection.slots), "k": set(selection.key_values), "v": set(selection.key_values)}
-    order = _row_runs(layout, len(block.head_slots), block.num_key_value_heads)
-    return Features([i for i, (kind, head) in enumerate(order) if head in stays[kind]], block.head_dim)
-
-
-def _row_runs(layout: RowLayout, num_heads: int, num_key_value_heads: int) -> list[tuple[str, int]]:
-    """Return the kind and number of the head of each run of ``head_dim`` rows, in the order of the rows."""
-    queries = [("q", head) for head in range(num_heads)]
-    keys = [("k", head) for head in range(num_key_value_heads)]
-    values = [("v", head) for head in range(num_key_value_heads)]
-    if layout in ("hqkv", "gqkv"):
-        size = num_heads // num_key_value_heads
-        return [
-            run
-            for group in range(num_key_value_heads)
-            for run in (*queries[group * size : (group + 1) * size], keys[group], values[group])
-        ]
-    return [run for kind in layout for run in {"q": queries, "k": keys, "v": values}[kind]]
+    runs = [i for i, (kind, head) in enumerate(block.runs(layout)) if head in stays[kind]]
+    return Features(runs, block.run_width(linear, layout))
 
 
 def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
     edits: list[Edit] = []
     for linear, layout in block.projections():
-        edits += plan_cut(linear, rows_of(block, layout, selection), side="outputs")
+        edits += plan_cut(linear, rows_of(block, linear, layout, selection), side="outputs")
     output, columns = block.output_projection, Features(selection.slots, block.head_dim)
     edits += plan_cut(output, columns, side="inputs", silent=Features(selection.padding, block.head_dim))
     cls = type(output)

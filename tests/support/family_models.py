@@ -11,6 +11,8 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from tests.support.more_family_models import HYBRID_MODELS, LATENT_MODELS, WITHOUT_KNOWN_NEURONS
+
 TEXT: dict[str, Any] = {
     "vocab_size": 99,
     "hidden_size": 64,
@@ -92,6 +94,7 @@ class Family:
         generates: Whether ``generate`` is compared.
         static_cache: Whether the dense model generates with a static cache.
         std: Spread of the random parameters.
+        has_neurons: Whether its feed-forward blocks are known.
     """
 
     model: str
@@ -101,6 +104,7 @@ class Family:
     generates: bool = False
     static_cache: bool = True
     std: float = 0.15
+    has_neurons: bool = True
 
     def build(self, implementation: str | None = None, seed: int = 0) -> PreTrainedModel:
         """Build the model, in evaluation mode."""
@@ -282,11 +286,36 @@ FAMILIES: dict[str, Family] = {
     "pegasus": _seq2seq("Pegasus", SEQ2SEQ),
     "mvp": _seq2seq("Mvp", SEQ2SEQ, implementations=("eager",)),
     "mixtral": _decoder("Mixtral", {**GROUPED, "num_local_experts": 2}),
+    "mimo_v2_flash": _decoder(
+        "MiMoV2Flash",
+        {
+            **GROUPED,
+            "v_head_dim": 12,
+            "sliding_window": 6,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "mlp_layer_types": ["dense"] * 3,
+        },
+        implementations=("eager",),
+    ),
     "gpt_bigcode": _decoder("GPTBigCode", {**GPT2, **IDS}),
     "persimmon": _decoder("Persimmon", TEXT),
     "modernbert-decoder": _decoder("ModernBertDecoder", {**TEXT, "global_attn_every_n_layers": 2}),
     "dinov3": Family("DINOv3ViTModel", "DINOv3ViTConfig", VISION),
     "vit_mae": Family("ViTMAEModel", "ViTMAEConfig", VISION),
+}
+FAMILIES |= {
+    name: Family(f"{prefix}ForCausalLM", config, {**TEXT, **arguments}, generates=True)
+    for name, (prefix, config, arguments) in LATENT_MODELS.items()
+}
+FAMILIES |= {
+    name: Family(
+        f"{prefix}ForCausalLM",
+        config,
+        {**GROUPED, **arguments},
+        generates=True,
+        has_neurons=name not in WITHOUT_KNOWN_NEURONS,
+    )
+    for name, (prefix, config, arguments) in HYBRID_MODELS.items()
 }
 
 MOE = {**GROUPED, "num_experts_per_tok": 2, "moe_intermediate_size": 48}

@@ -78,8 +78,8 @@ def head_norms(block: AttentionBlock) -> Tensor:
     norms = torch.stack([_norm(columns, Features([slot], block.head_dim)) for slot in slots])
     for linear, layout in block.projections():
         weight = _weight(linear)
-        own = [_norm(weight, rows_of(block, layout, _only(slots=[slot]))) for slot in slots]
-        shared = [_norm(weight, rows_of(block, layout, _only(groups=[group]))) for group in groups]
+        own = [_norm(weight, rows_of(block, linear, layout, _only(slots=[slot]))) for slot in slots]
+        shared = [_norm(weight, rows_of(block, linear, layout, _only(groups=[group]))) for group in groups]
         norms = norms + torch.stack(own) + torch.stack(shared).repeat_interleave(size) / size
     return norms
 
