@@ -5,6 +5,7 @@ from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError, InputTypeError, RemedyError
@@ -24,6 +25,8 @@ __all__ = [
     "why_not_editable",
 ]
 
+_MIXERS = r"Mamba|LinearAttention|DeltaNet|DeltaAttention|Lightning|Rwkv|RWKV|Retention|SSM|Mixer2?$"
+_OUTPUTS = ("o_proj", "out_proj", "dense", "projection_layer", "proj")
 _WRAPPERS = {
     "DataParallel": "pass model.module",
     "DistributedDataParallel": "pass model.module, before it is wrapped if you can",
@@ -148,12 +151,33 @@ def why_not_attention(module: nn.Module) -> str | None:
     The reason is found in the structure of the module, not in a list of families.
     """
     if any(hasattr(module, name) for name in ("kv_a_proj_with_mqa", "kv_lora_rank", "kv_b_proj", "q_a_proj")):
-        return "multi-head latent attention compresses the keys and values of all heads together"
-    if re.search(r"Mamba|LinearAttention|DeltaNet|Lightning|Rwkv|RWKV|Retention|SSM|Mixer2?$", type(module).__name__):
-        return "linear attention and state-space layers have no independent heads of queries, keys and values"
-    output = next((getattr(module, name) for name in ("o_proj", "out_proj", "dense") if hasattr(module, name)), None)
+        return (
+            "the layout of this multi-head latent attention is unknown: describe its class with "
+            "gating.register_attention_spec"
+        )
+    output = next((getattr(module, name) for name in _OUTPUTS if hasattr(module, name)), None)
     width = getattr(output, "in_features", None)
+    has_projections = any(isinstance(child, nn.Linear) for child in module.children())
+    # The names of models match, too.
+    if re.search(_MIXERS, type(module).__name__) and has_projections and not isinstance(module, PreTrainedModel):
+        return _why_not_mixer(module, width)
     return _why_heads_depend(module, width) if isinstance(width, int) else None
+
+
+def _why_not_mixer(module: nn.Module, width: object) -> str:
+    """Return the reason for which linear attention or a state-space layer loses no heads."""
+    if hasattr(module, "x_proj"):
+        return "this state-space layer has no heads: the time steps of a channel are computed from all channels"
+    weight = getattr(getattr(module, "norm", None), "weight", None)
+    if isinstance(weight, Tensor) and weight.numel() == width:
+        return (
+            "norm normalizes the outputs of this linear attention or state-space layer across heads, so every head "
+            "depends on those that would go"
+        )
+    return (
+        "in this linear attention or state-space layer, heads have rows, channels of a convolution and states in an "
+        "order of their own, which no layout describes"
+    )
 
 
 def explain_unknown(model: nn.Module, *, searched: bool) -> ValueError:

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from benchmarks import batching, records
+from benchmarks import batching, records, shared_norms
 from benchmarks.damage.__main__ import SUBJECTS, run_cases
 from benchmarks.damage.damages import DAMAGES
 from benchmarks.damage.outcome import load_outcome
@@ -165,3 +165,11 @@ def test_the_damage_benchmark_detects_failures(tmp_path, load, why):
     found = load_outcome(load, tmp_path, lambda model: [model], [torch.ones(2)], sentence=True, timeout_s=2)
     assert found["outcome"] == "FAIL"
     assert why in found["why"]
+
+
+def test_a_constant_share_of_removed_heads_changes_what_norms_across_heads_compute():
+    difference, predictions = shared_norms.measure(num_removed=2, seed=0)
+    assert difference > 0.01
+    assert predictions > 0.01
+    # Without a removed head, the constant is zero, and both models compute the same.
+    assert shared_norms.measure(num_removed=0, seed=0)[0] < 1e-5

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gating
-from tests.support.family_models import FAMILIES, GROUPED, TEXT, Family
+from tests.support.family_models import FAMILIES, GROUPED, TEXT, VISION, Family
 
 
 def build(name: str, **arguments):
@@ -18,23 +18,20 @@ def build(name: str, **arguments):
     [
         ("Olmo2", {}, "q_norm normalizes across all heads"),
         ("Olmoe", {"num_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
+        ("Olmo3", {}, "q_norm normalizes across all heads"),
+        ("FlexOlmo", {"num_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
+        ("MiniMaxM2", {"num_local_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
+        ("Mamba2", {"num_heads": 16, "head_dim": 8, "expand": 2, "n_groups": 1}, "norm normalizes the outputs"),
+        ("Mamba", {"state_size": 8, "time_step_rank": 4}, "state-space layer has no heads"),
         (
-            "DeepseekV3",
-            {
-                "q_lora_rank": 16,
-                "kv_lora_rank": 16,
-                "qk_rope_head_dim": 8,
-                "qk_nope_head_dim": 8,
-                "v_head_dim": 8,
-                "first_k_dense_replace": 3,
-            },
-            "multi-head latent attention",
+            "MiniMax",
+            {"num_local_experts": 2, "layer_types": ["linear_attention"] * 3},
+            "norm normalizes the outputs of this linear attention",
         ),
-        ("Mamba2", {"num_heads": 16, "head_dim": 8, "expand": 2, "n_groups": 1}, "state-space"),
     ],
 )
 def test_dependent_heads_are_refused(name, arguments, reason, discover):
-    kept = {} if name != "Mamba2" else {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 2}
+    kept = {} if "Mamba" not in name else {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 2}
     family = Family(f"{name}ForCausalLM", f"{name}Config", {**(kept or GROUPED), **arguments}, ("eager",))
     model = family.build()
     for refused in (
@@ -43,6 +40,21 @@ def test_dependent_heads_are_refused(name, arguments, reason, discover):
     ):
         with pytest.raises(ValueError, match=reason):
             refused()
+
+
+@pytest.mark.parametrize("discover", [False, True])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("InternVLVision", {"use_qk_norm": True}), ("JanusVision", {"use_qk_norm": True}), ("Esmc", {})],
+)
+def test_norms_across_the_heads_of_encoders_are_refused(name, arguments, discover):
+    sizes = TEXT if name == "Esmc" else {**VISION, "mlp_ratio": 1}
+    arguments = {**sizes, **arguments}
+    if name == "InternVLVision":
+        arguments |= {"image_size": [16, 16], "patch_size": [8, 8]}
+    model = Family(f"{name}Model", f"{name}Config", arguments).build()
+    with pytest.raises(ValueError, match="q_norm normalizes across all heads"):
+        gating.inject_gates(model, discover=discover)
 
 
 def test_talking_heads_are_refused():
