@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 
+Batch = TypeVar("Batch", bound=Mapping[str, Tensor])
 # Suffix of classes that pool the state of one token.
 _CLASSIFIER = "ForSequenceClassification"
 
@@ -61,7 +63,7 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
     second = _next(model, batches)
     if second is None:
         return first  # There is no choice, so that the model need not run.
-    return _first_to_run(model, chain([first, second], batches))[0]
+    return dict(_first_to_run(model, chain([first, second], batches))[0])
 
 
 def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tuple[Mapping[str, Tensor], list[Tensor]]:
@@ -95,7 +97,7 @@ def _candidates(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> I
             yield {name: tensor.to(model.device) for name, tensor in batch.items()}
 
 
-def _next(model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor] | None:
+def _next(model: nn.Module, batches: Iterator[Batch]) -> Batch | None:
     try:
         return next(batches, None)
     except InputError:
@@ -104,9 +106,7 @@ def _next(model: nn.Module, batches: Iterator[dict[str, Tensor]]) -> dict[str, T
         raise _unusable(model, f"has a configuration without the sizes of its input ({_reason(error)})") from error
 
 
-def _first_to_run(
-    model: nn.Module, batches: Iterator[Mapping[str, Tensor]]
-) -> tuple[Mapping[str, Tensor], list[Tensor]]:
+def _first_to_run(model: nn.Module, batches: Iterator[Batch]) -> tuple[Batch, list[Tensor]]:
     """Return the first batch that a model runs on, with its outputs; raise ``InputError`` if there is none."""
     problem = "has no inputs that a batch can be made for"
     first: Exception | None = None

@@ -117,20 +117,20 @@ def test_attention_that_a_short_input_replaces_is_refused(attention_type):
 
 
 class Speechless(PreTrainedModel):
-    """A model without the size of its input in the configuration, and without a spec."""
+    """A model with an argument that no input can be made for, and without a spec."""
 
     config_class = PreTrainedConfig
-    main_input_name = "input_values"
+    main_input_name = "vectors"
 
     def __init__(self, config):
         super().__init__(config)
         self.attention = StableLmAttention(StableLmConfig(**GROUPED), layer_idx=0)
         self.rotary = StableLmRotaryEmbedding(StableLmConfig(**GROUPED))
 
-    def forward(self, input_values):
-        positions = torch.arange(input_values.shape[1])[None]
-        embeddings = self.rotary(input_values, positions)
-        return {"out": self.attention(input_values, None, position_embeddings=embeddings)[0]}
+    def forward(self, vectors):
+        positions = torch.arange(vectors.shape[1])[None]
+        embeddings = self.rotary(vectors, positions)
+        return {"out": self.attention(vectors, None, position_embeddings=embeddings)[0]}
 
 
 def test_a_model_that_no_probe_can_be_made_for_takes_one():
@@ -141,12 +141,14 @@ def test_a_model_that_no_probe_can_be_made_for_takes_one():
         gating.inject_gates,
         lambda m, **o: gating.prune_heads(m, {0: [0]}, **o),
     ):
-        with pytest.raises(ValueError, match=r"Speechless has a configuration .* pass probe=\{argument name: tensor"):
+        with pytest.raises(
+            ValueError, match=r"Speechless takes vectors, for which no input .* pass probe=\{argument name: tensor"
+        ):
             function(model, discover=True)
-        with pytest.raises(ValueError, match=r"Speechless does not run on input_values .* pass probe="):
-            function(model, discover=True, probe={"input_values": torch.zeros(2, 3, 5)})
+        with pytest.raises(ValueError, match=r"Speechless does not run on vectors .* pass probe="):
+            function(model, discover=True, probe={"vectors": torch.zeros(2, 3, 5)})
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    probe = {"input_values": torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))}
+    probe = {"vectors": torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))}
     gates = gating.inject_gates(model, discover=True, probe=probe)
     gates.remove()
     assert gating.prune_heads(model, {0: [0, 1]}, discover=True, probe=probe).num_heads == 6

@@ -27,7 +27,7 @@ def test_the_probe_has_the_requested_size(bert):
 
 
 def test_a_module_without_known_inputs_needs_a_batch():
-    with pytest.raises(ValueError, match="Linear has no known main_input_name: pass probe="):
+    with pytest.raises(ValueError, match="Linear is no model of transformers: pass probe="):
         make_probe(nn.Linear(2, 2))
 
 

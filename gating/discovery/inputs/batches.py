@@ -13,6 +13,7 @@ from gating.discovery.inputs.others import OTHERS
 from gating.discovery.inputs.sizes import Request, Variant, accepted_arguments, required_arguments
 from gating.discovery.inputs.sounds import spectrogram_variants, waveform_variants
 from gating.discovery.inputs.texts import PLACEHOLDERS, make_tokens, splice
+from gating.errors import InputError
 
 __all__ = ["candidate_batches"]
 
@@ -40,10 +41,25 @@ def candidate_batches(model: PreTrainedModel, *, batch_size: int, length: int) -
             ``get_image_features`` are run to count them.
         batch_size: Number of examples.
         length: Number of tokens or frames of each example.
+
+    Raises:
+        InputError: The model needs an argument that no input can be made for.
     """
     request = Request(model, batch_size, length, torch.Generator().manual_seed(0))
+    needed, missing, is_found = required_arguments(model.forward), "", False
     for media in _sets_of_media(request):
-        yield from islice(_batches(request, media), _MOST)
+        for batch in islice(_batches(request, media), _MOST):
+            lacking = sorted(needed - batch.keys())
+            if batch and not lacking:
+                is_found = True
+                yield batch
+            elif lacking:
+                missing = missing or lacking[0]
+    if missing and not is_found:
+        raise InputError(
+            f"{type(model).__name__} takes {missing}, for which no input can be made from its configuration: pass "
+            "probe={argument name: tensor, ...}, one batch that the model takes."
+        )
 
 
 def _sets_of_media(request: Request) -> Iterator[tuple[str, ...]]:
