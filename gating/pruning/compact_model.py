@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from gating.structure.attention_spec import AttentionSpec, Returns, RowLayout
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
@@ -39,6 +40,8 @@ def become_compact(model: nn.Module) -> None:
                 become_compact(child)
         return
     model.__class__ = compact_class(type(model))
+    # By the name of the class, which a new model registers; without it, no attentions or hidden states are returned.
+    _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
     setattr(model.config, RECORD_KEY, describe_kept_units(model))
     # transformers looks custom code up by Auto class; each one for this configuration gets its class.
     model.config.auto_map = {

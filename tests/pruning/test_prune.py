@@ -5,9 +5,11 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 import gating
 from gating.pruning.prune_report import num_parameters
+from gating.structure.compact import compact_class
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
 NAME = "encoder.layer.1.attention.self"
@@ -29,6 +31,17 @@ def test_pruned_equals_masked(model):
     gates.remove()
     gating.prune_heads(model, {0: [2], 1: range(NUM_HEADS)})
     torch.testing.assert_close(logits_of(model, batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_without_task_head_still_returns_attentions_and_hidden_states(bert, monkeypatch):
+    encoder = bert.base_model
+    # As if this process had not built or loaded any compact model of the class.
+    monkeypatch.delitem(_CAN_RECORD_REGISTRY, str(compact_class(type(encoder))), raising=False)
+    encoder.set_attn_implementation("eager")
+    gating.prune_heads(encoder, {0: [2]})
+    outputs = encoder(**batch_for(bert), output_attentions=True, output_hidden_states=True)
+    assert [attention.shape[1] for attention in outputs.attentions] == [3, 4, 4]
+    assert len(outputs.hidden_states) == 4
 
 
 def test_parameters_are_counted_before_and_after(bert):
