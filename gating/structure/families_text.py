@@ -1,7 +1,5 @@
 """Attention classes of text models: encoders, decoders, and models of both."""
 
-from dataclasses import replace
-
 from torch import nn
 
 from .attention_spec import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, RowLayout, context_spec
@@ -106,7 +104,14 @@ _LATENT_DECODERS: dict[str, Row] = {
     f"{_LATENT_LIKE}Attention": _LATENT,
     "LongcatFlashMLA": _LATENT,
     # Layers pass on which keys they have chosen, so that none can go without a head.
-    "(GlmMoeDsa|HYV4)Attention": replace(_LATENT, returns="unknown"),
+    "(GlmMoeDsa|HYV4)Attention": AttentionSpec(
+        _LATENT_PROJECTIONS,
+        "o_proj",
+        head_dim="v_head_dim",
+        returns="unknown",
+        key_dim="qk_head_dim",
+        per_head=(("sinks", 0),),
+    ),
 }
 # Attention of models whose other layers are recurrent, convolutions or linear attention.
 _HYBRID_DECODERS: dict[str, Row] = {

@@ -7,10 +7,10 @@ empties a layer, one keeps all of it, and the third has some of its heads remove
 
 from typing import Any
 
-__all__ = ["HYBRID_MODELS", "LATENT_MODELS", "WITHOUT_KNOWN_NEURONS"]
+__all__ = ["HYBRID_MODELS", "INDEXED", "LATENT", "LATENT_MODELS", "WITHOUT_KNOWN_NEURONS"]
 
 # Uneven sizes: the widths of queries, of keys, of values and of the latents differ.
-_LATENT: dict[str, Any] = {
+LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 16,
     "kv_lora_rank": 12,
@@ -20,7 +20,7 @@ _LATENT: dict[str, Any] = {
 }
 _DENSE: dict[str, Any] = {"first_k_dense_replace": 4}
 # All keys: the scores of an index tie at zero, where the choice of fewer would depend on rounding.
-_INDEXED: dict[str, Any] = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 64}
+INDEXED: dict[str, Any] = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 64}
 _LINEAR: dict[str, Any] = {
     "num_hidden_layers": 4,
     "layer_types": ["full_attention", "linear_attention", "full_attention", "full_attention"],
@@ -48,21 +48,21 @@ LATENT_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "deepseek_v2": (
         "DeepseekV2",
         "DeepseekV2Config",
-        {**_LATENT, **_DENSE, "q_lora_rank": None, "attention_bias": True},
+        {**LATENT, **_DENSE, "q_lora_rank": None, "attention_bias": True},
     ),
-    "deepseek_v3": ("DeepseekV3", "DeepseekV3Config", {**_LATENT, **_DENSE}),
-    "deepseek_v32": ("DeepseekV32", "DeepseekV32Config", {**_LATENT, **_DENSE, **_INDEXED}),
+    "deepseek_v3": ("DeepseekV3", "DeepseekV3Config", {**LATENT, **_DENSE}),
+    "deepseek_v32": ("DeepseekV32", "DeepseekV32Config", {**LATENT, **_DENSE, **INDEXED}),
     # transformers 5.24 loads the tied embedding of a saved dense model wrongly.
-    "youtu": ("Youtu", "YoutuConfig", {**_LATENT, "tie_word_embeddings": False}),
-    "glm4_moe_lite": ("Glm4MoeLite", "Glm4MoeLiteConfig", {**_LATENT, "mlp_layer_types": ["dense"] * 3}),
-    "minicpm3": ("MiniCPM3", "MiniCPM3Config", _LATENT),
-    "axk1": ("AXK1", "AXK1Config", {**_LATENT, **_DENSE}),
-    "mistral4": ("Mistral4", "Mistral4Config", {**_LATENT, **_DENSE}),
+    "youtu": ("Youtu", "YoutuConfig", {**LATENT, "tie_word_embeddings": False}),
+    "glm4_moe_lite": ("Glm4MoeLite", "Glm4MoeLiteConfig", {**LATENT, "mlp_layer_types": ["dense"] * 3}),
+    "minicpm3": ("MiniCPM3", "MiniCPM3Config", LATENT),
+    "axk1": ("AXK1", "AXK1Config", {**LATENT, **_DENSE}),
+    "mistral4": ("Mistral4", "Mistral4Config", {**LATENT, **_DENSE}),
     "longcat_flash": (
         "LongcatFlash",
         "LongcatFlashConfig",
         {
-            **_LATENT,
+            **LATENT,
             "num_layers": 2,
             "head_dim": 8,
             "ffn_hidden_size": 48,
@@ -75,12 +75,12 @@ LATENT_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "kimi_linear": (
         "KimiLinear",
         "KimiLinearConfig",
-        {**_LATENT, **_DENSE, **_LINEAR, "linear_num_heads": 2, "linear_head_dim": 8},
+        {**LATENT, **_DENSE, **_LINEAR, "linear_num_heads": 2, "linear_head_dim": 8},
     ),
     "bailing_hybrid": (
         "BailingHybrid",
         "BailingHybridConfig",
-        {**_LATENT, **_DENSE, **_LINEAR, "linear_num_heads": 2, "linear_head_dim": 8},
+        {**LATENT, **_DENSE, **_LINEAR, "linear_num_heads": 2, "linear_head_dim": 8},
     ),
 }
 HYBRID_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -1,0 +1,115 @@
+"""Heads with more rows in some projections than columns in the output projection: latent attention, output gates."""
+
+import pytest
+import torch
+from torch import nn
+
+import gating
+from gating.discovery.find import find_attention_blocks
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.discovery.self_check import units_masked
+from gating.gates import create_gates
+from gating.objectives.baselines.magnitude import head_norms
+from gating.pruning.macs import measure_macs
+from gating.pruning.measure import cache_bytes_per_token, count_macs
+from tests.support.family_models import FAMILIES, TEXT, Family
+from tests.support.more_family_models import INDEXED, LATENT
+
+WIDE = ["deepseek_v2", "deepseek_v3", "bailing_hybrid", "qwen3_next", "mimo_v2_flash"]
+# Layers pass the keys that their index chooses to the next ones.
+SHARED_INDEX = {"GlmMoeDsa": {"indexer_types": ["full", "shared", "full"]}, "HYV4": {}}
+
+
+def build(name, arguments):
+    arguments = {**TEXT, **LATENT, **INDEXED, "first_k_dense_replace": 3, "mlp_layer_types": ["dense"] * 3, **arguments}
+    return Family(f"{name}ForCausalLM", f"{name}Config", arguments, ("eager",)).build()
+
+
+def test_the_latent_stays_whole():
+    model = FAMILIES["deepseek_v3"].build()
+    gating.prune_heads(model, {0: [1]})
+    attention = model.model.layers[0].self_attn
+    shapes = {name: tuple(child.weight.shape) for name, child in attention.named_children() if "proj" in name}
+    assert shapes == {
+        "q_a_proj": (16, 64),
+        "q_b_proj": (3 * (6 + 8), 16),
+        "kv_a_proj_with_mqa": (12 + 8, 64),
+        "kv_b_proj": (3 * (6 + 10), 12),
+        "o_proj": (64, 3 * 10),
+    }
+
+
+def test_a_head_takes_its_output_gate_along():
+    model = FAMILIES["qwen3_next"].build()
+    before = model.model.layers[0].self_attn.q_proj.weight.unflatten(0, (8, 2, 8))
+    gating.prune_heads(model, {0: [0, 1, 4, 5]})
+    after = model.model.layers[0].self_attn.q_proj.weight.unflatten(0, (4, 2, 8))
+    assert torch.equal(after, before[[2, 3, 6, 7]])
+
+
+@pytest.mark.parametrize("family", WIDE)
+def test_multiply_accumulates_and_parameters_fall_by_those_of_the_removed_gates(family):
+    model = FAMILIES[family].build()
+    gates, blocks, batch = create_gates(model), find_attention_blocks(model), make_probe(model)
+    removed = measure_macs(model, gates, blocks, batch)[0]
+    macs, parameters = count_macs(model, batch), model.num_parameters()
+    gating.prune_heads(model, {0: blocks[0].head_ids[: gates.gate_sizes[0].num_heads]})
+    assert macs - count_macs(model, batch) == float(removed)
+    of_sinks = 0 if getattr(blocks[0].module, "sinks", None) is None else gates.gate_sizes[0].num_heads
+    assert parameters - model.num_parameters() == float(gates.parameters_per_gate[0]) + of_sinks
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
+def test_bytes_of_the_cache_are_those_of_latents(family):
+    model = FAMILIES[family].build()
+    gating.prune_heads(model, {0: [0, 1]})
+    batch = make_probe(model)
+    with torch.no_grad():
+        layers = model(**batch, use_cache=True).past_key_values.layers
+    size = sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values))
+    assert cache_bytes_per_token(model) == size / batch["input_ids"].numel()
+
+
+def test_norms_of_heads_are_those_of_all_their_entries():
+    block = find_attention_blocks(FAMILIES["deepseek_v3"].build())[0]
+    attention = block.module
+    with torch.no_grad():
+        parts = (
+            attention.q_b_proj.weight.unflatten(0, (4, 14)),
+            attention.kv_b_proj.weight.unflatten(0, (4, 16)),
+            attention.o_proj.weight.T.unflatten(0, (4, 10)),
+        )
+        expected = sum(part.abs().sum((1, 2)) for part in parts)
+        torch.testing.assert_close(head_norms(block), expected)
+
+
+@pytest.mark.parametrize("name", SHARED_INDEX)
+def test_layers_that_share_an_index_keep_one_head(name):
+    model = build(name, SHARED_INDEX[name])
+    blocks, probe = find_attention_blocks(model), make_probe(model)
+    kept = {block.name: block.head_ids[1::2] for block in blocks}
+    with units_masked(blocks, kept):
+        masked = forward_outputs(model, probe)
+    gating.prune_heads(model, {name: [0, 2] for name in kept})
+    assert max_relative_difference(masked, forward_outputs(model, probe)) <= 1e-5
+    with pytest.raises(ValueError, match="cannot be left without a head"):
+        gating.prune_heads(model, {0: [1, 3]})
+
+
+def test_queries_and_gates_of_one_projection_of_two_latents():
+    model = build("AXK2", {})
+    blocks, probe = find_attention_blocks(model), make_probe(model)
+    kept = {block.name: block.head_ids[1::2] if index else () for index, block in enumerate(blocks)}
+    with units_masked(blocks, kept):
+        masked = forward_outputs(model, probe)
+    gating.prune_heads(model, {block.name: set(block.head_ids) - set(kept[block.name]) for block in blocks})
+    assert max_relative_difference(masked, forward_outputs(model, probe)) <= 1e-5
+
+
+def test_rows_that_heads_cannot_share_are_an_error_before_any_change():
+    model = FAMILIES["llama"].build()
+    attention = model.model.layers[1].self_attn
+    attention.q_proj = nn.Linear(64, 68, bias=False)
+    with pytest.raises(ValueError, match=r"layers.1.self_attn has a projection with 68 rows"):
+        gating.prune_heads(model, {1: [0, 1]})
+    assert attention.k_proj.weight.shape == (32, 64)
