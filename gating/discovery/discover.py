@@ -16,7 +16,6 @@ from gating.discovery.probe import run_probe
 from gating.discovery.refusals import check_no_adapters, removable_blocks, why_not_attention, why_not_editable
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import undo_edits
-from gating.errors import InputError
 from gating.structure.attention_spec import AttentionSpec, RowLayout
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import num_inputs, num_outputs
@@ -44,25 +43,27 @@ _HEAD_DIMS = ["head_dim", "attention_head_size", "head_size", "key_value_proj_di
 _WIDTHS = ("all_head_size", "inner_dim", "split_size")
 
 
-def discover_specs(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> None:
-    """Set the attribute ``attention_spec`` of all attention modules that have no spec yet, in place.
+def discover_specs(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> dict[type, str]:
+    """Set the attribute ``attention_spec`` of the attention modules that have no spec yet, in place.
 
     Args:
         model: The model.
         probe: The batch to try candidate layouts on; made from the model's configuration when left out.
 
+    Returns:
+        For each class that looks like attention although every candidate layout fails, the reason.
+
     Raises:
-        ValueError: A class looks like attention, but every candidate layout fails, or the model does not run on the
-            probe.
+        ValueError: The model does not run on the probe.
     """
     candidates = _find_candidates(model)
     if not candidates:
-        return
+        return {}
     check_no_adapters(model)
     # Here, so that a model that does not run at all is one error, not one for each candidate.
     batch, _ = run_probe(model, probe)
-    for modules, specs in candidates:
-        _choose_spec(model, modules, specs, batch)
+    problems = {type(modules[0]): _choose_spec(model, modules, specs, batch) for modules, specs in candidates}
+    return {attention_class: problem for attention_class, problem in problems.items() if problem}
 
 
 def _find_candidates(model: nn.Module) -> list[tuple[list[nn.Module], list[AttentionSpec]]]:
@@ -142,8 +143,8 @@ def _is_linear(module: nn.Module, path: str) -> bool:
 
 def _choose_spec(
     model: nn.Module, modules: list[nn.Module], candidates: list[AttentionSpec], probe: Mapping[str, Tensor]
-) -> None:
-    """Give the modules of one class the first spec with which a removal equals masking."""
+) -> str | None:
+    """Give the modules of one class the first spec with which a removal equals masking; return the problem of none."""
     problem = ""
     for spec in candidates:
         try:
@@ -157,8 +158,8 @@ def _choose_spec(
             _try(model, spec, probe, emptied=True)
         except ValueError:
             _assign(modules, replace(spec, returns="unknown"))
-        return
-    raise InputError(f"discover=True found {type(modules[0]).__name__}, but {problem[0].lower()}{problem[1:]}")
+        return None
+    return f"discover=True found it, but {problem[0].lower()}{problem[1:].rstrip('.')}"
 
 
 def _assign(modules: list[nn.Module], spec: AttentionSpec | None) -> None:

@@ -1,5 +1,6 @@
 """The blocks of a model with units to gate: attention and feed-forward blocks, found by registries or by structure."""
 
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Literal
 
@@ -7,19 +8,40 @@ from torch import Tensor, nn
 
 from gating.discovery.discover import discover_specs
 from gating.discovery.flow import discover_feed_forward_specs
-from gating.discovery.refusals import check_not_wrapped, check_stays, explain_unknown, removable_blocks
+from gating.discovery.refusals import check_not_wrapped, check_stays, sort_blocks
 from gating.discovery.refusals_neurons import explain_no_neurons, removable_feed_forward_blocks
+from gating.discovery.ungated import (
+    UngatedAttention,
+    check_towers,
+    explain_none,
+    find_ungated,
+    is_left_out,
+    ungated_warning,
+    without_left_out,
+)
 from gating.errors import RemedyError
 from gating.structure.blocks import AttentionBlock
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, FeedForwardBlock
 
-__all__ = ["Unit", "check_units", "find_attention_blocks", "find_blocks", "find_feed_forward_blocks"]
+__all__ = [
+    "Unit",
+    "check_units",
+    "find_attention_blocks",
+    "find_blocks",
+    "find_feed_forward_blocks",
+    "search_attention",
+]
 
 Unit = Literal["heads", "neurons"]
 
 
 def find_attention_blocks(
-    model: nn.Module, *, discover: bool = False, probe: Mapping[str, Tensor] | None = None
+    model: nn.Module,
+    *,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
+    exclude: Collection[str] = (),
+    towers: Collection[str] | str | None = None,
 ) -> list[AttentionBlock]:
     """Find the attention blocks of a model, in the order of its modules.
 
@@ -28,13 +50,19 @@ def find_attention_blocks(
         discover: Whether to search attention classes that the registry does not know by their structure, too. A layout
             found in this way is accepted only if removing heads gives the outputs of masking them on ``probe``.
         probe: A batch as the model's keyword arguments; made from its configuration when left out.
+        exclude: Names of attention modules, or patterns with ``*``, to leave out.
+        towers: Towers to search, such as ``language`` or ``vision``; all if left out.
 
     Returns:
         One block for each attention module whose class, or a class it inherits from, is registered. A module that
         serves several layers is one block.
 
     Raises:
-        ValueError: No attention class of the model is known, or its heads cannot be removed.
+        ValueError: No attention class of the model is known, or its heads cannot be removed, or it lacks a tower.
+
+    Warns:
+        RemedyWarning: Other modules look like attention, and neither ``exclude`` nor ``towers`` leaves them out. The
+            message names them with the reasons.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -42,14 +70,35 @@ def find_attention_blocks(
         >>> [(block.name, block.head_ids) for block in find_attention_blocks(BertModel(config))]
         [('encoder.layer.0.attention.self', (0, 1, 2, 3)), ('encoder.layer.1.attention.self', (0, 1, 2, 3))]
     """
+    blocks, ungated = search_attention(model, discover=discover, probe=probe, exclude=exclude, towers=towers)
+    if ungated:
+        warnings.warn(ungated_warning(model, ungated), stacklevel=2)
+    return blocks
+
+
+def search_attention(
+    model: nn.Module,
+    *,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
+    exclude: Collection[str] = (),
+    towers: Collection[str] | str | None = None,
+) -> tuple[list[AttentionBlock], list[UngatedAttention]]:
+    """Return the attention blocks of a model, and the other modules that look like attention, without a warning.
+
+    The arguments and errors are those of :func:`find_attention_blocks`.
+    """
     check_not_wrapped(model)
     check_stays(model)
-    if discover:
-        discover_specs(model, probe=probe)
-    blocks = removable_blocks(model)
+    problems = discover_specs(model, probe=probe) if discover else {}
+    blocks, refused = sort_blocks(model)
+    ungated = find_ungated(model, blocks, refused=refused, problems=problems, searched=discover)
     if not blocks:
-        raise explain_unknown(model, searched=discover)
-    return blocks
+        raise explain_none(model, ungated, searched=discover)
+    wanted = check_towers([*(block.name for block in blocks), *(name for one in ungated for name in one.names)], towers)
+
+    kept = [block for block in blocks if not is_left_out(block.name, exclude=exclude, towers=wanted)]
+    return kept, without_left_out(ungated, exclude=exclude, towers=wanted)
 
 
 def find_feed_forward_blocks(
@@ -99,6 +148,8 @@ def find_blocks(
 ) -> list[Block]:
     """Find the blocks of a model with some kinds of units: attention blocks first, then feed-forward blocks.
 
+    There is no warning about other modules that look like attention.
+
     The arguments and errors are those of :func:`find_attention_blocks` and :func:`find_feed_forward_blocks`.
 
     Example:
@@ -110,7 +161,7 @@ def find_blocks(
     chosen = check_units(units)
     found: list[Block] = []
     if "heads" in chosen:
-        found += find_attention_blocks(model, discover=discover, probe=probe)
+        found += search_attention(model, discover=discover, probe=probe)[0]
     if "neurons" in chosen:
         found += find_feed_forward_blocks(model, group_size=group_size, discover=discover, probe=probe)
     return found

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from gating.errors import InputError, InputTypeError, RemedyError
+from gating.errors import InputError, InputTypeError
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.edits import without_adapter
 
@@ -18,8 +18,8 @@ __all__ = [
     "check_not_wrapped",
     "check_savable",
     "check_stays",
-    "explain_unknown",
     "removable_blocks",
+    "sort_blocks",
     "why_not_attention",
     "why_not_divisible",
     "why_not_editable",
@@ -91,23 +91,29 @@ def check_savable(model: nn.Module) -> None:
 
 
 def removable_blocks(model: nn.Module) -> list[AttentionBlock]:
-    """Return the attention blocks of a model.
+    """Return the attention blocks of a model that can lose heads; the errors are those of :func:`sort_blocks`."""
+    return sort_blocks(model)[0]
+
+
+def sort_blocks(model: nn.Module) -> tuple[list[AttentionBlock], dict[str, str]]:
+    """Return the attention blocks of a model that can lose heads, and for the names of the others the reasons.
 
     Raises:
-        ValueError: Heads cannot be removed from one of them, once its adapters are merged.
+        ValueError: A projection of a block cannot be edited, even once its adapters are merged.
     """
-    blocks = []
+    blocks, refused = [], {}
     for block in iter_attention_blocks(model):
+        reason = _why_heads_depend(block.module, len(block.head_slots) * block.head_dim) if block.head_slots else None
+        if reason is not None:
+            refused[block.name] = reason
+            continue
         if block.head_slots:
-            _check_removable(block)
+            _check_editable(block)
         blocks.append(block)
-    return blocks
+    return blocks, refused
 
 
-def _check_removable(block: AttentionBlock) -> None:
-    reason = _why_heads_depend(block.module, len(block.head_slots) * block.head_dim)
-    if reason is not None:
-        raise InputError(f"Heads cannot be removed from {block.name} ({type(block.module).__name__}): {reason}.")
+def _check_editable(block: AttentionBlock) -> None:
     for linear in (*(linear for linear, _ in block.projections()), block.output_projection):
         reason = why_not_editable(without_adapter(linear))
         if reason is not None:
@@ -178,33 +184,6 @@ def _why_not_mixer(module: nn.Module, width: object) -> str:
         "in this linear attention or state-space layer, heads have rows, channels of a convolution and states in an "
         "order of their own, which no layout describes"
     )
-
-
-def explain_unknown(model: nn.Module, *, searched: bool) -> ValueError:
-    """Return the error for a model without any usable attention block.
-
-    Args:
-        model: The model.
-        searched: Whether discovery has searched its structure, too.
-    """
-    reasons = {name: reason for name, module in model.named_modules() if (reason := why_not_attention(module))}
-    attention = {n: m for n, m in model.named_modules() if re.search("attention", type(m).__name__, re.I)}
-    others = [n for n in attention if not any(f"{name}.".startswith(f"{n}.") for name in reasons)]
-    # In a model with layers of several kinds, discovery may find attention in some.
-    if reasons and (searched or not others):
-        name, reason = next(iter(reasons.items()))
-        where = f"in {name} ({type(model.get_submodule(name)).__name__}), " if name else ""
-        return InputError(f"Heads cannot be removed from {type(model).__name__}: {where}{reason}.")
-    seen = sorted({type(module).__name__ for module in attention.values()})
-    problem = (
-        f"No attention block of {type(model).__name__} is known: its attention classes are "
-        f"{', '.join(seen) or 'none by name'}. Describe one with gating.register_attention_spec("
-        f"{(seen or ['MyAttention'])[0]!r}, gating.AttentionSpec(projections=..., output_projection=...))"
-    )
-    if searched:
-        return InputError(f"{problem}; nothing in its structure looks like attention.")
-    end = "to discover its structure."
-    return RemedyError(problem, python=f", or pass discover=True {end}", command=f", or give gates.discover=true {end}")
 
 
 def _why_heads_depend(module: nn.Module, width: int) -> str | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.discovery.find import check_units, find_blocks
+from gating.discovery.ungated import UngatedAttention
 from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
@@ -14,7 +15,7 @@ from gating.gates.draw import Draw
 from gating.gates.full_precision import FullPrecision
 from gating.gates.sampler import GateSampler
 from gating.gates.sizes import gate_sizes
-from gating.structure.blocks import AttentionBlock
+from gating.structure.blocks import AttentionBlock, tower_of
 from gating.structure.edits import Handle
 from gating.structure.feed_forward import Block, FeedForwardBlock
 
@@ -41,6 +42,8 @@ class HeadGates(FullPrecision):
         block_names: Names of the gated attention and feed-forward blocks.
         block_sizes: Number of gates of each block.
         block_kinds: Kind of attention of each block (:attr:`AttentionBlock.kind`), or ``feed_forward``.
+        block_towers: Tower of each block, such as ``language`` or ``vision``.
+        ungated: Modules that look like attention and have no gates, with the reasons; without those that were left out.
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
         draw: The values of the present forward pass.
@@ -77,6 +80,8 @@ class HeadGates(FullPrecision):
         self.stretch_limits = stretch_limits
         self.block_names = [block.name for block in blocks]
         self.block_kinds = [block.kind for block in blocks]
+        self.block_towers = [tower_of(block.name) for block in blocks]
+        self.ungated: tuple[UngatedAttention, ...] = ()
         by_block = [gate_sizes(block, group_queries=group_queries) for block in blocks]
         self.block_sizes = [len(gates) for gates in by_block]
         self.gate_sizes = tuple(size for gates in by_block for size in gates)

@@ -1,14 +1,23 @@
 """Put gates on the attention heads of a model, and on its feed-forward neurons."""
 
 import difflib
+import warnings
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.discovery.find import Unit, check_units, find_blocks
+from gating.discovery.find import Unit, check_units, find_feed_forward_blocks, search_attention
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import undo_edits
+from gating.discovery.ungated import (
+    UngatedAttention,
+    check_towers,
+    is_left_out,
+    ungated_warning,
+    without_left_out,
+)
 from gating.errors import InputError
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME, has_gates
@@ -30,6 +39,7 @@ def inject_gates(
     stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
     init_prob_open: float = 0.98,
     exclude: Collection[str] = (),
+    towers: Collection[str] | str | None = None,
     group_queries: bool = True,
     discover: bool = False,
     probe: Mapping[str, Tensor] | None = None,
@@ -51,7 +61,10 @@ def inject_gates(
         stretch_limits: ``(gamma, zeta)`` of the hard-concrete distribution.
         init_prob_open: Probability that a gate is open at the start. Close to 1, so that a pre-trained model starts
             nearly unchanged; not 1, where the penalty has no gradient.
-        exclude: Names of attention and feed-forward blocks that get no gates.
+        exclude: Names of attention modules and feed-forward blocks that get no gates, or patterns such as
+            ``vision_tower.*``.
+        towers: Towers that get gates, such as ``["language"]``; all if left out. :attr:`AttentionBlock.tower
+            <gating.structure.blocks.AttentionBlock.tower>` is that of a block.
         group_queries: Whether the query heads that share keys and values get one gate, so that they are removed
             together. With a gate for each query head, groups that lose different numbers of heads are filled up with
             padding. If all heads share keys and values, each head gets a gate in any case: no padding is needed.
@@ -66,14 +79,19 @@ def inject_gates(
         InputError: The model has no known block, has gates already, or an argument is out of range. The model
             is unchanged.
 
+    Warns:
+        RemedyWarning: Some modules look like attention and get no gates, and neither ``exclude`` nor ``towers`` leaves
+            them out; they and the reasons are also the attribute ``ungated`` of the gates.
+
     Example:
         >>> from transformers import BertConfig, BertModel
         >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
         >>> inject_gates(BertModel(config))
         HeadGates(8 heads in 2 attention blocks)
     """
-    found = _find(model, units=units, group_size=group_size, discover=discover, probe=probe)
-    blocks = _select_blocks(model, found, exclude=exclude)
+    blocks, ungated = _find(
+        model, units=units, group_size=group_size, exclude=exclude, towers=towers, discover=discover, probe=probe
+    )
     _prove_foreign_blocks(model, blocks, probe=probe)
     gates = HeadGates(
         blocks,
@@ -82,7 +100,10 @@ def inject_gates(
         init_prob_open=init_prob_open,
         group_queries=group_queries,
     )
+    gates.ungated = tuple(ungated)
     gates.attach(model, blocks)
+    if ungated:
+        warnings.warn(ungated_warning(model, ungated), stacklevel=2)
     return gates
 
 
@@ -95,6 +116,7 @@ def create_gates(
     stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
     init_prob_open: float = 0.98,
     exclude: Collection[str] = (),
+    towers: Collection[str] | str | None = None,
     group_queries: bool = True,
     discover: bool = False,
     probe: Mapping[str, Tensor] | None = None,
@@ -113,14 +135,18 @@ def create_gates(
         >>> hasattr(model, "head_gates")
         False
     """
-    found = _find(model, units=units, group_size=group_size, discover=discover, probe=probe)
-    return HeadGates(
-        _select_blocks(model, found, exclude=exclude),
+    blocks, ungated = _find(
+        model, units=units, group_size=group_size, exclude=exclude, towers=towers, discover=discover, probe=probe
+    )
+    gates = HeadGates(
+        blocks,
         temperature=temperature,
         stretch_limits=stretch_limits,
         init_prob_open=init_prob_open,
         group_queries=group_queries,
     )
+    gates.ungated = tuple(ungated)
+    return gates
 
 
 def _find(
@@ -128,32 +154,47 @@ def _find(
     *,
     units: Unit | Collection[Unit],
     group_size: int,
+    exclude: Collection[str],
+    towers: Collection[str] | str | None,
     discover: bool,
     probe: Mapping[str, Tensor] | None,
-) -> list[Block]:
+) -> tuple[list[Block], list[UngatedAttention]]:
+    """Return the blocks of a model that get gates, and its other modules that look like attention."""
     if hasattr(model, CHILD_NAME):
         raise InputError(f"{type(model).__name__} has gates already; call model.{CHILD_NAME}.remove() first.")
     _check_not_sequential(model)
-    blocks = find_blocks(model, units=check_units(units), group_size=group_size, discover=discover, probe=probe)
+    chosen = check_units(units)
+    found: list[Block] = []
+    ungated: list[UngatedAttention] = []
+    if "heads" in chosen:
+        attention, ungated = search_attention(model, discover=discover, probe=probe)
+        found += attention
+    if "neurons" in chosen:
+        found += find_feed_forward_blocks(model, group_size=group_size, discover=discover, probe=probe)
+    others = [name for one in ungated for name in one.names]
+    wanted = check_towers([*(block.name for block in found), *others], towers)
+    _check_exclude(found, others, exclude)
+    blocks = [
+        block for block in found if block.unit_ids and not is_left_out(block.name, exclude=exclude, towers=wanted)
+    ]
+    if not blocks:
+        units_found = {"attention head" if isinstance(block, AttentionBlock) else "neuron" for block in found}
+        raise InputError(f"No {' or '.join(sorted(units_found))} of {type(model).__name__} is left to put a gate on.")
     _check_not_gated(blocks)
-    return blocks
+    return blocks, without_left_out(ungated, exclude=exclude, towers=wanted)
 
 
-def _select_blocks(model: nn.Module, found: list[Block], *, exclude: Collection[str]) -> list[Block]:
-    """Return the blocks of a model that get gates."""
-    unknown = set(exclude) - {block.name for block in found}
+def _check_exclude(found: list[Block], others: list[str], exclude: Collection[str]) -> None:
+    """Raise ``InputError`` for a name or pattern of ``exclude`` that matches no module."""
+    names = [block.name for block in found]
+    unknown = [one for one in exclude if not any(fnmatchcase(name, one) for name in (*names, *others))]
     if unknown:
         name = sorted(unknown)[0]
-        nearest = difflib.get_close_matches(name, [block.name for block in found], n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
         kinds = {"attention" if isinstance(block, AttentionBlock) else "feed-forward" for block in found}
         raise InputError(
             f"There is no {' or '.join(sorted(kinds))} block {name!r} to exclude. Did you mean {nearest!r}?"
         )
-    blocks = [block for block in found if block.unit_ids and block.name not in exclude]
-    if not blocks:
-        units = {"attention head" if isinstance(block, AttentionBlock) else "neuron" for block in found}
-        raise InputError(f"No {' or '.join(sorted(units))} of {type(model).__name__} is left to put a gate on.")
-    return blocks
 
 
 def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:

@@ -12,11 +12,16 @@ from .edits import Handle, hook_input, num_inputs, num_outputs, weight_dim, with
 from .errors import InputError
 from .families import find_spec
 
-__all__ = ["AttentionBlock", "AttentionKind", "base_prefix", "iter_attention_blocks", "layer_number"]
+__all__ = ["AttentionBlock", "AttentionKind", "base_prefix", "iter_attention_blocks", "layer_number", "tower_of"]
 
 AttentionKind = Literal["encoder", "decoder", "cross", "self"]
 
 _CROSS_ATTENTION = re.compile(r"(^|\.)(encoder_attn|EncDecAttention|cross_?attention|cross_?attn)(\.|$)", re.I)
+_TOWERS = {
+    "vision": r"vision|visual|image|(^|_)vit($|_)|pixel|video",
+    "audio": r"audio|speech|sound|acoustic",
+    "language": r"language|text|(^|_)(llm|lm)($|_)",
+}
 _TOWER = re.compile(r"(?:^|\.)(?:\w+_)?(encoder|decoder)(?:\.|$)")
 
 
@@ -100,6 +105,11 @@ class AttentionBlock:
         if tower is None:
             return "self"
         return "encoder" if tower.group(1) == "encoder" else "decoder"
+
+    @property
+    def tower(self) -> str:
+        """Part of the model that the block is in, such as ``language`` or ``vision``; see :func:`tower_of`."""
+        return tower_of(self.name)
 
     @property
     def output_projection(self) -> nn.Module:
@@ -230,6 +240,23 @@ def _count_key_value_heads(block: AttentionBlock, num_slots: int) -> int:
         if layout in ("qkv", "gqkv"):
             return (num_blocks - num_slots) // 2
     return num_slots
+
+
+def tower_of(name: str) -> str:
+    """Return the tower of a block: ``language``, ``vision``, ``audio``, or else the first part of its name.
+
+    Layers without a name of their own are those of the language model.
+
+    Example:
+        >>> tower_of("vision_tower.vision_model.encoder.layers.0.self_attn"), tower_of("layers.0.self_attn")
+        ('vision', 'language')
+    """
+    for part in name.split("."):
+        for tower, pattern in _TOWERS.items():
+            if re.search(pattern, part):
+                return tower
+    first = name.partition(".")[0]
+    return "language" if first in ("layers", "h", "layer", "blocks", "transformer", "wte") else first
 
 
 def layer_number(name: str, *, default: int) -> int:

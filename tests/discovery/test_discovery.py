@@ -99,7 +99,7 @@ def test_fused_rows_with_fewer_key_value_heads_are_refused():
     )
     config.attn_config.rope_theta = 10000.0
     model = DbrxForCausalLM(config)
-    with pytest.raises(ValueError, match=r"discover=True found DbrxAttention, but .* Nothing was changed"):
+    with pytest.raises(ValueError, match=r"\(DbrxAttention\): discover=True found it, but .* Nothing was changed"):
         gating.find_attention_blocks(model, discover=True)
 
 
