@@ -15,7 +15,7 @@ from gating.gates.draw import Draw
 from gating.gates.full_precision import FullPrecision
 from gating.gates.sampler import GateSampler
 from gating.gates.sizes import gate_sizes
-from gating.structure.blocks import AttentionBlock, tower_of
+from gating.structure.blocks import AttentionBlock, group_labels
 from gating.structure.edits import Handle
 from gating.structure.feed_forward import Block, FeedForwardBlock
 
@@ -43,7 +43,8 @@ class HeadGates(FullPrecision):
         block_sizes: Number of gates of each block.
         block_kinds: Kind of attention of each block (:attr:`AttentionBlock.kind`), or ``feed_forward``.
         block_towers: Tower of each block, such as ``language`` or ``vision``.
-        ungated: Modules that look like attention and have no gates, with the reasons; without those that were left out.
+        block_groups: Group of each block in reports: its tower, or its kind in a model of one kind of input.
+        ungated: Modules that look like attention, have no gates and were not left out, with the reasons.
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
         draw: The values of the present forward pass.
@@ -80,7 +81,8 @@ class HeadGates(FullPrecision):
         self.stretch_limits = stretch_limits
         self.block_names = [block.name for block in blocks]
         self.block_kinds = [block.kind for block in blocks]
-        self.block_towers = [tower_of(block.name) for block in blocks]
+        self.block_towers = [block.tower for block in blocks]
+        self.block_groups = group_labels(blocks)
         self.ungated: tuple[UngatedAttention, ...] = ()
         by_block = [gate_sizes(block, group_queries=group_queries) for block in blocks]
         self.block_sizes = [len(gates) for gates in by_block]
@@ -208,9 +210,8 @@ class HeadGates(FullPrecision):
             InputError: ``values`` has another shape.
         """
         if values.shape != self.log_alpha.shape:
-            raise InputError(
-                f"Expected {self.log_alpha.numel()} gate values, got a tensor of shape {tuple(values.shape)}."
-            )
+            expected = self.log_alpha.numel()
+            raise InputError(f"Expected {expected} gate values, got a tensor of shape {tuple(values.shape)}.")
         before = self._fixed
         self._fixed = values.to(self.log_alpha.device)
         self.forget_draw()

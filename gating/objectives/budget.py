@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,9 +30,10 @@ class HeadBudget:
 
     Attributes:
         num_heads: Number of heads to keep, or a number for each kind of attention, such as
-            ``{"encoder": 12, "decoder": 8, "cross": 6}``; kinds that are left out keep all their heads.
-        keep: Share to keep, instead of numbers; one share, or one for each kind of attention and ``feed_forward``. A
-            quarter if neither is given.
+            ``{"encoder": 12, "decoder": 8, "cross": 6}``, or for each tower of a model, such as
+            ``{"language": 64, "vision": 32}``; those that are left out keep all their heads.
+        keep: Share to keep, instead of numbers; one share, or one for each kind of attention and ``feed_forward``, or
+            for each tower. A quarter if neither is given.
         min_per_layer: Least number of heads that every attention block with gates keeps.
         num_neurons: Number of neurons to keep.
         cost: Cost of a gate where heads and neurons compete: ``macs``, ``parameters``, or the cost of a
@@ -139,7 +140,7 @@ class HeadBudget:
     def _resolve(self, gates: HeadGates) -> Iterator[tuple[BudgetPart, float]]:
         keep = self._checked_share(gates)
         if keep is not None and not isinstance(keep, Mapping) and len(gates.units) == 2:
-            (part,) = self._parts_of(gates, "cost", by_kind=False)
+            (part,) = self._parts_of(gates, "cost", by=None)
             share = _checked_keep(keep, of="the cost")
             part.check(share, exact=False)
             yield part, share
@@ -148,12 +149,12 @@ class HeadBudget:
         for unit in gates.units:
             number = self.num_heads if unit == "heads" else self.num_neurons
             budget = number if keep is None else keep
-            parts = self._parts_of(gates, unit, by_kind=isinstance(budget, Mapping))
+            parts = self._parts_of(gates, unit, by=_grouping(budget, gates))
             if isinstance(number, Mapping):
-                _check_kinds(f"num_{unit}", number, parts)
+                _check_kinds(f"num_{unit}", number, parts, gates)
             found += [(part, _of(part, number), _of(part, keep)) for part in parts]
         if isinstance(keep, Mapping):
-            _check_kinds("keep", keep, [part for part, _, _ in found])
+            _check_kinds("keep", keep, [part for part, _, _ in found], gates)
         for part, number, share in found:
             yield part, self._resolve_part(part, number, share)
 
@@ -175,12 +176,12 @@ class HeadBudget:
             raise InputError(f"min_per_layer={self.min_per_layer} is a number of heads, and the gates are of neurons.")
         return keep
 
-    def _parts_of(self, gates: HeadGates, unit: BudgetUnit, *, by_kind: bool) -> list[BudgetPart]:
+    def _parts_of(self, gates: HeadGates, unit: BudgetUnit, *, by: Literal["kind", "tower"] | None) -> list[BudgetPart]:
         # Exact numbers of both need costs only to show them as one share.
         cost = "macs" if unit != "cost" and self.cost == "latency" else self.cost
         return parts_of(
             gates,
-            by_kind=by_kind,
+            by=by,
             unit=unit,
             costs=gate_costs(gates, cost) if len(gates.units) == 2 else (),
             min_per_layer=self.min_per_layer,
@@ -256,12 +257,20 @@ def _check_cost(cost: Costs) -> None:
         )
 
 
+def _grouping(budget: object, gates: HeadGates) -> Literal["kind", "tower"] | None:
+    """Return whether a budget is one for each kind of attention or for each tower of a model; None for one number."""
+    if not isinstance(budget, Mapping):
+        return None
+    names_towers = not set(budget) & set(gates.block_kinds) and set(budget) & set(gates.block_towers)
+    return "tower" if names_towers else "kind"
+
+
 def _of(part: BudgetPart, budget: Any) -> Any:
     return budget.get(part.kind) if isinstance(budget, Mapping) else budget
 
 
-def _check_kinds(name: str, budgets: Mapping[str, object], parts: Sequence[BudgetPart]) -> None:
-    """Raise ``InputError`` unless the model has every kind of attention that a budget is for."""
+def _check_kinds(name: str, budgets: Mapping[str, object], parts: Sequence[BudgetPart], gates: HeadGates) -> None:
+    """Raise ``InputError`` unless the model has every kind of attention, or tower, that a budget is for."""
     has = ", ".join(f"{part.kind} ({part.total} {part.unit})" for part in parts)
     kinds = {part.kind for part in parts}
     unknown = [
@@ -269,4 +278,10 @@ def _check_kinds(name: str, budgets: Mapping[str, object], parts: Sequence[Budge
     ]
     if unknown or not budgets:
         problem = unknown[0] if unknown else f"{name}={{}} is empty"
-        raise InputError(f"{problem}; give numbers for kinds of attention that this model has: {has}.")
+        raise InputError(f"{problem}; give numbers for kinds of attention that this model has: {has}{_towers(gates)}.")
+
+
+def _towers(gates: HeadGates) -> str:
+    """Return the towers of a model that has several, as the end of a sentence."""
+    towers = list(dict.fromkeys(gates.block_towers))
+    return f", or for its towers: {', '.join(towers)}" if len(towers) > 1 else ""

@@ -20,6 +20,7 @@ from gating.objectives.selection import (
     select_best,
     select_gates,
 )
+from gating.structure.blocks import tower_of
 
 __all__ = ["BudgetPart", "BudgetUnit", "Costs", "gate_costs", "parts_of"]
 
@@ -33,7 +34,7 @@ class BudgetPart:
 
     Attributes:
         unit: Unit of the budget: heads, neurons, or the share of the cost of these gates.
-        kind: Kind of attention, or ``feed_forward``, that the gates belong to; None for all gates with the unit.
+        kind: Kind of attention, ``feed_forward``, or tower that the gates belong to; None for all gates with the unit.
         indices: Indices of the gates among all gates.
         units_per_gate: Number of heads or neurons of each gate.
         heads_per_gate: Number of heads of each gate; 0 for a gate of neurons.
@@ -57,8 +58,9 @@ class BudgetPart:
 
     @property
     def name(self) -> str:
-        """Name of the part, unique among the parts of a budget: its kind, or its unit."""
-        return self.kind or self.unit
+        """Name of the part, unique among the parts of a budget: its kind or tower, or its unit."""
+        is_tower_of_neurons = self.unit == "neurons" and self.kind not in (None, FEED_FORWARD)
+        return f"{self.kind}_neurons" if is_tower_of_neurons else self.kind or self.unit
 
     @cached_property
     def total(self) -> float:
@@ -192,17 +194,17 @@ class BudgetPart:
 def parts_of(
     gates: HeadGates,
     *,
-    by_kind: bool,
+    by: Literal["kind", "tower"] | None,
     unit: BudgetUnit | None = None,
     costs: Sequence[float] = (),
     min_per_layer: int = 0,
     uniform: bool = False,
 ) -> list[BudgetPart]:
-    """Return all gates with a unit as one part, or one part for each of their kinds, in the order of the first blocks.
+    """Return all gates with a unit as one part, or one for each of their kinds or towers, in the order of first blocks.
 
     Args:
         gates: The gates.
-        by_kind: Whether each kind of attention is a part; ``feed_forward`` is one kind.
+        by: Whether each kind of attention is a part, ``feed_forward`` being one kind, or each tower of the model.
         unit: Unit of the budgets: heads, neurons, or the cost of both; the first of the gates if left out.
         costs: Cost of each gate, if there are gates of both heads and neurons.
         min_per_layer: Least number of heads that each attention block keeps.
@@ -216,9 +218,11 @@ def parts_of(
         for name, kind, size, end in zip(gates.block_names, gates.block_kinds, gates.block_sizes, ends, strict=True)
         if unit == "cost" or (kind == FEED_FORWARD) == (unit == "neurons")
     ]
+    groups: dict[str | None, list[BlockGates]] = {}
+    for block in blocks:
+        groups.setdefault({"kind": block.kind, "tower": tower_of(block.name), None: None}[by], []).append(block)
     parts = []
-    for kind in dict.fromkeys(block.kind for block in blocks) if by_kind else [None]:
-        own = [block for block in blocks if kind in (None, block.kind)]
+    for kind, own in groups.items():
         indices = [index for block in own for index in block.gates]
         starts = accumulate((len(block.gates) for block in own), initial=0)
         parts.append(

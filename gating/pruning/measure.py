@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
 from gating.discovery.probe import forward_outputs
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.blocks import group_labels, iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = [
@@ -139,10 +139,11 @@ def count_heads(model: nn.Module) -> int:
 
 
 def count_heads_by_kind(model: nn.Module) -> dict[str, int]:
-    """Return the number of attention heads of each kind (:attr:`AttentionBlock.kind`) in a model."""
+    """Return the number of heads of each tower of a model with several, else of each kind of attention."""
     counts = Counter[str]()
-    for block in iter_attention_blocks(model):
-        counts[block.kind] += block.num_heads
+    blocks = list(iter_attention_blocks(model))
+    for label, block in zip(group_labels(blocks), blocks, strict=True):
+        counts[label] += block.num_heads
     return dict(counts)
 
 

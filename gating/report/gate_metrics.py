@@ -45,18 +45,20 @@ def gate_metrics(gates: HeadGates, objective: Objective) -> dict[str, float | Te
 
 
 def _open_by_block(gates: HeadGates) -> dict[str, float]:
-    """Return the numbers of open heads and neurons of each block, and of heads of each kind if there are several."""
-    attention, feed_forward, kinds = list[int](), list[int](), Counter[str]()
-    for kind, num_open in zip(gates.block_kinds, gates.open_by_block().values(), strict=True):
+    """Return the numbers of open heads and neurons of each block, and of heads of each kind or tower if several."""
+    attention, feed_forward, groups = list[int](), list[int](), Counter[str]()
+    for kind, label, num_open in zip(
+        gates.block_kinds, gates.block_groups, gates.open_by_block().values(), strict=True
+    ):
         if kind == "feed_forward":
             feed_forward.append(num_open)
         else:
             attention.append(num_open)
-            kinds[kind] += num_open
+            groups[label] += num_open
     metrics = {f"gates/layer_{index:02d}/open": float(num_open) for index, num_open in enumerate(attention)}
     metrics |= {f"gates/feed_forward_{index:02d}/open": float(num_open) for index, num_open in enumerate(feed_forward)}
-    if len(kinds) > 1:
-        metrics |= {f"gates/{kind}/open": float(num_open) for kind, num_open in kinds.items()}
+    if len(groups) > 1:
+        metrics |= {f"gates/{label}/open": float(num_open) for label, num_open in groups.items()}
     return metrics
 
 

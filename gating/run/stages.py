@@ -1,10 +1,12 @@
 """Stages of a run: a teacher to distill from, the search for heads, and their removal."""
 
+import warnings
 from copy import deepcopy
 
 from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
+from gating.errors import RemedyWarning
 from gating.gates import HeadGates
 from gating.models.sources import Pretrained
 from gating.objectives import Objective
@@ -44,12 +46,17 @@ def train_teacher(run: Run) -> PreTrainedModel:
 def search(run: Run, objective: Objective) -> HeadGates:
     """Train weights and gates together while the objective closes gates; return the gates."""
     state, planned = run.state, run.state.search_steps
-    gates = run.objects.make_gates(state.model)
+    with warnings.catch_warnings():
+        # Printed below, as one line for each class.
+        warnings.simplefilter("ignore", RemedyWarning)
+        gates = run.objects.make_gates(state.model)
     count_macs(gates, state.model, run.data)
     objective.attach(gates)
     num_others = count_heads(state.model) - gates.num_heads if gates.num_heads else 0
     if num_others and is_rank_zero():
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
+    for one in gates.ungated if is_rank_zero() else ():
+        print(f"No gates on {one}. If that is meant: gates.exclude, gates.towers.")
     end = SearchEnd(run.objects.convergence) if run.objects.convergence else None
     state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, gates=gates, callbacks=[end] if end else [])
     reason = end.reason if end and end.reason else "all its steps were taken"

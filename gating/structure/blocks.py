@@ -1,7 +1,7 @@
 """Attention blocks: the attention modules of a model, with their heads and projections."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,15 @@ from .edits import Handle, hook_input, num_inputs, num_outputs, weight_dim, with
 from .errors import InputError
 from .families import find_spec
 
-__all__ = ["AttentionBlock", "AttentionKind", "base_prefix", "iter_attention_blocks", "layer_number", "tower_of"]
+__all__ = [
+    "AttentionBlock",
+    "AttentionKind",
+    "base_prefix",
+    "group_labels",
+    "iter_attention_blocks",
+    "layer_number",
+    "tower_of",
+]
 
 AttentionKind = Literal["encoder", "decoder", "cross", "self"]
 
@@ -257,6 +265,20 @@ def tower_of(name: str) -> str:
                 return tower
     first = name.partition(".")[0]
     return "language" if first in ("layers", "h", "layer", "blocks", "transformer", "wte") else first
+
+
+def group_labels(blocks: Collection[Any]) -> list[str]:
+    """Return the group of each block in a report: its kind, or its tower in a model with several kinds of input.
+
+    A tower with several kinds of attention is several groups, such as ``language_decoder`` and ``language_cross``.
+    """
+    kinds: dict[str, set[str]] = {}
+    for block in blocks:
+        kinds.setdefault(block.tower, set()).add(block.kind)
+    if len(kinds.keys() & _TOWERS.keys()) < 2:
+        return [block.kind for block in blocks]
+    is_mixed = {tower: len(its_kinds - {"feed_forward"}) > 1 for tower, its_kinds in kinds.items()}
+    return [f"{block.tower}_{block.kind}" if is_mixed[block.tower] else block.tower for block in blocks]
 
 
 def layer_number(name: str, *, default: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock, base_prefix, layer_number
+from .blocks import AttentionBlock, base_prefix, layer_number, tower_of
 from .edits import (
     Edit,
     Features,
@@ -67,6 +67,11 @@ class FeedForwardBlock:
     group_ids: tuple[int, ...]
 
     kind = "feed_forward"
+
+    @property
+    def tower(self) -> str:
+        """Part of the model that the block is in, such as ``language`` or ``vision``."""
+        return tower_of(self.name)
 
     @property
     def unit_ids(self) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ def build_bert_to_gpt2():
         ("marian", {"encoder": 8, "decoder": 12, "cross": 12}),
         ("whisper", {"encoder": 8, "decoder": 12, "cross": 12}),
         ("t5gemma", {"encoder": 24, "decoder": 24, "cross": 24}),
-        ("blip", {"encoder": 8, "decoder": 8, "cross": 8}),
+        ("blip", {"vision": 8, "language_decoder": 8, "language_cross": 8}),
         ("bert", {"encoder": 12}),
         ("bert-decoder", {"encoder": 12}),
         ("opt", {"decoder": 12}),
@@ -109,7 +109,7 @@ def test_shares_are_rounded_to_groups_and_numbers_are_not():
 def test_the_budget_of_every_kind_is_met_at_every_step(rival):
     torch.manual_seed(0)
     search = search_with(RIVALS[rival](num_heads=WANTED, schedule=gating.BudgetSchedule(start=0.0, end=0.5)))
-    parts = parts_of(search.gates, by_kind=True)
+    parts = parts_of(search.gates, by="kind")
     assert [part.kind for part in parts] == ["encoder", "decoder", "cross"]
     with torch.no_grad():
         search.gates.log_alpha.normal_(generator=torch.Generator().manual_seed(0))
@@ -126,7 +126,7 @@ def test_heads_compete_with_those_of_their_kind_only():
     search = search_with(gating.ExactBudget(num_heads=WANTED))
     search.objective.update(search.gates, 1.0)
     before = search.gates.prob_open().detach()
-    cross = list(parts_of(search.gates, by_kind=True)[2].indices)
+    cross = list(parts_of(search.gates, by="kind")[2].indices)
     with torch.no_grad():
         search.gates.log_alpha[cross[0]] += 2
     changed = (search.gates.prob_open().detach() - before).abs() > 1e-4
@@ -144,7 +144,7 @@ def test_the_gradient_of_a_budget_per_kind_is_that_of_the_implicit_functions():
     located = gates.constrained_log_alpha()
     (located * weights).sum().backward()
     expected = torch.empty(32)
-    for part in parts_of(gates, by_kind=True):
+    for part in parts_of(gates, by="kind"):
         its = list(part.indices)
         p = torch.sigmoid(located.detach()[its] - SHIFT)
         assert p.sum().item() == pytest.approx(WANTED[part.kind], abs=1e-3)
@@ -164,7 +164,7 @@ def test_the_lagrangian_has_multipliers_per_kind():
     penalty = objective.penalty(gates)
     penalty.backward()
     by_hand, p = 0.0, torch.sigmoid(torch.linspace(-3, 3, 32) - SHIFT)
-    for number, part in enumerate(parts_of(gates, by_kind=True)):
+    for number, part in enumerate(parts_of(gates, by="kind")):
         its = list(part.indices)
         missed = 1 - p[its].sum().item() / len(its) - (1 - WANTED[part.kind] / len(its))
         one, two = ((0.7, 3.0), (-0.2, 0.0), (1.0, 1.0))[number]
@@ -199,7 +199,7 @@ def test_one_number_for_all_is_one_part():
 
 def test_a_module_per_part_sees_only_its_gates_and_puts_them_back():
     gates = gating.inject_gates(FAMILIES["t5"].build())
-    parts = parts_of(gates, by_kind=True)
+    parts = parts_of(gates, by="kind")
     assert sorted(index for part in parts for index in part.indices) == list(range(36))
 
     class Adding(torch.nn.Module):

@@ -87,7 +87,7 @@ def gates(bert):
 
 
 def whole(gates):
-    (part,) = parts_of(gates, by_kind=False)
+    (part,) = parts_of(gates, by=None)
     return part
 
 
@@ -192,7 +192,7 @@ def test_items_without_weight_are_never_drawn_and_a_whole_budget_draws_all_other
 @pytest.mark.parametrize("unit", ["neurons", "cost"])
 def test_draws_of_neurons_and_of_cost_use_the_budget(bert, unit):
     gates = gating.inject_gates(bert, units=("heads", "neurons"), group_size=20)
-    (part,) = parts_of(gates, by_kind=False, unit=unit, costs=gate_costs(gates, "macs"))
+    (part,) = parts_of(gates, by=None, unit=unit, costs=gate_costs(gates, "macs"))
     number = 68 if unit == "neurons" else 0.4
     sampler = GumbelTopK(part, hard=StraightThroughTopK(part, number=number), scale=5.0, temperature=0.01)
     own = gates.log_alpha.detach()[list(part.indices)].requires_grad_()

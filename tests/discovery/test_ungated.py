@@ -1,0 +1,136 @@
+"""Attention modules without gates are named with a reason that is true for them, unless they were left out."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.bert.modeling_bert import BertModel
+from transformers.models.stablelm.configuration_stablelm import StableLmConfig
+
+import gating
+from gating.discovery.find import search_attention
+from gating.errors import RemedyWarning
+from tests.support.family_models import FAMILIES, GROUPED, TEXT
+
+
+class OddAttention(nn.Module):
+    """Attention with names of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(64, 64)
+        self.back = nn.Linear(64, 64)
+
+    def forward(self, hidden_states):
+        return self.back(self.mix(hidden_states).cumsum(1))
+
+
+class TwoTowers(PreTrainedModel):
+    """A language tower that the registry knows, and a vision tower that it does not."""
+
+    config_class = PreTrainedConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.language_model = FAMILIES["bert"].build().bert
+        self.vision_tower = nn.ModuleList([OddAttention(), OddAttention()])
+        self.config.vocab_size = TEXT["vocab_size"]
+
+    def forward(self, input_ids):
+        hidden_states = self.language_model(input_ids).last_hidden_state
+        for layer in self.vision_tower:
+            hidden_states = hidden_states + layer(hidden_states)
+        return {"out": hidden_states}
+
+
+@pytest.fixture
+def towers():
+    return TwoTowers(PreTrainedConfig()).eval()
+
+
+@pytest.mark.parametrize("function", [gating.find_attention_blocks, gating.inject_gates])
+def test_a_tower_without_gates_is_named_with_the_reason(towers, function):
+    with pytest.warns(RemedyWarning, match=r"2 attention modules of TwoTowers .* vision_tower.0 and 1 more") as caught:
+        function(towers)
+    message = str(caught[0].message)
+    assert "(OddAttention): its class is not registered; discover=True may find its layout" in message
+    assert "exclude=['vision_tower.0']" in message
+    assert "gates.towers" in str(caught[0].message.in_command)
+
+
+@pytest.mark.parametrize("options", [{"towers": ["language"]}, {"towers": "language"}, {"exclude": ["vision_tower.*"]}])
+def test_what_a_user_leaves_out_is_not_named(towers, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        blocks = gating.find_attention_blocks(towers, **options)
+        gates = gating.inject_gates(towers, **options)
+    assert {block.tower for block in blocks} == {"language"}
+    assert gates.block_names == [block.name for block in blocks]
+    assert gates.ungated == ()
+
+
+def test_discovery_says_that_it_has_searched(towers):
+    _, ungated = search_attention(towers, discover=True)
+    assert [one.reason for one in ungated] == [
+        "nothing in its structure shows projections of queries, keys and values with a width of heads"
+    ]
+
+
+def test_towers_and_patterns_that_match_nothing_are_refused(towers):
+    for function in (gating.find_attention_blocks, gating.inject_gates):
+        with pytest.raises(ValueError, match=r"no tower 'audio'. There are language, vision"):
+            function(towers, towers=["audio"])
+    with pytest.raises(ValueError, match=r"no attention block 'visoin.*' to exclude"):
+        gating.inject_gates(towers, exclude=["visoin.*"])
+    with pytest.raises(ValueError, match=r"towers=\[\]"):
+        gating.inject_gates(towers, towers=[])
+    with pytest.raises(ValueError, match="No attention head of TwoTowers is left"):
+        gating.inject_gates(towers, towers=["vision"])
+    assert not hasattr(towers, "head_gates")
+
+
+def test_a_block_whose_heads_depend_on_each_other_does_not_stop_the_others(towers):
+    config = StableLmConfig(**GROUPED)
+    towers.vision_tower[0] = FAMILIES["llama"].build().model.layers[0].self_attn
+    towers.vision_tower[0].q_norm = nn.RMSNorm(64)
+    towers.vision_tower[0].head_dim = config.hidden_size // config.num_attention_heads
+    blocks, ungated = search_attention(towers)
+    assert len(blocks) == TEXT["num_hidden_layers"]
+    assert "q_norm normalizes across all heads" in ungated[0].reason
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_no_attention_of_a_family_is_left_without_a_word(name):
+    """Outside of hybrids, whose other layers have reasons of their own."""
+    model = FAMILIES[name].build()
+    blocks, ungated = search_attention(model)
+    assert blocks
+    for one in ungated:
+        assert "norm" in one.reason or "order of their own" in one.reason or "no heads" in one.reason, one
+
+
+def test_budgets_and_gates_by_tower():
+    model = FAMILIES["clip"].build()
+    gates = gating.inject_gates(model)
+    objective = gating.ExactBudget(num_heads={"language": 3, "vision": 2})
+    objective.attach(gates)
+    kept = objective.kept(gates)
+    per_block = [int(mask.sum()) for mask in kept.split(gates.block_sizes)]
+    assert sum(per_block[:2]) == 3
+    assert sum(per_block[2:]) == 2
+    assert gates.block_groups == ["language", "language", "vision", "vision"]
+
+
+def test_a_budget_for_a_tower_that_is_not_there_names_those_that_are():
+    gates = gating.inject_gates(FAMILIES["clip"].build())
+    with pytest.raises(ValueError, match=r"no audio attention; .* or for its towers: language, vision"):
+        gating.ExactBudget(num_heads={"audio": 3}).check(gates)
+
+
+def test_a_base_model_of_one_tower_is_one_tower():
+    model = BertModel(FAMILIES["bert"].build().config)
+    assert {block.tower for block in gating.find_attention_blocks(model)} == {"encoder"}
+    assert torch.is_tensor(next(model.parameters()))
