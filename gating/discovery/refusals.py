@@ -128,7 +128,8 @@ def why_not_editable(linear: nn.Module) -> str | None:
         return f"it is quantized ({type(linear).__module__}.{kind}): remove heads first and quantize the result"
     if isinstance(weight, Tensor) and (reason := _why_quantized(weight, f"{kind} with ")):
         return reason
-    if not isinstance(linear, (nn.Linear, Conv1D)):
+    is_channelwise = isinstance(linear, nn.Conv1d) and linear.groups == linear.in_channels == linear.out_channels
+    if not isinstance(linear, (nn.Linear, Conv1D)) and not is_channelwise:
         return f"{kind} is neither nn.Linear nor Conv1D: remove heads before layers are quantized or replaced"
     return why_not_divisible(weight)
 

@@ -24,6 +24,7 @@ class GateSize:
         num_features: Number of inputs of the output projection.
         num_weights: Multiply-accumulates for each token: entries of weight matrices, of as many experts as a token has.
         num_parameters: Entries of weights and biases.
+        state_size: Number of entries of the states of linear attention; zero for attention to keys and values.
         more_query_features: Number of features of the queries beyond ``num_features``; below zero for fewer.
     """
 
@@ -33,6 +34,7 @@ class GateSize:
     num_weights: float
     num_parameters: float
     more_query_features: int = field(default=0, repr=False)
+    state_size: int = field(default=0, repr=False)
 
     def macs(self, num_tokens: float = NUM_TOKENS, num_keys: float | None = None) -> float:
         """Return the multiply-accumulates of one example: projections, and the two products of attention.
@@ -45,6 +47,9 @@ class GateSize:
             >>> GateSize(1, 0, 64, 4 * 64 * 768, 0).macs(128)
             27262976
         """
+        if self.state_size:
+            # Each token reads the state twice and changes it once.
+            return (self.num_weights + 3 * self.state_size) * num_tokens
         features = 2 * self.num_features + self.more_query_features
         attention = features * num_tokens * (num_tokens if num_keys is None else num_keys)
         return self.num_weights * num_tokens + (attention if self.num_heads else 0)
@@ -82,9 +87,13 @@ def _size_of_heads(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
     group = len(block.head_slots) // block.num_key_value_heads
     weights = biases = 0.0
     for linear, layout in block.projections():
-        kinds = [kind for kind, head in block.runs(layout) if head == 0]
-        rows = block.run_width(linear, layout) * sum(1.0 if kind == "q" else 1 / group for kind in kinds)
-        weights += rows * num_inputs(linear)
+        shares: dict[int, float] = {}
+        for (kind, head), width in zip(block.runs(layout), block.run_widths(linear, layout), strict=True):
+            if head == 0:
+                shares[width] = shares.get(width, 0) + (1.0 if kind == "q" else 1 / group)
+        rows = sum(width * share for width, share in shares.items())
+        # A convolution multiplies as many positions as its kernel has.
+        weights += rows * num_inputs(linear) * getattr(without_adapter(linear), "kernel_size", (1,))[0]
         biases += rows * _has_bias(linear)
     weights += block.head_dim * num_outputs(block.output_projection)
     num_heads = len(set(slots) & set(block.head_ids))
@@ -96,6 +105,7 @@ def _size_of_heads(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
         num_slots * weights,
         num_slots * (weights + biases),
         num_slots * (block.key_dim - block.head_dim),
+        num_slots * block.head_dim * block.key_dim if block.spec.has_state else 0,
     )
 
 

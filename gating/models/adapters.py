@@ -168,7 +168,8 @@ def _queries_and_values(model: nn.Module) -> list[str]:
         names[linear]
         for block in iter_attention_blocks(model)
         for linear, layout in (block.projections() if block.num_heads else ())
-        if "q" in layout or "v" in layout
+        # Models with a convolution of their heads read its weight, and do not call it.
+        if ("q" in layout or "v" in layout) and not isinstance(linear, nn.Conv1d)
     ]
     if not found:
         raise InputError(

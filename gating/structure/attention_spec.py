@@ -18,8 +18,8 @@ __all__ = [
     "context_spec",
 ]
 
-RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv", "hkv"]
-Returns = Literal["pair", "context", "t5", "mpnet", "albert", "unknown"]
+RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv", "hkv", "kkq", "gkkqq", "gqq"]
+Returns = Literal["pair", "context", "t5", "mpnet", "albert", "tensor", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,15 @@ class AttentionSpec:
             the queries, the key and the value of one key-value group after another; ``hkv`` for key and value of one
             query head after another, as from a latent that all heads share. With ``q``, ``k``, ``v`` and ``hkv``, a
             head may have more rows than columns in the output projection, such as those of an output gate beside its
-            query.
+            query. With ``has_state``, ``q`` stands for what each head has for itself and ``k`` for what a group shares:
+            ``kkq`` for all queries, then all keys, then all values; ``gkkqq`` and ``gqq`` for one group after another.
         output_projection: Path of the linear layer that mixes the heads; its input is
             ``[..., num_heads * head_dim]``.
         head_dim: Name of the attribute with the width of one head in the input of the output projection.
         returns: Return value of the attention module: ``pair`` for ``(output, attention probabilities)`` with the
             output projection inside, ``context`` with the output projection outside, ``t5`` with the position bias in
             the middle, ``mpnet`` without probabilities unless ``output_attentions`` is set, ``albert`` with residual
-            and layer norm inside. With ``unknown``, every block must keep a head.
+            and layer norm inside, ``tensor`` for the output alone. With ``unknown``, every block must keep a head.
         head_counts: Attributes with the number of heads, updated where present.
         head_widths: Attributes with ``num_heads * head_dim``, updated where present.
         is_cross_attention: Whether keys and values come from another sequence. Modules with names such as
@@ -52,9 +53,11 @@ class AttentionSpec:
         per_key_value_head: The same for each key-value head.
         per_head_inputs: Pairs ``(argument, dim)`` of arguments of ``forward`` with an entry for each head of the
             original model, such as position biases that all layers share.
-        key_dim: Name of the attribute with the width of one query and one key, where it is not the one of ``head_dim``.
         config_counts: Names of the head counts that ``forward`` reads from the module's ``config``.
         forward: Replacement of a ``forward`` that fails with fewer heads.
+        key_dim: Name of the attribute with the width of one query and one key, where it is not the one of ``head_dim``.
+        key_widths: Attributes with ``num_key_value_heads * key_dim``, updated where present.
+        has_state: Whether heads keep a state of one size in place of keys and values, as in linear attention.
 
     Example:
         >>> AttentionSpec((("q", "q"), ("k", "k"), ("v", "v")), "out").returns
@@ -71,9 +74,11 @@ class AttentionSpec:
     per_head: tuple[tuple[str, int], ...] = ()
     per_key_value_head: tuple[tuple[str, int], ...] = ()
     per_head_inputs: tuple[tuple[str, int], ...] = ()
-    key_dim: str = ""
     config_counts: tuple[str, ...] = ()
     forward: Callable[..., Any] | None = None
+    key_dim: str = ""
+    key_widths: tuple[str, ...] = ()
+    has_state: bool = False
 
 
 # Of a class whose layout depends on the configuration, a function returns the spec of a module.

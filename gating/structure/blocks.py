@@ -90,6 +90,8 @@ class AttentionBlock:
     @property
     def cache_width(self) -> int:
         """Number of values that a decoder caches for each token: keys and values, or the latent they are made of."""
+        if self.spec.has_state:
+            return 0
         latent = next((linear for linear, layout in self.projections() if layout == "hkv"), None)
         if latent is not None:
             return num_inputs(latent) + int(getattr(self.module, "qk_rope_head_dim", 0))
@@ -151,25 +153,32 @@ class AttentionBlock:
         queries = [("q", head) for head in range(len(self.head_slots))]
         keys = [("k", head) for head in range(self.num_key_value_heads)]
         values = [("v", head) for head in range(self.num_key_value_heads)]
-        if layout in ("hqkv", "gqkv"):
-            size = len(queries) // len(keys)
-            return [
-                run
-                for group in range(len(keys))
-                for run in (*queries[group * size : (group + 1) * size], keys[group], values[group])
-            ]
-        kinds = "q" if layout == "hkv" else layout
-        return [run for kind in kinds for run in {"q": queries, "k": keys, "v": values}[kind]]
+        runs = {"q": queries, "k": keys, "v": values}
+        kinds = "q" if layout == "hkv" else layout.lstrip("hg")
+        if kinds in ("q", layout):
+            return [run for kind in kinds for run in runs[kind]]
+        size = {"q": len(queries) // len(keys), "k": 1, "v": 1}
+        return [
+            run
+            for group in range(len(keys))
+            for kind in kinds
+            for run in runs[kind][group * size[kind] : (group + 1) * size[kind]]
+        ]
 
-    def run_width(self, linear: nn.Module, layout: RowLayout) -> int:
-        """Return the number of rows of each run of a projection: that of one head."""
-        num_rows, num_runs = num_outputs(linear), len(self.runs(layout))
-        if num_rows % num_runs:
+    def run_widths(self, linear: nn.Module, layout: RowLayout) -> list[int]:
+        """Return the number of rows of each run of a projection."""
+        num_rows, kinds = num_outputs(linear), [kind for kind, _ in self.runs(layout)]
+        if self.key_dim != self.head_dim and len(set(kinds)) > 1:
+            with_keys = "k" if self.spec.has_state else "qk"
+            widths = [self.key_dim if kind in with_keys else self.head_dim for kind in kinds]
+        else:
+            widths = [num_rows // len(kinds)] * len(kinds)
+        if sum(widths) != num_rows:
             raise InputError(
                 f"{self.name} has a projection with {num_rows} rows, which cannot be shared out evenly among "
-                f"{num_runs} heads: describe {type(self.module).__name__} with gating.register_attention_spec."
+                f"{len(kinds)} heads: describe {type(self.module).__name__} with gating.register_attention_spec."
             )
-        return num_rows // num_runs
+        return widths
 
     def locate(self, path: str) -> tuple[nn.Module, str]:
         """Return the module and the name of the attribute at a path of the spec."""
@@ -209,7 +218,8 @@ def _fits(name: str, module: nn.Module, parent: nn.Module, spec: AttentionSpec) 
     if hasattr(module, "head_slots"):
         return True
     layouts = {kind for _, layout in block.projections() for kind in layout}
-    fits = hasattr(module, spec.head_dim) and block.has(spec.output_projection) and {"q", "k", "v"} <= layouts
+    needed = {"q", "k"} if spec.has_state else {"q", "k", "v"}
+    fits = hasattr(module, spec.head_dim) and block.has(spec.output_projection) and needed <= layouts
     if not fits and find_spec(module, shipped_only=True) is not spec:
         paths = [*(path for path, _ in spec.projections), spec.output_projection, spec.head_dim]
         missing = [path for path in paths if not block.has(path)]
@@ -247,6 +257,8 @@ def _count_key_value_heads(block: AttentionBlock, num_slots: int) -> int:
             return num_blocks
         if layout in ("qkv", "gqkv"):
             return (num_blocks - num_slots) // 2
+        if layout in ("kkq", "gkkqq"):
+            return (num_outputs(linear) - layout.count("q") * num_slots * block.head_dim) // (2 * block.key_dim)
     return num_slots
 
 

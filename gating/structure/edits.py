@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 Side = Literal["inputs", "outputs"]
+_CHANNELS = ("in_channels", "out_channels", "groups")
 
 
 class _Absent:
@@ -118,9 +119,11 @@ def plan_cut(linear: nn.Module, kept: Features, *, side: Side, silent: Features 
         Linear(in_features=2, out_features=2, bias=True)
     """
     size_names = ("nx", "nf") if isinstance(linear, Conv1D) else ("in_features", "out_features")
+    # In a convolution of each channel for itself, the outputs are the inputs.
+    changed = _CHANNELS if isinstance(linear, nn.Conv1d) else (size_names[side == "outputs"],)
     edits: list[Edit] = [
         TakeEntries(linear, "weight", kept, weight_dim(linear, side), silent),
-        SetAttribute(linear, size_names[side == "outputs"], len(kept)),
+        *(SetAttribute(linear, name, len(kept)) for name in changed),
     ]
     if side == "outputs" and linear.bias is not None:
         edits.append(TakeEntries(linear, "bias", kept, 0))

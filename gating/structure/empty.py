@@ -64,12 +64,15 @@ def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
     """Return the members of a subclass of an attention class that computes only its output bias."""
     bind = bind_arguments(base)
 
-    def forward(self: Any, *args: object, **kwargs: object) -> tuple[Tensor | None, ...]:
+    def forward(self: Any, *args: object, **kwargs: object) -> Tensor | tuple[Tensor | None, ...]:
         arguments = bind(args, kwargs)
         hidden_states = arguments["hidden_states"]
         source = arguments.get("encoder_hidden_states", arguments.get("key_value_states"))
         # By type, because the name of the argument differs between families.
         cache = next((argument for argument in arguments.values() if isinstance(argument, Cache)), None)
+        if returns == "tensor":
+            _update_state(self, hidden_states, cache)
+            return _with_zero_gradients(_project_bias(self, hidden_states), *arguments.values())
         past_length = past_length_of(cache, self.layer_idx) if cache is not None else 0
         key_length = _update_cache(self, hidden_states, source, cache)
         # An empty tensor, not None: transformers skips None when it collects the layers' probabilities.
@@ -113,6 +116,14 @@ def _project_bias(module: nn.Module, hidden_states: Tensor) -> Tensor:
         if name in children:
             output = children[name](output)
     return output
+
+
+def _update_state(module: Any, hidden_states: Tensor, cache: Cache | None) -> None:
+    """Put a state into the cache of a layer with linear attention: models ask its last layer whether there is one."""
+    if cache is not None:
+        zeros = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1])
+        cache.update_conv_state(zeros, module.layer_idx, conv_kernel_size=1)
+        cache.update_recurrent_state(zeros.new_zeros(len(zeros), 1, 1, 1), module.layer_idx)
 
 
 def _update_cache(module: Any, hidden_states: Tensor, source: Tensor | None, cache: Cache | None) -> int:

@@ -117,6 +117,27 @@ _LATENT_DECODERS: dict[str, Row] = {
 _HYBRID_DECODERS: dict[str, Row] = {
     # The rows of a query head are followed by those of its output gate.
     "(Qwen3Next|Qwen3_5|Qwen3_5Moe)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
+    # Each key head serves a group of heads, and the state of a head is normalized and gated for itself.
+    "(Qwen3Next|Qwen3_5|Qwen3_5Moe)GatedDeltaNet": AttentionSpec(
+        (
+            ("in_proj_qkvz", "gkkqq"),
+            ("in_proj_ba", "gqq"),
+            ("in_proj_qkv", "kkq"),
+            ("in_proj_z", "q"),
+            ("in_proj_b", "q"),
+            ("in_proj_a", "q"),
+            ("conv1d", "kkq"),
+        ),
+        "out_proj",
+        head_dim="head_v_dim",
+        returns="tensor",
+        head_counts=("num_v_heads",),
+        head_widths=("value_dim",),
+        per_head=(("A_log", 0), ("dt_bias", 0)),
+        key_dim="head_k_dim",
+        key_widths=("key_dim",),
+        has_state=True,
+    ),
     "(FalconH1|Bamba|Jamba|GraniteMoeHybrid|NemotronH|MiniMax|RecurrentGemma)Attention": AttentionSpec(
         Q_K_V_PROJ, "o_proj"
     ),

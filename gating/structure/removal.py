@@ -7,6 +7,7 @@ them; padding keeps its query rows, and its columns of the output projection are
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -142,10 +143,14 @@ def _choose_padding(groups: Sequence[Sequence[int]], kept: set[int]) -> set[int]
 
 
 def rows_of(block: AttentionBlock, linear: nn.Module, layout: RowLayout, selection: Selection) -> Features:
-    """Return the rows of a projection that stay, in runs of those of one head."""
+    """Return the rows of a projection that stay."""
     stays = {"q": set(selection.slots), "k": set(selection.key_values), "v": set(selection.key_values)}
     runs = [i for i, (kind, head) in enumerate(block.runs(layout)) if head in stays[kind]]
-    return Features(runs, block.run_width(linear, layout))
+    widths = block.run_widths(linear, layout)
+    if len(set(widths)) == 1:
+        return Features(runs, widths[0])
+    ends = list(accumulate(widths))
+    return Features([row for i in runs for row in range(ends[i] - widths[i], ends[i])], 1)
 
 
 def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
@@ -198,7 +203,8 @@ def _plan_attributes(block: AttentionBlock, selection: Selection) -> list[Edit]:
     module, num_slots, num_groups = block.module, len(selection.slots), len(selection.key_values)
     values: dict[str, Any] = dict.fromkeys(block.spec.head_counts, num_slots)
     values |= dict.fromkeys(block.spec.head_widths, num_slots * block.head_dim)
-    values |= dict.fromkeys(("num_key_value_heads", "num_kv_heads"), num_groups)
+    values |= dict.fromkeys(("num_key_value_heads", "num_kv_heads", "num_k_heads"), num_groups)
+    values |= dict.fromkeys(block.spec.key_widths, num_groups * block.key_dim)
     values["num_key_value_groups"] = num_slots // num_groups if num_groups else 1
     edits: list[Edit] = [SetAttribute(module, name, value) for name, value in values.items() if hasattr(module, name)]
     if block.spec.config_counts:

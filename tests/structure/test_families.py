@@ -10,7 +10,11 @@ from gating.discovery.probe import forward_outputs, make_probe, max_relative_dif
 from tests.support.family_models import FAMILIES
 from tests.support.masked_models import Units, check_generation, check_gradients, compact
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [
+    pytest.mark.usefixtures("quiet"),
+    # Hybrid models have layers without gates.
+    pytest.mark.filterwarnings("ignore:.*get no gates"),
+]
 
 # Masked and compact models add the same numbers in another order.
 TOLERANCE = 1e-5

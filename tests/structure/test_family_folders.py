@@ -20,7 +20,11 @@ from gating.discovery.probe import forward_outputs, make_probe, max_relative_dif
 from tests.support.family_models import FAMILIES
 from tests.support.masked_models import Units, compact
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [
+    pytest.mark.usefixtures("quiet"),
+    # Hybrid models have layers without gates.
+    pytest.mark.filterwarnings("ignore:.*get no gates"),
+]
 
 RELOAD = """
 import json, sys, torch, transformers

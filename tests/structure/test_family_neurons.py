@@ -11,7 +11,11 @@ from tests.support.family_models import FAMILIES as ALL_FAMILIES
 from tests.support.masked_models import Units, check_generation, compact, finalized, group_sizes, without_gradient
 from tests.support.tiny_models import assert_same_state, state_of
 
-pytestmark = pytest.mark.usefixtures("quiet")
+pytestmark = [
+    pytest.mark.usefixtures("quiet"),
+    # Hybrid models have layers without gates.
+    pytest.mark.filterwarnings("ignore:.*get no gates"),
+]
 
 # Masked and compact models add the same numbers in another order.
 TOLERANCE = 1e-5

@@ -13,7 +13,14 @@ from gating.objectives.baselines.magnitude import head_norms
 from gating.pruning.macs import measure_macs
 from gating.pruning.measure import cache_bytes_per_token, count_macs
 from tests.support.family_models import FAMILIES, TEXT, Family
+from tests.support.masked_models import generate_all, make_pattern, prune
 from tests.support.more_family_models import INDEXED, LATENT
+
+pytestmark = [
+    pytest.mark.usefixtures("quiet"),
+    # Hybrid models have layers without gates.
+    pytest.mark.filterwarnings("ignore:.*get no gates"),
+]
 
 WIDE = ["deepseek_v2", "deepseek_v3", "bailing_hybrid", "qwen3_next", "mimo_v2_flash"]
 # Layers pass the keys that their index chooses to the next ones.
@@ -45,6 +52,38 @@ def test_a_head_takes_its_output_gate_along():
     gating.prune_heads(model, {0: [0, 1, 4, 5]})
     after = model.model.layers[0].self_attn.q_proj.weight.unflatten(0, (4, 2, 8))
     assert torch.equal(after, before[[2, 3, 6, 7]])
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5"])
+def test_heads_of_linear_attention_take_their_channels_and_states_along(family):
+    model = FAMILIES[family].build()
+    gates = create_gates(model)
+    size = gates.gate_sizes[sum(gates.block_sizes[:1])]
+    # Two heads of 8 features share a key of 8 features; the kernel of the convolution has 3 entries.
+    assert size.num_heads == 2
+    assert size.num_parameters == 64 * (2 * 8 + 2 * 2 * 8 + 2 * 2) + 3 * (2 * 8 + 2 * 8) + 64 * 2 * 8
+    assert size.macs(10) == 10 * (size.num_parameters + 3 * 2 * 8 * 8)
+    parameters, of_states = model.num_parameters(), 2 * 2
+    gating.prune_heads(model, {1: [0, 1]})
+    assert parameters - model.num_parameters() == size.num_parameters + of_states
+    mixer = model.model.layers[1].linear_attn
+    assert (mixer.num_k_heads, mixer.num_v_heads, mixer.key_dim, mixer.value_dim) == (1, 2, 8, 16)
+    assert (mixer.conv1d.groups, mixer.conv1d.weight.shape) == (32, (32, 1, 3))
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "qwen3_5"])
+@pytest.mark.parametrize("seed", [0, 1, 2, None])
+def test_prompts_with_padding_generate_the_same_with_linear_attention(family, seed):
+    model = FAMILIES[family].build()
+    gates = gating.inject_gates(model, group_queries=False)
+    pattern = make_pattern(gates, seed)
+    inputs = make_probe(model)["input_ids"].clone()
+    inputs[0, :4] = model.config.pad_token_id
+    ways = {"greedy": {"attention_mask": (inputs != model.config.pad_token_id).long()}}
+    with gates.fixed_at(pattern):
+        masked = generate_all(model, {"input_ids": inputs}, ways)
+    prune(model, gates, pattern)
+    assert generate_all(model, {"input_ids": inputs}, ways) == masked
 
 
 @pytest.mark.parametrize("family", WIDE)
