@@ -19,7 +19,7 @@ from gating.objectives.baselines.magnitude import Magnitude
 from gating.pruning.macs import measure_macs
 from gating.pruning.prune import plan_pruning
 from gating.structure.feed_forward import ExpertsBlock
-from tests.support.family_models import EXPERTS
+from tests.support.expert_models import EXPERTS
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.masked_models import check_generation, compact, finalized, make_pattern, prune, without_gradient
 from tests.support.tiny_models import assert_same_state, state_of
