@@ -7,6 +7,7 @@ from gating.errors import InputError
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import num_inputs, num_outputs, without_adapter
 from gating.structure.feed_forward import Block, FeedForwardBlock
+from gating.structure.removal import row_runs, run_widths
 
 __all__ = ["NUM_TOKENS", "GateSize", "gate_sizes"]
 
@@ -88,7 +89,7 @@ def _size_of_heads(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
     weights = biases = 0.0
     for linear, layout in block.projections():
         shares: dict[int, float] = {}
-        for (kind, head), width in zip(block.runs(layout), block.run_widths(linear, layout), strict=True):
+        for (kind, head), width in zip(row_runs(block, layout), run_widths(block, linear, layout), strict=True):
             if head == 0:
                 shares[width] = shares.get(width, 0) + (1.0 if kind == "q" else 1 / group)
         rows = sum(width * share for width, share in shares.items())

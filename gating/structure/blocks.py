@@ -145,41 +145,6 @@ class AttentionBlock:
             if self.has(path):
                 yield getattr(*self.locate(path)), layout
 
-    def runs(self, layout: RowLayout) -> list[tuple[str, int]]:
-        """Return the kind and position of the head of each run of rows of a projection, in the order of the rows.
-
-        The kind is ``q`` for rows of one query head, and ``k`` or ``v`` for those of one key-value head.
-        """
-        queries = [("q", head) for head in range(len(self.head_slots))]
-        keys = [("k", head) for head in range(self.num_key_value_heads)]
-        values = [("v", head) for head in range(self.num_key_value_heads)]
-        runs = {"q": queries, "k": keys, "v": values}
-        kinds = "q" if layout == "hkv" else layout.lstrip("hg")
-        if kinds in ("q", layout):
-            return [run for kind in kinds for run in runs[kind]]
-        size = {"q": len(queries) // len(keys), "k": 1, "v": 1}
-        return [
-            run
-            for group in range(len(keys))
-            for kind in kinds
-            for run in runs[kind][group * size[kind] : (group + 1) * size[kind]]
-        ]
-
-    def run_widths(self, linear: nn.Module, layout: RowLayout) -> list[int]:
-        """Return the number of rows of each run of a projection."""
-        num_rows, kinds = num_outputs(linear), [kind for kind, _ in self.runs(layout)]
-        if self.key_dim != self.head_dim and len(set(kinds)) > 1:
-            with_keys = "k" if self.spec.has_state else "qk"
-            widths = [self.key_dim if kind in with_keys else self.head_dim for kind in kinds]
-        else:
-            widths = [num_rows // len(kinds)] * len(kinds)
-        if sum(widths) != num_rows:
-            raise InputError(
-                f"{self.name} has a projection with {num_rows} rows, which cannot be shared out evenly among "
-                f"{len(kinds)} heads: describe {type(self.module).__name__} with gating.register_attention_spec."
-            )
-        return widths
-
     def locate(self, path: str) -> tuple[nn.Module, str]:
         """Return the module and the name of the attribute at a path of the spec."""
         start = self.parent if path.startswith("^") else self.module

@@ -15,7 +15,7 @@ from torch import nn
 
 from .attention_spec import RowLayout
 from .blocks import AttentionBlock
-from .edits import ABSENT, Edit, Features, SetAttribute, TakeEntries, plan_cut
+from .edits import ABSENT, Edit, Features, SetAttribute, TakeEntries, num_outputs, plan_cut
 from .empty import BiasOnly, emptied
 from .errors import InputError
 from .feed_forward import Block, FeedForwardBlock
@@ -31,7 +31,7 @@ from .subclasses import (
     subclass,
 )
 
-__all__ = ["ConfigView", "Selection", "plan_removal", "rows_of", "select"]
+__all__ = ["ConfigView", "Selection", "plan_removal", "row_runs", "rows_of", "run_widths", "select"]
 
 # Modules of an emptied block that remain in use: T5's table serves all layers, ALBERT's norm ends the block.
 _STAYS_WHEN_EMPTIED = {"t5": {"relative_attention_bias"}, "albert": {"LayerNorm"}}
@@ -145,12 +145,49 @@ def _choose_padding(groups: Sequence[Sequence[int]], kept: set[int]) -> set[int]
 def rows_of(block: AttentionBlock, linear: nn.Module, layout: RowLayout, selection: Selection) -> Features:
     """Return the rows of a projection that stay."""
     stays = {"q": set(selection.slots), "k": set(selection.key_values), "v": set(selection.key_values)}
-    runs = [i for i, (kind, head) in enumerate(block.runs(layout)) if head in stays[kind]]
-    widths = block.run_widths(linear, layout)
+    runs = [i for i, (kind, head) in enumerate(row_runs(block, layout)) if head in stays[kind]]
+    widths = run_widths(block, linear, layout)
     if len(set(widths)) == 1:
         return Features(runs, widths[0])
     ends = list(accumulate(widths))
     return Features([row for i in runs for row in range(ends[i] - widths[i], ends[i])], 1)
+
+
+def row_runs(block: AttentionBlock, layout: RowLayout) -> list[tuple[str, int]]:
+    """Return the kind and position of the head of each run of rows of a projection, in the order of the rows.
+
+    The kind is ``q`` for rows of one query head, and ``k`` or ``v`` for those of one key-value head.
+    """
+    queries = [("q", head) for head in range(len(block.head_slots))]
+    keys = [("k", head) for head in range(block.num_key_value_heads)]
+    values = [("v", head) for head in range(block.num_key_value_heads)]
+    runs = {"q": queries, "k": keys, "v": values}
+    kinds = "q" if layout == "hkv" else layout.lstrip("hg")
+    if kinds in ("q", layout):
+        return [run for kind in kinds for run in runs[kind]]
+    size = {"q": len(queries) // len(keys), "k": 1, "v": 1}
+    return [
+        run
+        for group in range(len(keys))
+        for kind in kinds
+        for run in runs[kind][group * size[kind] : (group + 1) * size[kind]]
+    ]
+
+
+def run_widths(block: AttentionBlock, linear: nn.Module, layout: RowLayout) -> list[int]:
+    """Return the number of rows of each run of a projection."""
+    num_rows, kinds = num_outputs(linear), [kind for kind, _ in row_runs(block, layout)]
+    if block.key_dim != block.head_dim and len(set(kinds)) > 1:
+        with_keys = "k" if block.spec.has_state else "qk"
+        widths = [block.key_dim if kind in with_keys else block.head_dim for kind in kinds]
+    else:
+        widths = [num_rows // len(kinds)] * len(kinds)
+    if sum(widths) != num_rows:
+        raise InputError(
+            f"{block.name} has a projection with {num_rows} rows, which cannot be shared out evenly among "
+            f"{len(kinds)} heads: describe {type(block.module).__name__} with gating.register_attention_spec."
+        )
+    return widths
 
 
 def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
