@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.errors import InputError, InputTypeError
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.edits import without_adapter
+from gating.structure.edits import parameter_names, without_adapter
 
 __all__ = [
     "check_has_values",
@@ -123,13 +123,13 @@ def _check_editable(block: AttentionBlock) -> None:
 def why_not_editable(linear: nn.Module) -> str | None:
     """Return the reason for which rows or columns of a layer cannot be removed, or None."""
     kind = type(linear).__name__
-    weight = getattr(linear, "weight", None)
+    weight = getattr(linear, parameter_names(linear)[0], None)
     if isinstance(weight, MethodType):
         return f"it is quantized ({type(linear).__module__}.{kind}): remove heads first and quantize the result"
     if isinstance(weight, Tensor) and (reason := _why_quantized(weight, f"{kind} with ")):
         return reason
     is_channelwise = isinstance(linear, nn.Conv1d) and linear.groups == linear.in_channels == linear.out_channels
-    if not isinstance(linear, (nn.Linear, Conv1D)) and not is_channelwise:
+    if not isinstance(linear, (nn.Linear, Conv1D, nn.MultiheadAttention)) and not is_channelwise:
         return f"{kind} is neither nn.Linear nor Conv1D: remove heads before layers are quantized or replaced"
     return why_not_divisible(weight)
 
@@ -168,7 +168,18 @@ def why_not_attention(module: nn.Module) -> str | None:
     # The names of models match, too.
     if re.search(_MIXERS, type(module).__name__) and has_projections and not isinstance(module, PreTrainedModel):
         return _why_not_mixer(module, width)
-    return _why_heads_depend(module, width) if isinstance(width, int) else None
+    reason = _why_heads_depend(module, width) if isinstance(width, int) else None
+    return reason or _why_single(module)
+
+
+def _why_single(module: nn.Module) -> str | None:
+    """Return the reason for which attention by layers for queries, keys and values has a single head, or None."""
+    children = {name.removesuffix("_proj") for name, _ in module.named_children()}
+    # Numbers of heads may also be in a configuration.
+    is_counted = any(re.search("head|group|config", name) for name in vars(module))
+    if is_counted or not {"q", "k", "v"} <= children:
+        return None
+    return "it has a single head, as wide as the layer, of which no part can be removed alone"
 
 
 def _why_not_mixer(module: nn.Module, width: object) -> str:
@@ -193,7 +204,7 @@ def _why_heads_depend(module: nn.Module, width: int) -> str | None:
         return "its heads are mixed before the softmax (talking heads)"
     for name, child in module.named_children():
         weight = getattr(child, "weight", None)
-        if re.fullmatch(r"(q|k|query|key)_?(layer)?_?(norm|layernorm|ln)", name) and weight is not None:
+        if re.fullmatch(r"(q|k|query|key)_?(layer)?_?(norm|layernorm|ln)|inner_attn_ln", name) and weight is not None:
             head_dim = getattr(module, "head_dim", width)
             if weight.dim() == 1 and weight.numel() == width > head_dim:
                 return f"{name} normalizes across all heads, so every head depends on those that would go"

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from gating.errors import InputError
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import num_inputs, num_outputs, without_adapter
+from gating.structure.edits import num_inputs, num_outputs, parameter_names, without_adapter
 from gating.structure.feed_forward import Block, FeedForwardBlock
 from gating.structure.removal import row_runs, run_widths
 
@@ -110,8 +112,9 @@ def _size_of_heads(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
     )
 
 
-def _has_bias(linear: object) -> bool:
-    return getattr(without_adapter(linear), "bias", None) is not None  # type: ignore[arg-type]
+def _has_bias(linear: nn.Module) -> bool:
+    linear = without_adapter(linear)
+    return getattr(linear, parameter_names(linear)[1], None) is not None
 
 
 def _slots_by_gate(block: AttentionBlock, *, group_queries: bool) -> list[tuple[int, ...]]:

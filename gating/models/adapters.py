@@ -168,8 +168,9 @@ def _queries_and_values(model: nn.Module) -> list[str]:
         names[linear]
         for block in iter_attention_blocks(model)
         for linear, layout in (block.projections() if block.num_heads else ())
-        # Models with a convolution of their heads read its weight, and do not call it.
-        if ("q" in layout or "v" in layout) and not isinstance(linear, nn.Conv1d)
+        # Models with a convolution of their heads read its weight, and do not call it. PEFT wraps a whole
+        # nn.MultiheadAttention, so that heads would have to be removed from its wrapper.
+        if ("q" in layout or "v" in layout) and not isinstance(linear, (nn.Conv1d, nn.MultiheadAttention))
     ]
     if not found:
         raise InputError(

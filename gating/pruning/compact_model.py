@@ -153,7 +153,8 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     "head_dim": lambda value: _is_text(value, _NAME),
     "key_dim": lambda value: _is_text(value, _NAME),
     "returns": lambda value: value in typing.get_args(Returns),
-    **dict.fromkeys(("is_cross_attention", "has_state"), lambda value: isinstance(value, bool)),
+    "borrowed": lambda value: value in ("", "v", "kv"),
+    **dict.fromkeys(("is_cross_attention", "has_state", "lends"), lambda value: isinstance(value, bool)),
     **dict.fromkeys(("head_counts", "head_widths", "key_widths", "config_counts"), _are_names),
     **dict.fromkeys(("per_head", "per_key_value_head", "per_head_inputs"), _are_dims),
 }

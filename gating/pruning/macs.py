@@ -26,8 +26,12 @@ class _Calls:
     def count_tokens(self, features: Tensor) -> None:
         self.num_tokens += features.numel() // max(1, features.shape[-1]) / self._per_token
 
-    def count_keys(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.num_keys = inputs[0].shape[-2]
+    def count_keys(self, layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        if isinstance(layer, nn.MultiheadAttention):
+            keys = named["key"] if "key" in named else inputs[1]
+            self.num_keys = keys.shape[-2 if layer.batch_first or keys.dim() == 2 else 0]
+        else:
+            self.num_keys = (*inputs, *named.values())[0].shape[-2]
 
 
 def measure_macs(model: nn.Module, gates: HeadGates, blocks: Sequence[Block], batch: Mapping[str, Tensor]) -> Tensor:
@@ -60,8 +64,9 @@ def measure_macs(model: nn.Module, gates: HeadGates, blocks: Sequence[Block], ba
     for block, counts in zip(blocks, calls, strict=True):
         handles.append(block.hook_features(counts.count_tokens))
         if isinstance(block, AttentionBlock):
-            key = next(linear for linear, layout in block.projections() if "k" in layout)
-            handles.append(key.register_forward_pre_hook(counts.count_keys))
+            # Where keys are those of an earlier layer, there are as many as queries.
+            key = max(block.projections(), key=lambda projection: "k" in projection[1])[0]
+            handles.append(key.register_forward_pre_hook(counts.count_keys, with_kwargs=True))
     try:
         forward_outputs(model, batch)
     finally:

@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv", "hkv", "kkq", "gkkqq", "gqq"]
-Returns = Literal["pair", "context", "t5", "mpnet", "albert", "tensor", "unknown"]
+Returns = Literal["pair", "context", "t5", "mpnet", "albert", "tensor", "forward", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class AttentionSpec:
     to attributes that a module lacks are skipped, because configurations of one class differ.
 
     Attributes:
-        projections: Pairs ``(path, layout)`` of the linear layers that compute queries, keys and values. The layout is
+        projections: Pairs ``(path, layout)`` of the linear layers that compute queries, keys and values; a path to a
+            parameter stands for an ``nn.MultiheadAttention``, which has their weights itself. The layout is
             the order of heads in their output rows: ``q``, ``k`` or ``v`` alone; ``kv`` and ``qkv`` for all queries,
             then all keys, then all values; ``hqkv`` for query, key and value of one head after another; ``gqkv`` for
             the queries, the key and the value of one key-value group after another; ``hkv`` for key and value of one
@@ -40,11 +41,12 @@ class AttentionSpec:
             ``kkq`` for all queries, then all keys, then all values; ``gkkqq`` and ``gqq`` for one group after another.
         output_projection: Path of the linear layer that mixes the heads; its input is
             ``[..., num_heads * head_dim]``.
-        head_dim: Name of the attribute with the width of one head in the input of the output projection.
+        head_dim: Name of the attribute with the width of one head in the input of the output projection, or that width.
         returns: Return value of the attention module: ``pair`` for ``(output, attention probabilities)`` with the
             output projection inside, ``context`` with the output projection outside, ``t5`` with the position bias in
             the middle, ``mpnet`` without probabilities unless ``output_attentions`` is set, ``albert`` with residual
-            and layer norm inside, ``tensor`` for the output alone. With ``unknown``, every block must keep a head.
+            and layer norm inside, ``tensor`` for the output alone. With ``forward``, the function ``forward`` serves
+            modules without heads, too. With ``unknown``, every block must keep a head.
         head_counts: Attributes with the number of heads, updated where present.
         head_widths: Attributes with ``num_heads * head_dim``, updated where present.
         is_cross_attention: Whether keys and values come from another sequence. Modules with names such as
@@ -58,6 +60,12 @@ class AttentionSpec:
         key_dim: Name of the attribute with the width of one query and one key, where it is not the one of ``head_dim``.
         key_widths: Attributes with ``num_key_value_heads * key_dim``, updated where present.
         has_state: Whether heads keep a state of one size in place of keys and values, as in linear attention.
+        calls_projection: Whether the class's own ``forward`` calls the output projection as a module. Otherwise,
+            ``forward`` also replaces it while functions are called on the outputs of heads.
+        borrowed: Those of ``k`` and ``v`` without a projection: ``kv`` of a layer that uses keys and values of an
+            earlier one, ``v`` where the keys are the values, too.
+        lends: Whether later layers use the keys and values of this one. All key-value heads stay then, as where keys
+            are borrowed, and padding where no query head is kept.
 
     Example:
         >>> AttentionSpec((("q", "q"), ("k", "k"), ("v", "v")), "out").returns
@@ -66,7 +74,7 @@ class AttentionSpec:
 
     projections: tuple[tuple[str, RowLayout], ...]
     output_projection: str
-    head_dim: str = "head_dim"
+    head_dim: str | int = "head_dim"
     returns: Returns = "pair"
     head_counts: tuple[str, ...] = ("num_heads", "num_attention_heads", "n_heads")
     head_widths: tuple[str, ...] = ("all_head_size",)
@@ -79,6 +87,18 @@ class AttentionSpec:
     key_dim: str = ""
     key_widths: tuple[str, ...] = ()
     has_state: bool = False
+    calls_projection: bool = True
+    borrowed: Literal["", "v", "kv"] = ""
+    lends: bool = False
+
+    @property
+    def keeps_key_value_heads(self) -> bool:
+        """Whether all key-value heads stay, because other layers use them, too."""
+        return self.lends or "k" in self.borrowed
+
+    def width_of_head(self, module: nn.Module) -> int | None:
+        """Return the width of one head of a module; None if the module has no such attribute."""
+        return self.head_dim if isinstance(self.head_dim, int) else getattr(module, self.head_dim, None)
 
 
 # Of a class whose layout depends on the configuration, a function returns the spec of a module.

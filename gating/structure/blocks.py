@@ -11,6 +11,7 @@ from .attention_spec import AttentionSpec, RowLayout
 from .edits import Handle, hook_input, num_inputs, num_outputs, weight_dim, without_adapter
 from .errors import InputError
 from .families import find_spec
+from .subclasses import ForwardHandle
 
 __all__ = [
     "AttentionBlock",
@@ -137,13 +138,17 @@ class AttentionBlock:
 
     def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
         """Call a function on the outputs of the heads, ``[..., num_slots * head_dim]``, in each use of the module."""
-        return hook_input(self.output_projection, function)
+        handle = hook_input(self.output_projection, function)
+        forward = None if self.spec.calls_projection else self.spec.forward
+        return handle if forward is None else ForwardHandle(self.module, forward, handle)
 
     def projections(self) -> Iterator[tuple[nn.Module, RowLayout]]:
         """Yield the linear layers that compute queries, keys and values, with the layouts of their rows."""
         for path, layout in self.spec.projections:
             if self.has(path):
-                yield getattr(*self.locate(path)), layout
+                holder, attribute = self.locate(path)
+                found = getattr(holder, attribute)
+                yield found if isinstance(found, nn.Module) else holder, layout
 
     def locate(self, path: str) -> tuple[nn.Module, str]:
         """Return the module and the name of the attribute at a path of the spec."""
@@ -182,12 +187,12 @@ def _fits(name: str, module: nn.Module, parent: nn.Module, spec: AttentionSpec) 
     block = AttentionBlock(name, 0, module, parent, spec, 0, 0, (), (), 0)
     if hasattr(module, "head_slots"):
         return True
-    layouts = {kind for _, layout in block.projections() for kind in layout}
+    layouts = {kind for _, layout in block.projections() for kind in layout}.union(spec.borrowed)
     needed = {"q", "k"} if spec.has_state else {"q", "k", "v"}
-    fits = hasattr(module, spec.head_dim) and block.has(spec.output_projection) and needed <= layouts
-    if not fits and find_spec(module, shipped_only=True) is not spec:
+    fits = needed <= layouts and block.has(spec.output_projection) and spec.width_of_head(module) is not None
+    if not fits and find_spec(module, shipped_only=True) != spec:
         paths = [*(path for path, _ in spec.projections), spec.output_projection, spec.head_dim]
-        missing = [path for path in paths if not block.has(path)]
+        missing = [path for path in paths if isinstance(path, str) and not block.has(path)]
         raise InputError(
             f"The spec of {type(module).__name__} does not fit {name}: "
             + (f"it has no {missing[0]!r}." if missing else "its projections do not make queries, keys and values.")
@@ -196,7 +201,7 @@ def _fits(name: str, module: nn.Module, parent: nn.Module, spec: AttentionSpec) 
 
 
 def _describe(name: str, layer_idx: int, module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> AttentionBlock:
-    head_dim = int(getattr(module, spec.head_dim))
+    head_dim = int(spec.width_of_head(module) or 0)
     unfinished = AttentionBlock(name, layer_idx, module, parent, spec, 0, head_dim, (), (), 0)
     if hasattr(module, "head_slots"):
         head_slots, head_ids, num_heads_before = _memory(module)
@@ -224,7 +229,8 @@ def _count_key_value_heads(block: AttentionBlock, num_slots: int) -> int:
             return (num_blocks - num_slots) // 2
         if layout in ("kkq", "gkkqq"):
             return (num_outputs(linear) - layout.count("q") * num_slots * block.head_dim) // (2 * block.key_dim)
-    return num_slots
+    size = getattr(block.module, "num_key_value_groups", 1) if "k" in block.spec.borrowed else 1
+    return num_slots // int(size)
 
 
 def tower_of(name: str) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "hook_input",
     "num_inputs",
     "num_outputs",
+    "parameter_names",
     "plan_cut",
     "plan_cut_at",
     "set_attribute",
@@ -121,13 +122,19 @@ def plan_cut(linear: nn.Module, kept: Features, *, side: Side, silent: Features 
     size_names = ("nx", "nf") if isinstance(linear, Conv1D) else ("in_features", "out_features")
     # In a convolution of each channel for itself, the outputs are the inputs.
     changed = _CHANNELS if isinstance(linear, nn.Conv1d) else (size_names[side == "outputs"],)
+    weight, bias = parameter_names(linear)
     edits: list[Edit] = [
-        TakeEntries(linear, "weight", kept, weight_dim(linear, side), silent),
-        *(SetAttribute(linear, name, len(kept)) for name in changed),
+        TakeEntries(linear, weight, kept, weight_dim(linear, side), silent),
+        *(SetAttribute(linear, name, len(kept)) for name in changed if hasattr(linear, name)),
     ]
-    if side == "outputs" and linear.bias is not None:
-        edits.append(TakeEntries(linear, "bias", kept, 0))
+    if side == "outputs" and getattr(linear, bias) is not None:
+        edits.append(TakeEntries(linear, bias, kept, 0))
     return edits
+
+
+def parameter_names(linear: nn.Module) -> tuple[str, str]:
+    """Return the names of a layer's weight and bias; ``nn.MultiheadAttention`` projects its inputs itself."""
+    return ("in_proj_weight", "in_proj_bias") if isinstance(linear, nn.MultiheadAttention) else ("weight", "bias")
 
 
 def plan_cut_at(owner: nn.Module, path: str, kept: Features, *, side: Side) -> list[Edit]:
@@ -193,7 +200,7 @@ def _replace_input(
 
 
 def _width(linear: Any, side: Side) -> int:
-    weight = getattr(linear, "weight", None)
+    weight = getattr(linear, parameter_names(linear)[0], None)
     if isinstance(weight, Tensor) and (weight.is_floating_point() or not hasattr(linear, "in_features")):
         return int(weight.shape[weight_dim(linear, side)])
     # A quantized layer, whose weight may be packed: the error that it cannot be edited comes later.

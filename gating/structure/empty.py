@@ -5,6 +5,7 @@ generation fails silently, and ONNX runtimes reject the reshapes. An emptied mod
 bias, residual, cache length and a place in ``output_attentions``.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ from .attention_spec import Returns
 from .edits import num_inputs, num_outputs
 from .subclasses import bind_arguments, past_length_of
 
-__all__ = ["BiasOnly", "emptied", "has_no_weight"]
+__all__ = ["BiasOnly", "emptied", "has_no_weight", "with_zero_gradients"]
+
+# Arguments with the sequence that cross-attention reads.
+_SOURCES = ("encoder_hidden_states", "key_value_states", "cross_attention_states")
 
 
 def has_no_weight(module: nn.Module) -> bool:
@@ -52,7 +56,7 @@ class BiasOnly(nn.Module):
         """Return the bias at every position, ``[..., out_features]``, for an input of any width."""
         out_features = self.weight.shape[0]
         result = hidden_states.new_zeros(*hidden_states.shape[:-1], out_features)
-        return _with_zero_gradients(result if self.bias is None else result + self.bias, hidden_states)
+        return with_zero_gradients(result if self.bias is None else result + self.bias, hidden_states)
 
     def extra_repr(self) -> str:
         """Return the shape as ``nn.Linear`` does, and a remedy for PEFT's error about its targets."""
@@ -63,23 +67,28 @@ class BiasOnly(nn.Module):
 def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
     """Return the members of a subclass of an attention class that computes only its output bias."""
     bind = bind_arguments(base)
+    names = list(inspect.signature(base.forward).parameters)[1:]
+    queries_name = "hidden_states" if "hidden_states" in names else names[0]
+    reads_cached_images = "cross_attention_states" in names
 
     def forward(self: Any, *args: object, **kwargs: object) -> Tensor | tuple[Tensor | None, ...]:
         arguments = bind(args, kwargs)
-        hidden_states = arguments["hidden_states"]
-        source = arguments.get("encoder_hidden_states", arguments.get("key_value_states"))
+        hidden_states = arguments[queries_name]
+        source = next((arguments[name] for name in _SOURCES if name in arguments), None)
         # By type, because the name of the argument differs between families.
         cache = next((argument for argument in arguments.values() if isinstance(argument, Cache)), None)
         if returns == "tensor":
             _update_state(self, hidden_states, cache)
-            return _with_zero_gradients(_project_bias(self, hidden_states), *arguments.values())
+            return with_zero_gradients(_project_bias(self, hidden_states), *arguments.values())
         past_length = past_length_of(cache, self.layer_idx) if cache is not None else 0
+        if source is None and reads_cached_images:
+            cache = None  # The keys are those of an earlier step.
         key_length = _update_cache(self, hidden_states, source, cache)
         # An empty tensor, not None: transformers skips None when it collects the layers' probabilities.
         probabilities = hidden_states.new_zeros(hidden_states.shape[0], 0, hidden_states.shape[1], key_length)
         if returns == "context":
-            return _with_zero_gradients(hidden_states, *arguments.values()), probabilities
-        output = _with_zero_gradients(_project_bias(self, hidden_states), *arguments.values())
+            return with_zero_gradients(hidden_states, *arguments.values()), probabilities
+        output = with_zero_gradients(_project_bias(self, hidden_states), *arguments.values())
         if returns == "mpnet":
             return (output, probabilities) if arguments.get("output_attentions") else (output,)
         if returns == "albert":
@@ -88,13 +97,13 @@ def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
             bias = None if source is not None else arguments.get("position_bias")
             if bias is None and source is None and self.has_relative_attention_bias:
                 bias = self.compute_bias(hidden_states.shape[1], key_length, hidden_states.device, past_length)
-            return _with_zero_gradients(output, bias), bias, probabilities
+            return with_zero_gradients(output, bias), bias, probabilities
         return output, probabilities
 
     return {"forward": forward}
 
 
-def _with_zero_gradients(output: Tensor, *unused: object) -> Tensor:
+def with_zero_gradients(output: Tensor, *unused: object) -> Tensor:
     """Give tensors that do not affect an output a gradient of zero.
 
     Parameters without gradient stop training on several devices: those of the norm before an emptied block, of position
@@ -112,7 +121,7 @@ def _project_bias(module: nn.Module, hidden_states: Tensor) -> Tensor:
     # PEFT's modules_to_save are wrapped.
     stub = next(child for child in children.values() if any(isinstance(part, BiasOnly) for part in child.modules()))
     output: Tensor = stub(hidden_states)
-    for name in ("resid_dropout", "out_drop", "output_dropout"):
+    for name in ("resid_dropout", "out_drop", "output_dropout", "proj_drop", "projection_dropout"):
         if name in children:
             output = children[name](output)
     return output
@@ -130,7 +139,7 @@ def _update_cache(module: Any, hidden_states: Tensor, source: Tensor | None, cac
     """Update the length of the cache, if there is one, and return the number of keys."""
     keys_from = hidden_states if source is None else source
     layer_idx = getattr(module, "layer_idx", None)
-    if cache is None or layer_idx is None:
+    if cache is None or layer_idx is None or getattr(module, "is_kv_shared_layer", False):
         return keys_from.shape[1]
     if isinstance(cache, EncoderDecoderCache):
         if source is None:

@@ -124,7 +124,7 @@ def _plan_heads(model: nn.Module, entries: dict[str, object], *, may_be_empty: b
             )
         kept = _read_heads(name, entry, "kept_heads", block.num_heads)
         padding = _read_heads(name, entry, "padding_heads", block.num_heads)
-        if set(kept) & set(padding) or (padding and not kept):
+        if set(kept) & set(padding) or (padding and not kept and not block.spec.lends):
             raise damaged(f"block {name!r} names heads {padding} as padding, which must fill groups of kept heads")
         try:
             edits += plan_removal(block, kept, padding=padding)

@@ -100,7 +100,7 @@ def plan_removal(block: Block, kept: Collection[int], *, padding: Collection[int
         "head_slots": selection.head_slots,
     }
     return [
-        *(_plan_emptying(block) if not kept else _plan_slicing(block, selection)),
+        *(_plan_slicing(block, selection) if selection.slots else _plan_emptying(block)),
         *_plan_attributes(block, selection),
         *_plan_class(block, selection),
         *(SetAttribute(block.module, name, value) for name, value in memory.items()),
@@ -109,12 +109,13 @@ def plan_removal(block: Block, kept: Collection[int], *, padding: Collection[int
 
 def select(block: AttentionBlock, kept: Collection[int], padding: Collection[int] | None = None) -> Selection:
     """Return the part of a block that stays; the arguments and errors are those of :func:`plan_removal`."""
-    if not kept:
+    if not kept and not block.spec.lends:
         return Selection((), (), (), ())
     slots = block.head_slots
     size = len(slots) // block.num_key_value_heads
     groups = [slots[start : start + size] for start in range(0, len(slots), size)]
-    kept_groups = [index for index, group in enumerate(groups) if set(group) & set(kept)]
+    all_stay = block.spec.keeps_key_value_heads
+    kept_groups = [index for index, group in enumerate(groups) if all_stay or set(group) & set(kept)]
     if padding is None:
         padding = _choose_padding([groups[index] for index in kept_groups], set(kept))
     stay = {*kept, *padding}
@@ -134,7 +135,7 @@ def select(block: AttentionBlock, kept: Collection[int], padding: Collection[int
 
 def _choose_padding(groups: Sequence[Sequence[int]], kept: set[int]) -> set[int]:
     """Return the first removed heads of each group, as many as it lacks to the size of the largest."""
-    most = max(len(set(group) & kept) for group in groups)
+    most = max(1, *(len(set(group) & kept) for group in groups))
     padding: set[int] = set()
     for group in groups:
         removed = [head for head in group if head not in kept]
@@ -224,12 +225,17 @@ def _plan_emptying(block: AttentionBlock) -> list[Edit]:
     unused = [
         name
         for name, child in module.named_children()
-        if name not in stays and child is not output and next(child.parameters(), None) is not None
+        if name not in stays and output not in child.modules() and next(child.parameters(), None) is not None
     ]
-    unused += [name for name, _ in module.named_parameters(recurse=False)]
+    own = dict(module.named_parameters(recurse=False))
+    gone = [SetAttribute(module, name, None) for name in (*unused, *own)]
+    if isinstance(module, nn.MultiheadAttention):
+        # Models initialize these by name, so that buffers without rows take their places.
+        gone = [SetAttribute(module, name, ABSENT) for name in own]
+        gone += [SetAttribute(module, name, nn.Buffer(own[name].detach()[:0].clone())) for name in own]
     return [
         SetAttribute(holder, attribute, BiasOnly.replacing(output)),
-        *(SetAttribute(module, name, None) for name in unused),
+        *gone,
         # from_pretrained would initialize projections that are gone.
         SetAttribute(module, "_is_hf_initialized", True),
     ]
@@ -255,7 +261,7 @@ def _plan_class(block: AttentionBlock, selection: Selection) -> list[Edit]:
     module, spec = block.module, block.spec
     maker: Callable[..., dict[str, Any]] | None = None
     arguments: tuple[Any, ...] = ()
-    if not selection.slots:
+    if not selection.slots and spec.returns != "forward":
         maker, arguments = emptied, (spec.returns,)
     elif spec.returns == "t5":
         maker = shared_bias

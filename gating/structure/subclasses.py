@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "ConfigView",
+    "ForwardHandle",
     "HeadMask",
     "bind_arguments",
     "original_class",
@@ -75,6 +76,28 @@ def bind_arguments(cls: type[nn.Module]) -> Callable[[tuple[object, ...], Mappin
 def replaced_forward(_base: type[nn.Module], forward: Any) -> Members:
     """Return the members of a subclass with another ``forward``."""
     return {"forward": forward}
+
+
+class ForwardHandle:
+    """The handle of a function on the outputs of heads, with another ``forward`` while any such handle is in use.
+
+    ``nn.MultiheadAttention`` does not call its output projection, so that hooks of the projection do not fire.
+    """
+
+    def __init__(self, module: Any, forward: Callable[..., Any], handle: Any) -> None:
+        """Args: ``handle`` is that of the function, removed with this one."""
+        self._module, self._handle = module, handle
+        module.__dict__["num_feature_hooks"] = module.__dict__.get("num_feature_hooks", 0) + 1
+        module.__class__ = subclass(type(module), replaced_forward, forward)
+
+    def remove(self) -> None:
+        """Remove the function; the last one restores the class unless heads have been removed."""
+        self._handle.remove()
+        self._module.num_feature_hooks -= 1
+        if self._module.num_feature_hooks == 0:
+            del self._module.num_feature_hooks
+            if not hasattr(self._module, "head_slots"):
+                self._module.__class__ = original_class(type(self._module))
 
 
 def sliced_inputs(base: type[nn.Module], inputs: tuple[tuple[str, int], ...]) -> Members:

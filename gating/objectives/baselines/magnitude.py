@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import Features, without_adapter
+from gating.structure.edits import Features, parameter_names, without_adapter
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 from gating.structure.removal import Selection, rows_of
 
@@ -127,7 +127,7 @@ def _only(*, slots: Sequence[int] = (), groups: Sequence[int] = ()) -> Selection
 def _weight(linear: nn.Module) -> Tensor:
     """Return the weight as ``[outputs, inputs]``, without that of an adapter."""
     linear = without_adapter(linear)
-    weight = linear.weight
+    weight = getattr(linear, parameter_names(linear)[0])
     assert isinstance(weight, Tensor)
     return weight.T if isinstance(linear, Conv1D) else weight
 
