@@ -135,7 +135,7 @@ def _reason(error: Exception) -> str:
 
 
 def forward_outputs(model: nn.Module, probe: Mapping[str, Tensor], *, with_gradients: bool = False) -> list[Tensor]:
-    """Return the floating-point output tensors of a model for a batch, in evaluation mode.
+    """Return the floating-point output tensors of a model for a batch, without attentions, in evaluation mode.
 
     All modules keep their mode, and the global random numbers their state.
     """
@@ -231,8 +231,10 @@ def _tensors(value: object) -> Iterator[Tensor]:
         if value.is_floating_point():
             yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
+        for name, item in value.items():
+            # Probabilities have an entry for each present head.
+            if not str(name).endswith("attentions"):
+                yield from _tensors(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)

@@ -67,8 +67,9 @@ def _sets_of_media(request: Request) -> Iterator[tuple[str, ...]]:
     model = request.model
     needed = {name for name in _MEDIA if name in required_arguments(model.forward) or name == model.main_input_name}
     possible = [name for name in _MEDIA if name in request.accepted and (name != "hidden_states" or name in needed)]
-    # A video goes through the same tower as an image.
-    chosen = [name for name in possible if name != "pixel_values_videos" or "pixel_values" not in possible]
+    # A video goes through the same tower as an image, in most models.
+    has_tower = any("video_tower" in name for name, _ in model.named_modules())
+    chosen = [name for name in possible if name != "pixel_values_videos" or "pixel_values" not in possible or has_tower]
     sets = [tuple(chosen)]
     if len(chosen) > 1:
         sets += [tuple(name for name in chosen if name != left_out) for left_out in chosen]
@@ -113,10 +114,11 @@ def _text(request: Request, media: tuple[str, ...], batch: Variant) -> Variant:
     for kind in dict.fromkeys(_MEDIA[name][0] for name in media):
         settings, token_type = PLACEHOLDERS[kind]
         token = next((t for name in settings if (t := getattr(request.model.config, name, None)) is not None), None)
-        number = _count_features(request.model, kind, batch) if isinstance(token, int) else None
+        has_mask = kind == "image" and "image_embeds_position_mask" in request.accepted
+        number = _count_features(request.model, kind, batch) if isinstance(token, int) or has_mask else None
         if isinstance(token, int) and number:
             placeholders[token] = (number // request.batch_size, token_type)
-        elif kind == "image" and number and "image_embeds_position_mask" in request.accepted:
+        elif number and has_mask:
             return _masked_positions(tokens, number // request.batch_size)
     if not placeholders:
         return {"input_ids": tokens}
@@ -143,7 +145,8 @@ def _fitting(request: Request, name: str, others: Variant) -> list[Variant]:
 
 
 def _features_method(model: Any, kind: str) -> Any:
-    return getattr(model, f"get_{kind}_features", None)
+    name = f"get_{kind}_features"
+    return getattr(model, name, None) or getattr(model.base_model, name, None)
 
 
 @torch.no_grad()
@@ -157,7 +160,8 @@ def _count_features(model: PreTrainedModel, kind: str, batch: Variant) -> int | 
         result = method(**{name: value.to(model.device) for name, value in batch.items() if name in accepted})
     except Exception:  # Models raise errors of all kinds on unsuitable inputs.
         return None
-    return _count_vectors(getattr(result, "pooler_output", result))
+    vectors = getattr(result, "pooler_output", None)
+    return _count_vectors(getattr(result, "last_hidden_state", result) if vectors is None else vectors)
 
 
 def _count_vectors(features: Any) -> int | None:

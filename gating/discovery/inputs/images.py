@@ -26,6 +26,8 @@ def image_variants(request: Request, argument: str) -> Iterator[Variant]:
     grid = next((name for name in ("image_grid_thw", "grid_thw") if name in accepted), None)
     if grid is not None:
         yield from _grids(request, argument, grid)
+    if "image_position_ids" in accepted:
+        yield _positioned_patches(request, argument)
     if "spatial_shapes" in accepted:
         yield _padded_patches(request, argument)
     if "flattened_patches" in accepted and argument == "flattened_patches":
@@ -37,12 +39,17 @@ def image_variants(request: Request, argument: str) -> Iterator[Variant]:
     image = request.random(request.batch_size, channels, height, width)
     frames = request.setting("num_frames", "frames_per_clip", tower="vision")
     videos = [{argument: request.random(request.batch_size, frames, channels, height, width)}] if frames else []
+    pinpoints = request.setting("image_grid_pinpoints")
+    if pinpoints and "image_sizes" in accepted:
+        yield _resolution(request, argument, *pinpoints[0])
     if "aspect_ratio_ids" in accepted:
         yield _tiles(request, argument)
     if videos and not _is_of_images(request):
         yield from videos
     sizes = {"image_sizes": torch.tensor([[height, width]] * request.batch_size)} if "image_sizes" in accepted else {}
     yield {argument: image, **sizes}
+    if sizes:
+        yield {argument: image}
     if "image_attention_mask" in accepted:
         sizes["image_attention_mask"] = torch.ones(request.batch_size, request.length, 1, dtype=torch.long)
     yield {argument: image.unsqueeze(1), **sizes}
@@ -114,12 +121,28 @@ def _padded_patches(request: Request, argument: str) -> Variant:
     return {argument: values, "pixel_attention_mask": mask.long(), "spatial_shapes": shapes}
 
 
+def _positioned_patches(request: Request, argument: str) -> Variant:
+    """Return patches ``[batch_size, num_patches, patch]`` with their columns and rows, which are pooled in squares."""
+    patch, side = _patch_size(request), 2 * (request.setting("pooling_kernel_size", tower="vision") or 1)
+    places = torch.tensor([[column, row] for row in range(side) for column in range(side)])
+    values = request.random(request.batch_size, side * side, _channels(request) * patch * patch)
+    return {argument: values, "image_position_ids": places.expand(request.batch_size, -1, -1).clone()}
+
+
 def _numbered_patches(request: Request) -> torch.Tensor:
     """Return patches that begin with the numbers of their row and column, ``[batch_size, num_patches, 2 + patch]``."""
     patch = _patch_size(request)
     rows = torch.tensor([[row, column] for row in range(1, 4) for column in range(1, 5)]).float()
     values = request.random(request.batch_size, len(rows), _channels(request) * patch * patch)
     return torch.cat([rows.expand(request.batch_size, -1, -1), values], -1)
+
+
+def _resolution(request: Request, argument: str, height: int, width: int) -> Variant:
+    """Return one image for each example, of a resolution that a model divides into tiles, before them the whole."""
+    side, rows = _size(request), request.batch_size
+    number = 1 + (height // side[0]) * (width // side[1])
+    tiles = request.random(rows, number, _channels(request), *side)
+    return {argument: tiles, "image_sizes": torch.tensor([[height, width]] * rows)}
 
 
 def _tiles(request: Request, argument: str) -> Variant:

@@ -21,6 +21,7 @@ _BANDS = (
     "input_dim",
 )
 _MASKS = ("feature_attention_mask", "input_features_mask", "audio_mel_mask")
+_BOOLEAN = ("input_features_mask", "audio_mel_mask")
 _STRIDES = ("conv_stride", "upsampling_ratios", "downsampling_ratios", "strides")
 
 
@@ -31,7 +32,9 @@ def spectrogram_variants(request: Request, argument: str) -> Iterator[Variant]:
         request: The model and the sizes.
         argument: Name of the argument, such as ``input_features``.
     """
-    bands = request.setting(*_BANDS, tower="audio") or 80
+    # Some convolutions have as many channels as there are bands.
+    channels = request.setting("subsampling_conv_channels", tower="audio") or [80]
+    bands = request.setting(*_BANDS, tower="audio") or channels[0]
     positions = request.setting("max_source_positions", tower="audio")
     lengths = [4 * request.length + 16, 8 * request.length]
     shapes: list[tuple[int, ...]] = [(length, bands) for length in lengths]
@@ -81,5 +84,5 @@ def _masks(request: Request, frames: int) -> Variant:
     needed = required_arguments(request.model.forward)
     wanted = [name for name in _MASKS if name in request.accepted]
     wanted += [name for name in ("attention_mask",) if name in needed]
-    kinds = {name: torch.bool if name == "audio_mel_mask" else torch.long for name in wanted}
+    kinds = {name: torch.bool if name in _BOOLEAN else torch.long for name in wanted}
     return {name: torch.ones(request.batch_size, frames, dtype=kind) for name, kind in kinds.items()}

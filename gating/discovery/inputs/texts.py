@@ -26,6 +26,9 @@ def make_tokens(request: Request, *, decoder: bool = False) -> Tensor:
         decoder: Whether the tokens are those of the decoder.
     """
     config = request.model.config.get_text_config(decoder=decoder)
+    if config is request.model.config:
+        # That of the decoder in models without another text, whose own settings may be those of its defaults.
+        config = getattr(config, "text_config", None) or config
     positions = getattr(config, "max_position_embeddings", None) or request.length
     # Some families number positions from the padding index on.
     length = min(request.length, max(1, positions - 4)) if isinstance(positions, int) else request.length
