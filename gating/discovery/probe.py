@@ -200,7 +200,7 @@ def max_relative_difference(expected: list[Tensor], actual: list[Tensor]) -> flo
 def _largest(tensor: Tensor) -> Tensor:
     """Return the largest absolute value without a copy, because logits are large."""
     low, high = tensor.aminmax()
-    return torch.maximum(-low, high)
+    return torch.maximum(-low, high).abs()
 
 
 def tolerance_for(dtype: torch.dtype) -> float:

@@ -1,0 +1,115 @@
+"""Census of the model types of transformers: which lose heads and neurons exactly, which are refused, and why.
+
+    python -m benchmarks.census                        # all model types; about half an hour with two processes
+    python -m benchmarks.census --only bert qwen2_vl   # some of them, printed and not stored
+    python -m benchmarks.census --page                 # write docs/coverage.md from stored results
+
+For each type, a tiny model with random parameters is built from its configuration. Heads of random, uneven patterns are
+removed by the registry, and by discovery where that finds more; outputs and generated tokens are compared with those of
+the masked model; neurons likewise; and a compact model is saved and loaded by transformers alone in a fresh process.
+Results are appended to benchmarks/results/census.jsonl; types that are there already are not examined again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from benchmarks import records
+from benchmarks.census.case import EXACT
+from benchmarks.census.models import model_types
+from benchmarks.census.page import write_page
+from benchmarks.measuring import ROOT
+
+__all__ = ["examine_types", "main"]
+
+RESULTS = ROOT / "benchmarks" / "results" / "census.jsonl"
+# Types examined in one process: starting it takes as long as a few of them.
+_CHUNK = 12
+_SECONDS_EACH = 90
+
+
+def main() -> None:
+    """Examine model types, store the results, and write the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.census", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="TYPE", help="examine these types and print the results")
+    parser.add_argument("--jobs", type=int, default=2, help="number of processes (default: %(default)s)")
+    parser.add_argument("--page", action="store_true", help="only write docs/coverage.md")
+    parser.add_argument("--again", action="store_true", help="examine types again whose outcome was not exact")
+    arguments = parser.parse_args()
+    if arguments.only:
+        for row in examine_types(arguments.only):
+            print(json.dumps(row))
+        return
+    if not arguments.page:
+        _run(jobs=arguments.jobs, again=arguments.again)
+    write_page(records.read(RESULTS))
+
+
+def _run(*, jobs: int, again: bool) -> None:
+    """Examine all types that have no result with this version of transformers, and store the results."""
+    kept = [row for row in records.read(RESULTS) if row["transformers"] == transformers.__version__]
+    if again:
+        kept = [row for row in kept if row["outcome"] in ("exact", "no attention")]
+    if len(kept) != len(records.read(RESULTS)):
+        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    done = {row["model_type"] for row in kept}
+    left = [one for one in model_types() if one not in done]
+    chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=sum(map(len, chunks)), unit="type") as bar:
+        for rows in pool.map(examine_types, chunks):
+            for row in rows:
+                records.append(RESULTS, row)
+            bar.update(len(rows))
+
+
+def examine_types(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Examine model types in a process of their own, reload their compact models in another, and return the results."""
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    with tempfile.TemporaryDirectory() as parent:
+        rows = _run_worker("benchmarks.census.worker", "EXAMINED", [parent, *names])
+        found = {row["model_type"]: row for row in rows}
+        for name in names:
+            # The process was killed, by a limit of memory or time.
+            found.setdefault(name, {"model_type": name, "outcome": "not run", "reason": "its process ended early"})
+        saved = [str(Path(parent, name)) for name in names if Path(parent, name, "batch.pt").exists()]
+        for one in _run_worker("benchmarks.census.reload", "RELOADED", saved) if saved else []:
+            row = found[Path(one["folder"]).name]
+            row["reload_difference"] = one.get("difference")
+            if one.get("difference") is None or not one["difference"] <= EXACT:
+                reason = one.get("reason") or f"outputs differ by {one['difference']:.1e}"
+                row |= {"outcome": "wrong", "reason": f"loaded in a fresh process: {reason}"}
+    return [{**found[name], **versions} for name in names]
+
+
+def _run_worker(module: str, marker: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Run a module in a process and return the JSON of its lines that begin with a marker."""
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=_SECONDS_EACH * len(arguments),
+            check=False,
+        )
+        printed = result.stdout
+    except subprocess.TimeoutExpired as error:
+        printed = (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+    lines = [line.removeprefix(marker) for line in printed.splitlines() if line.startswith(marker)]
+    return [json.loads(line) for line in lines]
+
+
+if __name__ == "__main__":
+    main()

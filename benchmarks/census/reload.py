@@ -1,0 +1,63 @@
+"""Load the compact models of the census in a fresh process, with transformers alone, and compare outputs.
+
+    python -m benchmarks.census.reload FOLDER [FOLDER ...]
+
+Each folder has a compact model, and a batch with the outputs that the saved model had; one JSON line is printed for it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Print the outcome of each folder of the command line."""
+    transformers.logging.set_verbosity_error()
+    for name in sys.argv[1:]:
+        try:
+            found: dict[str, Any] = {"difference": _difference(Path(name))}
+        except Exception as error:  # An outcome, not a failure of the census.
+            found = {"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        print("RELOADED", json.dumps({"folder": name, **found}), flush=True)
+
+
+def _difference(folder: Path) -> float:
+    config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
+    (architecture,) = config["architectures"]
+    autos = [name for name, path in config["auto_map"].items() if path.endswith(f".{architecture}")]
+    auto_class = getattr(transformers, autos[0] if autos else "AutoModel")
+    model = auto_class.from_pretrained(folder / "model", trust_remote_code=True).eval()
+    assert not any(name.partition(".")[0] == "gating" for name in sys.modules)
+    saved = torch.load(folder / "batch.pt", weights_only=True)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        outputs = list(_tensors(model(**saved["batch"])))
+    return max(
+        float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
+        if one.shape == other.shape
+        else float("inf")
+        for one, other in zip(saved["outputs"], outputs, strict=True)
+        if one.numel()
+    )
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif hasattr(value, "values"):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+if __name__ == "__main__":
+    main()
