@@ -56,8 +56,8 @@ def examine(model_type: str, folder: Path) -> Row:
     if any(not tensor.isfinite().all() for tensor in outputs):
         return {**row, "outcome": "not run", "reason": "random weights give NaN or infinite outputs"}
     found = [_guarded(partial(_examine_heads, model_type, batch, discover=discover)) for discover in (False, True)]
-    # Discovery counts where it finds more than the registry.
-    better = _rank(found[1]) > _rank(found[0])
+    # Discovery counts where it finds more than the registry; where neither does, it knows more of the reason.
+    better = _rank(found[1]) > _rank(found[0]) or found[1]["outcome"] == "refused"
     row |= {"by": "discovery" if better else "registry", **found[better]}
     if row["outcome"] == "exact":
         discover = bool(better)
