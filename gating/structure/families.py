@@ -11,13 +11,14 @@ from functools import lru_cache
 from torch import nn
 
 from .attention_spec import AttentionSpec, Row
+from .families_common import COMMON_FAMILIES
 from .families_media import MEDIA_FAMILIES
 from .families_text import TEXT_FAMILIES
 from .subclasses import original_class
 
 __all__ = ["find_spec", "register_attention_spec"]
 
-_SHIPPED: dict[str, Row] = {**TEXT_FAMILIES, **MEDIA_FAMILIES}
+_SHIPPED: dict[str, Row] = {**TEXT_FAMILIES, **MEDIA_FAMILIES, **COMMON_FAMILIES}
 _REGISTERED: dict[str, Row] = {}
 
 

@@ -106,7 +106,7 @@ def test_every_auto_class_of_the_configuration_is_mapped(bert):
 
 
 # Calls that a module may make on import: they return a value and change nothing.
-HARMLESS = {"AttentionSpec", "FeedForwardSpec", "ContextVar", "_Absent", "context_spec"}
+HARMLESS = {"AttentionSpec", "FeedForwardSpec", "ContextVar", "_Absent", "context_spec", "_any_of"}
 HARMLESS |= {"compile", "dataclass", "fromkeys", "lru_cache"}
 
 
@@ -123,7 +123,7 @@ def test_the_files_that_travel_define_and_do_nothing_else(saved):
 
 def test_little_code_travels(saved):
     paths = list(saved["bert"].folder.glob("*.py"))
-    assert len(paths) <= 16
+    assert len(paths) <= 20
     assert sum(len(path.read_text().splitlines()) for path in paths) <= 3600
 
 
