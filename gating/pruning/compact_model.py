@@ -155,6 +155,7 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     "returns": lambda value: value in typing.get_args(Returns),
     "borrowed": lambda value: value in ("", "v", "kv"),
     **dict.fromkeys(("is_cross_attention", "has_state", "lends"), lambda value: isinstance(value, bool)),
-    **dict.fromkeys(("head_counts", "head_widths", "key_widths", "config_counts"), _are_names),
+    "head_counts": lambda value: isinstance(value, list) and all(_is_text(path, _PATH) for path in value),
+    **dict.fromkeys(("head_widths", "key_widths", "config_counts"), _are_names),
     **dict.fromkeys(("per_head", "per_key_value_head", "per_head_inputs"), _are_dims),
 }

@@ -18,8 +18,22 @@ __all__ = [
     "context_spec",
 ]
 
-RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv", "hkv", "kkq", "gkkqq", "gqq"]
-Returns = Literal["pair", "context", "t5", "mpnet", "albert", "tensor", "forward", "unknown"]
+RowLayout = Literal["q", "k", "v", "kv", "qkv", "hqkv", "gqkv", "hkv", "pqvk", "kkq", "gkkqq", "gqq"]
+Returns = Literal[
+    "pair",
+    "context",
+    "t5",
+    "mpnet",
+    "list",
+    "albert",
+    "funnel",
+    "residual",
+    "cache",
+    "longformer",
+    "tensor",
+    "forward",
+    "unknown",
+]
 
 
 @dataclass(frozen=True)
@@ -35,8 +49,9 @@ class AttentionSpec:
             the order of heads in their output rows: ``q``, ``k`` or ``v`` alone; ``kv`` and ``qkv`` for all queries,
             then all keys, then all values; ``hqkv`` for query, key and value of one head after another; ``gqkv`` for
             the queries, the key and the value of one key-value group after another; ``hkv`` for key and value of one
-            query head after another, as from a latent that all heads share. With ``q``, ``k``, ``v`` and ``hkv``, a
-            head may have more rows than columns in the output projection, such as those of an output gate beside its
+            query head after another, as from a latent that all heads share; ``pqvk`` for the queries, values and keys
+            of one part of the heads after another, as many parts as ``mp_num`` says, of which a removal leaves one.
+            With ``q``, ``k``, ``v`` and ``hkv``, a head may have more rows than columns in the output projection, such as those of an output gate beside its
             query. With ``has_state``, ``q`` stands for what each head has for itself and ``k`` for what a group shares:
             ``kkq`` for all queries, then all keys, then all values; ``gkkqq`` and ``gqq`` for one group after another.
         output_projection: Path of the linear layer that mixes the heads; its input is
@@ -44,17 +59,23 @@ class AttentionSpec:
         head_dim: Name of the attribute with the width of one head in the input of the output projection, or that width.
         returns: Return value of the attention module: ``pair`` for ``(output, attention probabilities)`` with the
             output projection inside, ``context`` with the output projection outside, ``t5`` with the position bias in
-            the middle, ``mpnet`` without probabilities unless ``output_attentions`` is set, ``albert`` with residual
-            and layer norm inside, ``tensor`` for the output alone. With ``forward``, the function ``forward`` serves
-            modules without heads, too. With ``unknown``, every block must keep a head.
-        head_counts: Attributes with the number of heads, updated where present.
+            the middle, ``mpnet`` without probabilities unless ``output_attentions`` is set, ``list`` for that as a
+            list, ``albert`` with residual and layer norm inside, ``funnel`` for both, ``residual`` with the addition
+            of the argument ``residual`` inside, ``cache`` for a pair and the cache, ``longformer`` for the features of
+            the heads and, if asked for, the local and global probabilities, ``tensor`` for the output alone. With
+            ``forward``, the function ``forward`` serves modules without heads, too. With ``unknown``, every block must
+            keep a head.
+        head_counts: Paths of attributes with the number of heads, updated where present; those of the parent only
+            while there are heads.
         head_widths: Attributes with ``num_heads * head_dim``, updated where present.
         is_cross_attention: Whether keys and values come from another sequence. Modules with names such as
             ``encoder_attn`` are recognized without it.
-        per_head: Pairs ``(path, dim)`` of parameters with the same number of entries for each head along ``dim``.
+        per_head: Pairs ``(path, dim)`` of parameters with the same number of entries for each head along ``dim``, or of
+            lists with a module for each head.
         per_key_value_head: The same for each key-value head.
         per_head_inputs: Pairs ``(argument, dim)`` of arguments of ``forward`` with an entry for each head of the
-            original model, such as position biases that all layers share.
+            original model, such as position biases that all layers share. Dimension 0 may also be that of batch and
+            heads together.
         config_counts: Names of the head counts that ``forward`` reads from the module's ``config``.
         forward: Replacement of a ``forward`` that fails with fewer heads.
         key_dim: Name of the attribute with the width of one query and one key, where it is not the one of ``head_dim``.
@@ -101,8 +122,9 @@ class AttentionSpec:
         return self.head_dim if isinstance(self.head_dim, int) else getattr(module, self.head_dim, None)
 
 
-# Of a class whose layout depends on the configuration, a function returns the spec of a module.
-Row = AttentionSpec | Callable[[nn.Module], AttentionSpec]
+# Of a class whose layout depends on the configuration, a function returns the spec of a module; None for a module of
+# another class of the same name.
+Row = AttentionSpec | Callable[[nn.Module], AttentionSpec | None]
 Projections = tuple[tuple[str, RowLayout], ...]
 
 Q_K_V: Projections = (("q", "q"), ("k", "k"), ("v", "v"))

@@ -150,6 +150,11 @@ class AttentionBlock:
                 found = getattr(holder, attribute)
                 yield found if isinstance(found, nn.Module) else holder, layout
 
+    @property
+    def num_parts(self) -> int:
+        """Number of parts that the rows of a projection with the layout ``pqvk`` are in."""
+        return int(getattr(self.module, "mp_num", 1))
+
     def locate(self, path: str) -> tuple[nn.Module, str]:
         """Return the module and the name of the attribute at a path of the spec."""
         start = self.parent if path.startswith("^") else self.module
@@ -225,7 +230,7 @@ def _count_key_value_heads(block: AttentionBlock, num_slots: int) -> int:
         num_blocks = num_outputs(linear) // block.head_dim
         if layout in ("k", "v"):
             return num_blocks
-        if layout in ("qkv", "gqkv"):
+        if layout in ("qkv", "gqkv", "pqvk"):
             return (num_blocks - num_slots) // 2
         if layout in ("kkq", "gkkqq"):
             return (num_outputs(linear) - layout.count("q") * num_slots * block.head_dim) // (2 * block.key_dim)

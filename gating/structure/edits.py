@@ -25,6 +25,7 @@ __all__ = [
     "parameter_names",
     "plan_cut",
     "plan_cut_at",
+    "plan_entries",
     "set_attribute",
     "weight_dim",
     "without_adapter",
@@ -144,6 +145,14 @@ def plan_cut_at(owner: nn.Module, path: str, kept: Features, *, side: Side) -> l
         return plan_cut(layer, kept, side=side)
     holder, _, attribute = path.rpartition(".")
     return [SetAttribute(owner.get_submodule(holder), attribute, _empty_linear(layer, side=side))]
+
+
+def plan_entries(owner: nn.Module, name: str, kept: Sequence[int], *, dim: int, num_before: int) -> Edit:
+    """Plan to keep the entries of some of several heads in a parameter, or their modules in a list."""
+    value = getattr(owner, name)
+    if isinstance(value, nn.ModuleList):
+        return SetAttribute(owner, name, nn.ModuleList([value[head] for head in kept]))
+    return TakeEntries(owner, name, Features(kept, value.shape[dim] // num_before), dim)
 
 
 def num_inputs(linear: nn.Module) -> int:

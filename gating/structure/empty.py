@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.pytorch_utils import Conv1D
 
@@ -20,7 +21,7 @@ from .subclasses import bind_arguments, past_length_of
 __all__ = ["BiasOnly", "emptied", "has_no_weight", "with_zero_gradients"]
 
 # Arguments with the sequence that cross-attention reads.
-_SOURCES = ("encoder_hidden_states", "key_value_states", "cross_attention_states")
+_SOURCES = ("encoder_hidden_states", "key_value_states", "cross_attention_states", "hidden_kv", "kv")
 
 
 def has_no_weight(module: nn.Module) -> bool:
@@ -75,32 +76,63 @@ def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
         arguments = bind(args, kwargs)
         hidden_states = arguments[queries_name]
         source = next((arguments[name] for name in _SOURCES if name in arguments), None)
+        layer_idx = getattr(self, "layer_idx", getattr(self, "layer_id", None))
         # By type, because the name of the argument differs between families.
         cache = next((argument for argument in arguments.values() if isinstance(argument, Cache)), None)
         if returns == "tensor":
             _update_state(self, hidden_states, cache)
             return with_zero_gradients(_project_bias(self, hidden_states), *arguments.values())
-        past_length = past_length_of(cache, self.layer_idx) if cache is not None else 0
+        past_length = past_length_of(cache, layer_idx) if cache is not None else 0
         if source is None and reads_cached_images:
             cache = None  # The keys are those of an earlier step.
         key_length = _update_cache(self, hidden_states, source, cache)
         # An empty tensor, not None: transformers skips None when it collects the layers' probabilities.
         probabilities = hidden_states.new_zeros(hidden_states.shape[0], 0, hidden_states.shape[1], key_length)
-        if returns == "context":
-            return with_zero_gradients(hidden_states, *arguments.values()), probabilities
+        if returns in ("context", "longformer"):
+            features = with_zero_gradients(hidden_states, *arguments.values())
+            return (features, probabilities) if returns == "context" else _windowed(features, arguments)
         output = with_zero_gradients(_project_bias(self, hidden_states), *arguments.values())
-        if returns == "mpnet":
-            return (output, probabilities) if arguments.get("output_attentions") else (output,)
-        if returns == "albert":
-            return self.LayerNorm(hidden_states + output), probabilities
         if returns == "t5":
             bias = None if source is not None else arguments.get("position_bias")
             if bias is None and source is None and self.has_relative_attention_bias:
                 bias = self.compute_bias(hidden_states.shape[1], key_length, hidden_states.device, past_length)
             return with_zero_gradients(output, bias), bias, probabilities
-        return output, probabilities
+        return _returned(self, returns, output, probabilities, hidden_states=hidden_states, arguments=arguments)
 
     return {"forward": forward}
+
+
+def _returned(
+    module: Any,
+    returns: Returns,
+    output: Tensor,
+    probabilities: Tensor,
+    *,
+    hidden_states: Tensor,
+    arguments: dict[str, Any],
+) -> Any:
+    """Return an output as the class of a module does, after the residual and the norm that are part of some classes."""
+    if returns == "albert":
+        output = module.LayerNorm(hidden_states + output)
+    elif returns == "funnel":
+        output = module.layer_norm(hidden_states + output)
+    elif returns == "residual":
+        output = arguments["residual"] + functional.dropout(output, module.hidden_dropout, module.training)
+    elif returns == "cache":
+        return output, probabilities, arguments.get("cache")
+    if returns in ("mpnet", "list", "funnel"):
+        asked = (output, probabilities) if arguments.get("output_attentions") else (output,)
+        return list(asked) if returns == "list" else asked
+    return output, probabilities
+
+
+def _windowed(features: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Return the features of a module with sliding windows, with probabilities of no head if they are asked for."""
+    if not arguments.get("output_attentions"):
+        return (features,)
+    rows, length = features.shape[:2]
+    in_windows, of_global = features.new_zeros(rows, length, 0, 1), features.new_zeros(rows, 0, 1, length)
+    return (features, in_windows, of_global) if arguments.get("is_global_attn") else (features, in_windows)
 
 
 def with_zero_gradients(output: Tensor, *unused: object) -> Tensor:
@@ -121,7 +153,7 @@ def _project_bias(module: nn.Module, hidden_states: Tensor) -> Tensor:
     # PEFT's modules_to_save are wrapped.
     stub = next(child for child in children.values() if any(isinstance(part, BiasOnly) for part in child.modules()))
     output: Tensor = stub(hidden_states)
-    for name in ("resid_dropout", "out_drop", "output_dropout", "proj_drop", "projection_dropout"):
+    for name in ("resid_dropout", "out_drop", "output_dropout", "proj_drop", "projection_dropout", "hidden_dropout"):
         if name in children:
             output = children[name](output)
     return output
@@ -138,7 +170,7 @@ def _update_state(module: Any, hidden_states: Tensor, cache: Cache | None) -> No
 def _update_cache(module: Any, hidden_states: Tensor, source: Tensor | None, cache: Cache | None) -> int:
     """Update the length of the cache, if there is one, and return the number of keys."""
     keys_from = hidden_states if source is None else source
-    layer_idx = getattr(module, "layer_idx", None)
+    layer_idx = getattr(module, "layer_idx", getattr(module, "layer_id", None))
     if cache is None or layer_idx is None or getattr(module, "is_kv_shared_layer", False):
         return keys_from.shape[1]
     if isinstance(cache, EncoderDecoderCache):

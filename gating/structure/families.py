@@ -1,6 +1,6 @@
 """The registry of attention classes whose heads can be gated and removed, one row for each layout.
 
-To add a family, add its row to a table in ``families_text.py`` or ``families_media.py``, and a tiny model to
+To add a family, add its row to a table in one of the files ``families_*.py``, and a tiny model to
 ``tests/support/family_models.py``.
 """
 
@@ -11,23 +11,33 @@ from functools import lru_cache
 from torch import nn
 
 from .attention_spec import AttentionSpec, Row
+from .families_audio import AUDIO_FAMILIES
 from .families_common import COMMON_FAMILIES
+from .families_detection import DETECTION_FAMILIES
 from .families_media import MEDIA_FAMILIES
+from .families_special import SPECIAL_FAMILIES
 from .families_text import TEXT_FAMILIES
 from .subclasses import original_class
 
 __all__ = ["find_spec", "register_attention_spec"]
 
-_SHIPPED: dict[str, Row] = {**TEXT_FAMILIES, **MEDIA_FAMILIES, **COMMON_FAMILIES}
+_SHIPPED: dict[str, Row] = {
+    **TEXT_FAMILIES,
+    **MEDIA_FAMILIES,
+    **COMMON_FAMILIES,
+    **SPECIAL_FAMILIES,
+    **AUDIO_FAMILIES,
+    **DETECTION_FAMILIES,
+}
 _REGISTERED: dict[str, Row] = {}
 
 
-def register_attention_spec(class_name: str, spec: AttentionSpec | Callable[[nn.Module], AttentionSpec]) -> None:
+def register_attention_spec(class_name: str, spec: AttentionSpec | Callable[[nn.Module], AttentionSpec | None]) -> None:
     """Register the layout of an attention class; a later row for the same pattern replaces the earlier one.
 
     Args:
         class_name: Name of the attention class, or a regular expression that matches it in full.
-        spec: The layout of its heads, or a function that returns the layout for a module of the class.
+        spec: The layout of its heads, or a function that returns the layout for a module of the class, or None.
 
     Example:
         >>> register_attention_spec("MyAttention", AttentionSpec((("q", "q"), ("k", "k"), ("v", "v")), "out"))

@@ -15,7 +15,7 @@ from torch import nn
 
 from .attention_spec import RowLayout
 from .blocks import AttentionBlock
-from .edits import ABSENT, Edit, Features, SetAttribute, TakeEntries, num_outputs, plan_cut
+from .edits import ABSENT, Edit, Features, SetAttribute, num_outputs, plan_cut, plan_entries
 from .empty import BiasOnly, emptied
 from .errors import InputError
 from .feed_forward import Block, FeedForwardBlock
@@ -33,8 +33,13 @@ from .subclasses import (
 
 __all__ = ["ConfigView", "Selection", "plan_removal", "row_runs", "rows_of", "run_widths", "select"]
 
-# Modules of an emptied block that remain in use: T5's table serves all layers, ALBERT's norm ends the block.
-_STAYS_WHEN_EMPTIED = {"t5": {"relative_attention_bias"}, "albert": {"LayerNorm"}}
+# Modules of an emptied block that remain in use: the tables of T5 and WavLM serve all layers, norms end the block.
+_STAYS_WHEN_EMPTIED = {
+    "t5": {"relative_attention_bias"},
+    "albert": {"LayerNorm"},
+    "funnel": {"layer_norm"},
+    "forward": {"rel_attn_embed"},
+}
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,11 @@ def _choose_padding(groups: Sequence[Sequence[int]], kept: set[int]) -> set[int]
 def rows_of(block: AttentionBlock, linear: nn.Module, layout: RowLayout, selection: Selection) -> Features:
     """Return the rows of a projection that stay."""
     stays = {"q": set(selection.slots), "k": set(selection.key_values), "v": set(selection.key_values)}
-    runs = [i for i, (kind, head) in enumerate(row_runs(block, layout)) if head in stays[kind]]
+    kinds = row_runs(block, layout)
+    runs = [i for i, (kind, head) in enumerate(kinds) if head in stays[kind]]
+    if layout == "pqvk":
+        # Parts of different sizes would need another forward; without parts, the class's own serves.
+        runs.sort(key=lambda i: "qvk".index(kinds[i][0]))
     widths = run_widths(block, linear, layout)
     if len(set(widths)) == 1:
         return Features(runs, widths[0])
@@ -163,13 +172,14 @@ def row_runs(block: AttentionBlock, layout: RowLayout) -> list[tuple[str, int]]:
     keys = [("k", head) for head in range(block.num_key_value_heads)]
     values = [("v", head) for head in range(block.num_key_value_heads)]
     runs = {"q": queries, "k": keys, "v": values}
-    kinds = "q" if layout == "hkv" else layout.lstrip("hg")
+    kinds = "q" if layout == "hkv" else layout.lstrip("hgp")
     if kinds in ("q", layout):
         return [run for kind in kinds for run in runs[kind]]
-    size = {"q": len(queries) // len(keys), "k": 1, "v": 1}
+    num_groups = block.num_parts if layout == "pqvk" else len(keys)
+    size = {kind: len(its_runs) // num_groups for kind, its_runs in runs.items()}
     return [
         run
-        for group in range(len(keys))
+        for group in range(num_groups)
         for kind in kinds
         for run in runs[kind][group * size[kind] : (group + 1) * size[kind]]
     ]
@@ -206,9 +216,7 @@ def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
     ):
         for path, dim in paths:
             if block.has(path):
-                holder, name = block.locate(path)
-                width = getattr(holder, name).shape[dim] // num_before
-                edits.append(TakeEntries(holder, name, Features(kept, width), dim))
+                edits.append(plan_entries(*block.locate(path), kept, dim=dim, num_before=num_before))
     return edits
 
 
@@ -233,9 +241,13 @@ def _plan_emptying(block: AttentionBlock) -> list[Edit]:
         # Models initialize these by name, so that buffers without rows take their places.
         gone = [SetAttribute(module, name, ABSENT) for name in own]
         gone += [SetAttribute(module, name, nn.Buffer(own[name].detach()[:0].clone())) for name in own]
+    inside = set(module.modules())
+    # Projections of the parent, which calls them itself.
+    outside = [linear for linear, _ in block.projections() if linear not in inside]
     return [
         SetAttribute(holder, attribute, BiasOnly.replacing(output)),
         *gone,
+        *(edit for linear in outside for edit in plan_cut(linear, Features([], 1), side="outputs")),
         # from_pretrained would initialize projections that are gone.
         SetAttribute(module, "_is_hf_initialized", True),
     ]
@@ -244,12 +256,13 @@ def _plan_emptying(block: AttentionBlock) -> list[Edit]:
 def _plan_attributes(block: AttentionBlock, selection: Selection) -> list[Edit]:
     """Plan the update of the counts that a module keeps beside its weights."""
     module, num_slots, num_groups = block.module, len(selection.slots), len(selection.key_values)
-    values: dict[str, Any] = dict.fromkeys(block.spec.head_counts, num_slots)
+    values: dict[str, Any] = {path: num_slots for path in block.spec.head_counts if num_slots or path[0] != "^"}
     values |= dict.fromkeys(block.spec.head_widths, num_slots * block.head_dim)
     values |= dict.fromkeys(("num_key_value_heads", "num_kv_heads", "num_k_heads"), num_groups)
     values |= dict.fromkeys(block.spec.key_widths, num_groups * block.key_dim)
     values["num_key_value_groups"] = num_slots // num_groups if num_groups else 1
-    edits: list[Edit] = [SetAttribute(module, name, value) for name, value in values.items() if hasattr(module, name)]
+    values["mp_num"] = 1
+    edits: list[Edit] = [SetAttribute(*block.locate(path), value) for path, value in values.items() if block.has(path)]
     if block.spec.config_counts:
         view = ConfigView(module.config, dict.fromkeys(block.spec.config_counts, num_slots))
         edits.append(SetAttribute(module, "config", view))

@@ -147,10 +147,16 @@ def shared_bias(base: Any) -> Members:
 
 
 def _take_heads(module: Any, value: Any, dim: int) -> Any:
-    """Index a tensor with an entry for each original head; tensors that broadcast over heads stay."""
-    if isinstance(value, Tensor) and value.dim() > dim and value.shape[dim] == module.num_heads_before:
-        return torch.index_select(value, dim, module.head_index)
-    return value
+    """Index a tensor with an entry for each original head; tensors that broadcast over heads stay.
+
+    The first dimension may be that of batch and heads together.
+    """
+    if not isinstance(value, Tensor) or value.dim() <= dim:
+        return value
+    num_heads: int = module.num_heads_before
+    if dim == 0 and value.shape[0] % num_heads == 0:
+        return value.unflatten(0, (-1, num_heads)).index_select(1, module.head_index).flatten(0, 1)
+    return torch.index_select(value, dim, module.head_index) if value.shape[dim] == num_heads else value
 
 
 def past_length_of(cache: Any, layer_idx: int | None) -> Any:
