@@ -51,9 +51,10 @@ class AttentionSpec:
             the queries, the key and the value of one key-value group after another; ``hkv`` for key and value of one
             query head after another, as from a latent that all heads share; ``pqvk`` for the queries, values and keys
             of one part of the heads after another, as many parts as ``mp_num`` says, of which a removal leaves one.
-            With ``q``, ``k``, ``v`` and ``hkv``, a head may have more rows than columns in the output projection, such as those of an output gate beside its
-            query. With ``has_state``, ``q`` stands for what each head has for itself and ``k`` for what a group shares:
-            ``kkq`` for all queries, then all keys, then all values; ``gkkqq`` and ``gqq`` for one group after another.
+            With ``q``, ``k``, ``v`` and ``hkv``, a head may have more rows than columns in the output projection, such
+            as those of an output gate beside its query. With ``has_state``, ``q`` stands for what each head has for
+            itself and ``k`` for what a group shares: ``kkq`` for all queries, then all keys, then all values;
+            ``gkkqq`` and ``gqq`` for one group after another.
         output_projection: Path of the linear layer that mixes the heads; its input is
             ``[..., num_heads * head_dim]``.
         head_dim: Name of the attribute with the width of one head in the input of the output projection, or that width.

@@ -1,4 +1,4 @@
-"""Attention classes of common layouts, which transformers copies from model to model; the census proves each of them."""
+"""Attention classes of common layouts, which transformers copies from model to model; the census proves each."""
 
 from .attention_spec import Q_K_V_PROJ, AttentionSpec, Row, context_spec
 
