@@ -1,6 +1,7 @@
 """One model type of the census: heads and neurons removed in random patterns, generation, and a saved folder."""
 
 import random
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -55,6 +56,8 @@ def examine(model_type: str, folder: Path) -> Row:
         return {**row, "outcome": "wrong", "reason": f"traceback of the probe: {_place(error)}"}
     if any(not tensor.isfinite().all() for tensor in outputs):
         return {**row, "outcome": "not run", "reason": "random weights give NaN or infinite outputs"}
+    if problem := _dense_problem(model, batch, outputs):
+        return {**row, "outcome": "not run", "reason": f"transformers does not reload the dense model: {problem}"}
     found = [_guarded(partial(_examine_heads, model_type, batch, discover=discover)) for discover in (False, True)]
     # Discovery counts where it finds more than the registry; where neither does, it knows more of the reason.
     better = _rank(found[1]) > _rank(found[0]) or found[1]["outcome"] == "refused"
@@ -66,6 +69,18 @@ def examine(model_type: str, folder: Path) -> Row:
         if row.get("save_outcome") != "exact" or row.get("neurons_outcome") == "wrong":
             row["outcome"] = "wrong"
     return row
+
+
+def _dense_problem(model: PreTrainedModel, batch: Any, outputs: Sequence[Tensor]) -> str | None:
+    """Return what goes wrong when transformers saves and loads the dense model, or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        try:
+            loaded = type(model).from_pretrained(folder).eval()
+            difference = max_relative_difference(list(outputs), forward_outputs(loaded, batch))
+        except Exception as error:
+            return _place(error)
+    return f"outputs differ by {difference:.1e}" if difference > EXACT else None
 
 
 def _rank(found: Row) -> tuple[int, int]:

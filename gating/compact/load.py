@@ -88,7 +88,7 @@ def load_compact(
         check_specs(described.get(RECORD_KEY))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         base = _model_class(config, folder)
-        cls = compact_class(base) if is_compact else base
+        cls = compact_class(base, type(config)) if is_compact else base
         load = partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True)
         model = load_whole(load, folder)
     if verify:

@@ -12,7 +12,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from gating.structure.attention_spec import AttentionSpec, Returns, RowLayout
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.compact import auto_classes, compact_class
+from gating.structure.compact import auto_places, compact_class
 from gating.structure.families import find_spec
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock, iter_feed_forward_blocks
 from gating.structure.feed_forward_specs import UpLayout, find_feed_forward_spec
@@ -39,14 +39,12 @@ def become_compact(model: nn.Module) -> None:
             if has_lost_units(child):
                 become_compact(child)
         return
-    model.__class__ = compact_class(type(model))
+    model.__class__ = compact_class(type(model), type(model.config))
     # By the name of the class, which a new model registers; without it, no attentions or hidden states are returned.
     _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
     setattr(model.config, RECORD_KEY, describe_kept_units(model))
     # transformers looks custom code up by Auto class; each one for this configuration gets its class.
-    model.config.auto_map = {
-        auto_name: f"compact.{base.__name__}" for auto_name, base in auto_classes(type(model.config)).items()
-    }
+    model.config.auto_map = auto_places(type(model.config))
 
 
 def has_lost_units(model: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from gating.report.metadata import EvaluatedData, card_metadata
+from gating.structure.compact import auto_classes
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.structure.record import RECORD_KEY
 
@@ -226,8 +227,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def _auto_suffix(model: PreTrainedModel) -> str:
     """Return the suffix of the Auto class that loads this model, such as ``ForSequenceClassification``."""
     name = type(model).__name__
-    auto_map: dict[str, str] = model.config.auto_map
-    matches = [auto for auto, reference in auto_map.items() if reference.endswith(f".{name}")]
+    matches = [auto for auto, base in auto_classes(type(model.config)).items() if base.__name__ == name]
     # The clearest: those that are not in the list, then in its order.
     clearest = min(matches, key=lambda auto: _VAGUE.index(auto) if auto in _VAGUE else -1, default="AutoModel")
     return clearest.removeprefix("AutoModel")

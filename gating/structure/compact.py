@@ -23,7 +23,7 @@ from transformers.utils.hub import cached_file
 from .integrity import CONFIG, check_checksums, check_finite, load_whole, write_checksums
 from .record import RECORD_KEY, plan_from_record, record_of_part
 
-__all__ = ["CompactMixin", "auto_classes", "check_built", "compact_class"]
+__all__ = ["CompactMixin", "auto_classes", "auto_places", "check_built", "compact_class"]
 
 # A loader with checks of its own sets this to one that runs on each new model, before its weights are allocated.
 check_built: ContextVar[Callable[[PreTrainedModel], None] | None] = ContextVar("check_built", default=None)
@@ -41,6 +41,7 @@ class CompactMixin:
     is_compact = True
     write_card: Any = None
     dense_class: Any
+    config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         """Build the dense model and remove the heads that the record in ``config`` does not keep."""
@@ -102,20 +103,20 @@ class CompactMixin:
         # Of a sharded model, one process writes all files; older versions of transformers lack the method.
         writes = getattr(self, "should_save_on_this_rank", bool)
         if writes(is_main_process):
-            write_checksums(Path(save_directory))
+            write_checksums(Path(save_directory), places=auto_places(type(self.config)))
 
     def _upload_modified_files(
         self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any
     ) -> Any:
         # save_pretrained(push_to_hub=True) uploads the files before it returns.
-        write_checksums(Path(working_dir))
+        write_checksums(Path(working_dir), places=auto_places(type(self.config)))
         if self.write_card is not None:
             self.write_card(Path(working_dir), repo_id, token=kwargs.get("token"))
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
 
     def __reduce_ex__(self, _protocol: object) -> tuple[Any, ...]:
         """Name the dense class: pickle would look the class up by its name and find the dense one."""
-        return _new, (self.dense_class,), self.__getstate__()
+        return _new, (self.dense_class, type(self.config)), self.__getstate__()
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -126,43 +127,62 @@ class CompactMixin:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
 
 
-_COMPACT_CLASSES: dict[type, type[PreTrainedModel]] = {}
+_COMPACT_CLASSES: dict[tuple[type, type | None], type[PreTrainedModel]] = {}
+# Between the names of a model class and of a configuration class that it was not written for, as of InternLM3.
+_OF = "__of__"
 
 
-def compact_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def compact_class(base: type[PreTrainedModel], config_class: type | None = None) -> type[PreTrainedModel]:
     """Return the subclass of a transformers model class with :class:`CompactMixin`.
 
     The subclass has the name of its base, because pipelines look up model classes by name.
+
+    Args:
+        base: The class.
+        config_class: Class of the configuration, which may be another than that of the model class.
     """
     if getattr(base, "is_compact", False):
         return base
-    if base not in _COMPACT_CLASSES:
-        auto_names = [name for name, cls in auto_classes(base.config_class).items() if cls is base]
+    config_class = config_class or base.config_class
+    if (base, config_class) not in _COMPACT_CLASSES:
+        auto_names = [name for name, cls in auto_classes(config_class).items() if cls is base]
         members = {
             "__module__": __name__,
             "__qualname__": base.__name__,
             "__doc__": base.__doc__,
             "dense_class": base,
+            # transformers compares it with that of the loaded configuration.
+            "config_class": config_class,
             # Asks save_pretrained to copy this file and those it imports into the folder.
             "_auto_class": auto_names[0] if auto_names else "AutoModel",
         }
         # transformers renames weights of some families as it loads them, but those of custom classes only if they are
         # registered; the base model could not be loaded from the folder of a model with a task head otherwise.
         conversion_mapping.USER_REGISTERED_MAPPINGS.add(base.__name__)
-        _COMPACT_CLASSES[base] = type(base.__name__, (CompactMixin, base), members)
-    return _COMPACT_CLASSES[base]
+        _COMPACT_CLASSES[base, config_class] = type(base.__name__, (CompactMixin, base), members)
+    return _COMPACT_CLASSES[base, config_class]
 
 
-def _new(base: type[PreTrainedModel]) -> PreTrainedModel:
-    cls = compact_class(base)
+def auto_places(config_class: type) -> dict[str, str]:
+    """Return the place of the compact class that each Auto class of transformers picks for a configuration."""
+    return {
+        auto_name: f"compact.{base.__name__}"
+        + ("" if base.config_class is config_class else _OF + config_class.__name__)
+        for auto_name, base in auto_classes(config_class).items()
+    }
+
+
+def _new(base: type[PreTrainedModel], config_class: type | None = None) -> PreTrainedModel:
+    cls = compact_class(base, config_class)
     return cls.__new__(cls)
 
 
 def __getattr__(name: str) -> type[PreTrainedModel]:
     """Return the compact class of any transformers model by name: one file serves all families."""
-    base = None if name.startswith("_") else getattr(transformers, name, None)
+    model_name, _, config_name = name.partition(_OF)
+    base = None if name.startswith("_") else getattr(transformers, model_name, None)
     if isinstance(base, type) and issubclass(base, PreTrainedModel):
-        return compact_class(base)
+        return compact_class(base, getattr(transformers, config_name) if config_name else None)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

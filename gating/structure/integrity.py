@@ -81,14 +81,21 @@ def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = Tr
             )
 
 
-def write_checksums(folder: Path) -> None:
-    """Write the checksums of a folder that was just saved into its record, if it has a record."""
+def write_checksums(folder: Path, *, places: Mapping[str, str] | None = None) -> None:
+    """Write the checksums of a folder that was just saved into its record, if it has a record.
+
+    Args:
+        folder: The folder.
+        places: For each Auto class, the place of the compact class; transformers writes another for some names.
+    """
     path = folder / CONFIG
     if not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config.get(RECORD_KEY), dict):
         return
+    if places:
+        config["auto_map"] = dict(places)
     patterns = ("*.safetensors", "*.safetensors.index.json", _GENERATION)
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     sums = {file.name: _digest_file(file) for file in files}
