@@ -82,7 +82,7 @@ def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
         if returns == "tensor":
             _update_state(self, hidden_states, cache)
             return with_zero_gradients(_project_bias(self, hidden_states), *arguments.values())
-        past_length = past_length_of(cache, layer_idx) if cache is not None else 0
+        past_length = past_length_of(cache, layer_idx) if cache is not None and returns == "t5" else 0
         if source is None and reads_cached_images:
             cache = None  # The keys are those of an earlier step.
         key_length = _update_cache(self, hidden_states, source, cache)

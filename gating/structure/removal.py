@@ -290,5 +290,7 @@ def _plan_class(block: AttentionBlock, selection: Selection) -> list[Edit]:
     if selection.padding:
         maker, arguments = padded, (maker, arguments, _padding_mask(block, selection))
     cls = original_class(type(module)) if maker is None else subclass(type(module), maker, *arguments)
-    edits: list[Edit] = [SetAttribute(module, "__class__", cls)] if cls is not type(module) else []
+    # Hooks may have changed the class for as long as they are there.
+    changes = cls is not type(module) or not spec.calls_projection
+    edits: list[Edit] = [SetAttribute(module, "__class__", cls)] if changes else []
     return [*edits, SetAttribute(module, "head_index", head_index)]

@@ -207,7 +207,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "num_attention_heads": 4}, "vision_config": {"hidden_size": 128, "num_hidden_layers": 2, "patch_size": 4,
         "image_size": 16}, "hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
         "share_link_tower_layers": False}),
-    "vilt": ("ViltModel", "ViltConfig", {**BERT, "image_size": 16, "patch_size": 4, "max_image_length": -1}),
+    "vilt": ("ViltForQuestionAnswering", "ViltConfig", {**BERT, "image_size": 16, "patch_size": 4,
+        "max_image_length": -1}),
 }  # fmt: skip
 
 
