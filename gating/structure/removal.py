@@ -238,8 +238,9 @@ def _plan_emptying(block: AttentionBlock) -> list[Edit]:
     own = dict(module.named_parameters(recurse=False))
     gone = [SetAttribute(module, name, None) for name in (*unused, *own)]
     if isinstance(module, nn.MultiheadAttention):
-        # Models initialize these by name, so that buffers without rows take their places.
-        gone = [SetAttribute(module, name, ABSENT) for name in own]
+        # Models initialize these by name, so that buffers without rows take their places. Undone, they come back in the
+        # order of the names.
+        gone = [SetAttribute(module, name, ABSENT) for name in reversed(own)]
         gone += [SetAttribute(module, name, nn.Buffer(own[name].detach()[:0].clone())) for name in own]
     inside = set(module.modules())
     # Projections of the parent, which calls them itself.
