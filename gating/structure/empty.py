@@ -72,7 +72,7 @@ def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
     queries_name = "hidden_states" if "hidden_states" in names else names[0]
     reads_cached_images = "cross_attention_states" in names
 
-    def forward(self: Any, *args: object, **kwargs: object) -> Tensor | tuple[Tensor | None, ...]:
+    def forward(self: Any, *args: object, **kwargs: object) -> Any:
         arguments = bind(args, kwargs)
         hidden_states = arguments[queries_name]
         source = next((arguments[name] for name in _SOURCES if name in arguments), None)

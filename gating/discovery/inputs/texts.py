@@ -29,9 +29,10 @@ def make_tokens(request: Request, *, decoder: bool = False) -> Tensor:
     if config is request.model.config:
         # That of the decoder in models without another text, whose own settings may be those of its defaults.
         config = getattr(config, "text_config", None) or config
-    positions = getattr(config, "max_position_embeddings", None) or request.length
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
+    positions = min([limit for limit in limits if isinstance(limit, int) and limit] or [request.length + 4])
     # Some families number positions from the padding index on.
-    length = min(request.length, max(1, positions - 4)) if isinstance(positions, int) else request.length
+    length = min(request.length, max(1, positions - 4))
     # Models of characters have no vocabulary.
     vocabulary = find_setting(config, "vocab_size") or request.setting("vocab_size", "text_vocab_size") or _UNICODE
     tokens = request.integers(min(3, vocabulary - 1), vocabulary, request.batch_size, length)
