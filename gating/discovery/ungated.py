@@ -178,7 +178,9 @@ def _looks_like_attention(module: nn.Module) -> bool:
     children = {name for name, child in module.named_children() if isinstance(child, (nn.Linear, Conv1D))}
     if any(names <= children for names in _PROJECTIONS):
         return True
-    named_so = re.search(r"attention|attn|deltanet|mamba.*mixer|retention|timemix", type(module).__name__, re.I)
+    if why_not_attention(module) is not None:
+        return True
+    named_so = re.search(r"attention|attn|retention|timemix", type(module).__name__, re.I)
     return named_so is not None and any(isinstance(part, (nn.Linear, Conv1D, nn.Conv2d)) for part in module.modules())
 
 

@@ -102,6 +102,13 @@ def test_a_block_whose_heads_depend_on_each_other_does_not_stop_the_others(tower
     assert "q_norm normalizes across all heads" in ungated[0].reason
 
 
+def test_unknown_attention_beside_a_layer_without_heads_is_refused_with_a_remedy(towers):
+    towers.language_model = nn.Identity()
+    towers.vision_tower[0] = FAMILIES["jamba"].build().model.layers[1].mamba
+    with pytest.raises(ValueError, match=r"JambaMambaMixer, OddAttention.* or pass discover=True"):
+        gating.inject_gates(towers)
+
+
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_no_attention_of_a_family_is_left_without_a_word(name):
     """Outside of hybrids, whose other layers have reasons of their own."""
