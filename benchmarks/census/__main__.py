@@ -82,7 +82,8 @@ def examine_types(names: Sequence[str]) -> list[dict[str, Any]]:
         found = {row["model_type"]: row for row in rows}
         for name in names:
             # The process was killed, by a limit of memory or time.
-            found.setdefault(name, {"model_type": name, "outcome": "not run", "reason": "its process ended early"})
+            ended = {"outcome": "not run", "reason": "its process ended early"}
+            found.setdefault(name, {"model_type": name, "model_class": model_types()[name], **ended})
         saved = [str(Path(parent, name)) for name in names if Path(parent, name, "batch.pt").exists()]
         for one in _run_worker("benchmarks.census.reload", "RELOADED", saved) if saved else []:
             row = found[Path(one["folder"]).name]

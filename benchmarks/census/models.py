@@ -20,9 +20,9 @@ LARGEST = 40_000_000
 _TASKS = (
     "IMAGE_TEXT_TO_TEXT",
     "MULTIMODAL_LM",
-    "CAUSAL_LM",
     "SEQ_TO_SEQ_CAUSAL_LM",
     "SPEECH_SEQ_2_SEQ",
+    "CAUSAL_LM",
     "MASKED_LM",
     "ZERO_SHOT_IMAGE_CLASSIFICATION",
     "ZERO_SHOT_OBJECT_DETECTION",
@@ -51,8 +51,13 @@ def model_types() -> dict[str, str]:
     return found
 
 
-def build(model_type: str, *, seed: int = 0) -> PreTrainedModel:
+def build(model_type: str, *, seed: int = 0, spread: float = 0.1) -> PreTrainedModel:
     """Build a tiny model with random parameters, in evaluation mode.
+
+    Args:
+        model_type: The model type.
+        seed: Seed of the parameters.
+        spread: Standard deviation of the parameters.
 
     Raises:
         ValueError: The model would be too large.
@@ -64,17 +69,17 @@ def build(model_type: str, *, seed: int = 0) -> PreTrainedModel:
         raise ValueError(f"{num_parameters:,} parameters: its settings have other names than those that are reduced")
     torch.manual_seed(seed)
     model: PreTrainedModel = model_class._from_config(config).eval()
-    return _randomize(model, seed=seed)
+    return _randomize(model, seed=seed, spread=spread)
 
 
-def _randomize(model: Any, *, seed: int) -> Any:
+def _randomize(model: Any, *, seed: int, spread: float) -> Any:
     """Draw all parameters anew, in place: those that a library sets to zero would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not parameter.is_floating_point():
                 continue
-            noise = torch.randn(parameter.shape, generator=generator) * 0.1
+            noise = torch.randn(parameter.shape, generator=generator) * spread
             is_gain = name.endswith("weight") and parameter.dim() == 1
             parameter.copy_((1 + noise if is_gain else noise).to(parameter.dtype))
     return model

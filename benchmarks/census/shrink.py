@@ -14,6 +14,8 @@ _HIDDEN, _HEADS, _KEY_VALUE_HEADS, _HEAD_DIM, _WIDTH, _LAYERS, _VOCABULARY = 64,
 _SIZES: list[tuple[str, int]] = [
     (r"num_feat_extract_layers", 13),
     (r"d_head", _HEAD_DIM),
+    (r"patch_embed_hidden_size", 768),
+    (r".*upsample_groups", _HIDDEN),
     (r".*num_key_value_heads|num_kv_heads|n_head_kv|.*_kv_heads|num_global_key_value_heads", _KEY_VALUE_HEADS),
     (r"linear_num_key_heads|linear_num_value_heads|mamba_num_heads|mamba_n_heads|index_n_heads|n_mamba_heads", _HEADS),
     (r"(.*_)?(num_)?(attention_)?heads?|.*attention_heads|n_heads?|num_heads_.*|.*_num_heads|num_attention_heads.*",
@@ -106,6 +108,13 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "blip-2": {"image_token_id": 299},
     "instructblip": {"image_token_id": 299},
     "instructblipvideo": {"video_token_id": 299},
+    "esm": {"pad_token_id": 1, "mask_token_id": 4},
+    "layoutlmv3": {"coordinate_size": 10, "shape_size": 12},
+    "lilt": {"hidden_size": 96},
+    "llama4_vision_model": {
+        **{"intermediate_size": 256, "projector_input_dim": 64, "projector_output_dim": 64, "vision_output_dim": 64}
+    },
+    "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 64},
     "lxmert": {"num_qa_labels": 4, "num_object_labels": 4, "num_attr_labels": 4},
 }
 _TOKEN = re.compile(r".*token_(id|index)s?|.*_token|.*_idx|.*(bos|eos|pad|sep|cls|mask)_id")
@@ -124,14 +133,23 @@ def _shrink(config_class: type[PreTrainedConfig], default: PreTrainedConfig | No
         if isinstance(value := getattr(default, name, None), PreTrainedConfig)
     }
     given = default.to_dict()
-    num_layers = {given.get(name) for name in ("num_hidden_layers", "num_layers", "n_layer")} - {None, 0, 1}
+    counts = [given.get(name) for name in ("num_hidden_layers", "num_layers", "n_layer")]
+    # Stages of one layer each stay; other layers become few.
+    has_stages = isinstance(given.get("depths"), (list, tuple))
+    num_layers = {count for count in counts if isinstance(count, int) and count > 1 and not has_stages}
     settings = {
         name: _small(name, value, num_layers)
         for name, value in given.items()
         if name not in {*parts, "model_type", "transformers_version", "architectures", "dtype", "_name_or_path"}
     }
-    settings = {name: value for name, value in settings.items() if not _DERIVED.fullmatch(name)}
+    settings = {
+        name: given[name] if has_stages and name == "out_features" else value
+        for name, value in settings.items()
+        if not _DERIVED.fullmatch(name) or (has_stages and name == "out_features")
+    }
     settings |= _layer_types(default, settings)
+    if has_stages and isinstance(settings.get("window_size"), int):
+        settings["window_size"] = 2
     if settings.get("kv_lora_rank"):
         settings["num_key_value_heads"] = settings["num_attention_heads"]
     rope = settings.get("rope_parameters")
@@ -149,7 +167,9 @@ def _shrink(config_class: type[PreTrainedConfig], default: PreTrainedConfig | No
 def _layer_types(default: PreTrainedConfig, settings: dict[str, Any]) -> dict[str, Any]:
     """Return one layer of each type that a hybrid model has."""
     types = getattr(default, "layer_types", None)
-    if not types or len(set(types)) == 1 or "num_hidden_layers" not in settings:
+    computed = [getattr(type(default), name, None) for name in ("layer_types", "layers_block_type")]
+    is_computed = any(isinstance(one, property) for one in computed)
+    if is_computed or not types or len(set(types)) == 1 or "num_hidden_layers" not in settings:
         return {}
     kinds = list(dict.fromkeys(types))
     return {"layer_types": kinds, "num_hidden_layers": len(kinds)}
@@ -191,9 +211,9 @@ def _small_list(name: str, values: Iterable[Any]) -> Any:
 
 
 def _rising(values: list[int]) -> list[int]:
-    """Return small widths that grow where those of the original do."""
+    """Return small widths, the largest 64, that grow where those of the original do."""
     order = sorted(set(values))
-    return [16 * 2 ** min(order.index(value), 2) for value in values]
+    return [max(8, 64 // 2 ** (len(order) - 1 - order.index(value))) for value in values]
 
 
 def _small_token(name: str, value: Any) -> Any:
