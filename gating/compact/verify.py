@@ -43,7 +43,9 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
     if probe is None:
         return
     with suppress(ValueError, AttributeError):
-        loaded.set_attn_implementation(model.config._attn_implementation)
+        # Not where it is the same: setting it sets that of all towers, too, which may have others.
+        if loaded.config._attn_implementation != model.config._attn_implementation:
+            loaded.set_attn_implementation(model.config._attn_implementation)
     actual = forward_outputs(loaded.to(model.device), probe)  # type: ignore[arg-type]
     difference = max_relative_difference(expected, actual)
     coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)

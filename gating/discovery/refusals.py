@@ -114,7 +114,8 @@ def sort_blocks(model: nn.Module) -> tuple[list[AttentionBlock], dict[str, str]]
 
 
 def _check_editable(block: AttentionBlock) -> None:
-    for linear in (*(linear for linear, _ in block.projections()), block.output_projection):
+    others = [linear for linear, _ in (*block.projections(), *block.other_outputs())]
+    for linear in (*others, block.output_projection):
         reason = why_not_editable(without_adapter(linear))
         if reason is not None:
             raise InputError(f"Heads cannot be removed from {block.name}, because of a projection: {reason}.")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.discovery.undo import EntriesEdit
+from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Edit, Features, weight_dim, without_adapter
 from gating.structure.feed_forward import Block
 
@@ -52,7 +53,15 @@ def plan_scale_features(block: Block, scale: Tensor) -> list[Edit]:
         [1.0, 1.0, 0.5, 0.5]
     """
     module, name, dim = block.input_weight
-    return [ScaleEntries(module, name, scale, dim)] if (scale != 1).any() else []
+    if (scale == 1).all():
+        return []
+    edits: list[Edit] = [ScaleEntries(module, name, scale, dim)]
+    if isinstance(block, AttentionBlock):
+        by_head = scale.unflatten(0, (-1, block.head_dim))
+        for other, width in block.other_outputs():
+            linear = without_adapter(other)
+            edits.append(ScaleEntries(linear, "weight", by_head[:, :width].flatten(), weight_dim(linear, "inputs")))
+    return edits
 
 
 def silence_inputs(linear: nn.Module, inputs: Features) -> None:

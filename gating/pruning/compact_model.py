@@ -148,6 +148,7 @@ def _are_dims(value: object) -> bool:
 _FIELDS: dict[str, Callable[[object], bool]] = {
     "projections": lambda value: _are_pairs(value, lambda layout: layout in typing.get_args(RowLayout)),
     "output_projection": lambda value: _is_text(value, _PATH),
+    "other_outputs": lambda value: isinstance(value, list) and all(_is_text(path, _PATH) for path in value),
     "head_dim": lambda value: _is_text(value, _NAME),
     "key_dim": lambda value: _is_text(value, _NAME),
     "returns": lambda value: value in typing.get_args(Returns),

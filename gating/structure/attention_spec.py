@@ -25,6 +25,8 @@ Returns = Literal[
     "t5",
     "mpnet",
     "list",
+    "contexts",
+    "two pairs",
     "albert",
     "funnel",
     "residual",
@@ -59,13 +61,14 @@ class AttentionSpec:
             ``[..., num_heads * head_dim]``.
         head_dim: Name of the attribute with the width of one head in the input of the output projection, or that width.
         returns: Return value of the attention module: ``pair`` for ``(output, attention probabilities)`` with the
-            output projection inside, ``context`` with the output projection outside, ``t5`` with the position bias in
-            the middle, ``mpnet`` without probabilities unless ``output_attentions`` is set, ``list`` for that as a
-            list, ``albert`` with residual and layer norm inside, ``funnel`` for both, ``residual`` with the addition
-            of the argument ``residual`` inside, ``cache`` for a pair and the cache, ``longformer`` for the features of
-            the heads and, if asked for, the local and global probabilities, ``tensor`` for the output alone. With
-            ``forward``, the function ``forward`` serves modules without heads, too. With ``unknown``, every block must
-            keep a head.
+            output projection inside, ``context`` with the output projection outside, ``contexts`` for the features of
+            two sequences and the probabilities, ``two pairs`` for one pair for each of two sequences, ``t5`` with the
+            position bias in the middle, ``mpnet`` without probabilities unless ``output_attentions`` is set, ``list``
+            for that as a list, ``albert`` with residual and layer norm inside, ``funnel`` for both, ``residual`` with
+            the addition of the argument ``residual`` inside, ``cache`` for a pair and the cache, ``longformer`` for the
+            features of the heads and, if asked for, the local and global probabilities, ``tensor`` for the output
+            alone. With ``forward``, the function ``forward`` serves modules without heads, too. With ``unknown``, every
+            block must keep a head.
         head_counts: Paths of attributes with the number of heads, updated where present; those of the parent only
             while there are heads.
         head_widths: Attributes with ``num_heads * head_dim``, updated where present.
@@ -88,6 +91,8 @@ class AttentionSpec:
             earlier one, ``v`` where the keys are the values, too.
         lends: Whether later layers use the keys and values of this one. All key-value heads stay then, as where keys
             are borrowed, and padding where no query head is kept.
+        other_outputs: Paths of further output projections of the same heads, where they attend for two sequences. Heads
+            have at most the width of those in ``output_projection``.
 
     Example:
         >>> AttentionSpec((("q", "q"), ("k", "k"), ("v", "v")), "out").returns
@@ -112,6 +117,7 @@ class AttentionSpec:
     calls_projection: bool = True
     borrowed: Literal["", "v", "kv"] = ""
     lends: bool = False
+    other_outputs: tuple[str, ...] = ()
 
     @property
     def keeps_key_value_heads(self) -> bool:

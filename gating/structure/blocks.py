@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .attention_spec import AttentionSpec, RowLayout
-from .edits import Handle, hook_input, num_inputs, num_outputs, weight_dim, without_adapter
+from .edits import Handle, Handles, hook_input, num_inputs, num_outputs, weight_dim, without_adapter
 from .errors import InputError
 from .families import find_spec
 from .subclasses import ForwardHandle
@@ -138,9 +140,17 @@ class AttentionBlock:
 
     def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
         """Call a function on the outputs of the heads, ``[..., num_slots * head_dim]``, in each use of the module."""
-        handle = hook_input(self.output_projection, function)
+        handle: Handle = hook_input(self.output_projection, function)
+        for linear, width in self.other_outputs():
+            handle = Handles(handle, hook_input(linear, partial(_call_padded, function, width, self.head_dim)))
         forward = None if self.spec.calls_projection else self.spec.forward
         return handle if forward is None else ForwardHandle(self.module, forward, handle)
+
+    def other_outputs(self) -> Iterator[tuple[nn.Module, int]]:
+        """Yield further output projections of the same heads, with the width of a head in their inputs."""
+        for path in self.spec.other_outputs if self.head_slots else ():
+            linear = getattr(*self.locate(path))
+            yield linear, num_inputs(linear) // len(self.head_slots)
 
     def projections(self) -> Iterator[tuple[nn.Module, RowLayout]]:
         """Yield the linear layers that compute queries, keys and values, with the layouts of their rows."""
@@ -167,6 +177,15 @@ class AttentionBlock:
             return getattr(*self.locate(path), None) is not None
         except AttributeError:
             return False
+
+
+def _call_padded(
+    function: Callable[[Tensor], Tensor | None], width: int, head_dim: int, features: Tensor
+) -> Tensor | None:
+    """Call a function for heads of one width on the features of narrower heads."""
+    padded = functional.pad(features.unflatten(-1, (-1, width)), (0, head_dim - width)).flatten(-2)
+    result = function(padded)
+    return None if result is None else result.unflatten(-1, (-1, head_dim))[..., :width].flatten(-2)
 
 
 def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:

@@ -17,6 +17,7 @@ __all__ = [
     "Edit",
     "Features",
     "Handle",
+    "Handles",
     "SetAttribute",
     "TakeEntries",
     "hook_input",
@@ -181,6 +182,19 @@ class Handle(Protocol):
 
     def remove(self) -> None:
         """Remove the hook."""
+
+
+@dataclass(frozen=True)
+class Handles:
+    """Two handles that are removed together."""
+
+    first: Handle
+    second: Handle
+
+    def remove(self) -> None:
+        """Remove both hooks."""
+        self.first.remove()
+        self.second.remove()
 
 
 def hook_input(layer: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:

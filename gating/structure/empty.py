@@ -91,6 +91,9 @@ def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
         if returns in ("context", "longformer"):
             features = with_zero_gradients(hidden_states, *arguments.values())
             return (features, probabilities) if returns == "context" else _windowed(features, arguments)
+        if returns == "contexts":
+            first, second = (with_zero_gradients(value, *arguments.values()) for value in list(arguments.values())[:2])
+            return (first, second, probabilities) if arguments.get("output_attentions") else (first, second)
         output = with_zero_gradients(_project_bias(self, hidden_states), *arguments.values())
         if returns == "t5":
             bias = None if source is not None else arguments.get("position_bias")
@@ -118,6 +121,10 @@ def _returned(
         output = module.layer_norm(hidden_states + output)
     elif returns == "residual":
         output = arguments["residual"] + functional.dropout(output, module.hidden_dropout, module.training)
+    elif returns == "two pairs":
+        others = list(arguments.values())[1]
+        second = with_zero_gradients(_project_bias(module, others, index=1), *arguments.values())
+        return (output, probabilities.flatten(0, 1)), (second, probabilities.flatten(0, 1).transpose(1, 2))
     elif returns == "cache":
         return output, probabilities, arguments.get("cache")
     if returns in ("mpnet", "list", "funnel"):
@@ -147,12 +154,12 @@ def with_zero_gradients(output: Tensor, *unused: object) -> Tensor:
     return output
 
 
-def _project_bias(module: nn.Module, hidden_states: Tensor) -> Tensor:
+def _project_bias(module: nn.Module, hidden_states: Tensor, *, index: int = 0) -> Tensor:
     """Apply the output projection's bias, and the dropout after it that some classes have."""
     children = dict(module.named_children())
     # PEFT's modules_to_save are wrapped.
-    stub = next(child for child in children.values() if any(isinstance(part, BiasOnly) for part in child.modules()))
-    output: Tensor = stub(hidden_states)
+    stubs = [child for child in children.values() if any(isinstance(part, BiasOnly) for part in child.modules())]
+    output: Tensor = stubs[index](hidden_states)
     for name in ("resid_dropout", "out_drop", "output_dropout", "proj_drop", "projection_dropout", "hidden_dropout"):
         if name in children:
             output = children[name](output)

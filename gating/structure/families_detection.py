@@ -116,10 +116,24 @@ DETECTION_FAMILIES: dict[str, Row] = {
     "(DeformableDetr|RTDetr|RTDetrV2|GroundingDino|MMGroundingDino|OmDetTurbo|LwDetr|RfDetr|PPDocLayoutV[234])"
     "MultiscaleDeformableAttention": _deformable,
     "(GroundingDino|MMGroundingDino|OmDetTurbo)MultiheadAttention": AttentionSpec(
-        QUERY_KEY_VALUE, "out_proj", head_dim="attention_head_size", returns="mpnet"
+        QUERY_KEY_VALUE,
+        "out_proj",
+        head_dim="attention_head_size",
+        returns="mpnet",
+        # Masks of texts have a copy for each head.
+        per_head_inputs=(("attention_mask", 1),),
     ),
     "(Segformer|LwDetr|LwDetrViT)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
     "EomtDinov3Attention": AttentionSpec(Q_K_V_PROJ, "o_proj", per_head_inputs=(("attention_mask", 1),)),
+    # Fusion of images and texts: what one attends to in the other, and the reverse, from the same scores.
+    "(GroundingDino|MMGroundingDino)BiMultiHeadAttention": AttentionSpec(
+        (("vision_proj", "q"), ("text_proj", "k"), ("values_vision_proj", "v"), ("values_text_proj", "v")),
+        "out_vision_proj",
+        returns="two pairs",
+        head_widths=("embed_dim",),
+        is_cross_attention=True,
+        other_outputs=("out_text_proj",),
+    ),
     # Masks of the predicted objects have a copy for each head.
     "EomtAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", per_head_inputs=(("attention_mask", 1),)),
     "MaskFormerSwinSelfAttention": context_spec(per_head=(("relative_position_bias_table", 1),)),

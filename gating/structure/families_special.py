@@ -169,6 +169,9 @@ _DECODERS: dict[str, Row] = {
         per_head=(("q_layernorm.norms", 0),),
         per_key_value_head=(("k_layernorm.norms", 0),),
     ),
+    "MoshiAttention": AttentionSpec(
+        (("q_proj.linear", "q"), ("k_proj.linear", "k"), ("v_proj.linear", "v")), "o_proj.linear"
+    ),
     "LagunaAttention": AttentionSpec((*Q_K_V_PROJ, ("g_proj", "q")), "o_proj"),
     "CpmAntAttention": AttentionSpec(
         (("project_q", "q"), ("project_k", "k"), ("project_v", "v")),
@@ -194,6 +197,14 @@ _ENCODERS: dict[str, Row] = {
         returns="context",
         per_head=(("q_bias", 2), ("v_bias", 2)),
         per_head_inputs=(("rel_pos", 1), ("rel_2d_pos", 1)),
+    ),
+    # Texts and their layout attend by the sum of their scores; heads of the layout are narrower.
+    "LiltSelfAttention": AttentionSpec(
+        (*QUERY_KEY_VALUE, ("layout_query", "q"), ("layout_key", "k"), ("layout_value", "v")),
+        "^output.dense",
+        head_dim="attention_head_size",
+        returns="contexts",
+        other_outputs=("^layout_output.dense",),
     ),
     "FunnelRelMultiheadAttention": _funnel,
 }

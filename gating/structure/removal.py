@@ -207,6 +207,8 @@ def _plan_slicing(block: AttentionBlock, selection: Selection) -> list[Edit]:
         edits += plan_cut(linear, rows_of(block, linear, layout, selection), side="outputs")
     output, columns = block.output_projection, Features(selection.slots, block.head_dim)
     edits += plan_cut(output, columns, side="inputs", silent=Features(selection.padding, block.head_dim))
+    for other, width in block.other_outputs():
+        edits += plan_cut(other, Features(selection.slots, width), side="inputs")
     cls = type(output)
     masked = subclass(cls, silenced, _padding_mask(block, selection)) if selection.padding else original_class(cls)
     edits.append(SetAttribute(output, "__class__", masked))
@@ -227,28 +229,29 @@ def _padding_mask(block: AttentionBlock, selection: Selection) -> HeadMask:
 
 def _plan_emptying(block: AttentionBlock) -> list[Edit]:
     """Plan to keep only the output projection's bias: parameters without gradient stop distributed training."""
-    module, output = block.module, block.output_projection
-    holder, attribute = block.locate(block.spec.output_projection)
+    module = block.module
+    outputs = [block.locate(path) for path in (block.spec.output_projection, *block.spec.other_outputs)]
+    kept = {part for owner, name in outputs for part in getattr(owner, name).modules()}
     stays = _STAYS_WHEN_EMPTIED.get(block.spec.returns, set())
     unused = [
         name
         for name, child in module.named_children()
-        if name not in stays and output not in child.modules() and next(child.parameters(), None) is not None
+        if name not in stays and not kept & set(child.modules()) and next(child.parameters(), None) is not None
     ]
     own = dict(module.named_parameters(recurse=False))
-    gone = [SetAttribute(module, name, None) for name in (*unused, *own)]
+    # Tables that checkpoints do not have would stay without values.
+    tables = [name for name, _ in module.named_buffers(recurse=False) if name in module._non_persistent_buffers_set]
+    gone = [SetAttribute(module, name, None) for name in (*unused, *own, *tables)]
     if isinstance(module, nn.MultiheadAttention):
         # Models initialize these by name, so that buffers without rows take their places. Undone, they come back in the
         # order of the names.
         gone = [SetAttribute(module, name, ABSENT) for name in reversed(own)]
         gone += [SetAttribute(module, name, nn.Buffer(own[name].detach()[:0].clone())) for name in own]
-    inside = set(module.modules())
-    # Projections of the parent, which calls them itself.
-    outside = [linear for linear, _ in block.projections() if linear not in inside]
+    of_parent = [linear for linear, _ in block.projections() if linear not in set(module.modules())]
     return [
-        SetAttribute(holder, attribute, BiasOnly.replacing(output)),
+        *(SetAttribute(owner, name, BiasOnly.replacing(getattr(owner, name))) for owner, name in outputs),
         *gone,
-        *(edit for linear in outside for edit in plan_cut(linear, Features([], 1), side="outputs")),
+        *(edit for linear in of_parent for edit in plan_cut(linear, Features([], 1), side="outputs")),
         # from_pretrained would initialize projections that are gone.
         SetAttribute(module, "_is_hf_initialized", True),
     ]

@@ -146,7 +146,9 @@ def _fitting(request: Request, name: str, others: Variant) -> list[Variant]:
 
 def _features_method(model: Any, kind: str) -> Any:
     name = f"get_{kind}_features"
-    return getattr(model, name, None) or getattr(model.base_model, name, None)
+    own, inner = getattr(model, name, None), getattr(model.base_model, name, None)
+    # The method of some models passes on any arguments to that of their base.
+    return inner if inner is not None and (own is None or not accepted_arguments(own)) else own
 
 
 @torch.no_grad()
