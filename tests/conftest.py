@@ -26,8 +26,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import copy  # noqa: E402
+import re  # noqa: E402
 from collections.abc import Callable, Iterable, Iterator  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
+from functools import lru_cache  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
@@ -39,6 +41,7 @@ from transformers import BertTokenizerFast, PreTrainedModel  # noqa: E402
 
 import gating  # noqa: E402
 from gating.report import figures  # noqa: E402
+from gating.structure import families  # noqa: E402
 from tests.support.fresh_process import answers_of_fresh_process  # noqa: E402
 from tests.support.tiny_models import (  # noqa: E402
     FAMILIES,
@@ -203,3 +206,19 @@ def _answers_of_fresh_processes(saved: dict[str, Saved], bert_base: Saved, again
         jobs["bert-base"] = {"folder": str(bert_base.folder), "batch": bert_base.batch, "auto_class": TEXT_CLASS}
         answers[kind] = answers_of_fresh_process(jobs, with_package=kind == "local")
     return answers
+
+
+@pytest.fixture
+def forget(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that removes the rows of some attention classes from the registry, for one test."""
+
+    def forget_classes(*names: str) -> None:
+        rows = {
+            pattern: row
+            for pattern, row in families._SHIPPED.items()
+            if not any(re.fullmatch(pattern, name) for name in names)
+        }
+        monkeypatch.setattr(families, "_SHIPPED", rows)
+        monkeypatch.setattr(families, "_find_row", lru_cache(families._find_row.__wrapped__))
+
+    return forget_classes

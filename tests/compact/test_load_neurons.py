@@ -70,7 +70,8 @@ def test_folders_load_where_the_package_is_missing_and_are_saved_again(pruned, o
                 torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_record_names_neurons_without_attention_that_is_unknown(tmp_path):
+def test_the_record_names_neurons_without_attention_that_is_unknown(forget, tmp_path):
+    forget("BloomAttention")
     bloom = BLOOM.build()
     gating.prune_neurons(bloom, {0: [0]}, group_size=8)
     folder = gating.save_compact(bloom, tmp_path / "compact")
@@ -79,7 +80,8 @@ def test_the_record_names_neurons_without_attention_that_is_unknown(tmp_path):
     assert record["feed_forward"]["h.0.mlp.dense_4h_to_h"] == {"width": 64, "group": 8, "kept": [*range(1, 8)]}
 
 
-def test_a_dense_model_with_unknown_attention_is_not_saved(tmp_path):
+def test_a_dense_model_with_unknown_attention_is_not_saved(forget, tmp_path):
+    forget("BloomAttention")
     with pytest.raises(ValueError, match="No attention block of BloomForCausalLM is known"):
         gating.save_compact(BLOOM.build(), tmp_path / "compact")
     assert os.listdir(tmp_path) == []

@@ -66,7 +66,8 @@ def test_adapters_exclude_layers_without_neurons(targets):
     assert max_relative_difference(expected, forward_outputs(model, batch)) < 1e-6
 
 
-def test_queries_and_values_of_unknown_attention_are_to_be_named():
+def test_queries_and_values_of_unknown_attention_are_to_be_named(forget):
+    forget("BloomAttention")
     sizes = {"vocab_size": 60, "hidden_size": 32, "n_layer": 2, "n_head": 4}
     model = transformers.BloomForCausalLM(transformers.BloomConfig(**sizes)).eval()
     with pytest.raises(ValueError, match=r"BloomForCausalLM has no known ones: .* adapters\.target_modules"):

@@ -60,7 +60,8 @@ def test_the_trial_finds_a_down_projection_that_is_never_called(exact_bloom, mon
     assert_refused(exact_bloom, lambda model: gating.prune_neurons(model, {0: [0]}), ValueError, message)
 
 
-def test_a_model_with_unknown_attention_loses_neurons():
+def test_a_model_with_unknown_attention_loses_neurons(forget):
+    forget("BloomAttention")
     model = transformers.BloomForCausalLM(transformers.BloomConfig(**BLOOM)).eval()
     report = gating.prune_neurons(model, {0: [0, 3], 1: range(4)})
     assert (report.num_neurons, report.num_heads) == (128, 0)
