@@ -27,6 +27,17 @@ __all__ = [
 
 _MIXERS = r"Mamba|LinearAttention|DeltaNet|DeltaAttention|Lightning|Rwkv|RWKV|Retention|SSM|Mixer2?$"
 _OUTPUTS = ("o_proj", "out_proj", "dense", "projection_layer", "proj")
+# Attributes that modules with a computation of their own have, with the reason for which their heads cannot go.
+_COMPUTATIONS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("conv_kernel_layer", "query"), "conv_kernel_layer computes the kernels of a head from the queries of all heads"),
+    (("dt_proj", "v_proj"), "dt_proj computes the mask of a head from the values of all heads"),
+    (("lambda_q1", "lambda_k1"), "one half of its heads is subtracted from the other before the output projection"),
+    (("experts", "kv_proj"), "its projections of queries and outputs are those of experts, others for each token"),
+    (("num_hashes", "query_key"), "tokens are hashed by random rotations that are drawn for all heads together"),
+    (("approx_mode", "query"), "its heads are computed by a CUDA kernel, without which the class returns zeros"),
+    (("attention_biases", "projection"), "its projections end in batch norms, which no layout describes"),
+    (("relative_pos_embeddings", "query_proj"), "the rows of relative_pos_embeddings alternate between its heads"),
+)
 _WRAPPERS = {
     "DataParallel": "pass model.module",
     "DistributedDataParallel": "pass model.module, before it is wrapped if you can",
@@ -170,7 +181,34 @@ def why_not_attention(module: nn.Module) -> str | None:
     if re.search(_MIXERS, type(module).__name__) and has_projections and not isinstance(module, PreTrainedModel):
         return _why_not_mixer(module, width)
     reason = _why_heads_depend(module, width) if isinstance(width, int) else None
-    return reason or _why_single(module)
+    return reason or _why_not_layers(module) or _why_own_computation(module) or _why_single(module)
+
+
+def _why_own_computation(module: Any) -> str | None:
+    """Return the reason for which a computation that only some classes have needs all heads, or None."""
+    for names, reason in _COMPUTATIONS:
+        if all(isinstance(getattr(module, name, None), (nn.Module, nn.Parameter, int, str)) for name in names):
+            return reason
+    if hasattr(module, "iterative_inv") and module.num_landmarks != module.seq_len:
+        return "an inverse that it approximates is scaled by the largest sum of all heads"
+    if hasattr(module, "sampling_offsets") and not hasattr(module, "value_proj"):
+        return "its heads are parts of its input and output, without projections of values and outputs"
+    if getattr(module, "slow_but_exact", False) and module.pretraining_tp > 1:
+        return "slow_but_exact multiplies slices of the output projection's weight, where gates have no effect"
+    return None
+
+
+def _why_not_layers(module: nn.Module) -> str | None:
+    """Return the reason for which projections are no layers of queries, keys, values and outputs, or None."""
+    own = {name for name, parameter in module.named_parameters(recurse=False) if parameter.dim() == 3}
+    if {"q", "k", "v", "o"} <= own:
+        return "its projections are parameters of three dimensions, not layers whose inputs gates could scale"
+    query = getattr(module, "q_proj", None)
+    if any(parameter.dim() == 3 for parameter in query.parameters()) if isinstance(query, nn.Module) else False:
+        return "its projections have a weight for each codebook, not one for all tokens"
+    if {name for name, child in module.named_children() if isinstance(child, nn.Linear)} == {"q_proj", "k_proj"}:
+        return "it returns the probabilities of attention alone, without values"
+    return None
 
 
 def _why_single(module: nn.Module) -> str | None:

@@ -106,6 +106,13 @@ def _bloom(module: Any) -> AttentionSpec | None:
     return AttentionSpec((("query_key_value", "hqkv"),), "dense", returns="residual", per_head_inputs=(("alibi", 0),))
 
 
+def _moshi(module: Any) -> AttentionSpec | None:
+    """Return the spec for Moshi; None for its decoder of codebooks, whose layers have a weight for each of them."""
+    if getattr(module.o_proj, "use_flexible_linear", False):
+        return None
+    return AttentionSpec((("q_proj.linear", "q"), ("k_proj.linear", "k"), ("v_proj.linear", "v")), "o_proj.linear")
+
+
 def _funnel(module: Any) -> AttentionSpec:
     """Return the spec for Funnel, where only the configuration has the width of a head."""
     return AttentionSpec(
@@ -169,9 +176,7 @@ _DECODERS: dict[str, Row] = {
         per_head=(("q_layernorm.norms", 0),),
         per_key_value_head=(("k_layernorm.norms", 0),),
     ),
-    "MoshiAttention": AttentionSpec(
-        (("q_proj.linear", "q"), ("k_proj.linear", "k"), ("v_proj.linear", "v")), "o_proj.linear"
-    ),
+    "MoshiAttention": _moshi,
     "LagunaAttention": AttentionSpec((*Q_K_V_PROJ, ("g_proj", "q")), "o_proj"),
     "CpmAntAttention": AttentionSpec(
         (("project_q", "q"), ("project_k", "k"), ("project_v", "v")),
