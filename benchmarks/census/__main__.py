@@ -54,24 +54,41 @@ def main() -> None:
         return
     if not arguments.page:
         _run(jobs=arguments.jobs, again=arguments.again)
-    write_page(records.read(RESULTS))
+    write_page(records.read(RESULTS), tolerance=EXACT)
 
 
 def _run(*, jobs: int, again: bool) -> None:
-    """Examine all types that have no result with this version of transformers, and store the results."""
-    kept = [row for row in records.read(RESULTS) if row["transformers"] == transformers.__version__]
+    """Examine all types that have no result with this version of transformers, and store the results by type."""
+    before = {row["model_type"]: row for row in records.read(RESULTS)}
+    kept = [row for row in before.values() if row["transformers"] == transformers.__version__]
     if again:
         kept = [row for row in kept if row["outcome"] in ("exact", "no attention")]
-    if len(kept) != len(records.read(RESULTS)):
-        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    done = {row["model_type"] for row in kept}
-    left = [one for one in model_types() if one not in done]
+    _store(kept)
+    left = [one for one in model_types() if one not in {row["model_type"] for row in kept}]
     chunks = [left[start : start + _CHUNK] for start in range(0, len(left), _CHUNK)]
-    with ThreadPoolExecutor(jobs) as pool, tqdm(total=sum(map(len, chunks)), unit="type") as bar:
+    with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(left), unit="type") as bar:
         for rows in pool.map(examine_types, chunks):
             for row in rows:
                 records.append(RESULTS, row)
+                if change := _change(before.get(row["model_type"]), row):
+                    bar.write(change)
             bar.update(len(rows))
+    _store(records.read(RESULTS))
+
+
+def _store(rows: Sequence[dict[str, Any]]) -> None:
+    """Write results in the order of types, so that a new version of transformers shows as a difference of lines."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["model_type"])]
+    RESULTS.write_text("".join(lines), encoding="utf-8")
+
+
+def _change(before: dict[str, Any] | None, row: dict[str, Any]) -> str | None:
+    """Return one line about an outcome that was another before, or None."""
+    if before is None or (before["outcome"], before.get("by")) == (row["outcome"], row.get("by")):
+        return None
+    was, now = (f"{one['outcome']} by {one['by']}" if "by" in one else one["outcome"] for one in (before, row))
+    return f"{row['model_type']}: {was} with {before['transformers']}, now {now}. {row.get('reason', '')}".strip()
 
 
 def examine_types(names: Sequence[str]) -> list[dict[str, Any]]:

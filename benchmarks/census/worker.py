@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -21,9 +20,7 @@ def main() -> None:
     for name in names:
         folder = Path(parent, name)
         folder.mkdir()
-        started = time.monotonic()
-        row = examine(name, folder)
-        print("EXAMINED", json.dumps({**row, "seconds": round(time.monotonic() - started, 1)}), flush=True)
+        print("EXAMINED", json.dumps(examine(name, folder)), flush=True)
 
 
 if __name__ == "__main__":

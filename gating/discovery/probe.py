@@ -28,6 +28,7 @@ __all__ = [
 
 Batch = TypeVar("Batch", bound=Mapping[str, Tensor])
 # Suffix of classes that pool the state of one token.
+_TEXTS = {"input_ids", "decoder_input_ids"}
 _CLASSIFIER = "ForSequenceClassification"
 
 
@@ -60,10 +61,9 @@ def make_probe(model: nn.Module, *, batch_size: int = 2, length: int = 12) -> di
     first = _next(model, batches)
     if first is None:
         raise _unusable(model, "has no inputs that a batch can be made for")
-    second = _next(model, batches)
-    if second is None:
-        return first  # There is no choice, so that the model need not run.
-    return dict(_first_to_run(model, chain([first, second], batches))[0])
+    if first.keys() <= _TEXTS:
+        return first  # Texts have one form, so that the model need not run.
+    return dict(_first_to_run(model, chain([first], batches))[0])
 
 
 def run_probe(model: nn.Module, probe: Mapping[str, Tensor] | None = None) -> tuple[Mapping[str, Tensor], list[Tensor]]:

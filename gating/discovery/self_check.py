@@ -52,13 +52,10 @@ def apply_checked(
             is unchanged then.
     """
     probe, dense = run_probe(model, probe)
-    with units_masked(blocks, kept):
+    with units_masked(blocks, kept) as reached:
         expected = forward_outputs(model, probe)
     if must_matter and max_relative_difference(dense, expected) == 0:
-        raise InputError(
-            "masking heads or neurons at the input of the output projection has no effect, so nothing is proven: pass "
-            "probe={argument name: tensor, ...}, one batch that reaches all of these layers."
-        )
+        raise InputError(_why_nothing_is_proven(blocks, reached))
     with units_masked(blocks, kept, strength=1 - rounding_of(expected)):
         tolerance = rounding_tolerance(expected, forward_outputs(model, probe))
     done: list[Undo] = []
@@ -87,6 +84,20 @@ def apply_checked(
     )
 
 
+def _why_nothing_is_proven(blocks: Sequence[Block], reached: Collection[str]) -> str:
+    """Return the reason for which masking does not change the outputs of a model."""
+    unreached = [block.name for block in blocks if block.name not in reached]
+    if unreached:
+        return (
+            f"the batch does not reach {unreached[0]}, so nothing is proven: pass probe={{argument name: tensor, "
+            "...}, one batch that does."
+        )
+    return (
+        "masking heads or neurons at the input of the output projection has no effect on the outputs of the model, so "
+        "nothing is proven."
+    )
+
+
 def _words(blocks: Sequence[Block]) -> tuple[str, str]:
     """Return the units of blocks, and the functions that register their layouts."""
     is_feed_forward = {block.kind == "feed_forward" for block in blocks}
@@ -108,8 +119,10 @@ def _find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], tole
 @contextmanager
 def units_masked(
     blocks: Sequence[Block], kept: Mapping[str, Collection[int]], *, strength: float = 1.0
-) -> Iterator[None]:
+) -> Iterator[set[str]]:
     """Set the features of all units except the kept ones to zero inside a ``with`` block.
+
+    The value is the set of the names of the blocks that a forward pass has called, which grows.
 
     Args:
         blocks: The blocks to mask.
@@ -117,17 +130,19 @@ def units_masked(
         strength: The factor of the kept features.
     """
     handles = []
+    reached: set[str] = set()
     for block in blocks:
         if block.slot_ids:
             mask = torch.tensor([strength * (unit in kept[block.name]) for unit in block.slot_ids])
-            function = partial(_mask, mask.repeat_interleave(torch.tensor(block.slot_widths)))
-            handles.append(block.hook_features(function))
+            mask = mask.repeat_interleave(torch.tensor(block.slot_widths))
+            handles.append(block.hook_features(partial(_mask, mask, block.name, reached)))
     try:
-        yield
+        yield reached
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _mask(mask: Tensor, features: Tensor) -> Tensor:
+def _mask(mask: Tensor, name: str, reached: set[str], features: Tensor) -> Tensor:
+    reached.add(name)
     return features * mask.to(features)

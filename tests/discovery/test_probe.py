@@ -1,12 +1,23 @@
 """Probe inputs of models, and differences of their outputs."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel
 
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference, tolerance_for
+import gating
+from gating.discovery.probe import (
+    forward_outputs,
+    make_probe,
+    max_relative_difference,
+    run_probe,
+    tolerance_for,
+)
+from gating.discovery.self_check import apply_checked
+from tests.support.family_models import FAMILIES
 
 
 def test_every_model_accepts_its_probe(model):
@@ -85,3 +96,54 @@ def test_tensors_without_elements_do_not_differ():
 def test_the_tolerance_is_about_a_hundred_roundings():
     assert tolerance_for(torch.float32) == pytest.approx(1.19e-5, rel=0.01)
     assert tolerance_for(torch.bfloat16) > tolerance_for(torch.float16) > tolerance_for(torch.float32)
+
+
+class Picky(PreTrainedModel):
+    """A model that takes no batch but the one of its processor."""
+
+    config_class = PreTrainedConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.layer = nn.Linear(1, 1)
+        self.config.vocab_size = 9
+
+    @property
+    def dummy_inputs(self):
+        return {"input_ids": torch.tensor([[7, 7]])}
+
+    def forward(self, input_ids):
+        if input_ids.shape != (1, 2):
+            raise RuntimeError("two tokens, please")
+        return {"out": self.layer(input_ids[..., None].float())}
+
+
+def test_dummy_inputs_of_the_model_are_the_last_resort():
+    model = Picky(PreTrainedConfig())
+    batch, outputs = run_probe(model)
+    assert batch["input_ids"].tolist() == [[7, 7]]
+    assert outputs[0].shape == (1, 2, 1)
+
+
+def test_the_processor_in_the_folder_of_a_model_makes_a_batch(monkeypatch):
+    class Processor:
+        image_token = "<image>"
+
+        def __call__(self, images=None, text=None, return_tensors=None):
+            assert images.shape[-1] == 3
+            assert text.startswith("<image>")
+            return {"input_ids": torch.tensor([[5, 6]]), "pixel_values": torch.zeros(1)}
+
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda name, local_files_only: Processor())
+    model = Picky(PreTrainedConfig(name_or_path="folder"))
+    assert run_probe(model)[0].keys() == {"input_ids"}
+    assert run_probe(model)[0]["input_ids"].tolist() == [[5, 6]]
+
+
+def test_a_block_that_the_batch_does_not_reach_is_named():
+    model = FAMILIES["bert"].build()
+    model.spare = deepcopy(model.bert.encoder.layer[0].attention)
+    (spare,) = [block for block in gating.find_attention_blocks(model) if block.name == "spare.self"]
+    with pytest.raises(ValueError, match=r"does not reach spare\.self, so nothing is proven: pass probe="):
+        apply_checked(model, [spare], {spare.name: (0,)}, [], must_matter=True)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from gating.discovery.inputs.images import image_variants, video_variants
 from gating.discovery.inputs.others import OTHERS
+from gating.discovery.inputs.processors import own_batches
 from gating.discovery.inputs.sizes import Request, Variant, accepted_arguments, required_arguments
 from gating.discovery.inputs.sounds import spectrogram_variants, waveform_variants
 from gating.discovery.inputs.texts import PLACEHOLDERS, make_tokens, splice
@@ -36,6 +37,8 @@ _MOST = 16
 def candidate_batches(model: PreTrainedModel, *, batch_size: int, length: int) -> Iterator[dict[str, Tensor]]:
     """Yield batches that a model may take, those that reach most of its towers first.
 
+    The last ones are those of its own processor and its dummy inputs.
+
     Args:
         model: The model. Where text has placeholder tokens for images, videos or sound, its own methods such as
             ``get_image_features`` are run to count them.
@@ -55,6 +58,10 @@ def candidate_batches(model: PreTrainedModel, *, batch_size: int, length: int) -
                 yield batch
             elif lacking:
                 missing = missing or lacking[0]
+    for batch in own_batches(model):
+        if needed <= batch.keys():
+            is_found = True
+            yield batch
     if missing and not is_found:
         raise InputError(
             f"{type(model).__name__} takes {missing}, for which no input can be made from its configuration: pass "

@@ -1,0 +1,68 @@
+"""The census of model types: a sample is examined anew, and the stored results and their page agree."""
+
+from collections import Counter
+
+import pytest
+import transformers
+
+from benchmarks import records
+from benchmarks.census.__main__ import RESULTS, examine_types
+from benchmarks.census.case import EXACT
+from benchmarks.census.models import build, model_types
+from benchmarks.census.page import PAGE, groups_of, write_page
+
+# Text, grouped queries, a position bias, towers, latent heads, sound, images.
+SAMPLE = ("bert", "qwen3", "t5", "qwen2_vl", "deepseek_v3", "wav2vec2", "swin")
+REFUSED = {"olmo2": "q_norm normalizes across all heads", "mamba": "has no heads"}
+
+
+@pytest.fixture(scope="module")
+def examined():
+    return {row["model_type"]: row for row in examine_types([*SAMPLE, *REFUSED])}
+
+
+@pytest.mark.parametrize("model_type", SAMPLE)
+def test_a_sample_is_exact_by_the_registry(examined, model_type):
+    row = examined[model_type]
+    assert row["outcome"] == "exact", row
+    assert (row["by"], row["ungated"], row["unreached"]) == ("registry", [], [])
+    assert max(row["difference"], row["neurons_difference"], row["reload_difference"]) <= EXACT
+    assert row["transformers"] == transformers.__version__
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_refusal_has_a_reason(examined, model_type):
+    assert examined[model_type]["outcome"] == "refused"
+    assert REFUSED[model_type] in examined[model_type]["reason"]
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return records.read(RESULTS)
+
+
+def test_stored_results_are_of_all_types_and_none_is_wrong(stored):
+    if {row["transformers"] for row in stored} != {transformers.__version__}:
+        pytest.skip("the stored results are of another version of transformers")
+    assert [row["model_type"] for row in stored] == sorted(model_types())
+    outcomes = Counter(row["outcome"] for row in stored)
+    assert outcomes["wrong"] == 0
+
+
+def test_seven_of_ten_types_are_exact_and_half_by_the_registry(stored):
+    sizes = {name: len(rows) for name, rows in groups_of(stored).items()}
+    examined = sum(number for name, number in sizes.items() if name not in ("no attention", "not built", "not run"))
+    exact = sizes["exact by the registry"] + sizes.get("exact with `discover=True`", 0)
+    assert exact >= 0.7 * examined
+    assert sizes["exact by the registry"] >= 0.5 * examined
+
+
+def test_the_page_is_that_of_the_results(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.census.page.PAGE", tmp_path / "coverage.md")
+    write_page(stored, tolerance=EXACT)
+    assert (tmp_path / "coverage.md").read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
+
+
+def test_tiny_models_have_random_biases_and_gains():
+    model = build("bert")
+    assert all(weight.std() > 0 for weight in model.parameters() if weight.numel() > 1)
