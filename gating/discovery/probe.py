@@ -27,8 +27,8 @@ __all__ = [
 
 
 Batch = TypeVar("Batch", bound=Mapping[str, Tensor])
-# Suffix of classes that pool the state of one token.
 _TEXTS = {"input_ids", "decoder_input_ids"}
+# Suffix of classes that pool the state of one token.
 _CLASSIFIER = "ForSequenceClassification"
 
 

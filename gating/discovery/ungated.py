@@ -189,5 +189,5 @@ def _why_ungated(module: nn.Module, *, searched: bool) -> str:
     if reason is not None:
         return reason
     if searched:
-        return "nothing in its structure shows projections of queries, keys and values with a width of heads"
+        return "discovery knows no projections of queries, keys and values, or no width of heads, by their names"
     return _UNREGISTERED

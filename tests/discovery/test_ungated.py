@@ -75,7 +75,7 @@ def test_what_a_user_leaves_out_is_not_named(towers, options):
 def test_discovery_says_that_it_has_searched(towers):
     _, ungated = search_attention(towers, discover=True)
     assert [one.reason for one in ungated] == [
-        "nothing in its structure shows projections of queries, keys and values with a width of heads"
+        "discovery knows no projections of queries, keys and values, or no width of heads, by their names"
     ]
 
 
