@@ -1,6 +1,7 @@
 """The tests of head pruning that transformers had until version 4, for ``gating.prune_heads`` on every family.
 
-Families with the layout of another one are among the slow tests. Version 5 has neither ``prune_heads`` nor these tests. They keep their names, so that they can be looked up.
+Version 5 has neither ``prune_heads`` nor these tests. They keep their names, so that they can be looked up. Families
+with the layout of another one are among the slow tests.
 """
 
 import copy
@@ -32,6 +33,7 @@ RETURNED = {
     "albert-1group": (0, 1, 0, 1, 0, 1),
     "swin": (1, 3),  # the last block of each stage
     "blip": (0, 1),  # the vision model alone
+    "siglip": (0, 1, 2, 3),  # all but the one that pools
     **dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_moe"), (0, 2, 3)),  # linear attention returns none
 }
 # Heads of linear attention, which stay, by the positions of their states among the returned attentions.
