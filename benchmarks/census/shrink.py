@@ -114,6 +114,10 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "llama4_vision_model": {
         **{"intermediate_size": 256, "projector_input_dim": 64, "projector_output_dim": 64, "vision_output_dim": 64}
     },
+    "voxtral": {"audio_token_id": 299},
+    "voxtral_encoder": {"intermediate_size": 256},
+    "llava_next": {"image_grid_pinpoints": [[64, 128], [128, 64]]},
+    "llava_next_video": {"image_grid_pinpoints": [[64, 128], [128, 64]]},
     "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 64},
     "lxmert": {"num_qa_labels": 4, "num_object_labels": 4, "num_attr_labels": 4},
 }

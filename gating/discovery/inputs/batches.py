@@ -125,6 +125,10 @@ def _text(request: Request, media: tuple[str, ...], batch: Variant) -> Variant:
         number = _count_features(request.model, kind, batch) if isinstance(token, int) or has_mask else None
         if isinstance(token, int) and number:
             placeholders[token] = (number // request.batch_size, token_type)
+        elif isinstance(token, int) and _features_method(request.model, kind) is None:
+            # One for all features, which the model puts in its place.
+            placeholders[token] = (1, token_type)
+            batch["attention_mask"] = torch.ones(request.batch_size, tokens.shape[1] + 1, dtype=torch.long)
         elif number and has_mask:
             return _masked_positions(tokens, number // request.batch_size)
     if not placeholders:
@@ -164,7 +168,9 @@ def _count_features(model: PreTrainedModel, kind: str, batch: Variant) -> int | 
     method = _features_method(model, kind)
     if method is None:
         return None
-    accepted = accepted_arguments(method)
+    # The method of a model may pass further arguments on to that of its base.
+    inner = getattr(model.base_model, f"get_{kind}_features", method)
+    accepted = accepted_arguments(method) | accepted_arguments(inner)
     try:
         result = method(**{name: value.to(model.device) for name, value in batch.items() if name in accepted})
     except Exception:  # Models raise errors of all kinds on unsuitable inputs.
