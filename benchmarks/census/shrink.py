@@ -114,6 +114,8 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "llama4_vision_model": {
         **{"intermediate_size": 256, "projector_input_dim": 64, "projector_output_dim": 64, "vision_output_dim": 64}
     },
+    "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
+    "mllama_vision_model": {"intermediate_layers_indices": [0, 1], "vision_output_dim": 192},
     "voxtral": {"audio_token_id": 299},
     "voxtral_encoder": {"intermediate_size": 256},
     "llava_next": {"image_grid_pinpoints": [[64, 128], [128, 64]]},

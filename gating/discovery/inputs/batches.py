@@ -125,8 +125,8 @@ def _text(request: Request, media: tuple[str, ...], batch: Variant) -> Variant:
         number = _count_features(request.model, kind, batch) if isinstance(token, int) or has_mask else None
         if isinstance(token, int) and number:
             placeholders[token] = (number // request.batch_size, token_type)
-        elif isinstance(token, int) and _features_method(request.model, kind) is None:
-            # One for all features, which the model puts in its place.
+        elif isinstance(token, int) and kind == "audio" and _features_method(request.model, kind) is None:
+            # One for all features of a sound, which the model puts in its place.
             placeholders[token] = (1, token_type)
             batch["attention_mask"] = torch.ones(request.batch_size, tokens.shape[1] + 1, dtype=torch.long)
         elif number and has_mask:
