@@ -16,6 +16,7 @@ from gating.discovery.probe import run_probe
 from gating.discovery.refusals import check_no_adapters, removable_blocks, why_not_attention, why_not_editable
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import undo_edits
+from gating.errors import InputError
 from gating.structure.attention_spec import AttentionSpec, RowLayout
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import num_inputs, num_outputs
@@ -98,7 +99,7 @@ def _guess(module: nn.Module, parent: nn.Module) -> Iterator[AttentionSpec]:
         output_path = "^output.dense"
     if head_dim_name is None or output_path is None:
         return
-    head_dim = getattr(module, head_dim_name)
+    head_dim = max(1, getattr(module, head_dim_name))
     output = (parent if output_path.startswith("^") else module).get_submodule(output_path.removeprefix("^"))
     num_heads, rest = divmod(num_inputs(output), head_dim)
     projections = list(_guess_projections(module, num_heads, head_dim)) if num_heads and not rest else []
@@ -120,7 +121,8 @@ def _guess_projections(module: nn.Module, num_heads: int, head_dim: int) -> Iter
         if all(_is_linear(module, name) for name in (query, key, value)):
             rows = [num_outputs(module.get_submodule(name)) for name in (query, key, value)]
             groups = rows[1] // head_dim
-            if rows == [num_heads * head_dim, groups * head_dim, groups * head_dim] and num_heads % groups == 0:
+            is_whole = rows == [num_heads * head_dim, groups * head_dim, groups * head_dim]
+            if is_whole and groups and num_heads % groups == 0:
                 yield (query, "q"), (key, "k"), (value, "v")
             return
     for name in _FUSED:
@@ -150,13 +152,13 @@ def _choose_spec(
         try:
             _assign(modules, spec)
             _try(model, spec, probe, emptied=False)
-        except ValueError as error:
-            problem = problem or str(error)
+        except Exception as error:  # A wrong layout may fail in any way before it is tried.
+            problem = problem or (str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}")
             _assign(modules, None)
             continue
         try:
             _try(model, spec, probe, emptied=True)
-        except ValueError:
+        except Exception:  # As above.
             _assign(modules, replace(spec, returns="unknown"))
         return None
     return f"discover=True found it, but {problem[0].lower()}{problem[1:].rstrip('.')}"
