@@ -69,6 +69,7 @@ def write_page(rows: Sequence[Row], *, tolerance: float) -> None:
         "## Exact\n",
         f"By the registry: {_names(groups.get(_EXACT, []))}.\n",
         f"With `discover=True`: {_names(groups.get(_DISCOVERED, []))}.\n",
+        _unreached([*groups.get(_EXACT, []), *groups.get(_DISCOVERED, [])]),
         "## Exact in part\n",
         "The other modules are named by `find_attention_blocks`, by `inject_gates` and in the first lines of a run.\n",
         records.markdown(
@@ -110,6 +111,17 @@ def _counts(groups: Mapping[str, Sequence[Row]]) -> list[str]:
 
 def _names(rows: Sequence[Row]) -> str:
     return ", ".join(f"`{row['model_type']}`" for row in rows) or "none"
+
+
+def _unreached(rows: Sequence[Row]) -> str:
+    named = [f"`{row['model_type']}` ({', '.join(row['unreached'])})" for row in rows if row["unreached"]]
+    if not named:
+        return ""
+    return (
+        f"In {len(named)} of these types the batch does not reach some of the blocks, such as those of a tower whose tiny "
+        "sizes do not fit, or of a pooling head that the model does not use; the removal of their heads is unproven "
+        f"here: {', '.join(named)}.\n"
+    )
 
 
 def _ungated(row: Row) -> str:

@@ -13,7 +13,7 @@ from benchmarks.census.page import PAGE, groups_of, write_page
 
 # Text, grouped queries, a position bias, towers, latent heads, sound, images.
 SAMPLE = ("bert", "qwen3", "t5", "qwen2_vl", "deepseek_v3", "wav2vec2", "swin")
-REFUSED = {"olmo2": "q_norm normalizes across all heads", "mamba": "has no heads"}
+REFUSED = {"olmo2": "q_norm normalizes across all heads", "deepseek_v4": "multi-head latent attention is unknown"}
 
 
 @pytest.fixture(scope="module")
