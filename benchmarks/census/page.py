@@ -118,8 +118,8 @@ def _unreached(rows: Sequence[Row]) -> str:
     if not named:
         return ""
     return (
-        f"In {len(named)} of these types the batch does not reach some of the blocks, such as those of a tower whose tiny "
-        "sizes do not fit, or of a pooling head that the model does not use; the removal of their heads is unproven "
+        f"In {len(named)} of these types the batch does not reach some of the blocks, such as those of a tower whose "
+        "tiny sizes do not fit, or of a pooling head that the model does not use; the removal of their heads is unproven "
         f"here: {', '.join(named)}.\n"
     )
 
