@@ -119,8 +119,8 @@ def _unreached(rows: Sequence[Row]) -> str:
         return ""
     return (
         f"In {len(named)} of these types the batch does not reach some of the blocks, such as those of a tower whose "
-        "tiny sizes do not fit, or of a pooling head that the model does not use; the removal of their heads is unproven "
-        f"here: {', '.join(named)}.\n"
+        "tiny sizes do not fit, or of a pooling head that the model does not use; the removal of their heads is "
+        f"unproven here: {', '.join(named)}.\n"
     )
 
 
