@@ -62,6 +62,8 @@ def examine(model_type: str, folder: Path) -> Row:
     # Discovery counts where it finds more than the registry; where neither does, it knows more of the reason.
     better = _rank(found[1]) > _rank(found[0]) or found[1]["outcome"] == "refused"
     row |= {"by": "discovery" if better else "registry", **found[better]}
+    if "ungated" in row and "ungated" in found[1]:
+        row["ungated"] = found[1]["ungated"]
     if row["outcome"] == "exact":
         discover = bool(better)
         row |= _guarded(lambda: _examine_neurons(model_type, batch), prefix="neurons_")
