@@ -17,6 +17,7 @@ from gating.discovery.find import search_attention
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import check_devices, start_processes
 from gating.errors import InputError
+from gating.gates import HeadGates
 from gating.models.adapters import check_adapters
 from gating.models.blueprint import make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
@@ -117,6 +118,7 @@ def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel
     else:
         gates = objects.gates_without_model(blueprint)
         objects.check_objective(gates)
+        _check_emptying(blueprint, gates, settings.values["objective"])
         if settings.values["objective"].get("uniform") and is_rank_zero():
             note_unless_stock(blueprint, gates)
     return blueprint
@@ -194,6 +196,11 @@ def _check_discovered(model: PreTrainedModel, objects: RunObjects, data: RunData
     if objects.objective is None:
         return
     objects.check_objective(gates)
+    _check_emptying(model, gates, objective)
+
+
+def _check_emptying(model: PreTrainedModel, gates: HeadGates, objective: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` if a layer that must keep a head may lose all."""
     if objective.get("min_per_layer"):
         return
     for block in search_attention(model)[0]:

@@ -1,6 +1,7 @@
 """Whole runs of models, data and settings unlike the usual ones."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from transformers import (
@@ -19,6 +20,8 @@ from gating.data.sources import load_files
 from gating.data.text.tokenizers import train_tokenizer
 from gating.data.text.tokens import truncation_length
 from gating.models.adapters import LoRA
+from gating.structure import families
+from gating.structure.attention_spec import context_spec
 from tests.run.test_train import run_here, setting
 from tests.support.interruptions import end_of
 from tests.support.tiny_run import make_inputs
@@ -49,10 +52,16 @@ def test_a_model_whose_attention_was_discovered_is_exported(inputs, tmp_path):
     assert sum(block.num_heads for block in gating.find_attention_blocks(model)) == 4
 
 
-def test_layers_that_cannot_be_emptied_are_refused_before_the_search(inputs, tmp_path, capsys):
-    sizes = {"hidden_size": 32, "embedding_size": 32, "intra_bottleneck_size": 32, "num_hidden_layers": 2}
-    run = new_model(inputs, "mobilebert", {**sizes, "num_attention_heads": 4, "intermediate_size": 32})
-    assert end_of(tmp_path / "run", [*run, "gates.discover=true"]) == 1
+@pytest.mark.parametrize("discover", [False, True])
+def test_layers_that_cannot_be_emptied_are_refused_before_the_search(
+    inputs, tmp_path, capsys, monkeypatch, request, discover
+):
+    monkeypatch.setattr(families, "_REGISTERED", {"BertSelfAttention": replace(context_spec(), returns="unknown")})
+    families._find_row.cache_clear()
+    request.addfinalizer(families._find_row.cache_clear)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    run = new_model(inputs, "bert", sizes)
+    assert end_of(tmp_path / "run", [*run, f"gates.discover={discover}"]) == 1
     assert "cannot be left without a head" in (error := capsys.readouterr().err)
     assert "objective.min_per_layer=1" in error
     assert not (tmp_path / "run").exists()
