@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved
-from gating.discovery.find import search_attention
+from gating.discovery.find import removable_attention
 from gating.discovery.refusals import check_has_values, check_no_adapters, check_savable
 from gating.errors import InputError, InputTypeError
 from gating.pruning.compact_model import become_compact, has_lost_units
@@ -100,7 +100,7 @@ def save_compact(
     saved = stock_model(model) if stock else model
     with replacing_folder(Path(save_directory), overwrite=overwrite, kind=COMPACT_MODEL, keep=sources) as folder:
         if not has_lost_units(model):
-            search_attention(model)  # Raises for a model without heads or neurons to describe.
+            removable_attention(model)  # Raises for a model without heads or neurons to describe.
         become_compact(model)
         saved.save_pretrained(folder)
         if tokenizer is not None:

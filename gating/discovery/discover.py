@@ -13,7 +13,7 @@ from itertools import product
 from torch import Tensor, nn
 
 from gating.discovery.probe import run_probe
-from gating.discovery.refusals import check_no_adapters, removable_blocks, why_not_attention, why_not_editable
+from gating.discovery.refusals import check_no_adapters, sort_blocks, why_not_attention, why_not_editable
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import undo_edits
 from gating.errors import InputError
@@ -178,7 +178,7 @@ def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, 
     The first group of heads tells layouts apart: the values of the last one are at the end of a fused projection in
     every layout.
     """
-    blocks = [block for block in removable_blocks(model) if block.spec == spec]
+    blocks = [block for block in sort_blocks(model)[0] if block.spec == spec]
     kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
     undo_edits(apply_checked(model, blocks, kept, edits, probe=probe, must_matter=True))

@@ -29,6 +29,7 @@ __all__ = [
     "find_attention_blocks",
     "find_blocks",
     "find_feed_forward_blocks",
+    "removable_attention",
     "search_attention",
 ]
 
@@ -70,35 +71,47 @@ def find_attention_blocks(
         >>> [(block.name, block.head_ids) for block in find_attention_blocks(BertModel(config))]
         [('encoder.layer.0.attention.self', (0, 1, 2, 3)), ('encoder.layer.1.attention.self', (0, 1, 2, 3))]
     """
-    blocks, ungated = search_attention(model, discover=discover, probe=probe, exclude=exclude, towers=towers)
+    blocks, ungated = search_attention(model, discover=discover, probe=probe)
+    wanted = check_towers([*(block.name for block in blocks), *(name for one in ungated for name in one.names)], towers)
+    ungated = without_left_out(ungated, exclude=exclude, towers=wanted)
     if ungated:
         warnings.warn(ungated_warning(model, ungated), stacklevel=2)
-    return blocks
+    return [block for block in blocks if not is_left_out(block.name, exclude=exclude, towers=wanted)]
 
 
 def search_attention(
-    model: nn.Module,
-    *,
-    discover: bool = False,
-    probe: Mapping[str, Tensor] | None = None,
-    exclude: Collection[str] = (),
-    towers: Collection[str] | str | None = None,
+    model: nn.Module, *, discover: bool = False, probe: Mapping[str, Tensor] | None = None
 ) -> tuple[list[AttentionBlock], list[UngatedAttention]]:
     """Return the attention blocks of a model, and the other modules that look like attention, without a warning.
 
     The arguments and errors are those of :func:`find_attention_blocks`.
     """
+    blocks, refused, problems = _search(model, discover=discover, probe=probe)
+    return blocks, find_ungated(model, blocks, refused=refused, problems=problems, searched=discover)
+
+
+def removable_attention(
+    model: nn.Module, *, discover: bool = False, probe: Mapping[str, Tensor] | None = None
+) -> list[AttentionBlock]:
+    """Return the attention blocks of a model, without a look at its other modules.
+
+    The arguments and errors are those of :func:`find_attention_blocks`.
+    """
+    return _search(model, discover=discover, probe=probe)[0]
+
+
+def _search(
+    model: nn.Module, *, discover: bool, probe: Mapping[str, Tensor] | None
+) -> tuple[list[AttentionBlock], dict[str, str], dict[type, str]]:
+    """Return the blocks, the reasons against known ones by name, and the problems of discovered ones by class."""
     check_not_wrapped(model)
     check_stays(model)
     problems = discover_specs(model, probe=probe) if discover else {}
     blocks, refused = sort_blocks(model)
-    ungated = find_ungated(model, blocks, refused=refused, problems=problems, searched=discover)
     if not blocks:
+        ungated = find_ungated(model, blocks, refused=refused, problems=problems, searched=discover)
         raise explain_none(model, ungated, searched=discover)
-    wanted = check_towers([*(block.name for block in blocks), *(name for one in ungated for name in one.names)], towers)
-
-    kept = [block for block in blocks if not is_left_out(block.name, exclude=exclude, towers=wanted)]
-    return kept, without_left_out(ungated, exclude=exclude, towers=wanted)
+    return blocks, refused, problems
 
 
 def find_feed_forward_blocks(
@@ -148,9 +161,8 @@ def find_blocks(
 ) -> list[Block]:
     """Find the blocks of a model with some kinds of units: attention blocks first, then feed-forward blocks.
 
-    There is no warning about other modules that look like attention.
-
-    The arguments and errors are those of :func:`find_attention_blocks` and :func:`find_feed_forward_blocks`.
+    There is no warning about other modules that look like attention. The arguments and errors are those of
+    :func:`find_attention_blocks` and :func:`find_feed_forward_blocks`.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -161,7 +173,7 @@ def find_blocks(
     chosen = check_units(units)
     found: list[Block] = []
     if "heads" in chosen:
-        found += search_attention(model, discover=discover, probe=probe)[0]
+        found += removable_attention(model, discover=discover, probe=probe)
     if "neurons" in chosen:
         found += find_feed_forward_blocks(model, group_size=group_size, discover=discover, probe=probe)
     return found

@@ -18,7 +18,6 @@ __all__ = [
     "check_not_wrapped",
     "check_savable",
     "check_stays",
-    "removable_blocks",
     "sort_blocks",
     "why_not_attention",
     "why_not_divisible",
@@ -99,11 +98,6 @@ def check_savable(model: nn.Module) -> None:
                 f"{name} is quantized ({type(module).__module__}.{type(module).__name__}), with packed weights that "
                 "are not tensors: save the model before, and quantize the model that load_compact returns."
             )
-
-
-def removable_blocks(model: nn.Module) -> list[AttentionBlock]:
-    """Return the attention blocks of a model that can lose heads; the errors are those of :func:`sort_blocks`."""
-    return sort_blocks(model)[0]
 
 
 def sort_blocks(model: nn.Module) -> tuple[list[AttentionBlock], dict[str, str]]:
@@ -204,7 +198,7 @@ def _why_not_layers(module: nn.Module) -> str | None:
     if {"q", "k", "v", "o"} <= own:
         return "its projections are parameters of three dimensions, not layers whose inputs gates could scale"
     query = getattr(module, "q_proj", None)
-    if any(parameter.dim() == 3 for parameter in query.parameters()) if isinstance(query, nn.Module) else False:
+    if isinstance(query, nn.Module) and any(parameter.dim() == 3 for parameter in query.parameters()):
         return "its projections have a weight for each codebook, not one for all tokens"
     if {name for name, child in module.named_children() if isinstance(child, nn.Linear)} == {"q_proj", "k_proj"}:
         return "it returns the probabilities of attention alone, without values"

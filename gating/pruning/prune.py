@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from gating.discovery.find import find_feed_forward_blocks, search_attention
+from gating.discovery.find import find_feed_forward_blocks, removable_attention
 from gating.discovery.refusals import check_no_adapters
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import apply_edits
@@ -64,7 +64,7 @@ def prune_heads(
         {'encoder.layer.0.attention.self': (0, 1, 3), 'encoder.layer.1.attention.self': (2,)}
     """
     _check_no_gates(model)
-    blocks, _ = search_attention(model, discover=discover, probe=probe)
+    blocks = removable_attention(model, discover=discover, probe=probe)
     check_no_adapters(model)
     removed = _read_request(blocks, heads_to_prune, unit="head")
     return _prune(model, blocks, removed, is_checked=discover, probe=probe)

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.find import search_attention
+from gating.discovery.find import removable_attention
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
 from gating.objectives.selection import nearest_reachable
@@ -151,7 +151,7 @@ def _time(model: nn.Module, batch: Mapping[str, Tensor], num_heads: int, gates: 
 
 def _keep_evenly(model: nn.Module, num_heads: int, group: int, names: Sequence[str]) -> None:
     """Keep ``num_heads`` heads in the named blocks, in place: one group of each block in turn."""
-    blocks = [block for block in search_attention(model)[0] if block.name in names]
+    blocks = [block for block in removable_attention(model) if block.name in names]
     kept: dict[str, set[int]] = {block.name: set() for block in blocks}
     left = num_heads
     for first in range(0, max(block.num_heads for block in blocks), group):

@@ -13,7 +13,7 @@ from gating.data.datamodule import ExampleDataModule
 from gating.data.examples import Examples, as_examples
 from gating.data.held_out import hold_out
 from gating.data.rows import numbering_rows
-from gating.discovery.find import search_attention
+from gating.discovery.find import removable_attention
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
 from gating.distributed.launch import check_devices, start_processes
 from gating.errors import InputError
@@ -114,7 +114,7 @@ def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel
     if objects.make_gates.keywords.get("discover"):
         return blueprint  # Discovery runs the model, which needs weights.
     if objects.objective is None:
-        search_attention(blueprint)
+        removable_attention(blueprint)
     else:
         gates = objects.gates_without_model(blueprint)
         objects.check_objective(gates)
@@ -203,7 +203,7 @@ def _check_emptying(model: PreTrainedModel, gates: HeadGates, objective: Mapping
     """Raise ``InputError`` if a layer that must keep a head may lose all."""
     if objective.get("min_per_layer"):
         return
-    for block in search_attention(model)[0]:
+    for block in removable_attention(model):
         if block.name in gates.block_names and block.spec.returns == "unknown":
             instead = "objective" if "min_per_layer" in objective else "objective=budget objective"
             raise InputError(

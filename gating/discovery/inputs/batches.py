@@ -108,7 +108,7 @@ def _others(request: Request) -> Variant:
     needed = required_arguments(request.model.forward)
     made: Variant = {}
     for name, maker in OTHERS.items():
-        is_wanted = name in needed or name in ("bbox",) or name == request.model.main_input_name
+        is_wanted = name in needed or name in ("bbox", request.model.main_input_name)
         if name in request.accepted and is_wanted:
             made |= maker(request, name)
     return made

@@ -30,7 +30,7 @@ def image_variants(request: Request, argument: str) -> Iterator[Variant]:
         yield _positioned_patches(request, argument)
     if "spatial_shapes" in accepted:
         yield _padded_patches(request, argument)
-    if "flattened_patches" in accepted and argument == "flattened_patches":
+    if argument == "flattened_patches":
         yield {argument: _numbered_patches(request)}
         return
     if argument == "hidden_states":

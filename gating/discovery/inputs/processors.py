@@ -1,4 +1,4 @@
-"""Batches from what a model brings along: its own processor, where it is on this machine, and its dummy inputs."""
+"""Batches of a model's own processor, where that is on this machine, and its dummy inputs."""
 
 import inspect
 from collections.abc import Iterator

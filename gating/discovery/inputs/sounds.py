@@ -82,7 +82,6 @@ def waveform_variants(request: Request, argument: str) -> Iterator[Variant]:
 def _masks(request: Request, frames: int) -> Variant:
     """Return masks of frames that a model asks for, or that count the features of its sound."""
     needed = required_arguments(request.model.forward)
-    wanted = [name for name in _MASKS if name in request.accepted]
-    wanted += [name for name in ("attention_mask",) if name in needed]
+    wanted = [name for name in _MASKS if name in request.accepted] + ["attention_mask"] * ("attention_mask" in needed)
     kinds = {name: torch.bool if name in _BOOLEAN else torch.long for name in wanted}
     return {name: torch.ones(request.batch_size, frames, dtype=kind) for name, kind in kinds.items()}
