@@ -3,7 +3,6 @@
 import random
 import tempfile
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
@@ -249,6 +248,3 @@ def _sentence(error: BaseException) -> str:
 def _place(error: BaseException) -> str:
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {_sentence(error)[:300]} ({Path(last.filename).name}:{last.lineno})"
-
-
-warnings.filterwarnings("ignore")

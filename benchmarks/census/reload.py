@@ -3,6 +3,7 @@
     python -m benchmarks.census.reload FOLDER [FOLDER ...]
 
 Each folder has a compact model, and a batch with the outputs that the saved model had; one JSON line is printed for it.
+This process must not import this package, so that it reads and compares outputs by functions of its own.
 """
 
 import json

@@ -22,7 +22,7 @@ _SIZES: list[tuple[str, int]] = [
      _HEADS),
     (r"qk_rope_head_dim|index_head_dim", _HEAD_DIM),
     (r"(qk_nope|v)_head_dim|linear_(key|value)_head_dim|rotary_dim", 8),
-    (r"(.*_)?head_dim|kv_channels|attention_key_value_channels|d_kv|attention_head_size|.*head_size|d_head",
+    (r"(.*_)?head_dim|kv_channels|attention_key_value_channels|d_kv|attention_head_size|.*head_size",
      _HEAD_DIM),
     (r"(q|kv|o)_lora_rank|.*lora_rank.*|.*_rank", 16),
     (r"n_group|topk_group|num_expert_group|n_routing_groups|num_groups_moe", 1),
@@ -55,24 +55,20 @@ _SIZES: list[tuple[str, int]] = [
     (r"mamba_n_groups|n_groups|mamba_ngroups", 1),
     (r"num_quer(y_tokens|ies)|num_latents|num_query_tokens|num_image_tokens|query_length|num_object_queries", 12),
     (r"num_mel_bins|n_mels|feature_projection_input_dim|input_feat_per_channel|num_mel_channels", 16),
-    (r"num_codebooks|n_codes_given|audio_channels_given", 2),
-    (r"num_frames|tubelet_frames", 4),
+    (r"num_codebooks", 2),
+    (r"num_frames", 4),
     (r"num_conv_pos_embeddings", 16),
     (r"num_conv_pos_embedding_groups", 4),
-    (r"two_tower.*|num_buckets_given", 8),
 ]  # fmt: skip
 _LISTS: list[tuple[str, str]] = [
     (r"conv_dim|conv_depths", "same"),
     (r"depths|layers_per_stage|num_layers_per_stage|n_layers_per_stage|num_blocks", "layers"),
-    (
-        r".*hidden_sizes|embed_dims?|conv_dim|dims|hidden_dims|.*channels|decoder_hidden_sizes|stem_.*|widths|.*_dim",
-        "widths",
-    ),
+    (r".*hidden_sizes|embed_dims?|dims|hidden_dims|.*channels|stem_.*|widths|.*_dim", "widths"),
     (r".*num_attention_heads|num_heads|heads", "heads"),
-]  # fmt: skip
+]
 _DERIVED = re.compile(
-    r".*layer_types|qk_head_dim|no_rope_layers|layers_block_type|id2label|label2id|_?out_(features|indices)|stage_names|"
-    r"per_layer_config|.*_per_layer|activation_sparsity_pattern|kv_source_layers|head_dim_given"
+    r"model_type|transformers_version|architectures|dtype|_name_or_path|.*layer_types|qk_head_dim|no_rope_layers|layers_block_type|id2label|label2id|_?out_(features|indices)|stage_names|"
+    r"per_layer_config|.*_per_layer|activation_sparsity_pattern|kv_source_layers"
 )
 # Sizes that some configurations leave out.
 _MISSING: dict[str, Any] = {
@@ -112,7 +108,10 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "layoutlmv3": {"coordinate_size": 10, "shape_size": 12},
     "lilt": {"hidden_size": 96},
     "llama4_vision_model": {
-        **{"intermediate_size": 256, "projector_input_dim": 64, "projector_output_dim": 64, "vision_output_dim": 64}
+        "intermediate_size": 256,
+        "projector_input_dim": 64,
+        "projector_output_dim": 64,
+        "vision_output_dim": 64,
     },
     "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     "mllama_vision_model": {"intermediate_layers_indices": [0, 1], "vision_output_dim": 192},
@@ -142,18 +141,14 @@ def _shrink(config_class: type[PreTrainedConfig], default: PreTrainedConfig | No
     counts = [given.get(name) for name in ("num_hidden_layers", "num_layers", "n_layer")]
     # Stages of one layer each stay; other layers become few.
     has_stages = isinstance(given.get("depths"), (list, tuple))
+    staged = {"out_features": given["out_features"]} if has_stages and "out_features" in given else {}
     num_layers = {count for count in counts if isinstance(count, int) and count > 1 and not has_stages}
     settings = {
         name: _small(name, value, num_layers)
         for name, value in given.items()
-        if name not in {*parts, "model_type", "transformers_version", "architectures", "dtype", "_name_or_path"}
+        if name not in parts and not _DERIVED.fullmatch(name)
     }
-    settings = {
-        name: given[name] if has_stages and name == "out_features" else value
-        for name, value in settings.items()
-        if not _DERIVED.fullmatch(name) or (has_stages and name == "out_features")
-    }
-    settings |= _layer_types(default, settings)
+    settings |= staged | _layer_types(default, settings)
     if has_stages and isinstance(settings.get("window_size"), int):
         settings["window_size"] = 2
     if settings.get("kv_lora_rank"):

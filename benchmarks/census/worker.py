@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ __all__ = ["main"]
 def main() -> None:
     """Print the result of each model type of the command line."""
     transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     parent, *names = sys.argv[1:]
     for name in names:

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from gating.discovery.probe import make_probe
 from tests.support.family_models import randomize
+from tests.support.multimodal_models import IDS, IMAGES
 
 __all__ = ["GENERATING", "NAMES", "build", "make_batch"]
 
-IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 TEXT: dict[str, Any] = {
     "vocab_size": 99,
     "hidden_size": 48,
@@ -65,15 +65,6 @@ ENCODER: dict[str, Any] = {
     "encoder_ffn_dim": 128,
     "intermediate_size": 128,
     "max_source_positions": 16,
-}
-IMAGES: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 40,
-    "image_size": 16,
-    "patch_size": 4,
-    "num_channels": 3,
 }
 SWIN: dict[str, Any] = {
     "image_size": 32,
