@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from .attend import attend_eagerly, split_heads
 from .attention_spec import Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, context_spec
 
 __all__ = ["DETECTION_FAMILIES"]
@@ -26,18 +26,15 @@ def _detr_forward(
     keys_from = placed if key_value_states is None else key_value_states
     if spatial_position_embeddings is not None and key_value_states is not None:
         keys_from = key_value_states + spatial_position_embeddings
-    queries, keys, values = (
-        features.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        for features in (self.q_proj(placed), self.k_proj(keys_from), self.v_proj(values_from))
-    )
-    scores = queries * self.scaling @ keys.transpose(-1, -2)
+    queries, keys, values = split_heads(self, self.q_proj(placed), self.k_proj(keys_from), self.v_proj(values_from))
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        attention_mask = torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(attention_mask, -torch.inf)
-    probabilities = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
+        attention_mask = torch.zeros_like(attention_mask, dtype=queries.dtype).masked_fill_(attention_mask, -torch.inf)
     dropout = getattr(self, "attention_dropout", None)
-    rate = self.dropout if dropout is None else dropout
-    head_outputs = functional.dropout(probabilities, rate, training=self.training) @ values
-    return self.out_proj(head_outputs.transpose(1, 2).flatten(2)), probabilities if output_attentions else None
+    rate = (self.dropout if dropout is None else dropout) if self.training else 0.0
+    head_outputs, probabilities = attend_eagerly(
+        self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=rate
+    )
+    return self.out_proj(head_outputs.flatten(2)), probabilities if output_attentions else None
 
 
 _DAB_PARTS = ("query_content", "query_pos", "key_content", "key_pos", "value", "query_pos_sine")

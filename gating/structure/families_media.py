@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.cache_utils import EncoderDecoderCache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .attend import attend, attend_eagerly, keys_and_values, split_heads
 from .attention_spec import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, context_spec
 from .empty import with_zero_gradients
 
@@ -26,7 +25,7 @@ def _blip_2_forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> tuple[Te
     """Attend as the image encoders of BLIP-2, whose own code computes the width of a head from the hidden size."""
     heads = self.qkv(hidden_states).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
     dropout = self.attention_dropout if self.training else 0.0
-    head_outputs, probabilities = _attend(self, *heads, scaling=self.scale, dropout=dropout, **kwargs)
+    head_outputs, probabilities = attend(self, *heads, scaling=self.scale, dropout=dropout, **kwargs)
     return self.projection(head_outputs.flatten(2)), probabilities
 
 
@@ -39,9 +38,9 @@ def _group_vit_forward(
 ) -> tuple[Tensor, Tensor]:
     """Attend as GroupViT, whose own code gives the outputs of the heads the hidden size."""
     source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-    queries, keys, values = _split(self, self.q_proj(hidden_states), self.k_proj(source), self.v_proj(source))
+    queries, keys, values = split_heads(self, self.q_proj(hidden_states), self.k_proj(source), self.v_proj(source))
     dropout = self.dropout if self.training else 0.0
-    head_outputs, probabilities = _eager(
+    head_outputs, probabilities = attend_eagerly(
         self, queries, keys, values, attention_mask, scaling=self.scale, dropout=dropout
     )
     return self.out_proj(head_outputs.flatten(2)), probabilities
@@ -57,22 +56,12 @@ def _trocr_forward(
     **_kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend as TrOCR's decoder, whose own code gives the outputs of the heads the hidden size."""
-    is_cross_attention = key_value_states is not None
-    source = key_value_states if is_cross_attention else hidden_states
-    own = cache
-    if isinstance(cache, EncoderDecoderCache):
-        own = cache.cross_attention_cache if is_cross_attention else cache.self_attention_cache
-    (queries,) = _split(self, self.q_proj(hidden_states))
-    if is_cross_attention and isinstance(cache, EncoderDecoderCache) and cache.is_updated.get(self.layer_idx):
-        keys, values = own.layers[self.layer_idx].keys, own.layers[self.layer_idx].values
-    else:
-        keys, values = _split(self, self.k_proj(source), self.v_proj(source))
-        if cache is not None:
-            keys, values = own.update(keys, values, self.layer_idx)
-        if is_cross_attention and isinstance(cache, EncoderDecoderCache):
-            cache.is_updated[self.layer_idx] = True
+    (queries,) = split_heads(self, self.q_proj(hidden_states))
+    keys, values = keys_and_values(self, key_value_states, cache, hidden_states)
     dropout = self.dropout if self.training else 0.0
-    head_outputs, weights = _eager(self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=dropout)
+    head_outputs, weights = attend_eagerly(
+        self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=dropout
+    )
     return self.out_proj(head_outputs.flatten(2)), weights if output_attentions else None
 
 
@@ -84,7 +73,7 @@ def _window_forward(self: Any, hidden_states: Tensor) -> Tensor:
     features = windows.flatten(3, 4).flatten(0, 2)
     if self.qkv is not None:
         heads = self.qkv(features).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        features = _attend(self, *heads, scaling=self.scale)[0].flatten(2)
+        features = attend(self, *heads, scaling=self.scale)[0].flatten(2)
     windows = self.proj(features).unflatten(1, (size, size)).unflatten(0, windows.shape[:3])
     merged: Tensor = windows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return merged[:, :height, :width].flatten(1, 2)
@@ -98,7 +87,7 @@ def _channel_forward(self: Any, hidden_states: Tensor) -> Tensor:
     features = hidden_states
     if self.qkv is not None:
         groups = self.qkv(hidden_states).unflatten(-1, (3, self.groups, -1)).permute(2, 0, 3, 4, 1)
-        features = _attend(self, *groups, scaling=hidden_states.shape[1] ** -0.5)[0].permute(0, 3, 2, 1).flatten(2)
+        features = attend(self, *groups, scaling=hidden_states.shape[1] ** -0.5)[0].permute(0, 3, 2, 1).flatten(2)
     projected: Tensor = self.proj(features)
     return projected
 
@@ -125,11 +114,13 @@ def _multihead_forward(
     if self.num_heads:
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         rows = zip(inputs, self.in_proj_weight.chunk(3), biases, strict=True)
-        queries, keys, values = _split(self, *(functional.linear(x, weight, bias) for x, weight, bias in rows))
+        queries, keys, values = split_heads(self, *(functional.linear(x, weight, bias) for x, weight, bias in rows))
         mask = _sum_of_masks(self, attn_mask, key_padding_mask, size=size, dtype=query.dtype)
         dropout = self.dropout if self.training else 0.0
         if need_weights:
-            features, weights = _eager(self, queries, keys, values, mask, scaling=self.head_dim**-0.5, dropout=dropout)
+            features, weights = attend_eagerly(
+                self, queries, keys, values, mask, scaling=self.head_dim**-0.5, dropout=dropout
+            )
         else:
             attend = functional.scaled_dot_product_attention
             features = attend(queries, keys, values, attn_mask=mask, dropout_p=dropout).transpose(1, 2)
@@ -161,39 +152,6 @@ def _sum_of_masks(
         for part in parts
     ]
     return sum(added[1:], added[0]) if added else None
-
-
-def _split(module: Any, *projected: Tensor) -> list[Tensor]:
-    """Split features into heads, ``[batch, heads, length, head_dim]``."""
-    return [features.unflatten(-1, (-1, module.head_dim)).transpose(1, 2) for features in projected]
-
-
-def _attend(
-    module: Any, queries: Tensor, keys: Tensor, values: Tensor, *, scaling: float, dropout: float = 0.0, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Attend without a mask, by the attention implementation of a model, with the return value of :func:`_eager`."""
-    attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, _eager)
-    result: tuple[Tensor, Tensor | None] = attend(
-        module, queries, keys, values, attention_mask=None, scaling=scaling, dropout=dropout, **kwargs
-    )
-    return result
-
-
-def _eager(
-    _module: Any,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    **_kwargs: object,
-) -> tuple[Tensor, Tensor]:
-    """Return the outputs of the heads, ``[batch, length, heads, head_dim]``, and the probabilities."""
-    scores = queries * scaling @ keys.transpose(-1, -2)
-    probabilities = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
-    return (functional.dropout(probabilities, dropout) @ values).transpose(1, 2), probabilities
 
 
 def _fused(module: Any, count: str, forward: Any = None) -> AttentionSpec:

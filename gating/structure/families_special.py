@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.cache_utils import EncoderDecoderCache
 
+from .attend import attend_eagerly, keys_and_values, split_heads
 from .attention_spec import Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, context_spec
 
 __all__ = ["SPECIAL_FAMILIES"]
@@ -72,31 +72,14 @@ def _led_forward(
     **_kwargs: object,
 ) -> tuple[Tensor, Tensor | None, Any]:
     """Attend as LED's decoder, whose own code gives the outputs of the heads the hidden size."""
-    keys, values = _keys_and_values(self, key_value_states, cache, hidden_states)
-    queries = self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-    scores = queries * self.scaling @ keys.transpose(-1, -2)
-    weights = torch.softmax(scores if attention_mask is None else scores + attention_mask, dim=-1)
-    head_outputs = functional.dropout(weights, p=self.dropout, training=self.training) @ values
-    output = self.out_proj(head_outputs.transpose(1, 2).flatten(2))
-    return output, weights if output_attentions else None, cache
-
-
-def _keys_and_values(module: Any, source: Tensor | None, cache: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the keys and values of a layer, ``[batch, heads, length, head_dim]``, and put them into its cache."""
-    own, has_both = cache, isinstance(cache, EncoderDecoderCache)
-    if has_both:
-        own = cache.self_attention_cache if source is None else cache.cross_attention_cache
-        if source is not None and cache.is_updated.get(module.layer_idx):
-            return own.layers[module.layer_idx].keys, own.layers[module.layer_idx].values
-    keys, values = (
-        project(hidden_states if source is None else source).unflatten(-1, (-1, module.head_dim)).transpose(1, 2)
-        for project in (module.k_proj, module.v_proj)
+    (queries,) = split_heads(self, self.q_proj(hidden_states))
+    keys, values = keys_and_values(self, key_value_states, cache, hidden_states)
+    dropout = self.dropout if self.training else 0.0
+    head_outputs, weights = attend_eagerly(
+        self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=dropout
     )
-    if own is not None:
-        keys, values = own.update(keys, values, module.layer_idx)
-        if source is not None and has_both:
-            cache.is_updated[module.layer_idx] = True
-    return keys, values
+    output = self.out_proj(head_outputs.flatten(2))
+    return output, weights if output_attentions else None, cache
 
 
 def _bloom(module: Any) -> AttentionSpec | None:
