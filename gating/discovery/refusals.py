@@ -5,6 +5,8 @@ from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +20,7 @@ __all__ = [
     "check_not_wrapped",
     "check_savable",
     "check_stays",
+    "check_whole",
     "sort_blocks",
     "why_not_attention",
     "why_not_divisible",
@@ -41,7 +44,6 @@ _WRAPPERS = {
     "DataParallel": "pass model.module",
     "DistributedDataParallel": "pass model.module, before it is wrapped if you can",
     "FullyShardedDataParallel": "pass model.module, before it is wrapped if you can",
-    "FSDPModule": "prune the model before fully_shard",
     "OptimizedModule": "pass model._orig_mod, and compile the result again",
     "PeftModel": "pass model.get_base_model() to put gates on it; to prune it, model.merge_and_unload()",
 }
@@ -54,6 +56,28 @@ def check_not_wrapped(model: nn.Module) -> None:
     for ancestor in type(model).__mro__:
         if ancestor.__name__ in _WRAPPERS:
             raise InputError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")
+    _check_shards(model)
+
+
+def check_whole(model: nn.Module, *, remedy: str) -> None:
+    """Raise ``ValueError`` for a model that FSDP2 has cut over several processes."""
+    if isinstance(model, FSDPModule):
+        raise InputError(f"The model is sharded (FSDPModule): {remedy}.")
+
+
+def _check_shards(model: nn.Module) -> None:
+    """Raise ``ValueError`` for parameters that are distributed in another way than by FSDP2 over all processes."""
+    for name, parameter in model.named_parameters():
+        is_of_fsdp = isinstance(model, FSDPModule) and _is_shard(parameter)
+        if isinstance(parameter, DTensor) and not is_of_fsdp:
+            raise InputError(
+                f"{name} is distributed by tensor parallelism, or over groups of processes: gates need the whole heads "
+                "of each layer. Shard the model by FSDP2 alone, as with gating.shard_model(model)."
+            )
+
+
+def _is_shard(weight: object) -> bool:
+    return isinstance(weight, DTensor) and weight.device_mesh.ndim == 1 and weight.placements[0].is_shard(dim=0)
 
 
 def check_no_adapters(model: nn.Module) -> None:
@@ -144,7 +168,7 @@ def why_not_divisible(weight: Any) -> str | None:
     """Return the reason for which entries of a weight cannot be removed, or None."""
     if isinstance(weight, Tensor) and (reason := _why_quantized(weight, "")):
         return reason
-    if type(weight) is not nn.Parameter:
+    if type(weight) is not nn.Parameter and not _is_shard(weight):
         return (
             f"its weight is not a plain parameter but {type(weight).__name__} (quantized, distributed, parametrized): "
             "remove heads before that"

@@ -1,25 +1,28 @@
 """Removal of the heads and neurons whose gates are closed: decide, fold, remove, verify."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from gating.discovery.probe import forward_outputs, max_relative_difference, rounding_of, rounding_tolerance, run_probe
-from gating.discovery.refusals import check_has_values, check_no_adapters
+from gating.discovery.refusals import check_has_values, check_no_adapters, check_whole
 from gating.discovery.undo import Undo, apply_edits, undo_edits
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
+from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.columns import plan_scale_features
 from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
-from gating.pruning.prune import kept_units, plan_pruning
+from gating.pruning.prune import kept_units
 from gating.pruning.prune_report import PruneReport, UnitCounts
+from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block
+from gating.structure.removal import plan_removal
 
-__all__ = ["FinalizeReport", "finalize"]
+__all__ = ["FinalizeReport", "Reference", "finalize", "folded_values", "plan_block", "record_reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,23 +87,24 @@ def finalize(
         raise InputError(
             f"These gates are not those of this {type(model).__name__}; pass the result of inject_gates(model)."
         )
+    check_whole(model, remedy="call gating.finalize_sharded(model, gates)")
     check_has_values(model)
     gated = gates.blocks()
     check_no_adapters(model)
     values = decide_gate_values(gates, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
-    reference = _record_reference(model, gates, values, probe)
+    reference = record_reference(model, gates, values, probe)
     before = UnitCounts.of(model)
 
     difference = _remove_checked(model, gates, gated, values, reference)
     become_compact(model)
-    folded = _folded_values(gated, values.split(gates.block_sizes))
+    folded = folded_values(gated, values.split(gates.block_sizes))
     return FinalizeReport.of(model, before, gated, max_difference=difference, folded=folded)
 
 
 @dataclass(frozen=True)
-class _Reference:
+class Reference:
     """The masked model's outputs on the probe, and the largest relative difference that rounding explains."""
 
     probe: Mapping[str, Tensor]
@@ -108,9 +112,9 @@ class _Reference:
     tolerance: float
 
 
-def _record_reference(
+def record_reference(
     model: nn.Module, gates: HeadGates, values: Tensor, probe: Mapping[str, Tensor] | None
-) -> _Reference:
+) -> Reference:
     """Run the masked model twice, the second time with all gates lower by one rounding to estimate its error."""
     with gates.fixed_at(values):
         probe, masked = run_probe(model, probe)
@@ -120,11 +124,11 @@ def _record_reference(
         )
     with gates.fixed_at(values * (1 - rounding_of(masked))):
         perturbed = forward_outputs(model, probe)
-    return _Reference(probe, masked, rounding_tolerance(masked, perturbed))
+    return Reference(probe, masked, rounding_tolerance(masked, perturbed))
 
 
 def _remove_checked(
-    model: nn.Module, gates: HeadGates, blocks: list[Block], values: Tensor, reference: _Reference
+    model: nn.Module, gates: HeadGates, blocks: list[Block], values: Tensor, reference: Reference
 ) -> float:
     """Fold the gates and remove closed units; return the difference to the masked model, or restore everything."""
     edits = _plan(model, blocks, values, gates.block_sizes)
@@ -148,17 +152,26 @@ def _remove_checked(
 
 
 def _plan(model: nn.Module, blocks: list[Block], values: Tensor, sizes: list[int]) -> list[Edit]:
-    edits: list[Edit] = []
-    for block, block_values in zip(blocks, values.split(sizes), strict=True):
-        slot_values = _slot_values(block, block_values)
-        # Folded before the removal, so closed gates need no factor of 0.
-        widths = torch.tensor(block.slot_widths, device=slot_values.device)
-        factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
-        edits += plan_scale_features(block, factors)
-    return [*edits, *plan_pruning(model, blocks, kept_units(blocks, sizes, values > 0))]
+    kept = kept_units(blocks, sizes, values > 0)
+    edits = [
+        edit
+        for block, block_values in zip(blocks, values.split(sizes), strict=True)
+        for edit in plan_block(block, block_values, kept[block.name])
+    ]
+    attention = [block for block in blocks if isinstance(block, AttentionBlock)]
+    return [*edits, *plan_alignment_heads(model, attention, kept)]
 
 
-def _folded_values(blocks: list[Block], values: tuple[Tensor, ...]) -> dict[str, tuple[float, ...]]:
+def plan_block(block: Block, values: Tensor, kept: Collection[int]) -> list[Edit]:
+    """Plan to fold the values of a block's gates, ``[num_gates]``, and to remove all its units but the kept ones."""
+    slot_values = _slot_values(block, values)
+    # Folded before the removal, so closed gates need no factor of 0.
+    widths = torch.tensor(block.slot_widths, device=slot_values.device)
+    factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
+    return [*plan_scale_features(block, factors), *plan_removal(block, kept)]
+
+
+def folded_values(blocks: list[Block], values: tuple[Tensor, ...]) -> dict[str, tuple[float, ...]]:
     """Return the gate value of each kept unit, by block; the blocks are those before the removal."""
     folded = {}
     for block, block_values in zip(blocks, values, strict=True):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from gating.discovery.find import find_feed_forward_blocks, removable_attention
-from gating.discovery.refusals import check_no_adapters
+from gating.discovery.refusals import check_no_adapters, check_whole
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import apply_edits
 from gating.errors import InputError, InputTypeError
@@ -63,7 +63,7 @@ def prune_heads(
         >>> prune_heads(model, {0: [2], -1: [0, 1, 3]}).kept_heads
         {'encoder.layer.0.attention.self': (0, 1, 3), 'encoder.layer.1.attention.self': (2,)}
     """
-    _check_no_gates(model)
+    _check_can_change(model)
     blocks = removable_attention(model, discover=discover, probe=probe)
     check_no_adapters(model)
     removed = _read_request(blocks, heads_to_prune, unit="head")
@@ -109,14 +109,15 @@ def prune_neurons(
         >>> prune_neurons(BertModel(config), {0: [1]}, group_size=32).kept_neurons
         {'encoder.layer.0.output.dense': (0, 2)}
     """
-    _check_no_gates(model)
+    _check_can_change(model)
     blocks = find_feed_forward_blocks(model, group_size=group_size, discover=discover, probe=probe)
     check_no_adapters(model)
     removed = _read_request(blocks, groups_to_prune, unit="group")
     return _prune(model, blocks, removed, is_checked=True, probe=probe)
 
 
-def _check_no_gates(model: nn.Module) -> None:
+def _check_can_change(model: nn.Module) -> None:
+    check_whole(model, remedy="prune the model before fully_shard")
     if hasattr(model, "head_gates"):
         raise InputError("The model has gates: call gating.finalize(model, gates), or model.head_gates.remove() first.")
 

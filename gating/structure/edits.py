@@ -28,6 +28,7 @@ __all__ = [
     "plan_cut_at",
     "plan_entries",
     "set_attribute",
+    "whole",
     "weight_dim",
     "without_adapter",
 ]
@@ -164,6 +165,12 @@ def num_inputs(linear: nn.Module) -> int:
 def num_outputs(linear: nn.Module) -> int:
     """Return the width of a linear layer's output, read from its weight."""
     return _width(without_adapter(linear), "outputs")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that FSDP2 has cut over several processes as a plain one; a plain tensor as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def without_adapter(linear: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import Features, parameter_names, without_adapter
+from gating.structure.edits import Features, parameter_names, whole, without_adapter
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 from gating.structure.removal import Selection, rows_of
 
@@ -117,7 +117,7 @@ def neuron_norms(block: FeedForwardBlock) -> Tensor:
 def _sums(weight: Tensor, dim: int) -> Tensor:
     """Return the L1 norm of each entry of one dimension."""
     others = [other for other in range(weight.dim()) if other != dim]
-    return weight.abs().sum(dim=others, dtype=torch.float32)
+    return whole(weight).abs().sum(dim=others, dtype=torch.float32)
 
 
 def _only(*, slots: Sequence[int] = (), groups: Sequence[int] = ()) -> Selection:
@@ -129,6 +129,7 @@ def _weight(linear: nn.Module) -> Tensor:
     linear = without_adapter(linear)
     weight = getattr(linear, parameter_names(linear)[0])
     assert isinstance(weight, Tensor)
+    weight = whole(weight)
     return weight.T if isinstance(linear, Conv1D) else weight
 
 

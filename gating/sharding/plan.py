@@ -1,0 +1,116 @@
+"""Which modules of a model are gathered together, and the cutting of their parameters over all processes."""
+
+import re
+from collections import Counter
+
+import torch.distributed
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+from transformers.distributed import DistributedConfig
+
+from gating.structure.blocks import iter_attention_blocks
+from gating.structure.feed_forward import iter_feed_forward_blocks
+
+__all__ = ["is_sharded", "reshard", "shard_model", "sharding_of"]
+
+# transformers' names for modules whose parameters are freed after their forward pass, and those that keep them until
+# the backward pass.
+_FREED, _KEPT = "free_full_weight", "keep_full_weight"
+
+
+class _OnlyPlan(dict[str, str]):
+    """A plan that replaces the one of a family in transformers, to which transformers adds it by ``plan | this``.
+
+    The plans of transformers 5.24 put a tied output embedding into another group than its input embedding, which torch
+    2.13 refuses.
+    """
+
+    def __ror__(self, other: object) -> dict[str, str]:  # type: ignore[override]
+        return dict(self)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether the parameters of a model are cut over several processes by FSDP2.
+
+    Example:
+        >>> is_sharded(nn.Linear(2, 2))
+        False
+    """
+    return isinstance(model, FSDPModule)
+
+
+def sharding_of(model: PreTrainedModel, num_processes: int) -> DistributedConfig:
+    """Return the settings with which transformers cuts a model over some processes.
+
+    Each layer with attention or neurons is gathered for itself, and so are the embeddings unless they share weights.
+    All other parameters stay gathered in a forward and backward pass. Families without a plan in transformers, such as
+    BERT, are cut in the same way.
+
+    Args:
+        model: The model, which may be on the meta device.
+        num_processes: Number of processes.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> sharding_of(BertModel(BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2)), 2).fsdp_plan
+        {'encoder.layer.*': 'free_full_weight', 'embeddings.word_embeddings': 'free_full_weight'}
+    """
+    plan = dict.fromkeys(map(_with_wildcards, _layers(model)), _FREED)
+    return DistributedConfig(fsdp_size=num_processes, fsdp_plan=_OnlyPlan(plan | _embeddings(model)))
+
+
+def shard_model(model: PreTrainedModel, sharding: DistributedConfig | None = None) -> PreTrainedModel:
+    """Cut the parameters of a model over all processes, in place; its class changes to one of FSDP2.
+
+    Args:
+        model: A model with the same values in all processes, or on the meta device.
+        sharding: Settings of :func:`sharding_of`; made here when left out.
+
+    Returns:
+        The same model.
+    """
+    sharding = sharding or sharding_of(model, torch.distributed.get_world_size())
+    _, _, meshes = model.prepare_distribute_model(sharding)
+    sharded: PreTrainedModel = model.maybe_distribute_model(model, sharding, meshes)
+    return sharded
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the gathered parameters of a model, in place.
+
+    Without a backward pass, as in evaluation, those outside of the layers stay gathered, as plain tensors.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _layers(model: PreTrainedModel) -> list[str]:
+    """Return the innermost elements of lists of modules that hold an attention or feed-forward block."""
+    names = {id(module): name for name, module in model.named_modules()}
+    blocks = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
+    found = {}
+    for block in blocks:
+        owner = re.match(r"(?:.*\.)?\d+(?=\.|$)", names[id(block.module)])
+        if owner is not None and not isinstance(model.get_submodule(owner[0]), nn.ModuleList):
+            found[owner[0]] = None
+    return list(found)
+
+
+def _embeddings(model: PreTrainedModel) -> dict[str, str]:
+    """Return the entries of a plan for the embeddings, if they share no weights with other modules."""
+    if model.all_tied_weights_keys:
+        return {}
+    owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    styles = {id(model.get_input_embeddings()): _FREED, id(model.get_output_embeddings()): _KEPT}
+    return {
+        name: styles[id(module)]
+        for name, module in model.named_modules()
+        # Of other classes, models may read the weight without a call of the module.
+        if id(module) in styles and type(module) in (nn.Embedding, nn.Linear) and owners[id(module.weight)] == 1
+    }
+
+
+def _with_wildcards(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)

@@ -1,0 +1,143 @@
+"""Removal of closed heads and neurons from a sharded model: one block at a time is whole."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from gating.discovery.probe import forward_outputs, max_relative_difference
+from gating.discovery.refusals import check_has_values, check_no_adapters
+from gating.errors import InputError, OperationError
+from gating.gates import HeadGates
+from gating.pruning.alignment_heads import plan_alignment_heads
+from gating.pruning.compact_model import become_compact
+from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
+from gating.pruning.finalize import FinalizeReport, folded_values, plan_block, record_reference
+from gating.pruning.prune import kept_units
+from gating.pruning.prune_report import UnitCounts
+from gating.sharding.plan import is_sharded, reshard
+from gating.sharding.twin import empty_twin, shard_like, shard_twin, tensors_of
+from gating.structure.blocks import AttentionBlock
+from gating.structure.edits import Edit, SetAttribute, whole
+
+__all__ = ["finalize_sharded"]
+
+
+def finalize_sharded(
+    model: PreTrainedModel,
+    gates: HeadGates,
+    *,
+    num_heads: int | None = None,
+    num_neurons: int | None = None,
+    kept: Tensor | None = None,
+    probe: Mapping[str, Tensor] | None = None,
+) -> tuple[PreTrainedModel, FinalizeReport]:
+    """Return a sharded model without the gates, heads and neurons that :func:`gating.finalize` removes from a whole one.
+
+    Called by all processes. A twin of the model takes over its shards; only the weights of one attention or feed-forward
+    block at a time are gathered, cut, and distributed again. The proof is a forward pass of each of the two models.
+
+    Args:
+        model: A model with gates, cut by :func:`~gating.sharding.shard_model` or loaded with a ``DistributedConfig``.
+        gates: The gates of this model.
+        num_heads: Number of heads to keep, as in :func:`gating.finalize`.
+        num_neurons: Number of neurons to keep, likewise.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of numbers.
+        probe: Batch for the check, the same in all processes; by default made from the model's configuration.
+
+    Returns:
+        The compact model, cut over the same processes, and the report of :func:`gating.finalize`. The given model has
+        lost its gates, and shares the shards that have not changed.
+
+    Raises:
+        ValueError: As :func:`gating.finalize`; or the model is not sharded.
+        TypeError: As :func:`gating.finalize`.
+        RuntimeError: Masked and compact outputs differ, or the processes have not decided alike. The given model and its
+            gates are unchanged.
+    """
+    if not is_sharded(model):
+        raise InputError(f"{type(model).__name__} is not sharded: call gating.finalize(model, gates).")
+    if getattr(model, "head_gates", None) is not gates:
+        raise InputError(
+            f"These gates are not those of this {type(model).__name__}; pass the result of inject_gates(model)."
+        )
+    reshard(model)
+    check_has_values(model)
+    gated = gates.blocks()
+    check_no_adapters(model)
+    values = decide_gate_values(gates, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
+    check_decided_alike(values)
+    warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
+    gates.attach_again()
+    reference = record_reference(model, gates, values, probe)
+    reshard(model)
+    before = UnitCounts.of(model)
+
+    with torch.no_grad():
+        compact = _compact_twin(model, gates, values)
+    difference = max_relative_difference(reference.outputs, forward_outputs(compact, reference.probe))
+    reshard(compact)
+    difference = _largest_of_all(difference, values.device)
+    if difference > reference.tolerance:
+        classes = ", ".join(sorted({type(block.module).__name__ for block in gated}))
+        raise OperationError(
+            f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding error "
+            f"of {reference.tolerance:.1e}: the layout of {classes} is not described rightly. Nothing was changed."
+        )
+    folded = folded_values(gated, values.split(gates.block_sizes))
+    gates.remove()
+    return compact, FinalizeReport.of(compact, before, gated, max_difference=difference, folded=folded)
+
+
+def check_decided_alike(values: Tensor) -> None:
+    """Raise ``OperationError`` unless all processes have the same values of the gates."""
+    largest, negated = values.detach().clone(), -values.detach()
+    for bound in (largest, negated):
+        torch.distributed.all_reduce(bound, torch.distributed.ReduceOp.MAX)
+    # NaN is reported as such later.
+    if not torch.equal(largest.nan_to_num(), -negated.nan_to_num()):
+        raise OperationError(
+            f"The processes would not keep the same units: their gates differ by up to {float((largest + negated).max()):.1e}. "
+            "Average the gradients of the gates over all processes, with gating.sharding.average_gradients. Nothing was "
+            "changed."
+        )
+
+
+def _largest_of_all(number: float, device: torch.device) -> float:
+    tensor = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return float(tensor)
+
+
+def _compact_twin(model: PreTrainedModel, gates: HeadGates, values: Tensor) -> PreTrainedModel:
+    """Return a sharded twin of a model that has lost the units of closed gates, with folded values of the others."""
+    twin, tensors = empty_twin(model), tensors_of(model)
+    blocks = gates.blocks(twin)
+    kept = kept_units(blocks, gates.block_sizes, values > 0)
+    attention = [block for block in blocks if isinstance(block, AttentionBlock)]
+    for edit in plan_alignment_heads(twin, attention, kept):
+        edit.apply()
+    for block, its_values in zip(blocks, values.split(gates.block_sizes), strict=True):
+        _cut(twin, plan_block(block, its_values, kept[block.name]), tensors)
+    become_compact(twin)
+    shard_twin(twin, model, tensors)
+    return twin
+
+
+def _cut(twin: PreTrainedModel, edits: Sequence[Edit], tensors: dict[str, Tensor]) -> None:
+    """Apply the edits of a block to a twin on the meta device, and to shards by the names of their parameters."""
+    names = {id(parameter): name for name, parameter in twin.named_parameters()}
+    gathered: dict[tuple[nn.Module, str], str] = {}
+    for edit in edits:
+        parameter = getattr(edit.owner, edit.attribute, None)
+        if not isinstance(edit, SetAttribute) and parameter.is_meta:
+            name = gathered[edit.owner, edit.attribute] = names[id(parameter)]
+            weight = nn.Parameter(whole(tensors[name]), requires_grad=parameter.requires_grad)
+            setattr(edit.owner, edit.attribute, weight)
+        edit.apply()
+    for (owner, attribute), name in gathered.items():
+        weight = getattr(owner, attribute)
+        tensors[name] = shard_like(weight, tensors)
+        setattr(owner, attribute, nn.Parameter(weight.to("meta"), requires_grad=weight.requires_grad))

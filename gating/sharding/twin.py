@@ -1,0 +1,141 @@
+"""A second model of the class and shapes of a sharded one, without values, into which shards are put."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from gating.discovery.discover import share_specs
+from gating.errors import OperationError
+from gating.gates.attachment import CHILD_NAME
+from gating.structure.edits import whole
+
+__all__ = ["copy_sharded", "dense_class", "empty_twin", "gather_model", "shard_like", "shard_twin", "tensors_of"]
+
+
+def dense_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """Return the class of a model before FSDP2 has changed it."""
+    cls: type[PreTrainedModel] = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
+    return cls
+
+
+def empty_twin(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model on the meta device that is built from the configuration of a sharded one, which is whole itself.
+
+    Training modes, frozen parameters, gradient checkpointing and discovered layouts are those of the model.
+    """
+    with torch.device("meta"):
+        twin: PreTrainedModel = dense_class(model)._from_config(deepcopy(model.config))
+    share_specs(model, twin)
+    if model.can_generate():
+        twin.generation_config = deepcopy(model.generation_config)
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    for name, module in twin.named_modules():
+        if name not in modules:
+            continue
+        module.training = modules[name].training
+        for attribute in ("gradient_checkpointing", "_gradient_checkpointing_func"):
+            if hasattr(modules[name], attribute):
+                setattr(module, attribute, getattr(modules[name], attribute))
+    for name, parameter in twin.named_parameters():
+        if name in parameters:
+            parameter.requires_grad_(parameters[name].requires_grad)
+    return twin
+
+
+def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a sharded model by name, without its gates and without copies.
+
+    A state dict of the module itself, which also cuts parameters again that a forward pass has left whole.
+    """
+    found: dict[str, Tensor] = {
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{CHILD_NAME}.")
+    }
+    # Tables of positions are in no state dict.
+    return found | {name: buffer for name, buffer in model.named_buffers() if not name.startswith(f"{CHILD_NAME}.")}
+
+
+def shard_twin(twin: PreTrainedModel, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Cut a twin over the same processes as a model, and put shards and buffers into it, in place.
+
+    Args:
+        twin: The twin of :func:`empty_twin`, perhaps without some of its heads.
+        model: The sharded model.
+        tensors: A shard for each parameter of the twin, and its buffers; others are ignored.
+    """
+    tensors = {**tensors, **{name: _fitting(tensors, name, empty, twin) for name, empty in twin.state_dict().items()}}
+    twin.maybe_distribute_model(twin, model.config.distributed_config, model._mesh_manager)
+    _put(twin, tensors)
+
+
+def _put(twin: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model on the meta device the tensors with the names of its own, in place."""
+    names = twin.state_dict().keys()
+    twin.load_state_dict({name: tensors[name] for name in names}, assign=True)
+    twin.tie_weights()
+    for owner, name, full_name in _buffers(twin):
+        if full_name not in names:
+            owner.register_buffer(name, tensors[full_name], persistent=False)
+
+
+def shard_like(tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return a tensor that all processes have, cut as the other parameters of a model are."""
+    other = next(other for other in tensors.values() if isinstance(other, DTensor))
+    # Without communication: each process cuts its own copy.
+    return distribute_tensor(tensor.detach(), other.device_mesh, other.placements, src_data_rank=None)
+
+
+def _fitting(tensors: Mapping[str, Tensor], name: str, empty: Tensor, twin: nn.Module) -> Tensor:
+    """Return the tensor with the name of one on the meta device, or make what emptied blocks have in its place."""
+    found = tensors.get(name)
+    if found is not None and found.shape == empty.shape:
+        return found
+    device = next(iter(tensors.values())).device
+    owner, _, attribute = name.rpartition(".")
+    if attribute == "head_index":
+        return torch.tensor(twin.get_submodule(owner).head_slots, device=device)
+    if empty.numel():
+        raise OperationError(f"{name} has no values of the shape {tuple(empty.shape)}. Nothing was changed.")
+    made = empty.new_empty(empty.shape, device=device)
+    is_parameter = attribute in twin.get_submodule(owner)._parameters
+    return shard_like(made, tensors) if is_parameter else made
+
+
+def _buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    for prefix, module in model.named_modules():
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                yield module, name, f"{prefix}.{name}".removeprefix(".")
+
+
+def copy_sharded(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a sharded model, cut in the same way, as ``deepcopy`` does of a whole one."""
+    twin = empty_twin(model)
+    shard_twin(twin, model, {name: tensor.clone() for name, tensor in tensors_of(model).items()})
+    return twin
+
+
+@torch.no_grad()
+def gather_model(model: PreTrainedModel) -> PreTrainedModel | None:
+    """Return a sharded model as a whole one on the CPU of rank 0, and None in the other processes.
+
+    Called by all processes; a process other than rank 0 holds one whole parameter at a time.
+    """
+    is_first = torch.distributed.get_rank() == 0
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors_of(model).items():
+        gathered = whole(tensor).cpu()
+        if is_first:
+            state[name] = gathered
+    if not is_first:
+        return None
+    twin = empty_twin(model)
+    if hasattr(twin.config, "distributed_config"):
+        del twin.config.distributed_config
+    _put(twin, state)
+    return twin
