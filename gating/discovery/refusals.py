@@ -5,8 +5,6 @@ from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -61,23 +59,28 @@ def check_not_wrapped(model: nn.Module) -> None:
 
 def check_whole(model: nn.Module, *, remedy: str) -> None:
     """Raise ``ValueError`` for a model that FSDP2 has cut over several processes."""
-    if isinstance(model, FSDPModule):
+    if _is_of_fsdp(model):
         raise InputError(f"The model is sharded (FSDPModule): {remedy}.")
 
 
 def _check_shards(model: nn.Module) -> None:
     """Raise ``ValueError`` for parameters that are distributed in another way than by FSDP2 over all processes."""
     for name, parameter in model.named_parameters():
-        is_of_fsdp = isinstance(model, FSDPModule) and _is_shard(parameter)
-        if isinstance(parameter, DTensor) and not is_of_fsdp:
+        if hasattr(parameter, "full_tensor") and not (_is_of_fsdp(model) and _is_shard(parameter)):
             raise InputError(
                 f"{name} is distributed by tensor parallelism, or over groups of processes: gates need the whole heads "
                 "of each layer. Shard the model by FSDP2 alone, as with gating.shard_model(model)."
             )
 
 
-def _is_shard(weight: object) -> bool:
-    return isinstance(weight, DTensor) and weight.device_mesh.ndim == 1 and weight.placements[0].is_shard(dim=0)
+def _is_of_fsdp(model: nn.Module) -> bool:
+    # By name: some builds of torch have no distributed tensors.
+    return any(ancestor.__name__ == "FSDPModule" for ancestor in type(model).__mro__)
+
+
+def _is_shard(weight: Any) -> bool:
+    """Return whether a weight is cut along its first dimension over the processes of one group."""
+    return hasattr(weight, "full_tensor") and weight.device_mesh.ndim == 1 and weight.placements[0].is_shard(dim=0)
 
 
 def check_no_adapters(model: nn.Module) -> None:

@@ -19,7 +19,9 @@ from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
 from gating.pruning.padding import silence_padding
+from gating.sharding.plan import is_sharded
 from gating.structure.blocks import iter_attention_blocks
+from gating.structure.edits import fill, whole
 from gating.structure.empty import has_no_weight
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
@@ -89,7 +91,11 @@ class LoRA:
         yield
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
-            wrapped.merge_and_unload(safe_merge=True)
+            if is_sharded(model):
+                _merge_shards(wrapped)
+                wrapped.unload()
+            else:
+                wrapped.merge_and_unload(safe_merge=True)
         for part, is_tied in flags if _tied_to_output(model) == tied else ():
             part.tie_word_embeddings = is_tied
         gates = getattr(model, "head_gates", None)
@@ -112,6 +118,18 @@ class LoRA:
             target_modules=targets if targets == _ALL else _names(targets),
             exclude_modules=[name for name, module in model.named_modules() if has_no_weight(module)],
         )
+
+
+def _merge_shards(wrapped: nn.Module) -> None:
+    """Add the updates of adapters to weights that are cut over several processes, in place: PEFT's merge loses them."""
+    for module in wrapped.modules():
+        if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
+            (adapter,) = module.active_adapters
+            update = module.get_delta_weight(adapter).detach()
+            if not update.isfinite().all():
+                raise InputError("The adapters have values that are not finite: training has diverged. Lower optimizer.lr.")
+            weight = module.base_layer.weight
+            fill(weight, whole(weight.detach()) + update)
 
 
 def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTrainedModel) -> None:

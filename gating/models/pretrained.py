@@ -7,11 +7,14 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from gating.errors import InputError, loading
 from gating.models.configs import check_names, load_checked, without_generation_values
 from gating.models.hub import locate
+from gating.sharding.missing import initialize_missing
+from gating.sharding.plan import sharding_of
 
 __all__ = ["Pretrained"]
 
@@ -85,9 +88,34 @@ class Pretrained:
         Raises:
             ValueError: The weights cannot be read, or weights below the head do not fit the configuration.
         """
+        return self._load(auto_class, changes)[0]
+
+    def load_sharded(self, auto_class: type, blueprint: PreTrainedModel, **changes: Any) -> PreTrainedModel:
+        """Return the model cut over all processes, of which none holds it whole; new weights are those of :meth:`load`.
+
+        Args:
+            auto_class: Auto class of transformers.
+            blueprint: The model without weights.
+            **changes: Configuration values to change.
+
+        Raises:
+            ValueError: As :meth:`load`.
+        """
+        random_state = torch.get_rng_state()
+        sharding = sharding_of(blueprint, torch.distributed.get_world_size())
+        model, loading_info = self._load(auto_class, changes, distributed_config=sharding)
+        new = [*loading_info["missing_keys"], *(name for name, *_ in loading_info["mismatched_keys"])]
+        initialize_missing(model, new, random_state=random_state)
+        return model
+
+    def _load(
+        self, auto_class: type, changes: Mapping[str, Any], **others: Any
+    ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+        """Return the model, and what transformers has found missing or of another shape."""
         # In full precision whatever the stored type, since half precision loses small steps. The trainer's precision
         # decides about autocast.
-        options = {"dtype": torch.float32, "use_safetensors": self.use_safetensors, "revision": self.revision}
+        options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": self.use_safetensors, "revision": self.revision}
+        options |= others
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
         config = self.load_config(**without_generation_values(changes))
@@ -101,7 +129,7 @@ class Pretrained:
                 model, loading_info = load(**options, key_mapping=key_mapping)
         self._check_weights(model, loading_info)
         _change_generation_config(model, changes)
-        return model
+        return model, loading_info
 
     def _check_weights(self, model: PreTrainedModel, loading_info: Mapping[str, Any]) -> None:
         """Check that only weights of the head and pooler are new.

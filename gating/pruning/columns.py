@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gating.discovery.undo import EntriesEdit
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import Edit, Features, weight_dim, without_adapter
+from gating.structure.edits import Edit, Features, fill, weight_dim, whole, without_adapter
 from gating.structure.feed_forward import Block
 
 __all__ = ["ScaleEntries", "plan_scale_features", "silence_inputs"]
@@ -69,5 +69,5 @@ def silence_inputs(linear: nn.Module, inputs: Features) -> None:
     linear = without_adapter(linear)
     weight = linear.weight
     assert isinstance(weight, nn.Parameter)
-    with torch.no_grad():
-        weight.index_fill_(weight_dim(linear, "inputs"), inputs.index().to(weight.device), 0.0)
+    index = inputs.index().to(weight.device)
+    fill(weight, whole(weight.detach()).index_fill(weight_dim(linear, "inputs"), index, 0.0))

@@ -20,6 +20,7 @@ __all__ = [
     "Handles",
     "SetAttribute",
     "TakeEntries",
+    "fill",
     "hook_input",
     "num_inputs",
     "num_outputs",
@@ -171,6 +172,25 @@ def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that FSDP2 has cut over several processes as a plain one; a plain tensor as it is."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
+
+
+def fill(parameter: Tensor, values: Tensor) -> None:
+    """Give a parameter the values of a tensor of its shape, in place; of a parameter that is cut, each process its part.
+
+    Args:
+        parameter: The parameter, which FSDP2 may have cut over several processes.
+        values: A plain tensor, equal in all of them.
+    """
+    if hasattr(parameter, "full_tensor"):
+        # Not at the top: some builds of torch have no distributed tensors.
+        from torch.distributed.tensor import distribute_tensor
+
+        values = values.to(parameter.device)
+        # Without a source rank, nothing is sent.
+        shard = distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter, values = parameter.to_local(), shard.to_local()
+    with torch.no_grad():
+        parameter.copy_(values)
 
 
 def without_adapter(linear: nn.Module) -> nn.Module:

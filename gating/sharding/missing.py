@@ -1,0 +1,44 @@
+"""New weights of a sharded model, such as those of a task head, with the values that one process would give them."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from gating.sharding.twin import empty_twin
+from gating.structure.edits import fill
+
+__all__ = ["initialize_missing"]
+
+
+@torch.no_grad()
+def initialize_missing(model: PreTrainedModel, names: Iterable[str], *, random_state: Tensor) -> None:
+    """Initialize parameters of a sharded model that a checkpoint lacks, in place.
+
+    transformers initializes each shard for itself: with the same random numbers in all processes, and on the device.
+
+    Args:
+        model: A sharded model.
+        names: Names of the parameters.
+        random_state: State of the CPU's random numbers before the model was loaded.
+    """
+    twin, parameters = empty_twin(model), dict(model.named_parameters(remove_duplicate=False))
+    wanted = {name for name in names if name in parameters}
+    for prefix, module in twin.named_modules():
+        for attribute, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if f"{prefix}.{attribute}".removeprefix(".") in wanted:
+                module._parameters[attribute] = nn.Parameter(torch.empty_like(parameter, device="cpu"))
+            else:
+                parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    for module in twin.modules():
+        # Emptied blocks stay as they are.
+        if not hasattr(module, "head_slots"):
+            module._is_hf_initialized = False  # type: ignore[assignment]
+    torch.set_rng_state(random_state)
+    twin.initialize_weights()
+    values = dict(twin.named_parameters(remove_duplicate=False))
+    for name in wanted:
+        fill(parameters[name].detach(), values[name].detach())
