@@ -28,7 +28,7 @@ from gating.run.folder.contents import Phase
 from gating.run.folder.optimized import optimized_value
 from gating.run.folder.resume import find_run
 from gating.run.folder.state import is_finished
-from gating.run.outcome import export, report
+from gating.run.outcome import export, gather, report
 from gating.run.phase import train_phase
 from gating.run.prepare import prepare
 from gating.run.removed import restore_removed
@@ -118,6 +118,7 @@ def execute(run: Run) -> float | None:
                 train_phase(run, Phase.RECOVERY, steps=run.recovery_steps, first_step=state.search_steps)
     compact = "compact, after recovery" if run.recovery_steps else "compact, without recovery"
     run.evaluate(Stage.COMPACT, compact if objective else "dense", splits=run.data.module.splits[1:])
+    gather(run)
     if not is_rank_zero():
         return None
     export(run)

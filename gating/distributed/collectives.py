@@ -14,10 +14,12 @@ __all__ = [
     "all_reduce_max",
     "broadcast",
     "check_same",
+    "gather_objects",
     "is_distributed",
     "is_lost_connection",
     "is_rank_zero",
     "rank",
+    "world_size",
 ]
 
 Value = TypeVar("Value")
@@ -34,6 +36,11 @@ def rank() -> int:
 def is_rank_zero() -> bool:
     """Return whether this process has rank 0, which alone writes and prints."""
     return rank() == 0
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return torch.distributed.get_world_size() if is_distributed() else 1
 
 
 def is_distributed() -> bool:
@@ -53,6 +60,19 @@ def broadcast(value: Value) -> Value:
     values = [value]
     torch.distributed.broadcast_object_list(values)
     return values[0]
+
+
+def gather_objects(value: Value) -> list[Value]:
+    """Return the values of all ranks in all ranks; they must be picklable.
+
+    Example:
+        >>> gather_objects("here")
+        ['here']
+    """
+    values = [value] * world_size()
+    if is_distributed():
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def all_reduce_max(*values: int) -> tuple[int, ...]:

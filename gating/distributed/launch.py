@@ -29,7 +29,16 @@ __all__ = [
 
 # Limit of each collective. Nothing that a single rank does meanwhile takes longer.
 _TIMEOUT = timedelta(minutes=10)
-_SHARDED = ("fsdp", "modelparallel", "model_parallel", "deepspeed")
+# Name of the strategy that cuts models over all processes.
+_SHARDED = "fsdp"
+# Other strategies that cut models, with the reasons against them.
+_OTHER_SHARDED = {
+    "deepspeed": "DeepSpeed has a format of weights and checkpoints of its own, from which heads are not removed here",
+    "fsdpstrategy": "FSDP1 flattens the weights of a layer into one, of which heads are no rows",
+    "fsdp_": "FSDP1 flattens the weights of a layer into one, of which heads are no rows",
+    "modelparallel": "tensor parallelism cuts the heads of a layer apart, and its default would cut nothing",
+    "model_parallel": "tensor parallelism cuts the heads of a layer apart, and its default would cut nothing",
+}
 
 # Trainer arguments that each run sets itself, and the settings to use instead.
 _RESERVED = {
@@ -38,6 +47,9 @@ _RESERVED = {
     "enable_checkpointing": "choose callbacks=none for a run without checkpoints",
     "default_root_dir": "give output_dir=FOLDER",
 }
+
+# Precisions of training with FSDP2; gates are in float32.
+_PRECISIONS = ("32-true", "32", "bf16-mixed")
 
 # Whether the processes that this one started have been stopped.
 _are_stopped = False
@@ -49,10 +61,12 @@ class Devices(NamedTuple):
     Attributes:
         num_processes: World size.
         root: Device on which this process trains.
+        is_sharded: Whether the model is cut over the processes, by FSDP2.
     """
 
     num_processes: int
     root: torch.device
+    is_sharded: bool = False
 
 
 def check_devices(trainer: Mapping[str, Any]) -> Devices:
@@ -62,13 +76,13 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
         trainer: Settings of the trainer, including ``accelerator`` and ``devices``.
 
     Raises:
-        InputError: A setting would have no effect or would change the steps of a phase; the strategy shards weights or
-            stops its processes after each phase; Lightning refuses the settings; devices are missing; or the world
-            size differs from the number of processes already started.
+        InputError: A setting would have no effect or would change the steps of a phase; the strategy stops its processes
+            after each phase, or shards weights in another way than FSDP2; Lightning refuses the settings; devices are
+            missing; or the world size differs from the number of processes already started.
 
     Example:
         >>> check_devices({"accelerator": "cpu", "devices": 2, "strategy": "ddp"})
-        Devices(num_processes=2, root=device(type='cpu'))
+        Devices(num_processes=2, root=device(type='cpu'), is_sharded=False)
     """
     for name, instead in _RESERVED.items():
         if trainer.get(name) not in (None, True):
@@ -88,10 +102,13 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
     if started != num_processes:
         raise InputError(
             f"trainer.devices={trainer['devices']} makes {num_processes} process(es), but {started} have been started; "
-            "set trainer.devices and trainer.num_nodes so that their product is this number, with trainer=ddp if it is "
-            "above 1."
+            "set trainer.devices and trainer.num_nodes so that their product is this number, with trainer=ddp or "
+            "trainer=fsdp if it is above 1."
         )
-    return Devices(num_processes, tried.strategy.root_device)
+    is_sharded = trainer.get("strategy") == _SHARDED
+    if is_sharded:
+        _check_sharded(trainer, num_processes)
+    return Devices(num_processes, tried.strategy.root_device, is_sharded)
 
 
 def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
@@ -140,6 +157,21 @@ def _try_trainer(trainer: Mapping[str, Any]) -> pl.Trainer:
         ) from error
 
 
+def _check_sharded(trainer: Mapping[str, Any], num_processes: int) -> None:
+    """Raise ``InputError`` for settings that a sharded model cannot be trained with."""
+    if num_processes == 1:
+        raise InputError(
+            f"trainer=fsdp cuts the model over several processes, and trainer.devices={trainer['devices']} starts one: "
+            "give trainer.devices=2 or more, or use trainer=gpu, or trainer=default on a CPU."
+        )
+    precision = str(trainer.get("precision", "32-true"))
+    if precision not in _PRECISIONS:
+        raise InputError(
+            f"trainer.precision={precision} needs a scale of the loss that FSDP2 does not have: use one of "
+            f"{', '.join(_PRECISIONS)} with trainer=fsdp."
+        )
+
+
 def _describes_object(value: object) -> bool:
     """Return whether a setting has a ``_target_``, at any depth."""
     if isinstance(value, Mapping):
@@ -148,16 +180,15 @@ def _describes_object(value: object) -> bool:
 
 
 def _check_strategy(strategy: object) -> None:
-    """Refuse strategies that shard weights, or that stop their processes after each phase."""
+    """Refuse strategies that shard weights in another way than FSDP2, or that stop their processes after each phase."""
     name = str(strategy["_target_"] if isinstance(strategy, Mapping) else strategy).rpartition(".")[2].lower()
-    if name.startswith(_SHARDED):
-        raise InputError(
-            f"trainer.strategy={name}: heads are removed from whole weight matrices, which this strategy cuts into "
-            "shards; use trainer=ddp, and gradient_checkpointing=true or a smaller data.batch_size with "
-            "trainer.accumulate_grad_batches=2 where memory is short."
-        )
+    if name == _SHARDED:
+        return
+    for other, reason in _OTHER_SHARDED.items():
+        if name.startswith(other):
+            raise InputError(f"trainer.strategy={name}: {reason}. Use trainer=fsdp (FSDP2), or trainer=ddp.")
     if name != "auto" and (not name.startswith("ddp") or any(kind in name for kind in ("spawn", "fork", "notebook"))):
         raise InputError(
             f"trainer.strategy={name}: the processes of a run must outlive its phases, which is possible with "
-            "auto and ddp; use trainer=ddp for several devices."
+            "auto, ddp and fsdp; use trainer=ddp for several devices, and trainer=fsdp for a model that outgrows one."
         )

@@ -127,7 +127,9 @@ def _merge_shards(wrapped: nn.Module) -> None:
             (adapter,) = module.active_adapters
             update = module.get_delta_weight(adapter).detach()
             if not update.isfinite().all():
-                raise InputError("The adapters have values that are not finite: training has diverged. Lower optimizer.lr.")
+                raise InputError(
+                    "The adapters have values that are not finite: training has diverged. Lower optimizer.lr."
+                )
             weight = module.base_layer.weight
             fill(weight, whole(weight.detach()) + update)
 

@@ -114,7 +114,11 @@ class Pretrained:
         """Return the model, and what transformers has found missing or of another shape."""
         # In full precision whatever the stored type, since half precision loses small steps. The trainer's precision
         # decides about autocast.
-        options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": self.use_safetensors, "revision": self.revision}
+        options: dict[str, Any] = {
+            "dtype": torch.float32,
+            "use_safetensors": self.use_safetensors,
+            "revision": self.revision,
+        }
         options |= others
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation

@@ -9,8 +9,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.models.new import NewModel
 from gating.models.pretrained import Pretrained
+from gating.sharding.plan import shard_model
 
-__all__ = ["ModelSource", "NewModel", "Pretrained", "teacher_source"]
+__all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "teacher_source"]
 
 
 class ModelSource(Protocol):
@@ -42,6 +43,22 @@ class ModelSource(Protocol):
             auto_class: Auto class of transformers, such as ``AutoModelForSequenceClassification``.
             **changes: Configuration values to change.
         """
+
+
+def load_sharded(source: ModelSource, auto_class: type, blueprint: PreTrainedModel, **changes: Any) -> PreTrainedModel:
+    """Return a model cut over all processes (FSDP2), with the values of ``source.load``. Called by all.
+
+    No process holds a pretrained model whole. Others are made whole in each, and cut then.
+
+    Args:
+        source: The source.
+        auto_class: Auto class of transformers.
+        blueprint: The model without weights.
+        **changes: Configuration values to change.
+    """
+    if isinstance(source, Pretrained):
+        return source.load_sharded(auto_class, blueprint, **changes)
+    return shard_model(source.load(auto_class, **changes))
 
 
 def teacher_source(*, teacher: str | None) -> ModelSource | None:

@@ -77,9 +77,19 @@ def parameter_groups(
         {"name": "weights", "params": weights[True], "lr": lr, "weight_decay": weight_decay},
         {"name": "weights_without_decay", "params": weights[False], "lr": lr, "weight_decay": 0.0},
     ]
+    groups = [part for group in groups for part in _by_kind(group)]
     if gates is not None:
         groups += gate_groups(gates, objective, gate_lr=gate_lr, multiplier_lr=multiplier_lr)
     return [group for group in groups if group["params"]]
+
+
+def _by_kind(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Split a group where some parameters are cut over several processes (FSDP2): optimizers take no mixture."""
+    shards = [parameter for parameter in group["params"] if hasattr(parameter, "full_tensor")]
+    others = [parameter for parameter in group["params"] if not hasattr(parameter, "full_tensor")]
+    if not (shards and others):
+        return [group]
+    return [{**group, "params": shards}, {**group, "name": f"{group['name']}_whole", "params": others}]
 
 
 def gate_groups(

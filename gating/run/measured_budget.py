@@ -21,6 +21,8 @@ from gating.run.objects import RunObjects
 from gating.run.run import Run, RunData
 from gating.run.settings.build import make_objective
 from gating.run.settings.settings import Settings
+from gating.sharding.plan import is_sharded, reshard
+from gating.sharding.twin import untrained_copy
 
 __all__ = ["count_macs", "kept_gates", "with_measured_budget"]
 
@@ -50,7 +52,7 @@ def with_measured_budget(
         stored = read_settings_of(settings.paths.folder)["objective"]
         budget = {name: stored[name] for name in _MEASURED if stored.get(name) is not None}
     elif is_rank_zero():
-        model.to(device)  # type: ignore[arg-type]
+        model = untrained_copy(model) if is_sharded(model) else model.to(device)  # type: ignore[arg-type]
         probe = {name: tensor.to(device) for name, tensor in data.module.probe_batch().items()}
         gates = objects.gates_without_model(model)
         if gates.num_neurons:
@@ -97,6 +99,7 @@ def count_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -> None:
         return  # Numbers of heads or of neurons need none.
     batch = {name: tensor.to(model.device) for name, tensor in data.module.median_batch().items()}
     gates.set_macs(measure_macs(model, gates, gates.blocks(model), batch))
+    reshard(model)
 
 
 def kept_gates(run: Run, objective: Objective, gates: HeadGates) -> Tensor | None:
@@ -112,7 +115,11 @@ def kept_gates(run: Run, objective: Objective, gates: HeadGates) -> Tensor | Non
     if is_rank_zero():
         print(f"Compact copies are timed until one is {speedup} times as fast ...", flush=True)
 
+    timed = untrained_copy(run.state.model) if run.is_sharded and is_rank_zero() else None
+
     def measure(kept: Tensor) -> float:
+        if run.is_sharded:
+            return broadcast(0.0 if timed is None else time_kept(timed, gates, kept, probe))
         with gates.detached() as model:
             return broadcast(time_kept(model, gates, kept, probe) if is_rank_zero() else 0.0)
 

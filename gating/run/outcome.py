@@ -28,13 +28,15 @@ from gating.run.folder.contents import CONFIG
 from gating.run.run import Run
 from gating.run.settings.data_set import describe_data
 from gating.run.sweep.reference import dense_metrics
+from gating.sharding.save import has_room_for
+from gating.sharding.twin import gather_model
 from gating.storage.hub import upload
 from gating.structure.record import RECORD_KEY
 from gating.tasks.base import WritesText
 from gating.tracking.loggers import log_outcome, log_samples
 from gating.tracking.redaction import redact
 
-__all__ = ["export", "note_unless_stock", "report"]
+__all__ = ["export", "gather", "note_unless_stock", "report"]
 
 
 def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
@@ -52,6 +54,21 @@ def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
         stock_model(remove_in_copy(model, gates, kept))
     except StockError as error:
         print(f"objective.uniform=true: {error.in_command}")
+
+
+def gather(run: Run) -> bool:
+    """Make a sharded model whole on rank 0, if its memory has room; return whether it is. Called by all ranks.
+
+    A model that no process has cut stays as it is.
+    """
+    state = run.state
+    if run.is_sharded and has_room_for(state.model):
+        device = state.model.device
+        whole = gather_model(state.model)
+        if whole is not None:
+            state.model = whole.to(device)  # type: ignore[arg-type]
+        return True
+    return not run.is_sharded
 
 
 def export(run: Run) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
+import torch.distributed
 from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping
 from transformers import PreTrainedModel
 
@@ -19,6 +20,7 @@ from gating.training.callbacks.interruption import InterruptOnStop, check_comple
 from gating.training.callbacks.progress import PhaseProgressBar
 from gating.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from gating.training.module import FineTuning
+from gating.training.sharded_strategy import ShardedStrategy
 from gating.training.steps import validation_interval
 
 __all__ = ["train_phase"]
@@ -129,6 +131,7 @@ def _build_trainer(run: Run, phase: Phase, *, steps: int, callbacks: Sequence[Ca
         default_root_dir=run.paths.of_phase(phase),
         val_check_interval=validation_interval(objects.trainer, num_batches=run.data.module.num_batches()),
         use_distributed_sampler=False,
+        **({"strategy": ShardedStrategy(torch.distributed.get_world_size())} if run.is_sharded else {}),
     )
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from gating.gates import HeadGates
 from gating.models.adapters import check_adapters
 from gating.models.blueprint import make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
+from gating.models.sources import load_sharded
 from gating.run.folder.state import check_own_checkpoints, check_writable, claim_folder
 from gating.run.folder.stored_settings import read_settings_of
 from gating.run.measured_budget import with_measured_budget
@@ -30,6 +30,7 @@ from gating.run.run import Run, RunData, RunState
 from gating.run.settings.build import call_source
 from gating.run.settings.check import take_arguments
 from gating.run.settings.settings import Settings
+from gating.sharding.twin import config_without_sharding
 from gating.storage.folders import check_folder
 from gating.storage.hub import check_login
 from gating.tasks.base import Task
@@ -52,7 +53,10 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         InputError: The settings do not fit the data, the model, the machine, or the folder.
     """
     trainer = settings.values["trainer"]
-    num_processes, device = check_devices(trainer)
+    devices = check_devices(trainer)
+    num_processes = devices.num_processes
+    if devices.is_sharded:
+        _check_sharded(settings)
     if is_rank_zero():
         _check_folders(settings, resumes=resumes)
         if settings.values["push_to_hub"] is not None:
@@ -68,10 +72,13 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         check_monitors(phase.callbacks, data.prepared)
     total_steps = count_steps(trainer, num_batches=data.module.num_batches())
     search_steps = max(1, round((1 - settings.recovery) * total_steps)) if objects.objective else 0
-    state = _load_models(settings, objects, data, search_steps=search_steps)
-    dense_config, started = deepcopy(state.model.config), time.monotonic()
+    if devices.is_sharded:
+        # Each process loads its part; otherwise, errors of the model come before others are started.
+        start_processes(trainer, num_processes)
+    state = _load_models(settings, objects, data, blueprint if devices.is_sharded else None, search_steps=search_steps)
+    dense_config, started = config_without_sharding(state.model), time.monotonic()
     start_processes(trainer, num_processes)
-    settings, objects = with_measured_budget(settings, objects, state.model, data, device=device, resumes=resumes)
+    settings, objects = with_measured_budget(settings, objects, state.model, data, device=devices.root, resumes=resumes)
     data.module.shard(num_processes, index=rank())
     # By default the folder is named after the time, which differs between ranks.
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
@@ -92,6 +99,17 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         started=started,
         state=state,
     )
+
+
+def _check_sharded(settings: Settings) -> None:
+    """Raise ``InputError`` for settings that need a whole model."""
+    if settings.compile:
+        raise InputError("compile=true is not supported with trainer=fsdp: leave it out, or use trainer=ddp.")
+    if settings.values["gates"].get("discover"):
+        raise InputError(
+            "gates.discover=true tries removals on the whole model, which trainer=fsdp cuts into shards: describe the "
+            "attention class with gating.register_attention_spec instead, or use trainer=ddp."
+        )
 
 
 def _check_folders(settings: Settings, *, resumes: bool) -> None:
@@ -176,16 +194,25 @@ def encode_examples(
     return RunData(processor, prepared, module, num_evaluated)
 
 
-def _load_models(settings: Settings, objects: RunObjects, data: RunData, *, search_steps: int) -> RunState:
-    """Load the model, and a teacher if its folder or name is given."""
-    model = objects.source.load(objects.task.auto_class, **data.prepared.config)
+def _load_models(
+    settings: Settings, objects: RunObjects, data: RunData, blueprint: PreTrainedModel | None, *, search_steps: int
+) -> RunState:
+    """Load the model, and a teacher if its folder or name is given; cut over all processes if there is a blueprint."""
+    auto_class = objects.task.auto_class
+    if blueprint is None:
+        model = objects.source.load(auto_class, **data.prepared.config)
+    else:
+        model = load_sharded(objects.source, auto_class, blueprint, **data.prepared.config)
     if objects.make_gates.keywords.get("discover"):
         _check_discovered(model, objects, data, settings.values["objective"])
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     teacher = None
     if objects.distillation is not None and objects.teacher is not None:
-        teacher = objects.teacher.load(objects.task.auto_class)
+        if blueprint is None:
+            teacher = objects.teacher.load(auto_class)
+        else:
+            teacher = load_sharded(objects.teacher, auto_class, make_blueprint(objects.teacher, auto_class))
         check_teacher(teacher, model, data.module.probe_batch())
     return RunState(model, search_steps=search_steps, teacher=teacher)
 

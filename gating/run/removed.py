@@ -1,26 +1,38 @@
 """The model after the removal of its closed heads and neurons, saved so that an interrupted recovery can resume."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
+from transformers import PreTrainedModel
 
 from gating.discovery.undo import apply_edits
-from gating.distributed.collectives import is_rank_zero
+from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.pruning.compact_model import become_compact
 from gating.pruning.prune import plan_pruning
 from gating.run.folder.contents import Phase
 from gating.run.folder.earlier_run import remove_phases
 from gating.run.run import Run
+from gating.sharding.twin import empty_twin, shard_twin, tensors_of
 from gating.storage.atomic import replacing_file
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.tracking.position import log_position, position_in
 from gating.training.checkpoints import checkpoint_path, read_checkpoint
+from gating.training.shards import load_shards, save_shards
 
 __all__ = ["save_removed", "restore_removed"]
 
 
 def save_removed(run: Run) -> None:
-    """Save the model after the removal: its kept heads and neurons, its weights, and the state of the run."""
+    """Save the model after the removal: its kept heads and neurons, its weights, and the state of the run.
+
+    Called by all ranks; those of a sharded model each save their shards.
+    """
     state = run.state
+    if not (is_rank_zero() or run.is_sharded):
+        return
     state.log_position = log_position(run.loggers)
     path = checkpoint_path(run.paths.of_phase(Phase.REMOVED), state.search_steps)
     checkpoint = {
@@ -30,14 +42,16 @@ def save_removed(run: Run) -> None:
             block.name: {"group": block.group_size, "kept": list(block.group_ids)}
             for block in iter_feed_forward_blocks(state.model)
         },
-        "weights": state.model.state_dict(),
         "history": state.history.state_dict(),
         "summary": state.summary.state_dict(),
         "search_steps": state.search_steps,
         "log_position": state.log_position,
     }
+    if run.is_sharded:
+        save_shards(Path(broadcast(str(path))), {"weights": state.model.state_dict()}, checkpoint)
+        return
     with replacing_file(path) as new, new.open("wb") as file:
-        torch.save(checkpoint, file)
+        torch.save({**checkpoint, "weights": state.model.state_dict()}, file)
 
 
 def restore_removed(run: Run) -> bool:
@@ -49,19 +63,38 @@ def restore_removed(run: Run) -> bool:
             remove_phases(run.paths.checkpoints, after=Phase.SEARCH)
         return False
     checkpoint = read_checkpoint(path)
-    # Runs of earlier versions removed no neurons.
-    heads, neurons = checkpoint["kept_heads"], checkpoint.get("kept_neurons", {})
-    attention = [block for block in iter_attention_blocks(state.model) if block.name in heads]
-    feed_forward = [
-        block.regrouped(neurons[block.name]["group"])
-        for block in iter_feed_forward_blocks(state.model)
-        if block.name in neurons
-    ]
-    kept = {**heads, **{name: entry["kept"] for name, entry in neurons.items()}}
-    apply_edits(plan_pruning(state.model, [*attention, *feed_forward], kept))
-    become_compact(state.model)
-    state.model.load_state_dict(checkpoint["weights"])
+    if run.is_sharded:
+        state.model = _load_compact_shards(state.model, path, checkpoint)
+    else:
+        _remove_again(state.model, checkpoint)
+        state.model.load_state_dict(checkpoint["weights"])
     state.history.load_state_dict(checkpoint["history"])
     state.summary.load_state_dict(checkpoint["summary"])
     state.search_steps, state.log_position = checkpoint["search_steps"], position_in(checkpoint)
     return True
+
+
+def _remove_again(model: PreTrainedModel, checkpoint: Mapping[str, Any]) -> None:
+    """Repeat a saved removal on a model, which may be on the meta device, in place."""
+    # Runs of earlier versions removed no neurons.
+    heads, neurons = checkpoint["kept_heads"], checkpoint.get("kept_neurons", {})
+    attention = [block for block in iter_attention_blocks(model) if block.name in heads]
+    feed_forward = [
+        block.regrouped(neurons[block.name]["group"])
+        for block in iter_feed_forward_blocks(model)
+        if block.name in neurons
+    ]
+    kept = {**heads, **{name: entry["kept"] for name, entry in neurons.items()}}
+    apply_edits(plan_pruning(model, [*attention, *feed_forward], kept))
+    become_compact(model)
+
+
+def _load_compact_shards(model: PreTrainedModel, path: Path, checkpoint: Mapping[str, Any]) -> PreTrainedModel:
+    """Return a twin of a sharded model after a saved removal, with the weights of the checkpoint."""
+    twin = empty_twin(model)
+    _remove_again(twin, checkpoint)
+    shard_twin(twin, model, tensors_of(model), fresh=True)
+    weights = twin.state_dict()
+    load_shards(path, {"weights": weights})
+    twin.load_state_dict(weights)
+    return twin

@@ -15,12 +15,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.save import Processor
 from gating.data.datamodule import ExampleDataModule
-from gating.distributed.collectives import broadcast, is_rank_zero
+from gating.distributed.collectives import broadcast, gather_objects, is_rank_zero, rank, world_size
 from gating.report.history import History
 from gating.report.summary import Stage, Summary
 from gating.run.folder.contents import Phase, RunPaths
 from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
+from gating.sharding.plan import is_sharded
 from gating.tasks.base import Prepared
 from gating.tracking.position import LogPosition
 from gating.training.checkpoints import checkpoints_in, why_unusable
@@ -108,17 +109,20 @@ class Run:
         """Optimizer steps after the removal."""
         return self.total_steps - self.state.search_steps
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the model is cut over several processes."""
+        return is_sharded(self.state.model)
+
     def last_checkpoint(self, phase: Phase) -> Path | None:
         """Return the last undamaged checkpoint of a phase, the same on all ranks."""
-        found: Path | None = None
-        if is_rank_zero():
-            for path in checkpoints_in(self.paths.of_phase(phase)):
-                reason = why_unusable(path)
-                if reason is None:
-                    found = path
-                    break
+        for path in broadcast(checkpoints_in(self.paths.of_phase(phase)) if is_rank_zero() else []):
+            reason = _why_unusable(path)
+            if reason is None:
+                return path
+            if is_rank_zero():
                 print(f"{path} is damaged ({reason}); going back to the one before it.", file=sys.stderr)
-        return broadcast(found)
+        return None
 
     @contextmanager
     def adapted(self, model: PreTrainedModel) -> Iterator[None]:
@@ -154,3 +158,12 @@ class Run:
         """Return eight long examples of the validation data without labels, on the model's device."""
         device = self.state.model.device
         return {name: tensor.to(device) for name, tensor in self.data.module.probe_batch().items()}
+
+
+def _why_unusable(checkpoint: Path) -> str | None:
+    """Return why a checkpoint is unusable; the processes share the work where it is a folder."""
+    if checkpoint.is_dir():
+        reasons = gather_objects(why_unusable(checkpoint, part=rank(), num_parts=world_size()))
+    else:
+        reasons = [broadcast(why_unusable(checkpoint) if is_rank_zero() else None)]
+    return next((reason for reason in reasons if reason), None)

@@ -2,13 +2,15 @@
 
 import warnings
 from copy import deepcopy
+from functools import partial
 
 from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import RemedyWarning
 from gating.gates import HeadGates
-from gating.models.sources import Pretrained
+from gating.models.blueprint import make_blueprint
+from gating.models.sources import Pretrained, load_sharded
 from gating.objectives import Objective
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
@@ -18,6 +20,8 @@ from gating.run.measured_budget import count_macs, kept_gates
 from gating.run.phase import train_phase
 from gating.run.removed import save_removed
 from gating.run.run import Run
+from gating.sharding.removal import finalize_sharded
+from gating.sharding.twin import copy_sharded, gather_model
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.tracking.verbosity import printed_warnings
@@ -28,15 +32,23 @@ __all__ = ["remove_heads", "search", "train_teacher"]
 
 def train_teacher(run: Run) -> PreTrainedModel:
     """Return a dense copy of the model, fine-tuned with as many steps as the run has and saved for other runs."""
-    folder, teacher = run.paths.teacher, deepcopy(run.state.model)
+    folder, auto_class = run.paths.teacher, run.objects.task.auto_class
     if run.is_resumed and broadcast(folder.is_dir()):
-        teacher = Pretrained(str(folder)).load(run.objects.task.auto_class)
+        source = Pretrained(str(folder))
+        load = (
+            partial(load_sharded, source, blueprint=make_blueprint(source, auto_class))
+            if run.is_sharded
+            else source.load
+        )
+        teacher = load(auto_class)
     else:
+        teacher = copy_sharded(run.state.model) if run.is_sharded else deepcopy(run.state.model)
         with run.adapted(teacher):
             train_phase(run, Phase.TEACHER, steps=run.total_steps, model=teacher)
-        if is_rank_zero():
+        whole = gather_model(teacher) if run.is_sharded else teacher
+        if whole is not None and is_rank_zero():
             with replacing_folder(folder, overwrite=False, kind=COMPACT_MODEL) as new:
-                teacher.save_pretrained(new)
+                whole.save_pretrained(new)
                 run.data.processor.save_pretrained(new)
     teacher.to(run.state.model.device)  # type: ignore[arg-type]
     run.evaluate(Stage.DENSE, "dense teacher", splits=run.data.module.splits[1:], model=teacher)
@@ -83,8 +95,10 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
     log_kept_heads(run.loggers, gates, objective, kept=kept, step=state.search_steps - 1)
     record_spent(state.history, gates, objective, kept=kept)
     with state.summary.timed("finalize"), printed_warnings():
-        finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())
+        if run.is_sharded:
+            state.model, finalized = finalize_sharded(state.model, gates, kept=kept, probe=run.probe_batch())
+        else:
+            finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     run.evaluate(Stage.REMOVED, "after removal")
-    if is_rank_zero():
-        save_removed(run)
+    save_removed(run)

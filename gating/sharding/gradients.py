@@ -30,7 +30,9 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], *, max_norm: float | None = None, max_value: float | None = None) -> None:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], *, max_norm: float | None = None, max_value: float | None = None
+) -> None:
     """Limit the norm of all gradients together, or the size of each entry, in place.
 
     ``torch.nn.utils.clip_grad_norm_`` takes either shards or whole gradients, not both.

@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch.distributed
 from torch import nn
@@ -12,7 +14,7 @@ from transformers.distributed import DistributedConfig
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
-__all__ = ["is_sharded", "reshard", "shard_model", "sharding_of"]
+__all__ = ["gathered_root", "is_sharded", "reshard", "shard_model", "sharding_of"]
 
 # transformers' names for modules whose parameters are freed after their forward pass, and those that keep them until
 # the backward pass.
@@ -84,6 +86,20 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextmanager
+def gathered_root(model: nn.Module) -> Iterator[None]:
+    """Gather the parameters outside of the layers of a sharded model in a ``with`` block; free them at its end.
+
+    Generation calls parts of a model, such as an encoder, that read them. Called by all processes.
+    """
+    if is_sharded(model):
+        model.unshard()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        reshard(model)
 
 
 def _layers(model: PreTrainedModel) -> list[str]:

@@ -8,14 +8,23 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.discovery.discover import share_specs
 from gating.errors import OperationError
 from gating.gates.attachment import CHILD_NAME
 from gating.structure.edits import whole
 
-__all__ = ["copy_sharded", "dense_class", "empty_twin", "gather_model", "shard_like", "shard_twin", "tensors_of"]
+__all__ = [
+    "config_without_sharding",
+    "copy_sharded",
+    "empty_twin",
+    "gather_model",
+    "shard_like",
+    "shard_twin",
+    "tensors_of",
+    "untrained_copy",
+]
 
 
 def dense_class(model: PreTrainedModel) -> type[PreTrainedModel]:
@@ -30,7 +39,7 @@ def empty_twin(model: PreTrainedModel) -> PreTrainedModel:
     Training modes, frozen parameters, gradient checkpointing and discovered layouts are those of the model.
     """
     with torch.device("meta"):
-        twin: PreTrainedModel = dense_class(model)._from_config(deepcopy(model.config))
+        twin: PreTrainedModel = dense_class(model)._from_config(config_without_sharding(model))
     share_specs(model, twin)
     if model.can_generate():
         twin.generation_config = deepcopy(model.generation_config)
@@ -48,6 +57,20 @@ def empty_twin(model: PreTrainedModel) -> PreTrainedModel:
     return twin
 
 
+def config_without_sharding(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return a copy of the configuration of a model, as if no process had cut it."""
+    config: PreTrainedConfig = deepcopy(model.config)
+    vars(config).pop("distributed_config", None)
+    return config
+
+
+def untrained_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a whole model of the shapes of a sharded one with random weights, for timings in one process."""
+    copy: PreTrainedModel = dense_class(model)._from_config(config_without_sharding(model))
+    share_specs(model, copy)
+    return copy.to(model.device, model.dtype)  # type: ignore[arg-type]
+
+
 def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the parameters and buffers of a sharded model by name, without its gates and without copies.
 
@@ -60,15 +83,19 @@ def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
     return found | {name: buffer for name, buffer in model.named_buffers() if not name.startswith(f"{CHILD_NAME}.")}
 
 
-def shard_twin(twin: PreTrainedModel, model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+def shard_twin(
+    twin: PreTrainedModel, model: PreTrainedModel, tensors: Mapping[str, Tensor], *, fresh: bool = False
+) -> None:
     """Cut a twin over the same processes as a model, and put shards and buffers into it, in place.
 
     Args:
         twin: The twin of :func:`empty_twin`, perhaps without some of its heads.
         model: The sharded model.
         tensors: A shard for each parameter of the twin, and its buffers; others are ignored.
+        fresh: Whether parameters of other shapes, which are loaded later, get shards without values.
     """
-    tensors = {**tensors, **{name: _fitting(tensors, name, empty, twin) for name, empty in twin.state_dict().items()}}
+    fitting = {name: _fitting(tensors, name, empty, twin, fresh) for name, empty in twin.state_dict().items()}
+    tensors = {**tensors, **fitting}
     twin.maybe_distribute_model(twin, model.config.distributed_config, model._mesh_manager)
     _put(twin, tensors)
 
@@ -90,7 +117,7 @@ def shard_like(tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     return distribute_tensor(tensor.detach(), other.device_mesh, other.placements, src_data_rank=None)
 
 
-def _fitting(tensors: Mapping[str, Tensor], name: str, empty: Tensor, twin: nn.Module) -> Tensor:
+def _fitting(tensors: Mapping[str, Tensor], name: str, empty: Tensor, twin: nn.Module, fresh: bool) -> Tensor:
     """Return the tensor with the name of one on the meta device, or make what emptied blocks have in its place."""
     found = tensors.get(name)
     if found is not None and found.shape == empty.shape:
@@ -99,7 +126,7 @@ def _fitting(tensors: Mapping[str, Tensor], name: str, empty: Tensor, twin: nn.M
     owner, _, attribute = name.rpartition(".")
     if attribute == "head_index":
         return torch.tensor(twin.get_submodule(owner).head_slots, device=device)
-    if empty.numel():
+    if empty.numel() and not fresh:
         raise OperationError(f"{name} has no values of the shape {tuple(empty.shape)}. Nothing was changed.")
     made = empty.new_empty(empty.shape, device=device)
     is_parameter = attribute in twin.get_submodule(owner)._parameters
@@ -135,7 +162,5 @@ def gather_model(model: PreTrainedModel) -> PreTrainedModel | None:
     if not is_first:
         return None
     twin = empty_twin(model)
-    if hasattr(twin.config, "distributed_config"):
-        del twin.config.distributed_config
     _put(twin, state)
     return twin

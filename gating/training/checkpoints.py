@@ -1,6 +1,7 @@
 """Checkpoints from which training resumes bit-exactly."""
 
 import re
+import shutil
 import time
 import zipfile
 from collections.abc import Mapping
@@ -11,12 +12,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch.distributed.tensor import DTensor
 
 from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
 from gating.storage.atomic import replacing_file
 from gating.tracking.position import log_position, position_in, return_to
 from gating.training.module import FineTuning
+from gating.training.shards import damage_of, read_metadata
 from gating.training.signals import DeferredSignals, Stopped
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "checkpoint_path",
     "checkpoints_in",
     "read_checkpoint",
+    "remove_checkpoint",
     "why_unusable",
 ]
 
@@ -46,7 +50,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Load a checkpoint to the CPU without running pickled code."""
+    """Load a checkpoint to the CPU without running pickled code; of a folder of shards, all but the shards."""
+    if path.is_dir():
+        return read_metadata(path)
     checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return checkpoint
 
@@ -56,6 +62,15 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step}.ckpt"
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint: a file, or the folder of a sharded model."""
+    if path.is_dir() and not path.is_symlink():
+        # Renamed first, so that a killed process leaves nothing that looks like a checkpoint.
+        shutil.rmtree(path.rename(path.with_name(f".{path.name}.new")))
+    else:
+        path.unlink(missing_ok=True)
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the paths of a phase's checkpoints, the latest first."""
     named = {path: _NAME.fullmatch(path.name) for path in folder.glob("step-*.ckpt")}
@@ -63,11 +78,19 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
-def why_unusable(path: Path) -> str | None:
+def why_unusable(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
     """Verify a checkpoint and return the reason why it is unusable, or None if it is intact.
 
-    A checkpoint is a zip archive; the CRC of each entry is verified. Its parent folder must be named after its phase.
+    A checkpoint is a zip archive; the CRC of each entry is verified. That of a sharded model is a folder; its files are
+    verified by checksums. The parent folder must be named after the phase.
+
+    Args:
+        path: The checkpoint.
+        part: Which files of a folder to read, if processes share the work.
+        num_parts: Number of processes that do.
     """
+    if path.is_dir():
+        return damage_of(path, part=part, num_parts=num_parts) or _why_of_other_phase(read_metadata(path), path)
     try:
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
@@ -79,6 +102,10 @@ def why_unusable(path: Path) -> str | None:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # torch.load raises errors of many types for other archives.
         return "not a checkpoint"
+    return _why_of_other_phase(checkpoint, path)
+
+
+def _why_of_other_phase(checkpoint: Any, path: Path) -> str | None:
     phase = checkpoint.get("phase") if isinstance(checkpoint, dict) else None
     return None if phase == path.parent.name else f"not a checkpoint of the phase {path.parent.name}"
 
@@ -155,7 +182,7 @@ class RunCheckpoint(Callback):
         if self._signals.requeue:
             self._signals.handle_requeue()
             for copy in self._folder.glob("hpc_ckpt_*.ckpt"):
-                copy.unlink()
+                remove_checkpoint(copy)
         if stop:
             raise Stopped(stop)
 
@@ -214,8 +241,11 @@ class RunCheckpoint(Callback):
             # Later ones are damaged: this run resumed from an earlier one.
             last = saved.index(checkpoint_path(self._folder, module.step_in_run))
             for other in (*saved[:last], *saved[last + self._keep :]):
-                other.unlink()
+                remove_checkpoint(other)
 
 
 def _is_finite(module: torch.nn.Module) -> bool:
-    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())
+    # Shards differ, so that processes could answer differently, and save a part of a checkpoint.
+    parts = (parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in module.parameters())
+    (has_others,) = all_reduce_max(int(any(not bool(part.isfinite().all()) for part in parts)))
+    return not has_others

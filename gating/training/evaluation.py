@@ -8,6 +8,7 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedModel
 
 from gating.data.batches import Batch, model_inputs
+from gating.sharding.plan import gathered_root
 from gating.tasks.base import Task
 
 __all__ = ["evaluate"]
@@ -32,8 +33,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     metrics = metrics.clone().to(model.device)
-    for batch in batches:
-        on_device = move_data_to_device(batch, model.device)
-        task.update(metrics, on_device, outputs=model(**model_inputs(on_device)), model=model)
+    with gathered_root(model):
+        for batch in batches:
+            on_device = move_data_to_device(batch, model.device)
+            task.update(metrics, on_device, outputs=model(**model_inputs(on_device)), model=model)
     model.train(was_training)
     return {name: float(value) for name, value in metrics.compute().items()}

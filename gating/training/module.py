@@ -15,6 +15,8 @@ from gating.data.batches import Batch, model_inputs, num_targets
 from gating.gates import HeadGates
 from gating.objectives import FollowsLoss, Objective
 from gating.report.score import Score
+from gating.sharding.gradients import average_gradients, clip_gradients
+from gating.sharding.plan import is_sharded, reshard
 from gating.tasks.base import Task
 from gating.training.distillation import Distillation
 from gating.training.optimizers import OptimizerSettings, WarmupSchedule
@@ -104,6 +106,27 @@ class FineTuning(pl.LightningModule):
         if self._teacher is not None:
             self._teacher.to(self.device).eval()  # type: ignore[arg-type]
 
+    def configure_model(self) -> None:
+        """Do nothing: a sharded model is cut as it is loaded. Lightning's strategy for it asks for this method."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Average the gradients that FSDP2 leaves out, once for each step."""
+        if is_sharded(self.model):
+            average_gradients(self.parameters())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients as Lightning does, shards and whole ones together."""
+        if not is_sharded(self.model):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            limit = "max_value" if gradient_clip_algorithm == "value" else "max_norm"
+            clip_gradients(self.parameters(), **{limit: float(gradient_clip_val)})
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed this batch and update the objective from the step number alone, so that a resumed run repeats them."""
         torch.manual_seed(self._seed + 1_000_003 * self.step_in_run + 1009 * batch_idx + self.global_rank)
@@ -119,6 +142,7 @@ class FineTuning(pl.LightningModule):
         if self._distillation is not None and self._teacher is not None:
             with torch.no_grad():
                 teacher_outputs = self._teacher(**inputs)
+            reshard(self._teacher)
             loss = self._distillation.loss(loss, outputs, teacher_outputs, inputs.get("labels"))
         task_loss = loss
         if self.objective is not None:
@@ -143,6 +167,8 @@ class FineTuning(pl.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in values.items()})
         self._validation_loss.reset()
         self.metrics.reset()
+        # Callbacks that come next read the weights.
+        reshard(self.model)
         self._log_step()
 
     def _log_step(self) -> None:

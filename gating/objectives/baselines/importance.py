@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from gating.gates import HeadGates
 from gating.objectives.items import FEED_FORWARD
@@ -52,7 +52,11 @@ class Importance(nn.Module):
     def scores(self, gates: HeadGates) -> Tensor:
         """Return the importance of one unit of each gate, ``[num_gates]``, with a norm of one in each layer."""
         units = [heads + neurons for heads, neurons in zip(gates.heads_per_gate, gates.neurons_per_gate, strict=True)]
-        per_unit = self.importance / torch.tensor(units, device=self.importance.device).clamp_min(1)
+        importance = self.importance.clone()
+        if distributed.is_available() and distributed.is_initialized():
+            # Of the examples of all processes, as one process would have it.
+            distributed.all_reduce(importance)
+        per_unit = importance / torch.tensor(units, device=self.importance.device).clamp_min(1)
         layers = per_unit.split(gates.block_sizes)
         # The constant is that of the authors' program; a layer without an open head stays zero.
         norms = [layer.norm() + 1e-20 for layer in layers]

@@ -26,7 +26,7 @@ from gating.run.folder.stored_settings import checkpoints_of, leaves, read_setti
 from gating.storage.folders import is_or_holds
 from gating.storage.results import COMPACT_MODEL, check_result, find_foreign
 from gating.tracking.contents import EVENT_FILES, TENSORBOARD
-from gating.training.checkpoints import checkpoints_in, why_unusable
+from gating.training.checkpoints import checkpoints_in, remove_checkpoint, why_unusable
 
 __all__ = ["check_earlier", "check_links", "clearing", "remove_model", "remove_phases", "has_checkpoint"]
 
@@ -159,8 +159,8 @@ def remove_phases(checkpoints: Path, *, after: Phase | None) -> None:
     """Remove the checkpoints of the phases after a phase, or of all phases; other files stay."""
     phases = list(Phase)
     for phase in phases[phases.index(after) + 1 if after else 0 :]:
-        for path in (*checkpoints_in(checkpoints / phase), *(checkpoints / phase).glob(".step-*.ckpt.*.new")):
-            path.unlink()
+        for path in (*checkpoints_in(checkpoints / phase), *(checkpoints / phase).glob(".step-*.ckpt*.new")):
+            remove_checkpoint(path)
         with suppress(OSError):
             (checkpoints / phase).rmdir()
 

@@ -77,8 +77,8 @@ def named_run(resume: str | None, ckpt_path: str | None) -> Path:
     if ckpt_path is None:
         return Path(str(resume))
     checkpoint = Path(ckpt_path)
-    if not checkpoint.is_file():
-        raise InputError(f"ckpt_path={checkpoint}: there is no such file.")
+    if not checkpoint.exists():
+        raise InputError(f"ckpt_path={checkpoint}: there is no such file or folder.")
     folder = next((parent for parent in checkpoint.parents if is_run(parent)), None)
     if folder is None:
         raise InputError(f"ckpt_path={checkpoint} is not in the folder of a run, from which its settings are read.")

@@ -23,7 +23,7 @@ from gating.run.folder.contents import (
 from gating.run.folder.earlier_run import check_earlier, check_links, clearing, remove_model, remove_phases
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder
-from gating.training.checkpoints import checkpoints_in, why_unusable
+from gating.training.checkpoints import checkpoints_in, remove_checkpoint, why_unusable
 
 __all__ = [
     "check_writable",
@@ -185,7 +185,7 @@ def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
     if wrong is not None:
         raise InputError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last undamaged one.")
     for later in mine[: mine.index(checkpoint.resolve())]:
-        later.unlink()
+        remove_checkpoint(later)
     remove_phases(checkpoints, after=Phase(phase.name))
     if phase.name == Phase.TEACHER:
         remove_model(folder / TEACHER)

@@ -1,0 +1,131 @@
+"""Lightning's strategy for sharded models (FSDP2), with checkpoints that are whole or not there."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, Shard
+from typing_extensions import override
+
+from gating.errors import InputError
+from gating.training.callbacks.best_weights import BestWeights
+from gating.training.shards import load_shards, read_metadata, save_shards
+
+__all__ = ["ShardedStrategy"]
+
+_NUM_PROCESSES = "num_processes"
+# Name of the callback's state in checkpoints, and prefix of the names of its weights in the Lightning module.
+_BEST, _MODEL = BestWeights.__qualname__, "model."
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's strategy for models that are cut over all processes, which have been started already.
+
+    A checkpoint is a folder of :func:`~gating.training.shards.save_shards`. Buffers, which can differ between processes
+    as the statistics of a ranking do, are saved by each.
+    """
+
+    def __init__(self, num_processes: int) -> None:
+        """Args: ``num_processes`` is the world size; by default Lightning would cut nothing."""
+        super().__init__(data_parallel_size=num_processes, tensor_parallel_size=1)
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the state of the Lightning module, with the shards of this process."""
+        assert self.model is not None
+        return get_model_state_dict(self.model)
+
+    @override
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Return the state of an optimizer by the names of its parameters, with the shards of this process."""
+        assert self.model is not None
+        return get_optimizer_state_dict(self.model, _unwrapped(optimizer))
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save a checkpoint; called by all processes."""
+        state = {
+            "model": self._stacked(checkpoint.pop("state_dict")),
+            "optimizers": _numbered(checkpoint.pop("optimizer_states", [])),
+            "best": self._stacked(_take_best(checkpoint), prefix=_MODEL),
+        }
+        save_shards(Path(self.broadcast(str(filepath))), state, {**checkpoint, _NUM_PROCESSES: self.world_size})
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        """Load weights and optimizers, and return the rest.
+
+        Raises:
+            InputError: The checkpoint is of another number of processes.
+        """
+        assert self.model is not None
+        path = Path(self.broadcast(str(checkpoint_path)))
+        checkpoint = read_metadata(path)
+        if checkpoint[_NUM_PROCESSES] != self.world_size:
+            raise InputError(
+                f"{path} is of {checkpoint[_NUM_PROCESSES]} processes, and this run has {self.world_size}: batches and "
+                "shards would be others. Resume with as many as the run began with (trainer.devices, trainer.num_nodes)."
+            )
+        weights = self._stacked(get_model_state_dict(self.model))
+        optimizers = [_unwrapped(optimizer) for optimizer in self.optimizers]
+        states = _numbered([get_optimizer_state_dict(self.model, optimizer) for optimizer in optimizers])
+        wanted = _weights_of_best(checkpoint)
+        best = {name: torch.empty_like(weights[f"{_MODEL}{name}"]) for name in wanted}
+        load_shards(path, {"model": weights, "optimizers": states, "best": best})
+        self.model.load_state_dict(self._own_parts(weights))
+        for optimizer, state in zip(optimizers, states.values(), strict=True):
+            set_optimizer_state_dict(self.model, optimizer, state)
+        wanted.update({name: tensor.cpu() for name, tensor in self._own_parts(best, prefix=_MODEL).items()})
+        return checkpoint
+
+    def _stacked(self, state: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+        """Return a state in which each buffer has a part of each process, along a new first dimension."""
+        mesh = self.device_mesh["data_parallel"]
+        return {
+            name: DTensor.from_local(value.unsqueeze(0), mesh, [Shard(0)]) if self._differs(name, prefix) else value
+            for name, value in state.items()
+        }
+
+    def _own_parts(self, state: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+        """Return a state of :meth:`_stacked` with the buffers of this process."""
+        return {
+            name: value.to_local().squeeze(0) if self._differs(name, prefix) else value for name, value in state.items()
+        }
+
+    def _differs(self, name: str, prefix: str) -> bool:
+        """Return whether the name in a state is that of a buffer, which can differ between processes."""
+        assert self.model is not None
+        owner, _, attribute = f"{prefix}{name}".rpartition(".")
+        return attribute in self.model.get_submodule(owner)._buffers
+
+
+def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    unwrapped: torch.optim.Optimizer = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    return unwrapped
+
+
+def _numbered(states: list[dict[str, Any]]) -> dict[str, Any]:
+    return {str(number): state for number, state in enumerate(states)}
+
+
+def _take_best(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the best weights so far, and leave their names in the checkpoint."""
+    states = checkpoint.get("callbacks", {})
+    if _BEST not in states:
+        return {}
+    weights: dict[str, Any] = states[_BEST]["weights"]
+    checkpoint["callbacks"] = {**states, _BEST: {**states[_BEST], "weights": dict.fromkeys(weights)}}
+    return weights
+
+
+def _weights_of_best(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    weights: dict[str, Any] = checkpoint.get("callbacks", {}).get(_BEST, {}).get("weights", {})
+    return weights
