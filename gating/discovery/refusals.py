@@ -69,7 +69,7 @@ def _check_shards(model: nn.Module) -> None:
         if hasattr(parameter, "full_tensor") and not (_is_of_fsdp(model) and _is_shard(parameter)):
             raise InputError(
                 f"{name} is distributed by tensor parallelism, or over groups of processes: gates need the whole heads "
-                "of each layer. Shard the model by FSDP2 alone, as with gating.shard_model(model)."
+                "of each layer. Shard the model by FSDP2 alone, as gating.sharding.shard_model(model) does."
             )
 
 

@@ -76,9 +76,9 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
         trainer: Settings of the trainer, including ``accelerator`` and ``devices``.
 
     Raises:
-        InputError: A setting would have no effect or would change the steps of a phase; the strategy stops its processes
-            after each phase, or shards weights in another way than FSDP2; Lightning refuses the settings; devices are
-            missing; or the world size differs from the number of processes already started.
+        InputError: A setting would have no effect or would change the steps of a phase; the strategy stops its
+            processes after each phase, or shards weights in another way than FSDP2; Lightning refuses the settings;
+            devices are missing; or the world size differs from the number of processes already started.
 
     Example:
         >>> check_devices({"accelerator": "cpu", "devices": 2, "strategy": "ddp"})

@@ -122,6 +122,7 @@ class LoRA:
 
 def _merge_shards(wrapped: nn.Module) -> None:
     """Add the updates of adapters to weights that are cut over several processes, in place: PEFT's merge loses them."""
+    module: Any
     for module in wrapped.modules():
         if hasattr(module, "get_delta_weight") and hasattr(module, "base_layer"):
             (adapter,) = module.active_adapters

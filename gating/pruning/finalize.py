@@ -1,6 +1,6 @@
 """Removal of the heads and neurons whose gates are closed: decide, fold, remove, verify."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block
 from gating.structure.removal import plan_removal
 
-__all__ = ["FinalizeReport", "Reference", "finalize", "folded_values", "plan_block", "record_reference"]
+__all__ = ["FinalizeReport", "Reference", "differs", "finalize", "folded_values", "plan_block", "record_reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def finalize(
         raise InputError(
             f"These gates are not those of this {type(model).__name__}; pass the result of inject_gates(model)."
         )
-    check_whole(model, remedy="call gating.finalize_sharded(model, gates)")
+    check_whole(model, remedy="call gating.sharding.finalize_sharded(model, gates)")
     check_has_values(model)
     gated = gates.blocks()
     check_no_adapters(model)
@@ -138,17 +138,21 @@ def _remove_checked(
         done = apply_edits(edits)
         difference = max_relative_difference(reference.outputs, forward_outputs(model, reference.probe))
         if difference > reference.tolerance:
-            classes = ", ".join(sorted({type(block.module).__name__ for block in blocks}))
-            raise OperationError(
-                f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding "
-                f"error of {reference.tolerance:.1e}: the layout of {classes} is not described rightly. Nothing was "
-                "changed."
-            )
+            raise differs(blocks, difference, reference)
     except BaseException:
         undo_edits(done)
         gates.attach(model, blocks)
         raise
     return difference
+
+
+def differs(blocks: Sequence[Block], difference: float, reference: Reference) -> OperationError:
+    """Return the error about a removal after which outputs differ."""
+    classes = ", ".join(sorted({type(block.module).__name__ for block in blocks}))
+    return OperationError(
+        f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding error "
+        f"of {reference.tolerance:.1e}: the layout of {classes} is not described rightly. Nothing was changed."
+    )
 
 
 def _plan(model: nn.Module, blocks: list[Block], values: Tensor, sizes: list[int]) -> list[Edit]:

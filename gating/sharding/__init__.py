@@ -1,1 +1,17 @@
-"""Models that are cut over several processes (FSDP2): loaded, trained with gates, without closed heads, and saved."""
+"""Models that are cut over several processes (FSDP2): loaded, trained with gates, without closed heads, and gathered."""
+
+from gating.sharding.gradients import average_gradients, clip_gradients
+from gating.sharding.plan import is_sharded, reshard, shard_model, sharding_of
+from gating.sharding.removal import finalize_sharded
+from gating.sharding.twin import gather_model
+
+__all__ = [
+    "average_gradients",
+    "clip_gradients",
+    "finalize_sharded",
+    "gather_model",
+    "is_sharded",
+    "reshard",
+    "shard_model",
+    "sharding_of",
+]

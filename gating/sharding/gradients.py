@@ -14,8 +14,8 @@ __all__ = ["average_gradients", "clip_gradients"]
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average the gradients of parameters that are whole in every process over all processes, in place.
 
-    These are gates, multipliers and adapters; FSDP2 averages those of the parameters that it has cut. To call once before
-    each optimizer step.
+    These are gates, multipliers and adapters; FSDP2 averages those of the parameters that it has cut. To call once
+    before each optimizer step.
 
     Args:
         parameters: All trained parameters.

@@ -32,11 +32,11 @@ def initialize_missing(model: PreTrainedModel, names: Iterable[str], *, random_s
             if f"{prefix}.{attribute}".removeprefix(".") in wanted:
                 module._parameters[attribute] = nn.Parameter(torch.empty_like(parameter, device="cpu"))
             else:
-                parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+                parameter._is_hf_initialized = True
     for module in twin.modules():
         # Emptied blocks stay as they are.
         if not hasattr(module, "head_slots"):
-            module._is_hf_initialized = False  # type: ignore[assignment]
+            module.__dict__["_is_hf_initialized"] = False
     torch.set_rng_state(random_state)
     twin.initialize_weights()
     values = dict(twin.named_parameters(remove_duplicate=False))

@@ -14,7 +14,7 @@ from gating.gates import HeadGates
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
-from gating.pruning.finalize import FinalizeReport, folded_values, plan_block, record_reference
+from gating.pruning.finalize import FinalizeReport, differs, folded_values, plan_block, record_reference
 from gating.pruning.prune import kept_units
 from gating.pruning.prune_report import UnitCounts
 from gating.sharding.plan import is_sharded, reshard
@@ -34,13 +34,14 @@ def finalize_sharded(
     kept: Tensor | None = None,
     probe: Mapping[str, Tensor] | None = None,
 ) -> tuple[PreTrainedModel, FinalizeReport]:
-    """Return a sharded model without the gates, heads and neurons that :func:`gating.finalize` removes from a whole one.
+    """Return a sharded model without the units that :func:`gating.finalize` removes from a whole one, and its gates.
 
-    Called by all processes. A twin of the model takes over its shards; only the weights of one attention or feed-forward
-    block at a time are gathered, cut, and distributed again. The proof is a forward pass of each of the two models.
+    Called by all processes. A twin of the model takes over its shards; only the weights of one attention or
+    feed-forward block at a time are gathered, cut, and distributed again. The proof is a forward pass of each of the
+    two models.
 
     Args:
-        model: A model with gates, cut by :func:`~gating.sharding.shard_model` or loaded with a ``DistributedConfig``.
+        model: A model with gates, cut by :func:`~gating.sharding.plan.shard_model` or loaded with a ``DistributedConfig``.
         gates: The gates of this model.
         num_heads: Number of heads to keep, as in :func:`gating.finalize`.
         num_neurons: Number of neurons to keep, likewise.
@@ -54,8 +55,8 @@ def finalize_sharded(
     Raises:
         ValueError: As :func:`gating.finalize`; or the model is not sharded.
         TypeError: As :func:`gating.finalize`.
-        RuntimeError: Masked and compact outputs differ, or the processes have not decided alike. The given model and its
-            gates are unchanged.
+        RuntimeError: Masked and compact outputs differ, or the processes have not decided alike. The given model and
+            its gates are unchanged.
     """
     if not is_sharded(model):
         raise InputError(f"{type(model).__name__} is not sharded: call gating.finalize(model, gates).")
@@ -81,11 +82,7 @@ def finalize_sharded(
     reshard(compact)
     difference = _largest_of_all(difference, values.device)
     if difference > reference.tolerance:
-        classes = ", ".join(sorted({type(block.module).__name__ for block in gated}))
-        raise OperationError(
-            f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding error "
-            f"of {reference.tolerance:.1e}: the layout of {classes} is not described rightly. Nothing was changed."
-        )
+        raise differs(gated, difference, reference)
     folded = folded_values(gated, values.split(gates.block_sizes))
     gates.remove()
     return compact, FinalizeReport.of(compact, before, gated, max_difference=difference, folded=folded)
@@ -98,10 +95,10 @@ def check_decided_alike(values: Tensor) -> None:
         torch.distributed.all_reduce(bound, torch.distributed.ReduceOp.MAX)
     # NaN is reported as such later.
     if not torch.equal(largest.nan_to_num(), -negated.nan_to_num()):
+        difference = float((largest + negated).max())
         raise OperationError(
-            f"The processes would not keep the same units: their gates differ by up to {float((largest + negated).max()):.1e}. "
-            "Average the gradients of the gates over all processes, with gating.sharding.average_gradients. Nothing was "
-            "changed."
+            f"The processes would not keep the same units: their gates differ by up to {difference:.1e}. Average the "
+            "gradients of the gates over all processes, with gating.sharding.average_gradients. Nothing was changed."
         )
 
 
@@ -131,8 +128,8 @@ def _cut(twin: PreTrainedModel, edits: Sequence[Edit], tensors: dict[str, Tensor
     names = {id(parameter): name for name, parameter in twin.named_parameters()}
     gathered: dict[tuple[nn.Module, str], str] = {}
     for edit in edits:
-        parameter = getattr(edit.owner, edit.attribute, None)
-        if not isinstance(edit, SetAttribute) and parameter.is_meta:
+        parameter = None if isinstance(edit, SetAttribute) else getattr(edit.owner, edit.attribute)
+        if parameter is not None and parameter.is_meta:
             name = gathered[edit.owner, edit.attribute] = names[id(parameter)]
             weight = nn.Parameter(whole(tensors[name]), requires_grad=parameter.requires_grad)
             setattr(edit.owner, edit.attribute, weight)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from typing import cast
 
 import torch
 import torch.distributed
@@ -13,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gating.discovery.discover import share_specs
 from gating.errors import OperationError
 from gating.gates.attachment import CHILD_NAME
+from gating.sharding.plan import cut
 from gating.structure.edits import whole
 
 __all__ = [
@@ -29,8 +31,8 @@ __all__ = [
 
 def dense_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     """Return the class of a model before FSDP2 has changed it."""
-    cls: type[PreTrainedModel] = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
-    return cls
+    cls = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
+    return cast("type[PreTrainedModel]", cls)
 
 
 def empty_twin(model: PreTrainedModel) -> PreTrainedModel:
@@ -68,7 +70,8 @@ def untrained_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a whole model of the shapes of a sharded one with random weights, for timings in one process."""
     copy: PreTrainedModel = dense_class(model)._from_config(config_without_sharding(model))
     share_specs(model, copy)
-    return copy.to(model.device, model.dtype)  # type: ignore[arg-type]
+    moved: PreTrainedModel = copy.to(model.device, model.dtype)  # type: ignore[arg-type]
+    return moved
 
 
 def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -96,7 +99,7 @@ def shard_twin(
     """
     fitting = {name: _fitting(tensors, name, empty, twin, fresh) for name, empty in twin.state_dict().items()}
     tensors = {**tensors, **fitting}
-    twin.maybe_distribute_model(twin, model.config.distributed_config, model._mesh_manager)
+    cut(twin, model.config.distributed_config, model._mesh_manager)
     _put(twin, tensors)
 
 
@@ -111,7 +114,9 @@ def _put(twin: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
 
 
 def shard_like(tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return a tensor that all processes have, cut as the other parameters of a model are."""
+    """Return a tensor that all processes have, cut as the other parameters of a model are; whole without entries."""
+    if not tensor.numel():
+        return tensor.detach()
     other = next(other for other in tensors.values() if isinstance(other, DTensor))
     # Without communication: each process cuts its own copy.
     return distribute_tensor(tensor.detach(), other.device_mesh, other.placements, src_data_rank=None)

@@ -175,22 +175,23 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def fill(parameter: Tensor, values: Tensor) -> None:
-    """Give a parameter the values of a tensor of its shape, in place; of a parameter that is cut, each process its part.
+    """Give a parameter the values of a tensor of its shape, in place; one that is cut gets its part in each process.
 
     Args:
         parameter: The parameter, which FSDP2 may have cut over several processes.
         values: A plain tensor, equal in all of them.
     """
-    if hasattr(parameter, "full_tensor"):
+    target: Any = parameter
+    if hasattr(target, "full_tensor"):
         # Not at the top: some builds of torch have no distributed tensors.
         from torch.distributed.tensor import distribute_tensor
 
-        values = values.to(parameter.device)
+        values = values.to(target.device)
         # Without a source rank, nothing is sent.
-        shard = distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        parameter, values = parameter.to_local(), shard.to_local()
+        shard = distribute_tensor(values, target.device_mesh, target.placements, src_data_rank=None)
+        target, values = target.to_local(), shard.to_local()
     with torch.no_grad():
-        parameter.copy_(values)
+        target.copy_(values)
 
 
 def without_adapter(linear: nn.Module) -> nn.Module:

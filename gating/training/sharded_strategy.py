@@ -72,7 +72,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if checkpoint[_NUM_PROCESSES] != self.world_size:
             raise InputError(
                 f"{path} is of {checkpoint[_NUM_PROCESSES]} processes, and this run has {self.world_size}: batches and "
-                "shards would be others. Resume with as many as the run began with (trainer.devices, trainer.num_nodes)."
+                "shards would be others. Resume with as many as before (trainer.devices, trainer.num_nodes)."
             )
         weights = self._stacked(get_model_state_dict(self.model))
         optimizers = [_unwrapped(optimizer) for optimizer in self.optimizers]

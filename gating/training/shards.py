@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from gating.errors import InputError
 
@@ -25,8 +26,8 @@ _METADATA = "meta.pt"
 def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
     """Write a checkpoint of all processes as a folder; each writes its own shards. Called by all.
 
-    The folder is written beside its place under a hidden name, flushed to the disk, and renamed. The file system must be
-    one that all processes share.
+    The folder is written beside its place under a hidden name, flushed to the disk, and renamed. The file system must
+    be one that all processes share.
 
     Args:
         path: Path of the folder.
@@ -49,7 +50,7 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
         problem = str(error.strerror)
     _raise_anywhere(path, problem)
     try:
-        dcp.save(state, checkpoint_id=new)
+        save(state, checkpoint_id=new)
         if rank == 0:
             torch.save(metadata, new / _METADATA)
         sums = _sums_of(sorted(file.name for file in new.glob(f"__{rank}_*")), new)
@@ -91,7 +92,7 @@ def load_shards(path: Path, state: dict[str, Any]) -> None:
         InputError: The checkpoint has other tensors.
     """
     try:
-        dcp.load(state, checkpoint_id=path)
+        load(state, checkpoint_id=path)
     except (RuntimeError, CheckpointException) as error:
         raise InputError(f"{path} is a checkpoint of another model: {_describe(error)}") from error
 
