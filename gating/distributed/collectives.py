@@ -1,6 +1,6 @@
 """Ranks, and collectives that do nothing in a run of one process."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -12,6 +12,7 @@ from gating.errors import OperationError
 
 __all__ = [
     "all_reduce_max",
+    "all_reduce_sum",
     "broadcast",
     "check_same",
     "gather_objects",
@@ -82,12 +83,26 @@ def all_reduce_max(*values: int) -> tuple[int, ...]:
         >>> all_reduce_max(3, 0)
         (3, 0)
     """
+    return _all_reduce(values, torch.distributed.ReduceOp.MAX)
+
+
+def all_reduce_sum(value: int) -> int:
+    """Return the sum of a value over all ranks.
+
+    Example:
+        >>> all_reduce_sum(3)
+        3
+    """
+    return _all_reduce((value,), torch.distributed.ReduceOp.SUM)[0]
+
+
+def _all_reduce(values: tuple[int, ...], operation: Any) -> tuple[int, ...]:
     if not is_distributed():
         return values
     # NCCL reduces tensors on GPUs only.
     device = "cuda" if torch.distributed.get_backend() == torch.distributed.Backend.NCCL else "cpu"
     reduced = torch.tensor(values, device=device)
-    torch.distributed.all_reduce(reduced, torch.distributed.ReduceOp.MAX)
+    torch.distributed.all_reduce(reduced, operation)
     return tuple(reduced.tolist())
 
 

@@ -1,4 +1,4 @@
-"""Models that are cut over several processes (FSDP2): loaded, trained with gates, without closed heads, and gathered."""
+"""Models that are cut over several processes (FSDP2): how they are trained with gates, lose heads, and are gathered."""
 
 from gating.sharding.gradients import average_gradients, clip_gradients
 from gating.sharding.plan import is_sharded, reshard, shard_model, sharding_of

@@ -41,7 +41,7 @@ def finalize_sharded(
     two models.
 
     Args:
-        model: A model with gates, cut by :func:`~gating.sharding.plan.shard_model` or loaded with a ``DistributedConfig``.
+        model: A model with gates, cut by :func:`~gating.sharding.plan.shard_model`, or loaded with its settings.
         gates: The gates of this model.
         num_heads: Number of heads to keep, as in :func:`gating.finalize`.
         num_neurons: Number of neurons to keep, likewise.

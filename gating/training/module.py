@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from transformers import PreTrainedModel
 
 from gating.data.batches import Batch, model_inputs, num_targets
+from gating.distributed.collectives import all_reduce_sum
 from gating.gates import HeadGates
 from gating.objectives import FollowsLoss, Objective
 from gating.report.score import Score
@@ -144,16 +145,26 @@ class FineTuning(pl.LightningModule):
                 teacher_outputs = self._teacher(**inputs)
             reshard(self._teacher)
             loss = self._distillation.loss(loss, outputs, teacher_outputs, inputs.get("labels"))
-        task_loss = loss
+        task_loss, weight = loss, self._weight_among_ranks(batch)
         if self.objective is not None:
             penalty = self.objective.penalty(self.gates)
             loss = task_loss + penalty
             if isinstance(self.objective, FollowsLoss):
-                self.objective.observe(task_loss.detach())
+                self.objective.observe(weight * task_loss.detach())
             self.log_dict({"train/task_loss": task_loss.detach(), "train/penalty": penalty.detach()})
         self.log("train/loss", loss.detach())
         self._log_step()
-        return loss
+        return loss if weight == 1 else loss + (weight - 1) * task_loss
+
+    def _weight_among_ranks(self, batch: Batch) -> float:
+        """Return the factor with which the mean of the losses of all ranks is that over all their targets.
+
+        Ranks have different numbers of tokens; gradients, which are averaged over ranks, are then those of one process.
+        """
+        if self.trainer.world_size == 1:
+            return 1.0
+        own = num_targets(batch)
+        return own * self.trainer.world_size / max(1, all_reduce_sum(own))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update loss and metrics, with gates at their deterministic values."""
