@@ -118,12 +118,11 @@ def execute(run: Run) -> float | None:
                 train_phase(run, Phase.RECOVERY, steps=run.recovery_steps, first_step=state.search_steps)
     compact = "compact, after recovery" if run.recovery_steps else "compact, without recovery"
     run.evaluate(Stage.COMPACT, compact if objective else "dense", splits=run.data.module.splits[1:])
-    gather(run)
-    if not is_rank_zero():
+    if gather(run) and not is_rank_zero():
         return None
     export(run)
     report(run)
-    return optimized_value(run.paths.folder, run.settings.optimized_metric)
+    return optimized_value(run.paths.folder, run.settings.optimized_metric) if is_rank_zero() else None
 
 
 def command_line() -> None:

@@ -13,10 +13,10 @@ from gating.compact.load import load_compact
 from gating.discovery.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.errors import DamageError, InputError, explain, shorten
 
-__all__ = ["check_saved"]
+__all__ = ["SAVED_TOLERANCE", "check_saved"]
 
 # Largest relative difference: lost weights change outputs more, another attention kernel less.
-_TOLERANCE = 3e-3
+SAVED_TOLERANCE = 3e-3
 
 
 def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None) -> None:
@@ -49,7 +49,7 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
     actual = forward_outputs(loaded.to(model.device), probe)  # type: ignore[arg-type]
     difference = max_relative_difference(expected, actual)
     coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
-    if difference > max(_TOLERANCE, tolerance_for(coarsest)):
+    if difference > max(SAVED_TOLERANCE, tolerance_for(coarsest)):
         raise InputError(
             f"{type(model).__name__} gives other outputs after it is saved and loaded: they differ by "
             f"{difference:.1e}, so it has values that its configuration and weights do not hold. Nothing was written; "

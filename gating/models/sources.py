@@ -56,8 +56,7 @@ def load_sharded(source: ModelSource, auto_class: type, blueprint: PreTrainedMod
         blueprint: The model without weights.
         **changes: Configuration values to change.
     """
-    # FSDP2 leaves parameters without entries alone, which transformers does not.
-    if isinstance(source, Pretrained) and all(parameter.numel() for parameter in blueprint.parameters()):
+    if isinstance(source, Pretrained):
         return source.load_sharded(auto_class, blueprint, **changes)
     return shard_model(source.load(auto_class, **changes))
 

@@ -249,6 +249,9 @@ def weight_megabytes(model: nn.Module) -> float:
         >>> weight_megabytes(nn.Linear(1000, 250, bias=False))
         1.0
     """
-    tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
+    tensors = {
+        id(tensor) if tensor.is_meta else tensor.data_ptr(): tensor
+        for tensor in model.state_dict(keep_vars=True).values()
+    }
     size: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     return size / 1e6

@@ -15,11 +15,12 @@ from gating.compact.files import read_config
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.discovery.discover import share_specs
+from gating.distributed.collectives import is_rank_zero
 from gating.gates import HeadGates
 from gating.objectives.budget import HeadBudget
 from gating.pruning.measure import compare_latency
 from gating.pruning.prune import remove_in_copy
-from gating.report.card import heads_per_layer, neurons_per_layer
+from gating.report.card import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
 from gating.report.page import RunPage, write_page
 from gating.report.summary import Stage
@@ -28,8 +29,9 @@ from gating.run.folder.contents import CONFIG
 from gating.run.run import Run
 from gating.run.settings.data_set import describe_data
 from gating.run.sweep.reference import dense_metrics
-from gating.sharding.save import has_room_for
-from gating.sharding.twin import gather_model
+from gating.sharding.plan import gathered_root
+from gating.sharding.save import has_room_for, save_sharded
+from gating.sharding.twin import empty_twin, gather_model
 from gating.storage.hub import upload
 from gating.structure.record import RECORD_KEY
 from gating.tasks.base import WritesText
@@ -72,8 +74,11 @@ def gather(run: Run) -> bool:
 
 
 def export(run: Run) -> None:
-    """Time the compact model against the dense one, and save it."""
-    state, prepared = run.state, run.data.prepared
+    """Time the compact model against the dense one, and save it. Called by all ranks if the model is sharded still."""
+    if run.is_sharded:
+        _export_shards(run)
+        return
+    state = run.state
     with state.summary.timed("latency"):
         dense = type(state.model)._from_config(run.dense_config).to(state.model.device, state.model.dtype)
         share_specs(state.model, dense)
@@ -84,14 +89,39 @@ def export(run: Run) -> None:
         state.model,
         run.paths.compact,
         tokenizer=run.data.processor,
-        report=state.summary.compact_report(
-            prepared.final_score or prepared.score, describe_data(run.settings.values["data"])
-        ),
+        report=_compact_report(run),
         # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
     if not (run.settings.values["objective"].get("uniform") and _save_stock(save)):
         save()
+
+
+def _export_shards(run: Run) -> None:
+    """Save a model that is larger than the memory of one process, which cannot time it either."""
+    state = run.state
+    with torch.device("meta"):
+        dense = type(empty_twin(state.model))._from_config(run.dense_config)
+    state.summary.compare_models(dense, empty_twin(state.model))
+    if is_rank_zero():
+        print("The model has no room in the memory of one process: it is saved in parts, and not timed.")
+        if run.settings.values["objective"].get("uniform"):
+            print("It is saved as a compact folder, not as a stock model of transformers, which is made from it whole.")
+    save_sharded(
+        state.model,
+        run.paths.compact,
+        tokenizer=run.data.processor,
+        report=_compact_report(run),
+        # Only an earlier attempt of this run can be there.
+        overwrite=True,
+        probe=run.probe_batch(),
+    )
+
+
+def _compact_report(run: Run) -> CompactReport:
+    prepared = run.data.prepared
+    score = prepared.final_score or prepared.score
+    return run.state.summary.compact_report(score, describe_data(run.settings.values["data"]))
 
 
 def _save_stock(save: Callable[..., object]) -> bool:
@@ -107,8 +137,11 @@ def _save_stock(save: Callable[..., object]) -> bool:
 def report(run: Run) -> None:
     """Write the page, the figures and the metrics of a run, and print them.
 
-    The metrics come last: a folder with metrics is finished.
+    The metrics come last: a folder with metrics is finished. Called by all ranks if the model is sharded still.
     """
+    samples = _write_samples(run)
+    if not is_rank_zero():
+        return
     state, score, kept = run.state, run.data.prepared.score, heads_per_layer(run.state.model)
     neurons = neurons_per_layer(state.model)
     final_score = run.data.prepared.final_score or score
@@ -126,7 +159,8 @@ def report(run: Run) -> None:
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
-    write_page(run.paths.page, _page_of(run, _show_samples(run)))
+    _show_samples(run, samples)
+    write_page(run.paths.page, _page_of(run, samples))
     state.summary.write(run.paths.metrics, score=final_score, seed=run.settings.seed)
     print(f"Everything is in {run.paths.folder}; the report is {run.paths.page}, the model is in {run.paths.compact}")
     # Last: if it fails, the run is finished nonetheless.
@@ -163,14 +197,20 @@ def _sweep_of_run() -> Path | None:
     return Path(HydraConfig.get().sweep.dir) if is_job else None
 
 
-def _show_samples(run: Run) -> list[dict[str, str]]:
-    """Print, log and return texts that the compact model generates; none if its task generates no texts."""
+def _write_samples(run: Run) -> list[dict[str, str]]:
+    """Return texts that the compact model generates; none if its task generates no texts."""
     task, processor = run.objects.task, run.data.processor
     if not (isinstance(task, WritesText) and isinstance(processor, PreTrainedTokenizerBase)):
         return []
-    samples = task.write_samples(run.state.model.eval(), processor, run.data.prepared.splits)
+    with gathered_root(run.state.model):
+        return task.write_samples(run.state.model.eval(), processor, run.data.prepared.splits)
+
+
+def _show_samples(run: Run, samples: list[dict[str, str]]) -> None:
+    """Print, log and write texts of the compact model."""
+    if not samples:
+        return
     print_samples(Console(), samples)
     log_samples(run.loggers, samples)
     text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
     run.paths.samples.write_text(text, encoding="utf-8")
-    return samples

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch.distributed
 from torch import nn
@@ -15,7 +14,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import Block, iter_feed_forward_blocks
 
-__all__ = ["cut", "gathered_root", "is_sharded", "reshard", "shard_model", "sharding_of"]
+__all__ = ["gathered_root", "is_sharded", "reshard", "shard_model", "sharding_of"]
 
 # transformers' names for modules whose parameters are freed after their forward pass, and those that keep them until
 # the backward pass.
@@ -75,28 +74,8 @@ def shard_model(model: PreTrainedModel, sharding: DistributedConfig | None = Non
     """
     sharding = sharding or sharding_of(model, torch.distributed.get_world_size())
     _, _, meshes = model.prepare_distribute_model(sharding)
-    cut(model, sharding, meshes)
-    return model
-
-
-def cut(model: PreTrainedModel, sharding: DistributedConfig, meshes: Any) -> None:
-    """Cut the parameters of a model over the processes of some meshes of transformers, in place.
-
-    Those of blocks without neurons, which have no entries, stay as they are: FSDP2 cannot reduce their gradients.
-    """
-    empty = [
-        (module, name, parameter)
-        for module in model.modules()
-        for name, parameter in module._parameters.items()
-        if parameter is not None and not parameter.numel()
-    ]
-    for module, name, _ in empty:
-        module._parameters[name] = None
-    try:
-        model.maybe_distribute_model(model, sharding, meshes)
-    finally:
-        for module, name, parameter in empty:
-            module._parameters[name] = parameter
+    sharded: PreTrainedModel = model.maybe_distribute_model(model, sharding, meshes)
+    return sharded
 
 
 def reshard(model: nn.Module) -> None:

@@ -1,16 +1,43 @@
 """Compact folders of models that are larger than one process should hold: each process writes its shards."""
 
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-__all__ = ["has_room_for"]
+from gating.compact.save import Processor
+from gating.compact.verify import SAVED_TOLERANCE
+from gating.discovery.probe import forward_outputs, max_relative_difference, run_probe
+from gating.discovery.refusals import check_no_adapters
+from gating.errors import InputError, OperationError
+from gating.pruning.compact_model import become_compact, has_lost_units
+from gating.report.card import CompactReport, write_card
+from gating.sharding.plan import is_sharded, reshard
+from gating.sharding.twin import dense_class, empty_twin, tensors_of
+from gating.storage.folders import replacing_folder
+from gating.storage.results import COMPACT_MODEL
+from gating.structure.compact import auto_places, compact_class
+from gating.structure.integrity import INDEX, write_checksums
+
+__all__ = ["has_room_for", "save_sharded"]
 
 # A whole model is held three times at the end of a run: to save it, to load it for a check, and dense for timings.
 _COPIES = 3
 _MEMORY = Path("/proc/meminfo")
+# Subfolder in which torch writes the shards before it joins them.
+_PARTS = "sharded"
 
 
 def has_room_for(model: PreTrainedModel) -> bool:
@@ -30,3 +57,145 @@ def _free_bytes() -> float:
     except OSError:
         return float("inf")
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), float("inf"))
+
+
+def save_sharded(
+    model: PreTrainedModel,
+    save_directory: str | os.PathLike[str],
+    *,
+    tokenizer: Processor | None = None,
+    report: CompactReport | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    probe: Mapping[str, Tensor] | None = None,
+    max_file_size: str = "5GB",
+) -> Path:
+    """Save a sharded model as the folder of :func:`gating.save_compact`, of which no process holds the whole.
+
+    Called by all processes, which need a file system in common. Each writes its shards with torch's writer of
+    safetensors files; rank 0 joins them on the disk.
+
+    Args:
+        model: A sharded model without gates.
+        save_directory: Path of the folder.
+        tokenizer: The tokenizer, or the image processor, to save with the model.
+        report: Measurements for the model card.
+        overwrite: Whether the folder of an earlier compact model may be replaced, if no other file is in it.
+        verify: Whether to load the saved folder, cut over the same processes, and compare outputs.
+        probe: Batch for this comparison, the same in all processes; by default made from the model's configuration.
+        max_file_size: Size of a file of weights, such as ``5GB``.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        ValueError: The model has gates or adapters, weights are NaN or infinite, or outputs differ after loading.
+        FileExistsError: As :func:`gating.save_compact`.
+    """
+    if hasattr(model, "head_gates"):
+        raise InputError(
+            "The model still has gates: call gating.sharding.finalize_sharded(model, gates) before saving it."
+        )
+    if not is_sharded(model):
+        raise InputError(f"{type(model).__name__} is not sharded: call gating.save_compact(model, ...).")
+    check_no_adapters(model)
+    reshard(model)
+    _check_finite(model)
+    twin = empty_twin(model)
+    if not has_lost_units(twin):
+        become_compact(twin)
+    target = Path(save_directory)
+    with _folder_of_all(target, overwrite=overwrite) as folder:
+        if torch.distributed.get_rank() == 0:
+            # Everything but the weights.
+            twin.save_pretrained(folder, state_dict={})
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+            write_card(folder / "README.md", twin, report, False)
+        _write_weights(model, twin, folder, max_file_size)
+        if torch.distributed.get_rank() == 0:
+            write_checksums(folder, places=auto_places(type(twin.config)))
+        torch.distributed.barrier()
+        if verify:
+            _check_saved(model, folder, probe)
+    return target
+
+
+def _write_weights(model: PreTrainedModel, twin: PreTrainedModel, folder: Path, max_file_size: str) -> None:
+    """Write the weights of a model in several files, with an index of their names."""
+    ignored = {*(twin.all_tied_weights_keys or ()), *(twin._keys_to_ignore_on_save or ())}
+    tensors = tensors_of(model)
+    state = {name: tensors[name] for name in twin.state_dict() if name not in ignored}
+    shards = {name: tensor for name, tensor in state.items() if isinstance(tensor, DTensor)}
+    empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in shards.items()}
+    files = split_torch_state_dict_into_shards(empty, max_shard_size=max_file_size).filename_to_tensors
+    numbers = {name: number for number, names in enumerate(files.values(), start=1) for name in names}
+    writer = HuggingFaceStorageWriter(
+        str(folder), fqn_to_index_mapping=numbers, save_distributed=True, enable_consolidation=True
+    )
+    save(shards, storage_writer=writer)
+    if torch.distributed.get_rank() == 0:
+        shutil.rmtree(folder / _PARTS)
+        _write_others({name: tensor for name, tensor in state.items() if name not in shards}, folder, len(files))
+
+
+def _write_others(tensors: Mapping[str, Tensor], folder: Path, num_files: int) -> None:
+    """Add tensors that are not cut to the files of weights: torch joins no integers, and nothing without entries."""
+    if not tensors:
+        return
+    name = f"model-00000-of-{num_files:05d}.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name, metadata={"format": "pt"})
+    path = folder / INDEX
+    index = json.loads(path.read_text(encoding="utf-8"))
+    index["weight_map"] |= dict.fromkeys(tensors, name)
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    wrong = [name for name, tensor in tensors_of(model).items() if not _local(tensor).isfinite().all()]
+    found: list[list[str]] = [[]] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, wrong)
+    names = [name for names in found for name in names]
+    if names:
+        raise InputError(f"{names[0]} has values that are NaN or infinite: training has diverged. Nothing was written.")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return part
+
+
+@contextmanager
+def _folder_of_all(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder that replaces the target when the block ends without an error in any process."""
+    with ExitStack() as stack:
+        made: list[object] = [None]
+        if torch.distributed.get_rank() == 0:
+            try:
+                made = [stack.enter_context(replacing_folder(target, overwrite=overwrite, kind=COMPACT_MODEL))]
+            except Exception as error:
+                torch.distributed.broadcast_object_list([error])
+                raise
+        torch.distributed.broadcast_object_list(made)
+        (folder,) = made
+        if not isinstance(folder, Path):
+            raise OperationError(f"Rank 0 cannot write {target}: {folder}")
+        yield folder
+        # Before rank 0 moves the folder to its place.
+        torch.distributed.barrier()
+    torch.distributed.barrier()
+
+
+def _check_saved(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tensor] | None) -> None:
+    """Raise ``InputError`` if the folder gives another model, cut over the same processes."""
+    cls = compact_class(dense_class(model), type(model.config))
+    batch, expected = run_probe(model, probe)
+    loaded = cls.from_pretrained(folder, dtype="auto", distributed_config=model.config.distributed_config)
+    difference = max_relative_difference(expected, forward_outputs(loaded, batch))
+    for each in (model, loaded):
+        reshard(each)
+    if not difference <= SAVED_TOLERANCE:
+        raise InputError(
+            f"{type(model).__name__} gives other outputs after it is saved and loaded: they differ by "
+            f"{difference:.1e}. Nothing was written; pass verify=False to save it anyway."
+        )

@@ -14,7 +14,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gating.discovery.discover import share_specs
 from gating.errors import OperationError
 from gating.gates.attachment import CHILD_NAME
-from gating.sharding.plan import cut
 from gating.structure.edits import whole
 
 __all__ = [
@@ -99,7 +98,7 @@ def shard_twin(
     """
     fitting = {name: _fitting(tensors, name, empty, twin, fresh) for name, empty in twin.state_dict().items()}
     tensors = {**tensors, **fitting}
-    cut(twin, model.config.distributed_config, model._mesh_manager)
+    twin.maybe_distribute_model(twin, model.config.distributed_config, model._mesh_manager)
     _put(twin, tensors)
 
 

@@ -95,6 +95,26 @@ class CompactMixin:
             _check_values(loaded, name)
         return loaded
 
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Cut a model over several processes as transformers does, without the parameters that have no entries.
+
+        These are in blocks without neurons, and FSDP2 cannot reduce their gradients.
+        """
+        empty = [
+            (module, name, parameter)
+            for module in model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None and not parameter.numel()
+        ]
+        for module, name, _ in empty:
+            module._parameters[name] = None
+        try:
+            return super().maybe_distribute_model(model, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            for module, name, parameter in empty:
+                module._parameters[name] = parameter
+
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
