@@ -94,6 +94,9 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
                 "removed; use debug=fast for a quick run."
             )
     _check_strategy(trainer.get("strategy", "auto"))
+    is_sharded = trainer.get("strategy") == _SHARDED
+    if is_sharded:
+        _check_precision(str(trainer.get("precision", "32-true")))
     tried = _try_trainer(trainer)
     num_processes = tried.num_nodes * tried.num_devices
     started = (
@@ -105,7 +108,6 @@ def check_devices(trainer: Mapping[str, Any]) -> Devices:
             "set trainer.devices and trainer.num_nodes so that their product is this number, with trainer=ddp or "
             "trainer=fsdp if it is above 1."
         )
-    is_sharded = trainer.get("strategy") == _SHARDED
     if is_sharded:
         _check_sharded(trainer, num_processes)
     return Devices(num_processes, tried.strategy.root_device, is_sharded)
@@ -164,7 +166,14 @@ def _check_sharded(trainer: Mapping[str, Any], num_processes: int) -> None:
             f"trainer=fsdp cuts the model over several processes, and trainer.devices={trainer['devices']} starts one: "
             "give trainer.devices=2 or more, or use trainer=gpu, or trainer=default on a CPU."
         )
-    precision = str(trainer.get("precision", "32-true"))
+    if trainer["accelerator"] == "cpu" and torch.accelerator.is_available():
+        raise InputError(
+            "trainer.accelerator=cpu: transformers puts shards on this machine's GPU. Leave it out, or hide the GPU "
+            "from this command with CUDA_VISIBLE_DEVICES=-1."
+        )
+
+
+def _check_precision(precision: str) -> None:
     if precision not in _PRECISIONS:
         raise InputError(
             f"trainer.precision={precision} needs a scale of the loss that FSDP2 does not have: use one of "

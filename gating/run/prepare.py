@@ -105,6 +105,11 @@ def _check_sharded(settings: Settings) -> None:
     """Raise ``InputError`` for settings that need a whole model."""
     if settings.compile:
         raise InputError("compile=true is not supported with trainer=fsdp: leave it out, or use trainer=ddp.")
+    if "Adafactor" in str(settings.values["optimizer"]):
+        raise InputError(
+            "optimizer=adafactor has statistics of whole rows and columns, which torch does not compute of shards: use "
+            "optimizer=adamw or optimizer=sgd with trainer=fsdp."
+        )
     if settings.values["gates"].get("discover"):
         raise InputError(
             "gates.discover=true tries removals on the whole model, which trainer=fsdp cuts into shards: describe the "

@@ -6,10 +6,17 @@ import torch
 from gating.distributed.launch import check_devices
 
 REFUSED = {
-    "fsdp": ({"strategy": "fsdp"}, "whole weight matrices"),
-    "fsdp object": ({"strategy": {"_target_": "pytorch_lightning.strategies.FSDPStrategy"}}, "trainer=ddp"),
-    "fsdp2 object": ({"strategy": {"_target_": "pytorch_lightning.strategies.ModelParallelStrategy"}}, "trainer=ddp"),
-    "deepspeed": ({"strategy": "deepspeed_stage_2"}, "gradient_checkpointing=true"),
+    "fsdp1 object": ({"strategy": {"_target_": "pytorch_lightning.strategies.FSDPStrategy"}}, "FSDP1 .* trainer=fsdp"),
+    "fsdp2 object": (
+        {"strategy": {"_target_": "pytorch_lightning.strategies.ModelParallelStrategy"}},
+        "tensor parallelism .* trainer=fsdp",
+    ),
+    "deepspeed": ({"strategy": "deepspeed_stage_3"}, "DeepSpeed .* trainer=fsdp"),
+    "fsdp alone": ({"strategy": "fsdp"}, "trainer.devices=1 starts one"),
+    "fsdp in float16": (
+        {"strategy": "fsdp", "devices": 2, "precision": "16-mixed"},
+        "precision=16-mixed .* bf16-mixed",
+    ),
     "spawn": ({"strategy": "ddp_spawn"}, "trainer.strategy=ddp_spawn"),
     "unknown": ({"strategy": "horovod"}, "trainer.strategy=horovod"),
     "no device": ({"devices": 0}, "trainer.devices=0"),
@@ -36,6 +43,7 @@ def test_missing_gpus_are_refused():
 
 def test_processes_of_a_launcher_are_counted(monkeypatch):
     assert check_devices({"accelerator": "cpu", "devices": 2}).num_processes == 2
+    assert check_devices({"accelerator": "cpu", "devices": 2, "strategy": "fsdp"}).is_sharded
     assert check_devices({"accelerator": "cpu", "devices": 1, "num_nodes": 3}).num_processes == 3
     assert (
         check_devices({"accelerator": "cpu", "devices": 1, "plugins": [{"_target_": "some.Plugin"}]}).num_processes == 1

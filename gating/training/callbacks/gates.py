@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import nn
 
+from gating.distributed.collectives import check_same
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
@@ -50,6 +51,7 @@ class GateMonitor(Callback):
             self.history.observations.append(Observation(pl_module.step_in_run, metric, kept, kept, kept))
             return
         gates, objective = pl_module.gates, pl_module.objective
+        check_same(gates.log_alpha, "The location of the gates")
         self.history.quantity = quantity_of(gates)
         expected, num_open = open_amounts(gates, objective)
         observation = Observation(pl_module.step_in_run, metric, expected, num_open, objective.target(gates))
