@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gating.models.new import NewModel
 from gating.models.pretrained import Pretrained
 from gating.sharding.plan import shard_model
+from gating.structure.compact import is_indivisible
 
 __all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "teacher_source"]
 
@@ -48,7 +49,8 @@ class ModelSource(Protocol):
 def load_sharded(source: ModelSource, auto_class: type, blueprint: PreTrainedModel, **changes: Any) -> PreTrainedModel:
     """Return a model cut over all processes (FSDP2), with the values of ``source.load``. Called by all.
 
-    No process holds a pretrained model whole. Others are made whole in each, and cut then.
+    No process holds a pretrained model whole. Others are made whole in each, and cut then; so are those with scalars, which
+    transformers does not leave out.
 
     Args:
         source: The source.
@@ -56,7 +58,8 @@ def load_sharded(source: ModelSource, auto_class: type, blueprint: PreTrainedMod
         blueprint: The model without weights.
         **changes: Configuration values to change.
     """
-    if isinstance(source, Pretrained):
+    leaves_out = getattr(blueprint, "is_compact", False) or not any(map(is_indivisible, blueprint.parameters()))
+    if isinstance(source, Pretrained) and leaves_out:
         return source.load_sharded(auto_class, blueprint, **changes)
     return shard_model(source.load(auto_class, **changes))
 

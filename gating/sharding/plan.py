@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch.distributed
 from torch import nn
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from gating.structure.blocks import iter_attention_blocks
+from gating.structure.compact import indivisible_left_out
 from gating.structure.feed_forward import Block, iter_feed_forward_blocks
 
 __all__ = ["gathered_root", "is_sharded", "reshard", "shard_model", "sharding_of"]
@@ -74,8 +75,9 @@ def shard_model(model: PreTrainedModel, sharding: DistributedConfig | None = Non
     """
     sharding = sharding or sharding_of(model, torch.distributed.get_world_size())
     _, _, meshes = model.prepare_distribute_model(sharding)
-    sharded: PreTrainedModel = model.maybe_distribute_model(model, sharding, meshes)
-    return sharded
+    with indivisible_left_out(model):
+        model.maybe_distribute_model(model, sharding, meshes)
+    return model
 
 
 def reshard(model: nn.Module) -> None:
@@ -119,7 +121,10 @@ def _embeddings(model: PreTrainedModel) -> dict[str, str]:
     if model.all_tied_weights_keys:
         return {}
     owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
-    styles = {id(model.get_input_embeddings()): _FREED, id(model.get_output_embeddings()): _KEPT}
+    styles = {id(model.get_output_embeddings()): _KEPT}
+    # Models of images and sounds have none.
+    with suppress(NotImplementedError):
+        styles[id(model.get_input_embeddings())] = _FREED
     return {
         name: styles[id(module)]
         for name, module in model.named_modules()

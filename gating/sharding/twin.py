@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gating.discovery.discover import share_specs
 from gating.errors import OperationError
 from gating.gates.attachment import CHILD_NAME
+from gating.structure.compact import indivisible_left_out, is_indivisible
 from gating.structure.edits import whole
 
 __all__ = [
@@ -98,7 +99,8 @@ def shard_twin(
     """
     fitting = {name: _fitting(tensors, name, empty, twin, fresh) for name, empty in twin.state_dict().items()}
     tensors = {**tensors, **fitting}
-    twin.maybe_distribute_model(twin, model.config.distributed_config, model._mesh_manager)
+    with indivisible_left_out(twin):
+        twin.maybe_distribute_model(twin, model.config.distributed_config, model._mesh_manager)
     _put(twin, tensors)
 
 
@@ -113,8 +115,8 @@ def _put(twin: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
 
 
 def shard_like(tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return a tensor that all processes have, cut as the other parameters of a model are; whole without entries."""
-    if not tensor.numel():
+    """Return a tensor that all processes have, cut as the other parameters of a model are."""
+    if is_indivisible(tensor):
         return tensor.detach()
     other = next(other for other in tensors.values() if isinstance(other, DTensor))
     # Without communication: each process cuts its own copy.

@@ -7,8 +7,8 @@ defines functions and classes and does nothing else.
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from torch import nn
 from transformers import PreTrainedModel, conversion_mapping, initialization
 from transformers.models.auto import modeling_auto
 from transformers.utils.hub import cached_file
@@ -23,7 +24,15 @@ from transformers.utils.hub import cached_file
 from .integrity import CONFIG, check_checksums, check_finite, load_whole, write_checksums
 from .record import RECORD_KEY, plan_from_record, record_of_part
 
-__all__ = ["CompactMixin", "auto_classes", "auto_places", "check_built", "compact_class"]
+__all__ = [
+    "CompactMixin",
+    "auto_classes",
+    "auto_places",
+    "check_built",
+    "compact_class",
+    "indivisible_left_out",
+    "is_indivisible",
+]
 
 # A loader with checks of its own sets this to one that runs on each new model, before its weights are allocated.
 check_built: ContextVar[Callable[[PreTrainedModel], None] | None] = ContextVar("check_built", default=None)
@@ -97,23 +106,9 @@ class CompactMixin:
 
     @classmethod
     def maybe_distribute_model(cls, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """Cut a model over several processes as transformers does, without the parameters that have no entries.
-
-        These are in blocks without neurons, and FSDP2 cannot reduce their gradients.
-        """
-        empty = [
-            (module, name, parameter)
-            for module in model.modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None and not parameter.numel()
-        ]
-        for module, name, _ in empty:
-            module._parameters[name] = None
-        try:
+        """Cut a model over several processes as transformers does, without the parameters that cannot be cut."""
+        with indivisible_left_out(model):
             return super().maybe_distribute_model(model, *args, **kwargs)  # type: ignore[misc]
-        finally:
-            for module, name, parameter in empty:
-                module._parameters[name] = parameter
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
@@ -145,6 +140,29 @@ class CompactMixin:
 
     def _get_static_cache_init_shape(self) -> None:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
+
+
+def is_indivisible(parameter: torch.Tensor) -> bool:
+    """Return whether FSDP2 cannot cut a parameter: a scalar, or one of a block without neurons."""
+    return parameter.dim() == 0 or parameter.numel() == 0
+
+
+@contextmanager
+def indivisible_left_out(model: nn.Module) -> Iterator[None]:
+    """Take scalars and parameters without entries out of a model in a ``with`` block: FSDP2 cannot cut them."""
+    found = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and is_indivisible(parameter)
+    ]
+    for module, name, _ in found:
+        module._parameters[name] = None
+    try:
+        yield
+    finally:
+        for module, name, parameter in found:
+            module._parameters[name] = parameter
 
 
 _COMPACT_CLASSES: dict[tuple[type, type | None], type[PreTrainedModel]] = {}
