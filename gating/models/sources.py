@@ -49,8 +49,8 @@ class ModelSource(Protocol):
 def load_sharded(source: ModelSource, auto_class: type, blueprint: PreTrainedModel, **changes: Any) -> PreTrainedModel:
     """Return a model cut over all processes (FSDP2), with the values of ``source.load``. Called by all.
 
-    No process holds a pretrained model whole. Others are made whole in each, and cut then; so are those with scalars, which
-    transformers does not leave out.
+    No process holds a pretrained model whole. Others are made whole in each, and cut then; so are those with scalars,
+    which transformers does not leave out.
 
     Args:
         source: The source.
