@@ -1,0 +1,109 @@
+"""Memory and time of the removal of heads and neurons from a sharded model, with its proof and without."""
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import gating
+from benchmarks.sharding.memory import in_use, local_bytes, peak, restart_peak, storages
+from benchmarks.sharding.models import batch_of, layer_bytes, load_sharded, weights
+from benchmarks.sharding.processes import device
+from gating.sharding import finalize_sharded, removal, reshard
+from gating.sharding.twin import copy_sharded
+
+__all__ = ["remove"]
+
+Row = dict[str, Any]
+
+# A small probe: the proof is to run the layers, not to fill the memory with outputs.
+_PROBE = (1, 16)
+
+
+def remove(folder: str, warm_up: str, *, units: Sequence[Any], repeats: int) -> Row:
+    """Remove half of the units of each block several times; return the medians of bytes and seconds.
+
+    Args:
+        folder: Folder of the model.
+        warm_up: Folder of a small model that loses units before: what torch and Python allocate once is no part of it.
+        units: Units of which half are removed.
+        repeats: Number of measurements.
+    """
+    _remove_once(warm_up, units)
+    measured = [_remove_once(folder, units) for _ in range(repeats)]
+    return {name: statistics.median_low([each[name] for each in measured]) for name in measured[0]}
+
+
+def _remove_once(folder: str, units: Sequence[Any]) -> Row:
+    # On a CPU, loaded weights are parts of the file, which stays in memory while one of them is there.
+    model = copy_sharded(load_sharded(folder))
+    gates = gating.inject_gates(model, units=units)
+    kept = torch.cat([torch.arange(size) % 2 == 0 for size in gates.block_sizes]).to(device())
+    probe = batch_of(model, *_PROBE, device(), seed=0)
+    del probe["labels"]
+    layer, shards = layer_bytes(model), local_bytes(weights(model))
+    forward = _forward_peak(model, probe)
+    torch.distributed.barrier()
+    with _measured_cutting() as cutting:
+        before = restart_peak()
+        start = time.perf_counter()
+        compact, report = finalize_sharded(model, gates, kept=kept, probe=probe)
+        seconds = time.perf_counter() - start
+        highest = max(peak(), *cutting["peaks"])
+    own = storages(weights(model))
+    new = [tensor for address, tensor in storages(weights(compact)).items() if address not in own]
+    with_both = in_use() - before
+    del model, gates, own
+    return {
+        "layer": layer,
+        "shards": shards,
+        "peak_forward": forward,
+        "new_shards": local_bytes(new),
+        "peak": highest - before,
+        "peak_removal": cutting["peaks"][1] - before,
+        "held_with_both": with_both,
+        "held_after": in_use() - before,
+        "seconds": seconds,
+        "seconds_removal": cutting["seconds"],
+        "heads": report.num_heads / report.num_heads_before,
+        "parameters": report.num_parameters / report.num_parameters_before,
+    }
+
+
+def _forward_peak(model: PreTrainedModel, probe: dict[str, Tensor]) -> int:
+    """Return the bytes above the shards at the peak of one forward pass, in which FSDP2 gathers layers."""
+    before = restart_peak()
+    with torch.no_grad():
+        model.eval()(**probe)
+    highest = peak() - before
+    reshard(model)
+    return highest
+
+
+@contextmanager
+def _measured_cutting() -> Iterator[Row]:
+    """Measure the part of a removal between the two halves of its proof: the new model is cut, and its twin is made."""
+    measured: Row = {}
+    cut = removal._compact_twin
+
+    def cut_measured(*arguments: Any) -> PreTrainedModel:
+        measured["peaks"] = [peak()]
+        restart_peak()
+        start = time.perf_counter()
+        compact = cut(*arguments)
+        measured["seconds"] = time.perf_counter() - start
+        measured["peaks"].append(peak())
+        restart_peak()
+        return compact
+
+    removal._compact_twin = cut_measured
+    try:
+        yield measured
+    finally:
+        removal._compact_twin = cut

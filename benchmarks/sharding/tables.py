@@ -1,0 +1,166 @@
+"""Tables of the results: for each row, texts by heading, and notes below the table."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.measuring import ratio
+from benchmarks.sharding.memory import MIB
+
+__all__ = ["TABLES", "beyond_new", "in_layers", "markdown_lines"]
+
+Row = dict[str, Any]
+Cells = dict[str, str]
+Shown = tuple[list[Cells], list[str]]
+
+
+def beyond_new(row: Row, name: str) -> int:
+    """Return the largest peak over all ranks above the old shards and the new ones, in bytes."""
+    return max(peak - new for peak, new in zip(row[name], row["new_shards"], strict=True))
+
+
+def in_layers(row: Row, size: float) -> float:
+    """Return bytes in units of one layer's parameters."""
+    return size / row["layer"][0]
+
+
+def markdown_lines(cells: Sequence[Cells], notes: Sequence[str]) -> list[str]:
+    """Return a table and its notes as Markdown."""
+    headings = list(cells[0])
+    lines = [f"| {' | '.join(headings)} |", "|---" + "|---:" * (len(headings) - 1) + "|"]
+    lines += [f"| {' | '.join(row[heading] for heading in headings)} |" for row in cells]
+    return [*lines, *(line for note in notes for line in ("", note))]
+
+
+def state_table(rows: Sequence[Row]) -> Shown:
+    """Show the training state of a process beside its share of the whole."""
+    cells = []
+    for row in rows:
+        share = row["all"][0] / row["processes"]
+        cells.append(
+            {
+                "model": _title(row),
+                "processes": str(row["processes"]),
+                "all, MiB": _mib(row["all"][0]),
+                "share, MiB": _mib(share),
+                "largest process, MiB": _mib(max(row["own"])),
+                "largest / share": f"{max(row['own']) / share:.4f}",
+                "gates in each, KiB": _number(1024 * row["gates"][0] / MIB),
+            }
+        )
+    return cells, []
+
+
+def steps_table(rows: Sequence[Row]) -> Shown:
+    """Show the time of a step with FSDP2 in relation to DDP."""
+    cells = []
+    for row in rows:
+        times = {name: row[name][0] for name in ("fsdp", "ddp")}
+        middle, low, high = ratio(times, "fsdp", "ddp")
+        cells.append(
+            {
+                "model": _title(row),
+                "processes": str(row["processes"]),
+                "tokens of each": f"{row['batch_size']} x {row['length']}",
+                "FSDP2 / DDP": f"{middle:.2f} ({low:.2f}-{high:.2f})",
+            }
+        )
+    return cells, []
+
+
+def removal_table(rows: Sequence[Row]) -> Shown:
+    """Show memory and time of removals; memory of each process where it is that of a peak."""
+    cells = [
+        {
+            "model": _title(row),
+            "half of": " and ".join(row["units"]),
+            "one layer": _mib(row["layer"][0]),
+            "shards": _mib(max(row["shards"])),
+            "new shards": _mib(max(row["new_shards"])),
+            "removal, ranks": _of_each(row["peak_removal"]),
+            "beyond new shards, layers": f"{in_layers(row, beyond_new(row, 'peak_removal')):.2f}",
+            "with proof, ranks": _of_each(row["peak"]),
+            "layers": f"{in_layers(row, max(row['peak'])):.2f}",
+            "forward pass, layers": f"{in_layers(row, max(row['peak_forward'])):.2f}",
+            "removal, s": _number(max(row["seconds_removal"])),
+            "with proof, s": _number(max(row["seconds"])),
+        }
+        for row in rows
+    ]
+    return cells, []
+
+
+def growth_table(rows: Sequence[Row]) -> Shown:
+    """Show memory and time of removals over the number of layers, with linear fits."""
+    rows = sorted(rows, key=lambda row: row["layers"])
+    cells, _ = removal_table(rows)
+    for row in cells:
+        for heading in ("half of", "one layer", "shards"):
+            del row[heading]
+    fits = {
+        "Time of the removal": ([max(row["seconds_removal"]) for row in rows], "s"),
+        "Time with proof": ([max(row["seconds"]) for row in rows], "s"),
+        "Peak of the removal beyond old and new shards": (
+            [in_layers(row, beyond_new(row, "peak_removal")) for row in rows],
+            "layers",
+        ),
+        "Peak with proof beyond the old shards": ([in_layers(row, max(row["peak"])) for row in rows], "layers"),
+        "New shards": ([in_layers(row, max(row["new_shards"])) for row in rows], "layers"),
+    }
+    return cells, [_fit(title, [row["layers"] for row in rows], *values) for title, values in fits.items()]
+
+
+def loading_table(rows: Sequence[Row]) -> Shown:
+    """Show the peak of loading, sharded beside whole."""
+    whole = {(row["hidden"], row["layers"]): row for row in rows if not row["sharded"]}
+    cells = []
+    for row in rows:
+        other = whole.get((row["hidden"], row["layers"]))
+        if row["sharded"] and other is not None:
+            cells.append(
+                {
+                    "model": _title(row),
+                    "processes": str(row["processes"]),
+                    "model, MiB": _mib(row["model"][0]),
+                    "share, MiB": _mib(row["model"][0] / row["processes"]),
+                    "peak sharded, MiB": _mib(max(row["peak"])),
+                    "peak whole, MiB": _mib(max(other["peak"])),
+                    "sharded / whole": f"{max(row['peak']) / max(other['peak']):.2f}",
+                }
+            )
+    return cells, []
+
+
+TABLES: dict[str, Callable[[Sequence[Row]], Shown]] = {
+    "state": state_table,
+    "steps": steps_table,
+    "removal": removal_table,
+    "growth": growth_table,
+    "loading": loading_table,
+}
+
+
+def _title(row: Row) -> str:
+    return f"{row['hidden']} wide, {row['layers']} layers"
+
+
+def _fit(title: str, layers: Sequence[int], values: Sequence[float], unit: str) -> str:
+    """Return a line about the linear fit of values over numbers of layers."""
+    slope, start = statistics.linear_regression(layers, values)
+    left = max(abs(start + slope * number - value) for number, value in zip(layers, values, strict=True))
+    return (
+        f"{title}: {start:.2f} {unit} and {slope:.3f} {unit} for each layer of the model; the fit is off by at most "
+        f"{left:.2f} {unit}."
+    )
+
+
+def _of_each(sizes: Sequence[float]) -> str:
+    return ", ".join(map(_mib, sizes))
+
+
+def _mib(size: float) -> str:
+    return _number(size / MIB)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
