@@ -38,7 +38,7 @@ def full_cases(sections: Sequence[str], processes: Sequence[int]) -> list[Case]:
     small: list[Shape] = [(256, 4), (512, 8), (1024, 8)]
     cases = [_state(shape, each) for each in processes for shape in [*small, (2048, 8)]]
     cases += [_steps(shape, first, rounds=7) for shape in [*small, (2048, 2)]]
-    for shape, repeats in (((256, 4), 3), ((512, 8), 3), ((1024, 16), 3), ((2048, 22), 1)):
+    for shape, repeats in (((256, 4), 3), ((512, 8), 3), ((1024, 16), 1), ((2048, 22), 1)):
         cases += [_removal("removal", shape, first, units, repeats) for units in _UNITS]
     cases += [_removal("growth", (1024, layers), first, _UNITS[1], 3) for layers in (2, 4, 8, 16)]
     for shape in ((512, 8), (1024, 16), (2048, 22)):

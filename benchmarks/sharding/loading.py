@@ -6,7 +6,7 @@ import torch
 import torch.distributed
 from transformers import PreTrainedModel
 
-from benchmarks.sharding.memory import in_use, peak, restart_peak
+from benchmarks.sharding.memory import in_use, peak, start_peak
 from benchmarks.sharding.models import load_sharded, load_whole, whole_bytes
 from benchmarks.sharding.processes import device
 
@@ -23,7 +23,7 @@ def load(folder: str, warm_up: str, *, sharded: bool) -> dict[str, Any]:
     """
     for each in (warm_up, folder):
         torch.distributed.barrier()
-        start = restart_peak()
+        start = start_peak()
         model = load_sharded(each) if sharded else load_whole(each, device())
         _write(model)
         highest, held = peak() - start, in_use() - start

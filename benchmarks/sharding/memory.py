@@ -8,29 +8,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["MALLOC", "MIB", "in_use", "local_bytes", "peak", "restart_peak", "storages"]
+__all__ = ["MALLOC", "MIB", "in_use", "local_bytes", "peak", "restart_peak", "start_peak", "storages"]
 
 MIB = 2**20
 # Blocks of memory from this size on go back to the system as they are freed, so that its count of pages is ours.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def restart_peak() -> int:
-    """Let the peak be counted anew, and return the bytes in use now."""
+def restart_peak() -> None:
+    """Let the peak be counted anew."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")
-    return in_use()
 
 
 def in_use() -> int:
-    """Return the bytes in use now, without those that are free already."""
+    """Return the bytes in use now, after those are freed that nothing needs."""
     gc.collect()
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated()
     ctypes.CDLL(None).malloc_trim(0)
     return _status("VmRSS")
+
+
+def start_peak() -> int:
+    """Return the bytes in use now, as :func:`in_use`, and let the peak be counted from here."""
+    before = in_use()
+    restart_peak()
+    return before
 
 
 def peak() -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gating
-from benchmarks.sharding.memory import in_use, local_bytes, peak, restart_peak, storages
+from benchmarks.sharding.memory import in_use, local_bytes, peak, restart_peak, start_peak, storages
 from benchmarks.sharding.models import batch_of, layer_bytes, load_sharded, weights
 from benchmarks.sharding.processes import device
 from gating.sharding import finalize_sharded, removal, reshard
@@ -51,7 +51,7 @@ def _remove_once(folder: str, units: Sequence[Any]) -> Row:
     forward = _forward_peak(model, probe)
     torch.distributed.barrier()
     with _measured_cutting() as cutting:
-        before = restart_peak()
+        before = start_peak()
         start = time.perf_counter()
         compact, report = finalize_sharded(model, gates, kept=kept, probe=probe)
         seconds = time.perf_counter() - start
@@ -78,7 +78,7 @@ def _remove_once(folder: str, units: Sequence[Any]) -> Row:
 
 def _forward_peak(model: PreTrainedModel, probe: dict[str, Tensor]) -> int:
     """Return the bytes above the shards at the peak of one forward pass, in which FSDP2 gathers layers."""
-    before = restart_peak()
+    before = start_peak()
     with torch.no_grad():
         model.eval()(**probe)
     highest = peak() - before
