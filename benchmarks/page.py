@@ -1,4 +1,6 @@
-"""Write the tables of the README and of docs/speed.md, accuracy.md and reliability.md from benchmarks/results.
+"""Write the tables of the README and of docs/speed.md, accuracy.md, reliability.md and howto/several-gpus.md.
+
+They are made from benchmarks/results.
 
     python -m benchmarks.page
 
@@ -16,6 +18,7 @@ from benchmarks.compare.summary import summary
 from benchmarks.faults.__main__ import COLUMNS as FAULT_COLUMNS
 from benchmarks.measuring import ROOT, describe
 from benchmarks.rivals import __main__ as rivals
+from benchmarks.sharding import tables as sharding
 
 __all__ = ["replace_table"]
 
@@ -25,6 +28,7 @@ README = ROOT / "README.md"
 ACCURACY = ROOT / "docs" / "accuracy.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
 PAGE = ROOT / "docs" / "speed.md"
+SEVERAL_GPUS = ROOT / "docs" / "howto" / "several-gpus.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -39,6 +43,7 @@ def main() -> None:
     write_speed()
     write_rivals()
     write_batches()
+    write_sharding()
 
 
 def write_example() -> None:
@@ -105,6 +110,16 @@ def write_batches() -> None:
         if rows:
             columns = batching.COLUMNS[measurement]
             replace_table(PAGE, f"batching {measurement}", [*_facts(rows), records.markdown(rows, columns)])
+
+
+def write_sharding() -> None:
+    """Rewrite the tables of models that are cut over several processes."""
+    stored = records.read(RESULTS / "sharding.jsonl")
+    for section, table in sharding.TABLES.items():
+        rows = [row for row in stored if row["section"] == section]
+        if rows:
+            lines = [*_facts(rows), *sharding.markdown_lines(*table(rows))]
+            replace_table(SEVERAL_GPUS, f"sharding {section}", lines)
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:

@@ -12,6 +12,7 @@ from gating.models.blueprint import make_blueprint
 from gating.models.sources import Pretrained
 
 __all__ = [
+    "VOCABULARY",
     "batch_of",
     "gate_parameters",
     "layer_bytes",

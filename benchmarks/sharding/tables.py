@@ -9,6 +9,8 @@ from benchmarks.sharding.memory import MIB
 
 __all__ = ["TABLES", "beyond_new", "in_layers", "markdown_lines"]
 
+# Training keeps gradients and both moments of AdamW besides the parameters.
+_STATE = 4
 Row = dict[str, Any]
 Cells = dict[str, str]
 Shown = tuple[list[Cells], list[str]]
@@ -74,14 +76,15 @@ def removal_table(rows: Sequence[Row]) -> Shown:
         {
             "model": _title(row),
             "half of": " and ".join(row["units"]),
-            "one layer": _mib(row["layer"][0]),
-            "shards": _mib(max(row["shards"])),
-            "new shards": _mib(max(row["new_shards"])),
-            "removal, ranks": _of_each(row["peak_removal"]),
+            "one layer, MiB": _mib(row["layer"][0]),
+            "shards, MiB": _mib(max(row["shards"])),
+            "new shards, MiB": _mib(max(row["new_shards"])),
+            "removal, MiB of each rank": _of_each(row["peak_removal"]),
             "beyond new shards, layers": f"{in_layers(row, beyond_new(row, 'peak_removal')):.2f}",
-            "with proof, ranks": _of_each(row["peak"]),
-            "layers": f"{in_layers(row, max(row['peak'])):.2f}",
-            "forward pass, layers": f"{in_layers(row, max(row['peak_forward'])):.2f}",
+            "with proof, MiB of each rank": _of_each(row["peak"]),
+            "beyond new shards with proof, layers": f"{in_layers(row, beyond_new(row, 'peak')):.2f}",
+            "one forward pass, layers": f"{in_layers(row, max(row['peak_forward'])):.2f}",
+            "shards and peak / training state": f"{_of_state(row):.2f}",
             "removal, s": _number(max(row["seconds_removal"])),
             "with proof, s": _number(max(row["seconds"])),
         }
@@ -95,7 +98,7 @@ def growth_table(rows: Sequence[Row]) -> Shown:
     rows = sorted(rows, key=lambda row: row["layers"])
     cells, _ = removal_table(rows)
     for row in cells:
-        for heading in ("half of", "one layer", "shards"):
+        for heading in ("half of", "one layer, MiB", "shards, MiB", "shards and peak / training state"):
             del row[heading]
     fits = {
         "Time of the removal": ([max(row["seconds_removal"]) for row in rows], "s"),
@@ -104,7 +107,10 @@ def growth_table(rows: Sequence[Row]) -> Shown:
             [in_layers(row, beyond_new(row, "peak_removal")) for row in rows],
             "layers",
         ),
-        "Peak with proof beyond the old shards": ([in_layers(row, max(row["peak"])) for row in rows], "layers"),
+        "Peak with proof beyond old and new shards": (
+            [in_layers(row, beyond_new(row, "peak")) for row in rows],
+            "layers",
+        ),
         "New shards": ([in_layers(row, max(row["new_shards"])) for row in rows], "layers"),
     }
     return cells, [_fit(title, [row["layers"] for row in rows], *values) for title, values in fits.items()]
@@ -152,6 +158,11 @@ def _fit(title: str, layers: Sequence[int], values: Sequence[float], unit: str) 
         f"{title}: {start:.2f} {unit} and {slope:.3f} {unit} for each layer of the model; the fit is off by at most "
         f"{left:.2f} {unit}."
     )
+
+
+def _of_state(row: Row) -> float:
+    """Return the shards and the peak of a removal as a share of the training state of the process with the most."""
+    return max((own + peak) / (_STATE * own) for own, peak in zip(row["shards"], row["peak"], strict=True))
 
 
 def _of_each(sizes: Sequence[float]) -> str:
