@@ -50,8 +50,8 @@ def quick_cases(sections: Sequence[str], processes: Sequence[int]) -> list[Case]
     """Return a small case or two of each section, all with the same number of processes."""
     first, shape = processes[0], (192, 2)
     cases = [_state(shape, first), _steps(shape, first, rounds=3, tokens=(1, 16))]
-    cases += [_removal("removal", shape, first, units, 1) for units in _UNITS]
-    cases += [_removal("growth", (192, layers), first, _UNITS[1], 1) for layers in (2, 4)]
+    cases += [_removal("removal", shape, first, _UNITS[1], 1)]
+    cases += [_removal("growth", (192, layers), first, _UNITS[0], 1) for layers in (1, 2)]
     cases += [_loading(shape, first, sharded=sharded) for sharded in (True, False)]
     return [case for case in cases if case.section in sections]
 

@@ -47,9 +47,9 @@ def run_in_processes(
         command = [sys.executable, "-m", "benchmarks.sharding.processes", folder, json.dumps(calls)]
         started = []
         for rank in range(num_processes):
-            log = (Path(folder) / f"log-{rank}").open("w")
             settings |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            started.append(subprocess.Popen(command, cwd=ROOT, env=settings, stdout=log, stderr=log))
+            with (Path(folder) / f"log-{rank}").open("w") as log:
+                started.append(subprocess.Popen(command, cwd=ROOT, env=settings, stdout=log, stderr=log))
         try:
             _wait(started, Path(folder))
         finally:
