@@ -78,7 +78,12 @@ class ShardedStrategy(ModelParallelStrategy):
         optimizers = [_unwrapped(optimizer) for optimizer in self.optimizers]
         states = _numbered([get_optimizer_state_dict(self.model, optimizer) for optimizer in optimizers])
         wanted = _weights_of_best(checkpoint)
-        best = {name: torch.empty_like(weights[f"{_MODEL}{name}"]) for name in wanted}
+        # Of the buffers, those too that no state dict has.
+        present = self._stacked(
+            {name: parameter.detach() for name, parameter in self.model.named_parameters(remove_duplicate=False)}
+            | dict(self.model.named_buffers())
+        )
+        best = {name: torch.empty_like(present[f"{_MODEL}{name}"]) for name in wanted}
         load_shards(path, {"model": weights, "optimizers": states, "best": best})
         self.model.load_state_dict(self._own_parts(weights))
         for optimizer, state in zip(optimizers, states.values(), strict=True):

@@ -53,9 +53,9 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
         save(state, checkpoint_id=new)
         if rank == 0:
             torch.save(metadata, new / _METADATA)
-        sums = _sums_of(sorted(file.name for file in new.glob(f"__{rank}_*")), new)
+        sums = _flush_and_hash(sorted(file.name for file in new.glob(f"__{rank}_*")), new)
         if rank == 0:
-            sums |= _sums_of([".metadata", _METADATA], new)
+            sums |= _flush_and_hash([".metadata", _METADATA], new)
     except (OSError, RuntimeError, CheckpointException) as error:
         sums, problem = {}, _describe(error)
     _raise_anywhere(path, problem, new=new)
@@ -114,13 +114,13 @@ def damage_of(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
     try:
         sums = json.loads((path / _SUMS).read_text(encoding="ascii"))
         names = sorted(sums)[part::num_parts]
-        wrong = [name for name in names if _sums_of([name], path)[name] != sums[name]]
+        wrong = [name for name in names if _flush_and_hash([name], path)[name] != sums[name]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return f"the checksum of {wrong[0]} does not match" if wrong else None
 
 
-def _sums_of(names: list[str], folder: Path) -> dict[str, str]:
+def _flush_and_hash(names: list[str], folder: Path) -> dict[str, str]:
     """Flush files to the disk, and return their checksums by name."""
     found = {}
     for name in names:

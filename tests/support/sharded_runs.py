@@ -1,0 +1,113 @@
+"""Whole runs in several processes that the tests start, and what is compared between runs."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+from safetensors.torch import load_file
+
+import train
+from gating.training import shards
+from gating.training.module import FineTuning
+from tests.support.in_ranks import run_in_ranks
+from tests.support.tiny_run import compose_settings
+
+# One process is the reference; the others have a share of its batch.
+BATCH = 12
+ONE = ["trainer.accelerator=cpu", "trainer.precision=32-true", f"data.batch_size={BATCH}", "output_dir=one"]
+
+
+def sharded(num_ranks: int) -> list[str]:
+    """Return the settings of a sharded run."""
+    return [
+        "trainer=fsdp",
+        "trainer.accelerator=cpu",
+        "trainer.precision=32-true",
+        f"trainer.devices={num_ranks}",
+        f"data.batch_size={BATCH // num_ranks}",
+        "output_dir=out",
+    ]
+
+
+def fit(settings: list[str], folder: Path, happens: str = "", whole_fits: bool = True) -> str:
+    """Run in this rank as the command does, and return what it prints.
+
+    Args:
+        settings: Settings of the run.
+        folder: The working folder.
+        happens: ``RANK PLACE NUMBER``: this rank is killed at a training batch (``batch``) or in the middle of writing
+            a checkpoint (``write``), counted from 1; or at the ``removal``, or the ``export``.
+        whole_fits: Whether rank 0 says that it has room for the whole model.
+    """
+    os.chdir(folder)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        if happens:
+            _let_it_happen(patch, *happens.split())
+        if not whole_fits:
+            patch.setattr("gating.run.outcome.has_room_for", lambda _: False)
+        train.guarded_run(compose_settings([*settings, "logger=csv"]))
+    return out.getvalue()
+
+
+def _let_it_happen(patch: pytest.MonkeyPatch, which: str, place: str, number: str = "1") -> None:
+    if str(torch.distributed.get_rank()) != which:
+        return
+    owner, name = {
+        "batch": (FineTuning, "training_step"),
+        "write": (shards, "_flush_and_hash"),
+        "removal": (train, "remove_heads"),
+        "export": (train, "export"),
+    }[place]
+    wrapped, calls = getattr(owner, name), []
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == int(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return wrapped(*args, **kwargs)
+
+    patch.setattr(owner, name, count)
+
+
+def run_both(
+    settings: list[str], folder: Path, *, num_ranks: int = 2, whole_fits: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run in one process and in several, and return the results of both."""
+    run_in_ranks(fit, [*settings, *ONE], folder, num_ranks=1)
+    run_in_ranks(fit, [*settings, *sharded(num_ranks)], folder, "", whole_fits, num_ranks=num_ranks)
+    return results(folder / "one"), results(folder / "out")
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """Return weights, record and metrics of a finished run."""
+    numbers = json.loads((folder / "metrics.json").read_text())
+    config = json.loads((folder / "compact" / "config.json").read_text())
+    record = {name: value for name, value in config.pop("head_gating").items() if name != "sha256"}
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted((folder / "compact").glob("*.safetensors")):
+        weights |= load_file(path)
+    return {
+        "weights": weights,
+        "record": record,
+        "config": config,
+        "metrics": {name: value for name, value in numbers.items() if name.startswith(("val/", "test/", "search/"))},
+    }
+
+
+def check_equal(one: dict[str, Any], other: dict[str, Any], *, tolerance: float = 1e-5) -> None:
+    """Check that two runs kept the same heads and neurons, with equal weights and metrics but for rounding."""
+    assert one["record"] == other["record"]
+    assert one["config"] == other["config"]
+    assert one["weights"].keys() == other["weights"].keys()
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(other["weights"][name], weight, atol=tolerance, rtol=0, msg=name)
+    for name, value in one["metrics"].items():
+        assert other["metrics"][name] == pytest.approx(value, rel=1e-4), name
