@@ -1,6 +1,6 @@
 """Removal of the heads and neurons whose gates are closed: decide, fold, remove, verify."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,17 +113,32 @@ class Reference:
 
 
 def record_reference(
-    model: nn.Module, gates: HeadGates, values: Tensor, probe: Mapping[str, Tensor] | None
+    model: nn.Module,
+    gates: HeadGates,
+    values: Tensor,
+    probe: Mapping[str, Tensor] | None,
+    *,
+    after_pass: Callable[[], None] = lambda: None,
 ) -> Reference:
-    """Run the masked model twice, the second time with all gates lower by one rounding to estimate its error."""
+    """Run the masked model twice, the second time with all gates lower by one rounding to estimate its error.
+
+    Args:
+        model: The model.
+        gates: Its gates.
+        values: Their final values, ``[num_gates]``.
+        probe: Batch for the passes; made here if None.
+        after_pass: Called after each, to free what a sharded model has gathered.
+    """
     with gates.fixed_at(values):
         probe, masked = run_probe(model, probe)
+    after_pass()
     if values.isnan().any() or any(tensor.isnan().any() for tensor in masked):
         raise InputError(
             "The model or its gates give NaN: training has diverged. Lower the learning rate, or train in float32."
         )
     with gates.fixed_at(values * (1 - rounding_of(masked))):
         perturbed = forward_outputs(model, probe)
+    after_pass()
     return Reference(probe, masked, rounding_tolerance(masked, perturbed))
 
 

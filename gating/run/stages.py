@@ -96,6 +96,8 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
     record_spent(state.history, gates, objective, kept=kept)
     with state.summary.timed("finalize"), printed_warnings():
         if run.is_sharded:
+            # The old and the new shards are in memory together; gradients need not be.
+            state.model.zero_grad()
             state.model, finalized = finalize_sharded(state.model, gates, kept=kept, probe=run.probe_batch())
         else:
             finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())

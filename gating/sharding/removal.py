@@ -1,6 +1,7 @@
 """Removal of closed heads and neurons from a sharded model: one block at a time is whole."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.distributed
@@ -36,9 +37,8 @@ def finalize_sharded(
 ) -> tuple[PreTrainedModel, FinalizeReport]:
     """Return a sharded model without the units that :func:`gating.finalize` removes from a whole one, and its gates.
 
-    Called by all processes. A twin of the model takes over its shards; only the weights of one attention or
-    feed-forward block at a time are gathered, cut, and distributed again. The proof is a forward pass of each of the
-    two models.
+    Called by all processes. A twin of the model takes over its shards; the weights of attention and feed-forward blocks
+    are gathered, cut, and distributed again, one at a time. The proof are forward passes of the two models.
 
     Args:
         model: A model with gates, cut by :func:`~gating.sharding.plan.shard_model`, or loaded with its settings.
@@ -72,8 +72,7 @@ def finalize_sharded(
     check_decided_alike(values)
     warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
-    reference = record_reference(model, gates, values, probe)
-    reshard(model)
+    reference = record_reference(model, gates, values, probe, after_pass=partial(reshard, model))
     before = UnitCounts.of(model)
 
     with torch.no_grad():
@@ -126,15 +125,18 @@ def _compact_twin(model: PreTrainedModel, gates: HeadGates, values: Tensor) -> P
 def _cut(twin: PreTrainedModel, edits: Sequence[Edit], tensors: dict[str, Tensor]) -> None:
     """Apply the edits of a block to a twin on the meta device, and to shards by the names of their parameters."""
     names = {id(parameter): name for name, parameter in twin.named_parameters()}
-    gathered: dict[tuple[nn.Module, str], str] = {}
-    for edit in edits:
+    last = {(id(edit.owner), edit.attribute): number for number, edit in enumerate(edits)}
+    gathered: dict[tuple[int, str], str] = {}
+    for number, edit in enumerate(edits):
+        key = (id(edit.owner), edit.attribute)
         parameter = None if isinstance(edit, SetAttribute) else getattr(edit.owner, edit.attribute)
         if parameter is not None and parameter.is_meta:
-            name = gathered[edit.owner, edit.attribute] = names[id(parameter)]
-            weight = nn.Parameter(whole(tensors[name]), requires_grad=parameter.requires_grad)
+            gathered[key] = names[id(parameter)]
+            weight = nn.Parameter(whole(tensors[gathered[key]]), requires_grad=parameter.requires_grad)
             setattr(edit.owner, edit.attribute, weight)
         edit.apply()
-    for (owner, attribute), name in gathered.items():
-        weight = getattr(owner, attribute)
-        tensors[name] = shard_like(weight, tensors)
-        setattr(owner, attribute, nn.Parameter(weight.to("meta"), requires_grad=weight.requires_grad))
+        if key in gathered and last[key] == number:
+            # Before the next weight is gathered.
+            weight = getattr(edit.owner, edit.attribute)
+            tensors[gathered[key]] = shard_like(weight, tensors)
+            setattr(edit.owner, edit.attribute, nn.Parameter(weight.to("meta"), requires_grad=weight.requires_grad))
