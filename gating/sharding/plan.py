@@ -96,8 +96,10 @@ def gathered_root(model: nn.Module) -> Iterator[None]:
 
     Generation calls parts of a model, such as an encoder, that read them. Called by all processes.
     """
-    if is_sharded(model):
-        model.unshard()  # type: ignore[operator]
+    if isinstance(model, FSDPModule):
+        # Parts that are called before a first forward pass would take themselves for the root.
+        model._get_fsdp_state()._lazy_init()
+        model.unshard()
     try:
         yield
     finally:
