@@ -102,7 +102,13 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
 
 
 def _check_sharded(settings: Settings) -> None:
-    """Raise ``InputError`` for settings that need a whole model."""
+    """Raise ``InputError`` for settings that need a whole model, and print how to save memory."""
+    precision = str(settings.values["trainer"].get("precision"))
+    if is_rank_zero() and precision == "bf16-mixed" and not settings.gradient_checkpointing:
+        print(
+            "With trainer.precision=bf16-mixed, a bfloat16 copy of all weights stays in each process from the forward "
+            "to the backward pass. gradient_checkpointing=true leaves that of one layer."
+        )
     if settings.compile:
         raise InputError("compile=true is not supported with trainer=fsdp: leave it out, or use trainer=ddp.")
     if "Adafactor" in str(settings.values["optimizer"]):

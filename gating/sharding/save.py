@@ -41,11 +41,11 @@ _PARTS = "sharded"
 
 
 def has_room_for(model: PreTrainedModel) -> bool:
-    """Return whether the memory of rank 0 has room for whole copies of a sharded model, the same in all processes."""
+    """Return whether rank 0 and its GPU have room for whole copies of a sharded model; the same in all processes."""
     answer = [False]
     if torch.distributed.get_rank() == 0:
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        answer = [_COPIES * size <= _free_bytes()]
+        answer = [_COPIES * size <= min(_free_bytes(), _free_bytes_of(model.device))]
     torch.distributed.broadcast_object_list(answer)
     return answer[0]
 
@@ -57,6 +57,14 @@ def _free_bytes() -> float:
     except OSError:
         return float("inf")
     return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), float("inf"))
+
+
+def _free_bytes_of(device: torch.device) -> float:
+    """Return the bytes that can be allocated on an accelerator; infinity for the CPU, which is counted already."""
+    if device.type == "cpu":
+        return float("inf")
+    free, _ = torch.get_device_module(device).mem_get_info(device)
+    return float(free)
 
 
 def save_sharded(

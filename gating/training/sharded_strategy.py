@@ -16,14 +16,13 @@ from torch.distributed.tensor import DTensor, Shard
 from typing_extensions import override
 
 from gating.errors import InputError
-from gating.training.callbacks.best_weights import BestWeights
 from gating.training.shards import load_shards, read_metadata, save_shards
 
 __all__ = ["ShardedStrategy"]
 
 _NUM_PROCESSES = "num_processes"
 # Name of the callback's state in checkpoints, and prefix of the names of its weights in the Lightning module.
-_BEST, _MODEL = BestWeights.__qualname__, "model."
+_BEST, _MODEL = "BestWeights", "model."
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from gating.errors import InputError
+from gating.training.shard_reader import PlainPlanner, PlainReader
 
 __all__ = ["damage_of", "is_folder_of_shards", "load_shards", "read_metadata", "save_shards"]
 
@@ -84,6 +85,8 @@ def is_folder_of_shards(path: Path) -> bool:
 def load_shards(path: Path, state: dict[str, Any]) -> None:
     """Fill tables of tensors with the values in a checkpoint, in place; each process reads its part. Called by all.
 
+    No code in the checkpoint is run.
+
     Args:
         path: Path of the folder.
         state: Nested tables of tensors, as for :func:`save_shards`.
@@ -92,9 +95,9 @@ def load_shards(path: Path, state: dict[str, Any]) -> None:
         InputError: The checkpoint has other tensors.
     """
     try:
-        load(state, checkpoint_id=path)
+        load(state, storage_reader=PlainReader(path), planner=PlainPlanner())
     except (RuntimeError, CheckpointException) as error:
-        raise InputError(f"{path} is a checkpoint of another model: {_describe(error)}") from error
+        raise InputError(f"{path} cannot be loaded ({_describe(error)}): it may be of another model.") from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Checkpoints of sharded runs: whole or not there, and runs that go on from them to the bit."""
 
 import errno
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.faults.outcome import Outcome
+from gating.errors import InputError
 from gating.training.checkpoints import why_unusable
 from gating.training.shards import damage_of, load_shards, read_metadata, save_shards
 from tests.support.in_ranks import run_in_ranks
@@ -131,3 +133,39 @@ def test_on_a_full_disk_the_earlier_checkpoint_stays(which, name, tmp_path):
         assert whole == 1.0
     assert damage_of(folder / "step-1.ckpt") is None
     assert read_metadata(folder / "step-1.ckpt") == {"phase": "search"}
+
+
+class Foreign:
+    """Something that would run code as it is unpickled."""
+
+    def __reduce__(self) -> tuple:
+        return exec, ("raise SystemExit('code was run')",)
+
+
+def load_foreign(folder: Path, place: str) -> str:
+    path = folder / "step-1.ckpt"
+    state = _state(1.0)
+    if place == "value":
+        # Torch saves a value that is no tensor as a pickle in the file of a process.
+        state["weights"]["number"] = Foreign()
+    save_shards(path, state, {"phase": folder.name})
+    torch.distributed.barrier()
+    if place == "index" and torch.distributed.get_rank() == 0:
+        (path / ".metadata").write_bytes(pickle.dumps(Foreign()))
+    torch.distributed.barrier()
+    wanted = _state(0.0)
+    if place == "value":
+        wanted["weights"]["number"] = 0
+    try:
+        load_shards(path, wanted)
+    except InputError as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize("place", ["index", "value"])
+def test_no_code_in_a_checkpoint_is_run(place, tmp_path):
+    folder = tmp_path / "search"
+    folder.mkdir()
+    for said in run_in_ranks(load_foreign, folder, place):
+        assert "step-1.ckpt cannot be loaded" in said

@@ -40,7 +40,7 @@ def train(family: str, is_sharded: bool, averages: bool = True, norm: float | No
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     groups = gating.parameter_groups(model, lr=1e-2, gates=gates, gate_lr=0.5)
-    optimizer = torch.optim.AdamW(groups, fused=True)
+    optimizer = torch.optim.AdamW(groups, eps=1e-4, fused=True)
     parameters = [parameter for group in groups for parameter in group["params"]]
     for _ in range(NUM_STEPS):
         loss = model(**batch_of(rank, num_ranks)).loss + 0.1 * gates.prob_open().mean()
