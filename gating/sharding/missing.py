@@ -23,8 +23,12 @@ def initialize_missing(model: PreTrainedModel, names: Iterable[str], *, random_s
         names: Names of the parameters.
         random_state: State of the CPU's random numbers before the model was loaded.
     """
-    twin, parameters = empty_twin(model), dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     wanted = {name for name in names if name in parameters}
+    if not wanted:
+        torch.set_rng_state(random_state)
+        return
+    twin = empty_twin(model)
     for prefix, module in twin.named_modules():
         for attribute, parameter in list(module._parameters.items()):
             if parameter is None:

@@ -1,4 +1,4 @@
-"""Removal of closed heads and neurons from a sharded model: one block at a time is whole."""
+"""Removal of closed heads and neurons from a sharded model: one weight at a time is whole."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
