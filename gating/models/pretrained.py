@@ -1,6 +1,7 @@
 """Pretrained models, loaded in full precision from a folder or hub."""
 
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -103,7 +104,10 @@ class Pretrained:
         """
         random_state = torch.get_rng_state()
         sharding = sharding_of(blueprint, torch.distributed.get_world_size())
-        model, loading_info = self._load(auto_class, changes, distributed_config=sharding)
+        with warnings.catch_warnings():
+            # The new weights are drawn below.
+            warnings.filterwarnings("ignore", message="DTensor random operators")
+            model, loading_info = self._load(auto_class, changes, distributed_config=sharding)
         new = [*loading_info["missing_keys"], *(name for name, *_ in loading_info["mismatched_keys"])]
         initialize_missing(model, new, random_state=random_state)
         return model

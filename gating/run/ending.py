@@ -1,6 +1,7 @@
 """The end of a run: after success, an error, or a signal."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from gating.training.signals import Stopped, stop_on_signals
 
 __all__ = ["handling_errors"]
 
+# Seconds in which rank 0 ends the other processes after an error.
+_PATIENCE_S = 2.0
 _RESUME = "Resume the run: python train.py resume="
 
 
@@ -56,6 +59,9 @@ def _print_error(error: Exception) -> bool:
         # All ranks raise it, and a run resumed from the last checkpoint would diverge again.
         _print_once(f"error: {error}")
     elif is_input_error(error):
+        if not is_rank_zero():
+            # Rank 0 may have the same error, and ends this process then.
+            time.sleep(_PATIENCE_S)
         print(f"error: {explain(error)}", file=sys.stderr)
         _print_how_to_resume()
     else:
