@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.faults.outcome import Outcome
 from gating.errors import InputError
-from gating.training.checkpoints import why_unusable
+from gating.training.checkpoints import _is_finite, why_unusable
 from gating.training.shards import damage_of, load_shards, read_metadata, save_shards
 from tests.support.in_ranks import run_in_ranks
 from tests.support.sharded_runs import fit, sharded
@@ -169,3 +169,17 @@ def test_no_code_in_a_checkpoint_is_run(place, tmp_path):
     folder.mkdir()
     for said in run_in_ranks(load_foreign, folder, place):
         assert "step-1.ckpt cannot be loaded" in said
+
+
+def look_for_nan() -> list[bool]:
+    from torch import nn
+
+    module = nn.ParameterDict(_state(1.0)["weights"])
+    answers = [_is_finite(module)]
+    if torch.distributed.get_rank() == 1:
+        module["a"].to_local().fill_(float("nan"))
+    return [*answers, _is_finite(module)]
+
+
+def test_all_processes_see_the_same_if_one_shard_is_not_finite():
+    assert run_in_ranks(look_for_nan) == [[True, False], [True, False]]
