@@ -86,8 +86,8 @@ def check_strategy(trainer: Trainer) -> None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise InputError(
             "Heads are removed from whole weights, and FSDP and DeepSpeed shard them: leave both out, and start the "
-            "script with torchrun or accelerate launch for data-parallel training (DDP). Sharded training is a run of the "
-            "command line, train.py trainer=fsdp, or a loop with gating.sharding."
+            "script with torchrun or accelerate launch for data-parallel training (DDP). Sharded training is a run of "
+            "train.py with trainer=fsdp, or a loop of your own with gating.sharding."
         )
     if trainer.args.n_gpu > 1:
         raise InputError(

@@ -177,7 +177,7 @@ def look_for_nan() -> list[bool]:
     module = nn.ParameterDict(_state(1.0)["weights"])
     answers = [_is_finite(module)]
     if torch.distributed.get_rank() == 1:
-        module["a"].to_local().fill_(float("nan"))
+        module["a"].detach().to_local().fill_(float("nan"))
     return [*answers, _is_finite(module)]
 
 
