@@ -118,6 +118,7 @@ def execute(run: Run) -> float | None:
                 train_phase(run, Phase.RECOVERY, steps=run.recovery_steps, first_step=state.search_steps)
     compact = "compact, after recovery" if run.recovery_steps else "compact, without recovery"
     run.evaluate(Stage.COMPACT, compact if objective else "dense", splits=run.data.module.splits[1:])
+    state.teacher = None  # Its memory is needed now.
     if gather(run) and not is_rank_zero():
         return None
     export(run)

@@ -27,15 +27,15 @@ __all__ = [
     "stop_processes",
 ]
 
-# Limit of each collective. Nothing that a single rank does meanwhile takes longer.
-_TIMEOUT = timedelta(minutes=10)
+# Limit of each collective. Nothing that a single rank does meanwhile takes longer: of a sharded model, rank 0 writes
+# whole files.
+_TIMEOUT, _TIMEOUT_OF_SHARDED = timedelta(minutes=10), timedelta(hours=2)
 # Name of the strategy that cuts models over all processes.
 _SHARDED = "fsdp"
 # Other strategies that cut models, with the reasons against them.
 _OTHER_SHARDED = {
     "deepspeed": "DeepSpeed has a format of weights and checkpoints of its own, from which heads are not removed here",
-    "fsdpstrategy": "FSDP1 flattens the weights of a layer into one, of which heads are no rows",
-    "fsdp_": "FSDP1 flattens the weights of a layer into one, of which heads are no rows",
+    "fsdp": "FSDP1 flattens the weights of a layer into one, of which heads are no rows",
     "modelparallel": "tensor parallelism cuts the heads of a layer apart, and its default would cut nothing",
     "model_parallel": "tensor parallelism cuts the heads of a layer apart, and its default would cut nothing",
 }
@@ -131,7 +131,7 @@ def start_processes(trainer: Mapping[str, Any], num_processes: int) -> None:
         accelerator=trainer["accelerator"],
         devices=trainer["devices"],
         num_nodes=trainer.get("num_nodes", 1),
-        strategy=WatchedDDP(timeout=_TIMEOUT),
+        strategy=WatchedDDP(timeout=_TIMEOUT_OF_SHARDED if trainer.get("strategy") == _SHARDED else _TIMEOUT),
     )
     fabric.launch()
 
@@ -174,11 +174,11 @@ def _check_sharded(trainer: Mapping[str, Any], num_processes: int) -> None:
 
 
 def _check_precision(precision: str) -> None:
-    if precision not in _PRECISIONS:
-        raise InputError(
-            f"trainer.precision={precision} needs a scale of the loss that FSDP2 does not have: use one of "
-            f"{', '.join(_PRECISIONS)} with trainer=fsdp."
-        )
+    """Raise ``InputError`` for a precision that a sharded model cannot be trained in."""
+    if precision in _PRECISIONS:
+        return
+    needs = "needs a scale of the loss" if precision.startswith("16") else "is not that of gates and weights, float32"
+    raise InputError(f"trainer.precision={precision} {needs}: use 32-true or bf16-mixed with trainer=fsdp.")
 
 
 def _describes_object(value: object) -> bool:
@@ -190,9 +190,9 @@ def _describes_object(value: object) -> bool:
 
 def _check_strategy(strategy: object) -> None:
     """Refuse strategies that shard weights in another way than FSDP2, or that stop their processes after each phase."""
-    name = str(strategy["_target_"] if isinstance(strategy, Mapping) else strategy).rpartition(".")[2].lower()
-    if name == _SHARDED:
+    if strategy == _SHARDED:
         return
+    name = str(strategy["_target_"] if isinstance(strategy, Mapping) else strategy).rpartition(".")[2].lower()
     for other, reason in _OTHER_SHARDED.items():
         if name.startswith(other):
             raise InputError(f"trainer.strategy={name}: {reason}. Use trainer=fsdp (FSDP2), or trainer=ddp.")

@@ -205,7 +205,9 @@ def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mappi
     foreign = [block for block in blocks if isinstance(block, FeedForwardBlock) and _is_foreign(block)]
     is_possible = probe is not None or isinstance(model, PreTrainedModel)
     has_adapters = any(without_adapter(module) is not module for module in model.modules())
-    if not foreign or not is_possible or has_adapters or any(weight.is_meta for weight in model.parameters()):
+    # A sharded model is proven as it loses its neurons.
+    is_whole = not any(weight.is_meta or hasattr(weight, "full_tensor") for weight in model.parameters())
+    if not foreign or not is_possible or has_adapters or not is_whole:
         return
     kept = {block.name: block.unit_ids[1:] for block in foreign}
     edits = [edit for block in foreign for edit in block.plan_removal(kept[block.name])]

@@ -19,7 +19,7 @@ from gating.errors import InputError, MissingPackageError
 from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
 from gating.pruning.padding import silence_padding
-from gating.sharding.plan import is_sharded
+from gating.sharding.plan import is_sharded, reshard
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.edits import fill, whole
 from gating.structure.empty import has_no_weight
@@ -81,6 +81,8 @@ class LoRA:
         """Add adapters to a model, in place, and merge them into its weights at the exit of the context."""
         from peft import get_peft_model
 
+        # The parameters are frozen, not their gathered copies.
+        reshard(model)
         trained_before = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # PEFT unties embeddings if the tied embedding is not the model's first one.
         tied = _tied_to_output(model)

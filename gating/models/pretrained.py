@@ -15,7 +15,7 @@ from gating.errors import InputError, loading
 from gating.models.configs import check_names, load_checked, without_generation_values
 from gating.models.hub import locate
 from gating.sharding.missing import initialize_missing
-from gating.sharding.plan import sharding_of
+from gating.sharding.plan import on_own_device, sharding_of
 
 __all__ = ["Pretrained"]
 
@@ -104,7 +104,7 @@ class Pretrained:
         """
         random_state = torch.get_rng_state()
         sharding = sharding_of(blueprint, torch.distributed.get_world_size())
-        with warnings.catch_warnings():
+        with on_own_device(), warnings.catch_warnings():
             # The new weights are drawn below.
             warnings.filterwarnings("ignore", message="DTensor random operators")
             model, loading_info = self._load(auto_class, changes, distributed_config=sharding)

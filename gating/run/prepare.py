@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
 from gating.data.examples import Examples, as_examples
@@ -30,6 +30,7 @@ from gating.run.run import Run, RunData, RunState
 from gating.run.settings.build import call_source
 from gating.run.settings.check import take_arguments
 from gating.run.settings.settings import Settings
+from gating.sharding.plan import reshard
 from gating.sharding.twin import config_without_sharding
 from gating.storage.folders import check_folder
 from gating.storage.hub import check_login
@@ -123,6 +124,18 @@ def _check_sharded(settings: Settings) -> None:
         )
 
 
+def _check_no_layerdrop(blueprint: PreTrainedModel) -> None:
+    """Raise ``InputError`` for a model that skips layers at random: each process would gather others."""
+    config = blueprint.config
+    for part in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
+        for name, value in vars(part).items():
+            if "layerdrop" in name and value:
+                raise InputError(
+                    f"{name}={value} skips layers at random, others in each process, which trainer=fsdp cannot: give "
+                    f"+model.config.{name}=0.0."
+                )
+
+
 def _check_folders(settings: Settings, *, resumes: bool) -> None:
     """Raise ``InputError`` or ``OSError`` if the run cannot write to its folders, or they are another run's."""
     paths = settings.paths
@@ -138,6 +151,8 @@ def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel
     """Check adapters, gates and budget against the model without weights, and return that model."""
     blueprint = make_blueprint(objects.source, objects.task.auto_class)
     check_adapters(objects.adapters, objects.source, blueprint)
+    if settings.values["trainer"].get("strategy") == "fsdp":
+        _check_no_layerdrop(blueprint)
     if settings.gradient_checkpointing:
         check_gradient_checkpointing(blueprint, compiled=settings.compile)
     if objects.make_gates.keywords.get("discover"):
@@ -225,6 +240,8 @@ def _load_models(
         else:
             teacher = load_sharded(objects.teacher, auto_class, make_blueprint(objects.teacher, auto_class))
         check_teacher(teacher, model, data.module.probe_batch())
+        for each in (model, teacher):
+            reshard(each)
     return RunState(model, search_steps=search_steps, teacher=teacher)
 
 

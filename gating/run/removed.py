@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gating.discovery.undo import apply_edits
-from gating.distributed.collectives import broadcast, is_rank_zero
+from gating.distributed.collectives import broadcast, is_rank_zero, world_size
 from gating.pruning.compact_model import become_compact
 from gating.pruning.prune import plan_pruning
 from gating.run.folder.contents import Phase
@@ -20,7 +20,7 @@ from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.tracking.position import log_position, position_in
 from gating.training.checkpoints import checkpoint_path, read_checkpoint
-from gating.training.shards import load_shards, save_shards
+from gating.training.shards import NUM_PROCESSES, check_num_processes, load_shards, save_shards
 
 __all__ = ["save_removed", "restore_removed"]
 
@@ -46,6 +46,7 @@ def save_removed(run: Run) -> None:
         "summary": state.summary.state_dict(),
         "search_steps": state.search_steps,
         "log_position": state.log_position,
+        NUM_PROCESSES: world_size(),
     }
     if run.is_sharded:
         save_shards(Path(broadcast(str(path))), {"weights": state.model.state_dict()}, checkpoint)
@@ -64,6 +65,7 @@ def restore_removed(run: Run) -> bool:
         return False
     checkpoint = read_checkpoint(path)
     if run.is_sharded:
+        check_num_processes(checkpoint, path)
         state.model = _load_compact_shards(state.model, path, checkpoint)
     else:
         _remove_again(state.model, checkpoint)

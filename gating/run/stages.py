@@ -45,6 +45,7 @@ def train_teacher(run: Run) -> PreTrainedModel:
         teacher = copy_sharded(run.state.model) if run.is_sharded else deepcopy(run.state.model)
         with run.adapted(teacher):
             train_phase(run, Phase.TEACHER, steps=run.total_steps, model=teacher)
+        teacher.zero_grad()
         whole = gather_model(teacher) if run.is_sharded else teacher
         if whole is not None and is_rank_zero():
             with replacing_folder(folder, overwrite=False, kind=COMPACT_MODEL) as new:

@@ -1,10 +1,12 @@
 """Which modules of a model are gathered together, and the cutting of their parameters over all processes."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import torch
 import torch.distributed
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -15,7 +17,7 @@ from gating.structure.blocks import iter_attention_blocks
 from gating.structure.compact import indivisible_left_out
 from gating.structure.feed_forward import Block, iter_feed_forward_blocks
 
-__all__ = ["gathered_root", "is_sharded", "reshard", "shard_model", "sharding_of"]
+__all__ = ["gathered_root", "is_sharded", "on_own_device", "reshard", "shard_model", "sharding_of"]
 
 # transformers' names for modules whose parameters are freed after their forward pass, and those that keep them until
 # the backward pass.
@@ -74,10 +76,30 @@ def shard_model(model: PreTrainedModel, sharding: DistributedConfig | None = Non
         The same model.
     """
     sharding = sharding or sharding_of(model, torch.distributed.get_world_size())
-    _, _, meshes = model.prepare_distribute_model(sharding)
+    with on_own_device():
+        _, _, meshes = model.prepare_distribute_model(sharding)
     with indivisible_left_out(model):
         model.maybe_distribute_model(model, sharding, meshes)
     return model
+
+
+@contextmanager
+def on_own_device() -> Iterator[None]:
+    """Let transformers take the present device of a process in a ``with`` block.
+
+    It takes the one with the number in LOCAL_RANK, which SLURM does not set, and which is another where devices are
+    chosen by number.
+    """
+    before = os.environ.get("LOCAL_RANK")
+    if torch.accelerator.is_available():
+        os.environ["LOCAL_RANK"] = str(torch.accelerator.current_device_index())
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("LOCAL_RANK", None)
+        else:
+            os.environ["LOCAL_RANK"] = before
 
 
 def reshard(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from gating.discovery.refusals import check_no_adapters
 from gating.errors import InputError, OperationError
 from gating.pruning.compact_model import become_compact, has_lost_units
 from gating.report.card import CompactReport, write_card
-from gating.sharding.plan import is_sharded, reshard
+from gating.sharding.plan import is_sharded, on_own_device, reshard
 from gating.sharding.twin import dense_class, empty_twin, tensors_of
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
@@ -35,7 +35,7 @@ __all__ = ["has_room_for", "save_sharded"]
 
 # A whole model is held three times at the end of a run: to save it, to load it for a check, and dense for timings.
 _COPIES = 3
-_MEMORY = Path("/proc/meminfo")
+_MEMORY, _GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 # Subfolder in which torch writes the shards before it joins them.
 _PARTS = "sharded"
 
@@ -52,19 +52,25 @@ def has_room_for(model: PreTrainedModel) -> bool:
 
 def _free_bytes() -> float:
     """Return the bytes of memory that can be allocated; infinity where the system does not say."""
-    try:
+    limits = [float("inf")]
+    with suppress(OSError):
         lines = _MEMORY.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return float("inf")
-    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), float("inf"))
+        limits += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    with suppress(OSError, ValueError):
+        # Of a container or a job.
+        limit, used = ((_GROUP / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+        limits.append(float(int(limit) - int(used)))
+    return min(limits)
 
 
 def _free_bytes_of(device: torch.device) -> float:
     """Return the bytes that can be allocated on an accelerator; infinity for the CPU, which is counted already."""
     if device.type == "cpu":
         return float("inf")
-    free, _ = torch.get_device_module(device).mem_get_info(device)
-    return float(free)
+    module = torch.get_device_module(device)
+    # What torch keeps for later counts as used.
+    module.empty_cache()
+    return float(module.mem_get_info(device)[0])
 
 
 def save_sharded(
@@ -139,7 +145,11 @@ def _write_weights(model: PreTrainedModel, twin: PreTrainedModel, folder: Path, 
     files = split_torch_state_dict_into_shards(empty, max_shard_size=max_file_size).filename_to_tensors
     numbers = {name: number for number, names in enumerate(files.values(), start=1) for name in names}
     writer = HuggingFaceStorageWriter(
-        str(folder), fqn_to_index_mapping=numbers, save_distributed=True, enable_consolidation=True
+        str(folder),
+        fqn_to_index_mapping=numbers,
+        save_distributed=True,
+        enable_consolidation=True,
+        thread_count_consolidation=min(8, len(files)),
     )
     save(shards, storage_writer=writer)
     if torch.distributed.get_rank() == 0:
@@ -198,12 +208,13 @@ def _check_saved(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tenso
     """Raise ``InputError`` if the folder gives another model, cut over the same processes."""
     cls = compact_class(dense_class(model), type(model.config))
     batch, expected = run_probe(model, probe)
-    loaded = cls.from_pretrained(folder, dtype="auto", distributed_config=model.config.distributed_config)
+    with on_own_device():
+        loaded = cls.from_pretrained(folder, dtype="auto", distributed_config=model.config.distributed_config)
     difference = max_relative_difference(expected, forward_outputs(loaded, batch))
     for each in (model, loaded):
         reshard(each)
     if not difference <= SAVED_TOLERANCE:
         raise InputError(
-            f"{type(model).__name__} gives other outputs after it is saved and loaded: they differ by "
+            f"{cls.__name__} gives other outputs after it is saved and loaded: they differ by "
             f"{difference:.1e}. Nothing was written; pass verify=False to save it anyway."
         )

@@ -65,8 +65,12 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint: a file, or the folder of a sharded model."""
     if path.is_dir() and not path.is_symlink():
-        # Renamed first, so that a killed process leaves nothing that looks like a checkpoint.
-        shutil.rmtree(path.rename(path.with_name(f".{path.name}.new")))
+        hidden = path if path.name.startswith(".") else path.with_name(f".{path.name}.new")
+        if hidden != path:
+            # Renamed first, so that a killed process leaves nothing that looks like a checkpoint.
+            shutil.rmtree(hidden, ignore_errors=True)
+            path.rename(hidden)
+        shutil.rmtree(hidden)
     else:
         path.unlink(missing_ok=True)
 
@@ -90,7 +94,13 @@ def why_unusable(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None
         num_parts: Number of processes that do.
     """
     if path.is_dir():
-        return damage_of(path, part=part, num_parts=num_parts) or _why_of_other_phase(read_metadata(path), path)
+        reason = damage_of(path, part=part, num_parts=num_parts)
+        if reason is not None:
+            return reason
+        try:
+            return _why_of_other_phase(read_metadata(path), path)
+        except Exception:  # Another process finds the damage of this file.
+            return "not a checkpoint"
     try:
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
@@ -179,9 +189,11 @@ class RunCheckpoint(Callback):
         has_steps = self._every_n_steps is not None and self._step - self._saved_step >= self._every_n_steps
         if stop or requeue or is_late or has_steps or self._is_due:
             self._save(trainer, pl_module)
-        if self._signals.requeue:
+        if requeue:
+            # Also where the signal comes a moment later: all ranks write the checkpoint.
+            self._signals.requeue = requeue
             self._signals.handle_requeue()
-            for copy in self._folder.glob("hpc_ckpt_*.ckpt"):
+            for copy in self._folder.glob("hpc_ckpt_*.ckpt") if is_rank_zero() else ():
                 remove_checkpoint(copy)
         if stop:
             raise Stopped(stop)

@@ -15,12 +15,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, Shard
 from typing_extensions import override
 
-from gating.errors import InputError
-from gating.training.shards import load_shards, read_metadata, save_shards
+from gating.training.shards import NUM_PROCESSES, check_num_processes, load_shards, read_metadata, save_shards
 
 __all__ = ["ShardedStrategy"]
 
-_NUM_PROCESSES = "num_processes"
+_STEPPED = "parameters_with_state"
 # Name of the callback's state in checkpoints, and prefix of the names of its weights in the Lightning module.
 _BEST, _MODEL = "BestWeights", "model."
 
@@ -51,12 +50,16 @@ class ShardedStrategy(ModelParallelStrategy):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Save a checkpoint; called by all processes."""
+        optimizers = _numbered(checkpoint.pop("optimizer_states", []))
         state = {
             "model": self._stacked(checkpoint.pop("state_dict")),
-            "optimizers": _numbered(checkpoint.pop("optimizer_states", [])),
+            "optimizers": optimizers,
             "best": self._stacked(_take_best(checkpoint), prefix=_MODEL),
         }
-        save_shards(Path(self.broadcast(str(filepath))), state, {**checkpoint, _NUM_PROCESSES: self.world_size})
+        # Parameters without a gradient so far have no state.
+        stepped = {number: sorted(optimizer["state"]) for number, optimizer in optimizers.items()}
+        metadata = {**checkpoint, NUM_PROCESSES: self.world_size, _STEPPED: stepped}
+        save_shards(Path(self.broadcast(str(filepath))), state, metadata)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, *_: Any, **__: Any) -> dict[str, Any]:
@@ -68,11 +71,7 @@ class ShardedStrategy(ModelParallelStrategy):
         assert self.model is not None
         path = Path(self.broadcast(str(checkpoint_path)))
         checkpoint = read_metadata(path)
-        if checkpoint[_NUM_PROCESSES] != self.world_size:
-            raise InputError(
-                f"{path} is of {checkpoint[_NUM_PROCESSES]} processes, and this run has {self.world_size}: batches and "
-                "shards would be others. Resume with as many as before (trainer.devices, trainer.num_nodes)."
-            )
+        check_num_processes(checkpoint, path)
         weights = self._stacked(get_model_state_dict(self.model))
         optimizers = [_unwrapped(optimizer) for optimizer in self.optimizers]
         states = _numbered([get_optimizer_state_dict(self.model, optimizer) for optimizer in optimizers])
@@ -83,10 +82,17 @@ class ShardedStrategy(ModelParallelStrategy):
             | dict(self.model.named_buffers())
         )
         best = {name: torch.empty_like(present[f"{_MODEL}{name}"]) for name in wanted}
-        load_shards(path, {"model": weights, "optimizers": states, "best": best})
+        saved = {
+            number: {**state, "state": {name: state["state"][name] for name in checkpoint[_STEPPED][number]}}
+            for number, state in states.items()
+        }
+        load_shards(path, {"model": weights, "optimizers": saved, "best": best})
         self.model.load_state_dict(self._own_parts(weights))
-        for optimizer, state in zip(optimizers, states.values(), strict=True):
-            set_optimizer_state_dict(self.model, optimizer, state)
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for optimizer, number in zip(optimizers, states, strict=True):
+            set_optimizer_state_dict(self.model, optimizer, states[number])
+            for name in states[number]["state"].keys() - saved[number]["state"].keys():
+                optimizer.state.pop(parameters[name], None)
         wanted.update({name: tensor.cpu() for name, tensor in self._own_parts(best, prefix=_MODEL).items()})
         return checkpoint
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from gating.errors import InputError
 from gating.training.shard_reader import PlainPlanner, PlainReader
 
-__all__ = ["damage_of", "is_folder_of_shards", "load_shards", "read_metadata", "save_shards"]
+__all__ = ["NUM_PROCESSES", "check_num_processes", "damage_of", "load_shards", "read_metadata", "save_shards"]
 
 # Written last in the temporary folder: the checksums of all other files.
 _SUMS = "checksums.json"
 # Everything but tensors that are cut; the name is Lightning's.
 _METADATA = "meta.pt"
+# Name of the number of processes there.
+NUM_PROCESSES = "num_processes"
 
 
 def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -44,7 +47,7 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
     try:
         if rank == 0:
             # Of a process that was killed while it wrote.
-            for left in path.parent.glob(".step-*.ckpt.new"):
+            for left in path.parent.glob(".*.ckpt.new"):
                 shutil.rmtree(left)
             new.mkdir(parents=True)
     except OSError as error:
@@ -77,11 +80,6 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
     _raise_anywhere(path, problem, new=new)
 
 
-def is_folder_of_shards(path: Path) -> bool:
-    """Return whether a checkpoint is one of :func:`save_shards`."""
-    return path.is_dir()
-
-
 def load_shards(path: Path, state: dict[str, Any]) -> None:
     """Fill tables of tensors with the values in a checkpoint, in place; each process reads its part. Called by all.
 
@@ -106,6 +104,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+def check_num_processes(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Raise ``InputError`` if a checkpoint was saved by another number of processes."""
+    before, now = checkpoint[NUM_PROCESSES], torch.distributed.get_world_size()
+    if before != now:
+        raise InputError(
+            f"{path} is of {before} processes, and this run has {now}: batches and shards would be others. Resume with "
+            "as many as before (trainer.devices, trainer.num_nodes)."
+        )
+
+
 def damage_of(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
     """Return why a checkpoint is not as it was written, or None.
 
@@ -117,7 +125,7 @@ def damage_of(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
     try:
         sums = json.loads((path / _SUMS).read_text(encoding="ascii"))
         names = sorted(sums)[part::num_parts]
-        wrong = [name for name in names if _flush_and_hash([name], path)[name] != sums[name]]
+        wrong = [name for name in names if _hash(path / name) != sums[name]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return f"the checksum of {wrong[0]} does not match" if wrong else None
@@ -127,10 +135,14 @@ def _flush_and_hash(names: list[str], folder: Path) -> dict[str, str]:
     """Flush files to the disk, and return their checksums by name."""
     found = {}
     for name in names:
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        _flush([folder / name])
+        found[name] = _hash(folder / name)
     return found
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(paths: list[Path]) -> None:
@@ -150,7 +162,7 @@ def _raise_anywhere(path: Path, problem: str | None, *, new: Path | None = None)
     if found is not None:
         if new is not None and torch.distributed.get_rank() == 0:
             shutil.rmtree(new, ignore_errors=True)
-        raise OSError(f"{path} cannot be written ({found}); earlier checkpoints stay. Make room and resume.")
+        raise OSError(f"{path} cannot be written ({found}); earlier checkpoints stay. Mend that and resume.")
 
 
 def _describe(error: BaseException) -> str:

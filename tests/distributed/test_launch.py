@@ -12,6 +12,8 @@ REFUSED = {
         "tensor parallelism .* trainer=fsdp",
     ),
     "deepspeed": ({"strategy": "deepspeed_stage_3"}, "DeepSpeed .* trainer=fsdp"),
+    "fsdp1 by name": ({"strategy": "FSDP"}, "FSDP1 .* trainer=fsdp"),
+    "fsdp in bfloat16": ({"strategy": "fsdp", "devices": 2, "precision": "bf16-true"}, "not that of gates"),
     "fsdp alone": ({"strategy": "fsdp"}, "trainer.devices=1 starts one"),
     "fsdp in float16": (
         {"strategy": "fsdp", "devices": 2, "precision": "16-mixed"},

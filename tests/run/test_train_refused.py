@@ -31,6 +31,7 @@ def test_a_speedup_out_of_reach_is_refused_before_anything_is_written(inputs, tm
     assert not (tmp_path / "out").exists()
 
 
+SHARDED = "trainer=fsdp trainer.devices=2 trainer.precision=32-true"
 BAD_INPUTS = {
     "objective.num_heads=0": "num_heads=0",
     "objective.num_heads=13": "has 12 heads",
@@ -55,10 +56,11 @@ BAD_INPUTS = {
     "trainer.max_epochs=0 trainer.max_steps=-1": "nothing to train",
     "trainer.devices=0": "trainer.devices=0",
     "trainer=fsdp trainer.devices=1": "trainer.devices=1 starts one",
-    "trainer=fsdp trainer.devices=2 trainer.precision=32-true compile=true": "compile=true",
-    "trainer=fsdp trainer.devices=2 trainer.precision=32-true gates.discover=true": "register_attention_spec",
-    "trainer=fsdp trainer.devices=2 trainer.precision=32-true optimizer=adafactor": "optimizer=adamw",
+    f"{SHARDED} compile=true": "compile=true",
+    f"{SHARDED} gates.discover=true": "register_attention_spec",
+    f"{SHARDED} optimizer=adafactor": "optimizer=adamw",
     "trainer=ddp trainer.strategy=deepspeed_stage_3": "DeepSpeed",
+    f"{SHARDED} model=scratch model.model_type=bart +model.config.encoder_layerdrop=0.1": "layerdrop",
     "trainer.devices=20 trainer.strategy=ddp": "16 example(s) for 20 processes",
     "compile=perhaps": "compile=perhaps",
     "compile=true gradient_checkpointing=true": "choose one",

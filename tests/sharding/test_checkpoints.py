@@ -68,6 +68,9 @@ def test_damage_is_noticed_and_the_run_goes_back(settings, whole, tmp_path):
         flipped = bytearray(intact)
         flipped[len(flipped) // 2] ^= 1
         path.write_bytes(flipped)
+        # Processes share the work: only one of them can tell which file it is.
+        reasons = [why_unusable(last, part=part, num_parts=2) for part in (0, 1)]
+        assert any(reasons), path
         assert why_unusable(last) is not None, path
         path.write_bytes(intact)
     assert why_unusable(last) is None
@@ -75,6 +78,13 @@ def test_damage_is_noticed_and_the_run_goes_back(settings, whole, tmp_path):
     said = run_in_ranks(fit, settings, tmp_path)[0]
     assert "step-5.ckpt" in said
     assert all(Outcome.of(whole).compare(Outcome.of(tmp_path / "out")).values())
+
+
+def test_a_parameter_without_gradient_is_no_obstacle(settings, tmp_path):
+    with pytest.raises(AssertionError):
+        run_in_ranks(fit, settings, tmp_path, "1 batch 7", True, True)
+    said = run_in_ranks(fit, settings, tmp_path, "", True, True)[0]
+    assert "search resumes from" in said
 
 
 def test_another_number_of_processes_is_refused(settings, tmp_path):
