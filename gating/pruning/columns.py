@@ -42,6 +42,7 @@ def plan_scale_features(block: Block, scale: Tensor) -> list[Edit]:
         scale: Factors, ``[sum(slot_widths)]``. Nothing is planned if all are 1.
 
     Example:
+        >>> import torch
         >>> from gating import find_attention_blocks
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=2))

@@ -60,7 +60,6 @@ BAD_INPUTS = {
     f"{SHARDED} gates.discover=true": "register_attention_spec",
     f"{SHARDED} optimizer=adafactor": "optimizer=adamw",
     "trainer=ddp trainer.strategy=deepspeed_stage_3": "DeepSpeed",
-    f"{SHARDED} model=scratch model.model_type=bart +model.config.encoder_layerdrop=0.1": "layerdrop",
     "trainer.devices=20 trainer.strategy=ddp": "16 example(s) for 20 processes",
     "compile=perhaps": "compile=perhaps",
     "compile=true gradient_checkpointing=true": "choose one",

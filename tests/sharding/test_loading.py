@@ -9,9 +9,11 @@ import torch.distributed
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 import gating
+from gating.errors import InputError
 from gating.models.adapters import LoRA
 from gating.models.blueprint import make_blueprint
 from gating.models.sources import NewModel, Pretrained, load_sharded
+from gating.run.prepare import _check_no_layerdrop
 from gating.sharding import finalize_sharded, gather_model, shard_model
 from gating.sharding.save import save_sharded
 from gating.sharding.twin import copy_sharded
@@ -109,3 +111,14 @@ def test_adapters_are_merged_exactly_into_shards():
         assert all(torch.equal(found[name], weight) for name, weight in one.items())
     dense = build("llama").state_dict()
     assert not torch.equal(dense["model.layers.2.mlp.up_proj.weight"], one["model.layers.2.mlp.up_proj.weight"])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_layers_that_are_skipped_at_random_are_refused(rate):
+    source = NewModel("bart", config={"encoder_layers": 1, "decoder_layers": 1, "encoder_layerdrop": rate})
+    blueprint = make_blueprint(source, AutoModelForSeq2SeqLM)
+    if rate:
+        with pytest.raises(InputError, match=r"encoder_layerdrop=0\.1 skips layers at random"):
+            _check_no_layerdrop(blueprint)
+    else:
+        _check_no_layerdrop(blueprint)
