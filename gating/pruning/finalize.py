@@ -22,7 +22,16 @@ from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block
 from gating.structure.removal import plan_removal
 
-__all__ = ["FinalizeReport", "Reference", "differs", "finalize", "folded_values", "plan_block", "record_reference"]
+__all__ = [
+    "FinalizeReport",
+    "Reference",
+    "check_own_gates",
+    "differs",
+    "finalize",
+    "folded_values",
+    "plan_block",
+    "record_reference",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +92,7 @@ def finalize(
         >>> finalize(model, gates).kept_heads
         {'encoder.layer.0.attention.self': (0, 3), 'encoder.layer.1.attention.self': (2,)}
     """
-    if getattr(model, "head_gates", None) is not gates:
-        raise InputError(
-            f"These gates are not those of this {type(model).__name__}; pass the result of inject_gates(model)."
-        )
+    check_own_gates(model, gates)
     check_whole(model, remedy="call gating.sharding.finalize_sharded(model, gates)")
     check_has_values(model)
     gated = gates.blocks()
@@ -101,6 +107,14 @@ def finalize(
     become_compact(model)
     folded = folded_values(gated, values.split(gates.block_sizes))
     return FinalizeReport.of(model, before, gated, max_difference=difference, folded=folded)
+
+
+def check_own_gates(model: nn.Module, gates: HeadGates) -> None:
+    """Raise ``ValueError`` for gates of another model."""
+    if getattr(model, "head_gates", None) is not gates:
+        raise InputError(
+            f"These gates are not those of this {type(model).__name__}; pass the result of inject_gates(model)."
+        )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ from gating.gates import HeadGates
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
-from gating.pruning.finalize import FinalizeReport, differs, folded_values, plan_block, record_reference
+from gating.pruning.finalize import (
+    FinalizeReport,
+    check_own_gates,
+    differs,
+    folded_values,
+    plan_block,
+    record_reference,
+)
 from gating.pruning.prune import kept_units
 from gating.pruning.prune_report import UnitCounts
 from gating.sharding.plan import is_sharded, reshard
@@ -60,10 +67,7 @@ def finalize_sharded(
     """
     if not is_sharded(model):
         raise InputError(f"{type(model).__name__} is not sharded: call gating.finalize(model, gates).")
-    if getattr(model, "head_gates", None) is not gates:
-        raise InputError(
-            f"These gates are not those of this {type(model).__name__}; pass the result of inject_gates(model)."
-        )
+    check_own_gates(model, gates)
     reshard(model)
     check_has_values(model)
     gated = gates.blocks()

@@ -29,6 +29,7 @@ from gating.sharding.twin import dense_class, empty_twin, tensors_of
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.structure.compact import auto_places, compact_class
+from gating.structure.edits import own_part
 from gating.structure.integrity import INDEX, write_checksums
 
 __all__ = ["has_room_for", "save_sharded"]
@@ -170,17 +171,12 @@ def _write_others(tensors: Mapping[str, Tensor], folder: Path, num_files: int) -
 
 
 def _check_finite(model: PreTrainedModel) -> None:
-    wrong = [name for name, tensor in tensors_of(model).items() if not _local(tensor).isfinite().all()]
+    wrong = [name for name, tensor in tensors_of(model).items() if not own_part(tensor).isfinite().all()]
     found: list[list[str]] = [[]] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, wrong)
     names = [name for names in found for name in names]
     if names:
         raise InputError(f"{names[0]} has values that are NaN or infinite: training has diverged. Nothing was written.")
-
-
-def _local(tensor: Tensor) -> Tensor:
-    part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return part
 
 
 @contextmanager

@@ -24,6 +24,7 @@ __all__ = [
     "hook_input",
     "num_inputs",
     "num_outputs",
+    "own_part",
     "parameter_names",
     "plan_cut",
     "plan_cut_at",
@@ -172,6 +173,12 @@ def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that FSDP2 has cut over several processes as a plain one; a plain tensor as it is."""
     gather = getattr(tensor, "full_tensor", None)
     return tensor if gather is None else gather()
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process has, if FSDP2 has cut it; a plain tensor as it is."""
+    part = getattr(tensor, "to_local", None)
+    return tensor if part is None else part()
 
 
 def fill(parameter: Tensor, values: Tensor) -> None:

@@ -12,11 +12,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch.distributed.tensor import DTensor
 
 from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
 from gating.storage.atomic import replacing_file
+from gating.structure.edits import own_part
 from gating.tracking.position import log_position, position_in, return_to
 from gating.training.module import FineTuning
 from gating.training.shards import damage_of, read_metadata
@@ -258,6 +258,6 @@ class RunCheckpoint(Callback):
 
 def _is_finite(module: torch.nn.Module) -> bool:
     # Shards differ, so that processes could answer differently, and save a part of a checkpoint.
-    parts = (parameter.to_local() if isinstance(parameter, DTensor) else parameter for parameter in module.parameters())
-    (has_others,) = all_reduce_max(int(any(not bool(part.isfinite().all()) for part in parts)))
+    is_finite = all(bool(own_part(parameter).isfinite().all()) for parameter in module.parameters())
+    (has_others,) = all_reduce_max(int(not is_finite))
     return not has_others

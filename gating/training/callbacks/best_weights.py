@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from gating.structure.edits import own_part
 from gating.training.module import FineTuning
 
 __all__ = ["BestWeights"]
@@ -59,7 +59,7 @@ class BestWeights(Callback):
         """Copy the best weights into the model; without a validation they stay."""
         tensors = _trained(model)
         for name, weight in self._weights.items():
-            _local(tensors[name]).copy_(_local(weight))
+            own_part(tensors[name]).copy_(own_part(weight))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best weights and their score for a checkpoint."""
@@ -80,12 +80,6 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors that training changes: shared ones once, and none of the frozen weights beside adapters."""
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     return weights | dict(model.named_buffers())
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor in this process, if FSDP2 has cut it."""
-    part: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return part
 
 
 def _is_worse(score: float, best: float, *, higher_is_better: bool) -> bool:
