@@ -8,7 +8,6 @@ gating.save_compact(model, "compact", tokenizer=tokenizer)
 model = gating.load_compact("compact")
 """
 
-from gating.compact.export import export_onnx
 from gating.compact.load import load_compact
 from gating.compact.save import save_compact
 from gating.discovery.find import find_attention_blocks, find_feed_forward_blocks
@@ -34,6 +33,7 @@ from gating.pruning.padding import silence_padding
 from gating.pruning.prune import prune_heads, prune_neurons
 from gating.pruning.prune_report import PruneReport
 from gating.report.card import CompactReport
+from gating.serving.graphs.export import export_onnx
 from gating.structure.attention_spec import AttentionSpec
 from gating.structure.blocks import AttentionBlock
 from gating.structure.families import register_attention_spec

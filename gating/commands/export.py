@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from gating.commands.model_folder import find_model
-from gating.compact.export import export_runtime
-from gating.compact.formats import FORMATS
 from gating.compact.hub import find_folder
+from gating.serving.graphs.export import export_runtime
+from gating.serving.graphs.formats import FORMATS
 
 __all__ = ["HELP", "add_arguments", "run"]
 

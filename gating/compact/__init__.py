@@ -1,1 +1,1 @@
-"""How a compact model is saved, loaded and exported."""
+"""How a compact model is saved and loaded."""

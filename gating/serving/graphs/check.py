@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.compact.export_batches import PaddedBatch, batches_to_check, real_positions
-from gating.compact.formats import ExportFormat
 from gating.discovery.probe import forward_outputs, max_relative_difference
 from gating.errors import OperationError, explain, shorten
+from gating.serving.graphs.batches import PaddedBatch, batches_to_check, real_positions
+from gating.serving.graphs.formats import ExportFormat
 
 __all__ = ["TOLERANCE", "ExportCheck", "check_exported"]
 

@@ -5,7 +5,7 @@ import torch
 from transformers import BertForSequenceClassification
 
 import gating
-from gating.compact import export, export_check
+from gating.serving.graphs import check, export
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import make_model_folder
 
@@ -39,7 +39,7 @@ def test_onnx_runtime_gives_the_same_outputs(compact_folder, tmp_path):
 
 
 def test_an_export_with_other_outputs_is_not_written(compact_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_check, "_floating", lambda outputs: [torch.full_like(outputs["logits"], 1e3)])
+    monkeypatch.setattr(check, "_floating", lambda outputs: [torch.full_like(outputs["logits"], 1e3)])
     with pytest.raises(RuntimeError, match="Nothing was written"):
         export.export_runtime(compact_folder, tmp_path / "exported", format="torch")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compact", "model"]

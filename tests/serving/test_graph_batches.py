@@ -9,8 +9,8 @@ import torch
 import transformers
 
 import gating
-from gating.compact.export import export_runtime
-from gating.compact.export_batches import input_names
+from gating.serving.graphs.batches import input_names
+from gating.serving.graphs.export import export_runtime
 from tests.support.family_models import FAMILIES, randomize
 from tests.support.tiny_models import VOCABULARY
 

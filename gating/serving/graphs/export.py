@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel
 
-from gating.compact.export_batches import batch_to_trace, input_names
-from gating.compact.export_check import TOLERANCE, check_exported
-from gating.compact.formats import EXPORT, RuntimeFormat, find_format
 from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
 from gating.compact.save import Processor
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.errors import OperationError, explain, loading, shorten
+from gating.serving.graphs.batches import batch_to_trace, input_names
+from gating.serving.graphs.check import TOLERANCE, check_exported
+from gating.serving.graphs.formats import EXPORT, RuntimeFormat, find_format
 from gating.storage.folders import check_replaceable, replacing_folder
 
 __all__ = ["RuntimeFormat", "RuntimeReport", "export_onnx", "export_runtime"]

@@ -1,0 +1,1 @@
+"""How a compact model runs elsewhere: files and folders for serving runtimes, checked there."""

@@ -1,0 +1,1 @@
+"""Decoders as GGUF files for llama.cpp."""
