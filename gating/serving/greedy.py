@@ -1,0 +1,122 @@
+"""Greedy decoding: the tokens that a model writes, and the check of those that a runtime wrote."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from gating.errors import OperationError
+
+__all__ = ["NUM_NEW_TOKENS", "TOLERANCES", "TokenCheck", "check_tokens", "make_prompts", "write_greedily"]
+
+NUM_NEW_TOKENS = 40
+# Lengths of the prompts, in tokens.
+_LENGTHS = (1, 3, 8, 13, 21)
+# By the type of the weights: the largest gap, as a share of the largest logit, between the logit of the token that a
+# runtime wrote and the largest one. Runtimes sum in another order; types of 16 and 8 bits round weights.
+TOLERANCES: Mapping[str, float] = {"f32": 1e-3, "f16": 2e-2, "bf16": 1e-1, "q8_0": 1e-1}
+
+
+@dataclass(frozen=True)
+class TokenCheck:
+    """Comparison of the tokens of a runtime with a model's own choices.
+
+    Attributes:
+        num_tokens: Number of tokens that the runtime wrote.
+        num_equal: Number of those that the model would have written after the same text.
+        largest_gap: Largest gap between the logit of a written token and the largest logit, as a share of the latter.
+    """
+
+    num_tokens: int
+    num_equal: int
+    largest_gap: float
+
+    def describe(self, runtime: str) -> str:
+        """Return the comparison as a sentence."""
+        if self.num_equal == self.num_tokens:
+            return f"Checked in {runtime}: all {self.num_tokens} greedy tokens are the model's own"
+        return (
+            f"Checked in {runtime}: {self.num_equal} of {self.num_tokens} greedy tokens are the model's own; the logits "
+            f"of the others are within {100 * self.largest_gap:.2g} % of the largest"
+        )
+
+
+def make_prompts(model: PreTrainedModel, *, seed: int = 0) -> list[list[int]]:
+    """Return prompts of random tokens of several lengths, without special tokens.
+
+    Args:
+        model: A decoder; prompts and their continuations fit its context.
+        seed: Seed of the tokens.
+    """
+    config = model.config
+    longest = (getattr(config, "max_position_embeddings", None) or 1024) - 1
+    special = {getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+    special |= set(config.eos_token_id) if isinstance(config.eos_token_id, list) else set()
+    generator = torch.Generator().manual_seed(seed)
+    allowed = torch.tensor([token for token in range(config.vocab_size) if token not in special])
+    return [
+        allowed[torch.randint(len(allowed), (min(length, longest),), generator=generator)].tolist()
+        for length in _LENGTHS
+    ]
+
+
+@torch.inference_mode()
+def write_greedily(model: PreTrainedModel, prompt: Sequence[int], count: int = NUM_NEW_TOKENS) -> list[int]:
+    """Return the tokens with the largest logits, one after another, also after a token that ends texts.
+
+    Args:
+        model: A decoder.
+        prompt: Tokens before them.
+        count: Number of tokens.
+    """
+    tokens = torch.tensor([list(prompt)], device=model.device)
+    cache, written = DynamicCache(config=model.config), list[int]()
+    for _ in range(count):
+        logits = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits
+        tokens = logits[:, -1].argmax(dim=-1, keepdim=True)
+        written.append(int(tokens))
+    return written
+
+
+@torch.inference_mode()
+def check_tokens(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    written: Sequence[Sequence[int]],
+    *,
+    tolerance: float | None,
+    runtime: str,
+) -> TokenCheck:
+    """Compare the tokens that a runtime wrote with the model's own choice after the same text.
+
+    Two logits may be nearly equal, so that another order of summation decides for the other token; all later tokens are
+    then compared after that one.
+
+    Args:
+        model: The model that was exported.
+        prompts: Tokens of each prompt.
+        written: Tokens that the runtime wrote after each prompt.
+        tolerance: Largest gap of logits, as a share of the largest logit; None for no limit.
+        runtime: Name of the runtime, for messages.
+
+    Raises:
+        RuntimeError: The runtime wrote a token whose logit is smaller than the tolerance allows.
+    """
+    num_tokens = num_equal = 0
+    largest_gap = 0.0
+    for prompt, tokens in zip(prompts, written, strict=True):
+        text = torch.tensor([[*prompt, *tokens]], device=model.device)
+        logits: Tensor = model(input_ids=text, use_cache=False).logits[0, len(prompt) - 1 : -1].double()
+        chosen = logits.gather(-1, text[0, len(prompt) :].unsqueeze(-1)).squeeze(-1)
+        gaps = (logits.amax(-1) - chosen) / logits.abs().amax(-1).clamp_min(1e-30)
+        num_tokens += len(tokens)
+        num_equal += int((gaps == 0).sum())
+        largest_gap = max(largest_gap, float(gaps.max()))
+    if tolerance is not None and not largest_gap <= tolerance:
+        raise OperationError(
+            f"{runtime} writes other tokens than the model: only {num_equal} of {num_tokens} are the model's own, and "
+            f"the logits of the others are up to {100 * largest_gap:.2g} % below the largest. Nothing was written."
+        )
+    return TokenCheck(num_tokens, num_equal, largest_gap)
