@@ -64,8 +64,6 @@ FORMATS: Mapping[str, ServingFormat] = {
     "onnx-genai": ServingFormat(
         "ONNX Runtime GenAI: decoders with a cache", "gating.serving.genai:export_genai", "-onnx-genai", ("dtype",)
     ),
-    "openvino": ServingFormat(
-        "OpenVINO", "gating.serving.openvino:export_openvino", "-openvino", ("dtype",)
-    ),
+    "openvino": ServingFormat("OpenVINO", "gating.serving.openvino:export_openvino", "-openvino", ("dtype",)),
     "vllm": ServingFormat("vLLM: decoders with a head in every layer", "gating.serving.vllm:export_vllm", "-vllm"),
 }

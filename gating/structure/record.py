@@ -5,8 +5,9 @@ original numbers of the kept ones::
 
     {"format": 1, "blocks": {"encoder.layer.0.attention.self": {"num_heads": 12, "kept_heads": [0, 7]}, ...}}
 
-``padding_heads`` of a block are heads that only fill groups of query heads. ``specs`` has the layouts of attention
-classes that the shipped registry lacks. For ``sha256``, see ``integrity.py``.
+``padding_heads`` of a block are heads that only fill groups of query heads, or that do nothing in a block without any
+kept head, for runtimes that need one in every layer. ``specs`` has the layouts of attention classes that the shipped
+registry lacks. For ``sha256``, see ``integrity.py``.
 
 Where neurons were removed, the format is 2, and ``feed_forward`` has the former width of each block, the number of
 neurons in a group, and the original numbers of the kept groups::
@@ -124,8 +125,8 @@ def _plan_heads(model: nn.Module, entries: dict[str, object], *, may_be_empty: b
             )
         kept = _read_heads(name, entry, "kept_heads", block.num_heads)
         padding = _read_heads(name, entry, "padding_heads", block.num_heads)
-        if set(kept) & set(padding) or (padding and not kept and not block.spec.lends):
-            raise damaged(f"block {name!r} names heads {padding} as padding, which must fill groups of kept heads")
+        if set(kept) & set(padding):
+            raise damaged(f"block {name!r} names heads {padding} as padding, which must be other than the kept heads")
         try:
             edits += plan_removal(block, kept, padding=padding)
         except ValueError as error:

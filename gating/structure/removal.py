@@ -70,7 +70,7 @@ def plan_removal(block: Block, kept: Collection[int], *, padding: Collection[int
     Args:
         block: The block.
         kept: Original numbers of the heads, or of the groups of neurons, to keep.
-        padding: Original numbers of the heads that pad groups of query heads; chosen here when left out.
+        padding: Original numbers of heads that pad groups of query heads, or do nothing alone; chosen here if None.
 
     Returns:
         Edits to apply in order; none if every unit is kept.
@@ -91,7 +91,7 @@ def plan_removal(block: Block, kept: Collection[int], *, padding: Collection[int
         return block.plan_removal(kept)
     if set(kept) == set(block.head_ids) and padding is None:
         return []
-    if not kept and block.spec.returns == "unknown":
+    if not (kept or padding) and block.spec.returns == "unknown":
         raise InputError(
             f"{block.name} ({type(block.module).__name__}) cannot be left without a head: its return value then is "
             "unknown. Keep one head, or describe the class with gating.register_attention_spec."
@@ -114,13 +114,13 @@ def plan_removal(block: Block, kept: Collection[int], *, padding: Collection[int
 
 def select(block: AttentionBlock, kept: Collection[int], padding: Collection[int] | None = None) -> Selection:
     """Return the part of a block that stays; the arguments and errors are those of :func:`plan_removal`."""
-    if not kept and not block.spec.lends:
+    if not (kept or padding or block.spec.lends):
         return Selection((), (), (), ())
     slots = block.head_slots
     size = len(slots) // block.num_key_value_heads
     groups = [slots[start : start + size] for start in range(0, len(slots), size)]
     all_stay = block.spec.keeps_key_value_heads
-    kept_groups = [index for index, group in enumerate(groups) if all_stay or set(group) & set(kept)]
+    kept_groups = [index for index, group in enumerate(groups) if all_stay or set(group) & set(kept or padding or ())]
     if padding is None:
         padding = _choose_padding([groups[index] for index in kept_groups], set(kept))
     stay = {*kept, *padding}

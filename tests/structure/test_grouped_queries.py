@@ -110,7 +110,7 @@ def test_gates_on_a_padded_model_leave_padding_out(llama):
     ("change", "message"),
     [
         ({"padding_heads": []}, "do not fill the groups evenly"),
-        ({"padding_heads": [0]}, "must fill groups of kept heads"),
+        ({"padding_heads": [0]}, "must be other than the kept heads"),
         ({"padding_heads": [2]}, "do not fill the groups evenly"),
         ({"padding_heads": [9]}, r"heads 0 to 7, but padding_heads is \[9\]"),
         ({"padding_heads": "all"}, "no list of padding heads"),

@@ -1,0 +1,142 @@
+"""Attention without any head, for runtimes that need a head in every layer: one head that does nothing instead."""
+
+from collections.abc import Collection, Iterator, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
+
+from gating.discovery.refusals import check_no_adapters, check_whole
+from gating.errors import InputError
+from gating.pruning.compact_model import become_compact, describe_kept_units
+from gating.structure.blocks import AttentionBlock, iter_attention_blocks
+from gating.structure.record import RECORD_KEY, plan_from_record
+
+__all__ = ["with_silent_groups"]
+
+
+def with_silent_groups(model: PreTrainedModel, names: Collection[str] | None = None) -> PreTrainedModel:
+    """Return a copy of a compact model in which each self-attention block has at least one key-value group.
+
+    An emptied block gets the first head of the original model again, with its own key and value: the weights and biases
+    of its projections are zero, and so are its columns of the output projection, whose bias stays. A layer that uses
+    the keys of another one gets a head for each of them. Outputs are equal, and no head is counted as kept.
+
+    Args:
+        model: The model, whole and without adapters; it stays as it is, and shares all other tensors with the copy.
+        names: Names of the blocks, as :func:`~gating.discovery.find.find_attention_blocks` has them; by default all
+            emptied self-attention blocks.
+
+    Returns:
+        The copy, in the mode of the model; the model itself if no block is to change.
+
+    Raises:
+        ValueError: The model has adapters or is sharded, or a name is not that of an emptied self-attention block.
+
+    Example:
+        >>> from gating import prune_heads
+        >>> from transformers import LlamaConfig, LlamaModel
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 10}
+        >>> model = LlamaModel(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
+        >>> report = prune_heads(model, {0: [0, 1, 2, 3]})
+        >>> with_silent_groups(model).layers[0].self_attn.k_proj.weight.shape  # one head of width 4
+        torch.Size([4, 16])
+    """
+    check_whole(model, remedy="gather it first, or load the compact folder in one process")
+    check_no_adapters(model)
+    emptied = {
+        block.name: block
+        for block in iter_attention_blocks(model)
+        if not block.head_slots and not block.is_cross_attention
+    }
+    unknown = sorted(set(names or ()) - emptied.keys())
+    if unknown:
+        raise InputError(
+            f"{unknown[0]!r} is not a self-attention block without heads of this {type(model).__name__}, whose are: "
+            f"{', '.join(emptied) or 'none'}."
+        )
+    silent = list(emptied if names is None else names)
+    if not silent:
+        return model
+    copy = _build(model, silent)
+    blocks = {block.name: block for block in iter_attention_blocks(copy)}
+    for name in silent:
+        _silence(copy, blocks[name], like=emptied[name].output_projection.weight)
+    _share(model, copy)
+    become_compact(copy)
+    if getattr(model, "generation_config", None) is not None:
+        copy.generation_config = deepcopy(model.generation_config)
+    copy.train(model.training)
+    return copy
+
+
+def _build(model: PreTrainedModel, silent: Collection[str]) -> PreTrainedModel:
+    """Build the copy without values; its record has, as padding, the heads of blocks that are to be silent."""
+    dense_class: type[PreTrainedModel] = getattr(type(model), "dense_class", type(model))
+    record = describe_kept_units(model)
+    with torch.device("meta"), initialization.no_init_weights():
+        copy: PreTrainedModel = dense_class._from_config(_dense_config(model))
+    for block in iter_attention_blocks(copy):
+        if block.name in silent:
+            size = len(block.head_slots) // block.num_key_value_heads
+            heads = block.head_slots[::size] if block.spec.keeps_key_value_heads else block.head_slots[:1]
+            record["blocks"][block.name]["padding_heads"] = list(heads)
+    for edit in plan_from_record(copy, record):
+        edit.apply()
+    return copy
+
+
+def _dense_config(model: PreTrainedModel) -> PreTrainedConfig:
+    config: PreTrainedConfig = deepcopy(model.config)
+    if hasattr(config, RECORD_KEY):
+        delattr(config, RECORD_KEY)
+    return config
+
+
+@torch.no_grad()
+def _silence(model: PreTrainedModel, block: AttentionBlock, *, like: Any) -> None:
+    """Give a block without values zeros in its projections, and elsewhere the values of a new model.
+
+    Args:
+        model: The model.
+        block: The block.
+        like: A tensor on its device, of its dtype.
+    """
+    projections = [linear for linear, _ in block.projections()]
+    outputs = [block.output_projection, *(linear for linear, _ in block.other_outputs())]
+    for module in {*block.module.modules(), *projections, *outputs}:
+        for owned in (module._parameters, module._buffers):
+            _fill(owned, like)
+        if module not in projections and module not in outputs:
+            model._init_weights(module)
+    # After the others: attention modules of some families initialize their projections, too.
+    for linear in (*projections, *outputs):
+        for parameter in linear.parameters():
+            parameter.zero_()
+    if isinstance(getattr(block.module, "head_index", None), Tensor):
+        block.module.head_index = torch.tensor(block.head_slots, device=like.device)
+
+
+def _fill(owned: Mapping[str, Tensor | None], like: Tensor) -> None:
+    for name, tensor in list(owned.items()):
+        if tensor is not None and tensor.is_meta:
+            dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
+            filled = torch.zeros(tensor.shape, dtype=dtype, device=like.device)
+            owned[name] = nn.Parameter(filled) if isinstance(tensor, nn.Parameter) else filled  # type: ignore[index]
+
+
+def _share(model: nn.Module, copy: nn.Module) -> None:
+    """Give a copy the tensors of a model where both have them in one shape; those of emptied layers have no entries."""
+    owners = dict(copy.named_modules())
+    for name, tensor in _tensors(model):
+        owner, _, attribute = name.rpartition(".")
+        there = getattr(owners[owner], attribute, None) if owner in owners else None
+        if isinstance(there, Tensor) and there.shape == tensor.shape:
+            setattr(owners[owner], attribute, tensor)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
