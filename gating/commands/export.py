@@ -5,35 +5,43 @@ from pathlib import Path
 
 from gating.commands.model_folder import find_model
 from gating.compact.hub import find_folder
-from gating.serving.graphs.export import export_runtime
-from gating.serving.graphs.formats import FORMATS
+from gating.serving.formats import FORMATS, export_compact
 
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "export a compact model for another runtime, and check it there"
+_FORMATS = "; ".join(f"{name}: {row.summary}" for name, row in FORMATS.items())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
     parser.add_argument("folder", help="folder of a compact model or a finished run, or a name on the hub")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help="onnx (default) or torch.export")
-    parser.add_argument("--output", help="folder for the export; FOLDER-FORMAT or NAME-FORMAT if left out")
+    parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help=f"onnx by default; {_FORMATS}")
+    parser.add_argument("--output", help="place of the export; FOLDER-FORMAT or FOLDER.gguf if left out")
     parser.add_argument("--overwrite", action="store_true", help="overwrite an earlier export")
+    parser.add_argument(
+        "--dtype", help="type of the weights; gguf: f32, f16 (default), bf16, q8_0; onnx-genai: f32 (default), int4"
+    )
+    parser.add_argument("--int8", action="store_true", help="onnx: weights of 8 bits, with the accuracy measured")
+    parser.add_argument("--tokenizer-from", metavar="FILE", help="gguf: copy the tokenizer of the dense model's GGUF")
+    parser.add_argument("--pre-tokenizer", metavar="NAME", help="gguf: llama.cpp's name of the pre-tokenizer")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Export a compact model, and print its inputs and the check."""
+    """Export a compact model, and print its contents and the check."""
     place = str(find_model(arguments.folder)[0] or arguments.folder)
     source = find_folder(place, revision=arguments.revision)
     # Of user/name, the export lies in the current folder.
     name = place.rstrip("/") if source == Path(place) else Path(place).name
-    folder = arguments.output or f"{name}-{arguments.format}"
-    report = export_runtime(source, folder, format=arguments.format, overwrite=arguments.overwrite)
-    inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in report.inputs.items())
-    print(f"{report.folder}: {report.megabytes:,.1f} MB with the inputs {inputs}")
-    print(f"Checked on {report.checked}: its outputs differ from the model's by {report.max_difference:.1e}")
-    for refused in report.refused:
-        print(f"It rejects {refused}, which the model accepts")
-    for name in report.left_out:
-        print(f"The tokenizer or processor also makes {name}, which the export does not accept: leave that out")
+    report = export_compact(
+        source,
+        arguments.output or f"{name}{FORMATS[arguments.format].ending}",
+        format=arguments.format,
+        overwrite=arguments.overwrite,
+        dtype=arguments.dtype,
+        int8=arguments.int8,
+        tokenizer_from=arguments.tokenizer_from,
+        pre_tokenizer=arguments.pre_tokenizer,
+    )
+    print("\n".join(report.sentences))

@@ -1,12 +1,18 @@
 """The formats of exported models, one row each."""
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FORMATS", "ServingFormat", "ServingReport"]
+from transformers import PreTrainedModel
+
+from gating.errors import InputError, MissingPackageError
+
+__all__ = ["FORMATS", "ServingFormat", "ServingReport", "export_compact"]
 
 
 @dataclass(frozen=True)
@@ -33,18 +39,31 @@ class ServingFormat:
         exporter: Module and name of the function that exports a model, which is imported when it is used.
         ending: Ending of the default name: that of a file, or ``-NAME`` for a folder.
         options: Names of the function's options beside ``overwrite``.
+        packages: Packages that the export needs.
+        extra: The extra of this package that has them.
     """
 
     summary: str
     exporter: str
     ending: str
     options: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    extra: str = "serving"
 
     def load(self) -> Callable[..., Any]:
         """Return the function ``(model_or_directory, path, *, overwrite, ...)`` that exports a model.
 
         It returns a :class:`ServingReport`.
+
+        Raises:
+            ImportError: A package for the export is not installed.
         """
+        for package in self.packages:
+            if find_spec(package) is None:
+                name = package.replace("_", "-")
+                raise MissingPackageError(
+                    f"The package {name} is needed for this export: pip install 'head-gating[{self.extra}]'"
+                )
         module, _, name = self.exporter.partition(":")
         function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return function
@@ -52,18 +71,67 @@ class ServingFormat:
 
 FORMATS: Mapping[str, ServingFormat] = {
     "onnx": ServingFormat(
-        "ONNX Runtime: one forward pass without a cache", "gating.serving.graphs.export:export_onnx", "-onnx", ("int8",)
+        "ONNX Runtime, one forward pass without a cache",
+        "gating.serving.graphs.export:export_onnx",
+        "-onnx",
+        ("int8",),
+        ("onnx", "onnxscript", "onnxruntime"),
+        "export",
     ),
     "torch": ServingFormat("torch.export", "gating.serving.graphs.export:export_torch", "-torch"),
     "gguf": ServingFormat(
-        "llama.cpp: LLaMA, Mistral, Qwen2 and Qwen3",
+        "llama.cpp, decoders of LLaMA, Mistral, Qwen2 and Qwen3",
         "gating.serving.gguf.export:export_gguf",
         ".gguf",
         ("dtype", "tokenizer_from", "pre_tokenizer"),
+        ("gguf",),
     ),
     "onnx-genai": ServingFormat(
-        "ONNX Runtime GenAI: decoders with a cache", "gating.serving.genai:export_genai", "-onnx-genai", ("dtype",)
+        "ONNX Runtime GenAI, decoders with a cache",
+        "gating.serving.genai:export_genai",
+        "-onnx-genai",
+        ("dtype",),
+        ("onnx", "onnxruntime", "onnxruntime_genai"),
     ),
-    "openvino": ServingFormat("OpenVINO", "gating.serving.openvino:export_openvino", "-openvino", ("dtype",)),
-    "vllm": ServingFormat("vLLM: decoders with a head in every layer", "gating.serving.vllm:export_vllm", "-vllm"),
+    "openvino": ServingFormat(
+        "OpenVINO", "gating.serving.openvino:export_openvino", "-openvino", ("dtype",), ("openvino",)
+    ),
+    "vllm": ServingFormat("vLLM, decoders", "gating.serving.vllm:export_vllm", "-vllm"),
 }
+
+
+def export_compact(
+    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    save_path: str | os.PathLike[str],
+    *,
+    format: str,
+    overwrite: bool = False,
+    **options: Any,
+) -> Any:
+    """Export a model for another runtime, and check it there.
+
+    Args:
+        model_or_directory: A compact model, its folder, or its name on the hub.
+        save_path: File or folder for the export; it is written whole or not at all.
+        format: ``onnx``, ``torch``, ``gguf``, ``onnx-genai``, ``openvino`` or ``vllm``.
+        overwrite: Whether an earlier export may be replaced.
+        **options: Options of the format, such as ``dtype`` or ``int8``; None for its default.
+
+    Returns:
+        A report with ``path``, ``megabytes``, and ``sentences`` on the contents and the check.
+
+    Raises:
+        ImportError: A package for the export is not installed.
+        ValueError: The format or the option is unknown, or the runtime has no such models.
+        FileExistsError: The path exists and ``overwrite`` is false, or it is not an earlier export.
+        RuntimeError: The export fails, or the runtime gives other results. Nothing is written.
+    """
+    if format not in FORMATS:
+        raise InputError(f"format={format!r} is not a format of exports: give one of {', '.join(FORMATS)}.")
+    row = FORMATS[format]
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    for name in given.keys() - set(row.options):
+        users = [other for other, its_row in FORMATS.items() if name in its_row.options]
+        remedy = f"It is an option of {' and '.join(users)}." if users else "There is no such option."
+        raise InputError(f"format={format!r} has no option {name}. {remedy}")
+    return row.load()(model_or_directory, save_path, overwrite=overwrite, **given)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gating.errors import OperationError
 
@@ -38,28 +38,28 @@ class TokenCheck:
         if self.num_equal == self.num_tokens:
             return f"Checked in {runtime}: all {self.num_tokens} greedy tokens are the model's own"
         return (
-            f"Checked in {runtime}: {self.num_equal} of {self.num_tokens} greedy tokens are the model's own; the logits "
-            f"of the others are within {100 * self.largest_gap:.2g} % of the largest"
+            f"Checked in {runtime}: {self.num_equal} of {self.num_tokens} greedy tokens are the model's own; the "
+            f"logits of the others are within {100 * self.largest_gap:.2g} % of the largest"
         )
 
 
-def make_prompts(model: PreTrainedModel, *, seed: int = 0) -> list[list[int]]:
-    """Return prompts of random tokens of several lengths, without special tokens.
+def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: int = 0) -> tuple[list[list[int]], int]:
+    """Return prompts of random tokens, without special tokens, and the number of tokens to write after each.
 
     Args:
-        model: A decoder; prompts and their continuations fit its context.
+        model: A decoder.
+        context: Largest number of tokens of a prompt with its continuation; by default that of the model.
         seed: Seed of the tokens.
     """
     config = model.config
-    longest = (getattr(config, "max_position_embeddings", None) or 1024) - 1
+    context = context or getattr(config, "max_position_embeddings", None) or 2 * NUM_NEW_TOKENS
     special = {getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
     special |= set(config.eos_token_id) if isinstance(config.eos_token_id, list) else set()
-    generator = torch.Generator().manual_seed(seed)
     allowed = torch.tensor([token for token in range(config.vocab_size) if token not in special])
-    return [
-        allowed[torch.randint(len(allowed), (min(length, longest),), generator=generator)].tolist()
-        for length in _LENGTHS
-    ]
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [min(length, max(1, context // 2)) for length in _LENGTHS]
+    prompts = [allowed[torch.randint(len(allowed), (length,), generator=generator)].tolist() for length in lengths]
+    return prompts, min(NUM_NEW_TOKENS, context - max(lengths))
 
 
 @torch.inference_mode()
@@ -72,12 +72,10 @@ def write_greedily(model: PreTrainedModel, prompt: Sequence[int], count: int = N
         count: Number of tokens.
     """
     tokens = torch.tensor([list(prompt)], device=model.device)
-    cache, written = DynamicCache(config=model.config), list[int]()
     for _ in range(count):
-        logits = model(input_ids=tokens, past_key_values=cache, use_cache=True).logits
-        tokens = logits[:, -1].argmax(dim=-1, keepdim=True)
-        written.append(int(tokens))
-    return written
+        logits = model(input_ids=tokens, use_cache=False).logits
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(dim=-1)], dim=1)
+    return tokens[0, len(prompt) :].tolist()
 
 
 @torch.inference_mode()
@@ -86,6 +84,7 @@ def check_tokens(
     prompts: Sequence[Sequence[int]],
     written: Sequence[Sequence[int]],
     *,
+    never_written: Sequence[int] = (),
     tolerance: float | None,
     runtime: str,
 ) -> TokenCheck:
@@ -98,6 +97,7 @@ def check_tokens(
         model: The model that was exported.
         prompts: Tokens of each prompt.
         written: Tokens that the runtime wrote after each prompt.
+        never_written: Tokens that the runtime leaves out, such as those that end a text.
         tolerance: Largest gap of logits, as a share of the largest logit; None for no limit.
         runtime: Name of the runtime, for messages.
 
@@ -110,7 +110,8 @@ def check_tokens(
         text = torch.tensor([[*prompt, *tokens]], device=model.device)
         logits: Tensor = model(input_ids=text, use_cache=False).logits[0, len(prompt) - 1 : -1].double()
         chosen = logits.gather(-1, text[0, len(prompt) :].unsqueeze(-1)).squeeze(-1)
-        gaps = (logits.amax(-1) - chosen) / logits.abs().amax(-1).clamp_min(1e-30)
+        logits[:, list(never_written)] = 0.0 - logits.abs().amax(-1, keepdim=True)
+        gaps = (logits.amax(-1) - chosen).clamp_min(0.0) / logits.abs().amax(-1).clamp_min(1e-30)
         num_tokens += len(tokens)
         num_equal += int((gaps == 0).sum())
         largest_gap = max(largest_gap, float(gaps.max()))

@@ -1,0 +1,148 @@
+"""The architecture of llama.cpp that runs a decoder, and the reasons why others do not run.
+
+Most of llama.cpp's architectures read one number of heads for all layers. Three read one for each: ``deci`` (LLaMA with
+optional biases, and layers without attention), ``openelm`` (norms of queries and keys, tied embeddings) and ``step35``
+(such norms, and an output embedding of its own). Their loaders and graphs are in ``src/models`` of llama.cpp.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from gating.errors import InputError
+from gating.serving.decoders import DecoderSizes, sizes_of
+
+__all__ = ["Architecture", "blocks_to_fill", "context_length", "find_architecture", "rope_type"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture of llama.cpp.
+
+    Attributes:
+        name: Its name in a file.
+        rotates_pairs: Whether rotary embeddings turn neighbouring values, not the halves of a head as in transformers:
+            the rows of queries and keys then change places.
+        has_norms: Whether queries and keys of each head are normalized.
+        is_fused: Whether one tensor has queries, keys and values.
+        sizes_per_layer: Sizes that may differ between layers: ``heads`` and ``neurons``.
+        may_be_empty: Whether a layer may have no attention.
+        ties: Whether the output embedding has to be tied to the input embedding (True), must not be (False), or either.
+        rope_types: Types of rotary embeddings, in transformers' words.
+    """
+
+    name: str
+    rotates_pairs: bool = False
+    has_norms: bool = False
+    is_fused: bool = False
+    sizes_per_layer: tuple[str, ...] = ()
+    may_be_empty: bool = False
+    ties: bool | None = None
+    rope_types: tuple[str, ...] = ("default", "linear", "yarn")
+
+
+_LLAMA = Architecture("llama", rotates_pairs=True, rope_types=("default", "linear", "llama3", "yarn"))
+_DECI = Architecture(
+    "deci",
+    rotates_pairs=True,
+    sizes_per_layer=("heads", "neurons"),
+    may_be_empty=True,
+    rope_types=("default", "linear", "llama3", "yarn"),
+)
+_QWEN3 = Architecture("qwen3", has_norms=True)
+_OPENELM = Architecture("openelm", has_norms=True, is_fused=True, sizes_per_layer=("heads", "neurons"), ties=True)
+# Its full attention rotates half of a head, so each layer gets a sliding window as long as the context.
+_STEP35 = Architecture("step35", has_norms=True, sizes_per_layer=("heads",), ties=False, rope_types=("default",))
+
+# For even sizes, and for uneven ones. The architecture qwen2 has as many query rows as hidden values; llama has biases.
+_FAMILIES: dict[str, tuple[Architecture, tuple[Architecture, ...]]] = {
+    "llama": (_LLAMA, (_DECI,)),
+    "mistral": (_LLAMA, (_DECI,)),
+    "qwen2": (_LLAMA, (_DECI,)),
+    "qwen3": (_QWEN3, (_OPENELM, _STEP35)),
+}
+_NAMES = "LLaMA, Mistral, Qwen2 and Qwen3"
+
+
+def find_architecture(model: PreTrainedModel) -> Architecture:
+    """Return the architecture of llama.cpp that computes what a model does.
+
+    Args:
+        model: A decoder, compact or dense.
+
+    Raises:
+        ValueError: llama.cpp has none; the message names the reason and another export.
+    """
+    sizes, config, name = sizes_of(model), model.config, type(model).__name__
+    if config.model_type not in _FAMILIES or not name.endswith("ForCausalLM"):
+        raise _refusal(model, f"only {_NAMES} have an architecture there with sizes that differ between layers", sizes)
+    even, uneven = _FAMILIES[config.model_type]
+    is_tied = bool(config.tie_word_embeddings)
+    found = even if sizes.is_even else next(one for one in uneven if one.ties in (None, is_tied))
+    if config.hidden_act not in ("silu", "swish"):
+        raise _refusal(model, f"its activation {config.hidden_act!r} is not the SiLU of the architecture {found.name}")
+    kind = rope_type(config)
+    if kind not in found.rope_types:
+        raise _refusal(model, f"the architecture {found.name} has no rotary embeddings of the type {kind!r}")
+    if float((config.rope_parameters or {}).get("partial_rotary_factor") or 1.0) != 1.0:
+        raise _refusal(model, f"the architecture {found.name} rotates whole heads, and this model a part of each")
+    biased = _first_bias(model) if found.has_norms else None
+    if biased is not None:
+        raise _refusal(model, f"the architecture {found.name} has no biases, and {biased} has one")
+    return found
+
+
+def blocks_to_fill(model: PreTrainedModel, architecture: Architecture) -> tuple[str, ...]:
+    """Return the names of the emptied attention blocks in whose place an architecture needs a silent group.
+
+    Args:
+        model: A decoder that the architecture computes.
+        architecture: The architecture.
+    """
+    sizes = sizes_of(model)
+    if not architecture.may_be_empty:
+        return sizes.emptied
+    # Its first layer stands for the model's number of heads; a layer without attention has no output bias there.
+    biased = {name for name in sizes.emptied if any(key.endswith(f"{name}.o_proj.bias") for key in model.state_dict())}
+    return tuple(name for name in sizes.emptied if name == sizes.names[0] or name in biased)
+
+
+def context_length(config: Any) -> tuple[int, str | None]:
+    """Return the number of tokens for which full attention is what a model computes, and a note if it is reduced.
+
+    The architectures attend to all earlier tokens; a sliding window makes no difference before its end.
+    """
+    longest: int = config.max_position_embeddings
+    types = getattr(config, "layer_types", None)
+    slides = "sliding_attention" in types if types else getattr(config, "use_sliding_window", True)
+    window = getattr(config, "sliding_window", None) if slides else None
+    if window is None or window >= longest:
+        return longest, None
+    return window, (
+        f"The context is {window} tokens instead of {longest}: the model's layers have a sliding window of that "
+        "length, and those of the file attend to everything"
+    )
+
+
+def rope_type(config: Any) -> str:
+    """Return the type of rotary embeddings of a configuration, such as ``default`` or ``llama3``."""
+    kind = str((config.rope_parameters or {}).get("rope_type") or "default")
+    # Dynamic ones are the default ones up to the context of the model.
+    return "default" if kind == "dynamic" else kind
+
+
+def _first_bias(model: PreTrainedModel) -> str | None:
+    """Return the name of the first layer with a bias."""
+    biases = (name for name, _ in model.named_parameters() if name.endswith(".bias"))
+    return next(biases, "").removesuffix(".bias") or None
+
+
+def _refusal(model: PreTrainedModel, reason: str, sizes: DecoderSizes | None = None) -> InputError:
+    other = (
+        "Its layers have equal sizes: save it with stock=True, and convert that folder with llama.cpp's own "
+        "convert_hf_to_gguf.py."
+        if sizes is not None and sizes.is_even
+        else "Export it with --format onnx-genai or --format vllm."
+    )
+    return InputError(f"{type(model).__name__} cannot be exported to GGUF: {reason}. {other}")

@@ -1,0 +1,144 @@
+"""Export of decoders as GGUF files, checked in llama.cpp."""
+
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoTokenizer, PreTrainedModel
+
+from gating.compact.save import Processor
+from gating.errors import FolderExistsError, InputError, OperationError
+from gating.serving.decoders import load_decoder
+from gating.serving.formats import ServingReport
+from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture
+from gating.serving.gguf.check import RUNTIME, run_llama_cpp
+from gating.serving.gguf.tokenizer import tokens_never_written
+from gating.serving.gguf.writing import TokenizerSource, write_gguf
+from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
+from gating.serving.silent import with_silent_groups
+from gating.storage.atomic import replacing_file
+
+__all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
+
+GgufType = Literal["f32", "f16", "bf16", "q8_0"]
+GGUF_TYPES: tuple[GgufType, ...] = ("f32", "f16", "bf16", "q8_0")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_NO_TOKENIZER = "The model has no tokenizer: the file has placeholders, and reads and writes numbers of tokens only"
+# Texts with words, numbers, spaces and characters of several bytes, to compare tokenizers.
+_TEXTS = (
+    "Hello, world! It's 12345 o'clock.",
+    "  two  spaces,\n\nlines\tand tabs",
+    "naïve café, 東京 🙂 Ünïcödé",
+    "x=[1,2];",
+)
+
+
+def export_gguf(
+    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    save_path: str | os.PathLike[str],
+    *,
+    dtype: GgufType = "f16",
+    tokenizer: Processor | None = None,
+    tokenizer_from: str | os.PathLike[str] | None = None,
+    pre_tokenizer: str | None = None,
+    overwrite: bool = False,
+) -> ServingReport:
+    """Export a decoder as a GGUF file for llama.cpp, and check there that it writes the same tokens.
+
+    Layers may have different numbers of heads, key-value groups and neurons, or no attention. The check needs the
+    package ``xllamacpp``, which is llama.cpp; without it, the report says that the file was not checked.
+
+    Args:
+        model_or_directory: A model of LLaMA, Mistral, Qwen2 or Qwen3, its compact folder, or its name on the hub.
+        save_path: Path of the file; it is written whole or not at all.
+        dtype: Type of the matrices: ``f32``, ``f16``, ``bf16``, or ``q8_0`` with 8 bits. llama.cpp's
+            ``llama-quantize`` makes smaller ones of these files.
+        tokenizer: Tokenizer of a model; by default the one in the model's folder. Without any, the file has
+            placeholders, so that it reads and writes numbers of tokens only.
+        tokenizer_from: GGUF file whose tokenizer is copied, such as that of the dense model.
+        pre_tokenizer: llama.cpp's name of the pre-tokenizer; by default found by its regular expression.
+        overwrite: Whether an earlier GGUF file may be replaced.
+
+    Returns:
+        The file and the result of the check.
+
+    Raises:
+        ValueError: llama.cpp has no architecture or no tokenizer of this kind; the message names another export.
+        FileExistsError: The file exists and ``overwrite`` is false, or it is not a GGUF file.
+        RuntimeError: llama.cpp does not load the file, or writes other tokens. Nothing is written.
+    """
+    if dtype not in GGUF_TYPES:
+        raise InputError(f"dtype={dtype!r} is not a type of GGUF files: give one of {', '.join(GGUF_TYPES)}.")
+    target = Path(save_path)
+    _check_target(target, overwrite=overwrite)
+    model, folder = load_decoder(model_or_directory)
+    architecture = find_architecture(model)
+
+    with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target) as new:
+        own = _tokenizer_folder(folder, tokenizer, Path(scratch))
+        source = TokenizerSource(own, None if tokenizer_from is None else Path(tokenizer_from), pre_tokenizer)
+        filled = with_silent_groups(model, blocks_to_fill(model, architecture))
+        write_gguf(filled, architecture, new, dtype=dtype, source=source)
+        checked = _check(model, new, dtype=dtype, tokenizer=own)
+        megabytes = new.stat().st_size / 1e6
+    context, note = context_length(model.config)
+    sentences = (
+        f"{target}: {megabytes:,.1f} MB, architecture {architecture.name} of llama.cpp, {dtype}, context {context}",
+        *(() if note is None else (note,)),
+        *checked,
+        f"Run it: llama-cli -m {target}, or llama-server -m {target}",
+    )
+    return ServingReport(target, megabytes, sentences)
+
+
+def _tokenizer_folder(folder: Path | None, tokenizer: Processor | None, scratch: Path) -> Path | None:
+    """Return the folder with the tokenizer of a model; None if there is none."""
+    if tokenizer is not None:
+        tokenizer.save_pretrained(scratch)
+        return scratch
+    has_files = folder is not None and any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return folder if has_files else None
+
+
+def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Path | None) -> list[str]:
+    """Return sentences on what llama.cpp writes with a file and reads in texts.
+
+    Raises:
+        RuntimeError: Its tokens are not those of the model or of the tokenizer.
+    """
+    notes = [] if tokenizer is not None else [_NO_TOKENIZER]
+    if find_spec("xllamacpp") is None:
+        return [*notes, "Not checked: for a check in llama.cpp, pip install xllamacpp"]
+    context = context_length(model.config)[0]
+    prompts, count = make_prompts(model, context=context)
+    reader: Any = None if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer)
+    # Tokens at random have more of the vocabulary than texts of ours.
+    texts = [] if reader is None else [*_TEXTS, *map(reader.decode, prompts)]
+    answer = run_llama_cpp(file, prompts, count=count, context=min(context, 2048), texts=texts)
+    ends = tokens_never_written(file)
+    check = check_tokens(
+        model, prompts, answer.written, never_written=ends, tolerance=TOLERANCES[dtype], runtime=RUNTIME
+    )
+    for text, tokens in zip(texts, answer.read, strict=True):
+        if reader(text, add_special_tokens=False)["input_ids"] != tokens:
+            raise OperationError(
+                f"llama.cpp reads {text!r} as other tokens than the tokenizer: pass tokenizer_from with a GGUF file of "
+                "the dense model, or another pre_tokenizer. Nothing was written."
+            )
+    return [*notes, check.describe(RUNTIME)]
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if not target.is_file():
+        raise FolderExistsError(f"{target} is not a file, so it is not replaced. Choose another place.")
+    if not overwrite:
+        error = FolderExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
+        error.in_command = f"{target} exists already. Choose another place, or pass --overwrite."
+        raise error
+    with target.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise FolderExistsError(f"{target} is not a GGUF file, so it is not replaced. Choose another place.")

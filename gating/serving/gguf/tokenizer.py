@@ -1,0 +1,182 @@
+"""Tokenizers in GGUF files: byte-level BPE as llama.cpp knows it by name, or that of another file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers.pre_tokenizers import ByteLevel
+
+import gguf
+from gating.errors import InputError
+from gating.storage.results import read_table
+
+__all__ = ["add_placeholders", "add_tokenizer", "copy_tokenizer", "tokens_never_written"]
+
+# The regular expressions by which tokenizers cut a text into words, and the names of llama.cpp for them.
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PRE_TOKENIZERS = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2", _TEKKEN: "tekken"}
+_ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+# Of byte-level BPE without such an entry.
+_DEFAULT_END = 11
+_REMEDY = "Pass --tokenizer-from with a GGUF file of the dense model: removal of heads does not change its tokens."
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, *, vocab_size: int, pre_tokenizer: str | None = None) -> None:
+    """Add the byte-level BPE of a folder's ``tokenizer.json`` to a file.
+
+    Args:
+        writer: Writer of the file.
+        folder: Folder with ``tokenizer.json`` and ``tokenizer_config.json``.
+        vocab_size: Number of rows of the input embedding; those beyond the tokens get placeholders.
+        pre_tokenizer: llama.cpp's name of the pre-tokenizer; by default found by its regular expression.
+
+    Raises:
+        ValueError: The tokenizer is of another kind, or has a regular expression that llama.cpp has no name for.
+    """
+    table = read_table(folder / "tokenizer.json")
+    model = table.get("model") or {}
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        kind = "BPE of SentencePiece" if model.get("byte_fallback") else model.get("type") or "without tokenizer.json"
+        raise InputError(f"The tokenizer in {folder} ({kind}) is not byte-level BPE, so it is not converted. {_REMEDY}")
+    if table.get("normalizer") is not None and table["normalizer"].get("type") != "NFC":
+        raise InputError(
+            f"The tokenizer in {folder} changes texts ({table['normalizer']['type']}) before it cuts them, which "
+            f"llama.cpp does not. {_REMEDY}"
+        )
+    name = pre_tokenizer or _pre_tokenizer_name(table, folder)
+    added_tokens = table.get("added_tokens", [])
+    largest = max([*model["vocab"].values(), *(added["id"] for added in added_tokens)])
+    if largest >= vocab_size:
+        raise InputError(
+            f"The tokenizer in {folder} has the token {largest}, but the model's embedding {vocab_size} rows: it is of "
+            "another model."
+        )
+    tokens = [f"[PAD{number}]" for number in range(vocab_size)]
+    types = [gguf.TokenType.UNUSED] * vocab_size
+    for token, number in model["vocab"].items():
+        tokens[number], types[number] = token, gguf.TokenType.NORMAL
+    for added in added_tokens:
+        tokens[added["id"]] = added["content"]
+        types[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(name)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([_merge(pair) for pair in model["merges"]])
+    _add_special_tokens(writer, folder, table, tokens)
+
+
+def copy_tokenizer(writer: gguf.GGUFWriter, source: Path, *, vocab_size: int) -> None:
+    """Copy the tokenizer of another GGUF file, such as that of the dense model.
+
+    Args:
+        writer: Writer of the file.
+        source: The other file.
+        vocab_size: Number of rows of the input embedding.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not GGUF, or has another number of tokens.
+    """
+    if not source.is_file():
+        raise InputError(f"tokenizer_from={source} is not a file. Give a GGUF file of the dense model.")
+    try:
+        fields = gguf.GGUFReader(source).fields
+    except (ValueError, OSError) as error:
+        raise InputError(f"tokenizer_from={source} is not a GGUF file ({error}).") from error
+    tokens = fields.get("tokenizer.ggml.tokens")
+    if tokens is None or len(tokens.data) != vocab_size:
+        found = "no tokenizer" if tokens is None else f"{len(tokens.data)} tokens"
+        raise InputError(
+            f"tokenizer_from={source} has {found}, but the model's embedding {vocab_size}: it is of another model."
+        )
+    for field in fields.values():
+        if field.name.startswith("tokenizer."):
+            if field.types[0] == gguf.GGUFValueType.ARRAY:
+                writer.add_array(field.name, field.contents())
+            else:
+                writer.add_key_value(field.name, field.contents(), field.types[0])
+
+
+def add_placeholders(writer: gguf.GGUFWriter, *, vocab_size: int) -> None:
+    """Add tokens without texts, for a model without a tokenizer, which reads and writes numbers of tokens only."""
+    # llama.cpp looks up some of the single bytes when it loads a file.
+    alphabet = sorted(ByteLevel.alphabet())[:vocab_size]
+    tokens = [*alphabet, *(f"[{number}]" for number in range(len(alphabet), vocab_size))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * vocab_size)
+    # llama.cpp insists on one; it makes no token.
+    writer.add_token_merges([" ".join(alphabet[:2])])
+    writer.add_add_bos_token(False)
+
+
+def tokens_never_written(file: Path) -> list[int]:
+    """Return the tokens of a GGUF file that llama.cpp may leave out of texts: special ones, such as an end."""
+    fields = gguf.GGUFReader(file).fields
+    ends = [fields[key].contents() for key in _ENDS if key in fields] or [_DEFAULT_END]
+    normal = (gguf.TokenType.NORMAL, gguf.TokenType.BYTE)
+    types = fields["tokenizer.ggml.token_type"].contents()
+    return sorted({*ends, *(number for number, kind in enumerate(types) if kind not in normal)})
+
+
+def _pre_tokenizer_name(table: dict[str, Any], folder: Path) -> str:
+    parts = list(_leaves(table.get("pre_tokenizer"), "pretokenizers"))
+    kinds = [part["type"] for part in parts]
+    regexes = [part["pattern"].get("Regex") for part in parts if part["type"] == "Split"]
+    if kinds == ["Split", "ByteLevel"] and regexes[0] in _PRE_TOKENIZERS:
+        return _PRE_TOKENIZERS[regexes[0]]
+    if kinds[-1:] == ["ByteLevel"] and parts[-1].get("use_regex") and not parts[-1].get("add_prefix_space"):
+        if kinds == ["ByteLevel"]:
+            return "gpt-2"
+        if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
+            return "smollm"
+    described = ", ".join(regex or kind for kind, regex in zip(kinds, [*regexes, *kinds], strict=False)) or "none"
+    raise InputError(
+        f"The pre-tokenizer of {folder} ({described}) has no known name in llama.cpp. {_REMEDY} Or pass "
+        "--pre-tokenizer with its name in llama.cpp, if it has one."
+    )
+
+
+def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, table: dict[str, Any], tokens: list[str]) -> None:
+    settings, numbers = read_table(folder / "tokenizer_config.json"), {text: i for i, text in enumerate(tokens)}
+    for name, add in (
+        ("bos", writer.add_bos_token_id),
+        ("eos", writer.add_eos_token_id),
+        ("pad", writer.add_pad_token_id),
+        ("unk", writer.add_unk_token_id),
+    ):
+        token = settings.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token in numbers:
+            add(numbers[token])
+    parts = list(_leaves(table.get("post_processor"), "processors"))
+    templates = [part["single"] for part in parts if part["type"] == "TemplateProcessing"]
+    writer.add_add_bos_token(any("SpecialToken" in template[0] for template in templates))
+    writer.add_add_eos_token(any("SpecialToken" in template[-1] for template in templates))
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        writer.add_chat_template(template.read_text(encoding="utf-8"))
+
+
+def _merge(pair: str | list[str]) -> str:
+    """Return a merge as llama.cpp writes it, with one space; those within tokens are written as bytes."""
+    return pair if isinstance(pair, str) else " ".join(pair)
+
+
+def _leaves(part: dict[str, Any] | None, children: str) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a pre-tokenizer or post-processor, those of sequences one by one."""
+    if part is None:
+        return
+    if children in part:
+        for child in part[children]:
+            yield from _leaves(child, children)
+    else:
+        yield part

@@ -1,0 +1,58 @@
+"""Program that loads a GGUF file in llama.cpp, writes greedily and tokenizes texts.
+
+It reads a task as JSON from standard input, and writes the answer as the last line of standard output. It runs in a
+process of its own without this package, because a failed assertion of llama.cpp ends the process.
+"""
+
+import json
+import os
+import sys
+import urllib.request
+from typing import Any
+
+__all__: list[str] = []
+
+
+def _load(task: dict[str, Any]) -> Any:
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = task["file"]
+    params.n_ctx, params.n_parallel, params.warmup = task["context"], 1, False
+    # Without rounding of the cache, so that the logits are the model's.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    # Its threads wait busily for each other: on a machine with other work, one for each core is much slower.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    return xllamacpp.Server(params)
+
+
+def _ask(server: Any, endpoint: str, **request: Any) -> Any:
+    body = json.dumps(request).encode()
+    url = f"{server.listening_address}/{endpoint}"
+    with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})) as answer:
+        return json.load(answer)
+
+
+def _write(server: Any, prompt: list[int], count: int) -> list[int]:
+    # Without tokens that end a text, so that it goes on.
+    request = {"prompt": prompt, "n_predict": count, "ignore_eos": True, "return_tokens": True, "cache_prompt": False}
+    tokens: list[int] = _ask(server, "completion", samplers=["top_k"], top_k=1, **request)["tokens"]
+    return tokens
+
+
+def _read(server: Any, text: str) -> list[int]:
+    tokens: list[int] = _ask(server, "tokenize", content=text, add_special=False)["tokens"]
+    return tokens
+
+
+def _answer(task: dict[str, Any]) -> dict[str, list[list[int]]]:
+    server = _load(task)
+    return {
+        "written": [_write(server, prompt, task["count"]) for prompt in task["prompts"]],
+        "read": [_read(server, text) for text in task["texts"]],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_answer(json.load(sys.stdin))))
