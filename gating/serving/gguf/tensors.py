@@ -111,5 +111,5 @@ def _llama3_factors(config: Any, head_dim: int) -> Tensor | None:
         return None
     frequencies: Tensor = ROPE_INIT_FUNCTIONS["llama3"](config, device=torch.device("cpu"))[0]
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
-    unscaled = torch.pow(float(config.rope_parameters["rope_theta"]), -exponents)
+    unscaled: Tensor = torch.pow(float(config.rope_parameters["rope_theta"]), -exponents)
     return (unscaled / frequencies.double()).float()
