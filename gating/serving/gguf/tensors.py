@@ -102,7 +102,7 @@ def _in_pairs(rows: Tensor, head_dim: int) -> Tensor:
         rows: Weight, ``[heads * head_dim, in_features]``, or bias, ``[heads * head_dim]``.
         head_dim: Width of a head.
     """
-    return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+    return rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def _llama3_factors(config: Any, head_dim: int) -> Tensor | None:
