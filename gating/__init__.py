@@ -33,6 +33,7 @@ from gating.pruning.padding import silence_padding
 from gating.pruning.prune import prune_heads, prune_neurons
 from gating.pruning.prune_report import PruneReport
 from gating.report.card import CompactReport
+from gating.serving.formats import export_compact
 from gating.serving.graphs.export import export_onnx
 from gating.structure.attention_spec import AttentionSpec
 from gating.structure.blocks import AttentionBlock
@@ -67,6 +68,7 @@ __all__ = [
     "TopK",
     "__version__",
     "budget_for_speedup",
+    "export_compact",
     "export_onnx",
     "finalize",
     "find_attention_blocks",

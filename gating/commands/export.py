@@ -10,14 +10,18 @@ from gating.serving.formats import FORMATS, export_compact
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "export a compact model for another runtime, and check it there"
-_FORMATS = "; ".join(f"{name}: {row.summary}" for name, row in FORMATS.items())
+_FORMATS = "\n".join(f"  {name:12}{row.summary}" for name, row in FORMATS.items())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments to its parser."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"formats:\n{_FORMATS}"
     parser.add_argument("folder", help="folder of a compact model or a finished run, or a name on the hub")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
-    parser.add_argument("--format", choices=tuple(FORMATS), default="onnx", help=f"onnx by default; {_FORMATS}")
+    parser.add_argument(
+        "--format", choices=tuple(FORMATS), default="onnx", metavar="FORMAT", help="one of those below; onnx by default"
+    )
     parser.add_argument("--output", help="place of the export; FOLDER-FORMAT or FOLDER.gguf if left out")
     parser.add_argument("--overwrite", action="store_true", help="overwrite an earlier export")
     parser.add_argument(

@@ -91,7 +91,7 @@ def test_the_tokenizer_of_the_folder_reads_the_same_tokens(regex, llama, tmp_pat
 
 def test_unknown_tokenizers_are_refused_or_taken_from_the_file_of_the_dense_model(llama, tmp_path):
     folder = gating.save_compact(llama, tmp_path / "compact", tokenizer=make_tokenizer(regex=".+"))
-    with pytest.raises(ValueError, match=r"has no known name in llama\.cpp\. Pass --tokenizer-from"):
+    with pytest.raises(ValueError, match=r"has no known name in llama\.cpp\. Pass tokenizer_from"):
         export.export_gguf(folder, tmp_path / "model.gguf")
     with pytest.raises(RuntimeError, match="as other tokens than the tokenizer"):
         export.export_gguf(folder, tmp_path / "model.gguf", pre_tokenizer="gpt-2")

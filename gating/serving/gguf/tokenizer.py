@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers.pre_tokenizers import ByteLevel
 
 import gguf
-from gating.errors import InputError
+from gating.errors import InputError, RemedyError
 from gating.storage.results import read_table
 
 __all__ = ["add_placeholders", "add_tokenizer", "copy_tokenizer", "tokens_never_written"]
@@ -24,7 +24,7 @@ _PRE_TOKENIZERS = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"
 _ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 # Of byte-level BPE without such an entry.
 _DEFAULT_END = 11
-_REMEDY = "Pass --tokenizer-from with a GGUF file of the dense model: removal of heads does not change its tokens."
+_WITH = "with a GGUF file of the dense model: removal of heads does not change its tokens."
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, *, vocab_size: int, pre_tokenizer: str | None = None) -> None:
@@ -43,11 +43,11 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, *, vocab_size: int, pre
     model = table.get("model") or {}
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = "BPE of SentencePiece" if model.get("byte_fallback") else model.get("type") or "without tokenizer.json"
-        raise InputError(f"The tokenizer in {folder} ({kind}) is not byte-level BPE, so it is not converted. {_REMEDY}")
+        raise _refusal(f"The tokenizer in {folder} ({kind}) is not byte-level BPE, so it is not converted.")
     if table.get("normalizer") is not None and table["normalizer"].get("type") != "NFC":
-        raise InputError(
+        raise _refusal(
             f"The tokenizer in {folder} changes texts ({table['normalizer']['type']}) before it cuts them, which "
-            f"llama.cpp does not. {_REMEDY}"
+            "llama.cpp does not."
         )
     name = pre_tokenizer or _pre_tokenizer_name(table, folder)
     added_tokens = table.get("added_tokens", [])
@@ -139,9 +139,16 @@ def _pre_tokenizer_name(table: dict[str, Any], folder: Path) -> str:
         if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
             return "smollm"
     described = ", ".join(regex or kind for kind, regex in zip(kinds, [*regexes, *kinds], strict=False)) or "none"
-    raise InputError(
-        f"The pre-tokenizer of {folder} ({described}) has no known name in llama.cpp. {_REMEDY} Or pass "
-        "--pre-tokenizer with its name in llama.cpp, if it has one."
+    raise _refusal(
+        f"The pre-tokenizer of {folder} ({described}) has no known name in llama.cpp.",
+        python=" Or pass pre_tokenizer with its name in llama.cpp, if it has one.",
+        command=" Or pass --pre-tokenizer with its name in llama.cpp, if it has one.",
+    )
+
+
+def _refusal(problem: str, *, python: str = "", command: str = "") -> RemedyError:
+    return RemedyError(
+        problem, python=f" Pass tokenizer_from {_WITH}{python}", command=f" Pass --tokenizer-from {_WITH}{command}"
     )
 
 
@@ -161,9 +168,10 @@ def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, table: dict[str, 
     templates = [part["single"] for part in parts if part["type"] == "TemplateProcessing"]
     writer.add_add_bos_token(any("SpecialToken" in template[0] for template in templates))
     writer.add_add_eos_token(any("SpecialToken" in template[-1] for template in templates))
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        writer.add_chat_template(template.read_text(encoding="utf-8"))
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
+    if isinstance(template, str):
+        writer.add_chat_template(template)
 
 
 def _merge(pair: str | list[str]) -> str:

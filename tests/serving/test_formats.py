@@ -1,0 +1,79 @@
+"""The table of formats: options, packages, and the command."""
+
+import sys
+
+import pytest
+
+import gating
+from gating import __main__ as command_line
+from gating.serving import formats
+from tests.serving.decoders import make_decoder, make_tokenizer, remove
+
+
+@pytest.fixture(scope="module")
+def compact(tmp_path_factory):
+    model = make_decoder("Llama")
+    remove(model, {0: [1], 2: [0, 2, 3]})
+    return gating.save_compact(model, tmp_path_factory.mktemp("model") / "compact", tokenizer=make_tokenizer())
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["head-gating", *map(str, arguments)])
+    return command_line.main()
+
+
+def test_unknown_formats_and_options_are_errors(compact, tmp_path):
+    with pytest.raises(ValueError, match="format='tflite' is not a format of exports: give one of onnx, torch, gguf"):
+        gating.export_compact(compact, tmp_path / "new", format="tflite")
+    with pytest.raises(ValueError, match="format='torch' has no option int8. It is an option of onnx."):
+        gating.export_compact(compact, tmp_path / "new", format="torch", int8=True)
+    with pytest.raises(ValueError, match="format='gguf' has no option speed. There is no such option."):
+        gating.export_compact(compact, tmp_path / "new", format="gguf", speed=1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("format", "package", "extra"),
+    [("gguf", "gguf", "serving"), ("onnx-genai", "onnxruntime-genai", "serving"), ("onnx", "onnxscript", "export")],
+)
+def test_missing_packages_are_named_with_their_extra(format, package, extra, compact, tmp_path, monkeypatch):
+    module = package.replace("-", "_")
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == module else name)
+    with pytest.raises(ImportError, match=rf"package {package} is needed .*'head-gating\[{extra}\]'"):
+        gating.export_compact(compact, tmp_path / "new", format=format)
+
+
+def test_every_row_names_a_function_with_its_options():
+    pytest.importorskip("gguf", reason="the packages of the extra serving are not installed")
+    for row in formats.FORMATS.values():
+        accepted = row.load().__kwdefaults__.keys()
+        assert {*row.options, "overwrite"} <= accepted, row
+
+
+def test_the_command_exports_and_prints_the_check(compact, monkeypatch, capsys):
+    pytest.importorskip("xllamacpp", reason="the package xllamacpp, llama.cpp, is not installed")
+    run(monkeypatch, "export", compact, "--format", "gguf", "--dtype", "f32")
+    printed = capsys.readouterr().out
+    assert f"{compact}.gguf: " in printed
+    assert "Checked in llama.cpp: all 200 greedy tokens are the model's own" in printed
+    assert f"llama-server -m {compact}.gguf" in printed
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "export", compact, "--format", "gguf")
+    assert "exists already. Choose another place, or pass --overwrite." in capsys.readouterr().err
+
+
+def test_the_command_names_options_of_its_own_in_remedies(compact, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    model = gating.load_compact(compact)
+    folder = gating.save_compact(model, tmp_path / "other", tokenizer=make_tokenizer(regex=".+"))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "export", folder, "--format", "gguf")
+    assert "Pass --tokenizer-from with a GGUF file of the dense model" in capsys.readouterr().err
+
+
+def test_help_lists_the_formats(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "export", "--help")
+    printed = capsys.readouterr().out
+    for name, row in formats.FORMATS.items():
+        assert f"  {name:12}{row.summary}" in printed
