@@ -1,0 +1,235 @@
+"""Export of compact decoders to ONNX Runtime GenAI, which generates text with a key-value cache."""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel
+
+from gating.compact.save import Processor
+from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
+from gating.serving.decoders import load_decoder, sizes_of
+from gating.serving.formats import ServingReport
+from gating.serving.genai_check import check_in_genai, check_tokenizer
+from gating.serving.genai_graph import DTYPES, Dtype, TokenIds, build_graph, require_genai
+from gating.serving.genai_heads import DecoderHeads
+from gating.serving.silent import with_silent_groups
+from gating.storage.folders import check_replaceable, replacing_folder
+from gating.storage.results import ResultKind, read_table
+
+__all__ = ["GENAI_MODEL", "check_genai", "export_genai"]
+
+# Class of the runtime's builder by model type; all were compared with transformers token by token.
+_BUILDERS: Mapping[str, str] = {
+    "llama": "LlamaModel",
+    "mistral": "MistralModel",
+    "qwen2": "QwenModel",
+    "qwen3": "Qwen3Model",
+    "gemma": "GemmaModel",
+    "gemma2": "Gemma2Model",
+    "gemma3_text": "Gemma3Model",
+    "phi3": "Phi3MiniModel",
+    "granite": "GraniteModel",
+    "smollm3": "SmolLM3Model",
+    "ernie4_5": "ErnieModel",
+    "nemotron": "NemotronModel",
+    "gpt_oss": "GPTOSSModel",
+}
+_ACTIVATIONS = frozenset(
+    {"silu", "swish", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "relu2"},
+)
+# Frequencies that do not depend on the length of the text, so that a table holds them.
+_FIXED_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
+# The builder takes quantized experts from the files of the original model.
+_ONLY_F32 = frozenset({"gpt_oss"})
+_CONFIG = "genai_config.json"
+
+
+def _own_files(folder: Path) -> frozenset[str] | None:
+    described = read_table(folder / _CONFIG)
+    return frozenset({_CONFIG, "model.onnx", "model.onnx.data"}) if "model" in described else None
+
+
+GENAI_MODEL = ResultKind("export", _own_files, in_command="--overwrite")
+
+
+def check_genai(model: PreTrainedModel) -> None:
+    """Check that a model can be exported to ONNX Runtime GenAI, without its package.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: The model is not a decoder of text, or its family, activation or rotary embedding is not supported.
+    """
+    sizes = sizes_of(model)
+    name, config = type(model).__name__, cast("Any", model.config)
+    remedy = "export it with --format onnx."
+    if config.model_type not in _BUILDERS or not name.endswith("ForCausalLM"):
+        raise InputError(f"{name} is not supported for ONNX Runtime GenAI, but {', '.join(_BUILDERS)} are: {remedy}")
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if activation not in _ACTIVATIONS:
+        raise InputError(f"{name} has hidden_act={activation!r}, which ONNX Runtime GenAI does not have: {remedy}")
+    if config.model_type == "gpt_oss" and 0 in sizes.num_neurons:
+        raise InputError(f"{name} has a layer without neurons, which ONNX Runtime GenAI's experts cannot be: {remedy}")
+    rotary: Any = getattr(config, "rope_parameters", None) or {}
+    for part in (rotary, *rotary.values()):
+        kind = part.get("rope_type", "default") if isinstance(part, Mapping) else "default"
+        if kind not in _FIXED_ROTATIONS:
+            raise InputError(
+                f"{name} has rope_type={kind!r}, which changes with the length of the text, so that no table for "
+                f"ONNX Runtime GenAI can hold it: {remedy}"
+            )
+
+
+def export_genai(
+    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    save_path: str | os.PathLike[str],
+    *,
+    dtype: Dtype = "f32",
+    tokenizer: Processor | None = None,
+    overwrite: bool = False,
+) -> ServingReport:
+    """Export a decoder to a folder for ONNX Runtime GenAI, and compare the tokens that it writes.
+
+    Every layer keeps its own counts of heads, key-value groups and neurons, and the cache has their size. An emptied
+    attention block gets one group that does nothing, because the runtime's cache has an entry for every layer. Heads
+    of another width than a multiple of 16 are padded with zeros, which the runtime's attention asks for.
+
+    Args:
+        model_or_directory: A compact decoder, its folder, or its name on the hub.
+        save_path: Folder for ``model.onnx``, ``genai_config.json`` and the tokenizer; it is written whole or not at
+            all.
+        dtype: Type of the weights of linear layers: ``f32``, or ``int8`` or ``int4`` in blocks of 32, which changes
+            the logits; the report says by how much. All else is in float32.
+        tokenizer: Tokenizer of a model; by default the one in the model's folder.
+        overwrite: Whether an earlier export at ``save_path`` may be replaced.
+
+    Returns:
+        The folder, its size, and the result of the check: tokens after prompts of several lengths, one at a time and
+        in a padded batch.
+
+    Raises:
+        ImportError: onnxruntime-genai is not installed.
+        TypeError: The model is not one of transformers.
+        ValueError: The type is unknown, or :func:`check_genai` rejects the model.
+        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
+        RuntimeError: The export fails, or the runtime writes other tokens than the model. Nothing is written.
+    """
+    if dtype not in DTYPES:
+        raise InputError(
+            f"dtype={dtype!r} is not a type of ONNX Runtime GenAI's weights: give one of {', '.join(DTYPES)}."
+        )
+    genai = require_genai()
+    place, given = Path(save_path), model_or_directory
+    if not isinstance(given, (PreTrainedModel, str, os.PathLike)):
+        raise InputTypeError(f"Only models of transformers can be exported, got {type(given).__name__}.")
+    source = given.name_or_path if isinstance(given, PreTrainedModel) else given
+    check_replaceable(place, overwrite=overwrite, kind=GENAI_MODEL, keep=[source])
+    model, origin = load_decoder(given)
+    check_genai(model)
+    if dtype != "f32" and model.config.model_type in _ONLY_F32:
+        raise InputError(f"dtype={dtype!r} is not available for {type(model).__name__}: export it with dtype='f32'.")
+    tokenizer = tokenizer or _tokenizer_of(origin)
+    tokens = _token_ids(model, tokenizer)
+    with replacing_folder(place, overwrite=overwrite, kind=GENAI_MODEL, keep=[source]) as folder:
+        sentences = _write_checked(genai, model, folder, dtype=dtype, tokens=tokens)
+        if not _find_tokens("eos", model, tokenizer):
+            sentences.append(f"No token is known that ends a text: the runtime ends it at token {tokens.eos[0]}")
+        if tokenizer is not None:
+            sentences += _save_tokenizer(genai, model, folder, tokenizer)
+        megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    return ServingReport(place, megabytes, tuple(sentences))
+
+
+def _write_checked(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: Dtype, tokens: TokenIds) -> list[str]:
+    """Write the graph and its configuration, check them, and return the result as sentences."""
+    with _reporting_failure(model):
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(folder)
+        reference = model if _is_float32(model) else copy.deepcopy(model).float()
+        # A copy of the modules, because the builder changes some; it shares their tensors.
+        tensors = {id(tensor): tensor for tensor in (*reference.parameters(), *reference.buffers())}
+        copied: PreTrainedModel = copy.deepcopy(reference, tensors)
+        builder = _BUILDERS[model.config.model_type]
+        heads = build_graph(with_silent_groups(copied), folder, builder=builder, dtype=dtype, tokens=tokens)
+        return [_describe(model, heads, dtype), *check_in_genai(genai, reference, folder, dtype=dtype)]
+
+
+def _is_float32(model: PreTrainedModel) -> bool:
+    return all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def _describe(model: PreTrainedModel, heads: DecoderHeads, dtype: str) -> str:
+    """Return the sizes of the layers as a sentence."""
+    sizes = sizes_of(model)
+    parts = [
+        f"{len(sizes.names)} layers of {_range(heads.query_heads)} query heads with {_range(heads.groups)} key-value "
+        f"groups, weights in {dtype}"
+    ]
+    if sizes.emptied:
+        parts.append(f"{len(sizes.emptied)} of them without heads have a group that does nothing")
+    if heads.width != sizes.head_dim:
+        parts.append(f"heads of {sizes.head_dim} entries are padded with zeros to {heads.width}")
+    return "; ".join(parts)
+
+
+def _range(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least} to {most}" if least < most else str(least)
+
+
+def _tokenizer_of(folder: Path | None) -> Any:
+    if folder is None or not (folder / "tokenizer_config.json").is_file():
+        return None
+    with loading(str(folder), remedy="Export the model again."):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _save_tokenizer(genai: Any, model: PreTrainedModel, folder: Path, tokenizer: Any) -> list[str]:
+    """Save the tokenizer, and return a sentence if the runtime does not make the same tokens with it."""
+    saved = copy.deepcopy(tokenizer)
+    # The runtime does not read the number that stands for no limit.
+    saved.model_max_length = min(saved.model_max_length, model.config.max_position_embeddings)
+    saved.save_pretrained(folder)
+    return check_tokenizer(genai, folder, tokenizer)
+
+
+def _token_ids(model: PreTrainedModel, tokenizer: Any) -> TokenIds:
+    """Return the special tokens of a decoder; the runtime needs one of each, and takes token 0 by default."""
+    eos = _find_tokens("eos", model, tokenizer)
+    pad = (*_find_tokens("pad", model, tokenizer), *eos, 0)[0]
+    return TokenIds(bos=(*_find_tokens("bos", model, tokenizer), *eos, 0)[0], eos=tuple(eos or [pad]), pad=pad)
+
+
+def _find_tokens(name: str, model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """Return the special tokens of a name, those of the model before that of the tokenizer.
+
+    A chat model may end a turn with a token that its configuration lacks.
+    """
+    found: list[int] = []
+    for source in (model.generation_config or model.config, model.config, tokenizer):
+        value = getattr(source, f"{name}_token_id", None)
+        if not found or source is tokenizer:
+            found += value if isinstance(value, list) else [] if value is None else [value]
+    # The runtime rejects tokens outside of the vocabulary.
+    return [token for token in dict.fromkeys(found) if 0 <= token < model.config.vocab_size]
+
+
+@contextmanager
+def _reporting_failure(model: PreTrainedModel) -> Iterator[None]:
+    """Turn any error of the builder and of the runtime into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (UserError, OSError)):
+            raise
+        reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
+        raise OperationError(
+            f"{type(model).__name__} cannot be exported to ONNX Runtime GenAI ({reason}). Nothing was written; "
+            "export it with --format onnx."
+        ) from error

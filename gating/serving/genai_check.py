@@ -1,0 +1,120 @@
+"""Check of a folder for ONNX Runtime GenAI: the tokens that the runtime writes, alone and in a padded batch."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from gating.errors import explain, shorten
+from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
+
+__all__ = ["check_in_genai", "check_tokenizer"]
+
+_RUNTIME = "ONNX Runtime GenAI"
+_TEXTS = ("Hello world! It's 2026, isn't it?", "naïve café\n\n  x = [1, 2]")
+
+
+def check_in_genai(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: str) -> list[str]:
+    """Compare the tokens that the runtime writes with a decoder's own, and return the result as sentences.
+
+    Quantized weights may change the tokens: then the change is measured, and only runs that fail are errors.
+
+    Args:
+        genai: The package ``onnxruntime_genai``.
+        model: The decoder that was exported, in float32.
+        folder: Folder with the graph and its ``genai_config.json``.
+        dtype: Type of the weights.
+
+    Raises:
+        RuntimeError: The runtime writes other tokens than a decoder whose weights are not quantized.
+    """
+    prompts, count = make_prompts(model)
+    end = _unlikely_token(model, prompts)
+    prompts = [[token for token in prompt if token != end] or prompt for prompt in prompts]
+    runtime = _load_with_end(genai, folder, end)
+    alone, change = [], 0.0
+    for prompt in prompts:
+        (tokens,), (logits,) = _write(genai, runtime, [prompt], end, count)
+        alone.append(tokens)
+        change = max(change, _change_of_logits(model, prompt, tokens, logits))
+    together, _ = _write(genai, runtime, prompts, end, count)
+    tolerance = TOLERANCES.get(dtype)
+    check = check_tokens(model, prompts, alone, tolerance=tolerance, runtime=_RUNTIME)
+    batch = check_tokens(model, prompts, together, tolerance=tolerance, runtime=f"{_RUNTIME} in a padded batch")
+    share = f"{100 * change:.2g} %" if change >= 1e-4 else f"{change:.0e}"
+    return [
+        f"{check.describe(_RUNTIME)}, and its logits differ by up to {share} of the largest",
+        batch.describe(f"a batch of {len(prompts)} prompts, padded on the right"),
+    ]
+
+
+@torch.inference_mode()
+def _unlikely_token(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
+    """Return a token that the decoder hardly writes, to be the end of a text in the check.
+
+    With the model's own one, texts may end after a few tokens.
+    """
+    likeliest = torch.full((model.config.vocab_size,), -torch.inf, device=model.device)
+    for prompt in prompts:
+        logits = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False).logits[0].float()
+        likeliest = likeliest.maximum(logits.log_softmax(-1).amax(0))
+        likeliest[prompt] = torch.inf
+    return int(likeliest.argmin())
+
+
+def _load_with_end(genai: Any, folder: Path, end: int) -> Any:
+    """Load the folder's model with a token that ends texts and fills rows, in place of its own."""
+    config = folder / "genai_config.json"
+    own = config.read_text(encoding="utf-8")
+    changed = json.loads(own)
+    changed["model"] |= {"eos_token_id": end, "pad_token_id": end}
+    try:
+        config.write_text(json.dumps(changed), encoding="utf-8")
+        return genai.Model(str(folder))
+    finally:
+        config.write_text(own, encoding="utf-8")
+
+
+def _write(
+    genai: Any, runtime: Any, prompts: Sequence[Sequence[int]], end: int, count: int
+) -> tuple[list[list[int]], list[np.ndarray[Any, Any]]]:
+    """Return the tokens that the runtime writes after prompts, and its logits, ``[tokens, vocab_size]`` for each."""
+    longest = max(map(len, prompts))
+    parameters = genai.GeneratorParams(runtime)
+    parameters.set_search_options(max_length=longest + count, batch_size=len(prompts), do_sample=False)
+    generator = genai.Generator(runtime, parameters)
+    padded = [[*prompt, *[end] * (longest - len(prompt))] for prompt in prompts]
+    generator.append_tokens(np.array(padded, dtype=np.int32))
+    steps, logits = [], []
+    while not generator.is_done():
+        logits.append(np.array(generator.get_logits()).reshape(len(prompts), -1))
+        generator.generate_next_token()
+        steps.append(np.array(generator.get_next_tokens()))
+    rows = np.stack(steps, axis=1).tolist()
+    rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
+    return rows, [of_row[: len(row)] for row, of_row in zip(rows, np.stack(logits, axis=1), strict=True)]
+
+
+@torch.inference_mode()
+def _change_of_logits(
+    model: PreTrainedModel, prompt: Sequence[int], tokens: Sequence[int], logits: np.ndarray[Any, Any]
+) -> float:
+    """Return the largest difference of logits after the same text, as a share of the largest logit."""
+    text = torch.tensor([[*prompt, *tokens]], device=model.device)
+    expected = model(input_ids=text, use_cache=False).logits[0, len(prompt) - 1 : -1].float().cpu()
+    return float((torch.from_numpy(logits) - expected).abs().max() / expected.abs().max())
+
+
+def check_tokenizer(genai: Any, folder: Path, tokenizer: Any) -> list[str]:
+    """Compare the runtime's tokens of some texts with the tokenizer's, and return a sentence if they differ."""
+    remedy = "give the runtime token ids that transformers' tokenizer makes"
+    try:
+        runtime = genai.Tokenizer(genai.Model(str(folder)))
+        equal = all(runtime.encode(text).tolist() == tokenizer(text)["input_ids"] for text in _TEXTS)
+    except Exception as error:  # The runtime knows a part of the tokenizers, and raises errors of all kinds.
+        return [f"The runtime cannot use this tokenizer ({shorten(explain(error), most=120)}): {remedy}"]
+    return [] if equal else [f"The runtime makes other tokens of some texts than the tokenizer: {remedy}"]

@@ -1,0 +1,205 @@
+"""Graphs of ONNX Runtime GenAI, made by its own builder with head counts for each layer."""
+
+import copy
+import importlib
+import io
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gating.errors import MissingPackageError
+from gating.serving.genai_heads import DecoderHeads, lay_out_heads
+
+__all__ = ["DTYPES", "Dtype", "TokenIds", "build_graph", "require_genai"]
+
+Dtype = Literal["f32", "int8", "int4"]
+DTYPES: tuple[str, ...] = get_args(Dtype)
+_ONNX_DTYPES = {"f32": "FLOAT", "int8": "INT8", "int4": "INT4"}
+# Names of sizes in the graph that depend on the counts of a layer.
+_SIZES_OF_LAYER = ("sequence_length * num_attention_heads", "sequence_length * num_key_value_heads")
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Special tokens of a decoder.
+
+    Attributes:
+        bos: Token at the start of a text.
+        eos: Tokens that end a text.
+        pad: Token that fills rows of a batch.
+    """
+
+    bos: int
+    eos: tuple[int, ...]
+    pad: int
+
+
+def require_genai() -> Any:
+    """Return the package ``onnxruntime_genai``.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        importlib.import_module("onnx_ir")
+        return importlib.import_module("onnxruntime_genai")
+    except ImportError as error:
+        raise MissingPackageError(
+            f"The package {error.name} is needed to export to ONNX Runtime GenAI: pip install 'head-gating[serving]'"
+        ) from error
+
+
+def build_graph(model: PreTrainedModel, folder: Path, *, builder: str, dtype: Dtype, tokens: TokenIds) -> DecoderHeads:
+    """Write the graph of a decoder and its ``genai_config.json`` into a folder, and return the sizes of its heads.
+
+    Args:
+        model: A decoder in float32 with at least one key-value group in every layer; its weights are rearranged, so
+            that it cannot be used any more.
+        folder: An existing folder. The defaults of sampling are read from its ``generation_config.json``, if any.
+        builder: Name of the class of the runtime's builder for the family.
+        dtype: ``f32``, or the type of the quantized weights of linear layers.
+        tokens: Special tokens for ``genai_config.json``.
+    """
+    with _quiet():
+        ir = importlib.import_module("onnx_ir")
+        base = getattr(importlib.import_module("onnxruntime_genai.models.builders"), builder)
+        heads = lay_out_heads(model, interleaved=builder == "ErnieModel")
+        cls = type("UnevenModel", (_UnevenDecoder, base), {"source": model, "heads": heads, "tokens": tokens})
+        config = _config_for_builder(model, folder, heads)
+        # Caches of windowed layers as long as the others: shorter ones reject padded batches.
+        options = {"windowed_kv_cache": False}
+        onnx_dtype = getattr(ir.DataType, _ONNX_DTYPES[dtype])
+        graph = cls(config, ir.DataType.FLOAT, onnx_dtype, "cpu", str(folder / "cache"), options)
+        if config.model_type == "gemma3_text":
+            graph.model_type = config.model_type  # The runtime's name; others follow from the class.
+        graph.make_model(str(folder))
+        graph.save_model(str(folder))
+        graph.num_attn_heads, graph.num_kv_heads = max(heads.query_heads), max(heads.groups)
+        graph.make_genai_config(config, {}, str(folder))
+    return heads
+
+
+def _config_for_builder(model: PreTrainedModel, folder: Path, heads: DecoderHeads) -> Any:
+    config: Any = copy.deepcopy(model.config)
+    config._name_or_path = str(folder)
+    config.architectures = [type(model).__name__]
+    config.head_dim = heads.width
+    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
+        # Families without this setting use the window in every layer; the builder would use it in none.
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    config.rope_local_base_freq = None  # Gemma 3: the builder reads this, but the tables are the model's own.
+    if hasattr(config, "norm_eps"):
+        config.rms_norm_eps = config.norm_eps  # Nemotron has another name.
+    return config
+
+
+class _UnevenDecoder:
+    """Methods of the builder's classes for a decoder whose layers differ in their counts.
+
+    The builder reads counts as attributes, one for all layers; here they are set before each layer. Scales and rotary
+    tables are those of the model, not computed again from its configuration.
+    """
+
+    source: Any
+    heads: DecoderHeads
+    tokens: TokenIds
+    # Attributes of the builder.
+    attention_attrs: dict[str, Any]
+    embed_attrs: dict[str, Any]
+    layernorm_attrs: dict[str, Any]
+    rope_attrs: dict[str, Any]
+    context_length: int
+
+    def __init__(self, *args: Any) -> None:
+        self.tables = iter(("full_attention", "sliding_attention"))
+        super().__init__(*args)
+        if self.source.config.model_type.startswith("gemma"):
+            # The builder rounds to two decimals.
+            self.embed_attrs["scale"] = self.source.config.hidden_size**0.5
+
+    def _base(self) -> Any:
+        """Return the methods of the builder's class."""
+        return super()
+
+    def load_weights(self, _path: str) -> Any:
+        return self.source
+
+    def has_lm_head(self, module: Any) -> bool:
+        # The builder goes by the size of the vocabulary, which a pruned layer may have by chance.
+        return module is self.source.get_output_embeddings()
+
+    def resolve_special_token_ids(self, *_: Any) -> tuple[int, list[int], int]:
+        return self.tokens.bos, list(self.tokens.eos), self.tokens.pad
+
+    def make_rope_init(self, _config: Any) -> None:
+        # The width of the tables says how much of a head is rotated.
+        self.rope_attrs |= {"partial_rotary_factor": 1.0, "rotary_embedding_dim": 0}
+
+    def make_rotary_embedding_caches_from_scratch(self) -> tuple[Tensor, Tensor]:
+        rotary, positions = self.source.base_model.rotary_emb, torch.arange(self.context_length)[None]
+        # Gemma 3 asks for the tables of layers without and with a window, in this order.
+        kind = next(self.tables)
+        of_layer = {"layer_type": kind} if hasattr(rotary, f"{kind}_inv_freq") else {}
+        cos, sin = rotary(torch.zeros(1), positions, **of_layer)
+        return self.heads.rotary_table(cos[0], 1.0), self.heads.rotary_table(sin[0], 0.0)
+
+    def make_attention(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
+        self.num_attn_heads, self.num_kv_heads = self.heads.query_heads[layer_id], self.heads.groups[layer_id]
+        self.q_size, self.kv_size = self.num_attn_heads * self.heads.width, self.num_kv_heads * self.heads.width
+        # SmolLM3 leaves positions out of some layers.
+        self.attention_attrs |= {"scale": attention.scaling, "rope": bool(getattr(attention, "use_rope", True))}
+        self._base().make_attention(layer_id, attention, root_input, **kwargs)
+
+    def make_qk_norm(self, layer_id: int, attention: Any) -> None:
+        """Make the norms of queries and keys, whose mean would count the zeros of a padded head."""
+        filled, offset, epsilon = self.heads.filled, self.layernorm_attrs["add_offset"], self.layernorm_attrs["epsilon"]
+        norms = {}
+        for name in ("q_norm", "k_norm"):
+            weight = self.heads.spread((getattr(attention, name).weight + offset) * math.sqrt(filled)) - offset
+            norms[name] = SimpleNamespace(weight=weight)
+        self.layernorm_attrs["epsilon"] = epsilon * filled
+        self._base().make_qk_norm(layer_id, SimpleNamespace(**norms))
+        self.layernorm_attrs["epsilon"] = epsilon
+
+    def make_mlp(self, layer_id: int, mlp: Any, root_input: str) -> None:
+        self.intermediate_size = mlp.down_proj.in_features
+        self._base().make_mlp(layer_id, mlp, root_input)
+
+    def make_key_value_cache_shape(self, layer_id: int, shape: list[Any]) -> list[Any]:
+        batch, _, length, width = self._base().make_key_value_cache_shape(layer_id, shape)
+        return [batch, self.heads.groups[layer_id], length, width]
+
+    def make_value(self, name: str, dtype: Any = None, shape: Any = None) -> Any:
+        if isinstance(shape, (list, tuple)):
+            # ONNX Runtime reuses buffers of sizes with equal names, also of layers whose counts differ.
+            counts = dict(zip(_SIZES_OF_LAYER, (self.num_attn_heads, self.num_kv_heads), strict=True))
+            shape = [f"sequence_length * {counts[size]}" if size in counts else size for size in shape]
+        return self._base().make_value(name, dtype, shape)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the builder's messages, and undo its changes of logging and of the import path."""
+    root, path = logging.getLogger(), list(sys.path)
+    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    try:
+        logging.disable(logging.WARNING)
+        hidden = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
+        with hidden[0], hidden[1], warnings.catch_warnings(action="ignore"), torch.no_grad():
+            yield
+    finally:
+        sys.path[:] = path
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.disable(disabled)
