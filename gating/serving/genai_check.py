@@ -114,7 +114,12 @@ def check_tokenizer(genai: Any, folder: Path, tokenizer: Any) -> list[str]:
     remedy = "give the runtime token ids that transformers' tokenizer makes"
     try:
         runtime = genai.Tokenizer(genai.Model(str(folder)))
-        equal = all(runtime.encode(text).tolist() == tokenizer(text)["input_ids"] for text in _TEXTS)
+        made = [runtime.encode(text).tolist() for text in _TEXTS]
     except Exception as error:  # The runtime knows a part of the tokenizers, and raises errors of all kinds.
         return [f"The runtime cannot use this tokenizer ({shorten(explain(error), most=120)}): {remedy}"]
-    return [] if equal else [f"The runtime makes other tokens of some texts than the tokenizer: {remedy}"]
+    if made == [tokenizer(text)["input_ids"] for text in _TEXTS]:
+        return []
+    if made == [tokenizer(text, add_special_tokens=False)["input_ids"] for text in _TEXTS]:
+        first = tokenizer.decode(tokenizer(_TEXTS[0])["input_ids"][:1])
+        return [f"The runtime leaves out the special tokens that the tokenizer adds: write {first} in the prompt"]
+    return [f"The runtime makes other tokens of some texts than the tokenizer: {remedy}"]
