@@ -5,6 +5,7 @@ This file and those it imports are copied into a saved compact model. There they
 defines functions and classes and does nothing else.
 """
 
+import copy
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ __all__ = [
     "is_indivisible",
 ]
 
+_ACCESS = "allow_global_per_layer_attribute_access"
+
 # A loader with checks of its own sets this to one that runs on each new model, before its weights are allocated.
 check_built: ContextVar[Callable[[PreTrainedModel], None] | None] = ContextVar("check_built", default=None)
 
@@ -52,8 +55,10 @@ class CompactMixin:
     dense_class: Any
     config: Any
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+    # Runtimes compare arguments with these types, and every value is an object.
+    def __init__(self, config: object, *args: object, **kwargs: object) -> None:
         """Build the dense model and remove the heads that the record in ``config`` does not keep."""
+        config = _without_layers(config)
         with _without_initialization():
             super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         model = cast("PreTrainedModel", self)
@@ -140,6 +145,20 @@ class CompactMixin:
 
     def _get_static_cache_init_shape(self) -> None:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
+
+
+def _without_layers(config: Any) -> Any:
+    """Return a configuration without the head counts of each layer that an export for vLLM has put there.
+
+    transformers would build the layers of the dense model with them. A copy: vLLM goes on with the configuration.
+    """
+    # No class of transformers allows the access by itself.
+    if not (hasattr(config, RECORD_KEY) and vars(config).get(_ACCESS)):
+        return config
+    config = copy.deepcopy(config)
+    for name in (_ACCESS, "per_layer_config", "_heterogeneity_spec"):
+        vars(config).pop(name, None)
+    return config
 
 
 def is_indivisible(parameter: torch.Tensor) -> bool:
