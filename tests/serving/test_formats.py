@@ -25,9 +25,9 @@ def run(monkeypatch, *arguments):
 def test_unknown_formats_and_options_are_errors(compact, tmp_path):
     with pytest.raises(ValueError, match="format='tflite' is not a format of exports: give one of onnx, torch, gguf"):
         gating.export_compact(compact, tmp_path / "new", format="tflite")
-    with pytest.raises(ValueError, match="format='torch' has no option int8. It is an option of onnx."):
+    with pytest.raises(ValueError, match=r"format='torch' has no option int8\. It is an option of onnx\."):
         gating.export_compact(compact, tmp_path / "new", format="torch", int8=True)
-    with pytest.raises(ValueError, match="format='gguf' has no option speed. There is no such option."):
+    with pytest.raises(ValueError, match=r"format='gguf' has no option speed\. There is no such option\."):
         gating.export_compact(compact, tmp_path / "new", format="gguf", speed=1)
     assert not list(tmp_path.iterdir())
 
@@ -57,7 +57,7 @@ def test_the_command_exports_and_prints_the_check(compact, monkeypatch, capsys):
     assert f"{compact}.gguf: " in printed
     assert "Checked in llama.cpp: all 200 greedy tokens are the model's own" in printed
     assert f"llama-server -m {compact}.gguf" in printed
-    with pytest.raises(SystemExit, match="exists already. Choose another place, or pass --overwrite."):
+    with pytest.raises(SystemExit, match=r"exists already\. Choose another place, or pass --overwrite\."):
         run(monkeypatch, "export", compact, "--format", "gguf")
 
 

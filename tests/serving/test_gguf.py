@@ -1,6 +1,7 @@
 """GGUF files: llama.cpp writes the tokens of the model, for every architecture and pattern of removed units."""
 
 import pytest
+import torch
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import gating
@@ -67,6 +68,16 @@ def test_llama_cpp_writes_the_tokens_of_the_model(name, tmp_path):
 def test_smaller_types_are_checked_too(dtype, llama, tmp_path):
     sizes = [export.export_gguf(llama, tmp_path / f"{kind}.gguf", dtype=kind).megabytes for kind in ("f32", dtype)]
     assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_models_of_16_bits_have_the_tolerance_of_their_own_rounding(tmp_path):
+    model = make_decoder("Llama", hidden_size=192, num_hidden_layers=6, steps=30)
+    remove(model, UNEVEN)
+    prompts, count = make_prompts(model)
+    written = [write_greedily(model, prompt, count) for prompt in prompts]
+    rounded = model.to(torch.bfloat16)
+    assert check_tokens(rounded, prompts, written, tolerance=1e-6, runtime="r").num_tokens == 200
+    assert "Checked" in export.export_gguf(rounded, tmp_path / "model.gguf", dtype="f32").sentences[2]
 
 
 def test_heads_that_only_fill_groups_and_patterns_of_single_heads(tmp_path):
