@@ -6,6 +6,7 @@ layer. Read in the source of vLLM 0.33; this package does not run vLLM itself.
 
 import json
 import os
+import re
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -120,6 +121,9 @@ def _check_layers(model: PreTrainedModel) -> None:
         reason = "its class does not let a runtime compute the attention (_supports_attention_backend)"
     elif getattr(model.config, "is_heterogeneous", False):
         reason = "its configuration has a per_layer_config of its own"
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    if lost := [name for name in model.state_dict() if any(re.search(pattern, name) for pattern in ignored)]:
+        reason = reason or f"vLLM leaves out {lost[0]}, as its class ignores such names in checkpoints"
     for block in iter_attention_blocks(model):
         if block.spec.keeps_key_value_heads:
             reason = reason or f"{block.name} shares keys and values with other layers"

@@ -28,7 +28,7 @@ def qwen2():
     return Family("Qwen2ForCausalLM", "Qwen2Config", {**sizes, "hidden_size": 64}).build()
 
 
-MODELS = {"llama": FAMILIES["llama"].build, "qwen2": qwen2, "gpt2": FAMILIES["gpt2"].build}
+MODELS = {"llama": FAMILIES["llama"].build, "qwen2": qwen2, "gpt_neox": FAMILIES["gpt_neox"].build}
 
 
 def uneven(name):
@@ -151,9 +151,14 @@ def latent():
     return FAMILIES["deepseek_v3"].build()
 
 
+def gpt2():
+    return FAMILIES["gpt2"].build()
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (gpt2, r"vLLM leaves out transformer\.h\.0\.attn\.c_attn\.bias, as its class ignores"),
         (bert, "BertForSequenceClassification is not a decoder that writes text"),
         (alibi, "other heads in each layer: its class does not let a runtime"),
         (latent, "caches a latent, for which vLLM has one size"),
