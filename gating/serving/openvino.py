@@ -1,0 +1,241 @@
+"""Export of compact models to OpenVINO: decoders with a key-value cache, and other models with one forward pass."""
+
+import copy
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from transformers import AutoProcessor, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from gating.compact.save import Processor
+from gating.errors import (
+    InputError,
+    InputTypeError,
+    MissingPackageError,
+    OperationError,
+    UserError,
+    explain,
+    loading,
+    shorten,
+)
+from gating.serving.decoders import load_decoder, sizes_of
+from gating.serving.formats import ServingReport
+from gating.serving.graphs.batches import input_names
+from gating.serving.openvino_decoder import check_decoder, check_layers, convert_decoder
+from gating.serving.openvino_graph import check_graph, convert_graph, rounding_of_graph
+from gating.storage.folders import check_replaceable, replacing_folder
+from gating.storage.results import ResultKind
+from gating.structure.edits import num_inputs
+from gating.structure.empty import BiasOnly
+from gating.structure.record import RECORD_KEY
+
+__all__ = ["OPENVINO_MODEL", "Dtype", "check_openvino", "export_openvino"]
+
+Dtype = Literal["f32", "f16"]
+_DTYPES: tuple[str, ...] = get_args(Dtype)
+_FILES = frozenset({"openvino_model.xml", "openvino_model.bin"})
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+# Without these, the plugin rounds to 16 bits on some processors, and the cache to 8.
+_EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+_EXACT_CACHE = {**_EXACT, "KV_CACHE_PRECISION": "f32"}
+
+
+def _own_files(folder: Path) -> frozenset[str] | None:
+    # openvino_tokenizers adds its files to the folder.
+    converted = {f"openvino_{name}.{ending}" for name in ("tokenizer", "detokenizer") for ending in ("xml", "bin")}
+    return _FILES | converted if all((folder / name).is_file() for name in _FILES) else None
+
+
+OPENVINO_MODEL = ResultKind("export", _own_files, in_command="--overwrite")
+
+
+def check_openvino(model: PreTrainedModel) -> None:
+    """Check that a model can be exported to OpenVINO, without its package.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: The model is a decoder with layers other than attention to all tokens or to a window.
+    """
+    if _writes_text(model):
+        sizes_of(model)
+        check_layers(model)
+
+
+def _writes_text(model: PreTrainedModel) -> bool:
+    decodes = model.can_generate() and not model.config.is_encoder_decoder
+    return bool(decodes and model.main_input_name == "input_ids")
+
+
+def export_openvino(
+    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    save_path: str | os.PathLike[str],
+    *,
+    dtype: Dtype = "f32",
+    tokenizer: Processor | None = None,
+    overwrite: bool = False,
+) -> ServingReport:
+    """Export a model to a folder for OpenVINO, and compare its results with the model's on the CPU.
+
+    A decoder becomes a model whose state is its key-value cache, as ``openvino_genai.LLMPipeline`` and optimum-intel
+    take it; each layer keeps its own counts. Any other model becomes one forward pass.
+
+    Args:
+        model_or_directory: A compact model, its folder, or its name on the hub.
+        save_path: Folder for ``openvino_model.xml``, its weights, ``config.json`` and the tokenizer; it is written
+            whole or not at all.
+        dtype: Type of the saved weights, ``f32`` or ``f16``.
+        tokenizer: Tokenizer or processor of a model; by default the one in the model's folder.
+        overwrite: Whether an earlier export at ``save_path`` may be replaced.
+
+    Returns:
+        The folder, its size, and the result of the check: greedy tokens of a decoder, alone and in a padded batch, or
+        the outputs for batches of several sizes.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+        TypeError: The model is not one of transformers.
+        ValueError: The type is unknown, or :func:`check_openvino` rejects the model.
+        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
+        RuntimeError: The export fails, or the results differ. Nothing is written.
+    """
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype={dtype!r} is not a type of OpenVINO's weights here: give one of {', '.join(_DTYPES)}.")
+    openvino = _require_openvino()
+    place, given = Path(save_path), model_or_directory
+    if not isinstance(given, (PreTrainedModel, str, os.PathLike)):
+        raise InputTypeError(f"Only models of transformers can be exported, got {type(given).__name__}.")
+    source = given.name_or_path if isinstance(given, PreTrainedModel) else given
+    check_replaceable(place, overwrite=overwrite, kind=OPENVINO_MODEL, keep=[source])
+    model, origin = load_decoder(given)
+    check_openvino(model)
+    processor: Any = tokenizer or _processor_of(origin)
+    write = _write_decoder if _writes_text(model) else _write_graph
+    with replacing_folder(place, overwrite=overwrite, kind=OPENVINO_MODEL, keep=[source]) as folder:
+        with _reporting_failure(model), warnings.catch_warnings(action="ignore"), torch.no_grad():
+            sentences = write(openvino, model, folder, dtype, processor)
+        _save_settings(model, folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    return ServingReport(place, megabytes, tuple(sentences))
+
+
+def _require_openvino() -> Any:
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise MissingPackageError(
+            f"The package {error.name} is needed to export to OpenVINO: pip install 'head-gating[serving]'"
+        ) from error
+
+
+def _processor_of(folder: Path | None) -> Any:
+    if folder is None or not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        return None
+    with loading(str(folder), remedy="Export the model again."):
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+
+
+def _write_decoder(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dtype, processor: Any) -> list[str]:
+    """Convert, save and check a decoder; return the result as sentences."""
+    path = _save(openvino, convert_decoder(openvino, _as_converted(model)), folder, dtype)
+    pad = next((value for value in (getattr(processor, "pad_token_id", None), model.config.pad_token_id) if value), 0)
+    compiled = openvino.Core().compile_model(str(path), "CPU", _EXACT_CACHE)
+    sizes = sizes_of(model)
+    layers = f"{len(sizes.names)} layers with a cache of {sum(sizes.num_key_value_heads)} key-value groups in all"
+    return [
+        f"{layers}, weights in {dtype}",
+        *check_decoder(compiled, _copy_in_float32(model), dtype=dtype, pad_token_id=pad),
+    ]
+
+
+def _write_graph(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dtype, processor: Any) -> list[str]:
+    """Convert, save and check a model with one forward pass; return the result as sentences."""
+    names, left_out = input_names(model, processor)
+    core, converted, reference = openvino.Core(), _as_converted(model), _copy_in_float32(model)
+
+    def write(dtype: Dtype) -> Any:
+        path = _save(openvino, convert_graph(openvino, converted, names, processor), folder, dtype)
+        return core.compile_model(str(path), "CPU", _EXACT)
+
+    try:
+        check = check_graph(write("f32"), reference, processor)
+    except OperationError:
+        # Masks of truth values make NaN of rows that are only padding; those of eager attention are numbers.
+        converted.set_attn_implementation("eager")
+        check = check_graph(write("f32"), reference, processor)
+    inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in check.inputs.items())
+    sentences = [
+        f"Its inputs are {inputs}",
+        f"Checked on {check.checked}: its outputs differ from the model's by {check.max_difference:.1e}",
+        *(f"It rejects {refused}, which the model accepts" for refused in check.refused),
+        *(f"The tokenizer or processor also makes {name}, which it does not accept: leave it out" for name in left_out),
+    ]
+    if dtype == "f16":
+        change = rounding_of_graph(write(dtype), reference, names, processor)
+        sentences.append(f"With weights in f16, its outputs differ by {change:.1e}")
+    return sentences
+
+
+def _save(openvino: Any, converted: Any, folder: Path, dtype: Dtype) -> Path:
+    path = folder / "openvino_model.xml"
+    openvino.save_model(converted, str(path), compress_to_fp16=dtype == "f16")
+    return path
+
+
+def _save_settings(model: PreTrainedModel, folder: Path) -> None:
+    """Save the configuration without the record and the names of code, which other packages would ask for."""
+    config = copy.deepcopy(model.config)
+    for name in (RECORD_KEY, "auto_map"):
+        vars(config).pop(name, None)
+    config.save_pretrained(folder)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def _copy_in_float32(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model's modules on the CPU without caching; it shares tensors that are in float32 there."""
+    shared: dict[int, Any] = {}
+    if model.device.type == "cpu" and all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copied: Any = copy.deepcopy(model, dict(shared))
+    if not shared:
+        copied = copied.float().cpu()
+    copied.config.use_cache = False
+    return copied  # type: ignore[no-any-return]
+
+
+def _as_converted(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model whose operations OpenVINO has."""
+    copied: Any = _copy_in_float32(model)
+    if getattr(copied.config, "_experts_implementation", None) is not None:
+        copied.config._experts_implementation = "batched_mm"  # The others sort tokens by expert.
+    for name, module in list(copied.named_modules()):
+        # OpenVINO's product with a layer without inputs is not zero.
+        if isinstance(module, (nn.Linear, Conv1D)) and num_inputs(module) == 0:
+            copied.set_submodule(name, BiasOnly.replacing(module))
+    return copied  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _reporting_failure(model: PreTrainedModel) -> Iterator[None]:
+    """Turn any error of the converter and of the runtime into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (UserError, OSError)):
+            raise
+        reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
+        raise OperationError(
+            f"{type(model).__name__} cannot be exported to OpenVINO ({reason}). Nothing was written; export it with "
+            "--format onnx."
+        ) from error

@@ -1,0 +1,117 @@
+"""Models with one forward pass in OpenVINO: encoders, vision and audio models, and others without a cache."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from gating.discovery.probe import forward_outputs, max_relative_difference
+from gating.serving.graphs.batches import batch_to_trace
+from gating.serving.graphs.check import ExportCheck, check_exported
+from gating.serving.graphs.formats import ExportFormat
+
+__all__ = ["check_graph", "convert_graph", "rounding_of_graph"]
+
+
+class _Pass(nn.Module):
+    """A forward pass with tensors in and out."""
+
+    def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, list(names)
+        accepted = inspect.signature(model.forward).parameters
+        self.options = {"use_cache": False} if "use_cache" in accepted else {}
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.model(**dict(zip(self.names, tensors, strict=True)), **self.options)
+        return tuple(_by_name(outputs).values())
+
+
+def _by_name(outputs: Any, name: str = "") -> dict[str, Tensor]:
+    """Return the floating-point tensors of nested outputs by name."""
+    if isinstance(outputs, Tensor):
+        return {name: outputs} if outputs.is_floating_point() else {}
+    pairs: Any = outputs.items() if isinstance(outputs, Mapping) else ()
+    if isinstance(outputs, (list, tuple)):
+        pairs = enumerate(outputs)
+    return {
+        found: tensor
+        for key, value in pairs
+        for found, tensor in _by_name(value, f"{name}.{key}" if name else str(key)).items()
+    }
+
+
+def convert_graph(openvino: Any, model: PreTrainedModel, names: Sequence[str], processor: object) -> Any:
+    """Return a model as an OpenVINO model with batches and lengths of any size.
+
+    Args:
+        openvino: The package.
+        model: A model in float32 on the CPU.
+        names: Names of its inputs.
+        processor: Its tokenizer or processor, if any.
+    """
+    batch = batch_to_trace(model, names, processor)
+    step = _Pass(model, names)
+    with torch.inference_mode():
+        outputs = _by_name(model(**batch, **step.options))
+    converted = openvino.convert_model(step, example_input=tuple(batch[name] for name in names))
+    for port, name in zip(converted.inputs, names, strict=True):
+        # Texts and sounds have a length; images have one size.
+        sizes = [-1, -1] if batch[name].dim() == 2 else [-1, *batch[name].shape[1:]]
+        port.get_tensor().set_names({name})
+        port.get_node().set_partial_shape(openvino.PartialShape(sizes))
+    for port, name in zip(converted.outputs, outputs, strict=True):
+        port.get_tensor().set_names({name})
+    converted.validate_nodes_and_infer_types()
+    return converted
+
+
+class _Compiled:
+    """A compiled model that takes and returns tensors."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+
+    def __call__(self, **batch: Tensor) -> list[Tensor]:
+        outputs = self.compiled({name: tensor.numpy() for name, tensor in batch.items()})
+        return [torch.from_numpy(output.copy()) for output in outputs.values()]
+
+
+def _axes(exported: _Compiled) -> dict[str, tuple[object, ...]]:
+    return {
+        port.any_name: tuple("dynamic" if size.is_dynamic else size.get_length() for size in port.partial_shape)
+        for port in exported.compiled.inputs
+    }
+
+
+_FORMAT = ExportFormat(exporter="", config="", export_format="openvino", endings=(), input_axes=_axes)
+
+
+def check_graph(compiled: Any, model: PreTrainedModel, processor: object) -> ExportCheck:
+    """Compare the outputs of a compiled model with the model's own on batches of several sizes.
+
+    Args:
+        compiled: The compiled model.
+        model: The model that was exported, in float32 on the CPU.
+        processor: Its tokenizer or processor, if any.
+
+    Raises:
+        RuntimeError: The outputs differ.
+    """
+    return check_exported(model, _Compiled(compiled), _FORMAT, processor)
+
+
+def rounding_of_graph(compiled: Any, model: PreTrainedModel, names: Sequence[str], processor: object) -> float:
+    """Return the largest relative difference of a compiled model with rounded weights, on one batch.
+
+    Args:
+        compiled: The compiled model.
+        model: The model that was exported, in float32 on the CPU.
+        names: Names of its inputs.
+        processor: Its tokenizer or processor, if any.
+    """
+    batch = batch_to_trace(model, names, processor)
+    return max_relative_difference(forward_outputs(model, batch), _Compiled(compiled)(**batch))
