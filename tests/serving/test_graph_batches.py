@@ -10,7 +10,8 @@ import transformers
 
 import gating
 from gating.serving.graphs.batches import input_names
-from gating.serving.graphs.export import export_runtime
+from gating.serving.graphs.export import export_onnx, export_torch
+from gating.serving.graphs.runtime import GraphModel
 from tests.support.family_models import FAMILIES, randomize
 from tests.support.tiny_models import VOCABULARY
 
@@ -36,9 +37,9 @@ TEXT = {"input_ids", "attention_mask"}
 DECODER = {"decoder_input_ids", "decoder_attention_mask"}
 
 
-def build(family, **arguments):
+def build(family, *, layers=1, **arguments):
     one = FAMILIES[family]
-    small = {name: 2 if name in LAYERS else value for name, value in one.arguments.items()}
+    small = {name: layers if name in LAYERS else value for name, value in one.arguments.items()}
     return dataclasses.replace(one, arguments={**small, **arguments}).build()
 
 
@@ -71,7 +72,7 @@ def alone(batch, row):
 @pytest.fixture(scope="module", params=["bert", "distilbert", "roberta"])
 def exported_encoder(request, tmp_path_factory):
     family, folder = request.param, tmp_path_factory.mktemp("encoder") / "exported"
-    model = build(family, type_vocab_size=1) if family == "roberta" else build(family)
+    model = build(family, layers=2, **({"type_vocab_size": 1} if family == "roberta" else {}))
     gating.prune_heads(model, {0: [1, 2], 1: range(4)})
     return family, model, gating.export_onnx(model, folder)
 
@@ -113,10 +114,10 @@ def test_decoders_in_onnx_runtime_compute_positions_from_the_mask(exported_decod
     assert "forward" not in vars(model)
 
 
-SMALL = {"num_hidden_layers": 2, "type_vocab_size": 1}
+SMALL = {"num_hidden_layers": 1, "type_vocab_size": 1}
 
 
-@pytest.mark.parametrize("name", ["Roberta", "Camembert"])
+@pytest.mark.parametrize("name", ["Roberta", pytest.param("Camembert", marks=pytest.mark.slow)])
 def test_decoders_with_other_positions_keep_them(name, tmp_path):
     config = getattr(transformers, f"{name}Config")(**{**FAMILIES["bert-decoder"].arguments, **SMALL})
     model = randomize(getattr(transformers, f"{name}ForCausalLM")(config).eval(), std=0.15, seed=0)
@@ -144,6 +145,10 @@ def test_encoder_decoders_in_onnx_runtime_ignore_padding_of_both_inputs(family, 
         for row in range(3):
             one = {f"decoder_{name}": tensor for name, tensor in alone(target, row).items()} | alone(source, row)
             torch.testing.assert_close(logits[row, real[row]], model(**one).logits[0], rtol=1e-4, atol=1e-4)
+        # Evaluations give no mask of targets.
+        del batch["decoder_attention_mask"]
+        graph = GraphModel(model.config, tmp_path / "exported")
+        torch.testing.assert_close(graph(**batch)["logits"], model(**batch).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_images_come_in_batches_of_any_size(tmp_path):
@@ -159,7 +164,7 @@ def test_whisper_reads_thirty_seconds_and_decoder_texts_of_any_length(tmp_path):
     assert report.inputs["decoder_input_ids"] == ("batch", "decoder length")
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_audio_models_have_the_mask_of_their_feature_extractor(masked, tmp_path):
     model = build("wav2vec2", feat_extract_norm="layer" if masked else "group")
     extractor = transformers.Wav2Vec2FeatureExtractor(return_attention_mask=masked)
@@ -175,34 +180,34 @@ def test_audio_models_have_the_mask_of_their_feature_extractor(masked, tmp_path)
 
 
 def test_shortest_and_longest_batches_are_checked_and_named(tmp_path, tokenizer):
-    report = export_runtime(build("roberta"), tmp_path / "exported", format="torch", tokenizer=tokenizer)
+    report = export_torch(build("roberta"), tmp_path / "exported", tokenizer=tokenizer)
     assert report.checked == "batches of 1, 2 and 3, lengths of 1, 6, 9, 12 and 40, padded left and right"
     assert report.inputs["input_ids"] == ("batch", "length")
 
 
 def test_a_model_with_few_positions_is_checked_up_to_its_longest(tmp_path):
-    report = export_runtime(build("bert", max_position_embeddings=6), tmp_path / "exported", format="torch")
+    report = export_torch(build("bert", max_position_embeddings=6), tmp_path / "exported")
     assert report.checked == "batches of 1, 2 and 3, lengths of 1 and 6, padded left and right"
 
 
 def test_fixed_sizes_of_a_graph_are_reported(tmp_path):
     config = transformers.GPT2Config(**FAMILIES["gpt2"].arguments | {"pad_token_id": None, "n_layer": 1}, num_labels=2)
     model = transformers.GPT2ForSequenceClassification(config).eval()  # It rejects batches.
-    report = export_runtime(model, tmp_path / "exported", format="torch")
+    report = export_torch(model, tmp_path / "exported")
     assert report.inputs["input_ids"] == (1, "length")
     assert report.checked.startswith("batches of 1, lengths of 1, 6, 9, 12 and 64")
 
 
 def test_inputs_that_the_model_does_not_accept_are_reported(tmp_path, tokenizer):
-    report = export_runtime(build("distilbert"), tmp_path / "exported", format="torch", tokenizer=tokenizer)
+    report = export_torch(build("distilbert"), tmp_path / "exported", tokenizer=tokenizer)
     assert set(report.inputs) == TEXT
     assert report.left_out == ("token_type_ids",)
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch"])
-def test_tokenizer_of_a_folder_goes_into_the_export(format, tokenizer, tmp_path):
+@pytest.mark.parametrize("export", [export_onnx, export_torch])
+def test_tokenizer_of_a_folder_goes_into_the_export(export, tokenizer, tmp_path):
     folder = gating.save_compact(build("bert"), tmp_path / "compact", tokenizer=tokenizer)
-    report = export_runtime(folder, tmp_path / "exported", format=format)
+    report = export(folder, tmp_path / "exported")
     loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
     assert len(loaded) == len(VOCABULARY)
     assert set(loaded("the cat")) == set(report.inputs)
@@ -211,7 +216,7 @@ def test_tokenizer_of_a_folder_goes_into_the_export(format, tokenizer, tmp_path)
 def test_processor_of_images_goes_into_the_export(tmp_path):
     processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
     folder = gating.save_compact(build("vit"), tmp_path / "compact", tokenizer=processor)
-    export_runtime(folder, tmp_path / "exported", format="torch")
+    export_torch(folder, tmp_path / "exported")
     assert json.loads((tmp_path / "exported" / "preprocessor_config.json").read_text())["size"]["height"] == 16
 
 
@@ -220,5 +225,5 @@ def test_family_that_cannot_be_exported_is_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"ForSequenceClassification cannot be exported to torch \(ZeroDivisionError"
     ):
-        export_runtime(build("bert"), tmp_path / "exported", format="torch")
+        export_torch(build("bert"), tmp_path / "exported")
     assert not list(tmp_path.iterdir())

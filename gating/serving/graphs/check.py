@@ -1,5 +1,6 @@
 """Check of an exported model: its outputs on batches of several sizes, compared with the model's own."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from gating.errors import OperationError, explain, shorten
 from gating.serving.graphs.batches import PaddedBatch, batches_to_check, real_positions
 from gating.serving.graphs.formats import ExportFormat
 
-__all__ = ["TOLERANCE", "ExportCheck", "check_exported"]
+__all__ = ["TOLERANCE", "ExportCheck", "check_exported", "check_quantized"]
 
 # Largest relative difference: runtimes sum in another order and fuse operations.
 TOLERANCE = 1e-4
@@ -47,6 +48,44 @@ def check_exported(model: PreTrainedModel, exported: Any, format: ExportFormat, 
     Raises:
         RuntimeError: The exported model rejects every batch, or its outputs differ.
     """
+    check = _compare(model, exported, format, processor)
+    if check.max_difference > TOLERANCE:
+        raise OperationError(
+            f"The exported model's outputs differ from the model's by {check.max_difference:.1e}, more than rounding. "
+            "Nothing was written."
+        )
+    return check
+
+
+def check_quantized(
+    model: PreTrainedModel, exported: Any, format: ExportFormat, processor: object, *, floats: ExportCheck
+) -> float:
+    """Return the largest relative difference that quantization makes to a model's outputs on the batches of a check.
+
+    Args:
+        model: The model.
+        exported: The quantized model as loaded from its export.
+        format: Format of the export.
+        processor: The model's tokenizer or processor, if any.
+        floats: Result of :func:`check_exported` before quantization.
+
+    Raises:
+        RuntimeError: The quantized model rejects a batch that it accepted before, or its outputs are not finite.
+    """
+    check = _compare(model, exported, format, processor)
+    if check.refused != floats.refused:
+        raise OperationError(
+            f"With 8-bit weights, the exported model rejects {', '.join(check.refused)}. Nothing was written: leave "
+            "out int8."
+        )
+    if math.isinf(check.max_difference):
+        raise OperationError(
+            "With 8-bit weights, the exported model's outputs are not finite. Nothing was written: leave out int8."
+        )
+    return check.max_difference
+
+
+def _compare(model: PreTrainedModel, exported: Any, format: ExportFormat, processor: object) -> ExportCheck:
     axes = format.input_axes(exported)
     difference, checked, refused, reason = 0.0, list[PaddedBatch](), list[str](), ""
     for padded in batches_to_check(model, list(axes), axes, processor):
@@ -64,11 +103,6 @@ def check_exported(model: PreTrainedModel, exported: Any, format: ExportFormat, 
         checked.append(padded)
     if not checked:
         raise OperationError(f"The exported model rejects every batch ({reason}). Nothing was written.")
-    if difference > TOLERANCE:
-        raise OperationError(
-            f"The exported model's outputs differ from the model's by {difference:.1e}, more than rounding. "
-            "Nothing was written."
-        )
     return ExportCheck(difference, _checked_axes(checked), _describe(checked), tuple(dict.fromkeys(refused)))
 
 

@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from gating.errors import InputError, MissingPackageError
+from gating.errors import MissingPackageError
 from gating.storage.results import ResultKind, read_table
 
-__all__ = ["EXPORT", "FORMATS", "ExportFormat", "RuntimeFormat", "find_format"]
+__all__ = ["EXPORT", "FORMATS", "ExportFormat", "RuntimeFormat"]
 
 RuntimeFormat = Literal["onnx", "torch"]
 
@@ -69,21 +69,6 @@ FORMATS: Mapping[RuntimeFormat, ExportFormat] = {
     ),
     "torch": ExportFormat("DynamoExporter", "DynamoConfig", "dynamo", (".pt2",), _torch_axes),
 }
-
-
-def find_format(name: RuntimeFormat) -> ExportFormat:
-    """Return a format by its name.
-
-    Raises:
-        ValueError: There is no such format.
-
-    Example:
-        >>> find_format("torch").endings
-        ('.pt2',)
-    """
-    if name not in FORMATS:
-        raise InputError(f"format={name!r} is not a format of exports: give one of {', '.join(FORMATS)}.")
-    return FORMATS[name]
 
 
 def _own_files(folder: Path) -> frozenset[str] | None:

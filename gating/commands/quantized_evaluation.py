@@ -1,0 +1,93 @@
+"""The accuracy of an exported model with 8-bit weights, beside that of its model with float weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gating.commands.model_folder import find_model
+from gating.compact.load import load_compact
+from gating.errors import InputError, explain, is_input_error, missing_extra
+from gating.serving.graphs.runtime import GraphModel
+
+if TYPE_CHECKING:
+    from gating.report.score import Score
+
+__all__ = ["compare_accuracy"]
+
+
+def compare_accuracy(
+    folder: str, exported: str | Path, overrides: Sequence[str] = (), *, split: str | None = "validation"
+) -> tuple[str, ...]:
+    """Measure the metric of a model on the data of its run, and that of its export with 8-bit weights.
+
+    Args:
+        folder: Folder of a finished run or of its compact model, as given to the export.
+        exported: Folder that :func:`gating.export_onnx` wrote with ``int8=True``.
+        overrides: Settings of data, task, trainer and seed as in ``head-gating evaluate``; by default those of the run.
+        split: ``validation`` or ``test``; None for test if the data has it.
+
+    Returns:
+        A sentence with both values and their difference, or with the reason why they were not measured, and how to
+        measure them.
+    """
+    try:
+        return (_compare(folder, Path(exported), overrides, split=split),)
+    except ModuleNotFoundError as error:
+        reason = missing_extra("A measurement", missing=error.name)
+    except Exception as error:
+        # The export is written: what prevents the measurement is not a failure of the command.
+        if not is_input_error(error):
+            raise
+        reason = explain(error)
+    return (f"The accuracy with 8-bit weights was not measured. {reason}",)
+
+
+def _compare(folder: str, exported: Path, overrides: Sequence[str], *, split: str | None) -> str:
+    place, run_folder = find_model(folder)
+    if place is None or (run_folder is None and not overrides):
+        raise InputError(
+            f"{folder} is not in the folder of a run, which has data: export the run's own folder, or compare labels "
+            "with the predictions of both models."
+        )
+    # Other exports need neither Hydra nor Lightning.
+    from omegaconf import OmegaConf
+
+    from gating.commands.evaluation_settings import evaluation_settings
+    from gating.commands.folder_evaluation import _check_task, _encode
+    from gating.models.pretrained import Pretrained
+    from gating.run.objects import build_objects
+    from gating.run.settings.names import naming_settings
+    from gating.tracking.verbosity import quiet_libraries
+
+    quiet_libraries()
+    settings, only = evaluation_settings(str(place), overrides, run_folder=run_folder, split=split)
+    with naming_settings(OmegaConf.create(settings.values)):
+        objects = replace(build_objects(settings), source=Pretrained(str(place)))
+        model: Any = load_compact(place)
+        _check_task(model, objects, folder)
+        data, split = _encode(settings, objects, model, split=split, only=only, folder=folder)
+        score = data.prepared.score
+        values = [
+            _evaluate(module, data, objects.task, split)[score.name]
+            for module in (model, GraphModel(model.config, exported))
+        ]
+    return _sentence(score, *values, split=split, num_examples=len(data.prepared.splits[split]))
+
+
+def _evaluate(model: Any, data: Any, task: Any, split: str) -> dict[str, float]:
+    """Return the metrics of a module that need no generated text, since a graph only predicts the next token."""
+    from gating.training.evaluation import evaluate
+
+    batches = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
+    return evaluate(model, batches, task=task, metrics=data.prepared.metrics)
+
+
+def _sentence(score: "Score", floats: float, integers: float, *, split: str, num_examples: int) -> str:
+    change = score.scale * (integers - floats)
+    unit = " points" if score.unit.strip() == "%" else score.unit
+    return (
+        f"{split} {score.name}: {score.show(floats)} with float weights, {score.show(integers)} with 8-bit weights "
+        f"({change:+.2f}{unit}) on {num_examples:,} examples"
+    )

@@ -1,0 +1,101 @@
+"""The accuracy of an export with 8-bit weights, on the data of the run."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import gating
+from gating.commands import folder_evaluation
+from gating.commands.quantized_evaluation import compare_accuracy
+from gating.serving.graphs.runtime import GraphModel
+from tests.support.interruptions import run_in
+from tests.support.tiny_run import make_inputs
+
+pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
+
+
+@pytest.fixture(scope="module")
+def exported_run(tmp_path_factory) -> tuple[Path, Path]:
+    """Return a run that has learned a little, and the export of its model with 8-bit weights."""
+    place = tmp_path_factory.mktemp("quantized")
+    run_in(place / "run", make_inputs(place / "inputs"), "trainer.max_steps=30", "optimizer.lr=3e-3")
+    gating.export_onnx(place / "run" / "compact", place / "exported", int8=True)
+    return place / "run", place / "exported"
+
+
+pytestmark = [
+    # From tracing in torch and transformers.
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+def accuracy(model, rows: list[str], tokenizer, label2id: dict[str, int]) -> float:
+    texts, labels = zip(*(row.split("\t") for row in rows), strict=True)
+    batch = tokenizer(list(texts), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        predictions = model(**batch)["logits"].argmax(-1)
+    return float((predictions == torch.tensor([label2id[label] for label in labels])).float().mean())
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_both_accuracies_are_those_of_the_models_on_the_split(split, exported_run):
+    run, exported = exported_run
+    (sentence,) = compare_accuracy(str(run), exported, split=split)
+    model, tokenizer = gating.load_compact(run / "compact"), AutoTokenizer.from_pretrained(run / "compact")
+    rows = (run.parent / "inputs" / f"{split}.tsv").read_text().splitlines()[1:]
+    floats, integers = (
+        100 * accuracy(module, rows, tokenizer, model.config.label2id)
+        for module in (model, GraphModel(model.config, exported))
+    )
+    assert sentence == (
+        f"{split} accuracy: {floats:.2f} % with float weights, {integers:.2f} % with 8-bit weights "
+        f"({integers - floats:+.2f} points) on {len(rows)} examples"
+    )
+    assert compare_accuracy(str(run / "compact"), exported, split=split) == (sentence,)
+
+
+def test_a_lower_accuracy_is_a_negative_change(exported_run, monkeypatch):
+    run, exported = exported_run
+    monkeypatch.setattr(GraphModel, "forward", lambda self, **inputs: {"logits": torch.eye(2)[1 - inputs["labels"]]})
+    (sentence,) = compare_accuracy(str(run), exported)
+    assert re.search(r"0\.00 % with 8-bit weights \(-[\d.]+ points\)", sentence)
+
+
+def test_data_may_be_given(exported_run):
+    run, exported = exported_run
+    (sentence,) = compare_accuracy(str(run), exported, [f"data.validation={run.parent / 'inputs' / 'train.tsv'}"])
+    assert sentence.startswith("validation accuracy: ")
+    assert sentence.endswith("on 64 examples")
+
+
+def test_models_without_a_run_or_data_are_one_sentence(exported_run, tmp_path):
+    run, exported = exported_run
+    alone = shutil.copytree(run / "compact", tmp_path / "alone")
+    (sentence,) = compare_accuracy(str(alone), exported)
+    assert sentence == (
+        f"The accuracy with 8-bit weights was not measured. {alone} is not in the folder of a run, which has data: "
+        "export the run's own folder, or compare labels with the predictions of both models."
+    )
+    shutil.copytree(run, tmp_path / "run")
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(config.replace("train.tsv", "nothing.tsv"))
+    (sentence,) = compare_accuracy(str(tmp_path / "run"), exported)
+    assert sentence.startswith("The accuracy with 8-bit weights was not measured. ")
+    assert "nothing.tsv" in sentence
+
+
+def test_a_missing_package_is_one_sentence_and_a_fault_is_raised(exported_run, monkeypatch):
+    run, exported = exported_run
+    with monkeypatch.context() as patch:
+        patch.setitem(__import__("sys").modules, "omegaconf", None)
+        (sentence,) = compare_accuracy(str(run), exported)
+    assert "head-gating[train]" in sentence
+    monkeypatch.setattr(folder_evaluation, "_encode", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compare_accuracy(str(run), exported)
