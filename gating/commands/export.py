@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from gating.commands.model_folder import find_model
+from gating.commands.quantized_evaluation import compare_accuracy
 from gating.compact.hub import find_folder
 from gating.serving.formats import FORMATS, export_compact
 
@@ -49,3 +50,5 @@ def run(arguments: argparse.Namespace) -> None:
         pre_tokenizer=arguments.pre_tokenizer,
     )
     print("\n".join(report.sentences))
+    if arguments.int8:
+        print("\n".join(compare_accuracy(arguments.folder, report.path)))
