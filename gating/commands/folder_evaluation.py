@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from gating.commands.evaluation_settings import evaluation_settings
 from gating.commands.model_folder import find_model
 from gating.compact.load import load_compact
+from gating.compact.original import build_original, read_original
 from gating.data.labels import using_classes
 from gating.distributed.launch import check_devices
 from gating.errors import InputError
@@ -31,7 +32,6 @@ from gating.run.prepare import encode_examples, load_examples
 from gating.run.run import RunData
 from gating.run.settings.names import naming_settings
 from gating.run.settings.settings import Settings
-from gating.structure.record import RECORD_KEY
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 from gating.training.evaluation import evaluate
@@ -138,7 +138,8 @@ def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str
     values = evaluate(model, batches, task=objects.task, metrics=prepared.all_metrics)
     summary.add_metrics(Stage.COMPACT, "model", split, values)
     probe = {name: tensor.to(device) for name, tensor in data.module.probe_batch(split=split).items()}
-    dense = _dense_counterpart(model)
+    original = read_original(model, place)
+    dense = model if original is None else build_original(model, original, device=device)
     summary.compare_models(dense, model, probe)
     summary.latency = compare_latency(dense, model, probe, precision=0.01)
     return Evaluated(
@@ -213,20 +214,6 @@ def _classes_of(model: PreTrainedModel) -> list[str] | None:
     """Return the names of a model's classes; None if it has the default names or no classes."""
     names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
     return None if names == [f"LABEL_{number}" for number in range(len(names))] else names
-
-
-def _dense_counterpart(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a model with random weights and all heads and neurons; the model itself if it has all."""
-    if not hasattr(model.config, RECORD_KEY):
-        return model
-    config = type(model.config).from_dict(model.config.to_dict())
-    for name in (RECORD_KEY, "auto_map"):
-        if hasattr(config, name):
-            delattr(config, name)
-    dense_class: Any = getattr(type(model), "dense_class", type(model))
-    dense: PreTrainedModel = dense_class._from_config(config)
-    dense.to(model.device, model.dtype)  # type: ignore[arg-type]
-    return dense
 
 
 @contextmanager

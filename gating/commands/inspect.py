@@ -6,10 +6,12 @@ from contextlib import suppress
 from rich.console import Console
 
 from gating.commands.model_folder import find_model
+from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
+from gating.compact.original import build_original, build_recorded, read_original
 from gating.discovery.probe import make_probe
 from gating.errors import InputError
-from gating.pruning.measure import count_macs, weight_megabytes
+from gating.pruning.measure import cache_bytes_per_token, count_macs, weight_megabytes
 from gating.pruning.prune_report import num_parameters
 from gating.report.tables import kept_heads_table, kept_neurons_table
 from gating.structure.blocks import iter_attention_blocks
@@ -29,13 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print a model's heads and neurons, and its sizes."""
     place = find_model(arguments.folder)[0] or arguments.folder
-    model = load_compact(place, revision=arguments.revision)
+    folder = find_folder(place, revision=arguments.revision)
+    model = load_compact(folder)
+    original = read_original(model, folder)
+    # A stock model has no former sizes.
+    recorded = model if original is None else build_recorded(model, original)
     console = Console()
     counts = []
-    if heads := list(iter_attention_blocks(model)):
+    if heads := list(iter_attention_blocks(recorded)):
         console.print(kept_heads_table([(block.name, block.head_ids, block.num_heads_before) for block in heads]))
         counts.append(f"{sum(b.num_heads for b in heads)} of {sum(b.num_heads_before for b in heads)} heads")
-    if neurons := list(iter_feed_forward_blocks(model)):
+    if neurons := list(iter_feed_forward_blocks(recorded)):
         console.print(kept_neurons_table([(block.name, block.num_neurons, block.width_before) for block in neurons]))
         counts.append(f"{sum(b.num_neurons for b in neurons):,} of {sum(b.width_before for b in neurons):,} neurons")
     console.print(
@@ -43,6 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if cache := cache_bytes_per_token(model if original is None else build_original(model, original)):
+        now = cache_bytes_per_token(model)
+        console.print(f"{now:,} of {cache:,} bytes of keys and values are cached for a token", highlight=False)
     # The inputs of some models cannot be made from their configuration.
     with suppress(InputError):
         example = make_probe(model, batch_size=1, length=128)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from gating.errors import DamageError, InputError, MissingFileError
 from gating.structure.integrity import CONFIG, INDEX, WEIGHTS, check_file
 
-__all__ = ["StoredTensor", "read_config", "read_headers", "walk"]
+__all__ = ["StoredTensor", "read_config", "read_headers", "read_json", "walk"]
 
 _MAX_JSON_BYTES = 2**26
 _PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
@@ -50,7 +50,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     for path in (folder, folder / CONFIG):
         if not path.exists():
             raise MissingFileError(f"There is no compact model in {folder}: {path} does not exist.")
-    return _read_json(folder / CONFIG)
+    return read_json(folder / CONFIG)
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:
@@ -92,7 +92,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if os.path.lexists(folder / WEIGHTS):
         files = [folder / WEIGHTS]
     elif os.path.lexists(folder / INDEX):
-        index = _read_json(folder / INDEX)
+        index = read_json(folder / INDEX)
         places = index.get("weight_map")
         if not isinstance(places, dict) or not places or not isinstance(index.get("metadata"), dict):
             raise _damaged(folder / INDEX, "it has no table weight_map")
@@ -112,7 +112,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; the errors are those of :func:`read_config`."""
     check_file(path)
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise InputError(f"{path} is too large to be a {path.name}: {path.stat().st_size:,} bytes.")

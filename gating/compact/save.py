@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.compact.stock import StockError, stock_model
+from gating.compact.original import write_original
+from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.compact.verify import check_saved
 from gating.discovery.find import removable_attention
 from gating.discovery.refusals import check_has_values, check_no_adapters, check_savable
@@ -38,16 +39,18 @@ def save_compact(
     tokenizer: Processor | None = None,
     report: CompactReport | None = None,
     overwrite: bool = False,
-    stock: bool = False,
+    stock: bool | None = None,
     verify: bool = True,
     probe: Mapping[str, Tensor] | None = None,
     repo_id: str | None = None,
     private: bool | None = None,
     token: str | bool | None = None,
 ) -> Path:
-    """Save a compact model as a folder: configuration, weights, tokenizer, code to load it and a model card.
+    """Save a compact model as a folder: configuration, weights, tokenizer, model card, and code to load it if needed.
 
-    The folder is written whole or not at all: first beside its place, then moved there.
+    Where every layer keeps equally many units and the configuration can say so, it is a dense model of smaller sizes,
+    which any version of transformers and other runtimes load; the numbers of the kept units are in a file beside it,
+    ``head_gating.json``. The folder is written whole or not at all: first beside its place, then moved there.
 
     Args:
         model: A model whose gates were finalized, or whose heads or neurons were pruned; it stays as it is.
@@ -55,8 +58,8 @@ def save_compact(
         tokenizer: The tokenizer, or the image processor, to save with the model.
         report: Measurements for the model card.
         overwrite: Whether the folder of an earlier compact model may be replaced, if no other file is in it.
-        stock: Whether to write a dense model with smaller sizes in its configuration, which any version of transformers
-            and other runtimes load without code of this package. Every layer must keep equally many units.
+        stock: Whether to write a dense model with smaller sizes in its configuration. By default where that is
+            possible; with True, anything else is an error; with False, a compact folder is written in any case.
         verify: Whether to reject weights that are NaN or infinite, and to load the saved folder and compare outputs,
             which temporarily takes the memory of a second model.
         probe: Batch for this comparison, as keyword arguments of the model; by default made from its configuration.
@@ -97,21 +100,36 @@ def save_compact(
     if verify:
         check_finite(model, type(model).__name__)
     sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
-    saved = stock_model(model) if stock else model
-    with replacing_folder(Path(save_directory), overwrite=overwrite, kind=COMPACT_MODEL, keep=sources) as folder:
-        if not has_lost_units(model):
-            removable_attention(model)  # Raises for a model without heads or neurons to describe.
-        become_compact(model)
-        saved.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        write_card(folder / "README.md", model, report, stock, repo_id=repo_id)
-        if verify:
-            with _as_stock_error() if stock else nullcontext():
-                check_saved(model, folder, probe=probe)
+    place = Path(save_directory)
+    forms = [stock] if stock is not None else [True, False] if may_be_stock(model) else [False]
+    for form in forms:
+        try:
+            with replacing_folder(place, overwrite=overwrite, kind=COMPACT_MODEL, keep=sources) as folder:
+                _write(model, folder, tokenizer, stock=form)
+                write_card(folder / "README.md", model, report, form, repo_id=repo_id)
+                if verify:
+                    with _as_stock_error() if form else nullcontext():
+                        check_saved(model, folder, probe=probe)
+            break
+        except StockError:
+            if form is forms[-1]:
+                raise
     if repo_id is not None:
-        upload(Path(save_directory), repo_id, private=private, token=token)
-    return Path(save_directory)
+        upload(place, repo_id, private=private, token=token)
+    return place
+
+
+def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *, stock: bool) -> None:
+    """Write the files of a model and its tokenizer, but no card."""
+    saved = stock_model(model) if stock else model
+    if not has_lost_units(model):
+        removable_attention(model)  # Raises for a model without heads or neurons to describe.
+    become_compact(model)
+    saved.save_pretrained(folder)
+    if stock and has_lost_units(model):
+        write_original(model, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
 
 
 @contextmanager
@@ -120,6 +138,4 @@ def _as_stock_error() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise StockError(
-            str(error), python=" Or save it without stock=True, as a compact folder.", command=""
-        ) from error
+        raise StockError(str(error), python=" Or save it with stock=False, as a compact folder.", command="") from error

@@ -22,7 +22,7 @@ from gating.structure.blocks import AttentionBlock, base_prefix, iter_attention_
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["StockError", "stock_model"]
+__all__ = ["StockError", "may_be_stock", "stock_model"]
 
 # Names of fields, in the configurations of transformers, with a number of neurons, with this number as a multiple of
 # the hidden size, and with a number of heads.
@@ -38,6 +38,16 @@ _Change = tuple[tuple[str, ...], Mapping[str, object]]
 
 class StockError(RemedyError):
     """A compact model that no configuration of its dense architecture describes."""
+
+
+def may_be_stock(model: PreTrainedModel) -> bool:
+    """Return whether a model has lost units, and equally many in blocks of one kind; others fit no configuration."""
+    blocks: list[_Block] = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
+    sizes: dict[tuple[str, int], set[int]] = {}
+    for block in blocks:
+        sizes.setdefault((block.kind, _size_before(block)), set()).add(_size(block))
+    has_lost = any(found != {before} for (_, before), found in sizes.items())
+    return has_lost and all(len(found) == 1 for found in sizes.values())
 
 
 def stock_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -232,7 +242,7 @@ def _refusal(model: PreTrainedModel, reason: str, remedy: str = "") -> StockErro
     otherwise = f"{remedy}, or save" if remedy else "Save"
     return StockError(
         problem,
-        python=f" {otherwise} it without stock=True, as a compact folder.",
+        python=f" {otherwise} it with stock=False, as a compact folder.",
         command=" It is saved as a compact folder, which loads with trust_remote_code=True.",
     )
 

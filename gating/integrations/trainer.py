@@ -183,7 +183,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         *,
         resume_from_checkpoint: str | bool | None = None,
         overwrite: bool = False,
-        stock: bool = False,
+        stock: bool | None = None,
         probe: Mapping[str, Tensor] | None = None,
     ) -> Path:
         """Search, remove the closed units, recover, and save the compact model; return its folder.

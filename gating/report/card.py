@@ -87,7 +87,8 @@ model = AutoModel{task}.from_pretrained("{place}")
 ```
 
 Every layer kept equally many units, so that this is a model of its original architecture with smaller sizes in
-`config.json`: no other code is needed. The numbers above are those of the original model; they are recorded only here.
+`config.json`: no other code is needed. The numbers above are those of the original model; `head_gating.json` has them,
+too, and is not needed to load the model.
 """
 
 

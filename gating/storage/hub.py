@@ -19,16 +19,20 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from gating.errors import InputError, MissingFileError, UnreachableError, UserError, shorten
-from gating.storage.results import MODEL_FILES
+from gating.storage.results import MODEL_FILES, RECORD_FILE
 
 __all__ = ["cached_card", "check_login", "check_upload", "download", "invalid_name", "upload"]
 
 _LOGIN = "log in with hf auth login, or give a token (token=..., HF_TOKEN)"
 _REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 # Adapters are refused after the download, pickles and code are not downloaded at all.
-_DOWNLOADED = ["README.md", "adapter_config.json", *MODEL_FILES]
+_DOWNLOADED = ["README.md", "adapter_config.json", RECORD_FILE, *MODEL_FILES]
 # Weights of an earlier upload, of which a smaller model may have other files.
-_REPLACED = ["model.safetensors", "model-[0-9]*-of-[0-9]*.safetensors", "model.safetensors.index.json"]
+_REPLACED = [
+    *("model.safetensors", "model-[0-9]*-of-[0-9]*.safetensors", "model.safetensors.index.json"),
+    # Of a stock model, in place of which a compact one may come.
+    RECORD_FILE,
+]
 
 
 def invalid_name(repo_id: str) -> str | None:

@@ -13,9 +13,11 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from gating.errors import FolderExistsError
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["COMPACT_MODEL", "MODEL_FILES", "ResultKind", "check_result", "find_foreign", "read_table"]
+__all__ = ["COMPACT_MODEL", "MODEL_FILES", "RECORD_FILE", "ResultKind", "check_result", "find_foreign", "read_table"]
 
 _CODE = "compact.py"
+# The record of kept units in a stock folder, which has none in its configuration.
+RECORD_FILE = "head_gating.json"
 # File names of the models, tokenizers and processors of transformers, as patterns of fnmatch.
 MODEL_FILES = (
     *("config.json", "generation_config.json"),
@@ -95,15 +97,16 @@ def _is_own(name: str, own: frozenset[str]) -> bool:
 def _compact_files(folder: Path) -> frozenset[str] | None:
     config = read_table(folder / "config.json")
     record = config.get(RECORD_KEY)
-    if "model_type" in config and record is None and _is_own_card(folder / "README.md"):
-        return frozenset({"README.md"})
+    has_file = isinstance(read_table(folder / RECORD_FILE).get(RECORD_KEY), dict)
+    if "model_type" in config and record is None and (has_file or _is_own_card(folder / "README.md")):
+        return frozenset({"README.md", RECORD_FILE})
     if not (isinstance(record, dict) and isinstance(record.get("blocks"), dict)):
         return None
     return frozenset({"README.md", _CODE, *_imported_files(folder / _CODE)})
 
 
 def _is_own_card(card: Path) -> bool:
-    """Return whether a model card has the tag of this package; a stock model has no other sign of it."""
+    """Return whether a model card has the tag of this package, the sign of earlier stock models."""
     try:
         text = card.read_text(encoding="utf-8")
     except (OSError, ValueError):
