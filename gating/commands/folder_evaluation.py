@@ -18,12 +18,13 @@ from transformers import PreTrainedModel
 from gating.commands.evaluation_settings import evaluation_settings
 from gating.commands.model_folder import find_model
 from gating.compact.load import load_compact
-from gating.compact.original import build_original, read_original
+from gating.compact.original import read_original
 from gating.data.labels import using_classes
 from gating.distributed.launch import check_devices
 from gating.errors import InputError
 from gating.models.hub import locate
 from gating.models.pretrained import Pretrained
+from gating.pruning.compact_model import build_original
 from gating.pruning.measure import compare_latency
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary

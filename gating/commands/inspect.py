@@ -8,9 +8,10 @@ from rich.console import Console
 from gating.commands.model_folder import find_model
 from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
-from gating.compact.original import build_original, build_recorded, read_original
+from gating.compact.original import read_original
 from gating.discovery.probe import make_probe
 from gating.errors import InputError
+from gating.pruning.compact_model import build_original, build_recorded
 from gating.pruning.measure import cache_bytes_per_token, count_macs, weight_megabytes
 from gating.pruning.prune_report import num_parameters
 from gating.report.tables import kept_heads_table, kept_neurons_table

@@ -10,19 +10,17 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel, initialization
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.files import read_json, walk
 from gating.errors import InputError, loading
-from gating.pruning.compact_model import check_specs
+from gating.pruning.compact_model import build_recorded, check_specs
 from gating.storage.results import RECORD_FILE
 from gating.structure.blocks import iter_attention_blocks
-from gating.structure.compact import compact_class
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["build_original", "build_recorded", "read_original", "write_original"]
+__all__ = ["read_original", "write_original"]
 
 # Numbers that a model is built in a time proportional to, and a bound on them.
 _COUNTED, _MOST = re.compile(r"(?i)(layers?|heads?|experts?|depths?|width|group)(\.\d+)?$"), 2**20
@@ -65,36 +63,6 @@ def read_original(model: PreTrainedModel, folder: Path | None = None) -> PreTrai
     if _counts(recorded) != _counts(model):
         raise InputError(f"{path} is the record of another model than that in the folder. Remove the file.")
     return config
-
-
-def build_recorded(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """Build the compact model of a configuration with a record, without memory; its blocks have their former sizes."""
-    cls = compact_class(_dense_class(model), type(config))
-    with torch.device("meta"), initialization.no_init_weights():
-        built: PreTrainedModel = cls._from_config(deepcopy(config), dtype=model.dtype)
-    return built
-
-
-def build_original(
-    model: PreTrainedModel, config: PreTrainedConfig, *, device: str | torch.device = "meta"
-) -> PreTrainedModel:
-    """Build the dense model of a configuration with a record: all heads and neurons, and random weights.
-
-    Args:
-        model: The compact or stock model, whose dtype it gets.
-        config: The configuration of :func:`read_original`.
-        device: Its device; on ``meta``, it has no weights.
-    """
-    config = deepcopy(config)
-    for name in (RECORD_KEY, "auto_map"):
-        vars(config).pop(name, None)
-    with torch.device(device):
-        built: PreTrainedModel = _dense_class(model)._from_config(config, dtype=model.dtype)
-    return built
-
-
-def _dense_class(model: PreTrainedModel) -> Any:
-    return getattr(type(model), "dense_class", type(model))
 
 
 def _check(described: Mapping[str, Any], config: PreTrainedConfig, path: Path) -> None:

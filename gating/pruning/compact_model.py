@@ -3,13 +3,16 @@
 import re
 import typing
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import fields
 from typing import Any, cast
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from gating.discovery.discover import share_specs
 from gating.structure.attention_spec import AttentionSpec, Returns, RowLayout
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.compact import auto_places, compact_class
@@ -19,7 +22,14 @@ from gating.structure.feed_forward_specs import UpLayout, find_feed_forward_spec
 from gating.structure.record import FORMAT_OF_HEADS, FORMAT_OF_NEURONS, RECORD_KEY, damaged
 from gating.structure.subclasses import original_class
 
-__all__ = ["become_compact", "check_specs", "describe_kept_units", "has_lost_units"]
+__all__ = [
+    "become_compact",
+    "build_original",
+    "build_recorded",
+    "check_specs",
+    "describe_kept_units",
+    "has_lost_units",
+]
 
 # Names in a spec: not private, and no way up except to the parent.
 _NAME = r"[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*_?"
@@ -45,6 +55,35 @@ def become_compact(model: nn.Module) -> None:
     setattr(model.config, RECORD_KEY, describe_kept_units(model))
     # transformers looks custom code up by Auto class; each one for this configuration gets its class.
     model.config.auto_map = auto_places(type(model.config))
+
+
+def build_recorded(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build the compact model of a configuration with a record, without memory; its blocks have their former sizes."""
+    cls = compact_class(getattr(type(model), "dense_class", type(model)), type(config))
+    with torch.device("meta"), initialization.no_init_weights():
+        built: PreTrainedModel = cls._from_config(deepcopy(config), dtype=model.dtype)
+    return built
+
+
+def build_original(
+    model: PreTrainedModel, config: PreTrainedConfig, *, device: str | torch.device = "meta"
+) -> PreTrainedModel:
+    """Build the dense model of a configuration with a record: all heads and neurons, and random weights.
+
+    Args:
+        model: The compact or stock model, whose dtype it gets.
+        config: The configuration of the compact model, or that of :func:`~gating.compact.original.read_original`.
+        device: Its device; on ``meta``, it has no weights.
+    """
+    config = deepcopy(config)
+    for name in (RECORD_KEY, "auto_map"):
+        vars(config).pop(name, None)
+    with torch.device(device):
+        built: PreTrainedModel = getattr(type(model), "dense_class", type(model))._from_config(
+            config, dtype=model.dtype
+        )
+    share_specs(model, built)
+    return built
 
 
 def has_lost_units(model: nn.Module) -> bool:

@@ -9,6 +9,8 @@ from huggingface_hub import ModelCard
 from torch import nn
 from transformers import PreTrainedModel
 
+from gating.pruning.compact_model import build_original
+from gating.pruning.measure import cache_bytes_per_token
 from gating.report.metadata import EvaluatedData, card_metadata
 from gating.structure.compact import auto_classes
 from gating.structure.feed_forward import iter_feed_forward_blocks
@@ -166,14 +168,16 @@ def _removed_units(model: nn.Module) -> str:
     return "neurons" if has_all_heads else "heads and neurons"
 
 
-def _recorded_rows(model: nn.Module) -> list[Row]:
-    """Return the numbers of heads and neurons before and after, of those that were removed."""
-    counts = {
-        "heads": [(num_heads, len(head_ids)) for _, head_ids, num_heads in heads_per_layer(model)],
-        "neurons": [(before, kept) for _, kept, before in neurons_per_layer(model)],
+def _recorded_rows(model: PreTrainedModel) -> list[Row]:
+    """Return the heads, neurons and bytes of the key-value cache before and after, where there are fewer now."""
+    heads, neurons = heads_per_layer(model), neurons_per_layer(model)
+    original = build_original(model, model.config)
+    sizes = {
+        "heads": (sum(num_heads for _, _, num_heads in heads), sum(len(head_ids) for _, head_ids, _ in heads)),
+        "neurons": (sum(before for _, _, before in neurons), sum(kept for _, kept, _ in neurons)),
+        "key-value cache (bytes per token)": (cache_bytes_per_token(original), cache_bytes_per_token(model)),
     }
-    sums = {name: [sum(column) for column in zip(*pairs, strict=True)] for name, pairs in counts.items() if pairs}
-    return [Row(name, f"{old:,}", f"{new:,}", f"{new / old:.2f}") for name, (old, new) in sums.items() if new < old]
+    return [Row(name, f"{old:,}", f"{new:,}", f"{new / old:.2f}") for name, (old, new) in sizes.items() if new < old]
 
 
 def _heads_section(model: nn.Module) -> list[str]:

@@ -22,7 +22,7 @@ from gating.report.score import Score
 from gating.report.summary import Stage, Summary, machine, versions
 from gating.storage.atomic import replacing_file
 
-__all__ = ["RunPage", "write_page"]
+__all__ = ["RunPage", "Runtime", "write_page"]
 
 # Tasks of transformers' pipelines, by the Auto class of a model.
 _PIPELINES = {
@@ -40,6 +40,20 @@ class _Tile(NamedTuple):
     name: str
     value: str
     note: str
+
+
+class Runtime(NamedTuple):
+    """A runtime that a model is exported to.
+
+    Attributes:
+        name: Its name.
+        command: Command that serves the model or exports it; empty where the runtime does not run it.
+        reason: The reason for which it does not.
+    """
+
+    name: str
+    command: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,7 @@ class RunPage:
         compact: Folder of the compact model.
         auto_class: Name of the Auto class that loads it.
         is_stock: Whether it loads without further code.
+        runtimes: Runtimes that run it, and those that do not.
         samples: Texts that it generated, by label.
         dense: Metrics of a dense reference from another run, by the names ``val/NAME`` and ``test/NAME``.
         is_in_sweep: Whether the run is a job of a sweep.
@@ -78,6 +93,7 @@ class RunPage:
     compact: Path
     auto_class: str
     is_stock: bool = False
+    runtimes: Sequence[Runtime] = ()
     samples: Sequence[Mapping[str, str]] = ()
     dense: Mapping[str, float] = field(default_factory=dict)
     is_in_sweep: bool = False

@@ -29,6 +29,7 @@ from gating.run.folder.contents import CONFIG
 from gating.run.run import Run
 from gating.run.settings.data_set import describe_data
 from gating.run.sweep.reference import dense_metrics
+from gating.serving.runtimes import find_runtimes
 from gating.sharding.plan import gathered_root
 from gating.sharding.save import has_room_for, save_sharded
 from gating.sharding.twin import empty_twin, gather_model
@@ -93,7 +94,9 @@ def export(run: Run) -> None:
         # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
-    if not (run.settings.values["objective"].get("uniform") and _save_stock(save)):
+    if run.settings.values["objective"].get("uniform"):
+        _save_uniform(save)
+    else:
         save()
 
 
@@ -124,14 +127,13 @@ def _compact_report(run: Run) -> CompactReport:
     return run.state.summary.compact_report(score, describe_data(run.settings.values["data"]))
 
 
-def _save_stock(save: Callable[..., object]) -> bool:
-    """Save a model as one of transformers; print the reason and return False if it cannot be."""
+def _save_uniform(save: Callable[..., object]) -> None:
+    """Save a model as one of transformers; if it cannot be, print the reason and save it as a compact folder."""
     try:
         save(stock=True)
     except StockError as error:
         print(error.in_command)
-        return False
-    return True
+        save(stock=False)
 
 
 def report(run: Run) -> None:
@@ -160,8 +162,11 @@ def report(run: Run) -> None:
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
-    write_page(run.paths.page, _page_of(run, samples))
+    page = _page_of(run, samples)
+    write_page(run.paths.page, page)
     state.summary.write(run.paths.metrics, score=final_score, seed=run.settings.seed)
+    runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
+    print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
     print(f"Everything is in {run.paths.folder}; the report is {run.paths.page}, the model is in {run.paths.compact}")
     # Last: if it fails, the run is finished nonetheless.
     if (name := run.settings.values["push_to_hub"]) is not None:
@@ -171,6 +176,8 @@ def report(run: Run) -> None:
 def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
     """Return the contents of the page of a run, in a sweep with the dense job that it is compared with."""
     state, score, sweep = run.state, run.data.prepared.score, _sweep_of_run()
+    is_stock, compact = RECORD_KEY not in read_config(run.paths.compact), run.paths.compact
+    model = empty_twin(state.model) if run.is_sharded else state.model
     return RunPage(
         title=redact(run.objects.source.title),
         history=state.history,
@@ -182,9 +189,10 @@ def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
         search_steps=state.search_steps,
         total_steps=run.total_steps,
         config=(run.paths.folder / CONFIG).read_text(encoding="utf-8"),
-        compact=run.paths.compact,
+        compact=compact,
         auto_class=run.objects.task.auto_class.__name__,
-        is_stock=RECORD_KEY not in read_config(run.paths.compact),
+        is_stock=is_stock,
+        runtimes=find_runtimes(model, run.paths.folder, compact=compact if is_stock else None),
         samples=samples,
         dense=dense_metrics(sweep, run.paths.folder) if sweep is not None and run.objects.objective else {},
         is_in_sweep=sweep is not None,

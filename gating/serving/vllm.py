@@ -1,7 +1,7 @@
 """Folders for vLLM: dense models of transformers where counts allow it, else compact folders with counts per layer.
 
 vLLM sizes the attention and the cache of a layer by ``per_layer_config`` in ``config.json``, and needs a head in every
-layer. Read in the source of vLLM 0.33; this package does not run vLLM itself.
+layer. Read in the source of vLLM 0.33 and tried with 0.32; this package does not run vLLM itself.
 """
 
 import json
@@ -23,6 +23,7 @@ from gating.serving.silent import with_silent_groups
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import COMPACT_MODEL, MODEL_FILES
 from gating.structure.blocks import iter_attention_blocks
+from gating.structure.feed_forward import ExpertsBlock, iter_feed_forward_blocks
 from gating.structure.integrity import CONFIG, check_finite, write_checksums
 
 __all__ = ["check_vllm", "export_vllm"]
@@ -129,6 +130,11 @@ def _check_layers(model: PreTrainedModel) -> None:
             reason = reason or f"{block.name} shares keys and values with other layers"
         if any(layout == "hkv" for _, layout in block.projections()):
             reason = reason or f"{block.name} caches a latent, for which vLLM has one size for all layers"
+    for feed_forward in iter_feed_forward_blocks(model):
+        if isinstance(feed_forward, ExpertsBlock) and feed_forward.num_neurons != feed_forward.width_before:
+            reason = (
+                reason or f"{feed_forward.name} has experts with fewer neurons than vLLM reads in the configuration"
+            )
     if reason:
         raise InputError(f"{type(model).__name__} does not run in vLLM with other heads in each layer: {reason}.")
 

@@ -97,9 +97,10 @@ def _is_own(name: str, own: frozenset[str]) -> bool:
 def _compact_files(folder: Path) -> frozenset[str] | None:
     config = read_table(folder / "config.json")
     record = config.get(RECORD_KEY)
-    has_file = isinstance(read_table(folder / RECORD_FILE).get(RECORD_KEY), dict)
-    if "model_type" in config and record is None and (has_file or _is_own_card(folder / "README.md")):
-        return frozenset({"README.md", RECORD_FILE})
+    if "model_type" in config and record is None:
+        if isinstance(read_table(folder / RECORD_FILE).get(RECORD_KEY), dict):
+            return frozenset({"README.md", RECORD_FILE})
+        return frozenset({"README.md"}) if _is_own_card(folder / "README.md") else None
     if not (isinstance(record, dict) and isinstance(record.get("blocks"), dict)):
         return None
     return frozenset({"README.md", _CODE, *_imported_files(folder / _CODE)})

@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
 import transformers
 
 import gating
+from gating.compact.original import read_original
 from gating.compact.stock import StockError, stock_model
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.pruning.compact_model import build_original, build_recorded
+from gating.structure.feed_forward import iter_feed_forward_blocks
 from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, SEQ2SEQ, TEXT, VISION, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.tiny_models import assert_same_state, state_of
@@ -119,8 +123,102 @@ def test_the_model_stays_as_it_is(name, stock, tmp_path):
     assert model.config.to_dict().keys() - {"architectures", "dtype"} == config.keys() - {"architectures", "dtype"}
     assert model.config.head_gating == config["head_gating"]
     assert_same_state(model, state)
-    loaded = gating.load_compact(gating.save_compact(model, tmp_path / "compact"))
+    loaded = gating.load_compact(gating.save_compact(model, tmp_path / "compact", stock=False))
     assert max_relative_difference(expected, forward_outputs(loaded, probe)) == 0
+
+
+@pytest.mark.parametrize("name", [*CASES, *WITH_HEADS])
+def test_the_record_beside_it_has_the_kept_units_and_the_original_sizes(name, stock):
+    model, folder, *_ = stock[name]
+    loaded = gating.load_compact(folder)
+    original = read_original(loaded, folder)
+    assert original.head_gating == model.config.head_gating
+    dense = build_original(loaded, original)
+    for built, blocks in ((build_recorded(loaded, original), gating.find_attention_blocks(model)), (dense, None)):
+        shown = gating.find_attention_blocks(built)
+        counts = [(block.name, block.num_heads_before) for block in shown]
+        assert counts == [(block.name, block.num_heads_before) for block in gating.find_attention_blocks(model)]
+        assert blocks is None or [block.head_ids for block in shown] == [block.head_ids for block in blocks]
+    assert sum(block.num_neurons for block in iter_feed_forward_blocks(dense)) == sum(
+        block.width_before for block in iter_feed_forward_blocks(model)
+    )
+
+
+def other_type(record):
+    record["model_type"] = "roberta"
+
+
+def more_layers(record):
+    record["num_hidden_layers"] = 10**9
+
+
+def other_units(record):
+    record["head_gating"]["feed_forward"]["encoder.layer.0.output.dense"]["kept"] = [0]
+
+
+def huge_width(record):
+    record["head_gating"]["feed_forward"]["encoder.layer.0.output.dense"]["width"] = 10**12
+
+
+def no_record(record):
+    del record["head_gating"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_type, "has model_type='roberta', but the model has 'bert'"),
+        (more_layers, "has num_hidden_layers=1000000000, but the model has 3"),
+        (other_units, "is the record of another model than that in the folder"),
+        (huge_width, "=1000000000000, which is no size of a model"),
+        (no_record, "has no record of kept units"),
+    ],
+)
+def test_a_damaged_record_is_refused_and_not_needed(change, message, stock, tmp_path):
+    folder = shutil.copytree(stock["bert"][1], tmp_path / "copy")
+    record = json.loads((folder / "head_gating.json").read_text())
+    change(record)
+    (folder / "head_gating.json").write_text(json.dumps(record))
+    loaded = gating.load_compact(folder)
+    with pytest.raises(ValueError, match=message):
+        read_original(loaded, folder)
+    (folder / "head_gating.json").write_text("{")
+    with pytest.raises(ValueError, match=r"head_gating\.json is damaged"):
+        read_original(loaded, folder)
+    (folder / "head_gating.json").unlink()
+    assert read_original(loaded, folder) is None
+
+
+def test_a_folder_is_stock_by_default_where_it_can_be(tmp_path):
+    even, uneven, whole = (FAMILIES["llama"].build() for _ in range(3))
+    gating.prune_heads(even, {layer: range(4) for layer in range(3)})
+    uneven_heads(uneven)
+    for name, model, is_stock in (("even", even, True), ("uneven", uneven, False), ("whole", whole, False)):
+        before = model.config.to_dict()
+        folder = gating.save_compact(model, tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        assert ("head_gating" not in config, (folder / "head_gating.json").exists()) == (is_stock, is_stock)
+        assert name == "whole" or model.config.head_gating == before["head_gating"]
+    assert "head_gating" in json.loads(
+        (gating.save_compact(even, tmp_path / "no", stock=False) / "config.json").read_text()
+    )
+
+
+def test_uneven_layers_need_no_search_and_others_fall_back(monkeypatch, tmp_path):
+    model = FAMILIES["llama"].build()
+    uneven_heads(model)
+    monkeypatch.setattr("gating.compact.save.stock_model", pytest.fail)
+    gating.save_compact(model, tmp_path / "uneven")
+    monkeypatch.undo()
+    bert = FAMILIES["bert"].build()
+    some_heads(bert)
+    assert (gating.save_compact(bert, tmp_path / "bert") / "compact.py").exists()
+    hooked = FAMILIES["bert"].build()
+    remove_neurons(hooked)
+    hooked.bert.embeddings.register_forward_hook(lambda *_: _[2] + 1)
+    with pytest.raises(ValueError, match="gives other outputs"):
+        gating.save_compact(hooked, tmp_path / "hooked")
+    assert not (tmp_path / "hooked").exists()
 
 
 def test_nested_configurations_are_changed(stock):
@@ -230,6 +328,6 @@ def test_a_class_that_transformers_does_not_have_is_refused():
 def test_other_outputs_after_saving_are_refused_with_the_other_form_as_remedy(bert, tmp_path):
     remove_neurons(bert)
     bert.bert.embeddings.register_forward_hook(lambda *_: _[2] + 1)
-    with pytest.raises(StockError, match=r"gives other outputs .* Or save it without stock=True"):
+    with pytest.raises(StockError, match=r"gives other outputs .* Or save it with stock=False"):
         gating.save_compact(bert, tmp_path / "new", stock=True)
     assert os.listdir(tmp_path) == []

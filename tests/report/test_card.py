@@ -188,6 +188,9 @@ def test_the_card_still_marks_the_folder_as_a_result_of_this_package(pruned, tmp
     write_card(tmp_path / "README.md", pruned, SST2)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     assert COMPACT_MODEL.own_files(tmp_path) == {"README.md"}
+    (tmp_path / "head_gating.json").write_text(json.dumps({"head_gating": {}}))
+    (tmp_path / "README.md").unlink()
+    assert COMPACT_MODEL.own_files(tmp_path) == {"README.md", "head_gating.json"}
 
 
 @pytest.mark.parametrize(
@@ -295,3 +298,10 @@ def test_without_measured_sizes_the_card_has_the_numbers_of_units_and_the_scores
     for lines in (card_of(pruned, tmp_path).splitlines(), card_of(pruned, tmp_path, report).splitlines()):
         assert "| heads | 12 | 7 | 0.58 |" in lines
     assert "| test | f1 | 0.5000 |" in lines
+
+
+def test_the_card_of_a_decoder_has_its_cache_before_and_after(tmp_path):
+    sizes = {"vocab_size": 10, "n_embd": 32, "n_head": 4, "n_layer": 2}
+    model = GPT2LMHeadModel(GPT2Config(**sizes))
+    gating.prune_heads(model, {0: [0, 1], 1: [2]})
+    assert "| key-value cache (bytes per token) | 512 | 320 | 0.62 |" in card_of(model, tmp_path)

@@ -11,7 +11,7 @@ import pytest
 
 from gating.pruning.measure import LatencyComparison
 from gating.report.history import History, Observation
-from gating.report.page import RunPage, write_page
+from gating.report.page import RunPage, Runtime, write_page
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 
@@ -270,3 +270,11 @@ def test_a_large_model_with_many_validations_stays_readable(written, tmp_path):
 
 def test_a_stock_model_needs_no_trust(written):
     assert "trust_remote_code" not in written(run_page(is_stock=True)).text
+
+
+def test_runtimes_have_a_command_or_the_reason_why_not(written):
+    rows = [Runtime("ONNX Runtime", "head-gating export run --format onnx"), Runtime("vLLM", "", "It is <no> decoder.")]
+    text = written(run_page(runtimes=rows)).text
+    assert "ONNX Runtime head-gating export run --format onnx" in text
+    assert "vLLM It is <no> decoder." in text
+    assert "Where it runs" not in written(run_page()).text

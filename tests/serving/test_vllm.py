@@ -155,9 +155,16 @@ def gpt2():
     return FAMILIES["gpt2"].build()
 
 
+def narrow_experts():
+    model = FAMILIES["mixtral"].build()
+    gating.prune_neurons(model, {0: [0]}, group_size=16)
+    return model
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
+        (narrow_experts, r"layers\.0\..* has experts with fewer neurons than vLLM reads in the configuration"),
         (gpt2, r"vLLM leaves out transformer\.h\.0\.attn\.c_attn\.bias, as its class ignores"),
         (bert, "BertForSequenceClassification is not a decoder that writes text"),
         (alibi, "other heads in each layer: its class does not let a runtime"),

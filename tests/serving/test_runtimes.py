@@ -1,0 +1,36 @@
+"""The list of runtimes that run a model."""
+
+import pytest
+
+import gating
+from gating.serving.runtimes import find_runtimes
+from tests.support.family_models import FAMILIES
+
+
+def runtimes_of(model, place, **options):
+    return {runtime.name: runtime for runtime in find_runtimes(model, place, **options)}
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+def test_uneven_decoders_run_everywhere(name, tmp_path):
+    model = FAMILIES[name].build()
+    gating.prune_heads(model, {0: [0, 1], 1: range(8)})
+    found = runtimes_of(model, tmp_path)
+    assert all(runtime.command and not runtime.reason for runtime in found.values())
+    assert found["llama.cpp"].command == f"head-gating export {tmp_path} --format gguf"
+    assert found["vLLM"].command == f"head-gating export {tmp_path} --format vllm"
+
+
+def test_other_models_have_a_reason(tmp_path):
+    found = runtimes_of(FAMILIES["bert"].build(), tmp_path)
+    assert found["ONNX Runtime"].command
+    for name in ("llama.cpp", "ONNX Runtime GenAI", "vLLM"):
+        assert (found[name].command, "is not a decoder that writes text" in found[name].reason) == ("", True)
+
+
+def test_vllm_serves_a_stock_folder_as_it_is(tmp_path):
+    model = FAMILIES["llama"].build()
+    gating.prune_heads(model, {layer: range(4) for layer in range(3)})
+    assert (
+        runtimes_of(model, tmp_path, compact=tmp_path / "compact")["vLLM"].command == f"vllm serve {tmp_path}/compact"
+    )
