@@ -132,9 +132,7 @@ def _check_layers(model: PreTrainedModel) -> None:
             reason = reason or f"{block.name} caches a latent, for which vLLM has one size for all layers"
     for feed_forward in iter_feed_forward_blocks(model):
         if isinstance(feed_forward, ExpertsBlock) and feed_forward.num_neurons != feed_forward.width_before:
-            reason = (
-                reason or f"{feed_forward.name} has experts with fewer neurons than vLLM reads in the configuration"
-            )
+            reason = reason or f"{feed_forward.name} has experts with fewer neurons than the configuration"
     if reason:
         raise InputError(f"{type(model).__name__} does not run in vLLM with other heads in each layer: {reason}.")
 

@@ -164,7 +164,7 @@ def narrow_experts():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (narrow_experts, r"layers\.0\..* has experts with fewer neurons than vLLM reads in the configuration"),
+        (narrow_experts, r"layers\.0\..* has experts with fewer neurons than the configuration"),
         (gpt2, r"vLLM leaves out transformer\.h\.0\.attn\.c_attn\.bias, as its class ignores"),
         (bert, "BertForSequenceClassification is not a decoder that writes text"),
         (alibi, "other heads in each layer: its class does not let a runtime"),
