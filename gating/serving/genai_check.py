@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from gating.errors import explain, shorten
+from gating.errors import OperationError, explain, shorten
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 
 __all__ = ["check_in_genai", "check_tokenizer"]
@@ -30,7 +30,7 @@ def check_in_genai(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: s
         dtype: Type of the weights.
 
     Raises:
-        RuntimeError: The runtime writes other tokens than a decoder whose weights are not quantized.
+        RuntimeError: The weights are not quantized, and the runtime's tokens or logits differ from the decoder's.
     """
     prompts, count = make_prompts(model)
     end = _unlikely_token(model, prompts)
@@ -45,6 +45,11 @@ def check_in_genai(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: s
     tolerance = TOLERANCES.get(dtype)
     check = check_tokens(model, prompts, alone, tolerance=tolerance, runtime=_RUNTIME)
     batch = check_tokens(model, prompts, together, tolerance=tolerance, runtime=f"{_RUNTIME} in a padded batch")
+    if tolerance is not None and not change <= tolerance:
+        raise OperationError(
+            f"The logits of {_RUNTIME} differ from the model's by {100 * change:.2g} % of the largest, more than "
+            "rounding. Nothing was written."
+        )
     share = f"{100 * change:.2g} %" if change >= 1e-4 else f"{change:.0e}"
     return [
         f"{check.describe(_RUNTIME)}, and its logits differ by up to {share} of the largest",

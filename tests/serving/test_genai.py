@@ -184,6 +184,13 @@ def test_an_export_that_writes_other_tokens_is_refused(small, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_with_other_logits_is_refused(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(genai_check, "_change_of_logits", lambda *_: 0.01)
+    with pytest.raises(RuntimeError, match="differ from the model's by 1 % of the largest"):
+        export_genai(small, tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_errors_of_the_builder_are_one_sentence(small, tmp_path, monkeypatch):
     monkeypatch.setattr("gating.serving.genai.build_graph", lambda *args, **kwargs: {}["missing"])
     with pytest.raises(RuntimeError, match=r"LlamaForCausalLM cannot be exported .*KeyError.*Nothing was written"):
