@@ -86,7 +86,9 @@ def test_folder_that_is_not_there_is_one_sentence(command, tmp_path, monkeypatch
 def test_export_prints_the_inputs_and_the_checked_sizes(compact, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "export", compact, "--format", "torch", "--output", tmp_path / "exported")
     shown = capsys.readouterr().out
-    assert "inputs input_ids [batch, length], attention_mask [batch, length], token_type_ids [batch, length]" in shown
+    assert (
+        "inputs are input_ids [batch, length], attention_mask [batch, length], token_type_ids [batch, length]" in shown
+    )
     assert "batches of 1, 2 and 3, lengths of 1, 6, 9, 12 and 512, padded left and right: its outputs differ" in shown
 
 

@@ -49,6 +49,6 @@ def run(arguments: argparse.Namespace) -> None:
         tokenizer_from=arguments.tokenizer_from,
         pre_tokenizer=arguments.pre_tokenizer,
     )
-    print("\n".join(report.sentences))
+    print("\n".join((f"{report.path}: {report.megabytes:,.1f} MB", *report.sentences)))
     if arguments.int8:
         print("\n".join(compare_accuracy(arguments.folder, report.path)))

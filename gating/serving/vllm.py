@@ -153,11 +153,14 @@ def _copy_tokenizer(source: Path, folder: Path) -> bool:
 def _describe(place: Path, sizes: DecoderSizes, *, is_stock: bool, has_tokenizer: bool) -> tuple[str, ...]:
     sentences = []
     if is_stock:
-        sentences += ["A dense model of transformers, whose layers all have the same sizes.", f"vllm serve {place}"]
+        sentences += [
+            "A dense model of transformers, whose layers all have the same sizes.",
+            f"Run it: vllm serve {place}",
+        ]
     else:
         sentences += [
             "A compact model with the head counts of each layer in config.json (per_layer_config).",
-            f"vllm serve {place} --model-impl transformers --trust-remote-code",
+            f"Run it: vllm serve {place} --model-impl transformers --trust-remote-code",
         ]
     if sizes.emptied:
         emptied, layers = len(sizes.emptied), len(sizes.names)

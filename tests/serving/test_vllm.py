@@ -122,7 +122,7 @@ def test_nothing_is_printed_when_it_is_loaded(exported, caplog):
 
 def test_the_report_has_the_command_and_the_tokenizer_is_copied(exported):
     _, report = exported["llama"]
-    assert f"vllm serve {report.path} --model-impl transformers --trust-remote-code" in report.sentences
+    assert f"Run it: vllm serve {report.path} --model-impl transformers --trust-remote-code" in report.sentences
     assert "Layers without heads, 1 of 3, have one that does nothing." in report.sentences
     assert (report.path / "tokenizer.json").is_file()
     assert report.megabytes > 0
@@ -132,7 +132,7 @@ def test_even_layers_are_a_dense_model(tmp_path):
     model = FAMILIES["llama"].build()
     gating.prune_heads(model, {layer: range(4) for layer in range(3)})
     report = export_vllm(model, tmp_path / "stock")
-    assert f"vllm serve {report.path}" in report.sentences
+    assert f"Run it: vllm serve {report.path}" in report.sentences
     assert "There is no tokenizer in the folder: save yours there, or add --tokenizer NAME." in report.sentences
     loaded = AutoModelForCausalLM.from_pretrained(report.path)
     assert loaded.config.num_key_value_heads == 2

@@ -85,7 +85,7 @@ def export_gguf(
         megabytes = new.stat().st_size / 1e6
     context, note = context_length(model.config)
     sentences = (
-        f"{target}: {megabytes:,.1f} MB, architecture {architecture.name} of llama.cpp, {dtype}, context {context}",
+        f"The architecture is {architecture.name} of llama.cpp, the type {dtype}, and the context {context} tokens",
         *(() if note is None else (note,)),
         *checked,
         f"Run it: llama-cli -m {target}, or llama-server -m {target}",

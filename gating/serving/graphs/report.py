@@ -47,7 +47,7 @@ class RuntimeReport:
         inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in self.inputs.items())
         graph = "its outputs differ" if self.int8_difference is None else "the outputs of the float graph differ"
         lines = [
-            f"{self.folder}: {self.megabytes:,.1f} MB with the inputs {inputs}",
+            f"Its inputs are {inputs}",
             f"Checked on {self.checked}: {graph} from the model's by {self.max_difference:.1e}",
         ]
         if self.int8_difference is not None:
