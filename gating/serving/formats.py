@@ -88,13 +88,13 @@ FORMATS: Mapping[str, ServingFormat] = {
     ),
     "onnx-genai": ServingFormat(
         "ONNX Runtime GenAI, decoders with a cache",
-        "gating.serving.genai:export_genai",
+        "gating.serving.genai.export:export_genai",
         "-onnx-genai",
         ("dtype",),
         ("onnx", "onnxruntime", "onnxruntime_genai"),
     ),
     "openvino": ServingFormat(
-        "OpenVINO", "gating.serving.openvino:export_openvino", "-openvino", ("dtype",), ("openvino",)
+        "OpenVINO", "gating.serving.openvino.export:export_openvino", "-openvino", ("dtype",), ("openvino",)
     ),
     "vllm": ServingFormat("vLLM, decoders", "gating.serving.vllm:export_vllm", "-vllm"),
 }

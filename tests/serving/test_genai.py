@@ -12,8 +12,7 @@ import torch
 import transformers
 
 import gating
-from gating.serving import genai_check
-from gating.serving.genai import check_genai, export_genai
+from gating.serving.genai.export import check_genai, export_genai
 from tests.serving.decoders import make_tokenizer
 from tests.support.family_models import randomize
 

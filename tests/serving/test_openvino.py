@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import gating
-from gating.serving import openvino_decoder
 from gating.serving.greedy import make_prompts
-from gating.serving.openvino import check_openvino, export_openvino
+from gating.serving.openvino import decoder as openvino_decoder
+from gating.serving.openvino.export import check_openvino, export_openvino
 from tests.serving.decoders import make_decoder, make_tokenizer, remove
 from tests.support.family_models import FAMILIES
 

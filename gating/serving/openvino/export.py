@@ -28,8 +28,8 @@ from gating.errors import (
 from gating.serving.decoders import load_decoder, sizes_of
 from gating.serving.formats import ServingReport
 from gating.serving.graphs.batches import input_names
-from gating.serving.openvino_decoder import check_decoder, check_layers, convert_decoder
-from gating.serving.openvino_graph import check_graph, convert_graph, rounding_of_graph
+from gating.serving.openvino.decoder import check_decoder, check_layers, convert_decoder
+from gating.serving.openvino.graph import check_graph, convert_graph, rounding_of_graph
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import ResultKind
 from gating.structure.edits import num_inputs

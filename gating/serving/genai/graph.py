@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.errors import MissingPackageError
-from gating.serving.genai_heads import DecoderHeads, lay_out_heads
+from gating.serving.genai.heads import DecoderHeads, lay_out_heads
 
 __all__ = ["DTYPES", "Dtype", "TokenIds", "build_graph", "require_genai"]
 

@@ -14,9 +14,9 @@ from gating.compact.save import Processor
 from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
 from gating.serving.decoders import load_decoder, sizes_of
 from gating.serving.formats import ServingReport
-from gating.serving.genai_check import check_in_genai, check_tokenizer
-from gating.serving.genai_graph import DTYPES, Dtype, TokenIds, build_graph, require_genai
-from gating.serving.genai_heads import DecoderHeads
+from gating.serving.genai.check import check_in_genai, check_tokenizer
+from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph, require_genai
+from gating.serving.genai.heads import DecoderHeads
 from gating.serving.silent import with_silent_groups
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import ResultKind, read_table

@@ -1,0 +1,1 @@
+"""Decoders with a key-value cache for ONNX Runtime GenAI."""
