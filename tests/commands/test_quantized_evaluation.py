@@ -27,14 +27,6 @@ def exported_run(tmp_path_factory) -> tuple[Path, Path]:
     return place / "run", place / "exported"
 
 
-pytestmark = [
-    # From tracing in torch and transformers.
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
-
-
 def accuracy(model, rows: list[str], tokenizer, label2id: dict[str, int]) -> float:
     texts, labels = zip(*(row.split("\t") for row in rows), strict=True)
     batch = tokenizer(list(texts), padding=True, return_tensors="pt")

@@ -17,12 +17,6 @@ from tests.support.tiny_models import VOCABULARY
 
 ort = pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
 
-pytestmark = [
-    # From tracing in torch and transformers.
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
 
 LAYERS = (
     "num_hidden_layers",

@@ -15,13 +15,6 @@ from gating.serving.graphs.tracing import quick_tracing
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import make_model_folder
 
-pytestmark = [
-    # From tracing in torch and transformers.
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
-
 
 @pytest.fixture
 def compact_folder(tmp_path):

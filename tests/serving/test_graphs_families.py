@@ -15,13 +15,7 @@ from tests.support.family_models import FAMILIES
 
 pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
 
-pytestmark = [
-    pytest.mark.slow,
-    # From tracing in torch and transformers.
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = pytest.mark.slow
 
 # Neither powers of two, nor twice the same number.
 SIZES = {

@@ -12,13 +12,6 @@ from tests.serving.test_graph_batches import build, padded_rows
 
 pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
 
-pytestmark = [
-    # From tracing in torch and transformers.
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
-
 
 def products(folder):
     nodes = onnx.load(folder / "model.onnx", load_external_data=False).graph.node

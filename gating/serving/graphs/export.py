@@ -19,7 +19,7 @@ from gating.serving.graphs.check import check_exported, check_quantized
 from gating.serving.graphs.formats import EXPORT, FORMATS, RuntimeFormat
 from gating.serving.graphs.int8 import quantize
 from gating.serving.graphs.report import RuntimeReport
-from gating.serving.graphs.tracing import as_exported, quick_tracing
+from gating.serving.graphs.tracing import as_exported, quick_tracing, quiet_exporters
 from gating.storage.folders import check_replaceable, replacing_folder
 
 __all__ = ["RuntimeReport", "export_onnx", "export_torch"]
@@ -104,7 +104,8 @@ def _export_checked(
     overwrite: bool,
 ) -> RuntimeReport:
     row, given = FORMATS[format], model_or_directory
-    export = row.load_exporter()
+    with quiet_exporters():
+        export = row.load_exporter()
     source = given.name_or_path if isinstance(given, PreTrainedModel) else given
     # Before the model is loaded, too.
     check_replaceable(place, overwrite=overwrite, kind=EXPORT, keep=[source])
@@ -117,7 +118,7 @@ def _export_checked(
         check = check_exported(model, exported, row, processor)
         int8_difference = None
         if int8:
-            with _reporting_failure(model, "8-bit integers"):
+            with _reporting_failure(model, "8-bit integers"), quiet_exporters():
                 quantize(exported, batch)
             exported = _save_and_load(model, format, exported, folder)
             int8_difference = check_quantized(model, exported, row, processor, floats=check)
@@ -155,16 +156,17 @@ def _export(
     model: PreTrainedModel, format: RuntimeFormat, export: Callable[..., Any], batch: dict[str, Tensor], folder: Path
 ) -> Any:
     """Export a model into a folder and load the export."""
-    with _reporting_failure(model, format), quick_tracing():
+    with _reporting_failure(model, format), quick_tracing(), quiet_exporters():
         exported = export(model, batch)
     return _save_and_load(model, format, exported, folder)
 
 
 def _save_and_load(model: PreTrainedModel, format: RuntimeFormat, exported: Any, folder: Path) -> Any:
-    exported.save_pretrained(folder)
     # Imported by name: the type stubs of transformers lack this package.
     exporters: Any = importlib.import_module("transformers.exporters")
-    with _reporting_failure(model, format):
+    with quiet_exporters():
+        exported.save_pretrained(folder)
+    with _reporting_failure(model, format), quiet_exporters():
         # transformers unpickles a .pt2 only with trust; this process has just written it.
         return exporters.ExportedModel.from_pretrained(folder, trust_remote_code=True)
 
