@@ -13,7 +13,8 @@ __all__ = ["find_runtimes"]
 # By the name of a runtime, the format of the command, and the function that raises for other models.
 _CHECKED = {
     "llama.cpp": ("gguf", "gguf.architectures:find_architecture"),
-    "ONNX Runtime GenAI": ("onnx-genai", "genai:check_genai"),
+    "ONNX Runtime GenAI": ("onnx-genai", "genai.export:check_genai"),
+    "OpenVINO": ("openvino", "openvino.export:check_openvino"),
     "vLLM": ("vllm", "vllm:check_vllm"),
 }
 
@@ -32,7 +33,7 @@ def find_runtimes(model: PreTrainedModel, folder: Path, *, compact: Path | None 
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
         >>> [runtime.name for runtime in find_runtimes(model, Path("run")) if runtime.command]
-        ['ONNX Runtime']
+        ['ONNX Runtime', 'OpenVINO']
     """
     runtimes = [Runtime("ONNX Runtime", f"head-gating export {folder} --format onnx")]
     for name, (format, check) in _CHECKED.items():

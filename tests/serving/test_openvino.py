@@ -138,7 +138,7 @@ def test_other_tokens_are_errors(decoder, monkeypatch):
 
 
 def test_errors_of_the_converter_are_one_sentence(decoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("gating.serving.openvino.convert_decoder", lambda *args: {}["missing"])
+    monkeypatch.setattr("gating.serving.openvino.export.convert_decoder", lambda *args: {}["missing"])
     with pytest.raises(RuntimeError, match=r"LlamaForCausalLM cannot be exported .*KeyError.*Nothing was written"):
         export_openvino(decoder, tmp_path / "exported")
     assert list(tmp_path.iterdir()) == []
