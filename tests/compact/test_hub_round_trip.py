@@ -277,7 +277,7 @@ def test_inspect_and_export_take_names_on_the_hub(hub, folder, monkeypatch, caps
 def test_an_export_of_a_model_on_the_hub_lies_in_the_current_folder(hub, folder, monkeypatch):
     put(hub, folder)
     asked = []
-    monkeypatch.setattr(export, "export_runtime", lambda *places, **_: asked.append(places) or sys.exit())
+    monkeypatch.setattr(export, "export_compact", lambda *places, **_: asked.append(places) or sys.exit())
     for name in (NAME, str(folder)):
         with pytest.raises(SystemExit):
             run(monkeypatch, "export", name)
