@@ -50,6 +50,18 @@ def test_a_graph_model_runs_padded_batches_and_ignores_labels(side, exported):
     torch.testing.assert_close(one, graph(**{name: tensor[:1] for name, tensor in batch.items()})["logits"])
 
 
+def test_layers_without_neurons_and_weights_in_16_bits(tmp_path):
+    model = build("bert", layers=2, type_vocab_size=2)
+    gating.prune_neurons(model, {0: range(6)}, group_size=8)
+    assert next(block for block in gating.find_feed_forward_blocks(model, group_size=8)).num_neurons == 0
+    # ONNX Runtime's product of 8-bit integers over no inputs is not zero.
+    report = gating.export_onnx(model, tmp_path / "exported", int8=True)
+    assert report.int8_difference < 0.2
+    half = gating.export_onnx(model.to(torch.bfloat16), tmp_path / "half")
+    assert half.max_difference <= 1e-5
+    assert model.dtype == torch.bfloat16
+
+
 def test_missing_inputs_of_a_graph_are_named(exported):
     model, report = exported
     with pytest.raises(InputError, match="The graph takes input_ids, which the batch of labels does not hold"):

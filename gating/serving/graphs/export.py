@@ -14,6 +14,7 @@ from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
 from gating.compact.save import Processor
 from gating.errors import OperationError, UserError, explain, loading, shorten
+from gating.serving.copies import as_converted
 from gating.serving.graphs.batches import batch_to_trace, input_names
 from gating.serving.graphs.check import check_exported, check_quantized
 from gating.serving.graphs.formats import EXPORT, FORMATS, RuntimeFormat
@@ -111,6 +112,8 @@ def _export_checked(
     check_replaceable(place, overwrite=overwrite, kind=EXPORT, keep=[source])
     model, processor = _load(model_or_directory, tokenizer)
     model.eval()
+    if format == "onnx":
+        model = as_converted(model)
     names, left_out = input_names(model, processor)
     sources, batch = [model.name_or_path], batch_to_trace(model, names, processor)
     with replacing_folder(place, overwrite=overwrite, kind=EXPORT, keep=sources) as folder, as_exported(model):

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
 from transformers import AutoProcessor, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from gating.compact.save import Processor
 from gating.errors import (
@@ -25,6 +23,7 @@ from gating.errors import (
     loading,
     shorten,
 )
+from gating.serving.copies import as_converted, copy_in_float32
 from gating.serving.decoders import load_decoder, sizes_of
 from gating.serving.formats import ServingReport
 from gating.serving.graphs.batches import input_names
@@ -32,8 +31,6 @@ from gating.serving.openvino.decoder import check_decoder, check_layers, convert
 from gating.serving.openvino.graph import check_graph, convert_graph, rounding_of_graph
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import ResultKind
-from gating.structure.edits import num_inputs
-from gating.structure.empty import BiasOnly
 from gating.structure.record import RECORD_KEY
 
 __all__ = ["OPENVINO_MODEL", "Dtype", "check_openvino", "export_openvino"]
@@ -147,21 +144,21 @@ def _processor_of(folder: Path | None) -> Any:
 
 def _write_decoder(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dtype, processor: Any) -> list[str]:
     """Convert, save and check a decoder; return the result as sentences."""
-    path = _save(openvino, convert_decoder(openvino, _as_converted(model)), folder, dtype)
+    path = _save(openvino, convert_decoder(openvino, as_converted(model)), folder, dtype)
     pad = next((value for value in (getattr(processor, "pad_token_id", None), model.config.pad_token_id) if value), 0)
     compiled = openvino.Core().compile_model(str(path), "CPU", _EXACT_CACHE)
     sizes = sizes_of(model)
     layers = f"{len(sizes.names)} layers with a cache of {sum(sizes.num_key_value_heads)} key-value groups in all"
     return [
         f"{layers}, weights in {dtype}",
-        *check_decoder(compiled, _copy_in_float32(model), dtype=dtype, pad_token_id=pad),
+        *check_decoder(compiled, copy_in_float32(model), dtype=dtype, pad_token_id=pad),
     ]
 
 
 def _write_graph(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dtype, processor: Any) -> list[str]:
     """Convert, save and check a model with one forward pass; return the result as sentences."""
     names, left_out = input_names(model, processor)
-    core, converted, reference = openvino.Core(), _as_converted(model), _copy_in_float32(model)
+    core, converted, reference = openvino.Core(), as_converted(model), copy_in_float32(model)
 
     def write(dtype: Dtype) -> Any:
         path = _save(openvino, convert_graph(openvino, converted, names, processor), folder, dtype)
@@ -200,30 +197,6 @@ def _save_settings(model: PreTrainedModel, folder: Path) -> None:
     config.save_pretrained(folder)
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-
-
-def _copy_in_float32(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a model's modules on the CPU without caching; it shares tensors that are in float32 there."""
-    shared: dict[int, Any] = {}
-    if model.device.type == "cpu" and all(parameter.dtype == torch.float32 for parameter in model.parameters()):
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    copied: Any = copy.deepcopy(model, dict(shared))
-    if not shared:
-        copied = copied.float().cpu()
-    copied.config.use_cache = False
-    return copied  # type: ignore[no-any-return]
-
-
-def _as_converted(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a model whose operations OpenVINO has."""
-    copied: Any = _copy_in_float32(model)
-    if getattr(copied.config, "_experts_implementation", None) is not None:
-        copied.config._experts_implementation = "batched_mm"  # The others sort tokens by expert.
-    for name, module in list(copied.named_modules()):
-        # OpenVINO's product with a layer without inputs is not zero.
-        if isinstance(module, (nn.Linear, Conv1D)) and num_inputs(module) == 0:
-            copied.set_submodule(name, BiasOnly.replacing(module))
-    return copied  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -1,0 +1,48 @@
+"""Copies of models for exporters: in float32 on the CPU, with operations that runtimes have."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from gating.structure.edits import num_inputs
+from gating.structure.empty import BiasOnly
+
+__all__ = ["as_converted", "copy_in_float32"]
+
+
+def copy_in_float32(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model's modules on the CPU without caching; it shares tensors that are in float32 there.
+
+    Args:
+        model: The model, in any type and on any device.
+    """
+    shared: dict[int, Any] = {}
+    if model.device.type == "cpu" and all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copied: Any = copy.deepcopy(model, dict(shared))
+    if not shared:
+        copied = copied.float().cpu()
+    copied.config.use_cache = False
+    return copied  # type: ignore[no-any-return]
+
+
+def as_converted(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a model in float32 whose operations runtimes have.
+
+    Products with a layer without inputs, as in a block that has lost all neurons, are not zero in OpenVINO, nor in ONNX
+    Runtime with 8-bit integers: only the bias stays of such a layer.
+
+    Args:
+        model: The model; it stays as it is.
+    """
+    copied: Any = copy_in_float32(model)
+    if getattr(copied.config, "_experts_implementation", None) is not None:
+        copied.config._experts_implementation = "batched_mm"  # The others sort tokens by expert.
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, (nn.Linear, Conv1D)) and num_inputs(module) == 0:
+            copied.set_submodule(name, BiasOnly.replacing(module))
+    return copied  # type: ignore[no-any-return]
