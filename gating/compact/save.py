@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gating.compact.layer_counts import write_layer_counts
 from gating.compact.original import write_original
 from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.compact.verify import check_saved
@@ -20,7 +21,7 @@ from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder
 from gating.storage.hub import check_upload, upload
 from gating.storage.results import COMPACT_MODEL
-from gating.structure.integrity import check_finite
+from gating.structure.integrity import check_finite, write_checksums
 
 __all__ = ["Processor", "save_compact"]
 
@@ -128,6 +129,8 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *,
     saved.save_pretrained(folder)
     if stock and has_lost_units(model):
         write_original(model, folder)
+    if not stock and write_layer_counts(model, folder):
+        write_checksums(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

@@ -12,10 +12,10 @@ __all__ = ["find_runtimes"]
 
 # By the name of a runtime, the format of the command, and the function that raises for other models.
 _CHECKED = {
-    "llama.cpp": ("gguf", "gguf.architectures:find_architecture"),
-    "ONNX Runtime GenAI": ("onnx-genai", "genai.export:check_genai"),
-    "OpenVINO": ("openvino", "openvino.export:check_openvino"),
-    "vLLM": ("vllm", "vllm:check_vllm"),
+    "llama.cpp": ("gguf", "serving.gguf.architectures:find_architecture"),
+    "ONNX Runtime GenAI": ("onnx-genai", "serving.genai.export:check_genai"),
+    "OpenVINO": ("openvino", "serving.openvino.export:check_openvino"),
+    "vLLM": ("vllm", "serving.vllm:check_vllm"),
 }
 
 
@@ -39,10 +39,10 @@ def find_runtimes(model: PreTrainedModel, folder: Path, *, compact: Path | None 
     for name, (format, check) in _CHECKED.items():
         command = f"head-gating export {folder} --format {format}"
         if format == "vllm" and compact is not None:
-            check, command = "decoders:sizes_of", f"vllm serve {compact}"
+            check, command = "compact.decoders:sizes_of", f"vllm serve {compact}"
         module, _, function = check.partition(":")
         try:
-            getattr(importlib.import_module(f"gating.serving.{module}"), function)(model)
+            getattr(importlib.import_module(f"gating.{module}"), function)(model)
         except InputError as error:
             runtimes.append(Runtime(name, "", str(error)))
         else:

@@ -4,27 +4,24 @@ vLLM sizes the attention and the cache of a layer by ``per_layer_config`` in ``c
 layer. Read in the source of vLLM 0.33 and tried with 0.32; this package does not run vLLM itself.
 """
 
-import json
 import os
-import re
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from gating.compact.decoders import DecoderSizes, sizes_of
+from gating.compact.layer_counts import check_layers
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved
-from gating.errors import InputError
-from gating.serving.decoders import DecoderSizes, load_decoder, sizes_of
+from gating.serving.decoders import load_decoder
 from gating.serving.formats import ServingReport
 from gating.serving.silent import with_silent_groups
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import COMPACT_MODEL, MODEL_FILES
-from gating.structure.blocks import iter_attention_blocks
-from gating.structure.feed_forward import ExpertsBlock, iter_feed_forward_blocks
-from gating.structure.integrity import CONFIG, check_finite, write_checksums
+from gating.structure.integrity import check_finite
 
 __all__ = ["check_vllm", "export_vllm"]
 
@@ -75,9 +72,9 @@ def check_vllm(model: PreTrainedModel) -> None:
         try:
             stock_model(model)
         except StockError:
-            _check_layers(model)
+            check_layers(model)
     else:
-        _check_layers(model)
+        check_layers(model)
 
 
 def _save(model: PreTrainedModel, folder: Path, sizes: DecoderSizes) -> bool:
@@ -89,52 +86,9 @@ def _save(model: PreTrainedModel, folder: Path, sizes: DecoderSizes) -> bool:
             pass
         else:
             return True
-    _check_layers(model)
-    filled = with_silent_groups(model)
-    save_compact(filled, folder, stock=False, verify=False)
-    path = folder / CONFIG
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"allow_global_per_layer_attribute_access": True, "per_layer_config": _counts(filled)}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_checksums(folder)
+    check_layers(model)
+    save_compact(with_silent_groups(model), folder, stock=False, verify=False)
     return False
-
-
-def _counts(model: PreTrainedModel) -> dict[str, dict[str, int]]:
-    """Return ``per_layer_config``: the sizes of each layer, by the names that the configuration has for them."""
-    sizes, config = sizes_of(model), model.config
-    digits = len(str(len(sizes.names) - 1))
-    layers = {}
-    for layer, (heads, groups) in enumerate(zip(sizes.num_heads, sizes.num_key_value_heads, strict=True)):
-        known = {"num_attention_heads": heads, "num_key_value_heads": groups, "num_kv_heads": groups}
-        counts = {name: count for name, count in known.items() if hasattr(config, name)}
-        if getattr(config, "head_dim", None) is None:
-            # It would be computed from the number of heads of the layer.
-            counts["head_dim"] = sizes.head_dim
-        layers[str(layer).zfill(digits)] = counts
-    return layers
-
-
-def _check_layers(model: PreTrainedModel) -> None:
-    """Raise ``ValueError`` unless vLLM's backend for models of transformers can run the layers of a compact model."""
-    reason = ""
-    if not getattr(model, "_supports_attention_backend", False):
-        reason = "its class does not let a runtime compute the attention (_supports_attention_backend)"
-    elif getattr(model.config, "is_heterogeneous", False):
-        reason = "its configuration has a per_layer_config of its own"
-    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    if lost := [name for name in model.state_dict() if any(re.search(pattern, name) for pattern in ignored)]:
-        reason = reason or f"vLLM leaves out {lost[0]}, as its class ignores such names in checkpoints"
-    for block in iter_attention_blocks(model):
-        if block.spec.keeps_key_value_heads:
-            reason = reason or f"{block.name} shares keys and values with other layers"
-        if any(layout == "hkv" for _, layout in block.projections()):
-            reason = reason or f"{block.name} caches a latent, for which vLLM has one size for all layers"
-    for feed_forward in iter_feed_forward_blocks(model):
-        if isinstance(feed_forward, ExpertsBlock) and feed_forward.num_neurons != feed_forward.width_before:
-            reason = reason or f"{feed_forward.name} has experts with fewer neurons than the configuration"
-    if reason:
-        raise InputError(f"{type(model).__name__} does not run in vLLM with other heads in each layer: {reason}.")
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> bool:

@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from gating.compact.layer_counts import write_layer_counts
 from gating.compact.save import Processor
 from gating.compact.verify import SAVED_TOLERANCE
 from gating.discovery.probe import forward_outputs, max_relative_difference, run_probe
@@ -124,6 +125,7 @@ def save_sharded(
         if torch.distributed.get_rank() == 0:
             # Everything but the weights.
             twin.save_pretrained(folder, state_dict={})
+            write_layer_counts(twin, folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             write_card(folder / "README.md", twin, report, False)

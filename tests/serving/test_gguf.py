@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import gating
-from gating.serving.decoders import sizes_of
+from gating.compact.decoders import sizes_of
 from gating.serving.greedy import TokenCheck, check_tokens, make_prompts, write_greedily
 from tests.serving.decoders import make_decoder, make_tokenizer, remove
 

@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
 from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
-from gating.serving.decoders import load_decoder, sizes_of
+from gating.serving.decoders import load_decoder
 from gating.serving.formats import ServingReport
 from gating.serving.genai.check import check_in_genai, check_tokenizer
 from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph, require_genai

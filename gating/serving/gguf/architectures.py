@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from gating.compact.decoders import DecoderSizes, sizes_of
 from gating.errors import InputError
-from gating.serving.decoders import DecoderSizes, sizes_of
 
 __all__ = ["Architecture", "blocks_to_fill", "context_length", "find_architecture", "rope_type"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from gating.serving.decoders import DecoderSizes
+from gating.compact.decoders import DecoderSizes
 from gating.serving.gguf.architectures import Architecture, rope_type
 
 __all__ = ["decoder_tensors", "widths_in_file"]

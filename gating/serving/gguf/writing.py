@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gguf
-from gating.serving.decoders import sizes_of
+from gating.compact.decoders import sizes_of
 from gating.serving.gguf.architectures import Architecture, context_length, rope_type
 from gating.serving.gguf.tensors import decoder_tensors, widths_in_file
 from gating.serving.gguf.tokenizer import add_placeholders, add_tokenizer, copy_tokenizer

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import AutoProcessor, PreTrainedModel
 
+from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
 from gating.errors import (
     InputError,
@@ -24,7 +25,7 @@ from gating.errors import (
     shorten,
 )
 from gating.serving.copies import as_converted, copy_in_float32
-from gating.serving.decoders import load_decoder, sizes_of
+from gating.serving.decoders import load_decoder
 from gating.serving.formats import ServingReport
 from gating.serving.graphs.batches import input_names
 from gating.serving.openvino.decoder import check_decoder, check_layers, convert_decoder

@@ -1,0 +1,81 @@
+"""Head counts of each layer in the configuration of an uneven decoder, where vLLM looks for them.
+
+vLLM sizes the attention and the cache of a layer by ``per_layer_config`` in ``config.json``. transformers reads it,
+too, and says in a line of its log that the numbers of the whole model are not those of every layer.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from gating.compact.decoders import sizes_of
+from gating.errors import InputError
+from gating.structure.blocks import iter_attention_blocks
+from gating.structure.feed_forward import ExpertsBlock, iter_feed_forward_blocks
+from gating.structure.integrity import CONFIG
+
+__all__ = ["check_layers", "write_layer_counts"]
+
+
+def write_layer_counts(model: PreTrainedModel, folder: Path) -> bool:
+    """Write the head counts of each layer into the configuration of a compact folder, if vLLM can run the model.
+
+    Args:
+        model: The compact model.
+        folder: Folder with its ``config.json``, whose checksum is then another one.
+
+    Returns:
+        Whether the file has changed: not for models that are no decoders, have all their heads, or a
+            layer without any.
+    """
+    try:
+        check_layers(model)
+        sizes = sizes_of(model)
+    except InputError:
+        return False
+    if sizes.emptied or set(sizes.num_heads) == {model.config.num_attention_heads}:
+        return False
+    path = folder / CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"allow_global_per_layer_attribute_access": True, "per_layer_config": _counts(model)}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return True
+
+
+def check_layers(model: PreTrainedModel) -> None:
+    """Raise ``ValueError`` unless vLLM's backend for models of transformers can run the layers of a compact model."""
+    reason = ""
+    if not getattr(model, "_supports_attention_backend", False):
+        reason = "its class does not let a runtime compute the attention (_supports_attention_backend)"
+    elif getattr(model.config, "is_heterogeneous", False):
+        reason = "its configuration has a per_layer_config of its own"
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    if lost := [name for name in model.state_dict() if any(re.search(pattern, name) for pattern in ignored)]:
+        reason = reason or f"vLLM leaves out {lost[0]}, as its class ignores such names in checkpoints"
+    for block in iter_attention_blocks(model):
+        if block.spec.keeps_key_value_heads:
+            reason = reason or f"{block.name} shares keys and values with other layers"
+        if any(layout == "hkv" for _, layout in block.projections()):
+            reason = reason or f"{block.name} caches a latent, for which vLLM has one size for all layers"
+    for feed_forward in iter_feed_forward_blocks(model):
+        if isinstance(feed_forward, ExpertsBlock) and feed_forward.num_neurons != feed_forward.width_before:
+            reason = reason or f"{feed_forward.name} has experts with fewer neurons than the configuration"
+    if reason:
+        raise InputError(f"{type(model).__name__} does not run in vLLM with other heads in each layer: {reason}.")
+
+
+def _counts(model: PreTrainedModel) -> dict[str, dict[str, int]]:
+    """Return ``per_layer_config``: the sizes of each layer, by the names that the configuration has for them."""
+    sizes, config = sizes_of(model), model.config
+    digits = len(str(len(sizes.names) - 1))
+    layers = {}
+    for layer, (heads, groups) in enumerate(zip(sizes.num_heads, sizes.num_key_value_heads, strict=True)):
+        known = {"num_attention_heads": heads, "num_key_value_heads": groups, "num_kv_heads": groups}
+        counts = {name: count for name, count in known.items() if hasattr(config, name)}
+        if getattr(config, "head_dim", None) is None:
+            # It would be computed from the number of heads of the layer.
+            counts["head_dim"] = sizes.head_dim
+        layers[str(layer).zfill(digits)] = counts
+    return layers
