@@ -52,9 +52,9 @@ def sizes_of(model: PreTrainedModel) -> DecoderSizes:
     """
     name, config = type(model).__name__, model.config
     if config.is_encoder_decoder or not (model.can_generate() and model.main_input_name == "input_ids"):
-        raise InputError(f"{name} is not a decoder that writes text: export it with --format onnx.")
+        raise InputError(f"{name} is not a decoder that writes text.")
     if config.get_text_config() is not config:
-        raise InputError(f"{name} reads more than text: export it with --format onnx.")
+        raise InputError(f"{name} reads more than text.")
     attention = sorted(iter_attention_blocks(model), key=lambda block: block.layer_idx)
     feed_forward = sorted(iter_feed_forward_blocks(model), key=lambda block: block.layer_idx)
     layers = list(range(config.num_hidden_layers))
@@ -62,10 +62,10 @@ def sizes_of(model: PreTrainedModel) -> DecoderSizes:
         if [block.layer_idx for block in found] != layers:
             raise InputError(
                 f"{name} has {len(found)} known blocks of {kind} in {len(layers)} layers, so its sizes cannot be told "
-                "to the runtime: export it with --format onnx."
+                "to the runtime."
             )
     if len({(block.head_dim, block.key_dim) for block in attention}) > 1 or attention[0].spec.has_state:
-        raise InputError(f"{name} has heads of different widths or kinds: export it with --format onnx.")
+        raise InputError(f"{name} has heads of different widths or kinds.")
     return DecoderSizes(
         head_dim=attention[0].head_dim,
         names=tuple(block.name for block in attention),

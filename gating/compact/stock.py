@@ -41,13 +41,14 @@ class StockError(RemedyError):
 
 
 def may_be_stock(model: PreTrainedModel) -> bool:
-    """Return whether a model has lost units, and equally many in blocks of one kind; others fit no configuration."""
+    """Return whether blocks of one stack and kind have equally many units; others fit no configuration."""
     blocks: list[_Block] = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
-    sizes: dict[tuple[str, int], set[int]] = {}
+    sizes: dict[tuple[str, str, int], set[int]] = {}
     for block in blocks:
-        sizes.setdefault((block.kind, _size_before(block)), set()).add(_size(block))
-    has_lost = any(found != {before} for (_, before), found in sizes.items())
-    return has_lost and all(len(found) == 1 for found in sizes.values())
+        # A configuration has fields for the encoder and for the decoder.
+        stack = re.split(r"(^|\.)\d+(\.|$)", block.name)[0]
+        sizes.setdefault((stack, block.kind, _size_before(block)), set()).add(_size(block))
+    return all(len(found) == 1 for found in sizes.values())
 
 
 def stock_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -282,6 +283,8 @@ def _explain_heads(block: AttentionBlock, config: str, differing: set[str]) -> s
         if block.spec.returns == "t5":
             return f"its layers share the position biases of {block.name}, but keep other heads than that"
         return f"{block.name} selects its position biases or slopes from those of all heads of the original model"
+    if hasattr(block.module, "config") and getattr(block.module.config, "head_dim", None):
+        return f"{config} has no valid sizes with {block.num_heads} heads of width {block.head_dim} in {block.name}"
     return (
         f"{config} cannot describe {block.num_heads} heads of width {block.head_dim} in {block.name}; it computes the "
         "width of a head from the hidden size and the number of heads"

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from gating.errors import InputError, MissingPackageError
+from gating.errors import InputError, InputTypeError, MissingPackageError
 
 __all__ = ["FORMATS", "ServingFormat", "ServingReport", "export_compact"]
 
@@ -128,10 +128,23 @@ def export_compact(
     """
     if format not in FORMATS:
         raise InputError(f"format={format!r} is not a format of exports: give one of {', '.join(FORMATS)}.")
+    if not isinstance(model_or_directory, (PreTrainedModel, str, os.PathLike)):
+        has_adapters = hasattr(model_or_directory, "merge_and_unload")
+        raise InputTypeError(
+            f"Only models of transformers can be exported, got {type(model_or_directory).__name__}."
+            + " Merge its adapters: model.merge_and_unload()." * has_adapters
+        )
     row = FORMATS[format]
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     for name in given.keys() - set(row.options):
         users = [other for other, its_row in FORMATS.items() if name in its_row.options]
-        remedy = f"It is an option of {' and '.join(users)}." if users else "There is no such option."
-        raise InputError(f"format={format!r} has no option {name}. {remedy}")
-    return row.load()(model_or_directory, save_path, overwrite=overwrite, **given)
+        remedy = f"It is an option of {', '.join(users)}." if users else "There is no such option."
+        error = InputError(f"format={format!r} has no option {name}. {remedy}")
+        error.in_command = f"--format {format} has no option --{name.replace('_', '-')}. {remedy}"
+        raise error
+    export, training = row.load(), getattr(model_or_directory, "training", False)
+    try:
+        return export(model_or_directory, save_path, overwrite=overwrite, **given)
+    finally:
+        if isinstance(model_or_directory, PreTrainedModel):
+            model_or_directory.train(training)

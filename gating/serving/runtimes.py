@@ -1,22 +1,16 @@
 """The runtimes that run a model, with the commands that export or serve it."""
 
-import importlib
+import shlex
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from gating.errors import InputError
 from gating.report.page import Runtime
+from gating.serving.refusals import reason_against
 
 __all__ = ["find_runtimes"]
 
-# By the name of a runtime, the format of the command, and the function that raises for other models.
-_CHECKED = {
-    "llama.cpp": ("gguf", "serving.gguf.architectures:find_architecture"),
-    "ONNX Runtime GenAI": ("onnx-genai", "serving.genai.export:check_genai"),
-    "OpenVINO": ("openvino", "serving.openvino.export:check_openvino"),
-    "vLLM": ("vllm", "serving.vllm:check_vllm"),
-}
+_NAMES = {"llama.cpp": "gguf", "ONNX Runtime GenAI": "onnx-genai", "OpenVINO": "openvino", "vLLM": "vllm"}
 
 
 def find_runtimes(model: PreTrainedModel, folder: Path, *, compact: Path | None = None) -> list[Runtime]:
@@ -35,16 +29,11 @@ def find_runtimes(model: PreTrainedModel, folder: Path, *, compact: Path | None 
         >>> [runtime.name for runtime in find_runtimes(model, Path("run")) if runtime.command]
         ['ONNX Runtime', 'OpenVINO']
     """
-    runtimes = [Runtime("ONNX Runtime", f"head-gating export {folder} --format onnx")]
-    for name, (format, check) in _CHECKED.items():
-        command = f"head-gating export {folder} --format {format}"
-        if format == "vllm" and compact is not None:
-            check, command = "compact.decoders:sizes_of", f"vllm serve {compact}"
-        module, _, function = check.partition(":")
-        try:
-            getattr(importlib.import_module(f"gating.{module}"), function)(model)
-        except InputError as error:
-            runtimes.append(Runtime(name, "", str(error)))
-        else:
-            runtimes.append(Runtime(name, command))
+    command = f"head-gating export {shlex.quote(str(folder))} --format "
+    runtimes = [Runtime("ONNX Runtime", f"{command}onnx")]
+    for name, format in _NAMES.items():
+        reason = reason_against(format, model)
+        is_served = format == "vllm" and compact is not None
+        serving = f"vllm serve {shlex.quote(str(compact))}" if is_served else f"{command}{format}"
+        runtimes.append(Runtime(name, "", reason) if reason else Runtime(name, serving))
     return runtimes

@@ -5,6 +5,7 @@ layer. Read in the source of vLLM 0.33 and tried with 0.32; this package does no
 """
 
 import os
+import shlex
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +19,7 @@ from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved
 from gating.serving.decoders import load_decoder
 from gating.serving.formats import ServingReport
+from gating.serving.refusals import naming_alternatives
 from gating.serving.silent import with_silent_groups
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import COMPACT_MODEL, MODEL_FILES
@@ -56,6 +58,8 @@ def export_vllm(
     # Before the model is loaded, too.
     check_replaceable(place, overwrite=overwrite, kind=COMPACT_MODEL, keep=keep)
     model, source = load_decoder(given)
+    with naming_alternatives("vllm", model):
+        check_vllm(model)
     sizes = sizes_of(model)
     check_finite(model, type(model).__name__)
     with replacing_folder(place, overwrite=overwrite, kind=COMPACT_MODEL, keep=keep) as folder:
@@ -86,7 +90,6 @@ def _save(model: PreTrainedModel, folder: Path, sizes: DecoderSizes) -> bool:
             pass
         else:
             return True
-    check_layers(model)
     save_compact(with_silent_groups(model), folder, stock=False, verify=False)
     return False
 
@@ -109,12 +112,12 @@ def _describe(place: Path, sizes: DecoderSizes, *, is_stock: bool, has_tokenizer
     if is_stock:
         sentences += [
             "A dense model of transformers, whose layers all have the same sizes.",
-            f"Run it: vllm serve {place}",
+            f"Run it: vllm serve {shlex.quote(str(place))}",
         ]
     else:
         sentences += [
             "A compact model with the head counts of each layer in config.json (per_layer_config).",
-            f"Run it: vllm serve {place} --model-impl transformers --trust-remote-code",
+            f"Run it: vllm serve {shlex.quote(str(place))} --model-impl transformers --trust-remote-code",
         ]
     if sizes.emptied:
         emptied, layers = len(sizes.emptied), len(sizes.names)

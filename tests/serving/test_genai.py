@@ -216,7 +216,7 @@ def test_models_that_the_runtime_cannot_run_are_refused(monkeypatch):
         ),
     }
     for reason, model in refused.items():
-        with pytest.raises(ValueError, match=f"{reason}.*--format onnx"):
+        with pytest.raises(ValueError, match=reason):
             check_genai(model)
 
 

@@ -158,5 +158,5 @@ def test_bad_arguments_are_errors(tmp_path, monkeypatch):
 def test_decoders_with_other_layers_are_refused():
     model = FAMILIES["llama"].build()
     model.config.layer_types = ["full_attention", "chunked_attention", "full_attention"]
-    with pytest.raises(ValueError, match=r"layers of the kind 'chunked_attention'.*--format onnx"):
+    with pytest.raises(ValueError, match=r"layers of the kind 'chunked_attention'"):
         check_openvino(model)

@@ -2,8 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,12 +11,13 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
-from gating.errors import InputError, InputTypeError, OperationError, UserError, explain, loading, shorten
+from gating.errors import InputError, InputTypeError, loading
 from gating.serving.decoders import load_decoder
 from gating.serving.formats import ServingReport
 from gating.serving.genai.check import check_in_genai, check_tokenizer
 from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph, require_genai
 from gating.serving.genai.heads import DecoderHeads
+from gating.serving.refusals import naming_alternatives, reporting_failure
 from gating.serving.silent import with_silent_groups
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import ResultKind, read_table
@@ -69,21 +69,20 @@ def check_genai(model: PreTrainedModel) -> None:
     """
     sizes = sizes_of(model)
     name, config = type(model).__name__, cast("Any", model.config)
-    remedy = "export it with --format onnx."
     if config.model_type not in _BUILDERS or not name.endswith("ForCausalLM"):
-        raise InputError(f"{name} is not supported for ONNX Runtime GenAI, but {', '.join(_BUILDERS)} are: {remedy}")
+        raise InputError(f"{name} is not supported for ONNX Runtime GenAI, but {', '.join(_BUILDERS)} are.")
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in _ACTIVATIONS:
-        raise InputError(f"{name} has hidden_act={activation!r}, which ONNX Runtime GenAI does not have: {remedy}")
+        raise InputError(f"{name} has hidden_act={activation!r}, which ONNX Runtime GenAI does not have.")
     if config.model_type == "gpt_oss" and 0 in sizes.num_neurons:
-        raise InputError(f"{name} has a layer without neurons, which ONNX Runtime GenAI's experts cannot be: {remedy}")
+        raise InputError(f"{name} has a layer without neurons, which ONNX Runtime GenAI's experts cannot be.")
     rotary: Any = getattr(config, "rope_parameters", None) or {}
     for part in (rotary, *rotary.values()):
         kind = part.get("rope_type", "default") if isinstance(part, Mapping) else "default"
         if kind not in _FIXED_ROTATIONS:
             raise InputError(
                 f"{name} has rope_type={kind!r}, which changes with the length of the text, so that no table for "
-                f"ONNX Runtime GenAI can hold it: {remedy}"
+                "ONNX Runtime GenAI can hold it."
             )
 
 
@@ -132,7 +131,8 @@ def export_genai(
     source = given.name_or_path if isinstance(given, PreTrainedModel) else given
     check_replaceable(place, overwrite=overwrite, kind=GENAI_MODEL, keep=[source])
     model, origin = load_decoder(given)
-    check_genai(model)
+    with naming_alternatives("onnx-genai", model):
+        check_genai(model)
     if dtype != "f32" and model.config.model_type in _ONLY_F32:
         raise InputError(f"dtype={dtype!r} is not available for {type(model).__name__}: export it with dtype='f32'.")
     tokenizer = tokenizer or _tokenizer_of(origin)
@@ -149,7 +149,7 @@ def export_genai(
 
 def _write_checked(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: Dtype, tokens: TokenIds) -> list[str]:
     """Write the graph and its configuration, check them, and return the result as sentences."""
-    with _reporting_failure(model):
+    with reporting_failure(model, "ONNX Runtime GenAI"):
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
         reference = model if _is_float32(model) else copy.deepcopy(model).float()
@@ -219,18 +219,3 @@ def _find_tokens(name: str, model: PreTrainedModel, tokenizer: Any) -> list[int]
             found += value if isinstance(value, list) else [] if value is None else [value]
     # The runtime rejects tokens outside of the vocabulary.
     return [token for token in dict.fromkeys(found) if 0 <= token < model.config.vocab_size]
-
-
-@contextmanager
-def _reporting_failure(model: PreTrainedModel) -> Iterator[None]:
-    """Turn any error of the builder and of the runtime into one sentence."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, (UserError, OSError)):
-            raise
-        reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
-        raise OperationError(
-            f"{type(model).__name__} cannot be exported to ONNX Runtime GenAI ({reason}). Nothing was written; "
-            "export it with --format onnx."
-        ) from error

@@ -139,10 +139,6 @@ def _first_bias(model: PreTrainedModel) -> str | None:
 
 
 def _refusal(model: PreTrainedModel, reason: str, sizes: DecoderSizes | None = None) -> InputError:
-    other = (
-        "Its layers have equal sizes: save it with stock=True, and convert that folder with llama.cpp's own "
-        "convert_hf_to_gguf.py."
-        if sizes is not None and sizes.is_even
-        else "Export it with --format onnx-genai or --format vllm."
-    )
-    return InputError(f"{type(model).__name__} cannot be exported to GGUF: {reason}. {other}")
+    own = " Its layers have equal sizes: llama.cpp's own convert_hf_to_gguf.py may know its stock folder."
+    is_even = sizes is not None and sizes.is_even
+    return InputError(f"{type(model).__name__} cannot be exported to GGUF: {reason}.{own if is_even else ''}")

@@ -1,6 +1,7 @@
 """Export of decoders as GGUF files, checked in llama.cpp."""
 
 import os
+import shlex
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,11 @@ from gating.serving.gguf.check import RUNTIME, run_llama_cpp
 from gating.serving.gguf.tokenizer import tokens_never_written
 from gating.serving.gguf.writing import TokenizerSource, write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
+from gating.serving.refusals import naming_alternatives
 from gating.serving.silent import with_silent_groups
 from gating.storage.atomic import replacing_file
+from gating.storage.folders import check_replaceable
+from gating.storage.results import COMPACT_MODEL
 
 __all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
 
@@ -74,10 +78,15 @@ def export_gguf(
     target = Path(save_path)
     _check_target(target, overwrite=overwrite)
     model, folder = load_decoder(model_or_directory)
-    architecture = find_architecture(model)
-
+    with naming_alternatives("gguf", model):
+        architecture = find_architecture(model)
     with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target) as new:
         own = _tokenizer_folder(folder, tokenizer, Path(scratch))
+        if pre_tokenizer is not None and (own is None or tokenizer_from is not None):
+            raise InputError(
+                f"pre_tokenizer={pre_tokenizer!r} is for a tokenizer that is converted, but "
+                f"{'there is none' if own is None else 'that of tokenizer_from is copied'}. Leave it out."
+            )
         source = TokenizerSource(own, None if tokenizer_from is None else Path(tokenizer_from), pre_tokenizer)
         filled = with_silent_groups(model, blocks_to_fill(model, architecture))
         write_gguf(filled, architecture, new, dtype=dtype, source=source)
@@ -88,7 +97,7 @@ def export_gguf(
         f"The architecture is {architecture.name} of llama.cpp, the type {dtype}, and the context {context} tokens",
         *(() if note is None else (note,)),
         *checked,
-        f"Run it: llama-cli -m {target}, or llama-server -m {target}",
+        f"Run it: llama-cli -m {shlex.quote(str(target))}, or llama-server -m {shlex.quote(str(target))}",
     )
     return ServingReport(target, megabytes, sentences)
 
@@ -132,6 +141,7 @@ def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Pa
 
 def _check_target(target: Path, *, overwrite: bool) -> None:
     if not os.path.lexists(target):
+        check_replaceable(target, overwrite=False, kind=COMPACT_MODEL)
         return
     if not target.is_file():
         raise FolderExistsError(f"{target} is not a file, so it is not replaced. Choose another place.")

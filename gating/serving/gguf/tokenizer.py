@@ -1,16 +1,17 @@
 """Tokenizers in GGUF files: byte-level BPE as llama.cpp knows it by name, or that of another file."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedModel
 
 import gguf
 from gating.errors import InputError, RemedyError
 from gating.storage.results import read_table
 
-__all__ = ["add_placeholders", "add_tokenizer", "copy_tokenizer", "tokens_never_written"]
+__all__ = ["add_ends_of_model", "add_placeholders", "add_tokenizer", "copy_tokenizer", "tokens_never_written"]
 
 # The regular expressions by which tokenizers cut a text into words, and the names of llama.cpp for them.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -24,10 +25,13 @@ _PRE_TOKENIZERS = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"
 _ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
 # Of byte-level BPE without such an entry.
 _DEFAULT_END = 11
+_NO_MERGE = "! !"
 _WITH = "with a GGUF file of the dense model: removal of heads does not change its tokens."
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, *, vocab_size: int, pre_tokenizer: str | None = None) -> None:
+def add_tokenizer(
+    writer: gguf.GGUFWriter, folder: Path, *, vocab_size: int, pre_tokenizer: str | None = None
+) -> set[str]:
     """Add the byte-level BPE of a folder's ``tokenizer.json`` to a file.
 
     Args:
@@ -35,6 +39,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, *, vocab_size: int, pre
         folder: Folder with ``tokenizer.json`` and ``tokenizer_config.json``.
         vocab_size: Number of rows of the input embedding; those beyond the tokens get placeholders.
         pre_tokenizer: llama.cpp's name of the pre-tokenizer; by default found by its regular expression.
+
+    Returns:
+        The kinds of special tokens that the tokenizer has, such as ``eos``.
 
     Raises:
         ValueError: The tokenizer is of another kind, or has a regular expression that llama.cpp has no name for.
@@ -68,8 +75,9 @@ def add_tokenizer(writer: gguf.GGUFWriter, folder: Path, *, vocab_size: int, pre
     writer.add_tokenizer_pre(name)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    writer.add_token_merges([_merge(pair) for pair in model["merges"]])
-    _add_special_tokens(writer, folder, table, tokens)
+    # llama.cpp insists on one; that of two single bytes makes no token.
+    writer.add_token_merges([_merge(pair) for pair in model["merges"]] or [_NO_MERGE])
+    return _add_special_tokens(writer, folder, table, tokens)
 
 
 def copy_tokenizer(writer: gguf.GGUFWriter, source: Path, *, vocab_size: int) -> None:
@@ -88,8 +96,8 @@ def copy_tokenizer(writer: gguf.GGUFWriter, source: Path, *, vocab_size: int) ->
         raise InputError(f"tokenizer_from={source} is not a file. Give a GGUF file of the dense model.")
     try:
         fields = gguf.GGUFReader(source).fields
-    except (ValueError, OSError) as error:
-        raise InputError(f"tokenizer_from={source} is not a GGUF file ({error}).") from error
+    except (ValueError, OSError, IndexError) as error:
+        raise InputError(f"tokenizer_from={source} is not a GGUF file. Give that of the dense model.") from error
     tokens = fields.get("tokenizer.ggml.tokens")
     if tokens is None or len(tokens.data) != vocab_size:
         found = "no tokenizer" if tokens is None else f"{len(tokens.data)} tokens"
@@ -113,9 +121,25 @@ def add_placeholders(writer: gguf.GGUFWriter, *, vocab_size: int) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types([gguf.TokenType.NORMAL] * vocab_size)
-    # llama.cpp insists on one; it makes no token.
-    writer.add_token_merges([" ".join(alphabet[:2])])
+    writer.add_token_merges([_NO_MERGE])
     writer.add_add_bos_token(False)
+
+
+def add_ends_of_model(writer: gguf.GGUFWriter, model: PreTrainedModel, *, known: Collection[str]) -> None:
+    """Add the special tokens of a model's settings that its tokenizer does not name; llama.cpp has other defaults.
+
+    Args:
+        writer: Writer of the file.
+        model: The model.
+        known: Kinds of special tokens that the file has already.
+    """
+    for name in ("bos", "eos", "pad"):
+        for settings in (model.generation_config, model.config):
+            number = getattr(settings, f"{name}_token_id", None)
+            number = number[0] if isinstance(number, list) and number else number
+            if name not in known and isinstance(number, int) and 0 <= number < model.config.vocab_size:
+                getattr(writer, f"add_{name}_token_id")(number)
+                break
 
 
 def tokens_never_written(file: Path) -> list[int]:
@@ -152,18 +176,16 @@ def _refusal(problem: str, *, python: str = "", command: str = "") -> RemedyErro
     )
 
 
-def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, table: dict[str, Any], tokens: list[str]) -> None:
+def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, table: dict[str, Any], tokens: list[str]) -> set[str]:
+    """Add the numbers of special tokens and the rules for them; return the kinds that there are."""
     settings, numbers = read_table(folder / "tokenizer_config.json"), {text: i for i, text in enumerate(tokens)}
-    for name, add in (
-        ("bos", writer.add_bos_token_id),
-        ("eos", writer.add_eos_token_id),
-        ("pad", writer.add_pad_token_id),
-        ("unk", writer.add_unk_token_id),
-    ):
+    found = set()
+    for name in ("bos", "eos", "pad", "unk"):
         token = settings.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
         if token in numbers:
-            add(numbers[token])
+            getattr(writer, f"add_{name}_token_id")(numbers[token])
+            found.add(name)
     parts = list(_leaves(table.get("post_processor"), "processors"))
     templates = [part["single"] for part in parts if part["type"] == "TemplateProcessing"]
     writer.add_add_bos_token(any("SpecialToken" in template[0] for template in templates))
@@ -172,6 +194,7 @@ def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, table: dict[str, 
     template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
     if isinstance(template, str):
         writer.add_chat_template(template)
+    return found
 
 
 def _merge(pair: str | list[str]) -> str:

@@ -1,5 +1,7 @@
 """GGUF files: their metadata and tensors, written one after another."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,7 +14,7 @@ import gguf
 from gating.compact.decoders import sizes_of
 from gating.serving.gguf.architectures import Architecture, context_length, rope_type
 from gating.serving.gguf.tensors import decoder_tensors, widths_in_file
-from gating.serving.gguf.tokenizer import add_placeholders, add_tokenizer, copy_tokenizer
+from gating.serving.gguf.tokenizer import add_ends_of_model, add_placeholders, add_tokenizer, copy_tokenizer
 from gguf import GGMLQuantizationType as Type
 
 __all__ = ["TokenizerSource", "write_gguf"]
@@ -56,10 +58,17 @@ def write_gguf(
         if source.file is not None:
             copy_tokenizer(writer, source.file, vocab_size=vocab_size)
         elif source.folder is not None:
-            add_tokenizer(writer, source.folder, vocab_size=vocab_size, pre_tokenizer=source.pre_tokenizer)
+            known = add_tokenizer(writer, source.folder, vocab_size=vocab_size, pre_tokenizer=source.pre_tokenizer)
+            add_ends_of_model(writer, model, known=known)
         else:
             add_placeholders(writer, vocab_size=vocab_size)
+            add_ends_of_model(writer, model, known=())
         _write_tensors(writer, lambda: decoder_tensors(model, architecture, sizes_of(model)), _TYPES[dtype][0])
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # Of numpy, which has written less than it was asked to.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
     finally:
         writer.close()
 

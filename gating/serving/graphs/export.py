@@ -2,8 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
 from gating.compact.save import Processor
-from gating.errors import OperationError, UserError, explain, loading, shorten
+from gating.errors import loading
 from gating.serving.copies import as_converted
 from gating.serving.graphs.batches import batch_to_trace, input_names
 from gating.serving.graphs.check import check_exported, check_quantized
@@ -21,6 +20,7 @@ from gating.serving.graphs.formats import EXPORT, FORMATS, RuntimeFormat
 from gating.serving.graphs.int8 import quantize
 from gating.serving.graphs.report import RuntimeReport
 from gating.serving.graphs.tracing import as_exported, quick_tracing, quiet_exporters
+from gating.serving.refusals import reporting_failure
 from gating.storage.folders import check_replaceable, replacing_folder
 
 __all__ = ["RuntimeReport", "export_onnx", "export_torch"]
@@ -121,7 +121,7 @@ def _export_checked(
         check = check_exported(model, exported, row, processor)
         int8_difference = None
         if int8:
-            with _reporting_failure(model, "8-bit integers"), quiet_exporters():
+            with reporting_failure(model, "8-bit integers"), quiet_exporters():
                 quantize(exported, batch)
             exported = _save_and_load(model, format, exported, folder)
             int8_difference = check_quantized(model, exported, row, processor, floats=check)
@@ -159,7 +159,7 @@ def _export(
     model: PreTrainedModel, format: RuntimeFormat, export: Callable[..., Any], batch: dict[str, Tensor], folder: Path
 ) -> Any:
     """Export a model into a folder and load the export."""
-    with _reporting_failure(model, format), quick_tracing(), quiet_exporters():
+    with reporting_failure(model, format), quick_tracing(), quiet_exporters():
         exported = export(model, batch)
     return _save_and_load(model, format, exported, folder)
 
@@ -169,20 +169,6 @@ def _save_and_load(model: PreTrainedModel, format: RuntimeFormat, exported: Any,
     exporters: Any = importlib.import_module("transformers.exporters")
     with quiet_exporters():
         exported.save_pretrained(folder)
-    with _reporting_failure(model, format), quiet_exporters():
+    with reporting_failure(model, format), quiet_exporters():
         # transformers unpickles a .pt2 only with trust; this process has just written it.
         return exporters.ExportedModel.from_pretrained(folder, trust_remote_code=True)
-
-
-@contextmanager
-def _reporting_failure(model: PreTrainedModel, format: str) -> Iterator[None]:
-    """Turn any error of exporters and runtimes into one sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
-        raise OperationError(
-            f"{type(model).__name__} cannot be exported to {format} ({reason}). Nothing was written."
-        ) from error

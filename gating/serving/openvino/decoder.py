@@ -29,7 +29,7 @@ def check_layers(model: PreTrainedModel) -> None:
     if others:
         raise InputError(
             f"{type(model).__name__} has layers of the kind {others[0]!r}, whose masks or states are not exported to "
-            "OpenVINO: export it with --format onnx."
+            "OpenVINO."
         )
 
 

@@ -1,11 +1,10 @@
 """Export of compact models to OpenVINO: decoders with a key-value cache, and other models with one forward pass."""
 
 import copy
+import errno
 import importlib
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,10 +18,7 @@ from gating.errors import (
     InputTypeError,
     MissingPackageError,
     OperationError,
-    UserError,
-    explain,
     loading,
-    shorten,
 )
 from gating.serving.copies import as_converted, copy_in_float32
 from gating.serving.decoders import load_decoder
@@ -30,6 +26,7 @@ from gating.serving.formats import ServingReport
 from gating.serving.graphs.batches import input_names
 from gating.serving.openvino.decoder import check_decoder, check_layers, convert_decoder
 from gating.serving.openvino.graph import check_graph, convert_graph, rounding_of_graph
+from gating.serving.refusals import naming_alternatives, reporting_failure
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import ResultKind
 from gating.structure.record import RECORD_KEY
@@ -114,11 +111,12 @@ def export_openvino(
     source = given.name_or_path if isinstance(given, PreTrainedModel) else given
     check_replaceable(place, overwrite=overwrite, kind=OPENVINO_MODEL, keep=[source])
     model, origin = load_decoder(given)
-    check_openvino(model)
+    with naming_alternatives("openvino", model):
+        check_openvino(model)
     processor: Any = tokenizer or _processor_of(origin)
     write = _write_decoder if _writes_text(model) else _write_graph
     with replacing_folder(place, overwrite=overwrite, kind=OPENVINO_MODEL, keep=[source]) as folder:
-        with _reporting_failure(model), warnings.catch_warnings(action="ignore"), torch.no_grad():
+        with reporting_failure(model, "OpenVINO"), warnings.catch_warnings(action="ignore"), torch.no_grad():
             sentences = write(openvino, model, folder, dtype, processor)
         _save_settings(model, folder)
         if processor is not None:
@@ -186,7 +184,12 @@ def _write_graph(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dty
 
 def _save(openvino: Any, converted: Any, folder: Path, dtype: Dtype) -> Path:
     path = folder / "openvino_model.xml"
-    openvino.save_model(converted, str(path), compress_to_fp16=dtype == "f16")
+    try:
+        openvino.save_model(converted, str(path), compress_to_fp16=dtype == "f16")
+    except RuntimeError as error:
+        if "iostream" not in str(error):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     return path
 
 
@@ -198,18 +201,3 @@ def _save_settings(model: PreTrainedModel, folder: Path) -> None:
     config.save_pretrained(folder)
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-
-
-@contextmanager
-def _reporting_failure(model: PreTrainedModel) -> Iterator[None]:
-    """Turn any error of the converter and of the runtime into one sentence."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, (UserError, OSError)):
-            raise
-        reason = f"{type(error).__name__}: {shorten(explain(error).rstrip('.'), most=300)}"
-        raise OperationError(
-            f"{type(model).__name__} cannot be exported to OpenVINO ({reason}). Nothing was written; export it with "
-            "--format onnx."
-        ) from error
