@@ -17,7 +17,7 @@ NUM_NEW_TOKENS = 40
 _LENGTHS = (1, 3, 8, 13, 21)
 # By the type of the weights: the largest gap, as a share of the largest logit, between the logit of the token that a
 # runtime wrote and the largest one. Runtimes sum in another order; types of 16 and 8 bits round weights.
-TOLERANCES: Mapping[str, float] = {"f32": 1e-3, "f16": 2e-2, "bf16": 1e-1, "q8_0": 1e-1}
+TOLERANCES: Mapping[str, float] = {"f32": 1e-3, "f16": 2e-2, "bf16": 5e-2, "q8_0": 5e-2}
 # The same for the model's own arithmetic.
 _TOLERANCES_OF_MODELS = {torch.float16: TOLERANCES["f16"], torch.bfloat16: TOLERANCES["bf16"]}
 
@@ -118,7 +118,9 @@ def check_tokens(
         gaps = (logits.amax(-1) - chosen).clamp_min(0.0) / logits.abs().amax(-1).clamp_min(1e-30)
         num_tokens += len(tokens)
         num_equal += int((gaps == 0).sum())
-        largest_gap = max(largest_gap, float(gaps.max()))
+        gap = float(gaps.max())
+        # NaN stays.
+        largest_gap = largest_gap if gap <= largest_gap else gap
     most = math.inf if tolerance is None else max(tolerance, _TOLERANCES_OF_MODELS.get(model.dtype, 0.0))
     if not largest_gap <= most:
         raise OperationError(

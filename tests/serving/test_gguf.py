@@ -211,3 +211,33 @@ def test_other_tokens_at_near_ties_are_counted(llama):
     assert "195 of 200 greedy tokens are the model's own" in check.describe("r")
     with pytest.raises(RuntimeError, match="r writes other tokens than the model: only 195 of 200"):
         check_tokens(llama, prompts, second, tolerance=1e-6, runtime="r")
+
+
+def test_models_with_gates_or_without_numbers_are_refused(llama, tmp_path):
+    gated = make_decoder("Llama", steps=0)
+    gating.inject_gates(gated)
+    with pytest.raises(ValueError, match=r"still has gates: call gating\.finalize"):
+        export.export_gguf(gated, tmp_path / "model.gguf")
+    llama.lm_head.weight.data[3, 0] = 1e6
+    with pytest.raises(ValueError, match=r"has values beyond the range of f16: give bf16 or f32"):
+        export.export_gguf(llama, tmp_path / "model.gguf")
+    llama.lm_head.weight.data[3, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        export.export_gguf(llama, tmp_path / "model.gguf")
+    prompts, count = make_prompts(llama)
+    with pytest.raises(RuntimeError, match="r writes other tokens than the model"):
+        check_tokens(llama, prompts, [[5] * count for _ in prompts], tolerance=1e-3, runtime="r")
+    assert not list(tmp_path.iterdir())
+
+
+def test_yarn_with_settings_that_a_file_has_no_place_for_is_refused():
+    model = make_decoder("Llama", steps=0, rope_parameters={**YARN, "beta_fast": 8.0})
+    with pytest.raises(ValueError, match="YaRN with beta_fast is not that of llama"):
+        find_architecture(model)
+
+
+def test_texts_end_where_the_model_ends_them(llama, tmp_path):
+    fields = gguf.GGUFReader(export.export_gguf(llama, tmp_path / "model.gguf").path).fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    with pytest.raises(ValueError, match="is for a tokenizer that is converted, but there is none"):
+        export.export_gguf(llama, tmp_path / "other.gguf", pre_tokenizer="gpt-2")

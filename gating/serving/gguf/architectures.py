@@ -62,6 +62,8 @@ _FAMILIES: dict[str, tuple[Architecture, tuple[Architecture, ...]]] = {
     "qwen2": (_LLAMA, (_DECI,)),
     "qwen3": (_QWEN3, (_OPENELM, _STEP35)),
 }
+# Settings of YaRN that a file has no place for.
+_YARN_DEFAULTS = {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
 _NAMES = "LLaMA, Mistral, Qwen2 and Qwen3"
 
 
@@ -87,6 +89,11 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
         raise _refusal(model, f"the architecture {found.name} has no rotary embeddings of the type {kind!r}")
     if float((config.rope_parameters or {}).get("partial_rotary_factor") or 1.0) != 1.0:
         raise _refusal(model, f"the architecture {found.name} rotates whole heads, and this model a part of each")
+    changed = sorted(
+        _YARN_DEFAULTS & {name for name, value in (config.rope_parameters or {}).items() if value is not None}
+    )
+    if kind == "yarn" and changed:
+        raise _refusal(model, f"YaRN with {changed[0]} is not that of llama.cpp")
     biased = _first_bias(model) if found.has_norms else None
     if biased is not None:
         raise _refusal(model, f"the architecture {found.name} has no biases, and {biased} has one")

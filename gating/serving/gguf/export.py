@@ -90,7 +90,9 @@ def export_gguf(
         source = TokenizerSource(own, None if tokenizer_from is None else Path(tokenizer_from), pre_tokenizer)
         filled = with_silent_groups(model, blocks_to_fill(model, architecture))
         write_gguf(filled, architecture, new, dtype=dtype, source=source)
-        checked = _check(model, new, dtype=dtype, tokenizer=own)
+        notes = [] if own is not None or tokenizer_from is not None else [_NO_TOKENIZER]
+        notes += [] if tokenizer_from is None else [f"The tokenizer is that of {tokenizer_from}"]
+        checked = [*notes, *_check(model, new, dtype=dtype, tokenizer=own)]
         megabytes = new.stat().st_size / 1e6
     context, note = context_length(model.config)
     sentences = (
@@ -117,9 +119,8 @@ def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Pa
     Raises:
         RuntimeError: Its tokens are not those of the model or of the tokenizer.
     """
-    notes = [] if tokenizer is not None else [_NO_TOKENIZER]
     if find_spec("xllamacpp") is None:
-        return [*notes, "Not checked: for a check in llama.cpp, pip install xllamacpp"]
+        return ["Not checked: for a check in llama.cpp, pip install xllamacpp"]
     context = context_length(model.config)[0]
     prompts, count = make_prompts(model, context=context)
     reader: Any = None if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer)
@@ -136,7 +137,7 @@ def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Pa
                 f"llama.cpp reads {text!r} as other tokens than the tokenizer: pass tokenizer_from with a GGUF file of "
                 "the dense model, or another pre_tokenizer. Nothing was written."
             )
-    return [*notes, check.describe(RUNTIME)]
+    return [check.describe(RUNTIME)]
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:

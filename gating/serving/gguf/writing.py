@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 import gguf
 from gating.compact.decoders import sizes_of
+from gating.errors import InputError
 from gating.serving.gguf.architectures import Architecture, context_length, rope_type
 from gating.serving.gguf.tensors import decoder_tensors, widths_in_file
 from gating.serving.gguf.tokenizer import add_ends_of_model, add_placeholders, add_tokenizer, copy_tokenizer
@@ -122,9 +123,12 @@ def _write_tensors(writer: gguf.GGUFWriter, tensors: Callable[[], Iterator[tuple
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, tensor in tensors():
+    for name, tensor in tensors():
         values = tensor.detach().cpu().float().contiguous().numpy()
-        writer.write_tensor_data(gguf.quants.quantize(values, _type_of(tensor, dtype)))
+        kind = _type_of(tensor, dtype)
+        if kind == Type.F16 and np.abs(values).max(initial=0.0) > np.finfo(np.float16).max:
+            raise InputError(f"{name} has values beyond the range of f16: give bf16 or f32 as dtype.")
+        writer.write_tensor_data(gguf.quants.quantize(values, kind))
 
 
 def _type_of(tensor: Tensor, dtype: Type) -> Type:

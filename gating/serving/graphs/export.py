@@ -14,6 +14,7 @@ from gating.compact.load import load_compact
 from gating.compact.save import Processor
 from gating.errors import loading
 from gating.serving.copies import as_converted
+from gating.serving.decoders import check_exportable
 from gating.serving.graphs.batches import batch_to_trace, input_names
 from gating.serving.graphs.check import check_exported, check_quantized
 from gating.serving.graphs.formats import EXPORT, FORMATS, RuntimeFormat
@@ -145,6 +146,7 @@ def _load(
     model_or_directory: PreTrainedModel | str | os.PathLike[str], tokenizer: Processor | None
 ) -> tuple[PreTrainedModel, Any]:
     if isinstance(model_or_directory, PreTrainedModel):
+        check_exportable(model_or_directory)
         return model_or_directory, tokenizer
     folder = find_folder(model_or_directory)
     model = load_compact(folder)
