@@ -1,0 +1,1 @@
+"""Compact models in other runtimes: their tokens, caches, quantization, and speed."""

@@ -1,0 +1,112 @@
+"""Measure compact models in other runtimes: their tokens, caches, quantization and speed.
+
+    python -m benchmarks.serving --data FOLDER --runs RUNS      everything; about three quarters of an hour on two cores
+    python -m benchmarks.serving tokens cache                   sections that train nothing
+    python -m benchmarks.serving --quick                        tiny models, to see that it works; nothing is written
+
+FOLDER has tinyshakespeare/ (train.txt, validation.txt, test.txt) and trec/ (train.tsv, validation.tsv, test.tsv), and
+RUNS keeps the trained runs, so that a repetition trains none. Runtimes that are not installed are left out:
+pip install 'head-gating[export,serving]'. Results are in benchmarks/results/serving.jsonl, a line for each case; a new
+one replaces that of the same kind. ``python -m benchmarks.page`` writes the tables of docs/serving.md.
+"""
+
+import argparse
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from benchmarks import records
+from benchmarks.measuring import ROOT, machine
+from benchmarks.serving.cache import measure_cache
+from benchmarks.serving.decoder import measure_perplexity, measure_speed
+from benchmarks.serving.encoder import measure_encoder
+from benchmarks.serving.tokens import measure_tokens
+
+__all__ = ["RESULTS", "SECTIONS", "main"]
+
+Row = dict[str, Any]
+
+RESULTS = ROOT / "benchmarks" / "results" / "serving.jsonl"
+SECTIONS = ("tokens", "cache", "encoder", "decoder", "speed")
+_TRAINED = ("encoder", "decoder")
+_KEY = ("section", "family", "pattern", "kept", "model", "runtime", "dtype")
+# Packages of the runtimes, whose versions belong to the results.
+_PACKAGES = ("xllamacpp", "gguf", "onnxruntime", "onnxruntime-genai", "openvino")
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """Measure, print and record; return the results."""
+    options = parse(arguments)
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    set_verbosity_error()
+    console, rows = Console(highlight=False, soft_wrap=True), list[Row]()
+    facts = {**machine(), **_versions()}
+    for section in options.sections:
+        for measured in _measure(section, options):
+            row = {"section": section, **measured, **facts}
+            rows.append(row)
+            console.print({name: value for name, value in row.items() if name not in facts})
+            if not options.quick:
+                replace(row)
+    return rows
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help=f"some of: {', '.join(SECTIONS)}; all by default"
+    )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with tinyshakespeare/ and trec/")
+    parser.add_argument("--runs", type=Path, metavar="RUNS", help="folder for the trained runs")
+    parser.add_argument("--quick", action="store_true", help="tiny models; nothing is written")
+    options = parser.parse_args(arguments)
+    unknown = set(options.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"there is no section {sorted(unknown)[0]!r}; choose from {', '.join(SECTIONS)}")
+    options.sections = options.sections or list(SECTIONS)
+    if not options.quick and {*options.sections} & {*_TRAINED} and not (options.data and options.runs):
+        parser.error(f"{' and '.join(_TRAINED)} need --data and --runs")
+    return options
+
+
+def replace(row: Row) -> None:
+    """Write a result in the place of the one of the same kind."""
+    rows = [other for other in records.read(RESULTS) if _key(other) != _key(row)]
+    RESULTS.unlink(missing_ok=True)
+    for each in [*rows, row]:
+        records.append(RESULTS, each)
+
+
+def _measure(section: str, options: argparse.Namespace) -> Iterator[Row]:
+    quick: bool = options.quick
+    if section in _TRAINED:
+        measure = {"encoder": measure_encoder, "decoder": measure_perplexity}[section]
+        return measure(data=options.data, runs=options.runs, quick=quick)
+    others: Mapping[str, Callable[..., Iterator[Row]]] = {
+        "tokens": measure_tokens,
+        "cache": measure_cache,
+        "speed": measure_speed,
+    }
+    return others[section](quick=quick)
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in _KEY)
+
+
+def _versions() -> dict[str, str]:
+    found = {each.name: each.version for each in importlib.metadata.distributions() if each.name in _PACKAGES}
+    return {name: found[name] for name in _PACKAGES if name in found}
+
+
+if __name__ == "__main__":
+    main()
