@@ -1,4 +1,4 @@
-"""Write the tables of the README and of docs/speed.md, accuracy.md, reliability.md and howto/several-gpus.md.
+"""Write the tables of the README and of docs/speed.md, accuracy.md, reliability.md, serving.md and several-gpus.md.
 
 They are made from benchmarks/results.
 
@@ -18,6 +18,7 @@ from benchmarks.compare.summary import summary
 from benchmarks.faults.__main__ import COLUMNS as FAULT_COLUMNS
 from benchmarks.measuring import ROOT, describe
 from benchmarks.rivals import __main__ as rivals
+from benchmarks.serving import tables as serving
 from benchmarks.sharding import tables as sharding
 
 __all__ = ["replace_table"]
@@ -29,6 +30,7 @@ ACCURACY = ROOT / "docs" / "accuracy.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
 PAGE = ROOT / "docs" / "speed.md"
 SEVERAL_GPUS = ROOT / "docs" / "howto" / "several-gpus.md"
+SERVING = ROOT / "docs" / "serving.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -44,6 +46,7 @@ def main() -> None:
     write_rivals()
     write_batches()
     write_sharding()
+    write_serving()
 
 
 def write_example() -> None:
@@ -120,6 +123,15 @@ def write_sharding() -> None:
         if rows:
             lines = [*_facts(rows), *sharding.markdown_lines(*table(rows))]
             replace_table(SEVERAL_GPUS, f"sharding {section}", lines)
+
+
+def write_serving() -> None:
+    """Rewrite the tables of other runtimes."""
+    stored = records.read(RESULTS / "serving.jsonl")
+    for section, table in serving.TABLES.items():
+        rows = [row for row in stored if row["section"] == section]
+        if rows:
+            replace_table(SERVING, f"serving {section}", [*_facts(rows), *table(rows)])
 
 
 def latest(rows: Sequence[Row]) -> list[Row]:

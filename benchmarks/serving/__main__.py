@@ -6,8 +6,9 @@
 
 FOLDER has tinyshakespeare/ (train.txt, validation.txt, test.txt) and trec/ (train.tsv, validation.tsv, test.tsv), and
 RUNS keeps the trained runs, so that a repetition trains none. Runtimes that are not installed are left out:
-pip install 'head-gating[export,serving]'. Results are in benchmarks/results/serving.jsonl, a line for each case; a new
-one replaces that of the same kind. ``python -m benchmarks.page`` writes the tables of docs/serving.md.
+pip install 'head-gating[export,serving]', and for vLLM an environment of its own (--vllm PYTHON). Results are in
+benchmarks/results/serving.jsonl, a line for each case; a new one replaces that of the same kind.
+``python -m benchmarks.page`` writes the tables of docs/serving.md.
 """
 
 import argparse
@@ -25,14 +26,14 @@ from benchmarks.measuring import ROOT, machine
 from benchmarks.serving.cache import measure_cache
 from benchmarks.serving.decoder import measure_perplexity, measure_speed
 from benchmarks.serving.encoder import measure_encoder
-from benchmarks.serving.tokens import measure_tokens
+from benchmarks.serving.tokens import measure_tokens, measure_vllm
 
 __all__ = ["RESULTS", "SECTIONS", "main"]
 
 Row = dict[str, Any]
 
 RESULTS = ROOT / "benchmarks" / "results" / "serving.jsonl"
-SECTIONS = ("tokens", "cache", "encoder", "decoder", "speed")
+SECTIONS = ("tokens", "vllm", "cache", "encoder", "decoder", "speed")
 _TRAINED = ("encoder", "decoder")
 _KEY = ("section", "family", "pattern", "kept", "model", "runtime", "dtype")
 # Packages of the runtimes, whose versions belong to the results.
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     facts = {**machine(), **_versions()}
     for section in options.sections:
         for measured in _measure(section, options):
-            row = {"section": section, **measured, **facts}
+            # One table has the tokens of all runtimes.
+            row = {"section": "tokens" if section == "vllm" else section, **measured, **facts}
             rows.append(row)
             console.print({name: value for name, value in row.items() if name not in facts})
             if not options.quick:
@@ -67,6 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with tinyshakespeare/ and trec/")
     parser.add_argument("--runs", type=Path, metavar="RUNS", help="folder for the trained runs")
+    parser.add_argument("--vllm", metavar="PYTHON", help="interpreter of an environment with vLLM, for section vllm")
     parser.add_argument("--quick", action="store_true", help="tiny models; nothing is written")
     options = parser.parse_args(arguments)
     unknown = set(options.sections) - set(SECTIONS)
@@ -88,6 +91,8 @@ def replace(row: Row) -> None:
 
 def _measure(section: str, options: argparse.Namespace) -> Iterator[Row]:
     quick: bool = options.quick
+    if section == "vllm":
+        return measure_vllm(options.vllm) if options.vllm and not quick else iter(())
     if section in _TRAINED:
         measure = {"encoder": measure_encoder, "decoder": measure_perplexity}[section]
         return measure(data=options.data, runs=options.runs, quick=quick)

@@ -37,17 +37,18 @@ _WITHOUT_GROUPS = ("gpt2", "gpt_neox")
 _GROUP_SIZE = 16
 
 
-def make_case(family: str, pattern: str, *, steps: int) -> PreTrainedModel:
+def make_case(family: str, pattern: str, *, steps: int, width: int | None = None) -> PreTrainedModel:
     """Return a compact decoder of random sizes, trained for some steps.
 
     Args:
         family: One of :data:`FAMILIES`.
         pattern: One of :data:`PATTERNS`.
         steps: Number of training steps.
+        width: Width of a head; by default a random one.
     """
     model_type, settings = FAMILIES[family]
     rng = random.Random(f"{family} {pattern}")
-    model = _make_dense(model_type, settings, rng, steps=steps)
+    model = _make_dense(model_type, settings, rng, steps=steps, width=width)
     groups = [block.num_key_value_heads for block in iter_attention_blocks(model)]
     neurons = [block.num_neurons // _GROUP_SIZE for block in iter_feed_forward_blocks(model)]
     if pattern == "even":
@@ -130,9 +131,11 @@ def _with_emptied(kept: int, layers: int) -> list[int]:
     return counts
 
 
-def _make_dense(model_type: str, settings: Mapping[str, Any], rng: random.Random, *, steps: int) -> PreTrainedModel:
+def _make_dense(
+    model_type: str, settings: Mapping[str, Any], rng: random.Random, *, steps: int, width: int | None
+) -> PreTrainedModel:
     """Return a decoder with all heads, whose norms and biases differ from their initial values."""
-    config = AutoConfig.for_model(model_type, **{**_draw_sizes(model_type, rng), **settings})
+    config = AutoConfig.for_model(model_type, **{**_draw_sizes(model_type, rng, width), **settings})
     torch.manual_seed(rng.randrange(1000))
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
@@ -147,9 +150,10 @@ def _make_dense(model_type: str, settings: Mapping[str, Any], rng: random.Random
     return model.eval()
 
 
-def _draw_sizes(model_type: str, rng: random.Random) -> dict[str, Any]:
+def _draw_sizes(model_type: str, rng: random.Random, width: int | None) -> dict[str, Any]:
     groups, has_groups = rng.choice([3, 4]), model_type not in _WITHOUT_GROUPS
-    heads, width = 2 * groups, rng.choice([8, 16, 24])
+    heads, drawn = 2 * groups, rng.choice([8, 16, 24])
+    width = width or drawn
     sizes: dict[str, Any] = {
         "vocab_size": 263,
         "max_position_embeddings": 128,

@@ -20,18 +20,19 @@ class Answer(NamedTuple):
     log: str
 
 
-def ask(program: str, task: Any) -> Answer:
+def ask(program: str, task: Any, *, python: str = sys.executable) -> Answer:
     """Run a program of this package, give it a task and return its answer.
 
     Args:
         program: Name of the module, which does not import this package.
         task: The task, as values of JSON.
+        python: Interpreter of another environment.
 
     Raises:
         RuntimeError: The program fails.
     """
     # -P: the modules of this folder must not hide others of the same names.
-    command = [sys.executable, "-P", str(Path(__file__).with_name(f"{program}.py"))]
+    command = [python, "-P", str(Path(__file__).with_name(f"{program}.py"))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         command,

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from benchmarks.serving.runtimes import RUNTIMES, export, missing_package
 from gating.compact.save import save_compact
 from gating.errors import InputError, shorten
 from gating.serving.decoders import sizes_of
+from gating.serving.formats import export_compact
 from gating.serving.gguf.architectures import find_architecture
 from gating.serving.greedy import check_tokens, make_prompts
 
-__all__ = ["measure_tokens"]
+__all__ = ["measure_tokens", "measure_vllm"]
 
 Row = dict[str, Any]
 
 _STEPS = 20
+# The least width of a head that vLLM has on the CPU.
+_VLLM_WIDTH = 32
 
 
 def measure_tokens(*, quick: bool = False) -> Iterator[Row]:
@@ -52,8 +56,38 @@ def _measure_folders(folders: Sequence[tuple[Row, PreTrainedModel, Path]]) -> It
     answers = ask("plain_transformers", tasks).value
     for (about, model, folder), (given, _), written in zip(folders, prompts, answers, strict=True):
         is_stock = "auto_map" not in json.loads((folder / "config.json").read_text())
-        result = {"failed": written} if isinstance(written, str) else _compare(model, given, written, "transformers")
+        compared = partial(_compare, model, given, never_written=_ends(model), name="transformers")
+        result = {"failed": shorten(written, most=500)} if isinstance(written, str) else compared(written=written)
         yield {"runtime": "transformers", **about, "stock": is_stock, **result}
+
+
+def measure_vllm(python: str) -> Iterator[Row]:
+    """Yield a row for each family, with even and with uneven layers, in vLLM on the CPU.
+
+    Args:
+        python: Interpreter of an environment with vLLM.
+    """
+    with tempfile.TemporaryDirectory(prefix="head-gating-serving-") as name:
+        cases: list[tuple[Row, PreTrainedModel, Path]] = []
+        for family in FAMILIES:
+            for pattern in ("even", "emptied"):
+                model = make_case(family, pattern, steps=_STEPS, width=_VLLM_WIDTH)
+                about = {"runtime": "vLLM", "family": family, "pattern": pattern, **_sizes(model)}
+                place = Path(name) / str(len(cases))
+                try:
+                    export_compact(model, place, format="vllm")
+                except InputError as error:
+                    yield {**about, "refused": str(error)}
+                else:
+                    cases.append((about, model, place))
+        prompts = [make_prompts(model) for _, model, _ in cases]
+        is_stock = ["per_layer_config" not in json.loads((place / "config.json").read_text()) for *_, place in cases]
+        tasks = [[str(case[2]), *given, stock] for case, given, stock in zip(cases, prompts, is_stock, strict=True)]
+        answer = ask("vllm_tokens", tasks, python=python).value
+    for (about, model, _), (given, _), stock, written in zip(cases, prompts, is_stock, answer["written"], strict=True):
+        failed = isinstance(written, str)
+        result = {"failed": shorten(written, most=500)} if failed else _compare(model, given, written, [], "vLLM")
+        yield {**about, "stock": stock, "vllm": answer["version"], **result}
 
 
 def _sizes(model: PreTrainedModel) -> Row:
@@ -72,6 +106,7 @@ def _measure(model: PreTrainedModel, name: str, place: Path) -> Row:
     try:
         export(model, runtime, place)
         written = runtime.write(place, prompts, count)
+        never_written = _ends(model) if runtime.format != "gguf" else _ends_of_file(place)
     except InputError as error:
         return {"refused": str(error)}
     except Exception as error:
@@ -80,18 +115,29 @@ def _measure(model: PreTrainedModel, name: str, place: Path) -> Row:
         shutil.rmtree(place, ignore_errors=True)
         if place.is_file():
             place.unlink()
-    compared = _compare(model, prompts, written, name)
+    compared = _compare(model, prompts, written, never_written, name)
     return compared | ({"architecture": find_architecture(model).name} if runtime.format == "gguf" else {})
 
 
 def _compare(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]], name: str
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    written: Sequence[Sequence[int]],
+    never_written: Sequence[int],
+    name: str,
 ) -> Row:
-    # Texts go on after their end, so that this token is not written.
-    checked = check_tokens(model, prompts, written, never_written=_ends(model), tolerance=None, runtime=name)
+    checked = check_tokens(model, prompts, written, never_written=never_written, tolerance=None, runtime=name)
     return {"tokens": checked.num_tokens, "equal": checked.num_equal, "largest_gap": checked.largest_gap}
 
 
 def _ends(model: PreTrainedModel) -> list[int]:
+    """Return the tokens that end a text, which runtimes leave out so that it goes on."""
     end = model.config.eos_token_id
     return [] if end is None else [end]
+
+
+def _ends_of_file(place: Path) -> list[int]:
+    # The package gguf may not be installed.
+    from gating.serving.gguf.tokenizer import tokens_never_written
+
+    return tokens_never_written(place)
