@@ -9,10 +9,12 @@ __all__ = ["TABLES"]
 
 Row = dict[str, Any]
 
+_RUNTIMES = ("transformers", "llama.cpp", "ONNX Runtime GenAI", "OpenVINO", "ONNX Runtime", "vLLM")
+
 
 def tokens_table(rows: Sequence[Row]) -> list[str]:
     """Show greedy tokens that are the model's own, for each family and runtime; reasons of refusals follow."""
-    runtimes = _names(rows, "runtime")
+    runtimes = sorted(_names(rows, "runtime"), key=_RUNTIMES.index)
     shown = []
     for family in _names(rows, "family"):
         cells: Row = {"family": family}
