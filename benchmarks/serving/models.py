@@ -23,7 +23,8 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "Qwen3, tied": ("qwen3", {"tie_word_embeddings": True}),
     "Gemma": ("gemma", {}),
     "Gemma 2": ("gemma2", {}),
-    "Gemma 3": ("gemma3_text", {}),
+    # Full attention in each second layer, as its models have it in each sixth.
+    "Gemma 3": ("gemma3_text", {"sliding_window": 16, "sliding_window_pattern": 2}),
     "Phi3": ("phi3", {}),
     "Granite": ("granite", {}),
     "GPT-2": ("gpt2", {}),

@@ -9,7 +9,7 @@ from benchmarks import page, records
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving.models import CACHE_PATTERNS, FAMILIES, PATTERNS, make_case, make_for_cache
 from benchmarks.serving.tables import TABLES
-from gating.serving.decoders import sizes_of
+from gating.compact.decoders import sizes_of
 
 STORED = records.read(serving.RESULTS)
 
