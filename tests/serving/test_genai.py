@@ -37,6 +37,7 @@ SIZES: dict[str, Any] = {
 }
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ALTERNATING = ["sliding_attention", "full_attention"] * 2
+WINDOWS = ["sliding_attention"] * 4
 ODD = {"hidden_size": 96, "head_dim": 24, "vocab_size": 203}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 6}
 # Name of the family's classes, and settings beside the sizes.
@@ -57,6 +58,7 @@ MORE_DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", ODD),
     "gemma2": ("Gemma2", ODD | {"sliding_window": 6}),
     "gemma3": ("Gemma3", ODD | {"sliding_window": 6, "layer_types": ALTERNATING}),
+    "gemma3-windows": ("Gemma3", ODD | {"sliding_window": 6, "layer_types": WINDOWS}),
     "granite": ("Granite", {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 3.0}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1, 0]}),
     "ernie": ("Ernie4_5", {"use_bias": True}),
@@ -71,7 +73,7 @@ HEADS = {0: [0, 1, 2], 1: range(8), 2: [2, 3, 6, 7], 3: [7]}
 def build(name, **settings):
     """Return a decoder of which some heads and neurons are pruned."""
     family, own = (DECODERS | MORE_DECODERS)[name]
-    config = getattr(transformers, f"{family}{'Text' * (name == 'gemma3')}Config")(**SIZES | own | settings)
+    config = getattr(transformers, f"{family}{'Text' * (family == 'Gemma3')}Config")(**SIZES | own | settings)
     model = randomize(getattr(transformers, f"{family}ForCausalLM")(config).eval(), std=0.15, seed=0)
     gating.prune_heads(model, {layer: list(heads) for layer, heads in HEADS.items()})
     gating.prune_neurons(model, {0: [0, 1, 2], 2: range(9 if name == "gpt-oss" else 10)}, group_size=8)

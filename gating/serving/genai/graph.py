@@ -24,6 +24,8 @@ from gating.serving.genai.heads import DecoderHeads, lay_out_heads
 __all__ = ["DTYPES", "Dtype", "TokenIds", "build_graph", "require_genai"]
 
 Dtype = Literal["f32", "int8", "int4"]
+# Kinds of layers of Gemma 3, in the order in which the builder asks for their rotary tables.
+_KINDS = ("full_attention", "sliding_attention")
 DTYPES: tuple[str, ...] = get_args(Dtype)
 _ONNX_DTYPES = {"f32": "FLOAT", "int8": "INT8", "int4": "INT4"}
 # Names of sizes in the graph that depend on the counts of a layer.
@@ -122,7 +124,7 @@ class _UnevenDecoder:
     context_length: int
 
     def __init__(self, *args: Any) -> None:
-        self.tables = iter(("full_attention", "sliding_attention"))
+        self.tables = iter(_KINDS)
         super().__init__(*args)
         if self.source.config.model_type.startswith("gemma"):
             # The builder rounds to two decimals.
@@ -150,7 +152,9 @@ class _UnevenDecoder:
         rotary, positions = self.source.base_model.rotary_emb, torch.arange(self.context_length)[None]
         # Gemma 3 asks for the tables of layers without and with a window, in this order.
         kind = next(self.tables)
-        of_layer = {"layer_type": kind} if hasattr(rotary, f"{kind}_inv_freq") else {}
+        known = [one for one in _KINDS if hasattr(rotary, f"{one}_inv_freq")]
+        # The table of a kind that no layer has is not used.
+        of_layer = {"layer_type": kind if kind in known else known[0]} if known else {}
         cos, sin = rotary(torch.zeros(1), positions, **of_layer)
         return self.heads.rotary_table(cos[0], 1.0), self.heads.rotary_table(sin[0], 0.0)
 

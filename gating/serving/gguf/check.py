@@ -48,7 +48,10 @@ def run_llama_cpp(
     task = {"file": str(file), "prompts": prompts, "count": count, "context": context, "texts": texts}
     # -P: the modules of this folder must not hide others of the same names.
     command = [sys.executable, "-P", str(_WORKER)]
-    result = subprocess.run(command, input=json.dumps(task), capture_output=True, text=True, check=False)
+    # Its log may have parts of characters.
+    result = subprocess.run(
+        command, input=json.dumps(task), capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if result.returncode:
         reason = _reason(result.stderr) or f"exit status {result.returncode}"
         raise OperationError(f"llama.cpp does not run the file ({shorten(reason, most=300)}). Nothing was written.")
