@@ -140,7 +140,7 @@ def _in_genai(folder: Path, texts: list[list[int]]) -> list[float | None]:
     model, scores = genai.Model(str(folder)), list[float | None]()
     for text in texts:
         parameters = genai.GeneratorParams(model)
-        parameters.set_search_options(max_length=len(text) + 1, do_sample=False)
+        parameters.set_search_options(max_length=len(text), do_sample=False)
         generator = genai.Generator(model, parameters)
         for token, following in pairwise(text):
             generator.append_tokens(np.array([[token]], dtype=np.int32))
