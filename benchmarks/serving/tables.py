@@ -1,5 +1,6 @@
 """Tables of the results: Markdown lines, with notes below the table."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -133,15 +134,18 @@ def _tokens(rows: Sequence[Row]) -> str:
 def _reasons(rows: Sequence[Row]) -> list[str]:
     """Return a line for each reason of refusals and failures, with its runtime and families."""
     families: dict[tuple[str, str], list[str]] = {}
+    # Reasons that differ in the number of a layer are one.
+    first: dict[tuple[str, str], str] = {}
     for row in rows:
         reason = row.get("refused") or row.get("failed")
         if reason:
             # The class of the model is the first word, and the remedy another sentence.
             sentence = reason.partition(". ")[0].partition(" ")[2] if "refused" in row else reason
-            families.setdefault((row["runtime"], sentence), []).append(row["family"])
+            key = (row["runtime"], re.sub(r"\d+", "", sentence))
+            families.setdefault(key, []).append(row["family"])
+            first.setdefault(key, sentence)
     lines = [
-        f"- {runtime}, {', '.join(dict.fromkeys(names))}: {sentence.rstrip('.')}."
-        for (runtime, sentence), names in families.items()
+        f"- {key[0]}, {', '.join(dict.fromkeys(names))}: {first[key].rstrip('.')}." for key, names in families.items()
     ]
     return ["", *lines] if lines else []
 

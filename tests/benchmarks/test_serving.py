@@ -8,6 +8,7 @@ import pytest
 from benchmarks import page, records
 from benchmarks.serving import __main__ as serving
 from benchmarks.serving.models import CACHE_PATTERNS, FAMILIES, PATTERNS, make_case, make_for_cache
+from benchmarks.serving.runtimes import RUNTIMES
 from benchmarks.serving.tables import TABLES
 from gating.compact.decoders import sizes_of
 
@@ -73,7 +74,9 @@ def test_unknown_sections_and_missing_folders_are_refused(capsys):
 
 def test_stored_tokens_are_the_models_own_for_every_family():
     rows = rows_of("tokens")
-    assert {row["family"] for row in rows} == set(FAMILIES)
+    for runtime, row in RUNTIMES.items():
+        wanted = {(family, pattern) for family in FAMILIES for pattern in row.patterns or PATTERNS}
+        assert {(row["family"], row["pattern"]) for row in rows if row["runtime"] == runtime} == wanted
     for row in rows:
         if "tokens" in row:
             # Another token only where two logits are nearly equal.
