@@ -67,7 +67,7 @@ def measure_encoder(*, data: Path | None, runs: Path | None, quick: bool = False
                 source = train("encoder", name, data=data, runs=runs)
             for runtime, exported in _in_runtimes(source, Path(folder) / name.replace(" ", "-"), quick=quick):
                 loaded[name, runtime] = exported
-                accuracies[name, runtime] = {} if quick else _accuracies(source, exported.forward)  # type: ignore[arg-type]
+                accuracies[name, runtime] = _accuracies(source, exported.forward) if isinstance(source, Path) else {}
         speeds = _speeds({key: exported.forward for key, exported in loaded.items()}, quick=quick)
     for (name, runtime), exported in loaded.items():
         about = {"model": name, "runtime": runtime, "megabytes": exported.megabytes}
