@@ -37,7 +37,7 @@ from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 from gating.training.evaluation import evaluate
 
-__all__ = ["Evaluated", "evaluate_folder"]
+__all__ = ["Evaluated", "check_task", "encode_split", "evaluate_folder"]
 
 _PREFIX = {"validation": "val", "test": "test"}
 
@@ -123,15 +123,15 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
 
 
 def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str | None, only: str | None) -> Evaluated:
-    """Evaluate a model; see :func:`evaluate_folder` and :func:`_encode`."""
+    """Evaluate a model; see :func:`evaluate_folder` and :func:`encode_split`."""
     device = check_devices(settings.values["trainer"]).root
     objects = build_objects(settings)
     place = place or _download(folder)
     # The processor is beside the weights.
     objects = replace(objects, source=Pretrained(str(place)))
     model = load_compact(place)
-    _check_task(model, objects, folder)
-    data, split = _encode(settings, objects, model, split=split, only=only, folder=folder)
+    check_task(model, objects, folder)
+    data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
     model.to(device)  # type: ignore[arg-type]
     summary, prepared = Summary(), data.prepared
     score = prepared.final_score or prepared.score
@@ -161,7 +161,7 @@ def _download(name: str) -> Path:
     return Path(located if Path(located).is_dir() else snapshot_download(located))
 
 
-def _check_task(model: PreTrainedModel, objects: RunObjects, folder: str) -> None:
+def check_task(model: PreTrainedModel, objects: RunObjects, folder: str) -> None:
     """Check that the class of a model is one of the task."""
     families = getattr(objects.task.auto_class, "_model_mapping", None)
     if families is None:
@@ -175,7 +175,7 @@ def _check_task(model: PreTrainedModel, objects: RunObjects, folder: str) -> Non
         )
 
 
-def _encode(
+def encode_split(
     settings: Settings, objects: RunObjects, model: PreTrainedModel, *, split: str | None, only: str | None, folder: str
 ) -> tuple[RunData, str]:
     """Encode the split to evaluate on, with the classes of the model; return it with its name.

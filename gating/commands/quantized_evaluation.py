@@ -55,7 +55,7 @@ def _compare(folder: str, exported: Path, overrides: Sequence[str], *, split: st
     from omegaconf import OmegaConf
 
     from gating.commands.evaluation_settings import evaluation_settings
-    from gating.commands.folder_evaluation import _check_task, _encode
+    from gating.commands.folder_evaluation import check_task, encode_split
     from gating.models.pretrained import Pretrained
     from gating.run.objects import build_objects
     from gating.run.settings.names import naming_settings
@@ -66,8 +66,8 @@ def _compare(folder: str, exported: Path, overrides: Sequence[str], *, split: st
     with naming_settings(OmegaConf.create(settings.values)):
         objects = replace(build_objects(settings), source=Pretrained(str(place)))
         model: Any = load_compact(place)
-        _check_task(model, objects, folder)
-        data, split = _encode(settings, objects, model, split=split, only=only, folder=folder)
+        check_task(model, objects, folder)
+        data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
         score = data.prepared.score
         values = [
             _evaluate(module, data, objects.task, split)[score.name]

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from gating.report.page import Runtime
 from gating.serving.refusals import reason_against
+from gating.serving.vllm import serve_stock
 
 __all__ = ["find_runtimes"]
 
@@ -33,7 +34,10 @@ def find_runtimes(model: PreTrainedModel, folder: Path, *, compact: Path | None 
     runtimes = [Runtime("ONNX Runtime", f"{command}onnx")]
     for name, format in _NAMES.items():
         reason = reason_against(format, model)
-        is_served = format == "vllm" and compact is not None
-        serving = f"vllm serve {shlex.quote(str(compact))}" if is_served else f"{command}{format}"
-        runtimes.append(Runtime(name, "", reason) if reason else Runtime(name, serving))
+        if reason:
+            runtimes.append(Runtime(name, "", reason))
+        elif format == "vllm" and compact is not None:
+            runtimes.append(Runtime(name, serve_stock(model, compact)))
+        else:
+            runtimes.append(Runtime(name, f"{command}{format}"))
     return runtimes

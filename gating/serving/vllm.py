@@ -25,7 +25,10 @@ from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import COMPACT_MODEL, MODEL_FILES
 from gating.structure.integrity import check_finite
 
-__all__ = ["check_vllm", "export_vllm"]
+__all__ = ["check_vllm", "export_vllm", "serve_stock"]
+
+# vLLM's own classes of these read the width of a head; others, as Qwen2's, compute it from the number of heads.
+_READ_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"})
 
 _OF_THE_MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 
@@ -67,7 +70,20 @@ def export_vllm(
         has_tokenizer = source is not None and _copy_tokenizer(source, folder)
         check_saved(model, folder)
         megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-    return ServingReport(place, megabytes, _describe(place, sizes, is_stock=is_stock, has_tokenizer=has_tokenizer))
+    return ServingReport(place, megabytes, _describe(model, place, is_stock=is_stock, has_tokenizer=has_tokenizer))
+
+
+def serve_stock(model: PreTrainedModel, folder: Path) -> str:
+    """Return the command that serves a stock folder.
+
+    Args:
+        model: The compact model that was saved there.
+        folder: The folder.
+    """
+    sizes = sizes_of(model)
+    computes = model.config.hidden_size // sizes.num_heads[0] == sizes.head_dim
+    is_native = computes or model.config.model_type in _READ_HEAD_DIM
+    return f"vllm serve {shlex.quote(str(folder))}{'' if is_native else ' --model-impl transformers'}"
 
 
 def check_vllm(model: PreTrainedModel) -> None:
@@ -107,12 +123,12 @@ def _copy_tokenizer(source: Path, folder: Path) -> bool:
     return found
 
 
-def _describe(place: Path, sizes: DecoderSizes, *, is_stock: bool, has_tokenizer: bool) -> tuple[str, ...]:
-    sentences = []
+def _describe(model: PreTrainedModel, place: Path, *, is_stock: bool, has_tokenizer: bool) -> tuple[str, ...]:
+    sizes, sentences = sizes_of(model), []
     if is_stock:
         sentences += [
             "A dense model of transformers, whose layers all have the same sizes.",
-            f"Run it: vllm serve {shlex.quote(str(place))}",
+            f"Run it: {serve_stock(model, place)}",
         ]
     else:
         sentences += [

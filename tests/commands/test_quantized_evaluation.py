@@ -88,6 +88,6 @@ def test_a_missing_package_is_one_sentence_and_a_fault_is_raised(exported_run, m
         patch.setitem(__import__("sys").modules, "omegaconf", None)
         (sentence,) = compare_accuracy(str(run), exported)
     assert "head-gating[train]" in sentence
-    monkeypatch.setattr(folder_evaluation, "_encode", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(folder_evaluation, "encode_split", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compare_accuracy(str(run), exported)

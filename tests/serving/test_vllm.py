@@ -12,7 +12,7 @@ from transformers.utils import logging as hf_logging
 
 import gating
 from gating.discovery.probe import forward_outputs, max_relative_difference
-from gating.serving.vllm import check_vllm, export_vllm
+from gating.serving.vllm import check_vllm, export_vllm, serve_stock
 from gating.structure.compact import compact_class
 from tests.support.family_models import FAMILIES, GROUPED, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
@@ -135,6 +135,11 @@ def test_even_layers_are_a_dense_model(tmp_path):
     gating.prune_heads(model, {layer: range(4) for layer in range(3)})
     report = export_vllm(model, tmp_path / "stock")
     assert f"Run it: vllm serve {report.path}" in report.sentences
+    widths = {"qwen2": f"vllm serve {tmp_path} --model-impl transformers", "qwen3": f"vllm serve {tmp_path}"}
+    for name, command in widths.items():
+        other = FAMILIES[name].build()
+        gating.prune_heads(other, {layer: range(4) for layer in range(3)})
+        assert serve_stock(other, tmp_path) == command
     assert "There is no tokenizer in the folder: save yours there, or add --tokenizer NAME." in report.sentences
     loaded = AutoModelForCausalLM.from_pretrained(report.path)
     assert loaded.config.num_key_value_heads == 2
