@@ -94,7 +94,7 @@ def test_a_registered_class_is_found(registry):
 
 def test_subclasses_have_the_spec_of_their_base(registry):
     base = transformers.models.bert.modeling_bert.BertSelfAttention
-    mine = type("MyAttention", (base,), {})
+    mine = type("BertSelfAttentionOfMine", (base,), {})
     config = transformers.BertConfig(hidden_size=32, num_attention_heads=4)
     assert find_spec(mine(config)) is find_spec(base(config)) is not None
 
