@@ -68,7 +68,7 @@ _NAMES = "LLaMA, Mistral, Qwen2 and Qwen3"
 
 
 def find_architecture(model: PreTrainedModel) -> Architecture:
-    """Return the architecture of llama.cpp that computes what a model does.
+    """Return the architecture of llama.cpp for a decoder.
 
     Args:
         model: A decoder, compact or dense.
@@ -116,7 +116,7 @@ def blocks_to_fill(model: PreTrainedModel, architecture: Architecture) -> tuple[
 
 
 def context_length(config: Any) -> tuple[int, str | None]:
-    """Return the number of tokens for which full attention is what a model computes, and a note if it is reduced.
+    """Return the longest context of a file, in tokens, and a note if a sliding window shortens it.
 
     The architectures attend to all earlier tokens; a sliding window makes no difference before its end.
     """

@@ -114,7 +114,7 @@ def _tokenizer_folder(folder: Path | None, tokenizer: Processor | None, scratch:
 
 
 def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Path | None) -> list[str]:
-    """Return sentences on what llama.cpp writes with a file and reads in texts.
+    """Compare llama.cpp with a model and its tokenizer, and return the result as sentences.
 
     Raises:
         RuntimeError: Its tokens are not those of the model or of the tokenizer.
