@@ -10,7 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from gating.errors import InputError, InputTypeError, MissingPackageError
+from gating.errors import InputError, MissingPackageError
+from gating.serving.sources import source_of
 
 __all__ = ["FORMATS", "ServingFormat", "ServingReport", "export_compact"]
 
@@ -128,12 +129,7 @@ def export_compact(
     """
     if format not in FORMATS:
         raise InputError(f"format={format!r} is not a format of exports: give one of {', '.join(FORMATS)}.")
-    if not isinstance(model_or_directory, (PreTrainedModel, str, os.PathLike)):
-        has_adapters = hasattr(model_or_directory, "merge_and_unload")
-        raise InputTypeError(
-            f"Only models of transformers can be exported, got {type(model_or_directory).__name__}."
-            + " Merge its adapters: model.merge_and_unload()." * has_adapters
-        )
+    source_of(model_or_directory)  # Raises for anything else.
     row = FORMATS[format]
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     for name in given.keys() - set(row.options):

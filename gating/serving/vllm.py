@@ -17,10 +17,10 @@ from gating.compact.layer_counts import check_layers
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved
-from gating.serving.decoders import load_decoder
 from gating.serving.formats import ServingReport
 from gating.serving.refusals import naming_alternatives
 from gating.serving.silent import with_silent_groups
+from gating.serving.sources import load_model, source_of
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import COMPACT_MODEL, MODEL_FILES
 from gating.structure.integrity import check_finite
@@ -57,10 +57,10 @@ def export_vllm(
         FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not one of this package.
     """
     place, given = Path(save_path), model_or_directory
-    keep = [given.name_or_path if isinstance(given, PreTrainedModel) else given]
+    keep = [source_of(given)]
     # Before the model is loaded, too.
     check_replaceable(place, overwrite=overwrite, kind=COMPACT_MODEL, keep=keep)
-    model, source = load_decoder(given)
+    model, source = load_model(given)
     with naming_alternatives("vllm", model):
         check_vllm(model)
     sizes = sizes_of(model)

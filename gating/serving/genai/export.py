@@ -11,14 +11,14 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
-from gating.errors import InputError, InputTypeError, loading
-from gating.serving.decoders import load_decoder
+from gating.errors import InputError, loading
 from gating.serving.formats import ServingReport
 from gating.serving.genai.check import check_in_genai, check_tokenizer
 from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph, require_genai
 from gating.serving.genai.heads import DecoderHeads
 from gating.serving.refusals import naming_alternatives, reporting_failure
 from gating.serving.silent import with_silent_groups
+from gating.serving.sources import load_model, source_of
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import ResultKind, read_table
 
@@ -126,11 +126,9 @@ def export_genai(
         )
     genai = require_genai()
     place, given = Path(save_path), model_or_directory
-    if not isinstance(given, (PreTrainedModel, str, os.PathLike)):
-        raise InputTypeError(f"Only models of transformers can be exported, got {type(given).__name__}.")
-    source = given.name_or_path if isinstance(given, PreTrainedModel) else given
+    source = source_of(given)
     check_replaceable(place, overwrite=overwrite, kind=GENAI_MODEL, keep=[source])
-    model, origin = load_decoder(given)
+    model, origin = load_model(given)
     with naming_alternatives("onnx-genai", model):
         check_genai(model)
     if dtype != "f32" and model.config.model_type in _ONLY_F32:

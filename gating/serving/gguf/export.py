@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from gating.compact.save import Processor
 from gating.errors import FolderExistsError, InputError, OperationError
-from gating.serving.decoders import load_decoder
 from gating.serving.formats import ServingReport
 from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture
 from gating.serving.gguf.check import RUNTIME, run_llama_cpp
@@ -20,6 +19,7 @@ from gating.serving.gguf.writing import TokenizerSource, write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 from gating.serving.refusals import naming_alternatives
 from gating.serving.silent import with_silent_groups
+from gating.serving.sources import load_model
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_replaceable
 from gating.storage.results import COMPACT_MODEL
@@ -77,7 +77,7 @@ def export_gguf(
         raise InputError(f"dtype={dtype!r} is not a type of GGUF files: give one of {', '.join(GGUF_TYPES)}.")
     target = Path(save_path)
     _check_target(target, overwrite=overwrite)
-    model, folder = load_decoder(model_or_directory)
+    model, folder = load_model(model_or_directory)
     with naming_alternatives("gguf", model):
         architecture = find_architecture(model)
     with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target) as new:

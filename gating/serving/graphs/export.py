@@ -7,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from gating.compact.hub import find_folder
-from gating.compact.load import load_compact
 from gating.compact.save import Processor
-from gating.errors import loading
 from gating.serving.copies import as_converted
-from gating.serving.decoders import check_exportable
 from gating.serving.graphs.batches import batch_to_trace, input_names
 from gating.serving.graphs.check import check_exported, check_quantized
 from gating.serving.graphs.formats import EXPORT, FORMATS, RuntimeFormat
@@ -22,11 +18,10 @@ from gating.serving.graphs.int8 import quantize
 from gating.serving.graphs.report import RuntimeReport
 from gating.serving.graphs.tracing import as_exported, quick_tracing, quiet_exporters
 from gating.serving.refusals import reporting_failure
+from gating.serving.sources import load_model, load_processor, source_of
 from gating.storage.folders import check_replaceable, replacing_folder
 
 __all__ = ["RuntimeReport", "export_onnx", "export_torch"]
-
-_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 def export_onnx(
@@ -108,11 +103,11 @@ def _export_checked(
     row, given = FORMATS[format], model_or_directory
     with quiet_exporters():
         export = row.load_exporter()
-    source = given.name_or_path if isinstance(given, PreTrainedModel) else given
+    source = source_of(given)
     # Before the model is loaded, too.
     check_replaceable(place, overwrite=overwrite, kind=EXPORT, keep=[source])
-    model, processor = _load(model_or_directory, tokenizer)
-    model.eval()
+    model, origin = load_model(given)
+    processor: Any = load_processor(origin) if tokenizer is None else tokenizer
     if format == "onnx":
         model = as_converted(model)
     names, left_out = input_names(model, processor)
@@ -140,21 +135,6 @@ def _export_checked(
         left_out=(*left_out, *(name for name in names if name not in check.inputs)),
         int8_difference=int8_difference,
     )
-
-
-def _load(
-    model_or_directory: PreTrainedModel | str | os.PathLike[str], tokenizer: Processor | None
-) -> tuple[PreTrainedModel, Any]:
-    if isinstance(model_or_directory, PreTrainedModel):
-        check_exportable(model_or_directory)
-        return model_or_directory, tokenizer
-    folder = find_folder(model_or_directory)
-    model = load_compact(folder)
-    # Without these files, transformers would create an empty tokenizer.
-    if tokenizer is None and any((folder / name).is_file() for name in _PROCESSOR_FILES):
-        with loading(str(folder), remedy="Export the model again."):
-            return model, AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    return model, tokenizer
 
 
 def _export(

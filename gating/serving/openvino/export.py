@@ -9,24 +9,22 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
 from gating.errors import (
     InputError,
-    InputTypeError,
     MissingPackageError,
     OperationError,
-    loading,
 )
 from gating.serving.copies import as_converted, copy_in_float32
-from gating.serving.decoders import load_decoder
 from gating.serving.formats import ServingReport
 from gating.serving.graphs.batches import input_names
 from gating.serving.openvino.decoder import check_decoder, check_layers, convert_decoder
 from gating.serving.openvino.graph import check_graph, convert_graph, rounding_of_graph
 from gating.serving.refusals import naming_alternatives, reporting_failure
+from gating.serving.sources import load_model, load_processor, source_of
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import ResultKind
 from gating.structure.record import RECORD_KEY
@@ -36,7 +34,6 @@ __all__ = ["OPENVINO_MODEL", "Dtype", "check_openvino", "export_openvino"]
 Dtype = Literal["f32", "f16"]
 _DTYPES: tuple[str, ...] = get_args(Dtype)
 _FILES = frozenset({"openvino_model.xml", "openvino_model.bin"})
-_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 # Without these, the plugin rounds to 16 bits on some processors, and the cache to 8.
 _EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 _EXACT_CACHE = {**_EXACT, "KV_CACHE_PRECISION": "f32"}
@@ -106,14 +103,12 @@ def export_openvino(
         raise InputError(f"dtype={dtype!r} is not a type of OpenVINO's weights here: give one of {', '.join(_DTYPES)}.")
     openvino = _require_openvino()
     place, given = Path(save_path), model_or_directory
-    if not isinstance(given, (PreTrainedModel, str, os.PathLike)):
-        raise InputTypeError(f"Only models of transformers can be exported, got {type(given).__name__}.")
-    source = given.name_or_path if isinstance(given, PreTrainedModel) else given
+    source = source_of(given)
     check_replaceable(place, overwrite=overwrite, kind=OPENVINO_MODEL, keep=[source])
-    model, origin = load_decoder(given)
+    model, origin = load_model(given)
     with naming_alternatives("openvino", model):
         check_openvino(model)
-    processor: Any = tokenizer or _processor_of(origin)
+    processor: Any = tokenizer or load_processor(origin)
     write = _write_decoder if _writes_text(model) else _write_graph
     with replacing_folder(place, overwrite=overwrite, kind=OPENVINO_MODEL, keep=[source]) as folder:
         with reporting_failure(model, "OpenVINO"), warnings.catch_warnings(action="ignore"), torch.no_grad():
@@ -132,13 +127,6 @@ def _require_openvino() -> Any:
         raise MissingPackageError(
             f"The package {error.name} is needed to export to OpenVINO: pip install 'head-gating[serving]'"
         ) from error
-
-
-def _processor_of(folder: Path | None) -> Any:
-    if folder is None or not any((folder / name).is_file() for name in _PROCESSOR_FILES):
-        return None
-    with loading(str(folder), remedy="Export the model again."):
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
 
 
 def _write_decoder(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dtype, processor: Any) -> list[str]:
