@@ -8,16 +8,13 @@ import re
 import runpy
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import gating
+from gating.commands.options import COMMANDS
 from gating.errors import MissingPackageError, UserError, explain, missing_extra
 from gating.tracking.redaction import redact_output
 
-__all__ = ["COMMANDS", "main"]
-
-# Modules of gating.commands.
-COMMANDS = ("inspect", "evaluate", "export", "compare")
+__all__ = ["main"]
 
 
 def main() -> None:
@@ -33,7 +30,7 @@ def main() -> None:
     arguments = _parser().parse_args()
     redact_output()
     try:
-        arguments.run(arguments)
+        _run(arguments)
     except (UserError, OSError) as error:
         sys.exit(f"error: {explain(error)}")
 
@@ -45,33 +42,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"head-gating {gating.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="fine-tune with gates, remove heads, export: head-gating train --help")
-    for name in COMMANDS:
-        try:
-            module = importlib.import_module(f"gating.commands.{name}")
-        except ModuleNotFoundError as error:
-            if (error.name or "gating").startswith("gating"):
-                raise
-            _add_without_packages(commands, name, error)
-            continue
-        command = commands.add_parser(name, help=module.HELP, description=f"{module.HELP[0].upper()}{module.HELP[1:]}.")
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+    for name, command in COMMANDS.items():
+        described = f"{command.help[0].upper()}{command.help[1:]}."
+        command.add_arguments(commands.add_parser(name, help=command.help, description=described))
     return parser
 
 
-def _add_without_packages(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, error: ModuleNotFoundError
-) -> None:
-    """Add a command whose packages are not installed, so that the others work and this one names its extra."""
-    problem = missing_extra(f"head-gating {name}", missing=error.name)
+def _run(arguments: argparse.Namespace) -> None:
+    """Run a command, whose module imports torch.
 
-    def run(_: argparse.Namespace) -> NoReturn:
+    Raises:
+        MissingPackageError: A package of an extra is not installed.
+    """
+    try:
+        module = importlib.import_module(f"gating.commands.{arguments.command}")
+    except ModuleNotFoundError as error:
+        if (error.name or "gating").startswith("gating"):
+            raise
+        problem = missing_extra(f"head-gating {arguments.command}", missing=error.name)
         raise MissingPackageError(problem) from error
-
-    # Its options are unknown: no character begins one.
-    command = commands.add_parser(name, help="needs head-gating[train]", add_help=False, prefix_chars="\0")
-    command.add_argument("arguments", nargs="*")
-    command.set_defaults(run=run)
+    module.run(arguments)
 
 
 def _complete(arguments: list[str]) -> None:

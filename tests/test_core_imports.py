@@ -126,7 +126,7 @@ def test_training_without_its_extra_is_one_sentence(start, missing):
 
 
 def test_a_command_without_its_packages_leaves_the_others(compact):
-    without_rich = run_without({"rich"}, COMMAND, "inspect", "--wrong", compact)
+    without_rich = run_without({"rich"}, COMMAND, "inspect", compact)
     assert without_rich.returncode == 1
     assert without_rich.stderr.startswith("error: head-gating inspect needs the extra 'train' (rich is missing)")
     assert "export" in run_without({"rich"}, COMMAND, "--help").stdout

@@ -1,12 +1,11 @@
 """The reference of commands: the help of each, in place of a mark on the page reference/commands.md."""
 
 import argparse
-import importlib
 import re
 from pathlib import Path
 
 import yaml
-from gating.__main__ import COMMANDS
+from gating.commands.options import COMMANDS
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
@@ -31,13 +30,13 @@ def commands_reference() -> str:
 
 
 def _help(name: str) -> str:
-    module = importlib.import_module(f"gating.commands.{name}")
+    command = COMMANDS[name]
     parser = argparse.ArgumentParser(
         prog=f"head-gating {name}",
-        description=f"{module.HELP[0].upper()}{module.HELP[1:]}.",
+        description=f"{command.help[0].upper()}{command.help[1:]}.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=WIDTH),
     )
-    module.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.format_help()
 
 

@@ -1,1 +1,1 @@
-"""Commands beside training, one per module: a parser of its options, and a function that runs it."""
+"""Commands beside training: their options in one module, and a module that runs each."""

@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
+from gating.commands.options import MAX_DROP
 from gating.errors import FolderExistsError, InputError
 from gating.report.tradeoff.table import as_plain
 from gating.run.folder.contents import is_run
@@ -13,24 +13,7 @@ from gating.run.folder.state import is_finished
 from gating.run.sweep.outcome import FORMATS, compare, print_choice, write_figure
 from gating.run.sweep.records import jobs_of
 
-__all__ = ["HELP", "add_arguments", "run"]
-
-HELP = "compare finished runs, and recommend the fastest that loses little"
-_OPTION = "--max-drop"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs or of sweeps")
-    parser.add_argument(
-        _OPTION,
-        type=_drop,
-        default=1.0,
-        help="largest accepted loss of validation score against the dense run: points, or the unit of the score (1.0)",
-    )
-    parser.add_argument("--output", type=Path, help="file for the figure, such as tradeoff.png; also pdf or svg")
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of the figure")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of a table")
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,9 +27,9 @@ def run(arguments: argparse.Namespace) -> None:
     if tradeoff.problem is not None:
         raise InputError(f"These runs cannot be compared: {tradeoff.problem}")
     if arguments.json:
-        print(json.dumps(as_plain(tradeoff, setting=_OPTION) | {"failed": dict(failed)}, indent=2))
+        print(json.dumps(as_plain(tradeoff, setting=MAX_DROP) | {"failed": dict(failed)}, indent=2))
     else:
-        print_choice(tradeoff, setting=_OPTION, failed=failed)
+        print_choice(tradeoff, setting=MAX_DROP, failed=failed)
     if output is not None:
         write_figure(tradeoff, output)
         # The JSON is alone in the output.
@@ -91,10 +74,3 @@ def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:
     if not finished:
         raise InputError(f"{folder} holds no finished run. Give folders of finished runs or of sweeps.")
     return finished
-
-
-def _drop(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return value

@@ -18,15 +18,7 @@ from gating.report.tables import kept_heads_table, kept_neurons_table
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
-__all__ = ["HELP", "add_arguments", "run"]
-
-HELP = "show which heads and neurons a model has, and its sizes"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments to its parser."""
-    parser.add_argument("folder", help="folder of a finished run or of any model of transformers, or a hub name")
-    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+__all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> None:

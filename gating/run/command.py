@@ -12,7 +12,7 @@ from hydra.errors import ConfigCompositionException, OverrideParseException
 from omegaconf import OmegaConf
 
 from gating.errors import explain, nearest_name
-from gating.run.settings.open_tables import open_tables
+from gating.run.settings.open_tables import names_in, open_tables
 from gating.tracking.redaction import redact_output
 
 __all__ = ["compose_errors", "faults_of_run", "prepare_arguments"]
@@ -108,9 +108,11 @@ def _explain_unknown(group: str, name: str | None, conf: Path) -> str:
     settings = [str(key) for key in OmegaConf.load(conf / "config.yaml") if key not in ("defaults", "hydra")]
     if name is None or group not in groups:
         return f"There is no setting {group}. {nearest_name(group, sorted({*groups, *settings}))}"
-    chosen = [argument for argument in sys.argv[1:] if argument.startswith(f"{group}=")]
-    shown = " ".join(["python train.py", *chosen, f"--cfg job --package {group}"])
-    return f"There is no setting {group}.{name} with this {group}; those there are: {shown}."
+    options = [path.stem for path in (conf / group).glob("*.yaml")]
+    chosen = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith(f"{group}=")]
+    known = names_in(conf / group, tuple(chosen if set(chosen) & set(options) else options))
+    names = sorted(name for name in known if not name.rpartition(".")[2].startswith("_") and name != "defaults")
+    return f"There is no setting {group}.{name} with this {group}. {nearest_name(name, names, prefix=f'{group}.')}"
 
 
 def _check_groups(arguments: Sequence[str], conf: Path) -> None:

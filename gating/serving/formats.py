@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from gating.errors import InputError, MissingPackageError
-from gating.serving.sources import source_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["FORMATS", "ServingFormat", "ServingReport", "export_compact"]
 
@@ -102,7 +102,7 @@ FORMATS: Mapping[str, ServingFormat] = {
 
 
 def export_compact(
-    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    model_or_directory: "PreTrainedModel | str | os.PathLike[str]",
     save_path: str | os.PathLike[str],
     *,
     format: str,
@@ -127,6 +127,11 @@ def export_compact(
         FileExistsError: The path exists and ``overwrite`` is false, or it is not an earlier export.
         RuntimeError: The export fails, or the runtime gives other results. Nothing is written.
     """
+    # The table of formats is read by `--help`, which does not wait for torch and transformers.
+    from transformers import PreTrainedModel
+
+    from gating.serving.sources import source_of
+
     if format not in FORMATS:
         raise InputError(f"format={format!r} is not a format of exports: give one of {', '.join(FORMATS)}.")
     source_of(model_or_directory)  # Raises for anything else.

@@ -1,19 +1,18 @@
 """Recognition of folders that this package has written: only those are replaced."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from gating.errors import FolderExistsError
+from gating.storage.tables import read_table
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["COMPACT_MODEL", "MODEL_FILES", "RECORD_FILE", "ResultKind", "check_result", "find_foreign", "read_table"]
+__all__ = ["COMPACT_MODEL", "MODEL_FILES", "RECORD_FILE", "ResultKind", "check_result", "find_foreign"]
 
 _CODE = "compact.py"
 # The record of kept units in a stock folder, which has none in its configuration.
@@ -121,15 +120,6 @@ def _imported_files(code: Path) -> set[str]:
         return {Path(name).name for name in get_relative_import_files(code)}
     except OSError:
         return set()
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; an empty table if the file cannot be read or has no table."""
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return read if isinstance(read, dict) else {}
 
 
 COMPACT_MODEL = ResultKind("compact model", _compact_files, in_command="overwrite=true")

@@ -15,9 +15,10 @@ import train
 from gating import find_attention_blocks
 from gating.distributed import watchdog
 from gating.distributed.collectives import rank
+from gating.run import execute
 from gating.training.module import FineTuning
 
-remove_heads, training_step = train.remove_heads, FineTuning.training_step
+remove_heads, training_step = execute.remove_heads, FineTuning.training_step
 batches = itertools.count(1)
 
 
@@ -45,6 +46,6 @@ def let_it_happen(self, batch, batch_idx):
 
 
 if __name__ == "__main__":
-    train.remove_heads = remember_kept_heads
+    execute.remove_heads = remember_kept_heads
     FineTuning.training_step = let_it_happen
     train.main()

@@ -27,6 +27,9 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Imported by a run when it gets there.
 PRELOADED = (
     "train",
+    "gating.run.ending",
+    "gating.run.execute",
+    "gating.run.sweep.outcome",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
     "transformers.models.bert.modeling_bert",

@@ -10,7 +10,8 @@ import torch
 from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
-from gating.errors import InputError, nearest_name
+from gating.errors import InputError
+from gating.run.settings.misspelled import check_names
 
 __all__ = [
     "check_call",
@@ -124,7 +125,7 @@ def check_settings(
         InputError: A setting is unknown, missing or of the wrong type; the message has its dotted name.
     """
     own = typing.get_type_hints(_RunSettings, include_extras=True)
-    _check_names("", settings, {**own, **dict.fromkeys(groups)})
+    check_names("", settings, {**own, **dict.fromkeys(groups)})
     _check_values("", settings, own)
     for name, value in [*((name, settings.get(name)) for name in groups), *_callbacks(settings)]:
         if value is not None and not isinstance(value, Mapping):
@@ -134,7 +135,7 @@ def check_settings(
             _check_group(f"{group}.", values, also.get(group, ()))
         if group == "sweep":
             kinds = typing.get_type_hints(_SweepSettings, include_extras=True)
-            _check_names("sweep.", values, kinds)
+            check_names("sweep.", values, kinds)
             _check_values("sweep.", values, kinds)
         if group == "paths":
             _check_values("paths.", values, dict.fromkeys(values, str))
@@ -142,7 +143,7 @@ def check_settings(
             _check_values(f"{group}.", values, typing.get_type_hints(_FOREIGN[group], include_extras=True))
             target = locate_target(values["_target_"], f"{group}.")
             if not takes_any(target):
-                _check_names(f"{group}.", values, _parameter_types(target))
+                check_names(f"{group}.", values, _parameter_types(target))
 
 
 def _callbacks(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -176,7 +177,7 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
             own = keywords(function)
             types |= {name: kind for name, kind in _parameter_types(function).items() if name in own}
         if not takes_any(called):
-            _check_names(prefix, settings, types)
+            check_names(prefix, settings, types)
     _check_values(prefix, settings, types)
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -234,12 +235,6 @@ def _parameter_types(function: Callable[..., Any]) -> dict[str, Any]:
 def takes_any(function: Callable[..., Any]) -> bool:
     """Return whether a function takes keyword arguments of any name."""
     return any(p.kind == p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-
-
-def _check_names(prefix: str, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    for key in settings:
-        if not key.startswith("_") and key not in types:
-            raise InputError(f"There is no setting {prefix}{key}. {nearest_name(key, sorted(types), prefix=prefix)}")
 
 
 def _check_values(prefix: str, settings: Mapping[str, Any], types: Mapping[str, Any]) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-__all__ = ["open_tables"]
+from gating.run.folder.stored_settings import leaves
+
+__all__ = ["names_in", "open_tables"]
 
 # Groups that accept more settings than their files have.
 _GROUPS = ("callbacks", "data", "model", "optimizer", "scheduler", "trainer")
@@ -45,17 +47,23 @@ def _is_added(argument: str, chosen: Mapping[str, str], conf: Path) -> bool:
     group = conf / name["group"]
     options = [path.stem for path in group.glob("*.yaml")]
     if name["group"] in _OF_CLASSES:
-        return any(name["name"] not in _names_in(group, (option,)) for option in options)
+        return any(name["name"] not in names_in(group, (option,)) for option in options)
     option = chosen.get(name["group"])
-    return name["name"] not in _names_in(group, (option,) if option in options else tuple(options))
+    return name["name"] not in names_in(group, (option,) if option in options else tuple(options))
 
 
 @cache
-def _names_in(group: Path, options: tuple[str, ...]) -> set[str]:
-    """Return the names of the settings in some files of a group, and in the files of their defaults."""
+def names_in(group: Path, options: tuple[str, ...]) -> set[str]:
+    """Return the names of the settings in some files of a group, and in the files of their defaults.
+
+    Args:
+        group: The folder of the group.
+        options: Names of its files. Settings in tables have dotted names beside those of their tables.
+    """
     names = set[str]()
     for option in options:
         settings: Any = OmegaConf.load(group / f"{option}.yaml")
         others = tuple(name for name in settings.get("defaults", ()) if name != "_self_" and isinstance(name, str))
-        names |= {str(name) for name in settings} | _names_in(group, others)
+        dotted = (name for name, _ in leaves(OmegaConf.to_container(settings)))
+        names |= {*map(str, settings), *dotted} | names_in(group, others)
     return names

@@ -11,12 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, explain
 from gating.run.folder.old_names import names_of
-from gating.run.folder.state import is_finished
-from gating.run.sweep.jobs import begin_jobs
-from gating.run.sweep.outcome import compare, print_choice, write_figure, write_numbers
 from gating.run.sweep.records import JOBS, NUMBERS, Job, is_sweep, jobs_of, own_overrides
 
 __all__ = ["SweepReport"]
@@ -42,11 +38,18 @@ class SweepReport(Callback):
         _max_drop(config)
         # In each process, because Hydra writes the command in each.
         _check_own(folder)
+        # Hydra makes this object for every command, and torch takes seconds to import.
+        from gating.distributed.collectives import is_rank_zero
+        from gating.run.sweep.jobs import begin_jobs
+
         if is_rank_zero():
             begin_jobs(folder, swept=_swept(config))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the choice among the finished jobs, then the failed ones."""
+        from gating.distributed.collectives import is_rank_zero
+        from gating.run.folder.state import is_finished
+
         if not is_rank_zero():
             return
         folder = _folder_of(config)
@@ -67,6 +70,8 @@ class SweepReport(Callback):
 
 
 def _show_choice(folder: Path, finished: list[Path], failed: list[tuple[str, str]], config: DictConfig) -> None:
+    from gating.run.sweep.outcome import compare, print_choice, write_figure, write_numbers
+
     tradeoff = compare(finished, max_drop=_max_drop(config))
     print_choice(tradeoff, setting=_SETTING, failed=failed)
     write_figure(tradeoff, folder / _FIGURE)

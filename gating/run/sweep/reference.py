@@ -10,7 +10,7 @@ from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import leaves, read_settings_of
 from gating.run.sweep.budgets import is_dense
 from gating.run.sweep.records import jobs_of
-from gating.storage.results import read_table
+from gating.storage.tables import read_table
 
 __all__ = ["dense_metrics"]
 

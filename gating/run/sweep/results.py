@@ -13,7 +13,7 @@ from gating.run.folder.contents import METRICS, is_run
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import leaves, read_settings_of
 from gating.run.sweep.budgets import budget_text, differing, is_dense, of_group, settings_texts
-from gating.storage.results import read_table
+from gating.storage.tables import read_table
 from gating.tasks.metrics.numbers import number_metrics
 from gating.tasks.metrics.tokens import PERPLEXITY
 

@@ -20,7 +20,8 @@ from gating.serving.refusals import naming_alternatives, reporting_failure
 from gating.serving.silent import with_silent_groups
 from gating.serving.sources import load_model, source_of
 from gating.storage.folders import check_replaceable, replacing_folder
-from gating.storage.results import ResultKind, read_table
+from gating.storage.results import ResultKind
+from gating.storage.tables import read_table
 
 __all__ = ["GENAI_MODEL", "check_genai", "export_genai"]
 

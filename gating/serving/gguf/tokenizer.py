@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 import gguf
 from gating.errors import InputError, RemedyError
-from gating.storage.results import read_table
+from gating.storage.tables import read_table
 
 __all__ = ["add_ends_of_model", "add_placeholders", "add_tokenizer", "copy_tokenizer", "tokens_never_written"]
 

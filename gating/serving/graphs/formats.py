@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gating.errors import MissingPackageError
-from gating.storage.results import ResultKind, read_table
+from gating.storage.results import ResultKind
+from gating.storage.tables import read_table
 
 __all__ = ["EXPORT", "FORMATS", "ExportFormat", "RuntimeFormat"]
 

@@ -1,0 +1,77 @@
+"""Public names, imported by `gating/__init__.py` when they are first used."""
+
+from .compact.load import load_compact
+from .compact.save import save_compact
+from .discovery.find import find_attention_blocks, find_feed_forward_blocks
+from .gates import HeadGates, inject_gates
+from .objectives import (
+    BudgetSchedule,
+    ExactBudget,
+    FixedPrice,
+    Importance,
+    IterativePruning,
+    Lagrangian,
+    Magnitude,
+    NoObjective,
+    Objective,
+    RandomOrder,
+    TopK,
+)
+from .objectives.convergence import Convergence
+from .objectives.parameter_groups import parameter_groups
+from .pruning.finalize import FinalizeReport, finalize
+from .pruning.latency_costs import budget_for_speedup
+from .pruning.padding import silence_padding
+from .pruning.prune import prune_heads, prune_neurons
+from .pruning.prune_report import PruneReport
+from .report.card import CompactReport
+from .serving.formats import export_compact
+from .serving.graphs.export import export_onnx
+from .structure.attention_spec import AttentionSpec
+from .structure.blocks import AttentionBlock
+from .structure.families import register_attention_spec
+from .structure.feed_forward import FeedForwardBlock
+from .structure.feed_forward_specs import FeedForwardSpec, register_feed_forward_spec
+from .training.distillation import Distillation
+
+__version__: str
+
+__all__ = [
+    "AttentionBlock",
+    "AttentionSpec",
+    "BudgetSchedule",
+    "CompactReport",
+    "Convergence",
+    "Distillation",
+    "ExactBudget",
+    "FeedForwardBlock",
+    "FeedForwardSpec",
+    "FinalizeReport",
+    "FixedPrice",
+    "HeadGates",
+    "Importance",
+    "IterativePruning",
+    "Lagrangian",
+    "Magnitude",
+    "NoObjective",
+    "Objective",
+    "PruneReport",
+    "RandomOrder",
+    "TopK",
+    "__version__",
+    "budget_for_speedup",
+    "export_compact",
+    "export_onnx",
+    "finalize",
+    "find_attention_blocks",
+    "find_feed_forward_blocks",
+    "inject_gates",
+    "load_compact",
+    "parameter_groups",
+    "prune_heads",
+    "prune_neurons",
+    "register_attention_spec",
+    "register_feed_forward_spec",
+    "save_compact",
+    "silence_padding",
+]

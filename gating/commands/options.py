@@ -1,0 +1,92 @@
+"""Options of the commands, apart from the modules that run them, which take seconds to import."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from gating.serving.formats import FORMATS
+
+__all__ = ["COMMANDS", "MAX_DROP", "Command"]
+
+MAX_DROP = "--max-drop"
+
+
+class Command(NamedTuple):
+    """A command: its module in this folder has its name, and a function ``run`` of the parsed arguments.
+
+    Attributes:
+        help: Its purpose, as the end of a sentence.
+        add_arguments: Function that adds its arguments to a parser.
+    """
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+
+
+def _inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="folder of a finished run or of any model of transformers, or a hub name")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="folder of a model or a finished run, or the name of a model on the hub")
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="settings of data, task, trainer and seed as in head-gating train, such as data=files "
+        "data.test=test.tsv; by default those of the run that made the folder",
+    )
+    parser.add_argument("--split", choices=("validation", "test"), help="data to evaluate on; test if there is one")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    shown = "\n".join(f"  {name:12}{row.summary}" for name, row in FORMATS.items())
+    parser.epilog = f"formats:\n{shown}"
+    parser.add_argument("folder", help="folder of a compact model or a finished run, or a name on the hub")
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument(
+        "--format", choices=tuple(FORMATS), default="onnx", metavar="FORMAT", help="one of those below; onnx by default"
+    )
+    parser.add_argument("--output", help="place of the export; FOLDER-FORMAT or FOLDER.gguf if left out")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite an earlier export")
+    parser.add_argument(
+        "--dtype",
+        help="type of the weights; gguf: f32, f16 (default), bf16, q8_0; onnx-genai: f32 (default), int8, int4; "
+        "openvino: f32 (default), f16",
+    )
+    parser.add_argument("--int8", action="store_true", help="onnx: weights of 8 bits, with the accuracy measured")
+    parser.add_argument("--tokenizer-from", metavar="FILE", help="gguf: copy the tokenizer of the dense model's GGUF")
+    parser.add_argument("--pre-tokenizer", metavar="NAME", help="gguf: llama.cpp's name of the pre-tokenizer")
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of finished runs or of sweeps")
+    parser.add_argument(
+        MAX_DROP,
+        type=_drop,
+        default=1.0,
+        help="largest accepted loss of validation score against the dense run: points, or the unit of the score (1.0)",
+    )
+    parser.add_argument("--output", type=Path, help="file for the figure, such as tradeoff.png; also pdf or svg")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of the figure")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of a table")
+
+
+def _drop(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value
+
+
+COMMANDS = {
+    "inspect": Command("show which heads and neurons a model has, and its sizes", _inspect_arguments),
+    "evaluate": Command("evaluate a compact or dense model on a data set", _evaluate_arguments),
+    "export": Command("export a compact model for another runtime, and check it there", _export_arguments),
+    "compare": Command("compare finished runs, and recommend the fastest that loses little", _compare_arguments),
+}

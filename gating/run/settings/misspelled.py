@@ -1,0 +1,166 @@
+"""Misspelled names of settings, found without importing the classes that take them.
+
+Hydra knows the names in the files of ``conf/``. The groups of :mod:`gating.run.settings.open_tables` take more: every
+parameter of their class. Signatures are read from source files here, since importing torch and Lightning takes seconds;
+a class that cannot be read is left to :mod:`gating.run.settings.check`.
+"""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from gating.errors import InputError, nearest_name
+
+__all__ = ["check_added", "check_names", "parameters_of"]
+
+# Groups with names of their own class, and what else takes settings of the group; of tasks, a method.
+_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "data": ("gating.data.datamodule.ExampleDataModule",),
+    "model": (),
+    "trainer": (),
+    "scheduler": (),
+    # Where a command gives the class alone, the defaults of optimizer=adamw stay.
+    "optimizer": ("gating.training.optimizers.AdamW", "gating.training.optimizers.AnyOptimizer"),
+}
+_TASKS, _METHOD_OF_TASKS = "gating.tasks", "prepare"
+_NAME = re.compile(rf"\+*(?P<group>{'|'.join(_GROUPS)})\.(?P<name>\w+)")
+_Signed = ast.FunctionDef | ast.ClassDef
+
+
+def check_names(prefix: str, settings: Iterable[str], names: Iterable[str]) -> None:
+    """Check that settings of a group have names that are known.
+
+    Args:
+        prefix: Name of the group and a dot, for the message; empty at the top level.
+        settings: Names of the settings. Those with an underscore in front are Hydra's.
+        names: Names that there are.
+
+    Raises:
+        InputError: There is no such setting; the message has the nearest name, or all there are.
+    """
+    known = set(names)
+    for name in settings:
+        if not name.startswith("_") and name not in known:
+            raise InputError(f"There is no setting {prefix}{name}. {nearest_name(name, sorted(known), prefix=prefix)}")
+
+
+def check_added(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Check the names of the settings that a command gives to classes, as far as source files tell.
+
+    Args:
+        cfg: The configuration as composed by Hydra.
+        overrides: Overrides of the command line.
+
+    Raises:
+        InputError: A class has no such setting.
+    """
+    if cfg.resume is not None or cfg.ckpt_path is not None:
+        return  # The classes may be those of the resumed run.
+    settings: Any = OmegaConf.to_container(cfg)
+    for given in filter(None, map(_NAME.match, overrides)):
+        group, name = given["group"], given["name"]
+        target = settings[group].get("_target_") if isinstance(settings[group], dict) else None
+        known = _names_of(group, target) if isinstance(target, str) else None
+        if known is not None:
+            check_names(f"{group}.", [name], known)
+
+
+def _names_of(group: str, target: str) -> set[str] | None:
+    """Return the names that a group with a class takes; None if a source file does not tell."""
+    own = parameters_of(target)
+    if own is None or (group == "data" and not target.startswith("gating.")):
+        return None  # A user's own source may replace the source of any option.
+    others = [found for other in _GROUPS[group] if (found := _find(*other.rsplit(".", 1)))]
+    # Positional arguments come from the run.
+    also = [_parameters(node, module=module, keywords_alone=True) for module, node in others]
+    if group == "data":
+        also += [_parameters(method, keywords_alone=True) for method in _methods_of_tasks()]
+    return None if None in also else own.union(*(names or () for names in also))
+
+
+def parameters_of(target: str) -> set[str] | None:
+    """Return the names of the parameters of a function or class, without importing it.
+
+    Args:
+        target: Its dotted name.
+
+    Returns:
+        The names; None if it takes any, or if its source file does not tell.
+
+    >>> sorted(parameters_of("gating.BudgetSchedule"))
+    ['end', 'shape', 'start']
+    """
+    module, _, name = target.rpartition(".")
+    found = _find(module, name)
+    return None if found is None else _parameters(found[1], module=found[0])
+
+
+def _methods_of_tasks() -> Iterator[ast.FunctionDef]:
+    tree = _parse(_TASKS)
+    for node in tree.body if tree else ():
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            found = _find(_TASKS, alias.name)
+            yield from (part for part in (found[1].body if found else ()) if _is_method(part, _METHOD_OF_TASKS))
+
+
+def _is_method(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.FunctionDef) and node.name == name
+
+
+def _find(module: str, name: str) -> tuple[str, _Signed] | None:
+    """Return a function or class, and the module that defines it, through the imports of others."""
+    tree = _parse(module)
+    for node in tree.body if tree else ():
+        if isinstance(node, _Signed) and node.name == name:
+            return module, node
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            if name == (alias.asname or alias.name):
+                base = module.split(".")[: 1 - node.level or None] if node.level else []
+                return _find(".".join([*base, *filter(None, [node.module])]), alias.name)
+    return None
+
+
+@cache
+def _parse(module: str) -> ast.Module | None:
+    """Return the syntax tree of a module, or of its stub; None if it has no source file."""
+    top, *rest = module.split(".")
+    # The specification of a package below the top would import those above it.
+    spec = importlib.util.find_spec(top) if top else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    place = Path(spec.submodule_search_locations[0]).joinpath(*rest)
+    files = (place / "__init__.pyi", place / "__init__.py", place.with_suffix(".py"))
+    path = next((path for path in files if path.is_file()), None)
+    return None if path is None else ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _parameters(node: ast.AST, *, module: str = "", keywords_alone: bool = False) -> set[str] | None:
+    """Return the names of the parameters of a function, or of a class with an ``__init__`` or with fields."""
+    if isinstance(node, ast.FunctionDef):
+        positional = () if keywords_alone else (*node.args.posonlyargs, *node.args.args)
+        names = {argument.arg for argument in (*positional, *node.args.kwonlyargs)}
+        return None if node.args.kwarg else names - {"self"}
+    assert isinstance(node, ast.ClassDef)
+    made = next((part for part in node.body if _is_method(part, "__init__")), None)
+    if made is not None:
+        return _parameters(made, keywords_alone=keywords_alone)
+    if "dataclass" not in " ".join(map(ast.unparse, node.decorator_list)):
+        return None
+    fields = {
+        part.target.id
+        for part in node.body
+        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and "ClassVar" not in ast.unparse(part)
+    }
+    for base in node.bases:
+        found = _find(module, ast.unparse(base))
+        inherited = None if found is None else _parameters(found[1], module=found[0])
+        if inherited is None:
+            return None
+        fields |= inherited
+    return fields
