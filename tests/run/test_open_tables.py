@@ -91,8 +91,7 @@ UNKNOWN = {
     "objective=lagrange": "objective=lagrange: there is no such option. Did you mean lagrangian?",
     "logger=[csv,tensorbord]": "logger=tensorbord: there is no such option. Did you mean tensorboard?",
     "data=nothing": "data=nothing: there is no such option. There are ",
-    "objective=l0 objective.speedup=2": "There is no setting objective.speedup with this objective. There are cost, price, "
-    "start.",
+    "objective=l0 objective.speedup=2": "There is no setting objective.speedup with this objective. There are cost, ",
     "objective.num_head=18": "There is no setting objective.num_head with this objective. Did you mean "
     "objective.num_heads?",
 }

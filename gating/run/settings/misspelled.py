@@ -106,11 +106,14 @@ def _methods_of_tasks() -> Iterator[ast.FunctionDef]:
     for node in tree.body if tree else ():
         for alias in node.names if isinstance(node, ast.ImportFrom) else ():
             found = _find(_TASKS, alias.name)
-            yield from (part for part in (found[1].body if found else ()) if _is_method(part, _METHOD_OF_TASKS))
+            method = _method(found[1], _METHOD_OF_TASKS) if found else None
+            if method is not None:
+                yield method
 
 
-def _is_method(node: ast.AST, name: str) -> bool:
-    return isinstance(node, ast.FunctionDef) and node.name == name
+def _method(node: ast.AST, name: str) -> ast.FunctionDef | None:
+    parts = (part for part in getattr(node, "body", ()) if isinstance(part, ast.FunctionDef))
+    return next((part for part in parts if part.name == name), None)
 
 
 def _find(module: str, name: str) -> tuple[str, _Signed] | None:
@@ -119,8 +122,8 @@ def _find(module: str, name: str) -> tuple[str, _Signed] | None:
     for node in tree.body if tree else ():
         if isinstance(node, _Signed) and node.name == name:
             return module, node
-        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
-            if name == (alias.asname or alias.name):
+        if isinstance(node, ast.ImportFrom):
+            for alias in (alias for alias in node.names if name == (alias.asname or alias.name)):
                 base = module.split(".")[: 1 - node.level or None] if node.level else []
                 return _find(".".join([*base, *filter(None, [node.module])]), alias.name)
     return None
@@ -147,7 +150,7 @@ def _parameters(node: ast.AST, *, module: str = "", keywords_alone: bool = False
         names = {argument.arg for argument in (*positional, *node.args.kwonlyargs)}
         return None if node.args.kwarg else names - {"self"}
     assert isinstance(node, ast.ClassDef)
-    made = next((part for part in node.body if _is_method(part, "__init__")), None)
+    made = _method(node, "__init__")
     if made is not None:
         return _parameters(made, keywords_alone=keywords_alone)
     if "dataclass" not in " ".join(map(ast.unparse, node.decorator_list)):

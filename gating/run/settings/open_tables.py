@@ -64,6 +64,6 @@ def names_in(group: Path, options: tuple[str, ...]) -> set[str]:
     for option in options:
         settings: Any = OmegaConf.load(group / f"{option}.yaml")
         others = tuple(name for name in settings.get("defaults", ()) if name != "_self_" and isinstance(name, str))
-        dotted = (name for name, _ in leaves(OmegaConf.to_container(settings)))
-        names |= {*map(str, settings), *dotted} | names_in(group, others)
+        plain: Any = OmegaConf.to_container(settings)
+        names |= {*plain, *(name for name, _ in leaves(plain))} | names_in(group, others)
     return names
