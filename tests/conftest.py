@@ -77,6 +77,17 @@ def _quick_figures(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _registered_specs() -> Iterator[None]:
+    """Forget the layouts that a test has registered: other tests, also of pages, use the same names of classes."""
+    before = dict(families._REGISTERED)
+    yield
+    if families._REGISTERED != before:
+        families._REGISTERED.clear()
+        families._REGISTERED.update(before)
+        families._find_row.cache_clear()
+
+
 TEXT_CLASS = "AutoModelForSequenceClassification"
 
 
