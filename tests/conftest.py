@@ -82,7 +82,7 @@ def _registered_specs() -> Iterator[None]:
     """Forget the layouts that a test has registered: other tests, also of pages, use the same names of classes."""
     before = dict(families._REGISTERED)
     yield
-    if families._REGISTERED != before:
+    if before != families._REGISTERED:
         families._REGISTERED.clear()
         families._REGISTERED.update(before)
         families._find_row.cache_clear()
