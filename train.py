@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gating.distributed.threads import limit_spinning
 from gating.errors import InputError, explain, missing_extra
 
 if problem := missing_extra("head-gating train"):
@@ -96,6 +97,7 @@ def run(cfg: DictConfig) -> float | None:
 
 def command_line() -> None:
     """Run the command of ``sys.argv``; settings that Hydra refuses end in one sentence."""
+    limit_spinning()
     prepare_arguments(CONF)
     with compose_errors(CONF):
         main()

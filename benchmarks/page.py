@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import batching, example, records
+from benchmarks import batching, example, records, waiting
 from benchmarks.compare import latency, outcome
 from benchmarks.compare.summary import summary
 from benchmarks.faults.__main__ import COLUMNS as FAULT_COLUMNS
@@ -45,6 +45,7 @@ def main() -> None:
     write_speed()
     write_rivals()
     write_batches()
+    write_waiting()
     write_sharding()
     write_serving()
 
@@ -113,6 +114,13 @@ def write_batches() -> None:
         if rows:
             columns = batching.COLUMNS[measurement]
             replace_table(PAGE, f"batching {measurement}", [*_facts(rows), records.markdown(rows, columns)])
+
+
+def write_waiting() -> None:
+    """Rewrite the table of waiting threads."""
+    rows = records.read(waiting.RESULTS)[-len(waiting.WAYS) :]
+    if rows:
+        replace_table(PAGE, "waiting", [*_facts(rows), records.markdown(rows, waiting.COLUMNS)])
 
 
 def write_sharding() -> None:

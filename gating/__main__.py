@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gating
 from gating.commands.options import COMMANDS
+from gating.distributed.threads import limit_spinning
 from gating.errors import MissingPackageError, UserError, explain, missing_extra
 from gating.tracking.redaction import redact_output
 
@@ -19,6 +20,7 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run a command of this package."""
+    limit_spinning()
     if sys.argv[1:3] == ["train", "-sc"] or sys.argv[1:2] == ["-sc"]:
         _complete(sys.argv[sys.argv.index("-sc") :])
         return

@@ -1,5 +1,6 @@
 """The start of commands: help and wrong names are answered before torch is imported."""
 
+import os
 import subprocess
 import sys
 from inspect import signature
@@ -7,6 +8,7 @@ from inspect import signature
 import pytest
 import pytorch_lightning
 import torch
+import yaml
 
 import gating
 from gating.data.sources import load_files
@@ -96,3 +98,22 @@ def test_all_public_names_are_imported_at_first_use():
     assert {"ExactBudget", "finalize", "load_compact"} <= set(gating.__all__)
     for name in gating.__all__:
         assert getattr(gating, name) is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "10000"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
+    ],
+)
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "gating", "train"]])
+def test_waiting_threads_sleep_unless_the_user_has_chosen(program, given, wanted):
+    """The environment of a command is that of the processes and jobs that it starts."""
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    shown = f"{{{', '.join(f'{name}: ${{oc.env:{name},null}}' for name in names)}}}"
+    command = [sys.executable, *program, "--cfg", "job", "--resolve", f"+shown={shown}"]
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    ended = subprocess.run(command, cwd=ROOT, env=kept | given, capture_output=True, text=True, check=True)
+    assert yaml.safe_load(ended.stdout)["shown"] == dict.fromkeys(names) | wanted
