@@ -13,6 +13,7 @@ import gating
 from gating.commands.options import COMMANDS
 from gating.distributed.threads import limit_spinning
 from gating.errors import MissingPackageError, UserError, explain, missing_extra
+from gating.storage.stops import exiting_on_signals
 from gating.tracking.redaction import redact_output
 
 __all__ = ["main"]
@@ -32,7 +33,11 @@ def main() -> None:
     arguments = _parser().parse_args()
     redact_output()
     try:
-        _run(arguments)
+        # Temporary folders are removed at a signal, too.
+        with exiting_on_signals():
+            _run(arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (UserError, OSError) as error:
         sys.exit(f"error: {explain(error)}")
 

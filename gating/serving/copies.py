@@ -8,10 +8,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from gating.serving.contexts import CHANGING
 from gating.structure.edits import num_inputs
 from gating.structure.empty import BiasOnly
 
-__all__ = ["as_converted", "copy_in_float32"]
+__all__ = ["as_converted", "copy_in_float32", "fix_rotations"]
 
 
 def copy_in_float32(model: PreTrainedModel) -> PreTrainedModel:
@@ -42,7 +43,30 @@ def as_converted(model: PreTrainedModel) -> PreTrainedModel:
     copied: Any = copy_in_float32(model)
     if getattr(copied.config, "_experts_implementation", None) is not None:
         copied.config._experts_implementation = "batched_mm"  # The others sort tokens by expert.
+    fix_rotations(copied)
     for name, module in list(copied.named_modules()):
         if isinstance(module, (nn.Linear, Conv1D)) and num_inputs(module) == 0:
             copied.set_submodule(name, BiasOnly.replacing(module))
     return copied  # type: ignore[no-any-return]
+
+
+def fix_rotations(model: PreTrainedModel) -> None:
+    """Keep the frequencies of rotary embeddings at those of short texts, in place: a graph cannot choose by the length.
+
+    Texts up to :func:`gating.serving.contexts.steady_context` have these.
+
+    Args:
+        model: A copy of the exported model.
+    """
+    module: Any
+    for module in model.modules():
+        kinds: Any = getattr(module, "rope_type", None)
+        # Of a table, by the kind of layers.
+        prefixes = {f"{kind}_": rope for kind, rope in kinds.items()} if isinstance(kinds, dict) else {"": kinds}
+        for prefix, rope in prefixes.items():
+            first: Any = getattr(module, f"{prefix}original_inv_freq", None)
+            if rope in CHANGING and isinstance(first, torch.Tensor):
+                # The model may have read a longer text before.
+                module.register_buffer(f"{prefix}inv_freq", first.clone(), persistent=False)
+                module.rope_type = {**kinds, prefix[:-1]: "default"} if isinstance(kinds, dict) else "default"
+                kinds = module.rope_type

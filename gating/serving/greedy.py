@@ -1,5 +1,6 @@
 """Greedy decoding: the tokens that a model writes, and the check of those that a runtime wrote."""
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.errors import OperationError
+from gating.serving.contexts import LONGEST_CHECKED, boundaries
 
 __all__ = ["NUM_NEW_TOKENS", "TOLERANCES", "TokenCheck", "check_tokens", "make_prompts", "write_greedily"]
 
 NUM_NEW_TOKENS = 40
 # Lengths of the prompts, in tokens.
 _LENGTHS = (1, 3, 8, 13, 21)
+# Number of tokens of a prompt beyond a boundary, and the boundaries that short prompts are added for.
+_BEYOND, _SHORT = 7, 1024
 # By the type of the weights: the largest gap, as a share of the largest logit, between the logit of the token that a
 # runtime wrote and the largest one. Runtimes sum in another order; types of 16 and 8 bits round weights.
 TOLERANCES: Mapping[str, float] = {"f32": 1e-3, "f16": 2e-2, "bf16": 5e-2, "q8_0": 5e-2}
@@ -49,6 +53,8 @@ class TokenCheck:
 def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: int = 0) -> tuple[list[list[int]], int]:
     """Return prompts of random tokens, without special tokens, and the number of tokens to write after each.
 
+    Some go past each length at which the model computes otherwise, such as the end of a sliding window.
+
     Args:
         model: A decoder.
         context: Largest number of tokens of a prompt with its continuation; by default that of the model.
@@ -56,11 +62,18 @@ def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: in
     """
     config = model.config
     context = context or getattr(config, "max_position_embeddings", None) or 2 * NUM_NEW_TOKENS
+    context = min(context, LONGEST_CHECKED)
     special = {getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
     special |= set(config.eos_token_id) if isinstance(config.eos_token_id, list) else set()
     allowed = torch.tensor([token for token in range(config.vocab_size) if token not in special])
     generator = torch.Generator().manual_seed(seed)
     lengths = [min(length, max(1, context // 2)) for length in _LENGTHS]
+    # Past each boundary, and where there is room also towards it, so that the written tokens pass it.
+    room = min(NUM_NEW_TOKENS, context // 2)
+    for boundary in boundaries(config):
+        past, towards = min(boundary + _BEYOND, context - room), boundary - room // 2
+        lengths += [past] if past > max(lengths) else []
+        lengths += [towards] if 0 < towards < past and boundary <= _SHORT else []
     prompts = [allowed[torch.randint(len(allowed), (length,), generator=generator)].tolist() for length in lengths]
     return prompts, min(NUM_NEW_TOKENS, context - max(lengths))
 
@@ -79,6 +92,14 @@ def write_greedily(model: PreTrainedModel, prompt: Sequence[int], count: int = N
         logits = model(input_ids=tokens, use_cache=False).logits
         tokens = torch.cat([tokens, logits[:, -1:].argmax(dim=-1)], dim=1)
     return tokens[0, len(prompt) :].tolist()
+
+
+def _last_logits(model: PreTrainedModel, text: Tensor, count: int) -> Tensor:
+    """Return the logits of the last tokens of a text, ``[count, vocab_size]``; those of all take memory."""
+    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"logits_to_keep": count} if keeps else {}
+    logits: Tensor = model(input_ids=text, use_cache=False, **options).logits[0, -count:]
+    return logits
 
 
 @torch.inference_mode()
@@ -112,7 +133,7 @@ def check_tokens(
     largest_gap = 0.0
     for prompt, tokens in zip(prompts, written, strict=True):
         text = torch.tensor([[*prompt, *tokens]], device=model.device)
-        logits: Tensor = model(input_ids=text, use_cache=False).logits[0, len(prompt) - 1 : -1].double()
+        logits: Tensor = _last_logits(model, text, len(tokens) + 1)[:-1].double()
         chosen = logits.gather(-1, text[0, len(prompt) :].unsqueeze(-1)).squeeze(-1)
         logits[:, list(never_written)] = 0.0 - logits.abs().amax(-1, keepdim=True)
         gaps = (logits.amax(-1) - chosen).clamp_min(0.0) / logits.abs().amax(-1).clamp_min(1e-30)

@@ -17,6 +17,7 @@ from gating.compact.layer_counts import check_layers
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved
+from gating.serving.contexts import steady_context
 from gating.serving.formats import ServingReport
 from gating.serving.refusals import naming_alternatives
 from gating.serving.silent import with_silent_groups
@@ -83,7 +84,14 @@ def serve_stock(model: PreTrainedModel, folder: Path) -> str:
     sizes = sizes_of(model)
     computes = model.config.hidden_size // sizes.num_heads[0] == sizes.head_dim
     is_native = computes or model.config.model_type in _READ_HEAD_DIM
-    return f"vllm serve {shlex.quote(str(folder))}{'' if is_native else ' --model-impl transformers'}"
+    options = ["" if is_native else " --model-impl transformers", _context_option(model)]
+    return f"vllm serve {shlex.quote(str(folder))}{''.join(options)}"
+
+
+def _context_option(model: PreTrainedModel) -> str:
+    """Return the option that ends texts where rotary embeddings would change for tokens that are in the cache."""
+    steady = steady_context(model.config)
+    return "" if steady is None else f" --max-model-len {steady}"
 
 
 def check_vllm(model: PreTrainedModel) -> None:
@@ -133,7 +141,8 @@ def _describe(model: PreTrainedModel, place: Path, *, is_stock: bool, has_tokeni
     else:
         sentences += [
             "A compact model with the head counts of each layer in config.json (per_layer_config).",
-            f"Run it: vllm serve {shlex.quote(str(place))} --model-impl transformers --trust-remote-code",
+            f"Run it: vllm serve {shlex.quote(str(place))} --model-impl transformers --trust-remote-code"
+            + _context_option(model),
         ]
     if sizes.emptied:
         emptied, layers = len(sizes.emptied), len(sizes.names)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gating.storage.stops import exiting_on_signals
+
 __all__ = ["replacing_file"]
 
 
@@ -20,14 +22,16 @@ def replacing_file(target: Path) -> Iterator[Path]:
 
     Raises:
         OSError: The file cannot be written, for example on a full disk; ``filename`` is the target. The old file stays.
+        SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`. The old file stays.
     """
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield new
-        with new.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(new, target)
+        with exiting_on_signals():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield new
+            with new.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(new, target)
     except BaseException as error:
         new.unlink(missing_ok=True)
         cause = _find_system_error(error)

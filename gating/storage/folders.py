@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from gating.errors import FolderExistsError, UserError
 from gating.storage.results import ResultKind, check_result
+from gating.storage.stops import exiting_on_signals
 
 __all__ = ["check_folder", "check_replaceable", "is_or_holds", "replacing_folder"]
 
@@ -34,12 +35,13 @@ def replacing_folder(
         FileExistsError: The target exists and ``overwrite`` is false, or it is or holds anything but an earlier result
             or one of ``keep``; or a part of the path is a file.
         OSError: The folder cannot be written, for example on a full disk.
+        SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`. The old folder stays.
     """
     target, keep = Path(os.path.abspath(target)), list(keep)
     check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)
     missing_parents = [place for place in target.parents if not place.exists()]
     try:
-        with _reporting_failed_writes(target):
+        with exiting_on_signals(), _reporting_failed_writes(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with _scratch_folder(target) as scratch:
                 (scratch / "new").mkdir()

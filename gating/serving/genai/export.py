@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
 from gating.errors import InputError, loading
+from gating.serving.contexts import checked_context
 from gating.serving.formats import ServingReport
 from gating.serving.genai.check import check_in_genai, check_tokenizer
 from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph, require_genai
@@ -138,6 +139,8 @@ def export_genai(
     tokens = _token_ids(model, tokenizer)
     with replacing_folder(place, overwrite=overwrite, kind=GENAI_MODEL, keep=[source]) as folder:
         sentences = _write_checked(genai, model, folder, dtype=dtype, tokens=tokens)
+        note = checked_context(model.config)[1]
+        sentences += [] if note is None else [note]
         if not _find_tokens("eos", model, tokenizer):
             sentences.append(f"No token is known that ends a text: the runtime ends it at token {tokens.eos[0]}")
         if tokenizer is not None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.errors import MissingPackageError
+from gating.serving.contexts import checked_context
 from gating.serving.genai.heads import DecoderHeads, lay_out_heads
 
 __all__ = ["DTYPES", "Dtype", "TokenIds", "build_graph", "require_genai"]
@@ -97,6 +98,7 @@ def _config_for_builder(model: PreTrainedModel, folder: Path, heads: DecoderHead
     config._name_or_path = str(folder)
     config.architectures = [type(model).__name__]
     config.head_dim = heads.width
+    config.max_position_embeddings = checked_context(config)[0]
     if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
         # Families without this setting use the window in every layer; the builder would use it in none.
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers

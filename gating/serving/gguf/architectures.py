@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from gating.compact.decoders import DecoderSizes, sizes_of
 from gating.errors import InputError
+from gating.serving.contexts import checked_context
 
 __all__ = ["Architecture", "blocks_to_fill", "context_length", "find_architecture", "rope_type"]
 
@@ -116,16 +117,18 @@ def blocks_to_fill(model: PreTrainedModel, architecture: Architecture) -> tuple[
 
 
 def context_length(config: Any) -> tuple[int, str | None]:
-    """Return the longest context of a file, in tokens, and a note if a sliding window shortens it.
+    """Return the longest context of a file, in tokens, and a note if it is shorter than the model's.
 
-    The architectures attend to all earlier tokens; a sliding window makes no difference before its end.
+    The architectures attend to all earlier tokens; a sliding window makes no difference before its end, nor do dynamic
+    rotary embeddings before that of the context.
     """
-    longest: int = config.max_position_embeddings
+    longest, rotation = checked_context(config)
+    assert longest is not None
     types = getattr(config, "layer_types", None)
     slides = "sliding_attention" in types if types else getattr(config, "use_sliding_window", True)
     window = getattr(config, "sliding_window", None) if slides else None
     if window is None or window >= longest:
-        return longest, None
+        return longest, rotation
     return window, (
         f"The context is {window} tokens instead of {longest}: the model's layers have a sliding window of that "
         "length, and those of the file attend to everything"

@@ -3,6 +3,7 @@
 import os
 import shlex
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +15,15 @@ from gating.errors import FolderExistsError, InputError, OperationError
 from gating.serving.formats import ServingReport
 from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture
 from gating.serving.gguf.check import RUNTIME, run_llama_cpp
+from gating.serving.gguf.ownership import is_sealed
 from gating.serving.gguf.tokenizer import tokens_never_written
 from gating.serving.gguf.writing import TokenizerSource, write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 from gating.serving.refusals import naming_alternatives
 from gating.serving.silent import with_silent_groups
-from gating.serving.sources import load_model
+from gating.serving.sources import load_model, source_of
 from gating.storage.atomic import replacing_file
-from gating.storage.folders import check_replaceable
+from gating.storage.folders import check_replaceable, is_or_holds
 from gating.storage.results import COMPACT_MODEL
 
 __all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
@@ -63,20 +65,21 @@ def export_gguf(
             placeholders, so that it reads and writes numbers of tokens only.
         tokenizer_from: GGUF file whose tokenizer is copied, such as that of the dense model.
         pre_tokenizer: llama.cpp's name of the pre-tokenizer; by default found by its regular expression.
-        overwrite: Whether an earlier GGUF file may be replaced.
+        overwrite: Whether an earlier GGUF file of this package may be replaced.
 
     Returns:
         The file and the result of the check.
 
     Raises:
         ValueError: llama.cpp has no architecture or no tokenizer of this kind; the message names another export.
-        FileExistsError: The file exists and ``overwrite`` is false, or it is not a GGUF file.
+        FileExistsError: The file exists and ``overwrite`` is false, or it is not an unchanged GGUF file of
+            this package, or is one that the file is made from.
         RuntimeError: llama.cpp does not load the file, or writes other tokens. Nothing is written.
     """
     if dtype not in GGUF_TYPES:
         raise InputError(f"dtype={dtype!r} is not a type of GGUF files: give one of {', '.join(GGUF_TYPES)}.")
     target = Path(save_path)
-    _check_target(target, overwrite=overwrite)
+    _check_target(target, overwrite=overwrite, sources=[tokenizer_from, source_of(model_or_directory)])
     model, folder = load_model(model_or_directory)
     with naming_alternatives("gguf", model):
         architecture = find_architecture(model)
@@ -140,16 +143,23 @@ def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Pa
     return [check.describe(RUNTIME)]
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
+def _check_target(target: Path, *, overwrite: bool, sources: Sequence[str | os.PathLike[str] | None]) -> None:
     if not os.path.lexists(target):
         check_replaceable(target, overwrite=False, kind=COMPACT_MODEL)
         return
     if not target.is_file():
         raise FolderExistsError(f"{target} is not a file, so it is not replaced. Choose another place.")
+    for source in (Path(source) for source in sources if source):
+        if is_or_holds(target, source):
+            raise FolderExistsError(
+                f"{target} is {source}, which the file is made from, so it is not replaced. Choose another place."
+            )
     if not overwrite:
         error = FolderExistsError(f"{target} exists already. Choose another place, or pass overwrite=True.")
         error.in_command = f"{target} exists already. Choose another place, or pass --overwrite."
         raise error
-    with target.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise FolderExistsError(f"{target} is not a GGUF file, so it is not replaced. Choose another place.")
+    if not is_sealed(target):
+        raise FolderExistsError(
+            f"{target} is not a GGUF file of this package, or it was changed, so it is not replaced. Choose another "
+            "place."
+        )

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.discovery.probe import make_probe
+from gating.serving.contexts import LONGEST_CHECKED, boundaries, checked_context
 
 __all__ = ["PaddedBatch", "batch_to_trace", "batches_to_check", "input_names", "real_positions"]
 
@@ -21,6 +22,8 @@ _TRACED = (12, 7)
 _CHECKED = ((9, 6, 1), (9,), (6,), (1,))
 # Attention takes memory by the square of the length.
 _LONGEST_CHECKED = 1024
+# Number of tokens beyond a length at which the model computes otherwise.
+_BEYOND = 7
 
 
 class PaddedBatch(NamedTuple):
@@ -109,8 +112,11 @@ def batches_to_check(
     """
     pad_token_id = _pad_token_id(model, processor)
     pads, longest, most = any(name in names for name in _MASKS), _longest(model, processor), _most_rows(model)
-    candidates = (_TRACED, *_CHECKED, (longest,), _TRACED[:1])
-    for lengths in (_shortened(lengths, longest) for lengths in candidates if len(lengths) <= most):
+    candidates = [_TRACED, *_CHECKED, (longest,), _TRACED[:1]]
+    # Past each boundary, also one that is beyond the longest text of other checks.
+    furthest = _longest(model, processor, most=LONGEST_CHECKED)
+    candidates += [(min(length + _BEYOND, furthest),) for length in boundaries(model.config) if length < furthest]
+    for lengths in (_shortened(lengths, furthest) for lengths in candidates if len(lengths) <= most):
         sides: tuple[Side, ...] = ("right", "left") if pads and len(lengths) > 1 else ("right",)
         for side in sides:
             batch = _make_batch(model, names, lengths, pad_token_id, side)
@@ -137,13 +143,17 @@ def _pad_token_id(model: PreTrainedModel, processor: object) -> int:
     return known if known is not None else getattr(model.config.get_text_config(), "pad_token_id", None) or 0
 
 
-def _longest(model: PreTrainedModel, processor: object) -> int:
-    """Return the largest number of tokens that a model accepts, up to a limit for the check."""
+def _longest(model: PreTrainedModel, processor: object, *, most: int = _LONGEST_CHECKED) -> int:
+    """Return the largest number of tokens of an export, up to a limit for the check."""
     config = model.config
     parts = [config, config.get_text_config(), *(getattr(config, name, None) for name in ("encoder", "decoder"))]
     names = ("max_position_embeddings", "max_target_positions")
     limits = [getattr(part, name, None) for part in parts for name in names]
-    limits += [getattr(getattr(processor, "tokenizer", processor), "model_max_length", None), _LONGEST_CHECKED]
+    limits += [
+        getattr(getattr(processor, "tokenizer", processor), "model_max_length", None),
+        most,
+        checked_context(config)[0],
+    ]
     for name, module in model.named_modules():
         # Position ids of RoBERTa and similar models start after the padding index.
         if name.endswith("position_embeddings") and isinstance(getattr(module, "padding_idx", None), int):

@@ -1,5 +1,6 @@
 """Export of compact models to ONNX and ``torch.export``, through the exporters of transformers."""
 
+import copy
 import importlib
 import os
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.compact.save import Processor
-from gating.serving.copies import as_converted
+from gating.serving.contexts import checked_context, steady_context
+from gating.serving.copies import as_converted, fix_rotations
 from gating.serving.graphs.batches import batch_to_trace, input_names
 from gating.serving.graphs.check import check_exported, check_quantized
 from gating.serving.graphs.formats import EXPORT, FORMATS, RuntimeFormat
@@ -110,6 +112,9 @@ def _export_checked(
     processor: Any = load_processor(origin) if tokenizer is None else tokenizer
     if format == "onnx":
         model = as_converted(model)
+    elif steady_context(model.config) is not None:
+        model = copy.deepcopy(model)
+        fix_rotations(model)
     names, left_out = input_names(model, processor)
     sources, batch = [model.name_or_path], batch_to_trace(model, names, processor)
     with replacing_folder(place, overwrite=overwrite, kind=EXPORT, keep=sources) as folder, as_exported(model):
@@ -133,6 +138,7 @@ def _export_checked(
         checked=check.checked,
         refused=check.refused,
         left_out=(*left_out, *(name for name in names if name not in check.inputs)),
+        context=checked_context(model.config)[1],
         int8_difference=int8_difference,
     )
 

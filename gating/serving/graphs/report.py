@@ -23,6 +23,7 @@ class RuntimeReport:
         checked: Description of the checked batches.
         refused: Batches that the model accepts and the graph rejects, each as an input and its shape.
         left_out: Inputs that the tokenizer or processor makes and the graph does not have.
+        context: Sentence about texts that are too long for the graph; None if it takes all that the model does.
         int8_difference: The same difference after quantization to 8-bit integers; None for float weights.
     """
 
@@ -34,6 +35,7 @@ class RuntimeReport:
     checked: str
     refused: tuple[str, ...]
     left_out: tuple[str, ...]
+    context: str | None = None
     int8_difference: float | None = None
 
     @property
@@ -60,4 +62,5 @@ class RuntimeReport:
             f"The tokenizer or processor also makes {name}, which the export does not accept: leave that out"
             for name in self.left_out
         ]
+        lines += [] if self.context is None else [self.context]
         return tuple(lines)

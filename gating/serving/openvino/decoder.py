@@ -141,7 +141,9 @@ def _start_empty(converted: Any) -> None:
     converted.validate_nodes_and_infer_types()
 
 
-def check_decoder(compiled: Any, model: PreTrainedModel, *, dtype: str, pad_token_id: int) -> list[str]:
+def check_decoder(
+    compiled: Any, model: PreTrainedModel, *, dtype: str, pad_token_id: int, context: int | None = None
+) -> list[str]:
     """Compare the tokens that OpenVINO writes, alone and in a batch, with a decoder's own; return sentences.
 
     Args:
@@ -149,11 +151,12 @@ def check_decoder(compiled: Any, model: PreTrainedModel, *, dtype: str, pad_toke
         model: The decoder that was exported, in float32.
         dtype: Type of the weights.
         pad_token_id: Token that fills rows of a batch.
+        context: Longest text of the export; by default that of the decoder.
 
     Raises:
         RuntimeError: OpenVINO writes other tokens than the decoder.
     """
-    prompts, count = make_prompts(model)
+    prompts, count = make_prompts(model, context=context)
     alone = [_write(compiled, [prompt], count, pad_token_id)[0] for prompt in prompts]
     together = _write(compiled, prompts, count, pad_token_id)
     tolerance = TOLERANCES[dtype]

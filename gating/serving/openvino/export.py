@@ -4,7 +4,6 @@ import copy
 import errno
 import importlib
 import os
-import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,9 +17,11 @@ from gating.errors import (
     MissingPackageError,
     OperationError,
 )
+from gating.serving.contexts import checked_context
 from gating.serving.copies import as_converted, copy_in_float32
 from gating.serving.formats import ServingReport
 from gating.serving.graphs.batches import input_names
+from gating.serving.graphs.tracing import quiet_exporters
 from gating.serving.openvino.decoder import check_decoder, check_layers, convert_decoder
 from gating.serving.openvino.graph import check_graph, convert_graph, rounding_of_graph
 from gating.serving.refusals import naming_alternatives, reporting_failure
@@ -111,7 +112,7 @@ def export_openvino(
     processor: Any = tokenizer or load_processor(origin)
     write = _write_decoder if _writes_text(model) else _write_graph
     with replacing_folder(place, overwrite=overwrite, kind=OPENVINO_MODEL, keep=[source]) as folder:
-        with reporting_failure(model, "OpenVINO"), warnings.catch_warnings(action="ignore"), torch.no_grad():
+        with reporting_failure(model, "OpenVINO"), quiet_exporters(), torch.no_grad():
             sentences = write(openvino, model, folder, dtype, processor)
         _save_settings(model, folder)
         if processor is not None:
@@ -134,11 +135,12 @@ def _write_decoder(openvino: Any, model: PreTrainedModel, folder: Path, dtype: D
     path = _save(openvino, convert_decoder(openvino, as_converted(model)), folder, dtype)
     pad = next((value for value in (getattr(processor, "pad_token_id", None), model.config.pad_token_id) if value), 0)
     compiled = openvino.Core().compile_model(str(path), "CPU", _EXACT_CACHE)
-    sizes = sizes_of(model)
+    sizes, (context, note) = sizes_of(model), checked_context(model.config)
     layers = f"{len(sizes.names)} layers with a cache of {sum(sizes.num_key_value_heads)} key-value groups in all"
     return [
         f"{layers}, weights in {dtype}",
-        *check_decoder(compiled, copy_in_float32(model), dtype=dtype, pad_token_id=pad),
+        *([] if note is None else [note]),
+        *check_decoder(compiled, copy_in_float32(model), dtype=dtype, pad_token_id=pad, context=context),
     ]
 
 
@@ -164,6 +166,8 @@ def _write_graph(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dty
         *(f"It rejects {refused}, which the model accepts" for refused in check.refused),
         *(f"The tokenizer or processor also makes {name}, which it does not accept: leave it out" for name in left_out),
     ]
+    note = checked_context(model.config)[1]
+    sentences += [] if note is None else [note]
     if dtype == "f16":
         change = rounding_of_graph(write(dtype), reference, names, processor)
         sentences.append(f"With weights in f16, its outputs differ by {change:.1e}")
@@ -186,6 +190,8 @@ def _save_settings(model: PreTrainedModel, folder: Path) -> None:
     config = copy.deepcopy(model.config)
     for name in (RECORD_KEY, "auto_map"):
         vars(config).pop(name, None)
+    if _writes_text(model) and (context := checked_context(config)[0]) is not None:
+        config.max_position_embeddings = context
     config.save_pretrained(folder)
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.save_pretrained(folder)

@@ -1,0 +1,106 @@
+"""Lengths of texts beyond which a model computes otherwise: those of windows, of chunks and of its first context."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["CHANGING", "LONGEST_CHECKED", "boundaries", "checked_context", "steady_context"]
+
+# Longest text of a check, in tokens; attention takes memory by the square of it.
+LONGEST_CHECKED = 8192
+# Settings of configurations that name a length.
+_NAMES = frozenset(
+    {
+        *("sliding_window", "sliding_window_size", "window_size", "local_attention", "attention_window"),
+        *("attention_chunk_size", "local_attn_chunk_length", "local_radius", "attention_window_size"),
+        *("original_max_position_embeddings", "floor_scale"),
+    }
+)
+# Rotary embeddings whose frequencies depend on the length of the text.
+_DYNAMIC, _LONG = CHANGING = ("dynamic", "longrope")
+
+
+def boundaries(config: Any) -> list[int]:
+    """Return the lengths that a configuration and its parts name, in tokens, in ascending order.
+
+    Args:
+        config: A configuration of transformers.
+    """
+    found = {length for name, value in _settings(config) if name in _NAMES for length in _numbers(value)}
+    longest = _longest(config)
+    found |= {longest} if longest and any(rope.get("rope_type") == _DYNAMIC for rope in _ropes(config)) else set()
+    return sorted(length for length in found if length > 1)
+
+
+def steady_context(config: Any) -> int | None:
+    """Return the longest text for which the frequencies of rotary embeddings stay; None if they always do.
+
+    Beyond it, dynamic and long ones are others for all tokens, those in a cache included.
+
+    Args:
+        config: A configuration of transformers.
+    """
+    for rope in _ropes(config):
+        kind = rope.get("rope_type")
+        length = rope.get("original_max_position_embeddings") if kind == _LONG else None
+        if kind in CHANGING:
+            return length or getattr(config, "original_max_position_embeddings", None) or _longest(config)
+    return None
+
+
+def checked_context(config: Any) -> tuple[int | None, str | None]:
+    """Return the context of an export in tokens, and a sentence if it is shorter than the model's; None for no limit.
+
+    It ends where the frequencies of rotary embeddings change, and before a boundary that is too long to be checked.
+
+    Args:
+        config: A configuration of transformers.
+    """
+    longest, steady = _longest(config), steady_context(config)
+    if steady is not None:
+        return steady, (
+            f"The context is {steady} tokens: beyond them, the model's rotary embeddings ({_kind(config)}) change with "
+            "the length of the text, which this export does not"
+        )
+    beyond = [length for length in boundaries(config) if LONGEST_CHECKED <= length < (longest or length + 1)]
+    if beyond:
+        return beyond[0], (
+            f"The context is {beyond[0]} tokens: the model computes otherwise beyond them, which is too long to check"
+        )
+    return longest, None
+
+
+def _kind(config: Any) -> str:
+    return next(str(rope["rope_type"]) for rope in _ropes(config) if rope.get("rope_type") in CHANGING)
+
+
+def _longest(config: Any) -> int | None:
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def _ropes(config: Any) -> list[Mapping[str, Any]]:
+    """Return the parameters of rotary embeddings, for each kind of layers if they differ."""
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, Mapping)]
+    return nested or [parameters]
+
+
+def _settings(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a configuration, of its parts and of its tables, those without effect left out."""
+    values = config if isinstance(config, Mapping) else vars(config)
+    types = values.get("layer_types")
+    unused = {"sliding_window"} if values.get("use_sliding_window") is False else set()
+    if types and not any("sliding" in str(kind) for kind in types):
+        unused.add("sliding_window")
+    if types and not any("chunked" in str(kind) for kind in types):
+        unused.add("attention_chunk_size")
+    for name, value in values.items():
+        if name not in unused:
+            yield name, value
+        if isinstance(value, Mapping) or hasattr(value, "to_diff_dict"):
+            yield from _settings(value)
+
+
+def _numbers(value: Any) -> list[int]:
+    listed = value if isinstance(value, (list, tuple)) else [value]
+    return [number for number in listed if type(number) is int]
