@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.discovery.find import Unit, check_units, find_feed_forward_blocks, search_attention
+from gating.discovery.find import Unit, check_units, search_attention, search_feed_forward
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import undo_edits
 from gating.discovery.ungated import (
-    UngatedAttention,
+    UngatedModules,
     check_towers,
     is_left_out,
     ungated_warning,
@@ -80,8 +80,9 @@ def inject_gates(
             is unchanged.
 
     Warns:
-        RemedyWarning: Some modules look like attention and get no gates, and neither ``exclude`` nor ``towers`` leaves
-            them out; they and the reasons are also the attribute ``ungated`` of the gates.
+        RemedyWarning: Some modules look like attention, or with ``units`` like feed-forward, and get no gates, and
+            neither ``exclude`` nor ``towers`` leaves them out; they and the reasons are also the attribute ``ungated``
+            of the gates.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -158,22 +159,24 @@ def _find(
     towers: Collection[str] | str | None,
     discover: bool,
     probe: Mapping[str, Tensor] | None,
-) -> tuple[list[Block], list[UngatedAttention]]:
-    """Return the blocks of a model that get gates, and its other modules that look like attention."""
+) -> tuple[list[Block], list[UngatedModules]]:
+    """Return the blocks of a model that get gates, and its other modules that look like such blocks."""
     if hasattr(model, CHILD_NAME):
         raise InputError(f"{type(model).__name__} has gates already; call model.{CHILD_NAME}.remove() first.")
     _check_not_sequential(model)
     chosen = check_units(units)
     found: list[Block] = []
-    ungated: list[UngatedAttention] = []
+    ungated: list[UngatedModules] = []
     if "heads" in chosen:
         attention, ungated = search_attention(model, discover=discover, probe=probe)
         found += attention
     if "neurons" in chosen:
-        found += find_feed_forward_blocks(model, group_size=group_size, discover=discover, probe=probe)
-    others = [name for one in ungated for name in one.names]
-    wanted = check_towers([*(block.name for block in found), *others], towers)
-    _check_exclude(found, others, exclude)
+        feed_forward, others = search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
+        found += feed_forward
+        ungated += others
+    unfound = [name for one in ungated for name in one.names]
+    wanted = check_towers([*(block.name for block in found), *unfound], towers)
+    _check_exclude(found, unfound, exclude)
     blocks = [
         block for block in found if block.unit_ids and not is_left_out(block.name, exclude=exclude, towers=wanted)
     ]
