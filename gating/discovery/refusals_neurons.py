@@ -129,9 +129,8 @@ def explain_no_neurons(
     """
     for block, reason in refused:
         return InputError(f"Neurons cannot be removed from {block.name} ({type(block.module).__name__}): {reason}.")
-    reason = _why_no_neurons(model)
-    if reason is not None:
-        return InputError(f"Neurons cannot be removed from {type(model).__name__}: {reason}.")
+    if (cause := _why_no_neurons(model)) is not None:
+        return InputError(f"Neurons cannot be removed from {type(model).__name__}: {cause}.")
     problem = (
         f"No feed-forward block of {type(model).__name__} is known: no module has two or three linear layers with "
         "common names, such as fc1 and fc2. Describe one with gating.register_feed_forward_spec('MyMLP', "

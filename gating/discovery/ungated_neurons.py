@@ -102,5 +102,5 @@ def _why_ungated(module: nn.Module, linears: Sequence[nn.Module], *, searched: b
     if not any(_pairs(linears)):
         return "its layers do not lead from one width to another and back to the first"
     if searched:
-        return "the flow of data through it shows no neurons that are independent of each other"
+        return "the flow of data in one pass shows no neurons in it that are independent of each other"
     return "the names of its layers are not registered; discover=True may find its layout"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.discovery.find import Unit, check_units, search_attention, search_feed_forward
+from gating.discovery.probe import run_probe
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import undo_edits
 from gating.discovery.ungated import (
@@ -24,8 +25,10 @@ from gating.gates.attachment import CHILD_NAME, has_gates
 from gating.gates.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import without_adapter
+from gating.structure.families import find_spec
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, ExpertsBlock, FeedForwardBlock
 from gating.structure.feed_forward_specs import find_feed_forward_spec
+from gating.structure.removal import plan_removal
 
 __all__ = ["create_gates", "inject_gates"]
 
@@ -93,7 +96,7 @@ def inject_gates(
     blocks, ungated = _find(
         model, units=units, group_size=group_size, exclude=exclude, towers=towers, discover=discover, probe=probe
     )
-    _prove_foreign_blocks(model, blocks, probe=probe)
+    _prove_foreign_blocks(model, blocks, group_queries=group_queries, probe=probe)
     gates = HeadGates(
         blocks,
         temperature=temperature,
@@ -200,27 +203,58 @@ def _check_exclude(found: list[Block], others: list[str], exclude: Collection[st
         )
 
 
-def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:
-    """Raise ``InputError`` if a feed-forward block of a class outside of transformers computes more than its layers do.
+def _prove_foreign_blocks(
+    model: nn.Module, blocks: list[Block], *, group_queries: bool, probe: Mapping[str, Tensor] | None
+) -> None:
+    """Raise ``InputError`` if a block of a class outside of transformers, or with a registered layout, is another one.
 
-    Names of layers do not show that. Without this trial, the error would come at the end of training.
+    Names of layers do not show all that a class computes. Without this trial, the error would come at the end of
+    training. Discovery has tried the layouts that it has found.
     """
-    foreign = [block for block in blocks if isinstance(block, FeedForwardBlock) and _is_foreign(block)]
     is_possible = probe is not None or isinstance(model, PreTrainedModel)
     has_adapters = any(without_adapter(module) is not module for module in model.modules())
     # A sharded model is proven as it loses its neurons.
     is_whole = not any(weight.is_meta or hasattr(weight, "full_tensor") for weight in model.parameters())
-    if not foreign or not is_possible or has_adapters or not is_whole:
+    if not is_possible or has_adapters or not is_whole:
         return
-    kept = {block.name: block.unit_ids[1:] for block in foreign}
-    edits = [edit for block in foreign for edit in block.plan_removal(kept[block.name])]
-    undo_edits(apply_checked(model, foreign, kept, edits, probe=probe))
+    neurons = [block for block in blocks if isinstance(block, FeedForwardBlock) and _is_foreign(block)]
+    heads = [block for block in blocks if isinstance(block, AttentionBlock) and _is_foreign(block)]
+    if heads and probe is None and not _runs(model):
+        heads = []
+    for foreign in (neurons, heads):
+        sizes = [_units_of_gate(block, group_queries=group_queries) for block in foreign]
+        pairs = zip(foreign, sizes, strict=True)
+        # A block of one gate stays whole: some classes cannot be left without a head.
+        kept = {block.name: block.unit_ids[size:] or block.unit_ids for block, size in pairs}
+        edits = [edit for block in foreign for edit in plan_removal(block, kept[block.name])]
+        if edits:
+            undo_edits(apply_checked(model, foreign, kept, edits, probe=probe))
 
 
-def _is_foreign(block: FeedForwardBlock) -> bool:
+def _units_of_gate(block: Block, *, group_queries: bool) -> int:
+    """Return the number of units of one gate: heads that share keys and values, where not all do, or one group."""
+    if isinstance(block, FeedForwardBlock) or not group_queries or block.num_key_value_heads < 2:
+        return 1
+    return len(block.head_slots) // block.num_key_value_heads
+
+
+def _runs(model: nn.Module) -> bool:
+    try:
+        run_probe(model)
+    except ValueError:
+        return False  # The user may have a batch for the removal.
+    return True
+
+
+def _is_foreign(block: Block) -> bool:
     """Return whether a block has a module of a class from elsewhere, or a layout that the registry lacks."""
     classes = {type(module).__module__.partition(".")[0] for module in block.module.modules()}
-    shipped = block.spec if isinstance(block, ExpertsBlock) else find_feed_forward_spec(block.module, shipped_only=True)
+    if isinstance(block, AttentionBlock):
+        is_guessed = getattr(block.module, "attention_spec", None) == block.spec
+        shipped: object = block.spec if is_guessed else find_spec(block.module, shipped_only=True)
+    else:
+        is_known = isinstance(block, ExpertsBlock)
+        shipped = block.spec if is_known else find_feed_forward_spec(block.module, shipped_only=True)
     return shipped != block.spec or not classes <= {"torch", "transformers", "gating"}
 
 
