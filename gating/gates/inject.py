@@ -222,20 +222,23 @@ def _prove_foreign_blocks(
     if heads and probe is None and not _runs(model):
         heads = []
     for foreign in (neurons, heads):
-        sizes = [_units_of_gate(block, group_queries=group_queries) for block in foreign]
-        pairs = zip(foreign, sizes, strict=True)
-        # A block of one gate stays whole: some classes cannot be left without a head.
-        kept = {block.name: block.unit_ids[size:] or block.unit_ids for block, size in pairs}
+        kept = {block.name: _all_but_some(block, group_queries=group_queries) for block in foreign}
         edits = [edit for block in foreign for edit in plan_removal(block, kept[block.name])]
         if edits:
             undo_edits(apply_checked(model, foreign, kept, edits, probe=probe))
 
 
-def _units_of_gate(block: Block, *, group_queries: bool) -> int:
-    """Return the number of units of one gate: heads that share keys and values, where not all do, or one group."""
-    if isinstance(block, FeedForwardBlock) or not group_queries or block.num_key_value_heads < 2:
-        return 1
-    return len(block.head_slots) // block.num_key_value_heads
+def _all_but_some(block: Block, *, group_queries: bool) -> tuple[int, ...]:
+    """Return the units of a block without those of its first gate, or without the first head of each group of queries.
+
+    A block of one gate stays whole: some classes cannot be left without a head.
+    """
+    removed = {block.unit_ids[0]}
+    if isinstance(block, AttentionBlock) and block.num_key_value_heads > 1:
+        size = len(block.head_slots) // block.num_key_value_heads
+        removed = set(block.head_slots[:size] if group_queries else block.head_slots[::size])
+        removed = removed if len(removed) < len(block.head_slots) else {block.head_slots[0]}
+    return tuple(unit for unit in block.unit_ids if unit not in removed) or block.unit_ids
 
 
 def _runs(model: nn.Module) -> bool:

@@ -108,11 +108,11 @@ def test_a_foreign_attention_class_is_tried(bert):
 
 
 def test_a_registered_layout_is_tried(monkeypatch):
-    swapped = gating.AttentionSpec((("k_proj", "q"), ("q_proj", "k"), ("v_proj", "v")), "o_proj")
-    monkeypatch.setattr(families, "_REGISTERED", {"LlamaAttention": swapped})
+    wrong = gating.AttentionSpec((("query_key_value", "qkv"),), "dense", head_dim="head_size")
+    monkeypatch.setattr(families, "_REGISTERED", {"GPTNeoXAttention": wrong})
     monkeypatch.setattr(families, "_find_row", lru_cache(families._find_row.__wrapped__))
     with pytest.raises(ValueError, match="another one than that of its row in the registry") as raised:
-        gating.inject_gates(FAMILIES["llama"].build(), group_queries=False)
+        gating.inject_gates(FAMILIES["gpt_neox"].build())
     assert "guessed" not in str(raised.value)
 
 
