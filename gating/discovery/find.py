@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from gating.discovery.discover import discover_specs
 from gating.discovery.flow import discover_feed_forward_specs
 from gating.discovery.refusals import check_not_wrapped, check_stays, sort_blocks
-from gating.discovery.refusals_neurons import explain_no_neurons, removable_feed_forward_blocks
+from gating.discovery.refusals_neurons import explain_no_neurons, sort_feed_forward
 from gating.discovery.ungated import (
-    UngatedAttention,
+    UngatedModules,
     check_towers,
     explain_none,
     find_ungated,
@@ -19,6 +19,7 @@ from gating.discovery.ungated import (
     ungated_warning,
     without_left_out,
 )
+from gating.discovery.ungated_neurons import find_ungated_neurons
 from gating.errors import RemedyError
 from gating.structure.blocks import AttentionBlock
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, FeedForwardBlock
@@ -31,6 +32,7 @@ __all__ = [
     "find_feed_forward_blocks",
     "removable_attention",
     "search_attention",
+    "search_feed_forward",
 ]
 
 Unit = Literal["heads", "neurons"]
@@ -81,7 +83,7 @@ def find_attention_blocks(
 
 def search_attention(
     model: nn.Module, *, discover: bool = False, probe: Mapping[str, Tensor] | None = None
-) -> tuple[list[AttentionBlock], list[UngatedAttention]]:
+) -> tuple[list[AttentionBlock], list[UngatedModules]]:
     """Return the attention blocks of a model, and the other modules that look like attention, without a warning.
 
     The arguments and errors are those of :func:`find_attention_blocks`.
@@ -120,6 +122,8 @@ def find_feed_forward_blocks(
     group_size: int | None = None,
     discover: bool = False,
     probe: Mapping[str, Tensor] | None = None,
+    exclude: Collection[str] = (),
+    towers: Collection[str] | str | None = None,
 ) -> list[FeedForwardBlock]:
     """Find the feed-forward blocks of a model, in the order of its modules.
 
@@ -129,12 +133,18 @@ def find_feed_forward_blocks(
         discover: Whether to search layers with other names by the flow of data, too. A block found in this way is
             accepted only if removing neurons gives the outputs of masking them on ``probe``.
         probe: A batch as the model's keyword arguments; made from its configuration when left out.
+        exclude: Names of feed-forward blocks, or patterns with ``*``, to leave out.
+        towers: Towers to search, such as ``language`` or ``vision``; all if left out.
 
     Returns:
         One block for each down projection. A module that serves several layers is one block.
 
     Raises:
-        ValueError: The model has no known feed-forward block, or its neurons cannot be removed.
+        ValueError: The model has no known feed-forward block, or its neurons cannot be removed, or it lacks a tower.
+
+    Warns:
+        RemedyWarning: Other modules look like feed-forward, or their neurons depend on each other, and neither
+            ``exclude`` nor ``towers`` leaves them out. The message names them with the reasons.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -142,13 +152,32 @@ def find_feed_forward_blocks(
         >>> [(block.name, block.slot_widths) for block in find_feed_forward_blocks(BertModel(config))]
         [('encoder.layer.0.output.dense', (64, 32))]
     """
+    blocks, ungated = search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
+    wanted = check_towers([*(block.name for block in blocks), *(name for one in ungated for name in one.names)], towers)
+    ungated = without_left_out(ungated, exclude=exclude, towers=wanted)
+    if ungated:
+        warnings.warn(ungated_warning(model, ungated), stacklevel=2)
+    return [block for block in blocks if not is_left_out(block.name, exclude=exclude, towers=wanted)]
+
+
+def search_feed_forward(
+    model: nn.Module,
+    *,
+    group_size: int | None = None,
+    discover: bool = False,
+    probe: Mapping[str, Tensor] | None = None,
+) -> tuple[list[FeedForwardBlock], list[UngatedModules]]:
+    """Return the feed-forward blocks of a model, and its other modules that look like one, without a warning.
+
+    The arguments and errors are those of :func:`find_feed_forward_blocks`.
+    """
     check_not_wrapped(model)
     if discover:
         discover_feed_forward_specs(model, probe=probe)
-    blocks = removable_feed_forward_blocks(model, group_size=group_size)
+    blocks, refused = sort_feed_forward(model, group_size=group_size)
     if not blocks:
-        raise explain_no_neurons(model, searched=discover)
-    return blocks
+        raise explain_no_neurons(model, refused, searched=discover)
+    return blocks, find_ungated_neurons(model, blocks, refused, searched=discover)
 
 
 def find_blocks(
@@ -161,7 +190,7 @@ def find_blocks(
 ) -> list[Block]:
     """Find the blocks of a model with some kinds of units: attention blocks first, then feed-forward blocks.
 
-    There is no warning about other modules that look like attention. The arguments and errors are those of
+    There is no warning about other modules that look like such blocks. The arguments and errors are those of
     :func:`find_attention_blocks` and :func:`find_feed_forward_blocks`.
 
     Example:
@@ -175,7 +204,7 @@ def find_blocks(
     if "heads" in chosen:
         found += removable_attention(model, discover=discover, probe=probe)
     if "neurons" in chosen:
-        found += find_feed_forward_blocks(model, group_size=group_size, discover=discover, probe=probe)
+        found += search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)[0]
     return found
 
 

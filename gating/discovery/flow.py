@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gating.discovery.probe import run_probe
 from gating.discovery.refusals import check_no_adapters
-from gating.discovery.refusals_neurons import removable_feed_forward_blocks
+from gating.discovery.refusals_neurons import sort_feed_forward
 from gating.discovery.self_check import apply_checked
 from gating.discovery.trace import is_linear, trace_feed_forward
 from gating.discovery.undo import undo_edits
@@ -65,7 +65,12 @@ def discover_feed_forward_specs(model: nn.Module, *, probe: Mapping[str, Tensor]
     try:
         for module, spec in found.items():
             module.feed_forward_spec = spec  # type: ignore[assignment]
-        _prove_removal(model, [b for b in removable_feed_forward_blocks(model) if b.module in found], batch)
+        blocks, refused = sort_feed_forward(model)
+        for block, reason in refused:
+            if block.module in found:
+                name = f"{block.name} ({type(block.module).__name__})"
+                raise InputError(f"discover=True found {name}, but {reason}. Nothing was changed.")
+        _prove_removal(model, [block for block in blocks if block.module in found], batch)
     except BaseException:
         for module in found:
             del module.feed_forward_spec

@@ -264,7 +264,10 @@ def _why_heads_depend(module: nn.Module, width: int) -> str | None:
         return "its heads are mixed before the softmax (talking heads)"
     for name, child in module.named_children():
         weight = getattr(child, "weight", None)
-        if re.fullmatch(r"(q|k|query|key)_?(layer)?_?(norm|layernorm|ln)|inner_attn_ln", name) and weight is not None:
+        if (
+            re.fullmatch(r"(q|k|query|key)_?(layer)?_?(norm|layernorm|ln)|inner_attn_ln|attn_sub_norm", name)
+            and weight is not None
+        ):
             head_dim = getattr(module, "head_dim", width)
             if weight.dim() == 1 and weight.numel() == width > head_dim:
                 return f"{name} normalizes across all heads, so every head depends on those that would go"

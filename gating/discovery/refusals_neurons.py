@@ -7,13 +7,14 @@ from itertools import combinations
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from gating.discovery.neuron_trial import why_features_change
 from gating.discovery.refusals import why_not_divisible, why_not_editable
 from gating.errors import InputError, RemedyError
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.edits import num_inputs, num_outputs, without_adapter
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock, iter_feed_forward_blocks
 
-__all__ = ["explain_no_neurons", "removable_feed_forward_blocks"]
+__all__ = ["explain_no_neurons", "sort_feed_forward", "why_mixed"]
 
 _BETWEEN = re.compile(r"(?i)((ffn|mlp|inner|mid|intermediate|sub)\w*(norm|ln)|\w*conv\w*)")
 # In BERT-like models, the smallest module with both projections is the whole layer.
@@ -22,26 +23,31 @@ _ATTENTION = re.compile(r"(?i)att(entio)?n")
 _IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
 
 
-def removable_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None) -> list[FeedForwardBlock]:
-    """Return the feed-forward blocks of a model.
+def sort_feed_forward(
+    model: nn.Module, *, group_size: int | None = None
+) -> tuple[list[FeedForwardBlock], list[tuple[FeedForwardBlock, str]]]:
+    """Return the feed-forward blocks of a model that can lose neurons, and the others with the reasons.
 
     Args:
         model: The model.
         group_size: Number of neurons in a group; if left out, that of an earlier removal, or 64.
 
     Raises:
-        ValueError: Neurons cannot be removed from one of them, once its adapters are merged, or not in these groups.
+        ValueError: A projection of a block cannot be edited, even once its adapters are merged, or not in these groups.
     """
-    blocks = list(iter_feed_forward_blocks(model, group_size=group_size))
-    _check_not_shared(blocks)
-    for block in blocks:
+    blocks: list[FeedForwardBlock] = []
+    refused: list[tuple[FeedForwardBlock, str]] = []
+    for block in iter_feed_forward_blocks(model, group_size=group_size):
         reason = _why_neurons_depend(block)
         if reason is not None:
-            raise InputError(f"Neurons cannot be removed from {block.name} ({type(block.module).__name__}): {reason}.")
+            refused.append((block, reason))
+            continue
         for reason in _why_not_editable(block):
             reason = reason.replace("remove heads", "remove neurons")
             raise InputError(f"Neurons cannot be removed from {block.name}, because of a projection: {reason}.")
-    return blocks
+        blocks.append(block)
+    _check_not_shared(blocks)
+    return blocks, refused
 
 
 def _check_not_shared(blocks: Sequence[FeedForwardBlock]) -> None:
@@ -91,10 +97,12 @@ def _why_neurons_depend(block: FeedForwardBlock) -> str | None:
             "with slow_but_exact it multiplies slices of the down projection's weight and never calls that layer: load "
             "the model with pretraining_tp=1"
         )
-    return _why_mixed(module, width, num_outputs(block.output_projection))
+    if getattr(module, "activation_sparsity", 0.0) > 0:
+        return "activation_sparsity_pattern takes a cutoff from the mean and the deviation of all neurons of this layer"
+    return why_mixed(module, width, num_outputs(block.output_projection)) or why_features_change(block)
 
 
-def _why_mixed(module: nn.Module, width: int, hidden: int) -> str | None:
+def why_mixed(module: nn.Module, width: int, hidden: int) -> str | None:
     """Return the reason for which a module between projections mixes all neurons, or None."""
     for name, child in module.named_modules():
         weight = getattr(child, "weight", None)
@@ -109,16 +117,20 @@ def _why_mixed(module: nn.Module, width: int, hidden: int) -> str | None:
     return None
 
 
-def explain_no_neurons(model: nn.Module, *, searched: bool) -> ValueError:
+def explain_no_neurons(
+    model: nn.Module, refused: Sequence[tuple[FeedForwardBlock, str]], *, searched: bool
+) -> ValueError:
     """Return the error for a model without any usable feed-forward block.
 
     Args:
         model: The model.
+        refused: Its blocks that cannot lose neurons, with the reasons.
         searched: Whether discovery has searched its structure, too.
     """
-    reason = _why_no_neurons(model)
-    if reason is not None:
-        return InputError(f"Neurons cannot be removed from {type(model).__name__}: {reason}.")
+    for block, reason in refused:
+        return InputError(f"Neurons cannot be removed from {block.name} ({type(block.module).__name__}): {reason}.")
+    if (cause := _why_no_neurons(model)) is not None:
+        return InputError(f"Neurons cannot be removed from {type(model).__name__}: {cause}.")
     problem = (
         f"No feed-forward block of {type(model).__name__} is known: no module has two or three linear layers with "
         "common names, such as fc1 and fc2. Describe one with gating.register_feed_forward_spec('MyMLP', "
@@ -141,7 +153,7 @@ def _why_no_neurons(model: nn.Module) -> str | None:
         for up, down in combinations(linears if module not in attention else [], 2):
             width, hidden = num_inputs(down), num_outputs(down)
             is_pair = num_inputs(up) == hidden and num_outputs(up) in (width, 2 * width)
-            reason = _why_mixed(module, width, hidden) if is_pair else None
+            reason = why_mixed(module, width, hidden) if is_pair else None
             if reason is not None:
                 return f"in {name or 'the model'} ({type(module).__name__}), {reason}"
     for name, module in model.named_modules():

@@ -74,14 +74,32 @@ def apply_checked(
     if with_cache is not None and _find_problem_with_cache(model, probe, 10 * tolerance) is not None:
         # The dense model differs with a cache, too, so that a cache proves nothing.
         return apply_edits(edits)
-    problem = problem or with_cache
+    raise _wrong_layout(model, blocks, problem or with_cache)
+
+
+def _wrong_layout(model: nn.Module, blocks: Sequence[Block], problem: str | None) -> InputError:
+    """Return the error for a layout that is not that of its class, which says where the layout is from."""
     unit, register = _words(blocks)
-    classes = sorted({type(block.module).__name__ for block in blocks})
-    raise InputError(
-        f"Without its removed {unit}, {type(model).__name__} differs from the model with these {unit} masked: "
-        f"{problem}. The layout of {', '.join(classes)} is another one; describe it with {register}. "
-        "Nothing was changed."
+    guessed = sorted({type(block.module).__name__ for block in blocks if _is_guessed(block)})
+    classes = guessed or sorted({type(block.module).__name__ for block in blocks})
+    difference = (
+        f"ithout its removed {unit}, {type(model).__name__} differs from the model with these {unit} masked: {problem}"
     )
+    if guessed:
+        return InputError(
+            f"The layout that discovery guessed is wrong: w{difference}. If the {unit} of {', '.join(classes)} are "
+            f"independent of each other, describe their layout with {register}. Nothing was changed."
+        )
+    return InputError(
+        f"W{difference}. The layout of {', '.join(classes)} is another one than that of its row in the registry; "
+        f"describe it with {register}. Nothing was changed."
+    )
+
+
+def _is_guessed(block: Block) -> bool:
+    """Return whether discovery has stored the layout of a block, rather than a row of a registry."""
+    stored = (getattr(block.module, name, None) for name in ("attention_spec", "feed_forward_spec"))
+    return any(spec == block.spec for spec in stored)
 
 
 def _why_nothing_is_proven(blocks: Sequence[Block], reached: Collection[str]) -> str:

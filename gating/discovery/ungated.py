@@ -1,9 +1,10 @@
-"""Attention modules of a model that get no gates, with the reasons."""
+"""Modules of a model that get no gates, with the reasons; those of attention are found here."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,11 +15,12 @@ from gating.errors import InputError, RemedyError, RemedyWarning
 from gating.structure.blocks import AttentionBlock, base_prefix, tower_of
 
 __all__ = [
-    "UngatedAttention",
+    "UngatedModules",
     "check_towers",
     "explain_none",
     "find_ungated",
     "is_left_out",
+    "smallest_attention",
     "ungated_warning",
     "without_left_out",
 ]
@@ -36,18 +38,20 @@ _UNREGISTERED = "its class is not registered; discover=True may find its layout"
 
 
 @dataclass(frozen=True)
-class UngatedAttention:
-    """Attention modules of one class that get no gates.
+class UngatedModules:
+    """Attention or feed-forward modules of one class that get no gates.
 
     Attributes:
         class_name: Name of their class.
         names: Their names, relative to the model without its task head.
-        reason: Why their heads have no gates.
+        reason: Why their heads or neurons have no gates.
+        unit: What they keep all of.
     """
 
     class_name: str
     names: tuple[str, ...]
     reason: str
+    unit: Literal["heads", "neurons"] = "heads"
 
     def __str__(self) -> str:
         """Return one clause of a sentence."""
@@ -62,7 +66,7 @@ def find_ungated(
     refused: Mapping[str, str],
     problems: Mapping[type, str],
     searched: bool,
-) -> list[UngatedAttention]:
+) -> list[UngatedModules]:
     """Return the modules that look like attention, by class name or structure, and are no block that can have gates.
 
     Args:
@@ -75,28 +79,37 @@ def find_ungated(
     found: dict[tuple[str, str], list[str]] = {}
     prefix = base_prefix(model)
     gated = {block.module for block in blocks}
-    for full_name, module in _smallest_attention(model, gated):
+    for full_name, module in smallest_attention(model, gated):
         name = full_name.removeprefix(prefix)
         reason = refused.get(name) or problems.get(type(module)) or _why_ungated(module, searched=searched)
         found.setdefault((type(module).__name__, reason), []).append(name)
-    return [UngatedAttention(class_name, tuple(names), reason) for (class_name, reason), names in found.items()]
+    return [UngatedModules(class_name, tuple(names), reason) for (class_name, reason), names in found.items()]
 
 
-def ungated_warning(model: nn.Module, ungated: Sequence[UngatedAttention]) -> RemedyWarning:
-    """Return the warning about attention modules without gates."""
-    number = sum(len(one.names) for one in ungated)
-    shown = "; ".join(str(one) for one in ungated[:_MOST_SHOWN])
-    more = f"; and {len(ungated) - _MOST_SHOWN} more classes" if len(ungated) > _MOST_SHOWN else ""
+def ungated_warning(model: nn.Module, ungated: Sequence[UngatedModules]) -> RemedyWarning:
+    """Return the warning about modules without gates."""
+    sentences = [
+        _sentence(model, [one for one in ungated if one.unit == unit])
+        for unit in ("heads", "neurons")
+        if any(one.unit == unit for one in ungated)
+    ]
     name, others = ungated[0].names[0], "or patterns with *, or the towers to gate in"
     return RemedyWarning(
-        f"{number} attention modules of {type(model).__name__} get no gates, so they keep all heads: {shown}{more}. If "
-        "that is meant, name them ",
+        f"{' '.join(sentences)} If that is meant, name them ",
         python=f"in exclude, such as exclude=[{name!r}] {others} towers.",
         command=f"in gates.exclude, such as gates.exclude=['{name}'] {others} gates.towers.",
     )
 
 
-def explain_none(model: nn.Module, ungated: Sequence[UngatedAttention], *, searched: bool) -> InputError:
+def _sentence(model: nn.Module, ungated: Sequence[UngatedModules]) -> str:
+    number, unit = sum(len(one.names) for one in ungated), ungated[0].unit
+    kind = "attention" if unit == "heads" else "feed-forward"
+    shown = "; ".join(str(one) for one in ungated[:_MOST_SHOWN])
+    more = f"; and {len(ungated) - _MOST_SHOWN} more classes" if len(ungated) > _MOST_SHOWN else ""
+    return f"{number} {kind} modules of {type(model).__name__} get no gates, so they keep all {unit}: {shown}{more}."
+
+
+def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, searched: bool) -> InputError:
     """Return the error for a model without any attention block that can have gates.
 
     Args:
@@ -133,8 +146,8 @@ def is_left_out(name: str, *, exclude: Collection[str], towers: Collection[str] 
 
 
 def without_left_out(
-    ungated: Sequence[UngatedAttention], *, exclude: Collection[str], towers: Collection[str] | None
-) -> list[UngatedAttention]:
+    ungated: Sequence[UngatedModules], *, exclude: Collection[str], towers: Collection[str] | None
+) -> list[UngatedModules]:
     """Return the modules without gates that a user has not left out."""
     named = [
         replace(one, names=tuple(name for name in one.names if not is_left_out(name, exclude=exclude, towers=towers)))
@@ -156,7 +169,7 @@ def check_towers(names: Collection[str], towers: Collection[str] | str | None) -
     return wanted
 
 
-def _smallest_attention(model: nn.Module, gated: Collection[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+def smallest_attention(model: nn.Module, gated: Collection[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules that look like attention, without those around or inside of others or of gated blocks."""
     inside = {part for module in gated for part in module.modules()}
     candidates = {

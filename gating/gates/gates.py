@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.discovery.find import check_units, find_blocks
-from gating.discovery.ungated import UngatedAttention
+from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
@@ -44,7 +44,7 @@ class HeadGates(FullPrecision):
         block_kinds: Kind of attention of each block (:attr:`AttentionBlock.kind`), or ``feed_forward``.
         block_towers: Tower of each block, such as ``language`` or ``vision``.
         block_groups: Group of each block in reports: its tower, or its kind in a model of one kind of input.
-        ungated: Modules that look like attention, have no gates and were not left out, with the reasons.
+        ungated: Modules that look like blocks of these units, have no gates and were not left out, with the reasons.
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
         draw: The values of the present forward pass.
@@ -83,7 +83,7 @@ class HeadGates(FullPrecision):
         self.block_kinds = [block.kind for block in blocks]
         self.block_towers = [block.tower for block in blocks]
         self.block_groups = group_labels(blocks)
-        self.ungated: tuple[UngatedAttention, ...] = ()
+        self.ungated: tuple[UngatedModules, ...] = ()
         by_block = [gate_sizes(block, group_queries=group_queries) for block in blocks]
         self.block_sizes = [len(gates) for gates in by_block]
         self.gate_sizes = tuple(size for gates in by_block for size in gates)

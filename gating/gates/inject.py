@@ -8,11 +8,12 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.discovery.find import Unit, check_units, find_feed_forward_blocks, search_attention
+from gating.discovery.find import Unit, check_units, search_attention, search_feed_forward
+from gating.discovery.probe import run_probe
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import undo_edits
 from gating.discovery.ungated import (
-    UngatedAttention,
+    UngatedModules,
     check_towers,
     is_left_out,
     ungated_warning,
@@ -24,8 +25,10 @@ from gating.gates.attachment import CHILD_NAME, has_gates
 from gating.gates.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import without_adapter
+from gating.structure.families import find_spec
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, ExpertsBlock, FeedForwardBlock
 from gating.structure.feed_forward_specs import find_feed_forward_spec
+from gating.structure.removal import plan_removal
 
 __all__ = ["create_gates", "inject_gates"]
 
@@ -80,8 +83,9 @@ def inject_gates(
             is unchanged.
 
     Warns:
-        RemedyWarning: Some modules look like attention and get no gates, and neither ``exclude`` nor ``towers`` leaves
-            them out; they and the reasons are also the attribute ``ungated`` of the gates.
+        RemedyWarning: Some modules look like attention, or with ``units`` like feed-forward, and get no gates, and
+            neither ``exclude`` nor ``towers`` leaves them out; they and the reasons are also the attribute ``ungated``
+            of the gates.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -92,7 +96,7 @@ def inject_gates(
     blocks, ungated = _find(
         model, units=units, group_size=group_size, exclude=exclude, towers=towers, discover=discover, probe=probe
     )
-    _prove_foreign_blocks(model, blocks, probe=probe)
+    _prove_foreign_blocks(model, blocks, group_queries=group_queries, probe=probe)
     gates = HeadGates(
         blocks,
         temperature=temperature,
@@ -158,22 +162,24 @@ def _find(
     towers: Collection[str] | str | None,
     discover: bool,
     probe: Mapping[str, Tensor] | None,
-) -> tuple[list[Block], list[UngatedAttention]]:
-    """Return the blocks of a model that get gates, and its other modules that look like attention."""
+) -> tuple[list[Block], list[UngatedModules]]:
+    """Return the blocks of a model that get gates, and its other modules that look like such blocks."""
     if hasattr(model, CHILD_NAME):
         raise InputError(f"{type(model).__name__} has gates already; call model.{CHILD_NAME}.remove() first.")
     _check_not_sequential(model)
     chosen = check_units(units)
     found: list[Block] = []
-    ungated: list[UngatedAttention] = []
+    ungated: list[UngatedModules] = []
     if "heads" in chosen:
         attention, ungated = search_attention(model, discover=discover, probe=probe)
         found += attention
     if "neurons" in chosen:
-        found += find_feed_forward_blocks(model, group_size=group_size, discover=discover, probe=probe)
-    others = [name for one in ungated for name in one.names]
-    wanted = check_towers([*(block.name for block in found), *others], towers)
-    _check_exclude(found, others, exclude)
+        feed_forward, others = search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
+        found += feed_forward
+        ungated += others
+    unfound = [name for one in ungated for name in one.names]
+    wanted = check_towers([*(block.name for block in found), *unfound], towers)
+    _check_exclude(found, unfound, exclude)
     blocks = [
         block for block in found if block.unit_ids and not is_left_out(block.name, exclude=exclude, towers=wanted)
     ]
@@ -197,27 +203,61 @@ def _check_exclude(found: list[Block], others: list[str], exclude: Collection[st
         )
 
 
-def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mapping[str, Tensor] | None) -> None:
-    """Raise ``InputError`` if a feed-forward block of a class outside of transformers computes more than its layers do.
+def _prove_foreign_blocks(
+    model: nn.Module, blocks: list[Block], *, group_queries: bool, probe: Mapping[str, Tensor] | None
+) -> None:
+    """Raise ``InputError`` if a block of a class outside of transformers, or with a registered layout, is another one.
 
-    Names of layers do not show that. Without this trial, the error would come at the end of training.
+    Names of layers do not show all that a class computes. Without this trial, the error would come at the end of
+    training. Discovery has tried the layouts that it has found.
     """
-    foreign = [block for block in blocks if isinstance(block, FeedForwardBlock) and _is_foreign(block)]
     is_possible = probe is not None or isinstance(model, PreTrainedModel)
     has_adapters = any(without_adapter(module) is not module for module in model.modules())
     # A sharded model is proven as it loses its neurons.
     is_whole = not any(weight.is_meta or hasattr(weight, "full_tensor") for weight in model.parameters())
-    if not foreign or not is_possible or has_adapters or not is_whole:
+    if not is_possible or has_adapters or not is_whole:
         return
-    kept = {block.name: block.unit_ids[1:] for block in foreign}
-    edits = [edit for block in foreign for edit in block.plan_removal(kept[block.name])]
-    undo_edits(apply_checked(model, foreign, kept, edits, probe=probe))
+    neurons = [block for block in blocks if isinstance(block, FeedForwardBlock) and _is_foreign(block)]
+    heads = [block for block in blocks if isinstance(block, AttentionBlock) and _is_foreign(block)]
+    if heads and probe is None and not _runs(model):
+        heads = []
+    for foreign in (neurons, heads):
+        kept = {block.name: _all_but_some(block, group_queries=group_queries) for block in foreign}
+        edits = [edit for block in foreign for edit in plan_removal(block, kept[block.name])]
+        if edits:
+            undo_edits(apply_checked(model, foreign, kept, edits, probe=probe))
 
 
-def _is_foreign(block: FeedForwardBlock) -> bool:
+def _all_but_some(block: Block, *, group_queries: bool) -> tuple[int, ...]:
+    """Return the units of a block without those of its first gate, or without the first head of each group of queries.
+
+    A block of one gate stays whole: some classes cannot be left without a head.
+    """
+    removed = {block.unit_ids[0]}
+    if isinstance(block, AttentionBlock) and block.num_key_value_heads > 1:
+        size = len(block.head_slots) // block.num_key_value_heads
+        removed = set(block.head_slots[:size] if group_queries else block.head_slots[::size])
+        removed = removed if len(removed) < len(block.head_slots) else {block.head_slots[0]}
+    return tuple(unit for unit in block.unit_ids if unit not in removed) or block.unit_ids
+
+
+def _runs(model: nn.Module) -> bool:
+    try:
+        run_probe(model)
+    except ValueError:
+        return False  # The user may have a batch for the removal.
+    return True
+
+
+def _is_foreign(block: Block) -> bool:
     """Return whether a block has a module of a class from elsewhere, or a layout that the registry lacks."""
     classes = {type(module).__module__.partition(".")[0] for module in block.module.modules()}
-    shipped = block.spec if isinstance(block, ExpertsBlock) else find_feed_forward_spec(block.module, shipped_only=True)
+    if isinstance(block, AttentionBlock):
+        is_guessed = getattr(block.module, "attention_spec", None) == block.spec
+        shipped: object = block.spec if is_guessed else find_spec(block.module, shipped_only=True)
+    else:
+        is_known = isinstance(block, ExpertsBlock)
+        shipped = block.spec if is_known else find_feed_forward_spec(block.module, shipped_only=True)
     return shipped != block.spec or not classes <= {"torch", "transformers", "gating"}
 
 

@@ -7,16 +7,17 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from gating.discovery.find import find_feed_forward_blocks, removable_attention
+from gating.discovery.find import search_attention, search_feed_forward
 from gating.discovery.refusals import check_no_adapters, check_whole
 from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import apply_edits
+from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, InputTypeError
 from gating.gates import HeadGates
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.structure.blocks import AttentionBlock
+from gating.structure.blocks import AttentionBlock, layer_number
 from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block, FeedForwardBlock
 from gating.structure.removal import plan_removal
@@ -64,9 +65,9 @@ def prune_heads(
         {'encoder.layer.0.attention.self': (0, 1, 3), 'encoder.layer.1.attention.self': (2,)}
     """
     _check_can_change(model)
-    blocks = removable_attention(model, discover=discover, probe=probe)
+    blocks, ungated = search_attention(model, discover=discover, probe=probe)
     check_no_adapters(model)
-    removed = _read_request(blocks, heads_to_prune, unit="head")
+    removed = _read_request(blocks, heads_to_prune, unit="head", ungated=ungated)
     return _prune(model, blocks, removed, is_checked=discover, probe=probe)
 
 
@@ -110,9 +111,9 @@ def prune_neurons(
         {'encoder.layer.0.output.dense': (0, 2)}
     """
     _check_can_change(model)
-    blocks = find_feed_forward_blocks(model, group_size=group_size, discover=discover, probe=probe)
+    blocks, ungated = search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
     check_no_adapters(model)
-    removed = _read_request(blocks, groups_to_prune, unit="group")
+    removed = _read_request(blocks, groups_to_prune, unit="group", ungated=ungated)
     return _prune(model, blocks, removed, is_checked=True, probe=probe)
 
 
@@ -184,13 +185,17 @@ def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:
 
 
 def _read_request(
-    blocks: Sequence[Block], request: Mapping[int | str, Iterable[int]], *, unit: str
+    blocks: Sequence[Block],
+    request: Mapping[int | str, Iterable[int]],
+    *,
+    unit: str,
+    ungated: Sequence[UngatedModules],
 ) -> dict[str, set[int]]:
     if not isinstance(request, Mapping):
         raise InputTypeError(f"Give the {unit}s of each layer, {{layer: [{unit}, ...]}}; got {request!r}.")
     removed: dict[str, set[int]] = {}
     for layer, given in request.items():
-        block = _find_block(blocks, layer)
+        block = _find_block(blocks, layer, ungated)
         numbers = _read_numbers(given, layer, unit=unit)
         total = block.num_groups_before if isinstance(block, FeedForwardBlock) else block.num_heads_before
         wrong = [number for number in numbers if not 0 <= number < total]
@@ -226,7 +231,7 @@ def whole_number(value: Any) -> int:
     return operator.index(value)
 
 
-def _find_block(blocks: Sequence[Block], layer: object) -> Block:
+def _find_block(blocks: Sequence[Block], layer: object, ungated: Sequence[UngatedModules]) -> Block:
     kind = "attention" if isinstance(blocks[0], AttentionBlock) else "feed-forward"
     try:
         wanted: object = layer if isinstance(layer, str) else whole_number(layer)
@@ -241,4 +246,8 @@ def _find_block(blocks: Sequence[Block], layer: object) -> Block:
     names = ", ".join(block.name for block in (matches or blocks))
     if matches:
         raise InputError(f"Layer {layer} has more than one {kind} block: name one of {names}.")
+    for one in ungated:
+        for name in one.names:
+            if wanted in (name, layer_number(name, default=-1)):
+                raise InputError(f"No {one.unit} of {name} ({one.class_name}) can be removed: {one.reason}.")
     raise InputError(f"There is no layer {layer!r}. The {kind} blocks are: {names}.")

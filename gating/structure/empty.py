@@ -18,7 +18,7 @@ from .attention_spec import Returns
 from .edits import num_inputs, num_outputs
 from .subclasses import bind_arguments, past_length_of
 
-__all__ = ["BiasOnly", "emptied", "has_no_weight", "with_zero_gradients"]
+__all__ = ["BiasOnly", "emptied", "has_no_weight", "update_cache", "with_zero_gradients"]
 
 # Arguments with the sequence that cross-attention reads.
 _SOURCES = ("encoder_hidden_states", "key_value_states", "cross_attention_states", "hidden_kv", "kv")
@@ -85,7 +85,7 @@ def emptied(base: type[nn.Module], returns: Returns) -> dict[str, Any]:
         past_length = past_length_of(cache, layer_idx) if cache is not None and returns == "t5" else 0
         if source is None and reads_cached_images:
             cache = None  # The keys are those of an earlier step.
-        key_length = _update_cache(self, hidden_states, source, cache)
+        key_length = update_cache(self, hidden_states, source, cache)
         # An empty tensor, not None: transformers skips None when it collects the layers' probabilities.
         probabilities = hidden_states.new_zeros(hidden_states.shape[0], 0, hidden_states.shape[1], key_length)
         if returns in ("context", "longformer"):
@@ -174,8 +174,8 @@ def _update_state(module: Any, hidden_states: Tensor, cache: Cache | None) -> No
         cache.update_recurrent_state(zeros.new_zeros(len(zeros), 1, 1, 1), module.layer_idx)
 
 
-def _update_cache(module: Any, hidden_states: Tensor, source: Tensor | None, cache: Cache | None) -> int:
-    """Update the length of the cache, if there is one, and return the number of keys."""
+def update_cache(module: Any, hidden_states: Tensor, source: Tensor | None, cache: Cache | None) -> int:
+    """Update the length of the cache of an emptied module, if there is one, and return the number of keys."""
     keys_from = hidden_states if source is None else source
     layer_idx = getattr(module, "layer_idx", getattr(module, "layer_id", None))
     if cache is None or layer_idx is None or getattr(module, "is_kv_shared_layer", False):

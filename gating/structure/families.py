@@ -27,34 +27,42 @@ def _any_of(names: str, suffix: str = "Attention") -> str:
 
 
 _WITH_O_PROJ = """
-    Apertus1p5Text CanaryCross CanarySelf Cohere2Moe CohereAsrCross CohereAsrSelf Cosmos3EdgeText Cwm Dots1
-    EmbeddingGemma2 Ernie4_5_Moe Evolla ExaoneMoe Gemma4UnifiedText Glm4Moe GlmAsr GlmImageText GlmOcrText
-    GraniteDoclingText Gte HYV3 HYV4VLVision HiggsAudioV2 HunYuanMoEV1 HunYuanVLDenseV1 HunYuanVLVision HyperCLOVAX
-    Idefics Jais2 Kolibri1 LaraMini LasrEncoder Mellum Mimi MiniMaxM3VL Molmo2 NanoChat PaddleOCR PeAudioEncoder Pixio
-    PocketTTS Qwen3OmniMoeThinkerText Radio RfDetr RfDetrDinov2 Sam3ViTRoPE SolarOpen T5Gemma2Self Tipsv2Vision
-    Ultrabert UnlimitedOcrText VideoPrism Vivit VoxtralRealtime VoxtralRealtimeText
+    Apertus1p5Text BltSelf CanaryCross CanarySelf Cohere2Moe CohereAsrCross CohereAsrSelf CohereCompass Cosmos3EdgeText
+    Csm Cwm DeepseekOcr2Text DeepseekOcr2Vision DiaCross DiaSelf Dots1 EmbeddingGemma2 Emu3 Ernie4_5_Moe
+    Ernie4_5_VLMoeText Evolla Exaone4_5_ ExaoneMoe Gemma4UnifiedText Glm4Moe GlmAsr GlmImageText GlmOcrText
+    GradiumPhononTTS Granite4VisionText GraniteDoclingText Gte HYV3 HYV4VLVision HiggsAudioV2 HunYuanMoEV1
+    HunYuanVLDenseV1 HunYuanVLVision HyperCLOVAX Idefics Jais2 Kolibri1 LaraMini LasrEncoder LightGlue Mellum Mimi
+    MiniMaxM3VL Molmo2 Molmo2Vision MoonshineStreamingEncoder NanoChat NeuCodec PaddleOCR PeAudioEncoder
+    PeAudioVideoEncoder PeVideoEncoder Pixio PocketTTS PocketTTSAudioTokenizer Qwen3OmniMoeCode2Wav
+    Qwen3OmniMoeTalkerCodePredictor Qwen3OmniMoeThinkerText Radio RfDetr RfDetrDinov2 Sam3ViTRoPE SolarOpen T5Gemma2Self
+    TimesFm2_5 Tipsv2Vision Ultrabert UnlimitedOcrText VideoPrism Vivit VoxtralRealtime VoxtralRealtimeText Xcodec2
 """
 _WITH_OUT_PROJ = """
-    AudioFlamingo3 BigBirdPegasusDecoder GitVision GraniteDoclingVision IdeficsVision Lfm3VlVision MLCD MetaClip2
-    MiniMaxM3VLVision MossTranscribeDiarizeAudio OmniASR PPFormulaNet PaddleOCRVision PatchTST PegasusX SeamlessM4T
-    SeamlessM4Tv2 Speech2Text Tipsv2Text VJEPA2PoolerSelf VideoLlama3Vision Videomt
+    AudioFlamingo3 BigBirdPegasusDecoder GitVision GraniteDoclingVision IdeficsVision Inkling2Vision Lfm3VlVision MLCD
+    MetaClip2 MiniCPMOcrVision MiniCPMV4_6Vision MiniCPMV4_7Vision MiniMaxM3VLVision MossTranscribeDiarizeAudio Musicgen
+    MusicgenMelody OmniASR PPFormulaNet PaddleOCRVision PatchTSMixer PatchTST PegasusX Phi4MultimodalVision
+    Sam3LiteTextText SeamlessM4T SeamlessM4Tv2 Speech2Text Step3p7Vision Tipsv2Text UnlimitedOcr VJEPA2PoolerSelf
+    VideoLlama3Vision Videomt
 """
 _WITH_OUTPUT_BESIDE = """
-    Canine Data2VecVision Data2VecVisionSdpa GLPNEfficient Git Luke MobileBert PvtEfficient RoCBert RoFormer Tapas
-    VideoMAE Yolos Yoso
+    Canine DPT Data2VecVision Data2VecVisionSdpa GLPNEfficient Git Luke MobileBert PvtEfficient RoFormer Tapas VideoMAE
+    VitPoseBackbone Yolos Yoso
 """
 _FUSED_VISION = """
-    CohereCompassVision Glm5NextVision GlmImageVision GlmOcrVision Qwen3OmniMoeVision Qwen4ExpVision
+    CohereCompassVision Dots3NoteVision Ernie4_5_VLMoeVision Glm5NextVision GlmImageVision GlmOcrVision
+    Qwen3OmniMoeVision Qwen4ExpVision
 """
 
-# Layouts that transformers copies between models; the census proves each of these classes.
+# Layouts that transformers copies between models; the census proves the classes whose models it can build.
 _COMMON: dict[str, Row] = {
     _any_of(_WITH_O_PROJ): AttentionSpec(Q_K_V_PROJ, "o_proj"),
     _any_of(_WITH_OUT_PROJ): AttentionSpec(Q_K_V_PROJ, "out_proj"),
     _any_of(_WITH_OUTPUT_BESIDE, "SelfAttention"): context_spec(),
     _any_of(_FUSED_VISION): AttentionSpec((("qkv", "qkv"),), "proj", returns="tensor"),
-    "(Cosmos3EdgeVision|Qwen3OmniMoeAudio)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj", returns="tensor"),
-    "Kimi_K25VisionAttention": AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor"),
+    "(Cosmos3EdgeVision|Qwen3OmniMoeAudio|Qwen3ASRAudio)Attention": AttentionSpec(
+        Q_K_V_PROJ, "out_proj", returns="tensor"
+    ),
+    "(Kimi_K25|MuseSpark|MuseGlimmer)VisionAttention": AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor"),
     "(DecisionTransformerGPT2|ImageGPT)Attention": AttentionSpec(
         (("c_attn", "qkv"),), "c_proj", head_widths=("split_size",)
     ),

@@ -92,7 +92,7 @@ def _conformer(module: nn.Module) -> AttentionSpec:
 
 AUDIO_FAMILIES: dict[str, Row] = {
     "AST(Attention|SelfAttention)": AttentionSpec(Q_K_V_PROJ, "o_proj"),
-    "(Wav2Vec2Bert|Wav2Vec2Conformer)SelfAttention": _conformer,
+    "(Wav2Vec2Bert|Wav2Vec2Conformer|SeamlessM4TConformer)SelfAttention": _conformer,
     "WavLMAttention": AttentionSpec(
         Q_K_V_PROJ,
         "out_proj",

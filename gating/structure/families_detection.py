@@ -110,9 +110,9 @@ DETECTION_FAMILIES: dict[str, Row] = {
     "ConditionalDetrDecoderCrossAttention": AttentionSpec(_CONTENT, "o_proj", is_cross_attention=True),
     "(Detr|TableTransformer)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=_detr_forward),
     "DabDetrAttention": _dab,
-    "(DeformableDetr|RTDetr|RTDetrV2|GroundingDino|MMGroundingDino|OmDetTurbo|LwDetr|RfDetr|PPDocLayoutV[234])"
-    "MultiscaleDeformableAttention": _deformable,
-    "(GroundingDino|MMGroundingDino|OmDetTurbo)MultiheadAttention": AttentionSpec(
+    "(DeformableDetr|RTDetr|RTDetrV2|GroundingDino|MMGroundingDino|OmDetTurbo|LwDetr|RfDetr|PPDocLayoutV[234]|"
+    "(Mask2Former|OneFormer)PixelDecoderEncoder)MultiscaleDeformableAttention": _deformable,
+    "(GroundingDino|MMGroundingDino|OmDetTurbo|ZoeDepth)MultiheadAttention": AttentionSpec(
         QUERY_KEY_VALUE,
         "out_proj",
         head_dim="attention_head_size",
@@ -121,7 +121,9 @@ DETECTION_FAMILIES: dict[str, Row] = {
         per_head_inputs=(("attention_mask", 1),),
     ),
     "(Segformer|LwDetr|LwDetrViT)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
-    "EomtDinov3Attention": AttentionSpec(Q_K_V_PROJ, "o_proj", per_head_inputs=(("attention_mask", 1),)),
+    "(EomtDinov3|Sam3|Sam3LiteText)Attention": AttentionSpec(
+        Q_K_V_PROJ, "o_proj", per_head_inputs=(("attention_mask", 1),)
+    ),
     # Fusion of images and texts: what one attends to in the other, and the reverse, from the same scores.
     "(GroundingDino|MMGroundingDino)BiMultiHeadAttention": AttentionSpec(
         (("vision_proj", "q"), ("text_proj", "k"), ("values_vision_proj", "v"), ("values_text_proj", "v")),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .attend import attend, attend_eagerly, keys_and_values, split_heads
-from .attention_spec import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, context_spec
+from .attention_spec import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Returns, Row, context_spec
 from .empty import with_zero_gradients
 
 __all__ = ["MEDIA_FAMILIES", "blip_vision_forward"]
@@ -154,14 +154,36 @@ def _sum_of_masks(
     return sum(added[1:], added[0]) if added else None
 
 
-def _fused(module: Any, count: str, forward: Any = None) -> AttentionSpec:
+def _timesformer_forward(self: Any, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
+    """Attend as TimeSformer, whose own code gives the outputs of the heads the hidden size."""
+    queries, keys, values = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    probabilities = self.attn_drop(torch.softmax(queries @ keys.transpose(-1, -2) * self.scale, dim=-1))
+    head_outputs = (probabilities @ values).transpose(1, 2).flatten(2)
+    return (head_outputs, probabilities) if output_attentions else (head_outputs,)
+
+
+def _timesformer(module: Any) -> AttentionSpec:
+    """Return the spec for TimeSformer, which has an attribute for the number of heads and one for their scale."""
+    width = round(module.scale**-2)
+    return AttentionSpec(
+        (("qkv", "qkv"),), "^output.dense", head_dim=width, returns="context", forward=_timesformer_forward
+    )
+
+
+def _two_way(module: Any) -> AttentionSpec:
+    """Return the spec for the mask decoder of SAM, where the width of all heads together has an attribute."""
+    num_heads = getattr(module, "num_heads_before", module.num_attention_heads)
+    return AttentionSpec(Q_K_V_PROJ, "out_proj", head_dim=int(module.internal_dim) // num_heads)
+
+
+def _fused(module: Any, count: str, forward: Any = None, *, returns: Returns = "pair") -> AttentionSpec:
     """Return the spec for a class without an attribute for the width of a head, only for their number."""
     width = module.proj.weight.shape[0] // getattr(module, "num_heads_before", getattr(module, count))
     return AttentionSpec(
         (("qkv", "qkv"),),
         "proj",
         head_dim=int(width),
-        returns="forward" if forward else "pair",
+        returns="forward" if forward else returns,
         head_counts=(count,),
         forward=forward,
     )
@@ -200,23 +222,37 @@ _IMAGES: dict[str, Row] = {
     "SwinAttention": AttentionSpec(
         Q_K_V_PROJ, "o_proj", per_head=(("relative_position_bias.relative_position_bias_table", 1),)
     ),
-    "DonutSwinSelfAttention": context_spec(per_head=(("relative_position_bias_table", 1),)),
+    "(DonutSwin|ClapAudio)SelfAttention": context_spec(per_head=(("relative_position_bias_table", 1),)),
     "(CLIP|Siglip|Siglip2|Aimv2|CLIPSeg|AltCLIP|ChineseCLIPVision|OwlViT|Owlv2|XCLIP|Kosmos2Vision|Idefics2Vision|"
     "Idefics3Vision|SmolVLMVision|Ovis2Vision)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
     "BlipAttention": AttentionSpec(
         (("qkv", "qkv"),), "projection", head_widths=("embed_dim",), forward=blip_vision_forward
     ),
-    "(Blip2|InstructBlip|InstructBlipVideo)Attention": AttentionSpec(
+    "(Blip2|InstructBlip|InstructBlipVideo|PPOCRV5ServerRec|PPOCRV5MobileRec|PPOCRV6SmallRec)Attention": AttentionSpec(
         (("qkv", "qkv"),), "projection", forward=_blip_2_forward
     ),
-    "InternVLVisionAttention": AttentionSpec(Q_K_V_PROJ, "projection_layer", head_widths=("embed_dim",)),
+    "(InternVL|QianfanOCR|Janus)VisionAttention": AttentionSpec(
+        Q_K_V_PROJ, "projection_layer", head_widths=("embed_dim",)
+    ),
     "GroupViTAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=_group_vit_forward),
     "(Qwen2_5_VLVision|Qwen3VLVision|Qwen3VLMoeVision|Qwen3_5Vision|Qwen3_5MoeVision|Glm4vVision|Glm4vMoeVision|Vision)"
     "Attention": AttentionSpec((("qkv", "qkv"),), "proj", returns="tensor"),
     "Qwen2_5OmniVisionAttention": AttentionSpec(Q_K_V, "proj", returns="tensor"),
     "Gemma4VisionAttention": AttentionSpec(_LINEAR_PARTS, "o_proj.linear"),
     "Kosmos2_5VisionAttention": AttentionSpec(QUERY_KEY_VALUE, "output", head_widths=("inner_dim",)),
-    "SamVisionAttention": lambda module: _fused(module, "num_attention_heads"),
+    "(Sam|SamHQ|GotOcr2|PPFormulaNet|SLANeXt|UnlimitedOcrSam|DeepseekOcr2Sam)VisionAttention": lambda module: _fused(
+        module, "num_attention_heads"
+    ),
+    "VitDetAttention": lambda module: _fused(module, "num_heads", returns="mpnet"),
+    "TimesformerSelfAttention": _timesformer,
+    "(Sam|SamHQ)Attention": _two_way,
+    "(Sam2|EdgeTam)(Video)?Attention|Sam3Tracker(Video)?Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
+    "Exaone4_5_VisionAttention": AttentionSpec(
+        (("qkv", "qkv"),), "proj", returns="tensor", head_widths=("q_dim",), key_widths=("kv_dim",)
+    ),
+    "Pix2StructVisionAttention": AttentionSpec(
+        QUERY_KEY_VALUE, "output", head_dim="key_value_proj_dim", head_widths=("inner_dim",)
+    ),
     "Florence2VisionWindowAttention": lambda module: _fused(module, "num_heads", _window_forward),
     "Florence2VisionChannelAttention": lambda module: _fused(module, "groups", _channel_forward),
 }
@@ -236,7 +272,7 @@ _BETWEEN: dict[str, Row] = {
     "MllamaTextCrossAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", is_cross_attention=True),
 }
 _LANGUAGE: dict[str, Row] = {
-    "(BlipText|AlignText|AltRoberta|ChineseCLIPText)SelfAttention": context_spec(),
+    "(BlipText|AlignText|AltRoberta|ChineseCLIPText|ClapText)SelfAttention": context_spec(),
     "(Qwen2VL|Qwen2_5_VL|Qwen3VLText|Qwen3VLMoeText|Qwen2_5Omni|Llama4Text|AriaText|Glm4vText|Glm4vMoeText)Attention": (
         AttentionSpec(Q_K_V_PROJ, "o_proj")
     ),
@@ -248,6 +284,10 @@ _LANGUAGE: dict[str, Row] = {
         "o_proj",
         per_head=(("q_norm.weight", 0), ("q_norm.bias", 0)),
         per_key_value_head=(("k_norm.weight", 0), ("k_norm.bias", 0)),
+    ),
+    # One table of position biases, in the first layer, serves the whole stack, as in T5.
+    "Pix2StructTextAttention": AttentionSpec(
+        QUERY_KEY_VALUE, "output", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="t5"
     ),
     "TrOCRAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=_trocr_forward),
 }

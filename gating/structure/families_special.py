@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from .attend import attend_eagerly, keys_and_values, split_heads
 from .attention_spec import Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, context_spec
+from .empty import update_cache, with_zero_gradients
 
 __all__ = ["SPECIAL_FAMILIES"]
 
@@ -82,6 +83,39 @@ def _led_forward(
     return output, weights if output_attentions else None, cache
 
 
+def _fsmt_forward(
+    self: Any,
+    query: Tensor,
+    key: Tensor | None,
+    key_padding_mask: Tensor | None = None,
+    layer_state: Any = None,
+    attn_mask: Tensor | None = None,
+    output_attentions: bool | None = False,
+    **_kwargs: object,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as FSMT, ``[length, batch, channels]``, whose own code gives the outputs of the heads the hidden size."""
+    hidden_states = query.transpose(0, 1)
+    source = key.transpose(0, 1) if key is not None and self.encoder_decoder_attention else None
+    if not self.num_heads:
+        key_length = update_cache(self, hidden_states, source, layer_state)
+        features, weights = hidden_states, query.new_zeros(*hidden_states.shape[:2], 0, key_length).transpose(1, 2)
+    else:
+        (queries,) = split_heads(self, self.q_proj(hidden_states))
+        keys, values = keys_and_values(self, source, layer_state, hidden_states)
+        mask = attn_mask
+        if key_padding_mask is not None and key_padding_mask.dim():
+            is_padding = key_padding_mask[:, None, None]
+            padding = torch.zeros_like(is_padding, dtype=query.dtype).masked_fill(
+                is_padding, torch.finfo(query.dtype).min
+            )
+            mask = padding if mask is None else torch.minimum(mask, padding)
+        dropout = self.dropout if self.training else 0.0
+        features, weights = attend_eagerly(self, queries, keys, values, mask, scaling=self.scaling, dropout=dropout)
+        features = features.flatten(2)
+    output = with_zero_gradients(self.out_proj(features.transpose(0, 1)), key)
+    return output, weights if output_attentions else None
+
+
 def _bloom(module: Any) -> AttentionSpec | None:
     """Return the spec for BLOOM; None where its code slices the weight of the output projection."""
     if module.pretraining_tp > 1 and module.slow_but_exact:
@@ -123,6 +157,8 @@ def _short_name(module: Any) -> AttentionSpec | None:
         )
     if model == "ctrl":
         return AttentionSpec((("Wq", "q"), ("Wk", "k"), ("Wv", "v")), "dense")
+    if model == "fsmt":
+        return AttentionSpec(Q_K_V_PROJ, "out_proj", returns="forward", forward=_fsmt_forward)
     if model in ("xlm", "flaubert"):
         return AttentionSpec((("q_lin", "q"), ("k_lin", "k"), ("v_lin", "v")), "out_lin", returns="mpnet")
     return None
@@ -159,8 +195,7 @@ _DECODERS: dict[str, Row] = {
         per_head=(("q_layernorm.norms", 0),),
         per_key_value_head=(("k_layernorm.norms", 0),),
     ),
-    "MoshiAttention": _moshi,
-    "LagunaAttention": AttentionSpec((*Q_K_V_PROJ, ("g_proj", "q")), "o_proj"),
+    "(Moshi|KyutaiSpeechToText)Attention": _moshi,
     "CpmAntAttention": AttentionSpec(
         (("project_q", "q"), ("project_k", "k"), ("project_v", "v")),
         "attention_out",
@@ -171,7 +206,7 @@ _DECODERS: dict[str, Row] = {
 }
 _ENCODERS: dict[str, Row] = {
     # The positions of the model's table serve all layers.
-    "LayoutLMv3SelfAttention": AttentionSpec(
+    "(LayoutLMv3|PPDocLayoutV2ReadingOrder)SelfAttention": AttentionSpec(
         QUERY_KEY_VALUE,
         "^output.dense",
         head_dim="attention_head_size",

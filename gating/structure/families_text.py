@@ -9,7 +9,7 @@ __all__ = ["TEXT_FAMILIES"]
 # Classes of one layout, which transformers copies from model to model.
 _BERT_LIKE = (
     "(Bert|Roberta|XLMRoberta|Camembert|Electra|BertGeneration|Data2VecText|Ernie|LayoutLM|MarkupLM|MegatronBert|"
-    "RemBert|RobertaPreLayerNorm|Splinter|VisualBert|XLMRobertaXL|Esm)"
+    "RemBert|RobertaPreLayerNorm|RoCBert|Splinter|VisualBert|XLMRobertaXL|Xmod|Esm|EvollaSaProt)"
 )
 _LLAMA_LIKE = (
     "(Llama|Mistral|Mixtral|Ministral3?|Qwen2|Qwen2Moe|Qwen3|Qwen3Moe|Gemma|Gemma2|Gemma3|VaultGemma|EuroBert|NomicBert|"
@@ -79,7 +79,14 @@ _DECODERS: dict[str, Row] = {
     "PhiAttention": AttentionSpec(Q_K_V_PROJ, "dense"),
     "Phi3Attention": AttentionSpec((("qkv_proj", "qkv"),), "o_proj", config_counts=("num_attention_heads",)),
     "FalconAttention": _falcon,
-    "GptOssAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", per_head=(("sinks", 0),)),
+    "(GptOss|OpenAIPrivacyFilter|Flint|GraniteSWA|GraniteMoeSWA)Attention": AttentionSpec(
+        Q_K_V_PROJ, "o_proj", per_head=(("sinks", 0),)
+    ),
+    # The outputs of a head are gated by rows of their own, one for each feature or one for all.
+    "(Afmoe|Beam|MuseSparkText|MuseGlimmerText)Attention": AttentionSpec(
+        (*Q_K_V_PROJ, ("gate_proj", "q")), "o_proj", per_head=(("gate_bias", 0),)
+    ),
+    "(Laguna|Lfm3)Attention": AttentionSpec((*Q_K_V_PROJ, ("g_proj", "q")), "o_proj"),
     "MiMoV2FlashAttention": AttentionSpec(
         Q_K_V_PROJ, "o_proj", head_dim="v_head_dim", key_dim="head_dim", per_head=(("sinks", 0),)
     ),
@@ -104,13 +111,13 @@ _LATENT_DECODERS: dict[str, Row] = {
     f"{_LATENT_LIKE}Attention": _LATENT,
     "LongcatFlashMLA": _LATENT,
     # Layers pass on which keys they have chosen, so that none can go without a head.
-    "(GlmMoeDsa|HYV4)Attention": AttentionSpec(
+    "(GlmMoeDsa|HYV4|HYV4VL|Glm5NextText|MistralLarge4Text)Attention": AttentionSpec(
         _LATENT_PROJECTIONS,
         "o_proj",
         head_dim="v_head_dim",
         returns="unknown",
         key_dim="qk_head_dim",
-        per_head=(("sinks", 0),),
+        per_head=(("sinks", 0), ("softmax_scaling.scale", 0), ("softmax_scaling.bias", 0)),
     ),
 }
 # Attention of models whose other layers are recurrent, convolutions or linear attention.
@@ -145,7 +152,9 @@ _HYBRID_DECODERS: dict[str, Row] = {
 }
 _ENCODER_DECODERS: dict[str, Row] = {
     # One table of position biases, in the first layer, serves a whole stack.
-    "M?T5Attention": AttentionSpec(Q_K_V, "o", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="t5"),
+    "(M?T5|SwitchTransformers|Udop|Pop2Piano)Attention": AttentionSpec(
+        Q_K_V, "o", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="t5"
+    ),
     "UMT5Attention": AttentionSpec(
         Q_K_V,
         "o",
@@ -153,9 +162,8 @@ _ENCODER_DECODERS: dict[str, Row] = {
         head_widths=("inner_dim",),
         per_head=(("relative_attention_bias.weight", 1),),
     ),
-    "(Bart|Marian|MBart|Whisper|Pegasus|Blenderbot|BlenderbotSmall|M2M100|NllbMoe|PLBart)Attention": AttentionSpec(
-        Q_K_V_PROJ, "out_proj"
-    ),
+    "(Bart|Marian|MBart|Whisper|Pegasus|Blenderbot|BlenderbotSmall|M2M100|NllbMoe|PLBart|TimeSeriesTransformer|Informer)"
+    "Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
     "T5Gemma(Self|Cross)Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
     "MvpAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
 }

@@ -51,6 +51,7 @@ _SHIPPED = (
     FeedForwardSpec((("up_proj", "plain"),), "down_proj"),
     FeedForwardSpec((("gate_up_proj", "halves"),), "down_proj"),
     FeedForwardSpec((("fc1", "plain"),), "fc2"),
+    FeedForwardSpec((("fc1", "halves"),), "fc2"),
     FeedForwardSpec((("c_fc", "plain"),), "c_proj"),
     FeedForwardSpec((("dense_h_to_4h", "plain"),), "dense_4h_to_h"),
     FeedForwardSpec((("wi_0", "plain"), ("wi_1", "plain")), "wo"),
@@ -60,6 +61,11 @@ _SHIPPED = (
     FeedForwardSpec((("ffn", "plain"),), "ffn_output"),
     FeedForwardSpec((("intermediate_dense", "plain"),), "output_dense"),
     FeedForwardSpec((("fc_in", "plain"),), "fc_out"),
+    FeedForwardSpec((("linear_fc1", "plain"),), "linear_fc2"),
+    FeedForwardSpec((("linear1", "plain"),), "linear2"),
+    FeedForwardSpec((("w1", "plain"), ("w3", "plain")), "w2"),
+    FeedForwardSpec((("input_linear", "halves"),), "output_linear"),
+    FeedForwardSpec((("ffw_layer_1", "plain"),), "ffw_layer_2"),
 )
 _REGISTERED: dict[str, FeedForwardSpec] = {}
 

@@ -21,6 +21,7 @@ def build(name: str, **arguments):
         ("Olmo3", {}, "q_norm normalizes across all heads"),
         ("FlexOlmo", {"num_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
         ("MiniMaxM2", {"num_local_experts": 2, "num_experts_per_tok": 1}, "q_norm normalizes across all heads"),
+        ("BitNet", {"num_key_value_heads": 8}, "attn_sub_norm normalizes across all heads"),
         ("Mamba2", {"num_heads": 16, "head_dim": 8, "expand": 2, "n_groups": 1}, "norm normalizes the outputs"),
         ("Mamba", {"state_size": 8, "time_step_rank": 4}, "state-space layer has no heads"),
         (

@@ -1,12 +1,17 @@
-"""Feed-forward classes outside of transformers, which are tried before they get gates."""
+"""Classes outside of transformers, and layouts that a user has registered, are tried before they get gates."""
+
+from functools import lru_cache
 
 import pytest
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.bert.modeling_bert import BertIntermediate
+from transformers.models.bert.modeling_bert import BertIntermediate, BertSelfAttention
 
 import gating
+from gating.errors import RemedyWarning
+from gating.structure import families
+from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import assert_same_state, hooks_of, state_of
 
 
@@ -31,6 +36,13 @@ class PlainMLP(SoftmaxMLP):
         return self.fc2(self.fc1(hidden).relu())
 
 
+class PickySoftmaxMLP(SoftmaxMLP):
+    def forward(self, hidden):
+        if not hidden.any():  # so that only a pass of the whole model shows what it computes
+            raise ValueError("no hidden states")
+        return super().forward(hidden)
+
+
 class StrangeModel(PreTrainedModel):
     config_class = StrangeConfig
     main_input_name = "input_ids"
@@ -43,11 +55,18 @@ class StrangeModel(PreTrainedModel):
         return {"hidden": self.mlp(self.embed(input_ids))}
 
 
-def test_a_foreign_class_is_tried_before_it_gets_gates():
+@pytest.mark.parametrize(
+    ("mlp", "message"),
+    [
+        (SoftmaxMLP, r"mlp.fc2 \(SoftmaxMLP\): the features of a neuron depend on the other neurons"),
+        (PickySoftmaxMLP, r"differs from the model with these neurons masked.*layout of PickySoftmaxMLP"),
+    ],
+)
+def test_a_foreign_class_is_tried_before_it_gets_gates(mlp, message):
     torch.manual_seed(0)
-    model = StrangeModel(SoftmaxMLP())
+    model = StrangeModel(mlp())
     state = state_of(model)
-    with pytest.raises(ValueError, match=r"differs from the model with these neurons masked.*layout of SoftmaxMLP"):
+    with pytest.raises(ValueError, match=message):
         gating.inject_gates(model, units="neurons", group_size=8)
     assert_same_state(model, state)
     assert hooks_of(model) == 0
@@ -65,6 +84,40 @@ class NormalizedIntermediate(BertIntermediate):
 
 def test_a_foreign_part_of_a_known_block_is_tried(bert):
     bert.bert.encoder.layer[1].intermediate.__class__ = NormalizedIntermediate
-    with pytest.raises(ValueError, match="differs from the model with these neurons masked"):
-        gating.inject_gates(bert, units="neurons", group_size=8)
+    with pytest.warns(RemedyWarning, match=r"1 feed-forward modules .* \(BertLayer\): the features of a neuron depend"):
+        gates = gating.inject_gates(bert, units="neurons", group_size=8)
+    assert gates.block_names == ["encoder.layer.0.output.dense", "encoder.layer.2.output.dense"]
+
+
+class MixedHeads(BertSelfAttention):
+    """Attention whose heads meet before the output projection."""
+
+    def forward(self, *args, **kwargs):
+        features, probabilities = super().forward(*args, **kwargs)
+        return features / features.norm(dim=-1, keepdim=True), probabilities
+
+
+def test_a_foreign_attention_class_is_tried(bert):
+    state = state_of(bert)
+    for layer in bert.bert.encoder.layer:
+        layer.attention.self.__class__ = MixedHeads
+    with pytest.raises(ValueError, match=r"differs from the model with these heads masked.*MixedHeads"):
+        gating.inject_gates(bert)
+    assert_same_state(bert, state)
     assert hooks_of(bert) == 0
+
+
+def test_a_registered_layout_is_tried(monkeypatch):
+    wrong = gating.AttentionSpec((("query_key_value", "qkv"),), "dense", head_dim="head_size")
+    monkeypatch.setattr(families, "_REGISTERED", {"GPTNeoXAttention": wrong})
+    monkeypatch.setattr(families, "_find_row", lru_cache(families._find_row.__wrapped__))
+    with pytest.raises(ValueError, match="another one than that of its row in the registry") as raised:
+        gating.inject_gates(FAMILIES["gpt_neox"].build())
+    assert "guessed" not in str(raised.value)
+
+
+def test_foreign_attention_of_a_model_without_a_batch_gets_gates_untried():
+    """A batch for some models can only come from the user, at the end: that is no reason to refuse the start."""
+    inner = FAMILIES["llama"].build().model.layers[0].self_attn
+    inner.__class__ = type("OwnAttention", (type(inner),), {})
+    assert gating.inject_gates(nn.ModuleList([inner])).num_heads == 8

@@ -157,4 +157,4 @@ HYBRID_MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
-WITHOUT_KNOWN_NEURONS = {"granitemoehybrid", "nemotron_h", "lfm2"}
+WITHOUT_KNOWN_NEURONS = {"nemotron_h"}

@@ -180,10 +180,65 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "laguna": ("LagunaForCausalLM", "LagunaConfig", {**TEXT, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4,
         "num_experts_per_tok": 2, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 40}),
 }  # fmt: skip
+# Sizes that do not divide each other: a wrong count of rows would not fit anywhere by chance.
+UNEVEN: dict[str, Any] = {**TEXT, "hidden_size": 44, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}  # fmt: skip
+SLIDING: dict[str, Any] = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+T5: dict[str, Any] = {"vocab_size": 99, "d_model": 44, "d_kv": 10, "d_ff": 40, "num_layers": 2, "num_decoder_layers": 2,
+    "num_heads": 6, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2}  # fmt: skip
+SAM: dict[str, Any] = {
+    "vision_config": {**IMAGES, "hidden_size": 36, "num_attention_heads": 3, "output_channels": 24, "window_size": 2,
+        "image_size": 32, "patch_size": 8, "global_attn_indexes": [1], "mlp_dim": 40, "num_pos_feats": 12},
+    "prompt_encoder_config": {"hidden_size": 24, "image_size": 32, "patch_size": 8, "image_embedding_size": 4},
+    "mask_decoder_config": {"hidden_size": 24, "num_attention_heads": 3, "mlp_dim": 40, "iou_head_hidden_dim": 24,
+        "vit_dim": 36},
+}  # fmt: skip
+MODELS |= {
+    "openai_privacy_filter": ("OpenAIPrivacyFilterForTokenClassification", "OpenAIPrivacyFilterConfig", {**UNEVEN,
+        **EXPERTS, "sliding_window": 3}),
+    "afmoe": ("AfmoeForCausalLM", "AfmoeConfig", {**UNEVEN, **EXPERTS, **SLIDING}),
+    "lfm3": ("Lfm3ForCausalLM", "Lfm3Config", {**UNEVEN, **SLIDING}),
+    "flint": ("FlintForCausalLM", "FlintConfig", {**UNEVEN, **EXPERTS, **SLIDING}),
+    "beam": ("BeamForCausalLM", "BeamConfig", {**UNEVEN, **EXPERTS, **SLIDING, "n_group": 2, "topk_group": 1}),
+    "granite_swa": ("GraniteSWAForCausalLM", "GraniteSWAConfig", {**UNEVEN, **SLIDING}),
+    "granitemoe_swa": ("GraniteMoeSWAForCausalLM", "GraniteMoeSWAConfig", {**UNEVEN, **EXPERTS, **SLIDING}),
+    "muse_spark_text": ("MuseSparkTextModel", "MuseSparkTextConfig", {**UNEVEN, **EXPERTS, **SLIDING,
+        "hidden_size": 42, "moe_hidden_size": 28}),
+    "muse_glimmer_text": ("MuseGlimmerTextModel", "MuseGlimmerTextConfig", {**UNEVEN, **SLIDING,
+        "hidden_size": 42}),
+    "switch_transformers": ("SwitchTransformersForConditionalGeneration", "SwitchTransformersConfig", {**T5,
+        "num_experts": 2, "expert_capacity": 64, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}),
+    "udop": ("UdopForConditionalGeneration", "UdopConfig", {**T5, "image_size": 16, "patch_size": 8,
+        "max_2d_position_embeddings": 64}),
+    "pop2piano": ("Pop2PianoForConditionalGeneration", "Pop2PianoConfig", T5),
+    "fsmt": ("FSMTForConditionalGeneration", "FSMTConfig", {**SEQ2SEQ, "src_vocab_size": 99, "tgt_vocab_size": 99,
+        "d_model": 60, "encoder_attention_heads": 6, "decoder_attention_heads": 6}),
+    "exaone4_5_vision": ("Exaone4_5_VisionModel", "Exaone4_5_VisionConfig", {"depth": 2, "hidden_size": 48,
+        "num_heads": 6, "num_key_value_heads": 3, "intermediate_size": 40, "out_hidden_size": 32, "patch_size": 4,
+        "fullatt_block_indexes": [1], "window_size": 16}),
+    "sam": ("SamModel", "SamConfig", SAM),
+    "sam_hq": ("SamHQModel", "SamHQConfig", SAM),
+    "got_ocr2": ("GotOcr2ForConditionalGeneration", "GotOcr2Config", {"vision_config": {**SAM["vision_config"],
+        "output_channels": 8}, "text_config": {**TEXT, "model_type": "qwen2", "num_key_value_heads": 2},
+        "image_token_id": 90}),
+    "vitdet": ("VitDetModel", "VitDetConfig", {**IMAGES, "hidden_size": 36, "num_attention_heads": 3, "window_size": 2,
+        "pretrain_image_size": 16, "window_block_indices": [0], "use_relative_position_embeddings": True}),
+    "qianfan_ocr_vision": ("QianfanOCRVisionModel", "QianfanOCRVisionConfig", {**IMAGES, "hidden_size": 36,
+        "num_attention_heads": 3, "image_size": [16, 16], "patch_size": [8, 8]}),
+    "timesformer": ("TimesformerForVideoClassification", "TimesformerConfig", {**IMAGES, "hidden_size": 36,
+        "num_attention_heads": 3, "num_frames": 2}),
+    "pix2struct": ("Pix2StructForConditionalGeneration", "Pix2StructConfig", {
+        "vision_config": {"hidden_size": 60, "patch_embed_hidden_size": 48, "d_ff": 40, "d_kv": 10, "num_hidden_layers":
+            2, "num_attention_heads": 6, "patch_size": 4},
+        "text_config": {"vocab_size": 99, "hidden_size": 60, "d_kv": 10, "d_ff": 40, "num_layers": 2, "num_heads": 6,
+            **IDS}}),
+}  # fmt: skip
 NAMES = list(MODELS)
 GENERATING = frozenset(
     {"voxtral", "stablelm", "gpt_neo", "glm4_moe", "led", "bloom", "mpt", "codegen", "openai_gpt", "ctrl", "xlm"}
-    | {"big_bird", "bigbird_pegasus", "cpmant", "moshi", "laguna"}
+    | {"big_bird", "bigbird_pegasus", "cpmant", "moshi", "laguna", "afmoe", "lfm3", "flint", "beam", "granite_swa"}
+    | {"granitemoe_swa", "switch_transformers", "udop", "fsmt", "got_ocr2", "pix2struct"}
 )
 
 
