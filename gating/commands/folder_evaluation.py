@@ -28,16 +28,20 @@ from gating.pruning.compact_model import build_original
 from gating.pruning.measure import compare_latency
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
+from gating.run.folder.inputs import data_difference, describe_inputs, read_inputs
 from gating.run.objects import RunObjects, build_objects
 from gating.run.prepare import encode_examples, load_examples
 from gating.run.run import RunData
 from gating.run.settings.names import naming_settings
 from gating.run.settings.settings import Settings
+from gating.storage.identity import NUM_ROWS
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 from gating.training.evaluation import evaluate
 
 __all__ = ["Evaluated", "check_task", "encode_split", "evaluate_folder"]
+
+_log = logging.getLogger(__name__)
 
 _PREFIX = {"validation": "val", "test": "test"}
 
@@ -118,11 +122,21 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     quiet_libraries()
     place, run_folder = find_model(folder)
     settings, only = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
+    # Data that the command gives may differ from the run's.
+    own = run_folder if not any(override.startswith("data") for override in overrides) else None
     with naming_settings(OmegaConf.create(settings.values)):
-        return _evaluate(folder, place, settings, split=split, only=only)
+        return _evaluate(folder, place, settings, split=split, only=only, run_folder=own)
 
 
-def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str | None, only: str | None) -> Evaluated:
+def _evaluate(
+    folder: str,
+    place: Path | None,
+    settings: Settings,
+    *,
+    split: str | None,
+    only: str | None,
+    run_folder: Path | None,
+) -> Evaluated:
     """Evaluate a model; see :func:`evaluate_folder` and :func:`encode_split`."""
     device = check_devices(settings.values["trainer"]).root
     objects = build_objects(settings)
@@ -132,6 +146,8 @@ def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str
     model = load_compact(place)
     check_task(model, objects, folder)
     data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
+    if run_folder is not None:
+        _warn_of_changes(run_folder, settings, data, split=split)
     model.to(device)  # type: ignore[arg-type]
     summary, prepared = Summary(), data.prepared
     score = prepared.final_score or prepared.score
@@ -153,6 +169,20 @@ def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str
         is_compact=any(before != after for before, after in summary.sizes.values()),
         device=str(device),
     )
+
+
+def _warn_of_changes(run_folder: Path, settings: Settings, data: RunData, *, split: str) -> None:
+    """Warn if a split is no longer what it was in the run that made the model."""
+    before = read_inputs(run_folder)
+    if before is None:
+        return
+    table = data.prepared.splits[split]
+    rows = before["data"].get(split, {}).get(NUM_ROWS, len(table))
+    places = {"data": settings.values["data"]}
+    now = describe_inputs(places, {split: table}, num_rows={split: rows}, classes=None)
+    changed = data_difference(before, now, split=split)
+    if changed is not None:
+        _log.warning(f"The data differ from those of the run in {run_folder}: {changed}.")
 
 
 def _download(name: str) -> Path:

@@ -1,14 +1,19 @@
 """Columns that a task reads, by their usual or given names."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+from gating.data.names.spelling import other_spelling
 from gating.data.rows import warn_of_overlap
+from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError
 
 __all__ = ["find_column", "find_input_columns", "find_text_columns", "take_columns"]
+
+_log = logging.getLogger(__name__)
 
 # Usual names of the column of texts, or of the two columns of text pairs, in order of precedence.
 _USUAL_TEXTS: tuple[tuple[str, ...], ...] = (
@@ -96,11 +101,25 @@ def take_columns(splits: DatasetDict, columns: Mapping[str, str]) -> DatasetDict
     for split, table in splits.items():
         missing = next((name for name in wanted if name not in table.column_names), None)
         if missing is not None:
+            other = other_spelling(missing, table.column_names)
+            known = "" if other is None else f" {other!a} is another spelling of it: rename that column."
             raise InputError(
-                f"The {split} data has no column {missing!r}; it has {', '.join(table.column_names)}. Name the right "
-                f"one with data.{roles[missing]}_column=..."
+                f"The {split} data has no column {missing!r}; it has {', '.join(table.column_names)}.{known} Name the "
+                f"right one with data.{roles[missing]}_column=..."
             )
+        _warn_of_spellings(table, wanted, split)
     renamed = {name: role for name, role in roles.items() if name != role}
     taken = splits.select_columns(wanted).rename_columns(renamed)
     warn_of_overlap(taken, [role for role in columns if role in _INPUT_ROLES])
     return taken
+
+
+def _warn_of_spellings(table: Dataset, wanted: Sequence[str], split: str) -> None:
+    """Warn, on rank 0, of columns that look like one that is read."""
+    for name in wanted:
+        other = other_spelling(name, table.column_names)
+        if other is not None and is_rank_zero():
+            _log.warning(
+                f"The {split} data has the columns {name!a} and {other!a}, which look the same: the first is "
+                "read. Remove or rename the other."
+            )

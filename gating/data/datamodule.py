@@ -101,22 +101,10 @@ class ExampleDataModule(pl.LightningDataModule):
         return {
             "epochs_done": loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             "batches_done": loop.epoch_loop.batch_progress.current.completed,
-            "num_examples": {name: len(split) for name, split in self._splits.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume training at a position that :meth:`state_dict` returned.
-
-        Raises:
-            ValueError: The number of examples differs.
-        """
-        for name, split in self._splits.items():
-            before = state_dict["num_examples"].get(name)
-            if before != len(split):
-                raise InputError(
-                    f"The {name} data has {len(split)} examples now and had {before} when the run began; it cannot "
-                    "resume with other data. Begin a new run."
-                )
+        """Resume training at a position that :meth:`state_dict` returned."""
         self._epochs_done, self._batches_done = state_dict["epochs_done"], state_dict["batches_done"]
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Json
 
+from gating.data.names.spelling import groups_of_spellings, hint_at_spelling
 from gating.data.rows import name_row
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
@@ -86,7 +87,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         raise InputError(
             f"All training examples have the label {shorten(repr(names[0]))}; a classifier needs at least two."
         )
-    warn_of_spellings(names)
+    warn_of_spellings(names, Counter(written["train"]))
     numbers = {name: number for number, name in enumerate(names)}
     encoded = {}
     for split, table in splits.items():
@@ -110,15 +111,16 @@ def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str)
     unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
     if unknown:
         row, label = unknown
+        hint = hint_at_spelling(label, numbers)
         if classes_of_model() is not None:
             raise InputError(
                 f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the model "
-                f"lacks; it has {shorten(', '.join(numbers))}. Evaluate it on data with its labels."
+                f"lacks; it has {shorten(', '.join(numbers))}. {hint or 'Evaluate it on data with its labels.'}"
             )
         raise InputError(
             f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the training data "
-            f"lacks; it has {shorten(', '.join(numbers))}. Correct the row, or add examples of it to the training "
-            "data."
+            f"lacks; it has {shorten(', '.join(numbers))}. "
+            f"{hint or 'Correct the row, or add examples of it to the training data.'}"
         )
 
 
@@ -179,17 +181,21 @@ def _missing(split: str, row: int) -> str:
     raise InputError(f"The {split} data has no label in {name_row(split, row)}. Fill it in, or {instead}.")
 
 
-def warn_of_spellings(names: Sequence[str]) -> None:
-    """Warn, on rank 0, of classes that differ only in case and spaces."""
-    spellings: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        spellings[" ".join(name.split()).casefold()].append(name)
-    twice = [repr(name) for group in spellings.values() if len(group) > 1 for name in group]
+def warn_of_spellings(names: Sequence[str], counts: Mapping[str, int]) -> None:
+    """Warn, on rank 0, of classes that differ only in their spelling.
+
+    Args:
+        names: The classes.
+        counts: Number of examples of each.
+    """
+    groups = groups_of_spellings(names)
+    twice = [f"{name!a} ({counts.get(name, 0)})" for group in groups for name in group]
     if twice and is_rank_zero():
+        distinct = len(names) - len(twice) + len(groups)
         _log.warning(
-            f"{len(names)} classes are {len(spellings)} when case and surrounding spaces are ignored: "
-            f"{shorten(', '.join(twice), most=400)}. Each is learned as a separate class; spell the same class the "
-            "same way."
+            f"{len(names)} classes are {distinct} when case, spaces, invisible characters and different codes of the "
+            f"same character are ignored: {shorten(', '.join(twice), most=400)}. Each is learned as a separate class, "
+            "with this number of examples; spell the same class the same way."
         )
 
 

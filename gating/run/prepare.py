@@ -21,6 +21,7 @@ from gating.models.adapters import check_adapters
 from gating.models.blueprint import make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
 from gating.models.sources import load_sharded
+from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.state import check_own_checkpoints, check_writable, claim_folder
 from gating.run.folder.stored_settings import read_settings_of
 from gating.run.measured_budget import with_measured_budget
@@ -69,6 +70,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     blueprint = _check_blueprint(settings, objects)
     examples = load_examples(settings, objects.task)
     data = encode_examples(examples, settings, objects, blueprint, num_processes=num_processes)
+    inputs = _check_inputs(settings, examples, data, resumes=resumes) if is_rank_zero() else {}
     for phase in phases.values():
         check_monitors(phase.callbacks, data.prepared)
     total_steps = count_steps(trainer, num_batches=data.module.num_batches())
@@ -85,7 +87,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
     phases = phases or build_phases(settings)
     config = None if resumes else settings.to_yaml()
-    lock = claim_folder(settings.paths, config=config, ckpt_path=settings.ckpt_path)
+    lock = claim_folder(settings.paths, config=config, inputs=inputs, ckpt_path=settings.ckpt_path)
     loggers = objects.make_loggers(settings.paths.folder, run_config=settings.values, resume=resumes)
     return Run(
         settings=settings,
@@ -147,6 +149,19 @@ def _check_folders(settings: Settings, *, resumes: bool) -> None:
         check_writable(paths.folder, paths.checkpoints, settings=settings.values)
 
 
+def _check_inputs(settings: Settings, examples: Examples, data: RunData, *, resumes: bool) -> dict[str, Any]:
+    """Return a description of the data and the folders that a run reads, the same as before if it is resumed."""
+    inputs = describe_inputs(
+        settings.values,
+        data.prepared.splits,
+        num_rows={split: len(table) for split, table in examples.splits.items()},
+        classes=list(data.prepared.config.get("id2label", {}).values()),
+    )
+    if resumes:
+        check_inputs(settings.paths.folder, inputs, allow_changed=bool(settings.values["data"].get("allow_changed")))
+    return inputs
+
+
 def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel:
     """Check adapters, gates and budget against the model without weights, and return that model."""
     blueprint = make_blueprint(objects.source, objects.task.auto_class)
@@ -180,6 +195,7 @@ def load_examples(settings: Settings, task: Task, *, hold_out_missing: bool = Tr
         InputError: The source rejects its settings, or returns no examples.
     """
     values = settings.values["data"]
+    values.pop("allow_changed", None)
     take_arguments(ExampleDataModule, values)
     preparation = take_arguments(task.prepare, values)
     examples = as_examples(call_source("data", values), target=values["_target_"])

@@ -1,6 +1,7 @@
 """Tags of words as class numbers."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     names = list(classes_of_model() or [*first, *others])
     if len(names) < 2:
         raise InputError(f"All words have the tag {', '.join(names) or 'none'}; there must be at least two.")
-    warn_of_spellings(names)
+    warn_of_spellings(names, Counter(tag for rows in tags.values() for row in rows for tag in row))
     numbers = {name: number for number, name in enumerate(names)}
     for split, rows in tags.items():
         # One tag of each row, an unknown one if there is any.

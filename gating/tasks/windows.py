@@ -6,6 +6,7 @@ from typing import Any
 from datasets import DatasetDict, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from gating.data.names.spelling import is_spelled_in
 from gating.data.rows import name_row
 from gating.errors import InputError, shorten
 
@@ -56,10 +57,15 @@ def _check_answer(text: str, start: int, context: str, *, where: str) -> None:
         )
     near = context[max(0, start - _TOLERANCE) : start + len(text) + _TOLERANCE]
     if "".join(text.split()).lower() not in "".join(near.split()).lower():
+        # Decomposed characters are longer than composed ones.
+        around = context[max(0, start - _TOLERANCE) : start + 2 * len(text) + _TOLERANCE]
+        remedy = "Correct answer_start, or remove the row."
+        if is_spelled_in(text, around):
+            remedy = f"The text has other codes of the same characters, {shorten(around)!a}, and the answer is "
+            remedy += f"{shorten(text)!a}: normalize both."
         raise InputError(
             f"{where} that is not at its answer_start: {shorten(text)!r}; "
-            f"at character {start} is {shorten(context[start : start + len(text)])!r}. Correct "
-            "answer_start, or remove the row."
+            f"at character {start} is {shorten(context[start : start + len(text)])!r}. {remedy}"
         )
 
 

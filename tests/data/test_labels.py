@@ -89,7 +89,8 @@ def test_classes_that_differ_only_in_case_and_spaces_are_warned_of(encode, caplo
         _, classes = encode_tags(splits([[name] for name in names], [["food"]]).map(lambda row: {"text": ["x"]}))
     assert len(classes) == 12
     (record,) = caplog.records
-    assert record.message.startswith("12 classes are 3 when case and surrounding spaces are ignored: ' food ', ")
+    assert record.message.startswith("12 classes are 3 when case, spaces, invisible characters and ")
+    assert "' food ' (1), " in record.message
 
 
 def test_other_classes_are_not_warned_of(caplog):

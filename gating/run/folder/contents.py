@@ -15,6 +15,7 @@ __all__ = [
     "FOLDERS",
     "GATES_PICTURE",
     "HISTORY_PICTURE",
+    "INPUTS",
     "LOCK",
     "METRICS",
     "MODELS",
@@ -45,6 +46,8 @@ class Phase(StrEnum):
 
 # Settings of the run, written first, and its results, written last: a folder with results is finished.
 CONFIG, METRICS = "config.yaml", "metrics.json"
+# Its data, model and teacher by their content.
+INPUTS = "inputs.json"
 # Held by the process that trains.
 LOCK = ".lock"
 # Settings of an earlier run while a new one removes its files, so that an interrupted removal can be continued.
@@ -60,7 +63,7 @@ COMPACT, TEACHER = "compact", "teacher"
 RECORD_FILES = (CONFIG, METRICS)
 _REPORT_FILES = (GATES_PICTURE, HISTORY_PICTURE, SAMPLES, PAGE)
 # Files that a new run in the same folder replaces, besides those.
-OTHER_FILES = (*CSV_FILES, *(f"{REPORT}/{name}" for name in _REPORT_FILES), OWNER_MARK)
+OTHER_FILES = (*CSV_FILES, *(f"{REPORT}/{name}" for name in _REPORT_FILES), OWNER_MARK, INPUTS)
 FILES = (*RECORD_FILES, *OTHER_FILES)
 # Folders with files that a new run replaces; the folders of W&B runs stay.
 REPLACED_FOLDERS = (CHECKPOINTS, CSV, TENSORBOARD, REPORT)

@@ -6,8 +6,9 @@ from typing import Any
 
 from gating.errors import FolderExistsError, InputError
 from gating.run.folder.contents import is_run
+from gating.run.folder.places import local_places, with_absolute_paths
 from gating.run.folder.state import is_finished, owned_by_other_process
-from gating.run.folder.stored_settings import leaves, read_settings_of
+from gating.run.folder.stored_settings import leaves, read_settings_of, with_values
 from gating.tracking.redaction import redact_settings
 
 __all__ = ["find_run", "is_free", "named_run"]
@@ -23,6 +24,7 @@ _FREE = (
     "logger",
     "callbacks",
     "data.num_workers",
+    "data.allow_changed",
     "optimized_metric",
     "push_to_hub",
     "sweep",
@@ -58,7 +60,13 @@ def find_run(settings: Mapping[str, Any], *, has_own_folder: bool) -> Path | Non
         if has_own_folder and place.absolute() != folder.absolute():
             raise InputError(f"The run to resume is in {folder}, and output_dir={place}: leave output_dir out.")
     # Secrets are not stored in the folder.
-    changed = _difference(read_settings_of(folder), redact_settings(dict(settings)))
+    shown = redact_settings(with_absolute_paths(settings))
+    stored = read_settings_of(folder)
+    # What is there is compared by its content, since files may have moved.
+    stored = with_values(
+        stored, {name: str(path) for name, path in local_places(settings).items() if _is_moved(stored, name)}
+    )
+    changed = _difference(stored, shown)
     if changed is not None:
         name, before, now = changed
         raise InputError(
@@ -94,9 +102,15 @@ def is_free(name: str) -> bool:
     return any(name == free or name.startswith(f"{free}.") for free in _FREE)
 
 
+def _is_moved(stored: Mapping[str, Any], name: str) -> bool:
+    """Return whether a run had a file or folder where another one is given."""
+    before = dict(leaves(stored)).get(name)
+    return isinstance(before, str) and Path(before).is_absolute()
+
+
 def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
     """Return the latest unfinished run with these settings, secrets aside, that no other process trains."""
-    shown = redact_settings(dict(settings))
+    shown = redact_settings(with_absolute_paths(settings))
     for folder in sorted(outputs.glob("*/*"), reverse=True):
         if not is_run(folder) or is_finished(folder):
             continue

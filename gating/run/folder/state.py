@@ -21,6 +21,7 @@ from gating.run.folder.contents import (
     RunPaths,
 )
 from gating.run.folder.earlier_run import check_earlier, check_links, clearing, remove_model, remove_phases
+from gating.run.folder.inputs import Inputs, write_inputs
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder
 from gating.training.checkpoints import checkpoints_in, remove_checkpoint, why_unusable
@@ -127,12 +128,15 @@ def _mark(folder: Path, checkpoints: Path) -> None:
                 new.write_text(mark, encoding="ascii")
 
 
-def claim_folder(paths: RunPaths, *, config: str | None, ckpt_path: str | None) -> filelock.BaseFileLock | None:
+def claim_folder(
+    paths: RunPaths, *, config: str | None, inputs: Inputs, ckpt_path: str | None
+) -> filelock.BaseFileLock | None:
     """Prepare and lock a run's folder, and make it the current folder.
 
     Args:
         paths: Folders of the run.
         config: Its settings as YAML, for a new run; None for a resumed one.
+        inputs: Its data, and the folders that it reads; those that it goes on with if it is resumed.
         ckpt_path: Checkpoint to return to.
 
     Returns:
@@ -152,6 +156,7 @@ def claim_folder(paths: RunPaths, *, config: str | None, ckpt_path: str | None) 
             _mark(paths.folder, paths.checkpoints)
         if ckpt_path is not None:
             _return_to(Path(ckpt_path), paths.folder, paths.checkpoints)
+        write_inputs(paths.folder, inputs)
     _current = paths.folder
     return lock
 

@@ -14,6 +14,7 @@ from gating.errors import InputError, explain
 from gating.models.sources import teacher_source
 from gating.objectives.baselines.none import NoObjective
 from gating.pruning.speedup import check_speedup
+from gating.run.folder.inputs import check_inputs
 from gating.run.folder.old_names import with_new_names
 from gating.run.folder.optimized import check_optimized
 from gating.run.settings.build import of_its_class
@@ -54,7 +55,7 @@ def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> Settings:
     values["data"] = _without_defaults(values["data"])
     # To a user, batches, tokens and columns are settings of the data.
     places: dict[str, list[Callable[..., Any]]] = {
-        "data": [ExampleDataModule, locate_target(f"{values['task']['_target_']}.prepare", "task.")],
+        "data": [ExampleDataModule, check_inputs, locate_target(f"{values['task']['_target_']}.prepare", "task.")],
         "objective": [check_speedup],
         "distillation": [teacher_source],
         "optimizer": [AnyOptimizer]

@@ -74,6 +74,8 @@ def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str
     taken = {name: value for name, value in stored.items() if name in command and name not in _OF_COMMAND}
     check_trusted(taken, folder=folder, given=given, command=command, options=options)
     taken["paths"] = {**command["paths"], **taken["paths"]}
+    if "allow_changed" in taken["data"]:
+        taken["data"]["allow_changed"] = False  # Each command allows it anew.
     for name in (name for name in given if name.partition(".")[0] not in _OF_COMMAND):
         _override(taken, command, name.split("."))
     if HIDDEN in str(taken):

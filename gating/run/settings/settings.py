@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gating.run.folder.contents import Phase, RunPaths
+from gating.run.folder.places import absolute_path, with_absolute_paths
 from gating.tracking.redaction import redact_settings
 
 __all__ = ["Settings"]
@@ -70,8 +71,13 @@ class Settings:
         return replace(changed, has_own_folder=self.has_own_folder)
 
     def to_yaml(self) -> str:
-        """Return all settings as YAML, without secrets."""
-        return OmegaConf.to_yaml(OmegaConf.create(redact_settings(_resolve(self._composed))))
+        """Return all settings as YAML, with absolute paths and without secrets."""
+        absolute = {
+            "output_dir": absolute_path(str(self.paths.folder)),
+            "paths": {"checkpoints": absolute_path(str(self.paths.checkpoints))},
+        }
+        values = with_absolute_paths(_resolve(_replace(self._composed, absolute)))
+        return OmegaConf.to_yaml(OmegaConf.create(redact_settings(values)))
 
     @classmethod
     def of(cls, composed: DictConfig, *, data: Mapping[str, Any]) -> "Settings":

@@ -1,0 +1,1 @@
+"""Names of classes and columns that look the same and are not."""

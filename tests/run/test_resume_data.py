@@ -1,0 +1,140 @@
+"""A run resumes with the data, the model and the teacher that it began with, wherever they lie, or is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gating.commands.folder_evaluation import evaluate_folder
+from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
+from tests.support.resumed import recalled, resume
+from tests.support.tiny_run import make_inputs, make_model_folder, write_table
+
+SHORT = ["trainer.max_steps=4", "trainer.val_check_interval=1"]
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch) -> Path:
+    """The folder of a run that ended at its third step, with relative paths of data and model."""
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+    make_inputs(tmp_path / "first" / "inputs")
+    with at_batch(3, interrupt), pytest.raises(Interrupted):
+        run_in(Path("run"), settings())
+    return tmp_path / "first" / "run"
+
+
+def settings() -> list[str]:
+    """Return the settings of a run whose data and model are in the working directory."""
+    return [
+        *SHORT,
+        *("model=pretrained", "model.name=inputs/model", "data=files"),
+        *(f"data.{split}=inputs/{split}.tsv" for split in ("train", "validation", "test")),
+        *("data.batch_size=8", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "objective.num_heads=4"),
+    ]
+
+
+def change(path: Path, before: str, after: str) -> None:
+    """Change the first occurrence of a text in a file."""
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+
+
+CHANGES = {
+    "train": (lambda path: change(path, "\tfirst", "\tsecond"), "train data (data.train={path}) has other labels in"),
+    "validation": (
+        lambda path: change(path, "word23", "word24"),
+        "validation data (data.validation={path}) has other",
+    ),
+    "test": (
+        lambda path: change(path, "text\tlabel\n", "text\tlabel\nword9\tfirst\n"),
+        "test data (data.test={path}) has 17 rows, and had 16",
+    ),
+}
+
+
+@pytest.mark.parametrize("split", CHANGES)
+def test_changed_data_are_named_and_refused(split, begun, capsys):
+    make_change, expected = CHANGES[split]
+    path = begun.parent / "inputs" / f"{split}.tsv"
+    make_change(path)
+    before = sorted(begun.rglob("*"))
+    for end in (lambda: resume(begun), lambda: end_of(begun, settings(), "resume=auto")):
+        assert end() == 1
+        error = capsys.readouterr().err
+        assert expected.format(path=path) in error
+        assert "data.allow_changed=true" in error
+    assert sorted(begun.rglob("*")) == before
+
+
+@pytest.mark.parametrize("rows", [80, 8])
+def test_changed_data_are_allowed_with_a_warning_once(rows, begun, capsys, caplog):
+    write_table(begun.parent / "inputs" / "train.tsv", rows=rows, seed=7)
+    with at_batch(1, interrupt), pytest.raises(Interrupted):
+        resume(begun, "data.allow_changed=true")
+    assert "goes on with other data" in caplog.text
+    write_table(begun.parent / "inputs" / "train.tsv", rows=rows, seed=8)
+    assert resume(begun) == 1
+    assert "cannot resume with other data" in capsys.readouterr().err
+    write_table(begun.parent / "inputs" / "train.tsv", rows=rows, seed=7)
+    assert resume(begun) == 0
+
+
+def test_relative_paths_mean_the_same_in_another_folder(begun, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    taken = recalled(begun)
+    assert taken["data"]["test"] == str(tmp_path / "first" / "inputs" / "test.tsv")
+    assert taken["model"]["name"] == str(tmp_path / "first" / "inputs" / "model")
+    assert resume(begun) == 0
+
+
+def test_other_data_under_the_same_relative_path_are_refused_with_both_paths(begun, tmp_path, monkeypatch, capsys):
+    shutil.copytree(tmp_path / "first" / "inputs", tmp_path / "second" / "inputs")
+    monkeypatch.chdir(tmp_path / "second")
+    change(Path("inputs/train.tsv"), "\tfirst", "\tsecond")
+    assert end_of(begun, settings(), "resume=auto") == 1
+    error = capsys.readouterr().err
+    assert f"(data.train={tmp_path}/second/inputs/train.tsv, before {tmp_path}/first/inputs/train.tsv)" in error
+
+
+def test_copies_of_the_files_are_the_same_data(begun, tmp_path, monkeypatch):
+    (tmp_path / "first" / "inputs").rename(tmp_path / "inputs")
+    monkeypatch.chdir(tmp_path)
+    assert end_of(begun, settings(), "resume=auto") == 0
+
+
+def test_another_model_or_teacher_under_the_same_name_is_refused(begun, tmp_path, capsys):
+    place = begun.parent / "inputs" / "model"
+    shutil.rmtree(place)
+    make_model_folder(place, seed=1)
+    assert resume(begun) == 1
+    assert f"model.name={place} has another model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"data": {}}'])
+def test_a_lost_or_damaged_record_is_no_equal_one(content, begun, capsys):
+    (begun / "inputs.json").unlink()
+    if content is not None:
+        (begun / "inputs.json").write_text(content)
+    assert resume(begun) == 1
+    assert f"{begun}/inputs.json" in capsys.readouterr().err
+    with at_batch(1, interrupt), pytest.raises(Interrupted):
+        resume(begun, "data.allow_changed=true")
+    assert json.loads((begun / "inputs.json").read_text())["data"].keys() == {"train", "validation", "test"}
+
+
+def test_a_finished_run_is_evaluated_on_its_own_test_file_from_another_folder(begun, tmp_path, monkeypatch, caplog):
+    assert resume(begun) == 0
+    (tmp_path / "second" / "inputs").mkdir(parents=True)
+    write_table(tmp_path / "second" / "inputs" / "test.tsv", rows=10, seed=5)
+    monkeypatch.chdir(tmp_path / "second")
+    numbers = evaluate_folder(str(begun), ["trainer.accelerator=cpu"]).to_json()
+    stored = json.loads((begun / "metrics.json").read_text())
+    assert numbers["num_examples"] == 16
+    assert numbers["metrics"]["accuracy"] == stored["test/accuracy"]
+    assert "differ" not in caplog.text
+    change(begun.parent / "inputs" / "test.tsv", "\tfirst", "\tsecond")
+    evaluate_folder(str(begun), ["trainer.accelerator=cpu"])
+    assert "has other labels" in caplog.text
