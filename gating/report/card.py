@@ -53,6 +53,7 @@ class CompactReport:
         notes: Sentences on the method of measurement.
         data: Data set of the scores.
         scores: Results for the metadata of the card: split (``validation`` or ``test``), metric and value.
+        base_model: Name on the hub of the model that this one was made from; by default as its folder says.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -61,6 +62,7 @@ class CompactReport:
     notes: list[str] = field(default_factory=list)
     data: EvaluatedData | None = None
     scores: list[tuple[str, str, float]] = field(default_factory=list)
+    base_model: str | None = None
 
 
 # Auto classes whose models have another one, of a clearer name; BART is among the masked language models, too.
@@ -117,6 +119,7 @@ def write_card(
         name=(repo_id or f"compact {model.config.model_type}").rpartition("/")[2],
         data=None if report is None else report.data,
         scores=() if report is None else report.scores,
+        base_model=None if report is None else report.base_model,
         online=repo_id is not None,
     )
     parts = [
