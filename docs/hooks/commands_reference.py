@@ -13,7 +13,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, MARK = "reference/commands.md", "<!-- help of the commands -->"
-WIDTH = 100
+# Characters beside both columns of links on a screen of 1,280 pixels.
+WIDTH = 76
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
