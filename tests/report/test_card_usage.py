@@ -28,12 +28,9 @@ from tests.support.tiny_models import VOCABULARY
 NUM_TOKENS = len(VOCABULARY)
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 1}
+SIZES = {"layers": 1, "attention_heads": 4}
 BART = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 64}
-BART |= {
-    f"{part}_{name}": number
-    for part in ("encoder", "decoder")
-    for name, number in (("layers", 1), ("attention_heads", 4))
-}
+BART |= {f"{part}_{name}": number for part in ("encoder", "decoder") for name, number in SIZES.items()}
 BART |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 1}
 
 
@@ -67,14 +64,15 @@ def processor_of(model: PreTrainedModel, tokenizer: object) -> object:
 def test_the_code_of_the_card_runs_in_the_folder(kind, stock, tokenizer, tmp_path, monkeypatch, capsys):
     model = MODELS[kind]()
     if not stock:
-        gating.prune_heads(model, {0: [1]})
+        gating.prune_heads(model, {gating.find_attention_blocks(model)[0].name: [1]})
     folder = gating.save_compact(model, tmp_path / "model", tokenizer=processor_of(model, tokenizer), stock=stock)
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert ("trust_remote_code=True" in code) is not stock
     monkeypatch.chdir(folder)
     capsys.readouterr()
     exec(compile(code, kind, "exec"), {})
-    assert capsys.readouterr().out.strip()
+    # A random model may write nothing but the end of a text.
+    assert capsys.readouterr().out
 
 
 def test_a_folder_without_a_tokenizer_is_only_loaded(tmp_path):
