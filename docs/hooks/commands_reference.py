@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import textwrap
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, MARK = "reference/commands.md", "<!-- help of the commands -->"
-WIDTH = 100
+# Characters beside both columns of links on a screen of 1,280 pixels.
+WIDTH = 76
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -25,8 +27,22 @@ def commands_reference() -> str:
     described = yaml.safe_load((ROOT / "conf" / "hydra" / "default.yaml").read_text(encoding="utf-8"))["help"]
     # The groups and their options are a page of their own.
     train = re.sub(r"Groups and their options.*?APP_CONFIG_GROUPS\s*", "", described["template"], flags=re.S)
-    sections = [_section("train", train.replace("$$", "$"))]
+    sections = [_section("train", _wrapped(train.replace("$$", "$")))]
     return "\n\n".join([*sections, *(_section(name, _help(name)) for name in COMMANDS)])
+
+
+def _wrapped(text: str) -> str:
+    """Return a text with its long lines wrapped; a second column stays one."""
+    return "\n".join(_wrapped_line(line) for line in text.splitlines())
+
+
+def _wrapped_line(line: str) -> str:
+    column = re.match(r" +\S.*? {2,}| *", line)
+    start = len(column[0]) if column else 0
+    if len(line) <= WIDTH:
+        return line
+    rest = textwrap.wrap(line[start:], WIDTH - start, break_long_words=False, break_on_hyphens=False)
+    return line[:start] + f"\n{' ' * start}".join(rest)
 
 
 def _help(name: str) -> str:

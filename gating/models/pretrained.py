@@ -37,6 +37,8 @@ class Pretrained:
         attn_implementation: Attention implementation, such as ``eager``; the default of transformers if None.
         tokenizer: Folder or hub name of the tokenizer or image processor; that of the model if None.
         config: Configuration values to change.
+        base_model: Name on the hub of the model in a folder or package, for titles and the model card; a model that is
+            loaded from the hub needs none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Pretrained:
     attn_implementation: str | None = None
     tokenizer: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    base_model: str | None = None
 
     @property
     def title(self) -> str:

@@ -3,6 +3,7 @@
 ``conf/model`` names the classes in this module. A source of another kind implements :class:`ModelSource`.
 """
 
+from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,7 +13,9 @@ from gating.models.pretrained import Pretrained
 from gating.sharding.plan import shard_model
 from gating.structure.compact import is_indivisible
 
-__all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "teacher_source"]
+__all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "short_name", "teacher_source"]
+
+_PACKAGE = "package://"
 
 
 class ModelSource(Protocol):
@@ -71,3 +74,19 @@ def teacher_source(*, teacher: str | None) -> ModelSource | None:
         teacher: A folder, a name on the hub, or ``package://NAME/FOLDER``.
     """
     return None if teacher is None else Pretrained(teacher)
+
+
+def short_name(source: ModelSource) -> str:
+    """Return a short name of a model for titles: its name on the hub, or that of its package or folder.
+
+    Args:
+        source: The source.
+
+    Example:
+        >>> short_name(Pretrained("package://some_package/model")), short_name(Pretrained("user/bert-tiny"))
+        ('some_package', 'user/bert-tiny')
+    """
+    title = getattr(source, "base_model", None) or source.title
+    if title.startswith(_PACKAGE):
+        return title.removeprefix(_PACKAGE).partition("/")[0]
+    return Path(title).resolve().name if Path(title).expanduser().is_dir() else title

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -53,6 +54,7 @@ class CompactReport:
         notes: Sentences on the method of measurement.
         data: Data set of the scores.
         scores: Results for the metadata of the card: split (``validation`` or ``test``), metric and value.
+        base_model: Name on the hub of the model that this one was made from; by default as its folder says.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -61,37 +63,14 @@ class CompactReport:
     notes: list[str] = field(default_factory=list)
     data: EvaluatedData | None = None
     scores: list[tuple[str, str, float]] = field(default_factory=list)
+    base_model: str | None = None
 
 
 # Auto classes whose models have another one, of a clearer name; BART is among the masked language models, too.
 _VAGUE = ("AutoModelForMaskedLM", "AutoModelForTextEncoding", "AutoModelForPreTraining")
 
-_USAGE = """\
-## Use
-
-```python
-from transformers import AutoModel{task}
-
-model = AutoModel{task}.from_pretrained("{place}", trust_remote_code=True)
-```
-
-`trust_remote_code` lets the small Python files of this folder rebuild the layers with fewer {units}; nothing else is
-needed. Where head-gating is installed, `gating.load_compact("{place}")` loads the model without running them.
-"""
-
-_STOCK_USAGE = """\
-## Use
-
-```python
-from transformers import AutoModel{task}
-
-model = AutoModel{task}.from_pretrained("{place}")
-```
-
-Every layer kept equally many units, so that this is a model of its original architecture with smaller sizes in
-`config.json`: no other code is needed. The numbers above are those of the original model; `head_gating.json` has them,
-too, and is not needed to load the model.
-"""
+# Files of a tokenizer or an image processor beside the card.
+_PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
 def write_card(
@@ -117,6 +96,7 @@ def write_card(
         name=(repo_id or f"compact {model.config.model_type}").rpartition("/")[2],
         data=None if report is None else report.data,
         scores=() if report is None else report.scores,
+        base_model=None if report is None else report.base_model,
         online=repo_id is not None,
     )
     parts = [
@@ -136,9 +116,27 @@ def write_card(
             parts.append(_table(heading, [list(row) for row in report.metrics]))
         parts += [f"{note}\n" for note in report.notes]
     place = repo_id or "."
-    usage = (_STOCK_USAGE if stock else _USAGE).format(task=_auto_suffix(model), units=units, place=place)
+    has_processor = any((path.parent / name).is_file() for name in _PROCESSOR_FILES)
+    usage = _usage(model, place=place, units=units, stock=stock, has_processor=has_processor)
     parts += [*_heads_section(model), *_neurons_section(model), usage]
     ModelCard("\n".join(parts)).save(path)
+
+
+def _usage(model: PreTrainedModel, *, place: str, units: str, stock: bool, has_processor: bool) -> str:
+    """Return the section about loading the model and predicting with it."""
+    loader = PackageLoader("gating", "report")
+    # A card is Markdown, in which nothing is escaped.
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template("usage.md.j2").render(
+        task=_auto_suffix(model),
+        processor=has_processor,
+        place=place,
+        trust="" if stock else ", trust_remote_code=True",
+        stock=stock,
+        units=units,
+        num_labels=getattr(model.config, "num_labels", 0),
+        mode="L" if getattr(model.config, "num_channels", 3) == 1 else "RGB",
+    )
 
 
 def heads_per_layer(model: nn.Module) -> list[KeptHeads]:

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import MaxNLocator
 
-from gating.report.history import History
+from gating.report.curves import Curves
+from gating.report.history import Quantity
 from gating.report.score import Score
 
-__all__ = ["Axis", "Chart", "Series", "amount_chart", "score_axis", "score_chart"]
+__all__ = ["Axis", "Chart", "Series", "amount_chart", "loss_charts", "score_axis", "score_chart"]
+
+# More points than a chart has pixels across would only make the page large.
+_MOST_POINTS = 2000
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,10 @@ class Series:
 
     @property
     def finite(self) -> list[tuple[float, float]]:
-        """The points that can be drawn."""
-        return [(x, y) for x, y in self.points if math.isfinite(y)]
+        """The points that can be drawn; of very many, some at equal distances and the last."""
+        points = [(x, y) for x, y in self.points if math.isfinite(y)]
+        every = -(-len(points) // _MOST_POINTS) or 1
+        return points[::every] + (points[-1:] if len(points) % every != 1 and every > 1 else [])
 
 
 @dataclass(frozen=True)
@@ -78,18 +84,18 @@ class Chart:
     removal: int = 0
 
 
-def score_chart(history: History, score: Score, *, steps: int, removal: int, final: float, dense: float) -> Chart:
+def score_chart(curves: Curves, score: Score, *, steps: int, removal: int, final: float, dense: float) -> Chart:
     """Return the chart of the validation score over the steps.
 
     Args:
-        history: Observations of a run.
-        score: The score of the observations.
+        curves: Curves of a run.
+        score: The score of the curves.
         steps: Steps of the run.
         removal: Step of the removal; 0 without one.
         final: Score of the final model; NaN if it is not known.
         dense: Score of a dense reference; NaN without one.
     """
-    points = [(seen.step, score.scale * seen.metric) for seen in history.observations]
+    points = [(step, score.scale * value) for step, value in curves.score]
     x, reference = _step_axis(steps), score.scale * dense
     series = [
         Series(f"validation {score.name}", "line dots score", points),
@@ -97,7 +103,7 @@ def score_chart(history: History, score: Score, *, steps: int, removal: int, fin
         Series("dense reference", "dashed", [(x.low, reference), (x.high, reference)]),
     ]
     y = score_axis([value for one in series for _, value in one.points], score)
-    caption = "A fall at the removal that the recovery does not make up for asks for a larger budget or more recovery."
+    caption = _removal_caption(curves, score, final=final) if removal else ""
     if not removal:
         caption = "A curve that still moves at its end asks for more steps."
     if y.low:
@@ -105,6 +111,39 @@ def score_chart(history: History, score: Score, *, steps: int, removal: int, fin
     if missing := sum(not math.isfinite(value) for _, value in points):
         caption += f" {missing} of {len(points)} validations have no finite value."
     return Chart(f"{score.name.capitalize()} over the steps", caption, x, y, series, removal)
+
+
+def _removal_caption(curves: Curves, score: Score, *, final: float) -> str:
+    """Return how the score changed at the removal, and what a change asks for."""
+    before, after = curves.fall
+    if not (math.isfinite(before) and math.isfinite(after)):
+        return "A fall at the removal that the recovery does not make up for asks for a larger budget or more recovery."
+    shown = (
+        f"Before the removal {score.show(before)}, right after it {score.show(after)}, at the end {score.show(final)}."
+    )
+    if score.show(before) == score.show(after):
+        return f"{shown} The gates were closed when their units were removed, so that nothing changed then."
+    return f"{shown} A fall that the recovery does not make up for asks for a larger budget or more recovery."
+
+
+def loss_charts(curves: Curves, *, steps: int, removal: int) -> list[Chart]:
+    """Return the chart of the losses over the steps, if there are any.
+
+    Args:
+        curves: Curves of a run.
+        steps: Steps of the run.
+        removal: Step of the removal; 0 without one.
+    """
+    series = [
+        Series("training", "line loss", curves.loss),
+        Series("validation", "line dots score", curves.validation_loss),
+    ]
+    values = [value for one in series for _, value in one.finite]
+    if not values:
+        return []
+    caption = f"All {len(curves.loss):,} logged losses of training batches, without the penalty of the gates."
+    low, high = min(0.0, *values), max(values)
+    return [Chart("Loss over the steps", caption, _step_axis(steps), _axis(low, high, ""), series, removal)]
 
 
 # Title, and factor between an observed and a shown value, of each quantity.
@@ -115,22 +154,22 @@ _AMOUNTS = {
 }
 
 
-def amount_chart(history: History, *, steps: int, removal: int, final: float, total: float) -> Chart:
+def amount_chart(curves: Curves, quantity: Quantity, *, steps: int, removal: int, final: float, total: float) -> Chart:
     """Return the chart of open heads or neurons, or their share of cost, over the steps.
 
     Args:
-        history: Observations of a run.
+        curves: Curves of a run.
+        quantity: The quantity of the budget.
         steps: Steps of the run.
         removal: Step of the removal.
         final: Kept heads or neurons, or their share of cost; NaN if it is not known.
         total: Number of heads or neurons of the dense model; 1 for a share of cost.
     """
-    title, scale, unit = _AMOUNTS[history.quantity]
-    seen = history.observations
+    title, scale, unit = _AMOUNTS[quantity]
     series = [
-        Series("expected", "line amount", [(one.step, scale * one.expected_open) for one in seen]),
-        Series("open", "dots amount", [(one.step, scale * one.open) for one in seen]),
-        Series("target", "dashed", [(one.step, scale * one.target) for one in seen]),
+        Series("expected", "line amount", [(step, scale * value) for step, value in curves.expected]),
+        Series("open", "dots amount", [(step, scale * value) for step, value in curves.open]),
+        Series("target", "dashed", [(step, scale * value) for step, value in curves.target]),
         Series("final model", "dots final", [(steps, scale * final)]),
     ]
     caption = (

@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from gating.report.card import KeptHeads, KeptNeurons
-from gating.report.history import History, head_values
-from gating.report.layers import layer_of, short_names
+from gating.report.curves import Curves, curves_of
+from gating.report.history import History, Quantity, head_values
+from gating.report.layers import layer_of, moved_choice, short_names
 from gating.report.score import Score
+from gating.report.summary import Summary
 
 __all__ = ["gates_figure", "head_map_figure", "save_pictures"]
 
@@ -141,6 +143,7 @@ def save_pictures(
     kept: Sequence[KeptHeads],
     search_steps: int,
     neurons: Sequence[KeptNeurons] = (),
+    curves: Curves | None = None,
 ) -> None:
     """Save the figures of a run; their folders are created if needed.
 
@@ -152,13 +155,14 @@ def save_pictures(
         kept: The kept heads of each attention block.
         search_steps: Step at which units were removed; 0 if none were.
         neurons: The kept neurons of each feed-forward block, shown if neurons had gates.
+        curves: Curves of the run over its steps; by default of its observations alone.
     """
     for file in (gates_file, history_file):
         file.parent.mkdir(parents=True, exist_ok=True)
     if history.gate_values:
         figure = gates_figure(
             head_values(history, kept, is_folded=True),
-            title="Gate values; those of outlined heads are folded in",
+            title=f"Gate values; those of outlined heads are folded in. {moved_choice(history, kept)}".rstrip(". "),
             kept={name: heads for name, heads, _ in kept},
             neurons=[] if history.quantity == "heads" else neurons,
             spent=history.spent,
@@ -166,7 +170,8 @@ def save_pictures(
         figure.savefig(gates_file, dpi=150)
     totals = {"heads": sum(before for _, _, before in kept), "neurons": sum(before for _, _, before in neurons)}
     total = totals.get(history.quantity, 100)
-    figure = _history_figure(history, score=score, total=total, search_steps=search_steps)
+    curves = curves or curves_of(history, Summary(), score=score, removal=search_steps)
+    figure = _history_figure(curves, history.quantity, score=score, total=total, search_steps=search_steps)
     figure.savefig(history_file, dpi=150)
 
 
@@ -174,31 +179,38 @@ def save_pictures(
 _AXES = {"heads": ("heads", 1), "neurons": ("neurons", 1), "cost": ("share of cost (%)", 100)}
 
 
-def _history_figure(history: History, *, score: Score, total: float, search_steps: int) -> Figure:
-    """Draw open units and the validation metric over the steps of a run.
+def _history_figure(curves: Curves, quantity: Quantity, *, score: Score, total: float, search_steps: int) -> Figure:
+    """Draw open units, the validation metric and the training loss over the steps of a run.
 
     Args:
-        history: The run's state at each validation.
+        curves: Curves of the run.
+        quantity: Quantity of its budget.
         score: The metric to show.
         total: Shown value of the dense model, such as its number of heads.
         search_steps: Step at which units were removed; 0 if none were.
     """
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
-    units, metric = figure.subplots(2, 1, sharex=True)
-    label, scale = _AXES[history.quantity]
-    observations = history.observations
-    steps = [seen.step for seen in observations]
-    units.plot(steps, [scale * seen.expected_open for seen in observations], color="tab:blue", label="expected open")
-    units.plot(steps, [scale * seen.open for seen in observations], "o", color="tab:blue", label="open")
-    units.plot(steps, [scale * seen.target for seen in observations], "--", color="tab:gray", label="target")
+    has_loss = bool(curves.loss)
+    figure = Figure(figsize=(7, 6.4 if has_loss else 4.6), layout="constrained")
+    units, metric, *others = figure.subplots(3 if has_loss else 2, 1, sharex=True)
+    label, scale = _AXES[quantity]
+    units.plot(*_columns(curves.expected, scale), color="tab:blue", label="expected open")
+    units.plot(*_columns(curves.open, scale), "o", color="tab:blue", markersize=3, label="open")
+    units.plot(*_columns(curves.target, scale), "--", color="tab:gray", label="target")
     units.set(ylabel=label, ylim=(0, 1.05 * total))
-    values = [score.scale * seen.metric for seen in observations]
-    metric.plot(steps, values, "o-", color="tab:orange", label=f"validation {score.name}")
-    metric.set(xlabel="step", ylabel=f"{score.name} ({unit})" if (unit := score.unit.strip()) else score.name)
-    removed = "heads and neurons" if history.quantity == "cost" else history.quantity
-    for axes in (units, metric):
+    metric.plot(*_columns(curves.score, score.scale), "o-", color="tab:orange", label=f"validation {score.name}")
+    metric.set(ylabel=f"{score.name} ({unit})" if (unit := score.unit.strip()) else score.name)
+    for axes in others:
+        axes.plot(*_columns(curves.loss, 1), color="tab:green", linewidth=1, label="training loss")
+        axes.set(ylabel="loss")
+    removed = "heads and neurons" if quantity == "cost" else quantity
+    for axes in (units, metric, *others):
         if search_steps:
             axes.axvline(search_steps, color="black", linewidth=0.8, linestyle=":", label=f"{removed} removed")
         axes.legend(loc="best", fontsize="small")
         axes.grid(alpha=0.3)
+    axes.set(xlabel="step", xlim=(0, None))
     return figure
+
+
+def _columns(points: Sequence[tuple[float, float]], scale: float) -> tuple[list[float], list[float]]:
+    return [step for step, _ in points], [scale * value for _, value in points]

@@ -44,6 +44,7 @@ class History:
         quantity: The quantity of the observations.
         spent: With gates on heads and neurons, the share of the cost of all of them that the kept ones of each kind
             have, after the search.
+        is_moved: Whether the choice of the objective was changed after the search, by timing compact copies.
     """
 
     observations: list[Observation] = field(default_factory=list)
@@ -51,6 +52,7 @@ class History:
     folded: dict[str, list[float]] = field(default_factory=dict)
     quantity: Quantity = "heads"
     spent: dict[str, float] = field(default_factory=dict)
+    is_moved: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history as plain values, for a checkpoint."""
@@ -65,6 +67,7 @@ class History:
         self.folded = dict(state.get("folded", {}))
         self.quantity = state.get("quantity", "heads")
         self.spent = dict(state.get("spent", {}))
+        self.is_moved = bool(state.get("is_moved", False))
 
 
 def head_values(

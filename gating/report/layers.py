@@ -10,7 +10,7 @@ from gating.report.card import KeptHeads, KeptNeurons
 from gating.report.history import History, head_values
 from gating.report.score import Score
 
-__all__ = ["Frame", "Panel", "frames_of", "layer_of", "panels_of", "short_names"]
+__all__ = ["Frame", "Panel", "frames_of", "layer_of", "moved_choice", "panels_of", "short_names"]
 
 # More frames than a person moves a slider over; a page of 48 layers with 64 heads stays below two megabytes.
 _MOST_FRAMES = 60
@@ -124,6 +124,34 @@ def frames_of(
     gates = [value for block in kept for value in _values_after(block, folded.get(block[0]))]
     widths = [after / max(before, 1) for _, after, before in neurons]
     return [*frames, _frame("After the removal", "stay", gates, widths, neurons)]
+
+
+def moved_choice(history: History, kept: Sequence[KeptHeads]) -> str:
+    """Return the difference between the open and the kept heads as a sentence; empty if there is none.
+
+    Args:
+        history: Observations of the run.
+        kept: The kept heads of each attention block.
+    """
+    blocks = {name for name, _, _ in kept}
+    values = head_values(history, kept) if history.gate_values else {}
+    values = {name: row for name, row in values.items() if name in blocks}
+    is_kept = {(name, head) for name, heads, _ in kept for head in heads}
+    is_open = {(name, head) for name, row in values.items() for head, value in enumerate(row) if value > 0}
+    gated = {(name, head) for name, row in values.items() for head in range(len(row))}
+    removed, closed = len(is_open - is_kept), len((is_kept & gated) - is_open)
+    parts = [
+        *([f"{removed} open {_heads(removed)} removed"] if removed else []),
+        *([f"{closed} closed {_heads(closed)} kept"] if closed else []),
+    ]
+    if history.is_moved:
+        changes = f": {' and '.join(parts)}" if parts else ", in feed-forward neurons alone"
+        return f"Timing of compact copies after the search moved the choice{changes}."
+    return f"By the choice of the objective, {' and '.join(parts)}." if parts else ""
+
+
+def _heads(number: int) -> str:
+    return "head was" if number == 1 else "heads were"
 
 
 def _values_after(block: KeptHeads, values: Sequence[float] | None) -> list[float | None]:

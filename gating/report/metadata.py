@@ -50,6 +50,7 @@ def card_metadata(
     name: str,
     data: EvaluatedData | None,
     scores: Sequence[tuple[str, str, float]],
+    base_model: str | None = None,
     online: bool = False,
 ) -> ModelCardData:
     """Return the metadata of a model card.
@@ -59,13 +60,14 @@ def card_metadata(
         name: Name of the model.
         data: Data set of the scores; without it the metadata has no results.
         scores: Split (``validation`` or ``test``), metric and value.
+        base_model: Name of the base model on the hub; by default as the model's folder says.
         online: Whether the card of the base model, for its license, may be downloaded.
     """
-    base_model, licenses = _base_of(model, online=online)
+    found, licenses = _base_of(model, online=online)
     task = _task_of(model)
     results = [] if data is None else [_result(task or "other", data, *score) for score in scores]
     return ModelCardData(
-        base_model=base_model,
+        base_model=base_model or found,
         library_name="transformers",
         **licenses,
         pipeline_tag=None if task == _UNLISTED else task,

@@ -15,9 +15,10 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from gating.report.card import KeptHeads, KeptNeurons
-from gating.report.charts import Chart, amount_chart, score_chart
+from gating.report.charts import Chart, amount_chart, loss_charts, score_chart
+from gating.report.curves import curves_of
 from gating.report.history import History
-from gating.report.layers import frames_of, panels_of
+from gating.report.layers import frames_of, moved_choice, panels_of
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary, machine, versions
 from gating.storage.atomic import replacing_file
@@ -61,8 +62,7 @@ class RunPage:
     """Contents of the page of a run.
 
     Attributes:
-        title: Name of the model.
-        history: Observations of the run.
+    XX: Observations of the run.
         summary: Measurements of the run.
         score: Score of the observations.
         final_score: Score of the tables and the headline.
@@ -78,6 +78,8 @@ class RunPage:
         samples: Texts that it generated, by label.
         dense: Metrics of a dense reference from another run, by the names ``val/NAME`` and ``test/NAME``.
         is_in_sweep: Whether the run is a job of a sweep.
+        date: Date of the run.
+        log: Rows of its log: values by their names, and the number of the step by ``step``.
     """
 
     title: str
@@ -97,6 +99,8 @@ class RunPage:
     samples: Sequence[Mapping[str, str]] = ()
     dense: Mapping[str, float] = field(default_factory=dict)
     is_in_sweep: bool = False
+    date: str = ""
+    log: Sequence[Mapping[str, float]] = ()
 
 
 def write_page(path: Path, page: RunPage) -> None:
@@ -138,7 +142,7 @@ def _context(page: RunPage) -> dict[str, object]:
         stages.insert(0, ("dense, another run", shown[0], shown[1]))
     return {
         "page": page,
-        "title": Path(page.title).name if Path(page.title).is_absolute() else page.title,
+        "title": page.title,
         "is_dense": is_dense,
         "lead": _lead(page),
         "tiles": _tiles(page, reference),
@@ -232,7 +236,7 @@ def _amount(value: float, history: History) -> str:
 
 
 def _against(value: float, dense: float, score: Score) -> str:
-    if math.isnan(dense) or math.isnan(value):
+    if math.isnan(dense + value):
         return ""
     points = " points" if score.unit.strip() == "%" else score.unit
     return f"{score.scale * (value - dense):+.2f}{points} to dense ({score.show(dense)})"
@@ -269,7 +273,12 @@ def _map(page: RunPage) -> dict[str, object]:
         search_steps=page.search_steps,
         score=page.score,
     )
-    return {"heads": heads, "widths": widths, "frames": [asdict(frame) for frame in frames]}
+    return {
+        "heads": heads,
+        "widths": widths,
+        "frames": [asdict(frame) for frame in frames],
+        "moved": moved_choice(history, kept),
+    }
 
 
 def _charts(page: RunPage, reference: Mapping[str, float]) -> list[Chart]:
@@ -279,12 +288,13 @@ def _charts(page: RunPage, reference: Mapping[str, float]) -> list[Chart]:
         metrics.get(f"val/{score.name}", math.nan)
         for metrics in (page.summary.metrics.get(Stage.COMPACT, {}), reference)
     )
-    charts = [score_chart(history, score, **steps, final=final, dense=dense)]
+    curves = curves_of(history, page.summary, score=score, removal=page.search_steps, log=page.log)
+    charts = [score_chart(curves, score, **steps, final=final, dense=dense)]
     if page.summary.search:
         after, before = {
             "heads": (sum(len(heads) for _, heads, _ in page.kept), sum(number for _, _, number in page.kept)),
             "neurons": (sum(number for _, number, _ in page.neurons), sum(number for _, _, number in page.neurons)),
             "cost": (sum(history.spent.values()) or math.nan, 1),
         }[history.quantity]
-        charts.append(amount_chart(history, **steps, final=after, total=before))
-    return charts
+        charts.append(amount_chart(curves, history.quantity, **steps, final=after, total=before))
+    return [*charts, *loss_charts(curves, **steps)]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ class Summary:
     Attributes:
         metrics: For each stage (``search``, ``removed``, ``compact``), the metrics by ``val/name`` and ``test/name``.
         titles: Titles of the stages in tables.
-        seconds: Duration of each stage, in seconds.
+        seconds: Duration of each stage in this process, in seconds.
+        earlier_seconds: The same in earlier processes of a resumed run, up to the checkpoint that it continues.
         latency: Latency of the dense and the compact model.
         sizes: Heads, neurons, multiply-accumulates of an example, parameters, megabytes and bytes of the key-value
             cache for a token, of the dense and the compact model; only those that the dense model has.
@@ -86,35 +88,45 @@ class Summary:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     titles: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    earlier_seconds: dict[str, float] = field(default_factory=dict)
     latency: LatencyComparison | None = None
     sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     search: dict[str, int | str] = field(default_factory=dict)
     training: dict[str, int | str] = field(default_factory=dict)
+    # Start of each stage that is being timed.
+    _started: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements so far as plain values, for a checkpoint."""
-        return {"metrics": self.metrics, "titles": self.titles, "seconds": self.seconds, "search": self.search}
+        seconds = self.all_seconds()
+        return {"metrics": self.metrics, "titles": self.titles, "seconds": seconds, "search": self.search}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the measurements of a checkpoint; durations are added to those of this process."""
+        """Restore the measurements of a checkpoint; its durations are those of earlier processes."""
         self.titles, self.search = state["titles"], state["search"]
         # "validation/" is the prefix of earlier versions.
         self.metrics = {
             stage: {name.replace("validation/", "val/"): value for name, value in values.items()}
             for stage, values in state["metrics"].items()
         }
-        for stage, seconds in state["seconds"].items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.earlier_seconds = dict(state["seconds"])
+
+    def all_seconds(self) -> dict[str, float]:
+        """Return the duration of each stage so far, over all processes of the run, in seconds."""
+        now = time.perf_counter()
+        running = {name: now - start for name, start in self._started.items()}
+        parts = (self.earlier_seconds, self.seconds, running)
+        return {name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(chain(*parts))}
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the duration of a ``with`` block to the seconds of a stage, a phase or an operation."""
-        start = time.perf_counter()
+        self._started[name] = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - self._started.pop(name)
 
     def add_metrics(self, stage: Stage, title: str, split: str, values: Mapping[str, float]) -> None:
         """Record the metrics of a stage on a split."""
@@ -213,7 +225,7 @@ class Summary:
         numbers |= final
         stages = self.metrics if self.search else {Stage.DENSE: final}
         numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
-        return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
+        return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.all_seconds().items()}
 
     def write(self, path: Path, *, score: Score, seed: int) -> None:
         """Save the numbers, the main metric and its format, the seed and the versions as JSON.

@@ -1,5 +1,6 @@
 """The end of a run: after success, an error, or a signal."""
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from gating.run.folder.contents import is_run
 from gating.run.folder.earlier_run import has_checkpoint
 from gating.run.folder.state import current_folder, is_finished, leave_folder, owned_by_this_process
 from gating.tracking.loggers import close_wandb
+from gating.tracking.wandb_parts import is_offline
 from gating.training.callbacks.divergence import DivergedError
 from gating.training.signals import Stopped, stop_on_signals
 
@@ -71,16 +73,18 @@ def _print_error(error: Exception) -> bool:
 
 
 def _finish_wandb(*, failed: bool) -> None:
-    wandb_folder = None
+    parts: list[Path] = []
     try:
         with stop_on_signals():
-            wandb_folder = close_wandb(failed=failed)
+            parts = close_wandb(failed=failed)
     except Stopped as stopped:
         # Everything is written; `wandb sync` uploads the rest.
         _print_once(f"{stopped}.")
         sys.exit(stopped.exit_code)
-    if wandb_folder is not None:
-        print(f"W&B run  {wandb_folder}\n  look   wandb leet {wandb_folder}\n  upload wandb sync {wandb_folder}")
+    if parts:
+        print(f"W&B run  {parts[-1]}\n  look   {shlex.join(['wandb', 'leet', str(parts[-1])])}")
+    if waiting := [str(part) for part in parts if is_offline(part)]:
+        print(f"  upload {shlex.join(['wandb', 'sync', *waiting])}")
 
 
 def _print_once(sentence: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +19,12 @@ from gating.compact.stock import StockError, stock_model
 from gating.discovery.discover import share_specs
 from gating.distributed.collectives import is_rank_zero
 from gating.gates import HeadGates
+from gating.models.sources import short_name
 from gating.objectives.budget import HeadBudget
 from gating.pruning.measure import compare_latency
 from gating.pruning.prune import remove_in_copy
 from gating.report.card import CompactReport, heads_per_layer, neurons_per_layer
+from gating.report.curves import curves_of
 from gating.report.figures import save_pictures
 from gating.report.page import RunPage, write_page
 from gating.report.summary import Stage
@@ -36,6 +40,7 @@ from gating.sharding.twin import empty_twin, gather_model
 from gating.storage.hub import upload
 from gating.structure.record import RECORD_KEY
 from gating.tasks.base import WritesText
+from gating.tracking.csv_log import read_log
 from gating.tracking.loggers import log_outcome, log_samples
 from gating.tracking.redaction import redact
 
@@ -124,7 +129,8 @@ def _export_shards(run: Run) -> None:
 def _compact_report(run: Run) -> CompactReport:
     prepared = run.data.prepared
     score = prepared.final_score or prepared.score
-    return run.state.summary.compact_report(score, describe_data(run.settings.values["data"]))
+    report = run.state.summary.compact_report(score, describe_data(run.settings.values["data"]))
+    return replace(report, base_model=getattr(run.objects.source, "base_model", None))
 
 
 def _save_uniform(save: Callable[..., object]) -> None:
@@ -147,6 +153,8 @@ def report(run: Run) -> None:
     state, score, kept = run.state, run.data.prepared.score, heads_per_layer(run.state.model)
     neurons = neurons_per_layer(state.model)
     final_score = run.data.prepared.final_score or score
+    log = read_log(run.paths.folder)
+    curves = curves_of(state.history, state.summary, score=score, removal=state.search_steps, log=log)
     save_pictures(
         state.history,
         gates_file=run.paths.gates_picture,
@@ -155,6 +163,7 @@ def report(run: Run) -> None:
         kept=kept,
         search_steps=state.search_steps,
         neurons=neurons,
+        curves=curves,
     )
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), kept, state.summary.compact_report(final_score), neurons=neurons)
@@ -162,7 +171,7 @@ def report(run: Run) -> None:
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
-    page = _page_of(run, samples)
+    page = replace(_page_of(run, samples), log=log)
     write_page(run.paths.page, page)
     state.summary.write(run.paths.metrics, score=final_score, seed=run.settings.seed)
     runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
@@ -179,7 +188,7 @@ def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
     is_stock, compact = RECORD_KEY not in read_config(run.paths.compact), run.paths.compact
     model = empty_twin(state.model) if run.is_sharded else state.model
     return RunPage(
-        title=redact(run.objects.source.title),
+        title=redact(f"{short_name(run.objects.source)} on {describe_data(run.settings.values['data']).name}"),
         history=state.history,
         summary=state.summary,
         score=score,
@@ -196,6 +205,7 @@ def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
         samples=samples,
         dense=dense_metrics(sweep, run.paths.folder) if sweep is not None and run.objects.objective else {},
         is_in_sweep=sweep is not None,
+        date=date.today().isoformat(),
     )
 
 

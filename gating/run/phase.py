@@ -14,6 +14,7 @@ from gating.run.folder.contents import Phase
 from gating.run.run import Run
 from gating.tracking.position import return_to
 from gating.training.callbacks.best_weights import BestWeights
+from gating.training.callbacks.clock import RunClock
 from gating.training.callbacks.divergence import DivergenceStop
 from gating.training.callbacks.gates import GateMonitor
 from gating.training.callbacks.interruption import InterruptOnStop, check_completed, end_reason, to_seconds
@@ -152,7 +153,7 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
     checkpoints = [callback for kind in own for callback in chosen if isinstance(callback, kind)]
     others = [callback for callback in chosen if not isinstance(callback, own)]
     bar = [PhaseProgressBar(phase)] if trainer.get("enable_progress_bar", True) else []
-    always = [*checkpoints, *bar, DivergenceStop(run.paths.of_phase(phase))]
+    always = [*checkpoints, *bar, RunClock(run.state.summary), DivergenceStop(run.paths.of_phase(phase))]
     max_time: Any = trainer.get("max_time")
     seconds = to_seconds(max_time)
     deadline = None if seconds is None else run.started + seconds

@@ -4,6 +4,7 @@ import warnings
 from copy import deepcopy
 from functools import partial
 
+import torch
 from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
@@ -93,6 +94,9 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
     kept = kept_gates(run, objective, gates)
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
+        if run.settings.values["objective"].get("speedup") and gates.num_neurons:
+            chosen = objective.kept(gates)
+            state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), kept.cpu())
     log_kept_heads(run.loggers, gates, objective, kept=kept, step=state.search_steps - 1)
     record_spent(state.history, gates, objective, kept=kept)
     with state.summary.timed("finalize"), printed_warnings():

@@ -10,13 +10,23 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from gating.distributed.collectives import is_rank_zero
 from gating.storage.atomic import replacing_file
+from gating.tracking.contents import CSV_FILES
 
-__all__ = ["CsvLogger", "keep_rows", "num_rows"]
+__all__ = ["CsvLogger", "keep_rows", "num_rows", "read_log"]
 
 
 def num_rows(loggers: Sequence[Logger]) -> int:
     """Return the number of rows in the CSV files of this process."""
     return sum(len(writer.read_rows()) for writer in _writers(loggers))
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of a run's CSV file, each with its values by name; none without a file."""
+    try:
+        with (folder / CSV_FILES[0]).open(encoding="utf-8", newline="") as file:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
 
 
 def keep_rows(loggers: Sequence[Logger], number: int) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +12,13 @@ from pytorch_lightning.loggers import Logger
 
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
-from gating.tracking.contents import CSV, WANDB
+from gating.tracking.contents import CSV
 from gating.tracking.csv_log import CsvLogger
 from gating.tracking.reachability import why_unreachable
 from gating.tracking.redaction import hidden_arguments, redact, redact_settings
 from gating.tracking.tensorboard_log import TensorBoardLog
 from gating.tracking.wandb_logger import TolerantWandbLogger
+from gating.tracking.wandb_parts import forget_run, parts_of, remember_run, run_in
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -26,9 +26,6 @@ __all__ = ["build_loggers", "check_loggers", "close_wandb", "log_outcome", "log_
 
 # Seconds for wandb to start a run, and to upload the rest at its end; its defaults are minutes.
 _TIMEOUT_S = 30.0
-
-# Name of a W&B run folder.
-_RUN_FOLDER = re.compile(r"(?:offline-)?run-(?P<time>\d{8}_\d{6})-(?P<id>\w+)(?:-\d+)?")
 
 _log = logging.getLogger(__name__)
 
@@ -71,11 +68,14 @@ def build_loggers(
         {"project": project, "name": name, "tags": tags and list(tags), "group": group, "job_type": job_type}
         | {"config": run_config}
     )
-    wandb_id = _last_wandb_id(Path(save_dir)) if resume else None
+    wandb_id = run_in(Path(save_dir)) if resume else None
+    earlier = parts_of(Path(save_dir), wandb_id) if wandb_id else []
     if wandb_id is not None:
-        # Offline this adds a second folder of the same run, which `wandb sync` merges.
+        # Offline this adds a second folder of the same run.
         options |= {"id": wandb_id, "resume": "allow"}
     wandb_logger = _start_wandb(mode, save_dir=save_dir, **options)
+    if is_rank_zero():
+        _mark_run(wandb_logger, Path(save_dir), earlier=earlier, resume=resume)
     return [*([wandb_logger] if wandb_logger else []), CsvLogger(save_dir, name=CSV, version=""), *others]
 
 
@@ -116,6 +116,15 @@ def _start_wandb(mode: Mode, **options: Any) -> TolerantWandbLogger | None:
     if logger is None and mode != "disabled":
         logger = _try_wandb("offline", "The run continues without it; the CSV file has its numbers.", **options)
     return logger
+
+
+def _mark_run(logger: TolerantWandbLogger | None, folder: Path, *, earlier: list[Path], resume: bool) -> None:
+    """Remember the id of the W&B run in the folder of the run, or forget that of the run before."""
+    if logger is not None:
+        logger.enter(earlier)
+        remember_run(folder, logger.experiment.id)
+    elif not resume:
+        forget_run(folder)
 
 
 def _try_wandb(mode: Mode, fallback: str, **options: Any) -> TolerantWandbLogger | None:
@@ -194,8 +203,8 @@ def log_samples(loggers: list[Logger], samples: list[dict[str, str]]) -> None:
             logger.log_texts("compact/samples", samples)
 
 
-def close_wandb(*, failed: bool) -> Path | None:
-    """Finish the W&B run, if there is one, and return its folder.
+def close_wandb(*, failed: bool) -> list[Path]:
+    """Finish the W&B run, if there is one, and return the folders of its parts, the earliest first.
 
     Lightning leaves runs open: the next job of a sweep would log to this one.
 
@@ -204,8 +213,8 @@ def close_wandb(*, failed: bool) -> Path | None:
     """
     run = wandb.run
     if run is None:
-        return None
-    folder = Path(run.dir).parent
+        return []
+    folder, run_id = Path(run.dir).parent, run.id
     try:
         run.finish(exit_code=1 if failed else 0)
     except Exception as error:
@@ -214,7 +223,7 @@ def close_wandb(*, failed: bool) -> Path | None:
         with suppress(Exception):
             wandb.teardown()
         wandb.run = None
-    return folder
+    return parts_of(folder.parent.parent, run_id) or [folder]
 
 
 def _check_environment() -> None:
@@ -259,13 +268,3 @@ def _key() -> str | None:
     """
     settings = wandb.setup().settings
     return None if settings.identity_token_file else settings.api_key
-
-
-def _last_wandb_id(save_dir: Path) -> str | None:
-    """Return the id of the latest W&B run in a folder.
-
-    Its folders are named offline-run-TIME-ID or run-TIME-ID, with a number appended to a second one of the same second.
-    """
-    names = [_RUN_FOLDER.fullmatch(path.name) for path in (save_dir / WANDB).glob("*run-*-*")]
-    runs = sorted((name["time"], name["id"]) for name in names if name)
-    return runs[-1][1] if runs else None

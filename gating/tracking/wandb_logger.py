@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import wandb
 from pytorch_lightning.loggers import WandbLogger
 
 from gating.tracking.redaction import hidden_arguments
+from gating.tracking.wandb_parts import cut_off, is_uploaded, next_row
 
 __all__ = ["TolerantWandbLogger"]
 
@@ -45,6 +46,8 @@ class TolerantWandbLogger(WandbLogger):
         """Args: ``options`` are those of Lightning's ``WandbLogger``."""
         super().__init__(**options)
         self.is_broken = False
+        self._earlier: list[Path] = []
+        self._num_uploaded = 0
         # Deprecated in wandb, which warns about it.
         self._wandb_init.pop("anonymous", None)
 
@@ -54,6 +57,46 @@ class TolerantWandbLogger(WandbLogger):
         # wandb records sys.argv then.
         with hidden_arguments() if self._experiment is None else nullcontext():
             return super().experiment
+
+    def enter(self, earlier: Sequence[Path]) -> None:
+        """Set the parts of this W&B run that earlier processes wrote."""
+        self._earlier = list(earlier)
+
+    def num_rows(self) -> int | None:
+        """Return the number of rows that the run has logged so far; None if W&B has failed."""
+        return None if self.is_broken else int(self.experiment.step) - self._num_uploaded
+
+    @_tolerant
+    def return_to(self, rows: int | None) -> None:
+        """Continue the rows of earlier processes at a position, so that no step is there twice.
+
+        What was logged after it is removed from the parts that wait for an upload. Rows that the server has already
+        cannot be taken back: they are not logged again.
+
+        Args:
+            rows: Number of rows before the position; None to continue after the last one.
+        """
+        earlier, self._earlier = self._earlier, []
+        if not earlier:
+            return
+        run = self.experiment
+        uploaded = max([int(run.step), *(next_row(part) for part in earlier if is_uploaded(part))])
+        if rows is None:
+            rows = max([uploaded, *map(next_row, earlier)])
+        for part in earlier:
+            if not is_uploaded(part):
+                cut_off(part, rows=rows)
+        self._num_uploaded = max(0, uploaded - rows)
+        if int(run.step) < (start := max(rows, uploaded)):
+            run.log({}, step=start)
+
+    @_tolerant
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log a row, unless the server has it already."""
+        if self._num_uploaded:
+            self._num_uploaded -= 1
+            return
+        super().log_metrics(metrics, step)
 
     @_tolerant
     def log_outcome(self, numbers: dict[str, float], compact_folder: Path) -> None:
@@ -73,7 +116,6 @@ class TolerantWandbLogger(WandbLogger):
         # Wait here, as long as a slow connection needs: finish() has a short timeout.
         run.log_artifact(artifact).wait(timeout=int(60 + megabytes))
 
-    log_metrics = _tolerant(WandbLogger.log_metrics)
     log_hyperparams = _tolerant(WandbLogger.log_hyperparams)
     log_image = _tolerant(WandbLogger.log_image)
     log_table = _tolerant(WandbLogger.log_table)

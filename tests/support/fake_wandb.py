@@ -50,6 +50,12 @@ class FakeServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    def history(self) -> list[dict[str, Any]]:
+        """Return the rows that were sent, in their order."""
+        sent = [json.loads(body) for _, body in self.questions if body.startswith("{")]
+        chunks = [one["files"]["wandb-history.jsonl"] for one in sent if "wandb-history.jsonl" in one.get("files", {})]
+        return [json.loads(row) for chunk in chunks for row in chunk["content"]]
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: FakeServer

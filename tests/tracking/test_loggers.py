@@ -104,7 +104,7 @@ def test_two_runs_in_one_process_do_not_merge(tmp_path):
     for name in ("one", "two"):
         logger, _ = build_loggers(tmp_path / name, mode="offline")
         logger.log_metrics({"x": 1.0})
-        folders.append(close_wandb(failed=False))
+        folders += close_wandb(failed=False)
     assert folders[0] != folders[1]
     assert all(folder.exists() for folder in folders)
     assert wandb.run is None
@@ -115,7 +115,7 @@ def test_disabled_leaves_the_csv_file(tmp_path):
     csv.log_metrics({"x": 1.0})
     csv.save()
     assert (tmp_path / "csv" / "metrics.csv").read_text() == "step,x\n0,1.0\n"
-    assert close_wandb(failed=False) is None
+    assert close_wandb(failed=False) == []
 
 
 # Outages of a local server.
@@ -163,7 +163,7 @@ def test_a_run_that_cannot_be_online_is_offline_with_one_warning(tmp_path, onlin
             logger.log_metrics({"x": 1.0}, step=1)
             logger.log_metrics({"x": 2.0}, step=2)
         log_outcome(built, {"num_heads": 4}, tmp_path)
-        folder = close_wandb(failed=False)
+        (folder,) = close_wandb(failed=False)
         questions = len(server.questions)
     assert folder.name.startswith("offline-run-")
     assert "offline-" in kinds_of_runs(tmp_path)
@@ -179,7 +179,7 @@ def test_a_server_that_works_gets_the_run(tmp_path, online, caplog):
         online(server.url)
         logger, _ = build_loggers(tmp_path, mode="auto", run_config={"model": {"token": "hf_" + "s" * 30}})
         logger.log_metrics({"x": 1.0}, step=1)
-        folder = close_wandb(failed=False)
+        (folder,) = close_wandb(failed=False)
         asked = "".join(body for _, body in server.questions)
     assert folder.name.startswith("run-")
     assert "UpsertBucket" in asked
@@ -200,7 +200,7 @@ def test_a_run_with_an_identity_token_is_online_or_continues_offline(tmp_path, o
         assert resolve_mode("auto") == "online"
         for logger in build_loggers(tmp_path / "run", mode="auto"):
             logger.log_metrics({"x": 1.0}, step=1)
-        folder = close_wandb(failed=False)
+        (folder,) = close_wandb(failed=False)
         asked = "".join(body for _, body in server.questions)
     assert folder.name.startswith("offline-run-" if outage else "run-")
     assert len(warnings_in(caplog)) == (1 if outage else 0)
@@ -217,7 +217,7 @@ def test_an_outage_during_a_run_does_not_stop_it(tmp_path, online, fault):
         start = time.monotonic()
         for step in range(2, 50):
             built[0].log_metrics({"x": 1.0}, step=step)
-        folder = close_wandb(failed=False)
+        (folder,) = close_wandb(failed=False)
         assert time.monotonic() - start < 20  # a bound on hanging, not on speed
     assert list(folder.glob("run-*.wandb"))
     assert wandb.run is None

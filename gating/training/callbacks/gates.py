@@ -31,6 +31,12 @@ class GateMonitor(Callback):
     def __init__(self, history: History) -> None:
         """Args: ``history`` collects the state at each validation."""
         self.history = history
+        self._is_first_step = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note whether the run begins here: Lightning logs no step before the first interval is full."""
+        assert isinstance(pl_module, FineTuning)
+        self._is_first_step = pl_module.step_in_run == 0 and trainer.log_every_n_steps > 1  # type: ignore[attr-defined]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -39,6 +45,9 @@ class GateMonitor(Callback):
         assert isinstance(pl_module, FineTuning)
         if pl_module.objective is not None and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict(gate_metrics(pl_module.gates, pl_module.objective))
+        if self._is_first_step:
+            self._is_first_step = False
+            _log_first_step(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the state to the history, and log a figure of the gates to W&B and TensorBoard."""
@@ -152,6 +161,15 @@ def record_spent(history: History, gates: HeadGates, objective: Objective, *, ke
     history.quantity = quantity_of(gates)
     if history.quantity == "cost":
         history.spent = spent_by_unit(gates, objective, gates.values() > 0 if kept is None else kept)
+
+
+def _log_first_step(trainer: pl.Trainer, module: FineTuning) -> None:
+    """Log the losses and the state of the gates after the first batch, at which curves begin."""
+    losses = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+    gates = {} if module.objective is None else gate_metrics(module.gates, module.objective)
+    values = {name: float(value) for name, value in (losses | gates).items()}
+    for logger in trainer.loggers if trainer.is_global_zero else ():
+        logger.log_metrics(values, step=0)
 
 
 def _kept_amount(model: nn.Module, history: History) -> float:

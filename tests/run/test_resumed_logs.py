@@ -1,0 +1,87 @@
+"""The W&B log and the seconds of a run that several processes trained."""
+
+import csv
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+import train
+from gating.report import figures, summary
+from gating.tracking.wandb_parts import parts_of, run_in
+from tests.support.interruptions import Interrupted, at_batch, interrupt
+from tests.support.tiny_run import compose_settings
+from tests.support.wandb_rows import rows_of
+
+
+class Clock:
+    """Stand-in for the module ``time`` with seconds that tests add."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.added = 0.0
+        monkeypatch.setattr(summary, "time", self)
+
+    def perf_counter(self) -> float:
+        return time.perf_counter() + self.added
+
+
+def run(folder: Path, inputs: list[str], *settings: str) -> None:
+    """Run as the command does, which finishes the W&B run after an error, too."""
+    train.guarded_run(compose_settings([*inputs, f"output_dir={folder}", "resume=auto", *settings]))
+
+
+@pytest.fixture
+def whole_figures(monkeypatch):
+    """W&B does not take the quick figures of other tests."""
+    monkeypatch.setattr(figures, "Figure", Figure)
+
+
+def test_each_row_is_in_wandb_once_and_one_command_uploads_all_parts(inputs, tmp_path, capsys, whole_figures):
+    settings = ["logger=wandb", "logger.mode=offline", "callbacks.checkpoint.every_n_steps=2"]
+    for number in (4, 5, 3):
+        with at_batch(number, interrupt), pytest.raises(Interrupted):
+            run(tmp_path / "run", inputs, *settings)
+    run(tmp_path / "run", inputs, *settings)
+    parts = parts_of(tmp_path / "run", run_in(tmp_path / "run") or "")
+    assert len(parts) == 4
+    (command,) = re.findall(r"upload wandb sync (.*)", capsys.readouterr().out.rpartition("W&B run")[2])
+    assert command == " ".join(map(str, parts))
+    rows = rows_of(parts)
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+    with (tmp_path / "run" / "csv" / "metrics.csv").open() as file:
+        logged = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert len(logged) == 12
+    assert [row["train/loss"] for row in rows if "train/loss" in row] == pytest.approx(logged)
+    images = [row["trainer/global_step"] for row in rows if any(name.startswith("gates/heads") for name in row)]
+    assert images == [4, 8]
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_processes(inputs, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    settings = ["logger=csv", "callbacks.checkpoint.every_n_steps=1", "distillation=logits"]
+    # The teacher takes 12 steps, then the search 9 and the recovery 3.
+    for number in (5, 11, 5, 6):
+        with at_batch(number, interrupt), pytest.raises(Interrupted), slow_step(clock, number - 2):
+            run(tmp_path / "run", inputs, *settings)
+    run(tmp_path / "run", inputs, *settings)
+    numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    hundreds = {name: round(numbers[f"seconds/{name}"] / 100) for name in ("teacher", "search", "recovery")}
+    assert hundreds == {"teacher": 1, "search": 2, "recovery": 1}
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert f"{numbers['seconds/search']:,.1f}" in page
+
+
+@contextmanager
+def slow_step(clock: Clock, number: int) -> Iterator[None]:
+    """Let the training batch with this number take a hundred seconds."""
+
+    def wait() -> None:
+        clock.added += 100
+
+    with at_batch(number, wait):
+        yield
