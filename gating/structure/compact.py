@@ -119,7 +119,8 @@ class CompactMixin:
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
         """Save a model as transformers does, with checksums."""
-        super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
+        with _rows_in_place(self):
+            super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
         # Of a sharded model, one process writes all files; older versions of transformers lack the method.
         writes = getattr(self, "should_save_on_this_rank", bool)
         if writes(is_main_process):
@@ -145,6 +146,33 @@ class CompactMixin:
 
     def _get_static_cache_init_shape(self) -> None:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
+
+
+@contextmanager
+def _rows_in_place(model: Any) -> Iterator[None]:
+    """Leave out of a model's conversions, in a ``with`` block, those that permute the rows of each head.
+
+    On saving and loading, transformers would take the number of heads from the configuration, which is that of the
+    dense model. Under the names of the model class, these weights are loaded as they are.
+    """
+    before = getattr(model, "_weight_conversions", None)
+    found = before
+    if found is None:
+        # As transformers does for a model that was not loaded.
+        known = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
+        found = [conversion for conversion in known if type(conversion).__name__ != "PrefixChange"]
+    kept = [conversion for conversion in found if not _permutes_rows(conversion)]
+    if len(kept) < len(found):
+        model._weight_conversions = kept
+    try:
+        yield
+    finally:
+        model._weight_conversions = before
+
+
+def _permutes_rows(conversion: Any) -> bool:
+    # By name: versions of transformers have several such operations, or none.
+    return any("PermuteForRope" in type(operation).__name__ for operation in getattr(conversion, "operations", ()))
 
 
 def _without_layers(config: Any) -> Any:
