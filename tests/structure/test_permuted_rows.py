@@ -69,7 +69,13 @@ CASES = {
     ),
     "gradium_phonon_tts": (
         "GradiumPhononTTSForConditionalGeneration",
-        {**VISION, "num_key_value_heads": 6, "head_dim": 8, "vocab_size": 320, "flow_head_config": {"condition_dim": 48}},
+        {
+            **VISION,
+            "num_key_value_heads": 6,
+            "head_dim": 8,
+            "vocab_size": 320,
+            "flow_head_config": {"condition_dim": 48},
+        },
         "AutoModelForTextToWaveform",
     ),
 }
