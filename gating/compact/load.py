@@ -18,7 +18,7 @@ from gating.compact.limits import checked_folder
 from gating.errors import DamageError, InputError, loading
 from gating.pruning.compact_model import check_specs
 from gating.structure.compact import auto_classes, compact_class
-from gating.structure.integrity import check_finite, load_whole
+from gating.structure.integrity import check_finite, load_whole, mixed
 from gating.structure.record import PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING
 
 __all__ = ["load_compact"]
@@ -106,9 +106,11 @@ def _check_trust(folder: Path, described: Mapping[str, Any]) -> None:
         raise InputError(f"{folder}/config.json names code (auto_map) that is not of a compact model.")
     for dotted, value in walk(described):
         name = dotted.rpartition(".")[2]
-        # Classes with fewer heads ignore the sentence for others.
-        is_own = (dotted, value) == (PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING) and RECORD_KEY in described
-        if name in _FOREIGN and value is not None and not is_own:
+        if (dotted, value) == (PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING):
+            # A sentence for other loaders.
+            if RECORD_KEY not in described:
+                raise mixed(folder, "config.json lacks the record of the heads and neurons that are left")
+        elif name in _FOREIGN and value is not None:
             raise InputError(
                 f"{folder}/config.json asks for {_FOREIGN[name]} ({name}), which load_compact does not load."
             )

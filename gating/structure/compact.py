@@ -58,7 +58,8 @@ class CompactMixin:
     def __init__(self, config: object, *args: object, **kwargs: object) -> None:
         """Build the dense model and remove the heads that the record in ``config`` does not keep."""
         config = _without_layers(config)
-        kwargs.pop(PLAIN_LOADING, None)
+        for values in (kwargs, vars(config)):
+            values.pop(PLAIN_LOADING, None)
         with _without_initialization():
             super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         model = cast("PreTrainedModel", self)
