@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gating.compact.files import read_json
-from gating.errors import InputError
+from gating.errors import InputError, RemedyError
 from gating.storage.results import RECORD_FILE, digest_record
 from gating.structure.integrity import CONFIG, INDEX, WEIGHTS, digest_file
 from gating.structure.record import CHECKSUMS
@@ -40,9 +40,9 @@ def read_record(path: Path) -> dict[str, Any]:
     described = read_json(path)
     sums = described.get(CHECKSUMS, {})
     if not isinstance(sums, dict):
-        raise InputError(f"{path} is damaged: {CHECKSUMS} is not a table. {_remedy(path)}")
+        raise InputError(f"{path} is damaged: {CHECKSUMS} is not a table. Export the model again, or delete the file.")
     if CHECKSUMS in described and sums.get(RECORD_FILE) != digest_record(described):
-        raise InputError(f"{path} is not what was saved with this model: its checksum differs. {_remedy(path)}")
+        raise _changed(path, " differs")
     return described
 
 
@@ -71,10 +71,10 @@ def check_manifest(folder: Path) -> None:
             continue
         if _OF_MODEL.fullmatch(name):
             if digest_file(folder / name) != sums.get(name):
-                raise InputError(
-                    f"{folder / name} is not what was saved with this model: its checksum in {RECORD_FILE} differs, so "
-                    "it is damaged, or was replaced, edited, or saved again after training. "
-                    f"{_remedy(path)} Save a model that was trained again in another folder."
+                raise _changed(
+                    folder / name,
+                    f" in {RECORD_FILE} differs, so it is damaged, or was replaced, edited, or saved after more training",
+                    " Save a model that was trained again in another folder.",
                 )
         elif os.path.lexists(folder / name) and digest_file(folder / name) != sums[name]:
             warnings.warn(
@@ -83,8 +83,11 @@ def check_manifest(folder: Path) -> None:
             )
 
 
-def _remedy(path: Path) -> str:
-    return (
-        f"Export the model again; or, if this is meant, delete {path.name}, the record of the model that was saved, "
-        "which loading does not need, or pass verify=False."
+def _changed(path: Path, reason: str, remedy: str = "") -> RemedyError:
+    """Return the error about a file that is not as it was written."""
+    otherwise = (
+        f" Export the model again; or, if this is meant, delete {RECORD_FILE}, the record of the model that was saved, "
+        "which loading does not need"
     )
+    problem = f"{path} is not what was saved with this model: its checksum{reason}."
+    return RemedyError(problem, python=f"{otherwise}, or pass verify=False.{remedy}", command=f"{otherwise}.{remedy}")
