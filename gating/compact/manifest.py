@@ -73,7 +73,7 @@ def check_manifest(folder: Path) -> None:
             if digest_file(folder / name) != sums.get(name):
                 raise _changed(
                     folder / name,
-                    f" in {RECORD_FILE} differs, so it is damaged, or was replaced, edited, or saved after more training",
+                    f" in {RECORD_FILE} differs, so it is damaged, or was replaced, edited or trained further",
                     " Save a model that was trained again in another folder.",
                 )
         elif os.path.lexists(folder / name) and digest_file(folder / name) != sums[name]:

@@ -102,11 +102,12 @@ def _check_sizes(described: Mapping[str, Any], mine: Mapping[str, Any], path: Pa
         if before == after or is_table or last in _FREE or name.partition(".")[0] == RECORD_KEY:
             continue
         problem = f"{path} has {name}={before!r}, but the model has {after!r}"
-        if not is_size(last) or not all(value is None or type(value) in (int, float) for value in (before, after)):
+        # None is a size that is computed from others.
+        more, fewer = (0 if value is None else value for value in (before, after))
+        if not (is_size(last) and isinstance(more, (int, float)) and isinstance(fewer, (int, float))):
             raise InputError(f"{problem}. Remove the file, which is not needed to load the model.")
-        # The width of a head is computed from the number of heads where it is not set.
-        least = 0 if after is None or last == "head_dim" else after
-        if before is not None and not least <= before <= _MOST:
+        is_part = last == "head_dim" or fewer <= more
+        if before is not None and not (is_part and 0 <= more <= _MOST):
             raise InputError(f"{problem}, which cannot be a part of that. Remove the file.")
 
 
