@@ -17,6 +17,7 @@ from torch.nn.modules import module as registration
 from transformers import PreTrainedModel
 
 from gating.compact.files import StoredTensor, read_config, read_headers, walk
+from gating.compact.manifest import check_manifest
 from gating.errors import DamageError
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.compact import check_built
@@ -48,8 +49,10 @@ def checked_folder(folder: Path, *, verify: bool, exact: bool) -> Iterator[None]
     """
     config, stored = read_config(folder), read_headers(folder)
     _check_numbers(folder, config, stored)
-    if verify:
+    if verify and RECORD_KEY in config:
         check_checksums(folder, config)
+    elif verify:
+        check_manifest(folder)
     token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else _accept)
     try:
         with _bounded_building(folder, stored, num_removed=_most_removed(config, stored)):

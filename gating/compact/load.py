@@ -18,14 +18,14 @@ from gating.compact.limits import checked_folder
 from gating.errors import DamageError, InputError, loading
 from gating.pruning.compact_model import check_specs
 from gating.structure.compact import auto_classes, compact_class
-from gating.structure.integrity import check_finite, load_whole
-from gating.structure.record import RECORD_KEY
+from gating.structure.integrity import check_finite, load_whole, mixed
+from gating.structure.record import PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING
 
 __all__ = ["load_compact"]
 
 # Settings that make transformers load files other than those of a compact model.
 _FOREIGN = {
-    "transformers_weights": "weights from another file",
+    PLAIN_LOADING: "weights from another file",
     "quantization_config": "weights that are quantized",
     "base_model_name_or_path": "an adapter of another model",
 }
@@ -106,7 +106,11 @@ def _check_trust(folder: Path, described: Mapping[str, Any]) -> None:
         raise InputError(f"{folder}/config.json names code (auto_map) that is not of a compact model.")
     for dotted, value in walk(described):
         name = dotted.rpartition(".")[2]
-        if name in _FOREIGN and value is not None:
+        if (dotted, value) == (PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING):
+            # A sentence for other loaders.
+            if RECORD_KEY not in described:
+                raise mixed(folder, "config.json lacks the record of the heads and neurons that are left")
+        elif name in _FOREIGN and value is not None:
             raise InputError(
                 f"{folder}/config.json asks for {_FOREIGN[name]} ({name}), which load_compact does not load."
             )

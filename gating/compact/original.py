@@ -12,19 +12,25 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.compact.files import read_json, walk
+from gating.compact.files import walk
+from gating.compact.manifest import has_manifest, read_record
+from gating.compact.stock import is_size
 from gating.errors import InputError, loading
-from gating.pruning.compact_model import build_recorded, check_specs
+from gating.pruning.compact_model import build_original, build_recorded, check_specs
+from gating.pruning.prune_report import num_parameters
 from gating.storage.results import RECORD_FILE
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
-from gating.structure.record import RECORD_KEY
+from gating.structure.record import CHECKSUMS, RECORD_KEY
 
 __all__ = ["read_original", "write_original"]
 
-# Numbers that a model is built in a time proportional to, and a bound on them.
-_COUNTED, _MOST = re.compile(r"(?i)(layers?|heads?|experts?|depths?|width|group)(\.\d+)?$"), 2**20
-_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers", "depths")
+# A bound on the sizes of a layer.
+_MOST = 2**20
+# A bound on the size of the original, as a multiple of that of the model: a small one is never too large.
+_LARGER, _SMALL = 64, 2**24
+# Entries of configurations that are no properties of the architecture.
+_FREE = frozenset({"architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path"})
 
 
 def write_original(model: PreTrainedModel, folder: Path) -> None:
@@ -52,32 +58,57 @@ def read_original(model: PreTrainedModel, folder: Path | None = None) -> PreTrai
     """
     if hasattr(model.config, RECORD_KEY):
         return model.config
-    path = None if folder is None else folder / RECORD_FILE
-    if path is None or not path.exists():
+    if folder is None or not has_manifest(folder):
         return None
-    described = read_json(path)
+    path = folder / RECORD_FILE
+    described = read_record(path)
+    described.pop(CHECKSUMS, None)
+    # Other folders have the checksums only.
+    if not described:
+        return None
     with loading(str(path), remedy="Remove the file, which is not needed to load the model."):
-        _check(described, model.config, path)
+        _check_record(described, model.config.model_type, path)
         config: PreTrainedConfig = type(model.config).from_dict(described)
+        _check_sizes(config.to_dict(), model.config.to_dict(), path)
         recorded = build_recorded(model, config)
+        original = num_parameters(build_original(model, config))
     if _counts(recorded) != _counts(model):
         raise InputError(f"{path} is the record of another model than that in the folder. Remove the file.")
+    if original > _LARGER * num_parameters(model) + _SMALL:
+        raise InputError(f"{path} is of a model of {original:,} parameters, far larger than this one. Remove the file.")
     return config
 
 
-def _check(described: Mapping[str, Any], config: PreTrainedConfig, path: Path) -> None:
-    """Reject a record of another kind of model, or one that asks for a model of any size."""
+def _check_record(described: Mapping[str, Any], model_type: str, path: Path) -> None:
+    """Reject a record of another kind of model, or one that asks for layers of any size, before one is built."""
+    if (found := described.get("model_type")) != model_type:
+        raise InputError(f"{path} has model_type={found!r}, but the model has {model_type!r}.")
     record = described.get(RECORD_KEY)
     if not isinstance(record, dict):
         raise InputError(f"{path} has no record of kept units.")
     check_specs(record)
-    mine = config.to_dict()
-    for name in ("model_type", *_LAYERS):
-        if described.get(name, mine.get(name)) != mine.get(name):
-            raise InputError(f"{path} has {name}={described[name]!r}, but the model has {mine.get(name)!r}.")
-    for name, value in walk(described):
-        if type(value) is int and value > _MOST and _COUNTED.search(name):
-            raise InputError(f"{path} has {name}={value}, which is no size of a model.")
+    for name, value in walk(record):
+        if type(value) is int and value > _MOST:
+            raise InputError(f"{path} has {name}={value}, which is no size of a layer.")
+
+
+def _check_sizes(described: Mapping[str, Any], mine: Mapping[str, Any], path: Path) -> None:
+    """Reject the configuration of a model that differs in more than numbers of heads and neurons, or has fewer."""
+    theirs, ours = (dict(walk(dict(table))) for table in (described, mine))
+    for name in sorted(theirs.keys() | ours.keys()):
+        before, after = theirs.get(name), ours.get(name)
+        last = re.sub(r"\.\d+$", "", name).rpartition(".")[2]
+        is_table = any(isinstance(value, (dict, list)) for value in (before, after))
+        if before == after or is_table or last in _FREE or name.partition(".")[0] == RECORD_KEY:
+            continue
+        problem = f"{path} has {name}={before!r}, but the model has {after!r}"
+        # None is a size that is computed from others.
+        more, fewer = (0 if value is None else value for value in (before, after))
+        if not (is_size(last) and isinstance(more, (int, float)) and isinstance(fewer, (int, float))):
+            raise InputError(f"{problem}. Remove the file, which is not needed to load the model.")
+        is_part = last == "head_dim" or fewer <= more
+        if before is not None and not (is_part and 0 <= more <= _MOST):
+            raise InputError(f"{problem}, which cannot be a part of that. Remove the file.")
 
 
 def _counts(model: PreTrainedModel) -> dict[str, int]:

@@ -22,7 +22,7 @@ from gating.structure.blocks import AttentionBlock, base_prefix, iter_attention_
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["StockError", "may_be_stock", "stock_model"]
+__all__ = ["StockError", "is_size", "may_be_stock", "stock_model"]
 
 # Names of fields, in the configurations of transformers, with a number of neurons, with this number as a multiple of
 # the hidden size, and with a number of heads.
@@ -38,6 +38,11 @@ _Change = tuple[tuple[str, ...], Mapping[str, object]]
 
 class StockError(RemedyError):
     """A compact model that no configuration of its dense architecture describes."""
+
+
+def is_size(name: str) -> bool:
+    """Return whether a field of a configuration, by its name, may differ between a stock model and its original."""
+    return name == "head_dim" or any(pattern.search(name) for pattern in (_WIDTH, _RATIO, _HEADS, _KEY_VALUE_HEADS))
 
 
 def may_be_stock(model: PreTrainedModel) -> bool:

@@ -5,17 +5,20 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from gating.compact.manifest import check_manifest, has_manifest
 from gating.errors import InputError, loading
 from gating.models.configs import check_names, load_checked, without_generation_values
 from gating.models.hub import locate
 from gating.sharding.missing import initialize_missing
 from gating.sharding.plan import on_own_device, sharding_of
+from gating.structure.record import PLAIN_LOADING
 
 __all__ = ["Pretrained"]
 
@@ -77,7 +80,13 @@ class Pretrained:
         """
         name = locate(self.name, revision=self.revision)
         with loading(f"The configuration of model.name={self.name}", remedy=_REMEDY):
-            check_names(AutoConfig.from_pretrained(name, revision=self.revision), self.config)
+            stored = AutoConfig.from_pretrained(name, revision=self.revision)
+            check_names(stored, self.config)
+        if hasattr(stored, PLAIN_LOADING):
+            raise InputError(
+                f"model.name={self.name} is a compact model, which has lost heads or neurons: name the model that it "
+                "was made from, or a folder that plain transformers loads (objective.uniform=true)."
+            )
         # Auto classes with several models for a family choose the saved model's class, which may not support training.
         values = {"architectures": [], **self.config, **changes}
         return load_checked(lambda: AutoConfig.from_pretrained(name, revision=self.revision, **values))
@@ -130,6 +139,9 @@ class Pretrained:
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
         config = self.load_config(**without_generation_values(changes))
+        place = Path(locate(self.name, revision=self.revision))
+        if has_manifest(place):
+            check_manifest(place)
         options |= {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
         load = partial(auto_class.from_pretrained, locate(self.name, revision=self.revision))  # type: ignore[attr-defined]
         with loading(f"The weights of model.name={self.name}", remedy=_REMEDY):

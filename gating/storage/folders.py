@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from gating.errors import FolderExistsError, UserError
-from gating.storage.results import ResultKind, check_result
+from gating.storage.results import ResultKind, check_result, write_manifest
 from gating.storage.stops import exiting_on_signals
 
 __all__ = ["check_folder", "check_replaceable", "is_or_holds", "replacing_folder"]
@@ -22,13 +22,14 @@ def replacing_folder(
 ) -> Iterator[Path]:
     """Yield an empty folder that replaces the target when the block ends without an error.
 
-    The new folder is written beside the target under a hidden name. An earlier folder is removed only after the new one
-    is on the disk and in its place; after an error nothing is left behind.
+    The new folder is written beside the target under a hidden name, and gets checksums of its files by which it may be
+    replaced later. An earlier folder is removed only after the new one is on the disk and in its place; after an error
+    nothing is left behind.
 
     Args:
         target: Path of the folder.
         overwrite: Whether an earlier result at this path may be replaced.
-        kind: Kind of result that may be replaced; a folder with any other file in it stays.
+        kind: Kind of result that may be replaced; a folder with any other file in it, or a changed one, stays.
         keep: Folders that the new one is made from; names of hub repositories among them are ignored.
 
     Raises:
@@ -46,6 +47,7 @@ def replacing_folder(
             with _scratch_folder(target) as scratch:
                 (scratch / "new").mkdir()
                 yield scratch / "new"
+                write_manifest(scratch / "new")
                 _flush(scratch / "new")
                 # Again: writing may have taken hours.
                 check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)

@@ -1,21 +1,32 @@
-"""Recognition of folders that this package has written: only those are replaced."""
+"""Recognition of folders that this package has written: only those are replaced, and only as they were written.
 
-import re
-from collections.abc import Callable
+Each has a file ``head_gating.json`` with the checksums of all its files under ``sha256``, those of its own other
+entries among them.
+"""
+
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-
-from transformers.dynamic_module_utils import get_relative_import_files
+from typing import Any
 
 from gating.errors import FolderExistsError
 from gating.storage.tables import read_table
-from gating.structure.record import RECORD_KEY
+from gating.structure.integrity import CONFIG, INDEX, WEIGHTS, digest_file, digest_table
+from gating.structure.record import CHECKSUMS
 
-__all__ = ["COMPACT_MODEL", "MODEL_FILES", "RECORD_FILE", "ResultKind", "check_result", "find_foreign"]
+__all__ = [
+    "COMPACT_MODEL",
+    "MODEL_FILES",
+    "RECORD_FILE",
+    "ResultKind",
+    "check_result",
+    "digest_record",
+    "find_foreign",
+    "write_manifest",
+]
 
-_CODE = "compact.py"
-# The record of kept units in a stock folder, which has none in its configuration.
+# The record of kept units in a stock folder, which has none in its configuration, is in the same file.
 RECORD_FILE = "head_gating.json"
 # File names of the models, tokenizers and processors of transformers, as patterns of fnmatch.
 MODEL_FILES = (
@@ -38,8 +49,7 @@ class ResultKind:
 
     Attributes:
         name: Name for messages.
-        own_files: Function that returns the names of a folder's files beyond those of any model; None if the folder is
-            not such a result.
+        own_files: Function that returns None if a folder is not such a result.
         in_command: Option or setting of the command line that allows overwriting.
     """
 
@@ -48,78 +58,76 @@ class ResultKind:
     in_command: str
 
 
+def write_manifest(folder: Path) -> None:
+    """Write the checksums of all files of a folder into its ``head_gating.json``, beside what is there."""
+    described = read_table(folder / RECORD_FILE)
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    sums = {name: digest_file(folder / name) for name in names if name != RECORD_FILE}
+    described[CHECKSUMS] = {**sums, RECORD_FILE: digest_record(described)}
+    (folder / RECORD_FILE).write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def digest_record(described: Mapping[str, Any]) -> str:
+    """Return the checksum of the content of a ``head_gating.json`` without its checksums."""
+    return digest_table({name: value for name, value in described.items() if name != CHECKSUMS})
+
+
 def check_result(folder: Path, *, kind: ResultKind) -> None:
-    """Check that a folder is an earlier result of a kind and holds no other file.
+    """Check that a folder is an earlier result of a kind, as it was written.
 
     Args:
         folder: Folder to replace.
         kind: Kind of the result that replaces it.
 
     Raises:
-        FileExistsError: The folder is not such a result, or holds a file that is not part of it.
+        FileExistsError: The folder is not such a result, or holds a file that is not part of it or was changed.
     """
-    own = kind.own_files(folder)
-    if own is None:
+    sums = _checksums(folder)
+    if not sums or kind.own_files(folder) is None:
         raise FolderExistsError(
             f"{folder} is not the folder of an earlier {kind.name}, so it is not replaced. Choose another place."
         )
-    foreign = find_foreign(folder, own=own)
-    if foreign is not None:
-        raise FolderExistsError(
-            f"{folder} is not replaced, because it holds {foreign}, which does not belong to the {kind.name}. Move "
-            "that away, or choose another place."
-        )
+    name = find_foreign(folder)
+    if name is None:
+        return
+    reason = (
+        f"{name} in it has changed since this {kind.name} was written"
+        if name in sums
+        else f"it holds {name}, which does not belong to the {kind.name}"
+    )
+    raise FolderExistsError(f"{folder} is not replaced, because {reason}. Move that away, or choose another place.")
 
 
-def find_foreign(folder: Path, *, own: frozenset[str] = frozenset()) -> str | None:
-    """Return the name of an entry of a folder that is no file of a model, tokenizer or processor, if there is one.
+def find_foreign(folder: Path) -> str | None:
+    """Return the name of an entry of a folder that is not as this package has written it, if there is one.
 
     Args:
-        folder: Folder to search.
-        own: Names of further files that belong to the folder.
+        folder: Folder to search; of one without checksums, all entries are foreign.
     """
+    sums = _checksums(folder)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_symlink() or not (_is_template_folder(path, name) or (path.is_file() and _is_own(name, own))):
+        if path.is_dir() and not path.is_symlink():
+            if not any(known.startswith(f"{name}/") for known in sums):
+                return name
+        elif path.is_symlink() or not path.is_file() or _digest(path, name) != sums.get(name):
             return name
     return None
 
 
-def _is_template_folder(path: Path, name: str) -> bool:
-    return name == "additional_chat_templates" and path.is_dir()
+def _digest(path: Path, name: str) -> str:
+    return digest_record(read_table(path)) if name == RECORD_FILE else digest_file(path)
 
 
-def _is_own(name: str, own: frozenset[str]) -> bool:
-    return name in own or any(fnmatchcase(name, pattern) for pattern in MODEL_FILES)
+def _checksums(folder: Path) -> dict[str, Any]:
+    """Return the checksums of the files of a folder; an empty table if it has none."""
+    sums = read_table(folder / RECORD_FILE).get(CHECKSUMS)
+    return sums if isinstance(sums, dict) else {}
 
 
 def _compact_files(folder: Path) -> frozenset[str] | None:
-    config = read_table(folder / "config.json")
-    record = config.get(RECORD_KEY)
-    if "model_type" in config and record is None:
-        if isinstance(read_table(folder / RECORD_FILE).get(RECORD_KEY), dict):
-            return frozenset({"README.md", RECORD_FILE})
-        return frozenset({"README.md"}) if _is_own_card(folder / "README.md") else None
-    if not (isinstance(record, dict) and isinstance(record.get("blocks"), dict)):
-        return None
-    return frozenset({"README.md", _CODE, *_imported_files(folder / _CODE)})
-
-
-def _is_own_card(card: Path) -> bool:
-    """Return whether a model card has the tag of this package, the sign of earlier stock models."""
-    try:
-        text = card.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return False
-    return bool(re.match(r"---\n(?:(?!---).*\n)*- head-gating\n", text))
-
-
-def _imported_files(code: Path) -> set[str]:
-    """Return the names of the files that a compact model's code imports; they differ between versions."""
-    try:
-        return {Path(name).name for name in get_relative_import_files(code)}
-    except OSError:
-        return set()
+    has_weights = any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+    return frozenset() if has_weights and "model_type" in read_table(folder / CONFIG) else None
 
 
 COMPACT_MODEL = ResultKind("compact model", _compact_files, in_command="overwrite=true")

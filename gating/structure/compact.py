@@ -18,12 +18,11 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel, conversion_mapping, initialization
+from transformers import PreTrainedConfig, PreTrainedModel, conversion_mapping, initialization
 from transformers.models.auto import modeling_auto
-from transformers.utils.hub import cached_file
 
-from .integrity import CONFIG, check_checksums, check_finite, load_whole, write_checksums
-from .record import RECORD_KEY, plan_from_record, record_of_part
+from .integrity import CONFIG, check_checksums, check_download, check_finite, load_whole, write_checksums
+from .record import PLAIN_LOADING, RECORD_KEY, plan_from_record, record_of_part
 
 __all__ = [
     "CompactMixin",
@@ -59,6 +58,8 @@ class CompactMixin:
     def __init__(self, config: object, *args: object, **kwargs: object) -> None:
         """Build the dense model and remove the heads that the record in ``config`` does not keep."""
         config = _without_layers(config)
+        for values in (kwargs, vars(config)):
+            values.pop(PLAIN_LOADING, None)
         with _without_initialization():
             super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         model = cast("PreTrainedModel", self)
@@ -86,14 +87,14 @@ class CompactMixin:
         With ``verify``, files that differ from their checksums, and weights that are NaN or infinite, are errors, too.
         """
         name = pretrained_model_name_or_path
-        load = partial(super().from_pretrained, name, *args, **kwargs)  # type: ignore[misc]
+        load = partial(super().from_pretrained, name, *args, **_as_compact(kwargs))  # type: ignore[misc]
         if name is None or check_built.get() is not None:
             return load()
         if not os.path.isdir(name):
             loaded = load()
             if verify:
-                _check_values(loaded, name)
-                _check_download(str(name), kwargs)
+                check_finite(_model_of(loaded), name)
+                check_download(str(name), kwargs)
             return loaded
         if kwargs.get("variant") or kwargs.get("gguf_file"):
             return load()  # The record is not about these weights.
@@ -106,7 +107,7 @@ class CompactMixin:
         is_saved_class = cls.__name__ in (config.get("architectures") or ())
         loaded = load_whole(load, folder) if is_saved_class and not has_own_checks else load()
         if verify:
-            _check_values(loaded, name)
+            check_finite(_model_of(loaded), name)
         return loaded
 
     @classmethod
@@ -119,7 +120,8 @@ class CompactMixin:
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
         """Save a model as transformers does, with checksums."""
-        super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
+        with _rows_in_place(self):
+            super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
         # Of a sharded model, one process writes all files; older versions of transformers lack the method.
         writes = getattr(self, "should_save_on_this_rank", bool)
         if writes(is_main_process):
@@ -145,6 +147,44 @@ class CompactMixin:
 
     def _get_static_cache_init_shape(self) -> None:
         """Let static caches take their size at first use, layer by layer; the configuration has one size for all."""
+
+
+def _as_compact(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a ``from_pretrained`` without the sentence that ends plain loading."""
+    if not isinstance(options.get("config"), PreTrainedConfig):
+        return {**options, PLAIN_LOADING: None}
+    config = copy.copy(options["config"])
+    vars(config).pop(PLAIN_LOADING, None)
+    return {**options, "config": config}
+
+
+def _model_of(loaded: Any) -> Any:
+    return loaded[0] if isinstance(loaded, tuple) else loaded
+
+
+@contextmanager
+def _rows_in_place(model: Any) -> Iterator[None]:
+    """Leave out of a model's conversions, in a ``with`` block, those that permute the rows of each head.
+
+    On saving and loading, transformers would take the number of heads from the configuration, which is that of the
+    dense model. Under the names of the model class, these weights are loaded as they are.
+    """
+    before = getattr(model, "_weight_conversions", None)
+    # Those of a model that was not loaded are all but prefixes, as in transformers.
+    known = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
+    found = before if before is not None else [one for one in known if type(one).__name__ != "PrefixChange"]
+    kept = [conversion for conversion in found if not _permutes_rows(conversion)]
+    if len(kept) < len(found):
+        model._weight_conversions = kept
+    try:
+        yield
+    finally:
+        model._weight_conversions = before
+
+
+def _permutes_rows(conversion: Any) -> bool:
+    # By name: versions of transformers have several such operations, or none.
+    return any("PermuteForRope" in type(operation).__name__ for operation in getattr(conversion, "operations", ()))
 
 
 def _without_layers(config: Any) -> Any:
@@ -241,17 +281,6 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
     if isinstance(base, type) and issubclass(base, PreTrainedModel):
         return compact_class(base, getattr(transformers, config_name) if config_name else None)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def _check_values(loaded: Any, name: object) -> None:
-    check_finite(loaded[0] if isinstance(loaded, tuple) else loaded, name)
-
-
-def _check_download(name: str, options: dict[str, Any]) -> None:
-    """Compare the files of a model from the hub with their checksums; they are in the cache now."""
-    places = {key: options[key] for key in ("cache_dir", "revision", "subfolder", "token") if key in options}
-    snapshot = Path(str(cached_file(name, CONFIG, local_files_only=True, **places))).parent
-    check_checksums(snapshot, json.loads((snapshot / CONFIG).read_text(encoding="utf-8")), whole=False)
 
 
 def _without_initialization() -> AbstractContextManager[None]:

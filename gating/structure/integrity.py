@@ -12,23 +12,28 @@ import re
 import stat
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from .errors import DamageError, InputError, MissingFileError
-from .record import CHECKSUMS, RECORD_KEY
+from .record import CHECKSUMS, PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING, lacks_units
 
 __all__ = [
     "CONFIG",
     "INDEX",
     "WEIGHTS",
     "check_checksums",
+    "check_download",
     "check_file",
     "check_finite",
+    "digest_file",
+    "digest_table",
     "load_whole",
     "mixed",
     "write_checksums",
@@ -37,6 +42,7 @@ __all__ = [
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _GENERATION = "generation_config.json"
+_LONGEST_JSON = 2**26
 _PLAIN_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -74,11 +80,23 @@ def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = Tr
     for name in sorted(names):
         if not _PLAIN_NAME.fullmatch(name):
             raise InputError(f"{folder / CONFIG} has a checksum of {name!r}, which is not a file of the folder.")
-        if sums.get(name) != (_digest_config(config) if name == CONFIG else _digest_file(folder / name)):
+        if sums.get(name) != (_digest_config(config) if name == CONFIG else digest_file(folder / name)):
             raise InputError(
                 f"{folder / name} is not what was saved with this model: its checksum differs, so it is damaged or was "
                 "replaced. Export the model again, or pass verify=False if it was changed on purpose."
             )
+
+
+def check_download(name: str, options: Mapping[str, Any]) -> None:
+    """Compare the files of a model from the hub, which are in the cache now, with their checksums.
+
+    Args:
+        name: Name on the hub.
+        options: Options of the ``from_pretrained`` that has loaded it.
+    """
+    places = {key: options[key] for key in ("cache_dir", "revision", "subfolder", "token") if key in options}
+    snapshot = Path(str(cached_file(name, CONFIG, local_files_only=True, **places))).parent
+    check_checksums(snapshot, json.loads((snapshot / CONFIG).read_text(encoding="utf-8")), whole=False)
 
 
 def write_checksums(folder: Path, *, places: Mapping[str, str] | None = None) -> None:
@@ -96,9 +114,11 @@ def write_checksums(folder: Path, *, places: Mapping[str, str] | None = None) ->
         return
     if places:
         config["auto_map"] = dict(places)
+    if lacks_units(config[RECORD_KEY]):
+        config.setdefault(PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING)
     patterns = ("*.safetensors", "*.safetensors.index.json", _GENERATION)
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
-    sums = {file.name: _digest_file(file) for file in files}
+    sums = {file.name: digest_file(file) for file in files}
     config[RECORD_KEY][CHECKSUMS] = {**sums, CONFIG: _digest_config(config)}
     beside = path.with_name(f".{CONFIG}.new")
     beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -118,17 +138,25 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path} is not a file.")
 
 
-def _digest_file(path: Path) -> str:
+def digest_file(path: Path) -> str:
+    """Return the checksum of a file; that of JSON does not depend on its layout, which git changes on some systems."""
     check_file(path)
+    if path.suffix == ".json" and path.stat().st_size <= _LONGEST_JSON:
+        with suppress(ValueError, RecursionError):
+            return digest_table(json.loads(path.read_text(encoding="utf-8")))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_table(table: object) -> str:
+    """Return the checksum of the content of a JSON file."""
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
 def _digest_config(config: Mapping[str, Any]) -> str:
-    """Return the checksum of a configuration without its checksums, independent of the layout of the file."""
+    """Return the checksum of a configuration without its checksums."""
     record = {name: value for name, value in config[RECORD_KEY].items() if name != CHECKSUMS}
-    text = json.dumps({**config, RECORD_KEY: record}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return digest_table({**config, RECORD_KEY: record})
 
 
 def load_whole(load: Callable[..., Any], folder: Path) -> PreTrainedModel:

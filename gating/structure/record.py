@@ -37,14 +37,24 @@ __all__ = [
     "CHECKSUMS",
     "FORMAT_OF_HEADS",
     "FORMAT_OF_NEURONS",
+    "PLAIN_LOADING",
     "RECORD_KEY",
+    "REMEDY_OF_PLAIN_LOADING",
     "damaged",
+    "lacks_units",
     "plan_from_record",
     "record_of_part",
 ]
 
 RECORD_KEY = "head_gating"
 CHECKSUMS = "sha256"
+# By this setting, transformers loads weights from another file, and raises an error that ends with its value if that is
+# no name of one. Classes with fewer heads ignore it; a plain class would say that sizes may be ignored.
+PLAIN_LOADING = "transformers_weights"
+REMEDY_OF_PLAIN_LOADING = (
+    "none, because this model has lost heads or neurons, of which its plain class does not know. Load it with an Auto "
+    "class or a pipeline and trust_remote_code=True, or with gating.load_compact"
+)
 FORMAT_OF_HEADS, FORMAT_OF_NEURONS = 1, 2
 
 _KNOWN = {
@@ -173,6 +183,13 @@ def record_of_part(record: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         names = {block.name for block in iter_feed_forward_blocks(model)}
         part["feed_forward"] = {name: entry for name, entry in part["feed_forward"].items() if name in names}
     return part
+
+
+def lacks_units(record: dict[str, Any]) -> bool:
+    """Return whether a record that was just written has fewer heads or neurons than the original model."""
+    return any(len(entry["kept_heads"]) < entry["num_heads"] for entry in record["blocks"].values()) or any(
+        len(entry["kept"]) * entry["group"] < entry["width"] for entry in record.get("feed_forward", {}).values()
+    )
 
 
 def damaged(reason: str) -> InputError:

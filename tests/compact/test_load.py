@@ -64,11 +64,29 @@ def test_without_remote_code_transformers_refuses(saved, name):
         if name == "vit"
         else transformers.AutoModelForSequenceClassification
     )
-    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
-        auto.from_pretrained(one.folder)
-    base = type(one.model).dense_class
-    with pytest.raises(RuntimeError, match=r"size mismatch|ignore_mismatched_sizes"):
-        base.from_pretrained(one.folder)
+    # The last words are the remedy, not that sizes may be ignored, which would draw new weights.
+    remedy = r"trust_remote_code=True, or with gating\.load_compact$"
+    for cls in (auto, transformers.AutoModel, type(one.model).dense_class):
+        for options in ({}, {"ignore_mismatched_sizes": True}, {"attn_implementation": "eager"}):
+            with pytest.raises(ValueError, match=remedy):
+                cls.from_pretrained(one.folder, **options)
+    if name != "vit":
+        with pytest.raises(ValueError, match=r"trust_remote_code=True, or with gating\.load_compact\s*$"):
+            transformers.pipeline("text-classification", model=str(one.folder), device="cpu")
+
+
+@pytest.mark.parametrize("options", [{}, {"output_attentions": True}, {"config": "own"}, {"config": "name"}])
+def test_the_class_of_a_compact_model_loads_with_any_options(saved, options):
+    one = saved["bert"]
+    cls = type(one.model)
+    if "config" in options:
+        config = transformers.AutoConfig.from_pretrained(one.folder)
+        options = {"config": config if options["config"] == "own" else str(one.folder)}
+    loaded = cls.from_pretrained(one.folder, **options)
+    # Attentions are returned by another kernel.
+    torch.testing.assert_close(logits_of(loaded, one.batch), one.logits)
+    assert not hasattr(loaded.config, "transformers_weights")
+    assert loaded.config.output_attentions == options.get("output_attentions", False)
 
 
 def test_a_model_with_all_heads_loads_without_remote_code(saved):
@@ -82,7 +100,9 @@ def test_a_dense_folder_of_transformers_loads_too(make_model, tmp_path, family):
     model = make_model(family)
     model.save_pretrained(tmp_path)
     batch = batch_for(model)
-    assert torch.equal(logits_of(load_compact(tmp_path), batch), logits_of(model, batch))
+    with pytest.warns(UserWarning, match=r"has no checksums in a head_gating\.json, so damage .* is not noticed"):
+        loaded = load_compact(tmp_path)
+    assert torch.equal(logits_of(loaded, batch), logits_of(model, batch))
 
 
 def test_sharded_weights_load_equal(saved, tmp_path):

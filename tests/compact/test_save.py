@@ -14,6 +14,7 @@ import gating
 from gating.compact.load import load_compact
 from gating.compact.save import save_compact
 from gating.report.card import CompactReport, Row
+from gating.storage.results import write_manifest
 from tests.conftest import TEXTS
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, logits_of, state_of
 
@@ -137,8 +138,9 @@ def test_an_empty_folder_is_used(pruned, tmp_path):
 
 
 def test_overwriting_replaces_the_whole_folder(pruned, folder, tmp_path):
-    left_over = folder / "model-00001-of-00002.safetensors"
-    left_over.write_text("")
+    left_over = folder / "tokenizer.json"
+    left_over.write_text("{}")
+    write_manifest(folder)
     save_compact(pruned, folder, overwrite=True)
     assert not left_over.exists()
     assert os.listdir(tmp_path) == ["compact"]

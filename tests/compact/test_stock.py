@@ -13,6 +13,7 @@ from gating.compact.original import read_original
 from gating.compact.stock import StockError, stock_model
 from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.pruning.compact_model import build_original, build_recorded
+from gating.storage.results import write_manifest
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, SEQ2SEQ, TEXT, VISION, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
@@ -164,28 +165,75 @@ def no_record(record):
     del record["head_gating"]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (other_type, "has model_type='roberta', but the model has 'bert'"),
-        (more_layers, "has num_hidden_layers=1000000000, but the model has 3"),
-        (other_units, "is the record of another model than that in the folder"),
-        (huge_width, "=1000000000000, which is no size of a model"),
-        (no_record, "has no record of kept units"),
-    ],
-)
-def test_a_damaged_record_is_refused_and_not_needed(change, message, stock, tmp_path):
+def more_words(record):
+    record["vocab_size"] = 200_000
+
+
+def huge_vocabulary(record):
+    record["vocab_size"] = 10**12
+
+
+def more_heads(record):
+    record["num_attention_heads"] = 12
+
+
+def huge_size(record):
+    record["intermediate_size"] = 10**12
+    for entry in record["head_gating"]["feed_forward"].values():
+        entry["width"] = 10**12
+
+
+def large_size(record):
+    record["intermediate_size"] = 2**20
+    for entry in record["head_gating"]["feed_forward"].values():
+        entry["width"] = 2**20
+
+
+def fewer_neurons(record):
+    record["intermediate_size"] = 16
+
+
+def other_epsilon(record):
+    record["layer_norm_eps"] = 0.1
+
+
+RECORDS = [
+    (other_type, "has model_type='roberta', but the model has 'bert'"),
+    (more_layers, "has num_hidden_layers=1000000000, but the model has 3"),
+    (other_units, "is the record of another model than that in the folder"),
+    (huge_width, "=1000000000000, which is no size of a layer"),
+    (no_record, "has no record of kept units"),
+    (more_words, "has vocab_size=200000, but the model has 99"),
+    (huge_vocabulary, "has vocab_size=1000000000000, but the model has 99"),
+    (more_heads, r"num_heads=3, but the model has 12 heads|cannot be loaded"),
+    (huge_size, "=1000000000000, which is no size of a layer"),
+    (large_size, "parameters, far larger than this one"),
+    (fewer_neurons, "has intermediate_size=16, but the model has 32, which cannot be a part of that"),
+    (other_epsilon, r"has layer_norm_eps=0\.1, but the model has"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), RECORDS)
+def test_an_edited_record_is_refused_and_not_needed(change, message, stock, tmp_path):
     folder = shutil.copytree(stock["bert"][1], tmp_path / "copy")
-    record = json.loads((folder / "head_gating.json").read_text())
+    path = folder / "head_gating.json"
+    record = json.loads(path.read_text())
     change(record)
-    (folder / "head_gating.json").write_text(json.dumps(record))
-    loaded = gating.load_compact(folder)
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"head_gating\.json is not what was saved .* delete head_gating\.json"):
+        gating.load_compact(folder)
+    loaded = gating.load_compact(folder, verify=False)
+    with pytest.raises(ValueError, match=r"head_gating\.json is not what was saved"):
+        read_original(loaded, folder)
+    # Somebody who computes the checksums anew cannot make the model larger than it may have been.
+    write_manifest(folder)
+    gating.load_compact(folder)
     with pytest.raises(ValueError, match=message):
         read_original(loaded, folder)
-    (folder / "head_gating.json").write_text("{")
+    path.write_text("{")
     with pytest.raises(ValueError, match=r"head_gating\.json is damaged"):
         read_original(loaded, folder)
-    (folder / "head_gating.json").unlink()
+    path.unlink()
     assert read_original(loaded, folder) is None
 
 
@@ -199,7 +247,8 @@ def test_a_folder_is_stock_by_default_where_it_can_be(tmp_path):
         before = model.config.to_dict()
         folder = gating.save_compact(model, tmp_path / name)
         config = json.loads((folder / "config.json").read_text())
-        assert ("head_gating" not in config, (folder / "head_gating.json").exists()) == (is_stock, has_record)
+        beside = json.loads((folder / "head_gating.json").read_text())
+        assert ("head_gating" not in config, "head_gating" in beside) == (is_stock, has_record)
         assert name == "whole" or model.config.head_gating == before["head_gating"]
     assert "head_gating" in json.loads(
         (gating.save_compact(even, tmp_path / "no", stock=False) / "config.json").read_text()

@@ -12,16 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from gating.storage.folders import check_folder, replacing_folder
-from gating.storage.results import COMPACT_MODEL
-
-RESULT = """{"head_gating": {"format": 1, "blocks": {}}}"""
+from gating.storage.results import COMPACT_MODEL, write_manifest
 
 
 def make_result(folder):
     """Write the files by which an earlier compact model is recognized."""
     folder.mkdir()
-    (folder / "config.json").write_text(RESULT)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
     (folder / "model.safetensors").write_text("old")
+    write_manifest(folder)
 
 
 def replacing(target, *, overwrite=True, keep=()):
@@ -106,7 +105,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, write, 
     ):
         write(folder)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == (
-        ["there", "there/config.json", "there/model.safetensors"] if exists else []
+        ["there", "there/config.json", "there/head_gating.json", "there/model.safetensors"] if exists else []
     )
 
 
@@ -138,8 +137,8 @@ def test_the_new_folder_is_on_the_disk_before_the_old_one_goes(tmp_path, monkeyp
     with replacing(target) as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "file").write_text("x")
-    assert sorted(flushed) == ["file", "new", "sub"]
-    assert os.listdir(target) == ["sub"]
+    assert sorted(flushed) == ["file", "head_gating.json", "new", "sub"]
+    assert sorted(os.listdir(target)) == ["head_gating.json", "sub"]
     assert os.listdir(tmp_path) == ["there"]
 
 
@@ -171,7 +170,7 @@ def test_a_link_is_replaced_and_its_target_stays(tmp_path):
         (folder / "new").write_text("")
     assert (tmp_path / "far" / "config.json").exists()
     assert not (tmp_path / "link").is_symlink()
-    assert os.listdir(tmp_path / "link") == ["new"]
+    assert sorted(os.listdir(tmp_path / "link")) == ["head_gating.json", "new"]
 
 
 def test_a_path_through_a_file_is_refused(tmp_path):

@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import gating
@@ -48,6 +51,85 @@ def test_an_earlier_result_with_another_file_in_it_is_not_replaced(name, folder,
     assert not hasattr(bert.config, "head_gating")
 
 
+def fine_tune(folder: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        model.classifier.bias += 1
+    model.save_pretrained(folder)
+
+
+def edit(name: str):
+    def change(folder: Path) -> None:
+        path = folder / name
+        table = json.loads(path.read_text())
+        table["mine"] = 1
+        path.write_text(json.dumps(table))
+
+    return change
+
+
+def quantize(folder: Path) -> None:
+    """Leave weights of another form under their names, as other tools do."""
+    path = folder / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+
+
+def shard(folder: Path) -> None:
+    model = gating.load_compact(folder)
+    model.save_pretrained(folder, max_shard_size="20KB")
+
+
+CHANGES = {
+    "weights of further training": (fine_tune, r"(config\.json|model\.safetensors) in it has changed"),
+    "another configuration": (edit("config.json"), r"config\.json in it has changed"),
+    "another record": (edit("head_gating.json"), r"head_gating\.json in it has changed"),
+    "another tokenizer": (edit("tokenizer_config.json"), r"tokenizer_config\.json in it has changed"),
+    "another card": (lambda folder: (folder / "README.md").write_text("Mine."), r"README\.md in it has changed"),
+    "weights of another type": (quantize, r"model\.safetensors in it has changed"),
+    "several files of weights": (shard, r"in it has changed|it holds model-"),
+    "a further tokenizer": (lambda folder: put(folder, "vocab.json"), r"it holds vocab\.json"),
+    "no checksums": (lambda folder: (folder / "head_gating.json").unlink(), "is not the folder of an earlier"),
+    "damaged checksums": (lambda folder: put(folder, "head_gating.json"), "is not the folder of an earlier"),
+}
+
+
+@pytest.mark.parametrize("stock", [True, False])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_result_that_was_changed_is_not_replaced(name, stock, bert, tokenizer, tmp_path):
+    change, message = CHANGES[name]
+    gating.prune_neurons(bert, {layer: [0] for layer in range(len(bert.bert.encoder.layer))}, group_size=8)
+    folder = gating.save_compact(bert, tmp_path / "saved", tokenizer=tokenizer, stock=stock)
+    gating.save_compact(bert, folder, tokenizer=tokenizer, stock=stock, overwrite=True)
+    with warnings.catch_warnings(action="ignore"):
+        change(folder)
+    before = snapshot(tmp_path)
+    with pytest.raises(FileExistsError, match=message):
+        gating.save_compact(bert, folder, overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_dense_model_with_the_tag_of_this_package_is_not_replaced(bert, tmp_path):
+    bert.save_pretrained(tmp_path / "dense")
+    put(tmp_path, "dense/README.md")
+    (tmp_path / "dense" / "README.md").write_text("---\ntags:\n- head-gating\n---\nTrained with it.\n")
+    before = snapshot(tmp_path)
+    with pytest.raises(FileExistsError, match="is not the folder of an earlier compact model"):
+        gating.save_compact(bert, tmp_path / "dense", overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_an_unchanged_result_may_be_moved_copied_and_reformatted(bert, tmp_path):
+    folder = gating.save_compact(bert, tmp_path / "saved")
+    shutil.copytree(folder, tmp_path / "copy")
+    folder.rename(tmp_path / "moved")
+    # As git does on some systems.
+    text = (tmp_path / "moved" / "config.json").read_text()
+    (tmp_path / "moved" / "config.json").write_text(text.replace("\n", "\r\n"))
+    for name in ("copy", "moved"):
+        gating.load_compact(tmp_path / name)
+        gating.save_compact(bert, tmp_path / name, overwrite=True)
+
+
 CONFIGS = ["", "{", "[]", "{}", '{"head_gating": 1}', '{"head_gating": {}}', '{"model_type": "bert"}', None]
 
 
@@ -80,7 +162,7 @@ def test_links_in_a_result_do_not_count_as_its_files(folder):
     """Links in the hub's cache are shared by revisions."""
     shutil.move(folder / "model.safetensors", folder.parent / "blob")
     (folder / "model.safetensors").symlink_to(folder.parent / "blob")
-    with pytest.raises(FileExistsError, match=r"it holds model\.safetensors"):
+    with pytest.raises(FileExistsError, match=r"model\.safetensors in it has changed"):
         check_result(folder, kind=COMPACT_MODEL)
 
 
@@ -88,7 +170,7 @@ def test_a_file_that_appears_during_writing_stays(tmp_path):
     make_result(tmp_path / "there")
     with pytest.raises(FileExistsError, match=r"it holds notes\.txt"), replacing(tmp_path / "there"):
         put(tmp_path / "there", "notes.txt")
-    assert sorted(os.listdir(tmp_path / "there")) == ["config.json", "model.safetensors", "notes.txt"]
+    assert "notes.txt" in os.listdir(tmp_path / "there")
     assert os.listdir(tmp_path) == ["there"]
 
 
@@ -156,8 +238,14 @@ def test_an_export_replaces_an_earlier_one(folder, tmp_path, monkeypatch):
     assert "it holds notes.txt" in str(command(*export, "--overwrite", monkeypatch=monkeypatch))
     (tmp_path / "export" / "notes.txt").unlink()
     graph = tmp_path / "export" / "model.pt2"
-    graph.write_text("old")
+    before = graph.stat().st_ino
     assert command(*export, "--overwrite", monkeypatch=monkeypatch) is None
-    assert graph.stat().st_size > 1000
+    assert graph.stat().st_ino != before
     described = json.loads((tmp_path / "export" / "export.json").read_text())
     assert described["export_format"] == "dynamo"
+    graph.write_text("of another model")
+    assert "model.pt2 in it has changed" in str(command(*export, "--overwrite", monkeypatch=monkeypatch))
+    # As transformers writes it for a user of its own.
+    (tmp_path / "export" / "head_gating.json").unlink()
+    assert "is not the folder of an earlier export" in str(command(*export, "--overwrite", monkeypatch=monkeypatch))
+    assert graph.read_text() == "of another model"

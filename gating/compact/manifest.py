@@ -1,0 +1,93 @@
+"""Comparison of a folder that plain transformers loads with the checksums in its ``head_gating.json``.
+
+They reveal damage, mix-ups and changes, not forgery. The model card may change. Tokenizers are often saved again, so
+that a different one is a warning.
+"""
+
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from gating.compact.files import read_json
+from gating.errors import InputError, RemedyError
+from gating.storage.results import RECORD_FILE, digest_record
+from gating.structure.integrity import CONFIG, INDEX, WEIGHTS, digest_file
+from gating.structure.record import CHECKSUMS
+
+__all__ = ["check_manifest", "has_manifest", "read_record"]
+
+_GENERATION = "generation_config.json"
+# Of the model, which a difference changes; transformers takes one file of weights before several.
+_OF_MODEL = re.compile(r"(config|generation_config)\.json|[\w.-]+\.safetensors(\.index\.json)?")
+_PLACE = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+# The card, and code, which only trust_remote_code runs.
+_FREE = re.compile(r".*\.(md|py)")
+
+
+def has_manifest(folder: Path) -> bool:
+    """Return whether a folder has a ``head_gating.json``."""
+    return os.path.lexists(folder / RECORD_FILE)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the content of a ``head_gating.json``.
+
+    Raises:
+        ValueError: It is damaged, or differs from its own checksum.
+    """
+    described = read_json(path)
+    sums = described.get(CHECKSUMS, {})
+    if not isinstance(sums, dict):
+        raise InputError(f"{path} is damaged: {CHECKSUMS} is not a table. Export the model again, or delete the file.")
+    if CHECKSUMS in described and sums.get(RECORD_FILE) != digest_record(described):
+        raise _changed(path, " differs")
+    return described
+
+
+def check_manifest(folder: Path) -> None:
+    """Compare the files of a folder with the checksums in its ``head_gating.json``, if they are there.
+
+    Args:
+        folder: The folder of a model; without ``head_gating.json``, or without checksums there, a warning says so.
+
+    Raises:
+        ValueError: A file of the model, or the record, differs from what was written.
+    """
+    path = folder / RECORD_FILE
+    sums = read_record(path).get(CHECKSUMS) if has_manifest(folder) else None
+    if sums is None:
+        warnings.warn(
+            f"{folder} has no checksums in a {RECORD_FILE}, so damage to the files of this model is not noticed.",
+            stacklevel=2,
+        )
+        return
+    present = {name for name in (WEIGHTS, INDEX, _GENERATION) if os.path.lexists(folder / name)}
+    for name in sorted({CONFIG, *present, *sums} - {RECORD_FILE}):
+        if not _PLACE.fullmatch(name):
+            raise InputError(f"{path} has a checksum of {name!r}, which is not a file of the folder.")
+        if _FREE.fullmatch(name):
+            continue
+        if _OF_MODEL.fullmatch(name):
+            if digest_file(folder / name) != sums.get(name):
+                raise _changed(
+                    folder / name,
+                    f" in {RECORD_FILE} differs, so it is damaged, or was replaced, edited or trained further",
+                    " Save a model that was trained again in another folder.",
+                )
+        elif os.path.lexists(folder / name) and digest_file(folder / name) != sums[name]:
+            warnings.warn(
+                f"{folder / name} is not what was saved with this model: it was saved again, or is damaged.",
+                stacklevel=2,
+            )
+
+
+def _changed(path: Path, reason: str, remedy: str = "") -> RemedyError:
+    """Return the error about a file that is not as it was written."""
+    otherwise = (
+        f" Export the model again; or, if this is meant, delete {RECORD_FILE}, the record of the model that was saved, "
+        "which loading does not need"
+    )
+    problem = f"{path} is not what was saved with this model: its checksum{reason}."
+    return RemedyError(problem, python=f"{otherwise}, or pass verify=False.{remedy}", command=f"{otherwise}.{remedy}")
