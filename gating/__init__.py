@@ -28,7 +28,7 @@ from gating.objectives import (
 from gating.objectives.convergence import Convergence
 from gating.objectives.parameter_groups import parameter_groups
 from gating.pruning.finalize import FinalizeReport, finalize
-from gating.pruning.latency_costs import budget_for_speedup
+from gating.pruning.latency.costs import budget_for_speedup
 from gating.pruning.padding import silence_padding
 from gating.pruning.prune import prune_heads, prune_neurons
 from gating.pruning.prune_report import PruneReport

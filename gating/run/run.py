@@ -19,6 +19,7 @@ from gating.distributed.collectives import broadcast, gather_objects, is_rank_ze
 from gating.report.history import History
 from gating.report.summary import Stage, Summary
 from gating.run.folder.contents import Phase, RunPaths
+from gating.run.latency import RunTiming
 from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import is_sharded
@@ -84,6 +85,7 @@ class Run:
         is_resumed: Whether an earlier process began the run.
         lock: Lock on the run's folder, which rank 0 holds.
         started: Start of this process's training, in seconds of ``time.monotonic``.
+        timing: What is timed, and for how long.
         state: The part that changes.
     """
 
@@ -97,6 +99,7 @@ class Run:
     is_resumed: bool
     lock: BaseFileLock | None
     started: float
+    timing: RunTiming
     state: RunState
 
     @property

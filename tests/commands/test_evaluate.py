@@ -23,7 +23,7 @@ from tests.support.tiny_run import WORDS, checked_settings, make_inputs, make_mo
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_timings():
-    with few_timings("gating.commands.folder_evaluation"):
+    with few_timings():
         yield
 
 

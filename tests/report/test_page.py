@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gating.pruning.measure import LatencyComparison
+from gating.pruning.latency.comparison import LatencyComparison
 from gating.report.history import History, Observation
 from gating.report.page import RunPage, Runtime, write_page
 from gating.report.score import Score

@@ -3,7 +3,8 @@
 import copy
 
 import gating
-from gating.pruning.measure import LatencyComparison, count_macs
+from gating.pruning.latency.comparison import LatencyComparison
+from gating.pruning.measure import count_macs
 from gating.report.score import Score
 from gating.report.summary import NUMBERS, Summary
 from tests.support.family_models import FAMILIES
