@@ -209,7 +209,7 @@ class Summary:
         timings = [f"{times.words}: {times.repeats} repeats, {margin(times.error)}" for times in self.latencies]
         return [
             f"Latency: medians of interleaved repeats ({'; '.join(timings)}), {torch.get_num_threads()} thread(s), "
-            f"{machine()}. Other lengths and batches have other speed-ups."
+            f"{machine()}."
             + (f" Multiply-accumulates: of one example of {self.latency.words}." if "macs" in self.sizes else "")
         ]
 

@@ -90,8 +90,10 @@ class RunTiming:
             run_seconds: Function from the seconds of a pass of the batch to those of the run.
         """
         batch = self.batch(model.device)
+        is_first = not self.budget.is_fitted
         fitted = self.budget.fit(model, batch, passes=passes, run_seconds=run_seconds)
-        if (whole := describe_batch(batch)) != (timed := describe_batch(fitted)):
+        whole, timed = describe_batch(batch), describe_batch(fitted)
+        if is_first and whole != timed:
             print(
                 f"Forward passes of {whole} are too slow to be repeated in {self.budget.seconds:.0f} s: {timed} are "
                 "timed. For more, raise latency.max_seconds.",
@@ -113,13 +115,13 @@ class RunTiming:
             The latency of the batch of the settings, and that of one text of median length; None if it is the same.
         """
         batch = self.fitted_batch(dense, passes=_NUM_PASSES, run_seconds=lambda _: run_seconds)
-        is_short = (self.settings.batch_size, self.settings.length) == (_SHORT_SIZE, _SHORT_LENGTH)
+        one = self.module.timing_batch(_SHORT_LENGTH, size=_SHORT_SIZE, split=self.split)
+        is_short = describe_batch(one) == describe_batch(batch)
         with self.stage("timing") as stage:
             ours = CopyTimer(dense, batch, stage=stage, length=self.length, precision=_PRECISION)
             latency = ours.time(compact, what=describe_batch(batch), share=1.0 if is_short else 2 / 3)
             short = None
             if not is_short:
-                one = self.module.timing_batch(_SHORT_LENGTH, size=_SHORT_SIZE, split=self.split)
                 one = {name: tensor.to(dense.device) for name, tensor in one.items()}
                 its = CopyTimer(dense, one, stage=stage, length=_SHORT_LENGTH, precision=_PRECISION)
                 short = its.time(compact, what=describe_batch(one))

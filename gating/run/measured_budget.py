@@ -29,6 +29,7 @@ from gating.run.settings.build import make_objective
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import is_sharded, reshard
 from gating.sharding.twin import untrained_copy
+from gating.tracking.verbosity import printed_warnings
 
 __all__ = ["count_macs", "kept_gates", "with_measured_budget"]
 
@@ -167,7 +168,8 @@ def kept_gates(run: Run, objective: Objective, gates: HeadGates) -> Tensor | Non
         def measure(kept: Tensor) -> Reached:
             return broadcast(Reached(0.0) if timer is None else _time_choice(run, gates, whole, kept, timer))
 
-        return kept_for_speedup(choose, measure, speedup=speedup, keep=settings["keep"])
+        with printed_warnings():
+            return kept_for_speedup(choose, measure, speedup=speedup, keep=settings["keep"])
 
 
 @contextmanager
@@ -190,7 +192,7 @@ def _time_choice(run: Run, gates: HeadGates, whole: PreTrainedModel | None, kept
     with _without_gates(run, gates, whole) as model:
         what = f"{int(kept.sum()):,} of {len(kept):,} gates"
         found = time_kept(model, gates, kept, timer, what=what, share=_SHARE_OF_CHOICE)
-    return Reached(found.speedup, found.error, is_last=timer.is_over)
+    return Reached(found.speedup, found.error, is_over=timer.is_over)
 
 
 @contextmanager

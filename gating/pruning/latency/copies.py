@@ -51,8 +51,10 @@ class CopyTimer:
 
     @property
     def is_over(self) -> bool:
-        """Whether the time is over; copies that are needed are still timed, once each."""
-        return self._stage is not None and not self._stage.left
+        """Whether there is no time to time another copy beside the model; those that are needed are timed once."""
+        if self._stage is None:
+            return False
+        return self._stage.left <= (2 * self.timed[-1].before if self.timed else 0)
 
     @property
     def error(self) -> float:

@@ -148,9 +148,7 @@ def measure_latency_costs(
         (0.0, 0.5)
     """
     has_heads, has_neurons = "heads" in gates.units, "neurons" in gates.units
-    shapes = list(
-        dict.fromkeys((heads if has_heads else 1.0, neurons if has_neurons else 1.0) for heads, neurons in _SHAPES)
-    )
+    shapes = dict.fromkeys((heads if has_heads else 1.0, neurons if has_neurons else 1.0) for heads, neurons in _SHAPES)
     points = [(1.0, 1.0, 1.0)]
     fastest = 1.0
     for number, (heads, neurons) in enumerate(shape for shape in shapes if shape != (1.0, 1.0)):
@@ -162,7 +160,9 @@ def measure_latency_costs(
         else:
             assert timer is not None
             what = f"{heads:.0%} of the heads, {neurons:.0%} of the neurons"
-            speedup = time_kept(model, gates, kept, timer, what=what, share=1 / (len(shapes) - number)).speedup
+            # Those that are needed leave a part of the time to the others together.
+            share = 1 / max(_NUM_NEEDED + 1 - number, 2)
+            speedup = time_kept(model, gates, kept, timer, what=what, share=share).speedup
         fastest = max(fastest, speedup)
         points.append((*_shares(gates, kept), 1 / speedup))
     heads, neurons = _fit(points, has_heads=has_heads, has_neurons=has_neurons)

@@ -19,12 +19,12 @@ class Reached(NamedTuple):
     Attributes:
         speedup: The speedup.
         error: Its relative standard error.
-        is_last: Whether there is no time for another choice.
+        is_over: Whether there is no time for another choice.
     """
 
     speedup: float
     error: float = 0.0
-    is_last: bool = False
+    is_over: bool = False
 
 
 def kept_for_speedup(
@@ -55,9 +55,9 @@ def kept_for_speedup(
     share = keep
     for _ in range(_MAX_ATTEMPTS):
         kept = choose(share)
-        reached, error, is_last = measure(kept)
+        reached, error, is_over = measure(kept)
         tried.append((abs(reached / speedup - 1), reached, kept))
-        if is_last or tried[-1][0] <= max(_CLOSE, error):
+        if is_over or tried[-1][0] <= max(_CLOSE, error):
             break
         if reached > speedup:
             fast = (share, 1 / reached)
@@ -69,8 +69,8 @@ def kept_for_speedup(
     distance, reached, kept = min(tried, key=lambda attempt: attempt[0])
     if distance > _FAR:
         warnings.warn(
-            f"The compact model is {reached:.2f} times as fast as the dense one here, not {speedup}: no choice of "
-            "these gates was closer.",
+            f"The compact model is {reached:.2f} times as fast as the dense one here, not {speedup}: "
+            + ("there was no time to time another choice." if is_over else "no choice of these gates was closer."),
             stacklevel=2,
         )
     return kept

@@ -19,7 +19,7 @@ class LatencySettings:
         batch_size: Number of examples in the timed batch.
         length: Length of its texts in tokens: the ``median`` of the evaluated data, its 95th percentile (``p95``), its
             longest (``max``), or a number.
-        max_seconds: Seconds that all timings of a run may take together; None for 5 % of the run, at least 10 and at
+        max_seconds: Seconds that all timings of a run may take together; None for 5 % of the run, at least 20 and at
             most 120 seconds.
 
     Raises:

@@ -162,8 +162,8 @@ def _at_most(num_heads: int, heads_per_gate: tuple[int, ...]) -> int:
 def _time(model: nn.Module, gates: HeadGates, timer: CopyTimer, num_heads: int) -> float:
     compact = deepcopy(model)
     _keep_evenly(compact, num_heads, max(gates.heads_per_gate), gates.block_names)
-    # Four numbers of heads, and about two more.
-    share = 1 / max(2, 6 - len(timer.timed))
+    # Those that are needed leave a part of the time to the others together.
+    share = 1 / max(_NUM_NEEDED + 1 - len(timer.timed), 2)
     return timer.time(compact, what=f"{num_heads} of {gates.num_heads} heads", share=share).speedup
 
 

@@ -15,7 +15,7 @@ from gating.pruning.latency.comparison import seconds_of_pass
 __all__ = ["MAX_SECONDS", "Stage", "TimeBudget"]
 
 # Of a run, timings take this share, within limits in seconds.
-_SHARE_OF_RUN, _MIN_SECONDS, MAX_SECONDS = 0.05, 10.0, 120.0
+_SHARE_OF_RUN, _MIN_SECONDS, MAX_SECONDS = 0.05, 20.0, 120.0
 # A bar is redrawn after so many seconds, between two passes.
 _REDRAW_S = 0.25
 
@@ -69,14 +69,19 @@ class TimeBudget:
 
     Attributes:
         seconds: All of the time; None until :meth:`fit` has estimated the run.
-        spent: Seconds that stages have taken.
+        spent: Seconds that have been taken.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
-        """Args: ``seconds`` is all of it; None for 5 % of the run, at least 10 and at most 120 seconds."""
+        """Args: ``seconds`` is all of it; None for 5 % of the run, at least 20 and at most 120 seconds."""
         self.seconds = seconds
         self.spent = 0.0
         self._rows: int | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether :meth:`fit` has set the time and the number of rows."""
+        return self._rows is not None
 
     def fit(
         self,
@@ -98,7 +103,9 @@ class TimeBudget:
         """
         rows = _num_rows(batch)
         if self._rows is None or self.seconds is None:
+            start = time.perf_counter()
             one = seconds_of_pass(model, _last_rows(batch, 1))
+            self.spent += time.perf_counter() - start
             full = rows * one
             if self.seconds is None:
                 run = math.inf if run_seconds is None else run_seconds(full)
@@ -128,7 +135,7 @@ class TimeBudget:
 
 def _bar() -> Progress:
     """Return a progress bar that is redrawn between passes alone: a thread would disturb the timings."""
-    console = Console(stderr=False)
+    console = Console()
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=30),
