@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LatencyComparison", "compare_latency", "describe_batch", "margin", "seconds_of_pass"]
+__all__ = ["LEAST_REPEATS", "LatencyComparison", "compare_latency", "describe_batch", "margin", "seconds_of_pass"]
 
 # Least time of one timing, as several slices of a scheduler, and the largest number of its forward passes.
 _TIMING_SECONDS, _MAX_PASSES = 0.02, 20
 # Fewer ratios say nothing about their own error.
-_LEAST_RATIOS = 3
-# A first pass that takes less time is repeated: it also fills caches and chooses kernels.
+LEAST_REPEATS = 3
+# A pass that takes less time is warmed up by another one: the first also fills caches and chooses kernels.
 _SHORT_PASS_S = 1.0
 
 
@@ -115,7 +115,8 @@ def _repeat(
         return not timings or time.perf_counter() + passes * sum(timings[-1]) <= end
 
     warm: list[tuple[float, float]] = []
-    while len(warm) < warm_up and fits(warm):
+    # One slow pass warms up as well as two.
+    while len(warm) < warm_up and fits(warm) and not (warm and min(warm[-1]) > _SHORT_PASS_S):
         warm.append(timing(1))
     fastest = min((seconds for pair in warm for seconds in pair), default=1.0)
     passes = math.ceil(_TIMING_SECONDS / max(fastest, _TIMING_SECONDS / _MAX_PASSES))
@@ -134,7 +135,7 @@ def _is_enough(times: list[tuple[float, float]], repeats: int, precision: float 
 
 def _error_of_ratio(times: list[tuple[float, float]]) -> float:
     """Return the relative standard error of the median ratio, from the median absolute deviation."""
-    if len(times) < _LEAST_RATIOS:
+    if len(times) < LEAST_REPEATS:
         return math.inf
     ratios = [first / second for first, second in times]
     median = statistics.median(ratios)

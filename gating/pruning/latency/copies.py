@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from gating.pruning.latency.comparison import LatencyComparison, compare_latency, describe_batch, margin
+from gating.pruning.latency.comparison import LEAST_REPEATS, LatencyComparison, compare_latency, describe_batch, margin
 from gating.pruning.latency.time_budget import Stage
 
 __all__ = ["PRECISION", "CopyTimer"]
@@ -51,10 +51,11 @@ class CopyTimer:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is no time to time another copy beside the model; those that are needed are timed once."""
+        """Whether there is no time to know another speedup and its error; copies that are needed are timed once."""
         if self._stage is None:
             return False
-        return self._stage.left <= (2 * self.timed[-1].before if self.timed else 0)
+        passes = 2 * (1 + LEAST_REPEATS)
+        return self._stage.left <= (passes * self.timed[-1].before if self.timed else 0)
 
     @property
     def error(self) -> float:
