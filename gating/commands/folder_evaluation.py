@@ -36,6 +36,7 @@ from gating.run.settings.names import naming_settings
 from gating.run.settings.settings import Settings
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
+from gating.training.callbacks.progress import watched
 from gating.training.evaluation import evaluate
 
 __all__ = ["Evaluated", "check_task", "encode_split", "evaluate_folder"]
@@ -139,7 +140,8 @@ def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str
     model.to(device)  # type: ignore[arg-type]
     summary, prepared = Summary(), data.prepared
     score = prepared.final_score or prepared.score
-    batches = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
+    loader = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
+    batches = watched(loader, title=f"evaluating: {split}", total=data.num_evaluated[split])
     with summary.timed("evaluate"):
         values = evaluate(model, batches, task=objects.task, metrics=prepared.all_metrics)
     summary.add_metrics(Stage.COMPACT, "model", split, values)

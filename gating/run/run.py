@@ -25,6 +25,7 @@ from gating.run.settings.settings import Settings
 from gating.sharding.plan import is_sharded
 from gating.tasks.base import Prepared
 from gating.tracking.position import LogPosition
+from gating.training.callbacks.progress import watched
 from gating.training.checkpoints import checkpoints_in, why_unusable
 from gating.training.evaluation import evaluate
 
@@ -153,7 +154,9 @@ class Run:
         metrics = prepared.metrics if stage == Stage.SEARCH else prepared.all_metrics
         with self.state.summary.timed("evaluate"):
             for split in (split for split in splits if self.data.num_evaluated[split]):
-                batches = islice(self.data.module.evaluation_dataloader(split), self.data.num_evaluated[split])
+                total = self.data.num_evaluated[split]
+                loader = islice(self.data.module.evaluation_dataloader(split), total)
+                batches = watched(loader, title=f"{title}: {split}", total=total)
                 values = evaluate(model or self.state.model, batches, task=self.objects.task, metrics=metrics)
                 self.state.summary.add_metrics(stage, title, split, values)
 

@@ -58,7 +58,7 @@ def test_the_time_ends_the_repeats(clock):
     before, after = Slow(clock, 3.0), Slow(clock, 2.0)
     found = compare_latency(before, after, {"x": torch.ones(1)}, precision=0.001, seconds=33.0)
     assert 30 <= clock[0] <= 33
-    assert found.repeats == 5
+    assert found.repeats == 6
     assert (found.speedup, found.error) == (1.5, 0.0)
 
 
@@ -190,3 +190,13 @@ def test_a_terminal_shows_what_is_timed_and_the_time_left(bert, passes, monkeypa
         assert "50% of the heads, 100% of the neurons" in shown
     else:
         assert shown == ""
+
+
+def test_slow_copies_are_repeated_in_the_time_of_a_run(bert, passes, clock):
+    passes(bert, 3.5, rows=2, noise=0.1)
+    with TimeBudget(80.0).stage("timing") as stage:
+        costs = measure_latency_costs(
+            bert, create_gates(bert, units=UNITS, group_size=4), timer=CopyTimer(bert, batch_for(bert), stage=stage)
+        )
+    assert clock[0] <= 80 + 7
+    assert costs.error < 0.05

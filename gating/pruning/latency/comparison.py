@@ -114,13 +114,16 @@ def _repeat(
     def fits(timings: list[tuple[float, float]], passes: int = 1) -> bool:
         return not timings or time.perf_counter() + passes * sum(timings[-1]) <= end
 
+    def is_slow(timings: list[tuple[float, float]]) -> bool:
+        return bool(timings) and sum(timings[-1]) > _SHORT_PASS_S
+
+    # Slow passes are not much slower at first, and need no warm-up apart.
     warm: list[tuple[float, float]] = []
-    # One slow pass warms up as well as two.
-    while len(warm) < warm_up and fits(warm) and not (warm and min(warm[-1]) > _SHORT_PASS_S):
+    while len(warm) < warm_up and fits(warm) and not is_slow(warm):
         warm.append(timing(1))
     fastest = min((seconds for pair in warm for seconds in pair), default=1.0)
     passes = math.ceil(_TIMING_SECONDS / max(fastest, _TIMING_SECONDS / _MAX_PASSES))
-    times: list[tuple[float, float]] = []
+    times = [*warm] if is_slow(warm) else []
     while not _is_enough(times, repeats, precision) and fits(times or warm, passes):
         times.append(timing(passes))
     # Without time for another one, the warm-up is the timing.

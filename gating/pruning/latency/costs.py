@@ -161,7 +161,7 @@ def measure_latency_costs(
             assert timer is not None
             what = f"{heads:.0%} of the heads, {neurons:.0%} of the neurons"
             # Those that are needed leave a part of the time to the others together.
-            share = 1 / max(_NUM_NEEDED + 1 - number, 1)
+            share = 1 / max(_NUM_NEEDED + 0.5 - number, 1)
             speedup = time_kept(model, gates, kept, timer, what=what, share=share).speedup
         fastest = max(fastest, speedup)
         points.append((*_shares(gates, kept), 1 / speedup))

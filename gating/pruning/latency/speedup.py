@@ -163,7 +163,7 @@ def _time(model: nn.Module, gates: HeadGates, timer: CopyTimer, num_heads: int) 
     compact = deepcopy(model)
     _keep_evenly(compact, num_heads, max(gates.heads_per_gate), gates.block_names)
     # Those that are needed leave a part of the time to the others together.
-    share = 1 / max(_NUM_NEEDED + 1 - len(timer.timed), 1)
+    share = 1 / max(_NUM_NEEDED + 0.5 - len(timer.timed), 1)
     return timer.time(compact, what=f"{num_heads} of {gates.num_heads} heads", share=share).speedup
 
 
