@@ -126,9 +126,9 @@ def _scores(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
 def _conditions(rows: Sequence[Row], bound: float) -> str:
     seeds = len({row["seed"] for row in rows})
     threads = " or ".join(sorted({str(row["threads"]) for row in rows}))
-    batches = " or ".join(sorted({row["latency_batch"] for row in rows}))
+    batches = records.timed_batches(rows, conjunction="or")
     told = "" if math.isnan(bound) else f"; less than {bound:.1f} points can be chance"
-    return f"{rows[0]['cpu']}, {threads} thread(s), {batches} tokens, {seeds} seed(s){told}."
+    return f"{rows[0]['cpu']}, {threads} thread(s), {batches}, {seeds} seed(s){told}."
 
 
 def _mean(rows: Sequence[Row], name: str) -> str | None:

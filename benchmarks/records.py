@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append", "markdown", "read"]
+__all__ = ["append", "markdown", "read", "timed_batches"]
 
 Row = Mapping[str, Any]
 
@@ -33,6 +33,19 @@ def markdown(rows: Iterable[Row], columns: Sequence[str] | Mapping[str, str]) ->
     lines = [f"| {' | '.join(headings.values())} |", "|" + "---|" * len(headings)]
     lines += [f"| {' | '.join(_cell(row.get(name)) for name in headings)} |" for row in rows]
     return "\n".join(lines)
+
+
+def timed_batches(rows: Sequence[Row], *, conjunction: str) -> str:
+    """Return the batches that runs timed, such as ``8 x 107 tokens, p95``.
+
+    Args:
+        rows: Numbers of runs; those of before their length was a setting timed the longest validation texts.
+        conjunction: Word between several.
+    """
+    known = {row["latency_words"] for row in rows if "latency_words" in row}
+    before = {str(row.get("latency_batch", "?")) for row in rows if "latency_words" not in row}
+    longest = [f"{f' {conjunction} '.join(sorted(before))} tokens"] if before else []
+    return f" {conjunction} ".join([*sorted(known), *longest])
 
 
 def _cell(value: object) -> str:

@@ -20,7 +20,7 @@ from .objectives import (
 from .objectives.convergence import Convergence
 from .objectives.parameter_groups import parameter_groups
 from .pruning.finalize import FinalizeReport, finalize
-from .pruning.latency_costs import budget_for_speedup
+from .pruning.latency.costs import budget_for_speedup
 from .pruning.padding import silence_padding
 from .pruning.prune import prune_heads, prune_neurons
 from .pruning.prune_report import PruneReport

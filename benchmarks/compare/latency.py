@@ -94,13 +94,13 @@ def conditions(rows: Sequence[Row]) -> list[str]:
     lines = {}
     for data, steps in sets_of(rows):
         own = [row for row in rows if (row["data"], row["steps"]) == (data, steps)]
-        batches = " and ".join(sorted({str(row.get("latency_batch", "?")) for row in own}))
+        batches = records.timed_batches(own, conjunction="and")
         seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in own}))
         for row in own:
             line = (
                 f"{data}: {row.get('gpu') or row['cpu']}, {row['cores']} cores, {row['threads']} thread(s), torch "
                 f"{row['version/torch']}, transformers {row['version/transformers']}; {steps} steps; seeds {seeds}; "
-                f"latency of {batches} tokens in single precision, in turns with the dense model."
+                f"latency of {batches} in single precision, in turns with the dense model."
             )
             lines[line] = None
     return list(lines)

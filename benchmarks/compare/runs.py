@@ -1,6 +1,7 @@
 """Runs of train.py, and the speed-up of shallower models over the full one."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from hydra import compose, initialize_config_dir
 import gating
 from benchmarks.measuring import ROOT
 from gating.distributed.launch import check_devices
-from gating.pruning.measure import compare_latency
 from gating.run.prepare import prepare
 from gating.run.settings.open_tables import open_tables
 from gating.run.settings.read import read_settings
@@ -85,9 +85,10 @@ def measure_against_full(folder: Path, settings: Sequence[str]) -> Mapping[str, 
     run = prepare(read_settings(composed, groups=GROUPS), resumes=False)
     device = check_devices(run.settings.values["trainer"]).root
     dense, smaller = run.state.model.to(device), gating.load_compact(folder / "compact").to(device)
-    run.state.summary.latency = compare_latency(dense, smaller, run.probe_batch(), precision=0.01)
-    run.state.summary.compare_models(dense, smaller, run.probe_batch())
-    numbers = run.state.summary.flat()
+    summary = run.state.summary
+    summary.latency, summary.short_latency = run.timing.compare(dense, smaller, run_seconds=math.inf)
+    summary.compare_models(dense, smaller, run.timing.batch(device))
+    numbers = summary.flat() | summary.timed_batches()
     return {name: value for name, value in numbers.items() if not name.startswith("seconds/")}
 
 

@@ -18,7 +18,7 @@ from gating.run.settings.settings import Settings
 __all__ = ["evaluation_settings"]
 
 # Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
-_GROUPS = ("data", "task", "trainer")
+_GROUPS = ("data", "task", "trainer", "latency")
 _FILES, _TEXT = "gating.data.sources.load_files", "gating.data.text_files.load_text"
 # Settings that say where data is: with an option of the run's own source, they alone are not those of the run.
 _PLACES = ("train", "validation", "test", "path", "name")
@@ -47,7 +47,9 @@ def evaluation_settings(
     names = names_given(overrides, read_options(conf))
     for name in names:
         if name.partition(".")[0] not in (*_GROUPS, "seed"):
-            raise InputError(f"{name} has no effect on an evaluation, which takes data, task, trainer and seed.")
+            raise InputError(
+                f"{name} has no effect on an evaluation, which takes data, task, trainer, latency and seed."
+            )
     if run_folder is None and not any(name.partition(".")[0] == "data" for name in names):
         if not Path(model).is_dir():
             raise InputError(

@@ -25,10 +25,11 @@ from gating.errors import InputError
 from gating.models.hub import locate
 from gating.models.pretrained import Pretrained
 from gating.pruning.compact_model import build_original
-from gating.pruning.measure import compare_latency
+from gating.pruning.latency.comparison import margin
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.folder.inputs import data_difference, describe_inputs, read_inputs
+from gating.run.latency import RunTiming
 from gating.run.objects import RunObjects, build_objects
 from gating.run.prepare import encode_examples, load_examples
 from gating.run.run import RunData
@@ -37,6 +38,7 @@ from gating.run.settings.settings import Settings
 from gating.storage.identity import NUM_ROWS
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
+from gating.training.callbacks.progress import watched
 from gating.training.evaluation import evaluate
 
 __all__ = ["Evaluated", "check_task", "encode_split", "evaluate_folder"]
@@ -80,8 +82,7 @@ class Evaluated:
         """Return everything by the names in ``metrics.json``; NaN is None."""
         numbers = {name: value for name, value in self.summary.flat().items() if "/" not in name}
         if not self.is_compact:
-            numbers = {n: v for n, v in numbers.items() if not n.endswith("_before") and n != "speedup"}
-        assert self.summary.latency is not None
+            numbers = {n: v for n, v in numbers.items() if not n.endswith("_before") and not n.startswith("speedup")}
         return {
             "model": self.model,
             "split": self.split,
@@ -89,7 +90,7 @@ class Evaluated:
             "metric": self.score.name,
             "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
             **numbers,
-            "latency_batch": self.summary.latency.batch,
+            **self.summary.timed_batches(),
             "device": self.device,
             "threads": torch.get_num_threads(),
         }
@@ -102,10 +103,12 @@ class Evaluated:
         for row in self.summary.compact_report(self.score).rows:
             before = f" (dense: {row.before})" if self.is_compact else ""
             lines.append(f"  {row.name}  {row.after}{before}")
-        assert self.summary.latency is not None
-        if self.is_compact:
-            lines.append(f"  speed-up  {self.summary.latency.speedup:.2f}x")
-        return "\n".join(lines) + f"\nLatency: a batch of {self.summary.latency.batch}."
+        lines += [
+            f"  speed-up, {times.words}  {times.speedup:.2f}x ({margin(times.error)})"
+            for times in self.summary.latencies
+            if self.is_compact
+        ]
+        return "\n".join(lines)
 
 
 def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None = None) -> Evaluated:
@@ -148,17 +151,20 @@ def _evaluate(
     data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
     if run_folder is not None:
         _warn_of_changes(run_folder, settings, data, split=split)
+    timing = RunTiming.of(objects.latency, data.module, split=split)
+    timing.check(model)
     model.to(device)  # type: ignore[arg-type]
     summary, prepared = Summary(), data.prepared
     score = prepared.final_score or prepared.score
-    batches = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
-    values = evaluate(model, batches, task=objects.task, metrics=prepared.all_metrics)
+    loader = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
+    batches = watched(loader, title=f"evaluating: {split}", total=data.num_evaluated[split])
+    with summary.timed("evaluate"):
+        values = evaluate(model, batches, task=objects.task, metrics=prepared.all_metrics)
     summary.add_metrics(Stage.COMPACT, "model", split, values)
-    probe = {name: tensor.to(device) for name, tensor in data.module.probe_batch(split=split).items()}
     original = read_original(model, place)
     dense = model if original is None else build_original(model, original, device=device)
-    summary.compare_models(dense, model, probe)
-    summary.latency = compare_latency(dense, model, probe, precision=0.01)
+    summary.compare_models(dense, model, timing.batch(device))
+    summary.latency, summary.short_latency = timing.compare(dense, model, run_seconds=summary.seconds["evaluate"])
     return Evaluated(
         model=folder,
         split=split,

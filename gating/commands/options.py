@@ -36,7 +36,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         "settings",
         nargs="*",
         metavar="NAME=VALUE",
-        help="settings of data, task, trainer and seed as in head-gating train, such as data=files "
+        help="settings of data, task, trainer, latency and seed as in head-gating train, such as data=files "
         "data.test=test.tsv; by default those of the run that made the folder",
     )
     parser.add_argument("--split", choices=("validation", "test"), help="data to evaluate on; test if there is one")

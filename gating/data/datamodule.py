@@ -1,7 +1,9 @@
 """Batches of examples of similar length, padded to the longest example of each batch."""
 
+import bisect
+import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from typing import Any
 
 import pyarrow.compute as pc
@@ -59,6 +61,11 @@ class ExampleDataModule(pl.LightningDataModule):
         self._epochs_done, self._batches_done = 0, 0
         self._num_shards, self._shard_index = 1, 0
         self._lengths: dict[str, list[int]] = {}
+
+    @property
+    def batch_size(self) -> int:
+        """Number of examples in a training batch of one process."""
+        return self._batch_size
 
     @property
     def splits(self) -> list[str]:
@@ -159,6 +166,32 @@ class ExampleDataModule(pl.LightningDataModule):
         batch = self._collate([self._splits["train"][index] for index in order[first : first + size]])
         return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
 
+    def timing_batch(self, length: str | int = "p95", *, size: int = 8, split: str = "validation") -> dict[str, Any]:
+        """Return the model inputs, without targets, of examples of one length; equal in all processes.
+
+        Args:
+            length: ``median``, ``p95`` (the 95th percentile) or ``max`` of the lengths of a split, of which the longest
+                example of the batch has this length; or a number of tokens, to which texts are cut or repeated.
+            size: Number of examples; a split with fewer is repeated.
+            split: The split.
+
+        Raises:
+            InputError: A number of tokens is given, and the examples are no texts.
+        """
+        order = self._by_length(split)
+        if isinstance(length, str):
+            last = {"median": (len(order) - 1) // 2, "p95": math.ceil(0.95 * len(order)) - 1, "max": len(order) - 1}
+            stop = last[length] + 1
+        else:
+            lengths = self._lengths_of(split)
+            stop = size + bisect.bisect_left(order, length, key=lengths.__getitem__)
+        chosen = order[:stop][-size:]
+        # The last example is the longest.
+        chosen = [*islice(cycle(reversed(chosen)), size)][::-1]
+        batch = self._collate([self._splits[split][index] for index in chosen])
+        inputs = {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
+        return inputs if isinstance(length, str) else _with_length(inputs, length)
+
     def _by_length(self, split: str) -> list[int]:
         lengths = self._lengths_of(split)
         return sorted(range(len(lengths)), key=lengths.__getitem__)
@@ -184,6 +217,20 @@ class ExampleDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **order,
         )
+
+
+def _with_length(inputs: dict[str, Any], length: int) -> dict[str, Any]:
+    """Return inputs with texts of a number of tokens: cut, or repeated."""
+    if "input_ids" not in inputs:
+        raise InputError(f"latency.length={length} is a number of tokens, and the data has no texts: give p95.")
+    width = inputs["input_ids"].shape[1]
+    places = torch.arange(length) % width
+    return {
+        name: tensor[:, places]
+        if tensor.ndim > 1 and tensor.shape[1] == width and not name.startswith("decoder_")
+        else tensor
+        for name, tensor in inputs.items()
+    }
 
 
 class _ResumedOrder(Sampler[int]):

@@ -1,14 +1,9 @@
-"""Size and work of a model, and its latency compared with another model's."""
+"""Size and work of a model."""
 
-import math
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -19,111 +14,13 @@ from gating.structure.blocks import group_labels, iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = [
-    "LatencyComparison",
     "cache_bytes_per_token",
-    "compare_latency",
     "count_heads",
     "count_heads_by_kind",
     "count_macs",
     "count_neurons",
     "weight_megabytes",
 ]
-
-# Least time of one timing, as several slices of a scheduler, and the largest number of its forward passes.
-_TIMING_SECONDS, _MAX_PASSES = 0.02, 20
-
-
-@dataclass(frozen=True)
-class LatencyComparison:
-    """Latency of a forward pass of two models, timed alternately.
-
-    Attributes:
-        before: Median seconds of the first model.
-        after: Median seconds of the second model.
-        speedup: Median over the repeats of first / second; above 1, the second model is faster.
-        repeats: Number of timings of each model.
-        batch: Shape of the batch, such as ``32 x 128``.
-    """
-
-    before: float
-    after: float
-    speedup: float
-    repeats: int
-    batch: str
-
-
-def compare_latency(
-    before: nn.Module,
-    after: nn.Module,
-    batch: Mapping[str, Tensor],
-    *,
-    repeats: int = 15,
-    warm_up: int = 2,
-    precision: float | None = None,
-) -> LatencyComparison:
-    """Time two models on the same batch, in evaluation mode and without gradients.
-
-    A timing takes several passes of small models: on a busy machine, the scheduler would interrupt the slower of two
-    passes of a millisecond at nearly every turn, and the faster one at few.
-
-    Args:
-        before: The first model.
-        after: The second model, on the same device.
-        batch: Keyword arguments of both models.
-        repeats: Number of timings of each model; they alternate, so that a busy machine slows both.
-        warm_up: Number of forward passes of each model before the timings; they decide the passes of a timing.
-        precision: Relative standard error of the speedup up to which timing continues, with at most eight times
-            ``repeats``; a busy machine takes more timings.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> compare_latency(model, model, {"input_ids": torch.ones(2, 5, dtype=torch.long)}, repeats=3).batch
-        '2 x 5'
-    """
-    training = before.training, after.training
-    before.eval()
-    after.eval()
-    warm = [_seconds(model, batch) for _ in range(warm_up) for model in (before, after)]
-    passes = math.ceil(_TIMING_SECONDS / max(min(warm, default=1.0), _TIMING_SECONDS / _MAX_PASSES))
-    times: list[tuple[float, float]] = []
-    most = repeats if precision is None else 8 * repeats
-    while len(times) < repeats or (len(times) < most and _error_of_ratio(times) > (precision or 0.0)):
-        first = sum(_seconds(before, batch) for _ in range(passes)) / passes
-        times.append((first, sum(_seconds(after, batch) for _ in range(passes)) / passes))
-    before.train(training[0])
-    after.train(training[1])
-    return LatencyComparison(
-        before=statistics.median(first for first, _ in times),
-        after=statistics.median(second for _, second in times),
-        speedup=statistics.median(first / second for first, second in times),
-        repeats=len(times),
-        batch=" x ".join(map(str, next(iter(batch.values())).shape)),
-    )
-
-
-def _error_of_ratio(times: list[tuple[float, float]]) -> float:
-    """Return the relative standard error of the median ratio, from the median absolute deviation."""
-    ratios = [first / second for first, second in times]
-    median = statistics.median(ratios)
-    deviation = 1.4826 * statistics.median(abs(ratio - median) for ratio in ratios)
-    # Of normal deviates, the median has 1.2533 times the standard error of the mean.
-    return float(1.2533 * deviation / len(ratios) ** 0.5 / median)
-
-
-@torch.inference_mode()
-def _seconds(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
-    device = next(model.parameters()).device
-    _wait_for(device)
-    start = time.perf_counter()
-    model(**batch)
-    _wait_for(device)
-    return time.perf_counter() - start
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def count_heads(model: nn.Module) -> int:

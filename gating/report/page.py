@@ -153,7 +153,7 @@ def _context(page: RunPage) -> dict[str, object]:
         **({} if is_dense else _map(page)),
         "charts": _charts(page, reference),
         "spent": {} if is_dense else page.history.spent,
-        "latency": summary.latency,
+        "latencies": summary.latencies,
         "observations": page.history.observations,
         "amount": lambda value: _amount(value, page.history),
         "folder": json.dumps(str(page.compact), ensure_ascii=False),
@@ -207,9 +207,9 @@ def _tiles(page: RunPage, reference: Mapping[str, float]) -> list[_Tile]:
     if (times := page.summary.latency) is not None:
         now, then = (f"{1e3 * seconds:.1f} ms" for seconds in (times.after, times.before))
         if page.summary.search:
-            tiles.append(_Tile("speed-up", f"{times.speedup:.2f}x", f"{now} a batch, before {then}"))
+            tiles.append(_Tile("speed-up", f"{times.speedup:.2f}x", f"{times.words}: {now}, before {then}"))
         else:
-            tiles.append(_Tile("latency", now, f"a batch of {times.batch}"))
+            tiles.append(_Tile("latency", now, times.words))
     score, final = page.final_score, page.summary.metrics.get(Stage.COMPACT, {})
     for split, title in (("test", "test"), ("val", "validation")):
         value = final.get(f"{split}/{score.name}", math.nan)

@@ -17,8 +17,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from gating.pruning.latency.comparison import LatencyComparison, margin
 from gating.pruning.measure import (
-    LatencyComparison,
     cache_bytes_per_token,
     count_heads,
     count_heads_by_kind,
@@ -53,9 +53,10 @@ _SHOWN = {
     "megabytes": ("size on disk (MB)", 1, 1),
     "cache": ("key-value cache (bytes per token)", 1, 0),
 }
-_LATENCY = ("speedup", "latency_ms_before", "latency_ms")
+_LATENCY = ("speedup", "latency_ms_before", "latency_ms", "speedup_error")
+_SHORT_LATENCY = ("speedup_short", "latency_ms_short_before", "latency_ms_short", "speedup_short_error")
 # Names of the numbers of runs, besides their metrics; those of neurons and of a cache need a model with them.
-NUMBERS = (*(f"{name}{end}" for name in _SIZES.values() for end in ("", "_before")), *_LATENCY)
+NUMBERS = (*(f"{name}{end}" for name in _SIZES.values() for end in ("", "_before")), *_LATENCY, *_SHORT_LATENCY)
 
 
 class Stage(StrEnum):
@@ -78,6 +79,7 @@ class Summary:
         seconds: Duration of each stage in this process, in seconds.
         earlier_seconds: The same in earlier processes of a resumed run, up to the checkpoint that it continues.
         latency: Latency of the dense and the compact model.
+        short_latency: That of one short text.
         sizes: Heads, neurons, multiply-accumulates of an example, parameters, megabytes and bytes of the key-value
             cache for a token, of the dense and the compact model; only those that the dense model has.
         kinds: Heads of each kind of attention in the dense and the compact model, if there are several kinds.
@@ -90,12 +92,18 @@ class Summary:
     seconds: dict[str, float] = field(default_factory=dict)
     earlier_seconds: dict[str, float] = field(default_factory=dict)
     latency: LatencyComparison | None = None
+    short_latency: LatencyComparison | None = None
     sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     search: dict[str, int | str] = field(default_factory=dict)
     training: dict[str, int | str] = field(default_factory=dict)
     # Start of each stage that is being timed.
     _started: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def latencies(self) -> list[LatencyComparison]:
+        """The latencies that were measured: that of the batch of the settings, and that of one short text."""
+        return [times for times in (self.latency, self.short_latency) if times is not None]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements so far as plain values, for a checkpoint."""
@@ -197,18 +205,24 @@ class Summary:
         ]
 
     def _latency_rows(self) -> list[Row]:
-        if self.latency is None:
-            return []
-        before, after = (f"{1e3 * seconds:.1f}" for seconds in (self.latency.before, self.latency.after))
-        return [Row("latency (ms)", before, after, f"{self.latency.speedup:.2f}x faster")]
+        return [
+            Row(
+                f"latency (ms), {times.words}",
+                f"{1e3 * times.before:.1f}",
+                f"{1e3 * times.after:.1f}",
+                f"{times.speedup:.2f}x faster",
+            )
+            for times in self.latencies
+        ]
 
     def _notes(self) -> list[str]:
         if self.latency is None:
             return []
+        timings = [f"{times.words}: {times.repeats} repeats, {margin(times.error)}" for times in self.latencies]
         return [
-            f"Latency: a batch of {self.latency.batch}, median of {self.latency.repeats} interleaved repeats, "
-            f"{torch.get_num_threads()} thread(s), {machine()}."
-            + (" Multiply-accumulates: of one example of this batch." if "macs" in self.sizes else "")
+            f"Latency: medians of interleaved repeats ({'; '.join(timings)}), {torch.get_num_threads()} thread(s), "
+            f"{machine()}."
+            + (f" Multiply-accumulates: of one example of {self.latency.words}." if "macs" in self.sizes else "")
         ]
 
     def flat(self) -> dict[str, float]:
@@ -218,14 +232,25 @@ class Summary:
             numbers |= {f"{_SIZES[name]}_before": before, _SIZES[name]: after}
         for kind, (before, after) in self.kinds.items():
             numbers |= {f"num_heads_before/{kind}": before, f"num_heads/{kind}": after}
-        if self.latency is not None:
-            times = self.latency
-            numbers |= dict(zip(_LATENCY, (times.speedup, 1e3 * times.before, 1e3 * times.after), strict=True))
+        for names, times in ((_LATENCY, self.latency), (_SHORT_LATENCY, self.short_latency)):
+            if times is not None:
+                values = (times.speedup, 1e3 * times.before, 1e3 * times.after, times.error)
+                numbers |= dict(zip(names, values, strict=True))
         final = self.metrics.get(Stage.COMPACT, {})
         numbers |= final
         stages = self.metrics if self.search else {Stage.DENSE: final}
         numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
         return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.all_seconds().items()}
+
+    def timed_batches(self) -> dict[str, str]:
+        """Return the timed batches by their names in ``metrics.json``: shapes, and the words for what was measured."""
+        names = (("", self.latency), ("_short", self.short_latency))
+        return {
+            f"latency_{name}{end}": value
+            for end, times in names
+            if times is not None
+            for name, value in (("batch", times.batch), ("words", times.words))
+        }
 
     def write(self, path: Path, *, score: Score, seed: int) -> None:
         """Save the numbers, the main metric and its format, the seed and the versions as JSON.
@@ -237,14 +262,13 @@ class Summary:
             score: The metric by which runs are compared.
             seed: Seed of the run.
         """
-        latency = {} if self.latency is None else {"latency_batch": self.latency.batch}
         about = {
             "metric": score.name,
             "score": {name: value for name, value in asdict(score).items() if name != "name"},
             "seed": seed,
             "machine": machine(),
             "threads": torch.get_num_threads(),
-            **latency,
+            **self.timed_batches(),
             **{f"version/{name}": version for name, version in versions().items()},
         }
         with replacing_file(path) as new:

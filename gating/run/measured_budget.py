@@ -1,6 +1,8 @@
 """Budgets that are measured on the device: speedups, and the latency of heads and neurons."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,31 +15,44 @@ from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import HasMovableBudget, Objective
-from gating.pruning.latency_costs import kept_for_speedup, measure_latency_costs, time_kept
+from gating.pruning.latency.comparison import describe_batch
+from gating.pruning.latency.copies import PRECISION, CopyTimer
+from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs, time_kept
+from gating.pruning.latency.reached import Reached, kept_for_speedup
+from gating.pruning.latency.speedup import num_heads_for_speedup
 from gating.pruning.macs import measure_macs
-from gating.pruning.speedup import num_heads_for_speedup
 from gating.run.folder.stored_settings import read_settings_of
+from gating.run.latency import RunTiming
 from gating.run.objects import RunObjects
-from gating.run.run import Run, RunData
+from gating.run.run import Run, RunData, RunState
 from gating.run.settings.build import make_objective
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import is_sharded, reshard
 from gating.sharding.twin import untrained_copy
+from gating.tracking.verbosity import printed_warnings
 
 __all__ = ["count_macs", "kept_gates", "with_measured_budget"]
 
 # Settings of the objective that a measurement fills in.
 _MEASURED = ("num_heads", "keep", "cost")
+# Shares of the time that is left: for the timings before the search and after it. The rest is for the final ones.
+_SHARE_BEFORE, _SHARE_AFTER = 0.5, 0.6
+# Share of the time left that one choice of gates may take after the search; two or three are usual.
+_SHARE_OF_CHOICE = 0.4
+# A training step takes about as long as so many forward passes.
+_PASSES_OF_STEP = 3
 
 
 def with_measured_budget(
     settings: Settings,
     objects: RunObjects,
-    model: PreTrainedModel,
+    state: RunState,
     data: RunData,
     *,
+    timing: RunTiming,
     device: torch.device,
     resumes: bool,
+    steps: int,
 ) -> tuple[Settings, RunObjects]:
     """Replace a speedup by the budget that reaches it on this device; a resumed run keeps its budget.
 
@@ -52,45 +67,77 @@ def with_measured_budget(
         stored = read_settings_of(settings.paths.folder)["objective"]
         budget = {name: stored[name] for name in _MEASURED if stored.get(name) is not None}
     elif is_rank_zero():
-        model = untrained_copy(model) if is_sharded(model) else model.to(device)  # type: ignore[arg-type]
-        probe = {name: tensor.to(device) for name, tensor in data.module.probe_batch().items()}
+        model = untrained_copy(state.model) if is_sharded(state.model) else state.model.to(device)  # type: ignore[arg-type]
         gates = objects.gates_without_model(model)
         if gates.num_neurons:
             count_macs(gates, model, data)
-            budget = _measure_costs(model, gates, probe, objective)
-        else:
-            budget = _measure_heads(model, gates, probe, speedup=objective.get("speedup"))
+        _check_measured(objective, gates)
+        # Of all steps, in one process.
+        num_examples = steps * settings.values["trainer"]["accumulate_grad_batches"] * data.module.batch_size
+        with state.summary.timed("latency"):
+            budget = _measure(model, gates, objective, timing, num_examples=num_examples)
     settings = settings.with_budget(broadcast(budget))
     return settings, replace(objects, objective=make_objective(settings.values["objective"]))
 
 
-def _measure_heads(
-    model: PreTrainedModel, gates: HeadGates, probe: Mapping[str, Tensor], *, speedup: float | None
-) -> dict[str, Any]:
-    if speedup is None:
-        raise InputError("objective.cost=latency needs gates on neurons, too: give gates.units=[heads,neurons].")
-    num_heads = num_heads_for_speedup(model, probe, speedup=speedup, gates=gates)
-    print(f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here.")
-    return {"num_heads": num_heads}
-
-
-def _measure_costs(
-    model: PreTrainedModel, gates: HeadGates, probe: Mapping[str, Tensor], objective: Mapping[str, Any]
-) -> dict[str, Any]:
+def _check_measured(objective: Mapping[str, Any], gates: HeadGates) -> None:
+    """Raise ``InputError`` if an objective cannot have a budget that is measured with these gates."""
     speedup = objective.get("speedup")
-    if "cost" not in objective:
+    if speedup is None and not gates.num_neurons:
+        raise InputError("objective.cost=latency needs gates on neurons, too: give gates.units=[heads,neurons].")
+    if gates.num_neurons and "cost" not in objective:
         raise InputError(f"objective.speedup={speedup} needs a cost: give objective.cost=latency.")
-    print("Compact copies are timed on this device ...", flush=True)
-    costs = measure_latency_costs(model, gates, probe)
+
+
+def _measure(
+    model: PreTrainedModel, gates: HeadGates, objective: Mapping[str, Any], timing: RunTiming, *, num_examples: int
+) -> dict[str, Any]:
+    """Return the settings of a budget that reaches a speedup, or whose cost is latency, and print how it was found.
+
+    Args:
+        model: The dense model.
+        gates: The gates that it will have.
+        objective: Settings of the objective.
+        timing: What is timed, and for how long.
+        num_examples: Number of examples that this process trains on.
+    """
+    num_passes = _PASSES_OF_STEP * num_examples / timing.settings.batch_size
+    batch = timing.fitted_batch(model, passes=NUM_PASSES, run_seconds=lambda one_pass: num_passes * one_pass)
+    speedup = objective.get("speedup")
+    with _timer(model, batch, timing, title="Compact copies are timed on this device", share=_SHARE_BEFORE) as timer:
+        if not gates.num_neurons:
+            num_heads = num_heads_for_speedup(model, speedup=objective["speedup"], gates=gates, timer=timer)
+        else:
+            costs = measure_latency_costs(model, gates, timer=timer)
+    if not gates.num_neurons:
+        print(
+            f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here "
+            f"({timer.words})."
+        )
+        return {"num_heads": num_heads}
     print(
         f"Of the model's time here, {costs.heads:.0%} are its gated heads, {costs.neurons:.0%} its gated neurons, "
-        f"{costs.fixed:.0%} the rest."
+        f"{costs.fixed:.0%} the rest ({timer.words})."
     )
     budget: dict[str, Any] = {"cost": costs.rates(gates)}
     if speedup:
         budget["keep"] = costs.keep_for(speedup)
         print(f"With {budget['keep']:.0%} of the time of its gated units, it is {speedup} times as fast.")
     return budget
+
+
+@contextmanager
+def _timer(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], timing: RunTiming, *, title: str, share: float
+) -> Iterator[CopyTimer]:
+    """Time copies of a model in a ``with`` block, and print at its end if they were not exact."""
+    with timing.stage("timing", share=share) as stage:
+        shape = describe_batch(batch, length=timing.length)
+        print(f"{title}: {shape}, for at most {stage.seconds:.0f} s ...", flush=True)
+        timer = CopyTimer(model, batch, stage=stage, length=timing.length)
+        yield timer
+    if timer.timed and timer.error > PRECISION:
+        print(timer.shortfall("latency.max_seconds"), flush=True)
 
 
 def count_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -> None:
@@ -111,18 +158,48 @@ def kept_gates(run: Run, objective: Objective, gates: HeadGates) -> Tensor | Non
     speedup = settings.get("speedup")
     if not speedup or not gates.num_neurons or not isinstance(objective, HasMovableBudget):
         return objective.kept(gates)
-    probe = run.probe_batch()
-    if is_rank_zero():
-        print(f"Compact copies are timed until one is {speedup} times as fast ...", flush=True)
-
-    timed = untrained_copy(run.state.model) if run.is_sharded and is_rank_zero() else None
-
-    def measure(kept: Tensor) -> float:
-        if run.is_sharded:
-            return broadcast(0.0 if timed is None else time_kept(timed, gates, kept, probe))
-        with gates.detached() as model:
-            return broadcast(time_kept(model, gates, kept, probe) if is_rank_zero() else 0.0)
-
     # Rankings synchronize ranks, so that each chooses; some read the weights of the gated blocks.
     choose = partial(objective.kept_at, gates)
-    return kept_for_speedup(choose, measure, speedup=speedup, keep=settings["keep"])
+    # One process times a whole model of the shapes of one that is cut over several.
+    whole = untrained_copy(run.state.model) if run.is_sharded and is_rank_zero() else None
+    with ExitStack() as stack:
+        timer = stack.enter_context(_timer_after_search(run, gates, whole, speedup)) if is_rank_zero() else None
+
+        def measure(kept: Tensor) -> Reached:
+            return broadcast(Reached(0.0) if timer is None else _time_choice(run, gates, whole, kept, timer))
+
+        with printed_warnings():
+            return kept_for_speedup(choose, measure, speedup=speedup, keep=settings["keep"])
+
+
+@contextmanager
+def _timer_after_search(
+    run: Run, gates: HeadGates, whole: PreTrainedModel | None, speedup: float
+) -> Iterator[CopyTimer]:
+    """Time choices of gates in a ``with`` block, and print the closest one at its end."""
+    timing, elapsed = run.timing, time.monotonic() - run.started
+    with run.state.summary.timed("latency"):
+        with _without_gates(run, gates, whole) as model:
+            batch = timing.fitted_batch(model, passes=NUM_PASSES, run_seconds=lambda _: elapsed)
+        title = f"Compact copies are timed until one is {speedup} times as fast"
+        with _timer(model, batch, timing, title=title, share=_SHARE_AFTER) as timer:
+            yield timer
+    closest = min(timer.timed, key=lambda found: abs(found.speedup / speedup - 1))
+    print(f"The choice is {closest.speedup:.2f} times as fast ({timer.words}).", flush=True)
+
+
+def _time_choice(run: Run, gates: HeadGates, whole: PreTrainedModel | None, kept: Tensor, timer: CopyTimer) -> Reached:
+    with _without_gates(run, gates, whole) as model:
+        what = f"{int(kept.sum()):,} of {len(kept):,} gates"
+        found = time_kept(model, gates, kept, timer, what=what, share=_SHARE_OF_CHOICE)
+    return Reached(found.speedup, found.error, is_over=timer.is_over)
+
+
+@contextmanager
+def _without_gates(run: Run, gates: HeadGates, whole: PreTrainedModel | None) -> Iterator[PreTrainedModel]:
+    """Yield the model of a run without its gates in a ``with`` block, or a whole model in place of a sharded one."""
+    if whole is not None:
+        yield whole
+    else:
+        with gates.detached():
+            yield run.state.model

@@ -16,6 +16,7 @@ from gating.models.adapters import Adapters
 from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import NoObjective, Objective
 from gating.objectives.convergence import Convergence
+from gating.pruning.latency.settings import LatencySettings
 from gating.run.folder.contents import Phase
 from gating.run.settings.build import build, make_objective, make_optimizer, partial_of, with_partial_metrics
 from gating.run.settings.settings import Settings
@@ -58,6 +59,7 @@ class RunObjects:
         distillation: Loss of distillation; None without it.
         teacher: Source of the dense model to distill from; None where the run trains it.
         convergence: Criterion that ends the search early; None without it.
+        latency: Settings of timings.
         make_gates: ``inject_gates``, as a function of the model.
         make_loggers: The loggers, as a function of the run's folder and configuration.
     """
@@ -69,6 +71,7 @@ class RunObjects:
     distillation: Distillation | None
     teacher: ModelSource | None
     convergence: Convergence | None
+    latency: LatencySettings
     make_gates: "partial[HeadGates]"
     make_loggers: Callable[..., list[Logger]]
 
@@ -116,6 +119,7 @@ def build_objects(settings: Settings) -> RunObjects:
         distillation=build("distillation", distillation) if distillation else None,
         teacher=teacher_source(teacher=teacher),
         convergence=build("convergence", values["convergence"]) if values["convergence"] else None,
+        latency=build("latency", values["latency"]),
         make_gates=partial_of("gates", values["gates"]),
         make_loggers=make_loggers,
     )

@@ -1,6 +1,7 @@
 """Results of a run: the compact model, figures and metrics."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
@@ -21,7 +22,6 @@ from gating.distributed.collectives import is_rank_zero
 from gating.gates import HeadGates
 from gating.models.sources import short_name
 from gating.objectives.budget import HeadBudget
-from gating.pruning.measure import compare_latency
 from gating.pruning.prune import remove_in_copy
 from gating.report.card import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.curves import curves_of
@@ -88,8 +88,10 @@ def export(run: Run) -> None:
     with state.summary.timed("latency"):
         dense = type(state.model)._from_config(run.dense_config).to(state.model.device, state.model.dtype)
         share_specs(state.model, dense)
-        state.summary.latency = compare_latency(dense, state.model, run.probe_batch(), precision=0.01)
-    state.summary.compare_models(dense, state.model, run.probe_batch())
+        elapsed = time.monotonic() - run.started
+        latencies = run.timing.compare(dense, state.model, run_seconds=elapsed)
+    state.summary.latency, state.summary.short_latency = latencies
+    state.summary.compare_models(dense, state.model, run.timing.batch(state.model.device))
     save = partial(
         save_compact,
         state.model,

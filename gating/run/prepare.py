@@ -24,6 +24,7 @@ from gating.models.sources import load_sharded
 from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.state import check_own_checkpoints, check_writable, claim_folder
 from gating.run.folder.stored_settings import read_settings_of
+from gating.run.latency import RunTiming
 from gating.run.measured_budget import with_measured_budget
 from gating.run.objects import RunObjects, build_objects, build_phases
 from gating.run.outcome import note_unless_stock
@@ -71,6 +72,8 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     examples = load_examples(settings, objects.task)
     data = encode_examples(examples, settings, objects, blueprint, num_processes=num_processes)
     inputs = _check_inputs(settings, examples, data, resumes=resumes) if is_rank_zero() else {}
+    timing = RunTiming.of(objects.latency, data.module)
+    timing.check(blueprint)
     for phase in phases.values():
         check_monitors(phase.callbacks, data.prepared)
     total_steps = count_steps(trainer, num_batches=data.module.num_batches())
@@ -81,7 +84,9 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     state = _load_models(settings, objects, data, blueprint if devices.is_sharded else None, search_steps=search_steps)
     dense_config, started = config_without_sharding(state.model), time.monotonic()
     start_processes(trainer, num_processes)
-    settings, objects = with_measured_budget(settings, objects, state.model, data, device=devices.root, resumes=resumes)
+    settings, objects = with_measured_budget(
+        settings, objects, state, data, timing=timing, device=devices.root, resumes=resumes, steps=total_steps
+    )
     data.module.shard(num_processes, index=rank())
     # By default the folder is named after the time, which differs between ranks.
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
@@ -100,6 +105,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         is_resumed=resumes,
         lock=lock,
         started=started,
+        timing=timing,
         state=state,
     )
 

@@ -19,11 +19,13 @@ from gating.distributed.collectives import broadcast, gather_objects, is_rank_ze
 from gating.report.history import History
 from gating.report.summary import Stage, Summary
 from gating.run.folder.contents import Phase, RunPaths
+from gating.run.latency import RunTiming
 from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import is_sharded
 from gating.tasks.base import Prepared
 from gating.tracking.position import LogPosition
+from gating.training.callbacks.progress import watched
 from gating.training.checkpoints import checkpoints_in, why_unusable
 from gating.training.evaluation import evaluate
 
@@ -84,6 +86,7 @@ class Run:
         is_resumed: Whether an earlier process began the run.
         lock: Lock on the run's folder, which rank 0 holds.
         started: Start of this process's training, in seconds of ``time.monotonic``.
+        timing: What is timed, and for how long.
         state: The part that changes.
     """
 
@@ -97,6 +100,7 @@ class Run:
     is_resumed: bool
     lock: BaseFileLock | None
     started: float
+    timing: RunTiming
     state: RunState
 
     @property
@@ -150,7 +154,9 @@ class Run:
         metrics = prepared.metrics if stage == Stage.SEARCH else prepared.all_metrics
         with self.state.summary.timed("evaluate"):
             for split in (split for split in splits if self.data.num_evaluated[split]):
-                batches = islice(self.data.module.evaluation_dataloader(split), self.data.num_evaluated[split])
+                total = self.data.num_evaluated[split]
+                loader = islice(self.data.module.evaluation_dataloader(split), total)
+                batches = watched(loader, title=f"{title}: {split}", total=total)
                 values = evaluate(model or self.state.model, batches, task=self.objects.task, metrics=metrics)
                 self.state.summary.add_metrics(stage, title, split, values)
 

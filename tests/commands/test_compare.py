@@ -209,6 +209,19 @@ def test_batch_size_and_length_of_texts_may_differ(compare, runs, tmp_path):
     assert "Recommended: 18 heads data.batch_size=4 data.max_length=64" in compare(tmp_path)
 
 
+def test_the_batches_of_speedups_are_named_and_a_short_text_has_its_own(compare, tmp_path):
+    timed = {"latency_words": "8 x 107 tokens, p95", "latency_words_short": "1 x 20 tokens, median"}
+    write_run(tmp_path / "dense", "objective=none", **timed)
+    write_run(tmp_path / "a", "objective.num_heads=18", speedup=1.53, speedup_short=1.21, **timed)
+    timed["latency_words"] = "2 x 107 tokens, p95"
+    write_run(tmp_path / "b", "objective.num_heads=9", speedup=1.83, **timed)
+    out = compare(tmp_path)
+    assert "Speed-ups are those of 2 x 107 tokens, p95; 8 x 107 tokens, p95." in out
+    assert "Those of a short text are those of 1 x 20 tokens, median." in out
+    assert "short text" in out
+    assert "1.21x" in out
+
+
 def test_folders_that_are_no_finished_run_are_refused(compare, runs, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder, message in (

@@ -1,6 +1,7 @@
 """The command that evaluates a model in a folder."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from tests.support.tiny_run import WORDS, checked_settings, make_inputs, make_mo
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_timings():
-    with few_timings("gating.commands.folder_evaluation"):
+    with few_timings():
         yield
 
 
@@ -100,7 +101,17 @@ def test_the_text_names_metrics_sizes_and_latency(finished, monkeypatch, capsys)
     out, _ = call(monkeypatch, capsys, finished)
     assert f"accuracy  {100 * of_run(finished, 'test')['accuracy']:.2f} %" in out
     assert "attention heads  4 (dense: 12)" in out
-    assert "speed-up  " in out
+    assert re.search(r"speed-up, 8 x 8 tokens, p95  \d+\.\d\dx \(±", out)
+    assert re.search(r"speed-up, 1 x \d tokens, median  \d+\.\d\dx \(±", out)
+
+
+def test_another_batch_can_be_timed(finished, evaluate):
+    numbers = evaluate(finished, "latency.batch_size=3", "latency.length=20")
+    assert (numbers["latency_batch"], numbers["latency_words"]) == ("3 x 20", "3 x 20 tokens")
+    assert numbers["speedup_short"] > 0
+    numbers = evaluate(finished, "latency.batch_size=1", "latency.length=median")
+    assert numbers["latency_words"].endswith("tokens, median")
+    assert "speedup_short" not in numbers
 
 
 def test_the_score_is_first_and_shares_are_percentages(finished, monkeypatch, capsys):

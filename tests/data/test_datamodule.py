@@ -81,6 +81,42 @@ def test_batch_size_below_one_is_refused(tokenizer):
         make_data(tokenizer, batch_size=0)
 
 
+def skewed(tokenizer, *, rows: int) -> ExampleDataModule:
+    """Return data with validation texts of 3, 4, 5, ... tokens."""
+    texts, labels = [f"{'word1 ' * (rows - 1 - row)}word2" for row in range(rows)], (["a", "b"] * rows)[:rows]
+    validation = Dataset.from_dict({"text": texts, "label": labels})
+    train = Dataset.from_dict({"text": ["word3", "word4"], "label": ["a", "b"]})
+    splits = DatasetDict(train=train, validation=validation)
+    prepared = prepare(splits, tokenizer, max_length=64)
+    return ExampleDataModule(prepared.splits, collate=prepared.collate)
+
+
+@pytest.mark.parametrize(
+    ("length", "width"), [("median", 22), ("p95", 40), ("max", 42), (17, 17), (41, 41), (100, 100), (1, 1)]
+)
+@pytest.mark.parametrize("size", [1, 8, 50])
+def test_a_timed_batch_has_the_length_and_size_that_it_should_have(tokenizer, length, width, size):
+    batch = skewed(tokenizer, rows=40).timing_batch(length, size=size)
+    assert batch.keys() == {"input_ids", "token_type_ids", "attention_mask"}
+    assert {name: tensor.shape for name, tensor in batch.items()} == dict.fromkeys(batch, (size, width))
+    assert batch["attention_mask"][-1].all()
+
+
+def test_a_timed_batch_of_a_small_split_repeats_its_examples(tokenizer):
+    assert skewed(tokenizer, rows=1).timing_batch("p95", size=4)["input_ids"].tolist() == [[2, 7, 3]] * 4
+
+
+def test_images_have_no_length_in_tokens():
+    images = Dataset.from_dict({"pixel_values": [[0.0, 1.0]] * 3, "labels": [0, 1, 0]})
+    data = ExampleDataModule(
+        DatasetDict(train=images, validation=images),
+        collate=lambda rows: {name: torch.tensor([row[name] for row in rows]) for name in rows[0]},
+    )
+    assert data.timing_batch("p95", size=5)["pixel_values"].shape == (5, 2)
+    with pytest.raises(ValueError, match=r"latency.length=128 is a number of tokens.*no texts"):
+        data.timing_batch(128)
+
+
 def test_next_phase_starts_after_the_batches_of_the_last_one(tokenizer):
     data = make_data(tokenizer, batch_size=4)
     first = [batch["input_ids"].tolist() for batch in data.train_dataloader()]

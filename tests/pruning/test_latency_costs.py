@@ -7,10 +7,11 @@ import torch
 
 import gating
 from gating.gates import create_gates
-from gating.pruning import latency_costs
-from gating.pruning import speedup as speedup_module
-from gating.pruning.latency_costs import LatencyCosts, kept_for_speedup, measure_latency_costs, time_kept
-from gating.pruning.measure import LatencyComparison
+from gating.pruning.latency import copies
+from gating.pruning.latency.comparison import LatencyComparison
+from gating.pruning.latency.copies import CopyTimer
+from gating.pruning.latency.costs import LatencyCosts, measure_latency_costs, time_kept
+from gating.pruning.latency.reached import Reached, kept_for_speedup
 from gating.pruning.prune import remove_in_copy
 from tests.support.tiny_models import batch_for, state_of
 
@@ -26,7 +27,7 @@ def relative_time(gates, kept, *, heads, neurons):
 def test_linear_latencies_are_found(bert):
     gates = create_gates(bert, units=UNITS, group_size=4)
     speedup = lambda kept: float(1 / relative_time(gates, kept, heads=0.3, neurons=0.4))  # noqa: E731
-    costs = measure_latency_costs(bert, gates, {}, measure=speedup)
+    costs = measure_latency_costs(bert, gates, measure=speedup)
     assert (costs.heads, costs.neurons, costs.fixed) == pytest.approx((0.3, 0.4, 0.3))
     rates = costs.rates(gates)
     is_neuron = torch.tensor(gates.neurons_per_gate) > 0
@@ -38,7 +39,7 @@ def test_linear_latencies_are_found(bert):
 def test_units_that_cost_nothing_have_no_negative_cost(bert):
     gates = create_gates(bert, units=UNITS, group_size=4)
     speedup = lambda kept: float(1 / relative_time(gates, kept, heads=-0.1, neurons=0.5))  # noqa: E731
-    costs = measure_latency_costs(bert, gates, {}, measure=speedup)
+    costs = measure_latency_costs(bert, gates, measure=speedup)
     assert costs.heads == 0
     assert costs.neurons > 0.3
 
@@ -47,7 +48,7 @@ def test_units_that_cost_nothing_have_no_negative_cost(bert):
 def test_real_timings_leave_the_model_as_it_was(bert, units):
     state, text = state_of(bert), str(bert)
     gates = create_gates(bert, units=units, group_size=8)
-    costs = measure_latency_costs(bert, gates, batch_for(bert), repeats=2)
+    costs = measure_latency_costs(bert, gates, timer=CopyTimer(bert, batch_for(bert), repeats=2))
     assert costs.fastest >= 1
     assert set(costs.rates(gates)) == set(units)
     assert str(bert) == text
@@ -65,7 +66,7 @@ def test_the_choice_is_moved_until_it_has_the_speedup(wanted):
     # Far from linear: half of the units take a tenth of the time.
     curve = lambda kept: float(1 / (0.2 + 0.8 * kept.double().mean() ** 3))  # noqa: E731
     choose = lambda share: torch.arange(500) < share * 500  # noqa: E731
-    kept = kept_for_speedup(choose, curve, speedup=wanted, keep=0.5)
+    kept = kept_for_speedup(choose, lambda kept: Reached(curve(kept)), speedup=wanted, keep=0.5)
     assert curve(kept) == pytest.approx(wanted, rel=0.05)
 
 
@@ -74,7 +75,7 @@ def test_a_speedup_that_no_choice_has_is_warned_about():
     with pytest.warns(UserWarning, match=r"is 1.22 times as fast as the dense one here, not 3.0"):
         kept = kept_for_speedup(
             lambda share: torch.arange(10) < share * 10,
-            lambda kept: float(1 / (0.8 + 0.2 * kept.double().mean())),
+            lambda kept: Reached(float(1 / (0.8 + 0.2 * kept.double().mean()))),
             speedup=3.0,
             keep=0.3,
         )
@@ -87,7 +88,7 @@ def test_a_compact_copy_is_timed_beside_the_model(bert):
     before = copy.deepcopy(state_of(bert))
     with gates.detached() as model:
         assert not hasattr(model, "head_gates")
-        assert time_kept(model, gates, kept, batch_for(bert), repeats=2) > 0
+        assert time_kept(model, gates, kept, CopyTimer(model, batch_for(bert), repeats=2)).speedup > 0
     assert bert.head_gates is gates
     assert all(torch.equal(before[name], tensor) for name, tensor in state_of(bert).items())
 
@@ -96,11 +97,10 @@ def test_a_compact_copy_is_timed_beside_the_model(bert):
 def test_the_budget_for_a_speedup_reaches_it(bert, monkeypatch, units, speedup):
     def compare(dense, compact, *_, **__):
         sizes = [sum(part.numel() for part in model.encoder.parameters()) for model in (dense, compact)]
-        return LatencyComparison(*sizes, sizes[0] / sizes[1], 1, "1 x 1")
+        return LatencyComparison(*sizes, sizes[0] / sizes[1], 3, "1 x 1", 0.0)
 
     bert = bert.base_model
-    for module in (latency_costs, speedup_module):
-        monkeypatch.setattr(module, "compare_latency", compare)
+    monkeypatch.setattr(copies, "compare_latency", compare)
     objective = gating.budget_for_speedup(bert, batch_for(bert), speedup=speedup, units=units, group_size=4)
     gates = create_gates(bert, units=units, group_size=4)
     gates.log_alpha.data = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import gating
+from gating.pruning.latency.copies import CopyTimer
+from gating.pruning.latency.speedup import _keep_evenly, num_heads_for_speedup
 from gating.pruning.measure import count_heads
-from gating.pruning.speedup import _keep_evenly, num_heads_for_speedup
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for, state_of
 
@@ -20,7 +21,7 @@ def line(total, *, least=2.0):
 
 @pytest.mark.parametrize(("speedup", "expected"), [(1.2, 8), (1.5, 4), (1.01, 11), (1.8, 1)])
 def test_the_largest_number_that_reaches_the_speedup_is_returned(bert, speedup, expected):
-    found = num_heads_for_speedup(bert, batch_for(bert), speedup=speedup, measure=line(12))
+    found = num_heads_for_speedup(bert, speedup=speedup, measure=line(12))
     assert found == expected
     assert line(12)(found) >= speedup > line(12)(found + 1)
 
@@ -28,15 +29,15 @@ def test_the_largest_number_that_reaches_the_speedup_is_returned(bert, speedup, 
 def test_a_nonlinear_curve_is_followed_down(bert):
     # Slower than interpolated between the first points.
     curve = {1: 1.6, 3: 1.5, 6: 1.2, 9: 1.1}
-    found = num_heads_for_speedup(bert, {}, speedup=1.45, measure=lambda n: curve.get(n, 1.0 if n > 3 else 1.5))
+    found = num_heads_for_speedup(bert, speedup=1.45, measure=lambda n: curve.get(n, 1.0 if n > 3 else 1.5))
     assert found == 3
 
 
 def test_an_unreachable_speedup_is_refused_with_the_best_one(bert):
     with pytest.raises(ValueError, match=r"speedup=3.0 cannot be reached.*1 of 12 heads.*1.85 times"):
-        num_heads_for_speedup(bert, {}, speedup=3.0, measure=line(12))
+        num_heads_for_speedup(bert, speedup=3.0, measure=line(12))
     with pytest.raises(ValueError, match="above 1"):
-        num_heads_for_speedup(bert, {}, speedup=1.0, measure=line(12))
+        num_heads_for_speedup(bert, speedup=1.0, measure=line(12))
 
 
 def test_groups_of_query_heads_stay_whole():
@@ -45,7 +46,7 @@ def test_groups_of_query_heads_stay_whole():
     model.head_gates.remove()
     assert size > 1
     total = count_heads(model)
-    found = num_heads_for_speedup(model, {}, speedup=1.3, measure=line(total))
+    found = num_heads_for_speedup(model, speedup=1.3, measure=line(total))
     assert found % size == 0
     assert line(total)(found) >= 1.3
 
@@ -63,7 +64,7 @@ def test_real_times_change_nothing_in_the_model(bert):
     twin = copy.deepcopy(bert)
     # A tiny model may not become faster at all.
     with suppress(ValueError):
-        assert 1 <= num_heads_for_speedup(bert, batch_for(bert), speedup=1.0001, repeats=3) <= 12
+        assert 1 <= num_heads_for_speedup(bert, speedup=1.0001, timer=CopyTimer(bert, batch_for(bert), repeats=3)) <= 12
     assert str(bert) == text
     for name, tensor in state.items():
         assert torch.equal(tensor, bert.state_dict()[name])
@@ -73,7 +74,7 @@ def test_real_times_change_nothing_in_the_model(bert):
 def test_heads_without_a_gate_stay_and_do_not_count(bert):
     gates = gating.inject_gates(bert, exclude=["encoder.layer.0.attention.self"])
     gates.remove()
-    found = num_heads_for_speedup(bert, batch_for(bert), speedup=1.2, gates=gates, measure=line(gates.num_heads))
+    found = num_heads_for_speedup(bert, speedup=1.2, gates=gates, measure=line(gates.num_heads))
     assert found == 5
     assert gates.num_heads == 8
     _keep_evenly(bert, 2, 1, gates.block_names)

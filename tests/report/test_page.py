@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gating.pruning.measure import LatencyComparison
+from gating.pruning.latency.comparison import LatencyComparison
 from gating.report.history import History, Observation
 from gating.report.page import RunPage, Runtime, write_page
 from gating.report.score import Score
@@ -53,7 +53,8 @@ class Page(HTMLParser):
 def summary(*, metric=0.91, has_search=True):
     one = Summary(
         sizes={"heads": (12, 5), "neurons": (192, 96), "parameters": (109_482_240, 66_100_000)},
-        latency=LatencyComparison(0.0803, 0.0402, 1.998, 15, "8 x 128"),
+        latency=LatencyComparison(0.0803, 0.0402, 1.998, 15, "8 x 128", 0.004, "8 x 128 tokens, p95"),
+        short_latency=LatencyComparison(0.02, 0.0125, 1.6, 15, "1 x 20", 0.01, "1 x 20 tokens, median"),
         seconds={"search": 812.44},
         search={"search_steps": 20, "search_ended": "all its steps were taken"} if has_search else {},
     )
@@ -115,7 +116,7 @@ def test_the_page_has_the_numbers_tables_settings_and_ways_to_load(written):
         "812.4",
         "torch",
         "heads 12.5 %",
-        "median of 15 interleaved repeats",
+        "8 x 128 tokens, p95: 15 repeats, ± 0.4 %",
     ):
         assert wanted in text, wanted
 

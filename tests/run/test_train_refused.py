@@ -77,6 +77,13 @@ BAD_INPUTS = {
     "resume=[a,b]": "resume=['a', 'b']",
     "paths.checkpoints=": "paths.checkpoints is empty",
     "paths.checkpoints=empty.tsv/here": "is a file",
+    "latency.batch_size=0": "latency.batch_size=0",
+    "latency.length=p90": "latency.length=p90",
+    "latency.length=0": "latency.length=0",
+    "latency.length=100000": "latency.length=100000: the model takes at most 512 tokens",
+    "latency.max_seconds=0": "latency.max_seconds=0",
+    "latency.max_seconds=long": "latency.max_seconds=long",
+    "+latency.lenght=5": "Did you mean latency.length?",
     "callbacks.checkpoint.every_minutes=nan": "every_minutes=nan",
 }
 

@@ -6,19 +6,15 @@ from functools import partial
 
 import pytest
 
-from gating.pruning import measure
-from gating.pruning.measure import compare_latency
+from gating.pruning.latency import comparison
+from gating.pruning.latency.copies import CopyTimer
+from gating.run import latency
 
 
 @contextmanager
-def few_timings(*modules: str) -> Iterator[None]:
-    """Time models with one pass in a ``with`` block.
-
-    Args:
-        modules: Modules that compare the latency of models, besides that of runs.
-    """
+def few_timings() -> Iterator[None]:
+    """Time the final models of runs and of evaluations with few passes in a ``with`` block."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("gating.run.outcome", *modules):
-            patch.setattr(f"{module}.compare_latency", partial(compare_latency, repeats=1))
-        patch.setattr(measure, "_TIMING_SECONDS", 1e-9)
+        patch.setattr(latency, "CopyTimer", partial(CopyTimer, repeats=1))
+        patch.setattr(comparison, "_TIMING_SECONDS", 1e-9)
         yield

@@ -28,6 +28,7 @@ class Result:
         work: Multiply-accumulates of an example over those of the dense model, or parameters where they are not
             counted.
         speedup: Measured latency of the dense model over its own; NaN without a measurement.
+        speedup_short: The same of one short text.
     """
 
     folder: str
@@ -42,6 +43,7 @@ class Result:
     neurons: float = math.nan
     work: float = math.nan
     speedup: float = math.nan
+    speedup_short: float = math.nan
 
 
 @dataclass(frozen=True)

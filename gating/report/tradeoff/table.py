@@ -24,7 +24,8 @@ def tradeoff_table(tradeoff: Tradeoff, *, with_settings: bool = True) -> Table:
     """
     extra = with_settings and any(candidate.runs[0].settings for candidate in tradeoff.candidates)
     table = Table(title=f"{tradeoff.score.name.capitalize()} by speed", title_justify="left")
-    numbers = ["heads", "neurons", _AXES[tradeoff.axis], "validation", "test"]
+    short = _short_speedups(tradeoff)
+    numbers = ["heads", "neurons", _AXES[tradeoff.axis], *(["short text"] if short else []), "validation", "test"]
     for column in ("", "budget", *(["settings"] if extra else []), *numbers, "folder"):
         table.add_column(column, overflow="fold", no_wrap=column in (*numbers, "budget", "settings"))
     for candidate in tradeoff.candidates:
@@ -35,9 +36,20 @@ def tradeoff_table(tradeoff: Tradeoff, *, with_settings: bool = True) -> Table:
         sizes = [_number(candidate.mean("heads")), _number(candidate.mean("neurons"))]
         scores = [_score(candidate, name, tradeoff.score) for name in ("validation", "test")]
         folder = best.folder + (f" (+{others})" if others else "")
-        row = [*texts, *sizes, f"{tradeoff.speed(candidate):.2f}x", *scores, folder]
+        speeds = [f"{tradeoff.speed(candidate):.2f}x", *([short[candidate]] if short else [])]
+        row = [*texts, *sizes, *speeds, *scores, folder]
         table.add_row(*map(Text, row), style="bold" if candidate is tradeoff.chosen else None)
     return table
+
+
+def _short_speedups(tradeoff: Tradeoff) -> dict[Candidate, str]:
+    """Return the speed-up of one short text of each candidate as text; empty if none was measured, or work compares."""
+    speeds = {
+        candidate: 1.0 if candidate.is_dense else candidate.mean("speedup_short") for candidate in tradeoff.candidates
+    }
+    if tradeoff.axis != "speedup" or all(math.isnan(s) for c, s in speeds.items() if not c.is_dense):
+        return {}
+    return {candidate: "-" if math.isnan(speed) else f"{speed:.2f}x" for candidate, speed in speeds.items()}
 
 
 def settings_lines(tradeoff: Tradeoff) -> list[str]:
@@ -144,7 +156,9 @@ def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
     rows = []
     for candidate in tradeoff.candidates:
         first = candidate.runs[0]
-        numbers = {name: _plain(candidate.mean(name)) for name in ("heads", "neurons", "speedup", "work")}
+        numbers = {
+            name: _plain(candidate.mean(name)) for name in ("heads", "neurons", "speedup", "speedup_short", "work")
+        }
         scores = {name: _plain(candidate.mean(name)) for name in ("validation", "test")}
         spreads = {f"{name}_std": _plain(candidate.spread(name)) for name in scores}
         marks = {

@@ -25,6 +25,7 @@ _FREE = (
     "callbacks",
     "data.num_workers",
     "data.allow_changed",
+    "latency.max_seconds",
     "optimized_metric",
     "push_to_hub",
     "sweep",

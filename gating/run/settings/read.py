@@ -13,7 +13,7 @@ from gating.data.datamodule import ExampleDataModule
 from gating.errors import InputError, explain
 from gating.models.sources import teacher_source
 from gating.objectives.baselines.none import NoObjective
-from gating.pruning.speedup import check_speedup
+from gating.pruning.latency.speedup import check_speedup
 from gating.run.folder.inputs import check_inputs
 from gating.run.folder.old_names import with_new_names
 from gating.run.folder.optimized import check_optimized

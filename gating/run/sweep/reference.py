@@ -15,7 +15,7 @@ from gating.storage.tables import read_table
 __all__ = ["dense_metrics"]
 
 # Settings and groups without effect on a dense run.
-_OF_GATES = ("objective", "gates", "convergence", "recovery", "optimizer.gate_lr", "optimizer.multiplier_lr")
+_OF_GATES = ("objective", "gates", "convergence", "recovery", "latency", "optimizer.gate_lr", "optimizer.multiplier_lr")
 
 
 def dense_metrics(sweep: Path, folder: Path) -> dict[str, float]:

@@ -109,6 +109,8 @@ def _result(run: _Run, *, budget: str, settings: Sequence[str], base: float | No
         neurons=_number(numbers, "num_neurons"),
         work=after / before if before > 0 else math.nan,
         speedup=speedup if base is None else base / _number(numbers, "latency_ms_before") * speedup,
+        # Of different dense models, only latencies of the same batch are known.
+        speedup_short=_number(numbers, "speedup_short") if base is None else math.nan,
     )
 
 
@@ -186,4 +188,14 @@ def _axis_and_notes(runs: Sequence[_Run]) -> tuple[str, list[str]]:
     if len({frozenset(of_budget) for of_budget in seeds.values()}) > 1:
         notes.append("Not all budgets have the same seeds: some differences may be those of seeds.")
     axis = "speedup" if len(measured) == len(runs) and len(places) == 1 else "work"
-    return axis, notes
+    return axis, [*notes, *(_timed(runs) if axis == "speedup" else [])]
+
+
+def _timed(runs: Sequence[_Run]) -> list[str]:
+    """Return a sentence for each kind of speed-up with the batches that it was measured with."""
+    lines = []
+    for end, title in (("", "Speed-ups"), ("_short", "Those of a short text")):
+        words = [run.numbers.get(f"latency_words{end}") or run.numbers.get(f"latency_batch{end}") for run in runs]
+        if shown := sorted({str(one) for one in words if one}):
+            lines.append(f"{title} are those of {'; '.join(shown)}.")
+    return lines

@@ -1,5 +1,6 @@
-"""Progress bar over a whole phase."""
+"""Progress bars, with the time left: over a whole phase of training, and over an evaluation."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -7,12 +8,43 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from gating.data.batches import Batch
+from gating.distributed.collectives import is_rank_zero
 from gating.gates import HeadGates
 from gating.objectives import Objective
 from gating.report.gate_metrics import open_amounts, quantity_of
 from gating.training.module import FineTuning
 
-__all__ = ["PhaseProgressBar", "describe_open", "describe_progress"]
+__all__ = ["PhaseProgressBar", "describe_open", "describe_progress", "watched"]
+
+# Seconds whose steps tell the time that is left.
+_ESTIMATED_FROM_S = 600.0
+
+
+def watched(batches: Iterable[Batch], *, title: str, total: int) -> Iterator[Batch]:
+    """Yield batches; a terminal of rank 0 shows a bar with the time left.
+
+    Args:
+        batches: The batches.
+        title: Name of what is done with them.
+        total: Their number.
+    """
+    console = Console()
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("batches, left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns,
+        console=console,
+        speed_estimate_period=_ESTIMATED_FROM_S,
+        transient=True,
+        disable=not (console.is_terminal and is_rank_zero()),
+    ) as bar:
+        yield from bar.track(batches, total=total, description=title)
 
 
 class PhaseProgressBar(ProgressBar):
@@ -38,7 +70,13 @@ class PhaseProgressBar(ProgressBar):
             TextColumn("{task.fields[status]}"),
         )
         console = Console()
-        self._bar = Progress(*columns, console=console, disable=not (console.is_terminal and trainer.is_global_zero))
+        self._bar = Progress(
+            *columns,
+            console=console,
+            # Steps of large models take longer than the half minute from which rich estimates the time left.
+            speed_estimate_period=_ESTIMATED_FROM_S,
+            disable=not (console.is_terminal and trainer.is_global_zero),
+        )
         self._bar.start()
         self._task = self._bar.add_task(self._phase, total=trainer.max_steps, completed=trainer.global_step, status="")
 

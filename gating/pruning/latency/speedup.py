@@ -2,22 +2,25 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gating.discovery.find import removable_attention
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
 from gating.objectives.selection import nearest_reachable
-from gating.pruning.measure import compare_latency
+from gating.pruning.latency.comparison import margin
+from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.prune import prune_heads
 
 __all__ = ["check_speedup", "num_heads_for_speedup"]
 
-# Shares of heads that are timed first. Time is nearly linear in the number of heads.
-_SHARES = (0.0, 0.25, 0.5, 0.75)
+# Shares of heads that are timed first. Time is nearly linear in the number of heads: two of them are needed.
+_SHARES = (0.0, 0.5, 0.25, 0.75)
+_NUM_NEEDED = 2
 
 
 def check_speedup(
@@ -55,25 +58,24 @@ def check_speedup(
 
 def num_heads_for_speedup(
     model: nn.Module,
-    batch: Mapping[str, Tensor],
     *,
     speedup: float,
-    repeats: int = 15,
     gates: HeadGates | None = None,
+    timer: CopyTimer | None = None,
     measure: Callable[[int], float] | None = None,
 ) -> int:
     """Return the largest number of heads with which a forward pass reaches a speed-up.
 
-    Copies of the model with heads removed evenly over the layers are timed against the dense model, on the device of
-    the batch. A search that empties whole layers gives a faster model with the same number of heads.
+    Copies of the model with heads removed evenly over the layers are timed against the dense model. When the time is
+    over, the number is interpolated between those that were timed. A search that empties whole layers gives a faster
+    model with the same number of heads.
 
     Args:
         model: The dense model; unchanged.
-        batch: Keyword arguments of the model, of the size to speed up.
         speedup: Time of the dense model over that of the compact one, above 1.
-        repeats: Number of timings of each pair of models.
         gates: Gates that the heads will get; by default gates on every head. Heads without a gate stay.
-        measure: Function from a number of heads to the speed-up, in place of timings.
+        timer: Timer of its compact copies.
+        measure: Function from a number of heads to the speed-up, in place of the timer.
 
     Returns:
         A number of heads that these gates can keep.
@@ -84,40 +86,54 @@ def num_heads_for_speedup(
     Example:
         >>> from transformers import BertConfig, BertModel
         >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> num_heads_for_speedup(model, {}, speedup=1.25, measure=lambda num_heads: 2 / (1 + num_heads / 8))
+        >>> num_heads_for_speedup(model, speedup=1.25, measure=lambda num_heads: 2 / (1 + num_heads / 8))
         4
     """
     check_speedup(speedup=speedup)
     gated = create_gates(model) if gates is None else gates
-    measure = measure or (lambda num_heads: _time(model, batch, num_heads, gated, repeats))
-    points = _first_points(gated.heads_per_gate, measure)
+    if measure is None:
+        assert timer is not None
+        measure = partial(_time, model, gated, timer)
+    is_over = (lambda: False) if timer is None else (lambda: timer.is_over)
+    points = _first_points(gated.heads_per_gate, measure, is_over)
     total, least = max(points), min(points)
     if points[least] < speedup:
+        precision = "" if timer is None else f" (timed {margin(timer.error)})"
         raise InputError(
             f"speedup={speedup} cannot be reached by removing heads: with {least} of {total} heads left the model is "
-            f"{points[least]:.2f} times as fast here. Ask for less than that."
+            f"{points[least]:.2f} times as fast here{precision}. Ask for less than that."
         )
-    return _refine(points, gated.heads_per_gate, measure, speedup)
+    return _refine(points, gated.heads_per_gate, measure, is_over, speedup=speedup)
 
 
-def _first_points(heads_per_gate: tuple[int, ...], measure: Callable[[int], float]) -> dict[int, float]:
+def _first_points(
+    heads_per_gate: tuple[int, ...], measure: Callable[[int], float], is_over: Callable[[], bool]
+) -> dict[int, float]:
     """Return the speed-ups of a few numbers of heads, from all to the fewest possible."""
     total, least = sum(heads_per_gate), nearest_reachable(1, heads_per_gate)
     points = {total: 1.0}
-    for share in _SHARES:
+    for number, share in enumerate(_SHARES):
         num_heads = nearest_reachable(max(least, round(share * total)), heads_per_gate)
-        points[num_heads] = measure(num_heads)
+        if num_heads not in points and (number < _NUM_NEEDED or not is_over()):
+            points[num_heads] = measure(num_heads)
     return points
 
 
 def _refine(
-    points: dict[int, float], heads_per_gate: tuple[int, ...], measure: Callable[[int], float], speedup: float
+    points: dict[int, float],
+    heads_per_gate: tuple[int, ...],
+    measure: Callable[[int], float],
+    is_over: Callable[[], bool],
+    *,
+    speedup: float,
 ) -> int:
-    """Lower an interpolated number of heads until it reaches the speed-up."""
+    """Lower an interpolated number of heads until it reaches the speed-up, or the time is over."""
     total, least = max(points), min(points)
     guess = _interpolate(points, speedup)
     while guess > least:
         guess = _at_most(guess, heads_per_gate)
+        if guess not in points and is_over():
+            break
         reached = points.get(guess) or measure(guess)
         if reached >= speedup:
             break
@@ -143,10 +159,12 @@ def _at_most(num_heads: int, heads_per_gate: tuple[int, ...]) -> int:
     return nearest_reachable(num_heads, heads_per_gate)
 
 
-def _time(model: nn.Module, batch: Mapping[str, Tensor], num_heads: int, gates: HeadGates, repeats: int) -> float:
+def _time(model: nn.Module, gates: HeadGates, timer: CopyTimer, num_heads: int) -> float:
     compact = deepcopy(model)
     _keep_evenly(compact, num_heads, max(gates.heads_per_gate), gates.block_names)
-    return compare_latency(model, compact, batch, repeats=repeats).speedup
+    # Those that are needed leave a part of the time to the others together.
+    share = 1 / max(_NUM_NEEDED + 0.5 - len(timer.timed), 1)
+    return timer.time(compact, what=f"{num_heads} of {gates.num_heads} heads", share=share).speedup
 
 
 def _keep_evenly(model: nn.Module, num_heads: int, group: int, names: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
-"""Latency of heads and neurons, measured on compact shapes, and gates that reach a speedup."""
+"""Latency of heads and neurons, measured on compact shapes, and the budget of a speedup."""
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -12,19 +13,20 @@ from gating.discovery.find import Unit
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
 from gating.objectives import ExactBudget
-from gating.pruning.measure import compare_latency
+from gating.pruning.latency.comparison import LatencyComparison, margin
+from gating.pruning.latency.copies import PRECISION, CopyTimer
+from gating.pruning.latency.settings import LatencySettings
+from gating.pruning.latency.speedup import check_speedup, num_heads_for_speedup
+from gating.pruning.latency.time_budget import MAX_SECONDS, TimeBudget
 from gating.pruning.prune import remove_in_copy
-from gating.pruning.speedup import check_speedup, num_heads_for_speedup
 
-__all__ = ["LatencyCosts", "budget_for_speedup", "kept_for_speedup", "measure_latency_costs", "time_kept"]
+__all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "measure_latency_costs", "time_kept"]
 
-# Shares of heads and of neurons in the models that are timed.
-_SHAPES = ((1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.25, 0.25), (0.0, 0.5), (0.5, 0.0), (0.0, 0.0))
-_MAX_ATTEMPTS = 8
-# Distance from the wanted speedup at which the search for gates ends, and at which it warns.
-_CLOSE, _FAR = 0.02, 0.05
-# Relative standard error of timings.
-_PRECISION = 0.007
+# Shares of heads and of neurons in the models that are timed. The fit needs the first three; others make it exact.
+_SHAPES = ((0.0, 0.0), (1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.25, 0.25), (0.0, 0.5), (0.5, 0.0))
+_NUM_NEEDED = 3
+# Number of forward passes with which the fit and the search for gates after it are exact.
+NUM_PASSES = 100
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class LatencyCosts:
         neurons: Share of all gated neurons.
         fixed: Share of everything else.
         fastest: Speedup of the model with one gate of each kind left.
+        error: Largest relative standard error of the timings; infinite if a copy was timed too few times.
     """
 
     heads: float
     neurons: float
     fixed: float
     fastest: float
+    error: float = math.inf
 
     def rates(self, gates: HeadGates) -> dict[str, float]:
         """Return the cost of one multiply-accumulate of heads and of neurons, as share of the dense latency."""
@@ -60,9 +64,10 @@ class LatencyCosts:
             0.375
         """
         if speedup > self.fastest:
+            precision = "" if math.isinf(self.error) else f" (timed {margin(self.error)})"
             raise InputError(
                 f"speedup={speedup} cannot be reached by removing these units: with nearly all of them gone, the model "
-                f"is {self.fastest:.2f} times as fast here. Ask for less than that."
+                f"is {self.fastest:.2f} times as fast here{precision}. Ask for less than that."
             )
         share = (1 / speedup - self.fixed) / (self.heads + self.neurons)
         return min(1.0, max(0.01, share))
@@ -74,6 +79,7 @@ def budget_for_speedup(
     *,
     speedup: float,
     units: Unit | Collection[Unit] = "heads",
+    max_seconds: float = MAX_SECONDS,
     **gate_options: Any,
 ) -> ExactBudget:
     """Return the objective with which a model becomes about as fast as wanted, from timings on this device.
@@ -84,9 +90,12 @@ def budget_for_speedup(
 
     Args:
         model: The dense model, without gates; unchanged.
-        batch: Keyword arguments of the model, of the size to speed up, on its device.
+        batch: Keyword arguments of the model, of the size to speed up, on its device. The model is timed with fewer of
+            its rows if all of them would take too long.
         speedup: Time of the dense model over that of the compact one, above 1.
         units: Units that will have gates, as in :func:`gating.inject_gates`.
+        max_seconds: Seconds that all timings may take together; passes that are needed in any case can exceed it. A
+            warning has the error that was reached if they were too few.
         gate_options: Its other arguments.
 
     Raises:
@@ -95,31 +104,38 @@ def budget_for_speedup(
     """
     check_speedup(speedup=speedup)
     gates = create_gates(model, units=units, **gate_options)
-    if "neurons" not in gates.units:
-        return ExactBudget(num_heads=num_heads_for_speedup(model, batch, speedup=speedup, gates=gates))
-    costs = measure_latency_costs(model, gates, batch)
-    return ExactBudget(keep=costs.keep_for(speedup), cost=costs.rates(gates))
+    budget = TimeBudget(LatencySettings(max_seconds=max_seconds).max_seconds)
+    batch = budget.fit(model, batch, passes=NUM_PASSES)
+    with budget.stage("timing copies") as stage:
+        timer = CopyTimer(model, batch, stage=stage)
+        if "neurons" in gates.units:
+            costs = measure_latency_costs(model, gates, timer=timer)
+            objective = ExactBudget(keep=costs.keep_for(speedup), cost=costs.rates(gates))
+        else:
+            num_heads = num_heads_for_speedup(model, speedup=speedup, gates=gates, timer=timer)
+            objective = ExactBudget(num_heads=num_heads)
+    if timer.error > PRECISION:
+        warnings.warn(timer.shortfall("max_seconds"), stacklevel=2)
+    return objective
 
 
 def measure_latency_costs(
     model: nn.Module,
     gates: HeadGates,
-    batch: Mapping[str, Tensor],
     *,
-    repeats: int = 15,
+    timer: CopyTimer | None = None,
     measure: Callable[[Tensor], float] | None = None,
 ) -> LatencyCosts:
     """Fit the latency of heads and neurons to timings of compact copies of a model.
 
     Copies with some share of the heads and of the neurons of each block are timed against the dense model, alternately.
-    The fit is linear in the two shares.
+    The fit is linear in the two shares. Copies that it can do without are left out when the time is over.
 
     Args:
         model: The dense model, without gates; unchanged.
         gates: The gates that it would have.
-        batch: Keyword arguments of the model, on its device.
-        repeats: Least number of timings of each pair of models.
-        measure: Function from a mask of kept gates to the speedup, in place of timings.
+        timer: Timer of its compact copies.
+        measure: Function from a mask of kept gates to the speedup, in place of the timer.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -127,24 +143,31 @@ def measure_latency_costs(
         >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4, vocab_size=10))
         >>> gates = create_gates(model, units=["heads", "neurons"])
         >>> half = lambda kept: 1 / (0.5 + 0.5 * kept[4:].float().mean().item())  # only neurons take time
-        >>> costs = measure_latency_costs(model, gates, {}, measure=half)
+        >>> costs = measure_latency_costs(model, gates, measure=half)
         >>> round(costs.heads, 3), round(costs.neurons, 3)
         (0.0, 0.5)
     """
-    measure = measure or (lambda kept: time_kept(model, gates, kept, batch, repeats=repeats))
     has_heads, has_neurons = "heads" in gates.units, "neurons" in gates.units
     shapes = dict.fromkeys((heads if has_heads else 1.0, neurons if has_neurons else 1.0) for heads, neurons in _SHAPES)
     points = [(1.0, 1.0, 1.0)]
     fastest = 1.0
-    for heads, neurons in shapes:
-        if (heads, neurons) == (1.0, 1.0):
-            continue
+    for number, (heads, neurons) in enumerate(shape for shape in shapes if shape != (1.0, 1.0)):
+        if timer is not None and timer.is_over and number >= _NUM_NEEDED:
+            break
         kept = _keep_evenly(gates, heads=heads, neurons=neurons)
-        speedup = measure(kept)
+        if measure is not None:
+            speedup = measure(kept)
+        else:
+            assert timer is not None
+            what = f"{heads:.0%} of the heads, {neurons:.0%} of the neurons"
+            # Those that are needed leave a part of the time to the others together.
+            share = 1 / max(_NUM_NEEDED + 0.5 - number, 1)
+            speedup = time_kept(model, gates, kept, timer, what=what, share=share).speedup
         fastest = max(fastest, speedup)
         points.append((*_shares(gates, kept), 1 / speedup))
     heads, neurons = _fit(points, has_heads=has_heads, has_neurons=has_neurons)
-    return LatencyCosts(heads, neurons, 1 - heads - neurons, fastest)
+    error = math.inf if timer is None else timer.error
+    return LatencyCosts(heads, neurons, 1 - heads - neurons, fastest, error)
 
 
 def _fit(points: list[tuple[float, float, float]], *, has_heads: bool, has_neurons: bool) -> tuple[float, float]:
@@ -192,71 +215,16 @@ def _shares(gates: HeadGates, kept: Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def time_kept(
-    model: nn.Module, gates: HeadGates, kept: Tensor, batch: Mapping[str, Tensor], *, repeats: int = 15
-) -> float:
-    """Return the speedup of a model with some gates kept: a compact copy is timed against it, alternately.
+    model: nn.Module, gates: HeadGates, kept: Tensor, timer: CopyTimer, *, what: str = "", share: float = 1.0
+) -> LatencyComparison:
+    """Time a model with some gates kept: a compact copy against it, alternately.
 
     Args:
         model: The dense model, without gates; unchanged.
         gates: The gates, which are not attached.
         kept: Mask of the gates to keep, ``[num_gates]``.
-        batch: Keyword arguments of the model, on its device.
-        repeats: Least number of timings of each of the two models.
+        timer: Timer of its compact copies.
+        what: The copy in words, for the progress bar.
+        share: The share of the timer's time that it may take.
     """
-    compact = remove_in_copy(model, gates, kept)
-    return compare_latency(model, compact, batch, repeats=repeats, precision=_PRECISION).speedup
-
-
-def kept_for_speedup(
-    choose: Callable[[float], Tensor], measure: Callable[[Tensor], float], *, speedup: float, keep: float
-) -> Tensor:
-    """Return the choice of gates with which the compact model is measured to have a speedup.
-
-    Latency is linear in the kept units only roughly: layers that lose all heads also lose their softmax. So copies with
-    the chosen gates are timed, and the budget is moved until the speedup is right; a warning names the one that was
-    reached if it is further away than 5 percent.
-
-    Args:
-        choose: Function from a share of the cost to the mask of the gates to keep, ``[num_gates]``.
-        measure: Function from a mask to the speedup, such as :func:`time_kept`.
-        speedup: Time of the dense model over that of the compact one.
-        keep: The share to begin with.
-
-    Example:
-        >>> choose = lambda share: torch.arange(48) < share * 48
-        >>> speedup_of = lambda kept: 1 / (0.2 + 0.8 * kept.float().mean().item())
-        >>> kept_for_speedup(choose, speedup_of, speedup=2.0, keep=0.6).sum().item()
-        18
-    """
-    # Relative times of the nearest shares that are too fast and too slow.
-    fast, slow = (0.0, 0.0), (1.0, 1.0)
-    tried: list[tuple[float, float, Tensor]] = []
-    share = keep
-    for _ in range(_MAX_ATTEMPTS):
-        kept = choose(share)
-        reached = measure(kept)
-        tried.append((abs(reached / speedup - 1), reached, kept))
-        if tried[-1][0] <= _CLOSE:
-            break
-        if reached > speedup:
-            fast = (share, 1 / reached)
-        else:
-            slow = (share, 1 / reached)
-        share = _between(fast, slow, 1 / speedup)
-        if slow[0] - fast[0] < 1e-3:
-            break
-    distance, reached, kept = min(tried, key=lambda attempt: attempt[0])
-    if distance > _FAR:
-        warnings.warn(
-            f"The compact model is {reached:.2f} times as fast as the dense one here, not {speedup}: no choice of "
-            "these gates was closer.",
-            stacklevel=2,
-        )
-    return kept
-
-
-def _between(fast: tuple[float, float], slow: tuple[float, float], time: float) -> float:
-    """Return the share at which a line through two points has the wanted time, away from both ends."""
-    (low, fast_time), (high, slow_time) = fast, slow
-    position = (time - fast_time) / (slow_time - fast_time) if slow_time > fast_time else 0.5
-    return low + min(0.9, max(0.1, position)) * (high - low)
+    return timer.time(remove_in_copy(model, gates, kept), what=what, share=share)

@@ -1,0 +1,1 @@
+"""How is the latency of models measured, in how much time, and which budget reaches a speed-up?"""

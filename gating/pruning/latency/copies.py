@@ -1,0 +1,106 @@
+"""Timings of compact copies of a model, each beside the model and within a stage of time."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from gating.pruning.latency.comparison import LEAST_REPEATS, LatencyComparison, compare_latency, describe_batch, margin
+from gating.pruning.latency.time_budget import Stage
+
+__all__ = ["PRECISION", "CopyTimer"]
+
+# Relative standard error of the timings that a budget is made from.
+PRECISION = 0.007
+
+
+class CopyTimer:
+    """Timings of compact copies of a model.
+
+    Attributes:
+        timed: The comparisons so far.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        *,
+        stage: Stage | None = None,
+        repeats: int = 15,
+        length: str = "",
+        precision: float = PRECISION,
+    ) -> None:
+        """Store what is timed.
+
+        Args:
+            model: The dense model.
+            batch: Keyword arguments of the model, on its device.
+            stage: The time for all copies; None without a limit.
+            repeats: Least number of timings of each copy, if there is time.
+            length: Words for the length of the texts, such as ``p95``.
+            precision: Relative standard error up to which a copy is timed, if there is time.
+        """
+        self._model = model
+        self._batch = batch
+        self._stage = stage
+        self._repeats = repeats
+        self._length = length
+        self._precision = precision
+        self.timed: list[LatencyComparison] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no time to know another speedup and its error; copies that are needed are timed once."""
+        if self._stage is None:
+            return False
+        passes = 2 * (1 + LEAST_REPEATS)
+        return self._stage.left <= (passes * self.timed[-1].before if self.timed else 0)
+
+    @property
+    def error(self) -> float:
+        """Largest relative standard error of the speedups so far; infinite if one was timed too few times."""
+        return max((found.error for found in self.timed), default=math.inf)
+
+    @property
+    def words(self) -> str:
+        """The timed batch and the error that was reached, such as ``8 x 107 tokens, ± 0.6 %``."""
+        return f"{describe_batch(self._batch, length=self._length)}, {margin(self.error)}"
+
+    def shortfall(self, setting: str) -> str:
+        """Return the sentence that the timings are less exact than wanted.
+
+        Args:
+            setting: Name of the setting or argument of the time.
+        """
+        repeats = min(found.repeats for found in self.timed)
+        return (
+            f"The timings are less exact than wanted, {margin(self.error)} in place of {margin(self._precision)}, "
+            f"after {repeats} repeat(s): give a larger {setting}, or time on a machine that is less busy."
+        )
+
+    def time(self, compact: nn.Module, *, what: str, share: float = 1.0) -> LatencyComparison:
+        """Time a copy and the model in turns.
+
+        Args:
+            compact: The copy.
+            what: The copy in words, for the progress bar.
+            share: The share of the time that is left which it may take.
+        """
+        seconds = math.inf
+        if self._stage is not None:
+            self._stage.show(what)
+            seconds = share * self._stage.left
+        found = compare_latency(
+            self._model,
+            compact,
+            self._batch,
+            repeats=self._repeats,
+            precision=self._precision,
+            seconds=seconds,
+            before_seconds=self.timed[-1].before if self.timed else None,
+            length=self._length,
+            on_timing=self._stage.tick if self._stage is not None else lambda: None,
+        )
+        self.timed.append(found)
+        return found

@@ -1,0 +1,130 @@
+"""The timings of a run: their batches, and the latency of the compact model beside the dense one."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from gating.data.datamodule import ExampleDataModule
+from gating.data.text.tokens import truncation_length
+from gating.distributed.collectives import world_size
+from gating.errors import InputError
+from gating.pruning.latency.comparison import LatencyComparison, describe_batch
+from gating.pruning.latency.copies import CopyTimer
+from gating.pruning.latency.settings import LatencySettings
+from gating.pruning.latency.time_budget import Stage, TimeBudget
+
+__all__ = ["RunTiming"]
+
+# Relative standard error of the latencies that are shown.
+_PRECISION = 0.01
+# Number of forward passes with which those of two shapes are exact.
+_NUM_PASSES = 30
+# Largest number of seconds of a stage where other processes wait, whose connections end after ten minutes.
+_LONGEST_WAIT_S = 240.0
+# One short text, beside the batch of the settings.
+_SHORT_SIZE, _SHORT_LENGTH = 1, "median"
+
+
+@dataclass(frozen=True)
+class RunTiming:
+    """The batches that a run or a command times, and the time for it.
+
+    Attributes:
+        settings: Settings of the batch.
+        module: The data.
+        budget: The time.
+        split: Split of the data.
+    """
+
+    settings: LatencySettings
+    module: ExampleDataModule
+    budget: TimeBudget
+    split: str = "validation"
+
+    @classmethod
+    def of(cls, settings: LatencySettings, module: ExampleDataModule, *, split: str = "validation") -> "RunTiming":
+        """Return the timings of a run that has not timed anything yet.
+
+        Args:
+            settings: Settings of the batch and the time.
+            module: The data.
+            split: Split of the data.
+        """
+        return cls(settings, module, TimeBudget(settings.max_seconds), split)
+
+    def stage(self, title: str, *, share: float = 1.0) -> AbstractContextManager[Stage]:
+        """Take a share of the time that is left, in a ``with`` block; see :meth:`TimeBudget.stage`."""
+        longest = _LONGEST_WAIT_S if world_size() > 1 else math.inf
+        return self.budget.stage(title, share=share, longest=longest)
+
+    @property
+    def length(self) -> str:
+        """Words for the length of the texts; empty for a number, which the shape has."""
+        return self.settings.length if isinstance(self.settings.length, str) else ""
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise ``InputError`` if the batch cannot be made, or its texts are longer than the model takes."""
+        length = self.settings.length
+        if isinstance(length, int) and (limit := truncation_length(model, length, name="latency.length")) < length:
+            raise InputError(f"latency.length={length}: the model takes at most {limit} tokens.")
+        self.batch(torch.device("cpu"))
+
+    def batch(self, device: torch.device) -> dict[str, Any]:
+        """Return the batch of the settings on a device."""
+        batch = self.module.timing_batch(self.settings.length, size=self.settings.batch_size, split=self.split)
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def fitted_batch(
+        self, model: PreTrainedModel, *, passes: int, run_seconds: Callable[[float], float]
+    ) -> dict[str, Any]:
+        """Return the batch with as many rows as can be timed, and print it if it has fewer than the settings ask for.
+
+        Args:
+            model: The dense model.
+            passes: Number of forward passes with which the timings are exact.
+            run_seconds: Function from the seconds of a pass of the batch to those of the run.
+        """
+        batch = self.batch(model.device)
+        is_first = not self.budget.is_fitted
+        fitted = self.budget.fit(model, batch, passes=passes, run_seconds=run_seconds)
+        whole, timed = describe_batch(batch), describe_batch(fitted)
+        if is_first and whole != timed:
+            print(
+                f"Forward passes of {whole} are too slow to be repeated in {self.budget.seconds:.0f} s: {timed} are "
+                "timed. For more, raise latency.max_seconds.",
+                flush=True,
+            )
+        return fitted
+
+    def compare(
+        self, dense: PreTrainedModel, compact: PreTrainedModel, *, run_seconds: float
+    ) -> tuple[LatencyComparison, LatencyComparison | None]:
+        """Time a compact model beside the dense one, in what is left of the time.
+
+        Args:
+            dense: The dense model.
+            compact: The compact model, on the same device.
+            run_seconds: Seconds of the run.
+
+        Returns:
+            The latency of the batch of the settings, and that of one text of median length; None if it is the same.
+        """
+        batch = self.fitted_batch(dense, passes=_NUM_PASSES, run_seconds=lambda _: run_seconds)
+        one = self.module.timing_batch(_SHORT_LENGTH, size=_SHORT_SIZE, split=self.split)
+        is_short = describe_batch(one) == describe_batch(batch)
+        with self.stage("timing") as stage:
+            ours = CopyTimer(dense, batch, stage=stage, length=self.length, precision=_PRECISION)
+            latency = ours.time(compact, what=describe_batch(batch), share=1.0 if is_short else 2 / 3)
+            short = None
+            if not is_short:
+                one = {name: tensor.to(dense.device) for name, tensor in one.items()}
+                its = CopyTimer(dense, one, stage=stage, length=_SHORT_LENGTH, precision=_PRECISION)
+                short = its.time(compact, what=describe_batch(one))
+        if ours.error > _PRECISION:
+            print(ours.shortfall("latency.max_seconds"))
+        return latency, short

@@ -1,0 +1,202 @@
+"""The time that timings take: bounded whatever a pass takes, and shown in terminals."""
+
+import io
+import math
+import random
+from contextlib import suppress
+
+import pytest
+import torch
+from rich.console import Console
+
+import gating
+from gating.gates import create_gates
+from gating.pruning.latency import comparison, time_budget
+from gating.pruning.latency.comparison import compare_latency
+from gating.pruning.latency.copies import CopyTimer
+from gating.pruning.latency.costs import measure_latency_costs
+from gating.pruning.latency.reached import Reached, kept_for_speedup
+from gating.pruning.latency.speedup import num_heads_for_speedup
+from gating.pruning.latency.time_budget import TimeBudget
+from tests.support.slow_model import Slow
+from tests.support.tiny_models import batch_for
+
+UNITS = ["heads", "neurons"]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A fake clock that only forward passes advance."""
+    now = [0.0]
+    monkeypatch.setattr("gating.pruning.latency.comparison.time.perf_counter", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def passes(clock, monkeypatch):
+    """Let a pass of eight rows of the model take given seconds, those of compact copies less, and count passes."""
+    taken = []
+
+    def let(model, seconds, *, noise=0.0, rows=8):
+        size = sum(parameter.numel() for parameter in model.parameters())
+        chance = random.Random(0)
+
+        def timed(other, batch):
+            share = sum(parameter.numel() for parameter in other.parameters()) / size
+            own = seconds * share * len(next(iter(batch.values()))) / rows * (1 + noise * chance.random())
+            clock[0] += own
+            taken.append(own)
+            return own
+
+        monkeypatch.setattr(comparison, "_seconds", timed)
+        return taken
+
+    return let
+
+
+def test_the_time_ends_the_repeats(clock):
+    before, after = Slow(clock, 3.0), Slow(clock, 2.0)
+    found = compare_latency(before, after, {"x": torch.ones(1)}, precision=0.001, seconds=33.0)
+    assert 30 <= clock[0] <= 33
+    assert found.repeats == 6
+    assert (found.speedup, found.error) == (1.5, 0.0)
+
+
+def test_a_pass_that_is_longer_than_the_time_is_timed_once(clock):
+    found = compare_latency(Slow(clock, 300.0), Slow(clock, 200.0), {"x": torch.ones(1)}, seconds=10.0)
+    assert clock[0] == 500
+    assert (found.speedup, found.repeats) == (1.5, 1)
+    assert math.isinf(found.error)
+
+
+def test_without_time_the_first_model_is_not_timed_again(clock):
+    before, after = Slow(clock, 3.0), Slow(clock, 2.0)
+    found = compare_latency(before, after, {"x": torch.ones(1)}, seconds=0.0, before_seconds=3.0)
+    assert clock[0] == 2
+    assert (found.speedup, before.modes) == (1.5, [])
+
+
+@pytest.mark.parametrize("units", ["heads", "neurons", UNITS], ids=str)
+@pytest.mark.parametrize(("pass_seconds", "max_seconds"), [(3.0, 10.0), (0.5, 10.0), (500.0, 10.0), (9.0, 120.0)])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.filterwarnings("ignore:The timings are less exact")
+def test_a_budget_for_a_speedup_is_found_in_its_time(bert, passes, clock, units, pass_seconds, max_seconds, noise):
+    taken = passes(bert, pass_seconds, noise=noise)
+    batch = {name: tensor.repeat(4, 1) for name, tensor in batch_for(bert).items()}
+    with suppress(gating.errors.InputError):  # Noise alone can make it unreachable.
+        gating.budget_for_speedup(bert, batch, speedup=1.01, units=units, group_size=4, max_seconds=max_seconds)
+    # The first row alone, the dense model, and three copies are timed in any case.
+    assert clock[0] <= max_seconds + 5 * max(taken)
+
+
+def test_a_budget_that_is_not_exact_warns_with_the_error(bert, passes):
+    passes(bert, 30.0)
+    with pytest.warns(UserWarning, match=r"± unknown in place of ± 0.7 %, after 1 repeat.*larger max_seconds"):
+        gating.budget_for_speedup(bert, batch_for(bert), speedup=1.01, max_seconds=10)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.inf, math.nan])
+def test_a_time_that_is_no_time_is_refused(bert, seconds):
+    with pytest.raises(gating.errors.InputError, match="max_seconds"):
+        gating.budget_for_speedup(bert, batch_for(bert), speedup=1.01, max_seconds=seconds)
+
+
+@pytest.mark.parametrize("find", ["heads", "costs"])
+def test_copies_that_can_be_done_without_are_left_out(bert, clock, passes, find):
+    passes(bert, 4.0, rows=2)
+    with TimeBudget(10.0).stage("timing") as stage:
+        timer = CopyTimer(bert, batch_for(bert), stage=stage)
+        if find == "heads":
+            num_heads_for_speedup(bert, speedup=1.01, timer=timer)
+        else:
+            measure_latency_costs(bert, create_gates(bert, units=UNITS, group_size=4), timer=timer)
+    assert len(timer.timed) == (2 if find == "heads" else 3)
+    assert clock[0] <= 10 + 4 * 4
+
+
+def test_the_search_for_a_choice_ends_with_the_time():
+    reached = iter([Reached(3.0), Reached(1.2, is_over=True)])
+    with pytest.warns(UserWarning, match=r"1.20 times as fast.*of 2 choices"):
+        kept = kept_for_speedup(
+            lambda share: torch.arange(100) < share * 100, lambda _: next(reached), speedup=1.5, keep=0.5
+        )
+    assert 50 < kept.sum() < 100
+
+
+def test_a_difference_within_the_error_ends_the_search():
+    kept = kept_for_speedup(
+        lambda share: torch.arange(100) < share * 100, lambda _: Reached(1.54, error=0.03), speedup=1.5, keep=0.5
+    )
+    assert kept.sum() == 50
+
+
+@pytest.mark.parametrize(("pass_seconds", "rows"), [(0.1, 8), (0.8, 1), (0.4, 2), (60.0, 1)])
+def test_a_batch_has_as_many_rows_as_can_be_repeated(bert, passes, pass_seconds, rows):
+    passes(bert, pass_seconds)
+    batch = {name: tensor.repeat(4, 1) for name, tensor in batch_for(bert).items()}
+    budget = TimeBudget(10.0)
+    fitted = budget.fit(bert, batch, passes=100)
+    assert {name: len(tensor) for name, tensor in fitted.items()} == dict.fromkeys(batch, rows)
+    assert torch.equal(fitted["input_ids"][-1], batch["input_ids"][-1])
+    # Later timings have the same shape, although the machine is less busy then.
+    passes(bert, 0.001)
+    assert len(budget.fit(bert, batch, passes=1)["input_ids"]) == rows
+
+
+def test_rows_that_cannot_be_taken_apart_stay_together(bert, passes):
+    passes(bert, 60.0)
+    batch = batch_for(bert) | {"pixel_values": torch.ones(7, 3)}
+    assert TimeBudget(10.0).fit(bert, batch, passes=100) == batch
+
+
+@pytest.mark.parametrize(("run_seconds", "expected"), [(1.0, 20.0), (1000.0, 50.0), (1e6, 120.0)])
+def test_the_time_is_a_share_of_the_run(bert, passes, run_seconds, expected):
+    passes(bert, 0.001)
+    budget = TimeBudget()
+    budget.fit(bert, batch_for(bert), passes=10, run_seconds=lambda _: run_seconds)
+    assert budget.seconds == pytest.approx(expected)
+
+
+def test_stages_take_shares_of_what_is_left(clock):
+    budget = TimeBudget(100.0)
+    with budget.stage("first", share=0.5) as first:
+        clock[0] += 10
+        assert (first.seconds, first.left) == (50.0, 40.0)
+    with budget.stage("second", share=0.5) as second:
+        assert second.seconds == 45.0
+        clock[0] += 200
+        assert second.left == 0
+    with budget.stage("last") as last:
+        assert last.seconds == 0
+    with TimeBudget(1000.0).stage("others wait", longest=240.0) as short:
+        assert short.seconds == 240.0
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_what_is_timed_and_the_time_left(bert, passes, monkeypatch, terminal):
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        time_budget, "Console", lambda: Console(file=screen, force_terminal=terminal, width=120, _environ={})
+    )
+    passes(bert, 0.5)
+    with TimeBudget(80.0).stage("timing") as stage:
+        measure_latency_costs(
+            bert, create_gates(bert, units=UNITS), timer=CopyTimer(bert, batch_for(bert), stage=stage)
+        )
+    shown = screen.getvalue()
+    if terminal:
+        assert "at most 1:20 left" in shown
+        assert "at most 1:1" in shown
+        assert "50% of the heads, 100% of the neurons" in shown
+    else:
+        assert shown == ""
+
+
+def test_slow_copies_are_repeated_in_the_time_of_a_run(bert, passes, clock):
+    passes(bert, 3.5, rows=2, noise=0.1)
+    with TimeBudget(80.0).stage("timing") as stage:
+        costs = measure_latency_costs(
+            bert, create_gates(bert, units=UNITS, group_size=4), timer=CopyTimer(bert, batch_for(bert), stage=stage)
+        )
+    assert clock[0] <= 80 + 7
+    assert costs.error < 0.05
