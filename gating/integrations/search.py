@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import FollowsLoss, Objective
+from gating.objectives.base import attach_objective
 from gating.objectives.convergence import Convergence
 from gating.report.gate_metrics import gate_metrics
 
@@ -52,7 +53,9 @@ class Search:
         Raises:
             InputError: The objective does not fit the gates.
         """
-        objective.attach(gates)
+        attach_objective(objective, gates)
+        if convergence is not None:
+            convergence.begin()
         self.gates = gates
         self.objective = objective
         self.convergence = convergence

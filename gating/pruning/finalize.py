@@ -11,6 +11,7 @@ from gating.discovery.refusals import check_has_values, check_no_adapters, check
 from gating.discovery.undo import Undo, apply_edits, undo_edits
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
+from gating.gates.sampler import GateChoice
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.columns import plan_scale_features
 from gating.pruning.compact_model import become_compact
@@ -52,6 +53,7 @@ class FinalizeReport(PruneReport):
 def finalize(
     model: nn.Module,
     gates: HeadGates,
+    objective: GateChoice | None = None,
     *,
     num_heads: int | None = None,
     num_neurons: int | None = None,
@@ -66,21 +68,23 @@ def finalize(
     Args:
         model: A model with gates from :func:`~gating.gates.inject_gates`.
         gates: The gates of this model.
-        num_heads: Number of heads to keep, those with the largest ``log_alpha``. By default, all heads with an open
-            gate are kept.
+        objective: The objective that chooses the gates to keep, with all of its settings; by default the one that is
+            attached to the gates. An objective of a class of your own is not known to them: give it.
+        num_heads: Number of heads to keep. If an objective chooses, it has to be its number. Otherwise those with the
+            largest ``log_alpha`` are kept; without a number, all heads with an open gate.
         num_neurons: Number of neurons to keep, likewise.
-        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of numbers; for example from an objective's
-            ``kept``.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of an objective and numbers.
         probe: Batch for the check, as keyword arguments of the model; by default made from the model's configuration.
 
     Returns:
         The kept heads and neurons, and the largest difference between masked and compact outputs.
 
     Raises:
-        ValueError: A number is out of range or cannot be reached with gates for groups of heads; no gate is open;
-            the gates belong to another model; a gate or an output is NaN; ``kept`` has another shape or dtype; adapters
-            have not been merged; the model is on the meta device or does not accept the probe.
-        TypeError: A number is not a whole number or ``kept`` is not a tensor.
+        ValueError: A number is out of range, cannot be reached with gates for groups of heads, or contradicts the
+            objective; no gate is open; the gates belong to another model; a gate or an output is NaN; ``kept`` has
+            another shape or dtype; adapters have not been merged; the model is on the meta device or does not accept
+            the probe.
+        TypeError: A number is not a whole number, ``kept`` is not a tensor, or the objective is none.
         RuntimeError: Masked and compact outputs differ. The model and its gates are unchanged.
 
     Example:
@@ -97,7 +101,7 @@ def finalize(
     check_has_values(model)
     gated = gates.blocks()
     check_no_adapters(model)
-    values = decide_gate_values(gates, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
+    values = decide_gate_values(gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
     reference = record_reference(model, gates, values, probe)

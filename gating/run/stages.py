@@ -12,6 +12,7 @@ from gating.gates import HeadGates
 from gating.models.blueprint import make_blueprint
 from gating.models.sources import Pretrained, load_sharded
 from gating.objectives import Objective
+from gating.objectives.base import attach_objective
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
 from gating.report.summary import Stage
@@ -64,7 +65,7 @@ def search(run: Run, objective: Objective) -> HeadGates:
         warnings.simplefilter("ignore", RemedyWarning)
         gates = run.objects.make_gates(state.model)
     count_macs(gates, state.model, run.data)
-    objective.attach(gates)
+    attach_objective(objective, gates)
     num_others = count_heads(state.model) - gates.num_heads if gates.num_heads else 0
     if num_others and is_rank_zero():
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")

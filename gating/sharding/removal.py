@@ -12,6 +12,7 @@ from gating.discovery.probe import forward_outputs, max_relative_difference
 from gating.discovery.refusals import check_has_values, check_no_adapters
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
+from gating.gates.sampler import GateChoice
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
@@ -36,6 +37,7 @@ __all__ = ["finalize_sharded"]
 def finalize_sharded(
     model: PreTrainedModel,
     gates: HeadGates,
+    objective: GateChoice | None = None,
     *,
     num_heads: int | None = None,
     num_neurons: int | None = None,
@@ -50,9 +52,10 @@ def finalize_sharded(
     Args:
         model: A model with gates, cut by :func:`~gating.sharding.plan.shard_model`, or loaded with its settings.
         gates: The gates of this model.
-        num_heads: Number of heads to keep, as in :func:`gating.finalize`.
+        objective: The objective that chooses the gates to keep, as in :func:`gating.finalize`.
+        num_heads: Number of heads to keep, likewise.
         num_neurons: Number of neurons to keep, likewise.
-        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of numbers.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of an objective and numbers.
         probe: Batch for the check, the same in all processes; by default made from the model's configuration.
 
     Returns:
@@ -72,7 +75,7 @@ def finalize_sharded(
     check_has_values(model)
     gated = gates.blocks()
     check_no_adapters(model)
-    values = decide_gate_values(gates, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
+    values = decide_gate_values(gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     check_decided_alike(values)
     warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from gating.gates import HeadGates
+from gating.objectives.base import begin_search, check_search
 from gating.objectives.items import FEED_FORWARD
 
 __all__ = ["Importance", "sensitivity"]
@@ -38,10 +39,13 @@ class Importance(nn.Module):
     """
 
     importance: Tensor
+    # Of the search that the statistics belong to.
+    _search_number: int | None = None
 
     def attach(self, gates: HeadGates) -> None:
         """Register hooks on the outputs of heads and neurons, until the gates are removed."""
         self.register_buffer("importance", torch.zeros_like(gates.log_alpha, requires_grad=False))
+        begin_search(self, gates, number=gates.search_number)
         first = 0
         for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
             widths = block.slot_widths if block.kind == FEED_FORWARD else (1,) * size
@@ -51,6 +55,7 @@ class Importance(nn.Module):
 
     def scores(self, gates: HeadGates) -> Tensor:
         """Return the importance of one unit of each gate, ``[num_gates]``, with a norm of one in each layer."""
+        check_search(self, gates)
         units = [heads + neurons for heads, neurons in zip(gates.heads_per_gate, gates.neurons_per_gate, strict=True)]
         importance = self.importance.clone()
         if distributed.is_available() and distributed.is_initialized():
@@ -118,10 +123,12 @@ class _SensitivityHook(nn.Module):
         object.__setattr__(self, "ranking", ranking)
         self._first = first
         self._widths = tuple(widths)
+        self._search_number = ranking._search_number
 
     def forward(self, head_outputs: Tensor) -> None:
         # Inside of a checkpoint, the first run of this hook has no gradient; the run in the backward pass has.
-        if torch.is_grad_enabled() and head_outputs.requires_grad:
+        is_present = self._search_number == self.ranking._search_number
+        if is_present and torch.is_grad_enabled() and head_outputs.requires_grad:
             head_outputs.register_hook(partial(self._add, head_outputs.detach()))
 
     @torch.no_grad()
