@@ -53,20 +53,32 @@ class Search:
         Raises:
             InputError: The objective does not fit the gates.
         """
-        attach_objective(objective, gates)
-        if convergence is not None:
-            convergence.begin()
         self.gates = gates
         self.objective = objective
         self.convergence = convergence
         self.recovery = recovery
+        self._attach()
+        self._parts: dict[str, Any] = {"gates": gates, "objective": objective, "convergence": convergence}
+
+    def _attach(self) -> None:
+        """Attach the objective anew, and forget all checks."""
+        attach_objective(self.objective, self.gates)
+        if self.convergence is not None:
+            self.convergence.begin()
         self.steps = 0
         self.is_complete = False
         self._penalty: Tensor | None = None
-        self._parts: dict[str, Any] = {"gates": gates, "objective": objective, "convergence": convergence}
 
-    def begin(self, total_steps: int) -> None:
-        """Set the number of steps from that of the whole training, search and recovery together."""
+    def begin(self, total_steps: int, *, first_step: int) -> None:
+        """Set the number of steps from that of the whole training, search and recovery together.
+
+        Args:
+            total_steps: Optimizer steps of the training.
+            first_step: Steps that were taken before, in a training that is resumed. Without any, a search that has
+                begun already begins anew: after it was stopped, or ran out of memory with a batch size that was tried.
+        """
+        if self.steps and not first_step:
+            self._attach()
         self.steps = max(1, round((1 - self.recovery) * total_steps))
 
     def update(self, step: int) -> None:
@@ -194,7 +206,7 @@ class SearchEnd(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the length of the search."""
-        self._search.begin(state.max_steps)
+        self._search.begin(state.max_steps, first_step=state.global_step)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
