@@ -211,7 +211,7 @@ def _prove_foreign_blocks(model: nn.Module, blocks: list[Block], *, probe: Mappi
         return
     kept = {block.name: block.unit_ids[1:] for block in foreign}
     edits = [edit for block in foreign for edit in block.plan_removal(kept[block.name])]
-    undo_edits(apply_checked(model, foreign, kept, edits, probe=probe))
+    undo_edits(apply_checked(model, foreign, kept, edits, probe=probe).done)
 
 
 def _is_foreign(block: FeedForwardBlock) -> bool:

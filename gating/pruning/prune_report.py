@@ -45,6 +45,8 @@ class PruneReport:
             neurons of this model are not known.
         num_neurons: Number of remaining neurons.
         num_neurons_before: Number of neurons before this removal.
+        unproven: Names of the blocks that have lost units without a proof: the compared outputs do not depend on them,
+            or no outputs were compared.
     """
 
     kept_heads: dict[str, tuple[int, ...]]
@@ -55,6 +57,7 @@ class PruneReport:
     kept_neurons: dict[str, tuple[int, ...]] = field(default_factory=dict)
     num_neurons: int = 0
     num_neurons_before: int = 0
+    unproven: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, before: UnitCounts, blocks: Iterable[Block], **others: Any) -> Self:

@@ -8,7 +8,7 @@ import torch.distributed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.discovery.probe import forward_outputs, max_relative_difference
+from gating.discovery.reference import unproven_by
 from gating.discovery.refusals import check_has_values, check_no_adapters
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
@@ -19,10 +19,11 @@ from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
 from gating.pruning.finalize import (
     FinalizeReport,
     check_own_gates,
+    difference_to,
     differs,
     folded_values,
     plan_block,
-    record_reference,
+    record_masked,
 )
 from gating.pruning.prune import kept_units
 from gating.pruning.prune_report import UnitCounts
@@ -79,19 +80,22 @@ def finalize_sharded(
     check_decided_alike(values)
     warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
-    reference = record_reference(model, gates, values, probe, after_pass=partial(reshard, model))
+    references = record_masked(model, gates, values, probe, after_pass=partial(reshard, model))
     before = UnitCounts.of(model)
 
     with torch.no_grad():
         compact = _compact_twin(model, gates, values)
-    difference = max_relative_difference(reference.outputs, forward_outputs(compact, reference.probe))
-    reshard(compact)
-    difference = _largest_of_all(difference, values.device)
-    if difference > reference.tolerance:
-        raise differs(gated, difference, reference)
-    folded = folded_values(gated, values.split(gates.block_sizes))
+    difference = 0.0
+    for reference in references:
+        own = _largest_of_all(difference_to(reference, compact), values.device)
+        reshard(compact)
+        difference = max(difference, own)
+        if own > reference.tolerance:
+            raise differs(gated, own, reference)
+    folded, unproven = folded_values(gated, values.split(gates.block_sizes)), unproven_by(references, gated)
     gates.remove()
-    return compact, FinalizeReport.of(compact, before, gated, max_difference=difference, folded=folded)
+    report = FinalizeReport.of(compact, before, gated, max_difference=difference, folded=folded, unproven=unproven)
+    return compact, report
 
 
 def check_decided_alike(values: Tensor) -> None:

@@ -49,7 +49,7 @@ class Importance(nn.Module):
         first = 0
         for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
             widths = block.slot_widths if block.kind == FEED_FORWARD else (1,) * size
-            hook = _SensitivityHook(self, first, widths)
+            hook = _SensitivityHook(self, gates, first, widths)
             gates.remove_with_gates(block.hook_features(hook))
             first += size
 
@@ -116,18 +116,21 @@ class _SensitivityHook(nn.Module):
     """
 
     ranking: Importance
+    gates: HeadGates
 
-    def __init__(self, ranking: Importance, first: int, widths: Sequence[int]) -> None:
+    def __init__(self, ranking: Importance, gates: HeadGates, first: int, widths: Sequence[int]) -> None:
         super().__init__()
-        # Not a submodule: the ranking belongs to the objective.
+        # Not submodules: the ranking belongs to the objective, and the gates to the model.
         object.__setattr__(self, "ranking", ranking)
+        object.__setattr__(self, "gates", gates)
         self._first = first
         self._widths = tuple(widths)
         self._search_number = ranking._search_number
 
     def forward(self, head_outputs: Tensor) -> None:
         # Inside of a checkpoint, the first run of this hook has no gradient; the run in the backward pass has.
-        is_present = self._search_number == self.ranking._search_number
+        # Passes with given values prove a removal; they are not of the training.
+        is_present = self._search_number == self.ranking._search_number and not self.gates.is_fixed
         if is_present and torch.is_grad_enabled() and head_outputs.requires_grad:
             head_outputs.register_hook(partial(self._add, head_outputs.detach()))
 
