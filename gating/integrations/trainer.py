@@ -1,6 +1,7 @@
 """``GatedTrainer``: transformers' Trainer with a search for heads, their removal, and a recovery."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
@@ -32,6 +33,7 @@ from gating.integrations.wrappers import adapter_config, base_model, merged, wit
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.pruning.finalize import FinalizeReport
+from gating.pruning.prune_report import unproven_note
 from gating.storage.folders import check_folder
 
 __all__ = ["GatedTrainer", "GatedTrainerMixin"]
@@ -172,6 +174,8 @@ class GatedTrainerMixin(GatedCheckpoints):
         kept = search.kept() if kept is None else kept
         check_choice(self.accelerator, search.gates, kept)
         model, self._report = finalize_merged(without_autocast(self.model), search.gates, kept=kept, probe=probe)
+        if self._report.unproven and self.args.should_save:
+            warnings.warn(f"{unproven_note(self._report.unproven)}.", stacklevel=2)
         if self._adapters is not None and self.args.should_save and self.args.save_strategy != "no":
             save_compact_weights(model, Path(self.args.output_dir))
         self._begin_recovery(model, search_steps=search.steps)

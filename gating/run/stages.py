@@ -15,6 +15,7 @@ from gating.objectives import Objective
 from gating.objectives.base import attach_objective
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
+from gating.pruning.prune_report import unproven_note
 from gating.report.summary import Stage
 from gating.run.folder.contents import Phase
 from gating.run.measured_budget import count_macs, kept_gates
@@ -103,6 +104,10 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
             state.model, finalized = finalize_sharded(state.model, gates, kept=kept, probe=run.probe_batch())
         else:
             finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())
+    if finalized.unproven:
+        state.summary.removal = {"unproven": list(finalized.unproven)}
+        if is_rank_zero():
+            print(f"warning: {unproven_note(finalized.unproven)}")
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     run.evaluate(Stage.REMOVED, "after removal")
     save_removed(run)
