@@ -122,28 +122,16 @@ class Search:
         """Return the state of gates, objective and criterion for a checkpoint."""
         return {name: part.state_dict() for name, part in self._parts.items() if hasattr(part, "state_dict")}
 
-    @property
-    def made_with(self) -> str:
-        """The class of the objective and its settings, as far as it shows them."""
-        module: object = self.objective
-        return f"{type(module).__name__}({module.extra_repr() if isinstance(module, torch.nn.Module) else ''})"
-
-    def check_state(self, state: Mapping[str, Any], *, made_with: str, checkpoint: str) -> None:
+    def check_state(self, state: Mapping[str, Any], *, checkpoint: str) -> None:
         """Check that a state of a checkpoint is one of this search; change nothing.
 
         Args:
             state: State from :meth:`state_dict`; empty after the removal.
-            made_with: Objective of the checkpoint; empty in checkpoints of earlier versions.
             checkpoint: Folder of the checkpoint, for messages.
 
         Raises:
             InputError: The checkpoint has another objective or other gates.
         """
-        if made_with and made_with != self.made_with:
-            raise InputError(
-                f"{checkpoint} was written with objective={made_with}, and this trainer has {self.made_with}. Make the "
-                "trainer as before."
-            )
         for name, values in state.items():
             part = self._parts[name]
             own = {} if part is None else part.state_dict()

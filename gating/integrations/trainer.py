@@ -28,6 +28,7 @@ from gating.integrations.checks import (
 from gating.integrations.gated_checkpoints import GatedCheckpoints
 from gating.integrations.removal import check_stock, finalize_merged, report_of, save_compact_weights
 from gating.integrations.search import Search, SearchEnd, without_early_stopping
+from gating.integrations.settings import search_settings
 from gating.integrations.state import GateState, find_checkpoint
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
@@ -128,7 +129,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         Raises:
             OperationError: The search is complete, and :meth:`finalize` has not been called; or no step is left.
             FileNotFoundError: The checkpoint is of a trainer without gates.
-            InputError: The checkpoint is of another model.
+            InputError: The checkpoint is of another model, or of a trainer with other settings that decide the result.
         """
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if checkpoint is None:
@@ -139,6 +140,7 @@ class GatedTrainerMixin(GatedCheckpoints):
             with without_early_stopping(self):
                 return super().train(None, *args, **kwargs)
         state = GateState.load(checkpoint)
+        self._check_resumed(state, checkpoint)
         if state.kept is None and state.is_complete:
             # The trainer would take a step more before it stops.
             self._load_from_checkpoint(str(checkpoint))
@@ -253,6 +255,7 @@ class GatedTrainerMixin(GatedCheckpoints):
             if gates is None:
                 own.remove()
             raise
+        self._search_settings = search_settings(own, objective, rates=self._rates, args=self.args, **options)
         self.remove_callback(SearchEnd)
         self.add_callback(SearchEnd(self.search))
 
