@@ -60,7 +60,7 @@ def main() -> None:
     # The model itself again, without DDP and autocast; then a new optimizer, for its parameters are new.
     model = without_autocast(model)
     objective.update(gates, 1.0)
-    gating.finalize(model, gates, kept=objective.kept(gates))
+    gating.finalize(model, gates, objective)
     accelerator.free_memory()
     wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=5e-4))
     wrapped.train()

@@ -51,7 +51,7 @@ def search(model: BertForSequenceClassification) -> gating.FinalizeReport:
         if step % 40 == 0:
             print(f"step {step:3d}: loss {loss.item():.3f}, {gates.expected_open().item():.1f} heads expected open")
     objective.update(gates, 1.0)
-    return gating.finalize(model, gates, kept=objective.kept(gates))
+    return gating.finalize(model, gates, objective)
 
 
 def recover(model: BertForSequenceClassification) -> None:

@@ -3,7 +3,7 @@
 gates = gating.inject_gates(model)                      # a hard-concrete gate on every head
 objective = gating.ExactBudget(num_heads=18)
 objective.attach(gates)                                 # then train weights and gates together
-gating.finalize(model, gates, num_heads=18)             # the other heads are gone
+gating.finalize(model, gates, objective)                # the other heads are gone
 gating.save_compact(model, "compact", tokenizer=tokenizer)
 model = gating.load_compact("compact")
 """

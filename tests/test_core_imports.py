@@ -55,7 +55,7 @@ for step in range(3):
     (model(**batch, labels=torch.tensor([0, 1])).loss + objective.penalty(gates)).backward()
     optimizer.step()
     optimizer.zero_grad()
-gating.finalize(model, gates, kept=objective.kept(gates))
+gating.finalize(model, gates, objective)
 gating.prune_heads(model, {0: [0]})
 gating.prune_neurons(model, {2: [0]}, group_size=8)
 model.eval()

@@ -20,10 +20,10 @@ SAVED_TOLERANCE = 3e-3
 
 
 def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Tensor] | None = None) -> None:
-    """Load a model from the folder that it was just saved in, and compare outputs.
+    """Load a model from the folder that it was just saved in, and compare weights and outputs.
 
     Equal weights are not enough: some families compute with buffers that are not saved, or with settings of the
-    configuration.
+    configuration. Equal outputs are not enough either: a batch may leave out a tower.
 
     Args:
         model: The model.
@@ -35,6 +35,9 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
         ValueError: The folder does not load, the model does not accept the given probe, or outputs differ.
     """
     loaded = _load(model, folder)
+    coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
+    tolerance = max(SAVED_TOLERANCE, tolerance_for(coarsest))
+    _check_weights(model, loaded, tolerance)
     if probe is None:
         with suppress(ValueError):
             probe, expected = run_probe(model)
@@ -48,13 +51,26 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
             loaded.set_attn_implementation(model.config._attn_implementation)
     actual = forward_outputs(loaded.to(model.device), probe)  # type: ignore[arg-type]
     difference = max_relative_difference(expected, actual)
-    coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
-    if difference > max(SAVED_TOLERANCE, tolerance_for(coarsest)):
+    if difference > tolerance:
         raise InputError(
             f"{type(model).__name__} gives other outputs after it is saved and loaded: they differ by "
             f"{difference:.1e}, so it has values that its configuration and weights do not hold. Nothing was written; "
             "pass verify=False to save it anyway."
         )
+
+
+def _check_weights(model: PreTrainedModel, loaded: PreTrainedModel, tolerance: float) -> None:
+    """Raise ``InputError`` if a weight is another one after it is saved and loaded."""
+    found = loaded.state_dict()
+    for name, tensor in model.state_dict().items():
+        other = found.get(name)
+        if other is None or other.shape != tensor.shape or not tensor.is_floating_point():
+            continue  # Stock models have other names where theirs differ; the outputs tell.
+        if max_relative_difference([tensor], [other.to(tensor)]) > tolerance:
+            raise InputError(
+                f"{name} of {type(model).__name__} has other values after it is saved and loaded. Nothing was written; "
+                "pass verify=False to save it anyway."
+            )
 
 
 def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -181,7 +181,7 @@ def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, 
     blocks = [block for block in sort_blocks(model)[0] if block.spec == spec]
     kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
-    undo_edits(apply_checked(model, blocks, kept, edits, probe=probe, must_matter=True))
+    undo_edits(apply_checked(model, blocks, kept, edits, probe=probe, must_matter=True).done)
 
 
 def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:

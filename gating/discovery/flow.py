@@ -127,4 +127,4 @@ def _try_removal(model: nn.Module, blocks: Sequence[FeedForwardBlock], probe: Ma
     halved = [block.regrouped(max(1, block.width_before // 2)) for block in blocks]
     kept = {block.name: block.group_ids[1:] for block in halved}
     edits = [edit for block in halved for edit in block.plan_removal(kept[block.name])]
-    undo_edits(apply_checked(model, halved, kept, edits, probe=probe, must_matter=True))
+    undo_edits(apply_checked(model, halved, kept, edits, probe=probe, must_matter=True).done)

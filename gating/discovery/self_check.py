@@ -3,24 +3,31 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.probe import (
-    cached_outputs,
-    forward_outputs,
-    max_relative_difference,
-    rounding_of,
-    rounding_tolerance,
-    run_probe,
-)
+from gating.discovery.probe import cached_outputs, forward_outputs, max_relative_difference, run_probe
+from gating.discovery.reference import Reference, record_reference, record_references, unproven_by
 from gating.discovery.undo import Undo, apply_edits, undo_edits
 from gating.errors import InputError
 from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block
 
-__all__ = ["apply_checked", "units_masked"]
+__all__ = ["Proof", "apply_checked", "units_masked"]
+
+
+class Proof(NamedTuple):
+    """A removal after which outputs are those with masked units.
+
+    Attributes:
+        done: Functions that undo it.
+        unproven: Names of blocks that lose units, of which the compared outputs do not depend.
+    """
+
+    done: list[Undo]
+    unproven: tuple[str, ...]
 
 
 def apply_checked(
@@ -31,7 +38,7 @@ def apply_checked(
     *,
     probe: Mapping[str, Tensor] | None = None,
     must_matter: bool = False,
-) -> list[Undo]:
+) -> Proof:
     """Apply the edits of a removal, in place, and undo them unless the outputs equal those with masked units.
 
     For decoders, a step with a cache is also compared with the forward pass without one.
@@ -42,38 +49,42 @@ def apply_checked(
         kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
         edits: The planned removal.
         probe: The batch to compare on; made from the model's configuration when left out.
-        must_matter: Whether it is an error if masking these units does not change the outputs.
+        must_matter: Whether it is an error if masking these units does not change the outputs; each block alone is
+            not looked at then.
 
     Returns:
-        The functions for :func:`~gating.discovery.undo.undo_edits`.
+        The functions for :func:`~gating.discovery.undo.undo_edits`, and the blocks for which nothing is proven.
 
     Raises:
         ValueError: The outputs differ, or the model does not run on the probe, before or after the removal. The model
             is unchanged then.
     """
-    probe, dense = run_probe(model, probe)
-    with units_masked(blocks, kept) as reached:
-        expected = forward_outputs(model, probe)
-    if must_matter and max_relative_difference(dense, expected) == 0:
-        raise InputError(_why_nothing_is_proven(blocks, reached))
-    with units_masked(blocks, kept, strength=1 - rounding_of(expected)):
-        tolerance = rounding_tolerance(expected, forward_outputs(model, probe))
+    if must_matter:
+        probe, dense = run_probe(model, probe)
+        with units_masked(blocks, kept) as reached:
+            if max_relative_difference(dense, forward_outputs(model, probe)) == 0:
+                raise InputError(_why_nothing_is_proven(blocks, reached))
+    factors, masked = _factors(blocks, kept), partial(_features_scaled, blocks)
+    if must_matter:
+        references = [record_reference(model, blocks, factors, masked, probe, finds_unproven=False)]
+    else:
+        references = record_references(model, blocks, factors, masked, probe)
+    probe, tolerance = references[0].probe, references[0].tolerance
     done: list[Undo] = []
     with_cache: str | None = None
     try:
         done = apply_edits(edits)
-        difference = max_relative_difference(expected, forward_outputs(model, probe))
-        problem = f"outputs differ by {difference:.1e}" if difference > tolerance else None
+        problem = _find_difference(model, references)
     except Exception as error:
         problem = f"it does not run ({type(error).__name__}: {error})"
     if problem is None:
         with_cache = _find_problem_with_cache(model, probe, 10 * tolerance)
         if with_cache is None:
-            return done
+            return Proof(done, unproven_by(references, blocks))
     undo_edits(done)
     if with_cache is not None and _find_problem_with_cache(model, probe, 10 * tolerance) is not None:
         # The dense model differs with a cache, too, so that a cache proves nothing.
-        return apply_edits(edits)
+        return Proof(apply_edits(edits), unproven_by(references, blocks))
     raise _wrong_layout(model, blocks, problem or with_cache)
 
 
@@ -124,6 +135,15 @@ def _words(blocks: Sequence[Block]) -> tuple[str, str]:
     return unit, " or ".join(register[each] for each in sorted(is_feed_forward))
 
 
+def _find_difference(model: nn.Module, references: Sequence[Reference]) -> str | None:
+    """Return how a model differs from the references, or None."""
+    for reference in references:
+        difference = max_relative_difference(reference.outputs, forward_outputs(model, reference.probe))
+        if difference > reference.tolerance:
+            return f"outputs differ by {difference:.1e}"
+    return None
+
+
 def _find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], tolerance: float) -> str | None:
     """Return how a step with a cache differs from the forward pass without one, or None."""
     try:
@@ -135,9 +155,7 @@ def _find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], tole
 
 
 @contextmanager
-def units_masked(
-    blocks: Sequence[Block], kept: Mapping[str, Collection[int]], *, strength: float = 1.0
-) -> Iterator[set[str]]:
+def units_masked(blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> Iterator[set[str]]:
     """Set the features of all units except the kept ones to zero inside a ``with`` block.
 
     The value is the set of the names of the blocks that a forward pass has called, which grows.
@@ -145,15 +163,25 @@ def units_masked(
     Args:
         blocks: The blocks to mask.
         kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
-        strength: The factor of the kept features.
     """
+    with _features_scaled(blocks, _factors(blocks, kept)) as reached:
+        yield reached
+
+
+def _factors(blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Tensor]:
+    """Return the factor of each slot of each block: 1 for kept units, else 0."""
+    return [torch.tensor([float(unit in kept[block.name]) for unit in block.slot_ids]) for block in blocks]
+
+
+@contextmanager
+def _features_scaled(blocks: Sequence[Block], factors: Sequence[Tensor]) -> Iterator[set[str]]:
+    """Multiply the features of each slot by its factor inside a ``with`` block."""
     handles = []
     reached: set[str] = set()
-    for block in blocks:
+    for block, factor in zip(blocks, factors, strict=True):
         if block.slot_ids:
-            mask = torch.tensor([strength * (unit in kept[block.name]) for unit in block.slot_ids])
-            mask = mask.repeat_interleave(torch.tensor(block.slot_widths))
-            handles.append(block.hook_features(partial(_mask, mask, block.name, reached)))
+            by_feature = factor.repeat_interleave(torch.tensor(block.slot_widths))
+            handles.append(block.hook_features(partial(_scale, by_feature, block.name, reached)))
     try:
         yield reached
     finally:
@@ -161,6 +189,6 @@ def units_masked(
             handle.remove()
 
 
-def _mask(mask: Tensor, name: str, reached: set[str], features: Tensor) -> Tensor:
+def _scale(factors: Tensor, name: str, reached: set[str], features: Tensor) -> Tensor:
     reached.add(name)
-    return features * mask.to(features)
+    return features * factors.to(features)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,9 @@ from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
+from gating.gates.counts import GateCounts
 from gating.gates.draw import Draw
-from gating.gates.full_precision import FullPrecision
-from gating.gates.sampler import GateSampler
+from gating.gates.sampler import GateChoice, GateSampler
 from gating.gates.sizes import gate_sizes
 from gating.structure.blocks import AttentionBlock, group_labels
 from gating.structure.edits import Handle
@@ -21,8 +22,11 @@ from gating.structure.feed_forward import Block, FeedForwardBlock
 
 __all__ = ["HeadGates"]
 
+# Numbers of the searches of this process, so that an objective recognizes the gates of its own.
+_search_numbers = count(1)
 
-class HeadGates(FullPrecision):
+
+class HeadGates(GateCounts):
     """The gates of all heads of a model, and of its feed-forward neurons if they are gated, in one vector.
 
     A gate stands for one head, for a group of query heads that share keys and values, or for a group of neurons.
@@ -47,6 +51,7 @@ class HeadGates(FullPrecision):
         ungated: Modules that look like blocks of these units, have no gates and were not left out, with the reasons.
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
+        search_number: Number of the search that :meth:`follow` has begun, unique in this process.
         draw: The values of the present forward pass.
         attachment: The hooks in the model; None while the gates are not attached.
 
@@ -58,11 +63,8 @@ class HeadGates(FullPrecision):
         HeadGates(8 heads in 2 attention blocks)
     """
 
-    log_alpha: nn.Parameter
     parameters_per_gate: Tensor
     macs_per_gate: Tensor
-    _num_heads: Tensor
-    _num_neurons: Tensor
     _num_features: Tensor
 
     def __init__(
@@ -76,9 +78,11 @@ class HeadGates(FullPrecision):
     ) -> None:
         """Create gates for blocks; the arguments are those of :func:`~gating.gates.inject_gates`."""
         super().__init__()
-        _check_distribution(temperature, stretch_limits)
+        hard_concrete.check_distribution(temperature, stretch_limits)
         self.temperature = temperature
         self.stretch_limits = stretch_limits
+        self.init_prob_open = init_prob_open
+        self.group_queries = group_queries
         self.block_names = [block.name for block in blocks]
         self.block_kinds = [block.kind for block in blocks]
         self.block_towers = [block.tower for block in blocks]
@@ -111,20 +115,18 @@ class HeadGates(FullPrecision):
         self.macs_per_gate = torch.tensor([size.macs() for size in sizes], dtype=torch.float64, device="cpu")
         self.constraint: nn.Module | None = None
         self.sampler: GateSampler | None = None
+        # In a tuple: the objective is no submodule of the gates.
+        self._followed: tuple[GateChoice | None] = (None,)
+        self.search_number = next(_search_numbers)
         self._fixed: Tensor | None = None
         self._total_features = sum(features)
         self.draw = Draw(self, [sum(block.slot_widths) for block in blocks])
         self.attachment: Attachment | None = None
 
     @property
-    def num_heads(self) -> int:
-        """Number of gated heads."""
-        return sum(self.heads_per_gate)
-
-    @property
-    def num_neurons(self) -> int:
-        """Number of gated neurons."""
-        return sum(self.neurons_per_gate)
+    def objective(self) -> GateChoice | None:
+        """The objective that was attached last; None before."""
+        return self._followed[0]
 
     @property
     def is_fixed(self) -> bool:
@@ -175,30 +177,21 @@ class HeadGates(FullPrecision):
             raise InputError(f"Expected {self.log_alpha.numel()} numbers, got a tensor of shape {tuple(macs.shape)}.")
         self.macs_per_gate = macs.double().cpu()
 
-    def num_open(self) -> int:
-        """Count the heads whose gate's deterministic value is not zero."""
-        return int(((self.values() > 0) * self._num_heads).sum())
+    def follow(self, objective: GateChoice | None) -> int:
+        """Begin a search for an objective; what an earlier one has set goes, and trained locations stay.
 
-    def num_open_neurons(self) -> int:
-        """Count the neurons whose gate's deterministic value is not zero."""
-        return int(((self.values() > 0) * self._num_neurons).sum())
+        Objectives call this in ``attach``.
 
-    def open_by_block(self) -> dict[str, int]:
-        """Count the heads or neurons of each block whose gate's deterministic value is not zero, by its name."""
-        counts = ((self.values() > 0) * (self._num_heads + self._num_neurons)).split(self.block_sizes)
-        return {name: int(count.sum()) for name, count in zip(self.block_names, counts, strict=True)}
-
-    def expected_open(self) -> Tensor:
-        """Return the expected number of open heads, a scalar; differentiable."""
-        return (self.prob_open() * self._num_heads).sum()
-
-    def expected_neurons(self) -> Tensor:
-        """Return the expected number of open neurons, a scalar; differentiable."""
-        return (self.prob_open() * self._num_neurons).sum()
-
-    def by_block(self) -> dict[str, Tensor]:
-        """Return the deterministic values of each block by its name."""
-        return dict(zip(self.block_names, self.values().detach().split(self.block_sizes), strict=True))
+        Returns:
+            The number of the search.
+        """
+        if self.objective is not None:
+            self.constraint = self.sampler = None
+            self.log_alpha.requires_grad_(True)
+            self.forget_draw()
+        self._followed = (objective,)
+        self.search_number = next(_search_numbers)
+        return self.search_number
 
     @contextmanager
     def fixed_at(self, values: Tensor) -> Iterator[None]:
@@ -291,10 +284,3 @@ class HeadGates(FullPrecision):
         if self.attachment is None:
             raise OperationError("These gates are not attached to a model: they have been removed, or never injected.")
         return self.attachment
-
-
-def _check_distribution(temperature: float, stretch_limits: tuple[float, float]) -> None:
-    if not temperature > 0:
-        raise InputError(f"The temperature of the gates must be positive, got {temperature}.")
-    if not (len(stretch_limits) == 2 and stretch_limits[0] < 0 and stretch_limits[1] > 1):
-        raise InputError(f"The stretch limits must be a number below 0 and one above 1, got {stretch_limits}.")

@@ -17,6 +17,7 @@ from gating.errors import InputError
 __all__ = [
     "DEFAULT_STRETCH_LIMITS",
     "DEFAULT_TEMPERATURE",
+    "check_distribution",
     "deterministic",
     "log_alpha_for",
     "open_threshold",
@@ -26,6 +27,14 @@ __all__ = [
 
 DEFAULT_TEMPERATURE = 2 / 3
 DEFAULT_STRETCH_LIMITS = (-0.1, 1.1)
+
+
+def check_distribution(temperature: float, stretch_limits: tuple[float, float]) -> None:
+    """Raise ``InputError`` unless the temperature is positive, and the stretch limits lie around 0 and 1."""
+    if not temperature > 0:
+        raise InputError(f"The temperature of the gates must be positive, got {temperature}.")
+    if not (len(stretch_limits) == 2 and stretch_limits[0] < 0 and stretch_limits[1] > 1):
+        raise InputError(f"The stretch limits must be a number below 0 and one above 1, got {stretch_limits}.")
 
 
 def sample(

@@ -225,7 +225,7 @@ def _prove_foreign_blocks(
         kept = {block.name: _all_but_some(block, group_queries=group_queries) for block in foreign}
         edits = [edit for block in foreign for edit in plan_removal(block, kept[block.name])]
         if edits:
-            undo_edits(apply_checked(model, foreign, kept, edits, probe=probe))
+            undo_edits(apply_checked(model, foreign, kept, edits, probe=probe).done)
 
 
 def _all_but_some(block: Block, *, group_queries: bool) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
-"""The interface of distributions in place of the hard-concrete one."""
+"""The interfaces of distributions in place of the hard-concrete one, and of the objectives that choose gates."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["GateSampler"]
+__all__ = ["GateChoice", "GateSampler"]
 
 
 class GateSampler(Protocol):
@@ -24,4 +24,16 @@ class GateSampler(Protocol):
 
     def prob_open(self, log_alpha: Tensor) -> Tensor:
         """Return the probability that each gate is open."""
+        ...
+
+
+class GateChoice(Protocol):
+    """The part of objectives (:class:`~gating.objectives.Objective`) that chooses the gates to keep."""
+
+    def kept(self, gates: Any) -> Tensor | None:
+        """Return the gates to keep, a boolean tensor ``[num_gates]``; None for the open ones."""
+        ...
+
+    def target(self, gates: Any) -> float:
+        """Return the number of heads, of neurons, or the share of cost that it keeps; NaN if it sets none."""
         ...

@@ -1,6 +1,7 @@
 """Checkpoints of transformers' Trainer with the state of the gates, and the change from the search to the recovery."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,15 @@ from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.rates import remake_options
 from gating.integrations.removal import repeat_removal
 from gating.integrations.search import SearchEnd
+from gating.integrations.settings import (
+    adapter_settings,
+    argument_settings,
+    dataset_settings,
+    optimizer_settings,
+)
 from gating.integrations.state import GateState, KeptUnits
 from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
+from gating.storage.same_settings import check_same_settings
 
 __all__ = ["GatedCheckpoints"]
 
@@ -25,6 +33,9 @@ class GatedCheckpoints(GatedSteps):
     _adapters: Any = None
     # Optimizer that the user has given.
     _given_optimizer: torch.optim.Optimizer | None = None
+    # Settings of the search that decide its result.
+    _search_settings: Mapping[str, Any]
+    train_dataset: Any
     # Checkpoint without weights at which the recovery begins in this process.
     _removal: str | None = None
 
@@ -42,7 +53,7 @@ class GatedCheckpoints(GatedSteps):
         state = GateState.load(Path(resume_from_checkpoint))
         search = self.search
         if search is not None:
-            search.check_state(state.search, made_with=state.made_with, checkpoint=resume_from_checkpoint)
+            search.check_state(state.search, checkpoint=resume_from_checkpoint)
         if state.kept is not None and search is not None:
             folder = Path(resume_from_checkpoint).parent
             compact = repeat_removal(
@@ -58,14 +69,31 @@ class GatedCheckpoints(GatedSteps):
             super()._load_best_model()
 
     def _gate_state(self) -> GateState:
+        settings = self._settings()
         if self.search is not None:
-            return GateState(
-                self.search.steps,
-                self.search.is_complete,
-                search=self.search.state_dict(),
-                made_with=self.search.made_with,
-            )
-        return GateState(self._first_step, True, kept=KeptUnits.of(base_model(self.model)))
+            state = self.search.state_dict()
+            return GateState(self.search.steps, self.search.is_complete, search=state, settings=settings)
+        return GateState(self._first_step, True, kept=KeptUnits.of(base_model(self.model)), settings=settings)
+
+    def _settings(self) -> dict[str, Any]:
+        """Return all settings that decide the result of this trainer."""
+        return {
+            **self._search_settings,
+            "args": argument_settings(self.args),
+            "adapters": adapter_settings(self._adapters),
+            "optimizer": optimizer_settings(self._given_optimizer),
+            "num_examples": dataset_settings(self.train_dataset),
+        }
+
+    def _check_resumed(self, state: GateState, checkpoint: Path) -> None:
+        """Raise ``InputError`` if a checkpoint is of a trainer with other settings; change nothing."""
+        check_same_settings(
+            state.settings,
+            self._settings(),
+            stored=f"{checkpoint} was written by a trainer with",
+            present="this one has",
+            remedy="Make the trainer as before, or begin again without resume_from_checkpoint.",
+        )
 
     def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:
         self.search, self._first_step = None, search_steps

@@ -18,6 +18,7 @@ from gating.integrations.wrappers import merged
 from gating.objectives import Objective
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune import remove_in_copy
+from gating.pruning.prune_report import unproven_note
 from gating.report.card import CompactReport, Row
 
 __all__ = ["check_stock", "finalize_merged", "repeat_removal", "report_of", "save_compact_weights"]
@@ -98,8 +99,10 @@ def report_of(finalized: FinalizeReport | None) -> CompactReport | None:
         ("neurons", finalized.num_neurons_before, finalized.num_neurons),
         ("parameters", finalized.num_parameters_before, finalized.num_parameters),
     ]
+    note = unproven_note(finalized.unproven)
     return CompactReport(
         rows=[
             Row(name, f"{before:,}", f"{after:,}", f"{after / before:.2f}") for name, before, after in pairs if before
-        ]
+        ],
+        notes=[f"{note}."] if note else [],
     )

@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.objectives import FollowsLoss, Objective
+from gating.objectives.base import attach_objective
 from gating.objectives.convergence import Convergence
 from gating.report.gate_metrics import gate_metrics
 
@@ -52,18 +53,32 @@ class Search:
         Raises:
             InputError: The objective does not fit the gates.
         """
-        objective.attach(gates)
         self.gates = gates
         self.objective = objective
         self.convergence = convergence
         self.recovery = recovery
+        self._attach()
+        self._parts: dict[str, Any] = {"gates": gates, "objective": objective, "convergence": convergence}
+
+    def _attach(self) -> None:
+        """Attach the objective anew, and forget all checks."""
+        attach_objective(self.objective, self.gates)
+        if self.convergence is not None:
+            self.convergence.begin()
         self.steps = 0
         self.is_complete = False
         self._penalty: Tensor | None = None
-        self._parts: dict[str, Any] = {"gates": gates, "objective": objective, "convergence": convergence}
 
-    def begin(self, total_steps: int) -> None:
-        """Set the number of steps from that of the whole training, search and recovery together."""
+    def begin(self, total_steps: int, *, first_step: int) -> None:
+        """Set the number of steps from that of the whole training, search and recovery together.
+
+        Args:
+            total_steps: Optimizer steps of the training.
+            first_step: Steps that were taken before, in a training that is resumed. Without any, a search that has
+                begun already begins anew: after it was stopped, or ran out of memory with a batch size that was tried.
+        """
+        if self.steps and not first_step:
+            self._attach()
         self.steps = max(1, round((1 - self.recovery) * total_steps))
 
     def update(self, step: int) -> None:
@@ -107,28 +122,16 @@ class Search:
         """Return the state of gates, objective and criterion for a checkpoint."""
         return {name: part.state_dict() for name, part in self._parts.items() if hasattr(part, "state_dict")}
 
-    @property
-    def made_with(self) -> str:
-        """The class of the objective and its settings, as far as it shows them."""
-        module: object = self.objective
-        return f"{type(module).__name__}({module.extra_repr() if isinstance(module, torch.nn.Module) else ''})"
-
-    def check_state(self, state: Mapping[str, Any], *, made_with: str, checkpoint: str) -> None:
+    def check_state(self, state: Mapping[str, Any], *, checkpoint: str) -> None:
         """Check that a state of a checkpoint is one of this search; change nothing.
 
         Args:
             state: State from :meth:`state_dict`; empty after the removal.
-            made_with: Objective of the checkpoint; empty in checkpoints of earlier versions.
             checkpoint: Folder of the checkpoint, for messages.
 
         Raises:
             InputError: The checkpoint has another objective or other gates.
         """
-        if made_with and made_with != self.made_with:
-            raise InputError(
-                f"{checkpoint} was written with objective={made_with}, and this trainer has {self.made_with}. Make the "
-                "trainer as before."
-            )
         for name, values in state.items():
             part = self._parts[name]
             own = {} if part is None else part.state_dict()
@@ -191,7 +194,7 @@ class SearchEnd(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Set the length of the search."""
-        self._search.begin(state.max_steps)
+        self._search.begin(state.max_steps, first_step=state.global_step)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

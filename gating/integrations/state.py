@@ -53,14 +53,14 @@ class GateState:
         is_complete: Whether the search is complete.
         search: State of the search, with gates and objective; empty after the removal.
         kept: Units of the model after the removal; None before.
-        made_with: The objective as text; empty in checkpoints of earlier versions.
+        settings: Settings of the trainer that decide its result.
     """
 
     search_steps: int
     is_complete: bool
     search: dict[str, Any] = field(default_factory=dict)
     kept: KeptUnits | None = None
-    made_with: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def save(self, checkpoint: Path) -> None:
         """Save the state in the folder of a checkpoint."""

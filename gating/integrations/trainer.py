@@ -1,6 +1,7 @@
 """``GatedTrainer``: transformers' Trainer with a search for heads, their removal, and a recovery."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
@@ -27,11 +28,13 @@ from gating.integrations.checks import (
 from gating.integrations.gated_checkpoints import GatedCheckpoints
 from gating.integrations.removal import check_stock, finalize_merged, report_of, save_compact_weights
 from gating.integrations.search import Search, SearchEnd, without_early_stopping
+from gating.integrations.settings import search_settings
 from gating.integrations.state import GateState, find_checkpoint
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.pruning.finalize import FinalizeReport
+from gating.pruning.prune_report import unproven_note
 from gating.storage.folders import check_folder
 
 __all__ = ["GatedTrainer", "GatedTrainerMixin"]
@@ -126,7 +129,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         Raises:
             OperationError: The search is complete, and :meth:`finalize` has not been called; or no step is left.
             FileNotFoundError: The checkpoint is of a trainer without gates.
-            InputError: The checkpoint is of another model.
+            InputError: The checkpoint is of another model, or of a trainer with other settings that decide the result.
         """
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if checkpoint is None:
@@ -137,6 +140,7 @@ class GatedTrainerMixin(GatedCheckpoints):
             with without_early_stopping(self):
                 return super().train(None, *args, **kwargs)
         state = GateState.load(checkpoint)
+        self._check_resumed(state, checkpoint)
         if state.kept is None and state.is_complete:
             # The trainer would take a step more before it stops.
             self._load_from_checkpoint(str(checkpoint))
@@ -172,6 +176,8 @@ class GatedTrainerMixin(GatedCheckpoints):
         kept = search.kept() if kept is None else kept
         check_choice(self.accelerator, search.gates, kept)
         model, self._report = finalize_merged(without_autocast(self.model), search.gates, kept=kept, probe=probe)
+        if self._report.unproven and self.args.should_save:
+            warnings.warn(f"{unproven_note(self._report.unproven)}.", stacklevel=2)
         if self._adapters is not None and self.args.should_save and self.args.save_strategy != "no":
             save_compact_weights(model, Path(self.args.output_dir))
         self._begin_recovery(model, search_steps=search.steps)
@@ -249,6 +255,7 @@ class GatedTrainerMixin(GatedCheckpoints):
             if gates is None:
                 own.remove()
             raise
+        self._search_settings = search_settings(own, objective, rates=self._rates, args=self.args, **options)
         self.remove_callback(SearchEnd)
         self.add_callback(SearchEnd(self.search))
 

@@ -1,14 +1,23 @@
-"""The interface of objectives."""
+"""The interface of objectives, and the search that an objective and its gates are connected by."""
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from gating.errors import OperationError
 from gating.gates import HeadGates
 from gating.objectives.parts import Costs
 
-__all__ = ["FollowsLoss", "HasCost", "HasMovableBudget", "Objective"]
+__all__ = [
+    "FollowsLoss",
+    "HasCost",
+    "HasMovableBudget",
+    "Objective",
+    "attach_objective",
+    "begin_search",
+    "check_search",
+]
 
 
 class Objective(Protocol):
@@ -30,7 +39,10 @@ class Objective(Protocol):
         ...
 
     def attach(self, gates: HeadGates) -> None:
-        """Connect to the gates before training; the errors are those of :meth:`check`."""
+        """Connect to the gates before training, and begin anew; the errors are those of :meth:`check`.
+
+        An objective that was used before, for this model or another, then chooses as a new one does.
+        """
         ...
 
     def update(self, gates: HeadGates, progress: float) -> None:
@@ -85,3 +97,43 @@ class FollowsLoss(Protocol):
     def observe(self, loss: Tensor) -> None:
         """Add the loss of a training batch, a scalar without gradient; called after each forward pass."""
         ...
+
+
+def attach_objective(objective: Objective, gates: HeadGates) -> None:
+    """Attach any objective to gates, in place of an earlier one, so that the gates know it.
+
+    Args:
+        objective: The objective; of a user's class, too, whose ``attach`` need not call :meth:`HeadGates.follow`.
+        gates: The gates.
+
+    Raises:
+        InputError: The objective does not fit the gates.
+    """
+    gates.follow(objective)
+    try:
+        objective.attach(gates)
+    except BaseException:
+        gates.follow(None)
+        raise
+
+
+def begin_search(part: Any, gates: HeadGates, *, number: int | None = None) -> None:
+    """Let an objective, or a part of one, remember the search that it has the state of.
+
+    Args:
+        part: The objective, which the gates follow from now on; or a part of it, which has a number.
+        gates: The gates.
+        number: Number of the search; by default a new one.
+    """
+    part._search_number = gates.follow(part) if number is None else number
+
+
+def check_search(part: Any, gates: HeadGates) -> None:
+    """Raise ``OperationError`` if an objective, or a part of one, has the state of another search than the gates'."""
+    number = getattr(part, "_search_number", None)
+    if number is not None and number != gates.search_number:
+        raise OperationError(
+            f"This {type(part).__name__} was attached to other gates since, or these gates to another objective, and "
+            "an objective has the state of one search: make a new one for each search, or call attach(gates) of this "
+            "one to begin anew."
+        )

@@ -42,14 +42,20 @@ class Convergence:
             raise InputError(f"max_undecided={max_undecided} is not a share of gates: give a number from 0 to 1.")
         self._patience = patience
         self._max_undecided = max_undecided
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget all checks, as at the start of a search."""
         self._kept: list[bool] = []
         self._num_unchanged = 0
+        self._search_number: int | None = None
 
     @torch.no_grad()
     def update(self, gates: HeadGates, kept: Tensor | None = None) -> str | None:
         """Check the gates once.
 
-        This synchronizes with the device: call it every few steps. Processes with the same gates get the same result.
+        This synchronizes with the device: call it every few steps. Processes with the same gates get the same
+        result. The first check in another search begins anew.
 
         Args:
             gates: The gates in training.
@@ -59,6 +65,9 @@ class Convergence:
         Returns:
             The reason to end the search, as a sentence for the log; None to continue.
         """
+        if self._search_number not in (None, gates.search_number):
+            self.begin()
+        self._search_number = gates.search_number
         values = gates.values()
         is_open = values > 0
         now = (is_open if kept is None else kept).tolist()
@@ -86,4 +95,4 @@ class Convergence:
         kept, num_unchanged = state["kept"], state["num_unchanged"]
         assert isinstance(kept, list)
         assert isinstance(num_unchanged, int)
-        self._kept, self._num_unchanged = list(kept), num_unchanged
+        self._kept, self._num_unchanged, self._search_number = list(kept), num_unchanged, None

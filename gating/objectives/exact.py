@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates, hard_concrete
+from gating.objectives.base import begin_search, check_search
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
@@ -194,13 +195,19 @@ class ExactBudget(nn.Module):
         self._budget.check(gates)
 
     def attach(self, gates: HeadGates) -> None:
-        """Let the gates compete for the budget."""
+        """Let the gates compete for the budget, in a search that begins."""
         parts = [part for part, _ in self._budget.parts(gates)]
         constraints = [_constraint(gates, part) for part in parts]
+        begin_search(self, gates)
+        if self._start is not None:
+            self._start.begin()
+            if not gates.log_alpha.is_meta:
+                self._start.to(gates.log_alpha.device)
         gates.constraint = per_part(parts, constraints).to(gates.log_alpha.device)
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the expected number of open heads or neurons, or the share of cost, for this share of the search."""
+        check_search(self, gates)
         gates.forget_draw()
         start = None if self._start is None else self._start.update(self._schedule, progress)
         waits = self._start is not None and start is None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
+from gating.objectives.base import begin_search, check_search
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import Costs
 
@@ -58,11 +59,14 @@ class FixedPrice(nn.Module):
         self._budget.check(gates)
 
     def attach(self, gates: HeadGates) -> None:
-        """Change nothing: the penalty needs no constraint."""
+        """Begin a search, in which there is no penalty before the start."""
         self._budget.parts(gates)
+        begin_search(self, gates)
+        self._started = False
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Begin with the penalty at the scheduled start."""
+        check_search(self, gates)
         self._started = progress >= self._start
 
     def penalty(self, gates: HeadGates) -> Tensor:

@@ -1,13 +1,17 @@
 """The decision which heads and neurons stay, from the gates, and the warning about arbitrary decisions."""
 
+import math
 import warnings
+from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gating.discovery.find import Unit
 from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
+from gating.gates.sampler import GateChoice
 from gating.objectives.selection import check_reachable, select_gates
 from gating.pruning.prune import whole_number
 
@@ -20,20 +24,27 @@ _LEAST_STRENGTH = 1e-6
 
 
 def decide_gate_values(
-    gates: HeadGates, *, num_heads: int | None = None, num_neurons: int | None = None, kept: Tensor | None = None
+    gates: HeadGates,
+    objective: GateChoice | None = None,
+    *,
+    num_heads: int | None = None,
+    num_neurons: int | None = None,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """Return the final value of every gate, ``[num_gates]``: 0 to remove its units, else the factor to fold in.
 
     Args:
         gates: Trained gates.
-        num_heads: Number of heads to keep, those with the largest ``log_alpha``; by default all open ones.
+        objective: The objective that chooses the gates to keep; by default the one that is attached to them, if any.
+        num_heads: Number of heads to keep, which the objective's choice has to have. Without a choice, those with the
+            largest ``log_alpha``; by default all open ones.
         num_neurons: Number of neurons to keep, likewise.
-        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of numbers.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of an objective and numbers.
 
     Raises:
-        ValueError: A number is out of range or cannot be reached with gates for groups of heads; no gate is open;
-            ``kept`` has another shape or dtype.
-        TypeError: A number is not a whole number or ``kept`` is not a tensor.
+        ValueError: A number is out of range, cannot be reached with gates for groups of heads, or is not the one that
+            the objective keeps; no gate is open; ``kept`` has another shape or dtype, or is given beside an objective.
+        TypeError: A number is not a whole number, ``kept`` is not a tensor, or the objective is none.
 
     Example:
         >>> from gating import inject_gates
@@ -46,16 +57,12 @@ def decide_gate_values(
     """
     values = gates.values().detach()
     if kept is not None:
-        _check_kept(gates, kept, has_number=num_heads is not None or num_neurons is not None)
-    elif num_heads is not None or num_neurons is not None:
-        # Units without a number stay as their gates are.
-        is_neuron = torch.tensor(gates.neurons_per_gate, device=values.device) > 0
-        kept = values > 0
-        if num_heads is not None:
-            kept = torch.where(is_neuron, kept, _largest(gates, num_heads, "heads"))
-        if num_neurons is not None:
-            kept = torch.where(is_neuron, _largest(gates, num_neurons, "neurons"), kept)
+        numbers = None if num_heads is None and num_neurons is None else [f"num_{unit}" for unit in gates.units]
+        others = numbers or ([] if objective is None else ["an objective"])
+        _check_kept(gates, kept, others=others)
     else:
+        kept = _choice_of(objective, gates, {"heads": num_heads, "neurons": num_neurons})
+    if kept is None and num_heads is None and num_neurons is None:
         if not values.any():
             raise RemedyError(
                 f"Every gate is closed, so no {_one_of(gates)} would be left. Lower ",
@@ -63,31 +70,78 @@ def decide_gate_values(
                 command=f"objective.price, or give a number of {' and '.join(gates.units)} with objective=budget.",
             )
         return values
+    if kept is None:
+        # Units without a number stay as their gates are.
+        is_neuron = torch.tensor(gates.neurons_per_gate, device=values.device) > 0
+        kept = values > 0
+        if num_heads is not None:
+            kept = torch.where(is_neuron, kept, _largest(gates, num_heads, "heads"))
+        if num_neurons is not None:
+            kept = torch.where(is_neuron, _largest(gates, num_neurons, "neurons"), kept)
     # A kept head with a closed gate would output zeros: it gets its average strength in training instead, which is not
     # zero, since zero removes it.
     return kept * torch.where(values > 0, values, gates.prob_open().detach().clamp_min(_LEAST_STRENGTH))
 
 
+def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[Unit, int | None]) -> Tensor | None:
+    """Return the gates that an objective keeps, ``[num_gates]``; None if numbers or the gates themselves decide.
+
+    Args:
+        objective: The objective; by default the one that is attached to the gates, if any.
+        gates: The gates.
+        numbers: Number of heads and of neurons to keep, if given.
+
+    Raises:
+        InputError: A number is not the one that the objective keeps.
+    """
+    if isinstance(objective, type) or not (objective is None or hasattr(objective, "kept")):
+        raise InputTypeError(f"objective={objective!r} is no objective: give the one of the search, or num_heads=...")
+    objective = gates.objective if objective is None else objective
+    if objective is None:
+        return None
+    chosen = objective.kept(gates)
+    given = {unit: _check_number(gates, number, unit) for unit, number in numbers.items() if number is not None}
+    if chosen is None or (given and not gates.values().any() and math.isnan(objective.target(gates))):
+        return None  # A price on gates sets no number.
+    _check_kept(gates, chosen)
+    for unit, number in given.items():
+        per_gate = gates.heads_per_gate if unit == "heads" else gates.neurons_per_gate
+        total = sum(compress(per_gate, chosen.tolist()))
+        if number != total:
+            settings = objective.extra_repr() if isinstance(objective, nn.Module) else ""
+            raise InputError(
+                f"num_{unit}={number} contradicts the objective of these gates: {type(objective).__name__}({settings}) "
+                f"keeps {total} {unit}. Leave num_{unit} out, or give the gates to keep as a mask, such as "
+                f"kept=gating.ExactBudget(num_{unit}={number}).kept(gates)."
+            )
+    return chosen
+
+
 def _largest(gates: HeadGates, number: int, unit: Unit) -> Tensor:
     """Return the mask of the gates with the largest ``log_alpha`` that stand for a number of heads or neurons."""
-    units_per_gate, total = (
-        (gates.heads_per_gate, gates.num_heads) if unit == "heads" else (gates.neurons_per_gate, gates.num_neurons)
-    )
-    try:
-        number = whole_number(number)
-    except TypeError:
-        raise InputTypeError(f"num_{unit} must be a whole number, got {number!r}.") from None
-    if not 1 <= number <= total:
-        raise InputError(f"num_{unit}={number} cannot be kept: there are {total} gated {unit}.")
+    units_per_gate = gates.heads_per_gate if unit == "heads" else gates.neurons_per_gate
+    number = _check_number(gates, number, unit)
     check_reachable(number, units_per_gate, unit=unit)
     kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
     kept[select_gates(gates.log_alpha.detach(), units_per_gate, number)] = True
     return kept
 
 
-def _check_kept(gates: HeadGates, kept: Tensor, *, has_number: bool) -> None:
-    if has_number:
-        raise InputError(f"Give either {' and '.join(f'num_{unit}' for unit in gates.units)} or kept, not both.")
+def _check_number(gates: HeadGates, number: int, unit: Unit) -> int:
+    """Return a number of heads or neurons as a Python integer that the gates can have."""
+    total = gates.num_heads if unit == "heads" else gates.num_neurons
+    try:
+        number = whole_number(number)
+    except TypeError:
+        raise InputTypeError(f"num_{unit} must be a whole number, got {number!r}.") from None
+    if not 1 <= number <= total:
+        raise InputError(f"num_{unit}={number} cannot be kept: there are {total} gated {unit}.")
+    return number
+
+
+def _check_kept(gates: HeadGates, kept: Tensor, *, others: Sequence[str] = ()) -> None:
+    if others:
+        raise InputError(f"Give either {' and '.join(others)} or kept, not both.")
     if not isinstance(kept, Tensor):
         raise InputTypeError(f"kept must be a boolean tensor, one entry for each gate; got a {type(kept).__name__}.")
     if kept.dtype != torch.bool or kept.shape != gates.log_alpha.shape:

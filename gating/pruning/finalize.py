@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.probe import forward_outputs, max_relative_difference, rounding_of, rounding_tolerance, run_probe
+from gating.discovery.probe import forward_outputs, max_relative_difference
+from gating.discovery.reference import Reference, record_references, unproven_by
 from gating.discovery.refusals import check_has_values, check_no_adapters, check_whole
 from gating.discovery.undo import Undo, apply_edits, undo_edits
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
+from gating.gates.sampler import GateChoice
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.columns import plan_scale_features
 from gating.pruning.compact_model import become_compact
@@ -24,13 +26,13 @@ from gating.structure.removal import plan_removal
 
 __all__ = [
     "FinalizeReport",
-    "Reference",
     "check_own_gates",
+    "difference_to",
     "differs",
     "finalize",
     "folded_values",
     "plan_block",
-    "record_reference",
+    "record_masked",
 ]
 
 
@@ -52,6 +54,7 @@ class FinalizeReport(PruneReport):
 def finalize(
     model: nn.Module,
     gates: HeadGates,
+    objective: GateChoice | None = None,
     *,
     num_heads: int | None = None,
     num_neurons: int | None = None,
@@ -66,21 +69,26 @@ def finalize(
     Args:
         model: A model with gates from :func:`~gating.gates.inject_gates`.
         gates: The gates of this model.
-        num_heads: Number of heads to keep, those with the largest ``log_alpha``. By default, all heads with an open
-            gate are kept.
+        objective: The objective that chooses the gates to keep, with all of its settings; by default the one that is
+            attached to the gates. An objective of a class of your own is not known to them: give it.
+        num_heads: Number of heads to keep. If an objective chooses, it has to be its number. Otherwise those with the
+            largest ``log_alpha`` are kept; without a number, all heads with an open gate.
         num_neurons: Number of neurons to keep, likewise.
-        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of numbers; for example from an objective's
-            ``kept``.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of an objective and numbers.
         probe: Batch for the check, as keyword arguments of the model; by default made from the model's configuration.
+            If the outputs do not depend on some of the blocks, as those for a batch of texts on a vision tower, a batch
+            that is made is tried besides.
 
     Returns:
-        The kept heads and neurons, and the largest difference between masked and compact outputs.
+        The kept heads and neurons, the largest difference between masked and compact outputs, and in ``unproven`` the
+        blocks on which these do not depend.
 
     Raises:
-        ValueError: A number is out of range or cannot be reached with gates for groups of heads; no gate is open;
-            the gates belong to another model; a gate or an output is NaN; ``kept`` has another shape or dtype; adapters
-            have not been merged; the model is on the meta device or does not accept the probe.
-        TypeError: A number is not a whole number or ``kept`` is not a tensor.
+        ValueError: A number is out of range, cannot be reached with gates for groups of heads, or contradicts the
+            objective; no gate is open; the gates belong to another model; a gate or an output is NaN; ``kept`` has
+            another shape or dtype; adapters have not been merged; the model is on the meta device or does not accept
+            the probe.
+        TypeError: A number is not a whole number, ``kept`` is not a tensor, or the objective is none.
         RuntimeError: Masked and compact outputs differ. The model and its gates are unchanged.
 
     Example:
@@ -97,16 +105,16 @@ def finalize(
     check_has_values(model)
     gated = gates.blocks()
     check_no_adapters(model)
-    values = decide_gate_values(gates, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
+    values = decide_gate_values(gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
-    reference = record_reference(model, gates, values, probe)
+    references = record_masked(model, gates, values, probe)
     before = UnitCounts.of(model)
 
-    difference = _remove_checked(model, gates, gated, values, reference)
+    difference = _remove_checked(model, gates, gated, values, references)
     become_compact(model)
-    folded = folded_values(gated, values.split(gates.block_sizes))
-    return FinalizeReport.of(model, before, gated, max_difference=difference, folded=folded)
+    folded, unproven = folded_values(gated, values.split(gates.block_sizes)), unproven_by(references, gated)
+    return FinalizeReport.of(model, before, gated, max_difference=difference, folded=folded, unproven=unproven)
 
 
 def check_own_gates(model: nn.Module, gates: HeadGates) -> None:
@@ -117,24 +125,15 @@ def check_own_gates(model: nn.Module, gates: HeadGates) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The masked model's outputs on the probe, and the largest relative difference that rounding explains."""
-
-    probe: Mapping[str, Tensor]
-    outputs: list[Tensor]
-    tolerance: float
-
-
-def record_reference(
+def record_masked(
     model: nn.Module,
     gates: HeadGates,
     values: Tensor,
     probe: Mapping[str, Tensor] | None,
     *,
     after_pass: Callable[[], None] = lambda: None,
-) -> Reference:
-    """Run the masked model twice, the second time with all gates lower by one rounding to estimate its error.
+) -> list[Reference]:
+    """Record the outputs of the masked model, and the blocks that they do not depend on.
 
     Args:
         model: The model.
@@ -142,22 +141,27 @@ def record_reference(
         values: Their final values, ``[num_gates]``.
         probe: Batch for the passes; made here if None.
         after_pass: Called after each, to free what a sharded model has gathered.
+
+    Raises:
+        InputError: A gate or an output is NaN.
     """
-    with gates.fixed_at(values):
-        probe, masked = run_probe(model, probe)
-    after_pass()
-    if values.isnan().any() or any(tensor.isnan().any() for tensor in masked):
+    references = record_references(
+        model,
+        gates.blocks(),
+        values.split(gates.block_sizes),
+        lambda factors: gates.fixed_at(torch.cat(list(factors))),
+        probe,
+        after_pass=after_pass,
+    )
+    if values.isnan().any() or any(tensor.isnan().any() for tensor in references[0].outputs):
         raise InputError(
             "The model or its gates give NaN: training has diverged. Lower the learning rate, or train in float32."
         )
-    with gates.fixed_at(values * (1 - rounding_of(masked))):
-        perturbed = forward_outputs(model, probe)
-    after_pass()
-    return Reference(probe, masked, rounding_tolerance(masked, perturbed))
+    return references
 
 
 def _remove_checked(
-    model: nn.Module, gates: HeadGates, blocks: list[Block], values: Tensor, reference: Reference
+    model: nn.Module, gates: HeadGates, blocks: list[Block], values: Tensor, references: Sequence[Reference]
 ) -> float:
     """Fold the gates and remove closed units; return the difference to the masked model, or restore everything."""
     edits = _plan(model, blocks, values, gates.block_sizes)
@@ -165,14 +169,21 @@ def _remove_checked(
     done: list[Undo] = []
     try:
         done = apply_edits(edits)
-        difference = max_relative_difference(reference.outputs, forward_outputs(model, reference.probe))
-        if difference > reference.tolerance:
-            raise differs(blocks, difference, reference)
+        difference = 0.0
+        for reference in references:
+            difference = max(difference, own := difference_to(reference, model))
+            if own > reference.tolerance:
+                raise differs(blocks, own, reference)
     except BaseException:
         undo_edits(done)
         gates.attach(model, blocks)
         raise
     return difference
+
+
+def difference_to(reference: Reference, model: nn.Module) -> float:
+    """Return the largest relative difference between the outputs of a compact model and those of the masked one."""
+    return max_relative_difference(reference.outputs, forward_outputs(model, reference.probe))
 
 
 def differs(blocks: Sequence[Block], difference: float, reference: Reference) -> OperationError:

@@ -48,7 +48,8 @@ def prune_heads(
             the last one.
         discover: Whether attention classes that are not registered may be recognized by their structure. The model's
             outputs on the probe are then compared before and after, and the removal is undone if they differ.
-        probe: Batch for this check, as keyword arguments of the model; by default made from its configuration.
+        probe: Batch for this check, as keyword arguments of the model; by default made from its configuration. Given
+            for registered classes, it is checked, too.
 
     Returns:
         The remaining heads, and the numbers of heads and parameters before and after.
@@ -134,12 +135,13 @@ def _prune(
     kept = {block.name: set(block.unit_ids) - removed.get(block.name, set()) for block in blocks}
     edits = plan_pruning(model, blocks, kept)
     before = UnitCounts.of(model)
-    if is_checked:
-        apply_checked(model, blocks, kept, edits, probe=probe)
+    if is_checked or probe is not None:
+        unproven = apply_checked(model, blocks, kept, edits, probe=probe).unproven
     else:
         apply_edits(edits)
+        unproven = tuple(block.name for block in blocks if not kept[block.name] >= set(block.unit_ids))
     become_compact(model)
-    return PruneReport.of(model, before, blocks)
+    return PruneReport.of(model, before, blocks, unproven=unproven)
 
 
 def kept_units(blocks: Sequence[Block], gates_of_block: Sequence[int], kept: Tensor) -> dict[str, set[int]]:

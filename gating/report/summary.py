@@ -26,7 +26,7 @@ from gating.pruning.measure import (
     count_neurons,
     weight_megabytes,
 )
-from gating.pruning.prune_report import num_parameters
+from gating.pruning.prune_report import num_parameters, unproven_note
 from gating.report.card import CompactReport, Row
 from gating.report.metadata import EvaluatedData
 from gating.report.score import Score
@@ -84,6 +84,7 @@ class Summary:
             cache for a token, of the dense and the compact model; only those that the dense model has.
         kinds: Heads of each kind of attention in the dense and the compact model, if there are several kinds.
         search: Number of steps of the search, and the reason for its end.
+        removal: ``unproven``: the blocks on which the outputs compared before and after it do not depend, if any.
         training: Step of the kept weights of the recovery or a dense run, and the reason for an early end.
     """
 
@@ -96,6 +97,7 @@ class Summary:
     sizes: dict[str, tuple[float, float]] = field(default_factory=dict)
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     search: dict[str, int | str] = field(default_factory=dict)
+    removal: dict[str, list[str]] = field(default_factory=dict)
     training: dict[str, int | str] = field(default_factory=dict)
     # Start of each stage that is being timed.
     _started: dict[str, float] = field(default_factory=dict)
@@ -107,12 +109,12 @@ class Summary:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements so far as plain values, for a checkpoint."""
-        seconds = self.all_seconds()
-        return {"metrics": self.metrics, "titles": self.titles, "seconds": seconds, "search": self.search}
+        names = ("metrics", "titles", "search", "removal")
+        return {name: getattr(self, name) for name in names} | {"seconds": self.all_seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the measurements of a checkpoint; its durations are those of earlier processes."""
-        self.titles, self.search = state["titles"], state["search"]
+        self.titles, self.search, self.removal = state["titles"], state["search"], state["removal"]
         # "validation/" is the prefix of earlier versions.
         self.metrics = {
             stage: {name.replace("validation/", "val/"): value for name, value in values.items()}
@@ -216,13 +218,16 @@ class Summary:
         ]
 
     def _notes(self) -> list[str]:
+        note = unproven_note(self.removal.get("unproven", []))
+        notes = [f"{note}."] if note else []
         if self.latency is None:
-            return []
+            return notes
         timings = [f"{times.words}: {times.repeats} repeats, {margin(times.error)}" for times in self.latencies]
         return [
+            *notes,
             f"Latency: medians of interleaved repeats ({'; '.join(timings)}), {torch.get_num_threads()} thread(s), "
             f"{machine()}."
-            + (f" Multiply-accumulates: of one example of {self.latency.words}." if "macs" in self.sizes else "")
+            + (f" Multiply-accumulates: of one example of {self.latency.words}." if "macs" in self.sizes else ""),
         ]
 
     def flat(self) -> dict[str, float]:
@@ -273,7 +278,10 @@ class Summary:
         }
         with replacing_file(path) as new:
             numbers = {name: value if math.isfinite(value) else None for name, value in self.flat().items()}
-            new.write_text(json.dumps(numbers | self.search | self.training | about, indent=2) + "\n", encoding="utf-8")
+            new.write_text(
+                json.dumps(numbers | self.search | self.removal | self.training | about, indent=2) + "\n",
+                encoding="utf-8",
+            )
 
 
 def versions() -> dict[str, str]:

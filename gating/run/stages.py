@@ -13,8 +13,10 @@ from gating.gates import HeadGates
 from gating.models.blueprint import make_blueprint
 from gating.models.sources import Pretrained, load_sharded
 from gating.objectives import Objective
+from gating.objectives.base import attach_objective
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
+from gating.pruning.prune_report import unproven_note
 from gating.report.summary import Stage
 from gating.run.folder.contents import Phase
 from gating.run.measured_budget import count_macs, kept_gates
@@ -65,7 +67,7 @@ def search(run: Run, objective: Objective) -> HeadGates:
         warnings.simplefilter("ignore", RemedyWarning)
         gates = run.objects.make_gates(state.model)
     count_macs(gates, state.model, run.data)
-    objective.attach(gates)
+    attach_objective(objective, gates)
     num_others = count_heads(state.model) - gates.num_heads if gates.num_heads else 0
     if num_others and is_rank_zero():
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
@@ -106,6 +108,10 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
             state.model, finalized = finalize_sharded(state.model, gates, kept=kept, probe=run.probe_batch())
         else:
             finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())
+    if finalized.unproven:
+        state.summary.removal = {"unproven": list(finalized.unproven)}
+        if is_rank_zero():
+            print(f"warning: {unproven_note(finalized.unproven)}")
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     run.evaluate(Stage.REMOVED, "after removal")
     save_removed(run)

@@ -8,20 +8,22 @@ import torch.distributed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.discovery.probe import forward_outputs, max_relative_difference
+from gating.discovery.reference import unproven_by
 from gating.discovery.refusals import check_has_values, check_no_adapters
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
+from gating.gates.sampler import GateChoice
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
 from gating.pruning.finalize import (
     FinalizeReport,
     check_own_gates,
+    difference_to,
     differs,
     folded_values,
     plan_block,
-    record_reference,
+    record_masked,
 )
 from gating.pruning.prune import kept_units
 from gating.pruning.prune_report import UnitCounts
@@ -36,6 +38,7 @@ __all__ = ["finalize_sharded"]
 def finalize_sharded(
     model: PreTrainedModel,
     gates: HeadGates,
+    objective: GateChoice | None = None,
     *,
     num_heads: int | None = None,
     num_neurons: int | None = None,
@@ -50,9 +53,10 @@ def finalize_sharded(
     Args:
         model: A model with gates, cut by :func:`~gating.sharding.plan.shard_model`, or loaded with its settings.
         gates: The gates of this model.
-        num_heads: Number of heads to keep, as in :func:`gating.finalize`.
+        objective: The objective that chooses the gates to keep, as in :func:`gating.finalize`.
+        num_heads: Number of heads to keep, likewise.
         num_neurons: Number of neurons to keep, likewise.
-        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of numbers.
+        kept: Boolean mask of the gates to keep, ``[num_gates]``, instead of an objective and numbers.
         probe: Batch for the check, the same in all processes; by default made from the model's configuration.
 
     Returns:
@@ -72,23 +76,26 @@ def finalize_sharded(
     check_has_values(model)
     gated = gates.blocks()
     check_no_adapters(model)
-    values = decide_gate_values(gates, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
+    values = decide_gate_values(gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     check_decided_alike(values)
     warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
-    reference = record_reference(model, gates, values, probe, after_pass=partial(reshard, model))
+    references = record_masked(model, gates, values, probe, after_pass=partial(reshard, model))
     before = UnitCounts.of(model)
 
     with torch.no_grad():
         compact = _compact_twin(model, gates, values)
-    difference = max_relative_difference(reference.outputs, forward_outputs(compact, reference.probe))
-    reshard(compact)
-    difference = _largest_of_all(difference, values.device)
-    if difference > reference.tolerance:
-        raise differs(gated, difference, reference)
-    folded = folded_values(gated, values.split(gates.block_sizes))
+    difference = 0.0
+    for reference in references:
+        own = _largest_of_all(difference_to(reference, compact), values.device)
+        reshard(compact)
+        difference = max(difference, own)
+        if own > reference.tolerance:
+            raise differs(gated, own, reference)
+    folded, unproven = folded_values(gated, values.split(gates.block_sizes)), unproven_by(references, gated)
     gates.remove()
-    return compact, FinalizeReport.of(compact, before, gated, max_difference=difference, folded=folded)
+    report = FinalizeReport.of(compact, before, gated, max_difference=difference, folded=folded, unproven=unproven)
+    return compact, report
 
 
 def check_decided_alike(values: Tensor) -> None:

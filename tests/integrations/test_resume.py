@@ -1,12 +1,13 @@
 """Interrupted trainings of a trainer with gates: resumed equals uninterrupted."""
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 import gating
 from gating.errors import DamageError, InputError, MissingFileError, OperationError
 from gating.pruning.measure import count_heads
-from tests.integrations.conftest import make_classifier, make_trainer, weights_of
+from tests.integrations.conftest import examples, make_classifier, make_trainer, weights_of
 
 
 class StopAt(TrainerCallback):
@@ -106,20 +107,88 @@ def test_a_finished_training_resumes_to_the_same_model(tmp_path, assert_same):
     assert_same(weights_of(trainer), weights_of(again))
 
 
-@pytest.mark.parametrize(
-    ("changed", "problem"),
-    [
-        ({"objective": gating.ExactBudget(num_heads=4)}, r"was written with objective=ExactBudget\(num_heads=5\), and"),
-        ({"objective": gating.TopK(num_heads=5)}, r"this trainer has TopK\(num_heads=5\)"),
-        ({"gate_options": {"exclude": ["encoder.layer.0.attention.self"]}}, "was written with other gates than those"),
-    ],
-)
-def test_a_trainer_with_other_gates_or_another_objective_does_not_resume(tmp_path, changed, problem):
-    make_trainer(tmp_path).train()
-    trainer = make_trainer(tmp_path, **changed)
-    with pytest.raises(InputError, match=problem):
-        trainer.train(resume_from_checkpoint=True)
+class OwnChoice(gating.ExactBudget):
+    """An objective of a user with settings of its own."""
+
+    def __init__(self, *, strength=1.0, prior=(0.0,), **budget):
+        super().__init__(**budget)
+        self.strength, self.prior = strength, torch.tensor(prior)
+
+
+DECIDING = {
+    "objective.num_heads": ({"objective": gating.ExactBudget(num_heads=4)}, "num_heads=5", "num_heads=4"),
+    "objective": ({"objective": gating.TopK(num_heads=5)}, "objective._target_=ExactBudget", "=TopK"),
+    "least": ({"objective": gating.ExactBudget(num_heads=5, min_per_layer=1)}, "min_per_layer=0", "min_per_layer=1"),
+    "schedule": (
+        {"objective": gating.ExactBudget(num_heads=5, schedule=gating.BudgetSchedule(end=0.5))},
+        "objective.schedule.end=0.67",
+        "objective.schedule.end=0.5",
+    ),
+    "temperature": ({"gate_options": {"temperature": 0.5}}, "gates.temperature=0.66", "gates.temperature=0.5"),
+    "stretch": ({"gate_options": {"stretch_limits": (-0.2, 1.2)}}, "gates.stretch_limits=", "[-0.2, 1.2]"),
+    "start": ({"gate_options": {"init_prob_open": 0.9}}, "gates.init_prob_open=0.98", "=0.9"),
+    "units": ({"gate_options": {"units": ["heads", "neurons"]}}, "gates.units=['heads']", "['heads', 'neurons']"),
+    "excluded": (
+        {"gate_options": {"exclude": ["encoder.layer.0.attention.self"]}},
+        "gates.blocks.encoder.layer.0.attention.self=4",
+        "=None",
+    ),
+    "recovery": ({"recovery": 0.5}, "recovery=0.25", "recovery=0.5"),
+    "gate_lr": ({"gate_lr": 0.2}, "gate_lr=0.1", "gate_lr=0.2"),
+    "multiplier_lr": ({"multiplier_lr": 0.2}, "multiplier_lr=0.1", "multiplier_lr=0.2"),
+    "convergence": ({"convergence": gating.Convergence()}, "convergence", ""),
+    "steps": ({"args": {"max_steps": 20}}, "args.max_steps=16", "args.max_steps=20"),
+    "batch": ({"args": {"per_device_train_batch_size": 4}}, "args.per_device_train_batch_size=8", "=4"),
+    "accumulation": ({"args": {"gradient_accumulation_steps": 2}}, "args.gradient_accumulation_steps=1", "=2"),
+    "seed": ({"args": {"seed": 1}}, "args.seed=42", "args.seed=1"),
+    "data seed": ({"args": {"data_seed": 1}}, "args.data_seed=None", "args.data_seed=1"),
+    "rate": ({"args": {"learning_rate": 2e-3}}, "args.learning_rate=0.001", "=0.002"),
+    "schedule of rates": ({"args": {"lr_scheduler_type": "cosine"}}, "args.lr_scheduler_type=linear", "=cosine"),
+    "precision": ({"args": {"bf16": True}}, "args.bf16=False", "args.bf16=True"),
+    "data": ({"train_dataset": examples(60, seed=1)}, "num_examples=64", "num_examples=60"),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Return a folder with checkpoints of a search and of its recovery, and of an objective of a user."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    compact(folder)
+    make_trainer(folder / "own", objective=OwnChoice(num_heads=5)).train()
+    return folder
+
+
+@pytest.mark.parametrize("step", [8, 16])
+@pytest.mark.parametrize("name", DECIDING)
+def test_a_setting_that_decides_the_result_is_compared(checkpoints, name, step):
+    changed, before, now = DECIDING[name]
+    trainer = make_trainer(checkpoints / "checkpoints", **changed)
+    weights = weights_of(trainer)
+    with pytest.raises(InputError, match="was written by a trainer with") as error:
+        trainer.train(resume_from_checkpoint=str(checkpoints / "checkpoints" / f"checkpoint-{step}"))
+    assert before in str(error.value)
+    assert now in str(error.value)
+    assert "Make the trainer as before, or begin again" in str(error.value)
     assert trainer.state.global_step == 0
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in weights_of(trainer).items())
+
+
+@pytest.mark.parametrize("settings", [{"strength": 2.0}, {"prior": (1.0,)}])
+def test_settings_of_an_objective_of_a_user_are_compared(checkpoints, settings):
+    trainer = make_trainer(checkpoints / "own", objective=OwnChoice(num_heads=5, **settings))
+    with pytest.raises(InputError, match=f"objective.{next(iter(settings))}="):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_settings_that_decide_nothing_may_differ(checkpoints, tmp_path):
+    free = {
+        **{"output_dir": str(tmp_path), "logging_steps": 5, "save_steps": 3, "save_total_limit": 1},
+        **{"run_name": "other", "log_level": "info", "dataloader_num_workers": 1, "eval_strategy": "steps"},
+        **{"eval_steps": 8, "per_device_eval_batch_size": 2, "save_strategy": "steps", "disable_tqdm": True},
+    }
+    trainer = make_trainer(tmp_path, objective=gating.ExactBudget(num_heads=5), args=free)
+    trainer.train(resume_from_checkpoint=str(checkpoints / "checkpoints" / "checkpoint-8"))
+    assert trainer.finalize().num_heads == 5
 
 
 @pytest.mark.filterwarnings("ignore:.*no checksums:UserWarning")

@@ -152,7 +152,7 @@ def test_a_probe_of_the_caller_is_used(bert):
     handle = bert.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
     gating.finalize(bert, gates, num_heads=5, probe=probe)
     handle.remove()
-    assert len(seen) == 3  # masked, masked with one rounding, compact
+    assert len(seen) == 4  # masked, masked with one rounding, its gradient, compact
     assert all(torch.equal(tokens, probe["input_ids"]) for tokens in seen)
 
 

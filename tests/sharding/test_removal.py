@@ -59,7 +59,7 @@ def refuse(what: str) -> list[Any]:
         if what == "drifted":
             gates.log_alpha.data += 0.5 * torch.distributed.get_rank()
         if what == "proof":
-            removal_module.max_relative_difference = lambda *_: 1.0  # type: ignore[assignment]
+            removal_module.difference_to = lambda *_: 1.0  # type: ignore[assignment]
         finalize = gating.finalize if what == "whole" else finalize_sharded
         action = lambda: finalize(model, gates, kept=kept if what != "nothing" else kept & False)  # noqa: E731
     try:

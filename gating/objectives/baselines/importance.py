@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from gating.gates import HeadGates
+from gating.objectives.base import begin_search, check_search
 from gating.objectives.items import FEED_FORWARD
 
 __all__ = ["Importance", "sensitivity"]
@@ -38,19 +39,23 @@ class Importance(nn.Module):
     """
 
     importance: Tensor
+    # Of the search that the statistics belong to.
+    _search_number: int | None = None
 
     def attach(self, gates: HeadGates) -> None:
         """Register hooks on the outputs of heads and neurons, until the gates are removed."""
         self.register_buffer("importance", torch.zeros_like(gates.log_alpha, requires_grad=False))
+        begin_search(self, gates, number=gates.search_number)
         first = 0
         for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
             widths = block.slot_widths if block.kind == FEED_FORWARD else (1,) * size
-            hook = _SensitivityHook(self, first, widths)
+            hook = _SensitivityHook(self, gates, first, widths)
             gates.remove_with_gates(block.hook_features(hook))
             first += size
 
     def scores(self, gates: HeadGates) -> Tensor:
         """Return the importance of one unit of each gate, ``[num_gates]``, with a norm of one in each layer."""
+        check_search(self, gates)
         units = [heads + neurons for heads, neurons in zip(gates.heads_per_gate, gates.neurons_per_gate, strict=True)]
         importance = self.importance.clone()
         if distributed.is_available() and distributed.is_initialized():
@@ -111,17 +116,22 @@ class _SensitivityHook(nn.Module):
     """
 
     ranking: Importance
+    gates: HeadGates
 
-    def __init__(self, ranking: Importance, first: int, widths: Sequence[int]) -> None:
+    def __init__(self, ranking: Importance, gates: HeadGates, first: int, widths: Sequence[int]) -> None:
         super().__init__()
-        # Not a submodule: the ranking belongs to the objective.
+        # Not submodules: the ranking belongs to the objective, and the gates to the model.
         object.__setattr__(self, "ranking", ranking)
+        object.__setattr__(self, "gates", gates)
         self._first = first
         self._widths = tuple(widths)
+        self._search_number = ranking._search_number
 
     def forward(self, head_outputs: Tensor) -> None:
         # Inside of a checkpoint, the first run of this hook has no gradient; the run in the backward pass has.
-        if torch.is_grad_enabled() and head_outputs.requires_grad:
+        # Passes with given values prove a removal; they are not of the training.
+        is_present = self._search_number == self.ranking._search_number and not self.gates.is_fixed
+        if is_present and torch.is_grad_enabled() and head_outputs.requires_grad:
             head_outputs.register_hook(partial(self._add, head_outputs.detach()))
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor, distributed
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
+from gating.objectives.base import begin_search, check_search
 from gating.objectives.baselines.mask import MaskSampler
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
@@ -24,7 +25,7 @@ class HeadRanking(Protocol):
     """
 
     def attach(self, gates: HeadGates) -> None:
-        """Connect to the gates before training."""
+        """Connect to the gates before training, and begin anew."""
         ...
 
     def scores(self, gates: HeadGates) -> Tensor:
@@ -91,7 +92,7 @@ class IterativePruning(FullPrecision):
         self.ranking = ranking
         self.cost = cost
         self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
-        self._share = share_per_round
+        self._share_per_round = share_per_round
         self._schedule = schedule or BudgetSchedule()
         if not 0 < share_per_round <= 1:
             raise InputError(f"share_per_round={share_per_round} is not a share: give more than 0 and at most 1.")
@@ -109,12 +110,14 @@ class IterativePruning(FullPrecision):
     def attach(self, gates: HeadGates) -> None:
         """Open every gate; a mask gives their values from now on, and ``log_alpha`` is not trained."""
         self._budget.parts(gates)
+        begin_search(self, gates)
         gates.log_alpha.requires_grad_(False)
         gates.sampler = MaskSampler(gates)
         self.ranking.attach(gates)
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Close gates if a round is due at this share of the search."""
+        check_search(self, gates)
         gates.forget_draw()
         left = [self._num_left(part, budget, progress) for part, budget in self._budget.parts(gates)]
         num_open = self._budget.amount(gates, left)
@@ -146,7 +149,7 @@ class IterativePruning(FullPrecision):
         wanted = self._schedule.target(progress, total=total, budget=budget)
         if wanted <= budget:
             return budget
-        size = self._share if part.unit == "cost" else max(1, round(self._share * total))
+        size = self._share_per_round if part.unit == "cost" else max(1, round(self._share_per_round * total))
         # Rounding in the schedule must not delay a round.
         num_rounds = int((total - wanted) / size + 1e-6)
         left = max(budget, total - num_rounds * size)
@@ -154,6 +157,7 @@ class IterativePruning(FullPrecision):
 
     @torch.no_grad()
     def _choose(self, gates: HeadGates, budget: HeadBudget, numbers: Sequence[float] | None = None) -> Tensor:
+        check_search(self, gates)
         scores = self.ranking.scores(gates)
         if distributed.is_available() and distributed.is_initialized():
             # Ranks have different batches, but must close the same heads.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
+from gating.objectives.base import begin_search, check_search
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import Costs
 from gating.objectives.per_part import UniformRanks, per_part
@@ -88,7 +89,9 @@ class Lagrangian(FullPrecision):
     def attach(self, gates: HeadGates) -> None:
         """Start with multipliers of zero for each part of the gates with a budget."""
         parts = [part for part, _ in self._budget.parts(gates)]
+        begin_search(self, gates)
         self._set_up(num_parts=len(parts))
+        self._started = False
         weights = torch.zeros(len(parts), len(gates.heads_per_gate))
         for row, part in zip(weights, parts, strict=True):
             row[list(part.indices)] = torch.tensor(part.weights, dtype=torch.float32)
@@ -102,6 +105,7 @@ class Lagrangian(FullPrecision):
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the target for this share of the search."""
+        check_search(self, gates)
         for index, (part, budget) in enumerate(self._budget.parts(gates)):
             # Gates start with a probability of 0.98. A higher target would make the multipliers open them first.
             total = 0.98 * part.total
@@ -131,6 +135,12 @@ class Lagrangian(FullPrecision):
 
     def _set_up(self, *, num_parts: int) -> None:
         """Start with multipliers and targets of zero."""
-        self.lambda_1 = nn.Parameter(torch.zeros(num_parts))
-        self.lambda_2 = nn.Parameter(torch.zeros(num_parts))
+        present = [getattr(self, name, None) for name in ("lambda_1", "lambda_2")]
+        if any(one is None or one.is_meta or len(one) != num_parts for one in present):
+            self.lambda_1 = nn.Parameter(torch.zeros(num_parts))
+            self.lambda_2 = nn.Parameter(torch.zeros(num_parts))
+        # The same parameters in a second search: an optimizer may have them.
+        for multiplier in (self.lambda_1, self.lambda_2):
+            multiplier.data.zero_()
+            multiplier.grad = None
         self.register_buffer("target_sparsity", torch.zeros(num_parts))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
+from gating.objectives.base import begin_search
 from gating.objectives.baselines.mask import MaskSampler
 from gating.objectives.budget import whole_amount
 
@@ -18,6 +19,7 @@ class NoObjective(nn.Module):
 
     def attach(self, gates: HeadGates) -> None:
         """Open every gate permanently."""
+        begin_search(self, gates)
         gates.log_alpha.requires_grad_(False)
         gates.sampler = MaskSampler(gates)
 

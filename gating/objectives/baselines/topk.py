@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.sampler import GateSampler
+from gating.objectives.base import begin_search, check_search
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
@@ -119,6 +120,7 @@ class TopK(nn.Module):
     def attach(self, gates: HeadGates) -> None:
         """Initialize ``log_alpha`` at random and set the sampler of the gates."""
         parts = self._budget.parts(gates)
+        begin_search(self, gates)
         bound = math.sqrt(6 / (len(gates.block_sizes) + max(gates.block_sizes)))
         nn.init.uniform_(gates.log_alpha, -bound / self._scale, bound / self._scale)
         own = [part for part, _ in parts]
@@ -129,6 +131,7 @@ class TopK(nn.Module):
 
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the temperature and k for this share of the search."""
+        check_search(self, gates)
         gates.forget_draw()
         for (part, budget), sampler in zip(self._budget.parts(gates), _samplers_of(gates), strict=True):
             if isinstance(sampler, GumbelTopK):

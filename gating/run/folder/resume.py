@@ -8,7 +8,8 @@ from gating.errors import FolderExistsError, InputError
 from gating.run.folder.contents import is_run
 from gating.run.folder.places import local_places, with_absolute_paths
 from gating.run.folder.state import is_finished, owned_by_other_process
-from gating.run.folder.stored_settings import leaves, read_settings_of, with_values
+from gating.run.folder.stored_settings import read_settings_of, with_values
+from gating.storage.same_settings import check_same_settings, find_difference, leaves
 from gating.tracking.redaction import redact_settings
 
 __all__ = ["find_run", "is_free", "named_run"]
@@ -31,6 +32,9 @@ _FREE = (
     "sweep",
     "trainer.max_time",
 )
+
+# Callbacks of Lightning that change what is trained, or when it ends.
+_DECIDING_CALLBACKS = ("EarlyStopping", "StochasticWeightAveraging", "WeightAveraging", "GradientAccumulationScheduler")
 
 
 def find_run(settings: Mapping[str, Any], *, has_own_folder: bool) -> Path | None:
@@ -60,20 +64,17 @@ def find_run(settings: Mapping[str, Any], *, has_own_folder: bool) -> Path | Non
         folder = named_run(resume, ckpt_path)
         if has_own_folder and place.absolute() != folder.absolute():
             raise InputError(f"The run to resume is in {folder}, and output_dir={place}: leave output_dir out.")
-    # Secrets are not stored in the folder.
-    shown = redact_settings(with_absolute_paths(settings))
     stored = read_settings_of(folder)
-    # What is there is compared by its content, since files may have moved.
-    stored = with_values(
-        stored, {name: str(path) for name, path in local_places(settings).items() if _is_moved(stored, name)}
+    # What is in files and folders is compared by its content, since they may have moved.
+    moved = {name: str(path) for name, path in local_places(settings).items() if _is_moved(stored, name)}
+    before, now = _comparable(with_values(stored, moved), settings)
+    check_same_settings(
+        before,
+        now,
+        stored=f"The run in {folder} has",
+        present="this command has",
+        remedy="Leave it unchanged, or begin another run in another output_dir.",
     )
-    changed = _difference(stored, shown)
-    if changed is not None:
-        name, before, now = changed
-        raise InputError(
-            f"The run in {folder} has {name}={before}, and this command {name}={now}: a run is resumed with the "
-            "settings that it began with. Leave it unchanged, or begin another run in another output_dir."
-        )
     return folder
 
 
@@ -111,30 +112,37 @@ def _is_moved(stored: Mapping[str, Any], name: str) -> bool:
 
 def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:
     """Return the latest unfinished run with these settings, secrets aside, that no other process trains."""
-    shown = redact_settings(with_absolute_paths(settings))
     for folder in sorted(outputs.glob("*/*"), reverse=True):
         if not is_run(folder) or is_finished(folder):
             continue
         try:
-            changed = _difference(read_settings_of(folder), shown)
+            before, now = _comparable(read_settings_of(folder), settings)
         except ValueError:
             continue  # A damaged run cannot be compared.
-        if changed is None and not owned_by_other_process(folder):
+        if find_difference(before, now) is None and not owned_by_other_process(folder):
             return folder
     return None
 
 
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the first setting that differs and changes results, with both values."""
-    old, new = dict(leaves(before)), dict(leaves(now))
+def _comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return those of the stored and the given settings, by dotted names, that must not differ."""
+    # Secrets are not stored.
+    old, new = dict(leaves(before)), dict(leaves(redact_settings(with_absolute_paths(now))))
     measured = ["objective.cost"] if new.get("objective.cost") == "latency" else []
     if new.get("objective.speedup") is not None:
         measured = ["objective.cost", "objective.num_heads", "objective.keep"]
     # Measured when the run began; another measurement could differ a little.
-    old, new = (
-        {name: value for name, value in values.items() if not name.startswith(tuple(measured))} for values in (old, new)
-    )
-    for name in sorted(old | new):
-        if not is_free(name) and old.get(name) != new.get(name):
-            return name, old.get(name), new.get(name)
-    return None
+    free = [name for name in old | new if is_free(name) or name.startswith(tuple(measured))]
+    left_out = set(free) - _of_deciding_callbacks(before) - _of_deciding_callbacks(now)
+    kept = [{name: value for name, value in each.items() if name not in left_out} for each in (old, new)]
+    return kept[0], kept[1]
+
+
+def _of_deciding_callbacks(settings: Mapping[str, Any]) -> set[str]:
+    """Return the names of the settings of callbacks that change what is trained, or when it ends."""
+    names = set()
+    for name, callback in (settings.get("callbacks") or {}).items():
+        target = str(callback.get("_target_")) if isinstance(callback, Mapping) else ""
+        if target.rpartition(".")[2] in _DECIDING_CALLBACKS:
+            names |= {f"callbacks.{name}.{key}" for key, _ in leaves(callback)} - {f"callbacks.{name}.verbose"}
+    return names

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from gating.errors import InputError
 from gating.run.folder.contents import CONFIG
 from gating.run.folder.old_names import with_new_names
+from gating.storage.same_settings import leaves
 
 __all__ = ["checkpoints_of", "former_values", "leaves", "read_settings_of", "with_values"]
 
@@ -88,11 +89,3 @@ def checkpoints_of(folder: Path, settings: Mapping[str, Any]) -> Path:
     """
     place, before = Path(str(settings["paths"].get("checkpoints"))), str(settings.get("output_dir"))
     return folder / place.relative_to(before) if place.is_relative_to(before) else place
-
-
-def leaves(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the values of nested settings with their dotted names."""
-    found: list[tuple[str, Any]] = []
-    for name, value in settings.items():
-        found += leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
-    return found

@@ -1,0 +1,70 @@
+"""Settings of a training that is resumed: compared with those that it began with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gating.structure.errors import InputError
+
+__all__ = ["check_same_settings", "find_difference", "leaves"]
+
+# Characters of a value in a message.
+_MOST_SHOWN = 200
+
+
+def check_same_settings(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    stored: str,
+    present: str,
+    remedy: str,
+) -> None:
+    """Raise ``InputError`` if a setting that changes the result differs.
+
+    Args:
+        before: The settings that the training began with, nested, as plain values.
+        now: The settings with which it would go on.
+        stored: Beginning of the message, such as ``The run in runs/x has``.
+        present: The other side, such as ``this command has``.
+        remedy: End of the message.
+
+    Example:
+        >>> check_same_settings(
+        ...     {"seed": 0}, {"seed": 1}, stored="The run in x has", present="this command has", remedy="Leave it out."
+        ... )  # doctest: +IGNORE_EXCEPTION_DETAIL
+        Traceback (most recent call last):
+        InputError: The run in x has seed=0, and this command has seed=1
+    """
+    changed = find_difference(before, now)
+    if changed is not None:
+        name, *values = changed
+        one, other = (
+            text if len(text := str(value)) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..." for value in values
+        )
+        raise InputError(
+            f"{stored} {name}={one}, and {present} {name}={other}: it is resumed with the settings that it began with. "
+            f"{remedy}"
+        )
+
+
+def find_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first setting that differs: its dotted name and both values, None if it is missing."""
+    old, new = dict(leaves(before)), dict(leaves(now))
+    for name in old | new:
+        one, other = old.get(name), new.get(name)
+        if one != other and not (one != one and other != other):  # NaN equals itself here.
+            return name, one, other
+    return None
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the values of nested settings with their dotted names.
+
+    Example:
+        >>> leaves({"seed": 0, "optimizer": {"lr": 0.1}})
+        [('seed', 0), ('optimizer.lr', 0.1)]
+    """
+    found: list[tuple[str, Any]] = []
+    for name, value in settings.items():
+        found += leaves(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+    return found
