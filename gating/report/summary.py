@@ -65,6 +65,8 @@ class Stage(StrEnum):
     COMPACT = "compact"
     # The teacher, or the model of a dense run.
     DENSE = "dense"
+    # A prediction without a model.
+    BASELINE = "baseline"
 
 
 @dataclass
@@ -81,6 +83,9 @@ class Summary:
         kinds: Heads of each kind of attention in the dense and the compact model, if there are several kinds.
         search: Number of steps of the search, and the reason for its end.
         training: Step of the kept weights of the recovery or a dense run, and the reason for an early end.
+        counts: Numbers of evaluated examples and of their targets, such as tokens, by ``num_examples/val`` and so on.
+        parts: Sentences on splits of which a limit left out examples.
+        warnings: Warnings about the outcome, as sentences.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -91,14 +96,18 @@ class Summary:
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     search: dict[str, int | str] = field(default_factory=dict)
     training: dict[str, int | str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements so far as plain values, for a checkpoint."""
-        return {"metrics": self.metrics, "titles": self.titles, "seconds": self.seconds, "search": self.search}
+        names = ("metrics", "titles", "seconds", "search", "warnings")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the measurements of a checkpoint; durations are added to those of this process."""
-        self.titles, self.search = state["titles"], state["search"]
+        self.titles, self.search, self.warnings = state["titles"], state["search"], state["warnings"]
         # "validation/" is the prefix of earlier versions.
         self.metrics = {
             stage: {name.replace("validation/", "val/"): value for name, value in values.items()}
@@ -124,6 +133,35 @@ class Summary:
         self.metrics.setdefault(name, {}).update(
             {f"{_SPLITS[split]}/{metric}": value for metric, value in values.items()}
         )
+
+    def add_counts(self, split: str, num_examples: int, num_targets: int, *, is_part: bool) -> None:
+        """Record how much of a split the final metrics are of.
+
+        Args:
+            split: The split.
+            num_examples: Number of examples.
+            num_targets: Number of their targets, such as tokens.
+            is_part: Whether a limit left out other examples.
+        """
+        name = _SPLITS[split]
+        self.counts |= {f"num_examples/{name}": num_examples, f"num_targets/{name}": num_targets}
+        if is_part:
+            limit = f"trainer.limit_{name}_batches"
+            self.parts.append(f"Of the {split} data, {num_examples:,} examples were evaluated ({limit}).")
+
+    def doubt(self, score: Score) -> str | None:
+        """Return a warning about the final value of a metric on validation data, or else test data, if there is cause.
+
+        Args:
+            score: The metric.
+        """
+        final, baseline = self.metrics.get(Stage.COMPACT, {}), self.metrics.get(Stage.BASELINE, {})
+        for prefix in _SPLITS.values():
+            if (name := f"{prefix}/{score.name}") in final:
+                number = self.counts[f"num_targets/{prefix}"]
+                doubt = score.doubt(final[name], baseline.get(name, math.nan), num_targets=number)
+                return doubt and f"The {name} is {doubt}."
+        return None
 
     def compare_models(self, dense: nn.Module, compact: nn.Module, batch: Mapping[str, Tensor] | None = None) -> None:
         """Record the sizes of the two models.
@@ -154,7 +192,8 @@ class Summary:
         """
         stages = []
         for stage, values in self.metrics.items():
-            validation, test = (score.show(values.get(f"{split}/{score.name}", math.nan)) for split in ("val", "test"))
+            named = [f"{split}/{score.name}" for split in _SPLITS.values()]
+            validation, test = (score.show_measured(values[name]) if name in values else "-" for name in named)
             stages.append((self.titles[stage], validation, test))
         return CompactReport(
             rows=[*self._size_rows(), *self._latency_rows()],
@@ -191,6 +230,9 @@ class Summary:
         return [Row("latency (ms)", before, after, f"{self.latency.speedup:.2f}x faster")]
 
     def _notes(self) -> list[str]:
+        return [*self._latency_note(), *self.parts, *(f"Warning: {sentence}" for sentence in self.warnings)]
+
+    def _latency_note(self) -> list[str]:
         if self.latency is None:
             return []
         return [
@@ -211,9 +253,10 @@ class Summary:
             numbers |= dict(zip(_LATENCY, (times.speedup, 1e3 * times.before, 1e3 * times.after), strict=True))
         final = self.metrics.get(Stage.COMPACT, {})
         numbers |= final
-        stages = self.metrics if self.search else {Stage.DENSE: final}
+        renamed = {} if self.search else {Stage.COMPACT: Stage.DENSE}
+        stages = {renamed.get(Stage(stage), stage): values for stage, values in self.metrics.items()}
         numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
-        return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
+        return numbers | self.counts | {f"seconds/{stage}": seconds for stage, seconds in self.seconds.items()}
 
     def write(self, path: Path, *, score: Score, seed: int) -> None:
         """Save the numbers, the main metric and its format, the seed and the versions as JSON.
@@ -230,6 +273,8 @@ class Summary:
             "metric": score.name,
             "score": {name: value for name, value in asdict(score).items() if name != "name"},
             "seed": seed,
+            "baseline": self.titles.get(Stage.BASELINE, "none").removeprefix("baseline: "),
+            "warnings": self.warnings,
             "machine": machine(),
             "threads": torch.get_num_threads(),
             **latency,

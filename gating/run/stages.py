@@ -95,13 +95,14 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
         check_same(kept.float(), "The choice of heads")
     log_kept_heads(run.loggers, gates, objective, kept=kept, step=state.search_steps - 1)
     record_spent(state.history, gates, objective, kept=kept)
-    with state.summary.timed("finalize"), printed_warnings():
+    with state.summary.timed("finalize"), printed_warnings() as sentences:
         if run.is_sharded:
             # The old and the new shards are in memory together; gradients need not be.
             state.model.zero_grad()
             state.model, finalized = finalize_sharded(state.model, gates, kept=kept, probe=run.probe_batch())
         else:
             finalized = finalize(state.model, gates, kept=kept, probe=run.probe_batch())
+    state.summary.warnings += sentences
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     run.evaluate(Stage.REMOVED, "after removal")
     save_removed(run)
