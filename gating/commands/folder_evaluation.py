@@ -1,7 +1,6 @@
 """Evaluation of a model in a folder, with the settings of the run that made it."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -33,11 +32,12 @@ from gating.run.prepare import encode_examples, load_examples
 from gating.run.run import RunData
 from gating.run.settings.names import naming_settings
 from gating.run.settings.settings import Settings
+from gating.storage.results import finite_number
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
-from gating.training.evaluation import evaluate
+from gating.training.evaluation import Tally, evaluate
 
-__all__ = ["Evaluated", "check_task", "encode_split", "evaluate_folder"]
+__all__ = ["Evaluated", "check_task", "encode_split", "evaluate_folder", "limit_of"]
 
 _PREFIX = {"validation": "val", "test": "test"}
 
@@ -49,7 +49,8 @@ class Evaluated:
     Attributes:
         model: Folder or name of the model.
         split: The split.
-        num_examples: Number of its examples.
+        num_examples: Number of its examples that were evaluated.
+        limit: The setting by which others were left out, such as ``trainer.limit_test_batches=2``; None if none were.
         score: The metric to report.
         formats: Formats of the metrics by name.
         summary: Metrics, sizes and latency, of the model and the dense one that it was made from.
@@ -60,6 +61,7 @@ class Evaluated:
     model: str
     split: str
     num_examples: int
+    limit: str | None
     score: Score
     formats: Mapping[str, Score]
     summary: Summary
@@ -82,9 +84,10 @@ class Evaluated:
             "model": self.model,
             "split": self.split,
             "num_examples": self.num_examples,
+            "limit": self.limit,
             "metric": self.score.name,
-            "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
-            **numbers,
+            "metrics": {name: finite_number(value) for name, value in self.metrics.items()},
+            **{name: finite_number(value) for name, value in numbers.items()},
             "latency_batch": self.summary.latency.batch,
             "device": self.device,
             "threads": torch.get_num_threads(),
@@ -92,9 +95,11 @@ class Evaluated:
 
     def to_text(self) -> str:
         """Return the metrics and sizes as lines."""
-        lines = [f"{self.model} on {self.num_examples:,} {self.split} examples ({self.device}):"]
+        part = "" if self.limit is None else f", a part of them by {self.limit}"
+        lines = [f"{self.model} on {self.num_examples:,} {self.split} examples{part} ({self.device}):"]
         for name, value in sorted(self.metrics.items(), key=lambda item: item[0] != self.score.name):
-            lines.append(f"  {name}  {self.formats[name].show(value) if name in self.formats else f'{value:.4f}'}")
+            shown = self.formats[name].show_measured(value) if name in self.formats else f"{value:.4f}"
+            lines.append(f"  {name}  {shown}")
         for row in self.summary.compact_report(self.score).rows:
             before = f" (dense: {row.before})" if self.is_compact else ""
             lines.append(f"  {row.name}  {row.after}{before}")
@@ -136,7 +141,8 @@ def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str
     summary, prepared = Summary(), data.prepared
     score = prepared.final_score or prepared.score
     batches = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
-    values = evaluate(model, batches, task=objects.task, metrics=prepared.all_metrics)
+    tally = Tally(prepared.all_metrics, None, device=device)
+    values = evaluate(model, tally.watch(batches), task=objects.task, metrics=prepared.all_metrics)
     summary.add_metrics(Stage.COMPACT, "model", split, values)
     probe = {name: tensor.to(device) for name, tensor in data.module.probe_batch(split=split).items()}
     original = read_original(model, place)
@@ -146,7 +152,8 @@ def _evaluate(folder: str, place: Path | None, settings: Settings, *, split: str
     return Evaluated(
         model=folder,
         split=split,
-        num_examples=len(prepared.splits[split]),
+        num_examples=tally.count()[0],
+        limit=limit_of(settings, data, split),
         score=score,
         formats={name: score_of(name, metric) for name, metric in prepared.all_metrics.items()} | {score.name: score},
         summary=summary,
@@ -209,6 +216,12 @@ def encode_split(
     if not data.num_evaluated[split]:
         raise InputError(f"trainer.limit_{_PREFIX[split]}_batches=0 leaves nothing to evaluate.")
     return data, split
+
+
+def limit_of(settings: Settings, data: RunData, split: str) -> str | None:
+    """Return the setting by which a part of a split is evaluated; None if all of it is."""
+    name = f"limit_{_PREFIX[split]}_batches"
+    return f"trainer.{name}={settings.values['trainer'][name]}" if data.is_part(split) else None
 
 
 def _classes_of(model: PreTrainedModel) -> list[str] | None:

@@ -88,8 +88,8 @@ class Score:
             num_targets: Number of labels that were compared with predictions.
         """
         if self.unit.strip() == "%":
-            variance = max(abs(share) * (1 - abs(share)) for share in (value, baseline))
+            variances = [abs(share) * (1 - abs(share)) for share in (value, baseline)]
+            deviation = math.sqrt(max(0.0, *variances))
         else:
-            largest = max(value, baseline)
-            variance = 1.0 if self.higher_is_better else largest * largest
-        return _STANDARD_ERRORS * math.sqrt(max(variance, 0.0) / max(num_targets, 1))
+            deviation = 1.0 if self.higher_is_better else max(abs(value), abs(baseline))
+        return _STANDARD_ERRORS * deviation / math.sqrt(max(num_targets, 1))

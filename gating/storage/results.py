@@ -1,6 +1,7 @@
 """Recognition of folders that this package has written: only those are replaced."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,16 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from gating.errors import FolderExistsError
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["COMPACT_MODEL", "MODEL_FILES", "RECORD_FILE", "ResultKind", "check_result", "find_foreign", "read_table"]
+__all__ = [
+    "COMPACT_MODEL",
+    "MODEL_FILES",
+    "RECORD_FILE",
+    "ResultKind",
+    "check_result",
+    "find_foreign",
+    "finite_number",
+    "read_table",
+]
 
 _CODE = "compact.py"
 # The record of kept units in a stock folder, which has none in its configuration.
@@ -130,6 +140,20 @@ def read_table(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}
+
+
+def finite_number(value: object) -> float | None:
+    """Return a value of a JSON file if it is a finite number, whole ones as they are; None otherwise.
+
+    >>> finite_number(18), finite_number(True), finite_number("18"), finite_number(10**400)
+    (18, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # A whole number beyond floats.
+        return None
 
 
 COMPACT_MODEL = ResultKind("compact model", _compact_files, in_command="overwrite=true")

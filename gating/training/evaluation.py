@@ -1,5 +1,6 @@
 """Evaluation of a model outside of training."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
@@ -93,9 +94,11 @@ class Tally:
         for name, metric in self._metrics.items() if self._baseline is not None else ():
             if not metric[name].update_called:
                 continue  # Metrics of generated texts.
-            with suppress(Exception):
+            values[name] = self._baseline.undefined.get(name, np.nan)
+            with suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 value = to_number(metric.compute()[name])
-                values[name] = value if np.isfinite(value) else self._baseline.undefined.get(name, np.nan)
+                values[name] = value if np.isfinite(value) else values[name]
         return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
