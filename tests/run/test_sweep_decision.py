@@ -96,20 +96,20 @@ def test_a_dense_job_of_another_seed_or_training_is_no_reference(tmp_path):
     assert dense_metrics(tmp_path, tmp_path / "3") == {}
 
 
-def jobs_of(*lines: str) -> list[list[str]]:
+def split_jobs(*lines: str) -> list[list[str]]:
     (jobs,) = DenseFirst.split_arguments(OverridesParser.create().parse_overrides(list(lines)), None)
     return jobs
 
 
 def test_each_seed_and_model_has_one_dense_job():
-    jobs = jobs_of("objective.keep=0.5,0.2", "gates.units=heads,neurons", "seed=0,1", "objective.schedule.end=0.5")
+    jobs = split_jobs("objective.keep=0.5,0.2", "gates.units=heads,neurons", "seed=0,1", "objective.schedule.end=0.5")
     assert jobs[:2] == [["seed=0", "objective=none"], ["seed=1", "objective=none"]]
     assert len(jobs) == 2 + 8
     assert all("objective.schedule.end=0.5" in job for job in jobs[2:])
 
 
 def test_settings_of_a_dense_run_stay_in_its_job():
-    jobs = jobs_of("optimizer.lr=0.1,0.2", "optimizer.gate_lr=0.1,0.2", "gates.discover=True", "objective=topk,none")
+    jobs = split_jobs("optimizer.lr=0.1,0.2", "optimizer.gate_lr=0.1,0.2", "gates.discover=True", "objective=topk,none")
     assert jobs[:2] == [[f"optimizer.lr={rate}", "gates.discover=True", "objective=none"] for rate in (0.1, 0.2)]
     assert all("objective=topk" in job for job in jobs[2:])
     assert len(jobs) == 2 + 4

@@ -132,11 +132,12 @@ def _no_candidate(tradeoff: Tradeoff, scored: Sequence[Candidate]) -> str:
         return f"No run is recommended: none with a budget has a {lacking}."
     gains = {score.gain(c.mean("validation"), c.mean("baseline_validation")) - c.chance(score): c for c in scored}
     best = gains[max(gains)]
+    chance = _decimals(score.scale * best.chance(score))
     dense = tradeoff.dense is not None and not tradeoff.dense.beats_baseline(score)
     return (
         f"No run is recommended: none is better than the baseline, {baseline.baseline} with a validation {score.name} "
         f"of {score.show(baseline.baseline_validation)}, by more than chance. The best, {best.name}, has "
-        f"{score.show(best.mean('validation'))}, and a difference of {_decimals(score.scale * best.chance(score))} can be "
+        f"{score.show(best.mean('validation'))}, and a difference of {chance} can be "
         f"chance{'; the dense run is no better than the baseline either' if dense else ''}. Train longer, with other "
         "learning rates, or on more data."
     )
