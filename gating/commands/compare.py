@@ -3,15 +3,17 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gating.commands.options import MAX_DROP
 from gating.errors import FolderExistsError, InputError
 from gating.report.tradeoff.table import as_plain
-from gating.run.folder.contents import is_run
+from gating.run.folder.contents import COMPACT, is_run
 from gating.run.folder.state import is_finished
 from gating.run.sweep.outcome import FORMATS, compare, print_choice, write_figure
 from gating.run.sweep.records import jobs_of
+from gating.run.sweep.results import why_unreadable
 
 __all__ = ["run"]
 
@@ -22,18 +24,42 @@ def run(arguments: argparse.Namespace) -> None:
     if output is not None:
         _check_output(output, overwrite=arguments.overwrite)
     failed: list[tuple[str, str]] = []
-    folders = list(dict.fromkeys(place for folder in arguments.folders for place in _runs_in(folder, failed)))
-    tradeoff = compare(folders, max_drop=arguments.max_drop)
+    places = [place for folder in arguments.folders for place in _runs_in(folder, failed)]
+    folders, notes = _each_once(places)
+    if not folders:
+        raise InputError(f"No run can be compared: {'; '.join(f'{name}: {reason}' for name, reason in failed)}")
+    tradeoff = compare(folders, max_drop=arguments.max_drop, notes=notes)
     if tradeoff.problem is not None:
         raise InputError(f"These runs cannot be compared: {tradeoff.problem}")
     if arguments.json:
-        print(json.dumps(as_plain(tradeoff, setting=MAX_DROP) | {"failed": dict(failed)}, indent=2))
+        plain = as_plain(tradeoff, setting=MAX_DROP) | {"failed": dict(failed)}
+        print(json.dumps(plain, indent=2, allow_nan=False))
     else:
         print_choice(tradeoff, setting=MAX_DROP, failed=failed)
     if output is not None:
         write_figure(tradeoff, output)
         # The JSON is alone in the output.
         print(f"The picture is in {output}", file=sys.stderr if arguments.json else sys.stdout)
+
+
+def _each_once(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return folders without those that are another one by another name, and sentences on these."""
+    names: dict[Path, dict[Path, int]] = {}
+    for place in places:
+        given = names.setdefault(place.resolve(), {})
+        given[place] = given.get(place, 0) + 1
+    notes = [
+        f"{next(iter(given))} is given {sum(given.values())} times{_aliases(given)} and counts once."
+        for given in names.values()
+        if sum(given.values()) > 1
+    ]
+    return [next(iter(given)) for given in names.values()], notes
+
+
+def _aliases(given: Iterable[Path]) -> str:
+    """Return the other names of a folder in brackets, after a space."""
+    others = [str(place) for place in given][1:]
+    return f" (also as {', '.join(others)})" if others else ""
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
@@ -61,16 +87,18 @@ def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:
     """
     if is_run(folder):
         return [folder]
+    place = folder.resolve()
+    if place.name == COMPACT and is_run(place.parent):
+        return [place.parent]
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder. Give folders of finished runs or of sweeps.")
     jobs = jobs_of(folder)
     failed += [(f"{folder / job.folder}", job.reason) for job in jobs if job.reason is not None]
     # Sweeps of earlier versions have no records of their jobs.
     places = [folder / job.folder for job in jobs] or sorted(path for path in folder.iterdir() if is_run(path))
-    finished = [place for place in places if is_finished(place)]
-    unfinished = [place for place in places if is_run(place) and not is_finished(place)]
-    known = {name for name, _ in failed}
-    failed += [(str(place), "not finished") for place in unfinished if str(place) not in known]
-    if not finished:
+    runs, known = [place for place in places if is_run(place)], {name for name, _ in failed}
+    reasons = {place: why_unreadable(place) if is_finished(place) else "not finished" for place in runs}
+    failed += [(str(place), reason) for place, reason in reasons.items() if reason and str(place) not in known]
+    if not any(is_finished(place) for place in runs):
         raise InputError(f"{folder} holds no finished run. Give folders of finished runs or of sweeps.")
-    return finished
+    return [place for place, reason in reasons.items() if reason is None]

@@ -1,6 +1,6 @@
 """Settings of an evaluation: those of the run that made the model, and those of the command."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = ["evaluation_settings"]
 
 # Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
 _GROUPS = ("data", "task", "trainer", "latency")
+_LIMITS = ("limit_val_batches", "limit_test_batches")
 _FILES, _TEXT = "gating.data.sources.load_files", "gating.data.text_files.load_text"
 # Settings that say where data is: with an option of the run's own source, they alone are not those of the run.
 _PLACES = ("train", "validation", "test", "path", "name")
@@ -61,6 +62,10 @@ def evaluation_settings(
     if run_folder is not None:
         recalled = _recall(_with(cfg, resume=str(run_folder)), overrides, conf=conf, run_folder=run_folder)
         values |= {name: recalled[name] for name in (*_GROUPS, "seed")}
+        # Data are evaluated whole, also where the run looked at a part of its own.
+        values["trainer"] |= {name: 1.0 for name in _LIMITS if f"trainer.{name}" not in names}
+        if not {"data", "data.path", "data.name"}.isdisjoint(names):
+            values["data"] |= _whole_splits(values["data"], given=names)
     only = _take_single_file(values["data"], split, given=names)
     # On one device: batches of several processes are padded otherwise.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
@@ -84,6 +89,16 @@ def _recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path, run_folder
         # Settings that are not trusted are repeated in this command.
         remedy = str(error).replace(f"python train.py resume={run_folder} ", f"head-gating evaluate {run_folder} ")
         raise InputError(remedy) from error
+
+
+def _whole_splits(data: Mapping[str, Any], *, given: Sequence[str]) -> dict[str, str]:
+    """Return the names of splits of which the run took a part, such as ``test[:100]`` of its own data."""
+    named = {f"{split}_split": split for split in ("validation", "test")}
+    return {
+        name: split
+        for name, split in named.items()
+        if str(data.get(name)).startswith(f"{split}[") and f"data.{name}" not in given and "+" not in data[name]
+    }
 
 
 def _conf_folder() -> Path:

@@ -1,7 +1,6 @@
 """Evaluation of a model in a folder, with the settings of the run that made it."""
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -36,12 +35,13 @@ from gating.run.run import RunData
 from gating.run.settings.names import naming_settings
 from gating.run.settings.settings import Settings
 from gating.storage.identity import NUM_ROWS
+from gating.storage.tables import finite_number
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 from gating.training.callbacks.progress import watched
-from gating.training.evaluation import evaluate
+from gating.training.evaluation import Tally, evaluate
 
-__all__ = ["Evaluated", "check_task", "encode_split", "evaluate_folder"]
+__all__ = ["Evaluated", "check_task", "encode_split", "evaluate_folder", "limit_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ class Evaluated:
     Attributes:
         model: Folder or name of the model.
         split: The split.
-        num_examples: Number of its examples.
+        num_examples: Number of its examples that were evaluated.
+        limit: The setting by which others were left out, such as ``trainer.limit_test_batches=2``; None if none were.
         score: The metric to report.
         formats: Formats of the metrics by name.
         summary: Metrics, sizes and latency, of the model and the dense one that it was made from.
@@ -66,6 +67,7 @@ class Evaluated:
     model: str
     split: str
     num_examples: int
+    limit: str | None
     score: Score
     formats: Mapping[str, Score]
     summary: Summary
@@ -87,9 +89,10 @@ class Evaluated:
             "model": self.model,
             "split": self.split,
             "num_examples": self.num_examples,
+            "limit": self.limit,
             "metric": self.score.name,
-            "metrics": {name: value if math.isfinite(value) else None for name, value in self.metrics.items()},
-            **numbers,
+            "metrics": {name: finite_number(value) for name, value in self.metrics.items()},
+            **{name: finite_number(value) for name, value in numbers.items()},
             **self.summary.timed_batches(),
             "device": self.device,
             "threads": torch.get_num_threads(),
@@ -97,9 +100,11 @@ class Evaluated:
 
     def to_text(self) -> str:
         """Return the metrics and sizes as lines."""
-        lines = [f"{self.model} on {self.num_examples:,} {self.split} examples ({self.device}):"]
+        part = "" if self.limit is None else f", a part of them by {self.limit}"
+        lines = [f"{self.model} on {self.num_examples:,} {self.split} examples{part} ({self.device}):"]
         for name, value in sorted(self.metrics.items(), key=lambda item: item[0] != self.score.name):
-            lines.append(f"  {name}  {self.formats[name].show(value) if name in self.formats else f'{value:.4f}'}")
+            shown = self.formats[name].show_measured(value) if name in self.formats else f"{value:.4f}"
+            lines.append(f"  {name}  {shown}")
         for row in self.summary.compact_report(self.score).rows:
             before = f" (dense: {row.before})" if self.is_compact else ""
             lines.append(f"  {row.name}  {row.after}{before}")
@@ -158,8 +163,9 @@ def _evaluate(
     score = prepared.final_score or prepared.score
     loader = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
     batches = watched(loader, title=f"evaluating: {split}", total=data.num_evaluated[split])
+    tally = Tally(prepared.all_metrics, None, device=device)
     with summary.timed("evaluate"):
-        values = evaluate(model, batches, task=objects.task, metrics=prepared.all_metrics)
+        values = evaluate(model, tally.watch(batches), task=objects.task, metrics=prepared.all_metrics)
     summary.add_metrics(Stage.COMPACT, "model", split, values)
     original = read_original(model, place)
     dense = model if original is None else build_original(model, original, device=device)
@@ -168,7 +174,8 @@ def _evaluate(
     return Evaluated(
         model=folder,
         split=split,
-        num_examples=len(prepared.splits[split]),
+        num_examples=tally.count()[0],
+        limit=limit_of(settings, data, split),
         score=score,
         formats={name: score_of(name, metric) for name, metric in prepared.all_metrics.items()} | {score.name: score},
         summary=summary,
@@ -245,6 +252,12 @@ def encode_split(
     if not data.num_evaluated[split]:
         raise InputError(f"trainer.limit_{_PREFIX[split]}_batches=0 leaves nothing to evaluate.")
     return data, split
+
+
+def limit_of(settings: Settings, data: RunData, split: str) -> str | None:
+    """Return the setting by which a part of a split is evaluated; None if all of it is."""
+    name = f"limit_{_PREFIX[split]}_batches"
+    return f"trainer.{name}={settings.values['trainer'][name]}" if data.is_part(split) else None
 
 
 def _classes_of(model: PreTrainedModel) -> list[str] | None:

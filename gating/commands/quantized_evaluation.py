@@ -1,5 +1,6 @@
 """The accuracy of an exported model with 8-bit weights, beside that of its model with float weights."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -55,7 +56,7 @@ def _compare(folder: str, exported: Path, overrides: Sequence[str], *, split: st
     from omegaconf import OmegaConf
 
     from gating.commands.evaluation_settings import evaluation_settings
-    from gating.commands.folder_evaluation import check_task, encode_split
+    from gating.commands.folder_evaluation import check_task, encode_split, limit_of
     from gating.models.pretrained import Pretrained
     from gating.run.objects import build_objects
     from gating.run.settings.names import naming_settings
@@ -69,25 +70,33 @@ def _compare(folder: str, exported: Path, overrides: Sequence[str], *, split: st
         check_task(model, objects, folder)
         data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
         score = data.prepared.score
-        values = [
-            _evaluate(module, data, objects.task, split)[score.name]
-            for module in (model, GraphModel(model.config, exported))
-        ]
-    return _sentence(score, *values, split=split, num_examples=len(data.prepared.splits[split]))
+        (floats, _), (integers, number) = (
+            _evaluate(module, data, objects.task, split) for module in (model, GraphModel(model.config, exported))
+        )
+        limit = limit_of(settings, data, split)
+    examples = f"{number:,} examples" + (f" ({limit})" if limit else "")
+    return _sentence(score, floats[score.name], integers[score.name], split=split, examples=examples)
 
 
-def _evaluate(model: Any, data: Any, task: Any, split: str) -> dict[str, float]:
-    """Return the metrics of a module that need no generated text, since a graph only predicts the next token."""
-    from gating.training.evaluation import evaluate
+def _evaluate(model: Any, data: Any, task: Any, split: str) -> tuple[dict[str, float], int]:
+    """Return the metrics of a module that need no generated text, since a graph only predicts the next token.
+
+    Their number of examples comes second.
+    """
+    from gating.training.evaluation import Tally, evaluate
 
     batches = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
-    return evaluate(model, batches, task=task, metrics=data.prepared.metrics)
+    tally = Tally(data.prepared.metrics, None, device=model.device)
+    values = evaluate(model, tally.watch(batches), task=task, metrics=data.prepared.metrics)
+    return values, tally.count()[0]
 
 
-def _sentence(score: "Score", floats: float, integers: float, *, split: str, num_examples: int) -> str:
+def _sentence(score: "Score", floats: float, integers: float, *, split: str, examples: str) -> str:
+    if not math.isfinite(score.scale * (integers - floats)):
+        return f"{split} {score.name} is not finite on {examples}, so that it does not tell what 8-bit weights cost."
     change = score.scale * (integers - floats)
     unit = " points" if score.unit.strip() == "%" else score.unit
     return (
         f"{split} {score.name}: {score.show(floats)} with float weights, {score.show(integers)} with 8-bit weights "
-        f"({change:+.2f}{unit}) on {num_examples:,} examples"
+        f"({change:+.2f}{unit}) on {examples}"
     )

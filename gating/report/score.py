@@ -1,9 +1,16 @@
-"""The metric that a run reports, with its unit."""
+"""The metric that a run reports, with its unit, and how much of a difference can be chance."""
 
 import math
 from dataclasses import dataclass
 
-__all__ = ["Score"]
+__all__ = ["NOT_FINITE", "Score"]
+
+# Text in place of NaN and infinity.
+NOT_FINITE = "not finite"
+# Numbers from here on are shown with an exponent.
+_LARGE = 1e9
+# Number of standard errors of which a smaller difference can be chance.
+_STANDARD_ERRORS = 2
 
 
 @dataclass(frozen=True)
@@ -27,5 +34,62 @@ class Score:
     higher_is_better: bool = True
 
     def show(self, value: float) -> str:
-        """Return a value as text, with two decimals and its unit; a dash for NaN."""
-        return "-" if math.isnan(value) else f"{self.scale * value:.2f}{self.unit}"
+        """Return a value as text, with two decimals and its unit; a dash for NaN, which stands for none."""
+        return "-" if math.isnan(value) else self.show_measured(value)
+
+    def show_measured(self, value: float) -> str:
+        """Return a value that was measured as text: NaN and infinity are named.
+
+        >>> Score("pearson", unit="").show_measured(float("nan")), Score("accuracy").show_measured(1e308)
+        ('not finite', 'not finite')
+        """
+        shown = self.scale * value
+        if not math.isfinite(shown):
+            return NOT_FINITE
+        return f"{shown:.2f}{self.unit}" if abs(shown) < _LARGE else f"{shown:.4g}{self.unit}"
+
+    def gain(self, value: float, other: float) -> float:
+        """Return by how much a value is better than another one; negative if it is worse."""
+        return value - other if self.higher_is_better else other - value
+
+    def doubt(self, value: float, baseline: float, *, num_targets: int) -> str | None:
+        """Return why a value is no sign of learning, as the end of a sentence; None if it is one.
+
+        Args:
+            value: The value.
+            baseline: That of a prediction without a model; NaN without one.
+            num_targets: Number of labels that were compared with predictions.
+        """
+        if not math.isfinite(self.scale * value):
+            return f"{NOT_FINITE}, as a correlation is with equal labels or equal predictions"
+        if math.isnan(baseline):
+            return None
+        chance = self.chance(value, baseline, num_targets=num_targets)
+        if self.gain(value, baseline) > chance:
+            return None
+        return (
+            f"{self.show(value)}, no better than the baseline's {self.show(baseline)} by more than chance "
+            f"({self.scale * chance:.2f}): the model may have learned nothing. Train longer, with another learning "
+            "rate, or on more data"
+        )
+
+    def chance(self, value: float, baseline: float, *, num_targets: int) -> float:
+        """Return the difference to a baseline up to which a value may be no better: two standard errors.
+
+        The standard error is that of a share where the metric is one, of a correlation where larger is better, and
+        otherwise that of a mean of errors that are as large as they scatter.
+
+        >>> round(Score("accuracy").chance(0.7, 0.6, num_targets=96), 3)
+        0.1
+
+        Args:
+            value: The value.
+            baseline: The baseline.
+            num_targets: Number of labels that were compared with predictions.
+        """
+        if self.unit.strip() == "%":
+            variances = [abs(share) * (1 - abs(share)) for share in (value, baseline)]
+            deviation = math.sqrt(max(0.0, *variances))
+        else:
+            deviation = 1.0 if self.higher_is_better else max(abs(value), abs(baseline))
+        return _STANDARD_ERRORS * deviation / math.sqrt(max(num_targets, 1))

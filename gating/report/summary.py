@@ -67,6 +67,8 @@ class Stage(StrEnum):
     COMPACT = "compact"
     # The teacher, or the model of a dense run.
     DENSE = "dense"
+    # A prediction without a model.
+    BASELINE = "baseline"
 
 
 @dataclass
@@ -86,6 +88,9 @@ class Summary:
         search: Number of steps of the search, and the reason for its end.
         removal: ``unproven``: the blocks on which the outputs compared before and after it do not depend, if any.
         training: Step of the kept weights of the recovery or a dense run, and the reason for an early end.
+        counts: Numbers of evaluated examples and of their targets, such as tokens, by ``num_examples/val`` and so on.
+        parts: Sentences on splits of which a limit left out examples.
+        warnings: Warnings about the outcome, as sentences.
     """
 
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -99,6 +104,9 @@ class Summary:
     search: dict[str, int | str] = field(default_factory=dict)
     removal: dict[str, list[str]] = field(default_factory=dict)
     training: dict[str, int | str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     # Start of each stage that is being timed.
     _started: dict[str, float] = field(default_factory=dict)
 
@@ -109,12 +117,13 @@ class Summary:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the measurements so far as plain values, for a checkpoint."""
-        names = ("metrics", "titles", "search", "removal")
+        names = ("metrics", "titles", "search", "removal", "warnings")
         return {name: getattr(self, name) for name in names} | {"seconds": self.all_seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the measurements of a checkpoint; its durations are those of earlier processes."""
         self.titles, self.search, self.removal = state["titles"], state["search"], state["removal"]
+        self.warnings = state["warnings"]
         # "validation/" is the prefix of earlier versions.
         self.metrics = {
             stage: {name.replace("validation/", "val/"): value for name, value in values.items()}
@@ -147,6 +156,35 @@ class Summary:
             {f"{_SPLITS[split]}/{metric}": value for metric, value in values.items()}
         )
 
+    def add_counts(self, split: str, num_examples: int, num_targets: int, *, is_part: bool) -> None:
+        """Record how much of a split the final metrics are of.
+
+        Args:
+            split: The split.
+            num_examples: Number of examples.
+            num_targets: Number of their targets, such as tokens.
+            is_part: Whether a limit left out other examples.
+        """
+        name = _SPLITS[split]
+        self.counts |= {f"num_examples/{name}": num_examples, f"num_targets/{name}": num_targets}
+        if is_part:
+            limit = f"trainer.limit_{name}_batches"
+            self.parts.append(f"Of the {split} data, {num_examples:,} examples were evaluated ({limit}).")
+
+    def doubt(self, score: Score) -> str | None:
+        """Return a warning about the final value of a metric on validation data, or else test data, if there is cause.
+
+        Args:
+            score: The metric.
+        """
+        final, baseline = self.metrics.get(Stage.COMPACT, {}), self.metrics.get(Stage.BASELINE, {})
+        for prefix in _SPLITS.values():
+            if (name := f"{prefix}/{score.name}") in final:
+                number = self.counts[f"num_targets/{prefix}"]
+                doubt = score.doubt(final[name], baseline.get(name, math.nan), num_targets=number)
+                return doubt and f"The {name} is {doubt}."
+        return None
+
     def compare_models(self, dense: nn.Module, compact: nn.Module, batch: Mapping[str, Tensor] | None = None) -> None:
         """Record the sizes of the two models.
 
@@ -176,7 +214,8 @@ class Summary:
         """
         stages = []
         for stage, values in self.metrics.items():
-            validation, test = (score.show(values.get(f"{split}/{score.name}", math.nan)) for split in ("val", "test"))
+            named = [f"{split}/{score.name}" for split in _SPLITS.values()]
+            validation, test = (score.show_measured(values[name]) if name in values else "-" for name in named)
             stages.append((self.titles[stage], validation, test))
         return CompactReport(
             rows=[*self._size_rows(), *self._latency_rows()],
@@ -219,12 +258,15 @@ class Summary:
 
     def _notes(self) -> list[str]:
         note = unproven_note(self.removal.get("unproven", []))
-        notes = [f"{note}."] if note else []
+        unproven = [f"{note}."] if note else []
+        warnings = [f"Warning: {sentence}" for sentence in self.warnings]
+        return [*unproven, *self._latency_note(), *self.parts, *warnings]
+
+    def _latency_note(self) -> list[str]:
         if self.latency is None:
-            return notes
+            return []
         timings = [f"{times.words}: {times.repeats} repeats, {margin(times.error)}" for times in self.latencies]
         return [
-            *notes,
             f"Latency: medians of interleaved repeats ({'; '.join(timings)}), {torch.get_num_threads()} thread(s), "
             f"{machine()}."
             + (f" Multiply-accumulates: of one example of {self.latency.words}." if "macs" in self.sizes else ""),
@@ -243,9 +285,11 @@ class Summary:
                 numbers |= dict(zip(names, values, strict=True))
         final = self.metrics.get(Stage.COMPACT, {})
         numbers |= final
-        stages = self.metrics if self.search else {Stage.DENSE: final}
+        renamed = {} if self.search else {Stage.COMPACT: Stage.DENSE}
+        stages = {renamed.get(Stage(stage), stage): values for stage, values in self.metrics.items()}
         numbers |= {f"{stage}/{name}": value for stage, values in stages.items() for name, value in values.items()}
-        return numbers | {f"seconds/{stage}": seconds for stage, seconds in self.all_seconds().items()}
+        seconds = {f"seconds/{stage}": seconds for stage, seconds in self.all_seconds().items()}
+        return numbers | self.counts | seconds
 
     def timed_batches(self) -> dict[str, str]:
         """Return the timed batches by their names in ``metrics.json``: shapes, and the words for what was measured."""
@@ -271,6 +315,8 @@ class Summary:
             "metric": score.name,
             "score": {name: value for name, value in asdict(score).items() if name != "name"},
             "seed": seed,
+            "baseline": self.titles.get(Stage.BASELINE, "none").removeprefix("baseline: "),
+            "warnings": self.warnings,
             "machine": machine(),
             "threads": torch.get_num_threads(),
             **self.timed_batches(),

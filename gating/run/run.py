@@ -17,6 +17,7 @@ from gating.compact.save import Processor
 from gating.data.datamodule import ExampleDataModule
 from gating.distributed.collectives import broadcast, gather_objects, is_rank_zero, rank, world_size
 from gating.report.history import History
+from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.folder.contents import Phase, RunPaths
 from gating.run.latency import RunTiming
@@ -27,7 +28,7 @@ from gating.tasks.base import Prepared
 from gating.tracking.position import LogPosition
 from gating.training.callbacks.progress import watched
 from gating.training.checkpoints import checkpoints_in, why_unusable
-from gating.training.evaluation import evaluate
+from gating.training.evaluation import Tally, evaluate
 
 __all__ = ["Run", "RunData", "RunState"]
 
@@ -47,6 +48,10 @@ class RunData:
     prepared: Prepared
     module: ExampleDataModule
     num_evaluated: Mapping[str, int]
+
+    def is_part(self, split: str) -> bool:
+        """Return whether the settings of the trainer limit the evaluation of a split."""
+        return self.num_evaluated[split] < len(self.module.evaluation_dataloader(split))
 
 
 @dataclass
@@ -157,8 +162,32 @@ class Run:
                 total = self.data.num_evaluated[split]
                 loader = islice(self.data.module.evaluation_dataloader(split), total)
                 batches = watched(loader, title=f"{title}: {split}", total=total)
-                values = evaluate(model or self.state.model, batches, task=self.objects.task, metrics=metrics)
+                baseline = prepared.baseline if stage == Stage.COMPACT else None
+                tally = Tally(metrics, baseline, device=self.state.model.device)
+                values = evaluate(
+                    model or self.state.model, tally.watch(batches), task=self.objects.task, metrics=metrics
+                )
                 self.state.summary.add_metrics(stage, title, split, values)
+                if stage == Stage.COMPACT:
+                    self._add_counts(split, tally)
+        if stage == Stage.COMPACT:
+            self._warn_if_doubtful(prepared.final_score or prepared.score)
+
+    def _add_counts(self, split: str, tally: Tally) -> None:
+        """Add the number of evaluated examples and the metrics of the baseline on them to the summary."""
+        summary, baseline = self.state.summary, self.data.prepared.baseline
+        num_examples, num_targets = tally.count()
+        summary.add_counts(split, num_examples, num_targets, is_part=self.data.is_part(split))
+        if baseline is not None:
+            summary.add_metrics(Stage.BASELINE, f"baseline: {baseline.name}", split, tally.of_baseline())
+
+    def _warn_if_doubtful(self, score: Score) -> None:
+        """Print a warning if the final score is no better than a baseline, and keep it with the measurements."""
+        doubt = self.state.summary.doubt(score)
+        if doubt is not None:
+            self.state.summary.warnings.append(doubt)
+            if is_rank_zero():
+                print(f"warning: {doubt}")
 
     def probe_batch(self) -> dict[str, Any]:
         """Return eight long examples of the validation data without labels, on the model's device."""

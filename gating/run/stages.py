@@ -101,7 +101,7 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
             state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), kept.cpu())
     log_kept_heads(run.loggers, gates, objective, kept=kept, step=state.search_steps - 1)
     record_spent(state.history, gates, objective, kept=kept)
-    with state.summary.timed("finalize"), printed_warnings():
+    with state.summary.timed("finalize"), printed_warnings() as sentences:
         if run.is_sharded:
             # The old and the new shards are in memory together; gradients need not be.
             state.model.zero_grad()
@@ -112,6 +112,7 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
         state.summary.removal = {"unproven": list(finalized.unproven)}
         if is_rank_zero():
             print(f"warning: {unproven_note(finalized.unproven)}")
+    state.summary.warnings += sentences
     state.history.folded = {name: list(values) for name, values in finalized.folded.items()}
     run.evaluate(Stage.REMOVED, "after removal")
     save_removed(run)

@@ -12,6 +12,7 @@ from gating.compact.save import Processor
 from gating.data.batches import Batch
 from gating.models.sources import ModelSource
 from gating.report.score import Score
+from gating.tasks.metrics.baselines import Baseline
 
 __all__ = ["Prepared", "Sample", "Task", "WritesText"]
 
@@ -40,6 +41,7 @@ class Prepared:
         config: Values that the model's configuration must have, such as ``num_labels``.
         final_metrics: Slower metrics, such as those of generated text, for the end of each phase.
         final_score: The metric to report of these.
+        baseline: A prediction without a model, which scores are compared with; None where none makes sense.
     """
 
     splits: DatasetDict
@@ -49,6 +51,7 @@ class Prepared:
     config: dict[str, Any] = field(default_factory=dict)
     final_metrics: MetricCollection | None = None
     final_score: Score | None = None
+    baseline: Baseline | None = None
 
     @property
     def all_metrics(self) -> MetricCollection:

@@ -19,7 +19,13 @@ from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared, Sample
-from gating.tasks.metrics.tokens import build_token_metrics, choose_token_metrics, update_token_metrics
+from gating.tasks.metrics.baselines import Baseline, log_frequencies
+from gating.tasks.metrics.tokens import (
+    build_token_metrics,
+    choose_token_metrics,
+    update_token_baseline,
+    update_token_metrics,
+)
 
 __all__ = ["CausalLM"]
 
@@ -105,6 +111,9 @@ class CausalLM:
             metrics=metrics,
             score=score,
             config={**special_token_ids(processor, blueprint.config), **_causal(blueprint.config)},
+            baseline=Baseline(
+                "frequencies of tokens", log_frequencies(blocks["train"], "input_ids", size=vocab_size), _add_unigram
+            ),
         )
 
     def update(
@@ -143,6 +152,10 @@ class CausalLM:
             )
         continuation = str(processor.decode(written[0, len(prompt) :], skip_special_tokens=True))
         return {"prompt": str(processor.decode(prompt)), "written": continuation}
+
+
+def _add_unigram(metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
+    update_token_baseline(metrics, logits, batch["labels"][:, 1:])
 
 
 def _causal(config: PreTrainedConfig) -> dict[str, bool]:

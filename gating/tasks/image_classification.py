@@ -15,6 +15,7 @@ from gating.data.labels import LABEL_COLUMNS, encode_labels
 from gating.data.text.tokens import check_no_nulls
 from gating.models.sources import ModelSource
 from gating.tasks.base import Prepared
+from gating.tasks.metrics.baselines import Baseline, constant_logits, log_frequencies
 from gating.tasks.metrics.classes import build_class_metrics, choose_class_metrics, class_config
 
 __all__ = ["ImageClassification"]
@@ -88,6 +89,9 @@ class ImageClassification:
             metrics=metrics,
             score=score,
             config={**class_config(label_names), "problem_type": "single_label_classification"},
+            baseline=Baseline(
+                "majority class", log_frequencies(splits["train"], "label", size=len(label_names)), constant_logits
+            ),
         )
 
     def update(

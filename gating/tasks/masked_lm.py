@@ -23,7 +23,13 @@ from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared
-from gating.tasks.metrics.tokens import build_token_metrics, choose_token_metrics, update_token_metrics
+from gating.tasks.metrics.baselines import Baseline, log_frequencies
+from gating.tasks.metrics.tokens import (
+    build_token_metrics,
+    choose_token_metrics,
+    update_token_baseline,
+    update_token_metrics,
+)
 
 __all__ = ["MaskedLM"]
 
@@ -91,13 +97,18 @@ class MaskedLM:
         blocks = read_blocks(
             examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=False
         )
-        metrics, score = build_token_metrics(self._metrics, vocab_size=blueprint.config.vocab_size)
+        vocab_size = blueprint.config.vocab_size
+        metrics, score = build_token_metrics(self._metrics, vocab_size=vocab_size)
+        # Special tokens are never masked.
+        special = tuple(number for number in processor.all_special_ids if number < vocab_size)
+        frequencies = log_frequencies(blocks["train"], "input_ids", size=vocab_size, without=special)
         return Prepared(
             splits=blocks,
             collate=_MaskingCollator(processor, hidden=self._hidden),
             metrics=metrics,
             score=score,
             config=special_token_ids(processor, blueprint.config),
+            baseline=Baseline("frequencies of tokens", frequencies, _add_unigram),
         )
 
     def update(
@@ -105,6 +116,10 @@ class MaskedLM:
     ) -> None:
         """Compare the logits at each masked position with the original token."""
         update_token_metrics(metrics, outputs["logits"], batch["labels"])
+
+
+def _add_unigram(metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
+    update_token_baseline(metrics, logits, batch["labels"])
 
 
 class _MaskingCollator:

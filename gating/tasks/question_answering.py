@@ -26,6 +26,7 @@ from gating.models.special_tokens import special_token_ids
 from gating.report.score import Score
 from gating.tasks.base import Prepared
 from gating.tasks.metrics.answers import AnswerScores, best_spans
+from gating.tasks.metrics.baselines import Baseline
 from gating.tasks.windows import check_stride, make_windows, read_answers
 
 __all__ = ["QuestionAnswering"]
@@ -112,6 +113,7 @@ class QuestionAnswering:
             metrics=MetricCollection([AnswerScores(references, unanswerable=unanswerable)]),
             score=Score(self._score or "f1"),
             config={**special_token_ids(processor, blueprint.config), "pad_token_id": processor.pad_token_id},
+            baseline=Baseline("no answer", lambda: torch.tensor(1.0), _add_no_answer) if unanswerable else None,
         )
 
     def update(
@@ -126,6 +128,13 @@ class QuestionAnswering:
             max_length=self._max_answer_length,
         )
         metrics.update(batch["metric_example"], *spans)
+
+
+def _add_no_answer(metrics: MetricCollection, score: Tensor, batch: Batch) -> None:
+    """Update metrics with a larger score of no answer than of a span, for each window."""
+    scores = score.expand(len(batch["metric_example"]))
+    nowhere = torch.zeros(len(scores), 2, dtype=torch.long, device=score.device)
+    metrics.update(batch["metric_example"], -scores, nowhere, scores)
 
 
 class _WindowCollator:

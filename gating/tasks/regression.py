@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import DatasetDict, Value
+from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import (
     AutoModelForSequenceClassification,
@@ -23,7 +24,8 @@ from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared
-from gating.tasks.metrics.numbers import build_number_metrics, choose_number_metrics
+from gating.tasks.metrics.baselines import Baseline, column_mean
+from gating.tasks.metrics.numbers import build_number_metrics, choose_number_metrics, correlations_in
 
 __all__ = ["Regression", "encode_numbers"]
 
@@ -100,6 +102,13 @@ class Regression:
                 # Decoders locate the last token of a text by the padding.
                 "pad_token_id": processor.pad_token_id,
             },
+            # A constant follows no label.
+            baseline=Baseline(
+                "mean label",
+                column_mean(splits["train"], "label"),
+                _add_mean,
+                dict.fromkeys(correlations_in(metrics), 0.0),
+            ),
         )
 
     def update(
@@ -107,6 +116,12 @@ class Regression:
     ) -> None:
         """Compare the logit to the label."""
         metrics.update(outputs["logits"].float().squeeze(-1), batch["labels"].float())
+
+
+def _add_mean(metrics: MetricCollection, mean: Tensor, batch: Batch) -> None:
+    """Update metrics with the mean of the training labels for each example."""
+    labels = batch["labels"].float()
+    metrics.update(mean.expand_as(labels), labels)
 
 
 def encode_numbers(splits: DatasetDict) -> DatasetDict:

@@ -24,8 +24,9 @@ from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared, Sample
 from gating.tasks.languages import language_token, set_language
+from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.texts import build_text_metrics, choose_text_metrics
-from gating.tasks.metrics.tokens import update_token_metrics
+from gating.tasks.metrics.tokens import TOKEN_SCORES, update_token_baseline, update_token_metrics
 
 __all__ = ["Seq2Seq"]
 
@@ -143,14 +144,18 @@ class Seq2Seq:
         vocab_size = blueprint.config.get_text_config(decoder=True).vocab_size
         metrics, score, final_metrics, final_score = build_text_metrics(self._metrics, vocab_size=vocab_size)
         self._text_names = {str(name) for name in final_metrics} if final_metrics is not None else set()
+        splits = _tokenize(texts, processor, prefix=self._prefix, length=length, target_length=target_length)
         return Prepared(
-            splits=_tokenize(texts, processor, prefix=self._prefix, length=length, target_length=target_length),
+            splits=splits,
             collate=collate,
             metrics=metrics,
             score=score,
             config=ids,
             final_metrics=final_metrics,
             final_score=final_score,
+            baseline=Baseline(
+                "frequencies of tokens", log_frequencies(splits["train"], "labels", size=vocab_size), _add_unigram
+            ),
         )
 
     def _collator(
@@ -195,6 +200,12 @@ class Seq2Seq:
             source = str(processor.decode(row["input_ids"], skip_special_tokens=True))
             samples.append({"source": source, "written": written, "right": row["metric_target"]})
         return samples
+
+
+def _add_unigram(metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
+    """Update the metrics of tokens; those of texts have no baseline."""
+    of_tokens = {str(name): metric for name, metric in metrics.items() if name in TOKEN_SCORES}
+    update_token_baseline(of_tokens, logits, batch["labels"])
 
 
 class _Generation:

@@ -21,6 +21,7 @@ from gating.data.text.tokens import check_texts, tokenize_labeled, truncation_le
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared
+from gating.tasks.metrics.baselines import Baseline, constant_logits, log_frequencies
 from gating.tasks.metrics.classes import build_class_metrics, choose_class_metrics, class_config
 
 __all__ = ["SequenceClassification"]
@@ -98,6 +99,9 @@ class SequenceClassification:
                 # Decoders locate the last token of a text by the padding.
                 "pad_token_id": processor.pad_token_id,
             },
+            baseline=Baseline(
+                "majority class", log_frequencies(splits["train"], "label", size=len(label_names)), constant_logits
+            ),
         )
 
     def update(

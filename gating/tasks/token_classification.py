@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import DatasetDict
+from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import (
     AutoModelForTokenClassification,
@@ -19,6 +20,7 @@ from gating.data.text.tokens import check_no_nulls, load_tokenizer, require_offs
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared
+from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.classes import class_config
 from gating.tasks.metrics.tags import build_tag_metrics, choose_tag_metrics
 from gating.tasks.tags import encode_tags, mark_spans
@@ -97,6 +99,9 @@ class TokenClassification:
             metrics=metrics,
             score=score,
             config={**class_config(tag_names), **special_token_ids(processor, blueprint.config)},
+            baseline=Baseline(
+                "majority tag", log_frequencies(splits["train"], "tags", size=len(tag_names)), _add_majority
+            ),
         )
 
     def update(
@@ -104,6 +109,11 @@ class TokenClassification:
     ) -> None:
         """Compare the tag with the largest logit to the label, at the first token of each word."""
         metrics.update(outputs["logits"].argmax(-1), batch["labels"])
+
+
+def _add_majority(metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
+    """Update metrics with the most frequent tag at each token."""
+    metrics.update(logits.argmax().expand(batch["labels"].shape), batch["labels"])
 
 
 def _tokenize_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:

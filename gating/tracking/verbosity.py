@@ -49,11 +49,13 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def printed_warnings() -> Iterator[None]:
-    """Print the warnings of a ``with`` block as ``warning: MESSAGE``, on rank 0 only."""
+def printed_warnings() -> Iterator[list[str]]:
+    """Print the warnings of a ``with`` block as ``warning: MESSAGE``, on rank 0 only, and yield a list of them."""
+    sentences = list[str]()
     with warnings.catch_warnings(record=True) as caught:
-        yield
+        yield sentences
     for warning in caught:
+        message = warning.message
+        sentences.append(str(message.in_command if isinstance(message, RemedyWarning) else message))
         if is_rank_zero():
-            message = warning.message
-            print(f"warning: {message.in_command if isinstance(message, RemedyWarning) else message}")
+            print(f"warning: {sentences[-1]}")

@@ -1,18 +1,25 @@
 """Sweeps of the configuration: a dense job first, a failing one, and the decision at the end."""
 
 import json
+import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 import train
 from gating.run.command import prepare_arguments
 from gating.run.objects import build_objects
 from gating.run.settings.read import read_settings
+from gating.run.sweep import callback
+from gating.run.sweep.callback import SweepReport
 from gating.run.sweep.dense_first import DenseFirst
 from gating.run.sweep.jobs import begin_jobs, recording_job
+from gating.run.sweep.records import Job, jobs_of, recommended_job
 from gating.run.sweep.reference import dense_metrics
 from tests.support.sweeps import Ended, run_sweep, write_run
 from tests.support.tiny_run import make_inputs
@@ -60,7 +67,7 @@ def test_the_decision_is_printed_with_the_failed_jobs_last(swept):
 def test_the_recommended_run_is_the_fastest_of_the_sweep(swept):
     folder, _ = swept
     runs = json.loads((folder / "report" / "tradeoff.json").read_text())["runs"]
-    faster = [run for run in runs if not run["dense"] and run["speedup"] > 1]
+    faster = [run for run in runs if not run["dense"] and run["speedup"] > 1 and run["beats_baseline"]]
     chosen = [run for run in runs if run["recommended"]]
     assert chosen == ([max(faster, key=lambda run: run["speedup"])] if faster else [])
 
@@ -89,20 +96,20 @@ def test_a_dense_job_of_another_seed_or_training_is_no_reference(tmp_path):
     assert dense_metrics(tmp_path, tmp_path / "3") == {}
 
 
-def jobs_of(*lines: str) -> list[list[str]]:
+def split_jobs(*lines: str) -> list[list[str]]:
     (jobs,) = DenseFirst.split_arguments(OverridesParser.create().parse_overrides(list(lines)), None)
     return jobs
 
 
 def test_each_seed_and_model_has_one_dense_job():
-    jobs = jobs_of("objective.keep=0.5,0.2", "gates.units=heads,neurons", "seed=0,1", "objective.schedule.end=0.5")
+    jobs = split_jobs("objective.keep=0.5,0.2", "gates.units=heads,neurons", "seed=0,1", "objective.schedule.end=0.5")
     assert jobs[:2] == [["seed=0", "objective=none"], ["seed=1", "objective=none"]]
     assert len(jobs) == 2 + 8
     assert all("objective.schedule.end=0.5" in job for job in jobs[2:])
 
 
 def test_settings_of_a_dense_run_stay_in_its_job():
-    jobs = jobs_of("optimizer.lr=0.1,0.2", "optimizer.gate_lr=0.1,0.2", "gates.discover=True", "objective=topk,none")
+    jobs = split_jobs("optimizer.lr=0.1,0.2", "optimizer.gate_lr=0.1,0.2", "gates.discover=True", "objective=topk,none")
     assert jobs[:2] == [[f"optimizer.lr={rate}", "gates.discover=True", "objective=none"] for rate in (0.1, 0.2)]
     assert all("objective=topk" in job for job in jobs[2:])
     assert len(jobs) == 2 + 4
@@ -181,3 +188,129 @@ def test_a_job_that_failed_before_an_earlier_run_in_its_folder_is_not_in_the_tab
     assert end.code == 1
     assert "Accuracy by speed" not in end.out
     assert end.err.count("is not empty") >= 2
+
+
+def end_of(folder: Path, jobs: list[Job], *, capsys, direction: str | None = None) -> tuple[int | str | None, str, str]:
+    """End a sweep of jobs that were not run; return its exit code and output."""
+    begin_jobs(folder, swept=[])
+    for job in jobs:
+        (folder / ".jobs" / f"{job.number}.json").write_text(json.dumps(asdict(job)))
+    target = "hydra_plugins.optuna" if direction else "basic"
+    hydra = {"sweep": {"dir": str(folder)}, "sweeper": {"_target_": target, "direction": direction}}
+    config = OmegaConf.create({"hydra": hydra, "sweep": {"max_drop": 1.0}})
+    capsys.readouterr()
+    code: int | str | None = 0
+    try:
+        SweepReport().on_multirun_end(config)
+    except SystemExit as end:
+        code = end.code
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with a dense run and one with half the heads."""
+    place = tmp_path_factory.mktemp("runs")
+    write_run(place / "0", "objective=none")
+    write_run(place / "1", "objective.num_heads=36", speedup=1.2, val_=0.895)
+    return place
+
+
+JOBS = [Job(0, ["objective=none"], "0"), Job(1, ["objective.num_heads=36"], "1")]
+FAILED = Job(2, ["seed=-1"], "2", "no such seed")
+
+
+@pytest.mark.parametrize("part", ["write_figure", "write_numbers", "print_choice", "compare"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device", "x"), ValueError("odd"), MemoryError()])
+def test_a_failed_job_ends_in_exit_code_1_whatever_fails_at_the_end(part, error, runs, monkeypatch, capsys):
+    monkeypatch.setattr(callback, part, mock.Mock(side_effect=error))
+    code, out, err = end_of(runs, [*JOBS, FAILED], capsys=capsys)
+    assert code == 1
+    assert err.endswith("error: 1 job(s) of the sweep failed:\n  job 2 (seed=-1): no such seed\n")
+    # What cannot be shown is an error by itself, too, and prevents nothing else.
+    code, out, _ = end_of(runs, JOBS, capsys=capsys)
+    assert code == 1
+    assert ("Recommended: 36 heads" in out) == part.startswith("write")
+
+
+def test_a_sweep_without_failures_ends_in_exit_code_0(runs, capsys):
+    assert end_of(runs, JOBS, capsys=capsys)[0] == 0
+
+
+@pytest.mark.parametrize("value", ["NaN", "null", '"x"', "Infinity"])
+def test_a_score_that_is_not_finite_hides_no_failed_job(value, runs, capsys):
+    path = runs / "1" / "metrics.json"
+    before = path.read_text()
+    path.write_text(before.replace("0.895", value))
+    code, out, err = end_of(runs, [*JOBS, FAILED], capsys=capsys)
+    path.write_text(before)
+    assert code == 1
+    assert "Traceback" not in err
+    assert "no such seed" in err
+    assert "not finite" in out
+    assert "none with a budget has a finite validation score" in out
+    text = (runs / "report" / "tradeoff.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "null"])
+def test_a_job_with_damaged_numbers_is_a_failed_one(content, runs, capsys):
+    path = runs / "1" / "metrics.json"
+    before = path.read_text()
+    path.write_text(content)
+    code, out, err = end_of(runs, JOBS, capsys=capsys)
+    path.write_text(before)
+    assert code == 1
+    assert "1.00x" in out
+    assert "job 1 (objective.num_heads=36): " in err
+    assert "does not have the numbers of a run" in err
+
+
+def test_a_job_that_has_not_finished_is_a_failed_one(runs, capsys):
+    path = runs / "1" / "metrics.json"
+    before = path.read_text()
+    path.unlink()
+    code, _, err = end_of(runs, JOBS, capsys=capsys)
+    path.write_text(before)
+    assert code == 1
+    assert "job 1 (objective.num_heads=36): The run is not finished." in err
+
+
+def test_a_search_ends_with_its_best_trial_and_its_folder(runs, capsys):
+    best = {"best_params": {"objective.num_heads": 36}, "best_value": 0.895}
+    (runs / "optimization_results.yaml").write_text(json.dumps(best))
+    code, out, _ = end_of(runs, JOBS[1:], capsys=capsys, direction="maximize")
+    assert code == 0
+    assert f"Best trial: objective.num_heads=36 with 0.895, in {runs / '1'}." in out
+    assert "recommended" not in out
+    # One of an earlier sweep in this folder is none of another sweeper.
+    _, out, _ = end_of(runs, JOBS[1:], capsys=capsys)
+    assert "Best trial" not in out
+    (runs / "optimization_results.yaml").unlink()
+
+
+def test_records_of_jobs_with_odd_values_are_none(tmp_path):
+    begin_jobs(tmp_path, swept=[])
+    odd = [{"number": "a"}, {"number": True}, {"overrides": "x"}, {"overrides": [1]}, {"folder": None}, {"reason": 3}]
+    for number, change in enumerate(odd):
+        (tmp_path / ".jobs" / f"{number}.json").write_text(json.dumps(asdict(JOBS[0]) | change))
+    assert jobs_of(tmp_path) == []
+    (tmp_path / "report").mkdir()
+    for runs in (3, [3], [{"recommended": True}], [{"recommended": True, "best_folder": 3}]):
+        (tmp_path / "report" / "tradeoff.json").write_text(json.dumps({"runs": runs}))
+        assert recommended_job(tmp_path) is None
+
+
+def test_damaged_runs_beside_a_job_are_no_reference(runs, tmp_path):
+    shutil.copytree(runs / "0", tmp_path / "0")
+    shutil.copytree(runs / "1", tmp_path / "1")
+    begin_jobs(tmp_path, swept=[])
+    for job in JOBS:
+        (tmp_path / ".jobs" / f"{job.number}.json").write_text(json.dumps(asdict(job)))
+    assert dense_metrics(tmp_path, tmp_path / "1") == {"val/accuracy": 0.9, "test/accuracy": 0.9}
+    path = tmp_path / "0" / "metrics.json"
+    path.write_text(path.read_text().replace("0.9", "Infinity"))
+    assert dense_metrics(tmp_path, tmp_path / "1") == {}
+    (tmp_path / "0" / "config.yaml").write_text("{")
+    assert dense_metrics(tmp_path, tmp_path / "1") == {}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 
 from gating.report.score import Score
@@ -19,23 +19,28 @@ class Result:
         budget: Its budget as text, such as ``18 heads``; ``dense`` for a run without an objective.
         is_dense: Whether it is a dense run.
         group: Identifies the runs that differ from this one in nothing but their seed.
-        seed: Its seed.
+        seed: Its seed; None if its settings have no whole number.
         settings: Other settings in which it differs from the runs that it is compared with, each as text.
-        validation: Score on validation data; NaN without it.
-        test: Score on test data; NaN without it.
+        validation: Score on validation data; NaN without it, infinity for one that is no finite number.
+        test: Score on test data, likewise.
         heads: Number of attention heads.
         neurons: Number of feed-forward neurons; NaN where they are not counted.
         work: Multiply-accumulates of an example over those of the dense model, or parameters where they are not
             counted.
         speedup: Measured latency of the dense model over its own; NaN without a measurement.
         speedup_short: The same of one short text.
+        baseline: Name of a prediction without a model, such as ``majority class``; empty without one.
+        baseline_validation: Score of the baseline on the validation data; NaN without one.
+        baseline_test: Its score on the test data.
+        num_targets: Number of validation labels.
+        warnings: Warnings about the run.
     """
 
     folder: str
     budget: str
     is_dense: bool
     group: str
-    seed: int
+    seed: int | None
     settings: tuple[str, ...] = ()
     validation: float = math.nan
     test: float = math.nan
@@ -44,11 +49,16 @@ class Result:
     work: float = math.nan
     speedup: float = math.nan
     speedup_short: float = math.nan
+    baseline: str = ""
+    baseline_validation: float = math.nan
+    baseline_test: float = math.nan
+    num_targets: int = 1
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The mean of runs that differ in nothing but their seed.
+    """The mean of runs that differ in nothing but their seed; several runs of one seed count as one.
 
     Attributes:
         runs: The runs, by seed.
@@ -68,16 +78,46 @@ class Candidate:
 
     def best(self, score: Score) -> Result:
         """Return the run with the best validation score; the first one without such scores."""
-        known = [run for run in self.runs if not math.isnan(run.validation)] or list(self.runs)
+        known = [run for run in self.runs if math.isfinite(run.validation)] or list(self.runs)
         return min(known, key=lambda run: -run.validation if score.higher_is_better else run.validation)
 
+    @property
+    def num_seeds(self) -> int:
+        """Number of different seeds."""
+        return len({run.seed for run in self.runs})
+
     def mean(self, name: str) -> float:
-        """Return the mean of an attribute of the runs."""
-        return float(mean(getattr(run, name) for run in self.runs))
+        """Return the mean of an attribute over the seeds; infinity or NaN if it is so in one run."""
+        return _mean(self._of_seeds(name))
 
     def spread(self, name: str) -> float:
-        """Return the standard deviation of an attribute of the runs; NaN for a single one."""
-        return float(stdev(getattr(run, name) for run in self.runs)) if len(self.runs) > 1 else math.nan
+        """Return the standard deviation of an attribute over the seeds; NaN for a single one."""
+        values = self._of_seeds(name)
+        return float(stdev(values)) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
+
+    def _of_seeds(self, name: str) -> list[float]:
+        seeds: dict[int | None, list[float]] = {}
+        for run in self.runs:
+            seeds.setdefault(run.seed, []).append(getattr(run, name))
+        return [_mean(values) for values in seeds.values()]
+
+    def is_scored(self, score: Score) -> bool:
+        """Return whether the validation score is a finite number, also in the shown unit."""
+        return math.isfinite(score.scale * self.mean("validation"))
+
+    def chance(self, score: Score) -> float:
+        """Return the difference to the baseline that can be chance: two standard errors, of labels and of seeds."""
+        values = self.mean("validation"), self.mean("baseline_validation")
+        of_labels = score.chance(*values, num_targets=min(run.num_targets for run in self.runs))
+        of_seeds = 2 * self.spread("validation") / math.sqrt(self.num_seeds)
+        return of_labels if math.isnan(of_seeds) else math.hypot(of_labels, of_seeds)
+
+    def beats_baseline(self, score: Score) -> bool:
+        """Return whether the validation score is better than the baseline by more than chance, or there is none."""
+        if not self.is_scored(score):
+            return False
+        value, baseline = self.mean("validation"), self.mean("baseline_validation")
+        return not math.isfinite(baseline) or score.gain(value, baseline) > self.chance(score)
 
 
 @dataclass(frozen=True)
@@ -95,6 +135,7 @@ class Tradeoff:
         closest: Without a chosen one, the candidate that loses least; None without any.
         notes: Sentences on the comparison.
         problem: Reason for which the runs cannot be compared, so that nothing is chosen; None if they can.
+        search: Sentence on the best trial of an optimizing sweeper; None for other runs.
     """
 
     candidates: tuple[Candidate, ...]
@@ -107,14 +148,27 @@ class Tradeoff:
     closest: Candidate | None = None
     notes: tuple[str, ...] = field(default=())
     problem: str | None = None
+    search: str | None = None
 
     def speed(self, candidate: Candidate) -> float:
-        """Return the speedup of a candidate, or the dense model's work over its own; 1 for a dense one."""
+        """Return the speedup, or the dense model's work over that of a candidate; 1 for a dense one, NaN if unknown."""
         return _speed(candidate, self.axis)
+
+    @property
+    def baseline(self) -> Result | None:
+        """A run with a baseline, which is that of all; None without one."""
+        runs = (run for candidate in self.candidates for run in candidate.runs)
+        return next((run for run in runs if math.isfinite(run.baseline_validation)), None)
 
     def drop(self, candidate: Candidate) -> float:
         """Return the loss of validation score against the dense candidate, in the shown unit; NaN without one."""
         return math.nan if self.dense is None else _drop(candidate, self.dense, self.score)
+
+
+def _mean(values: Sequence[float]) -> float:
+    if all(map(math.isfinite, values)):
+        return float(mean(values))
+    return math.inf if any(map(math.isinf, values)) else math.nan
 
 
 def combine(results: Sequence[Result]) -> list[Candidate]:
@@ -122,7 +176,10 @@ def combine(results: Sequence[Result]) -> list[Candidate]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.group, []).append(result)
-    return [Candidate(tuple(sorted(runs, key=lambda run: run.seed))) for runs in groups.values()]
+    # Runs without a seed come last.
+    return [
+        Candidate(tuple(sorted(runs, key=lambda run: (run.seed is None, run.seed or 0)))) for runs in groups.values()
+    ]
 
 
 def decide(
@@ -133,8 +190,11 @@ def decide(
     axis: str = "speedup",
     notes: Sequence[str] = (),
     problem: str | None = None,
+    search: str | None = None,
 ) -> Tradeoff:
     """Choose among runs by their validation scores; test scores are not looked at.
+
+    Runs whose score is not finite, or does not beat the baseline by more than chance, are never chosen.
 
     Args:
         results: The runs.
@@ -143,16 +203,18 @@ def decide(
         axis: ``speedup``, or ``work`` where measurements are not comparable.
         notes: Sentences on the comparison.
         problem: Reason for which the runs cannot be compared.
+        search: Sentence on the best trial of an optimizing sweeper.
     """
-    candidates = combine(results)
-    if any(math.isnan(candidate.mean("speedup")) for candidate in candidates):
+    candidates = combine(_with_baseline(results))
+    if any(math.isnan(_speed(candidate, "speedup")) for candidate in candidates):
         axis = "work"
-    candidates.sort(key=lambda candidate: (not candidate.is_dense, _speed(candidate, axis)))
+    candidates.sort(key=lambda candidate: _rank(candidate, axis, score))
     if problem is not None:
-        return Tradeoff(tuple(candidates), score, max_drop, axis, notes=tuple(notes), problem=problem)
-    scored = [candidate for candidate in candidates if not math.isnan(candidate.mean("validation"))]
+        return Tradeoff(tuple(candidates), score, max_drop, axis, notes=tuple(notes), problem=problem, search=search)
+    scored = [candidate for candidate in candidates if candidate.is_scored(score)]
+    placed = [candidate for candidate in scored if not math.isnan(_speed(candidate, axis))]
     dense = min((c for c in scored if c.is_dense), key=lambda c: _loss(c, score), default=None)
-    others = [candidate for candidate in scored if not candidate.is_dense]
+    others = [candidate for candidate in placed if not candidate.is_dense and candidate.beats_baseline(score)]
     chosen = closest = None
     if dense is not None and others:
         # Tolerance of binary fractions: a drop of 0.91 - 0.90 is 1.0000000000000009 points.
@@ -164,12 +226,30 @@ def decide(
         score=score,
         max_drop=max_drop,
         axis=axis,
-        front=tuple(c for c in scored if not any(_exceeds(other, c, axis, score) for other in scored)),
+        front=tuple(c for c in placed if not any(_exceeds(other, c, axis, score) for other in placed)),
         dense=dense,
         chosen=chosen,
         closest=closest,
         notes=tuple(notes),
+        search=search,
     )
+
+
+def _with_baseline(results: Sequence[Result]) -> list[Result]:
+    """Return results of which those without a baseline have that of another one, since all are of the same data."""
+    known = next((result for result in results if math.isfinite(result.baseline_validation)), None)
+    if known is None:
+        return list(results)
+    names = ("baseline", "baseline_validation", "baseline_test", "num_targets")
+    given = {name: getattr(known, name) for name in names}
+    return [replace(result, **given) if not math.isfinite(result.baseline_validation) else result for result in results]
+
+
+def _rank(candidate: Candidate, axis: str, score: Score) -> tuple[bool, bool, bool, float]:
+    """Return the key by which the rows of a table are sorted: those without a score or a speed are the last."""
+    speed = _speed(candidate, axis)
+    is_slow = math.isnan(speed)
+    return not candidate.is_scored(score), not candidate.is_dense, is_slow, 0.0 if is_slow else speed
 
 
 def _loss(candidate: Candidate, score: Score) -> float:
@@ -185,7 +265,10 @@ def _drop(candidate: Candidate, dense: Candidate, score: Score) -> float:
 def _speed(candidate: Candidate, axis: str) -> float:
     if candidate.is_dense:
         return 1.0  # Its own measurement of itself differs by noise.
-    return candidate.mean("speedup") if axis == "speedup" else 1 / max(candidate.mean("work"), 1e-9)
+    value = candidate.mean("speedup" if axis == "speedup" else "work")
+    if not (math.isfinite(value) and value > 0):
+        return math.nan
+    return value if axis == "speedup" else 1 / max(value, 1e-9)
 
 
 def _exceeds(other: Candidate, candidate: Candidate, axis: str, score: Score) -> bool:

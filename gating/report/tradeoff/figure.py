@@ -12,6 +12,8 @@ from gating.report.tradeoff.decision import Candidate, Tradeoff
 
 __all__ = ["tradeoff_figure"]
 
+# Larger scores and speeds are not drawn.
+_LARGEST = 1e12
 _FRONT, _OTHER, _CHOSEN = "tab:blue", "0.5", "tab:green"
 _LABELS = {"speedup": "measured speed-up over the dense model", "work": "work of the dense model over that of the run"}
 # Shares of the axes: width of a character of a label, height of a label, its distance from its point, half a point.
@@ -40,10 +42,10 @@ def tradeoff_figure(tradeoff: Tradeoff) -> Figure:
     """
     figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     axes, score = figure.subplots(), tradeoff.score
-    drawn = [candidate for candidate in tradeoff.candidates if not math.isnan(candidate.mean("validation"))]
+    drawn = [candidate for candidate in tradeoff.candidates if _is_drawable(tradeoff, candidate)]
     _set_limits(axes, tradeoff, drawn)
     _draw_limit(axes, tradeoff)
-    front = sorted(tradeoff.front, key=tradeoff.speed)
+    front = sorted((candidate for candidate in tradeoff.front if candidate in drawn), key=tradeoff.speed)
     steps = [tradeoff.speed(candidate) for candidate in front], [_height(tradeoff, candidate) for candidate in front]
     axes.plot(*steps, color=_FRONT, linewidth=1.2, label="Pareto front", zorder=2)
     for candidate in drawn:
@@ -52,13 +54,19 @@ def tradeoff_figure(tradeoff: Tradeoff) -> Figure:
         error = None if math.isnan(spread) else spread
         axes.errorbar(x, _height(tradeoff, candidate), yerr=error, fmt="o", color=color, capsize=3, zorder=3)
         test = score.scale * candidate.mean("test")
-        axes.plot(x, test, "o", markersize=4, markerfacecolor="none", color=color, zorder=2)
+        if abs(test) < _LARGEST:
+            axes.plot(x, test, "o", markersize=4, markerfacecolor="none", color=color, zorder=2)
     _draw_names(axes, tradeoff, drawn)
     axes.plot([], [], "o", color="0.3", label="validation: runs are chosen by it")
     axes.plot([], [], "o", markersize=4, markerfacecolor="none", color="0.3", label="test")
     axes.grid(alpha=0.3)
     figure.legend(fontsize="small", loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _is_drawable(tradeoff: Tradeoff, candidate: Candidate) -> bool:
+    """Return whether a candidate has a score and a speed that an axis can show."""
+    return abs(_height(tradeoff, candidate)) < _LARGEST and tradeoff.speed(candidate) < _LARGEST
 
 
 def _height(tradeoff: Tradeoff, candidate: Candidate) -> float:
@@ -73,19 +81,24 @@ def _color(tradeoff: Tradeoff, candidate: Candidate) -> str:
 
 def _draw_limit(axes: Axes, tradeoff: Tradeoff) -> None:
     """Draw the dense score as a line, and the accepted loss as a band beside it."""
-    if tradeoff.dense is None:
+    low, high = axes.get_ylim()
+    baseline = tradeoff.baseline
+    if baseline is not None and low < (level := tradeoff.score.scale * baseline.baseline_validation) < high:
+        axes.axhline(level, color="0.5", linewidth=0.8, linestyle=":", label="baseline")
+    if tradeoff.dense is None or not _is_drawable(tradeoff, tradeoff.dense):
         return
     dense = _height(tradeoff, tradeoff.dense)
     worst = dense - tradeoff.max_drop if tradeoff.score.higher_is_better else dense + tradeoff.max_drop
     axes.axhline(dense, color="black", linewidth=0.8, linestyle="--", label="dense")
-    axes.axhspan(dense, worst, color=_CHOSEN, alpha=0.12, label=f"at most {tradeoff.max_drop:g} worse")
+    if tradeoff.chosen is not None or tradeoff.closest is not None:
+        axes.axhspan(dense, worst, color=_CHOSEN, alpha=0.12, label=f"at most {tradeoff.max_drop:g} worse")
 
 
 def _set_limits(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> None:
     """Set limits that show at least eight times the accepted loss, so that small losses look small."""
     score = tradeoff.score
     values = [score.scale * candidate.mean(name) for candidate in drawn for name in ("validation", "test")]
-    known = [value for value in values if not math.isnan(value)] or [0.0]
+    known = [value for value in values if abs(value) < _LARGEST] or [0.0]
     middle, least = (max(known) + min(known)) / 2, 8 * tradeoff.max_drop
     span = max(1.3 * (max(known) - min(known)), least, 1e-6)
     low, high = middle - span / 2, middle + span / 2
@@ -98,7 +111,9 @@ def _set_limits(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> N
         xlim=(min(speeds) - 0.06 * width, max(speeds) + margin / (1 - margin) * width),
         ylim=(low - beyond, high - beyond),
     )
-    axes.set(xlabel=_LABELS[tradeoff.axis], ylabel=f"{score.name}{unit}")
+    # A $ in a name begins no formula.
+    axes.set_xlabel(_LABELS[tradeoff.axis])
+    axes.set_ylabel(f"{score.name}{unit}", parse_math=False)
 
 
 def _draw_names(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> None:
@@ -114,7 +129,14 @@ def _draw_names(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> N
         place = free[0] if free else _PLACES[0]
         taken.append(boxes[place])
         text = axes.annotate(
-            name, (x, y), textcoords="offset points", xytext=place[:2], ha=place.side, fontsize="small", zorder=4
+            name,
+            (x, y),
+            textcoords="offset points",
+            xytext=place[:2],
+            ha=place.side,
+            fontsize="small",
+            zorder=4,
+            parse_math=False,
         )
         text.set(color=_color(tradeoff, candidate), path_effects=[withStroke(linewidth=3, foreground="white")])
         text.set_fontweight("bold" if candidate is tradeoff.chosen else "normal")

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from gating.report.score import Score
+from gating.report.score import NOT_FINITE, Score
 from gating.report.tradeoff.decision import Candidate, Tradeoff
 
 __all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "settings_lines", "tradeoff_table"]
@@ -16,14 +16,14 @@ _AXES = {"speedup": "speed-up", "work": "less work"}
 
 
 def tradeoff_table(tradeoff: Tradeoff, *, with_settings: bool = True) -> Table:
-    """Return a table with a row for each candidate; a star marks the front, an arrow the recommended one.
+    """Return a table with a row for each candidate; a star marks the front, an arrow the recommended one, ! warnings.
 
     Args:
         tradeoff: The choice.
         with_settings: Whether it has a column of the settings in which candidates differ, if they do.
     """
     extra = with_settings and any(candidate.runs[0].settings for candidate in tradeoff.candidates)
-    table = Table(title=f"{tradeoff.score.name.capitalize()} by speed", title_justify="left")
+    table = Table(title=Text(f"{tradeoff.score.name.capitalize()} by speed"), title_justify="left")
     short = _short_speedups(tradeoff)
     numbers = ["heads", "neurons", _AXES[tradeoff.axis], *(["short text"] if short else []), "validation", "test"]
     for column in ("", "budget", *(["settings"] if extra else []), *numbers, "folder"):
@@ -31,14 +31,29 @@ def tradeoff_table(tradeoff: Tradeoff, *, with_settings: bool = True) -> Table:
     for candidate in tradeoff.candidates:
         first, others = candidate.runs[0], len(candidate.runs) - 1
         best = candidate.best(tradeoff.score)
-        marks = ("→" if candidate is tradeoff.chosen else "") + ("*" if candidate in tradeoff.front else "")
+        signs = {"→": candidate is tradeoff.chosen, "*": candidate in tradeoff.front, "!": _warnings(candidate)}
+        marks = "".join(sign for sign, is_set in signs.items() if is_set)
         texts = [marks, first.budget, *(["\n".join(first.settings)] if extra else [])]
         sizes = [_number(candidate.mean("heads")), _number(candidate.mean("neurons"))]
         scores = [_score(candidate, name, tradeoff.score) for name in ("validation", "test")]
         folder = best.folder + (f" (+{others})" if others else "")
-        speeds = [f"{tradeoff.speed(candidate):.2f}x", *([short[candidate]] if short else [])]
+        speeds = [_times(tradeoff.speed(candidate)), *([short[candidate]] if short else [])]
         row = [*texts, *sizes, *speeds, *scores, folder]
         table.add_row(*map(Text, row), style="bold" if candidate is tradeoff.chosen else None)
+    if (run := tradeoff.baseline) is not None:
+        scores = [tradeoff.score.show(value) for value in (run.baseline_validation, run.baseline_test)]
+        row = [
+            "",
+            run.baseline,
+            *([""] if extra else []),
+            "-",
+            "-",
+            "-",
+            *(["-"] if short else []),
+            *scores,
+            "no model",
+        ]
+        table.add_row(*map(Text, row), style="dim")
     return table
 
 
@@ -73,30 +88,46 @@ def explain_choice(tradeoff: Tradeoff, *, setting: str) -> list[str]:
         tradeoff: The choice.
         setting: Name of the setting or option for the largest accepted loss.
     """
+    search = [] if tradeoff.search is None else [tradeoff.search]
     if tradeoff.problem is not None:
-        return [f"No run is recommended: {tradeoff.problem}", *tradeoff.notes]
-    lines = _recommendation(tradeoff, f"{setting}={tradeoff.max_drop:g}")
+        return [*search, f"No run is recommended: {tradeoff.problem}", *tradeoff.notes]
+    lines = [*search, *_recommendation(tradeoff, f"{setting}={tradeoff.max_drop:g}")]
+    if search and tradeoff.dense is None:
+        # Trials of a search are compared with each other.
+        runs = [candidate for candidate in tradeoff.candidates if candidate.is_scored(tradeoff.score)]
+        is_vain = runs and not any(candidate.beats_baseline(tradeoff.score) for candidate in runs)
+        lines = [*search, *([_no_candidate(tradeoff, runs)] if is_vain else [])]
+    score = tradeoff.score
     if tradeoff.front:
         speed = "speed-up" if tradeoff.axis == "speedup" else "work"
         lines.append(f"*: on the Pareto front of validation {tradeoff.score.name} and {speed}.")
-    if any(len(candidate.runs) > 1 for candidate in tradeoff.candidates):
+    if any(candidate.num_seeds > 1 for candidate in tradeoff.candidates):
         lines.append("Numbers are means over seeds, scores with their standard deviation.")
     elif len(tradeoff.candidates) > 1:
         lines.append("One seed each: small differences can be chance; seed=0,1,2 shows how large chance is.")
-    return [*lines, *tradeoff.notes]
+    if tradeoff.baseline is None and tradeoff.chosen is not None:
+        lines.append(f"There is no baseline for {score.name}: whether these models have learned is not checked.")
+    return [*lines, *tradeoff.notes, *_warning_lines(tradeoff)]
 
 
 def _recommendation(tradeoff: Tradeoff, limit: str) -> list[str]:
     score, dense = tradeoff.score, tradeoff.dense
-    if all(math.isnan(candidate.mean("validation")) for candidate in tradeoff.candidates):
-        return ["No run is recommended: runs are chosen by their validation scores, and none has one."]
+    scored = [candidate for candidate in tradeoff.candidates if candidate.is_scored(score)]
+    if not scored:
+        is_missing = all(math.isnan(candidate.mean("validation")) for candidate in tradeoff.candidates)
+        which = "one" if is_missing else "a finite one"
+        return [f"No run is recommended: runs are chosen by their validation scores, and none has {which}."]
+    if dense is None and any(candidate.is_dense for candidate in tradeoff.candidates):
+        return ["No run is recommended: the dense run to compare with has no finite validation score."]
     if dense is None:
         return [
             "No run is recommended: there is no dense run to compare with. Train one with the same command and "
             "objective=none instead of a budget, and give its folder and these to head-gating compare."
         ]
-    if tradeoff.chosen is None and tradeoff.closest is None:
+    if all(candidate.is_dense for candidate in tradeoff.candidates):
         return ["No run is recommended: there are only dense runs."]
+    if tradeoff.chosen is None and tradeoff.closest is None:
+        return [_no_candidate(tradeoff, [candidate for candidate in scored if not candidate.is_dense])]
     if tradeoff.chosen is not None:
         tests = [candidate.mean("test") for candidate in (tradeoff.chosen, dense)]
         shown = [score.show(test) for test in tests]
@@ -107,11 +138,31 @@ def _recommendation(tradeoff: Tradeoff, limit: str) -> list[str]:
             f"Runs are chosen by their validation scores alone{seen}.",
         ]
     assert tradeoff.closest is not None
+    better = "" if tradeoff.baseline is None else " and better than the baseline by more than chance"
     return [
-        f"No run is recommended: none within {limit} of the dense score is faster than the dense run.",
+        f"No run is recommended: none within {limit} of the dense score is faster than the dense run{better}.",
         f"The closest is {_compared(tradeoff, tradeoff.closest, dense)}.{_best_seed(tradeoff.closest, score)} "
         "Try larger budgets, or longer training.",
     ]
+
+
+def _no_candidate(tradeoff: Tradeoff, scored: Sequence[Candidate]) -> str:
+    """Return the reason for which no run with a budget comes into question."""
+    score, baseline = tradeoff.score, tradeoff.baseline
+    if not scored or baseline is None:
+        lacking = "speed" if scored else "finite validation score"
+        return f"No run is recommended: none with a budget has a {lacking}."
+    gains = {score.gain(c.mean("validation"), c.mean("baseline_validation")) - c.chance(score): c for c in scored}
+    best = gains[max(gains)]
+    chance = _decimals(score.scale * best.chance(score))
+    dense = tradeoff.dense is not None and not tradeoff.dense.beats_baseline(score)
+    return (
+        f"No run is recommended: none is better than the baseline, {baseline.baseline} with a validation {score.name} "
+        f"of {score.show(baseline.baseline_validation)}, by more than chance. The best, {best.name}, has "
+        f"{score.show(best.mean('validation'))}, and a difference of {chance} can be "
+        f"chance{'; the dense run is no better than the baseline either' if dense else ''}. Train longer, with other "
+        "learning rates, or on more data."
+    )
 
 
 def _compared(tradeoff: Tradeoff, candidate: Candidate, dense: Candidate) -> str:
@@ -120,7 +171,7 @@ def _compared(tradeoff: Tradeoff, candidate: Candidate, dense: Candidate) -> str
     place, mean = ("", "mean ") if several else (f" in {candidate.runs[0].folder},", "")
     gain = "faster" if tradeoff.axis == "speedup" else "less work"
     return (
-        f"{candidate.name},{place} {tradeoff.speed(candidate):.2f}x {gain}, with a {mean}validation {score.name} of "
+        f"{candidate.name},{place} {_times(tradeoff.speed(candidate))} {gain}, with a {mean}validation {score.name} of "
         f"{score.show(candidate.mean('validation'))}, {drop_text(tradeoff.drop(candidate), score)} the dense run's "
         f"{score.show(dense.mean('validation'))}"
     )
@@ -130,8 +181,19 @@ def _best_seed(candidate: Candidate, score: Score) -> str:
     """Return a sentence on the best of a candidate's runs, after a space; nothing if there is one run."""
     if len(candidate.runs) == 1:
         return ""
-    best = candidate.best(score)
-    return f" The best of its {len(candidate.runs)} seeds is in {best.folder} ({score.show(best.validation)})."
+    best, several = candidate.best(score), candidate.num_seeds > 1
+    number = f"{candidate.num_seeds} seeds" if several else f"{len(candidate.runs)} runs with one seed"
+    return f" The best of its {number} is in {best.folder} ({score.show(best.validation)})."
+
+
+def _warnings(candidate: Candidate) -> list[str]:
+    return list(dict.fromkeys(warning for run in candidate.runs for warning in run.warnings))
+
+
+def _warning_lines(tradeoff: Tradeoff) -> list[str]:
+    """Return the warnings of each run after its folder."""
+    runs = (run for candidate in tradeoff.candidates for run in candidate.runs)
+    return [f"!: {run.folder}: {warning}" for run in runs for warning in run.warnings]
 
 
 def drop_text(drop: float, score: Score) -> str:
@@ -144,7 +206,7 @@ def drop_text(drop: float, score: Score) -> str:
     >>> drop_text(0.0, Score("accuracy"))
     'equal to'
     """
-    size = f"{abs(drop):.2f}"
+    size = _decimals(abs(drop))
     if float(size) == 0:
         return "equal to"
     word = "below" if (drop >= 0) == score.higher_is_better else "above"
@@ -166,10 +228,15 @@ def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
             "on_front": candidate in tradeoff.front,
             "recommended": candidate is tradeoff.chosen,
         }
+        against = {
+            "baseline": _plain(candidate.mean("baseline_validation")),
+            "beats_baseline": candidate.beats_baseline(tradeoff.score),
+            "warnings": _warnings(candidate),
+        }
         texts = {"budget": first.budget, "settings": " ".join(first.settings), "dense": candidate.is_dense}
         folders = {"folders": [run.folder for run in candidate.runs], "seeds": [run.seed for run in candidate.runs]}
         best = {"best_folder": candidate.best(tradeoff.score).folder}
-        rows.append(texts | numbers | scores | spreads | marks | folders | best)
+        rows.append(texts | numbers | scores | spreads | marks | against | folders | best)
     return {
         "metric": tradeoff.score.name,
         "higher_is_better": tradeoff.score.higher_is_better,
@@ -182,11 +249,22 @@ def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
 
 def _score(candidate: Candidate, name: str, score: Score) -> str:
     shown, spread = score.show(candidate.mean(name)), candidate.spread(name)
-    return shown if math.isnan(spread) else f"{shown} ± {score.scale * spread:.2f}"
+    return shown if math.isnan(spread) else f"{shown} ± {_decimals(score.scale * spread)}"
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:,.0f}"
+    return "-" if not math.isfinite(value) else f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _times(speed: float) -> str:
+    return "-" if math.isnan(speed) else f"{_decimals(speed)}x"
+
+
+def _decimals(value: float) -> str:
+    """Return a number with two decimals, a large one with an exponent."""
+    if not math.isfinite(value):
+        return NOT_FINITE
+    return f"{value:.2f}" if abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _plain(value: float) -> float | None:

@@ -1,12 +1,12 @@
 """The number that a run returns to an optimizing sweeper."""
 
-import json
 import re
 from pathlib import Path
 
 from gating.errors import InputError
 from gating.report.summary import NUMBERS, Stage
 from gating.run.folder.contents import METRICS
+from gating.storage.tables import finite_number, read_table
 
 __all__ = ["check_optimized", "optimized_value"]
 
@@ -45,11 +45,18 @@ def optimized_value(folder: Path, name: str | None) -> float | None:
         InputError: ``metrics.json`` has no such number.
     """
     path = folder / METRICS
-    found = json.loads(path.read_text(encoding="utf-8"))
-    numbers = {key: value for key, value in found.items() if value is None or type(value) in (int, float)}
+    found = read_table(path)
+    if not isinstance(found.get("metric"), str):
+        raise InputError(f"{path} does not have the numbers of a run: train it again, with overwrite=true.")
+    # None stands for numbers that are not finite, too.
+    numbers = {key: finite_number(value) for key, value in found.items() if _is_number(value)}
     if name is not None and name not in numbers:
         raise InputError(
             f"optimized_metric={name} is not in {path} of the finished run, which has {', '.join(sorted(numbers))}. "
             f"Give one of these with resume={folder}."
         )
-    return numbers.get(name or f"val/{found.get('metric')}")
+    return numbers.get(name or f"val/{found['metric']}")
+
+
+def _is_number(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

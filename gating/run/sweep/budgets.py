@@ -8,7 +8,7 @@ from gating.objectives.budget import DEFAULT_KEEP
 from gating.run.folder.resume import is_free
 from gating.run.folder.stored_settings import leaves
 
-__all__ = ["as_text", "budget_text", "differing", "is_dense", "of_group", "settings_texts"]
+__all__ = ["as_text", "budget_text", "differing", "is_dense", "of_group", "settings_texts", "units_text"]
 
 # Settings of a budget, of which an objective takes one.
 _BUDGETS = ("num_heads", "num_neurons", "keep", "speedup", "price")
@@ -48,8 +48,18 @@ def budget_text(settings: Mapping[str, Any], *, with_units: bool) -> str:
     if not given and "keep" in objective:
         given = {"keep": DEFAULT_KEEP}
     text = ", ".join(_shown(name, value) for name, value in given.items()) or "default budget"
-    units = settings.get("gates", {}).get("units", "heads")
-    return f"{text}, {units if isinstance(units, str) else '+'.join(units)}" if with_units else text
+    return f"{text}, {units_text(settings)}" if with_units else text
+
+
+def units_text(settings: Mapping[str, Any]) -> str:
+    """Return the gated units of a run as text.
+
+    >>> units_text({"gates": {"units": ["heads", "neurons"]}}), units_text({"gates": None})
+    ('heads+neurons', 'heads')
+    """
+    gates = settings.get("gates")
+    units = gates.get("units", "heads") if isinstance(gates, Mapping) else "heads"
+    return "+".join(map(str, units)) if isinstance(units, list) else str(units)
 
 
 def _shown(name: str, value: Any) -> str:
@@ -99,7 +109,7 @@ def settings_texts(settings: Mapping[str, Any], names: Sequence[str]) -> tuple[s
 
 def of_group(settings: Mapping[str, Any]) -> str:
     """Return a text that is equal for runs that differ in nothing but their seed."""
-    return json.dumps(_with_effect(settings), sort_keys=True, default=str)
+    return json.dumps(sorted(_with_effect(settings).items()), default=str)
 
 
 def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:

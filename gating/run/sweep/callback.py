@@ -3,6 +3,8 @@
 import math
 import os
 import sys
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from gating.errors import InputError, explain
+from gating.errors import explain, is_input_error
+from gating.run.folder.contents import is_run
 from gating.run.folder.old_names import names_of
 from gating.run.sweep.records import JOBS, NUMBERS, Job, is_sweep, jobs_of, own_overrides
 
@@ -46,47 +49,90 @@ class SweepReport(Callback):
             begin_jobs(folder, swept=_swept(config))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print the choice among the finished jobs, then the failed ones."""
+        """Print the choice among the finished jobs, then the failed ones.
+
+        Raises:
+            SystemExit: A job failed, or a part of the report.
+        """
         from gating.distributed.collectives import is_rank_zero
-        from gating.run.folder.state import is_finished
 
         if not is_rank_zero():
             return
-        folder = _folder_of(config)
-        jobs = jobs_of(folder)
-        failed = [(_shown(folder, job), job.reason) for job in jobs if job.reason is not None]
-        finished = [place for job in jobs if job.reason is None and is_finished(place := folder / job.folder)]
-        try:
-            if finished:
-                _show_choice(folder, finished, failed, config)
-                _show_best(folder / _BEST)
-        except (InputError, OSError) as error:
-            print(f"error: {explain(error)}", file=sys.stderr)
+        folder, failed = _folder_of(config), list[tuple[str, str]]()
+        is_whole = _attempt(lambda: _report(folder, failed, config))
         if failed:
-            print(f"error: {len(failed)} job(s) of the sweep failed:", file=sys.stderr)
-            for name, reason in failed:
-                print(f"  {name}: {reason}", file=sys.stderr)
+            # The terminal may be gone.
+            with suppress(OSError):
+                print(f"error: {len(failed)} job(s) of the sweep failed:", file=sys.stderr)
+                for name, reason in failed:
+                    print(f"  {name}: {reason}", file=sys.stderr)
+        if failed or not is_whole:
             sys.exit(1)
 
 
-def _show_choice(folder: Path, finished: list[Path], failed: list[tuple[str, str]], config: DictConfig) -> None:
+def _attempt(action: Callable[[], bool | None]) -> bool:
+    """Do a part of a report, which prevents no other part if it fails; return whether it was done."""
+    try:
+        return action() is not False
+    except Exception as error:
+        with suppress(OSError):
+            if is_input_error(error):
+                print(f"error: {explain(error)}", file=sys.stderr)
+            else:
+                traceback.print_exc()
+        return False
+
+
+def _report(folder: Path, failed: list[tuple[str, str]], config: DictConfig) -> bool:
+    """Show and write the choice among the finished jobs of a sweep; return whether each part of it was done.
+
+    Args:
+        folder: The sweep's folder.
+        failed: Jobs that have failed or whose results cannot be read, each with the reason; extended.
+        config: The settings of the sweep.
+    """
+    from gating.run.folder.state import is_finished
     from gating.run.sweep.outcome import compare, print_choice, write_figure, write_numbers
+    from gating.run.sweep.results import why_unreadable
 
-    tradeoff = compare(finished, max_drop=_max_drop(config))
-    print_choice(tradeoff, setting=_SETTING, failed=failed)
-    write_figure(tradeoff, folder / _FIGURE)
-    write_numbers(tradeoff, folder / NUMBERS, setting=_SETTING, failed=failed)
-    print(f"The picture is in {folder / _FIGURE}, the numbers are in {folder / NUMBERS}")
+    jobs, finished = jobs_of(folder), list[Job]()
+    for job in jobs:
+        place, reason = folder / job.folder, job.reason
+        if reason is None and is_run(place):
+            reason = why_unreadable(place) if is_finished(place) else "The run is not finished."
+            finished += [job] if reason is None else []
+        if reason is not None:
+            failed.append((_shown(folder, job), reason))
+    if not finished:
+        return True
+    search = _best_trial(folder, finished) if "optuna" in str(config.hydra.sweeper.get("_target_")) else None
+    tradeoff = compare([folder / job.folder for job in finished], max_drop=_max_drop(config), search=search)
+    parts = (
+        lambda: print_choice(tradeoff, setting=_SETTING, failed=failed),
+        lambda: write_numbers(tradeoff, folder / NUMBERS, setting=_SETTING, failed=failed),
+        lambda: write_figure(tradeoff, folder / _FIGURE),
+    )
+    done = [_attempt(part) for part in parts]
+    is_whole = all(done)
+    if is_whole:
+        print(f"The picture is in {folder / _FIGURE}, the numbers are in {folder / NUMBERS}")
+    return is_whole
 
 
-def _show_best(path: Path) -> None:
-    """Print the best trial of Optuna's sweeper, which only logs it."""
-    if path.is_file():
-        best: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[assignment]
-        single = {"params": best.get("best_params", {}), "values": [best.get("best_value")]}
-        for values in best.get("solutions") or [single]:
-            params = " ".join(f"{name}={value}" for name, value in values["params"].items())
-            print(f"Best trial: {params} with {', '.join(map(str, values['values']))}")
+def _best_trial(folder: Path, jobs: Sequence[Job]) -> str | None:
+    """Return a sentence on the best trials of Optuna's sweeper, which only logs them; None for other sweepers."""
+    if not (folder / _BEST).is_file():
+        return None
+    best: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / _BEST))  # type: ignore[assignment]
+    single = {"params": best.get("best_params", {}), "values": [best.get("best_value")]}
+    lines = []
+    for trial in best.get("solutions") or [single]:
+        params = [f"{name}={value}" for name, value in trial["params"].items()]
+        places = [job.folder for job in jobs if set(params) <= set(job.overrides)]
+        # A study that was begun by an earlier command has its best trial elsewhere.
+        where = f", in {folder / places[-1]}" if places else ", of an earlier command of the study"
+        lines.append(f"Best trial: {' '.join(params)} with {', '.join(map(str, trial['values']))}{where}.")
+    return "\n".join(lines)
 
 
 def _shown(folder: Path, job: Job) -> str:

@@ -22,14 +22,21 @@ FORMATS = (".png", ".pdf", ".svg")
 _WIDTH, _FOLDER = 120, 16
 
 
-def compare(folders: list[Path], *, max_drop: float) -> Tradeoff:
+def compare(folders: list[Path], *, max_drop: float, search: str | None = None, notes: Sequence[str] = ()) -> Tradeoff:
     """Return the choice among the runs in some folders.
+
+    Args:
+        folders: The folders.
+        max_drop: Largest loss of validation score that is accepted, in the shown unit of the score.
+        search: Sentence on the best trial of an optimizing sweeper.
+        notes: Further sentences on the comparison.
 
     Raises:
         InputError: A folder is not that of a finished run.
     """
-    results, score, axis, notes, problem = read_comparison(folders)
-    return decide(results, score, max_drop=max_drop, axis=axis, notes=notes, problem=problem)
+    results, score, axis, found, problem = read_comparison(folders)
+    every = [*notes, *found]
+    return decide(results, score, max_drop=max_drop, axis=axis, notes=every, problem=problem, search=search)
 
 
 def print_choice(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:
@@ -83,4 +90,4 @@ def write_numbers(tradeoff: Tradeoff, path: Path, *, setting: str, failed: Seque
     """
     plain = as_plain(tradeoff, setting=setting) | {"failed": dict(failed)}
     with replacing_file(path) as new:
-        new.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")

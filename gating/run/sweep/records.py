@@ -33,12 +33,24 @@ class Job:
     folder: str
     reason: str | None = None
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether each value is of its type, as in a file that nothing else has written."""
+        return (
+            type(self.number) is int
+            and isinstance(self.overrides, list)
+            and all(isinstance(line, str) for line in self.overrides)
+            and isinstance(self.folder, str)
+            and isinstance(self.reason, str | None)
+        )
+
 
 def jobs_of(sweep: Path) -> list[Job]:
     """Return the jobs of a sweep in their order; empty if the folder holds no sweep."""
     names = {field.name for field in fields(Job)}
     tables = [read_table(path) for path in (sweep / JOBS).glob("*.json")]
-    return sorted((Job(**table) for table in tables if table.keys() == names), key=lambda job: job.number)
+    jobs = [Job(**table) for table in tables if table.keys() == names]
+    return sorted((job for job in jobs if job.is_valid), key=lambda job: job.number)
 
 
 def is_sweep(folder: Path) -> bool:
@@ -52,11 +64,10 @@ def recommended_job(sweep: Path) -> str | None:
     Args:
         sweep: The sweep's folder, which may have been moved.
     """
-    runs = read_table(sweep / NUMBERS).get("runs", [])
-    chosen: dict[str, Any] = next((run for run in runs if run.get("recommended")), {})
-    # Earlier versions did not record the best of several seeds.
-    folder = chosen.get("best_folder") or next(iter(chosen.get("folders", [])), None)
-    return None if folder is None else Path(folder).name
+    runs: Any = read_table(sweep / NUMBERS).get("runs")
+    tables = [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
+    folder = next((run.get("best_folder") for run in tables if run.get("recommended")), None)
+    return Path(folder).name if isinstance(folder, str) else None
 
 
 def own_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:

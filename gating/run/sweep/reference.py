@@ -1,16 +1,18 @@
 """The dense job of a sweep that another job is compared with."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gating.errors import InputError
 from gating.run.folder.contents import METRICS
 from gating.run.folder.resume import is_free
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import leaves, read_settings_of
 from gating.run.sweep.budgets import is_dense
 from gating.run.sweep.records import jobs_of
-from gating.storage.tables import read_table
+from gating.storage.tables import finite_number, read_table
 
 __all__ = ["dense_metrics"]
 
@@ -30,11 +32,16 @@ def dense_metrics(sweep: Path, folder: Path) -> dict[str, float]:
     """
     wanted = _of_training(read_settings_of(folder))
     for place in (sweep / job.folder for job in jobs_of(sweep) if job.reason is None):
-        if is_finished(place) and is_dense(settings := read_settings_of(place)) and _of_training(settings) == wanted:
-            numbers = read_table(place / METRICS)
-            found = {name: value for name, value in numbers.items() if name.startswith(("val/", "test/"))}
-            # Values that are not finite are stored as null.
-            return {name: value for name, value in found.items() if value is not None}
+        # Damaged settings of another job are no error of this one.
+        with suppress(InputError):
+            if is_finished(place) and is_dense(stored := read_settings_of(place)) and _of_training(stored) == wanted:
+                numbers = read_table(place / METRICS)
+                found = {name: finite_number(value) for name, value in numbers.items()}
+                return {
+                    name: value
+                    for name, value in found.items()
+                    if value is not None and name.startswith(("val/", "test/"))
+                }
     return {}
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +11,12 @@ from gating.report.tradeoff.decision import Result
 from gating.run.folder.contents import METRICS, is_run
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import leaves, read_settings_of
-from gating.run.sweep.budgets import budget_text, differing, is_dense, of_group, settings_texts
-from gating.storage.tables import read_table
+from gating.run.sweep.budgets import budget_text, differing, is_dense, of_group, settings_texts, units_text
+from gating.storage.tables import finite_number, read_table
 from gating.tasks.metrics.numbers import number_metrics
 from gating.tasks.metrics.tokens import PERPLEXITY
 
-__all__ = ["Comparison", "read_comparison"]
+__all__ = ["Comparison", "read_comparison", "why_unreadable"]
 
 # Settings of data and trainer that change neither the examples that are evaluated nor their labels.
 _SAME_EXAMPLES = ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.max_length", "data.stride")
@@ -58,7 +57,7 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
         InputError: A folder is not that of a finished run, or its files are damaged.
     """
     runs = [_read(folder) for folder in folders]
-    units = {str(run.settings.get("gates", {}).get("units")) for run in runs if not is_dense(run.settings)}
+    units = {units_text(run.settings) for run in runs if not is_dense(run.settings)}
     settings = {
         False: differing([run.settings for run in runs if not is_dense(run.settings)]),
         True: differing([run.settings for run in runs if is_dense(run.settings)], besides=()),
@@ -77,6 +76,15 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
     return Comparison(results, _score_of(runs[0].numbers), axis, notes, _problem(runs))
 
 
+def why_unreadable(folder: Path) -> str | None:
+    """Return why the results of a finished run cannot be read; None if they can."""
+    try:
+        _read(folder)
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def _read(folder: Path) -> _Run:
     if not is_run(folder):
         raise InputError(f"{folder} is not the folder of a run: it has no config.yaml. Give folders of finished runs.")
@@ -92,39 +100,74 @@ def _read(folder: Path) -> _Run:
 
 def _result(run: _Run, *, budget: str, settings: Sequence[str], base: float | None) -> Result:
     numbers, name = run.numbers, run.numbers["metric"]
-    after, before = _number(numbers, "macs"), _number(numbers, "macs_before")
-    if not before > 0:
-        after, before = _number(numbers, "num_parameters"), _number(numbers, "num_parameters_before")
-    speedup = _number(numbers, "speedup")
+    after, before = _positive(numbers, "macs"), _positive(numbers, "macs_before")
+    if math.isnan(after / before):
+        after, before = _positive(numbers, "num_parameters"), _positive(numbers, "num_parameters_before")
+    speedup = _positive(numbers, "speedup")
+    baseline = _number(numbers, f"baseline/val/{name}")
+    targets = _positive(numbers, "num_targets/val")
     return Result(
         folder=run.folder,
         budget=budget,
         is_dense=is_dense(run.settings),
         group=of_group(run.settings),
-        seed=int(run.settings.get("seed", 0)),
+        seed=_seed(run),
         settings=settings_texts(run.settings, settings),
-        validation=_number(numbers, f"val/{name}"),
-        test=_number(numbers, f"test/{name}"),
-        heads=_number(numbers, "num_heads"),
-        neurons=_number(numbers, "num_neurons"),
-        work=after / before if before > 0 else math.nan,
-        speedup=speedup if base is None else base / _number(numbers, "latency_ms_before") * speedup,
         # Of different dense models, only latencies of the same batch are known.
-        speedup_short=_number(numbers, "speedup_short") if base is None else math.nan,
+        speedup_short=_positive(numbers, "speedup_short") if base is None else math.nan,
+        validation=_measured(numbers, f"val/{name}"),
+        test=_measured(numbers, f"test/{name}"),
+        heads=_positive(numbers, "num_heads"),
+        neurons=_positive(numbers, "num_neurons"),
+        work=after / before,
+        speedup=speedup if base is None else base / _positive(numbers, "latency_ms_before") * speedup,
+        baseline=str(numbers.get("baseline")),
+        baseline_validation=baseline,
+        baseline_test=_number(numbers, f"baseline/test/{name}"),
+        num_targets=1 if math.isnan(targets) else int(targets),
+        warnings=_sentences(numbers.get("warnings")),
     )
 
 
+def _seed(run: _Run) -> int | None:
+    """Return the seed of a run; None if it is no whole number."""
+    seed = run.settings.get("seed", 0)
+    return seed if type(seed) is int else None
+
+
 def _number(numbers: Mapping[str, Any], name: str) -> float:
-    value = numbers.get(name)
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    """Return a number; NaN for a value that is missing or not a finite number."""
+    value = finite_number(numbers.get(name))
+    return math.nan if value is None else float(value)
+
+
+def _positive(numbers: Mapping[str, Any], name: str) -> float:
+    """Return a size or time; NaN for a value that cannot be one."""
+    value = _number(numbers, name)
+    return value if value > 0 else math.nan
+
+
+def _measured(numbers: Mapping[str, Any], name: str) -> float:
+    """Return a score; NaN for a missing one, infinity for one that is not a finite number."""
+    value = _number(numbers, name)
+    return math.inf if math.isnan(value) and name in numbers else value
+
+
+def _sentences(value: object) -> tuple[str, ...]:
+    return tuple(line for line in value if isinstance(line, str)) if isinstance(value, list) else ()
 
 
 def _score_of(numbers: Mapping[str, Any]) -> Score:
     """Return the metric of a run; earlier versions stored its name alone."""
     name, stored = numbers["metric"], numbers.get("score")
     if isinstance(stored, Mapping):
-        known = {field.name for field in fields(Score)} - {"name"}
-        return Score(name, **{key: value for key, value in stored.items() if key in known})
+        is_share, unit = stored.get("scale") != 1, stored.get("unit")
+        return Score(
+            name,
+            scale=100 if is_share else 1,
+            unit=unit if isinstance(unit, str) else "",
+            higher_is_better=stored.get("higher_is_better") is not False,
+        )
     if name == PERPLEXITY.name:
         return PERPLEXITY
     if name in ("pearson", "spearman", "mse", "mae"):
@@ -134,7 +177,7 @@ def _score_of(numbers: Mapping[str, Any]) -> Score:
 
 def _problem(runs: Sequence[_Run]) -> str | None:
     """Return the reason for which runs cannot be compared; None if they can."""
-    tasks = [run.settings["task"].get("_target_") for run in runs]
+    tasks = [str(run.settings["task"].get("_target_")) for run in runs]
     metrics = [run.numbers["metric"] for run in runs]
     for name, values in (("tasks", tasks), ("metrics", metrics)):
         if len(set(values)) > 1:
@@ -165,16 +208,16 @@ def _evaluated(run: _Run) -> dict[str, Any]:
 
 def _common_latency(runs: Sequence[_Run]) -> float | None:
     """Return the latency to which speed-ups refer where the dense models differ; None if they are alike."""
-    if len({run.numbers.get("num_parameters_before") for run in runs}) == 1:
+    if len({str(run.numbers.get("num_parameters_before")) for run in runs}) == 1:
         return None
     dense = [run for run in runs if is_dense(run.settings)] or list(runs)
-    return _number(dense[0].numbers, "latency_ms_before")
+    return _positive(dense[0].numbers, "latency_ms_before")
 
 
 def _axis_and_notes(runs: Sequence[_Run]) -> tuple[str, list[str]]:
     notes = []
-    measured = [run for run in runs if not math.isnan(_number(run.numbers, "speedup"))]
-    places = {(run.numbers.get("machine"), run.numbers.get("threads")) for run in measured}
+    measured = [run for run in runs if not math.isnan(_positive(run.numbers, "speedup"))]
+    places = {(str(run.numbers.get("machine")), str(run.numbers.get("threads"))) for run in measured}
     if len(measured) < len(runs):
         notes.append("Some runs have no latency, so all are compared by their work.")
     elif len(places) > 1:
@@ -182,13 +225,8 @@ def _axis_and_notes(runs: Sequence[_Run]) -> tuple[str, list[str]]:
         notes.append(f"Latencies were measured on different machines ({shown}), so runs are compared by their work.")
     elif _common_latency(runs) is not None:
         notes.append("The runs have different dense models: speed-ups refer to that of the first dense run.")
-    seeds: dict[str, set[Any]] = {}
-    for run in runs:
-        seeds.setdefault(of_group(run.settings), set()).add(run.settings.get("seed"))
-    if len({frozenset(of_budget) for of_budget in seeds.values()}) > 1:
-        notes.append("Not all budgets have the same seeds: some differences may be those of seeds.")
     axis = "speedup" if len(measured) == len(runs) and len(places) == 1 else "work"
-    return axis, [*notes, *(_timed(runs) if axis == "speedup" else [])]
+    return axis, [*notes, *_notes_on_seeds(runs), *(_timed(runs) if axis == "speedup" else [])]
 
 
 def _timed(runs: Sequence[_Run]) -> list[str]:
@@ -199,3 +237,21 @@ def _timed(runs: Sequence[_Run]) -> list[str]:
         if shown := sorted({str(one) for one in words if one}):
             lines.append(f"{title} are those of {'; '.join(shown)}.")
     return lines
+
+
+def _notes_on_seeds(runs: Sequence[_Run]) -> list[str]:
+    """Return sentences on seeds that differ between budgets, that occur more than once, and that are no seeds."""
+    groups: dict[str, dict[int | None, list[str]]] = {}
+    for run in runs:
+        groups.setdefault(of_group(run.settings), {}).setdefault(_seed(run), []).append(run.folder)
+    notes = []
+    if len({frozenset(seeds) for seeds in groups.values()}) > 1:
+        notes.append("Not all budgets have the same seeds: some differences may be those of seeds.")
+    repeated = [folders for seeds in groups.values() for folders in seeds.values() if len(folders) > 1]
+    notes += [
+        f"{', '.join(folders[:-1])} and {folders[-1]} have the same settings and the same seed: together they count as "
+        "one seed."
+        for folders in repeated
+    ]
+    odd = [run for run in runs if _seed(run) is None]
+    return notes + [f"{run.folder} has seed={run.settings['seed']}, which is no whole number." for run in odd]

@@ -18,7 +18,7 @@ from torchmetrics.utilities import dim_zero_cat
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics, Metrics
 
-__all__ = ["build_number_metrics", "choose_number_metrics", "number_metrics"]
+__all__ = ["build_number_metrics", "choose_number_metrics", "correlations_in", "number_metrics"]
 
 _METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Score]] = {
     "pearson": (pearson_corrcoef, Score("pearson", unit="")),
@@ -75,6 +75,12 @@ def number_metrics(names: Sequence[str]) -> tuple[MetricCollection, Score]:
     return build_number_metrics(choose_number_metrics(names, None), ())
 
 
+def correlations_in(metrics: MetricCollection) -> list[str]:
+    """Return the names of those metrics of numbers that are correlations, which constants leave undefined."""
+    functions = (pearson_corrcoef, spearman_corrcoef)
+    return [str(name) for name, metric in metrics.items() if getattr(metric, "function", None) in functions]
+
+
 class _OfAllNumbers(Metric):
     """A metric of all numbers at once, in double precision, since accumulation in single precision loses digits."""
 
@@ -84,7 +90,7 @@ class _OfAllNumbers(Metric):
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor], score: Score) -> None:
         super().__init__()
-        self._function = function
+        self.function = function
         self._score = score
         for name in ("predictions", "targets"):
             self.add_state(name, [], dist_reduce_fx="cat")
@@ -100,4 +106,4 @@ class _OfAllNumbers(Metric):
     def compute(self) -> Tensor:
         # On the CPU, because MPS has no double precision.
         numbers = (dim_zero_cat(state).cpu().double() for state in (self.predictions, self.targets))
-        return self._function(*numbers).float().to(self.device)
+        return self.function(*numbers).float().to(self.device)

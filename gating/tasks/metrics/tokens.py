@@ -11,8 +11,17 @@ from torchmetrics.text import Perplexity
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics, Metrics
 
-__all__ = ["TOKEN_SCORES", "build_token_metrics", "choose_token_metrics", "token_metrics", "update_token_metrics"]
+__all__ = [
+    "TOKEN_SCORES",
+    "build_token_metrics",
+    "choose_token_metrics",
+    "token_metrics",
+    "update_token_baseline",
+    "update_token_metrics",
+]
 
+# Targets at once in metrics that need the whole vocabulary.
+_ROWS = 1024
 PERPLEXITY = Score("perplexity", scale=1, unit="", higher_is_better=False)
 TOKEN_SCORES = {"perplexity": PERPLEXITY, "accuracy": Score("accuracy")}
 
@@ -78,6 +87,32 @@ def update_token_metrics(metrics: Mapping[str, Metric] | MetricCollection, logit
             metric.update(selected.argmax(-1), targets)
         else:
             metric.update(selected, targets)
+
+
+def update_token_baseline(
+    metrics: Mapping[str, Metric] | MetricCollection, log_frequencies: Tensor, labels: Tensor
+) -> None:
+    """Update the metrics of tokens with the same logits for each token, those of a unigram model.
+
+    Args:
+        metrics: Metrics of :func:`build_token_metrics`.
+        log_frequencies: Logarithms of the frequencies of tokens, shape ``(vocab_size,)``.
+        labels: Shape ``(batch, length)``; -100 for ignored tokens.
+    """
+    targets = labels[labels != -100]
+    if not targets.numel():
+        return
+    for metric in metrics.values():
+        if isinstance(metric, Perplexity):
+            # Two classes, the target and all others, in place of the whole vocabulary.
+            own = log_frequencies[targets].double()
+            pairs = torch.stack([own, torch.log1p(-own.exp())], dim=-1)
+            metric.update(pairs.unsqueeze(0), torch.zeros_like(targets).unsqueeze(0))
+        elif isinstance(metric, _Accuracy):
+            metric.update(log_frequencies.argmax().expand_as(targets), targets)
+        else:
+            for some in targets.split(_ROWS):
+                metric.update(log_frequencies.expand(len(some), -1), some)
 
 
 class _Accuracy(MulticlassAccuracy):
