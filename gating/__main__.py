@@ -17,7 +17,7 @@ from gating.tracking.redaction import redact_output
 __all__ = ["COMMANDS", "main"]
 
 # Modules of gating.commands.
-COMMANDS = ("inspect", "evaluate", "export", "compare")
+COMMANDS = ("inspect", "evaluate", "export", "compare", "clean")
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ class Run:
         total_steps: Optimizer steps of search and recovery together.
         loggers: Loggers of all phases but the teacher's.
         is_resumed: Whether an earlier process began the run.
-        lock: Lock on the run's folder, which rank 0 holds.
+        locks: Locks on the run's folders, which rank 0 holds.
         started: Start of this process's training, in seconds of ``time.monotonic``.
         state: The part that changes.
     """
@@ -95,7 +95,7 @@ class Run:
     total_steps: int
     loggers: list[Logger]
     is_resumed: bool
-    lock: BaseFileLock | None
+    locks: Sequence[BaseFileLock]
     started: float
     state: RunState
 

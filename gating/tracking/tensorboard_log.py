@@ -3,12 +3,16 @@
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from gating.errors import MissingPackageError
+from gating.storage.folders import is_inside
+from gating.storage.written import note_written, written_in
 from gating.tracking.contents import EVENT_FILES, TENSORBOARD
 
 __all__ = ["TensorBoardLog", "log_figure"]
@@ -34,6 +38,17 @@ class TensorBoardLog(TensorBoardLogger):
         """Set the folder of the run; nothing is written before the first value."""
         self._root_dir = str(folder)
         self._earlier = self._event_files()
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer of events, whose file is noted in the record of the run's folder."""
+        if self._experiment is None:
+            before = self._names()
+            writer = super().experiment
+            note_written(Path(self._root_dir), *(self._names() - before))
+            return writer
+        return super().experiment
 
     @rank_zero_only
     def save(self) -> None:
@@ -71,10 +86,16 @@ class TensorBoardLog(TensorBoardLogger):
                     file.truncate(sizes[path.name])
 
     def _event_files(self) -> list[Path]:
-        folder = Path(self.log_dir)
+        """Return the event files of the run, also of its earlier processes; others may lie beside them."""
+        folder, written = Path(self.log_dir), written_in(Path(self._root_dir)) or ()
         # A link may lead to the events of other runs.
-        is_own = folder.resolve().is_relative_to(Path(self._root_dir).resolve())
-        return sorted(path for path in folder.glob(EVENT_FILES) if is_own and not path.is_symlink())
+        is_own = is_inside(folder, Path(self._root_dir))
+        own = (folder / name for name in (Path(name).name for name in self._names().intersection(written)))
+        return sorted(path for path in own if is_own and not path.is_symlink())
+
+    def _names(self) -> set[str]:
+        """Return the paths of all event files, relative to the run's folder."""
+        return {f"{TENSORBOARD}/{path.name}" for path in Path(self.log_dir).glob(EVENT_FILES)}
 
 
 @rank_zero_only

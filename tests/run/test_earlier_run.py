@@ -21,7 +21,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    run_in(folder, inputs)
+    run_in(folder, inputs, "keep_checkpoints=true")
     return folder
 
 
@@ -31,8 +31,8 @@ def run(finished, tmp_path) -> Path:
 
 
 def files(folder: Path) -> set[str]:
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    return found - {".lock"}
+    paths = (path for path in folder.rglob("*") if not path.is_dir() and path.name not in (".lock", ".written"))
+    return {path.relative_to(folder).as_posix() for path in paths}
 
 
 def test_clearing_removes_only_files_of_the_run(run):

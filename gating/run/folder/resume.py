@@ -23,6 +23,7 @@ _FREE = (
     "logger",
     "callbacks",
     "data.num_workers",
+    "keep_checkpoints",
     "optimized_metric",
     "push_to_hub",
     "sweep",

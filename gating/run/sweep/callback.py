@@ -3,7 +3,8 @@
 import math
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, explain
+from gating.run.folder.contents import is_run
 from gating.run.folder.old_names import names_of
 from gating.run.folder.state import is_finished
-from gating.run.sweep.jobs import begin_jobs
+from gating.run.sweep.jobs import begin_jobs, leave_sweep, take_sweep
 from gating.run.sweep.outcome import compare, print_choice, write_figure, write_numbers
 from gating.run.sweep.records import JOBS, NUMBERS, Job, is_sweep, jobs_of, own_overrides
 
@@ -32,10 +34,11 @@ class SweepReport(Callback):
     """Shows the runs of a sweep and recommends one; lists its failed jobs, and exits with code 1 if there are any."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Forget the jobs of an earlier sweep in the same folder.
+        """Take the folder of the sweep, and forget the jobs of an earlier one there.
 
         Raises:
-            SystemExit: A file of the sweep would replace a file not written by a sweep, or a setting is wrong.
+            SystemExit: Another process has the folder, a file of the sweep would replace a file not written by a sweep
+                or jobs that have begun, or a setting is wrong.
         """
         folder = _folder_of(config)
         # Hydra turns other errors of callbacks into warnings.
@@ -43,13 +46,22 @@ class SweepReport(Callback):
         # In each process, because Hydra writes the command in each.
         _check_own(folder)
         if is_rank_zero():
+            with _exiting():
+                take_sweep(folder)
+            # Again: another sweep may have begun and ended here meanwhile.
+            _check_own(folder)
+            _check_repeated(folder, config)
             begin_jobs(folder, swept=_swept(config))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the choice among the finished jobs, then the failed ones."""
-        if not is_rank_zero():
-            return
-        folder = _folder_of(config)
+        if is_rank_zero():
+            try:
+                self._show_end(_folder_of(config), config)
+            finally:
+                leave_sweep()
+
+    def _show_end(self, folder: Path, config: DictConfig) -> None:
         jobs = jobs_of(folder)
         failed = [(_shown(folder, job), job.reason) for job in jobs if job.reason is not None]
         finished = [place for job in jobs if job.reason is None and is_finished(place := folder / job.folder)]
@@ -115,6 +127,29 @@ def _check_own(folder: Path) -> None:
                 f"error: {path} was not written by a sweep, and this one would replace it. Choose another place with "
                 "hydra.sweep.dir=FOLDER or output_dir=FOLDER."
             )
+
+
+def _check_repeated(folder: Path, config: DictConfig) -> None:
+    """Exit where jobs would be numbered as those of an earlier sweep, which have begun."""
+    # Without a value yet: the number of the job.
+    subdir: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    is_numbered = subdir["subdir"] == "${hydra.job.num}"
+    if is_numbered and config.get("resume") is None and not config.get("overwrite"):
+        begun = next((job for job in jobs_of(folder) if is_run(folder / job.folder)), None)
+        if begun is not None:
+            sys.exit(
+                f"error: {folder} holds a sweep, with a run in {folder / begun.folder}. Go on with it by resume=auto, "
+                "begin again with overwrite=true, or choose another output_dir."
+            )
+
+
+@contextmanager
+def _exiting() -> Iterator[None]:
+    """Exit with the sentence of an error of the user, as Hydra turns exceptions of callbacks into warnings."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {explain(error)}")
 
 
 def _names_this_callback(path: Path) -> bool:
