@@ -1,6 +1,12 @@
 """Files and folders that the loggers write in the folder of a run."""
 
-__all__ = ["CSV", "CSV_FILES", "EVENT_FILES", "TENSORBOARD", "WANDB"]
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from gating.storage.folders import is_inside
+from gating.storage.written import written_in
+
+__all__ = ["CSV", "CSV_FILES", "EVENT_FILES", "TENSORBOARD", "WANDB", "find_event_files"]
 
 # Folder of the CSV log, and its files as Lightning's logger names them.
 CSV = "csv"
@@ -10,3 +16,15 @@ WANDB = "wandb"
 # Folder of TensorBoard's event files, and the pattern of their names.
 TENSORBOARD = "tensorboard"
 EVENT_FILES = "events.out.tfevents.*"
+
+
+def find_event_files(run: Path) -> list[Path]:
+    """Return the event files of a run by the patterns of names in its record; others may lie beside them.
+
+    Args:
+        run: The run's folder.
+    """
+    patterns, folder = written_in(run) or (), run / TENSORBOARD
+    # A link may lead to the events of other runs.
+    found = [path for path in folder.glob(EVENT_FILES) if is_inside(path, run) and not path.is_symlink()]
+    return sorted(path for path in found if any(fnmatchcase(f"{TENSORBOARD}/{path.name}", one) for one in patterns))

@@ -1,19 +1,17 @@
 """TensorBoard logger in the folder of a run, continued by a resumed run."""
 
+import uuid
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from lightning_fabric.loggers.logger import rank_zero_experiment
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from gating.errors import MissingPackageError
-from gating.storage.folders import is_inside
-from gating.storage.written import note_written, written_in
-from gating.tracking.contents import EVENT_FILES, TENSORBOARD
+from gating.storage.written import note_written
+from gating.tracking.contents import EVENT_FILES, TENSORBOARD, find_event_files
 
 __all__ = ["TensorBoardLog", "log_figure"]
 
@@ -31,24 +29,21 @@ class TensorBoardLog(TensorBoardLogger):
             raise MissingPackageError(
                 "logger=tensorboard needs the package tensorboard: pip install 'head-gating[tensorboard]'"
             )
-        super().__init__("", name=TENSORBOARD, version="", default_hp_metric=False)
+        # Event files of other programs have other names.
+        self._suffix = f".{uuid.uuid4().hex}"
+        super().__init__("", name=TENSORBOARD, version="", default_hp_metric=False, filename_suffix=self._suffix)
         self._earlier: list[Path] = []
 
     def enter(self, folder: Path) -> None:
         """Set the folder of the run; nothing is written before the first value."""
         self._root_dir = str(folder)
-        self._earlier = self._event_files()
+        self._earlier = find_event_files(folder)
+        self._note(folder)
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """The writer of events, whose file is noted in the record of the run's folder."""
-        if self._experiment is None:
-            before = self._names()
-            writer = super().experiment
-            note_written(Path(self._root_dir), *(self._names() - before))
-            return writer
-        return super().experiment
+    @rank_zero_only
+    def _note(self, folder: Path) -> None:
+        """Add the names of the event files of this process to the record of the run."""
+        note_written(folder, f"{TENSORBOARD}/{EVENT_FILES}{self._suffix}")
 
     @rank_zero_only
     def save(self) -> None:
@@ -73,7 +68,7 @@ class TensorBoardLog(TensorBoardLogger):
     def sizes(self) -> dict[str, int]:
         """Return the size of each event file in bytes, by name, with pending events written."""
         self.save()
-        return {path.name: path.stat().st_size for path in self._event_files()}
+        return {path.name: path.stat().st_size for path in find_event_files(Path(self._root_dir))}
 
     def cut_off(self, sizes: Mapping[str, int]) -> None:
         """Truncate the event files of earlier processes to these sizes, and remove those without one."""
@@ -84,18 +79,6 @@ class TensorBoardLog(TensorBoardLogger):
             elif path.stat().st_size > sizes[path.name]:
                 with path.open("r+b") as file:
                     file.truncate(sizes[path.name])
-
-    def _event_files(self) -> list[Path]:
-        """Return the event files of the run, also of its earlier processes; others may lie beside them."""
-        folder, written = Path(self.log_dir), written_in(Path(self._root_dir)) or ()
-        # A link may lead to the events of other runs.
-        is_own = is_inside(folder, Path(self._root_dir))
-        own = (folder / name for name in (Path(name).name for name in self._names().intersection(written)))
-        return sorted(path for path in own if is_own and not path.is_symlink())
-
-    def _names(self) -> set[str]:
-        """Return the paths of all event files, relative to the run's folder."""
-        return {f"{TENSORBOARD}/{path.name}" for path in Path(self.log_dir).glob(EVENT_FILES)}
 
 
 @rank_zero_only

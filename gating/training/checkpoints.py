@@ -89,7 +89,8 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def note_checkpoint(path: Path) -> None:
     """Add a checkpoint to the record of its folder, before it is written; names of removed ones are forgotten."""
-    left = [name for name in written_in(path.parent) or () if os.path.lexists(path.parent / name)]
+    names = written_in(path.parent) or ()
+    left = [name for name in names if os.path.lexists(path.parent / name) or any(path.parent.glob(f".{name}.*"))]
     # A full disk is the error of the checkpoint itself, which all ranks know of.
     with suppress(OSError):
         note_written(path.parent, path.name, *left, anew=True)

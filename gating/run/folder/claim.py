@@ -31,7 +31,7 @@ from gating.training.checkpoints import checkpoints_in, remove_checkpoint, why_u
 
 __all__ = ["FolderCheck", "check_claim", "claim_folder"]
 
-# Inodes and times of the settings and the results of the run that was found in a folder; None for a missing file.
+# Inodes and times of change of the settings and the results that were found in a folder; None for a missing file.
 FolderCheck = tuple[tuple[int, int] | None, ...]
 
 
@@ -107,7 +107,7 @@ def claim_folder(
 
 def _stamps(folder: Path) -> FolderCheck:
     stats = [(folder / name).stat() if (folder / name).is_file() else None for name in (CONFIG, METRICS)]
-    return tuple(None if stat is None else (stat.st_ino, stat.st_mtime_ns) for stat in stats)
+    return tuple(None if stat is None else (stat.st_ino, stat.st_ctime_ns) for stat in stats)
 
 
 def _check_unchanged(folder: Path, found: FolderCheck, *, resumes: bool) -> None:

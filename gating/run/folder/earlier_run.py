@@ -27,7 +27,7 @@ from gating.run.folder.stored_settings import leaves
 from gating.storage.folders import is_inside, is_or_holds
 from gating.storage.results import COMPACT_MODEL, check_result, find_foreign
 from gating.storage.written import written_in
-from gating.tracking.contents import EVENT_FILES, TENSORBOARD
+from gating.tracking.contents import find_event_files
 from gating.training.checkpoints import checkpoints_in, noted_checkpoints
 
 __all__ = ["check_earlier", "check_links", "clearing", "remove_model"]
@@ -135,8 +135,7 @@ def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
                 remove_noted(place)
         for name in written.intersection(MODELS):
             remove_model(folder / name)
-        events = [f"{TENSORBOARD}/{path.name}" for path in (folder / TENSORBOARD).glob(EVENT_FILES)]
-        for path in (folder / name for name in written.intersection([*OTHER_FILES, *events])):
+        for path in (*(folder / name for name in written.intersection(OTHER_FILES)), *find_event_files(folder)):
             if is_inside(path, folder):
                 path.unlink(missing_ok=True)
         for place in (folder / name for name in REPLACED_FOLDERS):

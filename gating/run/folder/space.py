@@ -62,7 +62,7 @@ def free_space(folder: Path, *, dry_run: bool) -> tuple[int, str]:
         if not dry_run:
             remove_noted(place)
     kept = f"; {len(others)} others that the run has not recorded stay in {place}" if others else ""
-    return size, f"{folder}: {len(noted)} checkpoints, {megabytes(size)}{kept}"
+    return size, f"{folder}: {len(noted)} checkpoint(s), {megabytes(size)}{kept}"
 
 
 def _remove(checkpoints: Path) -> str:
