@@ -12,9 +12,9 @@ import train
 from gating.run.command import prepare_arguments
 from gating.run.objects import build_objects
 from gating.run.settings.read import read_settings
+from gating.run.sweep import records
 from gating.run.sweep.dense_first import DenseFirst
 from gating.run.sweep.jobs import begin_jobs, recording_job
-from gating.run.sweep.records import jobs_of
 from gating.run.sweep.reference import dense_metrics
 from tests.storage.test_results import snapshot
 from tests.support.sweeps import Ended, run_sweep, write_run
@@ -190,7 +190,7 @@ def test_jobs_in_folders_of_other_names_are_added_to_a_sweep(inputs, swept, tmp_
     folder = shutil.copytree(swept[0], tmp_path / "sweep")
     end = run_sweep(folder, *inputs, "objective.num_heads=98,99", "hydra.sweep.subdir=more-${hydra.job.num}")
     assert "holds a sweep" not in str(end.code)
-    assert [job.folder for job in jobs_of(folder)] == ["more-0", "more-1"]
+    assert [job.folder for job in records.jobs_of(folder)] == ["more-0", "more-1"]
 
 
 def test_a_job_that_failed_before_an_earlier_run_in_its_folder_is_not_in_the_table(inputs, swept, tmp_path):
