@@ -11,8 +11,8 @@ from gating.distributed.collectives import is_lost_connection, is_rank_zero, ran
 from gating.distributed.launch import stop_processes
 from gating.distributed.watchdog import LostProcess, exit_on_lost_process, find_lost_process
 from gating.errors import explain, is_input_error
+from gating.run.folder.checkpoints import has_checkpoint
 from gating.run.folder.contents import is_run
-from gating.run.folder.earlier_run import has_checkpoint
 from gating.run.folder.state import current_folder, is_finished, leave_folder, owned_by_this_process
 from gating.tracking.loggers import close_wandb
 from gating.tracking.wandb_parts import is_offline

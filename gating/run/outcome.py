@@ -29,7 +29,8 @@ from gating.report.figures import save_pictures
 from gating.report.page import RunPage, write_page
 from gating.report.summary import Stage
 from gating.report.tables import print_report, print_samples
-from gating.run.folder.contents import CONFIG
+from gating.run.folder.contents import COMPACT, CONFIG, LAST_FILES
+from gating.run.folder.space import end_checkpoints
 from gating.run.run import Run
 from gating.run.settings.data_set import describe_data
 from gating.run.sweep.reference import dense_metrics
@@ -38,6 +39,7 @@ from gating.sharding.plan import gathered_root
 from gating.sharding.save import has_room_for, save_sharded
 from gating.sharding.twin import empty_twin, gather_model
 from gating.storage.hub import upload
+from gating.storage.written import note_written
 from gating.structure.record import RECORD_KEY
 from gating.tasks.base import WritesText
 from gating.tracking.csv_log import read_log
@@ -81,6 +83,8 @@ def gather(run: Run) -> bool:
 
 def export(run: Run) -> None:
     """Time the compact model against the dense one, and save it. Called by all ranks if the model is sharded still."""
+    if is_rank_zero():
+        note_written(run.paths.folder, COMPACT, *LAST_FILES)
     if run.is_sharded:
         _export_shards(run)
         return
@@ -179,6 +183,7 @@ def report(run: Run) -> None:
     runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
     print(f"Everything is in {run.paths.folder}; the report is {run.paths.page}, the model is in {run.paths.compact}")
+    print(end_checkpoints(run.paths, keep=run.settings.values["keep_checkpoints"]))
     # Last: if it fails, the run is finished nonetheless.
     if (name := run.settings.values["push_to_hub"]) is not None:
         print(f"Uploaded to {upload(run.paths.compact, name, private=True)}")

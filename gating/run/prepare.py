@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from filelock import BaseFileLock
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.data.datamodule import ExampleDataModule
@@ -21,9 +22,9 @@ from gating.models.adapters import check_adapters
 from gating.models.blueprint import make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
 from gating.models.sources import load_sharded
+from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
-from gating.run.folder.state import check_own_checkpoints, check_writable, claim_folder
-from gating.run.folder.stored_settings import read_settings_of
+from gating.run.folder.state import enter_folder
 from gating.run.latency import RunTiming
 from gating.run.measured_budget import with_measured_budget
 from gating.run.objects import RunObjects, build_objects, build_phases
@@ -34,7 +35,6 @@ from gating.run.settings.check import take_arguments
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import reshard
 from gating.sharding.twin import config_without_sharding
-from gating.storage.folders import check_folder
 from gating.storage.hub import check_login
 from gating.tasks.base import Task
 from gating.tracking.loggers import resolve_mode
@@ -60,10 +60,9 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     num_processes = devices.num_processes
     if devices.is_sharded:
         _check_sharded(settings)
-    if is_rank_zero():
-        _check_folders(settings, resumes=resumes)
-        if settings.values["push_to_hub"] is not None:
-            check_login(settings.values["push_to_hub"], setting="push_to_hub")
+    found = check_claim(settings.paths, settings=settings.values, resumes=resumes) if is_rank_zero() else ()
+    if is_rank_zero() and settings.values["push_to_hub"] is not None:
+        check_login(settings.values["push_to_hub"], setting="push_to_hub")
     resolve_mode(settings.values["logger"].get("mode", "disabled"))
     objects = build_objects(settings)
     phases = build_phases(settings) if is_rank_zero() else {}
@@ -92,7 +91,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
     phases = phases or build_phases(settings)
     config = None if resumes else settings.to_yaml()
-    lock = claim_folder(settings.paths, config=config, inputs=inputs, ckpt_path=settings.ckpt_path)
+    locks = _claim(settings, config=config, inputs=inputs, found=found)
     loggers = objects.make_loggers(settings.paths.folder, run_config=settings.values, resume=resumes)
     return Run(
         settings=settings,
@@ -103,7 +102,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         total_steps=total_steps,
         loggers=loggers,
         is_resumed=resumes,
-        lock=lock,
+        locks=locks,
         started=started,
         timing=timing,
         state=state,
@@ -144,15 +143,21 @@ def _check_no_layerdrop(blueprint: PreTrainedModel) -> None:
                 )
 
 
-def _check_folders(settings: Settings, *, resumes: bool) -> None:
-    """Raise ``InputError`` or ``OSError`` if the run cannot write to its folders, or they are another run's."""
-    paths = settings.paths
-    if resumes:
-        stored = read_settings_of(paths.folder)["paths"]["checkpoints"]
-        check_own_checkpoints(paths.folder, paths.checkpoints, before=stored)
-    else:
-        check_folder(paths.folder, overwrite=settings.overwrite)
-        check_writable(paths.folder, paths.checkpoints, settings=settings.values)
+def _claim(
+    settings: Settings, *, config: str | None, inputs: Mapping[str, Any], found: FolderCheck
+) -> list[BaseFileLock]:
+    """Take the run's folders on rank 0, and return the locks; see :func:`claim_folder`."""
+    if is_rank_zero():
+        return claim_folder(
+            settings.paths,
+            settings=settings.values,
+            config=config,
+            inputs=inputs,
+            ckpt_path=settings.ckpt_path,
+            found=found,
+        )
+    enter_folder(settings.paths.folder)
+    return []
 
 
 def _check_inputs(settings: Settings, examples: Examples, data: RunData, *, resumes: bool) -> dict[str, Any]:

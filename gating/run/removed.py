@@ -11,15 +11,15 @@ from gating.discovery.undo import apply_edits
 from gating.distributed.collectives import broadcast, is_rank_zero, world_size
 from gating.pruning.compact_model import become_compact
 from gating.pruning.prune import plan_pruning
+from gating.run.folder.checkpoints import remove_phases
 from gating.run.folder.contents import Phase
-from gating.run.folder.earlier_run import remove_phases
 from gating.run.run import Run
 from gating.sharding.twin import empty_twin, shard_twin, tensors_of
 from gating.storage.atomic import replacing_file
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.tracking.position import log_position, position_in
-from gating.training.checkpoints import checkpoint_path, read_checkpoint
+from gating.training.checkpoints import checkpoint_path, note_checkpoint, read_checkpoint
 from gating.training.shards import NUM_PROCESSES, check_num_processes, load_shards, save_shards
 
 __all__ = ["save_removed", "restore_removed"]
@@ -48,6 +48,8 @@ def save_removed(run: Run) -> None:
         "log_position": state.log_position,
         NUM_PROCESSES: world_size(),
     }
+    if is_rank_zero():
+        note_checkpoint(path)
     if run.is_sharded:
         save_shards(Path(broadcast(str(path))), {"weights": state.model.state_dict()}, checkpoint)
         return

@@ -89,7 +89,7 @@ class Run:
         total_steps: Optimizer steps of search and recovery together.
         loggers: Loggers of all phases but the teacher's.
         is_resumed: Whether an earlier process began the run.
-        lock: Lock on the run's folder, which rank 0 holds.
+        locks: Locks on the run's folders, which rank 0 holds.
         started: Start of this process's training, in seconds of ``time.monotonic``.
         timing: What is timed, and for how long.
         state: The part that changes.
@@ -103,7 +103,7 @@ class Run:
     total_steps: int
     loggers: list[Logger]
     is_resumed: bool
-    lock: BaseFileLock | None
+    locks: Sequence[BaseFileLock]
     started: float
     timing: RunTiming
     state: RunState

@@ -27,6 +27,7 @@ from gating.sharding.removal import finalize_sharded
 from gating.sharding.twin import copy_sharded, gather_model
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
+from gating.storage.written import note_written
 from gating.tracking.verbosity import printed_warnings
 from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_spent
 
@@ -51,6 +52,7 @@ def train_teacher(run: Run) -> PreTrainedModel:
         teacher.zero_grad()
         whole = gather_model(teacher) if run.is_sharded else teacher
         if whole is not None and is_rank_zero():
+            note_written(run.paths.folder, folder.name)
             with replacing_folder(folder, overwrite=False, kind=COMPACT_MODEL) as new:
                 whole.save_pretrained(new)
                 run.data.processor.save_pretrained(new)

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from gating.errors import FolderExistsError, UserError
 from gating.storage.results import ResultKind, check_result, write_manifest
 from gating.storage.stops import exiting_on_signals
 
-__all__ = ["check_folder", "check_replaceable", "is_or_holds", "replacing_folder"]
+__all__ = ["check_folder", "check_replaceable", "is_inside", "is_or_holds", "replacing_folder"]
 
 
 @contextmanager
@@ -87,19 +87,20 @@ def check_replaceable(
     check_result(target, kind=kind)
 
 
-def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir") -> None:
+def check_folder(folder: Path, *, overwrite: bool, name: str = "output_dir", ignored: Collection[str] = ()) -> None:
     """Check that a folder can be created and written to; change nothing.
 
     Args:
         folder: Path of a run's folder.
         overwrite: Whether the folder may hold files already.
         name: Name of the setting with this path, for error messages.
+        ignored: Names of files with which the folder counts as empty.
 
     Raises:
         FileExistsError: The folder holds files and ``overwrite`` is false, or a part of its path is a file.
         PermissionError: The folder cannot be written to.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+    if not overwrite and folder.is_dir() and any(path.name not in ignored for path in folder.iterdir()):
         problem = f"{name}={folder} is not empty. Choose another folder, or pass overwrite="
         error = FolderExistsError(f"{problem}True.")
         error.in_command = f"{problem}true."
@@ -126,6 +127,11 @@ def is_or_holds(folder: Path, path: Path) -> bool:
     """Return whether a folder is the given path or holds it, with links resolved."""
     real = path.resolve()
     return folder.exists() and any(place.exists() and place.samefile(folder) for place in (real, *real.parents))
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path is inside a folder, or the folder, with links resolved; neither need exist."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """TensorBoard logger in the folder of a run, continued by a resumed run."""
 
+import uuid
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +10,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from gating.errors import MissingPackageError
+from gating.storage.written import note_written
 from gating.tracking.contents import EVENT_FILES, TENSORBOARD
+from gating.tracking.event_files import find_event_files
 
 __all__ = ["TensorBoardLog", "log_figure"]
 
@@ -27,13 +30,21 @@ class TensorBoardLog(TensorBoardLogger):
             raise MissingPackageError(
                 "logger=tensorboard needs the package tensorboard: pip install 'head-gating[tensorboard]'"
             )
-        super().__init__("", name=TENSORBOARD, version="", default_hp_metric=False)
+        # Event files of other programs have other names.
+        self._suffix = f".{uuid.uuid4().hex}"
+        super().__init__("", name=TENSORBOARD, version="", default_hp_metric=False, filename_suffix=self._suffix)
         self._earlier: list[Path] = []
 
     def enter(self, folder: Path) -> None:
         """Set the folder of the run; nothing is written before the first value."""
         self._root_dir = str(folder)
-        self._earlier = self._event_files()
+        self._earlier = find_event_files(folder)
+        self._note(folder)
+
+    @rank_zero_only
+    def _note(self, folder: Path) -> None:
+        """Add the names of the event files of this process to the record of the run."""
+        note_written(folder, f"{TENSORBOARD}/{EVENT_FILES}{self._suffix}")
 
     @rank_zero_only
     def save(self) -> None:
@@ -58,7 +69,7 @@ class TensorBoardLog(TensorBoardLogger):
     def sizes(self) -> dict[str, int]:
         """Return the size of each event file in bytes, by name, with pending events written."""
         self.save()
-        return {path.name: path.stat().st_size for path in self._event_files()}
+        return {path.name: path.stat().st_size for path in find_event_files(Path(self._root_dir))}
 
     def cut_off(self, sizes: Mapping[str, int]) -> None:
         """Truncate the event files of earlier processes to these sizes, and remove those without one."""
@@ -69,12 +80,6 @@ class TensorBoardLog(TensorBoardLogger):
             elif path.stat().st_size > sizes[path.name]:
                 with path.open("r+b") as file:
                     file.truncate(sizes[path.name])
-
-    def _event_files(self) -> list[Path]:
-        folder = Path(self.log_dir)
-        # A link may lead to the events of other runs.
-        is_own = folder.resolve().is_relative_to(Path(self._root_dir).resolve())
-        return sorted(path for path in folder.glob(EVENT_FILES) if is_own and not path.is_symlink())
 
 
 @rank_zero_only

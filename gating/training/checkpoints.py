@@ -1,10 +1,12 @@
 """Checkpoints from which training resumes bit-exactly."""
 
+import os
 import re
 import shutil
 import time
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from gating.distributed.collectives import all_reduce_max, is_rank_zero
 from gating.errors import InputError
 from gating.storage.atomic import replacing_file
+from gating.storage.written import note_written, written_in
 from gating.structure.edits import own_part
 from gating.tracking.position import log_position, position_in, return_to
 from gating.training.module import FineTuning
@@ -27,6 +30,8 @@ __all__ = [
     "RunCheckpoint",
     "checkpoint_path",
     "checkpoints_in",
+    "note_checkpoint",
+    "noted_checkpoints",
     "read_checkpoint",
     "remove_checkpoint",
     "why_unusable",
@@ -80,6 +85,25 @@ def checkpoints_in(folder: Path) -> list[Path]:
     named = {path: _NAME.fullmatch(path.name) for path in folder.glob("step-*.ckpt")}
     steps = {path: int(name[1]) for path, name in named.items() if name}
     return sorted(steps, key=steps.__getitem__, reverse=True)
+
+
+def note_checkpoint(path: Path) -> None:
+    """Add a checkpoint to the record of its folder, before it is written; names of removed ones are forgotten."""
+    names = written_in(path.parent) or ()
+    left = [name for name in names if os.path.lexists(path.parent / name) or any(path.parent.glob(f".{name}.*"))]
+    # A full disk is the error of the checkpoint itself, which all ranks know of.
+    with suppress(OSError):
+        note_written(path.parent, path.name, *left, anew=True)
+
+
+def noted_checkpoints(folder: Path) -> list[Path]:
+    """Return the paths of a phase's checkpoints that the record of its folder names, and of parts of such ones.
+
+    Parts are of a process that was killed while it wrote.
+    """
+    names = written_in(folder) or frozenset()
+    parts = [path for path in folder.glob(".step-*.ckpt*.new") for name in names if path.name.startswith(f".{name}.")]
+    return [*(path for path in checkpoints_in(folder) if path.name in names), *parts]
 
 
 def why_unusable(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
@@ -244,6 +268,8 @@ class RunCheckpoint(Callback):
         for logger in trainer.loggers:
             logger.save()
         self._is_between_steps = True
+        if is_rank_zero():
+            note_checkpoint(checkpoint_path(self._folder, module.step_in_run))
         try:
             trainer.save_checkpoint(checkpoint_path(self._folder, module.step_in_run))
         finally:

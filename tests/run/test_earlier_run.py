@@ -8,6 +8,7 @@ import pytest
 
 from gating.run.folder import earlier_run
 from gating.run.folder.earlier_run import clearing
+from gating.storage.written import note_written
 from tests.storage.test_results import put, snapshot
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
 from tests.support.tiny_run import make_inputs
@@ -21,7 +22,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    run_in(folder, inputs)
+    run_in(folder, inputs, "keep_checkpoints=true")
     return folder
 
 
@@ -31,8 +32,8 @@ def run(finished, tmp_path) -> Path:
 
 
 def files(folder: Path) -> set[str]:
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    return found - {".lock"}
+    paths = (path for path in folder.rglob("*") if not path.is_dir() and path.name not in (".lock", ".written"))
+    return {path.relative_to(folder).as_posix() for path in paths}
 
 
 def test_clearing_removes_only_files_of_the_run(run):
@@ -42,6 +43,68 @@ def test_clearing_removes_only_files_of_the_run(run):
     with clearing(run, run / "checkpoints"):
         assert files(run) == {*mine, ".config.yaml.old"}
     assert files(run) == set(mine)
+
+
+def test_events_of_another_program_stay_beside_those_of_the_run(inputs, run, tmp_path):
+    events = ["tensorboard/events.out.tfevents.1.theirs", "tensorboard/notes.txt", "wandb/run-20260101_000000-theirs/x"]
+    for name in events:
+        put(run, name)
+    with at_batch(1, interrupt), pytest.raises(Interrupted):
+        run_in(run, inputs, "overwrite=true")
+    assert files(run) == {"config.yaml", *events}
+    settings = ["logger=tensorboard", "callbacks.checkpoint.every_n_steps=1"]
+    with at_batch(3, interrupt), pytest.raises(Interrupted):
+        run_in(run, inputs, "overwrite=true", "distillation=none", *settings)
+    own = {name for name in files(run) if name.startswith("tensorboard")}.difference(events)
+    assert own
+    # A resumed run cuts its own events off, and leaves those of others.
+    with at_batch(2, interrupt), pytest.raises(Interrupted):
+        run_in(run, inputs, "resume=auto", "distillation=none", *settings)
+    assert files(run).issuperset(events)
+    with clearing(run, run / "checkpoints"):
+        assert files(run) == {".config.yaml.old", *events}
+    assert all((run / name).read_text() == "precious" for name in events)
+
+
+LATER = ["report/index.html", "report/gates.png", "metrics.json", "compact/config.json", "teacher/config.json"]
+
+
+@pytest.mark.parametrize("name", [*LATER, "checkpoints/search/step-99.ckpt"])
+def test_files_that_an_unfinished_run_has_not_written_yet_stay(name, inputs, finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    with at_batch(2, interrupt), pytest.raises(Interrupted):
+        run_in(folder, inputs, "callbacks.checkpoint.every_n_steps=1")
+    if name.endswith("config.json"):
+        # A model, even a compact one, of somebody else.
+        shutil.copytree(finished / Path(name).parent, folder / Path(name).parent)
+    else:
+        put(folder, name)
+    before = snapshot(folder)
+    with at_batch(1, interrupt):
+        assert end_of(folder, inputs, "overwrite=true") == 1
+    said = "holds a checkpoint of another run" if "ckpt" in name else "was not written by a run"
+    assert said in capsys.readouterr().err
+    assert snapshot(folder) == before
+
+
+def test_settings_without_the_record_of_their_run_allow_no_removal(inputs, finished, tmp_path, capsys):
+    shutil.copy(finished / "config.yaml", tmp_path)
+    for name in ("csv/metrics.csv", "report/index.html", "checkpoints/search/step-2.ckpt"):
+        put(tmp_path, name)
+    before = snapshot(tmp_path)
+    with at_batch(1, interrupt):
+        assert end_of(tmp_path, inputs, "overwrite=true") == 1
+    assert "config.yaml was not written by a run" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
+
+
+def test_a_record_names_no_files_but_those_of_runs(run, tmp_path):
+    mine = ["notes.txt", "report/thesis.tex", "tensorboard/notes.txt", "../outside.txt"]
+    for name in mine:
+        put(run, name)
+    note_written(run, *mine, str(tmp_path / "outside.txt"), "tensorboard/events.out.tfevents.1/../../notes.txt", "..")
+    with clearing(run, run / "checkpoints"):
+        assert all((run / name).read_text() == "precious" for name in mine)
 
 
 def test_a_folder_that_no_run_has_made_is_left_as_it_is(tmp_path):

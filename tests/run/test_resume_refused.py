@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import train
+from gating.run.folder.claim import check_claim, claim_folder
 from gating.run.folder.contents import RunPaths
-from gating.run.folder.state import claim_folder
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
 from tests.support.tiny_run import compose_settings
 
@@ -149,6 +149,9 @@ def test_only_one_process_takes_a_folder_and_a_new_run_forgets_the_old_one(tmp_p
     (tmp_path / "checkpoints" / "search").mkdir(parents=True)
     (tmp_path / "checkpoints" / "mine").mkdir()
     paths = RunPaths(tmp_path, tmp_path / "checkpoints")
-    with claim_folder(paths, config="seed: 0\n", ckpt_path=None):
+    settings = {"overwrite": True}
+    found = check_claim(paths, settings=settings, resumes=False)
+    (lock,) = claim_folder(paths, settings=settings, config="seed: 0\n", ckpt_path=None, found=found)
+    with lock:
         assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["mine"]

@@ -15,12 +15,13 @@ import train
 from gating.run.command import prepare_arguments
 from gating.run.objects import build_objects
 from gating.run.settings.read import read_settings
-from gating.run.sweep import callback
+from gating.run.sweep import callback, records
 from gating.run.sweep.callback import SweepReport
 from gating.run.sweep.dense_first import DenseFirst
 from gating.run.sweep.jobs import begin_jobs, recording_job
 from gating.run.sweep.records import Job, jobs_of, recommended_job
 from gating.run.sweep.reference import dense_metrics
+from tests.storage.test_results import snapshot
 from tests.support.sweeps import Ended, run_sweep, write_run
 from tests.support.tiny_run import make_inputs
 
@@ -182,9 +183,24 @@ def test_a_sweep_without_m_is_refused(group, monkeypatch):
         prepare_arguments(train.CONF)
 
 
-def test_a_job_that_failed_before_an_earlier_run_in_its_folder_is_not_in_the_table(inputs, swept):
+def test_the_jobs_of_a_sweep_are_not_replaced_by_those_of_another(inputs, swept):
     folder, _ = swept
+    before = snapshot(folder)
     end = run_sweep(folder, "sweep=heads", *inputs, "objective.num_heads=5")
+    assert str(end.code).startswith(f"error: {folder} holds a sweep, with a run in {folder}/0. Go on with it by resume")
+    assert snapshot(folder) == before
+
+
+def test_jobs_in_folders_of_other_names_are_added_to_a_sweep(inputs, swept, tmp_path):
+    folder = shutil.copytree(swept[0], tmp_path / "sweep")
+    end = run_sweep(folder, *inputs, "objective.num_heads=98,99", "hydra.sweep.subdir=more-${hydra.job.num}")
+    assert "holds a sweep" not in str(end.code)
+    assert [job.folder for job in records.jobs_of(folder)] == ["more-0", "more-1"]
+
+
+def test_a_job_that_failed_before_an_earlier_run_in_its_folder_is_not_in_the_table(inputs, swept, tmp_path):
+    folder = shutil.copytree(swept[0], tmp_path / "sweep")
+    end = run_sweep(folder, *inputs, "objective.num_heads=5,4", "resume=auto")
     assert end.code == 1
     assert "Accuracy by speed" not in end.out
     assert end.err.count("is not empty") >= 2

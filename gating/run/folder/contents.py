@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from gating.storage.written import WRITTEN
 from gating.tracking.contents import CSV, CSV_FILES, TENSORBOARD, WANDB
 
 __all__ = [
@@ -12,10 +13,12 @@ __all__ = [
     "COMPACT",
     "CONFIG",
     "FILES",
+    "FIRST_FILES",
     "FOLDERS",
     "GATES_PICTURE",
     "HISTORY_PICTURE",
     "INPUTS",
+    "LAST_FILES",
     "LOCK",
     "METRICS",
     "MODELS",
@@ -26,6 +29,7 @@ __all__ = [
     "REPLACED_FOLDERS",
     "REPORT",
     "SAMPLES",
+    "STATE_FILES",
     "TEACHER",
     "Phase",
     "RunPaths",
@@ -65,6 +69,11 @@ _REPORT_FILES = (GATES_PICTURE, HISTORY_PICTURE, SAMPLES, PAGE)
 # Files that a new run in the same folder replaces, besides those.
 OTHER_FILES = (*CSV_FILES, *(f"{REPORT}/{name}" for name in _REPORT_FILES), OWNER_MARK, INPUTS)
 FILES = (*RECORD_FILES, *OTHER_FILES)
+# Of these, those of every run from its first step on, and those of its end.
+FIRST_FILES = (CONFIG, OWNER_MARK, INPUTS, *CSV_FILES)
+LAST_FILES = (METRICS, *(f"{REPORT}/{name}" for name in _REPORT_FILES))
+# Files that a process reads and writes to know whose the others are.
+STATE_FILES = (LOCK, WRITTEN)
 # Folders with files that a new run replaces; the folders of W&B runs stay.
 REPLACED_FOLDERS = (CHECKPOINTS, CSV, TENSORBOARD, REPORT)
 FOLDERS = (*REPLACED_FOLDERS, WANDB)

@@ -45,6 +45,7 @@ class _RunSettings(typing.TypedDict):
     compile: bool
     gradient_checkpointing: bool
     recovery_keep: Literal["best", "last"]
+    keep_checkpoints: bool
     optimized_metric: str | None
     push_to_hub: str | None
     phase: str

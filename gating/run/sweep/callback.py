@@ -4,8 +4,8 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from gating.errors import explain, is_input_error
+from gating.errors import InputError, explain, is_input_error
 from gating.run.folder.contents import is_run
 from gating.run.folder.old_names import names_of
 from gating.run.sweep.records import JOBS, NUMBERS, Job, is_sweep, jobs_of, own_overrides
@@ -31,10 +31,11 @@ class SweepReport(Callback):
     """Shows the runs of a sweep and recommends one; lists its failed jobs, and exits with code 1 if there are any."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Forget the jobs of an earlier sweep in the same folder.
+        """Take the folder of the sweep, and forget the jobs of an earlier one there.
 
         Raises:
-            SystemExit: A file of the sweep would replace a file not written by a sweep, or a setting is wrong.
+            SystemExit: Another process has the folder, a file of the sweep would replace a file not written by a sweep
+                or jobs that have begun, or a setting is wrong.
         """
         folder = _folder_of(config)
         # Hydra turns other errors of callbacks into warnings.
@@ -43,9 +44,14 @@ class SweepReport(Callback):
         _check_own(folder)
         # Hydra makes this object for every command, and torch takes seconds to import.
         from gating.distributed.collectives import is_rank_zero
-        from gating.run.sweep.jobs import begin_jobs
+        from gating.run.sweep.jobs import begin_jobs, take_sweep
 
         if is_rank_zero():
+            with _exiting():
+                take_sweep(folder)
+            # Again: another sweep may have begun and ended here meanwhile.
+            _check_own(folder)
+            _check_repeated(folder, config)
             begin_jobs(folder, swept=_swept(config))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -55,19 +61,26 @@ class SweepReport(Callback):
             SystemExit: A job failed, or a part of the report.
         """
         from gating.distributed.collectives import is_rank_zero
+        from gating.run.sweep.jobs import leave_sweep
 
-        if not is_rank_zero():
-            return
-        folder, failed = _folder_of(config), list[tuple[str, str]]()
-        is_whole = _attempt(lambda: _report(folder, failed, config))
-        if failed:
-            # The terminal may be gone.
-            with suppress(OSError):
-                print(f"error: {len(failed)} job(s) of the sweep failed:", file=sys.stderr)
-                for name, reason in failed:
-                    print(f"  {name}: {reason}", file=sys.stderr)
-        if failed or not is_whole:
-            sys.exit(1)
+        if is_rank_zero():
+            try:
+                _show_end(_folder_of(config), config)
+            finally:
+                leave_sweep()
+
+
+def _show_end(folder: Path, config: DictConfig) -> None:
+    failed = list[tuple[str, str]]()
+    is_whole = _attempt(lambda: _report(folder, failed, config))
+    if failed:
+        # The terminal may be gone.
+        with suppress(OSError):
+            print(f"error: {len(failed)} job(s) of the sweep failed:", file=sys.stderr)
+            for name, reason in failed:
+                print(f"  {name}: {reason}", file=sys.stderr)
+    if failed or not is_whole:
+        sys.exit(1)
 
 
 def _attempt(action: Callable[[], bool | None]) -> bool:
@@ -166,6 +179,29 @@ def _check_own(folder: Path) -> None:
                 f"error: {path} was not written by a sweep, and this one would replace it. Choose another place with "
                 "hydra.sweep.dir=FOLDER or output_dir=FOLDER."
             )
+
+
+def _check_repeated(folder: Path, config: DictConfig) -> None:
+    """Exit where jobs would be numbered as those of an earlier sweep, which have begun."""
+    # Without a value yet: the number of the job.
+    subdir: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    is_numbered = subdir["subdir"] == "${hydra.job.num}"
+    if is_numbered and config.get("resume") is None and not config.get("overwrite"):
+        begun = next((job for job in jobs_of(folder) if is_run(folder / job.folder)), None)
+        if begun is not None:
+            sys.exit(
+                f"error: {folder} holds a sweep, with a run in {folder / begun.folder}. Go on with it by resume=auto, "
+                "begin again with overwrite=true, or choose another output_dir."
+            )
+
+
+@contextmanager
+def _exiting() -> Iterator[None]:
+    """Exit with the sentence of an error of the user, as Hydra turns exceptions of callbacks into warnings."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {explain(error)}")
 
 
 def _names_this_callback(path: Path) -> bool:

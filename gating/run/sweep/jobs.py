@@ -10,17 +10,43 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock
+
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import explain
+from gating.run.folder.state import take_lock
 from gating.run.sweep.records import JOBS, SWEPT, Job
 from gating.storage.atomic import replacing_file
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 
-__all__ = ["begin_jobs", "recording_job", "starts_in_later_job"]
+__all__ = ["begin_jobs", "leave_sweep", "recording_job", "starts_in_later_job", "take_sweep"]
 
 # Environment variable: the job in which rank 0 started this process.
 _FIRST_JOB = "HEAD_GATING_FIRST_JOB"
+
+
+# Locks of the sweeps of this process. Not in the callback, which launchers pickle.
+_locks: list[BaseFileLock] = []
+
+
+def take_sweep(sweep: Path) -> None:
+    """Take a folder for the sweep of this process, until its end or :func:`leave_sweep`.
+
+    Raises:
+        InputError: Another process runs a sweep there, or a run.
+    """
+    problem = (
+        f"{sweep} is in use by another process, which runs a sweep or a run there. Wait for its end, or choose another "
+        "output_dir."
+    )
+    _locks.append(take_lock(sweep, problem=problem))
+
+
+def leave_sweep() -> None:
+    """Release the folder of this process's sweep."""
+    while _locks:
+        _locks.pop().release()
 
 
 def starts_in_later_job(job: int) -> bool:

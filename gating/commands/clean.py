@@ -1,0 +1,55 @@
+"""``head-gating clean RUNS``: free the disk space of the checkpoints of finished runs."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gating.errors import InputError, explain
+from gating.run.folder.contents import is_run
+from gating.run.folder.space import free_space, megabytes
+from gating.run.folder.state import owned_by_other_process
+from gating.run.sweep.records import jobs_of
+from gating.storage.folders import is_inside
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Remove the checkpoints that finished runs have recorded, and print what was freed.
+
+    Raises:
+        InputError: A folder holds no run, or a sweep runs there; nothing is removed.
+        SystemExit: Another process trains a run, whose checkpoints stay; those of the others were removed.
+    """
+    # A folder that is given twice, or by a link, is one.
+    runs = {place.resolve(): place for folder in arguments.folders for place in _runs_in(folder)}
+    total, is_refused = 0, False
+    for place in runs.values():
+        try:
+            freed, sentence = free_space(place, dry_run=arguments.dry_run)
+            print(sentence)
+            total += freed
+        except InputError as error:
+            print(f"error: {explain(error)}", file=sys.stderr)
+            is_refused = True
+    print(f"{'Would free' if arguments.dry_run else 'Freed'} {megabytes(total)}.")
+    if is_refused:
+        sys.exit(1)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Return a run's folder, or the folders of the runs of a sweep or of any folder of runs.
+
+    Raises:
+        InputError: There are none, or another process runs the sweep.
+    """
+    if is_run(folder):
+        return [folder]
+    if owned_by_other_process(folder):
+        raise InputError(f"Another process runs the sweep in {folder}. Wait for its end.")
+    places = [folder / job.folder for job in jobs_of(folder)] or sorted(folder.glob("*"))
+    # The records of a sweep may come from somebody else.
+    found = [place for place in places if is_run(place) and is_inside(place, folder)]
+    if not found:
+        raise InputError(f"{folder} holds no run. Give folders of runs or of sweeps.")
+    return found

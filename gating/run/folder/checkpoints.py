@@ -1,0 +1,54 @@
+"""Checkpoints of a run in the folders of its phases, and their removal."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from gating.run.folder.contents import CHECKPOINTS, CLEARED, CONFIG, TEACHER, Phase
+from gating.run.folder.stored_settings import checkpoints_of, read_settings_of
+from gating.storage.folders import is_inside
+from gating.storage.written import WRITTEN
+from gating.training.checkpoints import checkpoints_in, noted_checkpoints, remove_checkpoint
+
+__all__ = ["find_checkpoints", "has_checkpoint", "noted_in", "remove_noted", "remove_phases"]
+
+
+def find_checkpoints(folder: Path) -> Path:
+    """Return the folder of a run's checkpoints by its stored settings; the default one if they are damaged."""
+    for name in (CONFIG, CLEARED):
+        with suppress(ValueError):
+            return checkpoints_of(folder, read_settings_of(folder, name=name))
+    return folder / CHECKPOINTS
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Return whether a run has a checkpoint or a teacher to resume from."""
+    places = {folder / CHECKPOINTS, find_checkpoints(folder)}
+    return (folder / TEACHER).is_dir() or any(checkpoints_in(place / phase) for place in places for phase in Phase)
+
+
+def noted_in(checkpoints: Path) -> list[Path]:
+    """Return the checkpoints of all phases that a run has recorded as its own; none behind a link out of the folder."""
+    phases = [checkpoints / phase for phase in Phase if is_inside(checkpoints / phase, checkpoints)]
+    return [path for phase in phases for path in noted_checkpoints(phase)]
+
+
+def remove_noted(checkpoints: Path) -> None:
+    """Remove the checkpoints that a run has recorded as its own; other files stay."""
+    for path in noted_in(checkpoints):
+        remove_checkpoint(path)
+    for phase in (checkpoints / phase for phase in Phase if is_inside(checkpoints / phase, checkpoints)):
+        (phase / WRITTEN).unlink(missing_ok=True)
+        with suppress(OSError):
+            phase.rmdir()
+    with suppress(OSError):
+        checkpoints.rmdir()
+
+
+def remove_phases(checkpoints: Path, *, after: Phase) -> None:
+    """Remove the checkpoints of the phases after a phase, from which a run would resume; other files stay."""
+    phases = list(Phase)
+    for phase in phases[phases.index(after) + 1 :]:
+        for path in (*checkpoints_in(checkpoints / phase), *noted_checkpoints(checkpoints / phase)):
+            remove_checkpoint(path)
+        with suppress(OSError):
+            (checkpoints / phase).rmdir()

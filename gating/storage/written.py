@@ -1,0 +1,35 @@
+"""Record of the files that a program has written in a folder, kept there: no others are removed later."""
+
+from pathlib import Path
+
+from gating.storage.atomic import replacing_file
+
+__all__ = ["WRITTEN", "note_written", "written_in"]
+
+# One name on each line, relative to the folder. It is written before the file that it names.
+WRITTEN = ".written"
+
+
+def note_written(folder: Path, *names: str, anew: bool = False) -> None:
+    """Add names to the record of a folder, before the files are written.
+
+    Args:
+        folder: The folder; it is created if needed.
+        names: Paths relative to it.
+        anew: Whether to forget the earlier names.
+    """
+    known = frozenset() if anew else written_in(folder) or frozenset()
+    if anew or not known.issuperset(names):
+        with replacing_file(folder / WRITTEN) as new:
+            new.write_text("".join(f"{name}\n" for name in sorted(known.union(names))), encoding="utf-8")
+
+
+def written_in(folder: Path) -> frozenset[str] | None:
+    """Return the names in the record of a folder; None if it has no record that can be read.
+
+    A folder may come from somebody else: only names that are known otherwise, too, are to be removed.
+    """
+    try:
+        return frozenset((folder / WRITTEN).read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError):
+        return None
