@@ -33,11 +33,14 @@ def sort_feed_forward(
         group_size: Number of neurons in a group; if left out, that of an earlier removal, or 64.
 
     Raises:
-        ValueError: A projection of a block cannot be edited, even once its adapters are merged, or not in these groups.
+        ValueError: A projection of a block cannot be edited, even once its adapters are merged, or not in these groups,
+            or experts compute their activation where gates do not reach it.
     """
     blocks: list[FeedForwardBlock] = []
     refused: list[tuple[FeedForwardBlock, str]] = []
     for block in iter_feed_forward_blocks(model, group_size=group_size):
+        if isinstance(block, ExpertsBlock) and (reason := _why_not_gated(block)):
+            raise _refusal(block, reason)
         reason = _why_neurons_depend(block)
         if reason is not None:
             refused.append((block, reason))
@@ -90,7 +93,7 @@ def _why_not_gated(experts: ExpertsBlock) -> str | None:
 def _why_neurons_depend(block: FeedForwardBlock) -> str | None:
     """Return the reason for which neurons of a block depend on each other, such as a norm over all of them, or None."""
     if isinstance(block, ExpertsBlock):
-        return _why_not_gated(block)
+        return None
     module, width = block.module, block.num_neurons
     if getattr(module, "slow_but_exact", False) and getattr(module, "pretraining_tp", 1) > 1:
         return (
@@ -117,6 +120,10 @@ def why_mixed(module: nn.Module, width: int, hidden: int) -> str | None:
     return None
 
 
+def _refusal(block: FeedForwardBlock, reason: str) -> InputError:
+    return InputError(f"Neurons cannot be removed from {block.name} ({type(block.module).__name__}): {reason}.")
+
+
 def explain_no_neurons(
     model: nn.Module, refused: Sequence[tuple[FeedForwardBlock, str]], *, searched: bool
 ) -> ValueError:
@@ -127,8 +134,8 @@ def explain_no_neurons(
         refused: Its blocks that cannot lose neurons, with the reasons.
         searched: Whether discovery has searched its structure, too.
     """
-    for block, reason in refused:
-        return InputError(f"Neurons cannot be removed from {block.name} ({type(block.module).__name__}): {reason}.")
+    if refused:
+        return _refusal(*refused[0])
     if (cause := _why_no_neurons(model)) is not None:
         return InputError(f"Neurons cannot be removed from {type(model).__name__}: {cause}.")
     problem = (

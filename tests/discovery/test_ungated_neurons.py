@@ -1,0 +1,213 @@
+"""Feed-forward modules without gates are named with the reason, and neurons that depend on each other are found."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from transformers import Gemma3nForCausalLM, Gemma3nTextConfig, PreTrainedConfig, PreTrainedModel
+
+import gating
+from gating.discovery import neuron_trial
+from gating.discovery.find import search_feed_forward
+from gating.discovery.neuron_trial import why_features_change
+from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.discovery.self_check import units_masked
+from gating.errors import RemedyWarning
+from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from tests.support.family_models import FAMILIES
+from tests.support.multimodal_models import build as build_multimodal
+from tests.support.single_models import build as build_single
+
+SPARSE = {
+    "vocab_size": 99,
+    "vocab_size_per_layer_input": 99,
+    "hidden_size": 32,
+    "hidden_size_per_layer_input": 8,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "num_kv_shared_layers": 0,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "laurel_rank": 4,
+    "altup_num_inputs": 2,
+}
+
+
+class OddMLP(nn.Module):
+    """A feed-forward module with names of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.grow = nn.Linear(64, 96)
+        self.shrink = nn.Linear(96, 64)
+
+    def forward(self, hidden_states):
+        return self.shrink(self.grow(hidden_states).relu())
+
+
+class Projector(nn.Module):
+    """A module that maps to a width and back, which its class name does not say."""
+
+    def __init__(self):
+        super().__init__()
+        self.grow = nn.Linear(64, 96)
+        self.shrink = nn.Linear(96, 64)
+
+
+class NarrowMLP(nn.Module):
+    """A module with the name of a feed-forward module that ends at another width."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(64, 32)
+        self.fc2 = nn.Linear(32, 16)
+
+
+class TwoTowers(PreTrainedModel):
+    """A language tower with known layers, and a vision tower with others."""
+
+    config_class = PreTrainedConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.language_model = FAMILIES["bert"].build().bert
+        self.vision_tower = nn.ModuleList([OddMLP(), OddMLP(), Projector(), NarrowMLP()])
+        self.config.vocab_size = 99
+
+    def forward(self, input_ids):
+        hidden_states = self.language_model(input_ids).last_hidden_state
+        return {"out": self.vision_tower[0](hidden_states) + self.vision_tower[1](hidden_states)}
+
+
+@pytest.fixture
+def towers():
+    return TwoTowers(PreTrainedConfig()).eval()
+
+
+@pytest.mark.parametrize(
+    "function", [gating.find_feed_forward_blocks, lambda model: gating.inject_gates(model, units="neurons")]
+)
+def test_modules_without_gates_are_named_with_the_reason(towers, function):
+    with pytest.warns(RemedyWarning, match=r"4 feed-forward modules of TwoTowers get no gates") as caught:
+        function(towers)
+    message = str(caught[0].message)
+    assert "vision_tower.0 and 1 more (OddMLP): the names of its layers are not registered; discover=True" in message
+    assert "vision_tower.2 (Projector): the names of its layers are not registered" in message
+    assert "vision_tower.3 (NarrowMLP): its layers do not lead from one width to another and back" in message
+    assert "exclude=['vision_tower.0']" in message
+
+
+@pytest.mark.parametrize("options", [{"towers": ["language"]}, {"exclude": ["vision_tower.*"]}])
+def test_what_a_user_leaves_out_is_not_named(towers, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        blocks = gating.find_feed_forward_blocks(towers, **options)
+        gates = gating.inject_gates(towers, units="neurons", **options)
+    assert gates.block_names == [block.name for block in blocks]
+    assert gates.ungated == ()
+
+
+def test_both_units_are_named_in_one_warning(towers):
+    attention = nn.Module()
+    attention.q_proj, attention.k_proj, attention.v_proj = (nn.Linear(64, 64) for _ in range(3))
+    towers.vision_tower.append(attention)
+    with pytest.warns(RemedyWarning, match=r"1 attention modules .* all heads: .*4 feed-forward .* all neurons: "):
+        gates = gating.inject_gates(towers, units=["heads", "neurons"])
+    assert {one.unit for one in gates.ungated} == {"heads", "neurons"}
+
+
+def test_discovery_gates_what_it_finds_and_names_the_rest(towers):
+    blocks, ungated = search_feed_forward(towers, discover=True)
+    assert [block.name for block in blocks[-2:]] == ["vision_tower.0.shrink", "vision_tower.1.shrink"]
+    assert [one.class_name for one in ungated] == ["Projector", "NarrowMLP"]
+    assert "the flow of data in one pass shows no neurons" in ungated[0].reason
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "classes"),
+    [
+        (build_multimodal, "qwen3_vl", {"Qwen3VLTextMLP", "Qwen3VLVisionMLP"}),
+        (build_multimodal, "qwen3_5", {"Qwen3_5MLP", "Qwen3_5VisionMLP"}),
+        (build_single, "parakeet", {"ParakeetEncoderFeedForward"}),
+        (build_single, "lfm3", {"Lfm3MLP"}),
+        (build_single, "moshi", {"MoshiGatingMLP"}),
+    ],
+)
+def test_layers_of_all_towers_have_gates(build, name, classes):
+    model = build(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        blocks = gating.find_feed_forward_blocks(model, group_size=16)
+    assert {type(block.module).__name__ for block in blocks} == classes
+    probe = make_probe(model)
+    kept = {block.name: [g for g in block.group_ids if (g + i) % 3] for i, block in enumerate(blocks)}
+    kept[blocks[0].name] = []
+    with units_masked(blocks, kept):
+        expected = forward_outputs(model, probe)
+    removed = {block.name: set(block.group_ids) - set(kept[block.name]) for block in blocks}
+    gating.prune_neurons(model, removed, group_size=16)
+    assert max_relative_difference(expected, forward_outputs(model, probe)) < 1e-5
+
+
+def test_neurons_behind_a_cutoff_by_their_mean_get_no_gates():
+    model = Gemma3nForCausalLM(Gemma3nTextConfig(**SPARSE, activation_sparsity_pattern=[0.95, 0.95, 0.0, 0.0])).eval()
+    with pytest.warns(RemedyWarning, match=r"2 feed-forward .*layers.0.mlp.down_proj and 1 more.*activation_sparsity"):
+        gates = gating.inject_gates(model, units="neurons", group_size=8)
+    assert gates.block_names == ["layers.2.mlp.down_proj", "layers.3.mlp.down_proj"]
+    with torch.no_grad():
+        gates.log_alpha.copy_(torch.where(torch.arange(16) % 3 == 0, -9.0, 9.0))
+    assert gating.finalize(model, gates).max_difference < 1e-5
+    with pytest.raises(ValueError, match=r"No neurons of layers.0.mlp.down_proj .* cutoff from the mean"):
+        gating.prune_neurons(model, {0: [1]})
+
+
+def test_a_model_of_such_layers_alone_is_refused():
+    model = Gemma3nForCausalLM(Gemma3nTextConfig(**SPARSE, activation_sparsity_pattern=[0.5] * 4))
+    for function in (gating.find_feed_forward_blocks, lambda one: gating.inject_gates(one, units="neurons")):
+        with pytest.raises(ValueError, match=r"layers.0.mlp.down_proj \(Gemma3nTextMLP\): activation_sparsity_pattern"):
+            function(model)
+    # What the classes compute shows the same.
+    assert all("depend on the other neurons" in why_features_change(block) for block in iter_feed_forward_blocks(model))
+
+
+@pytest.mark.parametrize("name", ["bart", "bert", "bloom", "gpt2", "llama", "opt", "phi3", "swin", "t5"])
+def test_independent_neurons_pass_the_trial_on_the_meta_device(name):
+    model = build_single(name) if name == "bloom" else FAMILIES[name].build()
+    random_state = torch.get_rng_state()
+    model.to("meta")
+    neuron_trial._FOUND.clear()
+    assert all(why_features_change(block) is None for block in iter_feed_forward_blocks(model))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert model.training is False
+
+
+def test_blocks_of_one_class_and_settings_are_tried_once(monkeypatch):
+    tried: list[FeedForwardBlock] = []
+    monkeypatch.setattr(neuron_trial, "_FOUND", {})
+    monkeypatch.setattr(neuron_trial, "_try", lambda block, _seed: tried.append(block))
+    gating.find_feed_forward_blocks(FAMILIES["llama"].build())
+    assert len({block.name for block in tried}) == 1
+
+
+class Halved(OddMLP):
+    """Rows in pairs, which a spec says are in halves."""
+
+    def __init__(self):
+        super().__init__()
+        self.grow = nn.Linear(64, 192)
+
+    def forward(self, hidden_states):
+        gate, up = self.grow(hidden_states).unflatten(-1, (-1, 2)).unbind(-1)
+        return self.shrink(gate.sigmoid() * up)
+
+
+@pytest.mark.parametrize(("layout", "is_right"), [("pairs", True), ("halves", False)])
+def test_a_wrong_layout_of_rows_is_found(layout, is_right):
+    module = Halved()
+    module.feed_forward_spec = gating.FeedForwardSpec((("grow", layout),), "shrink")
+    (block,) = iter_feed_forward_blocks(module)
+    assert (why_features_change(block) is None) == is_right
