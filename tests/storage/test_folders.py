@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from gating.storage.folders import check_folder, replacing_folder
 from gating.storage.results import COMPACT_MODEL, write_manifest
 
-
 RESULT = ["README.md", "config.json", "head_gating.json", "model.safetensors"]
 
 
