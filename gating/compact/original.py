@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.files import walk
 from gating.compact.manifest import has_manifest, read_record
-from gating.compact.stock import is_size
+from gating.compact.size_fields import is_size
 from gating.errors import InputError, loading
 from gating.pruning.compact_model import build_original, build_recorded, check_specs
 from gating.pruning.prune_report import num_parameters

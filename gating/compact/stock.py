@@ -6,7 +6,6 @@ changed configuration, has every tensor of the model in its shape.
 """
 
 import copy
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -17,19 +16,13 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
+from gating.compact.size_fields import HEADS, KEY_VALUE_HEADS, new_width
 from gating.errors import RemedyError
 from gating.structure.blocks import AttentionBlock, base_prefix, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["StockError", "is_size", "may_be_stock", "stock_model"]
-
-# Names of fields, in the configurations of transformers, with a number of neurons, with this number as a multiple of
-# the hidden size, and with a number of heads.
-_WIDTH = re.compile(r"(?i)intermediate|inner|ffn|ff\b|_ff|hidden_dim|mlp|feed_?forward")
-_RATIO = re.compile(r"(?i)ratio|multiple|expan")
-_HEADS = re.compile(r"(?i)heads?$")
-_KEY_VALUE_HEADS = re.compile(r"(?i)(key_value|kv)_heads?$")
+__all__ = ["StockError", "may_be_stock", "stock_model"]
 
 _Block = AttentionBlock | FeedForwardBlock
 # Path of a nested configuration, and values of its fields.
@@ -38,11 +31,6 @@ _Change = tuple[tuple[str, ...], Mapping[str, object]]
 
 class StockError(RemedyError):
     """A compact model that no configuration of its dense architecture describes."""
-
-
-def is_size(name: str) -> bool:
-    """Return whether a field of a configuration, by its name, may differ between a stock model and its original."""
-    return name == "head_dim" or any(pattern.search(name) for pattern in (_WIDTH, _RATIO, _HEADS, _KEY_VALUE_HEADS))
 
 
 def may_be_stock(model: PreTrainedModel) -> bool:
@@ -189,12 +177,12 @@ def _changes(config: PreTrainedConfig, blocks: Sequence[_Block]) -> Iterator[_Ch
     for path, fields in _nested_fields(config):
         for width in sorted(widths):
             for name, value in fields.items():
-                new = _new_width(name, value, *width)
+                new = new_width(name, value, *width)
                 if new is not None:
                     yield path, {name: new}
         for before, after, key_values, head_dim in sorted(heads):
-            counts = {name: after for name, value in fields.items() if _HEADS.search(name) and value == before}
-            counts |= {name: key_values for name in fields if _KEY_VALUE_HEADS.search(name) and fields[name]}
+            counts = {name: after for name, value in fields.items() if HEADS.search(name) and value == before}
+            counts |= {name: key_values for name in fields if KEY_VALUE_HEADS.search(name) and fields[name]}
             if counts:
                 yield path, counts
                 # Classes read this field even where their configuration does not declare it.
@@ -207,25 +195,6 @@ def _nested_fields(config: PreTrainedConfig, path: tuple[str, ...] = ()) -> Iter
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
             yield from _nested_fields(value, (*path, name))
-
-
-def _new_width(name: str, value: object, before: int, after: int, hidden: int) -> object:
-    """Return the value of a field that gives a block its present number of neurons, or None.
-
-    Example:
-        >>> _new_width("intermediate_size", 64, 64, 48, 16), _new_width("mlp_ratio", 4.0, 64, 48, 16)
-        (48, 3.0)
-    """
-    if _WIDTH.search(name) and not isinstance(value, bool) and value in (before, None):
-        return after
-    if _WIDTH.search(name) and isinstance(value, list) and value and all(item == before for item in value):
-        return [after] * len(value)
-    if not (_RATIO.search(name) and type(value) in (int, float)):
-        return None
-    ratio = after / hidden
-    # Classes round the product down.
-    ratio = ratio if int(hidden * ratio) == after else math.nextafter(ratio, math.inf)
-    return int(ratio) if isinstance(value, int) and ratio.is_integer() else ratio
 
 
 def _apply(config: PreTrainedConfig, change: _Change) -> PreTrainedConfig | None:

@@ -126,8 +126,9 @@ def _checksums(folder: Path) -> dict[str, Any]:
 
 
 def _compact_files(folder: Path) -> frozenset[str] | None:
-    has_weights = any((folder / name).is_file() for name in (WEIGHTS, INDEX))
-    return frozenset() if has_weights and "model_type" in read_table(folder / CONFIG) else None
+    # The dense teacher of a run has no card.
+    has_files = (folder / "README.md").is_file() and any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+    return frozenset() if has_files and "model_type" in read_table(folder / CONFIG) else None
 
 
 COMPACT_MODEL = ResultKind("compact model", _compact_files, in_command="overwrite=true")

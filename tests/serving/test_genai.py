@@ -138,7 +138,7 @@ def test_a_compact_folder_is_exported_with_its_tokenizer(small, tmp_path, capfd)
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["compact", "exported"]
     assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == [
-        *("genai_config.json", "generation_config.json", "model.onnx", "model.onnx.data"),
+        *("genai_config.json", "generation_config.json", "head_gating.json", "model.onnx", "model.onnx.data"),
         *("tokenizer.json", "tokenizer_config.json"),
     ]
     tokenizer = genai.Tokenizer(genai.Model(str(tmp_path / "exported")))

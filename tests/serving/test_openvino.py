@@ -73,7 +73,7 @@ def test_a_compact_folder_writes_the_tokens_of_the_model(decoder, tmp_path):
     generated = decoder.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)
     assert write(tmp_path / "exported", prompt) == generated[0].tolist()
     assert sorted(path.name for path in (tmp_path / "exported").iterdir()) == [
-        *("config.json", "generation_config.json", "openvino_model.bin", "openvino_model.xml"),
+        *("config.json", "generation_config.json", "head_gating.json", "openvino_model.bin", "openvino_model.xml"),
         *("tokenizer.json", "tokenizer_config.json"),
     ]
     assert "auto_map" not in (tmp_path / "exported" / "config.json").read_text()

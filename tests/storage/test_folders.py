@@ -14,12 +14,15 @@ from safetensors.torch import save_file
 from gating.storage.folders import check_folder, replacing_folder
 from gating.storage.results import COMPACT_MODEL, write_manifest
 
+RESULT = ["README.md", "config.json", "head_gating.json", "model.safetensors"]
+
 
 def make_result(folder):
     """Write the files by which an earlier compact model is recognized."""
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "bert"}')
     (folder / "model.safetensors").write_text("old")
+    (folder / "README.md").write_text("A card.")
     write_manifest(folder)
 
 
@@ -105,7 +108,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_folder(tmp_path, write, 
     ):
         write(folder)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == (
-        ["there", "there/config.json", "there/head_gating.json", "there/model.safetensors"] if exists else []
+        ["there", *(f"there/{name}" for name in RESULT)] if exists else []
     )
 
 
