@@ -58,7 +58,9 @@ def curves_of(
     """
     seen = history.observations
     names = _AMOUNTS[history.quantity]
-    observed = [[(one.step, getattr(one, kind)) for one in seen] for kind in ("expected_open", "open", "target")]
+    observed: list[Points] = [
+        [(one.step, getattr(one, kind)) for one in seen] for kind in ("expected_open", "open", "target")
+    ]
     expected, num_open, target = (
         _merged(_logged(log, name), points) for name, points in zip(names, observed, strict=True)
     )
@@ -87,5 +89,5 @@ def _logged(log: Sequence[Mapping[str, float]], name: str, *, also: str = "") ->
 
 
 def _merged(logged: Points, observed: Points) -> Points:
-    """Return logged values and those at validations, by their steps."""
-    return sorted([*logged, *observed], key=lambda point: point[0])
+    """Return logged values and those at validations, by their steps; kept units are logged after a validation."""
+    return sorted([*observed, *logged], key=lambda point: point[0])

@@ -101,7 +101,7 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
         if run.settings.values["objective"].get("speedup") and gates.num_neurons:
             chosen = objective.kept(gates)
             state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), kept.cpu())
-    log_kept_heads(run.loggers, gates, objective, kept=kept, step=state.search_steps - 1)
+    log_kept_heads(run.loggers, gates, objective, kept=kept, step=state.search_steps)
     record_spent(state.history, gates, objective, kept=kept)
     with state.summary.timed("finalize"), printed_warnings() as sentences:
         if run.is_sharded:

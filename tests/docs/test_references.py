@@ -72,6 +72,23 @@ def test_the_reference_of_commands_has_all():
     assert "usage: head-gating inspect" in shown
 
 
+def test_the_help_of_commands_fits_a_screen():
+    module = hook("commands_reference")
+    assert max(map(len, module.commands_reference().splitlines())) <= module.WIDTH + 2
+    wrapped = module._wrapped(f"  name=VALUE   {'words and ' * 12}".rstrip())
+    assert [line[15] != " " for line in wrapped.splitlines()] == [True] * len(wrapped.splitlines())
+
+
+def test_explanations_come_before_references_in_the_search():
+    def boost(path: str) -> float:
+        page = SimpleNamespace(file=SimpleNamespace(src_uri=path), meta={})
+        hook("search").on_page_markdown("", page, None, None)
+        return page.meta.get("search", {"boost": 1.0})["boost"]
+
+    assert boost("concepts/budgets.md") > boost("howto/trainer.md") > boost("speed.md")
+    assert boost("speed.md") > boost("reference/python/gates.md") == boost("reference/settings.md")
+
+
 def test_links_out_of_the_folder_lead_to_the_repository_and_pictures_into_the_site(caplog):
     page = SimpleNamespace(file=SimpleNamespace(src_uri="howto/page.md"))
     config = SimpleNamespace(repo_url="https://host/us/repository")

@@ -140,7 +140,7 @@ def log_kept_heads(
         gates: The gates at the end of the search.
         objective: The objective of the search.
         kept: Boolean mask of the gates to keep, ``[num_gates]``; None to keep the open ones.
-        step: Number of the last step.
+        step: Number of steps of the search.
     """
     with nullcontext() if kept is None else gates.fixed_at(kept.float()):
         metrics = {name: float(value) for name, value in gate_metrics(gates, objective).items()}
