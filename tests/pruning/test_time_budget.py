@@ -11,7 +11,7 @@ from rich.console import Console
 
 import gating
 from gating.gates import create_gates
-from gating.pruning.latency import comparison, time_budget
+from gating.pruning.latency import comparison
 from gating.pruning.latency.comparison import compare_latency
 from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.latency.costs import measure_latency_costs
@@ -175,9 +175,8 @@ def test_stages_take_shares_of_what_is_left(clock):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_terminal_shows_what_is_timed_and_the_time_left(bert, passes, monkeypatch, terminal):
     screen = io.StringIO()
-    monkeypatch.setattr(
-        time_budget, "Console", lambda: Console(file=screen, force_terminal=terminal, width=120, _environ={})
-    )
+    console = Console(file=screen, force_terminal=terminal, width=120, _environ={})
+    monkeypatch.setattr("rich.console.Console", lambda: console)
     passes(bert, 0.5)
     with TimeBudget(80.0).stage("timing") as stage:
         measure_latency_costs(

@@ -4,13 +4,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.pruning.latency.comparison import seconds_of_pass
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 __all__ = ["MAX_SECONDS", "Stage", "TimeBudget"]
 
@@ -27,7 +29,7 @@ class Stage:
         seconds: Its time; passes that are needed in any case can exceed it.
     """
 
-    def __init__(self, seconds: float, bar: Progress | None = None, *, title: str = "timing") -> None:
+    def __init__(self, seconds: float, bar: "Progress | None" = None, *, title: str = "timing") -> None:
         """Args: ``bar`` shows the time, and ``title`` is the name of the stage in it."""
         self.seconds = seconds
         self._start = self._drawn = time.perf_counter()
@@ -133,8 +135,12 @@ class TimeBudget:
             self.spent += stage.elapsed
 
 
-def _bar() -> Progress:
+def _bar() -> "Progress":
     """Return a progress bar that is redrawn between passes alone: a thread would disturb the timings."""
+    # The package itself is imported without rich.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
     console = Console()
     return Progress(
         TextColumn("[bold]{task.description}"),
