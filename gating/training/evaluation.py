@@ -91,10 +91,11 @@ class Tally:
     def of_baseline(self) -> dict[str, float]:
         """Return the finite metrics of the baseline, over all ranks; empty without one."""
         values = dict[str, float]()
-        for name, metric in self._metrics.items() if self._baseline is not None else ():
+        undefined = {} if self._baseline is None else self._baseline.undefined
+        for name, metric in self._metrics.items():
             if not metric[name].update_called:
-                continue  # Metrics of generated texts.
-            values[name] = self._baseline.undefined.get(name, np.nan)
+                continue  # Without a baseline, and metrics of generated texts.
+            values[name] = undefined.get(name, np.nan)
             with suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 value = to_number(metric.compute()[name])

@@ -265,3 +265,42 @@ def test_a_model_of_another_task_is_refused(finished, tmp_path, refused):
     table = write_table(tmp_path / "table.tsv", rows=6, seed=0)
     error = refused(tmp_path / "masked", "data=files", f"data.test={table}")
     assert "is a BertForMaskedLM, which is not a model of SequenceClassification" in error
+
+
+def test_data_are_evaluated_whole_also_where_the_run_took_a_part(finished, tmp_path, evaluate, monkeypatch, capsys):
+    """As a run of debug=fast, and others with limits of its own."""
+    shutil.copytree(finished, tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    config["trainer"] |= {"limit_val_batches": 1, "limit_test_batches": 0.5}
+    config["data"]["eval_batch_size"] = 3
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    table = write_table(tmp_path / "table.tsv", rows=14, seed=7)
+    arguments = [tmp_path / "run", f"data.test={table}"]
+    whole = evaluate(*arguments)
+    assert (whole["num_examples"], whole["limit"]) == (14, None)
+    assert evaluate(tmp_path / "run")["metrics"] == of_run(finished, "test")
+    assert evaluate(tmp_path / "run", "--split", "validation")["metrics"] == of_run(finished, "val")
+    limit = "trainer.limit_test_batches=2"
+    part = evaluate(*arguments, limit)
+    # Of 5 batches, which are as equal as can be.
+    assert (part["num_examples"], part["limit"]) == (5, limit)
+    assert part["metrics"] != whole["metrics"]
+    out, _ = call(monkeypatch, capsys, *arguments, limit)
+    assert out.startswith(f"{tmp_path / 'run'} on 5 test examples, a part of them by {limit} (cpu):")
+    assert " on 14 test examples (cpu):" in call(monkeypatch, capsys, *arguments)[0]
+
+
+@pytest.mark.parametrize("limit", ["trainer.limit_test_batches=0", "trainer.limit_test_batches=0.01"])
+def test_a_limit_that_leaves_nothing_is_refused(limit, finished, refused):
+    assert limit in refused(finished, limit)
+
+
+def test_slices_of_the_run_are_none_of_other_data(tmp_path):
+    hub = ["data=hub", "data.path=user/name", "'data.test_split=\"test[:9]\"'", "'data.validation_split=\"train[9:]\"'"]
+    hub = [line.strip("'") for line in hub]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(checked_settings([*hub, f"output_dir={tmp_path}"])))
+    assert data_of(tmp_path)[0]["test_split"] == "test[:9]"
+    data, _ = data_of(tmp_path, "data=hub", "data.path=user/other")
+    assert (data["test_split"], data["validation_split"]) == ("test", "train[9:]")
+    data, _ = data_of(tmp_path, "data=hub", "data.path=user/other", "data.test_split='test[:5]'")
+    assert data["test_split"] == "test[:5]"

@@ -91,3 +91,10 @@ def test_a_missing_package_is_one_sentence_and_a_fault_is_raised(exported_run, m
     monkeypatch.setattr(folder_evaluation, "encode_split", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compare_accuracy(str(run), exported)
+
+
+def test_the_examples_that_were_counted_are_told(exported_run):
+    run, exported = exported_run
+    limit = "trainer.limit_val_batches=1"
+    (sentence,) = compare_accuracy(str(run), exported, [limit, "data.eval_batch_size=4"])
+    assert sentence.endswith(f"on 4 examples ({limit})")

@@ -45,7 +45,11 @@ def test_optuna_searches_with_the_validation_score(inputs, tmp_path):
     scores = [json.loads(path.read_text())["val/accuracy"] for path in (tmp_path / "sweep").glob("*/metrics.json")]
     assert len(scores) == 2
     assert best["best_value"] == max(scores)
-    assert f"Best trial: optimizer.gate_lr={best['best_params']['optimizer.gate_lr']}" in process.stdout
+    found = (
+        f"Best trial: optimizer.gate_lr={best['best_params']['optimizer.gate_lr']} with {best['best_value']}, in sweep/"
+    )
+    assert found in process.stdout.replace(f"{tmp_path}/", "")
+    assert "there is no dense run" not in process.stdout
     numbers = json.loads((tmp_path / "sweep" / "report" / "tradeoff.json").read_text())
     assert all("optimizer.gate_lr=0." in run["settings"] for run in numbers["runs"])
     process = run_command(command, cwd=tmp_path)
