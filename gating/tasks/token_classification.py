@@ -56,7 +56,8 @@ class TokenClassification:
         Raises:
             ValueError: The tokenizer does not map tokens to words.
         """
-        return require_offsets(load_tokenizer(source, after_space=True), "task=token_classification")
+        tokenizer = load_tokenizer(source, after_space=True, blueprint=blueprint)
+        return require_offsets(tokenizer, "task=token_classification")
 
     def prepare(
         self,
@@ -127,4 +128,4 @@ def _tokenize_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max
             labels.append(targets)
         return {**tokens, "labels": labels}
 
-    return tokenize(splits, tokenize_batch)
+    return tokenize(splits, tokenize_batch, tokenizer=tokenizer)
