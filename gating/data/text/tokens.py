@@ -201,13 +201,13 @@ def beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) ->
     start = text[: max(_LONG_TEXT, 100 * max_length)]
     if len(start) == len(text) or tokenizer.truncation_side != "right":
         return text
-    number = len(tokenizer(start, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"])
-    return start if number >= max_length else text
+    ids = tokenizer(start, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
+    return start if len(ids) >= max_length else text
 
 
 def _batch_size(table: Dataset) -> int:
     """Return a number of rows of about 16 MiB, at most 1000."""
-    return max(1, min(1000, 2**24 * table.data.num_rows // max(1, table.data.nbytes)))
+    return max(1, min(1000, int(2**24 * table.data.num_rows / max(1, table.data.nbytes))))
 
 
 def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
