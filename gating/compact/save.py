@@ -15,6 +15,7 @@ from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.compact.verify import check_saved
 from gating.discovery.find import removable_attention
 from gating.discovery.refusals import check_has_values, check_no_adapters, check_savable
+from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
 from gating.errors import InputError, InputTypeError
 from gating.pruning.compact_model import become_compact, has_lost_units
 from gating.report.card import CompactReport, write_card
@@ -100,6 +101,8 @@ def save_compact(
         check_upload(repo_id, token=token)
     if verify:
         check_finite(model, type(model).__name__)
+    origin = getattr(tokenizer, "name_or_path", None) or "this model"
+    check_vocabulary(tokenizer, size=vocabulary_size(model), name=origin)
     sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
     place = Path(save_directory)
     forms = [stock] if stock is not None else [True, False] if may_be_stock(model) else [False]

@@ -14,10 +14,12 @@ from gating.data.names.spelling import groups_of_spellings, hint_at_spelling
 from gating.data.rows import name_row
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
+from gating.models.configs import MAX_CLASSES
 
 __all__ = [
     "LABEL_COLUMNS",
     "check_classes",
+    "check_number",
     "classes_of_model",
     "encode_labels",
     "hint_at_regression",
@@ -87,6 +89,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         raise InputError(
             f"All training examples have the label {shorten(repr(names[0]))}; a classifier needs at least two."
         )
+    check_number(names)
     warn_of_spellings(names, Counter(written["train"]))
     numbers = {name: number for number, name in enumerate(names)}
     encoded = {}
@@ -95,6 +98,23 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         column = [numbers[label] for label in written[split]]
         encoded[split] = table.remove_columns("label").add_column("label", column)
     return DatasetDict(encoded), names
+
+
+def check_number(names: Sequence[str]) -> None:
+    """Check that there are not more classes than any model tells apart, such as the numbers of the rows.
+
+    Args:
+        names: The classes.
+
+    Raises:
+        ValueError: There are too many.
+    """
+    if len(names) > MAX_CLASSES:
+        raise InputError(
+            f"The training data has {len(names):,} classes, such as {shorten(ascii(names[0]))}; at most "
+            f"{MAX_CLASSES:,} can be learned. Name the right column with data.label_column=..., or learn numbers with "
+            "task=regression."
+        )
 
 
 def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str) -> None:

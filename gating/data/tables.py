@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, MissingFileError, shorten
+from gating.storage.identity import file_digest
 
 __all__ = ["read_file", "warn_of_same_files"]
 
@@ -72,7 +73,8 @@ def _build(kind: str, path: Path, options: Mapping[str, Any]) -> Dataset | None:
     # datasets raises an error for tables without rows: in these two ways they are recognized beforehand.
     if kind == "parquet" and not pq.read_metadata(path).num_rows:
         return None
-    builder = datasets.load_dataset_builder(kind, data_files=str(path), **options)
+    # The cache knows files by path and time of writing: named by their content, edited ones are read again in any case.
+    builder = datasets.load_dataset_builder(kind, name=file_digest(path)[:16], data_files=str(path), **options)
     builder.download_and_prepare()
     return builder.as_dataset("train") if builder.info.splits["train"].num_examples else None
 

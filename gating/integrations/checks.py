@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.utils.import_utils import is_accelerate_available
 
+from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, MissingPackageError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.objectives import Objective
@@ -23,8 +24,12 @@ __all__ = [
     "check_optimizers",
     "check_reference",
     "check_strategy",
+    "check_tokenizer",
     "require_accelerate",
 ]
+
+# Rows that tell whether a tokenizer knows the texts.
+_ROWS = 1000
 
 
 def require_accelerate() -> None:
@@ -94,6 +99,22 @@ def check_strategy(trainer: Trainer) -> None:
             f"{trainer.args.n_gpu} GPUs in one process would get copies of the model without its gates "
             "(nn.DataParallel): start the script with torchrun, or choose one GPU with CUDA_VISIBLE_DEVICES."
         )
+
+
+def check_tokenizer(trainer: Trainer) -> None:
+    """Raise ``InputError`` if the tokenizer of a trainer is not the model's, or does not know its texts."""
+    tokenizer: Any = trainer.processing_class
+    if tokenizer is None or not hasattr(tokenizer, "all_special_ids"):
+        return
+    model: Any = trainer.model
+    if hasattr(model, "config"):
+        check_vocabulary(tokenizer, size=vocabulary_size(model), name="processing_class")
+    rows: Any = trainer.train_dataset
+    if "input_ids" in (getattr(rows, "column_names", None) or ()) and hasattr(rows, "__len__"):
+        ids = [
+            torch.as_tensor(row, dtype=torch.int64) for row in rows.select(range(min(len(rows), _ROWS)))["input_ids"]
+        ]
+        check_known(tokenizer, torch.cat([row.flatten() for row in ids]), name="train_dataset")
 
 
 def check_reference(trainer: Trainer, *, has_adapters: bool) -> None:

@@ -23,6 +23,7 @@ from gating.integrations.checks import (
     check_optimizers,
     check_reference,
     check_strategy,
+    check_tokenizer,
     require_accelerate,
 )
 from gating.integrations.gated_checkpoints import GatedCheckpoints
@@ -98,6 +99,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         self._report: FinalizeReport | None = None
         super().__init__(*args, **kwargs)
         check_strategy(self)
+        check_tokenizer(self)
         check_reference(self, has_adapters=adapter_config(self.model) is not None)
         self._given_optimizer = self.optimizer
         self._begin_search(self.model)

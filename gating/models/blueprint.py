@@ -1,12 +1,15 @@
 """Models without weights, to count heads and check settings before anything is loaded."""
 
+import os
+
 import torch
 from transformers import PreTrainedModel
 
 from gating.errors import InputError, explain
+from gating.models.configs import check_sizes
 from gating.models.sources import ModelSource
 
-__all__ = ["make_blueprint"]
+__all__ = ["check_memory", "make_blueprint"]
 
 
 def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
@@ -26,6 +29,7 @@ def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
         ValueError: transformers cannot create the model, or has no class of this Auto class for its family.
     """
     config = source.load_config()
+    check_sizes(vars(config), name=f"The configuration of {source.title}: config")
     families = getattr(auto_class, "_model_mapping", None)
     if families is not None and type(config) not in families:
         raise InputError(
@@ -41,3 +45,22 @@ def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
             f"The model {source.title} cannot be used for this task ({auto_class.__name__}): {reason}"
         ) from error
     return model
+
+
+def check_memory(blueprint: PreTrainedModel, *, title: str) -> None:
+    """Check that the weights of a model fit into the memory of this machine.
+
+    Args:
+        blueprint: The model without weights.
+        title: Name of the model, for the message.
+
+    Raises:
+        ValueError: They are larger than all of it.
+    """
+    needed = sum(parameter.numel() for parameter in blueprint.parameters()) * torch.float32.itemsize
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError(
+            f"The model {title} has {needed / 1e9:,.0f} GB of weights in full precision, and this machine has "
+            f"{there / 1e9:,.0f} GB of memory. Take a smaller model, or trainer=fsdp on several devices."
+        )

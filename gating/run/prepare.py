@@ -19,7 +19,7 @@ from gating.distributed.launch import check_devices, start_processes
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.models.adapters import check_adapters
-from gating.models.blueprint import make_blueprint
+from gating.models.blueprint import check_memory, make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
 from gating.models.sources import load_sharded
 from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
@@ -179,6 +179,8 @@ def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel
     check_adapters(objects.adapters, objects.source, blueprint)
     if settings.values["trainer"].get("strategy") == "fsdp":
         _check_no_layerdrop(blueprint)
+    else:
+        check_memory(blueprint, title=objects.source.title)
     if settings.gradient_checkpointing:
         check_gradient_checkpointing(blueprint, compiled=settings.compile)
     if objects.make_gates.keywords.get("discover"):

@@ -9,6 +9,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
 from gating.discovery.refusals import check_has_values, check_no_adapters
+from gating.discovery.vocabulary import check_vocabulary
 from gating.errors import InputError, InputTypeError, loading
 from gating.structure.integrity import check_finite
 
@@ -59,7 +60,9 @@ def load_processor(folder: Path | None) -> Any:
     if folder is None or not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         return None
     with loading(str(folder), remedy="Export the model again."):
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    check_vocabulary(processor, size=None, name=str(folder))
+    return processor
 
 
 def _check_exportable(model: PreTrainedModel) -> None:

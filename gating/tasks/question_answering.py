@@ -161,8 +161,10 @@ def _tokenize(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_lengt
     train = tokenize(
         DatasetDict(train=splits["train"]),
         make_windows(deepcopy(tokenizer), max_length, stride, with_offsets=False),
+        tokenizer=tokenizer,
     )
-    windows = tokenize(held_out, make_windows(deepcopy(tokenizer), max_length, stride, with_offsets=True))
+    make = make_windows(deepcopy(tokenizer), max_length, stride, with_offsets=True)
+    windows = tokenize(held_out, make, tokenizer=tokenizer)
     return DatasetDict(train=train["train"], **windows)
 
 

@@ -58,7 +58,8 @@ class TokenClassification:
         Raises:
             ValueError: The tokenizer does not map tokens to words.
         """
-        return require_offsets(load_tokenizer(source, after_space=True), "task=token_classification")
+        tokenizer = load_tokenizer(source, after_space=True, blueprint=blueprint)
+        return require_offsets(tokenizer, "task=token_classification")
 
     def prepare(
         self,
@@ -137,4 +138,4 @@ def _tokenize_words(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max
             labels.append(targets)
         return {**tokens, "labels": labels}
 
-    return tokenize(splits, tokenize_batch)
+    return tokenize(splits, tokenize_batch, tokenizer=tokenizer)

@@ -1,6 +1,7 @@
 """Runs of every task on a single table, from which validation and test splits are drawn."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image as Pillow
 
 import train
 from gating.data.sources import load_files
+from gating.data.tables import read_file
 from tests.support.tiny_run import WORDS, compose_settings, make_model_folder
 from tests.tasks.test_tasks import SETTINGS, refusal
 
@@ -116,3 +118,11 @@ def test_a_run_hints_at_regression(bert, tmp_path, caplog):
     caplog.clear()
     run([*bert, *data, "task=regression", "trainer.max_steps=1"], tmp_path / "again")
     assert "task=regression" not in caplog.text
+
+
+def test_an_edited_file_with_the_same_time_of_writing_is_read_again(tmp_path):
+    path = tmp_path / "train.csv"
+    for label in ("first", "other"):
+        path.write_text(f"text,label\na,{label}\nb,{label}\n")
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+        assert read_file("train", str(path))["label"][:] == [label, label]

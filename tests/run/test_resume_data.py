@@ -138,3 +138,13 @@ def test_a_finished_run_is_evaluated_on_its_own_test_file_from_another_folder(be
     change(begun.parent / "inputs" / "test.tsv", "\tfirst", "\tsecond")
     evaluate_folder(str(begun), ["trainer.accelerator=cpu"])
     assert "has other labels" in caplog.text
+
+
+def test_a_run_with_a_tokenizer_made_up_for_missing_files_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_inputs(tmp_path / "inputs")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        (tmp_path / "inputs" / "model" / name).unlink(missing_ok=True)
+    assert end_of(tmp_path / "run", settings()) == 1
+    assert "has no tokens for texts" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -75,7 +75,7 @@ def cut_into_blocks(
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"input_ids": tokenizer([str(text) for text in batch["text"]])["input_ids"]}
 
-    tokens = tokenize(splits, tokenize_batch)
+    tokens = tokenize(splits, tokenize_batch, tokenizer=tokenizer)
     end = tokenizer.eos_token_id if with_ends else None
     blocks = {}
     for split, table in tokens.items():

@@ -1,5 +1,6 @@
 """Tokenizers for new models: byte-level BPE, trained on the training data."""
 
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -13,6 +14,13 @@ from gating.errors import InputError
 from gating.models.sources import ModelSource
 
 __all__ = ["load_or_train_tokenizer", "train_tokenizer"]
+
+# Longest word, or run of digits, signs or spaces, that a new tokenizer learns from as a whole, in characters.
+_LONGEST = 256
+_KINDS = (r"[^\W\d_]", r"\d", r"(?:[^\w\s]|_)", r"\s")
+_LONG = re.compile("|".join(f"{kind}{{{_LONGEST}}}" for kind in _KINDS))
+# Characters of longer ones that it learns from, in pieces.
+_MOST_IN_LONG = 2**18
 
 PAD, BEGIN, END, MASK = SPECIAL = ("<pad>", "<s>", "</s>", "<mask>")
 
@@ -45,7 +53,7 @@ def load_or_train_tokenizer(
             _texts(splits["train"]), size, show_progress=False
         )
         return other
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_tokenizer(source, blueprint=blueprint)
     if len(tokenizer) > size:
         raise InputError(
             f"The tokenizer {source.processor} has {len(tokenizer)} tokens, and the {source.title} has {size}: let "
@@ -120,6 +128,27 @@ def _texts(table: Dataset) -> Iterator[list[str]]:
     columns = [name for name, feature in flat.features.items() if getattr(feature, "dtype", "").endswith("string")]
     if not columns:
         raise InputError(f"The training data has no column of text, only {', '.join(table.column_names)}.")
+    room = _MOST_IN_LONG
     for batch in flat.select_columns(columns).iter(batch_size=1000):
         for texts in batch.values():
-            yield [text for text in texts if text]
+            pieces = []
+            for text in texts:
+                cut, room = _cut(text or "", room)
+                pieces += cut
+            yield [piece for piece in pieces if piece]
+
+
+def _cut(text: str, room: int) -> tuple[list[str], int]:
+    """Return a text in pieces that end where a word becomes too long, and how many characters of such words are left.
+
+    The time of the training grows with the square of the length of words.
+
+    Args:
+        text: The text.
+        room: Number of characters of long words that may still be taken.
+    """
+    pieces, start = [], 0
+    for match in _LONG.finditer(text):
+        pieces.append(text[start : match.end() if room > 0 else match.start()])
+        start, room = match.end(), room - _LONGEST
+    return [*pieces, text[start:]], room

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
+import torch
 from datasets import Dataset, DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.data.rows import name_row
+from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, loading, shorten
-from gating.models.sources import ModelSource
+from gating.models.sources import ModelSource, NewModel
 
 __all__ = [
+    "beginning",
     "check_no_nulls",
     "check_texts",
     "load_tokenizer",
@@ -27,19 +31,28 @@ __all__ = [
 ]
 
 
+# Number of tokens that tell whether a tokenizer knows the texts.
+_CHECKED = 10_000_000
+# Longest text that may be asked for, in tokens.
+_MAX_LENGTH = 1_000_000_000
+# Number of characters beyond which a text is not tokenized as a whole to be truncated.
+_LONG_TEXT = 100_000
 # Types of values that are tokenized as they are printed.
 _PRINTABLE = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
 
 
-def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: ModelSource, *, after_space: bool = False, blueprint: PreTrainedModel | None = None
+) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; it pads with its EOS token if it has no padding token, as those of decoders.
 
     Args:
         source: The source of the model.
         after_space: Whether to tokenize every text as if it followed a space, if the tokenizer distinguishes.
+        blueprint: The model without weights, whose vocabulary the tokenizer must fit; None to leave that out.
 
     Raises:
-        ValueError: The model is new and has no tokenizer, or the tokenizer cannot be loaded.
+        ValueError: The model is new and has no tokenizer, or the tokenizer cannot be loaded or is not the model's.
     """
     if source.processor is None:
         raise InputError(f"The {source.title} has no tokenizer: give one with model.tokenizer=FOLDER_OR_HUB_NAME.")
@@ -48,6 +61,9 @@ def load_tokenizer(source: ModelSource, *, after_space: bool = False) -> PreTrai
         tokenizer: PreTrainedTokenizerBase = load()
         if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
             tokenizer = load(add_prefix_space=True)
+    # A new model has learned nothing from another tokenizer.
+    size = None if blueprint is None or isinstance(source, NewModel) else vocabulary_size(blueprint)
+    check_vocabulary(tokenizer, size=size, name=str(source.processor))
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise InputError(
             f"The tokenizer in {source.processor} has neither a padding token nor an EOS token, and "
@@ -97,6 +113,8 @@ def truncation_length(blueprint: PreTrainedModel, max_length: int, *, name: str 
     """
     if max_length < 1:
         raise InputError(f"{name}={max_length}: a text has at least one token.")
+    if max_length > _MAX_LENGTH:
+        raise InputError(f"{name}={max_length} is longer than any text: give at most {_MAX_LENGTH}.")
     # Some encoder-decoders have a configuration for each of their two parts.
     parts = [blueprint.config, *(getattr(blueprint.config, part, None) for part in ("encoder", "decoder"))]
     found = [getattr(part, "max_position_embeddings", None) for part in parts if isinstance(part, PreTrainedConfig)]
@@ -111,20 +129,29 @@ def truncation_length(blueprint: PreTrainedModel, max_length: int, *, name: str 
     return min(max_length, positions)
 
 
-def tokenize(splits: DatasetDict, function: Callable[..., Any]) -> DatasetDict:
+def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
     """Map every split in batches, or load the result from the cache of an earlier run.
 
     Args:
         splits: The data.
         function: Function that maps a batch of columns to columns of tokens; the old columns are removed.
+        tokenizer: The tokenizer that it uses.
+
+    Raises:
+        ValueError: The tokenizer does not know more than a third of the training data.
     """
     tokens: DatasetDict = splits.map(
         function,
         batched=True,
+        # Batches of long texts are smaller, so that the progress bar moves and memory is bounded.
+        batch_size=min(_batch_size(table) for table in splits.values()),
         remove_columns=next(iter(splits.values())).column_names,
         cache_file_names={split: _cache_file(table, function) for split, table in splits.items()},
         desc="Tokenizing",
     )
+    if "train" in tokens:
+        ids = pc.list_flatten(tokens["train"].with_format("arrow")["input_ids"][:])[:_CHECKED]
+        check_known(tokenizer, torch.from_numpy(ids.to_numpy().copy()), name="training data")
     return tokens
 
 
@@ -151,7 +178,7 @@ def tokenize_labeled(
     placeholder = next(number for number in special if number is not None)
 
     def tokenize_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        texts = [[str(text) for text in batch[column]] for column in columns]
+        texts = [[beginning(str(text), tokenizer, max_length) for text in batch[column]] for column in columns]
         tokens = tokenizer(*texts, truncation=True, max_length=max_length)
         for row, ids in enumerate(tokens["input_ids"]):
             if not ids:
@@ -160,7 +187,27 @@ def tokenize_labeled(
                     values[row] = [{"input_ids": placeholder, "attention_mask": 1}.get(name, 0)]
         return {**tokens, "labels": batch["label"]}
 
-    return tokenize(splits, tokenize_batch)
+    return tokenize(splits, tokenize_batch, tokenizer=tokenizer)
+
+
+def beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
+    """Return the part of a very long text that has all tokens which truncation leaves; other texts as they are.
+
+    Args:
+        text: The text.
+        tokenizer: The tokenizer.
+        max_length: Number of tokens to truncate to.
+    """
+    start = text[: max(_LONG_TEXT, 100 * max_length)]
+    if len(start) == len(text) or tokenizer.truncation_side != "right":
+        return text
+    ids = tokenizer(start, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
+    return start if len(ids) >= max_length else text
+
+
+def _batch_size(table: Dataset) -> int:
+    """Return a number of rows of about 16 MiB, at most 1000."""
+    return max(1, min(1000, int(2**24 * table.data.num_rows / max(1, table.data.nbytes))))
 
 
 def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
