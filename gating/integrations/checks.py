@@ -2,7 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -16,12 +17,14 @@ from gating.errors import InputError, MissingPackageError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
+from gating.storage.folders import check_folder, check_replaceable
+from gating.storage.results import COMPACT_MODEL
 
 __all__ = [
     "check_arguments",
-    "check_beside_checkpoints",
     "check_choice",
     "check_optimizers",
+    "check_place",
     "check_reference",
     "check_strategy",
     "check_tokenizer",
@@ -130,14 +133,31 @@ def check_reference(trainer: Trainer, *, has_adapters: bool) -> None:
         )
 
 
-def check_beside_checkpoints(folder: Path, checkpoints: str | None) -> None:
-    """Raise ``InputError`` if a compact folder would replace the folder of the checkpoints, or one around it."""
+def check_place(folder: Path, parts: Iterable[object], *, overwrite: bool, checkpoints: str | None) -> None:
+    """Check that a compact model could be saved in a folder at the end of a training; change nothing.
+
+    Args:
+        folder: The folder.
+        parts: The model and its tokenizer: the folders that they were loaded from are not replaced.
+        overwrite: Whether it may hold an earlier compact model.
+        checkpoints: Folder of the checkpoints.
+
+    Raises:
+        FileExistsError: The folder is not empty and ``overwrite`` is false, or holds anything else.
+        InputError: It is or holds the folder of the checkpoints, or is a checkpoint or inside of one.
+    """
     place, other = folder.resolve(), Path(checkpoints or "").resolve()
-    if checkpoints and place in (other, *other.parents):
+    name = place.relative_to(other).parts[0] if checkpoints and place != other and other in place.parents else ""
+    if checkpoints and (place in (other, *other.parents) or re.match(r"(tmp-)?checkpoint-|runs$", name)):
+        problem = f"is {name}, a folder of the trainer," if name else "is or holds"
+        instead = Path(checkpoints) / "compact"
         raise InputError(
-            f"output_dir={folder} is or holds args.output_dir={checkpoints}, the folder of the checkpoints: give "
-            f"another one, such as {Path(checkpoints) / 'compact'}."
+            f"output_dir={folder} {problem} {'in' if name else ''} args.output_dir={checkpoints}, the folder of the "
+            f"checkpoints: give another one, such as {instead}.".replace("  ", " ")
         )
+    check_folder(folder, overwrite=overwrite)
+    sources = [str(getattr(part, "name_or_path", "")) for part in parts]
+    check_replaceable(folder, overwrite=overwrite, kind=COMPACT_MODEL, keep=sources)
 
 
 def check_choice(accelerator: Any, gates: HeadGates, kept: Tensor | None) -> None:

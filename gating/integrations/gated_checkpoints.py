@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from gating.errors import OperationError
 from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.rates import remake_options
 from gating.integrations.removal import repeat_removal
-from gating.integrations.search import SearchEnd
+from gating.integrations.search import SearchEnd, ended_by_score
 from gating.integrations.settings import (
     adapter_settings,
     argument_settings,
@@ -86,7 +87,12 @@ class GatedCheckpoints(GatedSteps):
         }
 
     def _check_resumed(self, state: GateState, checkpoint: Path) -> None:
-        """Raise ``InputError`` if a checkpoint is of a trainer with other settings; change nothing."""
+        """Check that a checkpoint is one of this trainer; change nothing.
+
+        Raises:
+            InputError: It is of a trainer with other settings.
+            OperationError: It is of the search, and the model has lost units.
+        """
         check_same_settings(
             state.settings,
             self._settings(),
@@ -94,6 +100,17 @@ class GatedCheckpoints(GatedSteps):
             present="this one has",
             remedy="Make the trainer as before, or begin again without resume_from_checkpoint.",
         )
+        if self.search is None and state.kept is None:
+            raise OperationError(
+                f"{checkpoint} is of the search, and the model of this trainer has lost units already: make the "
+                "trainer again to resume from it."
+            )
+
+    def _stopped(self) -> str:
+        """Return the beginning of a sentence if the recovery ended early for another reason than its score, or ""."""
+        step, last = self.state.global_step, self.state.max_steps
+        is_stopped = self.search is None and self._first_step < step < last and not ended_by_score(self)
+        return f"The recovery was stopped after {step} of {last} steps" if is_stopped else ""
 
     def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:
         self.search, self._first_step = None, search_steps

@@ -1,16 +1,22 @@
 """Training steps with gates in transformers' Trainer: optimizer groups, learning rates, loss and logs."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PrinterCallback, ProgressCallback
 
 from gating.integrations.rates import add_gate_groups, keep_gate_rates
 from gating.integrations.search import Search
 
 __all__ = ["GatedSteps"]
 
+# Names in the log of the numbers of one layer.
+_OF_LAYER = re.compile(r"gates/(layer|feed_forward)_\d+/")
 # Of any class that is made from transformers' Trainer.
 _Base: Any = object
 
@@ -26,6 +32,7 @@ class GatedSteps(_Base):  # type: ignore[misc]
     # Of the trainer.
     model: Any
     model_init: Any
+    callback_handler: Any
     optimizer: Any
     optimizer_cls_and_kwargs: Any
     lr_scheduler: Any
@@ -92,4 +99,27 @@ class GatedSteps(_Base):  # type: ignore[misc]
         """Log numbers of the training; in the search, also the state of the gates."""
         if self.search is not None and "loss" in logs:
             logs = {**logs, **self.search.metrics()}
-        super().log(logs, *args, **kwargs)
+        with _printing_without_layers(self.callback_handler.callbacks):
+            super().log(logs, *args, **kwargs)
+
+
+@contextmanager
+def _printing_without_layers(callbacks: Iterable[Any]) -> Iterator[None]:
+    """Let callbacks that print the log leave out the numbers of single layers inside of a ``with`` block.
+
+    Trackers and the history of the trainer have them.
+    """
+    kinds = (PrinterCallback, ProgressCallback)
+    printing: list[Any] = [one for one in callbacks if isinstance(one, kinds) and "on_log" not in vars(one)]
+    for callback in printing:
+        callback.on_log = partial(_print_log, callback)
+    try:
+        yield
+    finally:
+        for callback in printing:
+            del callback.on_log
+
+
+def _print_log(callback: Any, *args: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+    shown = None if logs is None else {name: value for name, value in logs.items() if not _OF_LAYER.match(name)}
+    return type(callback).on_log(callback, *args, logs=shown, **kwargs)

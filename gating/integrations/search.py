@@ -24,7 +24,7 @@ from gating.objectives.base import attach_objective
 from gating.objectives.convergence import Convergence
 from gating.report.gate_metrics import gate_metrics
 
-__all__ = ["Search", "SearchEnd", "without_early_stopping"]
+__all__ = ["Search", "SearchEnd", "ended_by_score", "without_early_stopping"]
 
 # Share of the search before which it does not end by convergence: gates rest at first, because none is closing yet.
 _EARLIEST_END = 0.67
@@ -181,6 +181,12 @@ def without_early_stopping(trainer: Trainer) -> Iterator[None]:
         state.stateful_callbacks = (
             TrainerState(stateful_callbacks=stateful).stateful_callbacks | state.stateful_callbacks
         )
+
+
+def ended_by_score(trainer: Trainer) -> bool:
+    """Return whether a training has ended because the score of early stopping no longer improved."""
+    callbacks = [one for one in trainer.callback_handler.callbacks if isinstance(one, EarlyStoppingCallback)]
+    return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in callbacks)
 
 
 class SearchEnd(TrainerCallback):

@@ -18,9 +18,9 @@ from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.integrations.checks import (
     check_arguments,
-    check_beside_checkpoints,
     check_choice,
     check_optimizers,
+    check_place,
     check_reference,
     check_strategy,
     check_tokenizer,
@@ -36,7 +36,6 @@ from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.pruning.finalize import FinalizeReport
 from gating.pruning.prune_report import unproven_note
-from gating.storage.folders import check_folder
 
 __all__ = ["GatedTrainer", "GatedTrainerMixin"]
 
@@ -197,7 +196,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         """Search, remove the closed units, recover, and save the compact model; return its folder.
 
         Args:
-            output_dir: Folder of the compact model; checkpoints go to ``args.output_dir``, as ever.
+            output_dir: Folder of the compact model; checkpoints go to ``args.output_dir``.
             resume_from_checkpoint: As in :meth:`train`.
             overwrite: Whether the folder of an earlier compact model may be replaced.
             stock: Whether to write a model of plain transformers, as in :func:`gating.save_compact`.
@@ -207,10 +206,10 @@ class GatedTrainerMixin(GatedCheckpoints):
             FileExistsError: The folder is not empty and ``overwrite`` is false; nothing is trained.
             ValueError: The folder is or holds that of the checkpoints; or ``stock`` is true, and the objective lets
                 layers differ, or the configuration of the model cannot describe fewer units; nothing is trained.
-            OperationError: The training was stopped before its last step; it can be resumed.
+            OperationError: The training was stopped, other than by early stopping in the recovery; nothing is saved.
         """
-        check_folder(Path(output_dir), overwrite=overwrite)
-        check_beside_checkpoints(Path(output_dir), self.args.output_dir)
+        parts = (base_model(self.model), self.processing_class)
+        check_place(Path(output_dir), parts, overwrite=overwrite, checkpoints=self.args.output_dir)
         if stock and self.search is not None:
             check_stock(base_model(self.model), self.search.gates, self.search.objective)
         self.train(resume_from_checkpoint)
@@ -218,6 +217,11 @@ class GatedTrainerMixin(GatedCheckpoints):
             self.finalize(probe=probe)
             if self.state.global_step < self.state.max_steps:
                 self.train()
+        if stopped := self._stopped():
+            raise OperationError(
+                f"{stopped}, by a callback or because the data ended, so nothing is saved. Make the trainer again and "
+                "call train_and_compact(..., resume_from_checkpoint=True), or save this model with save_compact()."
+            )
         return self.save_compact(output_dir, overwrite=overwrite, stock=stock, probe=probe)
 
     def save_compact(self, output_dir: str | Path, **options: Any) -> Path:
@@ -232,6 +236,8 @@ class GatedTrainerMixin(GatedCheckpoints):
         """
         if self.search is not None:
             raise OperationError("The model still has gates: call finalize() before it is saved as a compact model.")
+        if (stopped := self._stopped()) and self.args.should_save:
+            warnings.warn(f"{stopped}: the model is saved as it is.", stacklevel=2)
         model = merged(without_autocast(self.model))
         self._use_model(model)
         if self.args.should_save:

@@ -25,15 +25,15 @@ def check_same_settings(
         before: The settings that the training began with, nested, as plain values.
         now: The settings with which it would go on.
         stored: Beginning of the message, such as ``The run in runs/x has``.
-        present: The other side, such as ``this command has``.
+        present: The other side, such as ``this command``.
         remedy: End of the message.
 
     Example:
         >>> check_same_settings(
-        ...     {"seed": 0}, {"seed": 1}, stored="The run in x has", present="this command has", remedy="Leave it out."
+        ...     {"seed": 0}, {"seed": 1}, stored="The run in x has", present="this command", remedy="Leave it out."
         ... )  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-        InputError: The run in x has seed=0, and this command has seed=1
+        InputError: The run in x has seed=0, and this command seed=1
     """
     changed = find_difference(before, now)
     if changed is not None:

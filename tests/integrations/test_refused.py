@@ -103,12 +103,32 @@ def test_arguments_that_cannot_be_used_are_refused(tmp_path, arguments, problem)
         make_trainer(tmp_path, **arguments)
 
 
-@pytest.mark.parametrize("place", ["runs/checkpoints", "runs"])
-def test_the_compact_folder_is_not_that_of_the_checkpoints(tmp_path, place):
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("runs/checkpoints", "is or holds args.output_dir"),
+        ("runs", "is or holds args.output_dir"),
+        ("runs/checkpoints/checkpoint-4", "is checkpoint-4, a folder of the trainer, in args.output_dir"),
+        ("runs/checkpoints/checkpoint-4/compact", "is checkpoint-4, a folder of the trainer, in args.output_dir"),
+        ("runs/checkpoints/../checkpoints/checkpoint-99", "is checkpoint-99, a folder of the trainer"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_compact_folder_is_not_that_of_the_checkpoints(tmp_path, place, problem, overwrite):
     trainer = make_trainer(tmp_path / "runs" / "checkpoints")
-    with pytest.raises(InputError, match=f"output_dir={tmp_path / place} is or holds args.output_dir"):
-        trainer.train_and_compact(tmp_path / place, overwrite=True)
+    with pytest.raises(InputError, match=f"output_dir={tmp_path / place} {problem}"):
+        trainer.train_and_compact(tmp_path / place, overwrite=overwrite)
     assert trainer.state.global_step == 0
+
+
+def test_the_folder_of_something_else_is_refused_before_training(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    trainer = make_trainer(tmp_path / "checkpoints")
+    with pytest.raises(FileExistsError, match="is not the folder of an earlier compact model"):
+        trainer.train_and_compact(tmp_path / "mine", overwrite=True)
+    assert trainer.state.global_step == 0
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize("uniform", [False, True])

@@ -79,6 +79,49 @@ def test_a_training_that_was_stopped_in_the_search_removes_nothing(tmp_path):
     assert trainer.gates.num_heads == 12
 
 
+class StopSoftly(TrainerCallback):
+    """Asks the trainer to end, as callbacks with a limit of time or of cost do."""
+
+    def __init__(self, step, event="on_step_end"):
+        self.step = step
+        setattr(self, event, self.stop)
+
+    def stop(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step >= self.step
+        return control
+
+
+@pytest.mark.parametrize(("step", "event"), [(13, "on_step_end"), (14, "on_log"), (15, "on_save")])
+def test_a_training_that_was_stopped_in_the_recovery_saves_nothing_and_resumes(tmp_path, assert_same, step, event):
+    save = {"save_steps": 1, "logging_steps": 1}
+    whole = compact(tmp_path / "whole", args=save)
+    trainer = make_trainer(tmp_path / "parts" / "checkpoints", args=save)
+    stop = StopSoftly(step, event)
+    trainer.add_callback(stop)
+    with pytest.raises(OperationError, match=f"The recovery was stopped after {step} of 16 steps") as error:
+        trainer.train_and_compact(tmp_path / "parts" / "compact")
+    assert "resume_from_checkpoint=True" in str(error.value)
+    assert not (tmp_path / "parts" / "compact").exists()
+    with pytest.warns(UserWarning, match=f"stopped after {step} of 16 steps: the model is saved as it is"):
+        trainer.save_compact(tmp_path / "as it is")
+    # Either in the same process or in another one.
+    trainer.remove_callback(stop)
+    for resumed in (trainer, make_trainer(tmp_path / "parts" / "checkpoints", args=save)):
+        place = tmp_path / "parts" / "compact"
+        resumed.train_and_compact(place, resume_from_checkpoint=True, overwrite=True)
+        assert resumed.state.global_step == 16
+        assert_same(weights_of(whole), weights_of(resumed))
+
+
+def test_a_checkpoint_of_the_search_is_not_for_a_model_without_its_heads(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.finalize()
+    with pytest.raises(OperationError, match="make the trainer again to resume from it"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.train()
+
+
 def test_a_checkpoint_of_the_recovery_is_for_the_model_of_the_search(tmp_path):
     compact(tmp_path)
     other = make_classifier()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 import gating
 from gating.integrations import GatedTrainer
@@ -160,6 +160,12 @@ def test_the_best_model_and_early_stopping_are_those_of_the_recovery(tmp_path):
     assert trainer.state.global_step == 14
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-13")
     assert count_heads(trainer.model) == 5
+    again = make_trainer(
+        tmp_path / "again", args=arguments, callbacks=[EarlyStoppingCallback(early_stopping_patience=1)]
+    )
+    again.compute_metrics = lambda _: {"score": -again.state.global_step}
+    assert (again.train_and_compact(tmp_path / "compact") / "config.json").is_file()
+    assert again.state.global_step == 14
 
 
 @pytest.mark.parametrize(("max_steps", "ends"), [(-1, [8, 16, 24]), (16, [8, 12])])
@@ -219,3 +225,20 @@ def test_saving_a_model_with_gates_warns(tmp_path):
 
 def test_the_name_is_that_of_a_trainer():
     assert issubclass(GatedTrainer, Trainer)
+
+
+@pytest.mark.parametrize("bar", [True, False])
+def test_the_printed_log_has_no_number_for_each_layer(tmp_path, capsys, bar):
+    seen = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(logs)
+
+    trainer = make_trainer(tmp_path, args={"disable_tqdm": not bar, "max_steps": 4}, callbacks=[Tracker()])
+    trainer.train()
+    printed = "".join(capsys.readouterr())
+    assert "gates/expected_open" in printed
+    assert "gates/layer_" not in printed
+    assert "gates/layer_02/open" in seen[0]
+    assert "gates/layer_02/open" in trainer.state.log_history[0]

@@ -73,7 +73,7 @@ def find_run(settings: Mapping[str, Any], *, has_own_folder: bool) -> Path | Non
         before,
         now,
         stored=f"The run in {folder} has",
-        present="this command has",
+        present="this command",
         remedy="Leave it unchanged, or begin another run in another output_dir.",
     )
     return folder
