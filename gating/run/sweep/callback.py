@@ -3,8 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,10 @@ class SweepReport(Callback):
         # In each process, because Hydra writes the command in each.
         _check_own(folder)
         if is_rank_zero():
-            with _exiting():
+            try:
                 take_sweep(folder)
+            except (InputError, OSError) as error:
+                sys.exit(f"error: {explain(error)}")
             # Again: another sweep may have begun and ended here meanwhile.
             _check_own(folder)
             _check_repeated(folder, config)
@@ -141,15 +142,6 @@ def _check_repeated(folder: Path, config: DictConfig) -> None:
                 f"error: {folder} holds a sweep, with a run in {folder / begun.folder}. Go on with it by resume=auto, "
                 "begin again with overwrite=true, or choose another output_dir."
             )
-
-
-@contextmanager
-def _exiting() -> Iterator[None]:
-    """Exit with the sentence of an error of the user, as Hydra turns exceptions of callbacks into warnings."""
-    try:
-        yield
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {explain(error)}")
 
 
 def _names_this_callback(path: Path) -> bool:
