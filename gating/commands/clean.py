@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
             freed, sentence = free_space(place, dry_run=arguments.dry_run)
             print(sentence)
             total += freed
-        except InputError as error:
+        except (InputError, OSError) as error:
             print(f"error: {explain(error)}", file=sys.stderr)
             is_refused = True
     print(f"{'Would free' if arguments.dry_run else 'Freed'} {megabytes(total)}.")

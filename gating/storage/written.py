@@ -29,6 +29,9 @@ def written_in(folder: Path) -> frozenset[str] | None:
 
     A folder may come from somebody else: only names that are known otherwise, too, are to be removed.
     """
+    # Others, such as a pipe, could be read without end.
+    if not (folder / WRITTEN).is_file():
+        return None
     try:
         return frozenset((folder / WRITTEN).read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):

@@ -15,10 +15,17 @@ from gating.run.sweep.outcome import compare
 from gating.storage.written import note_written
 from tests.run.test_claim import HOLD
 from tests.storage.test_results import put, snapshot
+from tests.support.few_timings import few_timings
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.tiny_run import compose_settings, make_inputs
 
 SHORT = ["trainer.max_steps=4", "trainer.val_check_interval=2", "distillation=logits"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_timings():
+    with few_timings():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -199,6 +206,32 @@ def test_a_run_of_another_process_is_refused_and_the_others_are_cleaned(flag, ru
     assert checkpoints(run)
     assert bool(checkpoints(other)) == bool(flag)
     assert out.startswith(f"{other}: ")
+
+
+def test_the_finished_runs_of_a_sweep_are_cleaned_when_it_has_ended(finished, begun, tmp_path, clean):
+    sweep, outside = tmp_path / "sweep", Path(shutil.copytree(finished, tmp_path / "outside"))
+    for number, source in enumerate((finished, begun)):
+        shutil.copytree(source, sweep / str(number))
+    for number, folder in enumerate(("0", "1", "2", "../outside")):
+        recorded = {"number": number, "overrides": [], "folder": folder, "reason": "failed" if number == 2 else None}
+        put(sweep, f".jobs/{number}.json")
+        (sweep / ".jobs" / f"{number}.json").write_text(json.dumps(recorded))
+    put(sweep, ".lock")
+    command = [sys.executable, "-c", HOLD, str(sweep / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert clean(sweep)[0] == f"error: Another process runs the sweep in {sweep}. Wait for its end."
+        process.kill()
+    assert checkpoints(sweep / "0")
+    code, out, _ = clean(sweep)
+    assert code == 0
+    assert f"{sweep}/1: not finished, so its checkpoints stay" in out
+    assert not checkpoints(sweep / "0")
+    assert checkpoints(sweep / "1")
+    assert checkpoints(outside)
+    # The folder of any runs, such as outputs/DATE.
+    assert clean("--dry-run", tmp_path / "sweep" / "..")[0] == 0
 
 
 def test_a_folder_without_runs_is_refused_before_anything_is_removed(run, tmp_path, clean):

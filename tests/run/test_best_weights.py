@@ -19,6 +19,7 @@ from tests.support.tiny_run import compose_settings, make_inputs
 
 # Validations of the recovery after the steps 8, 10 and 12.
 STEPS = ["recovery=0.5", "trainer.val_check_interval=2", "callbacks.checkpoint.keep=99", "convergence=null"]
+STEPS += ["keep_checkpoints=true"]
 EVERY = "callbacks.checkpoint.every_n_steps=1"
 
 

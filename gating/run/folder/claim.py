@@ -53,14 +53,14 @@ def check_claim(paths: RunPaths, *, settings: Mapping[str, Any], resumes: bool) 
         OSError: A folder cannot be written to, or holds an earlier model with other files.
     """
     found = _stamps(paths.folder)
-    if owned_by_other_process(paths.folder):
-        raise InputError(_trained_elsewhere(paths.folder))
     if resumes:
         stored = read_settings_of(paths.folder)["paths"]["checkpoints"]
         _check_own_checkpoints(paths.folder, paths.checkpoints, before=stored)
     else:
         check_folder(paths.folder, overwrite=settings["overwrite"], ignored=STATE_FILES)
         _check_writable(paths.folder, paths.checkpoints, settings=settings)
+    if owned_by_other_process(paths.folder):
+        raise InputError(_trained_elsewhere(paths.folder))
     return found
 
 

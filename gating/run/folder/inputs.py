@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset
 
 from gating.errors import InputError
-from gating.run.folder.contents import INPUTS
 from gating.run.folder.checkpoints import has_checkpoint
+from gating.run.folder.contents import INPUTS
 from gating.run.folder.places import local_places
 from gating.storage.atomic import replacing_file
 from gating.storage.identity import NUM_ROWS, Digests, find_difference, folder_digests, table_digests

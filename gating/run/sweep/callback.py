@@ -4,8 +4,8 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,10 @@ class SweepReport(Callback):
         from gating.run.sweep.jobs import begin_jobs, take_sweep
 
         if is_rank_zero():
-            with _exiting():
+            try:
                 take_sweep(folder)
+            except (InputError, OSError) as error:
+                sys.exit(f"error: {explain(error)}")
             # Again: another sweep may have begun and ended here meanwhile.
             _check_own(folder)
             _check_repeated(folder, config)
@@ -193,15 +195,6 @@ def _check_repeated(folder: Path, config: DictConfig) -> None:
                 f"error: {folder} holds a sweep, with a run in {folder / begun.folder}. Go on with it by resume=auto, "
                 "begin again with overwrite=true, or choose another output_dir."
             )
-
-
-@contextmanager
-def _exiting() -> Iterator[None]:
-    """Exit with the sentence of an error of the user, as Hydra turns exceptions of callbacks into warnings."""
-    try:
-        yield
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {explain(error)}")
 
 
 def _names_this_callback(path: Path) -> bool:
