@@ -78,8 +78,7 @@ class GatedTrainerMixin(GatedCheckpoints):
             kwargs: Keyword arguments of the trainer.
 
         Raises:
-            InputError: An argument is out of range; the objective does not fit the model; the model cannot have gates;
-                the training is sharded or uses ``nn.DataParallel``.
+            InputError: An argument, the model or the strategy of the training cannot be used with gates.
         """
         check_arguments(
             objective=objective,
@@ -124,8 +123,7 @@ class GatedTrainerMixin(GatedCheckpoints):
 
         Args:
             resume_from_checkpoint: As in transformers' Trainer; a checkpoint of the recovery makes the model compact.
-            args: Further arguments of the trainer's ``train``.
-            kwargs: Further keyword arguments of the trainer's ``train``.
+            args: Further arguments of the trainer's ``train``, as ``kwargs`` are.
 
         Raises:
             OperationError: The search is complete, and :meth:`finalize` has not been called; or no step is left.

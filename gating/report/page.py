@@ -19,8 +19,9 @@ from gating.report.charts import Chart, amount_chart, loss_charts, score_chart
 from gating.report.curves import curves_of
 from gating.report.history import History
 from gating.report.layers import frames_of, moved_choice, panels_of
+from gating.report.machine import machine, versions
 from gating.report.score import Score
-from gating.report.summary import Stage, Summary, machine, versions
+from gating.report.summary import Stage, Summary
 from gating.storage.atomic import replacing_file
 
 __all__ = ["RunPage", "Runtime", "write_page"]

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from gating.pruning.latency.comparison import LatencyComparison, margin
@@ -27,12 +24,14 @@ from gating.pruning.measure import (
     weight_megabytes,
 )
 from gating.pruning.prune_report import num_parameters, unproven_note
-from gating.report.card import CompactReport, Row
+from gating.report.card import CompactReport
+from gating.report.machine import machine, versions
 from gating.report.metadata import EvaluatedData
+from gating.report.rows import latency_rows, size_rows
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file
 
-__all__ = ["NUMBERS", "Stage", "Summary", "machine", "versions"]
+__all__ = ["NUMBERS", "Stage", "Summary"]
 
 # Prefixes of the splits in metric names, as in the logs.
 _SPLITS = {"validation": "val", "test": "test"}
@@ -43,15 +42,6 @@ _SIZES = {
     "parameters": "num_parameters",
     "megabytes": "megabytes",
     "cache": "cache_bytes_per_token",
-}
-# Name in tables, divisor of the shown value, and its decimals.
-_SHOWN = {
-    "heads": ("attention heads", 1, 0),
-    "neurons": ("feed-forward neurons", 1, 0),
-    "macs": ("multiply-accumulates (millions)", 1e6, 1),
-    "parameters": ("parameters", 1, 0),
-    "megabytes": ("size on disk (MB)", 1, 1),
-    "cache": ("key-value cache (bytes per token)", 1, 0),
 }
 _LATENCY = ("speedup", "latency_ms_before", "latency_ms", "speedup_error")
 _SHORT_LATENCY = ("speedup_short", "latency_ms_short_before", "latency_ms_short", "speedup_short_error")
@@ -218,7 +208,7 @@ class Summary:
             validation, test = (score.show_measured(values[name]) if name in values else "-" for name in named)
             stages.append((self.titles[stage], validation, test))
         return CompactReport(
-            rows=[*self._size_rows(), *self._latency_rows()],
+            rows=[*size_rows(self.sizes, self.kinds), *latency_rows(self.latencies)],
             metrics=stages,
             metric_name=score.name,
             notes=self._notes(),
@@ -234,26 +224,6 @@ class Summary:
             (splits[prefix], metric, value)
             for (prefix, _, metric), value in values
             if prefix in splits and metric != "loss" and math.isfinite(value)
-        ]
-
-    def _size_rows(self) -> list[Row]:
-        sizes = [(_SHOWN[name], numbers) for name, numbers in self.sizes.items()]
-        kinds = [((f"{kind} heads", 1, 0), numbers) for kind, numbers in self.kinds.items()]
-        return [
-            Row(name, f"{before / unit:,.{digits}f}", f"{after / unit:,.{digits}f}", f"{after / before:.2f}")
-            for (name, unit, digits), (before, after) in (*sizes[:1], *kinds, *sizes[1:])
-            if before
-        ]
-
-    def _latency_rows(self) -> list[Row]:
-        return [
-            Row(
-                f"latency (ms), {times.words}",
-                f"{1e3 * times.before:.1f}",
-                f"{1e3 * times.after:.1f}",
-                f"{times.speedup:.2f}x faster",
-            )
-            for times in self.latencies
         ]
 
     def _notes(self) -> list[str]:
@@ -328,15 +298,3 @@ class Summary:
                 json.dumps(numbers | self.search | self.removal | self.training | about, indent=2) + "\n",
                 encoding="utf-8",
             )
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that the numbers of a run depend on."""
-    return {"torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def machine() -> str:
-    """Return the name of the GPU, or the architecture of the CPU and its number of cores."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU with {os.cpu_count()} cores"
