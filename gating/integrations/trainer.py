@@ -49,8 +49,7 @@ class GatedTrainerMixin(GatedCheckpoints):
     :meth:`train_and_compact` does all of it.
 
     Checkpoints have the state of the gates: ``train(resume_from_checkpoint=True)`` resumes either phase. The best model
-    (``args.load_best_model_at_end``) and early stopping are those of the recovery: in the search, a model with more
-    open heads would be better.
+    and early stopping are those of the recovery: in the search, a model with more open heads would be better.
     """
 
     def __init__(
@@ -123,7 +122,8 @@ class GatedTrainerMixin(GatedCheckpoints):
 
         Args:
             resume_from_checkpoint: As in transformers' Trainer; a checkpoint of the recovery makes the model compact.
-            args: Further arguments of the trainer's ``train``, as ``kwargs`` are.
+            args: Further arguments of the trainer's ``train``.
+            kwargs: Further keyword arguments of the trainer's ``train``.
 
         Raises:
             OperationError: The search is complete, and :meth:`finalize` has not been called; or no step is left.
