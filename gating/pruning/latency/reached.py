@@ -44,6 +44,7 @@ def kept_for_speedup(
         keep: The share to begin with.
 
     Example:
+        >>> import torch
         >>> choose = lambda share: torch.arange(48) < share * 48
         >>> speedup_of = lambda kept: Reached(1 / (0.2 + 0.8 * kept.float().mean().item()))
         >>> kept_for_speedup(choose, speedup_of, speedup=2.0, keep=0.6).sum().item()
