@@ -50,7 +50,8 @@ def why_features_change(block: FeedForwardBlock) -> str | None:
     parts = [part for name, module in block.module.named_modules() for part in (name, type(module), *_settings(module))]
     key = (block.spec, block.num_neurons, block.hidden_size, *parts)
     if key not in _FOUND:
-        _FOUND[key] = next(filter(None, (_try(block, seed) for seed in range(_NUM_DRAWS))), None)
+        with torch.device("cpu"):  # also where a user has set another device for new tensors
+            _FOUND[key] = next(filter(None, (_try(block, seed) for seed in range(_NUM_DRAWS))), None)
     return _FOUND[key]
 
 

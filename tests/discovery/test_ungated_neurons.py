@@ -180,7 +180,8 @@ def test_independent_neurons_pass_the_trial_on_the_meta_device(name):
     random_state = torch.get_rng_state()
     model.to("meta")
     neuron_trial._FOUND.clear()
-    assert all(why_features_change(block) is None for block in iter_feed_forward_blocks(model))
+    with torch.device("meta"):
+        assert all(why_features_change(block) is None for block in iter_feed_forward_blocks(model))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert model.training is False
 
