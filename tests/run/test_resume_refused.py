@@ -129,7 +129,7 @@ def test_other_data_than_before_are_refused(inputs, half, capsys):
         assert end_of(half, inputs, "resume=auto") == 1
     finally:
         shutil.copy(half.parent / "copy.tsv", table)
-    assert "train data has 60 examples now and had 64" in capsys.readouterr().err
+    assert "has 60 rows, and had 64" in capsys.readouterr().err
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(inputs, half, capsys, tmp_path):
@@ -149,6 +149,6 @@ def test_only_one_process_takes_a_folder_and_a_new_run_forgets_the_old_one(tmp_p
     (tmp_path / "checkpoints" / "search").mkdir(parents=True)
     (tmp_path / "checkpoints" / "mine").mkdir()
     paths = RunPaths(tmp_path, tmp_path / "checkpoints")
-    with claim_folder(paths, config="seed: 0\n", ckpt_path=None):
+    with claim_folder(paths, config="seed: 0\n", inputs={}, ckpt_path=None):
         assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["mine"]
