@@ -129,7 +129,7 @@ def test_other_data_than_before_are_refused(inputs, half, capsys):
         assert end_of(half, inputs, "resume=auto") == 1
     finally:
         shutil.copy(half.parent / "copy.tsv", table)
-    assert "train data has 60 examples now and had 64" in capsys.readouterr().err
+    assert "has 60 rows, and had 64" in capsys.readouterr().err
 
 
 def test_a_run_that_another_process_is_at_is_left_to_it(inputs, half, capsys, tmp_path):
@@ -151,7 +151,7 @@ def test_only_one_process_takes_a_folder_and_a_new_run_forgets_the_old_one(tmp_p
     paths = RunPaths(tmp_path, tmp_path / "checkpoints")
     settings = {"overwrite": True}
     found = check_claim(paths, settings=settings, resumes=False)
-    (lock,) = claim_folder(paths, settings=settings, config="seed: 0\n", ckpt_path=None, found=found)
+    (lock,) = claim_folder(paths, settings=settings, config="seed: 0\n", inputs={}, ckpt_path=None, found=found)
     with lock:
         assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["mine"]

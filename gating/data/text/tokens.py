@@ -151,7 +151,7 @@ def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: Pr
     )
     if "train" in tokens:
         ids = pc.list_flatten(tokens["train"].with_format("arrow")["input_ids"][:])[:_CHECKED]
-        check_known(tokenizer, torch.from_numpy(ids.to_numpy().copy()), name="training data")
+        check_known(tokenizer, torch.from_numpy(ids.cast("int64").to_numpy().copy()), name="training data")
     return tokens
 
 
