@@ -200,12 +200,11 @@ def test_decided_gates_of_both_units_give_no_warning(bert):
         gating.finalize(bert, gates)
 
 
-def test_neurons_without_gates_are_in_no_groups():
-    model = build("bert")
-    report = gating.finalize(model, gating.inject_gates(model), num_heads=12)
+def test_neurons_without_gates_are_in_no_groups(bert):
+    report = gating.finalize(bert, gating.inject_gates(bert), num_heads=12)
     assert report.kept_neurons == {}
     assert report.num_neurons == report.num_neurons_before == 144
-    gating.prune_neurons(model, {0: [1]}, group_size=16)
+    gating.prune_neurons(bert, {0: [1]}, group_size=16)
     # Those of an earlier removal stay in its groups.
-    report = gating.prune_heads(model, {1: [0]})
+    report = gating.prune_heads(bert, {1: [0]})
     assert list(report.kept_neurons.values()) == [(0, 2)]
