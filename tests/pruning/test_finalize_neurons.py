@@ -198,3 +198,13 @@ def test_decided_gates_of_both_units_give_no_warning(bert):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gating.finalize(bert, gates)
+
+
+def test_neurons_without_gates_are_in_no_groups(bert):
+    report = gating.finalize(bert, gating.inject_gates(bert), num_heads=12)
+    assert report.kept_neurons == {}
+    assert report.num_neurons == report.num_neurons_before == 144
+    gating.prune_neurons(bert, {0: [1]}, group_size=16)
+    # Those of an earlier removal stay in its groups.
+    report = gating.prune_heads(bert, {1: [0]})
+    assert list(report.kept_neurons.values()) == [(0, 2)]
