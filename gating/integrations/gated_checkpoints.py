@@ -17,11 +17,11 @@ from gating.integrations.search import SearchEnd, ended_by_score
 from gating.integrations.settings import (
     adapter_settings,
     argument_settings,
-    dataset_settings,
     optimizer_settings,
 )
 from gating.integrations.state import GateState, KeptUnits
 from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
+from gating.storage.identity import table_digests
 from gating.storage.same_settings import check_same_settings
 
 __all__ = ["GatedCheckpoints"]
@@ -37,6 +37,8 @@ class GatedCheckpoints(GatedSteps):
     # Settings of the search that decide its result.
     _search_settings: Mapping[str, Any]
     train_dataset: Any
+    # The training data, and its digests: of large data, they take seconds.
+    _digested: tuple[Any, dict[str, str | int] | None] = (None, None)
     # Checkpoint without weights at which the recovery begins in this process.
     _removal: str | None = None
 
@@ -83,8 +85,14 @@ class GatedCheckpoints(GatedSteps):
             "args": argument_settings(self.args),
             "adapters": adapter_settings(self._adapters),
             "optimizer": optimizer_settings(self._given_optimizer),
-            "num_examples": dataset_settings(self.train_dataset),
+            "train_dataset": self._data_settings(),
         }
+
+    def _data_settings(self) -> dict[str, str | int] | None:
+        """Return the number of training examples, and digests of the columns of a ``datasets.Dataset``."""
+        if self._digested[0] is not self.train_dataset:
+            self._digested = self.train_dataset, table_digests(self.train_dataset)
+        return self._digested[1]
 
     def _check_resumed(self, state: GateState, checkpoint: Path) -> None:
         """Check that a checkpoint is one of this trainer; change nothing.

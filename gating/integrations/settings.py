@@ -17,7 +17,6 @@ from gating.objectives.parameter_groups import default_gate_lr
 __all__ = [
     "adapter_settings",
     "argument_settings",
-    "dataset_settings",
     "object_settings",
     "optimizer_settings",
     "search_settings",
@@ -117,14 +116,6 @@ def adapter_settings(config: Any) -> Any:
     """Return the settings of adapters of PEFT; None without them."""
     settings = None if config is None else config.to_dict()
     return settings and {name: _plain(value) for name, value in settings.items() if name not in _OF_PLACES}
-
-
-def dataset_settings(dataset: Any) -> int | None:
-    """Return the number of training examples; None if it is not known."""
-    try:
-        return len(dataset)
-    except TypeError:
-        return None
 
 
 def _of_object(value: object, *, depth: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 
 import gating
@@ -188,7 +189,7 @@ DECIDING = {
     "rate": ({"args": {"learning_rate": 2e-3}}, "args.learning_rate=0.001", "=0.002"),
     "schedule of rates": ({"args": {"lr_scheduler_type": "cosine"}}, "args.lr_scheduler_type=linear", "=cosine"),
     "precision": ({"args": {"bf16": True}}, "args.bf16=False", "args.bf16=True"),
-    "data": ({"train_dataset": examples(60, seed=1)}, "num_examples=64", "num_examples=60"),
+    "data": ({"train_dataset": examples(60, seed=1)}, "train_dataset.num_rows=64", "train_dataset.num_rows=60"),
 }
 
 
@@ -239,3 +240,15 @@ def test_a_checkpoint_of_a_search_is_no_compact_model(tmp_path):
     make_trainer(tmp_path).train()
     with pytest.raises(InputError, match="is a checkpoint of a search: its model still has gates"):
         gating.load_compact(tmp_path / "checkpoint-12")
+
+
+def test_other_labels_of_the_same_number_of_examples_are_noticed(tmp_path):
+    rows = [{name: value.tolist() for name, value in row.items()} for row in examples(64, seed=1)]
+    make_trainer(tmp_path, train_dataset=Dataset.from_list(rows)).train()
+    checkpoint = str(sorted((tmp_path).glob("checkpoint-*"))[0])
+    trainer = make_trainer(tmp_path, train_dataset=Dataset.from_list([*rows[:-1], {**rows[-1], "labels": 0}]))
+    with pytest.raises(InputError, match=r"was written by a trainer with train_dataset\.labels="):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert trainer.state.global_step == 0
+    # The same rows from another place.
+    make_trainer(tmp_path, train_dataset=Dataset.from_list(rows)).train(resume_from_checkpoint=checkpoint)
