@@ -11,7 +11,7 @@ from gating.errors import FolderExistsError, InputError
 from gating.report.tradeoff.table import as_plain
 from gating.run.folder.contents import COMPACT, is_run
 from gating.run.folder.state import is_finished
-from gating.run.sweep.outcome import FORMATS, compare, print_choice, write_figure
+from gating.run.sweep.outcome import FORMATS, compare, is_figure, print_choice, write_figure
 from gating.run.sweep.records import jobs_of
 from gating.run.sweep.results import why_unreadable
 
@@ -66,13 +66,17 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
     """Check that the figure can be written to a file before the runs are read.
 
     Raises:
-        FolderExistsError: There is a file already, and ``overwrite`` is false, or it is a folder.
+        FolderExistsError: There is a file already, and ``overwrite`` is false, or it is no figure of this command.
         InputError: Its suffix names no format.
     """
     if output.suffix.lower() not in FORMATS:
         raise InputError(f"--output {output} names no picture: give a file that ends with {', '.join(FORMATS)}.")
     if output.exists() and not (overwrite and output.is_file()):
         raise FolderExistsError(f"{output} exists already. Choose another place, or pass --overwrite.")
+    if output.exists() and not is_figure(output):
+        raise FolderExistsError(
+            f"{output} is not a figure of this command, so it is not replaced. Choose another place."
+        )
 
 
 def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:

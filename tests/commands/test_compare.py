@@ -51,8 +51,9 @@ def test_the_figure_is_written_and_no_file_is_replaced(compare, runs, tmp_path):
     with pytest.raises(SystemExit, match="mine\\.png exists already"):
         compare(*runs.values(), "--output", tmp_path / "mine.png")
     assert (tmp_path / "mine.png").read_text() == "mine"
-    compare(*runs.values(), "--output", tmp_path / "mine.png", "--overwrite")
-    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="mine\\.png is no figure of this command, so it is not replaced"):
+        compare(*runs.values(), "--output", tmp_path / "mine.png", "--overwrite")
+    assert (tmp_path / "mine.png").read_text() == "mine"
 
 
 @pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("PNG", b"\x89PNG")])
@@ -60,6 +61,7 @@ def test_the_suffix_is_the_format_of_the_figure(suffix, start, compare, runs, tm
     figure = tmp_path / f"figure.{suffix}"
     assert compare(*runs.values(), "--output", figure).splitlines()[-1] == f"The picture is in {figure}"
     assert figure.read_bytes().startswith(start)
+    compare(*runs.values(), "--output", figure, "--overwrite")
 
 
 @pytest.mark.parametrize("name", ["figure.txt", "figure"])

@@ -13,10 +13,12 @@ from gating.report.tradeoff.table import as_plain, explain_choice, failed_table,
 from gating.run.sweep.results import read_comparison
 from gating.storage.atomic import replacing_file
 
-__all__ = ["FORMATS", "compare", "print_choice", "write_figure", "write_numbers"]
+__all__ = ["FORMATS", "compare", "is_figure", "print_choice", "write_figure", "write_numbers"]
 
 # Suffixes of a figure, which name its format.
 FORMATS = (".png", ".pdf", ".svg")
+# In the metadata of each, uncompressed in all formats.
+_CREATOR = "head-gating"
 
 # Least width of a table that is not printed to a terminal, and of its column of folders.
 _WIDTH, _FOLDER = 120, 16
@@ -76,7 +78,13 @@ def write_figure(tradeoff: Tradeoff, path: Path) -> None:
         path: Path of the file; its suffix is one of ``FORMATS``.
     """
     with replacing_file(path) as new:
-        tradeoff_figure(tradeoff).savefig(new, format=path.suffix.lower().removeprefix("."), dpi=120)
+        figure = tradeoff_figure(tradeoff)
+        figure.savefig(new, format=path.suffix.lower().removeprefix("."), dpi=120, metadata={"Creator": _CREATOR})
+
+
+def is_figure(path: Path) -> bool:
+    """Return whether a file is a figure of :func:`write_figure`, by its metadata."""
+    return path.is_file() and _CREATOR.encode() in path.read_bytes()
 
 
 def write_numbers(tradeoff: Tradeoff, path: Path, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:
