@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.damage import config_damages
 from benchmarks.damage.case import Case
+from gating.storage.results import write_manifest
 from gating.structure.integrity import write_checksums
 
 __all__ = ["DAMAGES", "SIGNED", "damage"]
@@ -33,6 +34,7 @@ def damage(name: str, folder: Path, other: Path, *, seed: int) -> None:
     DAMAGES[name](Case(random.Random(f"{name} {seed}"), folder, other))
     if name in SIGNED:
         write_checksums(folder)
+        write_manifest(folder)
 
 
 def _any_file(case: Case) -> Path:

@@ -114,8 +114,8 @@ def write_checksums(folder: Path, *, places: Mapping[str, str] | None = None) ->
         return
     if places:
         config["auto_map"] = dict(places)
-    if lacks_units(config[RECORD_KEY]):
-        config.setdefault(PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING)
+    if PLAIN_LOADING not in config and lacks_units(config[RECORD_KEY]):
+        config[PLAIN_LOADING] = REMEDY_OF_PLAIN_LOADING
     patterns = ("*.safetensors", "*.safetensors.index.json", _GENERATION)
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     sums = {file.name: digest_file(file) for file in files}
