@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import train
+from gating.run import execute as stages
 from gating.run.sweep.records import jobs_of
 from tests.support.interruptions import at_batch
 from tests.support.sweeps import Ended, run_sweep
@@ -70,14 +71,14 @@ def test_the_same_command_goes_on_in_the_interrupted_job(inputs, whole, tmp_path
 
 def test_a_finished_sweep_is_shown_again_and_its_failed_job_is_repeated(inputs, whole, monkeypatch):
     before, begun = outcome_of(whole), []
-    execute = train.execute
-    monkeypatch.setattr(train, "execute", lambda run: begun.append(run.paths.folder) or execute(run))
+    execute = stages.execute
+    monkeypatch.setattr("gating.run.execute.execute", lambda run: begun.append(run.paths.folder) or execute(run))
     end = sweep(whole, inputs)
     assert end.code == 1
     assert not begun
     assert outcome_of(whole) == before
     assert end.out.count("is finished; there is nothing to resume") == 3
     assert "job 2 (objective.num_heads=99)" in end.err
-    monkeypatch.setattr(train, "execute", lambda run: begun.append(run.paths.folder))
+    monkeypatch.setattr("gating.run.execute.execute", lambda run: begun.append(run.paths.folder))
     run_sweep(whole, "sweep=heads", *inputs, "objective.num_heads=6,5,2")
     assert begun == [whole / "2"]

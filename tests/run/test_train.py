@@ -252,7 +252,7 @@ def test_run_is_finished_when_training_fails(inputs, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("training broke")
 
-    monkeypatch.setattr(train, "search", fail)
+    monkeypatch.setattr("gating.run.execute.search", fail)
     monkeypatch.setenv("WANDB_MODE", "offline")
     with pytest.raises(RuntimeError, match="training broke"):
         train.guarded_run(compose_settings([*inputs, f"output_dir={tmp_path / 'out'}"]))
