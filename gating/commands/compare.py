@@ -74,9 +74,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
     if output.exists() and not (overwrite and output.is_file()):
         raise FolderExistsError(f"{output} exists already. Choose another place, or pass --overwrite.")
     if output.exists() and not is_figure(output):
-        raise FolderExistsError(
-            f"{output} is not a figure of this command, so it is not replaced. Choose another place."
-        )
+        raise FolderExistsError(f"{output} is no figure of this command, so it is not replaced. Choose another place.")
 
 
 def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:

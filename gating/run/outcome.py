@@ -136,7 +136,7 @@ def _compact_report(run: Run) -> CompactReport:
     prepared = run.data.prepared
     score = prepared.final_score or prepared.score
     report = run.state.summary.compact_report(score, describe_data(run.settings.values["data"]))
-    return replace(report, base_model=getattr(run.objects.source, "base_model", None))
+    return replace(report, base_model=getattr(run.objects.source, "hub_name", None))
 
 
 def _save_uniform(save: Callable[..., object]) -> None:

@@ -51,7 +51,7 @@ def test_events_of_another_program_stay_beside_those_of_the_run(inputs, run, tmp
         put(run, name)
     with at_batch(1, interrupt), pytest.raises(Interrupted):
         run_in(run, inputs, "overwrite=true")
-    assert files(run) == {"config.yaml", *events}
+    assert files(run) == {"config.yaml", "inputs.json", *events}
     settings = ["logger=tensorboard", "callbacks.checkpoint.every_n_steps=1"]
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(run, inputs, "overwrite=true", "distillation=none", *settings)
@@ -181,7 +181,7 @@ def test_a_damaged_run_can_be_begun_again(inputs, tmp_path):
     (folder / "config.yaml").write_text("seed: [")
     with at_batch(1, interrupt), pytest.raises(Interrupted):
         run_in(folder, inputs, "overwrite=true")
-    assert files(folder) == {"config.yaml"}
+    assert files(folder) == {"config.yaml", "inputs.json"}
 
 
 READ = ["model.name={run}/compact", "model.tokenizer={run}/compact", "distillation.teacher={run}/teacher"]

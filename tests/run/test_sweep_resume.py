@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import train
 from gating.run import execute as stages
 from gating.run.sweep.records import jobs_of
 from tests.support.interruptions import at_batch

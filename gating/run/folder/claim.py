@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+from omegaconf import OmegaConf
 
 from gating.errors import InputError
 from gating.run.folder.checkpoints import remove_phases
@@ -23,8 +24,9 @@ from gating.run.folder.contents import (
 )
 from gating.run.folder.earlier_run import check_earlier, check_links, clearing, remove_model
 from gating.run.folder.inputs import Inputs, write_inputs
+from gating.run.folder.places import local_places
 from gating.run.folder.state import enter_folder, is_finished, owned_by_other_process, take_lock
-from gating.run.folder.stored_settings import read_settings_of
+from gating.run.folder.stored_settings import leaves, read_settings_of, with_values
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder, is_inside
 from gating.storage.written import note_written
@@ -105,6 +107,8 @@ def claim_folder(
             _mark(paths.folder, paths.checkpoints)
         if ckpt_path is not None:
             _return_to(Path(ckpt_path), paths.folder, paths.checkpoints)
+        if config is None:
+            _note_moved(paths.folder, settings)
         write_inputs(paths.folder, inputs)
     except BaseException:
         for lock in locks:
@@ -112,6 +116,16 @@ def claim_folder(
         raise
     enter_folder(paths.folder)
     return locks
+
+
+def _note_moved(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Store the places from which a resumed run reads its data, model and teacher, where they have changed."""
+    stored = read_settings_of(folder)
+    before = dict(leaves(stored))
+    moved = {name: str(path) for name, path in local_places(settings).items() if before.get(name) != str(path)}
+    if moved:
+        with replacing_file(folder / CONFIG) as new:
+            new.write_text(OmegaConf.to_yaml(OmegaConf.create(with_values(stored, moved))), encoding="utf-8")
 
 
 def _stamps(folder: Path) -> FolderCheck:

@@ -27,6 +27,7 @@ _FREE = (
     "data.num_workers",
     "data.allow_changed",
     "latency.max_seconds",
+    "model.base_model",
     "keep_checkpoints",
     "optimized_metric",
     "push_to_hub",

@@ -1,7 +1,7 @@
 """Disk space of finished runs, which need no checkpoints."""
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from gating.errors import InputError
@@ -78,8 +78,9 @@ def size_of(paths: Iterable[Path]) -> int:
     """Return the size of files and folders in bytes; links are not followed."""
     total = 0
     for path in paths:
-        inner = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
-        total += sum(one.lstat().st_size for one in inner if one.is_symlink() or one.is_file())
+        for one in path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]:
+            with suppress(FileNotFoundError):  # Loggers may still write to the folder.
+                total += one.lstat().st_size if one.is_symlink() or one.is_file() else 0
     return total
 
 

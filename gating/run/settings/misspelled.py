@@ -21,7 +21,7 @@ __all__ = ["check_added", "check_names", "parameters_of"]
 
 # Groups with names of their own class, and what else takes settings of the group; of tasks, a method.
 _GROUPS: Mapping[str, tuple[str, ...]] = {
-    "data": ("gating.data.datamodule.ExampleDataModule",),
+    "data": ("gating.data.datamodule.ExampleDataModule", "gating.run.folder.inputs.check_inputs"),
     "model": (),
     "trainer": (),
     "scheduler": (),

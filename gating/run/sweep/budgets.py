@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from gating.objectives.budget import DEFAULT_KEEP
@@ -20,6 +21,7 @@ _SHOWN = {
     "price": "price {}",
 }
 _MEASURED = ("objective.num_heads", "objective.keep", "objective.cost")
+_FILES = ("data.train", "data.validation", "data.test", "data.path")
 # Where a group's object differs, its other settings differ with it.
 _NAMES = ("_target_", "name")
 
@@ -116,7 +118,8 @@ def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that change its results, without its seed, by dotted name."""
     measured = _measured(settings)
     return {
-        name: value
+        # The same file may lie elsewhere on another machine.
+        name: Path(value).name if name in _FILES and isinstance(value, str) else value
         for name, value in leaves(settings)
         # Settings that are newer than a run are as good as null.
         if value is not None

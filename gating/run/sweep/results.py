@@ -9,9 +9,12 @@ from gating.errors import InputError
 from gating.report.score import Score
 from gating.report.tradeoff.decision import Result
 from gating.run.folder.contents import METRICS, is_run
+from gating.run.folder.inputs import read_inputs
+from gating.run.folder.resume import is_free
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import leaves, read_settings_of
 from gating.run.sweep.budgets import budget_text, differing, is_dense, of_group, settings_texts, units_text
+from gating.storage.identity import NUM_ROWS
 from gating.storage.tables import finite_number, read_table
 from gating.tasks.metrics.numbers import number_metrics
 from gating.tasks.metrics.tokens import PERPLEXITY
@@ -20,6 +23,7 @@ __all__ = ["Comparison", "read_comparison", "why_unreadable"]
 
 # Settings of data and trainer that change neither the examples that are evaluated nor their labels.
 _SAME_EXAMPLES = ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.max_length", "data.stride")
+_PLACES = ("data.train", "data.validation", "data.test", "data.path")
 _LIMITS = ("trainer.limit_val_batches", "trainer.limit_test_batches")
 
 
@@ -199,11 +203,30 @@ def _first_of_each(runs: Sequence[_Run], values: Sequence[object]) -> str:
 
 
 def _evaluated(run: _Run) -> dict[str, Any]:
-    """Return the settings that determine the examples of an evaluation; the seed is compared over all runs."""
+    """Return the settings that determine the examples of an evaluation; the seed is compared over all runs.
+
+    Files are compared by their examples and labels, not by their places. Texts are stored as tokens, which differ
+    between models.
+    """
     found = {name: value for name, value in leaves({"data": run.settings["data"]}) if not name.endswith(".seed")}
+    found = {name: value for name, value in found.items() if not is_free(name)}
+    for split, digests in _data_of(run).items():
+        found[f"{split} examples"] = digests.get(NUM_ROWS)
+        found[f"{split} labels"] = digests.get("labels")
+    places = {name: Path(str(value)).name for name, value in found.items() if name in _PLACES and value is not None}
+    found |= places
     limits = dict(leaves({"trainer": run.settings["trainer"]}))
     found |= {name: limits.get(name) for name in _LIMITS}
     return {name: value for name, value in found.items() if not name.startswith(_SAME_EXAMPLES)}
+
+
+def _data_of(run: _Run) -> Mapping[str, Any]:
+    """Return the digests of the validation and test data of a run; none if they are not recorded."""
+    try:
+        inputs = read_inputs(Path(run.folder)) or {}
+    except InputError:
+        return {}
+    return {split: found for split, found in inputs.get("data", {}).items() if split in ("validation", "test")}
 
 
 def _common_latency(runs: Sequence[_Run]) -> float | None:
