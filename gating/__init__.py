@@ -8,8 +8,12 @@ gating.save_compact(model, "compact", tokenizer=tokenizer)
 model = gating.load_compact("compact")
 """
 
+import importlib.util
+
 import lazy_loader
 
 # Importing torch and transformers takes seconds, which `--help` and a mistyped setting need not wait for.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+# Without the modules of the package, which are attributes, too.
+__all__ = [name for name in _names if importlib.util.find_spec(f"{__name__}.{name}") is None]
 __version__ = "0.1.0"

@@ -1,5 +1,15 @@
 """Public names, imported by `gating/__init__.py` when they are first used."""
 
+from . import compact as compact
+from . import discovery as discovery
+from . import errors as errors
+from . import gates as gates
+from . import integrations as integrations
+from . import objectives as objectives
+from . import pruning as pruning
+from . import serving as serving
+from . import sharding as sharding
+from . import structure as structure
 from .compact.load import load_compact
 from .compact.save import save_compact
 from .discovery.find import find_attention_blocks, find_feed_forward_blocks

@@ -21,7 +21,10 @@ _LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 
 
 def vocabulary_size(model: PreTrainedModel) -> int | None:
     """Return the number of rows of a model's embedding of tokens; None if it has none."""
-    size = getattr(model.config.get_text_config(), "vocab_size", None)
+    try:
+        size = getattr(model.config.get_text_config(), "vocab_size", None)
+    except ValueError:  # It has several parts for texts.
+        return None
     return size if isinstance(size, int) else None
 
 

@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -114,10 +114,18 @@ def check_tokenizer(trainer: Trainer) -> None:
         check_vocabulary(tokenizer, size=vocabulary_size(model), name="processing_class")
     rows: Any = trainer.train_dataset
     if "input_ids" in (getattr(rows, "column_names", None) or ()) and hasattr(rows, "__len__"):
-        ids = [
-            torch.as_tensor(row, dtype=torch.int64) for row in rows.select(range(min(len(rows), _ROWS)))["input_ids"]
-        ]
-        check_known(tokenizer, torch.cat([row.flatten() for row in ids]), name="train_dataset")
+        ids = list(_numbers_in(rows.select(range(min(len(rows), _ROWS)))["input_ids"]))
+        if ids:
+            check_known(tokenizer, torch.tensor(ids), name="train_dataset")
+
+
+def _numbers_in(values: Any) -> Iterator[int]:
+    """Yield the numbers in nested lists, which may be of different lengths, as those of multiple choice."""
+    for value in values:
+        if hasattr(value, "__iter__"):
+            yield from _numbers_in(value)
+        elif value is not None:
+            yield int(value)
 
 
 def check_reference(trainer: Trainer, *, has_adapters: bool) -> None:

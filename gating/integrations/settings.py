@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
@@ -101,9 +102,9 @@ def search_settings(
     return {
         "objective": object_settings(objective),
         "gates": gate_settings(gates),
-        "recovery": recovery,
+        "recovery": _plain(recovery),
         "convergence": None if convergence is None else {**object_settings(convergence), **logs},
-        **{name: defaults.get(name) if rate is None else rate for name, rate in rates.items()},
+        **{name: defaults.get(name) if rate is None else _plain(rate) for name, rate in rates.items()},
     }
 
 
@@ -137,6 +138,8 @@ def _of_object(value: object, *, depth: int) -> dict[str, Any]:
 
 def _plain(value: Any, *, depth: int = 0) -> Any:
     """Return a value as one of numbers, texts, lists and mappings; of an object without settings, its class."""
+    if isinstance(value, np.generic):
+        value = value.item()  # A checkpoint holds plain values only.
     if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):

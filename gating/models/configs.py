@@ -1,6 +1,7 @@
 """Changes to model configurations, checked by name and type."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ __all__ = ["MAX_CLASSES", "check_names", "check_sizes", "load_checked", "without
 # The largest models have about a hundred layers, and contexts of ten million tokens.
 _MAX_LAYERS = 10_000
 _MAX_SIZE = 1_000_000_000
+# Numbers of layers, not sizes of each layer.
+_LAYERS = re.compile(r"(.*_)?(num|n)_(.*_)?layers?|.*_layers")
 MAX_CLASSES = 100_000
 
 
@@ -46,7 +49,7 @@ def check_sizes(values: Mapping[str, Any], *, name: str) -> None:
             check_sizes(vars(value), name=f"{name}.{key}")
         if not isinstance(value, int) or key.endswith("_id"):
             continue
-        most = MAX_CLASSES if key == "num_labels" else _MAX_LAYERS if "layer" in key else _MAX_SIZE
+        most = MAX_CLASSES if key == "num_labels" else _MAX_LAYERS if _LAYERS.fullmatch(key) else _MAX_SIZE
         if value > most:
             raise InputError(f"{name}.{key}={value} is larger than in any model: give at most {most}.")
 

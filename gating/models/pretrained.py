@@ -18,7 +18,7 @@ from gating.models.configs import check_names, load_checked, without_generation_
 from gating.models.hub import locate
 from gating.sharding.missing import initialize_missing
 from gating.sharding.plan import on_own_device, sharding_of
-from gating.structure.record import PLAIN_LOADING
+from gating.structure.record import PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING
 
 __all__ = ["Pretrained"]
 
@@ -89,7 +89,7 @@ class Pretrained:
         with loading(f"The configuration of model.name={self.name}", remedy=_REMEDY):
             stored = AutoConfig.from_pretrained(name, revision=self.revision)
             check_names(stored, self.config)
-        if hasattr(stored, PLAIN_LOADING):
+        if getattr(stored, PLAIN_LOADING, None) == REMEDY_OF_PLAIN_LOADING:
             raise InputError(
                 f"model.name={self.name} is a compact model, which has lost heads or neurons: name the model that it "
                 "was made from, or a folder that plain transformers loads (objective.uniform=true)."

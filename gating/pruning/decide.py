@@ -12,6 +12,7 @@ from gating.discovery.find import Unit
 from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.gates.sampler import GateChoice
+from gating.objectives.baselines.none import NoObjective
 from gating.objectives.selection import check_reachable, select_gates
 from gating.pruning.prune import whole_number
 
@@ -94,11 +95,12 @@ def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[
     Raises:
         InputError: A number is not the one that the objective keeps.
     """
-    if isinstance(objective, type) or not (objective is None or hasattr(objective, "kept")):
-        raise InputTypeError(f"objective={objective!r} is no objective: give the one of the search, or num_heads=...")
     objective = gates.objective if objective is None else objective
-    if objective is None:
+    has_number = any(number is not None for number in numbers.values())
+    if objective is None or (has_number and isinstance(objective, NoObjective)):
         return None
+    if isinstance(objective, type) or not hasattr(objective, "kept"):
+        raise InputTypeError(f"objective={objective!r} is no objective: give the one of the search, or num_heads=...")
     chosen = objective.kept(gates)
     given = {unit: _check_number(gates, number, unit) for unit, number in numbers.items() if number is not None}
     if chosen is None or (given and not gates.values().any() and math.isnan(objective.target(gates))):

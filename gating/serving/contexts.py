@@ -12,9 +12,10 @@ _NAMES = frozenset(
     {
         *("sliding_window", "sliding_window_size", "window_size", "local_attention", "attention_window"),
         *("attention_chunk_size", "local_attn_chunk_length", "local_radius", "attention_window_size"),
-        *("original_max_position_embeddings", "floor_scale"),
+        "floor_scale",
     }
 )
+_SHORT = 2048
 # Rotary embeddings whose frequencies depend on the length of the text.
 _DYNAMIC, _LONG = CHANGING = ("dynamic", "longrope")
 
@@ -26,8 +27,12 @@ def boundaries(config: Any) -> list[int]:
         config: A configuration of transformers.
     """
     found = {length for name, value in _settings(config) if name in _NAMES for length in _numbers(value)}
-    longest = _longest(config)
-    found |= {longest} if longest and any(rope.get("rope_type") == _DYNAMIC for rope in _ropes(config)) else set()
+    # Of other rotary embeddings, such as YaRN's, the frequencies depend on no length of a text.
+    steady = steady_context(config)
+    found |= set() if steady is None else {steady}
+    # The first context of others is passed where that costs little.
+    first = [rope.get("original_max_position_embeddings") for rope in _ropes(config)]
+    found |= {length for length in first if type(length) is int and length <= _SHORT}
     return sorted(length for length in found if length > 1)
 
 
@@ -73,14 +78,21 @@ def _kind(config: Any) -> str:
     return next(str(rope["rope_type"]) for rope in _ropes(config) if rope.get("rope_type") in CHANGING)
 
 
+def _text_config(config: Any) -> Any:
+    try:
+        return config.get_text_config()
+    except ValueError:  # It has several parts for texts.
+        return config
+
+
 def _longest(config: Any) -> int | None:
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    length = getattr(_text_config(config), "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else None
 
 
 def _ropes(config: Any) -> list[Mapping[str, Any]]:
     """Return the parameters of rotary embeddings, for each kind of layers if they differ."""
-    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    parameters = getattr(_text_config(config), "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, Mapping)]
     return nested or [parameters]
 

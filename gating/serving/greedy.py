@@ -12,13 +12,22 @@ from transformers import PreTrainedModel
 from gating.errors import OperationError
 from gating.serving.contexts import LONGEST_CHECKED, boundaries
 
-__all__ = ["NUM_NEW_TOKENS", "TOLERANCES", "TokenCheck", "check_tokens", "make_prompts", "write_greedily"]
+__all__ = [
+    "NUM_NEW_TOKENS",
+    "TOLERANCES",
+    "TokenCheck",
+    "check_tokens",
+    "make_prompts",
+    "short_prompts",
+    "write_greedily",
+]
 
 NUM_NEW_TOKENS = 40
 # Lengths of the prompts, in tokens.
 _LENGTHS = (1, 3, 8, 13, 21)
 # Number of tokens of a prompt beyond a boundary, and the boundaries that short prompts are added for.
 _BEYOND, _SHORT = 7, 1024
+_LONGEST_OF_BATCH = 256
 # By the type of the weights: the largest gap, as a share of the largest logit, between the logit of the token that a
 # runtime wrote and the largest one. Runtimes sum in another order; types of 16 and 8 bits round weights.
 TOLERANCES: Mapping[str, float] = {"f32": 1e-3, "f16": 2e-2, "bf16": 5e-2, "q8_0": 5e-2}
@@ -76,6 +85,11 @@ def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: in
         lengths += [towards] if 0 < towards < past and boundary <= _SHORT else []
     prompts = [allowed[torch.randint(len(allowed), (length,), generator=generator)].tolist() for length in lengths]
     return prompts, min(NUM_NEW_TOKENS, context - max(lengths))
+
+
+def short_prompts(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """Return the prompts for a padded batch, whose rows all take the memory of the longest one."""
+    return [prompt for prompt in prompts if len(prompt) <= _LONGEST_OF_BATCH]
 
 
 @torch.inference_mode()

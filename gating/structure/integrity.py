@@ -131,7 +131,8 @@ def check_file(path: Path) -> None:
         raise MissingFileError(f"{path} does not exist.")
     folder, place = path.parent.resolve(), path.resolve()
     # The hub's cache keeps the files of a repository beside its snapshots.
-    homes = [folder, folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [folder]
+    snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
+    homes = [folder, *(parent.parent / "blobs" for parent in snapshots[:1])]
     if not any(place.is_relative_to(home) for home in homes):
         raise InputError(f"{path} is a link out of the folder, to {place}; put the file itself there.")
     if not stat.S_ISREG(place.stat().st_mode):

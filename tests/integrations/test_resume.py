@@ -1,5 +1,6 @@
 """Interrupted trainings of a trainer with gates: resumed equals uninterrupted."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -252,3 +253,10 @@ def test_other_labels_of_the_same_number_of_examples_are_noticed(tmp_path):
     assert trainer.state.global_step == 0
     # The same rows from another place.
     make_trainer(tmp_path, train_dataset=Dataset.from_list(rows)).train(resume_from_checkpoint=checkpoint)
+
+
+def test_numbers_of_numpy_are_stored_as_plain_ones(tmp_path):
+    settings = {"args": {"learning_rate": np.float64(1e-3)}, "gate_lr": np.float64(0.1), "recovery": np.float32(0.5)}
+    make_trainer(tmp_path, **settings).train()
+    checkpoint = str(sorted(tmp_path.glob("checkpoint-*"))[0])
+    make_trainer(tmp_path, **settings).train(resume_from_checkpoint=checkpoint)

@@ -1,12 +1,14 @@
 """Absurd sizes are refused before a model is built."""
 
 import pytest
+import transformers
 from datasets import Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from gating.data.labels import encode_labels
 from gating.data.text.tokens import truncation_length
 from gating.models.blueprint import check_memory, make_blueprint
+from gating.models.configs import check_sizes
 from gating.models.pretrained import Pretrained
 from gating.models.sources import NewModel
 from tests.support.tiny_run import make_model_folder
@@ -50,3 +52,8 @@ def test_an_absurd_length_is_refused():
     blueprint = make_blueprint(source, AutoModelForSequenceClassification)
     with pytest.raises(ValueError, match=r"data.max_length=1000000000000 is longer than any text"):
         truncation_length(blueprint, 10**12)
+
+
+@pytest.mark.parametrize("family", ["Gemma3nText", "Gemma4Text", "LongcatFlash", "BigBird"])
+def test_default_configurations_are_of_a_usual_size(family):
+    check_sizes(vars(getattr(transformers, f"{family}Config")()), name="config")

@@ -104,3 +104,25 @@ def test_a_runtime_that_is_wrong_past_a_window_is_noticed(monkeypatch):
     monkeypatch.setattr(greedy, "boundaries", lambda _: [])
     monkeypatch.setattr(greedy, "NUM_NEW_TOKENS", 8)
     check()
+
+
+def test_first_contexts_of_steady_embeddings_shorten_nothing():
+    rope = {**LLAMA3, "original_max_position_embeddings": 8192}
+    config = LlamaConfig(rope_parameters=rope, max_position_embeddings=131072)
+    assert boundaries(config) == []
+    assert checked_context(config) == (131072, None)
+
+
+def test_a_window_longer_than_the_context_of_other_checks_is_passed_in_llama_cpp(tmp_path):
+    pytest.importorskip("gguf", reason="the package gguf is not installed")
+    pytest.importorskip("xllamacpp", reason="the package xllamacpp, llama.cpp, is not installed")
+    settings = {"num_hidden_layers": 1, "max_position_embeddings": 4096, "steps": 0}
+    model = make_decoder("Llama", rope_parameters={**LLAMA3, "original_max_position_embeddings": 2040}, **settings)
+    report = gating.export_compact(model, tmp_path / "model.gguf", format="gguf", dtype="f32")
+    assert any("greedy tokens are the model's own" in sentence for sentence in report.sentences)
+
+
+def test_batches_have_short_prompts_only():
+    prompts = make_prompts(make_decoder("Mistral", steps=0, sliding_window=600, max_position_embeddings=1024))[0]
+    assert max(map(len, prompts)) == 607
+    assert max(map(len, greedy.short_prompts(prompts))) <= 256

@@ -60,6 +60,7 @@ def make_inputs(folder: Path) -> list[str]:
         "trainer.accelerator=cpu",
         "trainer.log_every_n_steps=1",
         "optimizer.lr=1e-3",
+        "latency.max_seconds=1",
         "objective.num_heads=4",
     ]
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
-from gating.errors import InputError
+from gating.discovery.vocabulary import check_vocabulary
+from gating.errors import InputError, loading
 from gating.serving.contexts import checked_context
 from gating.serving.formats import ServingReport
 from gating.serving.genai.check import check_in_genai, check_tokenizer
@@ -19,7 +20,7 @@ from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph, req
 from gating.serving.genai.heads import DecoderHeads
 from gating.serving.refusals import naming_alternatives, reporting_failure
 from gating.serving.silent import with_silent_groups
-from gating.serving.sources import load_model, load_processor, source_of
+from gating.serving.sources import load_model, source_of
 from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import ResultKind
 from gating.storage.tables import read_table
@@ -135,7 +136,7 @@ def export_genai(
         check_genai(model)
     if dtype != "f32" and model.config.model_type in _ONLY_F32:
         raise InputError(f"dtype={dtype!r} is not available for {type(model).__name__}: export it with dtype='f32'.")
-    tokenizer = tokenizer or load_processor(origin)
+    tokenizer = tokenizer or _tokenizer_of(origin)
     tokens = _token_ids(model, tokenizer)
     with replacing_folder(place, overwrite=overwrite, kind=GENAI_MODEL, keep=[source]) as folder:
         sentences = _write_checked(genai, model, folder, dtype=dtype, tokens=tokens)
@@ -193,6 +194,15 @@ def _save_tokenizer(genai: Any, model: PreTrainedModel, folder: Path, tokenizer:
     saved.model_max_length = min(saved.model_max_length, model.config.max_position_embeddings)
     saved.save_pretrained(folder)
     return check_tokenizer(genai, folder, tokenizer)
+
+
+def _tokenizer_of(folder: Path | None) -> Any:
+    if folder is None or not (folder / "tokenizer_config.json").is_file():
+        return None
+    with loading(str(folder), remedy="Export the model again."):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    check_vocabulary(tokenizer, size=None, name=str(folder))
+    return tokenizer
 
 
 def _token_ids(model: PreTrainedModel, tokenizer: Any) -> TokenIds:

@@ -31,6 +31,8 @@ __all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
 GGUF_TYPES: tuple[GgufType, ...] = ("f32", "f16", "bf16", "q8_0")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+# Of the check, in tokens: room for the texts, also.
+_LEAST_CONTEXT = 2048
 _NO_TOKENIZER = "The model has no tokenizer: the file has placeholders, and reads and writes numbers of tokens only"
 # Texts with words, numbers, spaces and characters of several bytes, to compare tokenizers.
 _TEXTS = (
@@ -129,7 +131,8 @@ def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Pa
     reader: Any = None if tokenizer is None else AutoTokenizer.from_pretrained(tokenizer)
     # Tokens at random have more of the vocabulary than texts of ours.
     texts = [] if reader is None else [*_TEXTS, *map(reader.decode, prompts)]
-    answer = run_llama_cpp(file, prompts, count=count, context=min(context, 2048), texts=texts)
+    needed = max(_LEAST_CONTEXT, max(map(len, prompts)) + count)
+    answer = run_llama_cpp(file, prompts, count=count, context=min(context, needed), texts=texts)
     ends = tokens_never_written(file)
     check = check_tokens(
         model, prompts, answer.written, never_written=ends, tolerance=TOLERANCES[dtype], runtime=RUNTIME

@@ -12,10 +12,12 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from gating.errors import InputError
-from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
+from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts, short_prompts
 
 __all__ = ["check_decoder", "check_layers", "convert_decoder"]
 
+# Number of tokens of a prompt that are read at once.
+_PIECE = 512
 _KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -158,13 +160,14 @@ def check_decoder(
     """
     prompts, count = make_prompts(model, context=context)
     alone = [_write(compiled, [prompt], count, pad_token_id)[0] for prompt in prompts]
-    together = _write(compiled, prompts, count, pad_token_id)
+    rows = short_prompts(prompts)
+    together = _write(compiled, rows, count, pad_token_id)
     tolerance = TOLERANCES[dtype]
     check = check_tokens(model, prompts, alone, tolerance=tolerance, runtime="OpenVINO")
-    batch = check_tokens(model, prompts, together, tolerance=tolerance, runtime="OpenVINO in a padded batch")
+    batch = check_tokens(model, rows, together, tolerance=tolerance, runtime="OpenVINO in a padded batch")
     return [
         check.describe("OpenVINO"),
-        batch.describe(f"a batch of {len(prompts)} prompts, padded on the left"),
+        batch.describe(f"a batch of {len(rows)} prompts, padded on the left"),
     ]
 
 
@@ -174,12 +177,19 @@ def _write(compiled: Any, prompts: Sequence[Sequence[int]], count: int, pad_toke
     longest, request = max(map(len, prompts)), compiled.create_infer_request()
     tokens = np.array([[pad_token_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     mask = np.array([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    steps = []
+    steps, rows = [], np.arange(len(prompts), dtype=np.int32)
     for _ in range(count):
-        positions = np.maximum(mask.cumsum(-1) - 1, 0)[:, -tokens.shape[1] :]
-        rows = np.arange(len(prompts), dtype=np.int32)
-        given = {"input_ids": tokens, "attention_mask": mask, "position_ids": positions, "beam_idx": rows}
-        logits = request.infer({name: value for name, value in given.items() if name in names})["logits"]
+        positions, begin = np.maximum(mask.cumsum(-1) - 1, 0), mask.shape[1] - tokens.shape[1]
+        # Long prompts in pieces, as the logits of all tokens take memory.
+        for start in range(begin, mask.shape[1], _PIECE):
+            piece = slice(start, start + _PIECE)
+            given = {
+                "input_ids": tokens[:, start - begin : start - begin + _PIECE],
+                "attention_mask": mask[:, : start + _PIECE],
+                "position_ids": positions[:, piece],
+                "beam_idx": rows,
+            }
+            logits = request.infer({name: value for name, value in given.items() if name in names})["logits"]
         tokens = logits[:, -1:].argmax(-1)
         mask = np.concatenate([mask, np.ones_like(mask[:, :1])], axis=1)
         steps.append(tokens[:, 0])
