@@ -53,7 +53,8 @@ def test_gates_are_last_logged_with_the_heads_that_are_kept(name, inputs, tmp_pa
     assert int(last["step"]) == 9
     numbers = json.loads((tmp_path / "run" / "metrics.json").read_text())
     splits = {name.rpartition("/")[0] for name in numbers if name.endswith("accuracy")}
-    assert splits == {"val", "test", "search/val", "removed/val", "compact/val", "compact/test"}
+    stages = {"search/val", "removed/val", "compact/val", "compact/test", "baseline/val", "baseline/test"}
+    assert splits == {"val", "test", *stages}
     assert "val/accuracy" in rows_of(tmp_path / "run")[0]
 
 
