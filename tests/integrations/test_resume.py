@@ -256,7 +256,7 @@ def test_other_labels_of_the_same_number_of_examples_are_noticed(tmp_path):
 
 
 def test_numbers_of_numpy_are_stored_as_plain_ones(tmp_path):
-    settings = {"args": {"learning_rate": np.float64(1e-3)}, "gate_lr": np.float64(0.1), "recovery": np.float32(0.5)}
+    settings = {"args": {"learning_rate": np.float64(1e-3)}, "gate_lr": np.float64(0.1), "recovery": np.float64(0.5)}
     make_trainer(tmp_path, **settings).train()
     checkpoint = str(sorted(tmp_path.glob("checkpoint-*"))[0])
     make_trainer(tmp_path, **settings).train(resume_from_checkpoint=checkpoint)
