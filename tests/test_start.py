@@ -103,7 +103,7 @@ def test_all_public_names_are_imported_at_first_use():
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        ({}, {"GOMP_SPINCOUNT": "10000"}),
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
         ({"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}),
     ],

@@ -5,7 +5,7 @@ import os
 __all__ = ["limit_spinning"]
 
 # Turns of the loop in which a thread of GCC's OpenMP waits before it sleeps; by default it spins for minutes.
-_VARIABLE, _TURNS = "GOMP_SPINCOUNT", "10000"
+_VARIABLE, _TURNS = "GOMP_SPINCOUNT", "1000"
 
 
 def limit_spinning() -> None:

@@ -112,8 +112,8 @@ class Summary:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the measurements of a checkpoint; its durations are those of earlier processes."""
-        self.titles, self.search, self.removal = state["titles"], state["search"], state["removal"]
-        self.warnings = state["warnings"]
+        self.titles, self.search = state["titles"], state["search"]
+        self.removal, self.warnings = state.get("removal", {}), state.get("warnings", [])
         # "validation/" is the prefix of earlier versions.
         self.metrics = {
             stage: {name.replace("validation/", "val/"): value for name, value in values.items()}
