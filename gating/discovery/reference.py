@@ -48,6 +48,7 @@ def record_references(
     probe: Mapping[str, Tensor] | None,
     *,
     after_pass: Callable[[], None] = lambda: None,
+    agree: Callable[[float], float] = float,
 ) -> list[Reference]:
     """Record the outputs of a masked model on a batch and, if that leaves blocks unproven, on one that is made for it.
 
@@ -58,13 +59,14 @@ def record_references(
         masked: Context manager that multiplies the features by factors.
         probe: The batch; made from the model's configuration if None.
         after_pass: Called after each forward pass, to free what a sharded model has gathered.
+        agree: Function that returns the largest of the numbers of all processes, which then decide alike.
     """
-    first = record_reference(model, blocks, factors, masked, probe, after_pass=after_pass)
+    first = record_reference(model, blocks, factors, masked, probe, after_pass=after_pass, agree=agree)
     if probe is None or not first.unproven:
         return [first]
     # A batch of texts alone does not reach the vision tower.
     with suppress(Exception):
-        own = record_reference(model, blocks, factors, masked, None, after_pass=after_pass)
+        own = record_reference(model, blocks, factors, masked, None, after_pass=after_pass, agree=agree)
         if first.unproven - own.unproven:
             return [first, own]
     return [first]
@@ -78,6 +80,7 @@ def record_reference(
     probe: Mapping[str, Tensor] | None,
     *,
     after_pass: Callable[[], None] = lambda: None,
+    agree: Callable[[float], float] = float,
     finds_unproven: bool = True,
 ) -> Reference:
     """Record the outputs of a masked model on one batch.
@@ -91,6 +94,7 @@ def record_reference(
         masked: Context manager that multiplies the features by factors.
         probe: The batch; made from the model's configuration if None.
         after_pass: Called after each forward pass.
+        agree: Function that returns the largest of the numbers of all processes, which then decide alike.
         finds_unproven: Whether to find the blocks without an effect, which takes a backward pass, and a forward pass
             for each of them.
     """
@@ -106,10 +110,10 @@ def record_reference(
 
     with torch.no_grad():
         perturbed = run([factor * (1 - rounding_of(outputs)) for factor in factors])
-    tolerance = rounding_tolerance(outputs, perturbed)
+    tolerance = agree(rounding_tolerance(outputs, perturbed))
     names: frozenset[str] = frozenset()
     if finds_unproven:
-        found = _without_effect(run, factors, outputs, tolerance)
+        found = _without_effect(run, factors, outputs, tolerance, agree=agree)
         names = frozenset(blocks[index].name for index in found)
     return Reference(probe, outputs, tolerance, names)
 
@@ -125,6 +129,8 @@ def _without_effect(
     factors: Sequence[Tensor],
     outputs: list[Tensor],
     tolerance: float,
+    *,
+    agree: Callable[[float], float],
 ) -> list[int]:
     """Return the positions of the blocks that lose units, and whose features do not change the outputs.
 
@@ -134,11 +140,11 @@ def _without_effect(
     estimates = _estimate(run, factors, exchanged, outputs)
     found = []
     for index, other in enumerate(exchanged):
-        if not other.any() or estimates[index] > tolerance:
+        if not other.any() or agree(estimates[index]) > tolerance:
             continue
         changed = [*factors[:index], other, *factors[index + 1 :]]
         with torch.no_grad():
-            if max_relative_difference(outputs, run(changed)) <= tolerance:
+            if agree(max_relative_difference(outputs, run(changed))) <= tolerance:
                 found.append(index)
     return found
 

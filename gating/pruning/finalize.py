@@ -132,6 +132,7 @@ def record_masked(
     probe: Mapping[str, Tensor] | None,
     *,
     after_pass: Callable[[], None] = lambda: None,
+    agree: Callable[[float], float] = float,
 ) -> list[Reference]:
     """Record the outputs of the masked model, and the blocks that they do not depend on.
 
@@ -141,6 +142,7 @@ def record_masked(
         values: Their final values, ``[num_gates]``.
         probe: Batch for the passes; made here if None.
         after_pass: Called after each, to free what a sharded model has gathered.
+        agree: Function that returns the largest of the numbers of all processes, which then decide alike.
 
     Raises:
         InputError: A gate or an output is NaN.
@@ -152,6 +154,7 @@ def record_masked(
         lambda factors: gates.fixed_at(torch.cat(list(factors))),
         probe,
         after_pass=after_pass,
+        agree=agree,
     )
     if values.isnan().any() or any(tensor.isnan().any() for tensor in references[0].outputs):
         raise InputError(

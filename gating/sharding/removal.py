@@ -80,7 +80,9 @@ def finalize_sharded(
     check_decided_alike(values)
     warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
-    references = record_masked(model, gates, values, probe, after_pass=partial(reshard, model))
+    # Each pass is one of all processes.
+    agree = partial(_largest_of_all, device=values.device)
+    references = record_masked(model, gates, values, probe, after_pass=partial(reshard, model), agree=agree)
     before = UnitCounts.of(model)
 
     with torch.no_grad():
