@@ -26,7 +26,7 @@ class Outcome:
     def of(cls, folder: Path) -> "Outcome":
         """Read the folder of a finished run."""
         numbers = json.loads((folder / "metrics.json").read_text())
-        measured = ("seconds/", "latency_ms", "speedup")
+        measured = ("seconds/", "latency_", "speedup")
         return cls(
             weights=load_file(folder / "compact" / "model.safetensors"),
             heads=json.loads((folder / "compact" / "config.json").read_text()).get("head_gating", {}).get("blocks", {}),

@@ -12,7 +12,7 @@ import torch
 import train
 from benchmarks.faults.outcome import Outcome
 from gating.report.summary import Summary
-from gating.run import measured_budget, stages
+from gating.run import execute, measured_budget, stages
 from gating.run.folder.state import is_finished
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
@@ -79,9 +79,9 @@ def test_runs_that_are_interrupted_on_and_on_end_as_if_they_had_not_been(variant
 
 
 BETWEEN = {
-    "before heads are removed": (train, "remove_heads"),
+    "before heads are removed": (execute, "remove_heads"),
     "before the removal is on the disk": (stages, "save_removed"),
-    "before the export": (train, "export"),
+    "before the export": (execute, "export"),
     "before the numbers": (Summary, "write"),
 }
 
