@@ -12,7 +12,6 @@ from gating.discovery.find import Unit
 from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.gates.sampler import GateChoice
-from gating.objectives.baselines.none import NoObjective
 from gating.objectives.selection import check_reachable, select_gates
 from gating.pruning.prune import whole_number
 
@@ -96,8 +95,7 @@ def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[
         InputError: A number is not the one that the objective keeps.
     """
     objective = gates.objective if objective is None else objective
-    has_number = any(number is not None for number in numbers.values())
-    if objective is None or (has_number and isinstance(objective, NoObjective)):
+    if objective is None:
         return None
     if isinstance(objective, type) or not hasattr(objective, "kept"):
         raise InputTypeError(f"objective={objective!r} is no objective: give the one of the search, or num_heads=...")

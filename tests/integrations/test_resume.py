@@ -256,7 +256,12 @@ def test_other_labels_of_the_same_number_of_examples_are_noticed(tmp_path):
 
 
 def test_numbers_of_numpy_are_stored_as_plain_ones(tmp_path):
-    settings = {"args": {"learning_rate": np.float64(1e-3)}, "gate_lr": np.float64(0.1), "recovery": np.float64(0.5)}
+    """Those of the optimizer are stored by transformers, which does not load them again."""
+    settings = {"args": {"warmup_steps": np.int64(2)}, "recovery": np.float64(0.5)}
     make_trainer(tmp_path, **settings).train()
     checkpoint = str(sorted(tmp_path.glob("checkpoint-*"))[0])
     make_trainer(tmp_path, **settings).train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(InputError, match=r"args\.warmup_steps=2, and this one has args\.warmup_steps=3"):
+        make_trainer(tmp_path, args={"warmup_steps": np.int64(3)}, recovery=0.5).train(
+            resume_from_checkpoint=checkpoint
+        )

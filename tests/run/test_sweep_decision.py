@@ -204,7 +204,7 @@ def test_a_job_that_failed_before_an_earlier_run_in_its_folder_is_not_in_the_tab
     end = run_sweep(folder, *inputs, "objective.num_heads=5,4", "resume=auto")
     assert end.code == 1
     assert "Accuracy by speed" not in end.out
-    assert end.err.count("is not empty") >= 2
+    assert end.err.count("it is resumed with the settings that it began with") >= 2
 
 
 def end_of(folder: Path, jobs: list[Job], *, capsys, direction: str | None = None) -> tuple[int | str | None, str, str]:
