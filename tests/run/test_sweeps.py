@@ -199,7 +199,7 @@ def test_a_sweep_replaces_the_files_of_an_earlier_one(inputs, tmp_path, monkeypa
         end = sweep(monkeypatch, tmp_path, *inputs, f"seed={seeds}", "overwrite=true")
         assert end == (1 if seeds == "0,1" else 0)
     assert begun == [0, 1, 1, 2]
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["multirun.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [".lock", "multirun.yaml"]
 
 
 @pytest.mark.slow
