@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.compact.load import load_compact
@@ -61,11 +61,13 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
 
 def _check_weights(model: PreTrainedModel, loaded: PreTrainedModel, tolerance: float) -> None:
     """Raise ``InputError`` if a weight is another one after it is saved and loaded."""
-    found = loaded.state_dict()
+    found, padding = loaded.state_dict(), _padding_rows(model)
     for name, tensor in model.state_dict().items():
         other = found.get(name)
         if other is None or other.shape != tensor.shape or not tensor.is_floating_point():
             continue  # Stock models have other names where theirs differ; the outputs tell.
+        if name in padding:
+            tensor, other = (torch.cat([rows[: padding[name]], rows[padding[name] + 1 :]]) for rows in (tensor, other))
         if max_relative_difference([tensor], [other.to(tensor)]) > tolerance:
             raise InputError(
                 f"{name} of {type(model).__name__} has other values after it is saved and loaded. Nothing was written; "
@@ -87,3 +89,12 @@ def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             f"{type(model).__name__} does not load after it is saved, so its configuration does not describe it: "
             f"{shorten(reason, most=300)}. Nothing was written; pass verify=False to save it anyway."
         ) from error
+
+
+def _padding_rows(model: PreTrainedModel) -> dict[str, int]:
+    """Return the row of the padding token in each embedding: some models set it to zero when they are loaded."""
+    return {
+        f"{name}.weight": module.padding_idx
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None
+    }
