@@ -66,6 +66,7 @@ def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:
         batch: Keyword arguments of the model, with the examples in the first dimension.
 
     Example:
+        >>> import torch
         >>> from transformers import BertConfig, BertModel
         >>> config = BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=1, intermediate_size=6)
         >>> model = BertModel(config, add_pooling_layer=False)

@@ -26,7 +26,7 @@ from gating.storage.atomic import replacing_file
 
 __all__ = ["RunPage", "Runtime", "write_page"]
 
-# Tasks of transformers' pipelines, by the Auto class of a model.
+# Tasks of pipelines, by the Auto class of a model.
 _PIPELINES = {
     "AutoModelForSequenceClassification": "text-classification",
     "AutoModelForTokenClassification": "token-classification",
@@ -274,12 +274,8 @@ def _map(page: RunPage) -> dict[str, object]:
         search_steps=page.search_steps,
         score=page.score,
     )
-    return {
-        "heads": heads,
-        "widths": widths,
-        "frames": [asdict(frame) for frame in frames],
-        "moved": moved_choice(history, kept),
-    }
+    shown = [asdict(frame) for frame in frames]
+    return {"heads": heads, "widths": widths, "frames": shown, "moved": moved_choice(history, kept)}
 
 
 def _charts(page: RunPage, reference: Mapping[str, float]) -> list[Chart]:

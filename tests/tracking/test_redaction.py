@@ -165,7 +165,8 @@ def test_no_file_of_a_run_has_a_secret(inputs, secrets, tmp_path, monkeypatch, c
 @pytest.mark.parametrize("error", ["of Hydra", "of the program"])
 def test_no_error_shows_a_secret(inputs, secrets, tmp_path, monkeypatch, error):
     # Hydra prints the overrides on errors.
-    overrides = [*inputs, URL, TOKEN if error == "of Hydra" else f"+{TOKEN}", f"output_dir={tmp_path / 'out'}"]
+    token = TOKEN if error == "of Hydra" else f"+{TOKEN.replace('model.', 'paths.')}"
+    overrides = [*inputs, URL, token, f"output_dir={tmp_path / 'out'}"]
     out, err = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "argv", ["train.py", *overrides])
     monkeypatch.setattr(sys, "stdout", out)
