@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import train
 from gating.models.sources import Pretrained
+from gating.run import execute
 from gating.training import shards
 from gating.training.module import FineTuning
 from tests.support.in_ranks import run_in_ranks
@@ -76,8 +77,8 @@ def _let_it_happen(patch: pytest.MonkeyPatch, which: str, place: str, number: st
     owner, name = {
         "batch": (FineTuning, "training_step"),
         "write": (shards, "_flush_and_hash"),
-        "removal": (train, "remove_heads"),
-        "export": (train, "export"),
+        "removal": (execute, "remove_heads"),
+        "export": (execute, "export"),
     }[place]
     wrapped, calls = getattr(owner, name), []
 
