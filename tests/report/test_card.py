@@ -20,7 +20,6 @@ from transformers import (
 import gating
 from gating.report.card import CompactReport, Row, heads_per_layer, neurons_per_layer, write_card
 from gating.report.metadata import EvaluatedData
-from gating.storage.results import COMPACT_MODEL
 from tests.support.fake_hub import Repository, fake_hub
 
 REPORT = CompactReport(
@@ -182,15 +181,6 @@ def test_the_metadata_passes_the_checks_of_the_hub(pruned, tmp_path, monkeypatch
         assert hub.requests == ["POST /api/validate-yaml"]
     again = ModelCard(str(ModelCard.load(tmp_path / "README.md")))
     assert again.data.to_dict() == metadata_load(tmp_path / "README.md")
-
-
-def test_the_card_still_marks_the_folder_as_a_result_of_this_package(pruned, tmp_path):
-    write_card(tmp_path / "README.md", pruned, SST2)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    assert COMPACT_MODEL.own_files(tmp_path) == {"README.md"}
-    (tmp_path / "head_gating.json").write_text(json.dumps({"head_gating": {}}))
-    (tmp_path / "README.md").unlink()
-    assert COMPACT_MODEL.own_files(tmp_path) == {"README.md", "head_gating.json"}
 
 
 @pytest.mark.parametrize(

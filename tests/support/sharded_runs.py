@@ -92,7 +92,14 @@ def _let_it_happen(patch: pytest.MonkeyPatch, which: str, place: str, number: st
 
 
 # Entries of a configuration that depend on the form of the folder.
-_OF_THE_FORM = ("auto_map", "dtype", "per_layer_config", "allow_global_per_layer_attribute_access")
+_OF_THE_FORM = (
+    "auto_map",
+    "dtype",
+    "sha256",
+    "transformers_weights",
+    "per_layer_config",
+    "allow_global_per_layer_attribute_access",
+)
 
 
 def run_both(
@@ -109,7 +116,8 @@ def results(folder: Path) -> dict[str, Any]:
     numbers = json.loads((folder / "metrics.json").read_text())
     # A model that is saved in parts is no stock model, as that of one process may be.
     places = [folder / "compact" / name for name in ("head_gating.json", "config.json")]
-    config = json.loads(next(place for place in places if place.exists()).read_text())
+    tables = [json.loads(place.read_text()) for place in places]
+    config = next(table for table in tables if "head_gating" in table)
     for name in _OF_THE_FORM:
         config.pop(name, None)
     record = {name: value for name, value in config.pop("head_gating").items() if name != "sha256"}
