@@ -50,7 +50,7 @@ def check_same_settings(
 def find_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """Return the first setting that differs: its dotted name and both values, None if it is missing."""
     old, new = dict(leaves(before)), dict(leaves(now))
-    for name in sorted(old | new):
+    for name in old | new:
         one, other = old.get(name), new.get(name)
         if one != other and not (one != one and other != other):  # NaN equals itself here.
             return name, one, other

@@ -136,8 +136,8 @@ def _comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict
     # Measured when the run began; another measurement could differ a little.
     free = [name for name in old | new if is_free(name) or name.startswith(tuple(measured))]
     left_out = set(free) - _of_deciding_callbacks(before) - _of_deciding_callbacks(now)
-    kept = [{name: value for name, value in each.items() if name not in left_out} for each in (old, new)]
-    return kept[0], kept[1]
+    names = sorted((old | new).keys() - left_out)
+    return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}
 
 
 def _of_deciding_callbacks(settings: Mapping[str, Any]) -> set[str]:
