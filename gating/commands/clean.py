@@ -15,7 +15,7 @@ __all__ = ["run"]
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Remove the checkpoints that finished runs have recorded, and print what was freed.
+    """Remove the recorded checkpoints of finished runs, and print the freed space.
 
     Raises:
         InputError: A folder holds no run, or a sweep runs there; nothing is removed.

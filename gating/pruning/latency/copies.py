@@ -31,7 +31,7 @@ class CopyTimer:
         length: str = "",
         precision: float = PRECISION,
     ) -> None:
-        """Store what is timed.
+        """Store the dense model, the batch and the time.
 
         Args:
             model: The dense model.

@@ -47,7 +47,7 @@ class Stage:
         return max(0.0, self.seconds - self.elapsed)
 
     def show(self, what: str) -> None:
-        """Show in the bar what is timed next."""
+        """Show the name of the next timing in the bar."""
         self._draw(what=what)
 
     def tick(self) -> None:

@@ -42,17 +42,8 @@ def tradeoff_table(tradeoff: Tradeoff, *, with_settings: bool = True) -> Table:
         table.add_row(*map(Text, row), style="bold" if candidate is tradeoff.chosen else None)
     if (run := tradeoff.baseline) is not None:
         scores = [tradeoff.score.show(value) for value in (run.baseline_validation, run.baseline_test)]
-        row = [
-            "",
-            run.baseline,
-            *([""] if extra else []),
-            "-",
-            "-",
-            "-",
-            *(["-"] if short else []),
-            *scores,
-            "no model",
-        ]
+        texts = ["", run.baseline, *([""] if extra else [])]
+        row = [*texts, *["-"] * (4 if short else 3), *scores, "no model"]
         table.add_row(*map(Text, row), style="dim")
     return table
 
