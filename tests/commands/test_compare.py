@@ -6,25 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from gating.__main__ import main
 from gating.report.score import Score
 from gating.run.sweep.outcome import compare as read
 from gating.run.sweep.outcome import print_choice
 from tests.support.sweeps import write_run
 
 PERPLEXITY = Score("perplexity", scale=1, unit="", higher_is_better=False)
-
-
-@pytest.fixture
-def compare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def call(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["head-gating", "compare", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capsys.readouterr()
-        main()
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.fixture

@@ -3,29 +3,15 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from gating.__main__ import main
 from gating.report.tradeoff.table import as_plain
 from gating.run.sweep.outcome import compare as read
 from gating.run.sweep.outcome import print_choice
 from tests.support.sweeps import write_run
-
-
-@pytest.fixture
-def compare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def call(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["head-gating", "compare", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capsys.readouterr()
-        main()
-        return capsys.readouterr().out
-
-    return call
 
 
 @pytest.fixture
