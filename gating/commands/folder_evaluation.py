@@ -185,7 +185,7 @@ def _evaluate(
 
 
 def _warn_of_changes(run_folder: Path, settings: Settings, data: RunData, *, split: str) -> None:
-    """Warn if a split is no longer what it was in the run that made the model."""
+    """Warn if a split has changed since the run that made the model."""
     before = read_inputs(run_folder)
     if before is None:
         return

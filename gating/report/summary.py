@@ -262,7 +262,7 @@ class Summary:
         return numbers | self.counts | seconds
 
     def timed_batches(self) -> dict[str, str]:
-        """Return the timed batches by their names in ``metrics.json``: shapes, and the words for what was measured."""
+        """Return the timed batches by their names in ``metrics.json``: shapes, and the words for the measurements."""
         names = (("", self.latency), ("_short", self.short_latency))
         return {
             f"latency_{name}{end}": value

@@ -141,7 +141,7 @@ def _comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict
 
 
 def _of_deciding_callbacks(settings: Mapping[str, Any]) -> set[str]:
-    """Return the names of the settings of callbacks that change what is trained, or when it ends."""
+    """Return the names of the settings of callbacks that change the training or its end."""
     names = set()
     for name, callback in (settings.get("callbacks") or {}).items():
         target = str(callback.get("_target_")) if isinstance(callback, Mapping) else ""
