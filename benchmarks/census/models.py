@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 
+from benchmarks.census.settings import SIZES, Sizes
 from benchmarks.census.shrink import shrink
 
 __all__ = ["LARGEST", "build", "looks_like_attention", "model_types"]
@@ -36,33 +37,42 @@ _TASKS = (
     "DEPTH_ESTIMATION",
     "PRETRAINING",
 )
+# Tables whose classes are tried last.
+_PARTS = ("TEXT_TO_WAVEFORM", "TEXT_ENCODING", "IMAGE")
 
 
 @lru_cache(maxsize=1)
-def model_types() -> dict[str, str]:
-    """Return the name of one model class for each model type that has any."""
-    tables = [getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES") for task in _TASKS]
-    tables.append(modeling_auto.MODEL_MAPPING_NAMES)
+def model_types() -> dict[str, tuple[str, ...]]:
+    """Return the names of the model classes of each model type that has any: whole models first."""
+    names = [f"MODEL_FOR_{task}_MAPPING_NAMES" for task in _TASKS]
+    names += ["MODEL_MAPPING_NAMES", *(f"MODEL_FOR_{part}_MAPPING_NAMES" for part in _PARTS)]
+    tables = [getattr(modeling_auto, name) for name in names]
     found = {}
     for model_type in CONFIG_MAPPING:
-        names = [table[model_type] for table in tables if model_type in table]
-        if names:
-            found[model_type] = names[0] if isinstance(names[0], str) else names[0][0]
+        classes = [table[model_type] for table in tables if model_type in table]
+        flat = [one if isinstance(one, str) else one[0] for one in classes]
+        if any(model_type in table for table in tables[: -len(_PARTS)]):
+            found[model_type] = tuple(dict.fromkeys(flat))
     return found
 
 
-def build(model_type: str, *, seed: int = 0, spread: float = 0.1) -> PreTrainedModel:
+def build(
+    model_type: str, sizes: Sizes = SIZES[0], *, class_name: str = "", seed: int = 0, spread: float = 0.1
+) -> PreTrainedModel:
     """Build a tiny model with random parameters, in evaluation mode.
 
     Args:
         model_type: The model type.
+        sizes: Sizes of the model.
+        class_name: Name of the model's class; if left out, the first of its type.
         seed: Seed of the parameters.
         spread: Standard deviation of the parameters.
 
     Raises:
         ValueError: The model would be too large.
     """
-    config, model_class = shrink(model_type), getattr(transformers, model_types()[model_type])
+    model_class = getattr(transformers, class_name or model_types()[model_type][0])
+    config = _config_of(model_class, shrink(model_type, sizes))
     with torch.device("meta"):
         num_parameters = sum(weight.numel() for weight in model_class._from_config(config).parameters())
     if num_parameters > LARGEST:
@@ -72,12 +82,19 @@ def build(model_type: str, *, seed: int = 0, spread: float = 0.1) -> PreTrainedM
     return _randomize(model, seed=seed, spread=spread)
 
 
+def _config_of(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the part of a configuration that a class is built from, such as that of the text."""
+    parts = [getattr(config, name, None) for name in config.sub_configs or {}]
+    return next((part for part in (config, *parts) if isinstance(part, model_class.config_class)), config)
+
+
 def _randomize(model: Any, *, seed: int, spread: float) -> Any:
     """Draw all parameters anew, in place: those that a library sets to zero would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if not parameter.is_floating_point():
+            # Tables of sines are frozen, and computed anew when a model is loaded.
+            if not (parameter.is_floating_point() and parameter.requires_grad):
                 continue
             noise = torch.randn(parameter.shape, generator=generator) * spread
             is_gain = name.endswith("weight") and parameter.dim() == 1

@@ -15,16 +15,19 @@ Row = Mapping[str, Any]
 
 _EXACT, _PARTLY = "exact by the registry", "exact in part by the registry"
 _DISCOVERED, _PARTLY_DISCOVERED = "exact with `discover=True`", "exact in part with `discover=True`"
-_REFUSED, _WRONG = "refused with a reason", "wrong"
-_COUNTED = (_EXACT, _DISCOVERED, _PARTLY, _PARTLY_DISCOVERED, _REFUSED, _WRONG)
+_UNPROVEN, _REFUSED, _WRONG = "unproven", "refused with a reason", "wrong"
+_COUNTED = (_EXACT, _DISCOVERED, _PARTLY, _PARTLY_DISCOVERED, _UNPROVEN, _REFUSED, _WRONG)
 _INTRODUCTION = """\
 # Coverage
 
 Every model type of transformers that a tiny configuration can build, with random parameters: heads of random, uneven
 patterns are removed, with an emptied block among them, and outputs and generated tokens are compared with those of the
-model with the same heads masked; feed-forward neurons likewise; and a compact model is saved and loaded in a fresh
-process, by transformers alone. *Exact* is a largest relative difference of {tolerance} or less. For the families that
-the tests assert all of this for, with larger differences in sizes, see [Model families](families.md).
+model with the same heads masked; feed-forward neurons likewise; and a compact model without heads and neurons is saved
+and loaded in a fresh process, by transformers alone. *Exact* is a largest relative difference of {tolerance} or less,
+where masking all units of a block changes the outputs by more than ten times that: a block that does not is *unproven*.
+Each type is built with two sets of sizes; with the second, the rows of some heads or neurons do not divide by the
+number of heads or by each other. For the families that the tests assert all of this for, see
+[Model families](families.md).
 """
 _END = """\
 ## How this is measured
@@ -48,8 +51,8 @@ def groups_of(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def _group_of(row: Row) -> str:
     if row["outcome"] != "exact":
-        return {"refused": _REFUSED, "wrong": _WRONG}.get(row["outcome"], row["outcome"])
-    is_found, is_whole = row["by"] == "discovery", not row["ungated"]
+        return {"refused": _REFUSED, "wrong": _WRONG, "unproven": _UNPROVEN}.get(row["outcome"], row["outcome"])
+    is_found, is_whole = row["by"] == "discovery", not row["ungated"] and not row["unproven"]
     return {
         (False, True): _EXACT,
         (False, False): _PARTLY,
@@ -69,16 +72,22 @@ def write_page(rows: Sequence[Row], *, tolerance: float) -> None:
         "## Exact\n",
         f"By the registry: {_names(groups.get(_EXACT, []))}.\n",
         f"With `discover=True`: {_names(groups.get(_DISCOVERED, []))}.\n",
-        _unreached([*groups.get(_EXACT, []), *groups.get(_DISCOVERED, [])]),
+        _uneven([row for row in rows if row["outcome"] == "exact"]),
         "## Exact in part\n",
-        "The other modules are named by `find_attention_blocks`, by `inject_gates` and in the first lines of a run.\n",
+        "The heads of the other modules stay. Modules without gates are named by `find_attention_blocks`, by "
+        "`inject_gates` and in the first lines of a run, unproven ones by `finalize`.\n",
         records.markdown(
             [
-                {"type": f"`{row['model_type']}`", "without gates": _ungated(row)}
+                {"type": f"`{row['model_type']}`", "without gates, or unproven": _rest(row)}
                 for row in (*groups.get(_PARTLY, []), *groups.get(_PARTLY_DISCOVERED, []))
             ],
-            ["type", "without gates"],
+            ["type", "without gates, or unproven"],
         ),
+        "\n## Unproven\n",
+        "What is removed has too little effect on what these tiny models return, or the batch does not reach it: "
+        f"{_names(groups.get(_UNPROVEN, []))}.\n",
+        "## Neurons\n",
+        *_neurons([row for row in rows if "neurons_outcome" in row]),
         "\n## Refused\n",
         _by_reason(groups.get(_REFUSED, []), _short_refusal),
         *(["\n## Wrong\n", _by_reason(groups[_WRONG], _plain)] if _WRONG in groups else []),
@@ -113,19 +122,38 @@ def _names(rows: Sequence[Row]) -> str:
     return ", ".join(f"`{row['model_type']}`" for row in rows) or "none"
 
 
-def _unreached(rows: Sequence[Row]) -> str:
-    named = [f"`{row['model_type']}` ({', '.join(row['unreached'])})" for row in rows if row["unreached"]]
-    if not named:
-        return ""
-    return (
-        f"In {len(named)} of these types the batch does not reach some of the blocks, such as those of a tower whose "
-        "tiny sizes do not fit, or of a pooling head that the model does not use; the removal of their heads is "
-        f"unproven here: {', '.join(named)}.\n"
-    )
+def _uneven(rows: Sequence[Row]) -> str:
+    """Return what the second sizes show of the types that are exact with the first."""
+    both = [row for row in rows if row["uneven"]["outcome"] == "exact"]
+    others = [f"`{row['model_type']}` ({row['uneven']['outcome']})" for row in rows if row not in both]
+    return f"With both sets of sizes: {len(both)} of {len(rows)}. The others: {', '.join(others) or 'none'}.\n"
 
 
-def _ungated(row: Row) -> str:
-    return "; ".join(f"{one['number']} {one['class']}: {_shorten(one['reason'])}" for one in row["ungated"])
+def _rest(row: Row, prefix: str = "") -> str:
+    """Return the modules of a type that have no gates, and those that the batch proves nothing for."""
+    ungated = [f"{one['number']} {one['class']}: {_shorten(one['reason'])}" for one in row[f"{prefix}ungated"]]
+    unproven = [f"{number} {name}: unproven" for name, number in row[f"{prefix}unproven"].items()]
+    return "; ".join([*ungated, *unproven])
+
+
+def _neurons(rows: Sequence[Row]) -> list[str]:
+    """Return the counts of types by what becomes of their neurons, and those where some stay."""
+    exact = [row for row in rows if row["neurons_outcome"] == "exact"]
+    partly = [row for row in exact if row["neurons_ungated"] or row["neurons_unproven"]]
+    others = [row for row in rows if row not in exact]
+    return [
+        f"Of the {len(rows)} types whose heads are exact, the neurons of {len(exact) - len(partly)} are exact as well, "
+        f"of {len(partly)} in part, of {len(others)} not at all.\n",
+        records.markdown(
+            [
+                {"type": f"`{row['model_type']}`", "without gates, or unproven": _rest(row, "neurons_")}
+                for row in partly
+            ],
+            ["type", "without gates, or unproven"],
+        ),
+        "",
+        _by_reason(others, _short_neurons),
+    ]
 
 
 def _by_reason(rows: Sequence[Row], shorten: Callable[[Row], str]) -> str:
@@ -139,6 +167,10 @@ def _by_reason(rows: Sequence[Row], shorten: Callable[[Row], str]) -> str:
         ],
         ["reason", "types"],
     )
+
+
+def _short_neurons(row: Row) -> str:
+    return _shorten(re.sub(r"Neurons cannot be removed from .*?\(\w+\)[:,] ", "", str(row["neurons_reason"])))
 
 
 def _plain(row: Row) -> str:

@@ -7,12 +7,14 @@ import transformers
 
 from benchmarks import records
 from benchmarks.census.__main__ import RESULTS, examine_types
-from benchmarks.census.case import EXACT
 from benchmarks.census.models import build, model_types
 from benchmarks.census.page import PAGE, groups_of, write_page
+from benchmarks.census.removal import EXACT, Tiny, examine_heads, examine_neurons
+from benchmarks.census.settings import SIZES
+from gating.discovery.probe import run_probe
 
-# Text, grouped queries, a position bias, towers, latent heads, sound, images.
-SAMPLE = ("bert", "qwen3", "t5", "qwen2_vl", "deepseek_v3", "wav2vec2", "swin")
+# Text, grouped queries, a position bias, towers, latent heads in a class of another name, sound, images.
+SAMPLE = ("bert", "qwen3", "t5", "qwen2_vl", "longcat_flash", "wav2vec2", "swin")
 REFUSED = {"olmo2": "q_norm normalizes across all heads", "deepseek_v4": "multi-head latent attention is unknown"}
 
 
@@ -25,8 +27,10 @@ def examined():
 def test_a_sample_is_exact_by_the_registry(examined, model_type):
     row = examined[model_type]
     assert row["outcome"] == "exact", row
-    assert (row["by"], row["ungated"], row["unreached"]) == ("registry", [], [])
+    assert (row["by"], row["ungated"], row["unproven"]) == ("registry", [], {})
     assert max(row["difference"], row["neurons_difference"], row["reload_difference"]) <= EXACT
+    assert row["save_neurons"]
+    assert row["uneven"]["outcome"] == "exact", row["uneven"]
     assert row["transformers"] == transformers.__version__
 
 
@@ -66,3 +70,33 @@ def test_the_page_is_that_of_the_results(stored, tmp_path, monkeypatch):
 def test_tiny_models_have_random_biases_and_gains():
     model = build("bert")
     assert all(weight.std() > 0 for weight in model.parameters() if weight.numel() > 1)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_a_tiny_model_has_the_sizes_that_are_asked_for(sizes):
+    config = build("bert", sizes).config
+    assert (config.hidden_size, config.num_attention_heads, config.intermediate_size) == (sizes[0], sizes[1], sizes[4])
+
+
+def test_rows_of_heads_and_neurons_of_the_second_sizes_do_not_divide_by_chance():
+    sizes = SIZES[1]
+    assert [kept for kept in range(1, sizes.heads) if kept * sizes.head_dim % sizes.heads == 0] == [3]
+    assert sizes.hidden % sizes.width
+    assert sizes.width % 16
+
+
+def test_tables_of_sines_stay():
+    model = build("marian")
+    table = model.model.encoder.embed_positions
+    assert table.weight.equal(table.create_weight())
+
+
+@pytest.mark.parametrize("examine", [examine_heads, examine_neurons])
+def test_a_mask_that_changes_nothing_proves_nothing(examine):
+    model = build("bert")
+    for layer in model.bert.encoder.layer:
+        for output in (layer.attention.output.dense, layer.output.dense):
+            output.weight.detach().mul_(1e-7)
+    row = examine(Tiny(model, *run_probe(model)))
+    assert row["outcome"] == "unproven"
+    assert sum(row["unproven"].values()) == 2
