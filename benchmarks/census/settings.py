@@ -28,16 +28,16 @@ class Sizes(NamedTuple):
     vocabulary: int = 320
 
     def of(self, value: Any) -> Any:
-        """Return a value with the sizes that it names: ``half`` is half of the hidden states."""
+        """Return a value with the sizes that it names, among them ``half`` of the hidden states, and ``two_heads``."""
         if isinstance(value, list):
             return [self.of(item) for item in value]
-        if value == "half":
-            return self.hidden // 2
-        return getattr(self, value) if isinstance(value, str) and value in self._fields else value
+        named = {**self._asdict(), "half": self.hidden // 2, "two_heads": 2 * self.head_dim}
+        return named.get(value, value) if isinstance(value, str) else value
 
 
-# Powers of two suit nearly all types. Of the other sizes, rows of a few heads and neurons do not divide by chance.
-SIZES = (Sizes(64, 4, 2, 16, 96), Sizes(120, 6, 2, 20, 110))
+# Powers of two suit nearly all types. The other sizes are multiples of four, for products in groups, and the rows of a
+# few heads, or neurons, do not divide by chance.
+SIZES = (Sizes(64, 4, 2, 16, 96), Sizes(120, 6, 2, 20, 108))
 
 # The first pattern that matches a name in full decides; larger numbers than the value become the value. A name is that
 # of a size.
@@ -118,9 +118,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
     "esmc": {"num_key_value_heads": "heads"},
     "glm5_next_text": {"num_key_value_heads": "heads"},
-    "falcon_h1": {"mamba_d_ssm": "hidden", "mamba_d_head": 16},
-    "bamba": {"mamba_d_head": 32, "attn_layer_indices": [1]},
-    "granitemoehybrid": {"mamba_d_head": 32, "layer_types": ["mamba", "attention"]},
+    "falcon_h1": {"mamba_d_ssm": "hidden", "mamba_d_head": "head_dim"},
+    "bamba": {"mamba_d_head": "two_heads", "attn_layer_indices": [1]},
+    "granitemoehybrid": {"mamba_d_head": "two_heads", "layer_types": ["mamba", "attention"]},
     "mamba2": {"num_heads": 8},
     "zamba": {"layers_block_type": ["mamba", "hybrid"], "layer_types": ["mamba", "hybrid"]},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "layer_types": ["mamba", "hybrid"]},
@@ -153,10 +153,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "hidden_dim": 1280,
     },
     "align": {"projection_dim": 320},
-    # Products of matrices in groups need widths that are multiples of four.
-    "aria_text": {"intermediate_size": 96},
     "bloom": {"hidden_size": "hidden"},
-    "cohere2_moe": {"intermediate_size": 96},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "depth_anything": {"neck_hidden_sizes": [32], "reassemble_factors": [1]},
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
