@@ -12,6 +12,7 @@ from gating.discovery.refusals import check_not_wrapped, check_stays, sort_block
 from gating.discovery.refusals_neurons import explain_no_neurons, sort_feed_forward
 from gating.discovery.ungated import (
     UngatedModules,
+    check_patterns,
     check_towers,
     explain_none,
     find_ungated,
@@ -73,6 +74,7 @@ def find_attention_blocks(
         >>> [(block.name, block.head_ids) for block in find_attention_blocks(BertModel(config))]
         [('encoder.layer.0.attention.self', (0, 1, 2, 3)), ('encoder.layer.1.attention.self', (0, 1, 2, 3))]
     """
+    check_patterns(exclude)
     blocks, ungated = search_attention(model, discover=discover, probe=probe)
     wanted = check_towers([*(block.name for block in blocks), *(name for one in ungated for name in one.names)], towers)
     ungated = without_left_out(ungated, exclude=exclude, towers=wanted)
@@ -152,6 +154,7 @@ def find_feed_forward_blocks(
         >>> [(block.name, block.slot_widths) for block in find_feed_forward_blocks(BertModel(config))]
         [('encoder.layer.0.output.dense', (64, 32))]
     """
+    check_patterns(exclude)
     blocks, ungated = search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
     wanted = check_towers([*(block.name for block in blocks), *(name for one in ungated for name in one.names)], towers)
     ungated = without_left_out(ungated, exclude=exclude, towers=wanted)

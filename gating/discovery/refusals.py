@@ -1,6 +1,7 @@
 """Models and modules from which heads cannot be removed, with the reasons."""
 
 import re
+from collections.abc import Iterable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -11,10 +12,12 @@ from transformers.pytorch_utils import Conv1D
 from gating.errors import InputError, InputTypeError
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.edits import parameter_names, without_adapter
+from gating.structure.feed_forward import Block
 
 __all__ = [
     "check_has_values",
     "check_no_adapters",
+    "check_not_shared",
     "check_not_wrapped",
     "check_savable",
     "check_stays",
@@ -142,15 +145,42 @@ def sort_blocks(model: nn.Module) -> tuple[list[AttentionBlock], dict[str, str]]
         if block.head_slots:
             _check_editable(block)
         blocks.append(block)
+    check_not_shared([(block, _layers_of(block)) for block in blocks], unit="heads")
     return blocks, refused
 
 
-def _check_editable(block: AttentionBlock) -> None:
+def _layers_of(block: AttentionBlock) -> list[nn.Module]:
+    """Return the layers that an attention block loses rows or columns of."""
     others = [linear for linear, _ in (*block.projections(), *block.other_outputs())]
-    for linear in (*others, block.output_projection):
+    return [*others, block.output_projection]
+
+
+def _check_editable(block: AttentionBlock) -> None:
+    for linear in _layers_of(block):
         reason = why_not_editable(without_adapter(linear))
         if reason is not None:
             raise InputError(f"Heads cannot be removed from {block.name}, because of a projection: {reason}.")
+
+
+def check_not_shared(layers_of: Iterable[tuple[Block, Sequence[nn.Module]]], *, unit: str) -> None:
+    """Raise ``InputError`` for a layer that several blocks have, or a block has twice: it could not lose units of both.
+
+    Args:
+        layers_of: The blocks, each with its layers.
+        unit: What the blocks lose, such as ``heads``.
+    """
+    block_of: dict[nn.Module, Block] = {}
+    for block, layers in layers_of:
+        for layer in layers:
+            other = block_of.get(layer)
+            # A module that holds several projections as parameters is there for each of them.
+            if other is not None and (other is not block or isinstance(layer, (nn.Linear, Conv1D))):
+                raise InputError(
+                    f"{unit.capitalize()} cannot be removed from {block.name} ({type(block.module).__name__}): it "
+                    f"shares a projection with {'itself' if other is block else other.name}. Give each block layers of "
+                    "its own."
+                )
+            block_of[layer] = block
 
 
 def why_not_editable(linear: nn.Module) -> str | None:
@@ -164,16 +194,17 @@ def why_not_editable(linear: nn.Module) -> str | None:
     is_channelwise = isinstance(linear, nn.Conv1d) and linear.groups == linear.in_channels == linear.out_channels
     if not isinstance(linear, (nn.Linear, Conv1D, nn.MultiheadAttention)) and not is_channelwise:
         return f"{kind} is neither nn.Linear nor Conv1D: remove heads before layers are quantized or replaced"
-    return why_not_divisible(weight)
+    bias = getattr(linear, parameter_names(linear)[1], None)
+    return why_not_divisible(weight) or (None if bias is None else why_not_divisible(bias, name="bias"))
 
 
-def why_not_divisible(weight: Any) -> str | None:
-    """Return the reason for which entries of a weight cannot be removed, or None."""
+def why_not_divisible(weight: Any, *, name: str = "weight") -> str | None:
+    """Return the reason for which entries of a weight, or of another parameter, cannot be removed, or None."""
     if isinstance(weight, Tensor) and (reason := _why_quantized(weight, "")):
         return reason
     if type(weight) is not nn.Parameter and not _is_shard(weight):
         return (
-            f"its weight is not a plain parameter but {type(weight).__name__} (quantized, distributed, parametrized): "
+            f"its {name} is not a plain parameter but {type(weight).__name__} (quantized, distributed, parametrized): "
             "remove heads before that"
         )
     return None

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.neuron_trial import why_features_change
-from gating.discovery.refusals import why_not_divisible, why_not_editable
+from gating.discovery.refusals import check_not_shared, why_not_divisible, why_not_editable
 from gating.errors import InputError, RemedyError
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.edits import num_inputs, num_outputs, without_adapter
@@ -49,21 +49,10 @@ def sort_feed_forward(
             reason = reason.replace("remove heads", "remove neurons")
             raise InputError(f"Neurons cannot be removed from {block.name}, because of a projection: {reason}.")
         blocks.append(block)
-    _check_not_shared(blocks)
+    check_not_shared(
+        [(block, [*(up for up, _ in block.ups()), block.output_projection]) for block in blocks], unit="neurons"
+    )
     return blocks, refused
-
-
-def _check_not_shared(blocks: Sequence[FeedForwardBlock]) -> None:
-    """Raise ``InputError`` if two blocks have a layer in common, which could not lose the neurons of both."""
-    block_of: dict[nn.Module, FeedForwardBlock] = {}
-    for block in blocks:
-        for linear in (block.output_projection, *(up for up, _ in block.ups())):
-            other = block_of.setdefault(linear, block)
-            if other is not block:
-                raise InputError(
-                    f"Neurons cannot be removed from {block.name} ({type(block.module).__name__}): it shares a "
-                    f"projection with {other.name}. Give each block layers of its own."
-                )
 
 
 def _why_not_editable(block: FeedForwardBlock) -> Iterator[str]:

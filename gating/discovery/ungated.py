@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,6 +16,7 @@ from gating.structure.blocks import AttentionBlock, base_prefix, tower_of
 
 __all__ = [
     "UngatedModules",
+    "check_patterns",
     "check_towers",
     "explain_none",
     "find_ungated",
@@ -134,6 +135,13 @@ def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, searche
     return RemedyError(problem, python=f", or pass discover=True {end}", command=f", or give gates.discover=true {end}")
 
 
+def check_patterns(exclude: Any) -> None:
+    """Raise ``InputError`` for names or patterns to leave out that are no list of texts."""
+    if isinstance(exclude, str) or not isinstance(exclude, Collection) or any(type(one) is not str for one in exclude):
+        example = exclude if isinstance(exclude, str) else "visual.*"
+        raise InputError(f"exclude={exclude!r} cannot be used: give a list of names, such as [{example!r}].")
+
+
 def is_left_out(name: str, *, exclude: Collection[str], towers: Collection[str] | None) -> bool:
     """Return whether a user has named a module, its tower or a pattern for it as one without gates.
 
@@ -156,10 +164,12 @@ def without_left_out(
     return [one for one in named if one.names]
 
 
-def check_towers(names: Collection[str], towers: Collection[str] | str | None) -> tuple[str, ...] | None:
+def check_towers(names: Collection[str], towers: Any) -> tuple[str, ...] | None:
     """Return the towers to gate; raise ``InputError`` for one that a model with blocks of these names lacks."""
     if towers is None:
         return None
+    if not isinstance(towers, Collection):
+        raise InputError(f"towers={towers!r} cannot be used: give a name, such as 'vision', or a list of names.")
     wanted = (towers,) if isinstance(towers, str) else tuple(towers)
     known = list(dict.fromkeys(map(tower_of, names)))
     unknown = [tower for tower in wanted if tower not in known]

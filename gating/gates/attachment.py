@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from gating.errors import InputError
 from gating.gates.draw import Draw
 from gating.gates.weight_gate import WeightGate, can_gate_weight
 from gating.structure.edits import Handle
 from gating.structure.feed_forward import Block, FeedForwardBlock
 
-__all__ = ["CHILD_NAME", "Attachment", "has_gates"]
+__all__ = ["CHILD_NAME", "Attachment", "check_not_gated"]
 
 CHILD_NAME = "head_gates"
 
@@ -86,9 +87,13 @@ class Attachment:
             delattr(projection, "gate")
 
 
-def has_gates(block: Block) -> bool:
-    """Return whether the output projection of a block has gates, be it as a part of another model."""
-    return isinstance(block.output_projection._modules.get("gate"), _BlockGate)
+def check_not_gated(blocks: Sequence[Block]) -> None:
+    """Raise ``InputError`` for a block that has gates, as those of a part of the model or of a model around it."""
+    for block in blocks:
+        if isinstance(block.output_projection._modules.get("gate"), _BlockGate):
+            raise InputError(
+                f"{block.name} has gates of another model with the same layers: call head_gates.remove() of it first."
+            )
 
 
 def _show(block: Block, num_gates: int) -> str:

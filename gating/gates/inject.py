@@ -14,6 +14,7 @@ from gating.discovery.self_check import apply_checked
 from gating.discovery.undo import undo_edits
 from gating.discovery.ungated import (
     UngatedModules,
+    check_patterns,
     check_towers,
     is_left_out,
     ungated_warning,
@@ -21,7 +22,7 @@ from gating.discovery.ungated import (
 )
 from gating.errors import InputError
 from gating.gates import hard_concrete
-from gating.gates.attachment import CHILD_NAME, has_gates
+from gating.gates.attachment import CHILD_NAME, check_not_gated
 from gating.gates.gates import HeadGates
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import without_adapter
@@ -186,12 +187,13 @@ def _find(
     if not blocks:
         units_found = {"attention head" if isinstance(block, AttentionBlock) else "neuron" for block in found}
         raise InputError(f"No {' or '.join(sorted(units_found))} of {type(model).__name__} is left to put a gate on.")
-    _check_not_gated(blocks)
+    check_not_gated(blocks)
     return blocks, without_left_out(ungated, exclude=exclude, towers=wanted)
 
 
 def _check_exclude(found: list[Block], others: list[str], exclude: Collection[str]) -> None:
     """Raise ``InputError`` for a name or pattern of ``exclude`` that matches no module."""
+    check_patterns(exclude)
     names = [block.name for block in found]
     unknown = [one for one in exclude if not any(fnmatchcase(name, one) for name in (*names, *others))]
     if unknown:
@@ -259,15 +261,6 @@ def _is_foreign(block: Block) -> bool:
         is_known = isinstance(block, ExpertsBlock)
         shipped = block.spec if is_known else find_feed_forward_spec(block.module, shipped_only=True)
     return shipped != block.spec or not classes <= {"torch", "transformers", "gating"}
-
-
-def _check_not_gated(blocks: list[Block]) -> None:
-    """Raise ``InputError`` for a down projection that already has gates, as that of a model with the same layers."""
-    for block in blocks:
-        if isinstance(block, FeedForwardBlock) and has_gates(block):
-            raise InputError(
-                f"{block.name} has gates of another model with the same layers: call head_gates.remove() of it first."
-            )
 
 
 def _check_not_sequential(model: nn.Module) -> None:

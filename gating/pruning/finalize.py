@@ -119,7 +119,7 @@ def finalize(
 
 def check_own_gates(model: nn.Module, gates: HeadGates) -> None:
     """Raise ``ValueError`` for gates of another model."""
-    if getattr(model, "head_gates", None) is not gates:
+    if gates is None or getattr(model, "head_gates", None) is not gates:
         raise InputError(
             f"These gates are not those of this {type(model).__name__}; pass the result of inject_gates(model)."
         )

@@ -14,6 +14,7 @@ from gating.discovery.undo import apply_edits
 from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, InputTypeError
 from gating.gates import HeadGates
+from gating.gates.attachment import check_not_gated
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
 from gating.pruning.prune_report import PruneReport, UnitCounts
@@ -132,6 +133,7 @@ def _prune(
     is_checked: bool,
     probe: Mapping[str, Tensor] | None,
 ) -> PruneReport:
+    check_not_gated(blocks)
     kept = {block.name: set(block.unit_ids) - removed.get(block.name, set()) for block in blocks}
     edits = plan_pruning(model, blocks, kept)
     before = UnitCounts.of(model)

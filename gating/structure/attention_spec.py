@@ -144,6 +144,7 @@ def context_spec(
     *,
     is_cross_attention: bool = False,
     per_head: tuple[tuple[str, int], ...] = (),
+    per_head_inputs: tuple[tuple[str, int], ...] = (),
 ) -> AttentionSpec:
     """Return the spec of attention with the output projection in a sibling module, as in BERT."""
     return AttentionSpec(
@@ -153,4 +154,5 @@ def context_spec(
         returns="context",
         is_cross_attention=is_cross_attention,
         per_head=per_head,
+        per_head_inputs=per_head_inputs,
     )

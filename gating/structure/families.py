@@ -45,7 +45,7 @@ _WITH_OUT_PROJ = """
     VideoLlama3Vision Videomt
 """
 _WITH_OUTPUT_BESIDE = """
-    Canine DPT Data2VecVision Data2VecVisionSdpa GLPNEfficient Git Luke MobileBert PvtEfficient RoFormer Tapas VideoMAE
+    Canine DPT GLPNEfficient Git Luke MobileBert PvtEfficient RoFormer Tapas VideoMAE
     VitPoseBackbone Yolos Yoso
 """
 _FUSED_VISION = """

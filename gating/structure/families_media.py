@@ -222,6 +222,11 @@ _IMAGES: dict[str, Row] = {
     "SwinAttention": AttentionSpec(
         Q_K_V_PROJ, "o_proj", per_head=(("relative_position_bias.relative_position_bias_table", 1),)
     ),
+    # A table of biases in the layer, or one in the encoder for all layers.
+    "Data2VecVision(Sdpa)?SelfAttention": context_spec(
+        per_head=(("relative_position_bias.relative_position_bias_table", 1),),
+        per_head_inputs=(("relative_position_bias", 1),),
+    ),
     "(DonutSwin|ClapAudio)SelfAttention": context_spec(per_head=(("relative_position_bias_table", 1),)),
     "(CLIP|Siglip|Siglip2|Aimv2|CLIPSeg|AltCLIP|ChineseCLIPVision|OwlViT|Owlv2|XCLIP|Kosmos2Vision|Idefics2Vision|"
     "Idefics3Vision|SmolVLMVision|Ovis2Vision)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),

@@ -40,6 +40,12 @@ def _gpt2(module: nn.Module) -> AttentionSpec:
     )
 
 
+def _gpt_bigcode(module: nn.Module) -> AttentionSpec:
+    """Return the spec with one head of keys and values for all, or with one for each head of queries."""
+    layout: RowLayout = "qkv" if getattr(module, "multi_query", True) else "hqkv"
+    return AttentionSpec((("c_attn", layout),), "c_proj", head_widths=("embed_dim",))
+
+
 def _falcon(module: nn.Module) -> AttentionSpec:
     """Return the spec for one of three layouts; ALiBi's slopes depend on the original number of a head."""
     layout: RowLayout = "hqkv"
@@ -72,7 +78,7 @@ _DECODERS: dict[str, Row] = {
     "GPT2Attention": _gpt2,
     "GPTNeoXAttention": AttentionSpec((("query_key_value", "hqkv"),), "dense", head_dim="head_size"),
     "(OPT|GPTJ|BioGpt)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
-    "GPTBigCodeAttention": AttentionSpec((("c_attn", "qkv"),), "c_proj", head_widths=("embed_dim",)),
+    "GPTBigCodeAttention": _gpt_bigcode,
     "PersimmonAttention": AttentionSpec((("query_key_value", "hqkv"),), "dense"),
     "ModernBertDecoderAttention": AttentionSpec(Q_K_V_PROJ, "Wo"),
     "XGLMAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),

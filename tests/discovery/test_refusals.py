@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import gating
 from tests.support.family_models import FAMILIES, GROUPED, TEXT, VISION, Family
+from tests.support.tiny_models import assert_refused
 
 
 def build(name: str, **arguments):
@@ -86,12 +88,18 @@ def _normalize_weight(linear):
     return nn.utils.parametrizations.weight_norm(linear)
 
 
+def _prune_bias(linear):
+    linear.bias = nn.Parameter(torch.ones(linear.out_features))
+    return prune.l1_unstructured(linear, "bias", 0.3)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (_wrap, "layers.1.self_attn.*adapter.*merge"),
         (_quantize, "quantized .*torch.int8"),
-        (_normalize_weight, "not a plain parameter"),
+        (_normalize_weight, "weight is not a plain parameter"),
+        (_prune_bias, "bias is not a plain parameter"),
         (lambda _: nn.Identity(), "neither nn.Linear nor Conv1D"),
     ],
 )
@@ -105,6 +113,23 @@ def test_projections_that_are_no_plain_linear_layers_are_refused(change, reason)
     with pytest.raises(ValueError, match=reason):
         gating.prune_heads(model, {0: [0, 1]})
     assert model.model.layers[0].self_attn.q_proj.weight is before
+
+
+@pytest.mark.parametrize(
+    ("layer", "names", "other"),
+    [
+        (0, ("q_proj", "k_proj", "v_proj", "o_proj"), "layers.0.self_attn"),
+        (0, ("v_proj",), "layers.0.self_attn"),
+        (1, ("o_proj",), "itself"),
+    ],
+)
+def test_attention_that_shares_projections_is_refused(layer, names, other):
+    model = build("Llama")
+    for name in names:
+        shared = getattr(model.model.layers[layer].self_attn, "q_proj" if other == "itself" else name)
+        setattr(model.model.layers[1].self_attn, name, shared)
+    for change in (gating.inject_gates, lambda model: gating.prune_heads(model, {0: [1]})):
+        assert_refused(model, change, ValueError, f"layers.1.self_attn .*shares a projection with {other}")
 
 
 @pytest.mark.parametrize("name", ["DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"])

@@ -75,6 +75,10 @@ def test_an_unknown_model_is_named_with_the_way_to_register_it():
         ({"init_prob_open": 0}, "got 0"),
         ({"init_prob_open": 1.0}, r"got 1\.0"),
         ({"init_prob_open": 98}, "got 98"),
+        ({"exclude": "encoder.layer.0.attention.self"}, r"exclude='encoder.* give a list of names"),
+        ({"exclude": None}, "exclude=None cannot be used"),
+        ({"exclude": [0]}, r"exclude=\[0\] cannot be used"),
+        ({"towers": 3}, "towers=3 cannot be used"),
         ({"exclude": ["encoder.layer.9.attention.self"]}, r"no attention block 'encoder\.layer\.9\.attention\.self'"),
         (
             {"exclude": [f"encoder.layer.{i}.attention.self" for i in range(NUM_LAYERS)]},

@@ -263,11 +263,27 @@ def test_integers_of_numpy_and_torch_are_sizes(bert):
     assert gates.neurons_per_gate == (16,) * 9
 
 
-def test_layers_of_two_models_have_gates_of_one(bert, make_model):
+@pytest.mark.parametrize(("units", "name"), [("heads", "attention.self"), ("neurons", "output.dense")])
+def test_layers_of_two_models_have_gates_of_one(bert, make_model, units, name):
     other = make_model("bert")
     other.bert.encoder.layer[0] = bert.bert.encoder.layer[0]
-    gates = gating.inject_gates(bert, units="neurons", group_size=8)
-    with pytest.raises(ValueError, match=r"layer\.0\.output\.dense has gates of another model"):
-        gating.inject_gates(other, units="neurons", group_size=8)
+    gates = gating.inject_gates(bert, units=units, group_size=8)
+    for change in (
+        lambda: gating.inject_gates(other, units=units, group_size=8),
+        lambda: gating.prune_heads(other, {1: [0]}),
+    )[: 2 if units == "heads" else 1]:
+        with pytest.raises(ValueError, match=rf"layer\.0\.{name} has gates of another model"):
+            change()
     gates.remove()
-    assert gating.inject_gates(other, units="neurons", group_size=8).num_neurons == 144
+    assert len(gating.inject_gates(other, units=units, group_size=8).blocks()) == 3
+
+
+@pytest.mark.parametrize("units", ["heads", "neurons"])
+def test_a_model_and_its_part_do_not_both_have_gates(bert, units):
+    gates = gating.inject_gates(bert.bert, units=units)
+    with pytest.raises(ValueError, match="has gates of another model"):
+        gating.inject_gates(bert, units=units)
+    gates.remove()
+    gating.inject_gates(bert, units=units)
+    with pytest.raises(ValueError, match="has gates of another model"):
+        gating.inject_gates(bert.bert, units=units)

@@ -109,10 +109,12 @@ def test_the_mode_of_the_model_stays(bert):
     assert bert.training
 
 
-def test_a_half_precision_model_can_be_finalized(bert):
-    gates = spread_gates(bert.to(torch.bfloat16))
-    assert gating.finalize(bert, gates, num_heads=5).num_heads == 5
-    assert {parameter.dtype for parameter in bert.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_is_finalized_and_proven(bert, dtype):
+    gates = spread_gates(bert.to(dtype))
+    report = gating.finalize(bert, gates, num_heads=5)
+    assert (report.num_heads, report.unproven) == (5, ())
+    assert {parameter.dtype for parameter in bert.parameters()} == {dtype}
 
 
 def test_frozen_output_projections_stay_frozen(bert):

@@ -64,6 +64,11 @@ def test_gates_of_another_model_are_refused(bert):
     assert_untouched(bert, before)
 
 
+def test_a_model_without_gates_is_refused(bert):
+    with pytest.raises(ValueError, match="not those of this BertForSequenceClassification"):
+        gating.finalize(bert, None)
+
+
 class OddSelfAttention(BertSelfAttention):
     """An attention class for which tests register wrong specs."""
 
@@ -122,6 +127,19 @@ def test_a_wrong_spec_is_refused_and_everything_restored(odd_model, spec, open_g
     assert odd_model.training == training
     assert gates.training == training
     assert_untouched(odd_model, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_wrong_spec_is_refused_in_half_precision(odd_model, dtype):
+    gating.register_attention_spec("OddSelfAttention", HALVES)
+    with torch.no_grad():
+        for layer in odd_model.bert.encoder.layer:
+            layer.attention.output.dense.weight.mul_(4)
+    gates = gating.inject_gates(odd_model.to(dtype))
+    with torch.no_grad():
+        gates.log_alpha.copy_(torch.tensor([1, 0, 1, 0, 1, 1, 1, 1] * NUM_LAYERS) * 18.0 - 9.0)
+    with pytest.raises(RuntimeError, match=r"OddSelfAttention.*Nothing was changed"):
+        gating.finalize(odd_model, gates)
 
 
 def test_a_spec_that_does_not_fit_is_refused_at_once(odd_model):
