@@ -1,10 +1,13 @@
 """The layout of the heads of an attention class."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
+
+from .errors import InputError
 
 __all__ = [
     "Q_K_V",
@@ -15,6 +18,7 @@ __all__ = [
     "Returns",
     "Row",
     "RowLayout",
+    "check_row",
     "context_spec",
 ]
 
@@ -156,3 +160,19 @@ def context_spec(
         per_head=per_head,
         per_head_inputs=per_head_inputs,
     )
+
+
+def check_row(class_name: Any, projections: Any) -> None:
+    """Raise ``InputError`` for a row of a registry whose pattern or pairs of paths and layouts cannot be read."""
+    try:
+        re.compile(class_name)
+    except (re.error, TypeError):
+        raise InputError(
+            f"class_name={class_name!r} is neither the name of a class nor a regular expression for such names."
+        ) from None
+    is_list = isinstance(projections, (tuple, list))
+    if not (is_list and all(isinstance(pair, tuple) and len(pair) == 2 for pair in projections)):
+        raise InputError(
+            f"The projections {projections!r} of the spec for {class_name} are no pairs of a path and a layout: give "
+            "AttentionSpec or FeedForwardSpec with pairs such as ('q_proj', 'q') or ('fc1', 'plain')."
+        )

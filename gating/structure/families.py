@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from torch import nn
 
-from .attention_spec import Q_K_V_PROJ, AttentionSpec, Row, context_spec
+from .attention_spec import Q_K_V_PROJ, AttentionSpec, Row, check_row, context_spec
 from .families_audio import AUDIO_FAMILIES
 from .families_detection import DETECTION_FAMILIES
 from .families_media import MEDIA_FAMILIES
@@ -99,9 +99,13 @@ def register_attention_spec(class_name: str, spec: AttentionSpec | Callable[[nn.
         class_name: Name of the attention class, or a regular expression that matches it in full.
         spec: The layout of its heads, or a function that returns the layout for a module of the class, or None.
 
+    Raises:
+        ValueError: The name is no regular expression, or the spec has no pairs of paths and layouts.
+
     Example:
         >>> register_attention_spec("MyAttention", AttentionSpec((("q", "q"), ("k", "k"), ("v", "v")), "out"))
     """
+    check_row(class_name, () if callable(spec) else getattr(spec, "projections", spec))
     _REGISTERED.pop(class_name, None)
     _REGISTERED[class_name] = spec
     _find_row.cache_clear()

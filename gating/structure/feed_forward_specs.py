@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from .attention_spec import check_row
 from .edits import num_inputs, num_outputs, without_adapter
 from .errors import InputError
 
@@ -77,9 +78,13 @@ def register_feed_forward_spec(class_name: str, spec: FeedForwardSpec) -> None:
         class_name: Name of the class that holds all projections, or a regular expression that matches it in full.
         spec: The layout of its projections.
 
+    Raises:
+        ValueError: The name is no regular expression, or the spec has no pairs of paths and layouts.
+
     Example:
         >>> register_feed_forward_spec("MyMLP", FeedForwardSpec((("expand", "plain"),), "contract"))
     """
+    check_row(class_name, getattr(spec, "ups", spec))
     _REGISTERED.pop(class_name, None)
     _REGISTERED[class_name] = spec
     _find_registered.cache_clear()

@@ -92,6 +92,22 @@ def test_a_registered_class_is_found(registry):
     assert (block.name, block.num_heads, block.head_dim) == ("0", 2, 3)
 
 
+@pytest.mark.parametrize("register", [gating.register_attention_spec, gating.register_feed_forward_spec])
+@pytest.mark.parametrize(
+    ("name", "spec", "message"),
+    [
+        ("Foo(", gating.AttentionSpec((("q", "q"),), "o"), r"class_name='Foo\(' is neither"),
+        (3, gating.FeedForwardSpec((("up", "plain"),), "down"), "class_name=3 is neither"),
+        ("Foo", gating.AttentionSpec("q", "o"), "spec for Foo are no pairs"),
+        ("Foo", gating.FeedForwardSpec(("up",), "down"), "spec for Foo are no pairs"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_not_registered(registry, register, name, spec, message):
+    with pytest.raises(ValueError, match=message):
+        register(name, spec)
+    gating.find_attention_blocks(transformers.BertModel(transformers.BertConfig(num_hidden_layers=1)))
+
+
 def test_subclasses_have_the_spec_of_their_base(registry):
     base = transformers.models.bert.modeling_bert.BertSelfAttention
     mine = type("BertSelfAttentionOfMine", (base,), {})
