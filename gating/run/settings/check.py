@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 _MISSING = "???"
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+# Lightning takes 1e3 steps, too.
+_Steps = Annotated[float, Field(multiple_of=1)]
 
 
 class _SweepSettings(typing.TypedDict):
@@ -62,7 +65,7 @@ class _TrainerSettings(_TrainerOptions):
     """Settings of Lightning's trainer that a run reads itself."""
 
     max_epochs: Annotated[float, Field(ge=-1, allow_inf_nan=False)]
-    max_steps: Annotated[int, Field(ge=-1)]
+    max_steps: Annotated[_Steps, Field(ge=-1)]
     accelerator: Any
     devices: Any
     gradient_clip_val: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
@@ -70,7 +73,7 @@ class _TrainerSettings(_TrainerOptions):
     limit_train_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
     limit_val_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
     val_check_interval: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)]
-    log_every_n_steps: Annotated[int, Field(ge=1)]
+    log_every_n_steps: Annotated[_Steps, Field(ge=1)]
 
 
 # Groups whose target is outside of this package.
@@ -258,6 +261,8 @@ def _check_type(name: str, value: object, expected: Any) -> None:
         raise InputError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None
     if isinstance(value, Mapping) and not isinstance(read, Mapping):
         raise InputError(f"{name}._target_ is missing: give the class or function of {name}.")
-    # Pydantic converts "18" and true to numbers, but the target gets the original value.
+    # Pydantic converts "18", true and 4.0 to other types, but the target gets the original value.
+    if isinstance(value, float) and type(read) is int:
+        raise InputError(f"{name}={value} cannot be used: give an integer, such as {name}={read}.")
     if read is not None and isinstance(value, (str, bool)) and type(read) is not type(value):
-        raise InputError(f"{name}={value} cannot be used: input should be a {type(read).__name__}.")
+        raise InputError(f"{name}={value} cannot be used: input should be {_KINDS.get(type(read), type(read))}.")
