@@ -108,11 +108,20 @@ def _explain_unknown(group: str, name: str | None, conf: Path) -> str:
     settings = [str(key) for key in OmegaConf.load(conf / "config.yaml") if key not in ("defaults", "hydra")]
     if name is None or group not in groups:
         return f"There is no setting {group}. {nearest_name(group, sorted({*groups, *settings}))}"
-    options = [path.stem for path in (conf / group).glob("*.yaml")]
-    chosen = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith(f"{group}=")]
-    known = names_in(conf / group, tuple(chosen if set(chosen) & set(options) else options))
+    if f"~{group}" in sys.argv[1:]:
+        return f"{group} is missing, which every run needs: leave ~{group} out of the command."
+    options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+    given = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith(f"{group}=")]
+    chosen = [option for option in given if option in options][-1:]
+    problem = f"There is no setting {group}.{name} with {f'{group}={chosen[0]}' if chosen else f'this {group}'}"
+    having = [f"{group}={option}" for option in options if name in names_in(conf / group, (option,))]
+    if having:
+        one_of = "one of " if len(having) > 1 else ""
+        return f"{problem}: leave it out, or choose {one_of}{', '.join(having)}."
+    known = names_in(conf / group, tuple(chosen or options))
     names = sorted(name for name in known if not name.rpartition(".")[2].startswith("_") and name != "defaults")
-    return f"There is no setting {group}.{name} with this {group}. {nearest_name(name, names, prefix=f'{group}.')}"
+    hint = nearest_name(name, names, prefix=f"{group}.") if names else "There are none."
+    return f"{problem}. {hint}"
 
 
 def _check_groups(arguments: Sequence[str], conf: Path) -> None:

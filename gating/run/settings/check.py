@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, StringCon
 from pydantic_core import SchemaError
 
 from gating.errors import InputError
-from gating.run.settings.misspelled import check_names
+from gating.run.settings.misspelled import OF_RUNS, check_names
 
 __all__ = [
     "check_call",
@@ -181,7 +181,7 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
             own = keywords(function)
             types |= {name: kind for name, kind in _parameter_types(function).items() if name in own}
         if not takes_any(called):
-            check_names(prefix, settings, types)
+            check_names(prefix, settings, types.keys() - (OF_RUNS if is_optimizer(called) else set()))
     _check_values(prefix, settings, types)
     for key, value in settings.items():
         if isinstance(value, Mapping):
