@@ -39,7 +39,7 @@ def prepare_arguments(conf: Path) -> None:
     redact_output()
     sys.argv[1:] = _flags_first(sys.argv[1:])
     _check_groups(sys.argv[1:], conf)
-    _check_multirun(sys.argv[1:])
+    _check_multirun(sys.argv[1:], conf)
     sys.argv[1:] = open_tables(sys.argv[1:], conf=conf)
 
 
@@ -97,9 +97,13 @@ def _explain_composition(message: str, conf: Path) -> str:
     option = _NO_OPTION.search(message)
     if option is not None:
         names = option[3].split() if option[3] else sorted(path.stem for path in (conf / option[1]).glob("*.yaml"))
-        return f"{option[1]}={option[2]}: there is no such option. {nearest_name(option[2], names)}"
+        return _no_option(option[1], option[2], names)
     unknown = _UNKNOWN.match(message)
     return _explain_unknown(unknown[1], unknown[2], conf) if unknown else message
+
+
+def _no_option(group: str, option: str, names: Sequence[str]) -> str:
+    return f"{group}={option}: there is no such option. {nearest_name(option, names)}"
 
 
 def _explain_unknown(group: str, name: str | None, conf: Path) -> str:
@@ -133,10 +137,13 @@ def _check_groups(arguments: Sequence[str], conf: Path) -> None:
             sys.exit(f"error: {argument}: {group} is a group of settings; choose one of {options}.")
 
 
-def _check_multirun(arguments: Sequence[str]) -> None:
+def _check_multirun(arguments: Sequence[str], conf: Path) -> None:
     """Exit where a sweep is asked for without ``-m``, with which Hydra would run a single job."""
     if {"-m", "--multirun"} & set(arguments) or any(argument.startswith(("--", "-c")) for argument in arguments):
         return
     for argument in arguments:
-        if argument.partition("=")[0] in ("sweep", "hparams_search"):
-            sys.exit(f"error: {argument} runs several jobs: add -m, as in python train.py -m {argument}.")
+        group, _, option = argument.partition("=")
+        if group in ("sweep", "hparams_search"):
+            names = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+            refusal = f"{argument} runs several jobs: add -m, as in python train.py -m {argument}."
+            sys.exit(f"error: {refusal if option in names else _no_option(group, option, names)}")

@@ -24,6 +24,7 @@ from gating.models.gradient_checkpointing import check_gradient_checkpointing, e
 from gating.models.sources import load_sharded
 from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
+from gating.run.folder.optimized import check_measured
 from gating.run.folder.state import enter_folder
 from gating.run.latency import RunTiming
 from gating.run.measured_budget import with_measured_budget
@@ -75,6 +76,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     timing.check(blueprint)
     for phase in phases.values():
         check_monitors(phase.callbacks, data.prepared)
+    check_measured(settings.optimized_metric, data.prepared, num_evaluated=data.num_evaluated)
     total_steps = count_steps(trainer, num_batches=data.module.num_batches())
     search_steps = max(1, round((1 - settings.recovery) * total_steps)) if objects.objective else 0
     if devices.is_sharded:

@@ -179,6 +179,9 @@ def test_a_sweep_without_m_is_refused(group, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", group, "seed=1"])
     with pytest.raises(SystemExit, match=f"error: {group} runs several jobs: add -m"):
         prepare_arguments(train.CONF)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"{group}s"])
+    with pytest.raises(SystemExit, match=f"there is no such option. Did you mean {group.partition('=')[2]}"):
+        prepare_arguments(train.CONF)
     for flags in (["-m"], ["--cfg", "job"], ["--multirun"]):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, group])
         prepare_arguments(train.CONF)

@@ -51,7 +51,8 @@ class _RunSettings(typing.TypedDict):
     keep_checkpoints: bool
     optimized_metric: str | None
     push_to_hub: str | None
-    phase: str
+    # For interpolations; each phase of a run replaces it.
+    phase: Literal["teacher", "dense", "search", "removed", "recovery"]
 
 
 class _TrainerOptions(typing.TypedDict, total=False):
