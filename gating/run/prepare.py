@@ -33,6 +33,7 @@ from gating.run.outcome import note_unless_stock
 from gating.run.run import Run, RunData, RunState
 from gating.run.settings.build import call_source
 from gating.run.settings.check import take_arguments
+from gating.run.settings.model_config import check_model_config
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import reshard
 from gating.sharding.twin import config_without_sharding
@@ -71,6 +72,7 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     blueprint = _check_blueprint(settings, objects)
     examples = load_examples(settings, objects.task)
     data = encode_examples(examples, settings, objects, blueprint, num_processes=num_processes)
+    check_model_config(settings.values["model"], data.prepared.config)
     inputs = _check_inputs(settings, examples, data, resumes=resumes) if is_rank_zero() else {}
     timing = RunTiming.of(objects.latency, data.module)
     timing.check(blueprint)

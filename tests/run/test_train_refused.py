@@ -48,6 +48,8 @@ BAD_INPUTS = {
     "gates.temperature=inf": "got inf",
     "+objective.num_head=3": "Did you mean objective.num_heads?",
     "seed=-1": "seed=-1",
+    "++model.config.num_labels=7": "model.config.num_labels=7 cannot be used: the data and the task decide it, 2.",
+    "++model.config.id2label={0:x}": "decide it, {0: 'first', 1: 'second'}. Leave it out.",
     "phase=nonsense": "phase=nonsense cannot be used",
     "optimized_metric=val/acuracy": "is not measured by this run. Did you mean val/accuracy?",
     "optimized_metric=search/tst/accuracy": "optimized_metric=search/tst/accuracy is not a name",
