@@ -215,7 +215,7 @@ def locate_target(target: object, prefix: str) -> Callable[..., Any]:
         prefix: Prefix of the setting's name, for messages.
 
     Raises:
-        InputError: It does not exist, or importing its module fails.
+        InputError: It does not exist, has no signature, or importing its module fails.
     """
     try:
         function = pydoc.locate(target) if isinstance(target, str) else None
@@ -225,6 +225,12 @@ def locate_target(target: object, prefix: str) -> Callable[..., Any]:
     if not callable(function):
         hint = "" if str(target).startswith("gating.") else " Is the folder of its module in PYTHONPATH?"
         raise InputError(f"{prefix}_target_={target} does not exist.{hint}")
+    try:
+        inspect.signature(function)
+    except ValueError as error:
+        raise InputError(
+            f"{prefix}_target_={target} does not tell which arguments it takes: name a function or class of Python."
+        ) from error
     return function
 
 
