@@ -46,6 +46,8 @@ def test_dates_in_json_stay_as_they_are_written(name, tmp_path):
     (tmp_path / name).write_text(f"[{','.join(lines)}]" if name == "rows.json" else "\n".join(lines))
     table = sources.load_files(train=str(tmp_path / name)).splits["train"]
     assert table.to_list() == rows
+    folder = sources.load_hub(path=str(tmp_path), validation_split="train", test_split=None)
+    assert folder.splits["train"].to_list() == rows
 
 
 @pytest.mark.parametrize(

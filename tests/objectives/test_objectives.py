@@ -145,7 +145,7 @@ def test_a_budget_is_a_number_or_a_share(num_heads, keep, expected):
         (None, None, "either num_heads or keep.*=None and keep=None"),
         (0, None, "num_heads=0 cannot be kept: this model has 72 heads"),
         (-3, None, "num_heads=-3 cannot be kept"),
-        (73, None, "num_heads=73 cannot be kept: this model has 72 heads, so give 1 to 72"),
+        (73, None, "num_heads=73 cannot be kept: this model has 72 heads, so give an integer from 1 to 72"),
         (None, 0.0, r"keep=0\.0 is not a share"),
         (None, 1.5, r"keep=1\.5 is not a share"),
         (None, 25, "keep=25 is not a share"),
