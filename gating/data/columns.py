@@ -39,10 +39,16 @@ _INPUT_ROLES = ("text", "text_pair", "context", "question", "image")
 
 
 def find_column(splits: DatasetDict, given: str | None, usual: Sequence[str]) -> str:
-    """Return a column's given name, or else the first usual name in the training split."""
+    """Return a column's given name, or else the first usual name in the training split; warn if its plural is there."""
     if given is not None:
         return given
-    return next((name for name in usual if name in splits["train"].column_names), usual[0])
+    present = splits["train"].column_names
+    found = next((name for name in usual if name in present), usual[0])
+    if found in present and f"{found}s" in usual and f"{found}s" in present and is_rank_zero():
+        _log.warning(
+            f"The data has the columns {found!r} and '{found}s': the first is read. Remove or rename the other."
+        )
+    return found
 
 
 def find_text_columns(splits: DatasetDict, text: str | None, text_pair: str | None) -> dict[str, str]:

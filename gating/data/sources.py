@@ -25,6 +25,7 @@ from datasets import Dataset, DatasetDict
 from gating.data.examples import Examples
 from gating.data.excerpts import cut_excerpts
 from gating.data.held_out import draw_splits, find_class_column
+from gating.data.json_dates import dates_as_written
 from gating.data.tables import read_file, warn_of_same_files
 from gating.errors import InputError, MissingFileError
 from gating.models.hub import cached_folder, package_folder, require_hub
@@ -269,12 +270,14 @@ def _load_set(path: str, name: str | None) -> _LoadedSet:
 def _load_splits(path: str, name: str | None, refused: ConnectionError | None) -> tuple[str, DatasetDict]:
     """Return the place and splits of a data set; without the hub from datasets' own cache or else the hub's cache."""
     try:
-        return path, datasets.load_dataset(path, name, split=None)
+        with dates_as_written():
+            return path, datasets.load_dataset(path, name, split=None)
     except (ConnectionError, ValueError):
         if refused is None:
             raise
         folder = cached_folder(path, refused)
-        return folder, datasets.load_dataset(folder, name, split=None)
+        with dates_as_written():
+            return folder, datasets.load_dataset(folder, name, split=None)
 
 
 def _not_loaded(path: str, name: str | None, spec: str, error: Exception, hint: str = "") -> InputError:

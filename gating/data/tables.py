@@ -12,6 +12,7 @@ import datasets
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from gating.data.json_dates import dates_as_written
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, MissingFileError, shorten
 from gating.storage.identity import file_digest
@@ -74,8 +75,10 @@ def _build(kind: str, path: Path, options: Mapping[str, Any]) -> Dataset | None:
     if kind == "parquet" and not pq.read_metadata(path).num_rows:
         return None
     # The cache knows files by path and time of writing: named by their content, edited ones are read again in any case.
-    builder = datasets.load_dataset_builder(kind, name=file_digest(path)[:16], data_files=str(path), **options)
-    builder.download_and_prepare()
+    name = f"{file_digest(path)[:16]}-as-written"  # Without the addition, caches of before have dates of JSON as times.
+    builder = datasets.load_dataset_builder(kind, name=name, data_files=str(path), **options)
+    with dates_as_written():
+        builder.download_and_prepare()
     return builder.as_dataset("train") if builder.info.splits["train"].num_examples else None
 
 

@@ -8,6 +8,8 @@ its log-odds to infinity.
 """
 
 import math
+from collections.abc import Iterable
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -30,11 +32,13 @@ DEFAULT_STRETCH_LIMITS = (-0.1, 1.1)
 
 
 def check_distribution(temperature: float, stretch_limits: tuple[float, float]) -> None:
-    """Raise ``InputError`` unless the temperature is positive, and the stretch limits lie around 0 and 1."""
-    if not temperature > 0:
-        raise InputError(f"The temperature of the gates must be positive, got {temperature}.")
-    if not (len(stretch_limits) == 2 and stretch_limits[0] < 0 and stretch_limits[1] > 1):
-        raise InputError(f"The stretch limits must be a number below 0 and one above 1, got {stretch_limits}.")
+    """Raise ``InputError`` unless the temperature is positive, the limits lie around 0 and 1, and all are finite."""
+    if not (isinstance(temperature, SupportsFloat) and 0 < temperature < math.inf):
+        raise InputError(f"The temperature of the gates must be positive and finite, got {temperature!r}.")
+    limits = [*stretch_limits] if isinstance(stretch_limits, Iterable) else []
+    are_numbers = len(limits) == 2 and all(isinstance(limit, SupportsFloat) for limit in limits)
+    if not (are_numbers and -math.inf < limits[0] < 0 and 1 < limits[1] < math.inf):
+        raise InputError(f"The stretch limits must be a finite number below 0 and one above 1, got {stretch_limits!r}.")
 
 
 def sample(
@@ -123,8 +127,8 @@ def log_alpha_for(
         >>> round(prob_open(torch.tensor(log_alpha_for(0.98))).item(), 4)
         0.98
     """
-    if not 0 < prob < 1:
-        raise InputError(f"The probability of an open gate must be between 0 and 1, both excluded; got {prob}.")
+    if not (isinstance(prob, SupportsFloat) and 0 < prob < 1):
+        raise InputError(f"The probability of an open gate must be between 0 and 1, both excluded; got {prob!r}.")
     return math.log(prob / (1 - prob)) + open_threshold(temperature, stretch_limits)
 
 

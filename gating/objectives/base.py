@@ -10,6 +10,7 @@ from gating.gates import HeadGates
 from gating.objectives.parts import Costs
 
 __all__ = [
+    "NOT_ATTACHED",
     "FollowsLoss",
     "HasCost",
     "HasMovableBudget",
@@ -18,6 +19,8 @@ __all__ = [
     "begin_search",
     "check_search",
 ]
+
+NOT_ATTACHED = "The objective is not attached to these gates: call its attach(gates) first."
 
 
 class Objective(Protocol):

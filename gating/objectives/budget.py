@@ -231,7 +231,8 @@ def resolve_budget(
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or not 1 <= num_heads <= total:
         has = "this model" if unit == "neurons" else has
         raise InputError(
-            f"num_{unit}{of_kind}={num_heads} cannot be kept: {has} has {total} {unit}, so give 1 to {total}."
+            f"num_{unit}{of_kind}={num_heads} cannot be kept: {has} has {total} {unit}, so give an integer from 1 to "
+            f"{total}."
         )
     return num_heads
 

@@ -10,7 +10,7 @@ from gating.objectives.base import begin_search, check_search
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
-from gating.objectives.schedule import BudgetSchedule, DescentStart
+from gating.objectives.schedule import BudgetSchedule, DescentStart, given_or_default
 
 __all__ = ["ExactBudget", "ExpectedCount", "solve_offset"]
 
@@ -183,7 +183,7 @@ class ExactBudget(nn.Module):
         super().__init__()
         self.cost = cost
         self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
-        self._schedule = schedule or BudgetSchedule()
+        self._schedule = given_or_default(schedule)
         self._start = DescentStart() if self._schedule.start is None else None
 
     def extra_repr(self) -> str:

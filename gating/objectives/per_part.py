@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gating.errors import OperationError
 from gating.gates.sampler import GateSampler
+from gating.objectives.base import NOT_ATTACHED
 from gating.objectives.items import by_rank
 from gating.objectives.parts import BudgetPart
 
@@ -97,5 +98,5 @@ def modules_of(module: nn.Module | None) -> list[nn.Module]:
         OperationError: There is no module: the objective has not been attached to the gates.
     """
     if module is None:
-        raise OperationError("The objective is not attached to these gates: call its attach(gates) first.")
+        raise OperationError(NOT_ATTACHED)
     return list(module.parts.values()) if isinstance(module, PerPart) else [module]

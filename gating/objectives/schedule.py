@@ -1,7 +1,7 @@
 """Schedule of the number of open heads during the search."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, SupportsFloat
 
 import torch
 from torch import Tensor, distributed
@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 from gating.errors import InputError
 from gating.gates.full_precision import FullPrecision
 
-__all__ = ["BudgetSchedule", "DescentStart"]
+__all__ = ["BudgetSchedule", "DescentStart", "given_or_default"]
 
 # Share of the search before which no descent begins by itself.
 _EARLIEST = 0.13
@@ -33,9 +33,10 @@ class BudgetSchedule:
     shape: Literal["linear", "cubic"] = "linear"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.earliest <= self.end <= 1:
+        are_numbers = isinstance(self.earliest, SupportsFloat) and isinstance(self.end, SupportsFloat)
+        if not (are_numbers and 0 <= self.earliest <= self.end <= 1):
             raise InputError(
-                f"The schedule must have 0 <= start <= end <= 1, got start={self.earliest} and end={self.end}."
+                f"The schedule must have 0 <= start <= end <= 1, got start={self.earliest!r} and end={self.end!r}."
             )
         if self.shape not in ("linear", "cubic"):
             raise InputError(f"The schedule's shape is linear or cubic, got {self.shape!r}.")
@@ -70,6 +71,19 @@ class BudgetSchedule:
             return total
         left = 1 - (progress - start) / (self.end - start)
         return budget + (total - budget) * (left**3 if self.shape == "cubic" else left)
+
+
+def given_or_default(schedule: BudgetSchedule | None) -> BudgetSchedule:
+    """Return the schedule of an objective, which is the usual one if None is given.
+
+    Raises:
+        InputError: What is given is no schedule.
+    """
+    if schedule is None:
+        return BudgetSchedule()
+    if isinstance(schedule, type) or not hasattr(schedule, "target"):
+        raise InputError(f"schedule={schedule!r} is no schedule: give one such as gating.BudgetSchedule(end=0.5).")
+    return schedule
 
 
 class DescentStart(FullPrecision):

@@ -39,7 +39,7 @@ def prepare_arguments(conf: Path) -> None:
     redact_output()
     sys.argv[1:] = _flags_first(sys.argv[1:])
     _check_groups(sys.argv[1:], conf)
-    _check_multirun(sys.argv[1:])
+    _check_multirun(sys.argv[1:], conf)
     sys.argv[1:] = open_tables(sys.argv[1:], conf=conf)
 
 
@@ -97,9 +97,13 @@ def _explain_composition(message: str, conf: Path) -> str:
     option = _NO_OPTION.search(message)
     if option is not None:
         names = option[3].split() if option[3] else sorted(path.stem for path in (conf / option[1]).glob("*.yaml"))
-        return f"{option[1]}={option[2]}: there is no such option. {nearest_name(option[2], names)}"
+        return _no_option(option[1], option[2], names)
     unknown = _UNKNOWN.match(message)
     return _explain_unknown(unknown[1], unknown[2], conf) if unknown else message
+
+
+def _no_option(group: str, option: str, names: Sequence[str]) -> str:
+    return f"{group}={option}: there is no such option. {nearest_name(option, names)}"
 
 
 def _explain_unknown(group: str, name: str | None, conf: Path) -> str:
@@ -108,11 +112,20 @@ def _explain_unknown(group: str, name: str | None, conf: Path) -> str:
     settings = [str(key) for key in OmegaConf.load(conf / "config.yaml") if key not in ("defaults", "hydra")]
     if name is None or group not in groups:
         return f"There is no setting {group}. {nearest_name(group, sorted({*groups, *settings}))}"
-    options = [path.stem for path in (conf / group).glob("*.yaml")]
-    chosen = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith(f"{group}=")]
-    known = names_in(conf / group, tuple(chosen if set(chosen) & set(options) else options))
+    if f"~{group}" in sys.argv[1:]:
+        return f"{group} is missing, which every run needs: leave ~{group} out of the command."
+    options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+    given = [argument.partition("=")[2] for argument in sys.argv[1:] if argument.startswith(f"{group}=")]
+    chosen = [option for option in given if option in options][-1:]
+    problem = f"There is no setting {group}.{name} with {f'{group}={chosen[0]}' if chosen else f'this {group}'}"
+    having = [f"{group}={option}" for option in options if name in names_in(conf / group, (option,))]
+    if having:
+        one_of = "one of " if len(having) > 1 else ""
+        return f"{problem}: leave it out, or choose {one_of}{', '.join(having)}."
+    known = names_in(conf / group, tuple(chosen or options))
     names = sorted(name for name in known if not name.rpartition(".")[2].startswith("_") and name != "defaults")
-    return f"There is no setting {group}.{name} with this {group}. {nearest_name(name, names, prefix=f'{group}.')}"
+    hint = nearest_name(name, names, prefix=f"{group}.") if names else "There are none."
+    return f"{problem}. {hint}"
 
 
 def _check_groups(arguments: Sequence[str], conf: Path) -> None:
@@ -124,10 +137,13 @@ def _check_groups(arguments: Sequence[str], conf: Path) -> None:
             sys.exit(f"error: {argument}: {group} is a group of settings; choose one of {options}.")
 
 
-def _check_multirun(arguments: Sequence[str]) -> None:
+def _check_multirun(arguments: Sequence[str], conf: Path) -> None:
     """Exit where a sweep is asked for without ``-m``, with which Hydra would run a single job."""
     if {"-m", "--multirun"} & set(arguments) or any(argument.startswith(("--", "-c")) for argument in arguments):
         return
     for argument in arguments:
-        if argument.partition("=")[0] in ("sweep", "hparams_search"):
-            sys.exit(f"error: {argument} runs several jobs: add -m, as in python train.py -m {argument}.")
+        group, _, option = argument.partition("=")
+        if group in ("sweep", "hparams_search"):
+            names = sorted(path.stem for path in (conf / group).glob("*.yaml"))
+            refusal = f"{argument} runs several jobs: add -m, as in python train.py -m {argument}."
+            sys.exit(f"error: {refusal if option in names else _no_option(group, option, names)}")

@@ -158,7 +158,7 @@ def _callbacks_of_phase(run: Run, phase: Phase, chosen: Sequence[Callback]) -> l
     seconds = to_seconds(max_time)
     deadline = None if seconds is None else run.started + seconds
     # Last, because it acts on stops that other callbacks request.
-    end = InterruptOnStop(phase, deadline=deadline, max_time=max_time)
+    end = InterruptOnStop(phase, deadline=deadline, max_time=f"{max_time}, the limit of each process,")
     if phase == Phase.TEACHER:
         return [*always, end]
     return [*always, GateMonitor(run.state.history), *others, end]

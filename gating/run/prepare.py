@@ -24,6 +24,7 @@ from gating.models.gradient_checkpointing import check_gradient_checkpointing, e
 from gating.models.sources import load_sharded
 from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
+from gating.run.folder.optimized import check_measured
 from gating.run.folder.state import enter_folder
 from gating.run.latency import RunTiming
 from gating.run.measured_budget import with_measured_budget
@@ -32,6 +33,7 @@ from gating.run.outcome import note_unless_stock
 from gating.run.run import Run, RunData, RunState
 from gating.run.settings.build import call_source
 from gating.run.settings.check import take_arguments
+from gating.run.settings.model_config import check_model_config
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import reshard
 from gating.sharding.twin import config_without_sharding
@@ -70,11 +72,13 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     blueprint = _check_blueprint(settings, objects)
     examples = load_examples(settings, objects.task)
     data = encode_examples(examples, settings, objects, blueprint, num_processes=num_processes)
+    check_model_config(settings.values["model"], data.prepared.config)
     inputs = _check_inputs(settings, examples, data, resumes=resumes) if is_rank_zero() else {}
     timing = RunTiming.of(objects.latency, data.module)
     timing.check(blueprint)
     for phase in phases.values():
         check_monitors(phase.callbacks, data.prepared)
+    check_measured(settings.optimized_metric, data.prepared, num_evaluated=data.num_evaluated)
     total_steps = count_steps(trainer, num_batches=data.module.num_batches())
     search_steps = max(1, round((1 - settings.recovery) * total_steps)) if objects.objective else 0
     if devices.is_sharded:

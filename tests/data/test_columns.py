@@ -26,6 +26,15 @@ def test_texts_and_pairs_are_found_by_their_usual_names(names, found):
     assert find_text_columns(splits(*names), None, None) == found
 
 
+def test_columns_of_the_usual_name_and_its_plural_are_told_apart(caplog):
+    assert find_column(splits("text", "labels", "label"), None, ("label", "labels")) == "label"
+    assert "has the columns 'label' and 'labels': the first is read" in caplog.text
+    caplog.clear()
+    for names, given in (("label", "text"), None), (("label", "labels"), "labels"):
+        find_column(splits(*names), given, ("label", "labels"))
+    assert not caplog.records
+
+
 def test_a_given_text_column_is_a_pair_only_with_a_given_second_column():
     data = splits("text_a", "text_b")
     assert find_text_columns(data, "text_a", None) == {"text": "text_a"}

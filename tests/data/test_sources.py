@@ -38,6 +38,18 @@ def test_every_format_reads_the_same_rows(table_file):
     assert splits["train"]["label"][:] == [label for _, label in ROWS]
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_dates_in_json_stay_as_they_are_written(name, tmp_path):
+    dates = ["2020-01-01", "2020-01-01T00:30:00+02:00"]
+    rows = [{"text": date, "label": date, "answers": [{"text": date, "start": 1}]} for date in dates]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / name).write_text(f"[{','.join(lines)}]" if name == "rows.json" else "\n".join(lines))
+    table = sources.load_files(train=str(tmp_path / name)).splits["train"]
+    assert table.to_list() == rows
+    folder = sources.load_hub(path=str(tmp_path), validation_split="train", test_split=None)
+    assert folder.splits["train"].to_list() == rows
+
+
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [

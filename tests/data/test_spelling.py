@@ -26,6 +26,11 @@ PAIRS = {
     "Cyrillic": ("sport", "sp\u043ert"),
     "Hangul": ("\ud55c\uad6d", "\u1112\u1161\u11ab\u1100\u116e\u11a8"),
     "case": ("sport", "Sport"),
+    "hyphen": ("sci-fi", "sci\u2010fi"),
+    "no-break hyphen": ("sci-fi", "sci\u2011fi"),
+    "minus": ("-1", "\u22121"),
+    "apostrophe": ("children's", "children\u2019s"),
+    "slash": ("and/or", "and\u2215or"),
 }
 
 

@@ -20,7 +20,11 @@ GROUP = 20
         (("neurons",), {"min_per_layer": 1}, "min_per_layer=1 is a number of heads, and the gates are of neurons"),
         (("neurons",), {"keep": 2}, "keep=2 is not a share of neurons"),
         (BOTH, {"num_neurons": 30}, r"num_neurons=30 .* a group of 20 neurons\. The nearest .* 28 or 36; .*group_size"),
-        (BOTH, {"num_neurons": 145}, "num_neurons=145 cannot be kept: this model has 144 neurons, so give 1 to 144"),
+        (
+            BOTH,
+            {"num_neurons": 145},
+            "num_neurons=145 cannot be kept: this model has 144 neurons, so give an integer from 1 to 144",
+        ),
         (BOTH, {"num_neurons": 20, "keep": 0.5}, "either num_neurons or keep: got num_neurons=20 and keep=0.5"),
         (BOTH, {"keep": 1.5}, "keep=1.5 is not a share of the cost"),
         (BOTH, {"keep": 0.001}, r"keep=0\.001 of the cost holds no gate: the smallest takes 0\.0\d+"),

@@ -78,7 +78,12 @@ def test_a_resumed_count_continues(gates):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"patience": 0}, "patience=0"), ({"max_undecided": -0.1}, r"max_undecided=-0\.1"), ({"max_undecided": 5}, "=5")],
+    [
+        ({"patience": 0}, "patience=0"),
+        ({"patience": "5"}, "patience='5'"),
+        ({"max_undecided": -0.1}, r"max_undecided=-0\.1"),
+        ({"max_undecided": 5}, "=5"),
+    ],
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

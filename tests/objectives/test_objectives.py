@@ -2,14 +2,23 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 
 import gating
-from gating.errors import OperationError
+from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
-from gating.objectives import BudgetSchedule, ExactBudget, ExpectedCount, FixedPrice, resolve_budget
+from gating.objectives import (
+    BudgetSchedule,
+    ExactBudget,
+    ExpectedCount,
+    FixedPrice,
+    IterativePruning,
+    RandomOrder,
+    resolve_budget,
+)
 from tests.support.kept_heads import num_kept
 
 OPTIONS = {"temperature": 2 / 3, "stretch_limits": (-0.1, 1.1)}
@@ -112,6 +121,7 @@ def test_a_schedule_may_drop_at_once():
         ({"start": 0.7, "end": 0.6}, r"got start=0\.7 and end=0\.6"),
         ({"start": -0.1}, r"got start=-0\.1"),
         ({"end": 1.1}, r"end=1\.1"),
+        ({"end": "0.5"}, "end='0.5'"),
         ({"shape": "square"}, "linear or cubic, got 'square'"),
     ],
 )
@@ -135,7 +145,7 @@ def test_a_budget_is_a_number_or_a_share(num_heads, keep, expected):
         (None, None, "either num_heads or keep.*=None and keep=None"),
         (0, None, "num_heads=0 cannot be kept: this model has 72 heads"),
         (-3, None, "num_heads=-3 cannot be kept"),
-        (73, None, "num_heads=73 cannot be kept: this model has 72 heads, so give 1 to 72"),
+        (73, None, "num_heads=73 cannot be kept: this model has 72 heads, so give an integer from 1 to 72"),
         (None, 0.0, r"keep=0\.0 is not a share"),
         (None, 1.5, r"keep=1\.5 is not a share"),
         (None, 25, "keep=25 is not a share"),
@@ -245,8 +255,11 @@ def test_heads_cost_nothing_before_the_start(bert):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"price": -1.0}, r"price=-1\.0 must not be negative"),
+        ({"price": -1.0}, r"price=-1\.0 must be a finite number, not negative"),
         ({"price": math.nan}, "price=nan"),
+        ({"price": math.inf}, "price=inf"),
+        ({"price": "1"}, "price='1'"),
+        ({"start": "x"}, "start='x' is not a share"),
         ({"start": 1.5}, r"start=1\.5 is not a share"),
     ],
 )
@@ -268,7 +281,18 @@ def test_no_objective_keeps_every_head_open(bert):
     assert list(objective.parameters()) == []
 
 
-@pytest.mark.parametrize("objective", [ExactBudget(), gating.TopK(), gating.IterativePruning(gating.Magnitude())])
+@pytest.mark.parametrize("schedule", ["cubic", {"end": 0.5}, BudgetSchedule])
+@pytest.mark.parametrize(
+    "objective", [ExactBudget, gating.TopK, gating.Lagrangian, partial(IterativePruning, RandomOrder())]
+)
+def test_what_is_no_schedule_is_refused(objective, schedule):
+    with pytest.raises(InputError, match=r"schedule=.* is no schedule: give one such as gating\.BudgetSchedule"):
+        objective(schedule=schedule)
+
+
+@pytest.mark.parametrize(
+    "objective", [ExactBudget(), gating.TopK(), gating.Lagrangian(), gating.IterativePruning(gating.Magnitude())]
+)
 def test_an_objective_that_is_not_attached_is_refused(bert, objective):
     with pytest.raises(OperationError, match=r"not attached to these gates: call its attach\(gates\) first"):
         objective.update(gating.inject_gates(bert), 0.5)

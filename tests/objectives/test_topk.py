@@ -106,6 +106,7 @@ def test_every_layer_keeps_its_minimum(gates):
         ({"initial_temperature": 1e-9}, "initial_temperature=1e-09"),
         ({"cooldown": 1.5}, r"cooldown=1\.5"),
         ({"scale": 0.0}, r"scale=0\.0 must be positive"),
+        ({"scale": "x"}, "scale='x' must be positive"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -91,7 +91,14 @@ UNKNOWN = {
     "objective=lagrange": "objective=lagrange: there is no such option. Did you mean lagrangian?",
     "logger=[csv,tensorbord]": "logger=tensorbord: there is no such option. Did you mean tensorboard?",
     "data=nothing": "data=nothing: there is no such option. There are ",
-    "objective=l0 objective.speedup=2": "There is no setting objective.speedup with this objective. There are cost, ",
+    "objective=l0 objective.speedup=2": "with objective=l0: leave it out, or choose one of objective=budget, ",
+    "objective=l0 objective.nonsense=2": "There is no setting objective.nonsense with objective=l0. There are cost, ",
+    "objective=none objective.num_heads=4": "with objective=none: leave it out, or choose one of ",
+    "objective=none objective.nonsense=4": "with objective=none. There are none.",
+    "objective=budget objective=l0 objective.num_heads=4": "with objective=l0: leave it out",
+    "~objective objective.num_heads=4": "leave ~objective out of the command.",
+    "adapters.rank=4": "with this adapters: leave it out, or choose adapters=lora.",
+    "distillation.wieght=0.5": "Did you mean distillation.weight?",
     "objective.num_head=18": "There is no setting objective.num_head with this objective. Did you mean "
     "objective.num_heads?",
 }

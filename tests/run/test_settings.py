@@ -38,6 +38,8 @@ def test_good_settings_pass(settings):
         (budget(num_heads="many"), "objective.num_heads=many cannot be used: .*integer"),
         (budget(num_heads=2.5), r"objective.num_heads=2\.5 cannot be used"),
         (budget(num_heads="18"), "objective.num_heads=18 cannot be used"),
+        (budget(num_heads=4.0), r"objective.num_heads=4\.0 cannot be used: give an integer, such as .*num_heads=4\."),
+        ({**RUN, "seed": 1.0}, r"^seed=1\.0 cannot be used: give an integer, such as seed=1\."),
         (budget(num_heads=[1]), r"objective.num_heads=\[1\] cannot be used"),
         (budget(num_heads=True), "objective.num_heads=True cannot be used"),
         (budget(num_heads={"cross": "many"}), "objective.num_heads=.*valid integer"),

@@ -49,7 +49,7 @@ def test_the_dense_job_is_first_and_a_failed_job_does_not_prevent_the_decision(s
     assert dense["folders"] == [str(folder / "0")]
     assert (dense["heads"], dense["drop"]) == (12, 0)
     assert (folder / "report" / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
-    reason = "objective.num_heads=99 cannot be kept: this model has 12 heads, so give 1 to 12."
+    reason = "objective.num_heads=99 cannot be kept: this model has 12 heads, so give an integer from 1 to 12."
     assert numbers["failed"] == {"job 2 (objective.num_heads=99)": reason}
 
 
@@ -178,6 +178,9 @@ def test_a_sweep_in_which_all_jobs_fail_has_no_table(inputs, tmp_path):
 def test_a_sweep_without_m_is_refused(group, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", group, "seed=1"])
     with pytest.raises(SystemExit, match=f"error: {group} runs several jobs: add -m"):
+        prepare_arguments(train.CONF)
+    monkeypatch.setattr(sys, "argv", ["train.py", f"{group}s"])
+    with pytest.raises(SystemExit, match=f"there is no such option. Did you mean {group.partition('=')[2]}"):
         prepare_arguments(train.CONF)
     for flags in (["-m"], ["--cfg", "job"], ["--multirun"]):
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, group])

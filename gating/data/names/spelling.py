@@ -4,16 +4,18 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
-__all__ = ["groups_of_spellings", "hint_at_spelling", "is_spelled_in", "other_spelling"]
+__all__ = ["groups_of_spellings", "hint_at_spelling", "is_blank", "is_spelled_in", "other_spelling"]
 
 # Characters without a look that Unicode does not count as format characters: joiners, fillers and variation selectors.
 _INVISIBLE = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0xFE00, 0xFE10)}
 _INVISIBLE |= set(range(0xE0100, 0xE01F0))
-# Cyrillic and Greek letters that look like Latin ones, and an empty Braille cell that looks like a space.
+# Cyrillic and Greek letters that look like Latin ones, an empty Braille cell that looks like a space, and the hyphens,
+# minus signs, slashes and quotation marks of typography.
 _TWINS = str.maketrans(
     "АВЕЅІЈКМНОРСТУХаеѕіјорсухԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧο\u2800",  # noqa: RUF001
     "ABESIJKMHOPCTYXaesijopcyxqwABEZHIKMNOPTYXo ",
 )
+_TWINS |= str.maketrans("\u2010\u2012\u2013\u2212\u2044\u2215\u2018\u2019\u02bc\u2032\u201c\u201d", "----//''''\"\"")
 
 
 def groups_of_spellings(names: Iterable[str]) -> list[list[str]]:
@@ -56,6 +58,11 @@ def hint_at_spelling(name: str, names: Iterable[str]) -> str | None:
     """
     other = other_spelling(name, names)
     return None if other is None else f"It looks like {other!a} and is {name!a}: spell both the same way."
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text has no visible character."""
+    return not _look(text)
 
 
 def is_spelled_in(name: str, text: str) -> bool:

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from gating.data.names.spelling import is_blank
 from gating.data.rows import name_row
 from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, loading, shorten
@@ -211,10 +212,11 @@ def _batch_size(table: Dataset) -> int:
 
 
 def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
-    """Check that every row has a text, number or date in some columns.
+    """Check that every row has a text, number or date in some columns, and that there is a text to train on.
 
     Raises:
-        ValueError: A row has a null or another type, such as a list; the message names the row.
+        ValueError: A row has a null or another type, such as a list; the message names the row. Or all training texts
+            are empty, or have invisible characters alone.
     """
     check_no_nulls(splits, columns)
     for split, table in splits.items():
@@ -229,6 +231,12 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
                     f"{shorten(repr(table[column][row]))}. Name the column of the texts "
                     f"with data.{column}_column=..., or correct the row."
                 )
+    batches = splits["train"].select_columns(list(columns)).iter(1000) if "train" in splits else ()
+    if batches and all(is_blank(str(text)) for batch in batches for column in columns for text in batch[column]):
+        raise InputError(
+            f"The training data has no text: in all {len(splits['train'])} rows, {' and '.join(columns)} is empty, or "
+            f"has invisible characters alone. Name the column of the texts with data.{columns[0]}_column=..."
+        )
 
 
 def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:

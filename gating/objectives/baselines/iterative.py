@@ -1,19 +1,19 @@
 """Iterative pruning: in each round, the heads and neurons that rank lowest close permanently."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, SupportsFloat
 
 import torch
 from torch import Tensor, distributed
 
-from gating.errors import InputError, OperationError
+from gating.errors import InputError, OperationError, RemedyError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
-from gating.objectives.base import begin_search, check_search
+from gating.objectives.base import NOT_ATTACHED, begin_search, check_search
 from gating.objectives.baselines.mask import MaskSampler
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
-from gating.objectives.schedule import BudgetSchedule
+from gating.objectives.schedule import BudgetSchedule, given_or_default
 
 __all__ = ["HeadRanking", "IterativePruning"]
 
@@ -86,16 +86,23 @@ class IterativePruning(FullPrecision):
             schedule: Times of the rounds.
 
         Raises:
-            InputError: ``share_per_round`` is out of range, or the schedule ends before the first batch.
+            InputError: ``ranking`` has no scores, ``share_per_round`` is out of range, or the schedule ends before the
+                first batch.
         """
         super().__init__()
+        if isinstance(ranking, type) or not hasattr(ranking, "scores"):
+            raise RemedyError(
+                f"ranking={ranking!r} is no ranking of heads: ",
+                python="give an object such as gating.Importance().",
+                command="give objective=importance, objective=magnitude or objective=random, without it.",
+            )
         self.ranking = ranking
         self.cost = cost
         self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._share_per_round = share_per_round
-        self._schedule = schedule or BudgetSchedule()
-        if not 0 < share_per_round <= 1:
-            raise InputError(f"share_per_round={share_per_round} is not a share: give more than 0 and at most 1.")
+        self._schedule = given_or_default(schedule)
+        if not (isinstance(share_per_round, SupportsFloat) and 0 < share_per_round <= 1):
+            raise InputError(f"share_per_round={share_per_round!r} is not a share: give more than 0 and at most 1.")
         if self._schedule.end == 0:
             raise InputError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
 
@@ -186,5 +193,5 @@ def _just_below(scores: Tensor, is_open: Tensor) -> Tensor:
 
 def _mask_of(gates: HeadGates) -> MaskSampler:
     if not isinstance(gates.sampler, MaskSampler):
-        raise OperationError("The objective is not attached to these gates: call its attach(gates) first.")
+        raise OperationError(NOT_ATTACHED)
     return gates.sampler

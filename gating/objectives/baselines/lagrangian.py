@@ -5,13 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from gating.errors import OperationError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
-from gating.objectives.base import begin_search, check_search
+from gating.objectives.base import NOT_ATTACHED, begin_search, check_search
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import Costs
 from gating.objectives.per_part import UniformRanks, per_part
-from gating.objectives.schedule import BudgetSchedule
+from gating.objectives.schedule import BudgetSchedule, given_or_default
 
 __all__ = ["Lagrangian"]
 
@@ -75,7 +76,7 @@ class Lagrangian(FullPrecision):
         self._set_up(num_parts=1)
         self.cost = cost
         self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
-        self._schedule = schedule or BudgetSchedule()
+        self._schedule = given_or_default(schedule)
         self._started = False
 
     def extra_repr(self) -> str:
@@ -106,6 +107,7 @@ class Lagrangian(FullPrecision):
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the target for this share of the search."""
         check_search(self, gates)
+        self._check_attached()
         for index, (part, budget) in enumerate(self._budget.parts(gates)):
             # Gates start with a probability of 0.98. A higher target would make the multipliers open them first.
             total = 0.98 * part.total
@@ -115,6 +117,7 @@ class Lagrangian(FullPrecision):
 
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return ``lambda_1 (s - t) + lambda_2 (s - t)^2``, a scalar; zero before the start."""
+        self._check_attached()
         # A product, not a constant: distributed training needs a gradient of every parameter.
         factor = 1.0 if self._started else 0.0
         expected_open = (gates.prob_open() * self._weights).sum(dim=1)
@@ -123,6 +126,7 @@ class Lagrangian(FullPrecision):
 
     def target(self, gates: HeadGates) -> float:
         """Return the number of heads or neurons that should be open now; with gates on both, the share of cost."""
+        self._check_attached()
         return float(((1 - self.target_sparsity) * self._amounts).sum())
 
     def kept(self, gates: HeadGates) -> Tensor:
@@ -132,6 +136,10 @@ class Lagrangian(FullPrecision):
     def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
         """Return the gates that stay with another share of the cost, or of the heads or neurons of gates on one."""
         return self._budget.at(keep).choose(gates, gates.log_alpha)
+
+    def _check_attached(self) -> None:
+        if not hasattr(self, "_weights"):
+            raise OperationError(NOT_ATTACHED)
 
     def _set_up(self, *, num_parts: int) -> None:
         """Start with multipliers and targets of zero."""

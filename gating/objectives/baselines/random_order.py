@@ -1,8 +1,11 @@
 """Random ranking of heads and neurons, the baseline of all other rankings."""
 
+from typing import SupportsIndex
+
 import torch
 from torch import Tensor, nn
 
+from gating.errors import InputError
 from gating.gates import HeadGates
 
 __all__ = ["RandomOrder"]
@@ -21,8 +24,14 @@ class RandomOrder(nn.Module):
     """
 
     def __init__(self, *, seed: int = 0) -> None:
-        """Set the seed."""
+        """Set the seed.
+
+        Raises:
+            InputError: The seed is not an integer, or is out of the range of torch's generators.
+        """
         super().__init__()
+        if not (isinstance(seed, SupportsIndex) and -(2**63) <= seed < 2**64):
+            raise InputError(f"seed={seed!r} cannot be used: give an integer such as 0, of at most 64 bits.")
         self._seed = seed
 
     def attach(self, gates: HeadGates) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import Literal, SupportsFloat, cast
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
 from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
-from gating.objectives.schedule import BudgetSchedule
+from gating.objectives.schedule import BudgetSchedule, given_or_default
 
 __all__ = ["TopK"]
 
@@ -99,15 +99,15 @@ class TopK(nn.Module):
             )
         if not 0 <= cooldown <= 1:
             raise InputError(f"cooldown={cooldown} is not a share of the search: give a number from 0 to 1.")
-        if not 0 < scale < math.inf:
-            raise InputError(f"scale={scale} must be positive.")
+        if not (isinstance(scale, SupportsFloat) and 0 < scale < math.inf):
+            raise InputError(f"scale={scale!r} must be positive.")
         self.cost = cost
         self._budget = HeadBudget(num_heads, keep, min_per_layer, num_neurons, cost, uniform)
         self._variant = variant
         self._temperatures = (initial_temperature, final_temperature)
         self._cooldown = cooldown
         self._scale = scale
-        self._schedule = schedule or BudgetSchedule()
+        self._schedule = given_or_default(schedule)
 
     def extra_repr(self) -> str:
         """Return the budget."""

@@ -1,16 +1,19 @@
 """The number that a run returns to an optimizing sweeper."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from gating.errors import InputError
+from gating.errors import InputError, nearest_name
 from gating.report.summary import NUMBERS, Stage
 from gating.run.folder.contents import METRICS
 from gating.storage.tables import finite_number, read_table
+from gating.tasks.base import Prepared
 
-__all__ = ["check_optimized", "optimized_value"]
+__all__ = ["check_measured", "check_optimized", "optimized_value"]
 
-_NAME = re.compile(rf"((({'|'.join(Stage)})/)?(val|test)|num_heads|num_heads_before|seconds)/\w+")
+_MEASURED = re.compile(rf"(?P<stage>({'|'.join(Stage)})/)?(?P<split>val|test)/(?P<metric>\w+)")
+_NAME = re.compile(rf"({_MEASURED.pattern})|(num_heads|num_heads_before|seconds)/\w+")
 
 
 def check_optimized(name: str | None) -> None:
@@ -29,6 +32,29 @@ def check_optimized(name: str | None) -> None:
             f"model, STAGE/val/METRIC with {', '.join(stages)} or {last} as the stage, or one of "
             f"{', '.join(NUMBERS)}."
         )
+
+
+def check_measured(name: str | None, prepared: Prepared, *, num_evaluated: Mapping[str, int]) -> None:
+    """Check that a run will measure the metric that it returns, before it trains.
+
+    Args:
+        name: The setting ``optimized_metric``.
+        prepared: The data of the task, with its metrics.
+        num_evaluated: Number of batches to evaluate on, by split.
+
+    Raises:
+        InputError: There is no such metric, or its split is not evaluated.
+    """
+    found = _MEASURED.fullmatch(name or "")
+    metrics = list(prepared.all_metrics.keys(keep_base=True))
+    if found is None or any(score and score.name not in metrics for score in (prepared.score, prepared.final_score)):
+        return  # Some metrics have several values, whose names are known after the first validation.
+    splits = [short for short, split in (("val", "validation"), ("test", "test")) if num_evaluated.get(split)]
+    known = [f"{split}/{metric}" for split in splits for metric in metrics]
+    measured = f"{found['split']}/{found['metric']}"
+    if measured not in known:
+        hint = nearest_name(measured, known, prefix=found["stage"] or "") if known else "It evaluates nothing."
+        raise InputError(f"optimized_metric={name} is not measured by this run. {hint}")
 
 
 def optimized_value(folder: Path, name: str | None) -> float | None:

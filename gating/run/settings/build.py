@@ -26,6 +26,19 @@ __all__ = [
 
 # Errors that constructors of other packages raise for invalid arguments.
 _REFUSALS = (ValueError, TypeError, ImportError, MisconfigurationException)
+# What a run asks of the object of a group.
+_NEEDED = {
+    "adapters": "on",
+    "callbacks": "on_exception",
+    "convergence": "state_dict",
+    "distillation": "loss",
+    "latency": "batch_size",
+    "model": "load_config",
+    "objective": "attach",
+    "optimizer": "build",
+    "scheduler": "build",
+    "task": "prepare",
+}
 
 
 def build(name: str, values: Any, **options: Any) -> Any:
@@ -37,12 +50,19 @@ def build(name: str, values: Any, **options: Any) -> Any:
         options: Further keyword arguments of :func:`hydra.utils.instantiate`.
 
     Raises:
-        InputError: The values are not a group of settings, or the constructor rejects them.
+        InputError: The values are not a group of settings, the constructor rejects them, or its object does not fit.
     """
     if not isinstance(values, Mapping):
         raise InputError(f"{name}={values} cannot be used: {name} is a group of settings.")
     built, error = _instantiate(values, **options)
     if error is None:
+        needed = None if "_partial_" in options else _NEEDED.get(name.partition(".")[0])
+        if needed is not None and not hasattr(built, needed):
+            made = "None" if built is None else f"a {type(built).__name__}"
+            raise InputError(
+                f"{name}._target_={values.get('_target_')} returns {made}, which has no {needed}: name a class for "
+                f"{name.partition('.')[0]}."
+            )
         return built
     if is_input_error(error) or not isinstance(error, _REFUSALS):
         raise error
@@ -56,6 +76,7 @@ def partial_of(name: str, values: Any) -> partial[Any]:
         InputError: As for :func:`build`.
     """
     made: partial[Any] = build(name, values, _partial_=True)
+    locate_target(values["_target_"], f"{name}.")
     return made
 
 
@@ -78,10 +99,7 @@ def call_source(name: str, values: Mapping[str, Any]) -> Any:
 
 def make_objective(values: Mapping[str, Any]) -> Any:
     """Return the objective; a speedup is converted to a number of heads elsewhere."""
-    objective = build("objective", {name: value for name, value in values.items() if name != "speedup"})
-    if objective is None:
-        raise InputError(f"objective._target_={values['_target_']} returns None: it must return an objective.")
-    return objective
+    return build("objective", {name: value for name, value in values.items() if name != "speedup"})
 
 
 def with_partial_metrics(task: Mapping[str, Any]) -> dict[str, Any]:

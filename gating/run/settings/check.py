@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, PydanticSchemaGenerationError, StringCon
 from pydantic_core import SchemaError
 
 from gating.errors import InputError
-from gating.run.settings.misspelled import check_names
+from gating.run.settings.misspelled import OF_RUNS, check_names
 
 __all__ = [
     "check_call",
@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 _MISSING = "???"
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
+# Lightning takes 1e3 steps, too.
+_Steps = Annotated[float, Field(multiple_of=1)]
 
 
 class _SweepSettings(typing.TypedDict):
@@ -48,7 +51,8 @@ class _RunSettings(typing.TypedDict):
     keep_checkpoints: bool
     optimized_metric: str | None
     push_to_hub: str | None
-    phase: str
+    # For interpolations; each phase of a run replaces it.
+    phase: Literal["teacher", "dense", "search", "removed", "recovery"]
 
 
 class _TrainerOptions(typing.TypedDict, total=False):
@@ -62,7 +66,7 @@ class _TrainerSettings(_TrainerOptions):
     """Settings of Lightning's trainer that a run reads itself."""
 
     max_epochs: Annotated[float, Field(ge=-1, allow_inf_nan=False)]
-    max_steps: Annotated[int, Field(ge=-1)]
+    max_steps: Annotated[_Steps, Field(ge=-1)]
     accelerator: Any
     devices: Any
     gradient_clip_val: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
@@ -70,7 +74,7 @@ class _TrainerSettings(_TrainerOptions):
     limit_train_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
     limit_val_batches: Annotated[int, Field(ge=0, strict=True)] | Annotated[float, Field(ge=0, le=1)]
     val_check_interval: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, le=1)]
-    log_every_n_steps: Annotated[int, Field(ge=1)]
+    log_every_n_steps: Annotated[_Steps, Field(ge=1)]
 
 
 # Groups whose target is outside of this package.
@@ -178,7 +182,7 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
             own = keywords(function)
             types |= {name: kind for name, kind in _parameter_types(function).items() if name in own}
         if not takes_any(called):
-            check_names(prefix, settings, types)
+            check_names(prefix, settings, types.keys() - (OF_RUNS if is_optimizer(called) else set()))
     _check_values(prefix, settings, types)
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -211,7 +215,7 @@ def locate_target(target: object, prefix: str) -> Callable[..., Any]:
         prefix: Prefix of the setting's name, for messages.
 
     Raises:
-        InputError: It does not exist, or importing its module fails.
+        InputError: It does not exist, has no signature, or importing its module fails.
     """
     try:
         function = pydoc.locate(target) if isinstance(target, str) else None
@@ -221,6 +225,12 @@ def locate_target(target: object, prefix: str) -> Callable[..., Any]:
     if not callable(function):
         hint = "" if str(target).startswith("gating.") else " Is the folder of its module in PYTHONPATH?"
         raise InputError(f"{prefix}_target_={target} does not exist.{hint}")
+    try:
+        inspect.signature(function)
+    except ValueError as error:
+        raise InputError(
+            f"{prefix}_target_={target} does not tell which arguments it takes: name a function or class of Python."
+        ) from error
     return function
 
 
@@ -258,6 +268,8 @@ def _check_type(name: str, value: object, expected: Any) -> None:
         raise InputError(f"{name}={value} cannot be used: {reason[0].lower()}{reason[1:]}.") from None
     if isinstance(value, Mapping) and not isinstance(read, Mapping):
         raise InputError(f"{name}._target_ is missing: give the class or function of {name}.")
-    # Pydantic converts "18" and true to numbers, but the target gets the original value.
+    # Pydantic converts "18", true and 4.0 to other types, but the target gets the original value.
+    if isinstance(value, float) and type(read) is int:
+        raise InputError(f"{name}={value} cannot be used: give an integer, such as {name}={read}.")
     if read is not None and isinstance(value, (str, bool)) and type(read) is not type(value):
-        raise InputError(f"{name}={value} cannot be used: input should be a {type(read).__name__}.")
+        raise InputError(f"{name}={value} cannot be used: input should be {_KINDS.get(type(read), type(read))}.")

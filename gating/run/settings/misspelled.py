@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import InputError, nearest_name
 
-__all__ = ["check_added", "check_names", "parameters_of"]
+__all__ = ["OF_RUNS", "check_added", "check_names", "parameters_of"]
 
 # Groups with names of their own class, and what else takes settings of the group; of tasks, a method.
 _GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -28,6 +28,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     # Where a command gives the class alone, the defaults of optimizer=adamw stay.
     "optimizer": ("gating.training.optimizers.AdamW", "gating.training.optimizers.AnyOptimizer"),
 }
+# Arguments of optimizers that a run gives itself.
+OF_RUNS = {"params", "factory", "options"}
 _TASKS, _METHOD_OF_TASKS = "gating.tasks", "prepare"
 _NAME = re.compile(rf"\+*(?P<group>{'|'.join(_GROUPS)})\.(?P<name>\w+)")
 _Signed = ast.FunctionDef | ast.ClassDef
@@ -81,7 +83,7 @@ def _names_of(group: str, target: str) -> set[str] | None:
     also = [_parameters(node, module=module, keywords_alone=True) for module, node in others]
     if group == "data":
         also += [_parameters(method, keywords_alone=True) for method in _methods_of_tasks()]
-    return None if None in also else own.union(*(names or () for names in also))
+    return None if None in also else own.union(*(names or () for names in also)) - OF_RUNS
 
 
 def parameters_of(target: str) -> set[str] | None:
@@ -158,7 +160,9 @@ def _parameters(node: ast.AST, *, module: str = "", keywords_alone: bool = False
     fields = {
         part.target.id
         for part in node.body
-        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and "ClassVar" not in ast.unparse(part)
+        if isinstance(part, ast.AnnAssign)
+        and isinstance(part.target, ast.Name)
+        and ast.unparse(part.annotation).partition("[")[0] not in ("ClassVar", "KW_ONLY")
     }
     for base in node.bases:
         found = _find(module, ast.unparse(base))
