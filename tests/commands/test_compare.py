@@ -198,6 +198,25 @@ def test_batch_size_and_length_of_texts_may_differ(compare, runs, tmp_path):
     assert "Recommended: 18 heads data.batch_size=4 data.max_length=64" in compare(tmp_path)
 
 
+def test_runs_evaluated_on_other_numbers_of_examples_or_tokens_are_not_compared(compare, tmp_path):
+    """As with limits of batches of other sizes, and perplexities with other tokenizers."""
+    perplexity = Score("perplexity", scale=1, unit="", higher_is_better=False)
+    for score, name, numbers in (
+        (None, "num_examples/val", (16, 64)),
+        (None, "num_examples/test", (16, 64)),
+        (perplexity, "num_targets/val", (1000, 400)),
+    ):
+        place = tmp_path / name
+        dense = write_run(place / "dense", "objective=none", score=score, **{name: numbers[0]})
+        write_run(place / "half", "objective.num_heads=36", score=score, speedup=1.2, **{name: numbers[1]})
+        with pytest.raises(SystemExit, match=f"different data, .*: {name}={numbers[0]} .*, {name}={numbers[1]} "):
+            compare(place)
+        # Unknown in runs of earlier versions; and each seed may draw other texts.
+        old = write_run(place / "old", "objective.num_heads=36", score=score, speedup=1.2)
+        other = write_run(place / "other", "objective.num_heads=36", "seed=1", score=score, **{name: numbers[1]})
+        assert "conclusion" in compare(dense, old, other, "--json")
+
+
 def test_the_batches_of_speedups_are_named_and_a_short_text_has_its_own(compare, tmp_path):
     timed = {"latency_words": "8 x 107 tokens, p95", "latency_words_short": "1 x 20 tokens, median"}
     write_run(tmp_path / "dense", "objective=none", **timed)

@@ -21,7 +21,8 @@ from gating.tasks.metrics.tokens import PERPLEXITY
 
 __all__ = ["Comparison", "read_comparison", "why_unreadable"]
 
-# Settings of data and trainer that change neither the examples that are evaluated nor their labels.
+# Settings of data and trainer that change neither the examples that are evaluated nor their labels; where they do, as
+# under a limit of batches or in blocks of a text, the numbers of examples differ.
 _SAME_EXAMPLES = ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.max_length", "data.stride")
 _PLACES = ("data.train", "data.validation", "data.test", "data.path")
 _LIMITS = ("trainer.limit_val_batches", "trainer.limit_test_batches")
@@ -191,6 +192,25 @@ def _problem(runs: Sequence[_Run]) -> str | None:
         values = [f"{name}={table.get(name)}" for table in tables]
         if len(set(values)) > 1:
             return f"the runs have different data, so that their scores cannot tell: {_first_of_each(runs, values)}."
+    return _differing_count(runs)
+
+
+def _differing_count(runs: Sequence[_Run]) -> str | None:
+    """Return a number of examples or targets in which runs of one seed differ, as a reason not to compare them.
+
+    A limit of batches is one of examples, which their size changes. Other seeds may draw texts of other lengths.
+    """
+    names = [f"num_examples/{split}" for split in ("val", "test")]
+    if runs[0].numbers["metric"] == PERPLEXITY.name:
+        # A mean over tokens, of which other tokenizers make more or fewer of the same text.
+        names += [f"num_targets/{split}" for split in ("val", "test")]
+    for name in names:
+        for seed in {_seed(run): None for run in runs}:
+            known = [run for run in runs if _seed(run) == seed and finite_number(run.numbers.get(name)) is not None]
+            values = [f"{name}={run.numbers[name]}" for run in known]
+            if len(set(values)) > 1:
+                shown = _first_of_each(known, values)
+                return f"the runs were evaluated on different data, so that their scores cannot tell: {shown}."
     return None
 
 
