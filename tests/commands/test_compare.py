@@ -43,6 +43,16 @@ def test_the_figure_is_written_and_no_file_is_replaced(compare, runs, tmp_path):
     assert (tmp_path / "mine.png").read_text() == "mine"
 
 
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_only_a_figure_of_this_command_is_replaced(suffix, compare, runs, tmp_path):
+    path = tmp_path / f"figure{suffix}"
+    compare(*runs.values(), "--output", path)
+    compare(*runs.values(), "--output", path, "--overwrite")
+    path.write_bytes(path.read_bytes()[:8] + b"a picture of head-gating by somebody else")
+    with pytest.raises(SystemExit, match="is no figure of this command"):
+        compare(*runs.values(), "--output", path, "--overwrite")
+
+
 @pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("PNG", b"\x89PNG")])
 def test_the_suffix_is_the_format_of_the_figure(suffix, start, compare, runs, tmp_path):
     figure = tmp_path / f"figure.{suffix}"

@@ -19,7 +19,7 @@ from gating.storage.tables import finite_number, read_table
 from gating.tasks.metrics.numbers import number_metrics
 from gating.tasks.metrics.tokens import PERPLEXITY
 
-__all__ = ["Comparison", "read_comparison", "why_unreadable"]
+__all__ = ["Comparison", "read_comparison", "why_no_result"]
 
 # Settings of data and trainer that change neither the examples that are evaluated nor their labels; where they do, as
 # under a limit of batches or in blocks of a text, the numbers of examples differ.
@@ -81,8 +81,12 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
     return Comparison(results, _score_of(runs[0].numbers), axis, notes, _problem(runs))
 
 
-def why_unreadable(folder: Path) -> str | None:
-    """Return why the results of a finished run cannot be read; None if they can."""
+def why_no_result(folder: Path) -> str | None:
+    """Return why a job of a sweep has no results that can be read; None if it has."""
+    if not is_run(folder):
+        return "its folder is gone, or has no config.yaml any more"
+    if not is_finished(folder):
+        return "not finished"
     try:
         _read(folder)
     except InputError as error:
@@ -99,6 +103,13 @@ def _read(folder: Path) -> _Run:
     if not isinstance(numbers.get("metric"), str):
         raise InputError(
             f"{folder / METRICS} does not have the numbers of a run. Leave {folder} out, or train it again."
+        )
+    score = numbers.get("score")
+    scale = score.get("scale", 1) if isinstance(score, Mapping) else 1
+    if (finite_number(scale) or 0) <= 0:
+        raise InputError(
+            f"{folder / METRICS} has score.scale={scale}, which is no factor of a score. Leave {folder} out, or train "
+            "it again."
         )
     return _Run(str(folder), read_settings_of(folder), numbers)
 
@@ -166,10 +177,10 @@ def _score_of(numbers: Mapping[str, Any]) -> Score:
     """Return the metric of a run; earlier versions stored its name alone."""
     name, stored = numbers["metric"], numbers.get("score")
     if isinstance(stored, Mapping):
-        is_share, unit = stored.get("scale") != 1, stored.get("unit")
+        unit = stored.get("unit")
         return Score(
             name,
-            scale=100 if is_share else 1,
+            scale=stored.get("scale", 100),
             unit=unit if isinstance(unit, str) else "",
             higher_is_better=stored.get("higher_is_better") is not False,
         )
