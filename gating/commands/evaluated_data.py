@@ -25,6 +25,8 @@ __all__ = ["encode_split", "limit_of", "warn_of_changes"]
 
 _log = logging.getLogger(__name__)
 
+# Remedy of a training for a missing tokenizer, or one that does not load, with the end of the sentence before.
+_NO_SETTING = re.compile(r"[:.] (?:[Nn]ame another|give) (one|image processor) with model\.tokenizer=(?:\.\.\.|\w+\.)")
 _PREFIX = {"validation": "val", "test": "test"}
 
 
@@ -120,7 +122,7 @@ def _naming_what_exists(only: str | None) -> Iterator[None]:
         sentence = explain(error)
         if "model.tokenizer=" in sentence and isinstance(error, RemedyError):
             sentence = str(error)
-        sentence = re.sub(r"with model\.tokenizer=(\.\.\.|\w+)", "in the folder of the model", sentence)
+        sentence = _NO_SETTING.sub(r": save the right \1 in the folder of the model.", sentence)
         error.in_command = sentence.replace("data.train=", f"data.{only}=") if only else sentence
         raise
 

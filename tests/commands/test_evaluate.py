@@ -202,6 +202,8 @@ def test_a_changed_tokenizer_is_said_and_one_of_other_numbers_refused(finished, 
     assert any("tokenizer.json is not what was saved" in str(warning.message) for warning in recwarn)
     edit_tokens(run / "compact", lambda words: words.update(word0=4500))
     assert "gives the test data the token 4500, and the model has 45 tokens" in refused(run)
+    (run / "compact" / "tokenizer.json").write_text("[]")
+    assert refused(run).endswith("): save the right one in the folder of the model.")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (run / "compact" / name).unlink()
     assert "save it beside the model" in refused(run)
