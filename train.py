@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from gating.run.command import compose_errors, faults_of_run, prepare_arguments
 from gating.run.settings.misspelled import check_added
+from gating.run.sweep.callback import ending_sweep
 from gating.run.sweep.dense_first import register_sweeper
 
 CONF = Path(__file__).resolve().parent / "conf"
@@ -99,7 +100,7 @@ def command_line() -> None:
     """Run the command of ``sys.argv``; settings that Hydra refuses end in one sentence."""
     limit_spinning()
     prepare_arguments(CONF)
-    with compose_errors(CONF):
+    with compose_errors(CONF), ending_sweep():
         main()
 
 

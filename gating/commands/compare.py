@@ -13,7 +13,7 @@ from gating.run.folder.contents import COMPACT, is_run
 from gating.run.folder.state import is_finished
 from gating.run.sweep.outcome import FORMATS, compare, is_figure, print_choice, write_figure
 from gating.run.sweep.records import jobs_of
-from gating.run.sweep.results import why_unreadable
+from gating.run.sweep.results import why_no_result
 
 __all__ = ["run"]
 
@@ -96,11 +96,11 @@ def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:
         raise InputError(f"{folder} is not a folder. Give folders of finished runs or of sweeps.")
     jobs = jobs_of(folder)
     failed += [(f"{folder / job.folder}", job.reason) for job in jobs if job.reason is not None]
-    # Sweeps of earlier versions have no records of their jobs.
-    places = [folder / job.folder for job in jobs] or sorted(path for path in folder.iterdir() if is_run(path))
-    runs, known = [place for place in places if is_run(place)], {name for name, _ in failed}
-    reasons = {place: why_unreadable(place) if is_finished(place) else "not finished" for place in runs}
-    failed += [(str(place), reason) for place, reason in reasons.items() if reason and str(place) not in known]
-    if not any(is_finished(place) for place in runs):
+    # A folder of a failed job may have a run of an earlier sweep. Sweeps of earlier versions have no records of jobs.
+    places = [folder / job.folder for job in jobs if job.reason is None]
+    places = places if jobs else sorted(path for path in folder.iterdir() if is_run(path))
+    reasons = {place: why_no_result(place) for place in places}
+    failed += [(str(place), reason) for place, reason in reasons.items() if reason]
+    if not any(is_finished(place) for place in places):
         raise InputError(f"{folder} holds no finished run. Give folders of finished runs or of sweeps.")
     return [place for place, reason in reasons.items() if reason is None]

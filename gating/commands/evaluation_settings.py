@@ -15,14 +15,16 @@ from gating.run.settings.read import read_settings
 from gating.run.settings.recall import with_recalled
 from gating.run.settings.settings import Settings
 
-__all__ = ["evaluation_settings"]
+__all__ = ["PLACES", "evaluation_settings"]
 
 # Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
 _GROUPS = ("data", "task", "trainer", "latency")
 _LIMITS = ("limit_val_batches", "limit_test_batches")
+# Of the trainer, settings that an evaluation reads; the last are always those of one device.
+_OF_TRAINER = ("accelerator", *_LIMITS, "devices", "num_nodes", "strategy")
 _FILES, _TEXT = "gating.data.sources.load_files", "gating.data.text_files.load_text"
 # Settings that say where data is: with an option of the run's own source, they alone are not those of the run.
-_PLACES = ("train", "validation", "test", "path", "name")
+PLACES = ("train", "validation", "test", "path", "name")
 
 
 def evaluation_settings(
@@ -50,6 +52,12 @@ def evaluation_settings(
         if name.partition(".")[0] not in (*_GROUPS, "seed"):
             raise InputError(
                 f"{name} has no effect on an evaluation, which takes data, task, trainer, latency and seed."
+            )
+    for name in (override.lstrip("+~").partition("=")[0] for override in overrides):
+        if name.startswith("trainer.") and name.removeprefix("trainer.") not in _OF_TRAINER:
+            raise InputError(
+                f"{name} has no effect on an evaluation, which takes of the trainer accelerator and "
+                f"{' and '.join(_LIMITS)}. Leave it out."
             )
     if run_folder is None and not any(name.partition(".")[0] == "data" for name in names):
         if not Path(model).is_dir():
@@ -81,7 +89,7 @@ def _recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path, run_folder
     data, options = _plain(cfg)["data"], read_options(conf)
     is_same = read_settings_of(run_folder)["data"].get("_target_") == data.get("_target_")
     others = [line for line in overrides if not (is_same and names_given([line], options) == ["data"])]
-    places = {name: value for name, value in data.items() if name in _PLACES} if len(others) < len(overrides) else {}
+    places = {name: value for name, value in data.items() if name in PLACES} if len(others) < len(overrides) else {}
     try:
         recalled = _plain(with_recalled(cfg, others, conf=conf))
         return {**recalled, "data": {**recalled["data"], **places}}

@@ -1,24 +1,21 @@
 """Evaluation of a model in a folder, with the settings of the run that made it."""
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import DatasetDict
 from huggingface_hub import snapshot_download
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel
 
-from gating.commands.evaluation_settings import evaluation_settings
+from gating.commands.evaluated_data import encode_split, limit_of, warn_of_changes
+from gating.commands.evaluation_settings import PLACES, evaluation_settings
 from gating.commands.model_folder import find_model
 from gating.compact.load import load_compact
 from gating.compact.original import read_original
-from gating.data.labels import using_classes
 from gating.distributed.launch import check_devices
 from gating.errors import InputError
 from gating.models.hub import locate
@@ -27,25 +24,20 @@ from gating.pruning.compact_model import build_original
 from gating.pruning.latency.comparison import margin
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
-from gating.run.folder.inputs import data_difference, describe_inputs, read_inputs
 from gating.run.latency import RunTiming
 from gating.run.objects import RunObjects, build_objects
-from gating.run.prepare import encode_examples, load_examples
-from gating.run.run import RunData
 from gating.run.settings.names import naming_settings
 from gating.run.settings.settings import Settings
-from gating.storage.identity import NUM_ROWS
 from gating.storage.tables import finite_number
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 from gating.training.callbacks.progress import watched
 from gating.training.evaluation import Tally, evaluate
 
-__all__ = ["Evaluated", "check_task", "encode_split", "evaluate_folder", "limit_of"]
+__all__ = ["Evaluated", "check_task", "evaluate_folder"]
 
-_log = logging.getLogger(__name__)
-
-_PREFIX = {"validation": "val", "test": "test"}
+# Settings of data that do not change how its texts are encoded.
+_SAME_ENCODING = ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.seed")
 
 
 @dataclass(frozen=True)
@@ -130,10 +122,14 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     quiet_libraries()
     place, run_folder = find_model(folder)
     settings, only = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
-    # Data that the command gives may differ from the run's.
-    own = run_folder if not any(override.lstrip("+~").startswith("data") for override in overrides) else None
+    given = {override.lstrip("+~").partition("=")[0] for override in overrides}
+    # Data from another place may differ from the run's.
+    own = run_folder if given.isdisjoint({"data", *(f"data.{name}" for name in PLACES)}) else None
+    is_encoded_alike = not any(name.startswith("data.") for name in given.difference(_SAME_ENCODING))
     with naming_settings(OmegaConf.create(settings.values)):
-        return _evaluate(folder, place, settings, split=split, only=only, run_folder=own)
+        return _evaluate(
+            folder, place, settings, split=split, only=only, run_folder=own, is_encoded_alike=is_encoded_alike
+        )
 
 
 def _evaluate(
@@ -144,8 +140,9 @@ def _evaluate(
     split: str | None,
     only: str | None,
     run_folder: Path | None,
+    is_encoded_alike: bool,
 ) -> Evaluated:
-    """Evaluate a model; see :func:`evaluate_folder` and :func:`encode_split`."""
+    """Evaluate a model; see :func:`evaluate_folder`, :func:`encode_split` and :func:`warn_of_changes`."""
     device = check_devices(settings.values["trainer"]).root
     objects = build_objects(settings)
     place = place or _download(folder)
@@ -155,7 +152,7 @@ def _evaluate(
     check_task(model, objects, folder)
     data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
     if run_folder is not None:
-        _warn_of_changes(run_folder, settings, data, split=split)
+        warn_of_changes(run_folder, settings, data, split=split, is_encoded_alike=is_encoded_alike)
     timing = RunTiming.of(objects.latency, data.module, split=split)
     timing.check(model)
     model.to(device)  # type: ignore[arg-type]
@@ -184,20 +181,6 @@ def _evaluate(
     )
 
 
-def _warn_of_changes(run_folder: Path, settings: Settings, data: RunData, *, split: str) -> None:
-    """Warn if a split has changed since the run that made the model."""
-    before = read_inputs(run_folder)
-    if before is None:
-        return
-    table = data.prepared.splits[split]
-    rows = before["data"].get(split, {}).get(NUM_ROWS, len(table))
-    places = {"data": settings.values["data"]}
-    now = describe_inputs(places, {split: table}, num_rows={split: rows}, classes=None)
-    changed = data_difference(before, now, split=split)
-    if changed is not None:
-        _log.warning(f"The data differ from those of the run in {run_folder}: {changed}.")
-
-
 def _download(name: str) -> Path:
     """Return the folder of a model on the hub, or in the local cache."""
     located = locate(name)
@@ -216,63 +199,3 @@ def check_task(model: PreTrainedModel, objects: RunObjects, folder: str) -> None
             f"{folder} is a {dense}, which is not a model of {type(objects.task).__name__}: choose its task with "
             "task=..., such as task=token_classification."
         )
-
-
-def encode_split(
-    settings: Settings, objects: RunObjects, model: PreTrainedModel, *, split: str | None, only: str | None, folder: str
-) -> tuple[RunData, str]:
-    """Encode the split to evaluate on, with the classes of the model; return it with its name.
-
-    Args:
-        settings: The settings.
-        objects: Objects of the settings.
-        model: The model.
-        split: Name of the split; None for the last one.
-        only: Name of the only split of the data, which the source returns as ``train``; None if it returns all.
-        folder: Folder of the model, for messages.
-    """
-    # A single file of texts is read as two splits.
-    with _without_warnings("gating.data.tables") if only else nullcontext():
-        examples = load_examples(settings, objects.task, hold_out_missing=only is None)
-    tables = {only: examples.splits["train"]} if only else dict(examples.splits)
-    split = split or ("test" if "test" in tables else "validation")
-    if split not in tables:
-        raise InputError(f"The data has no {split} examples: give data.{split}=..., or another --split.")
-    classes = _classes_of(model)
-    # Tasks read the columns of the training data; errors name the split that is checked first.
-    both = replace(examples, splits=DatasetDict({split: tables[split], "train": tables[split]}))
-    with using_classes(classes), _without_warnings("gating.data.rows"):
-        data = encode_examples(both, settings, objects, model)
-    num_labels = data.prepared.config.get("num_labels", model.config.num_labels)
-    if num_labels != model.config.num_labels:
-        raise InputError(
-            f"The {split} data has {num_labels} classes, and {folder} has {model.config.num_labels} without names: "
-            "evaluate it on data with as many."
-        )
-    if not data.num_evaluated[split]:
-        raise InputError(f"trainer.limit_{_PREFIX[split]}_batches=0 leaves nothing to evaluate.")
-    return data, split
-
-
-def limit_of(settings: Settings, data: RunData, split: str) -> str | None:
-    """Return the setting by which a part of a split is evaluated; None if all of it is."""
-    name = f"limit_{_PREFIX[split]}_batches"
-    return f"trainer.{name}={settings.values['trainer'][name]}" if data.is_part(split) else None
-
-
-def _classes_of(model: PreTrainedModel) -> list[str] | None:
-    """Return the names of a model's classes; None if it has the default names or no classes."""
-    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
-    return None if names == [f"LABEL_{number}" for number in range(len(names))] else names
-
-
-@contextmanager
-def _without_warnings(name: str) -> Iterator[None]:
-    """Silence the warnings of a logger in a ``with`` block."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

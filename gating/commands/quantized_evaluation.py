@@ -55,8 +55,9 @@ def _compare(folder: str, exported: Path, overrides: Sequence[str], *, split: st
     # Other exports need neither Hydra nor Lightning.
     from omegaconf import OmegaConf
 
+    from gating.commands.evaluated_data import encode_split, limit_of
     from gating.commands.evaluation_settings import evaluation_settings
-    from gating.commands.folder_evaluation import check_task, encode_split, limit_of
+    from gating.commands.folder_evaluation import check_task
     from gating.models.pretrained import Pretrained
     from gating.run.objects import build_objects
     from gating.run.settings.names import naming_settings

@@ -51,6 +51,8 @@ def checked_folder(folder: Path, *, verify: bool, exact: bool) -> Iterator[None]
     _check_numbers(folder, config, stored)
     if verify and RECORD_KEY in config:
         check_checksums(folder, config)
+        # The record in the configuration has no checksums of the tokenizer.
+        check_manifest(folder, of_model=False)
     elif verify:
         check_manifest(folder)
     token = check_built.set(partial(_check_fits, folder=folder, stored=stored) if exact else _accept)

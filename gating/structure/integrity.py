@@ -81,9 +81,11 @@ def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = Tr
         if not _PLAIN_NAME.fullmatch(name):
             raise InputError(f"{folder / CONFIG} has a checksum of {name!r}, which is not a file of the folder.")
         if sums.get(name) != (_digest_config(config) if name == CONFIG else digest_file(folder / name)):
-            raise InputError(
+            raise _for_both(
                 f"{folder / name} is not what was saved with this model: its checksum differs, so it is damaged or was "
-                "replaced. Export the model again, or pass verify=False if it was changed on purpose."
+                "replaced. Export the model again, or ",
+                python="pass verify=False if it was changed on purpose.",
+                command="load it in Python with verify=False and save it again if it was changed on purpose.",
             )
 
 
@@ -204,8 +206,17 @@ def check_finite(model: nn.Module, name: object) -> None:
         low, high = tensor.detach().aminmax()
         if low.isnan() or (isinstance(tensor, nn.Parameter) and (low.isinf() or high.isinf())):
             is_half = tensor.dtype is torch.float16
-            raise InputError(
+            raise _for_both(
                 f"{name}: {key} has values that are NaN or infinite, as after training that has diverged"
                 f"{', or as numbers beyond 65504 are in float16' * is_half}. Take an earlier checkpoint"
-                f"{' or another dtype' * is_half}, or pass verify=False to load anyway."
+                f"{' or another dtype' * is_half}",
+                python=", or pass verify=False to load anyway.",
+                command=".",
             )
+
+
+def _for_both(problem: str, *, python: str, command: str) -> InputError:
+    """Return an error with a remedy for users of Python and another for users of a command."""
+    error = InputError(problem + python)
+    error.in_command = problem + command
+    return error

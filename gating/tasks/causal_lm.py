@@ -95,8 +95,10 @@ class CausalLM:
             text_column: Column of the texts.
 
         Raises:
-            ValueError: A prompt has no token, or the texts cannot be used.
+            ValueError: A prompt has no token, a block has one alone, or the texts cannot be used.
         """
+        if max_length == 1:
+            raise InputError("data.max_length=1: a single token predicts no other; give at least 2, such as 128.")
         for prompt in self._prompts or ():
             if not processor(prompt)["input_ids"]:
                 raise InputError(f"task.prompts has {prompt!r}, which has no tokens: give a text, or leave it out.")

@@ -43,6 +43,16 @@ def test_the_figure_is_written_and_no_file_is_replaced(compare, runs, tmp_path):
     assert (tmp_path / "mine.png").read_text() == "mine"
 
 
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_only_a_figure_of_this_command_is_replaced(suffix, compare, runs, tmp_path):
+    path = tmp_path / f"figure{suffix}"
+    compare(*runs.values(), "--output", path)
+    compare(*runs.values(), "--output", path, "--overwrite")
+    path.write_bytes(path.read_bytes()[:8] + b"a picture of head-gating by somebody else")
+    with pytest.raises(SystemExit, match="is no figure of this command"):
+        compare(*runs.values(), "--output", path, "--overwrite")
+
+
 @pytest.mark.parametrize(("suffix", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("PNG", b"\x89PNG")])
 def test_the_suffix_is_the_format_of_the_figure(suffix, start, compare, runs, tmp_path):
     figure = tmp_path / f"figure.{suffix}"
@@ -196,6 +206,25 @@ def test_runs_that_measure_something_else_are_not_compared(overrides, score, mes
 def test_batch_size_and_length_of_texts_may_differ(compare, runs, tmp_path):
     write_run(tmp_path / "short", "objective.num_heads=18", "data.max_length=64", "data.batch_size=4", speedup=1.3)
     assert "Recommended: 18 heads data.batch_size=4 data.max_length=64" in compare(tmp_path)
+
+
+def test_runs_evaluated_on_other_numbers_of_examples_or_tokens_are_not_compared(compare, tmp_path):
+    """As with limits of batches of other sizes, and perplexities with other tokenizers."""
+    perplexity = Score("perplexity", scale=1, unit="", higher_is_better=False)
+    for score, name, numbers in (
+        (None, "num_examples/val", (16, 64)),
+        (None, "num_examples/test", (16, 64)),
+        (perplexity, "num_targets/val", (1000, 400)),
+    ):
+        place = tmp_path / name
+        dense = write_run(place / "dense", "objective=none", score=score, **{name: numbers[0]})
+        write_run(place / "half", "objective.num_heads=36", score=score, speedup=1.2, **{name: numbers[1]})
+        with pytest.raises(SystemExit, match=f"different data, .*: {name}={numbers[0]} .*, {name}={numbers[1]} "):
+            compare(place)
+        # Unknown in runs of earlier versions; and each seed may draw other texts.
+        old = write_run(place / "old", "objective.num_heads=36", score=score, speedup=1.2)
+        other = write_run(place / "other", "objective.num_heads=36", "seed=1", score=score, **{name: numbers[1]})
+        assert "conclusion" in compare(dense, old, other, "--json")
 
 
 def test_the_batches_of_speedups_are_named_and_a_short_text_has_its_own(compare, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from gating.report.tradeoff.table import as_plain
 from gating.run.sweep.outcome import compare as read
 from gating.run.sweep.outcome import print_choice
+from gating.run.sweep.records import Job
 from tests.support.sweeps import write_run
 
 
@@ -99,6 +101,27 @@ def test_a_number_that_python_does_not_read_is_damage(three, compare):
 
 
 DAMAGED = ["", "[]", "null", "3", "{", "\x00", '{"metric": 3}', '{"metric": null}', "[" * 99999]
+
+
+@pytest.mark.parametrize("scale", ["abc", None, -1, 0, True])
+def test_a_score_of_no_scale_is_refused(scale, three, compare):
+    path = three[-1] / "metrics.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"score": {"scale": scale}}))
+    with pytest.raises(SystemExit, match=rf"metrics\.json has score\.scale={scale}, which is no factor"):
+        compare(*three)
+    path.write_text(before)
+
+
+def test_a_failed_job_and_one_whose_run_is_gone_are_listed_and_not_compared(compare, pair, tmp_path):
+    jobs = [Job(0, [], "dense"), Job(1, [], "half", "no such seed"), Job(2, [], "gone")]
+    for job in jobs:
+        (tmp_path / ".jobs").mkdir(exist_ok=True)
+        (tmp_path / ".jobs" / f"{job.number}.json").write_text(json.dumps(asdict(job)))
+    plain = plain_of(compare(tmp_path, "--json"))
+    assert [run["budget"] for run in plain["runs"]] == ["dense"]
+    assert plain["failed"][str(pair[1])] == "no such seed"
+    assert "its folder is gone" in plain["failed"][str(tmp_path / "gone")]
 
 
 def test_damaged_numbers_are_refused_and_those_of_a_sweep_are_listed(compare, pair, tmp_path):

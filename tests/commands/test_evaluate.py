@@ -121,7 +121,7 @@ def test_the_score_is_first_and_shares_are_percentages(finished, monkeypatch, ca
     assert all(line.endswith(" %") for line in lines)
 
 
-def test_a_dense_run_and_a_dense_model_are_evaluated_too(inputs, tmp_path, evaluate):
+def test_a_dense_run_and_a_dense_model_are_evaluated_too(inputs, tmp_path, evaluate, caplog):
     dense = [line for line in inputs if not line.startswith("objective.")]
     run_in(tmp_path / "run", dense, "objective=none", "trainer.max_steps=4")
     numbers = evaluate(tmp_path / "run" / "compact")
@@ -132,7 +132,10 @@ def test_a_dense_run_and_a_dense_model_are_evaluated_too(inputs, tmp_path, evalu
     shutil.copytree(tmp_path / "run" / "compact", tmp_path / "alone")
     assert evaluate(tmp_path / "alone", *files)["metrics"] == numbers["metrics"]
     model = next(line.partition("=")[2] for line in inputs if line.startswith("model.name"))
-    assert evaluate(model, *files)["num_examples"] == 16  # its two classes have no names
+    assert not caplog.text
+    assert evaluate(model, *files)["num_examples"] == 16
+    # Its two classes have no names.
+    assert "labels are taken in their order: 'first' is 0, 'second' is 1." in caplog.text
 
 
 def test_other_data_is_compared_with_the_labels_of_the_model(finished, tmp_path, evaluate):
@@ -152,6 +155,66 @@ def test_other_data_is_compared_with_the_labels_of_the_model(finished, tmp_path,
     assert set(numbers["metrics"]) == {"accuracy", "matthews"}
     both = [f"data.{split}={tmp_path / 'other.tsv'}" for split in ("train", "validation")]
     assert evaluate(finished, *both, "--split", "validation")["metrics"] == numbers["metrics"]
+
+
+def run_on_other_labels(finished: Path, folder: Path) -> Path:
+    """Return a copy of a run that reads a file with both labels exchanged, from which all its data is drawn."""
+    shutil.copytree(finished, folder / "run")
+    settings = (folder / "run" / "config.yaml").read_text()
+    (place,) = re.findall(r"\S+/train\.tsv", settings)
+    rows = Path(place).read_text().replace("\tfirst", "\tother").replace("\tsecond", "\tfirst")
+    (folder / "train.tsv").write_text(rows.replace("\tother", "\tsecond"))
+    (folder / "run" / "config.yaml").write_text(settings.replace(place, str(folder / "train.tsv")))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("setting", ["data.eval_batch_size=4", "data.max_length=6", "task.metrics=[accuracy]"])
+def test_changed_data_are_said_whatever_else_is_given(setting, finished, tmp_path, evaluate, caplog):
+    evaluate(run_on_other_labels(finished, tmp_path), setting)
+    assert "has other labels" in caplog.text
+
+
+def test_data_drawn_with_another_seed_may_be_those_of_the_training(finished, evaluate, caplog):
+    evaluate(finished, "data.max_length=6", "--split", "validation")
+    assert "differ" not in caplog.text
+    evaluate(finished, "seed=5", "--split", "validation")
+    assert "With seed=5 in place of the run's 3, they are drawn anew, also from examples that the model" in caplog.text
+
+
+def test_a_damaged_record_of_the_data_is_said(finished, tmp_path, evaluate, caplog):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / "inputs.json").write_text('{"places": {}, "data": {"test": [1]}, "folders": {}, "classes": null}')
+    assert evaluate(run)["metrics"] == of_run(finished, "test")
+    assert "cannot be compared with those of the run" in caplog.text
+    assert "allow_changed" not in caplog.text
+
+
+def edit_tokens(folder: Path, change) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    change(tokenizer["model"]["vocab"])
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def test_a_changed_tokenizer_is_said_and_one_of_other_numbers_refused(finished, tmp_path, evaluate, refused, recwarn):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    edit_tokens(run / "compact", lambda words: words.update(word0=words["word1"], word1=words["word0"]))
+    evaluate(run)
+    assert any("tokenizer.json is not what was saved" in str(warning.message) for warning in recwarn)
+    edit_tokens(run / "compact", lambda words: words.update(word0=4500))
+    assert "gives the test data the token 4500, and the model has 45 tokens" in refused(run)
+    (run / "compact" / "tokenizer.json").write_text("[]")
+    assert refused(run).endswith("): save the right one in the folder of the model.")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (run / "compact" / name).unlink()
+    assert "save it beside the model" in refused(run)
+
+
+def test_settings_may_come_after_options(finished, monkeypatch, capsys):
+    first, last = "trainer.limit_test_batches=1", "data.eval_batch_size=3"
+    out, error = call(monkeypatch, capsys, "--json", finished, first, "--split", "test", last)
+    assert not error
+    assert json.loads(out)["num_examples"] < 4
+    assert call(monkeypatch, capsys, finished, "--jsn") == ("", "2")
 
 
 def data_of(run: Path, *overrides: str, split: str | None = None) -> tuple[dict[str, Any], str | None]:
@@ -249,6 +312,8 @@ def test_settings_that_cannot_be_used_are_refused_in_one_sentence(finished, tmp_
     assert "no test examples" in refused(
         alone, "data=files", f"data.train={table}", f"data.validation={table}", "--split", "test"
     )
+    assert "trainer.max_steps has no effect on an evaluation" in refused(finished, "trainer.max_steps=3")
+    assert refused(finished, "data.test=nothing.tsv").startswith("data.test=nothing.tsv: ")
     assert "cannot be used here" in refused(finished, "trainer.accelerator=tpu")
     assert "does not exist" in refused(tmp_path / "nothing", "data=files", f"data.test={table}")
     (tmp_path / "run").mkdir()

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 import gating
-from gating.commands import folder_evaluation
+from gating.commands import evaluated_data
 from gating.commands.quantized_evaluation import compare_accuracy
 from gating.serving.graphs.runtime import GraphModel
 from tests.support.interruptions import run_in
@@ -88,7 +88,7 @@ def test_a_missing_package_is_one_sentence_and_a_fault_is_raised(exported_run, m
         patch.setitem(__import__("sys").modules, "omegaconf", None)
         (sentence,) = compare_accuracy(str(run), exported)
     assert "head-gating[train]" in sentence
-    monkeypatch.setattr(folder_evaluation, "encode_split", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(evaluated_data, "encode_split", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compare_accuracy(str(run), exported)
 

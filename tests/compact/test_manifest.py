@@ -171,10 +171,15 @@ def test_what_does_not_change_the_model_is_no_error(stock, tmp_path, tokenizer):
     assert torch.equal(logits_of(loaded.eval(), batch), expected)
 
 
-def test_another_tokenizer_is_a_warning(stock):
-    edit("tokenizer_config.json", model_max_length=7)(stock)
+@pytest.mark.parametrize("is_stock", [True, False])
+def test_another_tokenizer_is_a_warning(is_stock, bert, tokenizer, tmp_path, recwarn):
+    folder = gating.save_compact(prune(bert), tmp_path / "model", tokenizer=tokenizer, stock=is_stock)
+    gating.load_compact(folder).save_pretrained(folder if not is_stock else tmp_path / "again")
+    gating.load_compact(folder)
+    assert not [warning for warning in recwarn if "what was saved" in str(warning.message)]
+    edit("tokenizer_config.json", model_max_length=7)(folder)
     with pytest.warns(UserWarning, match=r"tokenizer_config\.json is not what was saved .* saved again, or is damaged"):
-        gating.load_compact(stock)
+        gating.load_compact(folder)
 
 
 def test_a_model_that_lost_nothing_is_compared_as_well(bert, tmp_path):

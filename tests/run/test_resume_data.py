@@ -113,7 +113,10 @@ def test_another_model_or_teacher_under_the_same_name_is_refused(begun, tmp_path
     assert f"model.name={place} has another model.safetensors" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"data": {}}'])
+NO_TABLE = '{"places": {}, "data": {"test": [1]}, "folders": {}, "classes": null}'
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"data": {}}', NO_TABLE])
 def test_a_lost_or_damaged_record_is_no_equal_one(content, begun, capsys):
     (begun / "inputs.json").unlink()
     if content is not None:

@@ -294,7 +294,13 @@ def test_a_job_that_has_not_finished_is_a_failed_one(runs, capsys):
     code, _, err = end_of(runs, JOBS, capsys=capsys)
     path.write_text(before)
     assert code == 1
-    assert "job 1 (objective.num_heads=36): The run is not finished." in err
+    assert "job 1 (objective.num_heads=36): not finished" in err
+
+
+def test_a_job_whose_folder_is_gone_is_a_failed_one(runs, capsys):
+    code, _, err = end_of(runs, [*JOBS, Job(2, ["seed=1"], "2")], capsys=capsys)
+    assert code == 1
+    assert "job 2 (seed=1): its folder is gone" in err
 
 
 def test_a_search_ends_with_its_best_trial_and_its_folder(runs, capsys):

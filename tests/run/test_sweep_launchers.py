@@ -57,6 +57,16 @@ def test_optuna_searches_with_the_validation_score(inputs, tmp_path):
     assert process.stdout.count("there is nothing to resume") == 2
 
 
+def test_a_search_in_which_all_trials_fail_lists_them(inputs, tmp_path):
+    space = ["optimizer.lr=choice(-1.0,-2.0)", "hydra.sweeper.n_trials=2", "output_dir=sweep"]
+    others = [line for line in inputs if not line.startswith("optimizer.lr")]
+    process = run_command(["-m", "hparams_search=optuna", *others, *space], cwd=tmp_path)
+    assert process.returncode == 1
+    assert "error: 2 job(s) of the sweep failed:\n  job 0 (optimizer.lr=-" in process.stderr
+    assert process.stderr.splitlines()[-1] == "error: No trials are completed yet."
+    assert "Traceback" not in process.stderr
+
+
 WITHOUT_PLUGINS = """
 import runpy, sys
 import pkgutil

@@ -69,7 +69,9 @@ def read_inputs(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         inputs = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(inputs[name], dict) for name in ("places", "data", "folders")) and "classes" in inputs:
+        tables = [inputs[name] for name in ("places", "data", "folders")]
+        digests = [part for name in ("data", "folders") for part in dict(inputs[name]).values()]
+        if all(isinstance(table, dict) for table in (*tables, *digests)) and isinstance(inputs["classes"], list | None):
             return dict(inputs)
         reason = "it does not have the inputs of a run"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -129,8 +131,8 @@ def data_difference(before: Inputs, inputs: Inputs, *, split: str, now: str | No
         return None
     where = f"the {split} data{_place_of(before, inputs, split)}"
     if name == NUM_ROWS:
-        return f"{where} has {new[NUM_ROWS]} rows, and had {old[NUM_ROWS]}"
-    same = "" if old[NUM_ROWS] != new[NUM_ROWS] else f" in its {new[NUM_ROWS]} rows"
+        return f"{where} has {new[NUM_ROWS]} rows, and had {old.get(NUM_ROWS)}"
+    same = "" if old.get(NUM_ROWS) != new[NUM_ROWS] else f" in its {new[NUM_ROWS]} rows"
     return f"{where} has other {_COLUMNS.get(name, name)}{same}"
 
 

@@ -4,8 +4,8 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,34 @@ from gating.run.folder.contents import is_run
 from gating.run.folder.old_names import names_of
 from gating.run.sweep.records import JOBS, NUMBERS, Job, is_sweep, jobs_of, own_overrides
 
-__all__ = ["SweepReport"]
+__all__ = ["SweepReport", "ending_sweep"]
 
 _FIGURE = "report/tradeoff.png"
 # Written by a sweep, also by sweeps of earlier versions and by Optuna's sweeper.
 _BEST = "optimization_results.yaml"
 _FILES = (JOBS, _FIGURE, NUMBERS, "failed.jsonl", _BEST)
 _SETTING = "sweep.max_drop"
+
+
+# The settings of a sweep of this process that has begun and not ended.
+_begun: list[DictConfig] = []
+
+
+@contextmanager
+def ending_sweep() -> Iterator[None]:
+    """Show what a sweep has done where its sweeper fails, of which Hydra tells no callback.
+
+    Optuna's does if all trials fail.
+    """
+    try:
+        yield
+    except Exception:
+        for config in _begun:
+            with suppress(SystemExit):
+                _show_end(_folder_of(config), config)
+        raise
+    finally:
+        _begun.clear()
 
 
 class SweepReport(Callback):
@@ -55,6 +76,7 @@ class SweepReport(Callback):
             _check_own(folder)
             _check_repeated(folder, config)
             begin_jobs(folder, swept=_swept(config))
+            _begun.append(config)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the choice among the finished jobs, then the failed ones.
@@ -66,6 +88,7 @@ class SweepReport(Callback):
         from gating.run.sweep.jobs import leave_sweep
 
         if is_rank_zero():
+            _begun.clear()
             try:
                 _show_end(_folder_of(config), config)
             finally:
@@ -106,15 +129,16 @@ def _report(folder: Path, failed: list[tuple[str, str]], config: DictConfig) -> 
         failed: Jobs that have failed or whose results cannot be read, each with the reason; extended.
         config: The settings of the sweep.
     """
-    from gating.run.folder.state import is_finished
     from gating.run.sweep.outcome import compare, print_choice, write_figure, write_numbers
-    from gating.run.sweep.results import why_unreadable
+    from gating.run.sweep.results import why_no_result
 
     jobs, finished = jobs_of(folder), list[Job]()
+    # Functions that are called in place of a run may write none.
+    has_runs = any(is_run(folder / job.folder) for job in jobs)
     for job in jobs:
-        place, reason = folder / job.folder, job.reason
-        if reason is None and is_run(place):
-            reason = why_unreadable(place) if is_finished(place) else "The run is not finished."
+        reason = job.reason
+        if reason is None and has_runs:
+            reason = why_no_result(folder / job.folder)
             finished += [job] if reason is None else []
         if reason is not None:
             failed.append((_shown(folder, job), reason))

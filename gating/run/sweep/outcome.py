@@ -1,6 +1,7 @@
 """The end of a sweep or comparison: a table, a recommendation, a figure and a file with the numbers."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,11 @@ __all__ = ["FORMATS", "compare", "is_figure", "print_choice", "write_figure", "w
 FORMATS = (".png", ".pdf", ".svg")
 # In the metadata of each, uncompressed in all formats.
 _CREATOR = "head-gating"
+_METADATA = re.compile(
+    rb"\x89PNG.*tEXtCreator\0%(name)b|%%PDF.*/Creator \(%(name)b\)|"
+    rb"<\?xml.*<dc:creator>\s*<cc:Agent>\s*<dc:title>%(name)b</dc:title>" % {b"name": _CREATOR.encode()},
+    re.DOTALL,
+)
 
 # Least width of a table that is not printed to a terminal, and of its column of folders.
 _WIDTH, _FOLDER = 120, 16
@@ -84,7 +90,7 @@ def write_figure(tradeoff: Tradeoff, path: Path) -> None:
 
 def is_figure(path: Path) -> bool:
     """Return whether a file is a figure of :func:`write_figure`, by its metadata."""
-    return path.is_file() and _CREATOR.encode() in path.read_bytes()
+    return path.is_file() and _METADATA.match(path.read_bytes()) is not None
 
 
 def write_numbers(tradeoff: Tradeoff, path: Path, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:

@@ -9,28 +9,15 @@ from gating.errors import InputError
 from gating.report.score import Score
 from gating.report.tradeoff.decision import Result
 from gating.run.folder.contents import METRICS, is_run
-from gating.run.folder.inputs import read_inputs
-from gating.run.folder.resume import is_free
 from gating.run.folder.state import is_finished
-from gating.run.folder.stored_settings import leaves, read_settings_of
+from gating.run.folder.stored_settings import read_settings_of
 from gating.run.sweep.budgets import budget_text, differing, is_dense, of_group, settings_texts, units_text
-from gating.storage.identity import NUM_ROWS
+from gating.run.sweep.comparable import FinishedRun, find_problem, seed_of
 from gating.storage.tables import finite_number, read_table
 from gating.tasks.metrics.numbers import number_metrics
 from gating.tasks.metrics.tokens import PERPLEXITY
 
-__all__ = ["Comparison", "read_comparison", "why_unreadable"]
-
-# Settings of data and trainer that change neither the examples that are evaluated nor their labels.
-_SAME_EXAMPLES = ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.max_length", "data.stride")
-_PLACES = ("data.train", "data.validation", "data.test", "data.path")
-_LIMITS = ("trainer.limit_val_batches", "trainer.limit_test_batches")
-
-
-class _Run(NamedTuple):
-    folder: str
-    settings: Mapping[str, Any]
-    numbers: Mapping[str, Any]
+__all__ = ["Comparison", "read_comparison", "why_no_result"]
 
 
 class Comparison(NamedTuple):
@@ -77,11 +64,15 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
         )
         for run in runs
     ]
-    return Comparison(results, _score_of(runs[0].numbers), axis, notes, _problem(runs))
+    return Comparison(results, _score_of(runs[0].numbers), axis, notes, find_problem(runs))
 
 
-def why_unreadable(folder: Path) -> str | None:
-    """Return why the results of a finished run cannot be read; None if they can."""
+def why_no_result(folder: Path) -> str | None:
+    """Return why a job of a sweep has no results that can be read; None if it has."""
+    if not is_run(folder):
+        return "its folder is gone, or has no config.yaml any more"
+    if not is_finished(folder):
+        return "not finished"
     try:
         _read(folder)
     except InputError as error:
@@ -89,7 +80,7 @@ def why_unreadable(folder: Path) -> str | None:
     return None
 
 
-def _read(folder: Path) -> _Run:
+def _read(folder: Path) -> FinishedRun:
     if not is_run(folder):
         raise InputError(f"{folder} is not the folder of a run: it has no config.yaml. Give folders of finished runs.")
     if not is_finished(folder):
@@ -99,10 +90,17 @@ def _read(folder: Path) -> _Run:
         raise InputError(
             f"{folder / METRICS} does not have the numbers of a run. Leave {folder} out, or train it again."
         )
-    return _Run(str(folder), read_settings_of(folder), numbers)
+    score = numbers.get("score")
+    scale = score.get("scale", 1) if isinstance(score, Mapping) else 1
+    if (finite_number(scale) or 0) <= 0:
+        raise InputError(
+            f"{folder / METRICS} has score.scale={scale}, which is no factor of a score. Leave {folder} out, or train "
+            "it again."
+        )
+    return FinishedRun(str(folder), read_settings_of(folder), numbers)
 
 
-def _result(run: _Run, *, budget: str, settings: Sequence[str], base: float | None) -> Result:
+def _result(run: FinishedRun, *, budget: str, settings: Sequence[str], base: float | None) -> Result:
     numbers, name = run.numbers, run.numbers["metric"]
     after, before = _positive(numbers, "macs"), _positive(numbers, "macs_before")
     if math.isnan(after / before):
@@ -115,7 +113,7 @@ def _result(run: _Run, *, budget: str, settings: Sequence[str], base: float | No
         budget=budget,
         is_dense=is_dense(run.settings),
         group=of_group(run.settings),
-        seed=_seed(run),
+        seed=seed_of(run),
         settings=settings_texts(run.settings, settings),
         # Of different dense models, only latencies of the same batch are known.
         speedup_short=_positive(numbers, "speedup_short") if base is None else math.nan,
@@ -131,12 +129,6 @@ def _result(run: _Run, *, budget: str, settings: Sequence[str], base: float | No
         num_targets=1 if math.isnan(targets) else int(targets),
         warnings=_sentences(numbers.get("warnings")),
     )
-
-
-def _seed(run: _Run) -> int | None:
-    """Return the seed of a run; None if it is no whole number."""
-    seed = run.settings.get("seed", 0)
-    return seed if type(seed) is int else None
 
 
 def _number(numbers: Mapping[str, Any], name: str) -> float:
@@ -165,10 +157,10 @@ def _score_of(numbers: Mapping[str, Any]) -> Score:
     """Return the metric of a run; earlier versions stored its name alone."""
     name, stored = numbers["metric"], numbers.get("score")
     if isinstance(stored, Mapping):
-        is_share, unit = stored.get("scale") != 1, stored.get("unit")
+        unit = stored.get("unit")
         return Score(
             name,
-            scale=100 if is_share else 1,
+            scale=stored.get("scale", 100),
             unit=unit if isinstance(unit, str) else "",
             higher_is_better=stored.get("higher_is_better") is not False,
         )
@@ -179,57 +171,7 @@ def _score_of(numbers: Mapping[str, Any]) -> Score:
     return Score(name)
 
 
-def _problem(runs: Sequence[_Run]) -> str | None:
-    """Return the reason for which runs cannot be compared; None if they can."""
-    tasks = [str(run.settings["task"].get("_target_")) for run in runs]
-    metrics = [run.numbers["metric"] for run in runs]
-    for name, values in (("tasks", tasks), ("metrics", metrics)):
-        if len(set(values)) > 1:
-            return f"the runs have different {name}: {_first_of_each(runs, values)}."
-    tables = [_evaluated(run) for run in runs]
-    for name in sorted(set().union(*tables)):
-        values = [f"{name}={table.get(name)}" for table in tables]
-        if len(set(values)) > 1:
-            return f"the runs have different data, so that their scores cannot tell: {_first_of_each(runs, values)}."
-    return None
-
-
-def _first_of_each(runs: Sequence[_Run], values: Sequence[object]) -> str:
-    """Return the different values of some runs, each with the folder of the first run that has it."""
-    folders: dict[str, str] = {}
-    for run, value in zip(runs, values, strict=True):
-        folders.setdefault(str(value), run.folder)
-    return ", ".join(f"{value} ({folder})" for value, folder in folders.items())
-
-
-def _evaluated(run: _Run) -> dict[str, Any]:
-    """Return the settings that determine the examples of an evaluation; the seed is compared over all runs.
-
-    Files are compared by their examples and labels, not by their places. Texts are stored as tokens, which differ
-    between models.
-    """
-    found = {name: value for name, value in leaves({"data": run.settings["data"]}) if not name.endswith(".seed")}
-    found = {name: value for name, value in found.items() if not is_free(name)}
-    for split, digests in _data_of(run).items():
-        found[f"{split} examples"] = digests.get(NUM_ROWS)
-        found[f"{split} labels"] = digests.get("labels")
-    places = {name: Path(str(value)).name for name, value in found.items() if name in _PLACES and value is not None}
-    found |= places
-    limits = dict(leaves({"trainer": run.settings["trainer"]}))
-    found |= {name: limits.get(name) for name in _LIMITS}
-    return {name: value for name, value in found.items() if not name.startswith(_SAME_EXAMPLES)}
-
-
-def _data_of(run: _Run) -> Mapping[str, Any]:
-    """Return the digests of the validation and test data of a run; none if they are not recorded."""
-    try:
-        inputs = read_inputs(Path(run.folder)) or {}
-    except InputError:
-        return {}
-    return {split: found for split, found in inputs.get("data", {}).items() if split in ("validation", "test")}
-
-
-def _common_latency(runs: Sequence[_Run]) -> float | None:
+def _common_latency(runs: Sequence[FinishedRun]) -> float | None:
     """Return the latency to which speed-ups refer where the dense models differ; None if they are alike."""
     if len({str(run.numbers.get("num_parameters_before")) for run in runs}) == 1:
         return None
@@ -237,7 +179,7 @@ def _common_latency(runs: Sequence[_Run]) -> float | None:
     return _positive(dense[0].numbers, "latency_ms_before")
 
 
-def _axis_and_notes(runs: Sequence[_Run]) -> tuple[str, list[str]]:
+def _axis_and_notes(runs: Sequence[FinishedRun]) -> tuple[str, list[str]]:
     notes = []
     measured = [run for run in runs if not math.isnan(_positive(run.numbers, "speedup"))]
     places = {(str(run.numbers.get("machine")), str(run.numbers.get("threads"))) for run in measured}
@@ -252,7 +194,7 @@ def _axis_and_notes(runs: Sequence[_Run]) -> tuple[str, list[str]]:
     return axis, [*notes, *_notes_on_seeds(runs), *(_timed(runs) if axis == "speedup" else [])]
 
 
-def _timed(runs: Sequence[_Run]) -> list[str]:
+def _timed(runs: Sequence[FinishedRun]) -> list[str]:
     """Return a sentence for each kind of speed-up with the batches that it was measured with."""
     lines = []
     for end, title in (("", "Speed-ups"), ("_short", "Those of a short text")):
@@ -262,11 +204,11 @@ def _timed(runs: Sequence[_Run]) -> list[str]:
     return lines
 
 
-def _notes_on_seeds(runs: Sequence[_Run]) -> list[str]:
+def _notes_on_seeds(runs: Sequence[FinishedRun]) -> list[str]:
     """Return sentences on seeds that differ between budgets, that occur more than once, and that are no seeds."""
     groups: dict[str, dict[int | None, list[str]]] = {}
     for run in runs:
-        groups.setdefault(of_group(run.settings), {}).setdefault(_seed(run), []).append(run.folder)
+        groups.setdefault(of_group(run.settings), {}).setdefault(seed_of(run), []).append(run.folder)
     notes = []
     if len({frozenset(seeds) for seeds in groups.values()}) > 1:
         notes.append("Not all budgets have the same seeds: some differences may be those of seeds.")
@@ -276,5 +218,5 @@ def _notes_on_seeds(runs: Sequence[_Run]) -> list[str]:
         "one seed."
         for folders in repeated
     ]
-    odd = [run for run in runs if _seed(run) is None]
+    odd = [run for run in runs if seed_of(run) is None]
     return notes + [f"{run.folder} has seed={run.settings['seed']}, which is no whole number." for run in odd]

@@ -1,0 +1,104 @@
+"""Whether runs can be compared: by their tasks, metrics and data."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gating.errors import InputError
+from gating.run.folder.inputs import read_inputs
+from gating.run.folder.resume import is_free
+from gating.run.folder.stored_settings import leaves
+from gating.storage.identity import NUM_ROWS
+from gating.storage.tables import finite_number
+from gating.tasks.metrics.tokens import PERPLEXITY
+
+__all__ = ["FinishedRun", "find_problem", "seed_of"]
+
+# Settings of data and trainer that change neither the examples that are evaluated nor their labels; where they do, as
+# under a limit of batches or in blocks of a text, the numbers of examples differ.
+_SAME_EXAMPLES = ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.max_length", "data.stride")
+_PLACES = ("data.train", "data.validation", "data.test", "data.path")
+_LIMITS = ("trainer.limit_val_batches", "trainer.limit_test_batches")
+
+
+class FinishedRun(NamedTuple):
+    """A finished run: its folder, its settings and its numbers."""
+
+    folder: str
+    settings: Mapping[str, Any]
+    numbers: Mapping[str, Any]
+
+
+def find_problem(runs: Sequence[FinishedRun]) -> str | None:
+    """Return the reason for which runs cannot be compared; None if they can."""
+    tasks = [str(run.settings["task"].get("_target_")) for run in runs]
+    metrics = [run.numbers["metric"] for run in runs]
+    for name, values in (("tasks", tasks), ("metrics", metrics)):
+        if len(set(values)) > 1:
+            return f"the runs have different {name}: {_first_of_each(runs, values)}."
+    tables = [_evaluated(run) for run in runs]
+    for name in sorted(set().union(*tables)):
+        values = [f"{name}={table.get(name)}" for table in tables]
+        if len(set(values)) > 1:
+            return f"the runs have different data, so that their scores cannot tell: {_first_of_each(runs, values)}."
+    return _differing_count(runs)
+
+
+def _differing_count(runs: Sequence[FinishedRun]) -> str | None:
+    """Return a number of examples or targets in which runs of one seed differ, as a reason not to compare them.
+
+    A limit of batches is one of examples, which their size changes. Other seeds may draw texts of other lengths.
+    """
+    names = [f"num_examples/{split}" for split in ("val", "test")]
+    if runs[0].numbers["metric"] == PERPLEXITY.name:
+        # A mean over tokens, of which other tokenizers make more or fewer of the same text.
+        names += [f"num_targets/{split}" for split in ("val", "test")]
+    for name in names:
+        for seed in {seed_of(run): None for run in runs}:
+            known = [run for run in runs if seed_of(run) == seed and finite_number(run.numbers.get(name)) is not None]
+            values = [f"{name}={run.numbers[name]}" for run in known]
+            if len(set(values)) > 1:
+                shown = _first_of_each(known, values)
+                return f"the runs were evaluated on different data, so that their scores cannot tell: {shown}."
+    return None
+
+
+def _first_of_each(runs: Sequence[FinishedRun], values: Sequence[object]) -> str:
+    """Return the different values of some runs, each with the folder of the first run that has it."""
+    folders: dict[str, str] = {}
+    for run, value in zip(runs, values, strict=True):
+        folders.setdefault(str(value), run.folder)
+    return ", ".join(f"{value} ({folder})" for value, folder in folders.items())
+
+
+def _evaluated(run: FinishedRun) -> dict[str, Any]:
+    """Return the settings that determine the examples of an evaluation; the seed is compared over all runs.
+
+    Files are compared by their examples and labels, not by their places. Texts are stored as tokens, which differ
+    between models.
+    """
+    found = {name: value for name, value in leaves({"data": run.settings["data"]}) if not name.endswith(".seed")}
+    found = {name: value for name, value in found.items() if not is_free(name)}
+    for split, digests in _data_of(run).items():
+        found[f"{split} examples"] = digests.get(NUM_ROWS)
+        found[f"{split} labels"] = digests.get("labels")
+    places = {name: Path(str(value)).name for name, value in found.items() if name in _PLACES and value is not None}
+    found |= places
+    limits = dict(leaves({"trainer": run.settings["trainer"]}))
+    found |= {name: limits.get(name) for name in _LIMITS}
+    return {name: value for name, value in found.items() if not name.startswith(_SAME_EXAMPLES)}
+
+
+def _data_of(run: FinishedRun) -> Mapping[str, Any]:
+    """Return the digests of the validation and test data of a run; none if they are not recorded."""
+    try:
+        inputs = read_inputs(Path(run.folder)) or {}
+    except InputError:
+        return {}
+    return {split: found for split, found in inputs.get("data", {}).items() if split in ("validation", "test")}
+
+
+def seed_of(run: FinishedRun) -> int | None:
+    """Return the seed of a run; None if it is no whole number."""
+    seed = run.settings.get("seed", 0)
+    return seed if type(seed) is int else None
