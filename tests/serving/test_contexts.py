@@ -59,6 +59,15 @@ def test_prompts_go_past_a_window_before_and_while_writing(window):
         assert any(length < window <= length + count for length in lengths)
 
 
+@pytest.mark.parametrize("format", ["gguf", "openvino", "onnx-genai"])
+def test_decoders_with_several_ends_of_texts_are_exported(format, tmp_path):
+    for package in {"gguf": ["gguf", "xllamacpp"], "onnx-genai": ["onnxruntime_genai"]}.get(format, [format]):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    model = make_decoder("Llama", num_hidden_layers=1, eos_token_id=[2, 7], steps=0)
+    report = gating.export_compact(model, tmp_path / "exported", format=format, dtype="f32")
+    assert "are the model's own" in " ".join(report.sentences)
+
+
 def test_batches_go_past_a_local_window():
     config = ModernBertConfig(
         **{"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},

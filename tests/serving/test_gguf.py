@@ -271,7 +271,11 @@ def test_yarn_with_settings_that_a_file_has_no_place_for_is_refused():
 
 
 def test_texts_end_where_the_model_ends_them(llama, tmp_path):
-    fields = gguf.GGUFReader(export.export_gguf(llama, tmp_path / "model.gguf").path).fields
-    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    llama.generation_config.eos_token_id = [7, 2, 1000]
+    for name, tokenizer, ends in (("none", None, (7, 2)), ("own", make_tokenizer(), (2, 7))):
+        file = export.export_gguf(llama, tmp_path / name, tokenizer=tokenizer).path
+        fields = gguf.GGUFReader(file).fields
+        assert tuple(fields[f"tokenizer.ggml.{kind}_token_id"].contents() for kind in ("eos", "eot")) == ends
+        assert "tokenizer.ggml.eom_token_id" not in fields
     with pytest.raises(ValueError, match="is for a tokenizer that is converted, but there is none"):
         export.export_gguf(llama, tmp_path / "other.gguf", pre_tokenizer="gpt-2")
