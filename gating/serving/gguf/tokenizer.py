@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 import gguf
-from gating.errors import InputError, RemedyError
+from gating.errors import InputError, RemedyError, loading
 from gating.storage.tables import read_table
 
 __all__ = ["add_ends_of_model", "add_placeholders", "add_tokenizer", "copy_tokenizer", "tokens_never_written"]
@@ -78,7 +78,7 @@ def add_tokenizer(
     writer.add_token_types(types)
     # llama.cpp insists on one; that of two single bytes makes no token.
     writer.add_token_merges([_merge(pair) for pair in model["merges"]] or [_NO_MERGE])
-    return _add_special_tokens(writer, folder, table, tokens)
+    return _add_special_tokens(writer, folder, tokens)
 
 
 def copy_tokenizer(writer: gguf.GGUFWriter, source: Path, *, vocab_size: int) -> None:
@@ -163,7 +163,7 @@ def tokens_never_written(file: Path) -> list[int]:
 
 
 def _pre_tokenizer_name(table: dict[str, Any], folder: Path) -> str:
-    parts = list(_leaves(table.get("pre_tokenizer"), "pretokenizers"))
+    parts = list(_leaves(table.get("pre_tokenizer")))
     kinds = [part["type"] for part in parts]
     regexes = [part["pattern"].get("Regex") for part in parts if part["type"] == "Split"]
     if kinds == ["Split", "ByteLevel"] and regexes[0] in _PRE_TOKENIZERS:
@@ -187,7 +187,7 @@ def _refusal(problem: str, *, python: str = "", command: str = "") -> RemedyErro
     )
 
 
-def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, table: dict[str, Any], tokens: list[str]) -> dict[str, int]:
+def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, tokens: list[str]) -> dict[str, int]:
     """Add the numbers of special tokens and the rules for them; return those that there are, by their kinds."""
     settings, numbers = read_table(folder / "tokenizer_config.json"), {text: i for i, text in enumerate(tokens)}
     found: dict[str, int] = {}
@@ -195,12 +195,21 @@ def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, table: dict[str, 
         token = settings.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
         if token in numbers:
-            getattr(writer, f"add_{name}_token_id")(numbers[token])
             found[name] = numbers[token]
-    parts = list(_leaves(table.get("post_processor"), "processors"))
-    templates = [part["single"] for part in parts if part["type"] == "TemplateProcessing"]
-    writer.add_add_bos_token(any("SpecialToken" in template[0] for template in templates))
-    writer.add_add_eos_token(any("SpecialToken" in template[-1] for template in templates))
+    before, after = _added_tokens(folder)
+    if len(before) > 1 or after not in ([], [found.get("eos")]):
+        added = ", ".join([*(f"{tokens[i]} before" for i in before), *(f"{tokens[i]} after" for i in after)])
+        raise _refusal(
+            f"The tokenizer in {folder} adds special tokens to a text ({added}), but llama.cpp only one before it and "
+            "its EOS token after it."
+        )
+    if before:
+        # The token before texts is llama.cpp's BOS, whatever the tokenizer calls it.
+        found["bos"] = before[0]
+    for name, number in found.items():
+        getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(bool(before))
+    writer.add_add_eos_token(bool(after))
     file = folder / "chat_template.jinja"
     template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
     if isinstance(template, str):
@@ -208,17 +217,26 @@ def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, table: dict[str, 
     return found
 
 
+def _added_tokens(folder: Path) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer in a folder adds before and after a text."""
+    with loading(str(folder), remedy="Export the model again."):
+        reader = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    text, whole = reader("a", add_special_tokens=False)["input_ids"], reader("a")["input_ids"]
+    start = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), 0)
+    return whole[:start], whole[start + len(text) :]
+
+
 def _merge(pair: str | list[str]) -> str:
     """Return a merge as llama.cpp writes it, with one space; those within tokens are written as bytes."""
     return pair if isinstance(pair, str) else " ".join(pair)
 
 
-def _leaves(part: dict[str, Any] | None, children: str) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a pre-tokenizer or post-processor, those of sequences one by one."""
+def _leaves(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a pre-tokenizer, those of sequences one by one."""
     if part is None:
         return
-    if children in part:
-        for child in part[children]:
-            yield from _leaves(child, children)
+    if "pretokenizers" in part:
+        for child in part["pretokenizers"]:
+            yield from _leaves(child)
     else:
         yield part
