@@ -137,3 +137,8 @@ def test_a_prompt_without_a_token_is_refused_at_once(tokenizer, model):
         CausalLM(prompts=["abc", ""]).prepare(
             Examples(DatasetDict(train=TABLE, validation=TABLE)), tokenizer, model, max_length=8
         )
+
+
+def test_blocks_of_one_token_are_refused(tokenizer, model):
+    with pytest.raises(ValueError, match=r"data\.max_length=1 leaves no room for a text: language models predict"):
+        prepare(tokenizer, model, max_length=1)
