@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from gating.compact.manifest import check_manifest, has_manifest
 from gating.errors import InputError, loading
@@ -83,9 +84,16 @@ class Pretrained:
         Raises:
             FileNotFoundError: The folder or package does not exist.
             ConnectionError: The hub cannot be reached.
-            ValueError: A value does not exist or has the wrong type.
+            ValueError: A value does not exist or has the wrong type, or an adapter lies beside the weights.
         """
         name = locate(self.name, revision=self.revision)
+        # transformers would add its layers to the model, also those of an adapter of another one.
+        if find_adapter_config_file(name, revision=self.revision) is not None:
+            raise InputError(
+                f"model.name={self.name} holds an adapter (adapter_config.json), which is not searched: merge it first "
+                "(PEFT: peft_model.merge_and_unload().save_pretrained(FOLDER)) and name that folder, or name a model "
+                "without one."
+            )
         with loading(f"The configuration of model.name={self.name}", remedy=_REMEDY):
             stored = AutoConfig.from_pretrained(name, revision=self.revision)
             check_names(stored, self.config)

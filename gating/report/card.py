@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 from transformers import PreTrainedModel
 
+from gating.discovery.probe import make_probe
 from gating.pruning.compact_model import build_original
 from gating.pruning.measure import cache_bytes_per_token
 from gating.report.metadata import EvaluatedData, card_metadata
@@ -69,8 +70,18 @@ class CompactReport:
 # Auto classes whose models have another one, of a clearer name; BART is among the masked language models, too.
 _VAGUE = ("AutoModelForMaskedLM", "AutoModelForTextEncoding", "AutoModelForPreTraining")
 
-# Files of a tokenizer or an image processor beside the card.
-_PROCESSOR_FILES = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+# Auto classes of texts with an example in the card. Those of the second kind make the tokens of a decoder themselves.
+_OF_TEXTS = (
+    *("", "ForCausalLM", "ForMaskedLM", "ForNextSentencePrediction", "ForPreTraining", "ForTextEncoding"),
+    "ForTokenClassification",
+)
+_WITH_DECODERS = ("ForSeq2SeqLM", "ForSequenceClassification", "ForQuestionAnswering")
+# Files of an image processor beside the card.
+_IMAGE_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+# Modes of pictures by their number of channels.
+_MODES = {1: "L", 3: "RGB"}
+# Number of tokens that the texts of all examples fit in, also as single bytes.
+_LENGTH = 60
 
 
 def write_card(
@@ -116,27 +127,44 @@ def write_card(
             parts.append(_table(heading, [list(row) for row in report.metrics]))
         parts += [f"{note}\n" for note in report.notes]
     place = repo_id or "."
-    has_processor = any((path.parent / name).is_file() for name in _PROCESSOR_FILES)
-    usage = _usage(model, place=place, units=units, stock=stock, has_processor=has_processor)
+    usage = _usage(model, path.parent, place=place, units=units, stock=stock)
     parts += [*_heads_section(model), *_neurons_section(model), usage]
     ModelCard("\n".join(parts)).save(path)
 
 
-def _usage(model: PreTrainedModel, *, place: str, units: str, stock: bool, has_processor: bool) -> str:
+def _usage(model: PreTrainedModel, folder: Path, *, place: str, units: str, stock: bool) -> str:
     """Return the section about loading the model and predicting with it."""
     loader = PackageLoader("gating", "report")
     # A card is Markdown, in which nothing is escaped.
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True)
+    config, task = model.config, _auto_suffix(model)
+    problem = getattr(config, "problem_type", None)
     return environment.get_template("usage.md.j2").render(
-        task=_auto_suffix(model),
-        processor=has_processor,
+        task=task,
+        example=_example(model, folder, task),
         place=place,
         trust="" if stock else ", trust_remote_code=True",
         stock=stock,
         units=units,
-        num_labels=getattr(model.config, "num_labels", 0),
-        mode="L" if getattr(model.config, "num_channels", 3) == 1 else "RGB",
+        problem="regression" if getattr(config, "num_labels", 0) == 1 and problem is None else problem,
+        mode=_MODES.get(getattr(config, "num_channels", 3)),
     )
+
+
+def _example(model: PreTrainedModel, folder: Path, task: str) -> str | None:
+    """Return the input of the example, ``image`` or ``text``; None where loading alone is shown."""
+    if task == "ForImageClassification":
+        has_processor = any((folder / name).is_file() for name in _IMAGE_PROCESSOR_FILES)
+        return "image" if has_processor and getattr(model.config, "num_channels", 3) in _MODES else None
+    takes = {"input_ids", *(["decoder_input_ids"] if task in _WITH_DECODERS else [])}
+    if task not in (*_OF_TEXTS, *_WITH_DECODERS) or not (folder / "tokenizer_config.json").is_file():
+        return None
+    try:
+        probe = make_probe(model, length=_LENGTH)
+    except ValueError:
+        return None
+    # Probes are shorter for models with fewer positions.
+    return "text" if probe.keys() <= takes and probe["input_ids"].shape[1] == _LENGTH else None
 
 
 def heads_per_layer(model: nn.Module) -> list[KeptHeads]:

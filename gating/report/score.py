@@ -61,7 +61,7 @@ class Score:
             num_targets: Number of labels that were compared with predictions.
         """
         if not math.isfinite(self.scale * value):
-            return f"{NOT_FINITE}, as a correlation is with equal labels or equal predictions"
+            return f"{NOT_FINITE}, as correlations, AUROC and F1 may be with equal labels or equal predictions"
         if math.isnan(baseline):
             return None
         chance = self.chance(value, baseline, num_targets=num_targets)

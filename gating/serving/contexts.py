@@ -12,7 +12,9 @@ _NAMES = frozenset(
     {
         *("sliding_window", "sliding_window_size", "window_size", "local_attention", "attention_window"),
         *("attention_chunk_size", "local_attn_chunk_length", "local_radius", "attention_window_size"),
-        "floor_scale",
+        # Of blocks of local attention and of recurrent layers, and of the tokens that sparse attention selects.
+        *("lsh_attn_chunk_length", "local_attention_window_len", "block_size", "global_block_size", "chunk_size"),
+        *("mamba_chunk_size", "keep_window_size", "index_topk", "floor_scale"),
     }
 )
 _SHORT = 2048

@@ -10,11 +10,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.compact.save import Processor
 from gating.data.batches import Batch
+from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.report.score import Score
 from gating.tasks.metrics.baselines import Baseline
 
-__all__ = ["Prepared", "Sample", "Task", "WritesText"]
+__all__ = ["Prepared", "Sample", "Task", "WritesText", "check_block_length"]
 
 # A text that a model generated: ``prompt`` or ``source``, ``written``, and ``right`` if there is a reference.
 Sample = dict[str, str]
@@ -123,3 +124,12 @@ class WritesText(Protocol):
             processor: Its tokenizer.
             splits: The prepared splits, for prompts.
         """
+
+
+def check_block_length(max_length: int) -> None:
+    """Raise ``InputError`` for blocks of a single token, whose loss has no target or nothing to predict it from."""
+    if max_length == 1:
+        raise InputError(
+            f"data.max_length={max_length} leaves no room for a text: language models predict a token from others. Give "
+            "at least 2, such as 128."
+        )

@@ -18,7 +18,7 @@ from gating.data.text.tokens import truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
-from gating.tasks.base import Prepared, Sample
+from gating.tasks.base import Prepared, Sample, check_block_length
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.tokens import (
     build_token_metrics,
@@ -95,13 +95,12 @@ class CausalLM:
             text_column: Column of the texts.
 
         Raises:
-            ValueError: A prompt has no token, a block has one alone, or the texts cannot be used.
+            ValueError: A prompt has no token, there is no room for a text, or the texts cannot be used.
         """
-        if max_length == 1:
-            raise InputError("data.max_length=1: a single token predicts no other; give at least 2, such as 128.")
         for prompt in self._prompts or ():
             if not processor(prompt)["input_ids"]:
                 raise InputError(f"task.prompts has {prompt!r}, which has no tokens: give a text, or leave it out.")
+        check_block_length(max_length)
         blocks = read_blocks(
             examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=True
         )

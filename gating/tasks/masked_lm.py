@@ -22,7 +22,7 @@ from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
-from gating.tasks.base import Prepared
+from gating.tasks.base import Prepared, check_block_length
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.tokens import (
     build_token_metrics,
@@ -93,7 +93,11 @@ class MaskedLM:
             blueprint: The model without weights.
             max_length: Number of tokens in a block.
             text_column: Column of the texts.
+
+        Raises:
+            ValueError: There is no room for a text, or the texts cannot be used.
         """
+        check_block_length(max_length)
         blocks = read_blocks(
             examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=False
         )

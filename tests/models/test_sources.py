@@ -111,6 +111,13 @@ def test_a_size_that_does_not_fit_the_weights_is_refused(folder):
         source.load(AutoModelForSequenceClassification)
 
 
+def test_a_folder_with_an_adapter_is_refused_before_it_is_loaded(tmp_path):
+    folder = make_model_folder(tmp_path / "model")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds an adapter \(adapter_config\.json\).*: merge it first"):
+        make_blueprint(Pretrained(str(folder)), AutoModelForSequenceClassification)
+
+
 def test_an_unknown_configuration_value_is_refused(folder):
     with pytest.raises(ValueError, match=r"model\.config\.n_layer is not a value of a bert"):
         Pretrained(folder, config={"n_layer": 2}).load_config()

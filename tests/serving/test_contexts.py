@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, ModernBertConfig, ModernBertForMaskedLM, Qwen2Config
+from transformers import (
+    DeepseekV32Config,
+    DogeConfig,
+    DogeForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    Qwen2Config,
+)
 
 import gating
 from gating.serving import greedy
@@ -36,6 +45,7 @@ def test_windows_and_first_contexts_are_boundaries():
     assert boundaries(LlamaConfig(rope_parameters=rope, max_position_embeddings=192)) == [48]
     assert boundaries(Qwen2Config(sliding_window=16, use_sliding_window=False)) == []
     assert boundaries(Qwen2Config(sliding_window=16, use_sliding_window=True, max_window_layers=2)) == [16]
+    assert boundaries(DeepseekV32Config(index_topk=99)) == [99]
 
 
 def test_only_changing_frequencies_and_lengths_beyond_checks_shorten_the_context():
@@ -59,12 +69,25 @@ def test_prompts_go_past_a_window_before_and_while_writing(window):
         assert any(length < window <= length + count for length in lengths)
 
 
-def test_batches_go_past_a_local_window():
-    config = ModernBertConfig(
+@pytest.mark.parametrize("format", ["gguf", "openvino", "onnx-genai"])
+def test_decoders_with_several_ends_of_texts_are_exported(format, tmp_path):
+    for package in {"gguf": ["gguf", "xllamacpp"], "onnx-genai": ["onnxruntime_genai"]}.get(format, [format]):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    model = make_decoder("Llama", num_hidden_layers=1, eos_token_id=[2, 7], steps=0)
+    report = gating.export_compact(model, tmp_path / "exported", format=format, dtype="f32")
+    assert "are the model's own" in " ".join(report.sentences)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "model_class", "window"),
+    [(ModernBertConfig, ModernBertForMaskedLM, "local_attention"), (DogeConfig, DogeForCausalLM, "keep_window_size")],
+)
+def test_batches_go_past_a_window(config_class, model_class, window):
+    config = config_class(
         **{"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-        **{"intermediate_size": 16, "max_position_embeddings": 1200, "local_attention": 1100, "pad_token_id": 0},
+        **{"intermediate_size": 16, "max_position_embeddings": 1200, window: 1100, "pad_token_id": 0},
     )
-    model = ModernBertForMaskedLM(config).eval()
+    model = model_class(config).eval()
     axes = {"input_ids": ("batch", "length")}
     assert 1107 in {batch.inputs["input_ids"].shape[1] for batch in batches_to_check(model, ["input_ids"], axes)}
 

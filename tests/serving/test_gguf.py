@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import gating
@@ -118,6 +119,39 @@ def test_unknown_tokenizers_are_refused_or_taken_from_the_file_of_the_dense_mode
         assert first[key].contents() == second[key].contents(), key
 
 
+def with_template(template, **settings):
+    made = make_tokenizer()
+    special = [(token, number) for number, token in enumerate(("<pad>", "<s>", "</s>")) if token in template]
+    made.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    for name, value in settings.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("template", "settings"),
+    [("$A", {}), ("<pad> $A", {}), ("<pad> $A", {"bos_token": None}), ("$A </s>", {}), ("<s> $A </s>", {})],
+)
+def test_special_tokens_around_texts_are_those_of_the_tokenizer(template, settings, llama, tmp_path):
+    made = with_template(template, **settings)
+    file = export.export_gguf(llama, tmp_path / "model.gguf", tokenizer=made).path
+    answer = run_llama_cpp(file, [], count=1, context=64, texts=["the cat"])
+    assert answer.read_with_special == [made("the cat")["input_ids"]]
+
+
+def test_special_tokens_without_a_place_in_a_file_are_refused(llama, tmp_path):
+    dense = export.export_gguf(llama, tmp_path / "dense.gguf", tokenizer=make_tokenizer()).path
+    for template in ("<s> <pad> $A", "<s> $A <pad>", "$A </s> </s>"):
+        made, path = with_template(template), tmp_path / "model.gguf"
+        with pytest.raises(
+            ValueError, match=r"adds special tokens to a text \(<.*but llama\.cpp only one .* Pass tokenizer_from"
+        ):
+            export.export_gguf(llama, path, tokenizer=made)
+        assert not path.exists()
+    report = export.export_gguf(llama, path, tokenizer=made, tokenizer_from=dense)
+    assert "That file adds other special tokens to a text" in " ".join(report.sentences)
+
+
 def test_tokenizers_of_other_models_are_refused(llama, tmp_path):
     small = make_decoder("Llama", vocab_size=100)
     dense = export.export_gguf(small, tmp_path / "dense.gguf").path
@@ -180,7 +214,7 @@ def test_files_are_replaced_whole_or_not_at_all(llama, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="exists already"):
         export.export_gguf(llama, path)
     monkeypatch.setattr(export, "make_prompts", lambda model, **_: ([[5]], 3))
-    monkeypatch.setattr(export, "run_llama_cpp", lambda *_, **__: Answer([[0, 0, 0]], []))
+    monkeypatch.setattr(export, "run_llama_cpp", lambda *_, **__: Answer([[0, 0, 0]], [], []))
     with pytest.raises(RuntimeError, match=r"writes other tokens than the model: only . of 3 .* Nothing was written"):
         export.export_gguf(llama, path, overwrite=True)
     assert path.read_bytes() == before
@@ -271,7 +305,11 @@ def test_yarn_with_settings_that_a_file_has_no_place_for_is_refused():
 
 
 def test_texts_end_where_the_model_ends_them(llama, tmp_path):
-    fields = gguf.GGUFReader(export.export_gguf(llama, tmp_path / "model.gguf").path).fields
-    assert fields["tokenizer.ggml.eos_token_id"].contents() == 2
+    llama.generation_config.eos_token_id = [7, 2, 1000]
+    for name, made, ends in (("none", None, (7, 2)), ("own", make_tokenizer(), (2, 7))):
+        file = export.export_gguf(llama, tmp_path / name, tokenizer=made).path
+        fields = gguf.GGUFReader(file).fields
+        assert tuple(fields[f"tokenizer.ggml.{kind}_token_id"].contents() for kind in ("eos", "eot")) == ends
+        assert "tokenizer.ggml.eom_token_id" not in fields
     with pytest.raises(ValueError, match="is for a tokenizer that is converted, but there is none"):
         export.export_gguf(llama, tmp_path / "other.gguf", pre_tokenizer="gpt-2")

@@ -62,11 +62,6 @@ def test_labels_are_the_tokens_except_the_first_and_padding(tokenizer, model, pa
     assert num_targets(batch) == 12
 
 
-def test_blocks_of_one_token_are_refused(tokenizer, model):
-    with pytest.raises(ValueError, match=r"data\.max_length=1: a single token predicts no other; give at least 2"):
-        prepare(tokenizer, model, max_length=1)
-
-
 @pytest.mark.parametrize("max_length", [3, 5, 128])
 def test_perplexity_does_not_depend_on_batches(tokenizer, model, max_length):
     prepared = prepare(tokenizer, model, max_length=max_length)
@@ -142,3 +137,8 @@ def test_a_prompt_without_a_token_is_refused_at_once(tokenizer, model):
         CausalLM(prompts=["abc", ""]).prepare(
             Examples(DatasetDict(train=TABLE, validation=TABLE)), tokenizer, model, max_length=8
         )
+
+
+def test_blocks_of_one_token_are_refused(tokenizer, model):
+    with pytest.raises(ValueError, match=r"data\.max_length=1 leaves no room for a text: language models predict"):
+        prepare(tokenizer, model, max_length=1)

@@ -93,3 +93,8 @@ def test_a_tokenizer_without_mask_token_is_refused(tokenizer, tmp_path):
     task = MaskedLM()
     with pytest.raises(ValueError, match=r"no mask token.*task=causal_lm"):
         task.load_processor(source, make_blueprint(source, task.auto_class), DatasetDict(train=TABLE))
+
+
+def test_blocks_of_one_token_are_refused(tokenizer, model):
+    with pytest.raises(ValueError, match=r"data\.max_length=1 leaves no room for a text: language models predict"):
+        prepare(tokenizer, model, max_length=1)

@@ -32,6 +32,18 @@ def test_precision_is_kept_if_predictions_hardly_differ():
     assert float(metrics.compute()["pearson"]) == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.filterwarnings("error")
+def test_correlations_of_equal_numbers_are_not_finite():
+    numbers, same = torch.arange(4.0), torch.ones(4)
+    metrics, _ = number_metrics(["pearson", "spearman", "r2"])
+    metrics.update(numbers, same)
+    assert all(value.isnan() for value in metrics.compute().values())
+    metrics.reset()
+    metrics.update(same, numbers)
+    found = metrics.compute()
+    assert [name for name, value in found.items() if value.isfinite()] == ["r2"]
+
+
 def test_metric_of_classes_is_refused():
     with pytest.raises(ValueError, match="'accuracy'"):
         number_metrics(["accuracy"])

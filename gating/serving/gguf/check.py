@@ -22,10 +22,12 @@ class Answer(NamedTuple):
     Attributes:
         written: Tokens that it wrote after each prompt, without those that end a text.
         read: Tokens of each text.
+        read_with_special: The same with the special tokens that it adds before and after a text.
     """
 
     written: list[list[int]]
     read: list[list[int]]
+    read_with_special: list[list[int]]
 
 
 def run_llama_cpp(
@@ -40,7 +42,7 @@ def run_llama_cpp(
         prompts: Tokens of each prompt.
         count: Number of tokens to write after each.
         context: Number of tokens of the context.
-        texts: Texts to tokenize, without special tokens at their ends.
+        texts: Texts to tokenize.
 
     Raises:
         RuntimeError: llama.cpp does not load the file, or fails.

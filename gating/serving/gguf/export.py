@@ -14,7 +14,7 @@ from gating.compact.save import Processor
 from gating.errors import FolderExistsError, InputError, OperationError
 from gating.serving.formats import ServingReport
 from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture
-from gating.serving.gguf.check import RUNTIME, run_llama_cpp
+from gating.serving.gguf.check import RUNTIME, Answer, run_llama_cpp
 from gating.serving.gguf.ownership import is_sealed
 from gating.serving.gguf.tokenizer import tokens_never_written
 from gating.serving.gguf.writing import TokenizerSource, write_gguf
@@ -34,6 +34,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 # Of the check, in tokens: room for the texts, also.
 _LEAST_CONTEXT = 2048
 _NO_TOKENIZER = "The model has no tokenizer: the file has placeholders, and reads and writes numbers of tokens only"
+_OTHER_SPECIAL = "That file adds other special tokens to a text than the model's tokenizer: write them in the prompt"
 # Texts with words, numbers, spaces and characters of several bytes, to compare tokenizers.
 _TEXTS = (
     "Hello, world! It's 12345 o'clock.",
@@ -97,7 +98,7 @@ def export_gguf(
         write_gguf(filled, architecture, new, dtype=dtype, source=source)
         notes = [] if own is not None or tokenizer_from is not None else [_NO_TOKENIZER]
         notes += [] if tokenizer_from is None else [f"The tokenizer is that of {tokenizer_from}"]
-        checked = [*notes, *_check(model, new, dtype=dtype, tokenizer=own)]
+        checked = [*notes, *_check(model, new, dtype=dtype, tokenizer=own, is_copied=tokenizer_from is not None)]
         megabytes = new.stat().st_size / 1e6
     context, note = context_length(model.config)
     sentences = (
@@ -118,7 +119,9 @@ def _tokenizer_folder(folder: Path | None, tokenizer: Processor | None, scratch:
     return folder if has_files else None
 
 
-def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Path | None) -> list[str]:
+def _check(
+    model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Path | None, is_copied: bool
+) -> list[str]:
     """Compare llama.cpp with a model and its tokenizer, and return the result as sentences.
 
     Raises:
@@ -137,13 +140,20 @@ def _check(model: PreTrainedModel, file: Path, *, dtype: GgufType, tokenizer: Pa
     check = check_tokens(
         model, prompts, answer.written, never_written=ends, tolerance=TOLERANCES[dtype], runtime=RUNTIME
     )
-    for text, tokens in zip(texts, answer.read, strict=True):
-        if reader(text, add_special_tokens=False)["input_ids"] != tokens:
+    return [check.describe(RUNTIME), *_compare_texts(reader, texts, answer, is_copied=is_copied)]
+
+
+def _compare_texts(reader: Any, texts: Sequence[str], answer: Answer, *, is_copied: bool) -> list[str]:
+    """Compare the tokens of texts; return a sentence if a copied tokenizer adds other special tokens to them."""
+    has_others = False
+    for text, tokens, whole in zip(texts, answer.read, answer.read_with_special, strict=True):
+        has_others |= reader(text)["input_ids"] != whole
+        if reader(text, add_special_tokens=False)["input_ids"] != tokens or (has_others and not is_copied):
             raise OperationError(
                 f"llama.cpp reads {text!r} as other tokens than the tokenizer: pass tokenizer_from with a GGUF file of "
                 "the dense model, or another pre_tokenizer. Nothing was written."
             )
-    return [check.describe(RUNTIME)]
+    return [_OTHER_SPECIAL] if has_others else []
 
 
 def _check_target(target: Path, *, overwrite: bool, sources: Sequence[str | os.PathLike[str] | None]) -> None:

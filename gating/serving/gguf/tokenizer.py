@@ -1,14 +1,14 @@
 """Tokenizers in GGUF files: byte-level BPE as llama.cpp knows it by name, or that of another file."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 import gguf
-from gating.errors import InputError, RemedyError
+from gating.errors import InputError, RemedyError, loading
 from gating.storage.tables import read_table
 
 __all__ = ["add_ends_of_model", "add_placeholders", "add_tokenizer", "copy_tokenizer", "tokens_never_written"]
@@ -22,7 +22,8 @@ _TEKKEN = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _PRE_TOKENIZERS = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2", _TEKKEN: "tekken"}
-_ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+# Kinds of tokens that end a text, by the names of llama.cpp: it has a place for one of each.
+_ENDS = ("eos", "eot", "eom")
 # Of byte-level BPE without such an entry.
 _DEFAULT_END = 11
 _NO_MERGE = "! !"
@@ -31,7 +32,7 @@ _WITH = "with a GGUF file of the dense model: removal of heads does not change i
 
 def add_tokenizer(
     writer: gguf.GGUFWriter, folder: Path, *, vocab_size: int, pre_tokenizer: str | None = None
-) -> set[str]:
+) -> dict[str, int]:
     """Add the byte-level BPE of a folder's ``tokenizer.json`` to a file.
 
     Args:
@@ -41,7 +42,7 @@ def add_tokenizer(
         pre_tokenizer: llama.cpp's name of the pre-tokenizer; by default found by its regular expression.
 
     Returns:
-        The kinds of special tokens that the tokenizer has, such as ``eos``.
+        The special tokens that the tokenizer has, by their kinds, such as ``eos``.
 
     Raises:
         ValueError: The tokenizer is of another kind, or has a regular expression that llama.cpp has no name for.
@@ -77,7 +78,7 @@ def add_tokenizer(
     writer.add_token_types(types)
     # llama.cpp insists on one; that of two single bytes makes no token.
     writer.add_token_merges([_merge(pair) for pair in model["merges"]] or [_NO_MERGE])
-    return _add_special_tokens(writer, folder, table, tokens)
+    return _add_special_tokens(writer, folder, tokens)
 
 
 def copy_tokenizer(writer: gguf.GGUFWriter, source: Path, *, vocab_size: int) -> None:
@@ -125,34 +126,44 @@ def add_placeholders(writer: gguf.GGUFWriter, *, vocab_size: int) -> None:
     writer.add_add_bos_token(False)
 
 
-def add_ends_of_model(writer: gguf.GGUFWriter, model: PreTrainedModel, *, known: Collection[str]) -> None:
+def add_ends_of_model(writer: gguf.GGUFWriter, model: PreTrainedModel, *, known: Mapping[str, int]) -> None:
     """Add the special tokens of a model's settings that its tokenizer does not name; llama.cpp has other defaults.
 
     Args:
         writer: Writer of the file.
-        model: The model.
-        known: Kinds of special tokens that the file has already.
+        model: The model; it may end texts with several tokens, as chat models do.
+        known: Special tokens that the file has already, by their kinds.
     """
-    for name in ("bos", "eos", "pad"):
-        for settings in (model.generation_config, model.config):
-            number = getattr(settings, f"{name}_token_id", None)
-            number = number[0] if isinstance(number, list) and number else number
-            if name not in known and isinstance(number, int) and 0 <= number < model.config.vocab_size:
-                getattr(writer, f"add_{name}_token_id")(number)
-                break
+    special = {kind: numbers[0] for kind in ("bos", "pad") if (numbers := _tokens_of(model, kind))}
+    ends = dict.fromkeys([*([known["eos"]] if "eos" in known else []), *_tokens_of(model, "eos")])
+    for kind, number in {**special, **dict(zip(_ENDS, ends, strict=False))}.items():
+        if kind not in known:
+            getattr(writer, f"add_{kind}_token_id")(number)
+
+
+def _tokens_of(model: PreTrainedModel, kind: str) -> list[int]:
+    """Return the special tokens of a kind in the settings of a model, those of generation before the others."""
+    for settings in (model.generation_config, model.config):
+        value = getattr(settings, f"{kind}_token_id", None)
+        numbers = value if isinstance(value, list) else [value]
+        found = [number for number in numbers if isinstance(number, int) and 0 <= number < model.config.vocab_size]
+        if found:
+            return found
+    return []
 
 
 def tokens_never_written(file: Path) -> list[int]:
     """Return the tokens of a GGUF file that llama.cpp may leave out of texts: special ones, such as an end."""
     fields = gguf.GGUFReader(file).fields
-    ends = [fields[key].contents() for key in _ENDS if key in fields] or [_DEFAULT_END]
+    keys = [f"tokenizer.ggml.{kind}_token_id" for kind in _ENDS]
+    ends = [fields[key].contents() for key in keys if key in fields] or [_DEFAULT_END]
     normal = (gguf.TokenType.NORMAL, gguf.TokenType.BYTE)
     types = fields["tokenizer.ggml.token_type"].contents()
     return sorted({*ends, *(number for number, kind in enumerate(types) if kind not in normal)})
 
 
 def _pre_tokenizer_name(table: dict[str, Any], folder: Path) -> str:
-    parts = list(_leaves(table.get("pre_tokenizer"), "pretokenizers"))
+    parts = list(_leaves(table.get("pre_tokenizer")))
     kinds = [part["type"] for part in parts]
     regexes = [part["pattern"].get("Regex") for part in parts if part["type"] == "Split"]
     if kinds == ["Split", "ByteLevel"] and regexes[0] in _PRE_TOKENIZERS:
@@ -176,20 +187,29 @@ def _refusal(problem: str, *, python: str = "", command: str = "") -> RemedyErro
     )
 
 
-def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, table: dict[str, Any], tokens: list[str]) -> set[str]:
-    """Add the numbers of special tokens and the rules for them; return the kinds that there are."""
+def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, tokens: list[str]) -> dict[str, int]:
+    """Add the numbers of special tokens and the rules for them; return those that there are, by their kinds."""
     settings, numbers = read_table(folder / "tokenizer_config.json"), {text: i for i, text in enumerate(tokens)}
-    found = set()
+    found: dict[str, int] = {}
     for name in ("bos", "eos", "pad", "unk"):
         token = settings.get(f"{name}_token")
         token = token.get("content") if isinstance(token, dict) else token
         if token in numbers:
-            getattr(writer, f"add_{name}_token_id")(numbers[token])
-            found.add(name)
-    parts = list(_leaves(table.get("post_processor"), "processors"))
-    templates = [part["single"] for part in parts if part["type"] == "TemplateProcessing"]
-    writer.add_add_bos_token(any("SpecialToken" in template[0] for template in templates))
-    writer.add_add_eos_token(any("SpecialToken" in template[-1] for template in templates))
+            found[name] = numbers[token]
+    before, after = _added_tokens(folder)
+    if len(before) > 1 or after not in ([], [found.get("eos")]):
+        added = ", ".join([*(f"{tokens[i]} before" for i in before), *(f"{tokens[i]} after" for i in after)])
+        raise _refusal(
+            f"The tokenizer in {folder} adds special tokens to a text ({added}), but llama.cpp only one before it and "
+            "its EOS token after it."
+        )
+    if before:
+        # The token before texts is llama.cpp's BOS, whatever the tokenizer calls it.
+        found["bos"] = before[0]
+    for name, number in found.items():
+        getattr(writer, f"add_{name}_token_id")(number)
+    writer.add_add_bos_token(bool(before))
+    writer.add_add_eos_token(bool(after))
     file = folder / "chat_template.jinja"
     template = file.read_text(encoding="utf-8") if file.is_file() else settings.get("chat_template")
     if isinstance(template, str):
@@ -197,17 +217,26 @@ def _add_special_tokens(writer: gguf.GGUFWriter, folder: Path, table: dict[str, 
     return found
 
 
+def _added_tokens(folder: Path) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer in a folder adds before and after a text."""
+    with loading(str(folder), remedy="Export the model again."):
+        reader = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    text, whole = reader("a", add_special_tokens=False)["input_ids"], reader("a")["input_ids"]
+    start = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), 0)
+    return whole[:start], whole[start + len(text) :]
+
+
 def _merge(pair: str | list[str]) -> str:
     """Return a merge as llama.cpp writes it, with one space; those within tokens are written as bytes."""
     return pair if isinstance(pair, str) else " ".join(pair)
 
 
-def _leaves(part: dict[str, Any] | None, children: str) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a pre-tokenizer or post-processor, those of sequences one by one."""
+def _leaves(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a pre-tokenizer, those of sequences one by one."""
     if part is None:
         return
-    if children in part:
-        for child in part[children]:
-            yield from _leaves(child, children)
+    if "pretokenizers" in part:
+        for child in part["pretokenizers"]:
+            yield from _leaves(child)
     else:
         yield part

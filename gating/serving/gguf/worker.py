@@ -41,8 +41,8 @@ def _write(server: Any, prompt: list[int], count: int) -> list[int]:
     return tokens
 
 
-def _read(server: Any, text: str) -> list[int]:
-    tokens: list[int] = _ask(server, "tokenize", content=text, add_special=False)["tokens"]
+def _read(server: Any, text: str, *, add_special: bool) -> list[int]:
+    tokens: list[int] = _ask(server, "tokenize", content=text, add_special=add_special)["tokens"]
     return tokens
 
 
@@ -50,7 +50,8 @@ def _answer(task: dict[str, Any]) -> dict[str, list[list[int]]]:
     server = _load(task)
     return {
         "written": [_write(server, prompt, task["count"]) for prompt in task["prompts"]],
-        "read": [_read(server, text) for text in task["texts"]],
+        "read": [_read(server, text, add_special=False) for text in task["texts"]],
+        "read_with_special": [_read(server, text, add_special=True) for text in task["texts"]],
     }
 
 

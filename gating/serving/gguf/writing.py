@@ -64,7 +64,7 @@ def write_gguf(
             add_ends_of_model(writer, model, known=known)
         else:
             add_placeholders(writer, vocab_size=vocab_size)
-            add_ends_of_model(writer, model, known=())
+            add_ends_of_model(writer, model, known={})
         _write_tensors(writer, lambda: decoder_tensors(model, architecture, sizes_of(model)), _TYPES[dtype][0])
     except OSError as error:
         if error.errno is not None:

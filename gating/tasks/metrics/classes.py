@@ -1,5 +1,6 @@
 """Metrics of classes, and the classes in a model's configuration."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torchmetrics.classification import (
     MulticlassPrecision,
     MulticlassRecall,
 )
+from torchmetrics.utilities import dim_zero_cat
 
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics, Metrics
@@ -21,10 +23,11 @@ __all__ = ["build_class_metrics", "choose_class_metrics", "class_config", "class
 
 
 class _OfSecond:
-    """Mixin for a metric of the second of two classes, the positive one, as in GLUE."""
+    """Mixin for a metric of the second of two classes, the positive one, as in GLUE; NaN on data without it."""
 
-    def compute(self) -> Any:
-        return super().compute()[1]  # type: ignore[misc]
+    def compute(self: Any) -> Any:
+        value = super().compute()[1]  # type: ignore[misc]
+        return torch.where((self.tp + self.fn)[1] > 0, value, torch.nan)
 
 
 class _F1OfSecond(_OfSecond, MulticlassF1Score):
@@ -39,11 +42,39 @@ class _RecallOfSecond(_OfSecond, MulticlassRecall):
     """Recall of the second of two classes."""
 
 
+class _AUROC(MulticlassAUROC):
+    """Mean of the AUROC of each class that is the label of some examples and not of others; NaN without any."""
+
+    def compute(self) -> Any:
+        with warnings.catch_warnings():
+            # torchmetrics warns of other classes, and counts them as 0.
+            warnings.simplefilter("ignore")
+            values = super().compute()
+        labels = dim_zero_cat(self.target)
+        counts = torch.bincount(labels, minlength=len(values))
+        return values[(counts > 0) & (counts < len(labels))].mean()
+
+
+class _Matthews(MulticlassMatthewsCorrCoef):
+    """Matthews' correlation coefficient; NaN with labels of one class, and 0 with equal predictions.
+
+    That of torchmetrics is neither for two classes, but depends on the share of correct predictions.
+    """
+
+    def compute(self) -> Any:
+        counts = self.confmat.cpu().double()
+        labels, predictions, total = counts.sum(1), counts.sum(0), counts.sum()
+        spreads = [total**2 - (numbers**2).sum() for numbers in (labels, predictions)]
+        covariance = counts.trace() * total - labels @ predictions
+        value = covariance / (spreads[0] * spreads[1]).sqrt() if spreads[1] > 0 else covariance
+        return torch.where(spreads[0] > 0, value, torch.nan).float().to(self.device)
+
+
 _METRICS: dict[str, Callable[[int], Metric]] = {
     "accuracy": lambda num_classes: MulticlassAccuracy(num_classes, average="micro"),
     "f1": lambda num_classes: _F1OfSecond(2, average="none") if num_classes == 2 else MulticlassF1Score(num_classes),
-    "matthews": lambda num_classes: MulticlassMatthewsCorrCoef(num_classes),
-    "mcc": lambda num_classes: MulticlassMatthewsCorrCoef(num_classes),
+    "matthews": _Matthews,
+    "mcc": _Matthews,
     "macro_f1": lambda num_classes: MulticlassF1Score(num_classes, average="macro"),
     "weighted_f1": lambda num_classes: MulticlassF1Score(num_classes, average="weighted"),
     "precision": lambda num_classes: (
@@ -55,7 +86,7 @@ _METRICS: dict[str, Callable[[int], Metric]] = {
     "macro_precision": lambda num_classes: MulticlassPrecision(num_classes, average="macro"),
     "macro_recall": lambda num_classes: MulticlassRecall(num_classes, average="macro"),
     "balanced_accuracy": lambda num_classes: MulticlassAccuracy(num_classes, average="macro"),
-    "auroc": lambda num_classes: MulticlassAUROC(num_classes, average="macro"),
+    "auroc": lambda num_classes: _AUROC(num_classes, average="none"),
 }
 
 

@@ -29,6 +29,8 @@ _METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Score]] = {
     "r2": (r2_score, Score("r2", scale=1, unit="")),
 }
 
+_CORRELATIONS = (pearson_corrcoef, spearman_corrcoef)
+
 
 def choose_number_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
     """Return the metrics of numbers that settings choose, checked as far as is possible without data.
@@ -77,8 +79,7 @@ def number_metrics(names: Sequence[str]) -> tuple[MetricCollection, Score]:
 
 def correlations_in(metrics: MetricCollection) -> list[str]:
     """Return the names of those metrics of numbers that are correlations, which constants leave undefined."""
-    functions = (pearson_corrcoef, spearman_corrcoef)
-    return [str(name) for name, metric in metrics.items() if getattr(metric, "function", None) in functions]
+    return [str(name) for name, metric in metrics.items() if getattr(metric, "function", None) in _CORRELATIONS]
 
 
 class _OfAllNumbers(Metric):
@@ -105,5 +106,10 @@ class _OfAllNumbers(Metric):
 
     def compute(self) -> Tensor:
         # On the CPU, because MPS has no double precision.
-        numbers = (dim_zero_cat(state).cpu().double() for state in (self.predictions, self.targets))
-        return self.function(*numbers).float().to(self.device)
+        predictions, targets = (dim_zero_cat(state).cpu().double() for state in (self.predictions, self.targets))
+        is_correlation = self.function in _CORRELATIONS
+        undefined = [targets] * (is_correlation or self.function is r2_score) + [predictions] * is_correlation
+        if any(bool((numbers == numbers[0]).all()) for numbers in undefined):
+            # torchmetrics has 0, or NaN with a warning.
+            return torch.tensor(torch.nan, device=self.device)
+        return self.function(predictions, targets).float().to(self.device)
