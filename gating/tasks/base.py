@@ -130,6 +130,6 @@ def check_block_length(max_length: int) -> None:
     """Raise ``InputError`` for blocks of a single token, whose loss has no target or nothing to predict it from."""
     if max_length == 1:
         raise InputError(
-            f"data.max_length={max_length} leaves no room for a text: language models predict a token from others. Give "
-            "at least 2, such as 128."
+            f"data.max_length={max_length} leaves no room for a text: language models predict a token from others. "
+            "Give at least 2, such as 128."
         )
