@@ -123,9 +123,8 @@ def training_settings(trainer: Any, *, has_adapters: bool) -> dict[str, Any]:
     """
     evaluation = None
     if _evaluation_decides(trainer.args):
-        tables = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
         evaluation = {
-            "eval_dataset": {name: data_settings(table) for name, table in tables.items()},
+            "eval_dataset": data_settings(trainer.eval_dataset),
             "compute_metrics": describe(trainer.compute_metrics),
             "preprocess_logits_for_metrics": describe(trainer.preprocess_logits_for_metrics),
         }
@@ -166,7 +165,9 @@ def early_stopping_settings(callbacks: list[Any]) -> list[Any]:
 
 
 def data_settings(table: Any) -> dict[str, Any] | None:
-    """Return the number of examples and digests of the columns of a ``datasets.Dataset``, and its transform."""
+    """Return the number of examples and digests of the columns of a ``datasets.Dataset``, and its transform; of each."""
+    if isinstance(table, dict):
+        return {name: data_settings(one) for name, one in table.items()}
     digests = table_digests(table)
     form = getattr(table, "format", None)
     options = form.get("format_kwargs") if isinstance(form, dict) else None
