@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from gating.errors import InputError, OperationError
 from gating.integrations.gated_steps import GatedSteps
@@ -65,6 +66,7 @@ class GatedCheckpoints(GatedSteps):
         if resume_from_checkpoint == self._removal:
             return  # The model is as it was removed from.
         state = GateState.load(Path(resume_from_checkpoint))
+        self._training, self._below = state.training, state.below
         search = self.search
         if search is not None:
             search.check_state(state.search, checkpoint=resume_from_checkpoint)
@@ -82,6 +84,13 @@ class GatedCheckpoints(GatedSteps):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.search is not None:
             self.search.load_state_dict(state.search, steps=state.search_steps, is_complete=state.is_complete)
+
+    def _load_complete_search(self, checkpoint: Path) -> TrainOutput:
+        """Load the end of a search; the trainer would take a step more before it stops."""
+        self._load_from_checkpoint(str(checkpoint))
+        self._load_rng_state(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        return TrainOutput(self.state.global_step, 0.0, {})
 
     def _load_best_model(self) -> None:
         if self.search is None:

@@ -48,6 +48,8 @@ _OF_PLACES = ("peft_version", "base_model_name_or_path", "auto_mapping", "runtim
 # Of the configuration of a model: how the work is done, what is returned, and what a training sets by itself.
 _FREE_OF_MODELS = (
     *("_", "attn_implementation", "transformers_version", "architectures", "problem_type", "use_cache"),
+    # Of units that were removed from another model with this configuration.
+    *("head_gating", "auto_map"),
     *("output_", "return_dict", "pad_token_id", "bos_token_id", "eos_token_id"),
 )
 # Of the weights below adapters, about as many bytes are read, evenly spread; it takes about a second.
@@ -165,7 +167,7 @@ def early_stopping_settings(callbacks: list[Any]) -> list[Any]:
 
 
 def data_settings(table: Any) -> dict[str, Any] | None:
-    """Return the number of examples and digests of the columns of a ``datasets.Dataset``, and its transform; of each."""
+    """Return the number of examples of a table or of each, and of a ``datasets.Dataset`` the columns and transform."""
     if isinstance(table, dict):
         return {name: data_settings(one) for name, one in table.items()}
     digests = table_digests(table)

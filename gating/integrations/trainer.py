@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -142,13 +142,8 @@ class GatedTrainerMixin(GatedCheckpoints):
                 return super().train(None, *args, **kwargs)
         state = GateState.load(checkpoint)
         self._check_resumed(state, checkpoint)
-        self._training, self._below = state.training, state.below
         if state.kept is None and state.is_complete:
-            # The trainer would take a step more before it stops.
-            self._load_from_checkpoint(str(checkpoint))
-            self._load_rng_state(str(checkpoint))
-            self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-            return TrainOutput(self.state.global_step, 0.0, {})
+            return self._load_complete_search(checkpoint)
         with without_early_stopping(self) if state.kept is None else nullcontext():
             return super().train(str(checkpoint), *args, **kwargs)
 
