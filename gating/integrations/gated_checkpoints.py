@@ -1,27 +1,32 @@
 """Checkpoints of transformers' Trainer with the state of the gates, and the change from the search to the recovery."""
 
+import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerState
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
-from gating.errors import OperationError
+from gating.errors import InputError, OperationError
 from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.rates import remake_options
-from gating.integrations.removal import repeat_removal
+from gating.integrations.removal import check_compact_weights, repeat_removal
 from gating.integrations.search import SearchEnd, ended_by_score
 from gating.integrations.settings import (
     adapter_settings,
     argument_settings,
+    data_settings,
+    early_stopping_settings,
     optimizer_settings,
+    training_settings,
 )
 from gating.integrations.state import GateState, KeptUnits
 from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
-from gating.storage.identity import table_digests
 from gating.storage.same_settings import check_same_settings
 
 __all__ = ["GatedCheckpoints"]
@@ -38,7 +43,14 @@ class GatedCheckpoints(GatedSteps):
     _search_settings: Mapping[str, Any]
     train_dataset: Any
     # The training data, and its digests: of large data, they take seconds.
-    _digested: tuple[Any, dict[str, str | int] | None] = (None, None)
+    _digested: tuple[Any, dict[str, Any] | None] = (None, None)
+    # Settings as they were before the first step: a function may change what it was made with.
+    _first_settings: Mapping[str, Any] | None = None
+    # Of callbacks that are taken out in the search.
+    _early_stopping: Sequence[Any] = ()
+    # Identity of the training, and digest of the weights below the adapters of its recovery.
+    _training = ""
+    _below: str | None = None
     # Checkpoint without weights at which the recovery begins in this process.
     _removal: str | None = None
 
@@ -54,29 +66,68 @@ class GatedCheckpoints(GatedSteps):
         if resume_from_checkpoint == self._removal:
             return  # The model is as it was removed from.
         state = GateState.load(Path(resume_from_checkpoint))
+        self._training, self._below = state.training, state.below
         search = self.search
         if search is not None:
             search.check_state(state.search, checkpoint=resume_from_checkpoint)
         if state.kept is not None and search is not None:
             folder = Path(resume_from_checkpoint).parent
             compact = repeat_removal(
-                without_autocast(self.model), search.gates, state.kept, adapters=self._adapters, folder=folder
+                without_autocast(self.model),
+                search.gates,
+                state.kept,
+                adapters=self._adapters,
+                folder=folder,
+                digest=state.below,
             )
             self._begin_recovery(compact, search_steps=state.search_steps)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.search is not None:
             self.search.load_state_dict(state.search, steps=state.search_steps, is_complete=state.is_complete)
 
+    def _load_complete_search(self, checkpoint: Path) -> TrainOutput:
+        """Load the end of a search; the trainer would take a step more before it stops."""
+        self._load_from_checkpoint(str(checkpoint))
+        self._load_rng_state(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        return TrainOutput(self.state.global_step, 0.0, {})
+
     def _load_best_model(self) -> None:
         if self.search is None:
             super()._load_best_model()
 
     def _gate_state(self) -> GateState:
-        settings = self._settings()
+        settings, training = self._settings(), self._training
         if self.search is not None:
-            state = self.search.state_dict()
-            return GateState(self.search.steps, self.search.is_complete, search=state, settings=settings)
-        return GateState(self._first_step, True, kept=KeptUnits.of(base_model(self.model)), settings=settings)
+            steps, is_complete, state = self.search.steps, self.search.is_complete, self.search.state_dict()
+            return GateState(steps, is_complete, search=state, settings=settings, training=training)
+        kept = KeptUnits.of(base_model(self.model))
+        return GateState(self._first_step, True, kept=kept, settings=settings, training=training, below=self._below)
+
+    def _read_settings(self) -> None:
+        """Read the settings that a training can change, before it does."""
+        if self._first_settings is None:
+            self._first_settings = training_settings(self, has_adapters=self._adapters is not None)
+        self._early_stopping = early_stopping_settings(self.callback_handler.callbacks)
+
+    def _begin_training(self) -> None:
+        """Give a new training an identity, and check that it can be resumed.
+
+        Raises:
+            InputError: A file of the user has the place of weights that it would save.
+        """
+        self._training, self._below = uuid.uuid4().hex, None
+        self._check_weights()
+        if self.args.save_only_model and self.args.save_strategy != "no" and self.args.should_save:
+            warnings.warn(
+                "save_only_model=True: this training cannot be resumed, because its checkpoints have no optimizer.",
+                stacklevel=3,
+            )
+
+    def _check_weights(self) -> None:
+        """Raise ``InputError`` if a file of the user has the place of the weights below adapters."""
+        if self._adapters is not None and self.args.save_strategy != "no":
+            check_compact_weights(Path(self.args.output_dir))
 
     def _settings(self) -> dict[str, Any]:
         """Return all settings that decide the result of this trainer."""
@@ -86,24 +137,27 @@ class GatedCheckpoints(GatedSteps):
             "adapters": adapter_settings(self._adapters),
             "optimizer": optimizer_settings(self._given_optimizer),
             "train_dataset": self._data_settings(),
+            "early_stopping": self._early_stopping,
+            **(self._first_settings or {}),
         }
 
-    def _data_settings(self) -> dict[str, str | int] | None:
-        """Return the number of training examples, and digests of the columns of a ``datasets.Dataset``."""
+    def _data_settings(self) -> dict[str, Any] | None:
+        """Return the settings of the training data."""
         if self._digested[0] is not self.train_dataset:
-            self._digested = self.train_dataset, table_digests(self.train_dataset)
+            self._digested = self.train_dataset, data_settings(self.train_dataset)
         return self._digested[1]
 
     def _check_resumed(self, state: GateState, checkpoint: Path) -> None:
         """Check that a checkpoint is one of this trainer; change nothing.
 
         Raises:
-            InputError: It is of a trainer with other settings.
+            InputError: It is of a trainer with other settings, or incomplete.
             OperationError: It is of the search, and the model has lost units.
         """
         check_same_settings(
             state.settings,
-            self._settings(),
+            # Checkpoints of earlier versions lack some.
+            {name: one for name, one in self._settings().items() if name in state.settings},
             stored=f"{checkpoint} was written by a trainer with",
             present="this one has",
             remedy="Make the trainer as before, or begin again without resume_from_checkpoint.",
@@ -113,6 +167,18 @@ class GatedCheckpoints(GatedSteps):
                 f"{checkpoint} is of the search, and the model of this trainer has lost units already: make the "
                 "trainer again to resume from it."
             )
+
+        index = self.args.process_index
+        needed = [TRAINER_STATE_NAME, "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{index}.pth"]
+        # The recovery begins with a new optimizer.
+        needed += [] if state.kept is None and state.is_complete else [OPTIMIZER_NAME, SCHEDULER_NAME]
+        if missing := [name for name in needed if not (checkpoint / name).is_file()]:
+            raise InputError(
+                f"{checkpoint} has no {missing[0]}, without which the result would be another one: resume from a "
+                "complete checkpoint, written with save_only_model=False."
+            )
+        if state.kept is None:
+            self._check_weights()
 
     def _stopped(self) -> str:
         """Return the beginning of a sentence if the recovery ended early for another reason than its score, or ""."""

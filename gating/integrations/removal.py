@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.compact.stock import stock_model
-from gating.errors import MissingFileError
+from gating.errors import InputError, MissingFileError
 from gating.gates import HeadGates
 from gating.integrations.state import KeptUnits, remove_others
 from gating.integrations.wrappers import merged
@@ -20,11 +20,22 @@ from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune import remove_in_copy
 from gating.pruning.prune_report import unproven_note
 from gating.report.card import CompactReport, Row
+from gating.storage.atomic import replacing_file
+from gating.storage.identity import file_digest
 
-__all__ = ["check_stock", "finalize_merged", "repeat_removal", "report_of", "save_compact_weights"]
+__all__ = [
+    "check_compact_weights",
+    "check_stock",
+    "finalize_merged",
+    "repeat_removal",
+    "report_of",
+    "save_compact_weights",
+]
 
 # Weights of the compact model, beside the checkpoints: those of the recovery have adapters only.
 _WEIGHTS = "compact.safetensors"
+# In the header of that file; one without it is the user's.
+_MARK = {"written_by": "head-gating"}
 
 
 def finalize_merged(
@@ -52,14 +63,46 @@ def check_stock(model: PreTrainedModel, gates: HeadGates, objective: Objective) 
     stock_model(remove_in_copy(blueprint, gates, kept))
 
 
-def save_compact_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Save the weights of a compact model, on which the adapters of the recovery are trained."""
-    folder.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_model(model, str(folder / _WEIGHTS))
+def check_compact_weights(folder: Path) -> None:
+    """Raise ``InputError`` if another file has the place of the weights below the adapters of a recovery.
+
+    Args:
+        folder: Folder of the checkpoints.
+    """
+    weights = folder / _WEIGHTS
+    if weights.exists() and not _is_own(weights):
+        raise InputError(
+            f"{weights} was not written by a trainer with gates, and would be replaced by the weights below the "
+            "adapters: move it, or give another args.output_dir."
+        )
+
+
+def _is_own(weights: Path) -> bool:
+    try:
+        with safetensors.safe_open(str(weights), framework="pt") as file:
+            return _MARK.items() <= (file.metadata() or {}).items()
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
+def save_compact_weights(model: PreTrainedModel, folder: Path) -> str:
+    """Save the weights of a compact model, on which the adapters of the recovery are trained; return their digest.
+
+    Args:
+        model: The compact model, without adapters.
+        folder: Folder of the checkpoints.
+
+    Raises:
+        InputError: A file of the user has their place.
+    """
+    check_compact_weights(folder)
+    with replacing_file(folder / _WEIGHTS) as new:
+        safetensors.torch.save_model(model, str(new), metadata=dict(_MARK))
+    return file_digest(folder / _WEIGHTS)
 
 
 def repeat_removal(
-    model: nn.Module, gates: HeadGates, kept: KeptUnits, *, adapters: Any, folder: Path
+    model: nn.Module, gates: HeadGates, kept: KeptUnits, *, adapters: Any, folder: Path, digest: str | None
 ) -> PreTrainedModel:
     """Remove gates, adapters and units from a model as an earlier process did; return the compact model.
 
@@ -71,16 +114,22 @@ def repeat_removal(
         kept: Units of the compact model.
         adapters: Configuration of adapters; None without them.
         folder: Folder of the checkpoints.
+        digest: Digest of the weights below the adapters; None if it is unknown.
 
     Raises:
         FileNotFoundError: The weights below the adapters are missing; nothing is changed.
-        InputError: The checkpoint is of another model.
+        InputError: They are those of another training, and nothing is changed; or the checkpoint is of another model.
     """
     weights = folder / _WEIGHTS
     if adapters is not None and not weights.is_file():
         raise MissingFileError(
             f"{weights} does not exist, which has the weights below the adapters of the checkpoints in {folder}: "
             "resume from a checkpoint of the search."
+        )
+    if adapters is not None and digest is not None and file_digest(weights) != digest:
+        raise InputError(
+            f"{weights} has been replaced since, by the weights below the adapters of another training: resume from a "
+            "checkpoint of the search."
         )
     gates.remove()
     base = merged(model)

@@ -1,26 +1,28 @@
 """Settings of a trainer with gates that decide its result, as plain values for a checkpoint."""
 
 import dataclasses
-import hashlib
-from collections.abc import Collection, Mapping
-from enum import Enum
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers import TrainingArguments
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainingArguments
 
 from gating.gates import HeadGates
+from gating.integrations.descriptions import describe, describe_object, digest
+from gating.integrations.wrappers import base_model
 from gating.objectives import Objective
 from gating.objectives.parameter_groups import default_gate_lr
+from gating.storage.identity import table_digests
 
 __all__ = [
     "adapter_settings",
     "argument_settings",
-    "object_settings",
+    "data_settings",
+    "early_stopping_settings",
     "optimizer_settings",
     "search_settings",
+    "training_settings",
 ]
 
 # Arguments that change no result, by the beginnings of their names: where and what is logged, saved and evaluated, and
@@ -41,11 +43,17 @@ _FREE = (
 _DECIDES = ("dataloader_drop_last",)
 # They say when the gates are checked, and when the best model is looked for.
 _OF_LOGS, _OF_EVALUATIONS = ("logging_strategy", "logging_steps"), ("eval_strategy", "eval_steps", "eval_delay")
-# Attributes of any module, which are no settings.
-_OF_MODULES = frozenset(vars(nn.Module())) | {"_search_number"}
 # Of adapters: where they come from.
 _OF_PLACES = ("peft_version", "base_model_name_or_path", "auto_mapping", "runtime_config", "inference_mode", "revision")
-_DEEPEST = 4
+# Of the configuration of a model: how the work is done, what is returned, and what a training sets by itself.
+_FREE_OF_MODELS = (
+    *("_", "attn_implementation", "transformers_version", "architectures", "problem_type", "use_cache"),
+    # Of units that were removed from another model with this configuration.
+    *("head_gating", "auto_map"),
+    *("output_", "return_dict", "pad_token_id", "bos_token_id", "eos_token_id"),
+)
+# Of the weights below adapters, about as many bytes are read, evenly spread; it takes about a second.
+_MOST_BYTES = 2**30
 
 
 def argument_settings(args: TrainingArguments) -> dict[str, Any]:
@@ -56,25 +64,14 @@ def argument_settings(args: TrainingArguments) -> dict[str, Any]:
     """
     names = [field.name for field in dataclasses.fields(args)]
     chosen = [name for name in names if not name.startswith(_FREE) or name in _DECIDES]
-    chosen += _OF_EVALUATIONS if args.load_best_model_at_end else ()
-    return {name: _plain(getattr(args, name)) for name in chosen} | {"world_size": args.world_size}
-
-
-def object_settings(value: object) -> Any:
-    """Return the class of an object such as an objective, and its settings: attributes that are plain values.
-
-    Example:
-        >>> from gating import Convergence
-        >>> object_settings(Convergence(patience=3))["patience"]
-        3
-    """
-    return None if value is None else _of_object(value, depth=0)
+    chosen += _OF_EVALUATIONS if _evaluation_decides(args) else ()
+    return {name: describe(getattr(args, name)) for name in chosen} | {"world_size": args.world_size}
 
 
 def gate_settings(gates: HeadGates) -> dict[str, Any]:
     """Return the settings of gates, and the blocks that they are on."""
     names = ("units", "group_size", "group_queries", "temperature", "stretch_limits", "init_prob_open")
-    settings = {name: _plain(getattr(gates, name)) for name in names}
+    settings = {name: describe(getattr(gates, name)) for name in names}
     return {**settings, "blocks": dict(zip(gates.block_names, gates.block_sizes, strict=True))}
 
 
@@ -97,72 +94,93 @@ def search_settings(
         recovery: Share of the steps after the search.
         args: Arguments of the trainer: the criterion is asked at logged steps.
     """
-    logs = {name: _plain(getattr(args, name)) for name in _OF_LOGS}
+    logs = {name: describe(getattr(args, name)) for name in _OF_LOGS}
     defaults = {"gate_lr": default_gate_lr(gates.units)}
     return {
-        "objective": object_settings(objective),
+        "objective": describe_object(objective),
         "gates": gate_settings(gates),
-        "recovery": _plain(recovery),
-        "convergence": None if convergence is None else {**object_settings(convergence), **logs},
-        **{name: defaults.get(name) if rate is None else _plain(rate) for name, rate in rates.items()},
+        "recovery": describe(recovery),
+        "convergence": None if convergence is None else {**describe_object(convergence), **logs},
+        **{name: defaults.get(name) if rate is None else describe(rate) for name, rate in rates.items()},
     }
 
 
 def optimizer_settings(optimizer: torch.optim.Optimizer | None) -> Any:
     """Return the class and the defaults of an optimizer that the user has given; None without one."""
-    return optimizer and {"_target_": type(optimizer).__qualname__, **_plain(optimizer.defaults)}
+    return optimizer and {"_target_": type(optimizer).__qualname__, **describe(optimizer.defaults)}
 
 
 def adapter_settings(config: Any) -> Any:
     """Return the settings of adapters of PEFT; None without them."""
     settings = None if config is None else config.to_dict()
-    return settings and {name: _plain(value) for name, value in settings.items() if name not in _OF_PLACES}
+    return settings and {name: describe(value) for name, value in settings.items() if name not in _OF_PLACES}
 
 
-def _of_object(value: object, *, depth: int) -> dict[str, Any]:
-    """Return the class and the settings of an object; those of its parts that are arguments of no name are its own."""
-    settings: dict[str, Any] = {"_target_": type(value).__qualname__}
-    if dataclasses.is_dataclass(value):
-        attributes = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.repr}
-    else:
-        own = getattr(value, "__dict__", {})
-        attributes = {name: one for name, one in own.items() if name not in _OF_MODULES}
-        attributes |= dict(value.named_children()) if isinstance(value, nn.Module) else {}
-    for name, one in attributes.items():
-        if name == "_budget" and dataclasses.is_dataclass(one):
-            settings |= {key: inner for key, inner in _of_object(one, depth=depth + 1).items() if key != "_target_"}
-        else:
-            settings[name.lstrip("_")] = _plain(one, depth=depth + 1)
+def training_settings(trainer: Any, *, has_adapters: bool) -> dict[str, Any]:
+    """Return what else a trainer was made with before its search: the model, functions, and data of evaluations.
+
+    Args:
+        trainer: The trainer; its model has gates.
+        has_adapters: Whether checkpoints have the weights of adapters only.
+    """
+    evaluation = None
+    if _evaluation_decides(trainer.args):
+        evaluation = {
+            "eval_dataset": data_settings(trainer.eval_dataset),
+            "compute_metrics": describe(trainer.compute_metrics),
+            "preprocess_logits_for_metrics": describe(trainer.preprocess_logits_for_metrics),
+        }
+    return {
+        "model": model_settings(trainer.model, has_adapters=has_adapters),
+        "data_collator": describe(trainer.data_collator),
+        "compute_loss_func": describe(trainer.compute_loss_func),
+        "optimizer_cls_and_kwargs": describe(trainer.optimizer_cls_and_kwargs),
+        "evaluation": evaluation,
+    }
+
+
+def model_settings(model: nn.Module, *, has_adapters: bool) -> dict[str, Any]:
+    """Return the configuration of a model, its dropout, and which weights are trained; below adapters, the weights."""
+    parameters = {name: one for name, one in model.named_parameters() if "head_gates" not in name.split(".")}
+    settings: dict[str, Any] = {
+        "config": _of_config(describe(base_model(model).config.to_dict())),
+        "dropout": {
+            name: one.p for name, one in model.named_modules() if isinstance(one, nn.modules.dropout._DropoutNd)
+        },
+        "is_trained": {name: one.requires_grad for name, one in parameters.items()},
+    }
+    if has_adapters:
+        frozen = [(name, one) for name, one in parameters.items() if not one.requires_grad]
+        # Weights of which adapters have a copy are not used.
+        used = {
+            name: one for name, one in [*frozen, *model.named_buffers()] if "original_module" not in name.split(".")
+        }
+        step = -(-sum(one.nbytes for one in used.values()) // _MOST_BYTES) or 1
+        settings["weights"] = {name: digest(one, step=step) for name, one in used.items()}
     return settings
 
 
-def _plain(value: Any, *, depth: int = 0) -> Any:
-    """Return a value as one of numbers, texts, lists and mappings; of an object without settings, its class."""
-    if isinstance(value, np.generic):
-        value = value.item()  # A checkpoint holds plain values only.
-    if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum)):
-        return value
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Tensor):
-        return _digest(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one, depth=depth + 1) for key, one in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(str, value))
-    if isinstance(value, Collection):
-        return [_plain(one, depth=depth + 1) for one in value]
-    if isinstance(value, type) or (callable(value) and not isinstance(value, nn.Module)):
-        return getattr(value, "__qualname__", type(value).__qualname__)
-    is_small = isinstance(value, nn.Module) and not any(True for _ in value.parameters())
-    if depth < _DEEPEST and (is_small or dataclasses.is_dataclass(value)):
-        return _of_object(value, depth=depth)
-    return type(value).__qualname__
+def early_stopping_settings(callbacks: list[Any]) -> list[Any]:
+    """Return the settings of callbacks that end the recovery by its score; not what they have counted."""
+    found = [one for one in callbacks if isinstance(one, EarlyStoppingCallback)]
+    return [[one.early_stopping_patience, one.early_stopping_threshold] for one in found]
 
 
-def _digest(tensor: Tensor) -> str:
-    """Return shape and fingerprint of a tensor."""
-    if tensor.is_meta:
-        return f"{tuple(tensor.shape)}"
-    content = tensor.detach().cpu().double().contiguous().numpy().tobytes()
-    return f"{tuple(tensor.shape)} {hashlib.sha256(content).hexdigest()[:12]}"
+def data_settings(table: Any) -> dict[str, Any] | None:
+    """Return the number of examples of a table or of each, and of a ``datasets.Dataset`` the columns and transform."""
+    if isinstance(table, dict):
+        return {name: data_settings(one) for name, one in table.items()}
+    digests = table_digests(table)
+    form = getattr(table, "format", None)
+    options = form.get("format_kwargs") if isinstance(form, dict) else None
+    return digests and {**digests, "transform": describe((options or {}).get("transform"))}
+
+
+def _evaluation_decides(args: TrainingArguments) -> bool:
+    return args.load_best_model_at_end or args.lr_scheduler_type == "reduce_lr_on_plateau"
+
+
+def _of_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a model's configuration and of those in it that decide the result."""
+    chosen = {name: one for name, one in values.items() if not name.startswith(_FREE_OF_MODELS)}
+    return {name: _of_config(one) if isinstance(one, dict) else one for name, one in chosen.items()}

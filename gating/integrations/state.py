@@ -54,6 +54,8 @@ class GateState:
         search: State of the search, with gates and objective; empty after the removal.
         kept: Units of the model after the removal; None before.
         settings: Settings of the trainer that decide its result.
+        training: Identity of the training.
+        below: Digest of the weights below the adapters of the recovery; None without them.
     """
 
     search_steps: int
@@ -61,6 +63,8 @@ class GateState:
     search: dict[str, Any] = field(default_factory=dict)
     kept: KeptUnits | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    training: str = ""
+    below: str | None = None
 
     def save(self, checkpoint: Path) -> None:
         """Save the state in the folder of a checkpoint."""
@@ -101,6 +105,7 @@ def find_checkpoint(resume: str | bool | None, output_dir: str) -> Path | None:
 
     Raises:
         FileNotFoundError: There is no checkpoint.
+        InputError: The last one may be that of another training in the same folder.
     """
     if resume is not True:
         return Path(resume) if resume else None
@@ -110,7 +115,23 @@ def find_checkpoint(resume: str | bool | None, output_dir: str) -> Path | None:
             f"There is no checkpoint in args.output_dir={output_dir} to resume from: call train() without "
             "resume_from_checkpoint=True."
         )
+    by_training = {_training_of(path): path for path in sorted(Path(found).parent.glob("checkpoint-*"))}
+    by_training.pop(None, None)
+    if len(by_training) > 1:
+        names = " and ".join(path.name for path in by_training.values())
+        raise InputError(
+            f"args.output_dir={output_dir} has checkpoints of several trainings, such as {names}: give the path of the "
+            "one to resume from as resume_from_checkpoint, or move those of the others away."
+        )
     return Path(found)
+
+
+def _training_of(checkpoint: Path) -> str | None:
+    """Return the identity of the training of a checkpoint; None if it cannot be read."""
+    try:
+        return GateState.load(checkpoint).training
+    except (MissingFileError, DamageError):
+        return None
 
 
 def remove_others(model: PreTrainedModel, kept: KeptUnits) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -131,21 +131,19 @@ class GatedTrainerMixin(GatedCheckpoints):
             InputError: The checkpoint is of another model, or of a trainer with other settings that decide the result.
         """
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self._read_settings()
         if checkpoint is None:
             if self.search is None:
                 return self._recover(*args, **kwargs)
             if self.search.is_complete and self.model_init is None:
                 raise OperationError("The search is complete: call finalize(), then train() for the recovery.")
+            self._begin_training()
             with without_early_stopping(self):
                 return super().train(None, *args, **kwargs)
         state = GateState.load(checkpoint)
         self._check_resumed(state, checkpoint)
         if state.kept is None and state.is_complete:
-            # The trainer would take a step more before it stops.
-            self._load_from_checkpoint(str(checkpoint))
-            self._load_rng_state(str(checkpoint))
-            self.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-            return TrainOutput(self.state.global_step, 0.0, {})
+            return self._load_complete_search(checkpoint)
         with without_early_stopping(self) if state.kept is None else nullcontext():
             return super().train(str(checkpoint), *args, **kwargs)
 
@@ -174,11 +172,12 @@ class GatedTrainerMixin(GatedCheckpoints):
             )
         kept = search.kept() if kept is None else kept
         check_choice(self.accelerator, search.gates, kept)
+        self._check_weights()
         model, self._report = finalize_merged(without_autocast(self.model), search.gates, kept=kept, probe=probe)
         if self._report.unproven and self.args.should_save:
             warnings.warn(f"{unproven_note(self._report.unproven)}.", stacklevel=2)
         if self._adapters is not None and self.args.should_save and self.args.save_strategy != "no":
-            save_compact_weights(model, Path(self.args.output_dir))
+            self._below = save_compact_weights(model, Path(self.args.output_dir))
         self._begin_recovery(model, search_steps=search.steps)
         return self._report
 

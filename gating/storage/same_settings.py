@@ -9,6 +9,11 @@ __all__ = ["check_same_settings", "find_difference", "leaves"]
 
 # Characters of a value in a message.
 _MOST_SHOWN = 200
+# Of these, 1 is one batch and 1.0 is all of them; 1 and 1.0 are the same value of any other setting.
+_NUMBERS_OR_SHARES = (
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
+    *("overfit_batches", "val_check_interval"),
+)
 
 
 def check_same_settings(
@@ -52,7 +57,10 @@ def find_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[
     old, new = dict(leaves(before)), dict(leaves(now))
     for name in old | new:
         one, other = old.get(name), new.get(name)
-        if one != other and not (one != one and other != other):  # NaN equals itself here.
+        if one != one and other != other:  # NaN equals itself here.
+            continue
+        is_share = name.rpartition(".")[2] in _NUMBERS_OR_SHARES
+        if one != other or (is_share and isinstance(one, float) != isinstance(other, float)):
             return name, one, other
     return None
 

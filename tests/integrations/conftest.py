@@ -1,5 +1,6 @@
 """A tiny classifier and a trainer with gates for it."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,12 @@ def examples(number: int, *, seed: int) -> list[dict[str, torch.Tensor]]:
     return rows
 
 
-def make_classifier(seed: int = 0) -> BertForSequenceClassification:
+def make_classifier(seed: int = 0, *, config: Mapping[str, Any] | None = None) -> BertForSequenceClassification:
     torch.manual_seed(seed)
     # Of its own: removal writes into it.
-    return BertForSequenceClassification(deepcopy(CONFIG))
+    own = deepcopy(CONFIG)
+    own.update(dict(config or {}))
+    return BertForSequenceClassification(own)
 
 
 def make_trainer(folder: Path, *, cls: type[Trainer] = GatedTrainer, model: Any = None, **options: Any) -> GatedTrainer:

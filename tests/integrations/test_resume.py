@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, TrainerCallback
 
 import gating
 from gating.errors import DamageError, InputError, MissingFileError, OperationError
@@ -152,15 +152,46 @@ def test_a_finished_training_resumes_to_the_same_model(tmp_path, assert_same):
     assert_same(weights_of(trainer), weights_of(again))
 
 
+def weighted(factor):
+    """Return a loss function of a user that has a number of its own."""
+    return lambda outputs, labels, num_items_in_batch=None: factor * outputs.loss
+
+
 class OwnChoice(gating.ExactBudget):
     """An objective of a user with settings of its own."""
 
-    def __init__(self, *, strength=1.0, prior=(0.0,), **budget):
+    def __init__(self, *, strength=1.0, prior=(0.0,), factor=1.0, **budget):
         super().__init__(**budget)
-        self.strength, self.prior = strength, torch.tensor(prior)
+        self.strength, self.prior, self.rule = strength, torch.tensor(prior), weighted(factor)
+
+
+def changed_model(*, frozen="", dropout=None, **config):
+    model = make_classifier(config=config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (frozen and name.startswith(frozen)))
+    if dropout is not None:
+        model.dropout.p = dropout
+    return {"model": model}
 
 
 DECIDING = {
+    "activation": (lambda: changed_model(hidden_act="relu"), "model.config.hidden_act=gelu", "=relu"),
+    "precision of norms": (lambda: changed_model(layer_norm_eps=1e-2), "model.config.layer_norm_eps=1e-12", "=0.01"),
+    "labels": (lambda: changed_model(id2label={0: "b", 1: "a"}), "model.config.id2label.0=LABEL_0", "=b"),
+    "dropout": (lambda: changed_model(dropout=0.5), "model.dropout.dropout=0.1", "=0.5"),
+    "frozen": (
+        lambda: changed_model(frozen="bert.embeddings.word"),
+        "model.is_trained.bert.embeddings.word_embeddings.weight=True",
+        "=False",
+    ),
+    "optimizer": (
+        {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 1e-3})},
+        "optimizer_cls_and_kwargs=None",
+        "['SGD', {'lr': 0.001}]",
+    ),
+    "collator": ({"data_collator": DataCollatorWithPadding(None)}, "data_collator", "DataCollatorWithPadding"),
+    "loss": ({"compute_loss_func": weighted(2.0)}, "compute_loss_func", ""),
+    "early stopping": (lambda: {"callbacks": [EarlyStoppingCallback(2)]}, "early_stopping=[]", "=[[2, 0.0]]"),
     "objective.num_heads": ({"objective": gating.ExactBudget(num_heads=4)}, "num_heads=5", "num_heads=4"),
     "objective": ({"objective": gating.TopK(num_heads=5)}, "objective._target_=ExactBudget", "=TopK"),
     "least": ({"objective": gating.ExactBudget(num_heads=5, min_per_layer=1)}, "min_per_layer=0", "min_per_layer=1"),
@@ -207,7 +238,7 @@ def checkpoints(tmp_path_factory):
 @pytest.mark.parametrize("name", DECIDING)
 def test_a_setting_that_decides_the_result_is_compared(checkpoints, name, step):
     changed, before, now = DECIDING[name]
-    trainer = make_trainer(checkpoints / "checkpoints", **changed)
+    trainer = make_trainer(checkpoints / "checkpoints", **(changed() if callable(changed) else changed))
     weights = weights_of(trainer)
     with pytest.raises(InputError, match="was written by a trainer with") as error:
         trainer.train(resume_from_checkpoint=str(checkpoints / "checkpoints" / f"checkpoint-{step}"))
@@ -218,10 +249,10 @@ def test_a_setting_that_decides_the_result_is_compared(checkpoints, name, step):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in weights_of(trainer).items())
 
 
-@pytest.mark.parametrize("settings", [{"strength": 2.0}, {"prior": (1.0,)}])
+@pytest.mark.parametrize("settings", [{"strength": 2.0}, {"prior": (1.0,)}, {"factor": 2.0}])
 def test_settings_of_an_objective_of_a_user_are_compared(checkpoints, settings):
     trainer = make_trainer(checkpoints / "own", objective=OwnChoice(num_heads=5, **settings))
-    with pytest.raises(InputError, match=f"objective.{next(iter(settings))}="):
+    with pytest.raises(InputError, match=rf"objective\.(rule\.)?{next(iter(settings))}="):
         trainer.train(resume_from_checkpoint=True)
 
 
@@ -251,6 +282,9 @@ def test_other_labels_of_the_same_number_of_examples_are_noticed(tmp_path):
     with pytest.raises(InputError, match=r"was written by a trainer with train_dataset\.labels="):
         trainer.train(resume_from_checkpoint=checkpoint)
     assert trainer.state.global_step == 0
+    changed = Dataset.from_list(rows).with_transform(lambda batch: {**batch, "labels": [0 for _ in batch["labels"]]})
+    with pytest.raises(InputError, match=r"with train_dataset\.transform\._target_=None, and this one"):
+        make_trainer(tmp_path, train_dataset=changed).train(resume_from_checkpoint=checkpoint)
     # The same rows from another place.
     make_trainer(tmp_path, train_dataset=Dataset.from_list(rows)).train(resume_from_checkpoint=checkpoint)
 
@@ -265,3 +299,37 @@ def test_numbers_of_numpy_are_stored_as_plain_ones(tmp_path):
         make_trainer(tmp_path, args={"warmup_steps": np.int64(3)}, recovery=0.5).train(
             resume_from_checkpoint=checkpoint
         )
+
+
+def test_data_of_evaluations_are_compared_where_they_choose_the_model(tmp_path):
+    best = {"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True}
+    make_trainer(tmp_path, args=best).train()
+    checkpoint = str(tmp_path / "checkpoint-4")
+    other = make_trainer(tmp_path, args=best, eval_dataset=examples(12, seed=2))
+    with pytest.raises(InputError, match=r"evaluation\.eval_dataset\.num_rows=16"):
+        other.train(resume_from_checkpoint=checkpoint)
+
+
+def test_a_checkpoint_without_an_optimizer_is_refused_and_announced(tmp_path):
+    trainer = make_trainer(tmp_path, args={"save_only_model": True})
+    with pytest.warns(UserWarning, match="save_only_model=True: this training cannot be resumed"):
+        trainer.train()
+    resumed = make_trainer(tmp_path)
+    with pytest.raises(
+        InputError, match=r"checkpoint-4 has no rng_state\.pth, without which the result would be another"
+    ):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert resumed.state.global_step == 0
+
+
+def test_the_checkpoint_of_another_training_in_the_same_folder_is_not_chosen(tmp_path):
+    make_trainer(tmp_path).train()
+    other = make_trainer(tmp_path, model=make_classifier(3), callbacks=[StopAt(6)])
+    with pytest.raises(KeyboardInterrupt):
+        other.train()
+    resumed = make_trainer(tmp_path, model=make_classifier(3))
+    with pytest.raises(InputError, match="checkpoints of several trainings, such as checkpoint-"):
+        resumed.train(resume_from_checkpoint=True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    # It has replaced those of the first.
+    make_trainer(tmp_path, model=make_classifier(3)).train(resume_from_checkpoint=True)

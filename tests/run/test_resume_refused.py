@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pytorch_lightning.callbacks import EarlyStopping
 
 import train
 from gating.run.folder.claim import check_claim, claim_folder
@@ -93,6 +94,10 @@ def test_a_finished_run_is_left_alone(inputs, whole, capsys):
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
 
+class OwnStopping(EarlyStopping):
+    """A callback of a user that ends a training."""
+
+
 REFUSED = {
     "": "holds an unfinished run. Pass resume=auto",
     "resume=auto seed=3": "has seed=0, and this command seed=3",
@@ -102,6 +107,12 @@ REFUSED = {
     "resume=auto data.batch_size=4": "data.batch_size=4",
     "resume=auto gates.temperature=0.5": "and this command gates.temperature=0.5",
     "resume=auto callbacks=early_stopping": "this command callbacks.early_stopping._target_=",
+    "resume=auto +callbacks.own._target_=tests.run.test_resume_refused.OwnStopping +callbacks.own.monitor=val/loss": (
+        "has callbacks.own._target_=None, and this command callbacks.own._target_="
+    ),
+    "resume=auto trainer.limit_train_batches=1": "has trainer.limit_train_batches=1.0, and this command",
+    "resume=auto trainer.limit_val_batches=1": "has trainer.limit_val_batches=1.0, and this command",
+    "resume=auto objective.cost=latency": "has objective.cost=macs, and this command objective.cost=latency",
     "resume=auto +trainer.benchmark=true": "trainer.benchmark=None, and",
     "resume=elsewhere": "leave output_dir out",
     "ckpt_path=nowhere.ckpt": "no such file",

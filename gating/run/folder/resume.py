@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
+
 from gating.errors import FolderExistsError, InputError
 from gating.run.folder.contents import is_run
 from gating.run.folder.places import local_places, with_absolute_paths
@@ -35,7 +37,7 @@ _FREE = (
     "trainer.max_time",
 )
 
-# Callbacks of Lightning that change what is trained, or when it ends.
+# Callbacks of Lightning that change what is trained, or when it ends; those made from them do, too.
 _DECIDING_CALLBACKS = ("EarlyStopping", "StochasticWeightAveraging", "WeightAveraging", "GradientAccumulationScheduler")
 
 
@@ -130,7 +132,8 @@ def _comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict
     """Return those of the stored and the given settings, by dotted names, that must not differ."""
     # Secrets are not stored.
     old, new = dict(leaves(before)), dict(leaves(redact_settings(with_absolute_paths(now))))
-    measured = ["objective.cost"] if new.get("objective.cost") == "latency" else []
+    is_measured = new.get("objective.cost") == "latency" and any(name.startswith("objective.cost.") for name in old)
+    measured = ["objective.cost"] if is_measured else []
     if new.get("objective.speedup") is not None:
         measured = ["objective.cost", "objective.num_heads", "objective.keep"]
     # Measured when the run began; another measurement could differ a little.
@@ -145,6 +148,15 @@ def _of_deciding_callbacks(settings: Mapping[str, Any]) -> set[str]:
     names = set()
     for name, callback in (settings.get("callbacks") or {}).items():
         target = str(callback.get("_target_")) if isinstance(callback, Mapping) else ""
-        if target.rpartition(".")[2] in _DECIDING_CALLBACKS:
+        if _class_names(target).intersection(_DECIDING_CALLBACKS):
             names |= {f"callbacks.{name}.{key}" for key, _ in leaves(callback)} - {f"callbacks.{name}.verbose"}
     return names
+
+
+def _class_names(target: str) -> set[str]:
+    """Return the names of a class and of those that it is made from; of one that cannot be imported, its own."""
+    try:
+        bases = getattr(get_object(target), "__mro__", ())
+    except Exception:  # Whatever a module of a user raises; building the callback says so.
+        bases = ()
+    return {target.rpartition(".")[2], *(base.__name__ for base in bases)}
