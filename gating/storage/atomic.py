@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gating.storage.stops import exiting_on_signals
+from gating.storage.stops import deferring_signals
 
 __all__ = ["replacing_file"]
 
@@ -25,19 +25,20 @@ def replacing_file(target: Path) -> Iterator[Path]:
         SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`. The old file stays.
     """
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
-    try:
-        with exiting_on_signals():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield new
-            with new.open("rb+") as file:
-                os.fsync(file.fileno())
+    with deferring_signals() as passing:
+        try:
+            with passing():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield new
+                with new.open("rb+") as file:
+                    os.fsync(file.fileno())
             os.replace(new, target)
-    except BaseException as error:
-        new.unlink(missing_ok=True)
-        cause = _find_system_error(error)
-        if cause is not None:
-            raise type(cause)(cause.errno, cause.strerror, str(target)) from error
-        raise
+        except BaseException as error:
+            new.unlink(missing_ok=True)
+            cause = _find_system_error(error)
+            if cause is not None:
+                raise type(cause)(cause.errno, cause.strerror, str(target)) from error
+            raise
 
 
 def _find_system_error(error: BaseException) -> OSError | None:
