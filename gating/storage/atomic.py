@@ -1,7 +1,7 @@
 """Files that are replaced whole or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ __all__ = ["replacing_file"]
 
 
 @contextmanager
-def replacing_file(target: Path) -> Iterator[Path]:
+def replacing_file(target: Path, *, check: Callable[[], object] | None = None) -> Iterator[Path]:
     """Yield the path of a new file that replaces the target when the block ends without an error.
 
     The target's name refers to the old file or to the new one at any time, also if the process is killed. The new file
@@ -19,6 +19,7 @@ def replacing_file(target: Path) -> Iterator[Path]:
 
     Args:
         target: Path of the file; its folder is created if needed.
+        check: Function that is called once the new file is on the disk; if it raises an error, the old one stays.
 
     Raises:
         OSError: The file cannot be written, for example on a full disk; ``filename`` is the target. The old file stays.
@@ -32,6 +33,8 @@ def replacing_file(target: Path) -> Iterator[Path]:
                 yield new
                 with new.open("rb+") as file:
                     os.fsync(file.fileno())
+                if check is not None:
+                    check()
             os.replace(new, target)
         except BaseException as error:
             new.unlink(missing_ok=True)
