@@ -1,15 +1,24 @@
 """Checkpoints of a run in the folders of its phases, and their removal."""
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 
-from gating.run.folder.contents import CHECKPOINTS, CLEARED, CONFIG, TEACHER, Phase
+from gating.run.folder.contents import CHECKPOINTS, CLEARED, CONFIG, FILES, MODELS, TEACHER, Phase
 from gating.run.folder.stored_settings import checkpoints_of, read_settings_of
 from gating.storage.folders import is_inside
-from gating.storage.written import WRITTEN
-from gating.training.checkpoints import checkpoints_in, noted_checkpoints, remove_checkpoint
+from gating.storage.written import WRITTEN, note_written
+from gating.training.checkpoints import checkpoints_in, found_checkpoints, noted_checkpoints, remove_checkpoint
 
-__all__ = ["find_checkpoints", "has_checkpoint", "noted_in", "remove_noted", "remove_phases"]
+__all__ = [
+    "adopt_files",
+    "find_checkpoints",
+    "has_checkpoint",
+    "noted_in",
+    "remove_noted",
+    "remove_phases",
+    "tell_others",
+]
 
 
 def find_checkpoints(folder: Path) -> Path:
@@ -23,7 +32,7 @@ def find_checkpoints(folder: Path) -> Path:
 def has_checkpoint(folder: Path) -> bool:
     """Return whether a run has a checkpoint or a teacher to resume from."""
     places = {folder / CHECKPOINTS, find_checkpoints(folder)}
-    return (folder / TEACHER).is_dir() or any(checkpoints_in(place / phase) for place in places for phase in Phase)
+    return (folder / TEACHER).is_dir() or any(found_checkpoints(place / phase) for place in places for phase in Phase)
 
 
 def noted_in(checkpoints: Path) -> list[Path]:
@@ -48,7 +57,26 @@ def remove_phases(checkpoints: Path, *, after: Phase) -> None:
     """Remove the checkpoints of the phases after a phase, from which a run would resume; other files stay."""
     phases = list(Phase)
     for phase in phases[phases.index(after) + 1 :]:
-        for path in (*checkpoints_in(checkpoints / phase), *noted_checkpoints(checkpoints / phase)):
+        for path in noted_checkpoints(checkpoints / phase):
             remove_checkpoint(path)
         with suppress(OSError):
             (checkpoints / phase).rmdir()
+
+
+def adopt_files(folder: Path, checkpoints: Path) -> None:
+    """Record the files of a run of an earlier version, which had no record, as its own."""
+    note_written(folder, *(name for name in (*FILES, *MODELS) if (folder / name).exists()))
+    for phase in (checkpoints / phase for phase in Phase):
+        if found := found_checkpoints(phase):
+            note_written(phase, *(path.name for path in found))
+
+
+def tell_others(checkpoints: Path) -> None:
+    """Print which checkpoints in its folders a resumed run leaves alone."""
+    for phase in (checkpoints / phase for phase in Phase):
+        for path in sorted(set(found_checkpoints(phase)).difference(checkpoints_in(phase))):
+            print(
+                f"{path} is not recorded as a checkpoint of this run: it stays, and is passed over. If it is one, go "
+                f"on from it with ckpt_path={path}",
+                file=sys.stderr,
+            )
