@@ -132,6 +132,17 @@ def test_a_checkpoint_of_a_backup_is_gone_on_from_by_its_name(inputs, tmp_path):
     assert steps[0] == 1
 
 
+def test_a_run_whose_checkpoints_are_not_recorded_does_not_begin_again(inputs, tmp_path, capsys):
+    run = tmp_path / "run"
+    with at_batch(2, interrupt), pytest.raises(Interrupted):
+        run_in(run, inputs, "distillation=none", "callbacks.checkpoint.every_n_steps=1")
+    (run / "checkpoints" / "search" / ".written").unlink()
+    before = snapshot(run)
+    assert end_of(run, inputs, "distillation=none", "resume=auto") == 1
+    assert "step-1.ckpt is not recorded as a checkpoint of this run, which has no other" in capsys.readouterr().err
+    assert snapshot(run) == before
+
+
 def test_a_run_of_a_version_without_records_resumes(inputs, tmp_path):
     run, settings = tmp_path / "run", ["distillation=none", "callbacks.checkpoint.every_n_steps=1"]
     with at_batch(3, interrupt), pytest.raises(Interrupted):

@@ -4,6 +4,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from gating.errors import InputError
 from gating.run.folder.contents import CHECKPOINTS, CLEARED, CONFIG, FILES, MODELS, TEACHER, Phase
 from gating.run.folder.stored_settings import checkpoints_of, read_settings_of
 from gating.storage.folders import is_inside
@@ -12,6 +13,7 @@ from gating.training.checkpoints import checkpoints_in, found_checkpoints, noted
 
 __all__ = [
     "adopt_files",
+    "check_recorded",
     "find_checkpoints",
     "has_checkpoint",
     "noted_in",
@@ -61,6 +63,17 @@ def remove_phases(checkpoints: Path, *, after: Phase) -> None:
             remove_checkpoint(path)
         with suppress(OSError):
             (checkpoints / phase).rmdir()
+
+
+def check_recorded(checkpoints: Path) -> None:
+    """Raise ``InputError`` if a run has recorded none of the checkpoints in its folders, and would begin again."""
+    phases = [checkpoints / phase for phase in Phase]
+    found = [path for phase in phases for path in found_checkpoints(phase)]
+    if found and not any(checkpoints_in(phase) for phase in phases):
+        raise InputError(
+            f"{found[0]} is not recorded as a checkpoint of this run, which has no other: move it away, or go on from "
+            f"it with ckpt_path={found[0]}"
+        )
 
 
 def adopt_files(folder: Path, checkpoints: Path) -> None:

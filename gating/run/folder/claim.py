@@ -9,7 +9,7 @@ import filelock
 from omegaconf import OmegaConf
 
 from gating.errors import InputError
-from gating.run.folder.checkpoints import adopt_files, remove_phases, tell_others
+from gating.run.folder.checkpoints import adopt_files, check_recorded, remove_phases, tell_others
 from gating.run.folder.contents import (
     CHECKPOINTS,
     CONFIG,
@@ -73,6 +73,8 @@ def check_claim(paths: RunPaths, *, settings: Mapping[str, Any], resumes: bool) 
         stored = read_settings_of(paths.folder)["paths"]["checkpoints"]
         _check_own_checkpoints(paths.folder, paths.checkpoints, before=stored)
         check_resumed(paths.folder)
+        if written_in(paths.folder) is not None and settings["ckpt_path"] is None:
+            check_recorded(paths.checkpoints)
     else:
         check_folder(paths.folder, overwrite=settings["overwrite"], ignored=STATE_FILES)
         _check_writable(paths.folder, paths.checkpoints, settings=settings)
