@@ -95,27 +95,26 @@ def test_files_that_an_unfinished_run_has_not_written_yet_stay(name, command, in
     assert snapshot(folder) == before
 
 
-OTHERS = ["search/step-99.ckpt", "removed/step-9.ckpt", "recovery/step-500.ckpt"]
-
-
-@pytest.mark.parametrize("returns", [False, True])
-def test_checkpoints_that_a_run_has_not_recorded_are_passed_over_and_stay(returns, inputs, finished, tmp_path, capsys):
-    run, dense = tmp_path / "run", ["distillation=none", "callbacks.checkpoint.every_n_steps=1", "recovery=0.5"]
+@pytest.mark.parametrize("name", ["search/step-99.ckpt", "removed/step-3.ckpt", "recovery/step-500.ckpt"])
+@pytest.mark.parametrize("command", ["resume=auto", "ckpt_path={run}/checkpoints/search/step-1.ckpt"])
+def test_checkpoints_that_a_run_has_not_recorded_stay(name, command, inputs, tmp_path, capsys):
+    run, settings = tmp_path / "run", ["distillation=none", "callbacks.checkpoint.every_n_steps=1"]
     with at_batch(2, interrupt), pytest.raises(Interrupted):
-        run_in(run, inputs, *dense)
-    places = [run / "checkpoints" / name for name in OTHERS]
-    # Of another run, but one from which this one could go on.
-    (other,) = (finished / "checkpoints" / "search").glob("step-*.ckpt")
-    for place in places:
-        place.parent.mkdir(exist_ok=True)
-        shutil.copy(other, place)
-    own = run / "checkpoints" / "search" / "step-1.ckpt"
-    with at_batch(99, interrupt) as steps:
-        run_in(run, inputs, *dense, f"ckpt_path={own}" if returns else "resume=auto")
-    assert steps == [1, 2, 3]
-    assert f"{places[0]} is not recorded as a checkpoint of this run: it stays" in capsys.readouterr().err
-    assert all(place.is_file() for place in places)
-    assert not own.exists()
+        run_in(run, inputs, *settings)
+    put(run / "checkpoints", name)
+    before = snapshot(run)
+    with at_batch(1, interrupt):
+        assert end_of(run, inputs, *settings, command.format(run=run)) == 1
+    assert f"{run}/checkpoints/{name} is not recorded as a checkpoint of this run" in capsys.readouterr().err
+    assert snapshot(run) == before
+
+
+def test_a_checkpoint_that_comes_during_the_run_stays(inputs, tmp_path):
+    settings = ["distillation=none", "callbacks.checkpoint.every_n_steps=1"]
+    mine = tmp_path / "run" / "checkpoints" / "search" / "step-99.ckpt"
+    with at_batch(2, lambda: put(mine.parent, mine.name)):
+        run_in(tmp_path / "run", inputs, *settings)
+    assert mine.read_text() == "precious"
 
 
 def test_a_checkpoint_of_a_backup_is_gone_on_from_by_its_name(inputs, tmp_path):
@@ -130,17 +129,6 @@ def test_a_checkpoint_of_a_backup_is_gone_on_from_by_its_name(inputs, tmp_path):
     with at_batch(99, interrupt) as steps:
         run_in(run, inputs, *dense, f"ckpt_path={run}/checkpoints/search/step-1.ckpt")
     assert steps[0] == 1
-
-
-def test_a_run_whose_checkpoints_are_not_recorded_does_not_begin_again(inputs, tmp_path, capsys):
-    run = tmp_path / "run"
-    with at_batch(2, interrupt), pytest.raises(Interrupted):
-        run_in(run, inputs, "distillation=none", "callbacks.checkpoint.every_n_steps=1")
-    (run / "checkpoints" / "search" / ".written").unlink()
-    before = snapshot(run)
-    assert end_of(run, inputs, "distillation=none", "resume=auto") == 1
-    assert "step-1.ckpt is not recorded as a checkpoint of this run, which has no other" in capsys.readouterr().err
-    assert snapshot(run) == before
 
 
 def test_a_run_of_a_version_without_records_resumes(inputs, tmp_path):

@@ -1,6 +1,5 @@
 """Checkpoints of a run in the folders of its phases, and their removal."""
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +18,6 @@ __all__ = [
     "noted_in",
     "remove_noted",
     "remove_phases",
-    "tell_others",
 ]
 
 
@@ -65,15 +63,24 @@ def remove_phases(checkpoints: Path, *, after: Phase) -> None:
             (checkpoints / phase).rmdir()
 
 
-def check_recorded(checkpoints: Path) -> None:
-    """Raise ``InputError`` if a run has recorded none of the checkpoints in its folders, and would begin again."""
-    phases = [checkpoints / phase for phase in Phase]
-    found = [path for phase in phases for path in found_checkpoints(phase)]
-    if found and not any(checkpoints_in(phase) for phase in phases):
-        raise InputError(
-            f"{found[0]} is not recorded as a checkpoint of this run, which has no other: move it away, or go on from "
-            f"it with ckpt_path={found[0]}"
-        )
+def check_recorded(checkpoints: Path, *, chosen: str | None) -> None:
+    """Check that all checkpoints in the folders of a resumed run are its own.
+
+    Args:
+        checkpoints: Folder of the run's checkpoints.
+        chosen: One that the run is to go on from, although it may have forgotten it; such as one of a backup.
+
+    Raises:
+        InputError: The run has not recorded one of the others.
+    """
+    known = {Path(chosen).resolve()} if chosen else set()
+    for phase in (checkpoints / phase for phase in Phase):
+        own = checkpoints_in(phase)
+        for path in (path for path in found_checkpoints(phase) if path not in own and path.resolve() not in known):
+            raise InputError(
+                f"{path} is not recorded as a checkpoint of this run, which might replace it: move it away. If the run "
+                f"has written it, go on from it with ckpt_path={path}"
+            )
 
 
 def adopt_files(folder: Path, checkpoints: Path) -> None:
@@ -82,14 +89,3 @@ def adopt_files(folder: Path, checkpoints: Path) -> None:
     for phase in (checkpoints / phase for phase in Phase):
         if found := found_checkpoints(phase):
             note_written(phase, *(path.name for path in found))
-
-
-def tell_others(checkpoints: Path) -> None:
-    """Print which checkpoints in its folders a resumed run leaves alone."""
-    for phase in (checkpoints / phase for phase in Phase):
-        for path in sorted(set(found_checkpoints(phase)).difference(checkpoints_in(phase))):
-            print(
-                f"{path} is not recorded as a checkpoint of this run: it stays, and is passed over. If it is one, go "
-                f"on from it with ckpt_path={path}",
-                file=sys.stderr,
-            )

@@ -9,7 +9,7 @@ import filelock
 from omegaconf import OmegaConf
 
 from gating.errors import InputError
-from gating.run.folder.checkpoints import adopt_files, check_recorded, remove_phases, tell_others
+from gating.run.folder.checkpoints import adopt_files, check_recorded, remove_phases
 from gating.run.folder.contents import (
     CHECKPOINTS,
     CONFIG,
@@ -73,8 +73,8 @@ def check_claim(paths: RunPaths, *, settings: Mapping[str, Any], resumes: bool) 
         stored = read_settings_of(paths.folder)["paths"]["checkpoints"]
         _check_own_checkpoints(paths.folder, paths.checkpoints, before=stored)
         check_resumed(paths.folder)
-        if written_in(paths.folder) is not None and settings["ckpt_path"] is None:
-            check_recorded(paths.checkpoints)
+        if written_in(paths.folder) is not None:  # Runs of earlier versions have no record.
+            check_recorded(paths.checkpoints, chosen=settings["ckpt_path"])
     else:
         check_folder(paths.folder, overwrite=settings["overwrite"], ignored=STATE_FILES)
         _check_writable(paths.folder, paths.checkpoints, settings=settings)
@@ -127,7 +127,6 @@ def claim_folder(
         if ckpt_path is not None:
             _return_to(Path(ckpt_path), paths.folder, paths.checkpoints)
         if config is None:
-            tell_others(paths.checkpoints)
             _note_moved(paths.folder, settings)
         write_inputs(paths.folder, inputs)
     except BaseException:
