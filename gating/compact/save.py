@@ -103,8 +103,10 @@ def save_compact(
         check_finite(model, type(model).__name__)
     origin = getattr(tokenizer, "name_or_path", None) or "this model"
     check_vocabulary(tokenizer, size=vocabulary_size(model), name=origin)
-    sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
     place = Path(save_directory)
+    sources = [str(getattr(part, "name_or_path", "")) for part in (model, tokenizer)]
+    if _is_former_name(model, place):
+        sources.append(str(place))
     forms = [stock] if stock is not None else [True, False] if may_be_stock(model) else [False]
     for form in forms:
         try:
@@ -121,6 +123,14 @@ def save_compact(
     if repo_id is not None:
         upload(place, repo_id, private=private, token=token)
     return place
+
+
+def _is_former_name(model: PreTrainedModel, place: Path) -> bool:
+    """Return whether a model may have been loaded from a folder by a relative path, in another current folder."""
+    name = Path(model.name_or_path or "")
+    # Models of the hub have a revision.
+    is_local = name.parts and not name.is_absolute() and getattr(model.config, "_commit_hash", None) is None
+    return bool(is_local) and not name.exists() and place.absolute().parts[-len(name.parts) :] == name.parts
 
 
 def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *, stock: bool) -> None:

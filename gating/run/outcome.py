@@ -30,6 +30,7 @@ from gating.report.page import RunPage, write_page
 from gating.report.summary import Stage
 from gating.report.tables import print_report, print_samples
 from gating.run.folder.contents import COMPACT, CONFIG, LAST_FILES
+from gating.run.folder.earlier_run import check_resumed, note_models
 from gating.run.folder.space import end_checkpoints
 from gating.run.run import Run
 from gating.run.settings.data_set import describe_data
@@ -84,10 +85,18 @@ def gather(run: Run) -> bool:
 def export(run: Run) -> None:
     """Time the compact model against the dense one, and save it. Called by all ranks if the model is sharded still."""
     if is_rank_zero():
+        check_resumed(run.paths.folder)  # Again: training may have taken hours.
         note_written(run.paths.folder, COMPACT, *LAST_FILES)
     if run.is_sharded:
         _export_shards(run)
-        return
+    else:
+        _export_whole(run)
+    if is_rank_zero():
+        note_models(run.paths.folder)
+
+
+def _export_whole(run: Run) -> None:
+    """Time and save a model that is in the memory of this process."""
     state = run.state
     with state.summary.timed("latency"):
         dense = type(state.model)._from_config(run.dense_config).to(state.model.device, state.model.dtype)

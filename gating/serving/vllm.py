@@ -4,6 +4,7 @@ vLLM sizes the attention and the cache of a layer by ``per_layer_config`` in ``c
 layer. Read in the source of vLLM 0.33 and tried with 0.32; this package does not run vLLM itself.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -23,7 +24,8 @@ from gating.serving.refusals import naming_alternatives
 from gating.serving.silent import with_silent_groups
 from gating.serving.sources import load_model, source_of
 from gating.storage.folders import check_replaceable, replacing_folder
-from gating.storage.results import COMPACT_MODEL, MODEL_FILES
+from gating.storage.results import MODEL_FILES, ResultKind
+from gating.storage.tables import read_table
 from gating.structure.integrity import check_finite
 
 __all__ = ["check_vllm", "export_vllm", "serve_stock"]
@@ -32,6 +34,16 @@ __all__ = ["check_vllm", "export_vllm", "serve_stock"]
 _READ_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3"})
 
 _OF_THE_MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
+
+# Beside the model, because its other files are those of any compact model.
+_MARK, _MARKED = "export.json", {"export_format": "vllm"}
+
+
+def _own_files(folder: Path) -> frozenset[str] | None:
+    return frozenset() if read_table(folder / _MARK) == _MARKED else None
+
+
+VLLM_MODEL = ResultKind("export", _own_files, in_command="--overwrite")
 
 
 def export_vllm(
@@ -48,26 +60,27 @@ def export_vllm(
     Args:
         model_or_directory: A decoder, its folder, or its name on the hub; the tokenizer in a folder is copied.
         save_path: The folder; it is written whole or not at all.
-        overwrite: Whether the folder of an earlier model of this package may be replaced.
+        overwrite: Whether the folder of an earlier export for vLLM may be replaced.
 
     Returns:
         The folder, with the command that serves it.
 
     Raises:
         ValueError: The model is no decoder of text, or of a family whose uneven layers vLLM does not run.
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not one of this package.
+        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
     """
     place, given = Path(save_path), model_or_directory
     keep = [source_of(given)]
     # Before the model is loaded, too.
-    check_replaceable(place, overwrite=overwrite, kind=COMPACT_MODEL, keep=keep)
+    check_replaceable(place, overwrite=overwrite, kind=VLLM_MODEL, keep=keep)
     model, source = load_model(given)
     with naming_alternatives("vllm", model):
         check_vllm(model)
     sizes = sizes_of(model)
     check_finite(model, type(model).__name__)
-    with replacing_folder(place, overwrite=overwrite, kind=COMPACT_MODEL, keep=keep) as folder:
+    with replacing_folder(place, overwrite=overwrite, kind=VLLM_MODEL, keep=keep) as folder:
         is_stock = _save(model, folder, sizes)
+        (folder / _MARK).write_text(json.dumps(_MARKED) + "\n", encoding="utf-8")
         has_tokenizer = source is not None and _copy_tokenizer(source, folder)
         check_saved(model, folder)
         megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6

@@ -1,17 +1,17 @@
 """Files that are replaced whole or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gating.storage.stops import exiting_on_signals
+from gating.storage.stops import deferring_signals
 
 __all__ = ["replacing_file"]
 
 
 @contextmanager
-def replacing_file(target: Path) -> Iterator[Path]:
+def replacing_file(target: Path, *, check: Callable[[], object] | None = None) -> Iterator[Path]:
     """Yield the path of a new file that replaces the target when the block ends without an error.
 
     The target's name refers to the old file or to the new one at any time, also if the process is killed. The new file
@@ -19,25 +19,29 @@ def replacing_file(target: Path) -> Iterator[Path]:
 
     Args:
         target: Path of the file; its folder is created if needed.
+        check: Function that is called once the new file is on the disk; if it raises an error, the old one stays.
 
     Raises:
         OSError: The file cannot be written, for example on a full disk; ``filename`` is the target. The old file stays.
         SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`. The old file stays.
     """
     new = target.with_name(f".{target.name}.{os.getpid()}.new")
-    try:
-        with exiting_on_signals():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield new
-            with new.open("rb+") as file:
-                os.fsync(file.fileno())
+    with deferring_signals() as passing:
+        try:
+            with passing():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield new
+                with new.open("rb+") as file:
+                    os.fsync(file.fileno())
+                if check is not None:
+                    check()
             os.replace(new, target)
-    except BaseException as error:
-        new.unlink(missing_ok=True)
-        cause = _find_system_error(error)
-        if cause is not None:
-            raise type(cause)(cause.errno, cause.strerror, str(target)) from error
-        raise
+        except BaseException as error:
+            new.unlink(missing_ok=True)
+            cause = _find_system_error(error)
+            if cause is not None:
+                raise type(cause)(cause.errno, cause.strerror, str(target)) from error
+            raise
 
 
 def _find_system_error(error: BaseException) -> OSError | None:

@@ -4,14 +4,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from gating.errors import FolderExistsError, UserError
 from gating.storage.results import ResultKind, check_result, write_manifest
-from gating.storage.stops import exiting_on_signals
+from gating.storage.stops import deferring_signals
 
 __all__ = ["check_folder", "check_replaceable", "is_inside", "is_or_holds", "replacing_folder"]
 
@@ -36,27 +36,30 @@ def replacing_folder(
         FileExistsError: The target exists and ``overwrite`` is false, or it is or holds anything but an earlier result
             or one of ``keep``; or a part of the path is a file.
         OSError: The folder cannot be written, for example on a full disk.
-        SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`. The old folder stays.
+        SystemExit: A signal has come, see :func:`gating.storage.stops.exiting_on_signals`. The old folder is whole, or
+            the new one is in its place.
     """
     target, keep = Path(os.path.abspath(target)), list(keep)
     check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)
     missing_parents = [place for place in target.parents if not place.exists()]
-    try:
-        with exiting_on_signals(), _reporting_failed_writes(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with _scratch_folder(target) as scratch:
-                (scratch / "new").mkdir()
-                yield scratch / "new"
-                write_manifest(scratch / "new")
-                _flush(scratch / "new")
-                # Again: writing may have taken hours.
-                check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)
-                _swap(scratch / "new", target, old=scratch / "old")
-    except BaseException:
-        for place in missing_parents:
-            if place.is_dir() and not any(place.iterdir()):
-                place.rmdir()
-        raise
+    with deferring_signals() as passing:
+        try:
+            with _reporting_failed_writes(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with _scratch_folder(target) as scratch:
+                    with passing():
+                        (scratch / "new").mkdir()
+                        yield scratch / "new"
+                        write_manifest(scratch / "new")
+                        _flush(scratch / "new")
+                        # Again: writing may have taken hours.
+                        check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)
+                    _swap(scratch, target)
+        except BaseException:
+            for place in missing_parents:
+                if place.is_dir() and not any(place.iterdir()):
+                    place.rmdir()
+            raise
 
 
 def check_replaceable(
@@ -164,7 +167,10 @@ def _scratch_folder(target: Path) -> Iterator[Path]:
             _extend_files(scratch)
         raise
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch / "new", ignore_errors=True)
+        # An old folder that could not be moved back stays in it.
+        with suppress(OSError):
+            scratch.rmdir()
 
 
 def _extend_files(folder: Path) -> None:
@@ -187,7 +193,8 @@ def _flush(folder: Path) -> None:
             os.close(file)
 
 
-def _swap(new: Path, target: Path, *, old: Path) -> None:
+def _swap(scratch: Path, target: Path) -> None:
+    new, old = scratch / "new", scratch / "old"
     if os.path.lexists(target):
         target.rename(old)
     try:
@@ -196,3 +203,4 @@ def _swap(new: Path, target: Path, *, old: Path) -> None:
         if os.path.lexists(old):
             old.rename(target)
         raise
+    shutil.rmtree(scratch, ignore_errors=True)

@@ -3,14 +3,14 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
-__all__ = ["exiting_on_signals"]
+__all__ = ["deferring_signals", "exiting_on_signals"]
 
 # Windows has no SIGHUP.
-_STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+_STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
 
 
 @contextmanager
@@ -23,16 +23,53 @@ def exiting_on_signals() -> Iterator[None]:
     Raises:
         SystemExit: A signal has come; the exit code is 128 + its number.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    numbers = [number for number in _STOPS if is_main and signal.getsignal(number) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, _exit)
-    try:
+    with deferring_signals() as passing, passing():
         yield
+
+
+@contextmanager
+def deferring_signals() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Let signals wait for the end of a ``with`` block, so that none ends it between two steps that belong together.
+
+    At its end they do what they do in :func:`exiting_on_signals`.
+
+    Yields:
+        Function that returns the context manager of a part of the block which a signal ends at once.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in _STOPS if is_main}
+    # Neither ignored ones nor those that another language handles.
+    handlers = {number: found for number, found in handlers.items() if callable(found) or found is signal.SIG_DFL}
+    came: list[int] = []
+    waits = True
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        handler = handlers[number]
+        if waits:
+            came.append(number)
+        elif callable(handler):
+            handler(number, frame)
+        else:
+            sys.exit(128 + number)
+
+    @contextmanager
+    def passing() -> Iterator[None]:
+        nonlocal waits
+        try:
+            waits = False
+            while came:
+                handle(came.pop(0), None)
+            yield
+        finally:
+            waits = True
+
+    try:
+        for number in handlers:
+            signal.signal(number, handle)
+        yield passing
     finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _exit(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)
+        waits = False
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        while came:
+            handle(came.pop(0), None)

@@ -30,6 +30,7 @@ __all__ = [
     "RunCheckpoint",
     "checkpoint_path",
     "checkpoints_in",
+    "found_checkpoints",
     "note_checkpoint",
     "noted_checkpoints",
     "read_checkpoint",
@@ -80,11 +81,17 @@ def remove_checkpoint(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the paths of a phase's checkpoints, the latest first."""
+def found_checkpoints(folder: Path) -> list[Path]:
+    """Return the paths in a phase's folder that have the names of checkpoints, the latest first."""
     named = {path: _NAME.fullmatch(path.name) for path in folder.glob("step-*.ckpt")}
     steps = {path: int(name[1]) for path, name in named.items() if name}
     return sorted(steps, key=steps.__getitem__, reverse=True)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the paths of a phase's checkpoints, the latest first: those that the record of its folder names."""
+    names = written_in(folder) or ()
+    return [path for path in found_checkpoints(folder) if path.name in names]
 
 
 def note_checkpoint(path: Path) -> None:
@@ -97,13 +104,10 @@ def note_checkpoint(path: Path) -> None:
 
 
 def noted_checkpoints(folder: Path) -> list[Path]:
-    """Return the paths of a phase's checkpoints that the record of its folder names, and of parts of such ones.
-
-    Parts are of a process that was killed while it wrote.
-    """
+    """Return the paths of a phase's checkpoints, and of parts of such ones, of a process that was killed."""
     names = written_in(folder) or frozenset()
     parts = [path for path in folder.glob(".step-*.ckpt*.new") for name in names if path.name.startswith(f".{name}.")]
-    return [*(path for path in checkpoints_in(folder) if path.name in names), *parts]
+    return [*checkpoints_in(folder), *parts]
 
 
 def why_unusable(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
@@ -275,10 +279,11 @@ class RunCheckpoint(Callback):
         finally:
             self._is_between_steps = False
         if is_rank_zero():
-            saved = checkpoints_in(self._folder)
+            saved, new = checkpoints_in(self._folder), checkpoint_path(self._folder, module.step_in_run)
+            # On a full disk there may be no record of the new one.
+            last = saved.index(new) if new in saved else None
             # Later ones are damaged: this run resumed from an earlier one.
-            last = saved.index(checkpoint_path(self._folder, module.step_in_run))
-            for other in (*saved[:last], *saved[last + self._keep :]):
+            for other in () if last is None else (*saved[:last], *saved[last + self._keep :]):
                 remove_checkpoint(other)
 
 

@@ -118,11 +118,13 @@ def test_a_run_that_keeps_its_checkpoints_names_the_command(inputs, tmp_path, ca
     assert checkpoints(place)
 
 
-def test_checkpoints_elsewhere_go_only_where_both_folders_have_the_mark(inputs, tmp_path, clean):
+@pytest.mark.parametrize("mark", ["another", None])
+def test_checkpoints_elsewhere_go_only_with_the_run_that_has_their_mark(mark, inputs, tmp_path, clean):
     place, other = tmp_path / "disk", tmp_path / "other"
     run_in(tmp_path / "run", inputs, "keep_checkpoints=true", f"paths.checkpoints={place}", "distillation=none")
     shutil.copytree(tmp_path / "run", other)
-    (other / ".run-of-checkpoints").write_text("another")
+    if mark:
+        (other / ".run-of-checkpoints").write_text(mark)
     before = snapshot(place)
     code, out, _ = clean(other)
     assert (code, out) == (

@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+import gating
 from gating.run.folder import earlier_run
 from gating.run.folder.earlier_run import clearing
 from gating.storage.written import note_written
@@ -69,8 +71,14 @@ def test_events_of_another_program_stay_beside_those_of_the_run(inputs, run, tmp
 LATER = ["report/index.html", "report/gates.png", "metrics.json", "compact/config.json", "teacher/config.json"]
 
 
-@pytest.mark.parametrize("name", [*LATER, "checkpoints/search/step-99.ckpt"])
-def test_files_that_an_unfinished_run_has_not_written_yet_stay(name, inputs, finished, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        *((name, "overwrite=true") for name in [*LATER, "checkpoints/search/step-99.ckpt"]),
+        *((name, "resume=auto") for name in LATER if name != "metrics.json"),
+    ],
+)
+def test_files_that_an_unfinished_run_has_not_written_yet_stay(name, command, inputs, finished, tmp_path, capsys):
     folder = tmp_path / "run"
     with at_batch(2, interrupt), pytest.raises(Interrupted):
         run_in(folder, inputs, "callbacks.checkpoint.every_n_steps=1")
@@ -81,10 +89,72 @@ def test_files_that_an_unfinished_run_has_not_written_yet_stay(name, inputs, fin
         put(folder, name)
     before = snapshot(folder)
     with at_batch(1, interrupt):
-        assert end_of(folder, inputs, "overwrite=true") == 1
+        assert end_of(folder, inputs, command) == 1
     said = "holds a checkpoint of another run" if "ckpt" in name else "was not written by a run"
     assert said in capsys.readouterr().err
     assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("name", ["search/step-99.ckpt", "removed/step-3.ckpt", "recovery/step-500.ckpt"])
+@pytest.mark.parametrize("command", ["resume=auto", "ckpt_path={run}/checkpoints/search/step-1.ckpt"])
+def test_checkpoints_that_a_run_has_not_recorded_stay(name, command, inputs, tmp_path, capsys):
+    run, settings = tmp_path / "run", ["distillation=none", "callbacks.checkpoint.every_n_steps=1"]
+    with at_batch(2, interrupt), pytest.raises(Interrupted):
+        run_in(run, inputs, *settings)
+    put(run / "checkpoints", name)
+    before = snapshot(run)
+    with at_batch(1, interrupt):
+        assert end_of(run, inputs, *settings, command.format(run=run)) == 1
+    assert f"{run}/checkpoints/{name} is not recorded as a checkpoint of this run" in capsys.readouterr().err
+    assert snapshot(run) == before
+
+
+def test_a_checkpoint_that_comes_during_the_run_stays(inputs, tmp_path):
+    settings = ["distillation=none", "callbacks.checkpoint.every_n_steps=1"]
+    mine = tmp_path / "run" / "checkpoints" / "search" / "step-99.ckpt"
+    with at_batch(2, lambda: put(mine.parent, mine.name)):
+        run_in(tmp_path / "run", inputs, *settings)
+    assert mine.read_text() == "precious"
+
+
+def test_a_checkpoint_of_a_backup_is_gone_on_from_by_its_name(inputs, tmp_path):
+    run, dense = tmp_path / "run", ["distillation=none", "callbacks.checkpoint.every_n_steps=1"]
+    with at_batch(2, interrupt), pytest.raises(Interrupted):
+        run_in(run, inputs, *dense)
+    backup = shutil.copy(run / "checkpoints" / "search" / "step-1.ckpt", tmp_path)
+    with at_batch(3, interrupt), pytest.raises(Interrupted):
+        run_in(run, inputs, *dense, "resume=auto")
+    assert not (run / "checkpoints" / "search" / "step-1.ckpt").exists()
+    shutil.copy(backup, run / "checkpoints" / "search")
+    with at_batch(99, interrupt) as steps:
+        run_in(run, inputs, *dense, f"ckpt_path={run}/checkpoints/search/step-1.ckpt")
+    assert steps[0] == 1
+
+
+def test_a_run_of_a_version_without_records_resumes(inputs, tmp_path):
+    run, settings = tmp_path / "run", ["distillation=none", "callbacks.checkpoint.every_n_steps=1"]
+    with at_batch(3, interrupt), pytest.raises(Interrupted):
+        run_in(run, inputs, *settings)
+    for record in list(run.rglob(".written")):
+        record.unlink()
+    with at_batch(99, interrupt) as steps:
+        run_in(run, inputs, *settings, "resume=auto")
+    assert steps[0] == 2
+    assert not (run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["compact", "teacher"])
+def test_another_model_in_the_place_of_one_of_the_run_stays(name, inputs, run, tmp_path, capsys):
+    compact = gating.load_compact(run / "compact")
+    with torch.no_grad():
+        compact.classifier.bias += 1
+    shutil.rmtree(run / name)
+    gating.save_compact(compact, run / name)
+    before = snapshot(run)
+    with at_batch(1, interrupt):
+        assert end_of(run, inputs, "overwrite=true") == 1
+    assert f"{run / name} is another model than the one that a run has written there" in capsys.readouterr().err
+    assert snapshot(run) == before
 
 
 def test_settings_without_the_record_of_their_run_allow_no_removal(inputs, finished, tmp_path, capsys):

@@ -7,6 +7,7 @@ import pytest
 
 from gating.run.folder.stored_settings import read_settings_of
 from gating.run.settings.options import names_given, read_options
+from tests.storage.test_results import snapshot
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.resumed import change, recalled, resume
 from tests.support.tiny_run import ROOT, make_inputs
@@ -27,6 +28,21 @@ def test_checkpoints_on_another_disk_are_remembered_after_a_move_and_can_be_name
     assert resume(moved) == 1
     with at_batch(1, interrupt), pytest.raises(Interrupted):
         resume(moved, place)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_copy_of_a_run_does_not_take_its_checkpoints_on_another_disk(given, inputs, tmp_path, capsys):
+    place = f"paths.checkpoints={tmp_path}/disk"
+    with at_batch(3, interrupt), pytest.raises(Interrupted):
+        run_in(tmp_path / "run", inputs, place)
+    copy, before = shutil.copytree(tmp_path / "run", tmp_path / "copy"), snapshot(tmp_path / "disk")
+    assert resume(copy, *[place] * given) == 1
+    said = f"are those of the run in {tmp_path}/run, of which {copy} is a copy" if given else "may be those of another"
+    assert said in capsys.readouterr().err
+    assert snapshot(tmp_path / "disk") == before
+    shutil.copytree(tmp_path / "disk", copy / "checkpoints")
+    assert resume(copy, f"paths.checkpoints={copy}/checkpoints") == 0
+    assert snapshot(tmp_path / "disk") == before
 
 
 DIFFERENT = {

@@ -14,6 +14,7 @@ from benchmarks.faults.outcome import Outcome
 from gating.report.summary import Summary
 from gating.run import execute, measured_budget, stages
 from gating.run.folder.state import is_finished
+from gating.storage.written import note_written
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
 from tests.support.tiny_run import compose_settings
@@ -168,6 +169,7 @@ def test_checkpoints_of_other_phases_are_skipped(inputs, whole, tmp_path):
     recovery, removed = folder / "checkpoints" / "recovery", folder / "checkpoints" / "removed"
     shutil.copy(removed / "step-9.ckpt", recovery / "step-11.ckpt")
     torch.save({"x": 1}, recovery / "step-12.ckpt")
+    note_written(recovery, "step-11.ckpt", "step-12.ckpt")
     run_in(folder, inputs, "resume=auto")
     assert_same_end(folder, whole)
 
@@ -176,7 +178,7 @@ def test_later_damaged_checkpoints_do_not_take_the_place_of_good_ones(inputs, wh
     folder = tmp_path / "run"
     with at_batch(8, interrupt), pytest.raises(Interrupted):
         run_in(folder, inputs, EACH_STEP)
-    for path in (folder / "checkpoints" / "search").iterdir():
+    for path in (folder / "checkpoints" / "search").glob("step-*.ckpt"):
         path.write_bytes(path.read_bytes()[:-1000])
     with at_batch(4, interrupt), pytest.raises(Interrupted):
         run_in(folder, inputs, EACH_STEP, "resume=auto")

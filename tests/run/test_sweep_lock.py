@@ -82,6 +82,14 @@ def test_a_sweep_that_was_killed_holds_its_folder_no_longer(inputs, tmp_path, mo
         other.kill()
 
 
+def test_jobs_of_one_sweep_do_not_replace_each_other(inputs, tmp_path):
+    shared = ["trainer.max_steps=4", "seed=0,1", "overwrite=true", "hydra.sweep.subdir=job"]
+    end = run_sweep(tmp_path / "sweep", *inputs, *shared)
+    assert end.code == 1
+    assert "is the folder of job 0 of this sweep, too" in end.err
+    assert json.loads((tmp_path / "sweep" / "job" / "metrics.json").read_text())["seed"] == 0
+
+
 def test_a_sweep_that_is_refused_leaves_a_foreign_folder_as_it_is(inputs, tmp_path):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "tradeoff.json").write_text(json.dumps({"mine": True}))

@@ -244,6 +244,23 @@ def test_only_an_unchanged_file_of_this_package_is_replaced(llama, tmp_path):
     assert export.export_gguf(llama, path, overwrite=True).path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_file_that_came_or_changed_during_the_export_stays(exists, llama, tmp_path, monkeypatch):
+    path, write = tmp_path / "model.gguf", export.write_gguf
+    if exists:
+        export.export_gguf(llama, path)
+
+    def slow(*args, **options):
+        write(*args, **options)
+        path.write_text("precious")
+
+    monkeypatch.setattr(export, "write_gguf", slow)
+    with pytest.raises(FileExistsError, match="it was changed" if exists else "exists already"):
+        export.export_gguf(llama, path, overwrite=exists)
+    assert path.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("as_link", [False, True])
 def test_a_file_is_never_its_own_tokenizer(as_link, llama, tmp_path):
     path = export.export_gguf(llama, tmp_path / "model.gguf", tokenizer=make_tokenizer()).path

@@ -108,6 +108,17 @@ def test_a_result_that_was_changed_is_not_replaced(name, stock, bert, tokenizer,
     assert snapshot(tmp_path) == before
 
 
+def test_the_folder_of_a_model_stays_after_a_change_of_the_current_folder(bert, tmp_path, monkeypatch):
+    gating.save_compact(bert, tmp_path / "here" / "saved")
+    monkeypatch.chdir(tmp_path / "here")
+    model = gating.load_compact("saved")
+    monkeypatch.chdir(tmp_path)
+    before = snapshot(tmp_path)
+    with pytest.raises(FileExistsError, match="which the compact model is made from"):
+        gating.save_compact(model, tmp_path / "here" / "saved", overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
 def test_a_dense_model_with_the_tag_of_this_package_is_not_replaced(bert, tmp_path):
     bert.save_pretrained(tmp_path / "dense")
     put(tmp_path, "dense/README.md")

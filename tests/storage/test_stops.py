@@ -1,8 +1,10 @@
 """A signal in the middle of writing leaves nothing behind."""
 
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from gating.storage.atomic import replacing_file
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.storage.stops import exiting_on_signals
+from tests.storage.test_folders import make_result, replacing
 from tests.support.tiny_run import ROOT
 from tests.support.warm_python import warm_python
 
@@ -35,6 +38,53 @@ def test_handlers_of_a_program_stay():
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == ["own"]
+
+
+# Functions after whose call number a signal comes, and whether the new folder is in its place then.
+STEPS = [
+    (tempfile, "mkdtemp", 1, "old"),
+    (Path, "rename", 1, "new"),
+    (Path, "rename", 2, "new"),
+    (shutil, "rmtree", 0, "new"),
+]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("owner", "name", "call", "left"), STEPS)
+def test_a_signal_between_two_steps_leaves_one_whole_folder(owner, name, call, left, number, tmp_path, monkeypatch):
+    make_result(tmp_path / "there")
+    function, calls = getattr(owner, name), []
+
+    def stopped(*args, **options):
+        calls.append(args)
+        if len(calls) > call:
+            os.kill(os.getpid(), number)
+        result = function(*args, **options)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return result
+
+    monkeypatch.setattr(owner, name, stopped)
+    with pytest.raises((SystemExit, KeyboardInterrupt)), replacing(tmp_path / "there") as folder:
+        (folder / "model.safetensors").write_text("new")
+    assert os.listdir(tmp_path) == ["there"]
+    assert (tmp_path / "there" / "model.safetensors").read_text() == left
+
+
+def test_an_old_folder_that_cannot_be_moved_back_is_kept(tmp_path, monkeypatch):
+    make_result(tmp_path / "there")
+    rename = Path.rename
+
+    def raced(path, target):
+        rename(path, target)
+        if path.name == "there":
+            (path / "sub").mkdir(parents=True)
+
+    monkeypatch.setattr(Path, "rename", raced)
+    with pytest.raises(OSError, match="cannot be written"), replacing(tmp_path / "there"):
+        pass
+    (kept,) = tmp_path.glob(".there-*/old/model.safetensors")
+    assert kept.read_text() == "old"
 
 
 STOPPED_WHILE_SAVING = """

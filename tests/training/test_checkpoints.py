@@ -13,6 +13,8 @@ from gating.training.checkpoints import (
     RunCheckpoint,
     checkpoint_path,
     checkpoints_in,
+    found_checkpoints,
+    note_checkpoint,
     read_checkpoint,
     why_unusable,
 )
@@ -89,8 +91,11 @@ def test_the_latest_checkpoint_comes_first(tmp_path):
         checkpoint_path(tmp_path, step).touch()
     for other in ("step-3.txt", "step-x.ckpt", "hpc_ckpt_1.ckpt", "last.ckpt", ".step-200.ckpt.17.new"):
         (tmp_path / other).touch()
-    assert checkpoints_in(tmp_path) == [checkpoint_path(tmp_path, step) for step in (100, 20, 9)]
-    assert checkpoints_in(tmp_path / "nowhere") == []
+    assert found_checkpoints(tmp_path) == [checkpoint_path(tmp_path, step) for step in (100, 20, 9)]
+    assert found_checkpoints(tmp_path / "nowhere") == checkpoints_in(tmp_path) == []
+    for step in (9, 100):
+        note_checkpoint(checkpoint_path(tmp_path, step))
+    assert checkpoints_in(tmp_path) == [checkpoint_path(tmp_path, step) for step in (100, 9)]
 
 
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"every_n_steps": -1}, {"every_minutes": 0}])

@@ -3,13 +3,22 @@
 from contextlib import suppress
 from pathlib import Path
 
-from gating.run.folder.contents import CHECKPOINTS, CLEARED, CONFIG, TEACHER, Phase
+from gating.errors import InputError
+from gating.run.folder.contents import CHECKPOINTS, CLEARED, CONFIG, FILES, MODELS, TEACHER, Phase
 from gating.run.folder.stored_settings import checkpoints_of, read_settings_of
 from gating.storage.folders import is_inside
-from gating.storage.written import WRITTEN
-from gating.training.checkpoints import checkpoints_in, noted_checkpoints, remove_checkpoint
+from gating.storage.written import WRITTEN, note_written
+from gating.training.checkpoints import checkpoints_in, found_checkpoints, noted_checkpoints, remove_checkpoint
 
-__all__ = ["find_checkpoints", "has_checkpoint", "noted_in", "remove_noted", "remove_phases"]
+__all__ = [
+    "adopt_files",
+    "check_recorded",
+    "find_checkpoints",
+    "has_checkpoint",
+    "noted_in",
+    "remove_noted",
+    "remove_phases",
+]
 
 
 def find_checkpoints(folder: Path) -> Path:
@@ -23,7 +32,7 @@ def find_checkpoints(folder: Path) -> Path:
 def has_checkpoint(folder: Path) -> bool:
     """Return whether a run has a checkpoint or a teacher to resume from."""
     places = {folder / CHECKPOINTS, find_checkpoints(folder)}
-    return (folder / TEACHER).is_dir() or any(checkpoints_in(place / phase) for place in places for phase in Phase)
+    return (folder / TEACHER).is_dir() or any(found_checkpoints(place / phase) for place in places for phase in Phase)
 
 
 def noted_in(checkpoints: Path) -> list[Path]:
@@ -48,7 +57,35 @@ def remove_phases(checkpoints: Path, *, after: Phase) -> None:
     """Remove the checkpoints of the phases after a phase, from which a run would resume; other files stay."""
     phases = list(Phase)
     for phase in phases[phases.index(after) + 1 :]:
-        for path in (*checkpoints_in(checkpoints / phase), *noted_checkpoints(checkpoints / phase)):
+        for path in noted_checkpoints(checkpoints / phase):
             remove_checkpoint(path)
         with suppress(OSError):
             (checkpoints / phase).rmdir()
+
+
+def check_recorded(checkpoints: Path, *, chosen: str | None) -> None:
+    """Check that all checkpoints in the folders of a resumed run are its own.
+
+    Args:
+        checkpoints: Folder of the run's checkpoints.
+        chosen: One that the run is to go on from, although it may have forgotten it; such as one of a backup.
+
+    Raises:
+        InputError: The run has not recorded one of the others.
+    """
+    known = {Path(chosen).resolve()} if chosen else set()
+    for phase in (checkpoints / phase for phase in Phase):
+        own = checkpoints_in(phase)
+        for path in (path for path in found_checkpoints(phase) if path not in own and path.resolve() not in known):
+            raise InputError(
+                f"{path} is not recorded as a checkpoint of this run, which might replace it: move it away. If the run "
+                f"has written it, go on from it with ckpt_path={path}"
+            )
+
+
+def adopt_files(folder: Path, checkpoints: Path) -> None:
+    """Record the files of a run of an earlier version, which had no record, as its own."""
+    note_written(folder, *(name for name in (*FILES, *MODELS) if (folder / name).exists()))
+    for phase in (checkpoints / phase for phase in Phase):
+        if found := found_checkpoints(phase):
+            note_written(phase, *(path.name for path in found))

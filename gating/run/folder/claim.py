@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from gating.errors import InputError
-from gating.run.folder.checkpoints import remove_phases
+from gating.run.folder.checkpoints import adopt_files, check_recorded, remove_phases
 from gating.run.folder.contents import (
+    CHECKPOINTS,
     CONFIG,
     FIRST_FILES,
     FOLDERS,
@@ -22,15 +25,29 @@ from gating.run.folder.contents import (
     Phase,
     RunPaths,
 )
-from gating.run.folder.earlier_run import check_earlier, check_links, clearing, remove_model
+from gating.run.folder.earlier_run import (
+    check_earlier,
+    check_links,
+    check_resumed,
+    check_teacher,
+    clearing,
+    remove_model,
+)
 from gating.run.folder.inputs import Inputs, write_inputs
 from gating.run.folder.places import local_places
-from gating.run.folder.state import enter_folder, is_finished, owned_by_other_process, take_lock
+from gating.run.folder.state import enter_folder, is_finished, owned_by_other_process, owner_of, take_lock
 from gating.run.folder.stored_settings import leaves, read_settings_of, with_values
+from gating.run.sweep.records import jobs_of
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder, is_inside
-from gating.storage.written import note_written
-from gating.training.checkpoints import checkpoints_in, remove_checkpoint, why_unusable
+from gating.storage.written import note_written, written_in
+from gating.training.checkpoints import (
+    checkpoints_in,
+    found_checkpoints,
+    note_checkpoint,
+    remove_checkpoint,
+    why_unusable,
+)
 
 __all__ = ["FolderCheck", "check_claim", "claim_folder"]
 
@@ -58,7 +75,11 @@ def check_claim(paths: RunPaths, *, settings: Mapping[str, Any], resumes: bool) 
     if resumes:
         stored = read_settings_of(paths.folder)["paths"]["checkpoints"]
         _check_own_checkpoints(paths.folder, paths.checkpoints, before=stored)
+        check_resumed(paths.folder)
+        if written_in(paths.folder) is not None:  # Runs of earlier versions have no record.
+            check_recorded(paths.checkpoints, chosen=settings["ckpt_path"])
     else:
+        _check_no_other_job(paths.folder)
         check_folder(paths.folder, overwrite=settings["overwrite"], ignored=STATE_FILES)
         _check_writable(paths.folder, paths.checkpoints, settings=settings)
     if owned_by_other_process(paths.folder):
@@ -104,7 +125,9 @@ def claim_folder(
                 note_written(paths.folder, *FIRST_FILES, anew=True)
                 with replacing_file(paths.folder / CONFIG) as new:
                     new.write_text(config, encoding="utf-8")
-            _mark(paths.folder, paths.checkpoints)
+        elif written_in(paths.folder) is None:
+            adopt_files(paths.folder, paths.checkpoints)
+        _mark(paths.folder, paths.checkpoints)
         if ckpt_path is not None:
             _return_to(Path(ckpt_path), paths.folder, paths.checkpoints)
         if config is None:
@@ -116,6 +139,19 @@ def claim_folder(
         raise
     enter_folder(paths.folder)
     return locks
+
+
+def _check_no_other_job(folder: Path) -> None:
+    """Raise ``InputError`` if a folder is that of an earlier job of the same sweep, whose results would be replaced."""
+    if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+        return
+    sweep, number = Path(HydraConfig.get().sweep.dir), HydraConfig.get().job.num
+    for job in jobs_of(sweep):
+        if job.number < number and (sweep / job.folder).resolve() == folder.resolve():
+            raise InputError(
+                f"{folder} is the folder of job {job.number} of this sweep, too: leave hydra.sweep.subdir out, which "
+                "gives each job a folder of its own."
+            )
 
 
 def _note_moved(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -171,22 +207,28 @@ def _check_own_checkpoints(folder: Path, checkpoints: Path, *, before: str) -> N
             f"The run in {folder} has its checkpoints in {before}, and this command paths.checkpoints={checkpoints}: "
             "leave it unchanged, or move them into the run's folder."
         )
+    owner = owner_of(checkpoints)
+    if not is_inside(checkpoints, folder) and owner is not None and not owner.samefile(folder):
+        raise InputError(
+            f"paths.checkpoints={checkpoints} are those of the run in {owner}, of which {folder} is a copy: resume "
+            f"that one, or copy them to {folder / CHECKPOINTS} and give paths.checkpoints={folder / CHECKPOINTS}."
+        )
 
 
 def _mark(folder: Path, checkpoints: Path) -> None:
-    """Mark checkpoints outside a run's folder as its own, in both folders."""
+    """Mark checkpoints outside a run's folder as its own, in both folders, with the present path of its folder."""
     if not is_inside(checkpoints, folder):
-        mark = uuid.uuid4().hex
+        mark = f"{uuid.uuid4().hex}\n{folder.resolve()}"
         for place in (folder, checkpoints):
             with replacing_file(place / OWNER_MARK) as new:
-                new.write_text(mark, encoding="ascii")
+                new.write_text(mark, encoding="utf-8")
 
 
 def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
     """Make a checkpoint the last one of a run: remove everything written after it."""
     phase = checkpoint.resolve().parent
-    mine = checkpoints_in(phase)
-    if phase.parent != checkpoints.resolve() or phase.name not in list(Phase) or checkpoint.resolve() not in mine:
+    found = found_checkpoints(phase)
+    if phase.parent != checkpoints.resolve() or phase.name not in list(Phase) or checkpoint.resolve() not in found:
         raise InputError(
             f"ckpt_path={checkpoint} is not a checkpoint of this run; checkpoints are "
             f"{checkpoints / 'PHASE' / 'step-N.ckpt'}."
@@ -194,7 +236,11 @@ def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
     wrong = why_unusable(checkpoint)
     if wrong is not None:
         raise InputError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last undamaged one.")
-    for later in mine[: mine.index(checkpoint.resolve())]:
+    if phase.name == Phase.TEACHER:
+        check_teacher(folder, remedy="Move it away.")
+    # It may be from a backup.
+    note_checkpoint(checkpoint.resolve())
+    for later in set(found[: found.index(checkpoint.resolve())]).intersection(checkpoints_in(phase)):
         remove_checkpoint(later)
     remove_phases(checkpoints, after=Phase(phase.name))
     if phase.name == Phase.TEACHER:

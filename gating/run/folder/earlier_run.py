@@ -25,12 +25,16 @@ from gating.run.folder.contents import (
 )
 from gating.run.folder.stored_settings import leaves
 from gating.storage.folders import is_inside, is_or_holds
-from gating.storage.results import COMPACT_MODEL, check_result, find_foreign
-from gating.storage.written import written_in
+from gating.storage.results import COMPACT_MODEL, RECORD_FILE, check_result, find_foreign
+from gating.storage.tables import read_table
+from gating.storage.written import note_written, written_in
+from gating.structure.integrity import digest_table
 from gating.tracking.event_files import find_event_files
-from gating.training.checkpoints import checkpoints_in, noted_checkpoints
+from gating.training.checkpoints import found_checkpoints, noted_checkpoints
 
-__all__ = ["check_earlier", "check_links", "clearing", "remove_model"]
+__all__ = ["check_earlier", "check_links", "check_resumed", "check_teacher", "clearing", "note_models", "remove_model"]
+
+_ELSEWHERE = "Move it away, or choose another output_dir."
 
 
 def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any]) -> None:
@@ -46,14 +50,10 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
         FolderExistsError: A model folder of the earlier run holds other files.
     """
     written = written_in(folder)
-    _check_written(folder, written or ())
+    _check_written(folder, written or (), "a new run would overwrite it", remedy=_ELSEWHERE)
     if written is not None:
-        if _is_used(folder / COMPACT):
-            check_result(folder / COMPACT, kind=COMPACT_MODEL)
-        if _is_used(folder / TEACHER) and (foreign := find_foreign(folder / TEACHER)) is not None:
-            raise InputError(
-                f"{folder / TEACHER / foreign} was not written by a run. Move it away, or choose another output_dir."
-            )
+        _check_compact(folder, remedy=_ELSEWHERE)
+        check_teacher(folder, remedy=_ELSEWHERE)
         _check_sources(folder, settings)
     own = [folder / CHECKPOINTS, *([find_checkpoints(folder)] if written is not None else [])]
     for place in (checkpoints, folder / CHECKPOINTS):
@@ -62,14 +62,64 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
     _check_foreign(checkpoints, may_be_noted=is_own and is_inside(checkpoints, folder))
 
 
-def _check_written(folder: Path, written: Collection[str]) -> None:
+def check_resumed(folder: Path) -> None:
+    """Check that a resumed run replaces nothing but what it has written itself.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        InputError: A file or model in the place of one of the run's was not written by it.
+        FolderExistsError: The folder of its compact model holds other files.
+    """
+    written = written_in(folder)
+    if written is not None:  # Runs of earlier versions have no record.
+        _check_written(folder, written, "the run would overwrite it", remedy="Move it away.")
+        _check_compact(folder, remedy="Move it away.")
+
+
+def check_teacher(folder: Path, *, remedy: str) -> None:
+    """Raise ``InputError`` if the teacher in a run's folder is not as the run has written it."""
+    if not _is_used(folder / TEACHER):
+        return
+    if (foreign := find_foreign(folder / TEACHER)) is not None:
+        raise InputError(f"{folder / TEACHER / foreign} was not written by a run. {remedy}")
+    _check_mark(folder, TEACHER, remedy=remedy)
+
+
+def note_models(folder: Path) -> None:
+    """Record which models a run has written: another one in their place is not the run's."""
+    own = (written_in(folder) or frozenset()).intersection(MODELS)
+    note_written(folder, *(_mark(folder / name) for name in own if (folder / name).is_dir()))
+
+
+def _check_compact(folder: Path, *, remedy: str) -> None:
+    if _is_used(folder / COMPACT):
+        check_result(folder / COMPACT, kind=COMPACT_MODEL)
+        _check_mark(folder, COMPACT, remedy=remedy)
+
+
+def _check_mark(folder: Path, name: str, *, remedy: str) -> None:
+    """Raise ``InputError`` if a model is none of those that a run has recorded; it may have recorded none yet."""
+    marks = {line for line in written_in(folder) or () if line.startswith(_start_of_mark(name))}
+    if marks and _mark(folder / name) not in marks:
+        raise InputError(f"{folder / name} is another model than the one that a run has written there. {remedy}")
+
+
+def _mark(model: Path) -> str:
+    # The file has the checksums of all others.
+    return f"{_start_of_mark(model.name)}{digest_table(read_table(model / RECORD_FILE))}"
+
+
+def _start_of_mark(name: str) -> str:
+    return f"{name} sha256="
+
+
+def _check_written(folder: Path, written: Collection[str], consequence: str, *, remedy: str) -> None:
     """Raise ``InputError`` if the place of a file or model of a run holds one that its record does not name."""
     for name in (*FILES, *MODELS):
         if name not in written and _is_used(folder / name):
-            raise InputError(
-                f"{folder / name} was not written by a run, and a new run would overwrite it. Move it away, or choose "
-                "another output_dir."
-            )
+            raise InputError(f"{folder / name} was not written by a run, and {consequence}. {remedy}")
 
 
 def _is_used(path: Path) -> bool:
@@ -91,7 +141,7 @@ def _check_foreign(checkpoints: Path, *, may_be_noted: bool) -> None:
     # Resolved, because the path may lead through the run's folder, which does not exist yet.
     for phase in (checkpoints.resolve() / phase for phase in Phase):
         own = noted_checkpoints(phase) if may_be_noted else []
-        for path in (path for path in checkpoints_in(phase) if path not in own):
+        for path in (path for path in found_checkpoints(phase) if path not in own):
             raise InputError(
                 f"paths.checkpoints={checkpoints} holds a checkpoint of another run, {path}. Choose another folder "
                 "for this run, or remove the checkpoint."

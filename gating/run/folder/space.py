@@ -10,7 +10,7 @@ from gating.run.folder.contents import METRICS, Phase, RunPaths
 from gating.run.folder.state import has_own_checkpoints, holding, is_finished, owned_by_other_process
 from gating.storage.folders import is_inside
 from gating.storage.written import written_in
-from gating.training.checkpoints import checkpoints_in
+from gating.training.checkpoints import found_checkpoints
 
 __all__ = ["end_checkpoints", "free_space", "megabytes", "size_of"]
 
@@ -57,7 +57,7 @@ def free_space(folder: Path, *, dry_run: bool) -> tuple[int, str]:
         if not has_own_checkpoints(folder, place):
             return 0, f"{folder}: its checkpoints are in {place}, which may be those of another run, so they stay."
         noted = noted_in(place)
-        others = {path for phase in Phase for path in checkpoints_in(place / phase)}.difference(noted)
+        others = {path for phase in Phase for path in found_checkpoints(place / phase)}.difference(noted)
         size = size_of(noted)
         if not dry_run:
             remove_noted(place)

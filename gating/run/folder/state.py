@@ -1,7 +1,7 @@
 """State of a run's folder: finished or not, and its owner."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import filelock
@@ -19,6 +19,7 @@ __all__ = [
     "leave_folder",
     "owned_by_other_process",
     "owned_by_this_process",
+    "owner_of",
     "take_lock",
 ]
 
@@ -83,14 +84,29 @@ def holding(folder: Path, *, problem: str) -> Iterator[None]:
 
 
 def has_own_checkpoints(folder: Path, checkpoints: Path) -> bool:
-    """Return whether checkpoints are inside a run's folder, or have the same owner mark as the folder."""
+    """Return whether checkpoints are inside a run's folder, or have the same owner mark as the folder.
+
+    A copy of a run has its mark, too, but those outside its folder are the original's.
+    """
     if is_inside(checkpoints, folder):
         return True
-    try:
-        mark = (folder / OWNER_MARK).read_text(encoding="ascii")
-        return bool(mark) and mark == (checkpoints / OWNER_MARK).read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return False
+    owner = owner_of(checkpoints)
+    return _have_same_mark(folder, checkpoints) and (owner is None or owner.samefile(folder))
+
+
+def owner_of(checkpoints: Path) -> Path | None:
+    """Return the folder of the run that owns checkpoints outside of it; None if it is not known or was moved."""
+    with suppress(OSError, ValueError):
+        _, _, path = (checkpoints / OWNER_MARK).read_text(encoding="utf-8").partition("\n")
+        return Path(path) if path and _have_same_mark(Path(path), checkpoints) else None
+    return None
+
+
+def _have_same_mark(folder: Path, checkpoints: Path) -> bool:
+    with suppress(OSError, ValueError):
+        mark = (folder / OWNER_MARK).read_text(encoding="utf-8")
+        return bool(mark) and mark == (checkpoints / OWNER_MARK).read_text(encoding="utf-8")
+    return False
 
 
 def current_folder() -> Path | None:

@@ -4,6 +4,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -82,11 +83,14 @@ def export_gguf(
     if dtype not in GGUF_TYPES:
         raise InputError(f"dtype={dtype!r} is not a type of GGUF files: give one of {', '.join(GGUF_TYPES)}.")
     target = Path(save_path)
-    _check_target(target, overwrite=overwrite, sources=[tokenizer_from, source_of(model_or_directory)])
+    sources = [tokenizer_from, source_of(model_or_directory)]
+    check = partial(_check_target, target, overwrite=overwrite, sources=sources)
+    check()
     model, folder = load_model(model_or_directory)
     with naming_alternatives("gguf", model):
         architecture = find_architecture(model)
-    with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target) as new:
+    # Checked again when it is written, which may take long.
+    with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target, check=check) as new:
         own = _tokenizer_folder(folder, tokenizer, Path(scratch))
         if pre_tokenizer is not None and (own is None or tokenizer_from is not None):
             raise InputError(
