@@ -56,7 +56,7 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
         sweep: Folder of the sweep.
     """
     from gating.run.settings.recall import with_output_dir
-    from gating.run.sweep.jobs import recording_job, starts_in_later_job
+    from gating.run.sweep.jobs import check_own_folder, recording_job, starts_in_later_job
     from gating.run.sweep.naming import with_job_names
     from gating.tracking.redaction import redact_file
 
@@ -68,6 +68,7 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
     # Hydra's own record of the command.
     redact_file(sweep / "multirun.yaml")
     with recording_job(sweep, Path(folder), number=job, overrides=overrides):
+        check_own_folder(sweep, Path(folder), number=job)
         return guarded_run(with_job_names(with_output_dir(cfg, folder), sweep=sweep, overrides=overrides), overrides)
     return None
 

@@ -163,12 +163,7 @@ def _check_editable(block: AttentionBlock) -> None:
 
 
 def check_not_shared(layers_of: Iterable[tuple[Block, Sequence[nn.Module]]], *, unit: str) -> None:
-    """Raise ``InputError`` for a layer that several blocks have, or a block has twice: it could not lose units of both.
-
-    Args:
-        layers_of: The blocks, each with its layers.
-        unit: What the blocks lose, such as ``heads``.
-    """
+    """Raise ``InputError`` for a layer that several blocks have, or one has twice: it could not lose units of both."""
     block_of: dict[nn.Module, Block] = {}
     for block, layers in layers_of:
         for layer in layers:

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from gating.errors import InputError
@@ -37,7 +35,6 @@ from gating.run.folder.inputs import Inputs, write_inputs
 from gating.run.folder.places import local_places
 from gating.run.folder.state import enter_folder, is_finished, owned_by_other_process, owner_of, take_lock
 from gating.run.folder.stored_settings import leaves, read_settings_of, with_values
-from gating.run.sweep.records import jobs_of
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder, is_inside
 from gating.storage.written import note_written, written_in
@@ -79,7 +76,6 @@ def check_claim(paths: RunPaths, *, settings: Mapping[str, Any], resumes: bool) 
         if written_in(paths.folder) is not None:  # Runs of earlier versions have no record.
             check_recorded(paths.checkpoints, chosen=settings["ckpt_path"])
     else:
-        _check_no_other_job(paths.folder)
         check_folder(paths.folder, overwrite=settings["overwrite"], ignored=STATE_FILES)
         _check_writable(paths.folder, paths.checkpoints, settings=settings)
     if owned_by_other_process(paths.folder):
@@ -139,19 +135,6 @@ def claim_folder(
         raise
     enter_folder(paths.folder)
     return locks
-
-
-def _check_no_other_job(folder: Path) -> None:
-    """Raise ``InputError`` if a folder is that of an earlier job of the same sweep, whose results would be replaced."""
-    if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
-        return
-    sweep, number = Path(HydraConfig.get().sweep.dir), HydraConfig.get().job.num
-    for job in jobs_of(sweep):
-        if job.number < number and (sweep / job.folder).resolve() == folder.resolve():
-            raise InputError(
-                f"{folder} is the folder of job {job.number} of this sweep, too: leave hydra.sweep.subdir out, which "
-                "gives each job a folder of its own."
-            )
 
 
 def _note_moved(folder: Path, settings: Mapping[str, Any]) -> None:

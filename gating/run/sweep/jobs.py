@@ -13,14 +13,14 @@ from typing import Any
 from filelock import BaseFileLock
 
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import explain
+from gating.errors import InputError, explain
 from gating.run.folder.state import take_lock
-from gating.run.sweep.records import JOBS, SWEPT, Job
+from gating.run.sweep.records import JOBS, SWEPT, Job, jobs_of
 from gating.storage.atomic import replacing_file
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 
-__all__ = ["begin_jobs", "leave_sweep", "recording_job", "starts_in_later_job", "take_sweep"]
+__all__ = ["begin_jobs", "check_own_folder", "leave_sweep", "recording_job", "starts_in_later_job", "take_sweep"]
 
 # Environment variable: the job in which rank 0 started this process.
 _FIRST_JOB = "HEAD_GATING_FIRST_JOB"
@@ -81,6 +81,27 @@ def recording_job(sweep: Path, folder: Path, *, number: int, overrides: Sequence
             traceback.print_exc()
         reason = explain(error) if isinstance(end, SystemExit) else f"{type(error).__name__}: {explain(error)}"
         _record(sweep, replace(job, reason=redact(reason)))
+
+
+def check_own_folder(sweep: Path, folder: Path, *, number: int) -> None:
+    """End a job whose folder is that of an earlier one of the same sweep, whose results it would replace.
+
+    Args:
+        sweep: The sweep's folder.
+        folder: Folder of the job's run.
+        number: Number of the job.
+
+    Raises:
+        SystemExit: An earlier job has the folder.
+    """
+    place = os.path.relpath(folder, sweep)
+    other = next((job.number for job in jobs_of(sweep) if job.number < number and job.folder == place), None)
+    if other is not None:
+        error = InputError(
+            f"{folder} is the folder of job {other} of this sweep, too: leave hydra.sweep.subdir out, which gives each "
+            "job a folder of its own."
+        )
+        raise SystemExit(f"error: {error}") from error
 
 
 def begin_jobs(sweep: Path, *, swept: Sequence[str]) -> None:
