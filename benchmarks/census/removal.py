@@ -105,7 +105,7 @@ def save(tiny: Tiny, folder: Path, *, neurons: bool) -> Row:
     compact = _without_heads(tiny, blocks, _pattern(blocks, 0))
     if neurons:
         wide = gating.find_feed_forward_blocks(compact, group_size=_GROUP_SIZE, discover=True, probe=tiny.batch)
-        compact = _without_neurons(Tiny(compact, tiny.batch, ()), wide, _pattern(wide, 0))
+        gating.prune_neurons(compact, _removed(wide, _pattern(wide, 0)), group_size=_GROUP_SIZE, probe=tiny.batch)
     folder.mkdir(parents=True)
     gating.save_compact(compact, folder / "model", probe=tiny.batch)
     torch.save({"batch": dict(tiny.batch), "outputs": forward_outputs(compact, tiny.batch)}, folder / BATCH)
@@ -177,17 +177,19 @@ def _difference(tiny: Tiny, blocks: Sequence[Block], kept: dict[str, set[int]], 
     return max_relative_difference(expected, forward_outputs(compact(blocks, kept), tiny.batch))
 
 
+def _removed(blocks: Sequence[Block], kept: dict[str, set[int]]) -> dict[int | str, set[int]]:
+    return {block.name: set(block.unit_ids) - kept[block.name] for block in blocks}
+
+
 def _without_heads(tiny: Tiny, blocks: Sequence[Block], kept: dict[str, set[int]]) -> PreTrainedModel:
     compact = deepcopy(tiny.model)
-    removed = {block.name: set(block.unit_ids) - kept[block.name] for block in blocks}
-    gating.prune_heads(compact, removed, discover=tiny.discover, probe=tiny.probe)
+    gating.prune_heads(compact, _removed(blocks, kept), discover=tiny.discover, probe=tiny.probe)
     return compact
 
 
 def _without_neurons(tiny: Tiny, blocks: Sequence[Block], kept: dict[str, set[int]]) -> PreTrainedModel:
     compact = deepcopy(tiny.model)
-    removed = {block.name: set(block.unit_ids) - kept[block.name] for block in blocks}
-    gating.prune_neurons(compact, removed, group_size=_GROUP_SIZE, probe=tiny.batch)
+    gating.prune_neurons(compact, _removed(blocks, kept), group_size=_GROUP_SIZE, probe=tiny.batch)
     return compact
 
 

@@ -170,6 +170,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"num_experts_per_token": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mistral4": {"qk_rope_head_dim": 16, "head_dim": 32},
+    "pp_formulanet_vision": {"post_conv_in_channels": "hidden"},
     "qwen4_exp_text": {
         "indexer_n_heads": 4,
         "indexer_kv_heads": 1,
