@@ -76,13 +76,7 @@ def write_page(rows: Sequence[Row], *, tolerance: float) -> None:
         "## Exact in part\n",
         "The heads of the other modules stay. Modules without gates are named by `find_attention_blocks`, by "
         "`inject_gates` and in the first lines of a run, unproven ones by `finalize`.\n",
-        records.markdown(
-            [
-                {"type": f"`{row['model_type']}`", "without gates, or unproven": _rest(row)}
-                for row in (*groups.get(_PARTLY, []), *groups.get(_PARTLY_DISCOVERED, []))
-            ],
-            ["type", "without gates, or unproven"],
-        ),
+        _rest_table([*groups.get(_PARTLY, []), *groups.get(_PARTLY_DISCOVERED, [])]),
         "\n## Unproven\n",
         "What is removed has too little effect on what these tiny models return, or the batch does not reach it: "
         f"{_names(groups.get(_UNPROVEN, []))}.\n",
@@ -129,8 +123,15 @@ def _uneven(rows: Sequence[Row]) -> str:
     return f"With both sets of sizes: {len(both)} of {len(rows)}. The others: {', '.join(others) or 'none'}.\n"
 
 
-def _rest(row: Row, prefix: str = "") -> str:
-    """Return the modules of a type that have no gates, and those that the batch proves nothing for."""
+def _rest_table(rows: Sequence[Row], prefix: str = "") -> str:
+    """Return a table of the modules that have no gates, and of those that the batch proves nothing for, by type."""
+    column = "without gates, or unproven"
+    return records.markdown(
+        [{"type": f"`{row['model_type']}`", column: _rest(row, prefix)} for row in rows], ["type", column]
+    )
+
+
+def _rest(row: Row, prefix: str) -> str:
     ungated = [f"{one['number']} {one['class']}: {_shorten(one['reason'])}" for one in row[f"{prefix}ungated"]]
     unproven = [f"{number} {name}: unproven" for name, number in row[f"{prefix}unproven"].items()]
     return "; ".join([*ungated, *unproven])
@@ -144,13 +145,7 @@ def _neurons(rows: Sequence[Row]) -> list[str]:
     return [
         f"Of the {len(rows)} types whose heads are exact, the neurons of {len(exact) - len(partly)} are exact as well, "
         f"of {len(partly)} in part, of {len(others)} not at all.\n",
-        records.markdown(
-            [
-                {"type": f"`{row['model_type']}`", "without gates, or unproven": _rest(row, "neurons_")}
-                for row in partly
-            ],
-            ["type", "without gates, or unproven"],
-        ),
+        _rest_table(partly, "neurons_"),
         "",
         _by_reason(others, _short_neurons),
     ]
