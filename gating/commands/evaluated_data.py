@@ -1,4 +1,4 @@
-"""The data of an evaluation, with the classes of the model, and warnings on what may make its metrics wrong."""
+"""Data of an evaluation with the classes of the model, and warnings of changed data and unnamed classes."""
 
 import logging
 import re

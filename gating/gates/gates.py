@@ -178,7 +178,7 @@ class HeadGates(GateCounts):
         self.macs_per_gate = macs.double().cpu()
 
     def follow(self, objective: GateChoice | None) -> int:
-        """Begin a search for an objective; what an earlier one has set goes, and trained locations stay.
+        """Reset the state of an earlier objective for a new search; trained locations stay.
 
         Objectives call this in ``attach``.
 

@@ -141,7 +141,7 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _of_code(code: CodeType, *, doc: str | None = None) -> list[Any]:
-    """Return what a function computes, without its comments and places; a frozen set has no order."""
+    """Return the instructions, names and constants of a code object, without line numbers and docstring."""
     constants = [one for one in code.co_consts if doc is None or one != doc]
     plain = [
         _of_code(one) if isinstance(one, CodeType) else sorted(map(repr, one)) if isinstance(one, frozenset) else one

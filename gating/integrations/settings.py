@@ -117,7 +117,7 @@ def adapter_settings(config: Any) -> Any:
 
 
 def training_settings(trainer: Any, *, has_adapters: bool) -> dict[str, Any]:
-    """Return what else a trainer was made with before its search: the model, functions, and data of evaluations.
+    """Return the settings of the model, functions and evaluation data of a trainer before its search.
 
     Args:
         trainer: The trainer; its model has gates.
@@ -161,7 +161,7 @@ def model_settings(model: nn.Module, *, has_adapters: bool) -> dict[str, Any]:
 
 
 def early_stopping_settings(callbacks: list[Any]) -> list[Any]:
-    """Return the settings of callbacks that end the recovery by its score; not what they have counted."""
+    """Return the settings of callbacks that end the recovery by its score, without their counters."""
     found = [one for one in callbacks if isinstance(one, EarlyStoppingCallback)]
     return [[one.early_stopping_patience, one.early_stopping_threshold] for one in found]
 

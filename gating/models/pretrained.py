@@ -142,7 +142,7 @@ class Pretrained:
     def _load(
         self, auto_class: type, changes: Mapping[str, Any], **others: Any
     ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-        """Return the model, and what transformers has found missing or of another shape."""
+        """Return the model, and the missing and mismatched weights that transformers reports."""
         # In full precision whatever the stored type, since half precision loses small steps. The trainer's precision
         # decides about autocast.
         options: dict[str, Any] = {

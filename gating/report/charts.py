@@ -114,7 +114,7 @@ def score_chart(curves: Curves, score: Score, *, steps: int, removal: int, final
 
 
 def _removal_caption(curves: Curves, score: Score, *, final: float) -> str:
-    """Return how the score changed at the removal, and what a change asks for."""
+    """Return a sentence on the change of the score at the removal, with advice for a large one."""
     before, after = curves.fall
     if not (math.isfinite(before) and math.isfinite(after)):
         return "A fall at the removal that the recovery does not make up for asks for a larger budget or more recovery."

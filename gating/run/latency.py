@@ -104,7 +104,7 @@ class RunTiming:
     def compare(
         self, dense: PreTrainedModel, compact: PreTrainedModel, *, run_seconds: float
     ) -> tuple[LatencyComparison, LatencyComparison | None]:
-        """Time a compact model beside the dense one, in what is left of the time.
+        """Time a compact model beside the dense one, in the rest of the time budget.
 
         Args:
             dense: The dense model.

@@ -124,7 +124,7 @@ def shard_like(tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _fitting(tensors: Mapping[str, Tensor], name: str, empty: Tensor, twin: nn.Module, fresh: bool) -> Tensor:
-    """Return the tensor with the name of one on the meta device, or make what emptied blocks have in its place."""
+    """Return the loaded tensor for one on the meta device, or make the placeholder of an emptied block."""
     found = tensors.get(name)
     if found is not None and found.shape == empty.shape:
         return found

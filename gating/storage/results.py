@@ -59,7 +59,7 @@ class ResultKind:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the checksums of all files of a folder into its ``head_gating.json``, beside what is there."""
+    """Add the checksums of all files of a folder to its ``head_gating.json``."""
     described = read_table(folder / RECORD_FILE)
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     sums = {name: digest_file(folder / name) for name in names if name != RECORD_FILE}

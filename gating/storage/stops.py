@@ -15,7 +15,7 @@ _STOPS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT")
 
 @contextmanager
 def exiting_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a ``with`` block by ``SystemExit``, so that it removes what it has begun to write.
+    """Let SIGTERM and SIGHUP end a ``with`` block by ``SystemExit``, so that it removes its unfinished files.
 
     Signals that a program handles or ignores are left to it. Python runs handlers in the main thread only; in other
     threads the block changes nothing.

@@ -63,7 +63,7 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
 
 
 def check_resumed(folder: Path) -> None:
-    """Check that a resumed run replaces nothing but what it has written itself.
+    """Check that a resumed run would replace only files and models that it has recorded.
 
     Args:
         folder: The run's folder.

@@ -115,7 +115,7 @@ def check_inputs(folder: Path, inputs: Inputs, *, allow_changed: bool = False) -
 
 
 def data_difference(before: Inputs, inputs: Inputs, *, split: str, now: str | None = None) -> str | None:
-    """Return in what a split of two runs' data differs, as a sentence without its period; None if it is equal.
+    """Return the difference of a split in two runs, as a sentence without its period; None if it is equal.
 
     Args:
         before: Inputs of the earlier one.

@@ -33,7 +33,7 @@ _begun: list[DictConfig] = []
 
 @contextmanager
 def ending_sweep() -> Iterator[None]:
-    """Show what a sweep has done where its sweeper fails, of which Hydra tells no callback.
+    """Show the report of a sweep whose sweeper fails, after which Hydra calls no callback.
 
     Optuna's does if all trials fail.
     """
