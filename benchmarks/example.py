@@ -8,7 +8,6 @@ README's table.
 """
 
 import argparse
-import math
 import os
 import statistics
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 from benchmarks import records
 from benchmarks.compare.outcome import Row, headline
-from benchmarks.compare.paired import difference, smallest_difference
+from benchmarks.compare.paired import difference
 from benchmarks.compare.runs import train
 from benchmarks.measuring import ROOT, machine
 
@@ -75,14 +74,14 @@ def table(rows: Sequence[Row]) -> list[str]:
             continue
         milliseconds = statistics.median(row["latency_ms"] for row in runs)
         speedup = statistics.median(row["speedup"] for row in runs)
-        above = None if command == DENSE else against[command]
+        change = None if command == DENSE else against[command]
         lines.append(
             {
                 "command": title(command),
                 "heads": _mean(runs, "num_heads"),
                 "neurons": _mean(runs, "num_neurons"),
                 "parameters": _mean(runs, "num_parameters"),
-                "accuracy": f"{statistics.mean(scores[command].values()):.2f} %" + (f" ({above})" if above else ""),
+                "accuracy": f"{statistics.mean(scores[command].values()):.2f} %" + (f" ({change})" if change else ""),
                 "forward": f"{milliseconds:.1f} ms" + ("" if command == DENSE else f", {speedup:.2f}x"),
             }
         )
@@ -91,12 +90,10 @@ def table(rows: Sequence[Row]) -> list[str]:
         "heads": "heads",
         "neurons": "neurons",
         "parameters": "parameters",
-        "accuracy": "test accuracy (above dense)",
+        "accuracy": "test accuracy (change from dense)",
         "forward": "forward pass",
     }
-    several = [each for name, each in against.items() if name != DENSE and each is not None]
-    bound = smallest_difference(several).get(len({row["seed"] for row in rows}), math.nan)
-    return [records.markdown(lines, columns), "", _conditions(rows, bound)]
+    return [records.markdown(lines, columns), "", _conditions(rows)]
 
 
 def change_table(rows: Sequence[Row], former: Sequence[Row]) -> str:
@@ -123,12 +120,11 @@ def _scores(rows: Sequence[Row]) -> dict[str, dict[int, float]]:
     }
 
 
-def _conditions(rows: Sequence[Row], bound: float) -> str:
+def _conditions(rows: Sequence[Row]) -> str:
     seeds = len({row["seed"] for row in rows})
     threads = " or ".join(sorted({str(row["threads"]) for row in rows}))
     batches = records.timed_batches(rows, conjunction="or")
-    told = "" if math.isnan(bound) else f"; less than {bound:.1f} points can be chance"
-    return f"{rows[0]['cpu']}, {threads} thread(s), {batches}, {seeds} seed(s){told}."
+    return f"{rows[0]['cpu']}, {threads} thread(s), {batches}, {seeds} seed(s)."
 
 
 def _mean(rows: Sequence[Row], name: str) -> str | None:

@@ -66,10 +66,7 @@ def write_comparisons() -> None:
     if timed:
         lines = [*latency.conditions(timed), "", latency.table(timed)]
         replace_table(ACCURACY, "compare --against latency", lines)
-    if timed or compared:
-        # In the README, speed is of more use than a number of heads.
-        lines = [summary(timed) if timed else outcome.summary(compared)]
-        replace_table(README, "compare", lines)
+        replace_table(ACCURACY, "compare --against latency, means", [summary(timed)])
     for name in ("recipe", "elsewhere", "decay", "schedule"):
         rows = records.read(RESULTS / f"{name}.jsonl")
         if rows:

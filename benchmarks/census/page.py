@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks import records
@@ -29,6 +29,14 @@ Each type is built with two sets of sizes; with the second, the rows of some hea
 number of heads or by each other. For the families that the tests assert all of this for, see
 [Model families](families.md).
 """
+_LEGEND = """\
+## Every model type
+
+On the documentation site (`make docs-serve`), the field above the table filters its
+lines; elsewhere, search this page for the `model_type` of your configuration. *In part*: the heads of the named modules
+stay. `find_attention_blocks`, `inject_gates` and the first lines of a run name modules without gates, `finalize` names
+unproven ones. Models that do not run here have no batch that could be made for them: pass `probe=`.
+"""
 _END = """\
 ## How this is measured
 
@@ -51,7 +59,7 @@ def groups_of(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def _group_of(row: Row) -> str:
     if row["outcome"] != "exact":
-        return {"refused": _REFUSED, "wrong": _WRONG, "unproven": _UNPROVEN}.get(row["outcome"], row["outcome"])
+        return {"refused": _REFUSED, "wrong": _WRONG, "unproven": _UNPROVEN}.get(row["outcome"], str(row["outcome"]))
     is_found, is_whole = row["by"] == "discovery", not row["ungated"] and not row["unproven"]
     return {
         (False, True): _EXACT,
@@ -63,33 +71,17 @@ def _group_of(row: Row) -> str:
 
 def write_page(rows: Sequence[Row], *, tolerance: float) -> None:
     """Write the page from results, of which exact ones differ by at most the tolerance."""
-    groups = groups_of(sorted(rows, key=lambda row: row["model_type"]))
-    first = rows[0]
+    groups, first = groups_of(rows), rows[0]
     lines = [
         _INTRODUCTION.format(tolerance=f"{tolerance:.0e}"),
         f"transformers {first['transformers']}, torch {first['torch']}, float32 on a CPU.\n",
         *_counts(groups),
-        "## Exact\n",
-        f"By the registry: {_names(groups.get(_EXACT, []))}.\n",
-        f"With `discover=True`: {_names(groups.get(_DISCOVERED, []))}.\n",
-        _uneven([row for row in rows if row["outcome"] == "exact"]),
-        "## Exact in part\n",
-        "The heads of the other modules stay. Modules without gates are named by `find_attention_blocks`, by "
-        "`inject_gates` and in the first lines of a run, unproven ones by `finalize`.\n",
-        _rest_table([*groups.get(_PARTLY, []), *groups.get(_PARTLY_DISCOVERED, [])]),
-        "\n## Unproven\n",
-        "What is removed has too little effect on what these tiny models return, or the batch does not reach it: "
-        f"{_names(groups.get(_UNPROVEN, []))}.\n",
-        "## Neurons\n",
-        *_neurons([row for row in rows if "neurons_outcome" in row]),
-        "\n## Refused\n",
-        _by_reason(groups.get(_REFUSED, []), _short_refusal),
-        *(["\n## Wrong\n", _by_reason(groups[_WRONG], _plain)] if _WRONG in groups else []),
-        "\n## Not examined\n",
-        f"Without attention: {_names(groups.get('no attention', []))}.\n",
-        "Tiny models that cannot be built from a configuration whose sizes are reduced by name, or that run on none of "
-        "the batches made for them (pass `probe=` for such models):\n",
-        _by_reason([*groups.get("not built", []), *groups.get("not run", [])], _short_problem),
+        *_further_counts([row for row in rows if row["outcome"] == "exact"]),
+        _LEGEND,
+        records.markdown(
+            [_line(row) for row in sorted(rows, key=lambda row: str(row["model_type"]))],
+            ["model type", "heads", "neurons", "what stays, or why"],
+        ),
         f"\n{_END}",
     ]
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
@@ -112,56 +104,60 @@ def _counts(groups: Mapping[str, Sequence[Row]]) -> list[str]:
     return [records.markdown(rows, ["outcome", "model types", "share"]), f"\nOf the other model types, {others}.\n"]
 
 
-def _names(rows: Sequence[Row]) -> str:
-    return ", ".join(f"`{row['model_type']}`" for row in rows) or "none"
-
-
-def _uneven(rows: Sequence[Row]) -> str:
-    """Return what the second sizes show of the types that are exact with the first."""
-    both = [row for row in rows if row["uneven"]["outcome"] == "exact"]
-    others = [f"`{row['model_type']}` ({row['uneven']['outcome']})" for row in rows if row not in both]
-    return f"With both sets of sizes: {len(both)} of {len(rows)}. The others: {', '.join(others) or 'none'}.\n"
-
-
-def _rest_table(rows: Sequence[Row], prefix: str = "") -> str:
-    """Return a table of the modules that have no gates, and of those that the batch proves nothing for, by type."""
-    column = "without gates, or unproven"
-    return records.markdown(
-        [{"type": f"`{row['model_type']}`", column: _rest(row, prefix)} for row in rows], ["type", column]
-    )
-
-
-def _rest(row: Row, prefix: str) -> str:
-    ungated = [f"{one['number']} {one['class']}: {_shorten(one['reason'])}" for one in row[f"{prefix}ungated"]]
-    unproven = [f"{number} {name}: unproven" for name, number in row[f"{prefix}unproven"].items()]
-    return "; ".join([*ungated, *unproven])
-
-
-def _neurons(rows: Sequence[Row]) -> list[str]:
-    """Return the counts of types by what becomes of their neurons, and those where some stay."""
-    exact = [row for row in rows if row["neurons_outcome"] == "exact"]
-    partly = [row for row in exact if row["neurons_ungated"] or row["neurons_unproven"]]
-    others = [row for row in rows if row not in exact]
+def _further_counts(exact: Sequence[Row]) -> list[str]:
+    """Return what else was found of the types whose heads are exact: other sizes, and neurons."""
+    uneven = sum(row["uneven"]["outcome"] == "exact" for row in exact)
+    outcomes = Counter(_neurons(row) for row in exact)
     return [
-        f"Of the {len(rows)} types whose heads are exact, the neurons of {len(exact) - len(partly)} are exact as well, "
-        f"of {len(partly)} in part, of {len(others)} not at all.\n",
-        _rest_table(partly, "neurons_"),
-        "",
-        _by_reason(others, _short_neurons),
+        f"Of the {len(exact)} types whose heads are exact, {uneven} are exact with both sets of sizes; the neurons of "
+        f"{outcomes['exact']} are exact as well, of {outcomes['in part']} in part, of {outcomes['none']} not at all.\n"
     ]
 
 
-def _by_reason(rows: Sequence[Row], shorten: Callable[[Row], str]) -> str:
-    """Return a table of reasons, the most frequent first, with their model types."""
-    reasons = {row["model_type"]: shorten(row) for row in rows}
-    counts = Counter(reasons.values())
-    return records.markdown(
-        [
-            {"reason": reason, "types": ", ".join(f"`{name}`" for name, its in reasons.items() if its == reason)}
-            for reason, _ in counts.most_common()
-        ],
-        ["reason", "types"],
-    )
+def _line(row: Row) -> dict[str, str]:
+    """Return the line of a model type in the table."""
+    return {
+        "model type": f"`{row['model_type']}`",
+        "heads": _heads(row) if row["outcome"] == "exact" else str(row["outcome"]),
+        "neurons": _neurons(row),
+        "what stays, or why": "; ".join(_remarks(row)),
+    }
+
+
+def _heads(row: Row) -> str:
+    is_whole = not row["ungated"] and not row["unproven"]
+    return ("exact" if is_whole else "in part") + (", `discover=True`" if row["by"] == "discovery" else "")
+
+
+def _neurons(row: Row) -> str:
+    if "neurons_outcome" not in row:
+        return "-"
+    if row["neurons_outcome"] != "exact":
+        return "none"
+    return "in part" if row["neurons_ungated"] or row["neurons_unproven"] else "exact"
+
+
+def _remarks(row: Row) -> list[str]:
+    """Return the modules of a type that keep their units, with reasons, or the reason that all do."""
+    if row["outcome"] == "no attention":
+        return []
+    if row["outcome"] != "exact":
+        reasons = {"refused": _short_refusal, "not built": _short_problem, "not run": _short_problem}
+        if row["outcome"] == "unproven":
+            return ["what is removed has too little effect on what this tiny model returns, or no batch reaches it"]
+        return [reasons.get(row["outcome"], _plain)(row)]
+    remarks = [f"heads: {rest}" for rest in _rest(row, "")] + [f"neurons: {rest}" for rest in _rest(row, "neurons_")]
+    if _neurons(row) == "none":
+        remarks.append(f"neurons: {_short_neurons(row)}")
+    if row["uneven"]["outcome"] != "exact":
+        remarks.append(f"with the second set of sizes: {row['uneven']['outcome']}")
+    return remarks
+
+
+def _rest(row: Row, prefix: str) -> list[str]:
+    ungated = [f"{one['number']} {one['class']}, {_shorten(one['reason'])}" for one in row.get(f"{prefix}ungated", ())]
+    unproven = [f"{number} {name}, unproven" for name, number in row.get(f"{prefix}unproven", {}).items()]
+    return [*ungated, *unproven]
 
 
 def _short_neurons(row: Row) -> str:

@@ -125,7 +125,7 @@ def table(rows: Sequence[Row]) -> str:
             "heads": "heads",
             "neurons": "neurons",
             "mean": f"test {metric}",
-            "dense": "above dense",
+            "dense": "change from dense",
             "ours": "both, exact budget, ahead by",
             "seeds": "seeds",
         }

@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from benchmarks import records
 from benchmarks.compare.methods import METHODS
 
-__all__ = ["Row", "conditions", "draw", "group_rows", "headline", "sets_of", "summary", "table"]
+__all__ = ["Row", "conditions", "draw", "group_rows", "headline", "sets_of", "table"]
 
 Row = Mapping[str, Any]
-RIVALS = [name for name, method in METHODS.items() if method.takes_number and name != "budget"]
 
 
 def headline(row: Row) -> float:
@@ -66,23 +65,6 @@ def table(rows: Sequence[Row]) -> str:
         }
         parts.append(records.markdown(lines, columns))
     return "\n\n".join(parts)
-
-
-def summary(rows: Sequence[Row], *, ours: str = "budget") -> str:
-    """Return one Markdown table of all data sets: dense, ours at each number of heads, and the best of the others."""
-    lines = []
-    for data, steps in sets_of(rows):
-        groups = group_rows(rows, data, steps)
-        means = {key: statistics.mean(100 * headline(row) for row in runs) for key, runs in groups.items()}
-        line = {"data": data, "steps": f"{steps:,}", "dense": f"{means['none', None]:.1f} %"}
-        for asked in sorted({asked for method, asked in means if method == ours and asked}, reverse=True):
-            line[f"{asked} heads"] = f"{means[ours, asked]:.1f} %"
-            others = {method: mean for (method, number), mean in means.items() if number == asked and method in RIVALS}
-            if others:
-                best = max(others, key=others.__getitem__)
-                line[f"{asked} heads, best other method"] = f"{others[best]:.1f} % (`{best}`)"
-        lines.append(line)
-    return records.markdown(lines, list(dict.fromkeys(name for line in lines for name in line)))
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

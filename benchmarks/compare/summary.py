@@ -1,4 +1,4 @@
-"""Means of accuracy at measured speeds over all data sets, as the README has them."""
+"""Means of accuracy at measured speeds over all data sets."""
 
 import math
 import statistics

@@ -10,7 +10,7 @@ from benchmarks import example, records
 from benchmarks.compare import __main__ as compare
 from benchmarks.compare import runs
 from benchmarks.compare.methods import METHODS, read_data, read_method
-from benchmarks.compare.outcome import conditions, draw, summary, table
+from benchmarks.compare.outcome import conditions, draw, table
 from tests.support.tiny_run import ROOT, checked_settings, make_inputs
 
 
@@ -125,12 +125,3 @@ def test_another_number_of_heads_than_requested_is_an_error(monkeypatch):
     job = compare.Job(read_data(f"toy:data=files data.train={ROOT}"), METHODS["budget"], 8, 0)
     with pytest.raises(RuntimeError, match="kept 9 heads, not the 8"):
         compare.run(job, {"settings": []})
-
-
-def test_summary_names_the_best_of_the_others():
-    header, _, *lines = summary([*LONGER, *ROWS]).splitlines()
-    assert header == "| data | steps | dense | 18 heads | 8 heads | 8 heads, best other method |"
-    assert lines == [
-        "| toy | 1,000 | 91.0 % | 90.5 % | 83.0 % | 55.0 % (`random`) |",
-        "| toy | 2,000 | 95.0 % | - | 94.0 % | - |",
-    ]
