@@ -133,7 +133,7 @@ class MaskedOutputs:
         return cls(blocks, passes, tuple(block.name for block in blocks if block.name in unproven), processes)
 
     def compare(self, model: nn.Module) -> tuple[float, str | None]:
-        """Return the largest difference of a model without the units, and how it differs by more than rounding, or None."""
+        """Return the largest difference of a model without the units, and how it differs beyond rounding, or None."""
         largest = 0.0
         for expected in self.passes:
             difference = self.processes.largest(expected.difference(model))
