@@ -18,7 +18,7 @@ import transformers
 from transformers.utils import logging
 
 from benchmarks.page import replace_table
-from gating.discovery.probe import forward_outputs, max_relative_difference
+from gating.proof.outputs import forward_outputs, max_relative_difference
 from tests.support.family_models import FAMILIES, Family
 from tests.support.masked_models import Units, check_generation, compact, group_sizes
 

@@ -14,6 +14,7 @@ __all__ = [
     "FolderExistsError",
     "InputError",
     "InputTypeError",
+    "LayoutError",
     "MissingFileError",
     "MissingPackageError",
     "OperationError",
@@ -51,6 +52,10 @@ class MissingPackageError(UserError, ImportError):
 
 class OperationError(UserError, RuntimeError):
     """An operation that is refused or has failed."""
+
+
+class LayoutError(InputError, OperationError):
+    """A removal that was undone, because the layout of a class is another one than its description."""
 
 
 class UnreachableError(UserError, ConnectionError):

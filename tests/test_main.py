@@ -9,7 +9,7 @@ from transformers import BertForSequenceClassification, DistilBertConfig, Distil
 
 import gating
 from gating import __main__ as command_line
-from gating.discovery.probe import make_probe
+from gating.proof.probe import make_probe
 from gating.pruning.measure import count_macs
 from tests.support.tiny_run import ROOT, make_model_folder
 from tests.support.warm_python import warm_python

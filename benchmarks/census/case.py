@@ -14,8 +14,9 @@ from benchmarks.census.models import build, looks_like_attention, model_types
 from benchmarks.census.removal import EXACT, Row, Tiny, examine_heads, examine_neurons, save
 from benchmarks.census.settings import SIZES
 from gating.discovery.find import search_attention
-from gating.discovery.probe import forward_outputs, max_relative_difference, run_probe
 from gating.errors import UserError
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import run_probe
 
 __all__ = ["examine"]
 

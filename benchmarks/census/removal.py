@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 import gating
 from benchmarks.census.models import looks_like_attention
 from gating.discovery.find import search_attention, search_feed_forward
-from gating.discovery.probe import forward_outputs, max_relative_difference
-from gating.discovery.self_check import units_masked
 from gating.discovery.ungated import UngatedModules
+from gating.proof.masked import units_masked
+from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.structure.blocks import AttentionBlock
 from gating.structure.feed_forward import Block
 

@@ -32,7 +32,8 @@ from benchmarks.damage.damages import DAMAGES, damage
 from benchmarks.damage.outcome import load_outcome
 from benchmarks.measuring import ROOT
 from benchmarks.page import replace_table
-from gating.discovery.probe import forward_outputs, make_probe
+from gating.proof.outputs import forward_outputs
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 
 __all__ = ["Row", "main", "run_cases"]

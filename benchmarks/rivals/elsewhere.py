@@ -13,7 +13,7 @@ from benchmarks.measuring import ratio
 from benchmarks.rivals.cases import Heads, Subject
 from benchmarks.rivals.environments import Unavailable
 from benchmarks.rivals.removal import Row, Timing, judge, logits_of, masked_logits, verdict
-from gating.discovery.probe import max_relative_difference, tolerance_for
+from gating.proof.outputs import max_relative_difference, tolerance_for
 
 __all__ = ["TRANSFORMERS4", "ask_transformers4"]
 

@@ -16,7 +16,7 @@ from benchmarks.measuring import interleave, ratio
 from benchmarks.rivals.cases import Heads, Subject
 from benchmarks.rivals.reloading import SavedModel, reload
 from benchmarks.rivals.with_torch_pruning import count_heads, prune_by_graph, prune_by_pruner
-from gating.discovery.probe import max_relative_difference, tolerance_for
+from gating.proof.outputs import max_relative_difference, tolerance_for
 
 __all__ = ["METHODS", "OURS", "Row", "Timing", "compare", "judge", "logits_of", "masked_logits", "verdict"]
 

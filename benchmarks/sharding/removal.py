@@ -16,7 +16,7 @@ from benchmarks.sharding.memory import in_use, local_bytes, peak, restart_peak, 
 from benchmarks.sharding.models import batch_of, layer_bytes, load_sharded, weights
 from benchmarks.sharding.processes import device
 from gating.sharding import finalize_sharded, removal, reshard
-from gating.sharding.twin import copy_sharded
+from gating.sharding.copies import copy_sharded
 
 __all__ = ["remove"]
 
@@ -88,9 +88,9 @@ def _forward_peak(model: PreTrainedModel, probe: dict[str, Tensor]) -> int:
 
 @contextmanager
 def _measured_cutting() -> Iterator[Row]:
-    """Measure the part of a removal between the two halves of its proof: the new model is cut, and its twin is made."""
+    """Measure the part of a removal between the two halves of its proof: the new model is cut, and the copy is made."""
     measured: Row = {}
-    cut = removal._compact_twin
+    cut = removal._without_units
 
     def cut_measured(*arguments: Any) -> PreTrainedModel:
         measured["peaks"] = [peak()]
@@ -102,8 +102,8 @@ def _measured_cutting() -> Iterator[Row]:
         restart_peak()
         return compact
 
-    removal._compact_twin = cut_measured
+    removal._without_units = cut_measured
     try:
         yield measured
     finally:
-        removal._compact_twin = cut
+        removal._without_units = cut

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, BertForSequenceClassification, Pr
 import gating
 from benchmarks.measuring import ROOT, interleave, ratio
 from benchmarks.speed.shapes import bert, compact_copy, llama, llama_1b_config
-from gating.discovery.probe import make_probe
+from gating.proof.probe import make_probe
 
 __all__ = ["measure_finalize", "measure_reload"]
 

@@ -9,8 +9,8 @@ from gating.commands.model_folder import find_model
 from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
 from gating.compact.original import read_original
-from gating.discovery.probe import make_probe
 from gating.errors import InputError
+from gating.proof.probe import make_probe
 from gating.pruning.compact_model import build_original, build_recorded
 from gating.pruning.measure import cache_bytes_per_token, count_macs, weight_megabytes
 from gating.pruning.prune_report import num_parameters

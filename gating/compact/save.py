@@ -14,9 +14,9 @@ from gating.compact.original import write_original
 from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.compact.verify import check_saved
 from gating.discovery.find import removable_attention
-from gating.discovery.refusals import check_has_values, check_no_adapters, check_savable
 from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
 from gating.errors import InputError, InputTypeError
+from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
 from gating.pruning.compact_model import become_compact, has_lost_units
 from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder

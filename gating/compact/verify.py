@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.compact.load import load_compact
-from gating.discovery.probe import forward_outputs, max_relative_difference, run_probe, tolerance_for
 from gating.errors import DamageError, InputError, explain, shorten
+from gating.proof.masked import ExpectedOutputs
+from gating.proof.outputs import max_relative_difference, tolerance_for
 
-__all__ = ["SAVED_TOLERANCE", "check_saved"]
+__all__ = ["SAVED_TOLERANCE", "check_outputs", "check_saved"]
 
 # Largest relative difference: lost weights change outputs more, another attention kernel less.
 SAVED_TOLERANCE = 3e-3
@@ -38,20 +39,22 @@ def check_saved(model: PreTrainedModel, folder: Path, *, probe: Mapping[str, Ten
     coarsest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: torch.finfo(dtype).eps)
     tolerance = max(SAVED_TOLERANCE, tolerance_for(coarsest))
     _check_weights(model, loaded, tolerance)
-    if probe is None:
-        with suppress(ValueError):
-            probe, expected = run_probe(model)
-    else:
-        probe, expected = run_probe(model, probe)
-    if probe is None:
+    try:
+        expected = ExpectedOutputs.of(model, probe, tolerance=tolerance)
+    except ValueError:
+        if probe is not None:
+            raise
         return
     with suppress(ValueError, AttributeError):
-        # Not where it is the same: setting it sets that of all towers, too, which may have others.
+        # Skip if equal: the setter overwrites every tower.
         if loaded.config._attn_implementation != model.config._attn_implementation:
             loaded.set_attn_implementation(model.config._attn_implementation)
-    actual = forward_outputs(loaded.to(model.device), probe)  # type: ignore[arg-type]
-    difference = max_relative_difference(expected, actual)
-    if difference > tolerance:
+    check_outputs(model, expected, expected.difference(loaded.to(model.device)))  # type: ignore[arg-type]
+
+
+def check_outputs(model: PreTrainedModel, expected: ExpectedOutputs, difference: float) -> None:
+    """Raise ``InputError`` if the outputs of a saved model differ from its own by more than the tolerance."""
+    if not difference <= expected.tolerance:
         raise InputError(
             f"{type(model).__name__} gives other outputs after it is saved and loaded: they differ by "
             f"{difference:.1e}, so it has values that its configuration and weights do not hold. Nothing was written; "

@@ -1,1 +1,1 @@
-"""How attention and feed-forward blocks are found, and how a removal is proven."""
+"""How attention and feed-forward blocks are found."""

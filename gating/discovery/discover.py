@@ -12,11 +12,11 @@ from itertools import product
 
 from torch import Tensor, nn
 
-from gating.discovery.probe import run_probe
-from gating.discovery.refusals import check_no_adapters, sort_blocks, why_not_attention, why_not_editable
-from gating.discovery.self_check import apply_checked
-from gating.discovery.undo import undo_edits
+from gating.discovery.refusals import sort_blocks, why_not_attention, why_not_editable
 from gating.errors import InputError
+from gating.proof.conditions import check_no_adapters
+from gating.proof.probe import run_probe
+from gating.proof.prove import try_removal
 from gating.structure.attention_spec import AttentionSpec, RowLayout
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import num_inputs, num_outputs
@@ -181,7 +181,7 @@ def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, 
     blocks = [block for block in sort_blocks(model)[0] if block.spec == spec]
     kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
-    undo_edits(apply_checked(model, blocks, kept, edits, probe=probe, must_matter=True).done)
+    try_removal(model, blocks, kept, edits, probe=probe)
 
 
 def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:

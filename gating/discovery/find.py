@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gating.discovery.discover import discover_specs
 from gating.discovery.flow import discover_feed_forward_specs
-from gating.discovery.refusals import check_not_wrapped, check_stays, sort_blocks
+from gating.discovery.refusals import sort_blocks
 from gating.discovery.refusals_neurons import explain_no_neurons, sort_feed_forward
 from gating.discovery.ungated import (
     UngatedModules,
@@ -22,6 +22,7 @@ from gating.discovery.ungated import (
 )
 from gating.discovery.ungated_neurons import find_ungated_neurons
 from gating.errors import RemedyError
+from gating.proof.conditions import check_not_wrapped, check_stays
 from gating.structure.blocks import AttentionBlock
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, FeedForwardBlock
 

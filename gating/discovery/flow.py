@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.probe import run_probe
-from gating.discovery.refusals import check_no_adapters
 from gating.discovery.refusals_neurons import sort_feed_forward
-from gating.discovery.self_check import apply_checked
 from gating.discovery.trace import is_linear, trace_feed_forward
-from gating.discovery.undo import undo_edits
 from gating.errors import InputError
+from gating.proof.conditions import check_no_adapters
+from gating.proof.probe import run_probe
+from gating.proof.prove import try_removal
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.edits import num_inputs, num_outputs, without_adapter
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
@@ -127,4 +126,4 @@ def _try_removal(model: nn.Module, blocks: Sequence[FeedForwardBlock], probe: Ma
     halved = [block.regrouped(max(1, block.width_before // 2)) for block in blocks]
     kept = {block.name: block.group_ids[1:] for block in halved}
     edits = [edit for block in halved for edit in block.plan_removal(kept[block.name])]
-    undo_edits(apply_checked(model, halved, kept, edits, probe=probe, must_matter=True).done)
+    try_removal(model, halved, kept, edits, probe=probe)

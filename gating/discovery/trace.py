@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from transformers.pytorch_utils import Conv1D
 
-from gating.discovery.probe import forward_outputs
+from gating.proof.outputs import forward_outputs
 from gating.structure.edits import num_inputs, num_outputs
 from gating.structure.feed_forward_specs import UpLayout
 

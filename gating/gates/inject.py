@@ -9,9 +9,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.discovery.find import Unit, check_units, search_attention, search_feed_forward
-from gating.discovery.probe import run_probe
-from gating.discovery.self_check import apply_checked
-from gating.discovery.undo import undo_edits
 from gating.discovery.ungated import (
     UngatedModules,
     check_patterns,
@@ -24,6 +21,8 @@ from gating.errors import InputError
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME, check_not_gated
 from gating.gates.gates import HeadGates
+from gating.proof.probe import run_probe
+from gating.proof.prove import try_removal
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import without_adapter
 from gating.structure.families import find_spec
@@ -227,7 +226,7 @@ def _prove_foreign_blocks(
         kept = {block.name: _all_but_some(block, group_queries=group_queries) for block in foreign}
         edits = [edit for block in foreign for edit in plan_removal(block, kept[block.name])]
         if edits:
-            undo_edits(apply_checked(model, foreign, kept, edits, probe=probe).done)
+            try_removal(model, foreign, kept, edits, probe=probe, must_matter=False)
 
 
 def _all_but_some(block: Block, *, group_queries: bool) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
-from gating.discovery.undo import apply_edits
 from gating.errors import DamageError, InputError, MissingFileError
+from gating.proof.undo import apply_edits
 from gating.pruning.compact_model import become_compact
 from gating.pruning.prune import plan_pruning
 from gating.storage.atomic import replacing_file

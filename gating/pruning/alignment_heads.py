@@ -6,14 +6,13 @@ from torch import nn
 
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import ABSENT, Edit, SetAttribute
+from gating.structure.feed_forward import Block
 from gating.structure.removal import select
 
 __all__ = ["plan_alignment_heads"]
 
 
-def plan_alignment_heads(
-    model: nn.Module, blocks: Sequence[AttentionBlock], kept: Mapping[str, Collection[int]]
-) -> list[Edit]:
+def plan_alignment_heads(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
     """Plan the update of Whisper's ``alignment_heads``: pairs (decoder layer, head of its cross-attention).
 
     Word-level timestamps are computed from the attention of these heads. Kept heads get their new positions. If none is
@@ -21,14 +20,15 @@ def plan_alignment_heads(
 
     Args:
         model: The model.
-        blocks: Its attention blocks.
+        blocks: Its blocks that lose units.
         kept: For each block, by name, the original numbers of the heads to keep.
     """
     config = getattr(model, "generation_config", None)
     pairs = getattr(config, "alignment_heads", None)
     if not pairs:
         return []
-    cross_attention = {block.layer_idx: block for block in blocks if block.is_cross_attention}
+    attention = [block for block in blocks if isinstance(block, AttentionBlock)]
+    cross_attention = {block.layer_idx: block for block in attention if block.is_cross_attention}
     moved: list[list[int]] = []
     for layer_idx, position in pairs:
         block = cross_attention.get(layer_idx)

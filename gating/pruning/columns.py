@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from gating.discovery.undo import EntriesEdit
+from gating.proof.undo import EntriesEdit
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Edit, Features, fill, weight_dim, whole, without_adapter
 from gating.structure.feed_forward import Block

@@ -1,25 +1,23 @@
 """Removal of the heads and neurons whose gates are closed: decide, fold, remove, verify."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.probe import forward_outputs, max_relative_difference
-from gating.discovery.reference import Reference, record_references, unproven_by
-from gating.discovery.refusals import check_has_values, check_no_adapters, check_whole
-from gating.discovery.undo import Undo, apply_edits, undo_edits
-from gating.errors import InputError, OperationError
+from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.sampler import GateChoice
+from gating.proof.conditions import check_has_values, check_no_adapters, check_whole
+from gating.proof.masked import MaskedOutputs, Processes
+from gating.proof.prove import apply_proven
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.columns import plan_scale_features
 from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
 from gating.pruning.prune import kept_units
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block
 from gating.structure.removal import plan_removal
@@ -27,11 +25,10 @@ from gating.structure.removal import plan_removal
 __all__ = [
     "FinalizeReport",
     "check_own_gates",
-    "difference_to",
-    "differs",
+    "decide",
     "finalize",
     "folded_values",
-    "plan_block",
+    "plan_finalizing",
     "record_masked",
 ]
 
@@ -102,19 +99,43 @@ def finalize(
     """
     check_own_gates(model, gates)
     check_whole(model, remedy="call gating.sharding.finalize_sharded(model, gates)")
+    values = decide(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
+    gated, before = gates.blocks(), UnitCounts.of(model)
+    masked = record_masked(model, gates, gated, values, probe)
+    edits = plan_finalizing(model, gated, values.split(gates.block_sizes))
+
+    gates.remove()
+    try:
+        proof = apply_proven(model, edits, masked)
+    except BaseException:
+        gates.attach(model, gated)
+        raise
+    become_compact(model)
+    folded = folded_values(gated, values.split(gates.block_sizes))
+    return FinalizeReport.of(
+        model, before, gated, max_difference=proof.difference, folded=folded, unproven=proof.unproven
+    )
+
+
+def decide(
+    model: nn.Module,
+    gates: HeadGates,
+    objective: GateChoice | None,
+    *,
+    num_heads: int | None,
+    num_neurons: int | None,
+    kept: Tensor | None,
+) -> Tensor:
+    """Check that a model can lose units, and return the final values of its gates, ``[num_gates]``; 0 for closed ones.
+
+    The arguments and errors are those of :func:`finalize`.
+    """
     check_has_values(model)
-    gated = gates.blocks()
     check_no_adapters(model)
     values = decide_gate_values(gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
     gates.attach_again()
-    references = record_masked(model, gates, values, probe)
-    before = UnitCounts.of(model)
-
-    difference = _remove_checked(model, gates, gated, values, references)
-    become_compact(model)
-    folded, unproven = folded_values(gated, values.split(gates.block_sizes)), unproven_by(references, gated)
-    return FinalizeReport.of(model, before, gated, max_difference=difference, folded=folded, unproven=unproven)
+    return values
 
 
 def check_own_gates(model: nn.Module, gates: HeadGates) -> None:
@@ -128,97 +149,43 @@ def check_own_gates(model: nn.Module, gates: HeadGates) -> None:
 def record_masked(
     model: nn.Module,
     gates: HeadGates,
+    blocks: Sequence[Block],
     values: Tensor,
     probe: Mapping[str, Tensor] | None,
     *,
-    after_pass: Callable[[], None] = lambda: None,
-    agree: Callable[[float], float] = float,
-) -> list[Reference]:
-    """Record the outputs of the masked model, and the blocks that they do not depend on.
+    processes: Processes | None = None,
+) -> MaskedOutputs:
+    """Record the outputs of a model with the gates of its blocks at their final values, ``[num_gates]``."""
+    return MaskedOutputs.record(
+        model,
+        blocks,
+        values.split(gates.block_sizes),
+        masked=lambda factors: gates.fixed_at(torch.cat(list(factors))),
+        probe=probe,
+        processes=processes,
+    )
+
+
+def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> list[Edit]:
+    """Plan to fold the values of gates into the output projections, and to remove the units of closed gates.
 
     Args:
-        model: The model.
-        gates: Its gates.
-        values: Their final values, ``[num_gates]``.
-        probe: Batch for the passes; made here if None.
-        after_pass: Called after each, to free what a sharded model has gathered.
-        agree: Function that returns the largest of the numbers of all processes, which then decide alike.
-
-    Raises:
-        InputError: A gate or an output is NaN.
+        model: The model, perhaps on the meta device.
+        blocks: Its blocks with gates.
+        values: Gate values of each block, ``[num_gates]``.
     """
-    references = record_references(
-        model,
-        gates.blocks(),
-        values.split(gates.block_sizes),
-        lambda factors: gates.fixed_at(torch.cat(list(factors))),
-        probe,
-        after_pass=after_pass,
-        agree=agree,
-    )
-    if values.isnan().any() or any(tensor.isnan().any() for tensor in references[0].outputs):
-        raise InputError(
-            "The model or its gates give NaN: training has diverged. Lower the learning rate, or train in float32."
-        )
-    return references
+    kept = kept_units(blocks, [len(one) for one in values], torch.cat(list(values)) > 0)
+    edits: list[Edit] = []
+    for block, block_values in zip(blocks, values, strict=True):
+        slot_values = _slot_values(block, block_values)
+        widths = torch.tensor(block.slot_widths, device=slot_values.device)
+        # Folded before the removal, so closed gates need no factor of 0.
+        factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
+        edits += [*plan_scale_features(block, factors), *plan_removal(block, kept[block.name])]
+    return [*edits, *plan_alignment_heads(model, blocks, kept)]
 
 
-def _remove_checked(
-    model: nn.Module, gates: HeadGates, blocks: list[Block], values: Tensor, references: Sequence[Reference]
-) -> float:
-    """Fold the gates and remove closed units; return the difference to the masked model, or restore everything."""
-    edits = _plan(model, blocks, values, gates.block_sizes)
-    gates.remove()
-    done: list[Undo] = []
-    try:
-        done = apply_edits(edits)
-        difference = 0.0
-        for reference in references:
-            difference = max(difference, own := difference_to(reference, model))
-            if own > reference.tolerance:
-                raise differs(blocks, own, reference)
-    except BaseException:
-        undo_edits(done)
-        gates.attach(model, blocks)
-        raise
-    return difference
-
-
-def difference_to(reference: Reference, model: nn.Module) -> float:
-    """Return the largest relative difference between the outputs of a compact model and those of the masked one."""
-    return max_relative_difference(reference.outputs, forward_outputs(model, reference.probe))
-
-
-def differs(blocks: Sequence[Block], difference: float, reference: Reference) -> OperationError:
-    """Return the error about a removal after which outputs differ."""
-    classes = ", ".join(sorted({type(block.module).__name__ for block in blocks}))
-    return OperationError(
-        f"After removal the outputs differ from the masked model's by {difference:.1e}, more than the rounding error "
-        f"of {reference.tolerance:.1e}: the layout of {classes} is not described rightly. Nothing was changed."
-    )
-
-
-def _plan(model: nn.Module, blocks: list[Block], values: Tensor, sizes: list[int]) -> list[Edit]:
-    kept = kept_units(blocks, sizes, values > 0)
-    edits = [
-        edit
-        for block, block_values in zip(blocks, values.split(sizes), strict=True)
-        for edit in plan_block(block, block_values, kept[block.name])
-    ]
-    attention = [block for block in blocks if isinstance(block, AttentionBlock)]
-    return [*edits, *plan_alignment_heads(model, attention, kept)]
-
-
-def plan_block(block: Block, values: Tensor, kept: Collection[int]) -> list[Edit]:
-    """Plan to fold the values of a block's gates, ``[num_gates]``, and to remove all its units but the kept ones."""
-    slot_values = _slot_values(block, values)
-    # Folded before the removal, so closed gates need no factor of 0.
-    widths = torch.tensor(block.slot_widths, device=slot_values.device)
-    factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
-    return [*plan_scale_features(block, factors), *plan_removal(block, kept)]
-
-
-def folded_values(blocks: list[Block], values: tuple[Tensor, ...]) -> dict[str, tuple[float, ...]]:
+def folded_values(blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
     """Return the gate value of each kept unit, by block; the blocks are those before the removal."""
     folded = {}
     for block, block_values in zip(blocks, values, strict=True):

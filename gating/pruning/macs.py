@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.probe import forward_outputs
 from gating.gates import HeadGates
+from gating.proof.outputs import forward_outputs
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Handle
 from gating.structure.feed_forward import Block, ExpertsBlock

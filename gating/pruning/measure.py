@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
-from gating.discovery.probe import forward_outputs
+from gating.proof.outputs import forward_outputs
 from gating.structure.blocks import group_labels, iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 

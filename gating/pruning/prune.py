@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from gating.discovery.find import search_attention, search_feed_forward
-from gating.discovery.refusals import check_no_adapters, check_whole
-from gating.discovery.self_check import apply_checked
-from gating.discovery.undo import apply_edits
 from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, InputTypeError
 from gating.gates import HeadGates
 from gating.gates.attachment import check_not_gated
+from gating.proof.conditions import check_no_adapters, check_whole
+from gating.proof.masked import MaskedOutputs, factors_of
+from gating.proof.prove import apply_proven
+from gating.proof.undo import apply_edits
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
 from gating.pruning.prune_report import PruneReport, UnitCounts
@@ -138,7 +139,8 @@ def _prune(
     edits = plan_pruning(model, blocks, kept)
     before = UnitCounts.of(model)
     if is_checked or probe is not None:
-        unproven = apply_checked(model, blocks, kept, edits, probe=probe).unproven
+        masked = MaskedOutputs.record(model, blocks, factors_of(blocks, kept), probe=probe)
+        unproven = apply_proven(model, edits, masked).unproven
     else:
         apply_edits(edits)
         unproven = tuple(block.name for block in blocks if not kept[block.name] >= set(block.unit_ids))
@@ -170,8 +172,7 @@ def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, C
         kept: For each of these blocks, by name, the original numbers of the units to keep.
     """
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
-    attention = [block for block in blocks if isinstance(block, AttentionBlock)]
-    return [*edits, *plan_alignment_heads(model, attention, kept)]
+    return [*edits, *plan_alignment_heads(model, blocks, kept)]
 
 
 def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:

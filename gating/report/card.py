@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 from transformers import PreTrainedModel
 
-from gating.discovery.probe import make_probe
+from gating.proof.probe import make_probe
 from gating.pruning.compact_model import build_original
 from gating.pruning.measure import cache_bytes_per_token
 from gating.report.metadata import EvaluatedData, card_metadata

@@ -27,8 +27,8 @@ from gating.run.objects import RunObjects
 from gating.run.run import Run, RunData, RunState
 from gating.run.settings.build import make_objective
 from gating.run.settings.settings import Settings
+from gating.sharding.copies import untrained_copy
 from gating.sharding.plan import is_sharded, reshard
-from gating.sharding.twin import untrained_copy
 from gating.tracking.verbosity import printed_warnings
 
 __all__ = ["count_macs", "kept_gates", "with_measured_budget"]

@@ -36,9 +36,9 @@ from gating.run.run import Run
 from gating.run.settings.data_set import describe_data
 from gating.run.sweep.reference import dense_metrics
 from gating.serving.runtimes import find_runtimes
+from gating.sharding.copies import gather_model, meta_copy
 from gating.sharding.plan import gathered_root
 from gating.sharding.save import has_room_for, save_sharded
-from gating.sharding.twin import empty_twin, gather_model
 from gating.storage.hub import upload
 from gating.storage.written import note_written
 from gating.structure.record import RECORD_KEY
@@ -124,8 +124,8 @@ def _export_shards(run: Run) -> None:
     """Save a model that is larger than the memory of one process, which cannot time it either."""
     state = run.state
     with torch.device("meta"):
-        dense = type(empty_twin(state.model))._from_config(run.dense_config)
-    state.summary.compare_models(dense, empty_twin(state.model))
+        dense = type(meta_copy(state.model))._from_config(run.dense_config)
+    state.summary.compare_models(dense, meta_copy(state.model))
     if is_rank_zero():
         print("The model has no room in the memory of one process: it is saved in parts, and not timed.")
         if run.settings.values["objective"].get("uniform"):
@@ -202,7 +202,7 @@ def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
     """Return the contents of the page of a run, in a sweep with the dense job that it is compared with."""
     state, score, sweep = run.state, run.data.prepared.score, _sweep_of_run()
     is_stock, compact = RECORD_KEY not in read_config(run.paths.compact), run.paths.compact
-    model = empty_twin(state.model) if run.is_sharded else state.model
+    model = meta_copy(state.model) if run.is_sharded else state.model
     return RunPage(
         title=redact(f"{short_name(run.objects.source)} on {describe_data(run.settings.values['data']).name}"),
         history=state.history,

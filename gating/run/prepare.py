@@ -35,8 +35,8 @@ from gating.run.settings.build import call_source
 from gating.run.settings.check import take_arguments
 from gating.run.settings.model_config import check_model_config
 from gating.run.settings.settings import Settings
+from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
-from gating.sharding.twin import config_without_sharding
 from gating.storage.hub import check_login
 from gating.tasks.base import Task
 from gating.tracking.loggers import resolve_mode

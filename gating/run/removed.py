@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from gating.discovery.undo import apply_edits
 from gating.distributed.collectives import broadcast, is_rank_zero, world_size
+from gating.proof.undo import apply_edits
 from gating.pruning.compact_model import become_compact
 from gating.pruning.prune import plan_pruning
 from gating.run.folder.checkpoints import remove_phases
 from gating.run.folder.contents import Phase
 from gating.run.run import Run
-from gating.sharding.twin import empty_twin, shard_twin, tensors_of
+from gating.sharding.copies import meta_copy, shard_copy, tensors_of
 from gating.storage.atomic import replacing_file
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
@@ -95,9 +95,9 @@ def _remove_again(model: PreTrainedModel, checkpoint: Mapping[str, Any]) -> None
 
 def _load_compact_shards(model: PreTrainedModel, path: Path, checkpoint: Mapping[str, Any]) -> PreTrainedModel:
     """Return a twin of a sharded model after a saved removal, with the weights of the checkpoint."""
-    twin = empty_twin(model)
+    twin = meta_copy(model)
     _remove_again(twin, checkpoint)
-    shard_twin(twin, model, tensors_of(model), fresh=True)
+    shard_copy(twin, model, tensors_of(model), fresh=True)
     weights = twin.state_dict()
     load_shards(path, {"weights": weights})
     twin.load_state_dict(weights)

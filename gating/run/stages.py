@@ -23,8 +23,8 @@ from gating.run.measured_budget import count_macs, kept_gates
 from gating.run.phase import train_phase
 from gating.run.removed import save_removed
 from gating.run.run import Run
+from gating.sharding.copies import copy_sharded, gather_model
 from gating.sharding.removal import finalize_sharded
-from gating.sharding.twin import copy_sharded, gather_model
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.storage.written import note_written

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
-from gating.discovery.refusals import check_no_adapters, check_whole
 from gating.errors import InputError
+from gating.proof.conditions import check_no_adapters, check_whole
 from gating.pruning.compact_model import become_compact, describe_kept_units
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.record import RECORD_KEY, plan_from_record

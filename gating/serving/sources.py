@@ -8,9 +8,9 @@ from transformers import AutoProcessor, PreTrainedModel
 
 from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
-from gating.discovery.refusals import check_has_values, check_no_adapters
 from gating.discovery.vocabulary import check_vocabulary
 from gating.errors import InputError, InputTypeError, loading
+from gating.proof.conditions import check_has_values, check_no_adapters
 from gating.structure.integrity import check_finite
 
 __all__ = ["load_model", "load_processor", "source_of"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.sharding.twin import empty_twin
+from gating.sharding.copies import meta_copy
 from gating.structure.edits import fill
 
 __all__ = ["initialize_missing"]
@@ -28,8 +28,8 @@ def initialize_missing(model: PreTrainedModel, names: Iterable[str], *, random_s
     if not wanted:
         torch.set_rng_state(random_state)
         return
-    twin = empty_twin(model)
-    for prefix, module in twin.named_modules():
+    copy = meta_copy(model)
+    for prefix, module in copy.named_modules():
         for attribute, parameter in list(module._parameters.items()):
             if parameter is None:
                 continue
@@ -37,12 +37,12 @@ def initialize_missing(model: PreTrainedModel, names: Iterable[str], *, random_s
                 module._parameters[attribute] = nn.Parameter(torch.empty_like(parameter, device="cpu"))
             else:
                 parameter._is_hf_initialized = True
-    for module in twin.modules():
+    for module in copy.modules():
         # Emptied blocks stay as they are.
         if not hasattr(module, "head_slots"):
             module.__dict__["_is_hf_initialized"] = False
     torch.set_rng_state(random_state)
-    twin.initialize_weights()
-    values = dict(twin.named_parameters(remove_duplicate=False))
+    copy.initialize_weights()
+    values = dict(copy.named_parameters(remove_duplicate=False))
     for name in wanted:
         fill(parameters[name].detach(), values[name].detach())

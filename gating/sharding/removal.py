@@ -8,28 +8,23 @@ import torch.distributed
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.discovery.reference import unproven_by
-from gating.discovery.refusals import check_has_values, check_no_adapters
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.gates.sampler import GateChoice
-from gating.pruning.alignment_heads import plan_alignment_heads
+from gating.proof.masked import Processes
+from gating.proof.prove import check_proven
 from gating.pruning.compact_model import become_compact
-from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
 from gating.pruning.finalize import (
     FinalizeReport,
     check_own_gates,
-    difference_to,
-    differs,
+    decide,
     folded_values,
-    plan_block,
+    plan_finalizing,
     record_masked,
 )
-from gating.pruning.prune import kept_units
 from gating.pruning.prune_report import UnitCounts
+from gating.sharding.copies import meta_copy, shard_copy, shard_like, tensors_of
 from gating.sharding.plan import is_sharded, reshard
-from gating.sharding.twin import empty_twin, shard_like, shard_twin, tensors_of
-from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Edit, SetAttribute, whole
 
 __all__ = ["finalize_sharded"]
@@ -47,8 +42,8 @@ def finalize_sharded(
 ) -> tuple[PreTrainedModel, FinalizeReport]:
     """Return a sharded model without the units that :func:`gating.finalize` removes from a whole one, and its gates.
 
-    Called by all processes. A twin of the model takes over its shards; the weights of attention and feed-forward blocks
-    are gathered, cut, and distributed again, one at a time. The proof are forward passes of the two models.
+    Called by all processes. A copy of the model on the meta device takes over its shards; the weights of attention and
+    feed-forward blocks are gathered, cut, and distributed again, one at a time. The outputs of the two are compared.
 
     Args:
         model: A model with gates, cut by :func:`~gating.sharding.plan.shard_model`, or loaded with its settings.
@@ -73,31 +68,20 @@ def finalize_sharded(
         raise InputError(f"{type(model).__name__} is not sharded: call gating.finalize(model, gates).")
     check_own_gates(model, gates)
     reshard(model)
-    check_has_values(model)
-    gated = gates.blocks()
-    check_no_adapters(model)
-    values = decide_gate_values(gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
+    values = decide(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     check_decided_alike(values)
-    warn_if_arbitrary(gates, values > 0, is_given=kept is not None)
-    gates.attach_again()
-    # Each pass is one of all processes.
-    agree = partial(_largest_of_all, device=values.device)
-    references = record_masked(model, gates, values, probe, after_pass=partial(reshard, model), agree=agree)
-    before = UnitCounts.of(model)
+    gated, before = gates.blocks(), UnitCounts.of(model)
+    processes = Processes(partial(_largest_of_all, device=values.device), free=reshard, cached=False)
+    masked = record_masked(model, gates, gated, values, probe, processes=processes)
 
     with torch.no_grad():
-        compact = _compact_twin(model, gates, values)
-    difference = 0.0
-    for reference in references:
-        own = _largest_of_all(difference_to(reference, compact), values.device)
-        reshard(compact)
-        difference = max(difference, own)
-        if own > reference.tolerance:
-            raise differs(gated, own, reference)
-    folded, unproven = folded_values(gated, values.split(gates.block_sizes)), unproven_by(references, gated)
+        compact = _without_units(model, gates, values)
+    difference = check_proven(compact, masked)
     gates.remove()
-    report = FinalizeReport.of(compact, before, gated, max_difference=difference, folded=folded, unproven=unproven)
-    return compact, report
+    folded = folded_values(gated, values.split(gates.block_sizes))
+    return compact, FinalizeReport.of(
+        compact, before, gated, max_difference=difference, folded=folded, unproven=masked.unproven
+    )
 
 
 def check_decided_alike(values: Tensor) -> None:
@@ -120,24 +104,19 @@ def _largest_of_all(number: float, device: torch.device) -> float:
     return float(tensor)
 
 
-def _compact_twin(model: PreTrainedModel, gates: HeadGates, values: Tensor) -> PreTrainedModel:
-    """Return a sharded twin of a model that has lost the units of closed gates, with folded values of the others."""
-    twin, tensors = empty_twin(model), tensors_of(model)
-    blocks = gates.blocks(twin)
-    kept = kept_units(blocks, gates.block_sizes, values > 0)
-    attention = [block for block in blocks if isinstance(block, AttentionBlock)]
-    for edit in plan_alignment_heads(twin, attention, kept):
-        edit.apply()
-    for block, its_values in zip(blocks, values.split(gates.block_sizes), strict=True):
-        _cut(twin, plan_block(block, its_values, kept[block.name]), tensors)
-    become_compact(twin)
-    shard_twin(twin, model, tensors)
-    return twin
+def _without_units(model: PreTrainedModel, gates: HeadGates, values: Tensor) -> PreTrainedModel:
+    """Return a sharded copy of a model that has lost the units of closed gates, with folded values of the others."""
+    copy, tensors = meta_copy(model), tensors_of(model)
+    _cut(copy, plan_finalizing(copy, gates.blocks(copy), values.split(gates.block_sizes)), tensors)
+    become_compact(copy)
+    shard_copy(copy, model, tensors)
+    return copy
 
 
-def _cut(twin: PreTrainedModel, edits: Sequence[Edit], tensors: dict[str, Tensor]) -> None:
-    """Apply the edits of a block to a twin on the meta device, and to shards by the names of their parameters."""
-    names = {id(parameter): name for name, parameter in twin.named_parameters()}
+def _cut(copy: PreTrainedModel, edits: Sequence[Edit], tensors: dict[str, Tensor]) -> None:
+    """Apply the edits of a removal to a copy on the meta device, and to shards by the names of their parameters."""
+    parameters = dict(copy.named_parameters())
+    names = {id(parameter): name for name, parameter in parameters.items()}
     last = {(id(edit.owner), edit.attribute): number for number, edit in enumerate(edits)}
     gathered: dict[tuple[int, str], str] = {}
     for number, edit in enumerate(edits):

@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 
 from gating.compact.layer_counts import write_layer_counts
 from gating.compact.save import Processor
-from gating.compact.verify import SAVED_TOLERANCE
-from gating.discovery.probe import forward_outputs, max_relative_difference, run_probe
-from gating.discovery.refusals import check_no_adapters
+from gating.compact.verify import SAVED_TOLERANCE, check_outputs
 from gating.errors import InputError, OperationError
+from gating.proof.conditions import check_no_adapters
+from gating.proof.masked import ExpectedOutputs
 from gating.pruning.compact_model import become_compact, has_lost_units
 from gating.report.card import CompactReport, write_card
+from gating.sharding.copies import dense_class, meta_copy, tensors_of
 from gating.sharding.plan import is_sharded, on_own_device, reshard
-from gating.sharding.twin import dense_class, empty_twin, tensors_of
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.structure.compact import auto_places, compact_class
@@ -117,32 +117,32 @@ def save_sharded(
     check_no_adapters(model)
     reshard(model)
     _check_finite(model)
-    twin = empty_twin(model)
-    if not has_lost_units(twin):
-        become_compact(twin)
+    copy = meta_copy(model)
+    if not has_lost_units(copy):
+        become_compact(copy)
     target = Path(save_directory)
     with _folder_of_all(target, overwrite=overwrite) as folder:
         if torch.distributed.get_rank() == 0:
             # Everything but the weights.
-            twin.save_pretrained(folder, state_dict={})
-            write_layer_counts(twin, folder)
+            copy.save_pretrained(folder, state_dict={})
+            write_layer_counts(copy, folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
-            write_card(folder / "README.md", twin, report, False)
-        _write_weights(model, twin, folder, max_file_size)
+            write_card(folder / "README.md", copy, report, False)
+        _write_weights(model, copy, folder, max_file_size)
         if torch.distributed.get_rank() == 0:
-            write_checksums(folder, places=auto_places(type(twin.config)))
+            write_checksums(folder, places=auto_places(type(copy.config)))
         torch.distributed.barrier()
         if verify:
             _check_saved(model, folder, probe)
     return target
 
 
-def _write_weights(model: PreTrainedModel, twin: PreTrainedModel, folder: Path, max_file_size: str) -> None:
+def _write_weights(model: PreTrainedModel, copy: PreTrainedModel, folder: Path, max_file_size: str) -> None:
     """Write the weights of a model in several files, with an index of their names."""
-    ignored = {*(twin.all_tied_weights_keys or ()), *(twin._keys_to_ignore_on_save or ())}
+    ignored = {*(copy.all_tied_weights_keys or ()), *(copy._keys_to_ignore_on_save or ())}
     tensors = tensors_of(model)
-    state = {name: tensors[name] for name in twin.state_dict() if name not in ignored}
+    state = {name: tensors[name] for name in copy.state_dict() if name not in ignored}
     shards = {name: tensor for name, tensor in state.items() if isinstance(tensor, DTensor)}
     empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in shards.items()}
     files = split_torch_state_dict_into_shards(empty, max_shard_size=max_file_size).filename_to_tensors
@@ -205,14 +205,10 @@ def _folder_of_all(target: Path, *, overwrite: bool) -> Iterator[Path]:
 def _check_saved(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tensor] | None) -> None:
     """Raise ``InputError`` if the folder gives another model, cut over the same processes."""
     cls = compact_class(dense_class(model), type(model.config))
-    batch, expected = run_probe(model, probe)
+    expected = ExpectedOutputs.of(model, probe, tolerance=SAVED_TOLERANCE)
     with on_own_device():
         loaded = cls.from_pretrained(folder, dtype="auto", distributed_config=model.config.distributed_config)
-    difference = max_relative_difference(expected, forward_outputs(loaded, batch))
+    difference = expected.difference(loaded)
     for each in (model, loaded):
         reshard(each)
-    if not difference <= SAVED_TOLERANCE:
-        raise InputError(
-            f"{cls.__name__} gives other outputs after it is saved and loaded: they differ by "
-            f"{difference:.1e}. Nothing was written; pass verify=False to save it anyway."
-        )
+    check_outputs(loaded, expected, difference)

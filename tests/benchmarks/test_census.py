@@ -11,7 +11,7 @@ from benchmarks.census.models import build, model_types
 from benchmarks.census.page import PAGE, groups_of, write_page
 from benchmarks.census.removal import EXACT, Tiny, examine_heads, examine_neurons
 from benchmarks.census.settings import SIZES
-from gating.discovery.probe import run_probe
+from gating.proof.probe import run_probe
 
 # Text, grouped queries, a position bias, towers, latent heads in a class of another name, sound, images.
 SAMPLE = ("bert", "qwen3", "t5", "qwen2_vl", "longcat_flash", "wav2vec2", "swin")

@@ -8,7 +8,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from tests.support.family_models import GROUPED, Family
 from tests.support.fresh_process import answers_of_fresh_process
 from tests.support.tiny_models import batch_for, build

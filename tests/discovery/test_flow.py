@@ -7,9 +7,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 import gating
 from gating.discovery import flow
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
-from gating.discovery.self_check import units_masked
 from gating.discovery.trace import is_linear
+from gating.proof.masked import units_masked
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.pruning.compact_model import check_specs
 from gating.structure import feed_forward_specs
 from gating.structure.feed_forward import iter_feed_forward_blocks

@@ -9,15 +9,9 @@ from torch import nn
 from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 import gating
-from gating.discovery.probe import (
-    forward_outputs,
-    make_probe,
-    max_relative_difference,
-    rounding_tolerance,
-    run_probe,
-    tolerance_for,
-)
-from gating.discovery.self_check import apply_checked
+from gating.proof.outputs import forward_outputs, max_relative_difference, rounding_tolerance, tolerance_for
+from gating.proof.probe import make_probe, run_probe
+from gating.proof.prove import try_removal
 from tests.support.family_models import FAMILIES
 
 
@@ -158,5 +152,5 @@ def test_a_block_that_the_batch_does_not_reach_is_named():
     model = FAMILIES["bert"].build()
     model.spare = deepcopy(model.bert.encoder.layer[0].attention)
     (spare,) = [block for block in gating.find_attention_blocks(model) if block.name == "spare.self"]
-    with pytest.raises(ValueError, match=r"does not reach spare\.self, so nothing is proven: pass probe="):
-        apply_checked(model, [spare], {spare.name: (0,)}, [], must_matter=True)
+    with pytest.raises(ValueError, match=r"do not depend on spare\.self, so nothing is proven: pass probe="):
+        try_removal(model, [spare], {spare.name: (0,)}, [])

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import OPTConfig, OPTForCausalLM, T5Config, T5ForConditionalGeneration
 
 import gating
-from gating.discovery.probe import make_probe
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for, build
 

@@ -7,8 +7,9 @@ import torch
 from transformers import BertConfig, BertModel
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.gates import create_gates
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.gated import TOTAL, without_dropout
 from tests.support.tiny_models import (

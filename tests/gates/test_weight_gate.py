@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 
 UNITS = ["heads", "neurons"]

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 
 import gating
 import train
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.models.adapters import LoRA
 from gating.objectives import HeadBudget
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.pruning.decide import decide_gate_values
 from tests.run.test_train import run_here, setting
 from tests.support.family_models import FAMILIES

@@ -5,9 +5,10 @@ import torch
 import transformers
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.models.adapters import LoRA, check_adapters
 from gating.models.sources import Pretrained
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.pruning.decide import decide_gate_values
 from tests.support.family_models import FAMILIES
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import gating
-from gating.discovery.probe import make_probe
 from gating.errors import InputError
 from gating.gates import create_gates
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept
 from tests.support.search import RIVALS, Search, build_bert_on_meta

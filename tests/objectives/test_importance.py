@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import gating
-from gating.discovery.probe import make_probe
 from gating.objectives import Importance
 from gating.objectives.baselines.importance import sensitivity
 from gating.objectives.baselines.mask import MaskSampler
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
 

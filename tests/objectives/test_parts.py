@@ -7,10 +7,11 @@ import torch
 import transformers
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.gates import hard_concrete
 from gating.objectives.parts import parts_of
 from gating.objectives.per_part import PerPart
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.pruning.decide import decide_gate_values
 from gating.pruning.measure import count_heads_by_kind
 from tests.support.family_models import FAMILIES

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import gating
-from gating.discovery.undo import apply_edits
 from gating.errors import OperationError
-from gating.pruning import finalize as finalize_module
+from gating.proof import prove
+from gating.proof.masked import ExpectedOutputs
+from gating.proof.undo import apply_edits
 from gating.pruning.decide import decide_gate_values
 from tests.support.tiny_models import assert_same_state, batch_for, hooks_of, logits_of, state_of
 
@@ -111,10 +112,10 @@ def test_an_error_restores_heads_neurons_and_gates(bert, monkeypatch, training, 
     state, text, hooks = state_of(bert), str(bert), hooks_of(bert)
     classes = [type(module) for module in bert.modules()]
     if at_forward:
-        # As for a layout that is not described rightly.
-        monkeypatch.setattr(finalize_module, "max_relative_difference", lambda *_: 1.0)
+        # As for a wrong layout.
+        monkeypatch.setattr(ExpectedOutputs, "difference", lambda *_: 1.0)
     else:
-        monkeypatch.setattr(finalize_module, "apply_edits", lambda edits: apply_edits([*edits, None]))
+        monkeypatch.setattr(prove, "apply_edits", lambda edits: apply_edits([*edits, None]))
     with pytest.raises((OperationError, AttributeError)):
         gating.finalize(bert, gates)
     assert_same_state(bert, state)

@@ -3,8 +3,8 @@
 import torch
 
 from gating.discovery.find import find_blocks
-from gating.discovery.probe import make_probe
 from gating.gates import create_gates
+from gating.proof.probe import make_probe
 from gating.pruning.macs import measure_macs
 from tests.support.family_models import FAMILIES
 

@@ -9,8 +9,8 @@ from torch import nn
 
 import gating
 from gating.discovery.find import find_blocks
-from gating.discovery.probe import make_probe
 from gating.gates import create_gates
+from gating.proof.probe import make_probe
 from gating.pruning.macs import measure_macs
 from gating.pruning.measure import (
     cache_bytes_per_token,

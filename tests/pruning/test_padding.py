@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
-from gating.discovery.self_check import units_masked
+from gating.proof.masked import units_masked
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import has_padding
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.structure.blocks import AttentionBlock
 from gating.structure.compact import compact_class
 from gating.structure.record import RECORD_KEY

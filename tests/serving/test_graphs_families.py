@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import gating
-from gating.discovery.probe import make_probe
+from gating.proof.probe import make_probe
 from gating.serving.graphs.runtime import GraphModel
 from tests.support.family_models import FAMILIES
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.serving.silent import with_silent_groups
 from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of

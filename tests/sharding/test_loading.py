@@ -15,8 +15,8 @@ from gating.models.blueprint import make_blueprint
 from gating.models.sources import NewModel, Pretrained, load_sharded
 from gating.run.prepare import _check_no_layerdrop
 from gating.sharding import finalize_sharded, gather_model, shard_model
+from gating.sharding.copies import copy_sharded
 from gating.sharding.save import save_sharded
-from gating.sharding.twin import copy_sharded
 from tests.sharding.models import build, choose, differences, gate, state_of
 from tests.support.in_ranks import run_in_ranks
 

@@ -8,8 +8,8 @@ import torch.distributed
 
 import gating
 from gating.errors import InputError, OperationError
+from gating.proof.masked import ExpectedOutputs
 from gating.sharding import finalize_sharded, is_sharded, shard_model
-from gating.sharding import removal as removal_module
 from tests.sharding.models import build, choose, gate, remove_both, state_of
 from tests.support.in_ranks import run_in_ranks
 
@@ -59,7 +59,7 @@ def refuse(what: str) -> list[Any]:
         if what == "drifted":
             gates.log_alpha.data += 0.5 * torch.distributed.get_rank()
         if what == "proof":
-            removal_module.difference_to = lambda *_: 1.0  # type: ignore[assignment]
+            ExpectedOutputs.difference = lambda *_: 1.0  # type: ignore[method-assign]
         finalize = gating.finalize if what == "whole" else finalize_sharded
         action = lambda: finalize(model, gates, kept=kept if what != "nothing" else kept & False)  # noqa: E731
     try:
@@ -77,7 +77,7 @@ def refuse(what: str) -> list[Any]:
         ("prune", "The model is sharded (FSDPModule): prune the model before fully_shard."),
         ("whole", "call gating.sharding.finalize_sharded(model, gates)"),
         ("drifted", "The processes would not keep the same units: their gates differ by up to"),
-        ("proof", "After removal the outputs differ from the masked model's by 1.0e+00"),
+        ("proof", "differs from the model with these heads masked: outputs differ by 1.0e+00"),
         ("nothing", "kept is false for every gate"),
     ],
 )

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import gating
-from gating.discovery.probe import make_probe
-from gating.discovery.self_check import units_masked
+from gating.proof.masked import units_masked
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 
 NAMES = ["bert", "gpt2", "llama", "vit", "t5", "bart", "whisper", "deberta-v2", "mpnet", "beit", "albert", "swin"]

@@ -11,11 +11,12 @@ from torch import nn
 import gating
 from gating.compact.stock import stock_model
 from gating.discovery.find import find_blocks
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
-from gating.discovery.undo import apply_edits, undo_edits
 from gating.gates import create_gates
 from gating.objectives.baselines.importance import Importance
 from gating.objectives.baselines.magnitude import Magnitude
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
+from gating.proof.undo import apply_edits, undo_edits
 from gating.pruning.macs import measure_macs
 from gating.pruning.prune import plan_pruning
 from gating.structure.feed_forward import ExpertsBlock

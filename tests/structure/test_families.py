@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.masked_models import Units, check_generation, check_gradients, compact
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.masked_models import Units, compact
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
 from gating.objectives.selection import check_reachable, nearest_reachable, select_gates
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.structure.record import RECORD_KEY
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept

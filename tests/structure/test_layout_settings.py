@@ -3,8 +3,9 @@
 import pytest
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
-from gating.discovery.self_check import units_masked
+from gating.proof.masked import units_masked
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from tests.support.family_models import GPT2, IDS, VISION, Family
 
 BIASES = {"use_relative_position_bias": True}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import gating
 from gating.discovery.find import search_attention
-from gating.discovery.probe import forward_outputs, max_relative_difference
+from gating.proof.outputs import forward_outputs, max_relative_difference
 from tests.structure.test_family_folders import auto_class_of, reload_elsewhere
 from tests.support.masked_models import make_pattern, prune
 from tests.support.single_models import GENERATING, NAMES, build, make_batch

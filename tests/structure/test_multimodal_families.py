@@ -14,9 +14,10 @@ from transformers import PreTrainedModel
 
 import gating
 from gating.discovery.find import search_attention
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
-from gating.discovery.self_check import units_masked
 from gating.errors import RemedyWarning
+from gating.proof.masked import units_masked
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from tests.structure.test_family_folders import auto_class_of
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.multimodal_models import MODELS, NAMES, build

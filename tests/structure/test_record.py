@@ -5,7 +5,7 @@ import json
 import pytest
 
 import gating
-from gating.discovery.undo import apply_edits
+from gating.proof.undo import apply_edits
 from gating.pruning.compact_model import check_specs, describe_kept_units
 from gating.structure.integrity import write_checksums
 from gating.structure.record import FORMAT_OF_HEADS, plan_from_record

@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 import gating
-from gating.discovery.undo import apply_edits, undo_edits
+from gating.proof.undo import apply_edits, undo_edits
 from gating.structure.edits import SetAttribute
 from gating.structure.empty import BiasOnly
 from gating.structure.removal import plan_removal

@@ -6,10 +6,11 @@ from torch import nn
 
 import gating
 from gating.discovery.find import find_attention_blocks
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
-from gating.discovery.self_check import units_masked
 from gating.gates import create_gates
 from gating.objectives.baselines.magnitude import head_norms
+from gating.proof.masked import units_masked
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.pruning.macs import measure_macs
 from gating.pruning.measure import cache_bytes_per_token, count_macs
 from tests.support.family_models import FAMILIES, TEXT, Family

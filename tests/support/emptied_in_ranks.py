@@ -8,7 +8,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import gating
-from gating.discovery.probe import make_probe
+from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 
 torch.set_num_threads(1)

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gating
-from gating.discovery.probe import forward_outputs, make_probe
+from gating.proof.outputs import forward_outputs
+from gating.proof.probe import make_probe
 from gating.structure.feed_forward import FeedForwardBlock
 from tests.support.family_models import Family
 

@@ -10,7 +10,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.discovery.probe import make_probe
+from gating.proof.probe import make_probe
 from tests.support.family_models import randomize
 from tests.support.multimodal_models import IDS, IMAGES
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gating.discovery.probe import make_probe
+from gating.proof.probe import make_probe
 from gating.serving.contexts import LONGEST_CHECKED, boundaries, checked_context
 
 __all__ = ["PaddedBatch", "batch_to_trace", "batches_to_check", "input_names", "real_positions"]

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.discovery.probe import forward_outputs, max_relative_difference
 from gating.errors import OperationError, explain, shorten
+from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.graphs.batches import PaddedBatch, batches_to_check, real_positions
 from gating.serving.graphs.formats import ExportFormat
 

@@ -15,7 +15,8 @@ import torch._dynamo.config
 import torch.fx.config
 from transformers import PreTrainedModel
 
-from gating.discovery.probe import forward_outputs, make_probe, max_relative_difference
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
 from gating.serving.graphs.check import TOLERANCE
 
 __all__ = ["as_exported", "quick_tracing", "quiet_exporters"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.discovery.probe import forward_outputs, max_relative_difference
+from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.graphs.batches import batch_to_trace
 from gating.serving.graphs.check import ExportCheck, check_exported
 from gating.serving.graphs.formats import ExportFormat

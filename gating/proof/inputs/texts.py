@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from gating.discovery.inputs.sizes import Request, find_setting
+from gating.proof.inputs.sizes import Request, find_setting
 
 __all__ = ["PLACEHOLDERS", "make_tokens", "splice"]
 

@@ -5,7 +5,7 @@ from math import prod
 
 import torch
 
-from gating.discovery.inputs.sizes import Request, Variant, required_arguments
+from gating.proof.inputs.sizes import Request, Variant, required_arguments
 
 __all__ = ["spectrogram_variants", "waveform_variants"]
 

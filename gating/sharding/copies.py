@@ -1,4 +1,4 @@
-"""A second model of the class and shapes of a sharded one, without values, into which shards are put."""
+"""Copies of a sharded model: on the meta device, cut over the same processes, and whole."""
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -20,10 +20,10 @@ from gating.structure.edits import whole
 __all__ = [
     "config_without_sharding",
     "copy_sharded",
-    "empty_twin",
+    "meta_copy",
     "gather_model",
     "shard_like",
-    "shard_twin",
+    "shard_copy",
     "tensors_of",
     "untrained_copy",
 ]
@@ -35,28 +35,28 @@ def dense_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     return cast("type[PreTrainedModel]", cls)
 
 
-def empty_twin(model: PreTrainedModel) -> PreTrainedModel:
+def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Return a model on the meta device that is built from the configuration of a sharded one, which is whole itself.
 
     Training modes, frozen parameters, gradient checkpointing and discovered layouts are those of the model.
     """
     with torch.device("meta"):
-        twin: PreTrainedModel = dense_class(model)._from_config(config_without_sharding(model))
-    share_specs(model, twin)
+        copy: PreTrainedModel = dense_class(model)._from_config(config_without_sharding(model))
+    share_specs(model, copy)
     if model.can_generate():
-        twin.generation_config = deepcopy(model.generation_config)
+        copy.generation_config = deepcopy(model.generation_config)
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
-    for name, module in twin.named_modules():
+    for name, module in copy.named_modules():
         if name not in modules:
             continue
         module.training = modules[name].training
         for attribute in ("gradient_checkpointing", "_gradient_checkpointing_func"):
             if hasattr(modules[name], attribute):
                 setattr(module, attribute, getattr(modules[name], attribute))
-    for name, parameter in twin.named_parameters():
+    for name, parameter in copy.named_parameters():
         if name in parameters:
             parameter.requires_grad_(parameters[name].requires_grad)
-    return twin
+    return copy
 
 
 def config_without_sharding(model: PreTrainedModel) -> PreTrainedConfig:
@@ -86,30 +86,30 @@ def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
     return found | {name: buffer for name, buffer in model.named_buffers() if not name.startswith(f"{CHILD_NAME}.")}
 
 
-def shard_twin(
-    twin: PreTrainedModel, model: PreTrainedModel, tensors: Mapping[str, Tensor], *, fresh: bool = False
+def shard_copy(
+    copy: PreTrainedModel, model: PreTrainedModel, tensors: Mapping[str, Tensor], *, fresh: bool = False
 ) -> None:
-    """Cut a twin over the same processes as a model, and put shards and buffers into it, in place.
+    """Cut a copy over the same processes as a model, and put shards and buffers into it, in place.
 
     Args:
-        twin: The twin of :func:`empty_twin`, perhaps without some of its heads.
+        copy: The copy of :func:`meta_copy`, perhaps without some of its heads.
         model: The sharded model.
-        tensors: A shard for each parameter of the twin, and its buffers; others are ignored.
+        tensors: A shard for each parameter of the copy, and its buffers; others are ignored.
         fresh: Whether parameters of other shapes, which are loaded later, get shards without values.
     """
-    fitting = {name: _fitting(tensors, name, empty, twin, fresh) for name, empty in twin.state_dict().items()}
+    fitting = {name: _fitting(tensors, name, empty, copy, fresh) for name, empty in copy.state_dict().items()}
     tensors = {**tensors, **fitting}
-    with indivisible_left_out(twin):
-        twin.maybe_distribute_model(twin, model.config.distributed_config, model._mesh_manager)
-    _put(twin, tensors)
+    with indivisible_left_out(copy):
+        copy.maybe_distribute_model(copy, model.config.distributed_config, model._mesh_manager)
+    _put(copy, tensors)
 
 
-def _put(twin: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+def _put(copy: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     """Give a model on the meta device the tensors with the names of its own, in place."""
-    names = twin.state_dict().keys()
-    twin.load_state_dict({name: tensors[name] for name in names}, assign=True)
-    twin.tie_weights()
-    for owner, name, full_name in _buffers(twin):
+    names = copy.state_dict().keys()
+    copy.load_state_dict({name: tensors[name] for name in names}, assign=True)
+    copy.tie_weights()
+    for owner, name, full_name in _buffers(copy):
         if full_name not in names:
             owner.register_buffer(name, tensors[full_name], persistent=False)
 
@@ -123,7 +123,7 @@ def shard_like(tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     return distribute_tensor(tensor.detach(), other.device_mesh, other.placements, src_data_rank=None)
 
 
-def _fitting(tensors: Mapping[str, Tensor], name: str, empty: Tensor, twin: nn.Module, fresh: bool) -> Tensor:
+def _fitting(tensors: Mapping[str, Tensor], name: str, empty: Tensor, copy: nn.Module, fresh: bool) -> Tensor:
     """Return the loaded tensor for one on the meta device, or make the placeholder of an emptied block."""
     found = tensors.get(name)
     if found is not None and found.shape == empty.shape:
@@ -131,11 +131,11 @@ def _fitting(tensors: Mapping[str, Tensor], name: str, empty: Tensor, twin: nn.M
     device = next(iter(tensors.values())).device
     owner, _, attribute = name.rpartition(".")
     if attribute == "head_index":
-        return torch.tensor(twin.get_submodule(owner).head_slots, device=device)
+        return torch.tensor(copy.get_submodule(owner).head_slots, device=device)
     if empty.numel() and not fresh:
         raise OperationError(f"{name} has no values of the shape {tuple(empty.shape)}. Nothing was changed.")
     made = empty.new_empty(empty.shape, device=device)
-    is_parameter = attribute in twin.get_submodule(owner)._parameters
+    is_parameter = attribute in copy.get_submodule(owner)._parameters
     return shard_like(made, tensors) if is_parameter else made
 
 
@@ -148,9 +148,9 @@ def _buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 
 def copy_sharded(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a sharded model, cut in the same way, as ``deepcopy`` does of a whole one."""
-    twin = empty_twin(model)
-    shard_twin(twin, model, {name: tensor.clone() for name, tensor in tensors_of(model).items()})
-    return twin
+    copy = meta_copy(model)
+    shard_copy(copy, model, {name: tensor.clone() for name, tensor in tensors_of(model).items()})
+    return copy
 
 
 @torch.no_grad()
@@ -167,6 +167,6 @@ def gather_model(model: PreTrainedModel) -> PreTrainedModel | None:
             state[name] = gathered
     if not is_first:
         return None
-    twin = empty_twin(model)
-    _put(twin, state)
-    return twin
+    copy = meta_copy(model)
+    _put(copy, state)
+    return copy

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.discovery.inputs.images import image_variants, video_variants
-from gating.discovery.inputs.others import OTHERS
-from gating.discovery.inputs.processors import own_batches
-from gating.discovery.inputs.sizes import Request, Variant, accepted_arguments, required_arguments
-from gating.discovery.inputs.sounds import spectrogram_variants, waveform_variants
-from gating.discovery.inputs.texts import PLACEHOLDERS, make_tokens, splice
 from gating.errors import InputError
+from gating.proof.inputs.images import image_variants, video_variants
+from gating.proof.inputs.others import OTHERS
+from gating.proof.inputs.processors import own_batches
+from gating.proof.inputs.sizes import Request, Variant, accepted_arguments, required_arguments
+from gating.proof.inputs.sounds import spectrogram_variants, waveform_variants
+from gating.proof.inputs.texts import PLACEHOLDERS, make_tokens, splice
 
 __all__ = ["candidate_batches"]
 

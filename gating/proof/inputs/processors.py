@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel
 
-from gating.discovery.inputs.sizes import Variant, accepted_arguments
+from gating.proof.inputs.sizes import Variant, accepted_arguments
 
 __all__ = ["own_batches"]
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from gating.discovery.inputs.sizes import Request, Variant
-from gating.discovery.inputs.texts import make_tokens
+from gating.proof.inputs.sizes import Request, Variant
+from gating.proof.inputs.texts import make_tokens
 
 __all__ = ["OTHERS"]
 

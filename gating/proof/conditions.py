@@ -1,0 +1,106 @@
+"""Conditions of a model that loses units: not wrapped, whole, with values, without adapters."""
+
+from typing import Any
+
+from torch import nn
+
+from gating.errors import InputError, InputTypeError
+from gating.structure.edits import without_adapter
+
+__all__ = [
+    "check_has_values",
+    "check_no_adapters",
+    "check_not_wrapped",
+    "check_savable",
+    "check_stays",
+    "check_whole",
+    "is_shard",
+]
+
+_WRAPPERS = {
+    "DataParallel": "pass model.module",
+    "DistributedDataParallel": "pass model.module, before it is wrapped if you can",
+    "FullyShardedDataParallel": "pass model.module, before it is wrapped if you can",
+    "OptimizedModule": "pass model._orig_mod, and compile the result again",
+    "PeftModel": "pass model.get_base_model() to put gates on it; to prune it, model.merge_and_unload()",
+}
+
+
+def check_not_wrapped(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a wrapped model, ``TypeError`` for an object that is not a module."""
+    if not isinstance(model, nn.Module):
+        raise InputTypeError(f"The model must be a torch.nn.Module, got a {type(model).__name__}.")
+    for ancestor in type(model).__mro__:
+        if ancestor.__name__ in _WRAPPERS:
+            raise InputError(f"The model is wrapped in {ancestor.__name__}: {_WRAPPERS[ancestor.__name__]}.")
+    _check_shards(model)
+
+
+def check_whole(model: nn.Module, *, remedy: str) -> None:
+    """Raise ``ValueError`` for a model that FSDP2 has cut over several processes."""
+    if _is_of_fsdp(model):
+        raise InputError(f"The model is sharded (FSDPModule): {remedy}.")
+
+
+def _check_shards(model: nn.Module) -> None:
+    """Raise ``ValueError`` for parameters that are distributed in another way than by FSDP2 over all processes."""
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor") and not (_is_of_fsdp(model) and is_shard(parameter)):
+            raise InputError(
+                f"{name} is distributed by tensor parallelism, or over groups of processes: gates need the whole heads "
+                "of each layer. Shard the model by FSDP2 alone, as gating.sharding.shard_model(model) does."
+            )
+
+
+def _is_of_fsdp(model: nn.Module) -> bool:
+    # By name: some builds of torch have no distributed tensors.
+    return any(ancestor.__name__ == "FSDPModule" for ancestor in type(model).__mro__)
+
+
+def is_shard(weight: Any) -> bool:
+    """Return whether a weight is cut along its first dimension over the processes of one group."""
+    return hasattr(weight, "full_tensor") and weight.device_mesh.ndim == 1 and weight.placements[0].is_shard(dim=0)
+
+
+def check_no_adapters(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model with adapters, which have not been merged into the weights yet."""
+    for name, module in model.named_modules():
+        if without_adapter(module) is not module or hasattr(module, "original_module"):
+            raise InputError(
+                f"{name} has an adapter ({type(module).__module__.partition('.')[0]}'s {type(module).__name__}): merge "
+                "adapters first (PEFT: model = peft_model.merge_and_unload()), then prune the model."
+            )
+
+
+def check_stays(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model that replaces its attention modules in a forward pass, as BigBird does.
+
+    At the first short input, its block-sparse attention permanently becomes full attention, but not in its
+    configuration.
+    """
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(module, "set_attention_type") and getattr(config, "attention_type", None) == "block_sparse":
+            raise InputError(
+                f"{type(model).__name__} replaces its block-sparse attention at the first short input, and its "
+                "configuration does not record it: load it with attention_type='original_full'."
+            )
+
+
+def check_has_values(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model on the meta device, whose parameters have no values."""
+    name = next((name for name, parameter in model.named_parameters() if parameter.is_meta), None)
+    if name is not None:
+        raise InputError(
+            f"{type(model).__name__} has no values yet: {name} is on the meta device. Load its weights first."
+        )
+
+
+def check_savable(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model with packed weights, as from ``quantize_dynamic``: files hold tensors."""
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            raise InputError(
+                f"{name} is quantized ({type(module).__module__}.{type(module).__name__}), with packed weights that "
+                "are not tensors: save the model before, and quantize the model that load_compact returns."
+            )

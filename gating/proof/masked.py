@@ -1,0 +1,230 @@
+"""Outputs of a model with masked units, with which those of the model without these units are compared."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gating.errors import InputError
+from gating.proof.effects import without_effect
+from gating.proof.outputs import (
+    cached_outputs,
+    forward_outputs,
+    max_relative_difference,
+    rounding_of,
+    rounding_tolerance,
+)
+from gating.proof.probe import run_probe
+from gating.structure.feed_forward import Block
+
+__all__ = ["ExpectedOutputs", "MaskedOutputs", "Processes", "factors_of", "units_masked"]
+
+# A `with` block in which the features of each block are multiplied by the factors of its gates or units.
+Masking = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
+
+
+def _keep(_model: nn.Module) -> None:
+    """Free nothing of a model that is whole."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that prove a removal together; by default this one alone.
+
+    Attributes:
+        largest: Function that returns the largest of the numbers of all processes, which then decide alike.
+        free: Function that frees what a forward pass of a sharded model has gathered.
+        cached: Whether a step with a cache is compared, too. A pass that fails may leave FSDP2 unusable.
+    """
+
+    largest: Callable[[float], float] = float
+    free: Callable[[nn.Module], None] = _keep
+    cached: bool = True
+
+
+@dataclass(frozen=True)
+class ExpectedOutputs:
+    """Outputs of a model for one batch, which those of another model have to equal.
+
+    Attributes:
+        probe: The batch, as keyword arguments of the model.
+        outputs: The outputs.
+        tolerance: Largest relative difference that rounding explains.
+        unproven: Names of blocks that lose units, and whose features have no effect on these outputs beyond rounding:
+            the batch does not reach them, or what they compute goes nowhere.
+        has_cache: Whether a step with a cache agrees with the forward pass without one.
+    """
+
+    probe: Mapping[str, Tensor]
+    outputs: list[Tensor]
+    tolerance: float
+    unproven: frozenset[str] = frozenset()
+    has_cache: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module, probe: Mapping[str, Tensor] | None = None, *, tolerance: float) -> "ExpectedOutputs":
+        """Record the outputs of a model for a batch; one is made for it if none is given."""
+        probe, outputs = run_probe(model, probe)
+        return cls(probe, outputs, tolerance)
+
+    def difference(self, model: nn.Module) -> float:
+        """Return the largest relative difference of the outputs of another model."""
+        return max_relative_difference(self.outputs, forward_outputs(model, self.probe))
+
+    def find_problem(self, model: nn.Module, difference: float) -> str | None:
+        """Return how another model with this difference differs, if by more than rounding, or None."""
+        if not difference <= self.tolerance:
+            return f"outputs differ by {difference:.1e}, more than the rounding error of {self.tolerance:.1e}"
+        return _find_problem_with_cache(model, self.probe, self.tolerance) if self.has_cache else None
+
+
+@dataclass(frozen=True)
+class MaskedOutputs:
+    """Outputs of a model with masked units, which the model without these units has to give.
+
+    Attributes:
+        blocks: The blocks that lose units, before the removal.
+        passes: The outputs for a batch and, if that leaves blocks unproven, for one that is made for the model.
+        unproven: Names of the blocks that none of the outputs depends on, in the order of the blocks.
+        processes: The processes that compare.
+    """
+
+    blocks: Sequence[Block]
+    passes: Sequence[ExpectedOutputs]
+    unproven: tuple[str, ...]
+    processes: Processes
+
+    @classmethod
+    def record(
+        cls,
+        model: nn.Module,
+        blocks: Sequence[Block],
+        factors: Sequence[Tensor],
+        *,
+        masked: Masking | None = None,
+        probe: Mapping[str, Tensor] | None = None,
+        processes: Processes | None = None,
+    ) -> "MaskedOutputs":
+        """Record the outputs of a masked model.
+
+        Args:
+            model: The model, which stays as it is.
+            blocks: Its blocks.
+            factors: Factor of each gate or unit of each block; 0 for those that are removed.
+            masked: Context manager that multiplies the features of each block by such factors; by default with hooks.
+            probe: The batch, as keyword arguments of the model; made from its configuration if None.
+            processes: The processes that run the passes; this one alone if None.
+
+        Raises:
+            InputError: The model does not run on the batch, or an output or a factor is NaN.
+        """
+        processes = processes or Processes()
+        recorder = _Recorder(model, blocks, factors, masked or partial(_features_scaled, blocks), processes)
+        passes = [recorder.record(probe)]
+        if probe is not None and passes[0].unproven:
+            # A batch of texts alone does not reach the vision tower.
+            with suppress(Exception):
+                own = recorder.record(None)
+                passes += [own] if passes[0].unproven - own.unproven else []
+        unproven = frozenset.intersection(*(one.unproven for one in passes))
+        return cls(blocks, passes, tuple(block.name for block in blocks if block.name in unproven), processes)
+
+    def compare(self, model: nn.Module) -> tuple[float, str | None]:
+        """Return the largest difference of a model without the units, and how it differs beyond rounding, or None."""
+        largest = 0.0
+        for expected in self.passes:
+            difference = self.processes.largest(expected.difference(model))
+            self.processes.free(model)
+            if problem := expected.find_problem(model, difference):
+                return difference, problem
+            largest = max(largest, difference)
+        return largest, None
+
+
+@dataclass(frozen=True)
+class _Recorder:
+    """A model with the factors that mask its units."""
+
+    model: nn.Module
+    blocks: Sequence[Block]
+    factors: Sequence[Tensor]
+    masked: Masking
+    processes: Processes
+
+    def record(self, probe: Mapping[str, Tensor] | None) -> ExpectedOutputs:
+        """Record the outputs for one batch; a second pass with lower factors estimates the rounding error."""
+        with self.masked(self.factors):
+            probe, outputs = run_probe(self.model, probe)
+        self.processes.free(self.model)
+        if any(tensor.isnan().any() for tensor in (*self.factors, *outputs)):
+            raise InputError(
+                "The model or its gates give NaN: training has diverged. Lower the learning rate, or train in float32."
+            )
+        run = partial(self.run, probe)
+        with torch.no_grad():
+            perturbed = run([factor * (1 - rounding_of(outputs)) for factor in self.factors])
+        tolerance = self.processes.largest(rounding_tolerance(outputs, perturbed))
+        found = without_effect(run, self.factors, outputs, tolerance, agree=self.processes.largest)
+        has_cache = False
+        if self.processes.cached:
+            with self.masked(self.factors):
+                has_cache = _find_problem_with_cache(self.model, probe, tolerance) is None
+        return ExpectedOutputs(probe, outputs, tolerance, frozenset(self.blocks[i].name for i in found), has_cache)
+
+    def run(self, probe: Mapping[str, Tensor], factors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the outputs with other factors, with a graph where gradients are enabled."""
+        with self.masked(factors):
+            outputs = forward_outputs(self.model, probe, with_gradients=torch.is_grad_enabled())
+        self.processes.free(self.model)
+        return outputs
+
+
+def _find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], tolerance: float) -> str | None:
+    """Return how a step with a cache differs from the forward pass without one, or None."""
+    try:
+        pair = cached_outputs(model, probe)
+    except Exception as error:
+        return f"with a cache, it does not run ({type(error).__name__}: {error})"
+    difference = max_relative_difference([pair[0]], [pair[1]]) if pair is not None else 0.0
+    if difference <= 10 * tolerance:
+        return None
+    return f"with a cache, the next token's outputs differ by {difference:.1e}"
+
+
+@contextmanager
+def units_masked(blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> Iterator[None]:
+    """Set the features of all units except the kept ones to zero inside a ``with`` block.
+
+    Args:
+        blocks: The blocks to mask.
+        kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
+    """
+    with _features_scaled(blocks, factors_of(blocks, kept)):
+        yield
+
+
+def factors_of(blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Tensor]:
+    """Return the factor of each slot of each block: 1 for kept units, else 0."""
+    return [torch.tensor([float(unit in kept[block.name]) for unit in block.slot_ids]) for block in blocks]
+
+
+@contextmanager
+def _features_scaled(blocks: Sequence[Block], factors: Sequence[Tensor]) -> Iterator[None]:
+    """Multiply the features of each slot by its factor inside a ``with`` block."""
+    handles = []
+    for block, factor in zip(blocks, factors, strict=True):
+        if block.slot_ids:
+            by_feature = factor.repeat_interleave(torch.tensor(block.slot_widths))
+            handles.append(block.hook_features(partial(_scale, by_feature)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _scale(factors: Tensor, features: Tensor) -> Tensor:
+    return features * factors.to(features)
