@@ -22,6 +22,7 @@ from gating.models.adapters import check_adapters
 from gating.models.blueprint import check_memory, make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
 from gating.models.sources import load_sharded
+from gating.objectives.distillation import check_teacher
 from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.optimized import check_measured
@@ -41,7 +42,6 @@ from gating.storage.hub import check_login
 from gating.tasks.base import Task
 from gating.tracking.loggers import resolve_mode
 from gating.training.callbacks.interruption import check_monitors
-from gating.training.distillation import check_teacher
 from gating.training.steps import count_evaluated, count_steps
 
 __all__ = ["encode_examples", "load_examples", "prepare"]
