@@ -2,7 +2,7 @@
 
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,10 @@ class GatedCheckpoints(GatedSteps):
     _adapters: Any = None
     # Optimizer that the user has given.
     _given_optimizer: torch.optim.Optimizer | None = None
-    # Settings of the search that decide its result.
+    # Settings that decide the result: those of the search, those that its first step may change, and all of them.
     _search_settings: Mapping[str, Any]
-    train_dataset: Any
-    # The training data, and its digests: of large data, they take seconds.
-    _digested: tuple[Any, dict[str, Any] | None] = (None, None)
-    # Settings as they were before the first step: a function may change what it was made with.
     _first_settings: Mapping[str, Any] | None = None
-    # Of callbacks that are taken out in the search.
-    _early_stopping: Sequence[Any] = ()
+    _settings: Mapping[str, Any]
     # Identity of the training, and digest of the weights below the adapters of its recovery.
     _training = ""
     _below: str | None = None
@@ -99,16 +94,25 @@ class GatedCheckpoints(GatedSteps):
             search_steps=self._first_step if search is None else self._search_end.num_steps,
             search={} if search is None else search.state_dict(),
             kept=KeptUnits.of(base_model(self.model)) if search is None else None,
-            settings=self._settings(),
+            settings=dict(self._settings),
             training=self._training,
             below=self._below,
         )
 
     def _read_settings(self) -> None:
-        """Read the settings that a training can change, before it does."""
+        """Read all settings that decide the result, as they are before a phase."""
         if self._first_settings is None:
+            # A training changes its model, and a function may change what it was made with.
             self._first_settings = training_settings(self, has_adapters=self._adapters is not None)
-        self._early_stopping = early_stopping_settings(self.callback_handler.callbacks)
+        self._settings = {
+            **self._search_settings,
+            "args": argument_settings(self.args),
+            "adapters": adapter_settings(self._adapters),
+            "optimizer": optimizer_settings(self._given_optimizer),
+            "train_dataset": data_settings(self.train_dataset),
+            "early_stopping": early_stopping_settings(self.callback_handler.callbacks),
+            **self._first_settings,
+        }
 
     def _begin_training(self) -> None:
         """Give a new training an identity, and check that it can be resumed.
@@ -129,24 +133,6 @@ class GatedCheckpoints(GatedSteps):
         if self._adapters is not None and self.args.save_strategy != "no":
             check_compact_weights(Path(self.args.output_dir))
 
-    def _settings(self) -> dict[str, Any]:
-        """Return all settings that decide the result of this trainer."""
-        return {
-            **self._search_settings,
-            "args": argument_settings(self.args),
-            "adapters": adapter_settings(self._adapters),
-            "optimizer": optimizer_settings(self._given_optimizer),
-            "train_dataset": self._data_settings(),
-            "early_stopping": self._early_stopping,
-            **(self._first_settings or {}),
-        }
-
-    def _data_settings(self) -> dict[str, Any] | None:
-        """Return the settings of the training data."""
-        if self._digested[0] is not self.train_dataset:
-            self._digested = self.train_dataset, data_settings(self.train_dataset)
-        return self._digested[1]
-
     def _check_resumed(self, state: GateState, checkpoint: Path) -> None:
         """Check that a checkpoint is one of this trainer; change nothing.
 
@@ -156,7 +142,7 @@ class GatedCheckpoints(GatedSteps):
         """
         check_same_settings(
             state.settings,
-            self._settings(),
+            self._settings,
             stored=f"{checkpoint} was written by a trainer with",
             present="this one has",
             remedy="Make the trainer as before, or begin again without resume_from_checkpoint.",

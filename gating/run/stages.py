@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import RemedyWarning
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained, load_sharded
 from gating.objectives import Objective
 from gating.objectives.search import Search
@@ -39,7 +39,7 @@ def train_teacher(run: Run) -> PreTrainedModel:
     if run.is_resumed and broadcast(folder.is_dir()):
         source = Pretrained(str(folder))
         load = (
-            partial(load_sharded, source, blueprint=make_blueprint(source, auto_class))
+            partial(load_sharded, source, meta_model=make_meta_model(source, auto_class))
             if run.is_sharded
             else source.load
         )

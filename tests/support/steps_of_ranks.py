@@ -12,7 +12,7 @@ import gating
 from gating.data.datamodule import ExampleDataModule
 from gating.data.sources import Examples
 from gating.distributed.collectives import rank
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 from gating.report.score import Score
 from gating.tasks import SequenceClassification
@@ -45,7 +45,7 @@ def make_data(folder: Path, batch_size: int) -> ExampleDataModule:
     rows = Dataset.from_dict({"text": texts, "label": ["a", "b", "b"] * 8})
     splits = DatasetDict(train=rows, validation=rows.select(range(9)))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    blueprint = make_blueprint(Pretrained(str(folder)), TASK.auto_class)
+    blueprint = make_meta_model(Pretrained(str(folder)), TASK.auto_class)
     prepared = TASK.prepare(Examples(splits), tokenizer, blueprint, max_length=12)
     return ExampleDataModule(prepared.splits, collate=prepared.collate, batch_size=batch_size, eval_batch_size=3)
 
