@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gating.data import sources
 from gating.data.text.tokens import load_tokenizer
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 from gating.tasks import SequenceClassification
 from gating.tracking.verbosity import quiet_libraries
@@ -42,7 +42,7 @@ def load_and_tokenize(
         The tokenized splits, the tokenizer, and the seconds of both steps.
     """
     task, source = SequenceClassification(), Pretrained(TOKENIZER)
-    blueprint = make_blueprint(source, task.auto_class)
+    blueprint = make_meta_model(source, task.auto_class)
     tokenizer = load_tokenizer(source)
     start = time.perf_counter()
     splits = getattr(sources, loader)(**arguments).splits

@@ -44,23 +44,22 @@ def main() -> None:
     data = DataLoader(TensorDataset(tokens, labels), batch_size=16, shuffle=True)
 
     # Gates before prepare(), so that DDP knows them.
-    gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=4)
-    objective.attach(gates)
-    optimizer = torch.optim.AdamW(gating.parameter_groups(model, lr=1e-3, gates=gates, objective=objective))
+    gates = gating.inject_gates(model)
+    search = gating.Search(gates, gating.ExactBudget(num_heads=4))
+    optimizer = torch.optim.AdamW(gating.parameter_groups(model, lr=1e-3, gates=gates, objective=search.objective))
     wrapped, optimizer, data = accelerator.prepare(model, optimizer, data)
     wrapped.train()
     for step, (inputs, targets) in enumerate(batches(data, SEARCH_STEPS)):
-        objective.update(gates, step / SEARCH_STEPS)
+        search.update(step / SEARCH_STEPS)
         loss = wrapped(input_ids=inputs, labels=targets).loss
-        objective.observe(loss.detach())
-        accelerator.backward(loss + objective.penalty(gates))
+        accelerator.backward(search.add_penalty(loss))
         optimizer.step()
         optimizer.zero_grad()
 
     # The model itself again, without DDP and autocast; then a new optimizer, for its parameters are new.
     model = without_autocast(model)
-    objective.update(gates, 1.0)
-    gating.finalize(model, gates, objective)
+    search.update(1.0)
+    gating.finalize(model, gates)
     accelerator.free_memory()
     wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=5e-4))
     wrapped.train()

@@ -30,28 +30,26 @@ def batches(number: int, *, seed: int) -> Iterator[Batch]:
         yield {"input_ids": tokens, "labels": tokens[:, 3] % 2}
 
 
-def search(model: BertForSequenceClassification) -> gating.FinalizeReport:
+def search_and_remove(model: BertForSequenceClassification) -> gating.FinalizeReport:
     """Train weights and gates together, then remove all heads but those that the objective keeps."""
     gates = gating.inject_gates(model)
-    objective = gating.ExactBudget(num_heads=KEPT)
-    objective.attach(gates)
+    search = gating.Search(gates, gating.ExactBudget(num_heads=KEPT))
     # Groups of weights, gates and multipliers: gates have a rate of their own, and no weight decay.
-    groups = gating.parameter_groups(model, lr=1e-3, weight_decay=0.01, gates=gates, objective=objective)
+    groups = gating.parameter_groups(model, lr=1e-3, weight_decay=0.01, gates=gates, objective=search.objective)
     optimizer = torch.optim.AdamW(groups)
     model.train()
     for step, batch in enumerate(batches(SEARCH_STEPS, seed=0)):
-        objective.update(gates, step / SEARCH_STEPS)
+        search.update(step / SEARCH_STEPS)
         loss = model(**batch).loss
-        # The descent waits for the loss to fall.
-        objective.observe(loss.detach())
-        (loss + objective.penalty(gates)).backward()
+        # The search observes the loss, too: the descent waits for it to fall.
+        search.add_penalty(loss).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         if step % 40 == 0:
             print(f"step {step:3d}: loss {loss.item():.3f}, {gates.expected_open().item():.1f} heads expected open")
-    objective.update(gates, 1.0)
-    return gating.finalize(model, gates, objective)
+    search.update(1.0)
+    return gating.finalize(model, gates)
 
 
 def recover(model: BertForSequenceClassification) -> None:
@@ -97,7 +95,7 @@ def main(folder: Path) -> None:
     model = BertForSequenceClassification(config)
     dense = copy.deepcopy(model)
 
-    report = search(model)
+    report = search_and_remove(model)
     print(f"kept {report.num_heads} of {report.num_heads_before} heads: {report.kept_heads}")
     print(f"outputs differ from the gated model's by {report.max_difference:.1e}")
     recover(model)

@@ -1,9 +1,8 @@
 """Learn which attention heads a transformer needs, and remove the others.
 
 gates = gating.inject_gates(model)                      # a hard-concrete gate on every head
-objective = gating.ExactBudget(num_heads=18)
-objective.attach(gates)                                 # then train weights and gates together
-gating.finalize(model, gates, objective)                # the other heads are gone
+search = gating.Search(gates, gating.ExactBudget(num_heads=18))  # then train weights and gates together
+gating.finalize(model, gates)                           # the other heads are gone
 gating.save_compact(model, "compact", tokenizer=tokenizer)
 model = gating.load_compact("compact")
 """

@@ -28,7 +28,9 @@ from .objectives import (
     TopK,
 )
 from .objectives.convergence import Convergence
+from .objectives.distillation import Distillation
 from .objectives.parameter_groups import parameter_groups
+from .objectives.search import Search
 from .pruning.finalize import FinalizeReport, finalize
 from .pruning.latency.costs import budget_for_speedup
 from .pruning.padding import silence_padding
@@ -42,7 +44,6 @@ from .structure.blocks import AttentionBlock
 from .structure.families import register_attention_spec
 from .structure.feed_forward import FeedForwardBlock
 from .structure.feed_forward_specs import FeedForwardSpec, register_feed_forward_spec
-from .training.distillation import Distillation
 
 __version__: str
 
@@ -67,6 +68,7 @@ __all__ = [
     "Objective",
     "PruneReport",
     "RandomOrder",
+    "Search",
     "TopK",
     "__version__",
     "budget_for_speedup",

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from benchmarks.speed.shapes import llama
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 
 __all__ = [
@@ -49,7 +49,7 @@ def save(folder: Path, hidden: int, layers: int) -> None:
 def load_sharded(folder: str) -> PreTrainedModel:
     """Return a saved model cut over all processes."""
     source = Pretrained(folder)
-    return source.load_sharded(AutoModelForCausalLM, make_blueprint(source, AutoModelForCausalLM))
+    return source.load_sharded(AutoModelForCausalLM, make_meta_model(source, AutoModelForCausalLM))
 
 
 def load_whole(folder: str, device: torch.device) -> PreTrainedModel:

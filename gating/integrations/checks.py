@@ -15,7 +15,7 @@ from transformers.utils.import_utils import is_accelerate_available
 from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, MissingPackageError, OperationError
 from gating.gates import HeadGates, inject_gates
-from gating.objectives import Objective
+from gating.objectives.base import check_objective
 from gating.objectives.convergence import Convergence
 from gating.storage.folders import check_folder, check_replaceable
 from gating.storage.results import COMPACT_MODEL
@@ -53,7 +53,7 @@ def check_arguments(
     convergence: object,
 ) -> None:
     """Raise ``InputError`` if an argument of a trainer with gates has a value that cannot be used."""
-    _check_objective(objective)
+    check_objective(objective)
     if not _is_number(recovery) or not 0 <= recovery < 1:
         raise InputError(f"recovery={recovery} is not a share of the steps: give a number from 0 to below 1.")
     for name, rate in (("gate_lr", gate_lr), ("multiplier_lr", multiplier_lr)):
@@ -64,16 +64,6 @@ def check_arguments(
         raise InputError(f"gate_options has {unknown[0]!r}: inject_gates takes {', '.join(known)}.")
     if convergence is not None and not isinstance(convergence, Convergence):
         raise InputError(f"convergence={convergence!r} is no criterion: give gating.Convergence(), or leave it out.")
-
-
-def _check_objective(objective: object) -> None:
-    # Without `check`, its `attach` checks.
-    needed = [name for name in vars(Objective) if name[0] != "_" and name != "check"]
-    missing = [name for name in needed if not hasattr(objective, name)]
-    if missing or isinstance(objective, type):
-        name = objective.__name__ if isinstance(objective, type) else repr(objective)
-        problem = "is a class" if isinstance(objective, type) else f"has no method {missing[0]}"
-        raise InputError(f"objective={name} {problem}: give an objective, such as gating.ExactBudget(num_heads=18).")
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -2,7 +2,7 @@
 
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gating.errors import InputError, OperationError
 from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.rates import remake_options
 from gating.integrations.removal import check_compact_weights, repeat_removal
-from gating.integrations.search import SearchEnd, ended_by_score
+from gating.integrations.search import ended_by_score
 from gating.integrations.settings import (
     adapter_settings,
     argument_settings,
@@ -39,15 +39,10 @@ class GatedCheckpoints(GatedSteps):
     _adapters: Any = None
     # Optimizer that the user has given.
     _given_optimizer: torch.optim.Optimizer | None = None
-    # Settings of the search that decide its result.
+    # Settings that decide the result: those of the search, those that its first step may change, and all of them.
     _search_settings: Mapping[str, Any]
-    train_dataset: Any
-    # The training data, and its digests: of large data, they take seconds.
-    _digested: tuple[Any, dict[str, Any] | None] = (None, None)
-    # Settings as they were before the first step: a function may change what it was made with.
     _first_settings: Mapping[str, Any] | None = None
-    # Of callbacks that are taken out in the search.
-    _early_stopping: Sequence[Any] = ()
+    _settings: Mapping[str, Any]
     # Identity of the training, and digest of the weights below the adapters of its recovery.
     _training = ""
     _below: str | None = None
@@ -67,23 +62,20 @@ class GatedCheckpoints(GatedSteps):
             return  # The model is as it was removed from.
         state = GateState.load(Path(resume_from_checkpoint))
         self._training, self._below = state.training, state.below
-        search = self.search
-        if search is not None:
-            search.check_state(state.search, checkpoint=resume_from_checkpoint)
-        if state.kept is not None and search is not None:
-            folder = Path(resume_from_checkpoint).parent
+        if state.kept is not None and self.search is not None:
             compact = repeat_removal(
                 without_autocast(self.model),
-                search.gates,
+                self.search.gates,
                 state.kept,
                 adapters=self._adapters,
-                folder=folder,
+                folder=Path(resume_from_checkpoint).parent,
                 digest=state.below,
             )
             self._begin_recovery(compact, search_steps=state.search_steps)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.search is not None:
-            self.search.load_state_dict(state.search, steps=state.search_steps, is_complete=state.is_complete)
+            self.search.load_state_dict(state.search)
+            self._search_end.num_steps = state.search_steps
 
     def _load_complete_search(self, checkpoint: Path) -> TrainOutput:
         """Load the end of a search; the trainer would take a step more before it stops."""
@@ -97,18 +89,30 @@ class GatedCheckpoints(GatedSteps):
             super()._load_best_model()
 
     def _gate_state(self) -> GateState:
-        settings, training = self._settings(), self._training
-        if self.search is not None:
-            steps, is_complete, state = self.search.steps, self.search.is_complete, self.search.state_dict()
-            return GateState(steps, is_complete, search=state, settings=settings, training=training)
-        kept = KeptUnits.of(base_model(self.model))
-        return GateState(self._first_step, True, kept=kept, settings=settings, training=training, below=self._below)
+        search = self.search
+        return GateState(
+            search_steps=self._first_step if search is None else self._search_end.num_steps,
+            search={} if search is None else search.state_dict(),
+            kept=KeptUnits.of(base_model(self.model)) if search is None else None,
+            settings=dict(self._settings),
+            training=self._training,
+            below=self._below,
+        )
 
     def _read_settings(self) -> None:
-        """Read the settings that a training can change, before it does."""
+        """Read all settings that decide the result, as they are before a phase."""
         if self._first_settings is None:
+            # A training changes its model, and a function may change what it was made with.
             self._first_settings = training_settings(self, has_adapters=self._adapters is not None)
-        self._early_stopping = early_stopping_settings(self.callback_handler.callbacks)
+        self._settings = {
+            **self._search_settings,
+            "args": argument_settings(self.args),
+            "adapters": adapter_settings(self._adapters),
+            "optimizer": optimizer_settings(self._given_optimizer),
+            "train_dataset": data_settings(self.train_dataset),
+            "early_stopping": early_stopping_settings(self.callback_handler.callbacks),
+            **self._first_settings,
+        }
 
     def _begin_training(self) -> None:
         """Give a new training an identity, and check that it can be resumed.
@@ -129,24 +133,6 @@ class GatedCheckpoints(GatedSteps):
         if self._adapters is not None and self.args.save_strategy != "no":
             check_compact_weights(Path(self.args.output_dir))
 
-    def _settings(self) -> dict[str, Any]:
-        """Return all settings that decide the result of this trainer."""
-        return {
-            **self._search_settings,
-            "args": argument_settings(self.args),
-            "adapters": adapter_settings(self._adapters),
-            "optimizer": optimizer_settings(self._given_optimizer),
-            "train_dataset": self._data_settings(),
-            "early_stopping": self._early_stopping,
-            **(self._first_settings or {}),
-        }
-
-    def _data_settings(self) -> dict[str, Any] | None:
-        """Return the settings of the training data."""
-        if self._digested[0] is not self.train_dataset:
-            self._digested = self.train_dataset, data_settings(self.train_dataset)
-        return self._digested[1]
-
     def _check_resumed(self, state: GateState, checkpoint: Path) -> None:
         """Check that a checkpoint is one of this trainer; change nothing.
 
@@ -156,8 +142,7 @@ class GatedCheckpoints(GatedSteps):
         """
         check_same_settings(
             state.settings,
-            # Checkpoints of earlier versions lack some.
-            {name: one for name, one in self._settings().items() if name in state.settings},
+            self._settings,
             stored=f"{checkpoint} was written by a trainer with",
             present="this one has",
             remedy="Make the trainer as before, or begin again without resume_from_checkpoint.",
@@ -167,11 +152,10 @@ class GatedCheckpoints(GatedSteps):
                 f"{checkpoint} is of the search, and the model of this trainer has lost units already: make the "
                 "trainer again to resume from it."
             )
-
         index = self.args.process_index
         needed = [TRAINER_STATE_NAME, "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{index}.pth"]
         # The recovery begins with a new optimizer.
-        needed += [] if state.kept is None and state.is_complete else [OPTIMIZER_NAME, SCHEDULER_NAME]
+        needed += [] if state.is_end_of_search else [OPTIMIZER_NAME, SCHEDULER_NAME]
         if missing := [name for name in needed if not (checkpoint / name).is_file()]:
             raise InputError(
                 f"{checkpoint} has no {missing[0]}, without which the result would be another one: resume from a "
@@ -188,7 +172,7 @@ class GatedCheckpoints(GatedSteps):
 
     def _begin_recovery(self, compact: PreTrainedModel, *, search_steps: int) -> None:
         self.search, self._first_step = None, search_steps
-        self.remove_callback(SearchEnd)
+        self.remove_callback(self._search_end)
         self._use_model(compact if self._adapters is None else with_new_adapters(compact, self._adapters))
         # A model with more open heads may have been better.
         self.state.best_metric = self.state.best_model_checkpoint = self.state.best_global_step = None

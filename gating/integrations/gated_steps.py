@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback
 
 from gating.integrations.rates import add_gate_groups, keep_gate_rates
-from gating.integrations.search import Search
+from gating.integrations.search import SearchEnd
+from gating.objectives.search import Search
 
 __all__ = ["GatedSteps"]
 
@@ -29,7 +30,9 @@ class GatedSteps(_Base):  # type: ignore[misc]
     """
 
     search: Search | None = None
-    # Of the trainer.
+    # The callback that ends it.
+    _search_end: SearchEnd
+    # Attributes of transformers' Trainer.
     model: Any
     model_init: Any
     callback_handler: Any
@@ -69,7 +72,7 @@ class GatedSteps(_Base):  # type: ignore[misc]
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Follow the objective's schedule, and train on a batch; return its loss, a scalar."""
         if self.search is not None:
-            self.search.update(self.state.global_step)
+            self.search.update(self.state.global_step / self._search_end.num_steps)
         return super().training_step(*args, **kwargs)
 
     def compute_loss(

@@ -19,7 +19,8 @@ from gating.objectives import Objective
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune import remove_in_copy
 from gating.pruning.prune_report import unproven_note
-from gating.report.card import CompactReport, Row
+from gating.report.card import CompactReport
+from gating.report.rows import size_rows
 from gating.storage.atomic import replacing_file
 from gating.storage.identity import file_digest
 
@@ -114,7 +115,7 @@ def repeat_removal(
         kept: Units of the compact model.
         adapters: Configuration of adapters; None without them.
         folder: Folder of the checkpoints.
-        digest: Digest of the weights below the adapters; None if it is unknown.
+        digest: Digest of the weights below the adapters; None without them.
 
     Raises:
         FileNotFoundError: The weights below the adapters are missing; nothing is changed.
@@ -126,7 +127,7 @@ def repeat_removal(
             f"{weights} does not exist, which has the weights below the adapters of the checkpoints in {folder}: "
             "resume from a checkpoint of the search."
         )
-    if adapters is not None and digest is not None and file_digest(weights) != digest:
+    if adapters is not None and file_digest(weights) != digest:
         raise InputError(
             f"{weights} has been replaced since, by the weights below the adapters of another training: resume from a "
             "checkpoint of the search."
@@ -143,15 +144,10 @@ def report_of(finalized: FinalizeReport | None) -> CompactReport | None:
     """Return the sizes before and after a removal for the model card; None after a resumed recovery."""
     if finalized is None:
         return None
-    pairs = [
-        ("heads", finalized.num_heads_before, finalized.num_heads),
-        ("neurons", finalized.num_neurons_before, finalized.num_neurons),
-        ("parameters", finalized.num_parameters_before, finalized.num_parameters),
-    ]
+    sizes: dict[str, tuple[float, float]] = {
+        "heads": (finalized.num_heads_before, finalized.num_heads),
+        "neurons": (finalized.num_neurons_before, finalized.num_neurons),
+        "parameters": (finalized.num_parameters_before, finalized.num_parameters),
+    }
     note = unproven_note(finalized.unproven)
-    return CompactReport(
-        rows=[
-            Row(name, f"{before:,}", f"{after:,}", f"{after / before:.2f}") for name, before, after in pairs if before
-        ],
-        notes=[f"{note}."] if note else [],
-    )
+    return CompactReport(rows=size_rows(sizes, {}), notes=[f"{note}."] if note else [])

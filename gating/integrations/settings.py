@@ -11,8 +11,8 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from gating.gates import HeadGates
 from gating.integrations.descriptions import describe, describe_object, digest
 from gating.integrations.wrappers import base_model
-from gating.objectives import Objective
 from gating.objectives.parameter_groups import default_gate_lr
+from gating.objectives.search import Search
 from gating.storage.identity import table_digests
 
 __all__ = [
@@ -76,31 +76,23 @@ def gate_settings(gates: HeadGates) -> dict[str, Any]:
 
 
 def search_settings(
-    gates: HeadGates,
-    objective: Objective,
-    *,
-    rates: Mapping[str, float | None],
-    convergence: object,
-    recovery: float,
-    args: TrainingArguments,
+    search: Search, *, recovery: float, rates: Mapping[str, float | None], args: TrainingArguments
 ) -> dict[str, Any]:
     """Return the settings of a search that has not begun.
 
     Args:
-        gates: The gates.
-        objective: The objective, attached to them.
-        rates: Learning rates ``gate_lr`` and ``multiplier_lr``.
-        convergence: Criterion that ends the search early; None without one.
+        search: The search.
         recovery: Share of the steps after the search.
+        rates: Learning rates ``gate_lr`` and ``multiplier_lr``.
         args: Arguments of the trainer: the criterion is asked at logged steps.
     """
     logs = {name: describe(getattr(args, name)) for name in _OF_LOGS}
-    defaults = {"gate_lr": default_gate_lr(gates.units)}
+    defaults = {"gate_lr": default_gate_lr(search.gates.units)}
     return {
-        "objective": describe_object(objective),
-        "gates": gate_settings(gates),
+        "objective": describe_object(search.objective),
+        "gates": gate_settings(search.gates),
         "recovery": describe(recovery),
-        "convergence": None if convergence is None else {**describe_object(convergence), **logs},
+        "convergence": None if search.convergence is None else {**describe_object(search.convergence), **logs},
         **{name: defaults.get(name) if rate is None else describe(rate) for name, rate in rates.items()},
     }
 

@@ -1,6 +1,6 @@
 """State of the gates in a checkpoint of transformers' Trainer, and models as they were at a checkpoint."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,6 @@ class GateState:
 
     Attributes:
         search_steps: Optimizer steps of the search.
-        is_complete: Whether the search is complete.
         search: State of the search, with gates and objective; empty after the removal.
         kept: Units of the model after the removal; None before.
         settings: Settings of the trainer that decide its result.
@@ -59,12 +58,16 @@ class GateState:
     """
 
     search_steps: int
-    is_complete: bool
-    search: dict[str, Any] = field(default_factory=dict)
-    kept: KeptUnits | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    training: str = ""
-    below: str | None = None
+    search: dict[str, Any]
+    kept: KeptUnits | None
+    settings: dict[str, Any]
+    training: str
+    below: str | None
+
+    @property
+    def is_end_of_search(self) -> bool:
+        """Whether the search is complete, and nothing has been removed."""
+        return self.kept is None and self.search["reason"] is not None
 
     def save(self, checkpoint: Path) -> None:
         """Save the state in the folder of a checkpoint."""

@@ -28,12 +28,13 @@ from gating.integrations.checks import (
 )
 from gating.integrations.gated_checkpoints import GatedCheckpoints
 from gating.integrations.removal import check_stock, finalize_merged, report_of, save_compact_weights
-from gating.integrations.search import Search, SearchEnd, without_early_stopping
+from gating.integrations.search import SearchEnd, without_early_stopping
 from gating.integrations.settings import search_settings
 from gating.integrations.state import GateState, find_checkpoint
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
+from gating.objectives.search import Search
 from gating.pruning.finalize import FinalizeReport
 from gating.pruning.prune_report import unproven_note
 
@@ -90,7 +91,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         require_accelerate()
         check_optimizers(kwargs.get("optimizers"))
         self._objective = objective
-        self._search_options: dict[str, Any] = {"recovery": recovery, "convergence": convergence}
+        self._recovery, self._convergence = recovery, convergence
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
         self._gate_options = dict(gate_options or {})
         self._report: FinalizeReport | None = None
@@ -135,14 +136,14 @@ class GatedTrainerMixin(GatedCheckpoints):
         if checkpoint is None:
             if self.search is None:
                 return self._recover(*args, **kwargs)
-            if self.search.is_complete and self.model_init is None:
+            if self.search.reason and self.model_init is None:
                 raise OperationError("The search is complete: call finalize(), then train() for the recovery.")
             self._begin_training()
             with without_early_stopping(self):
                 return super().train(None, *args, **kwargs)
         state = GateState.load(checkpoint)
         self._check_resumed(state, checkpoint)
-        if state.kept is None and state.is_complete:
+        if state.is_end_of_search:
             return self._load_complete_search(checkpoint)
         with without_early_stopping(self) if state.kept is None else nullcontext():
             return super().train(str(checkpoint), *args, **kwargs)
@@ -164,11 +165,11 @@ class GatedTrainerMixin(GatedCheckpoints):
                 gates; masked and compact outputs differ.
         """
         search = self._present_search()
-        if not search.is_complete:
+        if search.reason is None:
+            steps = self._search_end.num_steps or "its"
             raise OperationError(
-                f"No heads are removed before the search is complete: {self.state.global_step} of "
-                f"{search.steps or 'its'} steps are done. Call train(), or train(resume_from_checkpoint=True) after "
-                "an interruption."
+                f"No heads are removed before the search is complete: {self.state.global_step} of {steps} steps are "
+                "done. Call train(), or train(resume_from_checkpoint=True) after an interruption."
             )
         kept = search.kept() if kept is None else kept
         check_choice(self.accelerator, search.gates, kept)
@@ -178,7 +179,7 @@ class GatedTrainerMixin(GatedCheckpoints):
             warnings.warn(f"{unproven_note(self._report.unproven)}.", stacklevel=2)
         if self._adapters is not None and self.args.should_save and self.args.save_strategy != "no":
             self._below = save_compact_weights(model, Path(self.args.output_dir))
-        self._begin_recovery(model, search_steps=search.steps)
+        self._begin_recovery(model, search_steps=self._search_end.num_steps)
         return self._report
 
     def train_and_compact(
@@ -249,20 +250,21 @@ class GatedTrainerMixin(GatedCheckpoints):
         gates: HeadGates | None = getattr(base, "head_gates", None)
         if gates is not None and self._gate_options:
             raise InputError("gate_options are for a model without gates, and this one has gates: leave them out.")
-        objective, options = self._objective, self._search_options
+        objective, convergence = self._objective, self._convergence
         if self.model_init is not None:
             # They have a state, and each model begins with new ones.
-            objective, options = deepcopy((objective, options))
+            objective, convergence = deepcopy((objective, convergence))
         own = inject_gates(base, **self._gate_options) if gates is None else gates
         try:
-            self.search = Search(own, objective, **options)
+            self.search = Search(own, objective, convergence=convergence)
         except BaseException:
             if gates is None:
                 own.remove()
             raise
-        self._search_settings = search_settings(own, objective, rates=self._rates, args=self.args, **options)
+        self._search_settings = search_settings(self.search, recovery=self._recovery, rates=self._rates, args=self.args)
         self.remove_callback(SearchEnd)
-        self.add_callback(SearchEnd(self.search))
+        self._search_end = SearchEnd(self.search, recovery=self._recovery)
+        self.add_callback(self._search_end)
 
     def _recover(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train the compact model for the steps that are left, as a training that resumes at the removal."""

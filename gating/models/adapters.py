@@ -137,13 +137,13 @@ def _merge_shards(wrapped: nn.Module) -> None:
             fill(weight, whole(weight.detach()) + update)
 
 
-def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTrainedModel) -> None:
+def check_adapters(adapters: Adapters, source: ModelSource, meta_model: PreTrainedModel) -> None:
     """Check adapters against a model before it is loaded.
 
     Args:
         adapters: The adapters.
         source: The source of the model.
-        blueprint: The model without weights.
+        meta_model: The model without weights.
 
     Raises:
         ValueError: A target module does not exist, or the model's frozen weights would be random.
@@ -151,13 +151,13 @@ def check_adapters(adapters: Adapters, source: ModelSource, blueprint: PreTraine
     if not isinstance(adapters, LoRA):
         return
     if adapters.target_modules is None:
-        _queries_and_values(blueprint)
+        _queries_and_values(meta_model)
     if isinstance(source, NewModel):
         raise InputError(
             f"adapters=lora freezes the other weights, and those of a {source.title} are random: use "
             "adapters=none, or a pretrained model."
         )
-    names = [name for name, module in blueprint.named_modules() if why_not_editable(module) is None]
+    names = [name for name, module in meta_model.named_modules() if why_not_editable(module) is None]
     for target in [] if adapters.target_modules in (None, _ALL) else _names(adapters.target_modules):
         if not any(f".{name}".endswith(f".{target}") for name in names):
             there = sorted({name.rpartition(".")[2] for name in names})

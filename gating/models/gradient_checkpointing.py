@@ -7,11 +7,11 @@ from gating.errors import InputError
 __all__ = ["check_gradient_checkpointing", "enable_gradient_checkpointing"]
 
 
-def check_gradient_checkpointing(blueprint: PreTrainedModel, *, compiled: bool) -> None:
+def check_gradient_checkpointing(meta_model: PreTrainedModel, *, compiled: bool) -> None:
     """Check that a model supports gradient checkpointing.
 
     Args:
-        blueprint: The model without weights.
+        meta_model: The model without weights.
         compiled: Whether the model will be compiled.
 
     Raises:
@@ -22,9 +22,9 @@ def check_gradient_checkpointing(blueprint: PreTrainedModel, *, compiled: bool) 
             "gradient_checkpointing=true cannot be combined with compile=true: torch does not support gates in both; "
             "choose one of them."
         )
-    if not blueprint.supports_gradient_checkpointing:
+    if not meta_model.supports_gradient_checkpointing:
         raise InputError(
-            f"gradient_checkpointing=true: {type(blueprint).__name__} does not support it; leave it out, and take a "
+            f"gradient_checkpointing=true: {type(meta_model).__name__} does not support it; leave it out, and take a "
             "smaller data.batch_size with trainer.accumulate_grad_batches=2 instead."
         )
 

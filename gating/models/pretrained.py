@@ -118,19 +118,19 @@ class Pretrained:
         """
         return self._load(auto_class, changes)[0]
 
-    def load_sharded(self, auto_class: type, blueprint: PreTrainedModel, **changes: Any) -> PreTrainedModel:
+    def load_sharded(self, auto_class: type, meta_model: PreTrainedModel, **changes: Any) -> PreTrainedModel:
         """Return the model cut over all processes, of which none holds it whole; new weights are those of :meth:`load`.
 
         Args:
             auto_class: Auto class of transformers.
-            blueprint: The model without weights.
+            meta_model: The model without weights.
             **changes: Configuration values to change.
 
         Raises:
             ValueError: As :meth:`load`.
         """
         random_state = torch.get_rng_state()
-        sharding = sharding_of(blueprint, torch.distributed.get_world_size())
+        sharding = sharding_of(meta_model, torch.distributed.get_world_size())
         with on_own_device(), warnings.catch_warnings():
             # The new weights are drawn below.
             warnings.filterwarnings("ignore", message="DTensor random operators")

@@ -49,7 +49,7 @@ class ModelSource(Protocol):
         """
 
 
-def load_sharded(source: ModelSource, auto_class: type, blueprint: PreTrainedModel, **changes: Any) -> PreTrainedModel:
+def load_sharded(source: ModelSource, auto_class: type, meta_model: PreTrainedModel, **changes: Any) -> PreTrainedModel:
     """Return a model cut over all processes (FSDP2), with the values of ``source.load``. Called by all.
 
     No process holds a pretrained model whole. Others are made whole in each, and cut then; so are those with scalars,
@@ -58,12 +58,12 @@ def load_sharded(source: ModelSource, auto_class: type, blueprint: PreTrainedMod
     Args:
         source: The source.
         auto_class: Auto class of transformers.
-        blueprint: The model without weights.
+        meta_model: The model without weights.
         **changes: Configuration values to change.
     """
-    leaves_out = getattr(blueprint, "is_compact", False) or not any(map(is_indivisible, blueprint.parameters()))
+    leaves_out = getattr(meta_model, "is_compact", False) or not any(map(is_indivisible, meta_model.parameters()))
     if isinstance(source, Pretrained) and leaves_out:
-        return source.load_sharded(auto_class, blueprint, **changes)
+        return source.load_sharded(auto_class, meta_model, **changes)
     return shard_model(source.load(auto_class, **changes))
 
 

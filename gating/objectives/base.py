@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from gating.errors import OperationError
+from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
 from gating.objectives.parts import Costs
 
@@ -15,8 +15,8 @@ __all__ = [
     "HasCost",
     "HasMovableBudget",
     "Objective",
-    "attach_objective",
     "begin_search",
+    "check_objective",
     "check_search",
 ]
 
@@ -102,22 +102,15 @@ class FollowsLoss(Protocol):
         ...
 
 
-def attach_objective(objective: Objective, gates: HeadGates) -> None:
-    """Attach any objective to gates, in place of an earlier one, so that the gates know it.
-
-    Args:
-        objective: The objective; of a user's class, too, whose ``attach`` need not call :meth:`HeadGates.follow`.
-        gates: The gates.
-
-    Raises:
-        InputError: The objective does not fit the gates.
-    """
-    gates.follow(objective)
-    try:
-        objective.attach(gates)
-    except BaseException:
-        gates.follow(None)
-        raise
+def check_objective(objective: object) -> None:
+    """Raise ``InputError`` for anything but an objective, such as its class."""
+    # An objective of a user need not have `check`: its `attach` checks, too.
+    needed = [name for name in vars(Objective) if name[0] != "_" and name != "check"]
+    missing = [name for name in needed if not hasattr(objective, name)]
+    if missing or isinstance(objective, type):
+        name = objective.__name__ if isinstance(objective, type) else repr(objective)
+        problem = "is a class" if isinstance(objective, type) else f"has no method {missing[0]}"
+        raise InputError(f"objective={name} {problem}: give an objective, such as gating.ExactBudget(num_heads=18).")
 
 
 def begin_search(part: Any, gates: HeadGates, *, number: int | None = None) -> None:

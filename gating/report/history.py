@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from gating.objectives.gate_metrics import Quantity
 from gating.report.card import KeptHeads
 
 __all__ = ["History", "Observation", "Quantity", "head_values"]
-
-# The quantity of a budget: a number of heads, a number of neurons, or for both the share of their cost.
-Quantity = Literal["heads", "neurons", "cost"]
 
 
 @dataclass(frozen=True)
@@ -59,15 +57,9 @@ class History:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the history of a checkpoint, also of an earlier version."""
-        # "looks" is the key of earlier versions, which have no "folded", "quantity" and "spent".
-        observations = state["observations"] if "observations" in state else state["looks"]
-        self.observations = [Observation(**values) for values in observations]
-        self.gate_values = list(state["gate_values"])
-        self.folded = dict(state.get("folded", {}))
-        self.quantity = state.get("quantity", "heads")
-        self.spent = dict(state.get("spent", {}))
-        self.is_moved = bool(state.get("is_moved", False))
+        """Restore the history of a checkpoint."""
+        vars(self).update(state)
+        self.observations = [Observation(**values) for values in state["observations"]]
 
 
 def head_values(

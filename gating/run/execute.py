@@ -58,8 +58,8 @@ def execute(run: Run) -> float | None:
     else:
         if not restore_removed(run):
             with run.adapted(state.model):
-                gates = search(run, objective)
-            remove_heads(run, objective, gates)
+                searched = search(run, objective)
+            remove_heads(run, searched)
         if run.recovery_steps:
             with run.adapted(state.model):
                 train_phase(run, Phase.RECOVERY, steps=run.recovery_steps, first_step=state.search_steps)

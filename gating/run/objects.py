@@ -16,13 +16,13 @@ from gating.models.adapters import Adapters
 from gating.models.sources import ModelSource, teacher_source
 from gating.objectives import NoObjective, Objective
 from gating.objectives.convergence import Convergence
+from gating.objectives.distillation import Distillation
 from gating.pruning.latency.settings import LatencySettings
 from gating.run.folder.contents import Phase
 from gating.run.settings.build import build, make_objective, make_optimizer, partial_of, with_partial_metrics
 from gating.run.settings.settings import Settings
 from gating.tasks.base import Task
 from gating.tracking.loggers import check_loggers
-from gating.training.distillation import Distillation
 from gating.training.optimizers import OptimizerSettings
 
 __all__ = ["RunObjects", "PhaseObjects", "build_objects", "build_phases"]

@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, EarlyStopping
 from transformers import PreTrainedModel
 
 from gating.distributed.collectives import is_rank_zero
-from gating.gates import HeadGates
+from gating.objectives.search import Search
 from gating.run.folder.contents import Phase
 from gating.run.run import Run
 from gating.tracking.position import return_to
@@ -33,7 +33,7 @@ def train_phase(
     *,
     steps: int,
     first_step: int = 0,
-    gates: HeadGates | None = None,
+    search: Search | None = None,
     callbacks: Sequence[Callback] = (),
     model: PreTrainedModel | None = None,
 ) -> int:
@@ -44,7 +44,7 @@ def train_phase(
         phase: The phase.
         steps: Optimizer steps of the phase.
         first_step: Steps of the run before the phase.
-        gates: The gates of the model; only in the search.
+        search: The search; None in the other phases.
         callbacks: Callbacks of this phase besides those of the settings.
         model: The model; by default the run's.
 
@@ -54,7 +54,7 @@ def train_phase(
     Raises:
         Unfinished: Training ended before the last step.
     """
-    module = _build_module(run, phase, first_step=first_step, gates=gates, model=model or run.state.model)
+    module = _build_module(run, phase, first_step=first_step, search=search, model=model or run.state.model)
     # A search ends with its last gates, which have reached the budget.
     best = BestWeights() if run.settings.recovery_keep == "best" and phase != Phase.SEARCH else None
     trainer = _build_trainer(run, phase, steps=steps, callbacks=[*callbacks, *([best] if best else [])])
@@ -97,7 +97,7 @@ def _report_end(run: Run, phase: Phase, trainer: pl.Trainer, module: FineTuning,
 
 
 def _build_module(
-    run: Run, phase: Phase, *, first_step: int, gates: HeadGates | None, model: PreTrainedModel
+    run: Run, phase: Phase, *, first_step: int, search: Search | None, model: PreTrainedModel
 ) -> FineTuning:
     return FineTuning(
         model,
@@ -108,8 +108,7 @@ def _build_module(
         scheduler=run.phases[phase].scheduler,
         total_steps=run.total_steps,
         first_step=first_step,
-        gates=gates,
-        objective=run.objects.objective if gates is not None else None,
+        search=search,
         distillation=run.objects.distillation if run.state.teacher is not None else None,
         teacher=run.state.teacher,
         seed=run.settings.seed,

@@ -19,9 +19,10 @@ from gating.distributed.launch import check_devices, start_processes
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.models.adapters import check_adapters
-from gating.models.blueprint import check_memory, make_blueprint
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
+from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.sources import load_sharded
+from gating.objectives.distillation import check_teacher
 from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.optimized import check_measured
@@ -41,7 +42,6 @@ from gating.storage.hub import check_login
 from gating.tasks.base import Task
 from gating.tracking.loggers import resolve_mode
 from gating.training.callbacks.interruption import check_monitors
-from gating.training.distillation import check_teacher
 from gating.training.steps import count_evaluated, count_steps
 
 __all__ = ["encode_examples", "load_examples", "prepare"]
@@ -179,7 +179,7 @@ def _check_inputs(settings: Settings, examples: Examples, data: RunData, *, resu
 
 def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel:
     """Check adapters, gates and budget against the model without weights, and return that model."""
-    blueprint = make_blueprint(objects.source, objects.task.auto_class)
+    blueprint = make_meta_model(objects.source, objects.task.auto_class)
     check_adapters(objects.adapters, objects.source, blueprint)
     if settings.values["trainer"].get("strategy") == "fsdp":
         _check_no_layerdrop(blueprint)
@@ -271,7 +271,7 @@ def _load_models(
         if blueprint is None:
             teacher = objects.teacher.load(auto_class)
         else:
-            teacher = load_sharded(objects.teacher, auto_class, make_blueprint(objects.teacher, auto_class))
+            teacher = load_sharded(objects.teacher, auto_class, make_meta_model(objects.teacher, auto_class))
         check_teacher(teacher, model, data.module.probe_batch())
         for each in (model, teacher):
             reshard(each)

@@ -9,11 +9,10 @@ from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import RemedyWarning
-from gating.gates import HeadGates
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained, load_sharded
 from gating.objectives import Objective
-from gating.objectives.base import attach_objective
+from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
 from gating.pruning.prune_report import unproven_note
@@ -40,7 +39,7 @@ def train_teacher(run: Run) -> PreTrainedModel:
     if run.is_resumed and broadcast(folder.is_dir()):
         source = Pretrained(str(folder))
         load = (
-            partial(load_sharded, source, blueprint=make_blueprint(source, auto_class))
+            partial(load_sharded, source, meta_model=make_meta_model(source, auto_class))
             if run.is_sharded
             else source.load
         )
@@ -61,39 +60,38 @@ def train_teacher(run: Run) -> PreTrainedModel:
     return teacher
 
 
-def search(run: Run, objective: Objective) -> HeadGates:
-    """Train weights and gates together while the objective closes gates; return the gates."""
+def search(run: Run, objective: Objective) -> Search:
+    """Train weights and gates together while the objective closes gates; return the search at its end."""
     state, planned = run.state, run.state.search_steps
     with warnings.catch_warnings():
         # Printed below, as one line for each class.
         warnings.simplefilter("ignore", RemedyWarning)
         gates = run.objects.make_gates(state.model)
     count_macs(gates, state.model, run.data)
-    attach_objective(objective, gates)
+    search = Search(gates, objective, convergence=run.objects.convergence)
     num_others = count_heads(state.model) - gates.num_heads if gates.num_heads else 0
     if num_others and is_rank_zero():
         print(f"{gates.num_heads} heads have a gate; {num_others} in excluded blocks stay besides those that are kept.")
     for one in gates.ungated if is_rank_zero() else ():
         print(f"No gates on {one}. If that is meant: gates.exclude, gates.towers.")
-    end = SearchEnd(run.objects.convergence) if run.objects.convergence else None
-    state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, gates=gates, callbacks=[end] if end else [])
-    reason = end.reason if end and end.reason else "all its steps were taken"
+    state.search_steps = train_phase(run, Phase.SEARCH, steps=planned, search=search, callbacks=[SearchEnd(search)])
+    reason = str(search.reason)
     state.summary.search = {"search_steps": state.search_steps, "search_ended": reason}
     if is_rank_zero():
         print(f"The search ended after {state.search_steps} of {planned} steps: {reason}.")
-    objective.update(gates, 1.0)
+    search.update(1.0)
     state.history.gate_values.append({name: values.tolist() for name, values in gates.by_block().items()})
     run.evaluate(Stage.SEARCH, "gates, end of search")
-    return gates
+    return search
 
 
-def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
+def remove_heads(run: Run, search: Search) -> None:
     """Remove the closed heads on every rank, check that no output changes, and save the result.
 
     Raises:
         OperationError: Gates differ between ranks, or outputs differ before and after the removal.
     """
-    state = run.state
+    state, gates, objective = run.state, search.gates, search.objective
     check_same(gates.log_alpha, "The location of the gates")
     kept = kept_gates(run, objective, gates)
     if kept is not None:
@@ -101,8 +99,8 @@ def remove_heads(run: Run, objective: Objective, gates: HeadGates) -> None:
         if run.settings.values["objective"].get("speedup") and gates.num_neurons:
             chosen = objective.kept(gates)
             state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), kept.cpu())
-    log_kept_heads(run.loggers, gates, objective, kept=kept, step=state.search_steps)
-    record_spent(state.history, gates, objective, kept=kept)
+    log_kept_heads(run.loggers, search, kept=kept, step=state.search_steps)
+    record_spent(state.history, search, kept=kept)
     with state.summary.timed("finalize"), printed_warnings() as sentences:
         if run.is_sharded:
             # The old and the new shards are in memory together; gradients need not be.

@@ -1,1 +1,1 @@
-"""How one phase is trained: the Lightning module, optimizers, distillation, checkpoints and signals."""
+"""How one phase is trained: the Lightning module, optimizers, checkpoints and signals."""

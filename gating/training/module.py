@@ -13,13 +13,12 @@ from transformers import PreTrainedModel
 
 from gating.data.batches import Batch, model_inputs, num_targets
 from gating.distributed.collectives import all_reduce_sum
-from gating.gates import HeadGates
-from gating.objectives import FollowsLoss, Objective
+from gating.objectives.distillation import Distillation
+from gating.objectives.search import Search
 from gating.report.score import Score
 from gating.sharding.gradients import average_gradients, clip_gradients
 from gating.sharding.plan import is_sharded, reshard
 from gating.tasks.base import Task
-from gating.training.distillation import Distillation
 from gating.training.optimizers import OptimizerSettings, WarmupSchedule
 
 __all__ = ["FineTuning"]
@@ -41,8 +40,7 @@ class FineTuning(pl.LightningModule):
         scheduler: WarmupSchedule,
         total_steps: int,
         first_step: int = 0,
-        gates: HeadGates | None = None,
-        objective: Objective | None = None,
+        search: Search | None = None,
         distillation: Distillation | None = None,
         teacher: PreTrainedModel | None = None,
         seed: int = 0,
@@ -51,7 +49,7 @@ class FineTuning(pl.LightningModule):
         """Set up the training of one phase.
 
         Args:
-            model: The model; with gates if ``gates`` is given.
+            model: The model; with gates in a search.
             task: Task that updates the metrics from model outputs.
             metrics: Metrics of the task.
             score: The metric to report.
@@ -59,8 +57,7 @@ class FineTuning(pl.LightningModule):
             scheduler: Learning rate schedule.
             total_steps: Optimizer steps of the whole run, search and recovery.
             first_step: Optimizer steps of the run before this phase.
-            gates: The model's gates.
-            objective: Objective that closes gates; requires ``gates``.
+            search: The search in which its gates are trained; None for a model without gates.
             distillation: Distillation loss; requires ``teacher``.
             teacher: Dense model for the same task.
             seed: Seed of dropout and of the gates' noise.
@@ -70,7 +67,9 @@ class FineTuning(pl.LightningModule):
         self.model, self.task, self.metrics, self.score = model, task, metrics, score
         # Lightning's mean over ranks is wrong if they have different numbers of examples.
         self._validation_loss = MeanMetric()
-        self.objective = objective
+        self.search = search
+        # Registered, so that its multipliers and buffers are on the device and in checkpoints; gates are in the model.
+        self.objective = None if search is None else search.objective
         self._distillation = distillation
         # Not registered as a submodule, so that it is neither trained nor saved in checkpoints.
         object.__setattr__(self, "_teacher", teacher)
@@ -78,15 +77,7 @@ class FineTuning(pl.LightningModule):
         self._scheduler = scheduler
         self._total_steps, self._first_step = total_steps, first_step
         self._seed = seed
-        self._has_gates = gates is not None
         self._compiled = _compile(model, compiler) if compiler else None
-
-    @property
-    def gates(self) -> HeadGates:
-        """The gates, a submodule of the model."""
-        gates = self.model.head_gates
-        assert isinstance(gates, HeadGates)
-        return gates
 
     @property
     def step_in_run(self) -> int:
@@ -97,7 +88,7 @@ class FineTuning(pl.LightningModule):
         """Return one optimizer over weights, gates and multipliers, and its scheduler."""
         # Lightning refuses to clip gradients of a fused optimizer in mixed precision.
         fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
-        gates = self.gates if self._has_gates else None
+        gates = None if self.search is None else self.search.gates
         optimizer = self._optimizer.build(self.model, gates=gates, objective=self.objective, fused=fused)
         scheduler = self._scheduler.build(optimizer, first_step=self._first_step, total_steps=self._total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -131,8 +122,8 @@ class FineTuning(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed this batch and update the objective from the step number alone, so that a resumed run repeats them."""
         torch.manual_seed(self._seed + 1_000_003 * self.step_in_run + 1009 * batch_idx + self.global_rank)
-        if self.objective is not None:
-            self.objective.update(self.gates, self.global_step / max(1, self.trainer.max_steps))
+        if self.search is not None:
+            self.search.update(self.global_step / max(1, self.trainer.max_steps))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the task plus the penalty on open gates, a scalar."""
@@ -146,12 +137,10 @@ class FineTuning(pl.LightningModule):
             reshard(self._teacher)
             loss = self._distillation.loss(loss, outputs, teacher_outputs, inputs.get("labels"))
         task_loss, weight = loss, self._weight_among_ranks(batch)
-        if self.objective is not None:
-            penalty = self.objective.penalty(self.gates)
-            loss = task_loss + penalty
-            if isinstance(self.objective, FollowsLoss):
-                self.objective.observe(weight * task_loss.detach())
-            self.log_dict({"train/task_loss": task_loss.detach(), "train/penalty": penalty.detach()})
+        if self.search is not None:
+            loss = task_loss + self.search.penalty()
+            self.search.observe(weight * task_loss)
+            self.log("train/task_loss", task_loss.detach())
         self.log("train/loss", loss.detach())
         self._log_step()
         return loss if weight == 1 else loss + (weight - 1) * task_loss

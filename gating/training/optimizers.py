@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from gating.objectives import Objective
 from gating.objectives.parameter_groups import parameter_groups
 from gating.training.combined_optimizer import CombinedOptimizer
 
-__all__ = ["AdamW", "AnyOptimizer", "LinearSchedule", "OptimizerSettings", "WarmupSchedule"]
+__all__ = ["AdamW", "AnyOptimizer", "OptimizerSettings", "WarmupSchedule"]
 
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -119,7 +119,7 @@ class _Rates:
             return groups
         others = [group for group in groups if not _is_of_weights(group)]
         trained = {id(parameter) for group in groups if _is_of_weights(group) for parameter in group["params"]}
-        # In the order of the model, by which checkpoints of earlier versions know the parameters.
+        # In the order of the model: the norm of all gradients depends on it to the bit.
         weights = [parameter for parameter in model.parameters() if id(parameter) in trained]
         one = {"name": "weights", "params": weights, "lr": self.lr, "weight_decay": self.weight_decay}
         return [one, *others] if weights else others
@@ -254,10 +254,3 @@ class WarmupSchedule:
             return float(shape(max(done, min(done + 1, warmup_steps))))
 
         return factor
-
-
-@dataclass(frozen=True)
-class LinearSchedule(WarmupSchedule):
-    """``WarmupSchedule(shape="linear")`` under its former name, which settings of earlier runs contain."""
-
-    shape: Literal["linear"] = "linear"

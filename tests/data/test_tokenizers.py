@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from gating.data.text.tokenizers import load_or_train_tokenizer, train_tokenizer
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel, Pretrained
 from gating.models.special_tokens import special_token_ids
 
@@ -61,7 +61,7 @@ def test_a_given_tokenizer_is_loaded_and_must_fit(tmp_path):
 
     def load(size):
         source = NewModel("gpt2", config={"vocab_size": size, "n_embd": 8, "n_head": 2}, tokenizer=str(tmp_path))
-        blueprint = make_blueprint(source, transformers.AutoModelForCausalLM)
+        blueprint = make_meta_model(source, transformers.AutoModelForCausalLM)
         return load_or_train_tokenizer(source, blueprint, DatasetDict(train=TABLE), frame="none")
 
     assert len(load(400)) == 280
@@ -74,7 +74,7 @@ def test_a_new_tokenizer_is_the_same_when_it_is_loaded_with_its_model(model_type
     """AutoTokenizer loads a class of its own for some families."""
     source = NewModel(model_type, config={"vocab_size": 300})
     auto_class = transformers.AutoModelForSeq2SeqLM if model_type == "marian" else transformers.AutoModelForCausalLM
-    blueprint = make_blueprint(source, auto_class)
+    blueprint = make_meta_model(source, auto_class)
     made = load_or_train_tokenizer(source, blueprint, DatasetDict(train=TABLE), frame="none")
     made.save_pretrained(tmp_path)
     blueprint.config.save_pretrained(tmp_path)

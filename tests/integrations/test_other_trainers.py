@@ -272,8 +272,8 @@ def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path,
     trainer.train()
 
     model = make_classifier()
-    gates, other = gating.inject_gates(model), objective(num_heads=5)
-    other.attach(gates)
+    gates = gating.inject_gates(model)
+    search = gating.Search(gates, objective(num_heads=5))
     gates.log_alpha.data.copy_(start)
     module = FineTuning(
         model,
@@ -283,8 +283,7 @@ def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path,
         optimizer=AdamW(lr=1e-3, weight_decay=0.0),
         scheduler=WarmupSchedule(warmup=0, shape="constant_with_warmup"),
         total_steps=24,
-        gates=gates,
-        objective=other,
+        search=search,
     )
     pl.Trainer(
         max_steps=24,
@@ -297,7 +296,6 @@ def test_the_lightning_module_keeps_the_same_heads_on_the_same_batches(tmp_path,
         limit_val_batches=0,
     ).fit(module, *(DataLoader(examples(64, seed=1), batch_size=8) for _ in range(2)))
     assert torch.allclose(gates.log_alpha, trainer.gates.log_alpha, atol=atol)
-    other.update(gates, 1.0)
-    kept, expected = trainer.search.kept(), other.kept(gates)
+    kept, expected = trainer.search.kept(), search.kept()
     assert torch.equal(kept, expected)
     assert int(kept.sum()) == 5

@@ -17,7 +17,7 @@ def test_one_call_leaves_a_compact_model_with_the_heads_that_were_asked_for(tmp_
     loaded = gating.load_compact(folder)
     assert count_heads(loaded) == 5
     assert_same(weights_of(trainer), dict(loaded.state_dict()))
-    assert "| heads | 12 | 5 |" in (folder / "README.md").read_text()
+    assert "| attention heads | 12 | 5 |" in (folder / "README.md").read_text()
 
 
 def test_the_log_has_the_state_of_the_gates_in_the_search_alone(tmp_path):

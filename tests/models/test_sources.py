@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from gating.data.text.tokens import load_tokenizer
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel, Pretrained
 from tests.support.tiny_run import make_model_folder
 
@@ -43,7 +43,7 @@ def test_the_class_for_training_is_loaded(tmp_path):
     DeiTForImageClassificationWithTeacher(DeiTConfig(**sizes, intermediate_size=16)).save_pretrained(tmp_path)
     for model in (
         Pretrained(str(tmp_path)).load(AutoModelForImageClassification),
-        make_blueprint(Pretrained(str(tmp_path)), AutoModelForImageClassification),
+        make_meta_model(Pretrained(str(tmp_path)), AutoModelForImageClassification),
     ):
         assert type(model) is DeiTForImageClassification
 
@@ -83,7 +83,7 @@ def test_more_layers_than_are_stored_are_refused(folder):
 
 def test_a_new_model_follows_its_configuration():
     source = NewModel("vit", config={**SMALL_VIT, "num_channels": 1})
-    blueprint = make_blueprint(source, AutoModelForImageClassification)
+    blueprint = make_meta_model(source, AutoModelForImageClassification)
     assert {weight.device.type for weight in blueprint.parameters()} == {"meta"}
     model = source.load(AutoModelForImageClassification, num_labels=7)
     assert model.classifier.weight.shape == (7, 16)
@@ -102,7 +102,7 @@ def test_a_new_model_follows_its_configuration():
 )
 def test_an_invalid_new_model_is_refused(source, message):
     with pytest.raises(ValueError, match=message):
-        make_blueprint(source, AutoModelForImageClassification)
+        make_meta_model(source, AutoModelForImageClassification)
 
 
 def test_a_size_that_does_not_fit_the_weights_is_refused(folder):
@@ -115,7 +115,7 @@ def test_a_folder_with_an_adapter_is_refused_before_it_is_loaded(tmp_path):
     folder = make_model_folder(tmp_path / "model")
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"holds an adapter \(adapter_config\.json\).*: merge it first"):
-        make_blueprint(Pretrained(str(folder)), AutoModelForSequenceClassification)
+        make_meta_model(Pretrained(str(folder)), AutoModelForSequenceClassification)
 
 
 def test_an_unknown_configuration_value_is_refused(folder):

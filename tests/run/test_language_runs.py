@@ -16,7 +16,7 @@ import train
 from benchmarks.faults.outcome import Outcome
 from gating.data.sources import load_files
 from gating.data.text_files import load_text
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel
 from gating.pruning.measure import count_heads_by_kind
 from gating.tasks import CausalLM, Seq2Seq
@@ -146,7 +146,7 @@ def test_other_decoders_are_tried_by_their_folder_alone(family, play, tmp_path):
     sizes = {name: value for name, value in FAMILIES[family].arguments.items() if name != "head_dim"}
     source = NewModel(family, config={**sizes, "vocab_size": 290})
     splits = load_text(train=str(play)).splits
-    CausalLM().load_processor(source, make_blueprint(source, AutoModelForCausalLM), splits).save_pretrained(folder)
+    CausalLM().load_processor(source, make_meta_model(source, AutoModelForCausalLM), splits).save_pretrained(folder)
     dense = source.load(AutoModelForCausalLM)
     dense.save_pretrained(folder)
     data = [*one_file(play), "task=causal_lm", "data.max_length=48", "trainer.max_steps=4"]
@@ -201,7 +201,7 @@ def test_other_encoder_decoders_are_tried_by_their_folder_alone(family, argument
     sizes = {name: value for name, value in arguments.items() if not name.startswith(("decoder_start", "forced"))}
     source = NewModel(family, config={**sizes, "vocab_size": 280})
     splits = load_files(train=pairs[0].partition("=")[2], validation=pairs[1].partition("=")[2]).splits
-    Seq2Seq().load_processor(source, make_blueprint(source, AutoModelForSeq2SeqLM), splits).save_pretrained(folder)
+    Seq2Seq().load_processor(source, make_meta_model(source, AutoModelForSeq2SeqLM), splits).save_pretrained(folder)
     source.load(AutoModelForSeq2SeqLM).save_pretrained(folder)
     data = [
         "task=seq2seq",

@@ -20,7 +20,6 @@ OLD = {
     "gating.lightning.models.NewModel": "gating.models.sources.NewModel",
     "gating.lightning.models.Pretrained": "gating.models.sources.Pretrained",
     "gating.lightning.optimizers.AdamW": "gating.training.optimizers.AdamW",
-    "gating.lightning.optimizers.LinearSchedule": "gating.training.optimizers.LinearSchedule",
     "gating.lightning.sources.load_bbc_news": "gating.data.sources.load_bbc_news",
     "gating.lightning.sources.load_digits": "gating.data.sources.load_digits",
     "gating.lightning.sources.load_files": "gating.data.sources.load_files",

@@ -10,8 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 import gating
 from gating.errors import explain
+from gating.objectives.distillation import check_teacher
 from gating.run.settings.names import naming_settings
-from gating.training.distillation import check_teacher
 
 
 def ask_for_heads_that_groups_cannot_keep() -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelF
 import gating
 from gating.errors import InputError
 from gating.models.adapters import LoRA
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel, Pretrained, load_sharded
 from gating.run.prepare import _check_no_layerdrop
 from gating.sharding import finalize_sharded, gather_model, shard_model
@@ -36,7 +36,7 @@ def load_both(folder: Path) -> dict[str, Any]:
         torch.manual_seed(5)
         one, drawn = source.load(auto_class, **changes), torch.rand(2)
         torch.manual_seed(5)
-        two = load_sharded(source, auto_class, make_blueprint(source, auto_class), **changes)
+        two = load_sharded(source, auto_class, make_meta_model(source, auto_class), **changes)
         is_same_draw = torch.equal(drawn, torch.rand(2))
         gathered = gather_model(copy_sharded(two))
         is_whole = gathered is None or (
@@ -47,7 +47,7 @@ def load_both(folder: Path) -> dict[str, Any]:
     torch.manual_seed(5)
     one = new.load(AutoModelForCausalLM)
     torch.manual_seed(5)
-    two = load_sharded(new, AutoModelForCausalLM, make_blueprint(new, AutoModelForCausalLM))
+    two = load_sharded(new, AutoModelForCausalLM, make_meta_model(new, AutoModelForCausalLM))
     found["new"] = [differences(one, two), True, True]
     return found
 
@@ -116,7 +116,7 @@ def test_adapters_are_merged_exactly_into_shards():
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_layers_that_are_skipped_at_random_are_refused(rate):
     source = NewModel("bart", config={"encoder_layers": 1, "decoder_layers": 1, "encoder_layerdrop": rate})
-    blueprint = make_blueprint(source, AutoModelForSeq2SeqLM)
+    blueprint = make_meta_model(source, AutoModelForSeq2SeqLM)
     if rate:
         with pytest.raises(InputError, match=r"encoder_layerdrop=0\.1 skips layers at random"):
             _check_no_layerdrop(blueprint)

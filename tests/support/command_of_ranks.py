@@ -22,8 +22,8 @@ remove_heads, training_step = execute.remove_heads, FineTuning.training_step
 batches = itertools.count(1)
 
 
-def remember_kept_heads(run, objective, gates):
-    remove_heads(run, objective, gates)
+def remember_kept_heads(run, search):
+    remove_heads(run, search)
     kept = {block.name: list(block.head_ids) for block in find_attention_blocks(run.state.model)}
     weights = float(sum(weight.double().abs().sum() for weight in run.state.model.state_dict().values()))
     Path(f"kept-{rank()}.json").write_text(json.dumps([kept, weights]))

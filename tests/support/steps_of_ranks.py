@@ -12,13 +12,13 @@ import gating
 from gating.data.datamodule import ExampleDataModule
 from gating.data.sources import Examples
 from gating.distributed.collectives import rank
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 from gating.report.score import Score
 from gating.tasks import SequenceClassification
 from gating.tasks.metrics.classes import class_metrics
 from gating.training.module import FineTuning
-from gating.training.optimizers import AdamW, LinearSchedule
+from gating.training.optimizers import AdamW, WarmupSchedule
 
 TASK = SequenceClassification()
 NUM_STEPS = 3
@@ -31,7 +31,7 @@ class Recorder(pl.Callback):
         self.losses, self.gradients = [], []
 
     def on_train_start(self, trainer, pl_module):
-        pl_module.gates.eval()  # deterministic values: only the processes differ
+        pl_module.search.gates.eval()  # deterministic values: only the processes differ
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(outputs["loss"].detach())
@@ -45,7 +45,7 @@ def make_data(folder: Path, batch_size: int) -> ExampleDataModule:
     rows = Dataset.from_dict({"text": texts, "label": ["a", "b", "b"] * 8})
     splits = DatasetDict(train=rows, validation=rows.select(range(9)))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    blueprint = make_blueprint(Pretrained(str(folder)), TASK.auto_class)
+    blueprint = make_meta_model(Pretrained(str(folder)), TASK.auto_class)
     prepared = TASK.prepare(Examples(splits), tokenizer, blueprint, max_length=12)
     return ExampleDataModule(prepared.splits, collate=prepared.collate, batch_size=batch_size, eval_batch_size=3)
 
@@ -58,19 +58,17 @@ def train_some_steps(folder: Path, *, num_processes: int, batch_size: int) -> di
     )
     for block in gating.find_attention_blocks(model):
         block.output_projection.weight.data *= 30  # or heads, and so gates, would hardly matter in a random model
-    gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=6, schedule=FIXED)
+    gates = gating.inject_gates(model)
     torch.nn.init.normal_(gates.log_alpha)
-    objective.attach(gates)
     module = FineTuning(
         model,
         task=TASK,
         metrics=class_metrics(["accuracy"], num_classes=2),
         score=Score("accuracy"),
         optimizer=AdamW(lr=1e-3),
-        scheduler=LinearSchedule(),
+        scheduler=WarmupSchedule(),
         total_steps=NUM_STEPS,
-        gates=gates,
-        objective=objective,
+        search=gating.Search(gates, gating.ExactBudget(num_heads=6, schedule=FIXED)),
     )
     data = make_data(folder, batch_size)
     recorder = Recorder()

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gating.data.batches import num_targets
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import train_tokenizer
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel
 from gating.tasks import CausalLM
 from gating.training.evaluation import evaluate
@@ -112,7 +112,7 @@ def test_no_model_sees_the_next_token(model_type, tokenizer):
     """Encoders need is_decoder=True for a causal mask."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     source = NewModel(model_type, config={"vocab_size": 260, **sizes})
-    prepared = prepare(tokenizer, make_blueprint(source, CausalLM.auto_class))
+    prepared = prepare(tokenizer, make_meta_model(source, CausalLM.auto_class))
     model = source.load(CausalLM.auto_class, **prepared.config).eval()
     one, other = torch.tensor([[10, 11, 12, 13]]), torch.tensor([[10, 11, 12, 99]])
     with torch.no_grad():

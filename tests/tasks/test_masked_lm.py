@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import train_tokenizer
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import NewModel
 from gating.tasks import MaskedLM
 from gating.training.evaluation import evaluate
@@ -92,7 +92,7 @@ def test_a_tokenizer_without_mask_token_is_refused(tokenizer, tmp_path):
     source = NewModel("bert", config={"vocab_size": 270}, tokenizer=str(tmp_path))
     task = MaskedLM()
     with pytest.raises(ValueError, match=r"no mask token.*task=causal_lm"):
-        task.load_processor(source, make_blueprint(source, task.auto_class), DatasetDict(train=TABLE))
+        task.load_processor(source, make_meta_model(source, task.auto_class), DatasetDict(train=TABLE))
 
 
 def test_blocks_of_one_token_are_refused(tokenizer, model):

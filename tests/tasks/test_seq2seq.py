@@ -13,7 +13,7 @@ from transformers import AutoModelForSeq2SeqLM as Auto
 
 from gating.data.sources import Examples
 from gating.data.text.tokenizers import train_tokenizer
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 from gating.tasks import Seq2Seq
 from gating.training.evaluation import evaluate
@@ -152,7 +152,7 @@ def multilingual(tmp_path_factory):
 
 
 def test_languages_are_set_in_the_tokenizer(multilingual):
-    blueprint = make_blueprint(multilingual, Auto)
+    blueprint = make_meta_model(multilingual, Auto)
     splits = DatasetDict(train=TABLE, validation=TABLE)
     task = Seq2Seq(source_language="de_DE", target_language="en_XX")
     tokenizer = task.load_processor(multilingual, blueprint, splits)
@@ -167,7 +167,7 @@ def test_languages_are_set_in_the_tokenizer(multilingual):
 @pytest.mark.parametrize("saved", ["ro_RO", None])
 def test_no_saved_language_is_forced_on_generated_texts(saved, multilingual):
     source = Pretrained(multilingual.name)
-    blueprint, splits = make_blueprint(source, Auto), DatasetDict(train=TABLE, validation=TABLE)
+    blueprint, splits = make_meta_model(source, Auto), DatasetDict(train=TABLE, validation=TABLE)
     task = Seq2Seq(source_language="en_XX", target_language="de_DE")
     tokenizer = task.load_processor(source, blueprint, splits)
     prepared = task.prepare(Examples(splits), tokenizer, blueprint)
@@ -188,7 +188,7 @@ def test_no_saved_language_is_forced_on_generated_texts(saved, multilingual):
 def test_tokens_other_than_languages_are_refused(language, multilingual):
     splits = DatasetDict(train=TABLE)
     with pytest.raises(ValueError, match=r"is not a language of the model's tokenizer"):
-        Seq2Seq(target_language=language).load_processor(multilingual, make_blueprint(multilingual, Auto), splits)
+        Seq2Seq(target_language=language).load_processor(multilingual, make_meta_model(multilingual, Auto), splits)
 
 
 @pytest.mark.parametrize(
@@ -208,10 +208,10 @@ def test_numbers_out_of_range_are_named(arguments, options, message, tokenizer):
 def test_missing_languages_are_refused(multilingual, folder_of_bert):
     splits = DatasetDict(train=TABLE, validation=TABLE)
     with pytest.raises(ValueError, match=r"task\.target_language=de_XX is not a language .* Did you mean \w+\?"):
-        Seq2Seq(target_language="de_XX").load_processor(multilingual, make_blueprint(multilingual, Auto), splits)
+        Seq2Seq(target_language="de_XX").load_processor(multilingual, make_meta_model(multilingual, Auto), splits)
     bert = Pretrained(folder_of_bert)
     with pytest.raises(ValueError, match=r"task\.source_language=de_DE: the model's tokenizer has no languages"):
-        Seq2Seq(source_language="de_DE").load_processor(bert, make_blueprint(bert, AutoModel), splits)
+        Seq2Seq(source_language="de_DE").load_processor(bert, make_meta_model(bert, AutoModel), splits)
 
 
 @pytest.fixture(scope="module")

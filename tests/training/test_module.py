@@ -17,7 +17,7 @@ from gating.tasks.metrics.classes import class_metrics
 from gating.training.callbacks.gates import GateMonitor
 from gating.training.evaluation import evaluate
 from gating.training.module import FineTuning
-from gating.training.optimizers import AdamW, LinearSchedule
+from gating.training.optimizers import AdamW, WarmupSchedule
 from tests.support.tiny_run import make_model_folder
 
 BATCH = {"input_ids": torch.arange(5, 17).view(2, 6), "labels": torch.tensor([0, 1])}
@@ -28,22 +28,20 @@ def make_module(folder, *, gated: bool = True, **options) -> FineTuning:
     model = BertForSequenceClassification.from_pretrained(folder).train()
     if not gated:
         return assemble(model, **options)
-    gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=4)
-    objective.attach(gates)
-    return assemble(model, gates, objective, **options)
+    return assemble(model, gating.ExactBudget(num_heads=4), **options)
 
 
-def assemble(model, gates=None, objective=None, **options) -> FineTuning:
+def assemble(model, objective=None, **options) -> FineTuning:
+    search = gating.Search(gating.inject_gates(model), objective) if objective is not None else None
     return FineTuning(
         model.train(),
         task=TASK,
         metrics=class_metrics(["accuracy"], num_classes=2),
         score=Score("accuracy"),
         optimizer=AdamW(lr=1e-3),
-        scheduler=LinearSchedule(),
+        scheduler=WarmupSchedule(),
         total_steps=8,
-        gates=gates,
-        objective=objective,
+        search=search,
         **options,
     )
 
@@ -76,13 +74,13 @@ def folder(tmp_path_factory):
 def test_weights_and_gates_have_separate_learning_rates(folder):
     module = make_module(folder)
     before = module.model.bert.encoder.layer[0].attention.self.query.weight.clone()
-    log_alpha = module.gates.log_alpha.clone()
+    log_alpha = module.search.gates.log_alpha.clone()
     trainer = fit(module, steps=6)
     groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
     assert set(groups) == {"weights", "weights_without_decay", "gates"}
-    assert groups["gates"]["params"][0] is module.gates.log_alpha
-    assert all(p is not module.gates.log_alpha for p in groups["weights"]["params"])
-    assert (module.gates.log_alpha - log_alpha).abs().max() > 0.1
+    assert groups["gates"]["params"][0] is module.search.gates.log_alpha
+    assert all(p is not module.search.gates.log_alpha for p in groups["weights"]["params"])
+    assert (module.search.gates.log_alpha - log_alpha).abs().max() > 0.1
     assert 0 < (module.model.bert.encoder.layer[0].attention.self.query.weight - before).abs().max() < 0.05
 
 
@@ -91,7 +89,7 @@ def test_noise_depends_on_the_step_number_alone(folder):
         module = make_module(folder)
         torch.manual_seed(disturbance)
         fit(module, steps=3)
-        return module.gates.log_alpha.detach()
+        return module.search.gates.log_alpha.detach()
 
     assert torch.equal(loss_after(1), loss_after(2))
 
@@ -104,9 +102,7 @@ def test_the_objective_gets_the_loss_of_each_batch(folder):
             seen.append(loss)
 
     model = BertForSequenceClassification.from_pretrained(folder).train()
-    gates, objective = gating.inject_gates(model), Watching(num_heads=4)
-    objective.attach(gates)
-    fit(assemble(model, gates, objective), steps=3)
+    fit(assemble(model, Watching(num_heads=4)), steps=3)
     assert len(seen) == 3
     assert all(loss.shape == () and loss > 0 and not loss.requires_grad for loss in seen)
 
@@ -167,7 +163,7 @@ class Losses(pl.Callback):
 
     def on_train_start(self, trainer, pl_module):
         if pl_module.objective is not None:
-            pl_module.gates.eval()
+            pl_module.search.gates.eval()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, *_):
         self.values.append(float(outputs["loss"]))
@@ -182,17 +178,17 @@ def two_phases(folder, *, compiler: str | None) -> list[float]:
         problem_type="single_label_classification",  # otherwise the first step sets it, which recompiles
     )
     losses = Losses()
-    gates, objective = gating.inject_gates(model), gating.ExactBudget(num_heads=4)
-    torch.nn.init.normal_(gates.log_alpha, generator=torch.Generator().manual_seed(0))
-    objective.attach(gates)
     batches = [
         {"input_ids": torch.randint(5, 45, (2, length)), "labels": torch.tensor([0, 1])} for length in (6, 9, 4, 12)
     ]
-    for phase in ("search", "recovery"):
-        module = assemble(model, *((gates, objective) if phase == "search" else ()), compiler=compiler)
+    for objective in (gating.ExactBudget(num_heads=4), None):
+        module = assemble(model, objective, compiler=compiler)
+        if objective is not None:
+            gates = module.search.gates
+            torch.nn.init.normal_(gates.log_alpha, generator=torch.Generator().manual_seed(0))
         fit(module, steps=4, callbacks=[losses], batches=batches)
         assert not [name for name in module.state_dict() if "_orig_mod" in name]
-        if phase == "search":
+        if objective is not None:
             assert gating.finalize(model, gates, num_heads=4).num_heads == 4
     return losses.values
 
@@ -216,7 +212,7 @@ def test_recomputed_activations_give_the_same_losses_and_gradients(folder):
         module = make_module(folder)  # with dropout and the noise of gates
         if recompute:
             enable_gradient_checkpointing(module.model)
-        torch.nn.init.normal_(module.gates.log_alpha, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.normal_(module.search.gates.log_alpha, generator=torch.Generator().manual_seed(0))
         torch.manual_seed(1)
         loss = module.model(**BATCH).loss
         loss.backward()
@@ -234,14 +230,12 @@ def test_recomputed_activations_give_the_same_losses_and_gradients(folder):
 @pytest.mark.filterwarnings("ignore:.*precision='16-mixed'.*:UserWarning")
 def test_gates_and_objective_stay_in_full_precision(precision, objective, folder, tmp_path):
     def make() -> FineTuning:
-        model, own = BertForSequenceClassification.from_pretrained(folder).train(), copy.deepcopy(objective)
-        gates = gating.inject_gates(model)
-        own.attach(gates)
-        return assemble(model, gates, own)
+        model = BertForSequenceClassification.from_pretrained(folder).train()
+        return assemble(model, copy.deepcopy(objective))
 
     module = make()
     trainer = fit(module, steps=3, precision=precision)
-    deciding = [*module.gates.state_dict().items(), *module.objective.state_dict().items()]
+    deciding = [*module.search.gates.state_dict().items(), *module.objective.state_dict().items()]
     assert {tensor.dtype for _, tensor in deciding if tensor.is_floating_point()} == {torch.float32}
     assert all(bool(tensor.isfinite().all()) for _, tensor in deciding)
     half = torch.float16 if precision == "16-true" else torch.bfloat16
@@ -255,8 +249,8 @@ def test_gates_and_objective_stay_in_full_precision(precision, objective, folder
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     other = make()
     fit(other, steps=3, precision=precision, ckpt_path=tmp_path / "last.ckpt")
-    resumed = {**other.gates.state_dict(), **other.objective.state_dict()}
+    resumed = {**other.search.gates.state_dict(), **other.objective.state_dict()}
     assert all(torch.equal(resumed[name], tensor) for name, tensor in deciding)
     if precision.endswith("mixed"):
-        kept = module.objective.kept(module.gates)
-        assert gating.finalize(module.model, module.gates, kept=kept).num_heads == int(kept.sum())
+        kept = module.search.kept()
+        assert gating.finalize(module.model, module.search.gates, kept=kept).num_heads == int(kept.sum())

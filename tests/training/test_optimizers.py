@@ -11,7 +11,7 @@ from transformers.trainer_utils import SchedulerType
 import gating
 from gating.errors import InputError
 from gating.training.combined_optimizer import CombinedOptimizer
-from gating.training.optimizers import AdamW, AnyOptimizer, LinearSchedule, WarmupSchedule
+from gating.training.optimizers import AdamW, AnyOptimizer, WarmupSchedule
 from tests.support.tiny_models import build
 
 
@@ -149,7 +149,7 @@ def two_groups() -> torch.optim.Optimizer:
 def test_search_and_recovery_share_one_schedule():
     def rates(first_step: int, steps: int) -> list[float]:
         optimizer = two_groups()
-        schedule = LinearSchedule(warmup=0.1).build(optimizer, first_step=first_step, total_steps=20)
+        schedule = WarmupSchedule(warmup=0.1).build(optimizer, first_step=first_step, total_steps=20)
         seen = []
         for _ in range(steps):
             seen.append(optimizer.param_groups[0]["lr"])
@@ -169,7 +169,7 @@ def test_search_and_recovery_share_one_schedule():
 @pytest.mark.parametrize("total_steps", [1, 2, 7, 20, 137])
 def test_linear_rates_are_the_formula_to_the_bit(warmup, total_steps):
     optimizer = two_groups()
-    schedule = LinearSchedule(warmup=warmup).build(optimizer, first_step=0, total_steps=total_steps)
+    schedule = WarmupSchedule(warmup=warmup).build(optimizer, first_step=0, total_steps=total_steps)
     warmup_steps = max(1, round(warmup * total_steps))
     for step in range(total_steps):
         decay = (total_steps - step) / max(1, total_steps - warmup_steps)

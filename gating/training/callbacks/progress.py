@@ -12,7 +12,7 @@ from gating.data.batches import Batch
 from gating.distributed.collectives import is_rank_zero
 from gating.gates import HeadGates
 from gating.objectives import Objective
-from gating.report.gate_metrics import open_amounts, quantity_of
+from gating.objectives.gate_metrics import open_amounts, quantity_of
 from gating.training.module import FineTuning
 
 __all__ = ["PhaseProgressBar", "describe_open", "describe_progress", "watched"]
@@ -97,8 +97,8 @@ class PhaseProgressBar(ProgressBar):
         metric = pl_module.score.name
         value = float(trainer.callback_metrics[f"val/{metric}"])
         line = f"{self._phase} step {trainer.global_step}/{trainer.max_steps}: validation {metric} {value:.4f}"
-        if pl_module.objective is not None:
-            line += f", {describe_open(pl_module.gates)} open"
+        if pl_module.search is not None:
+            line += f", {describe_open(pl_module.search.gates)} open"
         self._bar.console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -121,8 +121,8 @@ class PhaseProgressBar(ProgressBar):
 def _status(trainer: pl.Trainer, module: pl.LightningModule) -> str:
     assert isinstance(module, FineTuning)
     status = f"loss {float(trainer.callback_metrics.get('train/loss', float('nan'))):.3f}"
-    if module.objective is not None:
-        status += f"  {describe_progress(module.gates, module.objective)}"
+    if module.search is not None:
+        status += f"  {describe_progress(module.search.gates, module.search.objective)}"
     return status
 
 

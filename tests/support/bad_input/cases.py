@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gating.data.sources import Examples
 from gating.data.text.tokens import load_tokenizer
 from gating.errors import explain, is_input_error
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 from gating.tasks.sequence_classification import SequenceClassification
 from tests.support.tiny_run import make_inputs
@@ -84,7 +84,7 @@ def write(name: str, content: bytes) -> str:
 def parts() -> tuple[Any, Any]:
     """Return a tokenizer and a model without weights."""
     source = Pretrained(str(place() / "model"))
-    return load_tokenizer(source), make_blueprint(source, SequenceClassification.auto_class)
+    return load_tokenizer(source), make_meta_model(source, SequenceClassification.auto_class)
 
 
 def prepare(splits: Mapping[str, datasets.Dataset], **settings: Any) -> Any:

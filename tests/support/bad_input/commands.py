@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 import train
 from gating.data.text.tokens import load_tokenizer
 from gating.distributed.launch import check_devices
-from gating.models.blueprint import make_blueprint
+from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained
 from gating.run.objects import build_objects, build_phases
 from gating.run.settings.read import read_settings
@@ -145,7 +145,7 @@ def try_model(case: tuple[str, str, float, Any]) -> None:
         path.write_text(json.dumps(config))
     try:
         source = Pretrained(str(folder))
-        make_blueprint(source, SequenceClassification.auto_class)
+        make_meta_model(source, SequenceClassification.auto_class)
         load_tokenizer(source)
         model = source.load(SequenceClassification.auto_class)
         assert sum(parameter.numel() for parameter in model.parameters()) < 10**6

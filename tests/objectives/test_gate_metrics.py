@@ -6,19 +6,19 @@ import pytest
 import torch
 
 import gating
-from gating.report.gate_metrics import gate_metrics, open_amounts, spent_by_unit
+from gating.objectives.gate_metrics import gate_metrics, open_amounts, spent_by_unit
 from gating.report.history import History
 from gating.training.callbacks.gates import log_kept_heads, record_spent
 from gating.training.callbacks.progress import describe_open, describe_progress
 from tests.support.family_models import FAMILIES
 
 
-class Objective:
+class Objective(gating.FixedPrice):
     """An objective that aims at a given number."""
 
-    def __init__(self, target=math.nan, **attributes):
+    def __init__(self, target=math.nan, cost="macs"):
+        super().__init__(price=0.0, cost=cost)
         self.number = target
-        vars(self).update(attributes)
 
     def target(self, gates):
         return self.number
@@ -108,12 +108,13 @@ class Logger:
 
 def test_the_last_row_has_the_kept_units(bert):
     gates, logger = opened(bert, {}, units=("heads", "neurons")), Logger()
+    search = gating.Search(gates, Objective())
     kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
     kept[[0, 1, -1]] = True
-    log_kept_heads([logger], gates, Objective(), kept=kept, step=3)
+    log_kept_heads([logger], search, kept=kept, step=3)
     assert (logger.metrics["gates/open"], logger.metrics["gates/neurons/open"]) == (2, 8)
     history = History()
-    record_spent(history, gates, Objective(), kept=kept)
+    record_spent(history, search, kept=kept)
     assert history.quantity == "cost"
     assert history.spent == {unit: logger.metrics[f"gates/cost/{unit}"] for unit in ("heads", "neurons")}
 

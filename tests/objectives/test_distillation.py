@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gating import Distillation
-from gating.training.distillation import check_teacher, distillation_loss
+from gating.objectives.distillation import check_teacher, distillation_loss
 from tests.support.tiny_models import batch_for, build
 
 STUDENT = torch.tensor([[1.0, 0.0, -1.0], [0.5, 0.5, 0.0]])

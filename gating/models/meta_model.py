@@ -6,19 +6,18 @@ import torch
 from transformers import PreTrainedModel
 
 from gating.errors import InputError, explain
-from gating.models.configs import check_sizes
 from gating.models.sources import ModelSource
 
-__all__ = ["check_memory", "make_blueprint"]
+__all__ = ["check_memory", "make_meta_model"]
 
 
-def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
+def make_meta_model(source: ModelSource, auto_class: type) -> PreTrainedModel:
     """Return a model without weights, on the meta device.
 
     Example:
         >>> from transformers import AutoModelForCausalLM
         >>> from gating.models.sources import NewModel
-        >>> make_blueprint(NewModel("gpt2", config={"n_layer": 1}), AutoModelForCausalLM).device
+        >>> make_meta_model(NewModel("gpt2", config={"n_layer": 1}), AutoModelForCausalLM).device
         device(type='meta')
 
     Args:
@@ -29,7 +28,6 @@ def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
         ValueError: transformers cannot create the model, or has no class of this Auto class for its family.
     """
     config = source.load_config()
-    check_sizes(vars(config), name=f"The configuration of {source.title}: config")
     families = getattr(auto_class, "_model_mapping", None)
     if families is not None and type(config) not in families:
         raise InputError(
@@ -47,17 +45,17 @@ def make_blueprint(source: ModelSource, auto_class: type) -> PreTrainedModel:
     return model
 
 
-def check_memory(blueprint: PreTrainedModel, *, title: str) -> None:
+def check_memory(meta_model: PreTrainedModel, *, title: str) -> None:
     """Check that the weights of a model fit into the memory of this machine.
 
     Args:
-        blueprint: The model without weights.
+        meta_model: The model without weights.
         title: Name of the model, for the message.
 
     Raises:
         ValueError: They are larger than all of it.
     """
-    needed = sum(parameter.numel() for parameter in blueprint.parameters()) * torch.float32.itemsize
+    needed = sum(parameter.numel() for parameter in meta_model.parameters()) * torch.float32.itemsize
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise InputError(

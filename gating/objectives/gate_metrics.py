@@ -1,17 +1,19 @@
 """The state of the gates in numbers: open heads and neurons, and their share of the cost."""
 
 from collections import Counter
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gating.gates import HeadGates
-from gating.objectives import Objective
-from gating.objectives.base import HasCost
+from gating.objectives.base import HasCost, Objective
 from gating.objectives.parts import gate_costs
-from gating.report.history import Quantity
 
-__all__ = ["gate_metrics", "open_amounts", "quantity_of", "spent_by_unit"]
+__all__ = ["Quantity", "gate_metrics", "open_amounts", "quantity_of", "spent_by_unit"]
+
+# The quantity of a budget: a number of heads, a number of neurons, or for both the share of their cost.
+Quantity = Literal["heads", "neurons", "cost"]
 
 # Name of the logged target of each quantity.
 _TARGETS: dict[Quantity, str] = {

@@ -1,0 +1,175 @@
+"""The search for heads and neurons: what a training with gates does at each step, whatever program drives it."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gating.gates import HeadGates
+from gating.objectives.base import FollowsLoss, Objective, check_objective
+from gating.objectives.convergence import Convergence
+from gating.objectives.gate_metrics import gate_metrics
+
+__all__ = ["Search"]
+
+# Share of the search before which convergence does not end it: gates rest at first, because none is closing yet.
+_EARLIEST_END = 0.67
+
+
+class Search:
+    """A training of weights and gates together, in which an objective closes gates.
+
+    A loop calls :meth:`update` before each batch and :meth:`add_penalty` on its loss, and takes steps with an optimizer
+    of its own. The Lightning module of a run and ``GatedTrainer`` do the same.
+
+    Attributes:
+        gates: The gates of the model.
+        objective: The objective, attached to the gates.
+        convergence: Criterion that ends the search early; None without one.
+        reason: Reason why the search has ended, as a sentence for the log; None while it continues.
+
+    Example:
+        >>> from gating import ExactBudget, inject_gates, parameter_groups
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10)
+        >>> model = BertForSequenceClassification(config)
+        >>> gates = inject_gates(model)
+        >>> search = Search(gates, ExactBudget(num_heads=3))
+        >>> groups = parameter_groups(model, lr=1e-3, gates=gates, objective=search.objective)
+        >>> optimizer = torch.optim.AdamW(groups)
+        >>> for step in range(20):
+        ...     search.update(step / 20)
+        ...     loss = model(input_ids=torch.tensor([[1, 2]]), labels=torch.tensor([1])).loss
+        ...     search.add_penalty(loss).backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> search.kept().sum().item()
+        3
+    """
+
+    def __init__(self, gates: HeadGates, objective: Objective, *, convergence: Convergence | None = None) -> None:
+        """Begin a search.
+
+        Args:
+            gates: The gates of the model, from :func:`gating.inject_gates`.
+            objective: Objective that closes gates; attached to them here.
+            convergence: Criterion that ends the search early, if :meth:`check_end` is called.
+
+        Raises:
+            InputError: The objective is none, or does not fit the gates.
+        """
+        check_objective(objective)
+        self.gates, self.objective, self.convergence = gates, objective, convergence
+        self.begin()
+
+    def begin(self) -> None:
+        """Attach the objective and forget all checks; a search that was under way begins anew, its locations stay.
+
+        Raises:
+            InputError: The objective does not fit the gates.
+        """
+        # Of a user's class, too, whose attach need not let the gates know whose choice counts.
+        self.gates.follow(self.objective)
+        try:
+            self.objective.attach(self.gates)
+        except BaseException:
+            self.gates.follow(None)
+            raise
+        if self.convergence is not None:
+            self.convergence.begin()
+        self.reason: str | None = None
+        self._checked_step = -1
+        self._last_penalty: Tensor | None = None
+
+    def update(self, progress: float) -> None:
+        """Follow the objective's schedule before a batch.
+
+        Args:
+            progress: Share of the search that is done, 0 to 1.
+        """
+        self.objective.update(self.gates, progress)
+
+    def penalty(self) -> Tensor:
+        """Return the term to add to the loss of the task, a scalar."""
+        penalty = self.objective.penalty(self.gates)
+        self._last_penalty = penalty.detach()
+        return penalty
+
+    def observe(self, loss: Tensor) -> None:
+        """Add the loss of a batch, a scalar, which the schedule of some objectives follows."""
+        if isinstance(self.objective, FollowsLoss):
+            self.objective.observe(loss.detach())
+
+    def add_penalty(self, loss: Tensor, *, num_parts: int = 1) -> Tensor:
+        """Observe the loss of a batch, and return it plus the penalty on open gates, a scalar.
+
+        Args:
+            loss: Loss of the task, a scalar.
+            num_parts: Number of batches whose losses are added up in an optimizer step; 1 if they are averaged.
+        """
+        penalty = self.penalty()
+        self.observe(loss.detach() * num_parts)
+        return loss + penalty / num_parts
+
+    def metrics(self, *, kept: Tensor | None = None) -> dict[str, float]:
+        """Return the state of the gates and the last penalty by their names in logs.
+
+        Args:
+            kept: Boolean mask of the gates to count as open, ``[num_gates]``; by default those that are open now.
+        """
+        with nullcontext() if kept is None else self.gates.fixed_at(kept.float()):
+            metrics = {name: float(value) for name, value in gate_metrics(self.gates, self.objective).items()}
+        return metrics if self._last_penalty is None else {**metrics, "gates/penalty": float(self._last_penalty)}
+
+    def check_end(self, step: int, num_steps: int, *, is_due: bool = True) -> str | None:
+        """Return the reason to end the search after a step, as a sentence for the log; None to continue.
+
+        Args:
+            step: Number of optimizer steps so far.
+            num_steps: Number of optimizer steps of the whole search.
+            is_due: Whether to check the gates for convergence, which synchronizes with the device; trainers do so at
+                logged steps. A step is checked once.
+        """
+        if step >= num_steps:
+            self.reason = "all its steps were taken"
+        elif self.convergence is not None and is_due and step >= _EARLIEST_END * num_steps:
+            if step != self._checked_step:
+                self.reason = self.convergence.update(self.gates, self.objective.kept(self.gates))
+            self._checked_step = step
+        return self.reason
+
+    @torch.no_grad()
+    def kept(self) -> Tensor | None:
+        """Return the gates that stay if the search ends now, a boolean tensor ``[num_gates]``; None: the open ones."""
+        self.update(1.0)
+        return self.objective.kept(self.gates)
+
+    def state_dict(self, *, modules: bool = True) -> dict[str, Any]:
+        """Return the state for a checkpoint.
+
+        Args:
+            modules: Whether with the state of gates and objective; trainers that save modules by themselves have it.
+        """
+        state = {
+            "convergence": None if self.convergence is None else self.convergence.state_dict(),
+            "reason": self.reason,
+            "checked_step": self._checked_step,
+        }
+        return {**state, **{name: part.state_dict() for name, part in self._modules().items() if modules}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of a checkpoint of this search."""
+        for name, part in self._modules().items():
+            if name in state:
+                part.load_state_dict(state[name])
+        if self.convergence is not None:
+            self.convergence.load_state_dict(state["convergence"])
+        self.reason, self._checked_step = state["reason"], state["checked_step"]
+        self.gates.forget_draw()
+
+    def _modules(self) -> dict[str, Any]:
+        """Return the parts of the search that have tensors; an objective of a user may have none."""
+        parts = {"gates": self.gates, "objective": self.objective}
+        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
