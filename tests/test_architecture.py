@@ -175,10 +175,6 @@ def test_no_folder_drops_the_rule():
     assert "wandb" not in (ROOT / "train.py").read_text(encoding="utf-8")
 
 
-def test_no_module_imports_former_names():
-    assert not any("gating.lightning" in imported_modules(name) for name in modules())
-
-
 def test_every_public_name_has_a_first_line():
     for name in gating.__all__:
         documented = getattr(gating, name)

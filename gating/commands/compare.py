@@ -96,7 +96,7 @@ def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:
         raise InputError(f"{folder} is not a folder. Give folders of finished runs or of sweeps.")
     jobs = jobs_of(folder)
     failed += [(f"{folder / job.folder}", job.reason) for job in jobs if job.reason is not None]
-    # A folder of a failed job may have a run of an earlier sweep. Sweeps of earlier versions have no records of jobs.
+    # A folder of a failed job may have a run of an earlier sweep. A folder of runs need not be that of a sweep.
     places = [folder / job.folder for job in jobs if job.reason is None]
     places = places if jobs else sorted(path for path in folder.iterdir() if is_run(path))
     reasons = {place: why_no_result(place) for place in places}

@@ -18,7 +18,7 @@ from gating.sharding.copies import meta_copy, shard_copy, tensors_of
 from gating.storage.atomic import replacing_file
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
-from gating.tracking.position import log_position, position_in
+from gating.tracking.position import log_position
 from gating.training.checkpoints import checkpoint_path, note_checkpoint, read_checkpoint
 from gating.training.shards import NUM_PROCESSES, check_num_processes, load_shards, save_shards
 
@@ -74,14 +74,13 @@ def restore_removed(run: Run) -> bool:
         state.model.load_state_dict(checkpoint["weights"])
     state.history.load_state_dict(checkpoint["history"])
     state.summary.load_state_dict(checkpoint["summary"])
-    state.search_steps, state.log_position = checkpoint["search_steps"], position_in(checkpoint)
+    state.search_steps, state.log_position = checkpoint["search_steps"], checkpoint["log_position"]
     return True
 
 
 def _remove_again(model: PreTrainedModel, checkpoint: Mapping[str, Any]) -> None:
     """Repeat a saved removal on a model, which may be on the meta device, in place."""
-    # Runs of earlier versions removed no neurons.
-    heads, neurons = checkpoint["kept_heads"], checkpoint.get("kept_neurons", {})
+    heads, neurons = checkpoint["kept_heads"], checkpoint["kept_neurons"]
     attention = [block for block in iter_attention_blocks(model) if block.name in heads]
     feed_forward = [
         block.regrouped(neurons[block.name]["group"])

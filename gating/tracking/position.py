@@ -1,7 +1,6 @@
 """Position in the logs of a run at a checkpoint, to which a resumed run returns."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pytorch_lightning.loggers import Logger
 
@@ -10,7 +9,7 @@ from gating.tracking.csv_log import keep_rows, num_rows
 from gating.tracking.tensorboard_log import TensorBoardLog
 from gating.tracking.wandb_logger import TolerantWandbLogger
 
-__all__ = ["LogPosition", "log_position", "position_in", "return_to"]
+__all__ = ["LogPosition", "log_position", "return_to"]
 
 # Rows of the CSV file and of the W&B run by these keys, and bytes of each event file of TensorBoard by its name.
 LogPosition = dict[str, int]
@@ -34,12 +33,6 @@ def return_to(loggers: Sequence[Logger], position: LogPosition) -> None:
     for wandb_logger in _wandb_loggers(loggers):
         # A process without W&B may have written the checkpoint: then nothing is known about the rows before it.
         wandb_logger.return_to(position.get(_WANDB_ROWS) if position else 0)
-
-
-def position_in(state: Mapping[str, Any]) -> LogPosition:
-    """Return the position that a checkpoint holds; those of earlier versions have the number of CSV rows."""
-    position: LogPosition = state["log_position"] if "log_position" in state else {_ROWS: state["num_rows"]}
-    return position
 
 
 def _event_loggers(loggers: Sequence[Logger]) -> list[TensorBoardLog]:

@@ -20,7 +20,7 @@ from gating.errors import InputError
 from gating.storage.atomic import replacing_file
 from gating.storage.written import note_written, written_in
 from gating.structure.edits import own_part
-from gating.tracking.position import log_position, position_in, return_to
+from gating.tracking.position import log_position, return_to
 from gating.training.module import FineTuning
 from gating.training.shards import damage_of, read_metadata
 from gating.training.signals import DeferredSignals, Stopped
@@ -260,7 +260,7 @@ class RunCheckpoint(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Mapping[str, Any]
     ) -> None:
         """Drop later entries of the logs, and restore the batch count that Lightning does not restore."""
-        return_to(trainer.loggers, position_in(checkpoint[_STATE_KEY]))
+        return_to(trainer.loggers, checkpoint[_STATE_KEY]["log_position"])
         self._batches_that_stepped = checkpoint[_STATE_KEY]["batches_that_stepped"]
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -221,7 +221,7 @@ def test_runs_evaluated_on_other_numbers_of_examples_or_tokens_are_not_compared(
         write_run(place / "half", "objective.num_heads=36", score=score, speedup=1.2, **{name: numbers[1]})
         with pytest.raises(SystemExit, match=f"different data, .*: {name}={numbers[0]} .*, {name}={numbers[1]} "):
             compare(place)
-        # Unknown in runs of earlier versions; and each seed may draw other texts.
+        # It may be unknown, and each seed may draw other texts.
         old = write_run(place / "old", "objective.num_heads=36", score=score, speedup=1.2)
         other = write_run(place / "other", "objective.num_heads=36", "seed=1", score=score, **{name: numbers[1]})
         assert "conclusion" in compare(dense, old, other, "--json")

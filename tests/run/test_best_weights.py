@@ -6,16 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-import train
 from benchmarks.faults.outcome import Outcome
 from gating.training.module import FineTuning
 from tests.support.few_timings import few_timings
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in, steps_of_checkpoints
-from tests.support.resumed import resume
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import make_inputs
 
 # Validations of the recovery after the steps 8, 10 and 12.
 STEPS = ["recovery=0.5", "trainer.val_check_interval=2", "callbacks.checkpoint.keep=99", "convergence=null"]
@@ -136,26 +133,6 @@ def test_an_interruption_after_the_last_step_does_not_lose_them(inputs, tmp_path
                 run_in(tmp_path / "run", inputs)
         run_in(tmp_path / "run", inputs, "resume=auto")
     assert_kept(tmp_path / "run", 8)
-
-
-def test_runs_of_earlier_versions_resume_as_they_began(inputs, tmp_path):
-    """Their settings have neither the choice of the weights nor that of the weight decay."""
-    former = ["recovery_keep=last", "optimizer.decay_biases_and_norms=true"]
-    run_in(tmp_path / "whole", inputs, *former)
-    for name, batch in {"search": 4, "recovery": 9}.items():
-        folder = tmp_path / name
-        with at_batch(batch, interrupt), pytest.raises(Interrupted):
-            run_in(folder, inputs, *former, EVERY)
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        del config["recovery_keep"], config["optimizer"]["decay_biases_and_norms"]
-        (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-        if name == "search":
-            assert resume(folder) == 0
-        else:
-            overrides = [*inputs, EVERY, "logger=csv", f"output_dir={folder}", "resume=auto"]
-            train.guarded_run(compose_settings(overrides), overrides)
-        comparison = Outcome.of(tmp_path / "whole").compare(Outcome.of(folder))
-        assert all(comparison.values()), comparison
 
 
 def test_the_last_step_is_validated_once(inputs, tmp_path):

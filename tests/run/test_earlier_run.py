@@ -131,16 +131,16 @@ def test_a_checkpoint_of_a_backup_is_gone_on_from_by_its_name(inputs, tmp_path):
     assert steps[0] == 1
 
 
-def test_a_run_of_a_version_without_records_resumes(inputs, tmp_path):
+def test_a_run_without_its_record_is_not_resumed(inputs, tmp_path, capsys):
     run, settings = tmp_path / "run", ["distillation=none", "callbacks.checkpoint.every_n_steps=1"]
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(run, inputs, *settings)
-    for record in list(run.rglob(".written")):
-        record.unlink()
-    with at_batch(99, interrupt) as steps:
-        run_in(run, inputs, *settings, "resume=auto")
-    assert steps[0] == 2
-    assert not (run / "checkpoints").exists()
+    (run / ".written").unlink()
+    before = snapshot(run)
+    with at_batch(1, interrupt):
+        assert end_of(run, inputs, *settings, "resume=auto") == 1
+    assert f"{run / '.written'} is missing, the record of the files that the run has written" in capsys.readouterr().err
+    assert snapshot(run) == before
 
 
 @pytest.mark.parametrize("name", ["compact", "teacher"])

@@ -24,7 +24,7 @@ def test_checkpoints_on_another_disk_are_remembered_after_a_move_and_can_be_name
         run_in(tmp_path / "run", inputs, place)
     moved = shutil.move(tmp_path / "run", tmp_path / "moved")
     assert recalled(moved)["paths"]["checkpoints"] == str(tmp_path / "disk")
-    (tmp_path / "disk" / ".run-of-checkpoints").unlink()  # As of runs of earlier versions.
+    (tmp_path / "disk" / ".run-of-checkpoints").unlink()
     assert resume(moved) == 1
     with at_batch(1, interrupt), pytest.raises(Interrupted):
         resume(moved, place)

@@ -170,7 +170,7 @@ def test_a_sweeper_gets_the_metric_that_is_asked_for(returned, inputs, tmp_path,
     assert returned == [run["num_parameters"] for run in numbers]
 
 
-@pytest.mark.parametrize("name", ["failed.jsonl", "multirun.yaml", "tradeoff.png"])
+@pytest.mark.parametrize("name", ["optimization_results.yaml", "multirun.yaml", "tradeoff.png"])
 @pytest.mark.parametrize("text", ["mine\n", "hydra: {}\n", '{"job": 1}\n'])
 def test_a_sweep_replaces_no_file_of_somebody_else(name, text, inputs, tmp_path, monkeypatch):
     begun = run_instead(monkeypatch, lambda cfg: None)
@@ -182,15 +182,6 @@ def test_a_sweep_replaces_no_file_of_somebody_else(name, text, inputs, tmp_path,
     assert not begun
     assert path.read_text() == text
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_sweep_replaces_the_files_of_a_sweep_of_an_earlier_version(tmp_path, monkeypatch):
-    run_instead(monkeypatch, lambda cfg: None)
-    (tmp_path / "failed.jsonl").write_text('{"job": 1, "overrides": [], "reason": "x"}\n')
-    command = "hydra: {callbacks: {failures: {_target_: gating.run.sweeps.FailureReport}}}\n"
-    (tmp_path / "multirun.yaml").write_text(command)
-    assert sweep(monkeypatch, tmp_path, "seed=0,1") == 0
-    assert not (tmp_path / "failed.jsonl").exists()
 
 
 def test_a_sweep_replaces_the_files_of_an_earlier_one(inputs, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ def write_run(folder: Path, *overrides: str, score: Score | None = None, **numbe
     Args:
         folder: Folder of the run.
         overrides: Overrides of its command.
-        score: Its metric; by default accuracy, as stored by earlier versions.
+        score: Its metric; by default accuracy.
         numbers: Its numbers in place of those of a dense run, with ``_`` for ``/``.
     """
     folder.mkdir(parents=True)

@@ -13,7 +13,7 @@ import train
 from gating.run.settings.open_tables import open_tables
 from gating.tracking import tensorboard_log
 from gating.tracking.loggers import build_loggers
-from gating.tracking.position import log_position, position_in, return_to
+from gating.tracking.position import log_position, return_to
 from gating.tracking.tensorboard_log import TensorBoardLog
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.tiny_run import ROOT, compose_settings, make_inputs
@@ -94,15 +94,6 @@ def test_events_of_an_earlier_process_are_cut_off(tmp_path):
     return_to(second, position)
     second[-1].finalize("success")
     assert curves(tmp_path) == {"x": [(step, float(step)) for step in range(4)]}
-
-
-def test_checkpoints_of_earlier_versions_have_the_position_in_the_csv_file(tmp_path):
-    loggers = build_loggers(tmp_path)
-    for step in range(4):
-        loggers[0].log_metrics({"x": step}, step=step)
-    loggers[0].save()
-    return_to(loggers, position_in({"num_rows": 2}))
-    assert log_position(loggers) == position_in({"log_position": {"rows": 2}}) == {"rows": 2}
 
 
 def test_events_of_other_runs_behind_a_link_stay(tmp_path):

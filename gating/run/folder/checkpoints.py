@@ -4,14 +4,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from gating.errors import InputError
-from gating.run.folder.contents import CHECKPOINTS, CLEARED, CONFIG, FILES, MODELS, TEACHER, Phase
+from gating.run.folder.contents import CHECKPOINTS, CLEARED, CONFIG, TEACHER, Phase
 from gating.run.folder.stored_settings import checkpoints_of, read_settings_of
 from gating.storage.folders import is_inside
-from gating.storage.written import WRITTEN, note_written
+from gating.storage.written import WRITTEN
 from gating.training.checkpoints import checkpoints_in, found_checkpoints, noted_checkpoints, remove_checkpoint
 
 __all__ = [
-    "adopt_files",
     "check_recorded",
     "find_checkpoints",
     "has_checkpoint",
@@ -81,11 +80,3 @@ def check_recorded(checkpoints: Path, *, chosen: str | None) -> None:
                 f"{path} is not recorded as a checkpoint of this run, which might replace it: move it away. If the run "
                 f"has written it, go on from it with ckpt_path={path}"
             )
-
-
-def adopt_files(folder: Path, checkpoints: Path) -> None:
-    """Record the files of a run of an earlier version, which had no record, as its own."""
-    note_written(folder, *(name for name in (*FILES, *MODELS) if (folder / name).exists()))
-    for phase in (checkpoints / phase for phase in Phase):
-        if found := found_checkpoints(phase):
-            note_written(phase, *(path.name for path in found))

@@ -9,7 +9,7 @@ import filelock
 from omegaconf import OmegaConf
 
 from gating.errors import InputError
-from gating.run.folder.checkpoints import adopt_files, check_recorded, remove_phases
+from gating.run.folder.checkpoints import check_recorded, remove_phases
 from gating.run.folder.contents import (
     CHECKPOINTS,
     CONFIG,
@@ -37,7 +37,7 @@ from gating.run.folder.state import enter_folder, is_finished, owned_by_other_pr
 from gating.run.folder.stored_settings import leaves, read_settings_of, with_values
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder, is_inside
-from gating.storage.written import note_written, written_in
+from gating.storage.written import note_written
 from gating.training.checkpoints import (
     checkpoints_in,
     found_checkpoints,
@@ -73,8 +73,7 @@ def check_claim(paths: RunPaths, *, settings: Mapping[str, Any], resumes: bool) 
         stored = read_settings_of(paths.folder)["paths"]["checkpoints"]
         _check_own_checkpoints(paths.folder, paths.checkpoints, before=stored)
         check_resumed(paths.folder)
-        if written_in(paths.folder) is not None:  # Runs of earlier versions have no record.
-            check_recorded(paths.checkpoints, chosen=settings["ckpt_path"])
+        check_recorded(paths.checkpoints, chosen=settings["ckpt_path"])
     else:
         check_folder(paths.folder, overwrite=settings["overwrite"], ignored=STATE_FILES)
         _check_writable(paths.folder, paths.checkpoints, settings=settings)
@@ -121,8 +120,6 @@ def claim_folder(
                 note_written(paths.folder, *FIRST_FILES, anew=True)
                 with replacing_file(paths.folder / CONFIG) as new:
                     new.write_text(config, encoding="utf-8")
-        elif written_in(paths.folder) is None:
-            adopt_files(paths.folder, paths.checkpoints)
         _mark(paths.folder, paths.checkpoints)
         if ckpt_path is not None:
             _return_to(Path(ckpt_path), paths.folder, paths.checkpoints)

@@ -27,7 +27,7 @@ from gating.run.folder.stored_settings import leaves
 from gating.storage.folders import is_inside, is_or_holds
 from gating.storage.results import COMPACT_MODEL, RECORD_FILE, check_result, find_foreign
 from gating.storage.tables import read_table
-from gating.storage.written import note_written, written_in
+from gating.storage.written import WRITTEN, note_written, written_in
 from gating.structure.integrity import digest_table
 from gating.tracking.event_files import find_event_files
 from gating.training.checkpoints import found_checkpoints, noted_checkpoints
@@ -69,13 +69,17 @@ def check_resumed(folder: Path) -> None:
         folder: The run's folder.
 
     Raises:
-        InputError: A file or model in the place of one of the run's was not written by it.
+        InputError: A file or model in the place of one of the run's was not written by it, or there is no record.
         FolderExistsError: The folder of its compact model holds other files.
     """
     written = written_in(folder)
-    if written is not None:  # Runs of earlier versions have no record.
-        _check_written(folder, written, "the run would overwrite it", remedy="Move it away.")
-        _check_compact(folder, remedy="Move it away.")
+    if written is None:
+        raise InputError(
+            f"{folder / WRITTEN} is missing, the record of the files that the run has written: restore it, or begin "
+            "another run in another output_dir."
+        )
+    _check_written(folder, written, "the run would overwrite it", remedy="Move it away.")
+    _check_compact(folder, remedy="Move it away.")
 
 
 def check_teacher(folder: Path, *, remedy: str) -> None:

@@ -8,20 +8,17 @@ from omegaconf import OmegaConf
 
 from gating.errors import InputError
 from gating.run.folder.contents import CONFIG
-from gating.run.folder.old_names import with_new_names
 from gating.storage.same_settings import leaves
 
-__all__ = ["checkpoints_of", "former_values", "leaves", "read_settings_of", "with_values"]
+__all__ = ["checkpoints_of", "leaves", "read_settings_of", "with_values"]
 
 # Groups of every run, and the remedy if they are missing.
 _GROUPS = ("model", "task", "data", "objective", "trainer", "callbacks", "logger", "paths")
-# Settings that runs of earlier versions do not have, with the values by which they go on as they began.
-_FORMER = {"recovery_keep": "last", "optimizer.decay_biases_and_norms": True}
 _NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in another output_dir."
 
 
 def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
-    """Return the stored settings of a run, with the current names of classes and the defaults of its version.
+    """Return the stored settings of a run as plain values.
 
     Args:
         folder: The run's folder.
@@ -34,22 +31,12 @@ def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"There is no run in {folder} to resume: {path} does not exist.")
     try:
-        settings = with_new_names(OmegaConf.to_container(OmegaConf.load(path)))
+        settings = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # YAML's own, OmegaConf's and those of decoding.
         raise InputError(f"{path} cannot be read: {type(error).__name__}. {_NO_SETTINGS}") from error
     if not isinstance(settings, dict) or not all(isinstance(settings.get(group), dict) for group in _GROUPS):
         raise InputError(f"{path} does not have the settings of a run. {_NO_SETTINGS}")
-    return with_values(cast(dict[str, Any], settings), _lacking(settings))
-
-
-def former_values(folder: Path) -> dict[str, Any]:
-    """Return the settings that the version of a run did not have, by dotted name, with the values they stand for.
-
-    Args:
-        folder: The run's folder.
-    """
-    stored: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
-    return _lacking(stored) if isinstance(stored, dict) else {}
+    return cast(dict[str, Any], settings)
 
 
 def with_values(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,14 +57,6 @@ def with_values(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
         elif isinstance(changed.get(group), Mapping):
             changed[group] = {**changed[group], inner: value}
     return changed
-
-
-def _lacking(settings: Mapping[str, Any]) -> dict[str, Any]:
-    values = dict(leaves(settings))
-    # Optimizers of a user need not have the settings of this package's.
-    groups = {"", "optimizer"} if str(values.get("optimizer._target_")).startswith("gating.") else {""}
-    former = {name: value for name, value in _FORMER.items() if name.rpartition(".")[0] in groups}
-    return {name: value for name, value in former.items() if name not in values}
 
 
 def checkpoints_of(folder: Path, settings: Mapping[str, Any]) -> Path:

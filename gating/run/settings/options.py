@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from gating.run.folder.old_names import with_new_names
 from gating.run.folder.stored_settings import leaves
 
 __all__ = ["Option", "names_given", "read_options"]
@@ -58,7 +57,7 @@ def _folders_of_command() -> Iterator[Path]:
 def _read_folder(folder: Path) -> Iterator[Option]:
     for path in sorted(folder.rglob("*.yaml")):
         with suppress(Exception):  # Files that Hydra cannot read either.
-            settings: Any = with_new_names(OmegaConf.to_container(OmegaConf.load(path)))
+            settings: Any = OmegaConf.to_container(OmegaConf.load(path))
             name = path.relative_to(folder).with_suffix("").as_posix()
             group = name.rpartition("/")[0].replace("/", ".")
             header = _PACKAGE.search(path.read_text(encoding="utf-8"))

@@ -15,7 +15,6 @@ from gating.models.sources import teacher_source
 from gating.objectives.baselines.none import NoObjective
 from gating.pruning.latency.speedup import check_speedup
 from gating.run.folder.inputs import check_inputs
-from gating.run.folder.old_names import with_new_names
 from gating.run.folder.optimized import check_optimized
 from gating.run.settings.build import of_its_class
 from gating.run.settings.check import (
@@ -43,7 +42,7 @@ def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> Settings:
         InputError: A setting is missing, unknown, of the wrong type, or contradicts another one.
     """
     with resolving():
-        plain: dict[str, Any] = with_new_names(OmegaConf.to_container(cfg))
+        plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
         check_complete(plain, groups=groups)
         objective = plain["objective"]["_target_"]
         if locate_target(objective, "objective.") is NoObjective:

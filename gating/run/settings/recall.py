@@ -2,19 +2,16 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import InputError
-from gating.run.folder.contents import is_run
 from gating.run.folder.earlier_run import check_links
-from gating.run.folder.old_names import with_new_names
 from gating.run.folder.resume import named_run
 from gating.run.folder.state import has_own_checkpoints
-from gating.run.folder.stored_settings import checkpoints_of, former_values, read_settings_of, with_values
+from gating.run.folder.stored_settings import checkpoints_of, read_settings_of
 from gating.run.settings.options import names_given, read_options
 from gating.run.settings.read import resolving
 from gating.run.settings.trust import OWN_PLACE, check_trusted, is_given
@@ -43,8 +40,7 @@ def with_recalled(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> D
 def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str, Any]:
     """Return the settings of the run that a command resumes, except those that its command line sets.
 
-    A command thus needs only ``resume=DIR``. With ``resume=auto``, they are those alone that did not exist in the
-    version that began the run.
+    A command thus needs only ``resume=DIR``. With ``resume=auto``, the command is whole.
 
     Args:
         cfg: The settings of the command.
@@ -60,14 +56,12 @@ def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str
     resume, ckpt_path = cfg.resume, cfg.ckpt_path
     if not all(value is None or isinstance(value, str) for value in (resume, ckpt_path)):
         return {}  # The validation of all settings refuses them.
-    if resume is None and ckpt_path is None:
+    if ckpt_path is None and resume in (None, "auto"):
         return {}
     options = read_options(conf)
     given = names_given(overrides, options)
-    if resume == "auto" and ckpt_path is None:
-        return _of_its_version(cfg, given)
     folder = named_run(resume, ckpt_path)
-    command: dict[str, Any] = with_new_names(OmegaConf.to_container(cfg))
+    command: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     stored = read_settings_of(folder)
     check_links(folder, checkpoints_of(folder, stored))
     stored = _relocated(stored, folder, given)
@@ -84,19 +78,6 @@ def recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path) -> dict[str
             f"again, with output_dir={folder} resume=auto."
         )
     return taken if is_given("output_dir", given) else {**taken, "output_dir": str(folder)}
-
-
-def _of_its_version(cfg: DictConfig, given: Sequence[str]) -> dict[str, Any]:
-    """Return the settings that the version of the run in ``output_dir`` did not have."""
-    folder = Path(str(cfg.output_dir))
-    if not is_run(folder):
-        return {}
-    former: dict[str, Any] = {}
-    with suppress(Exception):  # The search for the run refuses damaged settings.
-        former = {name: value for name, value in former_values(folder).items() if not is_given(name, given)}
-    names = {name.partition(".")[0] for name in former}
-    command: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    return {name: value for name, value in with_values(command, former).items() if name in names}
 
 
 def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
         # The same file may lie elsewhere on another machine.
         name: Path(value).name if name in _FILES and isinstance(value, str) else value
         for name, value in leaves(settings)
-        # Settings that are newer than a run are as good as null.
+        # A setting without a value is as good as one that is left out.
         if value is not None
         and not is_free(name)
         and name.rpartition(".")[2] != "seed"

@@ -15,15 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import InputError, explain, is_input_error
 from gating.run.folder.contents import is_run
-from gating.run.folder.old_names import names_of
 from gating.run.sweep.records import JOBS, NUMBERS, Job, is_sweep, jobs_of, own_overrides
 
 __all__ = ["SweepReport", "ending_sweep"]
 
 _FIGURE = "report/tradeoff.png"
-# Written by a sweep, also by sweeps of earlier versions and by Optuna's sweeper.
+# Written by Optuna's sweeper.
 _BEST = "optimization_results.yaml"
-_FILES = (JOBS, _FIGURE, NUMBERS, "failed.jsonl", _BEST)
+_FILES = (JOBS, _FIGURE, NUMBERS, _BEST)
 _SETTING = "sweep.max_drop"
 
 
@@ -223,8 +222,7 @@ def _check_repeated(folder: Path, config: DictConfig) -> None:
 
 def _names_this_callback(path: Path) -> bool:
     with suppress(OSError, ValueError):
-        text, names = path.read_text(encoding="utf-8"), names_of(f"{__name__}.{SweepReport.__name__}")
-        return any(name in text for name in names)
+        return f"{__name__}.{SweepReport.__name__}" in path.read_text(encoding="utf-8")
     return False
 
 

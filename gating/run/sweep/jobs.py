@@ -113,8 +113,6 @@ def begin_jobs(sweep: Path, *, swept: Sequence[str]) -> None:
     """
     for path in (sweep / JOBS).glob("*.json"):
         path.unlink(missing_ok=True)
-    # Failures of sweeps of earlier versions.
-    (sweep / "failed.jsonl").unlink(missing_ok=True)
     _write(sweep / JOBS / SWEPT, {"swept": list(swept)})
 
 

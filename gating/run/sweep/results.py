@@ -14,8 +14,6 @@ from gating.run.folder.stored_settings import read_settings_of
 from gating.run.sweep.budgets import budget_text, differing, is_dense, of_group, settings_texts, units_text
 from gating.run.sweep.comparable import FinishedRun, find_problem, seed_of
 from gating.storage.tables import finite_number, read_table
-from gating.tasks.metrics.numbers import number_metrics
-from gating.tasks.metrics.tokens import PERPLEXITY
 
 __all__ = ["Comparison", "read_comparison", "why_no_result"]
 
@@ -154,21 +152,17 @@ def _sentences(value: object) -> tuple[str, ...]:
 
 
 def _score_of(numbers: Mapping[str, Any]) -> Score:
-    """Return the metric of a run; earlier versions stored its name alone."""
+    """Return the metric of a run; the default format where its record is damaged."""
     name, stored = numbers["metric"], numbers.get("score")
-    if isinstance(stored, Mapping):
-        unit = stored.get("unit")
-        return Score(
-            name,
-            scale=stored.get("scale", 100),
-            unit=unit if isinstance(unit, str) else "",
-            higher_is_better=stored.get("higher_is_better") is not False,
-        )
-    if name == PERPLEXITY.name:
-        return PERPLEXITY
-    if name in ("pearson", "spearman", "mse", "mae"):
-        return number_metrics([name])[1]
-    return Score(name)
+    if not isinstance(stored, Mapping):
+        return Score(name)
+    unit = stored.get("unit")
+    return Score(
+        name,
+        scale=stored.get("scale", 100),
+        unit=unit if isinstance(unit, str) else "",
+        higher_is_better=stored.get("higher_is_better") is not False,
+    )
 
 
 def _common_latency(runs: Sequence[FinishedRun]) -> float | None:
