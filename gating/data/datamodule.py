@@ -77,10 +77,6 @@ class ExampleDataModule(pl.LightningDataModule):
 
         Two processes with batches of 8 train on the same 16 examples in each step as one process with batches of 16.
 
-        Args:
-            num_shards: World size.
-            index: Rank of this process.
-
         Raises:
             ValueError: A split has fewer examples than there are processes.
         """

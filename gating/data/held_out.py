@@ -26,12 +26,6 @@ _MAX_ROWS = 10_000
 def hold_out(examples: Examples, *, settings: Mapping[str, Any], has_classes: bool, seed: int) -> Examples:
     """Draw missing splits from the training data if there is no validation data.
 
-    Args:
-        examples: The data.
-        settings: Settings of the data that name columns.
-        has_classes: Whether labels are classes, by which the draw is stratified.
-        seed: Seed of the draw.
-
     Raises:
         ValueError: There are too few rows.
     """

@@ -27,10 +27,6 @@ _MODES = {1: "L", 3: "RGB"}
 def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> ImageProcessingMixin:
     """Load a model's image processor, or create one with the image size and channels of a new model.
 
-    Args:
-        source: The source of the model.
-        blueprint: The model without weights.
-
     Raises:
         ValueError: There is no image processor, or it needs a package that is not installed.
     """

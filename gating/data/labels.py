@@ -103,9 +103,6 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
 def check_number(names: Sequence[str]) -> None:
     """Check that there are not more classes than any model tells apart, such as the numbers of the rows.
 
-    Args:
-        names: The classes.
-
     Raises:
         ValueError: There are too many.
     """
@@ -119,11 +116,6 @@ def check_number(names: Sequence[str]) -> None:
 
 def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str) -> None:
     """Check that all labels of a split are classes of the training data, or of the model.
-
-    Args:
-        labels: The labels, as text.
-        numbers: The number of each class.
-        split: Name of the split, for the message.
 
     Raises:
         ValueError: A label is no class.
@@ -202,12 +194,7 @@ def _missing(split: str, row: int) -> str:
 
 
 def warn_of_spellings(names: Sequence[str], counts: Mapping[str, int]) -> None:
-    """Warn, on rank 0, of classes that differ only in their spelling.
-
-    Args:
-        names: The classes.
-        counts: Number of examples of each.
-    """
+    """Warn, on rank 0, of classes that differ only in their spelling."""
     groups = groups_of_spellings(names)
     twice = [f"{name!a} ({counts.get(name, 0)})" for group in groups for name in group]
     if twice and is_rank_zero():
@@ -220,12 +207,7 @@ def warn_of_spellings(names: Sequence[str], counts: Mapping[str, int]) -> None:
 
 
 def hint_at_regression(splits: DatasetDict, names: Sequence[str]) -> None:
-    """Tell, on rank 0, that many whole numbers are learned as classes without an order.
-
-    Args:
-        splits: The data before its labels are encoded.
-        names: The classes.
-    """
+    """Tell, on rank 0, that many whole numbers are learned as classes without an order."""
     is_declared = isinstance(splits["train"].features["label"], ClassLabel) or classes_of_model() is not None
     if len(names) > _MANY and not is_declared and all(map(_NUMBER.fullmatch, names)) and is_rank_zero():
         _log.warning(

@@ -68,10 +68,6 @@ def row_keys(table: Dataset, columns: Sequence[str]) -> pa.ChunkedArray | None:
         >>> row_keys(Dataset.from_dict({"a": ["x", "y"], "b": [1, 2]}), ["a", "b"]).to_pylist()
         [b'x\x1f1', b'y\x1f2']
 
-    Args:
-        table: The table.
-        columns: Columns of texts, numbers, lists of texts or images.
-
     Returns:
         The keys; None if a column has another type, or the table is larger than 8 GiB.
     """
@@ -88,12 +84,7 @@ def row_keys(table: Dataset, columns: Sequence[str]) -> pa.ChunkedArray | None:
 
 
 def warn_of_overlap(splits: Mapping[str, Dataset], columns: Sequence[str]) -> None:
-    """Warn, on rank 0, if splits share examples, because metrics of such splits are too optimistic.
-
-    Args:
-        splits: The data.
-        columns: The columns of the model inputs.
-    """
+    """Warn, on rank 0, if splits share examples, because metrics of such splits are too optimistic."""
     if not is_rank_zero() or not columns:
         return
     found = {split: row_keys(table, columns) for split, table in splits.items()}

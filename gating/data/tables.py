@@ -37,11 +37,6 @@ _DELIMITERS = {"semicolons": ";", "tabs": "\t", "commas": ",", "bars": "|"}
 def read_file(split: str, file: str, *, also: Sequence[str] = ()) -> Dataset:
     """Read a table.
 
-    Args:
-        split: Split of the file, for messages.
-        file: The file.
-        also: File extensions that the caller reads itself, for messages.
-
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: The file is empty or cannot be read.

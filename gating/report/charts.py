@@ -1,4 +1,4 @@
-"""Charts of the page of a run: score and cost over its steps."""
+"""Charts of a run over its steps, which the page and the figures draw."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from matplotlib.ticker import MaxNLocator
 
-from gating.report.curves import Curves
-from gating.report.history import Quantity
+from gating.report.results import RunResults
 from gating.report.score import Score
 
-__all__ = ["Axis", "Chart", "Series", "amount_chart", "loss_charts", "score_axis", "score_chart"]
+__all__ = ["Axis", "Chart", "Series", "charts_of", "score_axis"]
 
 # More points than a chart has pixels across would only make the page large.
 _MOST_POINTS = 2000
@@ -68,7 +67,7 @@ class Chart:
     """A chart of several series over the steps of a run.
 
     Attributes:
-        title: Title of the chart.
+        name: What it shows, without a unit.
         caption: How it is read.
         x: Axis of the steps.
         y: Axis of the values.
@@ -76,77 +75,69 @@ class Chart:
         removal: Step of the removal; 0 without one.
     """
 
-    title: str
+    name: str
     caption: str
     x: Axis
     y: Axis
     series: Sequence[Series]
     removal: int = 0
 
+    @property
+    def title(self) -> str:
+        """The title of the chart."""
+        return f"{self.name} over the steps"
 
-def score_chart(curves: Curves, score: Score, *, steps: int, removal: int, final: float, dense: float) -> Chart:
-    """Return the chart of the validation score over the steps.
 
-    Args:
-        curves: Curves of a run.
-        score: The score of the curves.
-        steps: Steps of the run.
-        removal: Step of the removal; 0 without one.
-        final: Score of the final model; NaN if it is not known.
-        dense: Score of a dense reference; NaN without one.
-    """
-    points = [(step, score.scale * value) for step, value in curves.score]
-    x, reference = _step_axis(steps), score.scale * dense
+def charts_of(results: RunResults) -> list[Chart]:
+    """Return the charts of a run: its score, the open units of a search, and the losses if any were logged."""
+    charts = [_score_chart(results)]
+    if not results.is_dense:
+        charts.append(_amount_chart(results))
+    curves, steps = results.curves, _step_axis(results.total_steps)
+    losses = [
+        Series("training", "line loss", curves.loss),
+        Series("validation", "line dots score", curves.validation_loss),
+    ]
+    if values := [value for one in losses for _, value in one.finite]:
+        caption = f"All {len(curves.loss):,} logged losses of training batches, without the penalty of the gates."
+        y = _axis(min(0.0, *values), max(values), "")
+        charts.append(Chart("Loss", caption, steps, y, losses, results.search_steps))
+    return charts
+
+
+def _score_chart(results: RunResults) -> Chart:
+    score, x = results.score, _step_axis(results.total_steps)
+    final, dense = (
+        score.scale * metrics.get(f"val/{score.name}", math.nan) for metrics in (results.final, results.reference)
+    )
+    points = [(step, score.scale * value) for step, value in results.curves.score]
     series = [
         Series(f"validation {score.name}", "line dots score", points),
-        Series("final model", "dots final", [(steps, score.scale * final)]),
-        Series("dense reference", "dashed", [(x.low, reference), (x.high, reference)]),
+        Series("final model", "dots final", [(results.total_steps, final)]),
+        Series("dense reference", "dashed", [(x.low, dense), (x.high, dense)]),
     ]
     y = score_axis([value for one in series for _, value in one.points], score)
-    caption = _removal_caption(curves, score, final=final) if removal else ""
-    if not removal:
-        caption = "A curve that still moves at its end asks for more steps."
+    caption = "A curve that still moves at its end asks for more steps." if results.is_dense else _fall(results)
     if y.low:
         caption += f" The vertical axis starts at {y.label(y.low)}, not at 0."
     if missing := sum(not math.isfinite(value) for _, value in points):
         caption += f" {missing} of {len(points)} validations have no finite value."
-    return Chart(f"{score.name.capitalize()} over the steps", caption, x, y, series, removal)
+    return Chart(score.name.capitalize(), caption, x, y, series, results.search_steps)
 
 
-def _removal_caption(curves: Curves, score: Score, *, final: float) -> str:
+def _fall(results: RunResults) -> str:
     """Return a sentence on the change of the score at the removal, with advice for a large one."""
-    before, after = curves.fall
+    score, (before, after) = results.score, results.curves.fall
     if not (math.isfinite(before) and math.isfinite(after)):
         return "A fall at the removal that the recovery does not make up for asks for a larger budget or more recovery."
-    shown = (
-        f"Before the removal {score.show(before)}, right after it {score.show(after)}, at the end {score.show(final)}."
-    )
+    final = score.show(results.final.get(f"val/{score.name}", math.nan))
+    shown = f"Before the removal {score.show(before)}, right after it {score.show(after)}, at the end {final}."
     if score.show(before) == score.show(after):
         return f"{shown} The gates were closed when their units were removed, so that nothing changed then."
     return f"{shown} A fall that the recovery does not make up for asks for a larger budget or more recovery."
 
 
-def loss_charts(curves: Curves, *, steps: int, removal: int) -> list[Chart]:
-    """Return the chart of the losses over the steps, if there are any.
-
-    Args:
-        curves: Curves of a run.
-        steps: Steps of the run.
-        removal: Step of the removal; 0 without one.
-    """
-    series = [
-        Series("training", "line loss", curves.loss),
-        Series("validation", "line dots score", curves.validation_loss),
-    ]
-    values = [value for one in series for _, value in one.finite]
-    if not values:
-        return []
-    caption = f"All {len(curves.loss):,} logged losses of training batches, without the penalty of the gates."
-    low, high = min(0.0, *values), max(values)
-    return [Chart("Loss over the steps", caption, _step_axis(steps), _axis(low, high, ""), series, removal)]
-
-
-# Title, and factor between an observed and a shown value, of each quantity.
+# Name, factor between an observed and a shown value, and unit of each quantity.
 _AMOUNTS = {
     "heads": ("Open heads", 1, ""),
     "neurons": ("Open neurons", 1, ""),
@@ -154,30 +145,22 @@ _AMOUNTS = {
 }
 
 
-def amount_chart(curves: Curves, quantity: Quantity, *, steps: int, removal: int, final: float, total: float) -> Chart:
-    """Return the chart of open heads or neurons, or their share of cost, over the steps.
-
-    Args:
-        curves: Curves of a run.
-        quantity: The quantity of the budget.
-        steps: Steps of the run.
-        removal: Step of the removal.
-        final: Kept heads or neurons, or their share of cost; NaN if it is not known.
-        total: Number of heads or neurons of the dense model; 1 for a share of cost.
-    """
-    title, scale, unit = _AMOUNTS[quantity]
+def _amount_chart(results: RunResults) -> Chart:
+    """Return the chart of open heads or neurons, or their share of cost."""
+    curves, (total, final) = results.curves, results.amounts
+    name, scale, unit = _AMOUNTS[results.history.quantity]
     series = [
         Series("expected", "line amount", [(step, scale * value) for step, value in curves.expected]),
         Series("open", "dots amount", [(step, scale * value) for step, value in curves.open]),
         Series("target", "dashed", [(step, scale * value) for step, value in curves.target]),
-        Series("final model", "dots final", [(steps, scale * final)]),
+        Series("final model", "dots final", [(results.total_steps, scale * final)]),
     ]
     caption = (
         "The line follows the target as gates close; dots apart from the line are gates that were still undecided, "
         "and a longer search would decide them."
     )
     high = max([scale * total, *(value for one in series for _, value in one.finite)])
-    return Chart(f"{title} over the steps", caption, _step_axis(steps), _axis(0, high, unit), series, removal)
+    return Chart(name, caption, _step_axis(results.total_steps), _axis(0, high, unit), series, results.search_steps)
 
 
 def _step_axis(steps: int) -> Axis:
@@ -191,10 +174,6 @@ def score_axis(values: Sequence[float], score: Score) -> Axis:
 
     It spans ten points of a percentage, or a tenth of another score, at least, and starts at 0 if the lowest value is
     below half of the highest one.
-
-    Args:
-        values: The shown values; those that are not finite are ignored.
-        score: The score.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     low, high = min(finite), max(finite)

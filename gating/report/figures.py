@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from gating.report.card import KeptHeads, KeptNeurons
-from gating.report.curves import Curves, curves_of
-from gating.report.history import History, Quantity, head_values
+from gating.report.card import KeptNeurons
+from gating.report.charts import Chart, charts_of
+from gating.report.history import head_values
 from gating.report.layers import layer_of, moved_choice, short_names
-from gating.report.score import Score
-from gating.report.summary import Summary
+from gating.report.results import RunResults
 
 __all__ = ["gates_figure", "head_map_figure", "save_pictures"]
 
@@ -66,13 +65,7 @@ def gates_figure(
 def head_map_figure(
     values: Mapping[str, Sequence[float]], *, title: str, kept: Mapping[str, Sequence[int]] | None = None
 ) -> Figure:
-    """Draw gate values as a heat map with a row for each attention block and a column for each head.
-
-    Args:
-        values: Gate values in [0, 1], by the block's name.
-        title: Title of the figure.
-        kept: Indices of the heads to outline, by the block's name.
-    """
+    """Draw gate values in [0, 1] as a heat map with a row for each attention block and a column for each head."""
     num_heads = max(len(row) for row in values.values())
     figure = Figure(figsize=(_HEAD * num_heads + 1.8, _ROW * len(values) + 1.3), layout="constrained")
     _draw_head_map(figure, figure.subplots(), values, title=title, kept=kept)
@@ -134,29 +127,15 @@ def _draw_cost(axes: Axes, spent: Mapping[str, float], *, target: float) -> None
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize="small", frameon=False)
 
 
-def save_pictures(
-    history: History,
-    *,
-    gates_file: Path,
-    history_file: Path,
-    score: Score,
-    kept: Sequence[KeptHeads],
-    search_steps: int,
-    neurons: Sequence[KeptNeurons] = (),
-    curves: Curves | None = None,
-) -> None:
+def save_pictures(results: RunResults, *, gates_file: Path, history_file: Path) -> None:
     """Save the figures of a run; their folders are created if needed.
 
     Args:
-        history: Observations of the run.
+        results: The results of the run.
         gates_file: File for the gates at the end of the search, if there were gates.
-        history_file: File for open units and metric by step.
-        score: The metric to show.
-        kept: The kept heads of each attention block.
-        search_steps: Step at which units were removed; 0 if none were.
-        neurons: The kept neurons of each feed-forward block, shown if neurons had gates.
-        curves: Curves of the run over its steps; by default of its observations alone.
+        history_file: File for open units, metric and loss by step.
     """
+    history, kept = results.history, results.kept
     for file in (gates_file, history_file):
         file.parent.mkdir(parents=True, exist_ok=True)
     if history.gate_values:
@@ -164,53 +143,39 @@ def save_pictures(
             head_values(history, kept, is_folded=True),
             title=f"Gate values; those of outlined heads are folded in. {moved_choice(history, kept)}".rstrip(". "),
             kept={name: heads for name, heads, _ in kept},
-            neurons=[] if history.quantity == "heads" else neurons,
+            neurons=[] if history.quantity == "heads" else results.neurons,
             spent=history.spent,
         )
         figure.savefig(gates_file, dpi=150)
-    totals = {"heads": sum(before for _, _, before in kept), "neurons": sum(before for _, _, before in neurons)}
-    total = totals.get(history.quantity, 100)
-    curves = curves or curves_of(history, Summary(), score=score, removal=search_steps)
-    figure = _history_figure(curves, history.quantity, score=score, total=total, search_steps=search_steps)
-    figure.savefig(history_file, dpi=150)
+    removed = "heads and neurons" if history.quantity == "cost" else history.quantity
+    _charts_figure(charts_of(results), removed=removed).savefig(history_file, dpi=150)
 
 
-# Axis label, and factor between an observed and a shown value, of each quantity.
-_AXES = {"heads": ("heads", 1), "neurons": ("neurons", 1), "cost": ("share of cost (%)", 100)}
+# Colors of series by the last word of their style.
+_CLASSES = {"score": "tab:orange", "amount": "tab:blue", "loss": "tab:green", "final": "tab:red", "dashed": "tab:gray"}
 
 
-def _history_figure(curves: Curves, quantity: Quantity, *, score: Score, total: float, search_steps: int) -> Figure:
-    """Draw open units, the validation metric and the training loss over the steps of a run.
-
-    Args:
-        curves: Curves of the run.
-        quantity: Quantity of its budget.
-        score: The metric to show.
-        total: Shown value of the dense model, such as its number of heads.
-        search_steps: Step at which units were removed; 0 if none were.
-    """
-    has_loss = bool(curves.loss)
-    figure = Figure(figsize=(7, 6.4 if has_loss else 4.6), layout="constrained")
-    units, metric, *others = figure.subplots(3 if has_loss else 2, 1, sharex=True)
-    label, scale = _AXES[quantity]
-    units.plot(*_columns(curves.expected, scale), color="tab:blue", label="expected open")
-    units.plot(*_columns(curves.open, scale), "o", color="tab:blue", markersize=3, label="open")
-    units.plot(*_columns(curves.target, scale), "--", color="tab:gray", label="target")
-    units.set(ylabel=label, ylim=(0, 1.05 * total))
-    metric.plot(*_columns(curves.score, score.scale), "o-", color="tab:orange", label=f"validation {score.name}")
-    metric.set(ylabel=f"{score.name} ({unit})" if (unit := score.unit.strip()) else score.name)
-    for axes in others:
-        axes.plot(*_columns(curves.loss, 1), color="tab:green", linewidth=1, label="training loss")
-        axes.set(ylabel="loss")
-    removed = "heads and neurons" if quantity == "cost" else quantity
-    for axes in (units, metric, *others):
-        if search_steps:
-            axes.axvline(search_steps, color="black", linewidth=0.8, linestyle=":", label=f"{removed} removed")
+def _charts_figure(charts: Sequence[Chart], *, removed: str) -> Figure:
+    """Draw charts below each other over the same steps."""
+    figure = Figure(figsize=(7, 0.5 + 2 * len(charts)), layout="constrained")
+    for axes, chart in zip(figure.subplots(len(charts), 1, sharex=True, squeeze=False)[:, 0], charts, strict=True):
+        for series in chart.series:
+            if series.finite:
+                classes = series.style.split()
+                line = "--" if "dashed" in classes else "-" if "line" in classes else ""
+                marker = "o" if "dots" in classes else ""
+                axes.plot(
+                    *zip(*series.finite, strict=True),
+                    f"{marker}{line}",
+                    color=_CLASSES[classes[-1]],
+                    label=series.label,
+                    markersize=3,
+                )
+        unit = chart.y.unit.strip()
+        axes.set(ylabel=f"{chart.name} ({unit})" if unit else chart.name, ylim=(chart.y.low, chart.y.high))
+        if chart.removal:
+            axes.axvline(chart.removal, color="black", linewidth=0.8, linestyle=":", label=f"{removed} removed")
         axes.legend(loc="best", fontsize="small")
         axes.grid(alpha=0.3)
     axes.set(xlabel="step", xlim=(0, None))
     return figure
-
-
-def _columns(points: Sequence[tuple[float, float]], scale: float) -> tuple[list[float], list[float]]:
-    return [step for step, _ in points], [scale * value for _, value in points]

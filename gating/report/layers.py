@@ -127,12 +127,7 @@ def frames_of(
 
 
 def moved_choice(history: History, kept: Sequence[KeptHeads]) -> str:
-    """Return the difference between the open and the kept heads as a sentence; empty if there is none.
-
-    Args:
-        history: Observations of the run.
-        kept: The kept heads of each attention block.
-    """
+    """Return the difference between the open and the kept heads as a sentence; empty if there is none."""
     blocks = {name for name, _, _ in kept}
     values = head_values(history, kept) if history.gate_values else {}
     values = {name: row for name, row in values.items() if name in blocks}

@@ -81,11 +81,6 @@ class Score:
 
         >>> round(Score("accuracy").chance(0.7, 0.6, num_targets=96), 3)
         0.1
-
-        Args:
-            value: The value.
-            baseline: The baseline.
-            num_targets: Number of labels that were compared with predictions.
         """
         if self.unit.strip() == "%":
             variances = [abs(share) * (1 - abs(share)) for share in (value, baseline)]

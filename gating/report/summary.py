@@ -113,12 +113,7 @@ class Summary:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the measurements of a checkpoint; its durations are those of earlier processes."""
         self.titles, self.search = state["titles"], state["search"]
-        self.removal, self.warnings = state.get("removal", {}), state.get("warnings", [])
-        # "validation/" is the prefix of earlier versions.
-        self.metrics = {
-            stage: {name.replace("validation/", "val/"): value for name, value in values.items()}
-            for stage, values in state["metrics"].items()
-        }
+        self.removal, self.warnings, self.metrics = state["removal"], state["warnings"], state["metrics"]
         self.earlier_seconds = dict(state["seconds"])
 
     def all_seconds(self) -> dict[str, float]:
@@ -147,14 +142,7 @@ class Summary:
         )
 
     def add_counts(self, split: str, num_examples: int, num_targets: int, *, is_part: bool) -> None:
-        """Record how much of a split the final metrics are of.
-
-        Args:
-            split: The split.
-            num_examples: Number of examples.
-            num_targets: Number of their targets, such as tokens.
-            is_part: Whether a limit left out other examples.
-        """
+        """Record how much of a split the final metrics are of."""
         name = _SPLITS[split]
         self.counts |= {f"num_examples/{name}": num_examples, f"num_targets/{name}": num_targets}
         if is_part:
@@ -162,11 +150,7 @@ class Summary:
             self.parts.append(f"Of the {split} data, {num_examples:,} examples were evaluated ({limit}).")
 
     def doubt(self, score: Score) -> str | None:
-        """Return a warning about the final value of a metric on validation data, or else test data, if there is cause.
-
-        Args:
-            score: The metric.
-        """
+        """Return a warning about the final value of a metric on validation or else test data, if there is cause."""
         final, baseline = self.metrics.get(Stage.COMPACT, {}), self.metrics.get(Stage.BASELINE, {})
         for prefix in _SPLITS.values():
             if (name := f"{prefix}/{score.name}") in final:
@@ -275,11 +259,6 @@ class Summary:
         """Save the numbers, the main metric and its format, the seed and the versions as JSON.
 
         NaN is saved as null, for example the correlation with constant labels.
-
-        Args:
-            path: Path of the file.
-            score: The metric by which runs are compared.
-            seed: Seed of the run.
         """
         about = {
             "metric": score.name,

@@ -48,11 +48,7 @@ def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> Non
 
 
 def kept_heads_table(kept: Sequence[KeptHeads]) -> Table:
-    """Return a table with a row of marks for the heads of each attention block.
-
-    Args:
-        kept: The kept heads of each attention block.
-    """
+    """Return a table with a row of marks for the heads of each attention block."""
     table = Table("attention block", "heads", "kept", title="Heads per layer", title_justify="left")
     for name, head_ids, num_heads in kept:
         marks = "".join("█" if head in set(head_ids) else "·" for head in range(num_heads))
@@ -61,11 +57,7 @@ def kept_heads_table(kept: Sequence[KeptHeads]) -> Table:
 
 
 def kept_neurons_table(neurons: Sequence[KeptNeurons]) -> Table:
-    """Return a table with a bar for the kept neurons of each feed-forward block.
-
-    Args:
-        neurons: The kept neurons of each feed-forward block.
-    """
+    """Return a table with a bar for the kept neurons of each feed-forward block."""
     table = Table("feed-forward block", "neurons", "kept", title="Neurons per layer", title_justify="left")
     for name, kept, before in neurons:
         # A block with any neurons shows at least one mark, and one without some of them is not full.

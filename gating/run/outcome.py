@@ -24,7 +24,6 @@ from gating.models.sources import short_name
 from gating.objectives.budget import HeadBudget
 from gating.pruning.prune import remove_in_copy
 from gating.report.card import CompactReport, heads_per_layer, neurons_per_layer
-from gating.report.curves import curves_of
 from gating.report.figures import save_pictures
 from gating.report.page import RunPage, write_page
 from gating.report.summary import Stage
@@ -165,30 +164,16 @@ def report(run: Run) -> None:
     samples = _write_samples(run)
     if not is_rank_zero():
         return
-    state, score, kept = run.state, run.data.prepared.score, heads_per_layer(run.state.model)
-    neurons = neurons_per_layer(state.model)
-    final_score = run.data.prepared.final_score or score
-    log = read_log(run.paths.folder)
-    curves = curves_of(state.history, state.summary, score=score, removal=state.search_steps, log=log)
-    save_pictures(
-        state.history,
-        gates_file=run.paths.gates_picture,
-        history_file=run.paths.history_picture,
-        score=score,
-        kept=kept,
-        search_steps=state.search_steps,
-        neurons=neurons,
-        curves=curves,
-    )
+    state, page = run.state, _page_of(run, samples)
+    save_pictures(page, gates_file=run.paths.gates_picture, history_file=run.paths.history_picture)
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
-    print_report(Console(), kept, state.summary.compact_report(final_score), neurons=neurons)
+    print_report(Console(), page.kept, page.report, neurons=page.neurons)
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
-    page = replace(_page_of(run, samples), log=log)
     write_page(run.paths.page, page)
-    state.summary.write(run.paths.metrics, score=final_score, seed=run.settings.seed)
+    state.summary.write(run.paths.metrics, score=page.final_score, seed=run.settings.seed)
     runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
     print(f"Everything is in {run.paths.folder}; the report is {run.paths.page}, the model is in {run.paths.compact}")
@@ -222,6 +207,7 @@ def _page_of(run: Run, samples: list[dict[str, str]]) -> RunPage:
         dense=dense_metrics(sweep, run.paths.folder) if sweep is not None and run.objects.objective else {},
         is_in_sweep=sweep is not None,
         date=date.today().isoformat(),
+        log=read_log(run.paths.folder),
     )
 
 

@@ -87,13 +87,6 @@ class CausalLM:
     ) -> Prepared:
         """Tokenize texts into blocks; the labels are the tokens themselves.
 
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            blueprint: The model without weights.
-            max_length: Number of tokens in a block.
-            text_column: Column of the texts.
-
         Raises:
             ValueError: A prompt has no token, there is no room for a text, or the texts cannot be used.
         """

@@ -59,13 +59,6 @@ class ImageClassification:
     ) -> Prepared:
         """Encode labels; images are decoded and transformed when examples are read.
 
-        Args:
-            examples: The data.
-            processor: The model's image processor.
-            blueprint: The model without weights.
-            image_column: Column of the images.
-            label_column: Column of the labels.
-
         Raises:
             ValueError: A column is missing, or images or labels cannot be used.
         """

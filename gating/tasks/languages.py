@@ -12,11 +12,6 @@ __all__ = ["language_token", "set_language"]
 def set_language(tokenizer: PreTrainedTokenizerBase, side: str, language: str) -> None:
     """Set the source or target language of a tokenizer, in place.
 
-    Args:
-        tokenizer: A tokenizer such as that of mBART, NLLB or M2M100.
-        side: ``source`` or ``target``.
-        language: Code of the language in the tokenizer.
-
     Raises:
         ValueError: The tokenizer has no languages, or not this one.
     """
@@ -33,11 +28,6 @@ def set_language(tokenizer: PreTrainedTokenizerBase, side: str, language: str) -
 
 
 def language_token(tokenizer: PreTrainedTokenizerBase, language: str) -> int | None:
-    """Return the forced BOS token of a target language; None if targets do not begin with a language.
-
-    Args:
-        tokenizer: A tokenizer whose target language is set.
-        language: Code of that language.
-    """
+    """Return the forced BOS token of a target language; None if targets do not begin with a language."""
     first: int = tokenizer(text_target="a")["input_ids"][0]
     return first if tokenizer.convert_ids_to_tokens(first) in (language, f"__{language}__") else None

@@ -87,13 +87,6 @@ class MaskedLM:
     ) -> Prepared:
         """Tokenize texts into blocks; tokens are masked when batches are collated.
 
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            blueprint: The model without weights.
-            max_length: Number of tokens in a block.
-            text_column: Column of the texts.
-
         Raises:
             ValueError: There is no room for a text, or the texts cannot be used.
         """

@@ -72,15 +72,6 @@ class Regression:
     ) -> Prepared:
         """Tokenize texts and convert labels to numbers.
 
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            blueprint: The model without weights.
-            max_length: Number of tokens to truncate examples to.
-            text_column: Column of the texts.
-            text_pair_column: Column of the second texts of pairs.
-            label_column: Column of the numbers.
-
         Raises:
             ValueError: A column is missing, or texts or numbers cannot be used.
         """

@@ -65,15 +65,6 @@ class SequenceClassification:
     ) -> Prepared:
         """Tokenize texts and encode labels.
 
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            blueprint: The model without weights.
-            max_length: Number of tokens to truncate examples to.
-            text_column: Column of the texts.
-            text_pair_column: Column of the second texts of pairs.
-            label_column: Column of the labels.
-
         Raises:
             ValueError: A column is missing, or texts or labels cannot be used.
         """

@@ -1,13 +1,12 @@
 """Curves of a run have all that was logged, and the scores before and after the removal."""
 
-import math
-
 import pytest
 
-from gating.report.charts import loss_charts, score_chart
+from gating.report.charts import charts_of
 from gating.report.curves import curves_of
 from gating.report.history import History, Observation
 from gating.report.layers import moved_choice
+from gating.report.results import RunResults
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 
@@ -30,25 +29,26 @@ def summary(before: float, after: float) -> Summary:
     return one
 
 
-def curves(before: float = 0.85, after: float = 0.7):
-    return curves_of(HISTORY, summary(before, after), score=ACCURACY, removal=20, log=LOG)
+def results(before: float = 0.85, after: float = 0.7) -> RunResults:
+    measured = summary(before, after)
+    measured.add_metrics(Stage.COMPACT, "compact", "validation", {"accuracy": 0.9})
+    steps = {"search_steps": 20, "total_steps": 30}
+    return RunResults(history=HISTORY, summary=measured, score=ACCURACY, final_score=ACCURACY, log=LOG, **steps)
 
 
 def test_all_logged_losses_and_readings_are_there_from_the_first_step_on():
-    found = curves()
+    found = results().curves
     assert found.loss == [(0, 2.0), (9, 1.0), (29, 0.5)]
     assert found.validation_loss == [(10, 1.1)]
     assert found.open == [(0, 12), (9, 9), (10, 8), (19, 4), (30, 4)]
 
 
 def test_the_fall_at_the_removal_is_drawn_and_told():
-    found = curves()
-    assert found.score == [(10, 0.8), (20, 0.85), (20, 0.7), (30, 0.9)]
-    chart = score_chart(found, ACCURACY, steps=30, removal=20, final=0.9, dense=math.nan)
+    assert results().curves.score == [(10, 0.8), (20, 0.85), (20, 0.7), (30, 0.9)]
+    chart = charts_of(results())[0]
     assert chart.series[0].finite == [(10, 80), (20, 85), (20, 70), (30, 90)]
     assert "Before the removal 85.00 %, right after it 70.00 %, at the end 90.00 %." in chart.caption
-    same = score_chart(curves(after=0.85), ACCURACY, steps=30, removal=20, final=0.9, dense=math.nan)
-    assert "nothing changed then" in same.caption
+    assert "nothing changed then" in charts_of(results(after=0.85))[0].caption
 
 
 def test_a_dense_run_has_no_removal():
@@ -58,7 +58,9 @@ def test_a_dense_run_has_no_removal():
 
 def test_very_many_points_are_thinned_and_end_with_the_last():
     log = [{"step": float(step), "train/loss": 1.0} for step in range(9001)]
-    (chart,) = loss_charts(curves_of(History(), Summary(), score=ACCURACY, removal=0, log=log), steps=9001, removal=0)
+    *_, chart = charts_of(
+        RunResults(history=History(), score=ACCURACY, final_score=ACCURACY, log=log, total_steps=9001)
+    )
     drawn = chart.series[0].finite
     assert len(drawn) <= 2001
     assert (drawn[0][0], drawn[-1][0]) == (0, 9000)

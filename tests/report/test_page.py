@@ -198,18 +198,9 @@ def test_heads_without_a_gate_are_told_apart(written):
     assert len([one for one in page.with_class("fixed") if one["width"] != "12"]) == 4
 
 
-def test_gates_of_earlier_versions_are_matched_by_their_order(written):
+def test_without_known_gates_the_kept_heads_are_shown(written):
     contents = run_page(quantity="heads")
-    values = [{f"old {name}": gates for name, gates in frame.items()} for frame in contents.history.gate_values]
-    page = written(replace(contents, history=replace(contents.history, gate_values=values, folded={})))
-    assert page.frames[0]["gates"] == [100, 50, 0, 100] * 3
-    assert page.frames[-1]["gates"][:4] == [100, 0, 0, 100]
-
-
-@pytest.mark.parametrize("values", [[], [{"old": [1.0, 1.0]}]])
-def test_without_known_gates_the_kept_heads_are_shown(values, written):
-    contents = run_page(quantity="heads")
-    history = History(contents.history.observations, values)
+    history = History(contents.history.observations, [])
     page = written(replace(contents, history=history))
     assert [frame["gates"][:8] for frame in page.frames] == [[100, 0, 0, 100, 0, 0, 0, 0]]
 

@@ -12,6 +12,7 @@ from gating.report import figures
 from gating.report.card import CompactReport, Row
 from gating.report.figures import gates_figure, head_map_figure, save_pictures
 from gating.report.history import History, Observation
+from gating.report.results import RunResults
 from gating.report.score import Score
 from gating.report.tables import print_report
 
@@ -31,8 +32,11 @@ def history(targets=(12.0, 6.0)):
     return History(observations, [{"layer 0": [0.0, 0.5, 1.0], "layer 1": [1.0, 1.0, 0.25]}])
 
 
-def pictures_in(folder):
-    return {"gates_file": folder / "gates.png", "history_file": folder / "history.png"}
+def save_in(folder, one, *, kept=KEPT, search_steps=10, neurons=()):
+    """Save the pictures of a run with these observations."""
+    accuracy, steps = Score("accuracy"), {"search_steps": search_steps, "total_steps": 20}
+    results = RunResults(history=one, score=accuracy, final_score=accuracy, kept=kept, neurons=neurons, **steps)
+    save_pictures(results, gates_file=folder / "gates.png", history_file=folder / "history.png")
 
 
 def shown(width=120, neurons=()):
@@ -61,7 +65,7 @@ def test_kept_heads_are_outlined():
 
 
 def test_figures_are_png_files(tmp_path):
-    save_pictures(history(), **pictures_in(tmp_path / "report"), score=Score("accuracy"), kept=KEPT, search_steps=10)
+    save_in(tmp_path / "report", history())
     for name in ("gates.png", "history.png"):
         with Image.open(tmp_path / "report" / name) as image:
             assert image.format == "PNG"
@@ -71,7 +75,7 @@ def test_figures_are_png_files(tmp_path):
 def drawn(monkeypatch, tmp_path, one, kept):
     maps = []
     monkeypatch.setattr("gating.report.figures.head_map_figure", lambda values, **_: maps.append(values) or Figure())
-    save_pictures(one, **pictures_in(tmp_path), score=Score("accuracy"), kept=kept, search_steps=10)
+    save_in(tmp_path, one, kept=kept)
     return maps[0]
 
 
@@ -102,14 +106,14 @@ def test_history_is_restored_from_checkpoints_of_all_versions():
 
 def test_a_dense_run_has_no_map_of_gates(tmp_path):
     observations = [Observation(0, 0.5, 12, 12, math.nan)]
-    save_pictures(History(observations), **pictures_in(tmp_path), score=Score("accuracy"), kept=KEPT, search_steps=0)
+    save_in(tmp_path, History(observations), search_steps=0)
     assert [path.name for path in tmp_path.iterdir()] == ["history.png"]
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_a_run_with_few_observations_is_drawn(tmp_path, count):
     one = History(history().observations[:count])
-    save_pictures(one, **pictures_in(tmp_path), score=Score("accuracy"), kept=KEPT, search_steps=5)
+    save_in(tmp_path, one, search_steps=5)
     assert (tmp_path / "history.png").exists()
 
 
@@ -171,25 +175,27 @@ def saved_figures(monkeypatch, tmp_path, one):
     """Return the figures of a run by the stem of their file."""
     saved = {}
     monkeypatch.setattr(Figure, "savefig", lambda self, file, **_: saved.update({file.stem: self}))
-    options = {"score": Score("accuracy"), "kept": KEPT, "search_steps": 10, "neurons": NEURONS}
-    save_pictures(one, **pictures_in(tmp_path), **options)
+    save_in(tmp_path, one, neurons=NEURONS)
     return saved
 
 
 AXES = {
-    "heads": ("heads", 12, [6, 3]),
-    "neurons": ("neurons", 228, [6, 3]),
-    "cost": ("share of cost (%)", 100, [600, 300]),
+    "heads": ("Open heads", 12, [6, 3]),
+    "neurons": ("Open neurons", 228, [6, 3]),
+    "cost": ("Share of the cost (%)", 100, [60, 30]),
 }
 
 
 @pytest.mark.parametrize("quantity", AXES)
 def test_the_history_shows_the_quantity_of_the_budget(quantity, monkeypatch, tmp_path):
     label, total, values = AXES[quantity]
-    one = History([Observation(0, 0.5, 6, 6, 6), Observation(10, 0.5, 3, 3, 3)], quantity=quantity)
-    axes = saved_figures(monkeypatch, tmp_path, one)["history"].axes[0]
+    first, second = (0.6, 0.3) if quantity == "cost" else (6, 3)
+    seen = [Observation(0, 0.5, first, first, first), Observation(10, 0.5, second, second, second)]
+    axes = saved_figures(monkeypatch, tmp_path, History(seen, quantity=quantity))["history"].axes[1]
     assert axes.get_ylabel() == label
-    assert axes.get_ylim() == pytest.approx((0, 1.05 * total))
+    low, high = axes.get_ylim()
+    assert low == 0
+    assert total <= high <= 1.35 * total
     assert [list(line.get_ydata()) for line in axes.lines[:3]] == [values] * 3
     removed = "heads and neurons removed" if quantity == "cost" else f"{quantity} removed"
     assert axes.get_legend().get_texts()[-1].get_text() == removed

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import train
-from gating.report.summary import Summary
 from gating.tracking.wandb_logger import TolerantWandbLogger
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.tiny_run import compose_settings, make_inputs
@@ -102,7 +101,7 @@ def test_a_resumed_recovery_shows_the_cost_that_was_kept(inputs, tmp_path):
     settings += [f"output_dir={tmp_path / 'run'}", "callbacks.checkpoint.every_n_steps=1"]
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gating.run.outcome.save_pictures", lambda history, **_: drawn.append(history))
+        patch.setattr("gating.run.outcome.save_pictures", lambda results, **_: drawn.append(results.history))
         with at_batch(11, interrupt), pytest.raises(Interrupted):
             run_in(tmp_path / "run", others, *settings)
         run_in(tmp_path / "run", others, *settings, "resume=auto")
@@ -112,10 +111,3 @@ def test_a_resumed_recovery_shows_the_cost_that_was_kept(inputs, tmp_path):
     assert in_search.open <= 1
     assert in_recovery.step > 8
     assert in_recovery.open == pytest.approx(sum(history.spent.values())) == in_recovery.target <= 0.5
-
-
-def test_summaries_of_earlier_versions_are_loaded_with_present_names():
-    summary = Summary()
-    metrics = {"search": {"validation/f1": 0.5, "test/f1": 0.25}}
-    summary.load_state_dict({"metrics": metrics, "titles": {}, "seconds": {}, "search": {}})
-    assert summary.metrics == {"search": {"val/f1": 0.5, "test/f1": 0.25}}

@@ -24,9 +24,6 @@ def groups_of_spellings(names: Iterable[str]) -> list[list[str]]:
     Example:
         >>> groups_of_spellings(["tea", "Tea\u200b", "milk"])
         [['tea', 'Tea\u200b']]
-
-    Args:
-        names: Distinct names.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -35,12 +32,7 @@ def groups_of_spellings(names: Iterable[str]) -> list[list[str]]:
 
 
 def other_spelling(name: str, names: Iterable[str]) -> str | None:
-    """Return the first of some names that is another spelling of a name; None if there is none.
-
-    Args:
-        name: The name.
-        names: The names to compare with.
-    """
+    """Return the first of some names that is another spelling of a name; None if there is none."""
     look = _look(name)
     return next((other for other in names if other != name and _look(other) == look), None)
 
@@ -51,10 +43,6 @@ def hint_at_spelling(name: str, names: Iterable[str]) -> str | None:
     Example:
         >>> hint_at_spelling("good\u200b", ["good", "bad"])
         "It looks like 'good' and is 'good\\u200b': spell both the same way."
-
-    Args:
-        name: The name.
-        names: The names to compare with.
     """
     other = other_spelling(name, names)
     return None if other is None else f"It looks like {other!a} and is {name!a}: spell both the same way."

@@ -33,12 +33,6 @@ def load_or_train_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer, or train one on all texts of the training data if the model has none.
 
-    Args:
-        source: The source of the model.
-        blueprint: The model without weights; its configuration limits the vocabulary size.
-        splits: The data.
-        frame: Special tokens that a new tokenizer adds to a text.
-
     Raises:
         ValueError: The tokenizer has more tokens than the model, or the vocabulary is too small for a new one.
     """
@@ -69,11 +63,6 @@ def train_tokenizer(table: Dataset, *, size: int, frame: Frame) -> PreTrainedTok
         >>> tokenizer = train_tokenizer(Dataset.from_dict({"text": ["a cat"]}), size=270, frame="end")
         >>> tokenizer.decode(tokenizer("café")["input_ids"])
         'café</s>'
-
-    Args:
-        table: Examples; every column of texts is used.
-        size: Maximum number of tokens, special ones included.
-        frame: Special tokens that the tokenizer adds to a text.
 
     Raises:
         ValueError: The size is smaller than the number of bytes and special tokens, or there is no column of texts.

@@ -78,10 +78,6 @@ def load_tokenizer(
 def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrainedTokenizerBase:
     """Return a tokenizer if it maps tokens to characters.
 
-    Args:
-        tokenizer: The tokenizer.
-        task: The setting that needs offsets, for messages.
-
     Raises:
         ValueError: The tokenizer is not a fast one.
     """
@@ -103,11 +99,6 @@ def truncation_length(blueprint: PreTrainedModel, max_length: int, *, name: str 
         ...     blueprint = BertModel(BertConfig(num_hidden_layers=1, max_position_embeddings=64))
         >>> truncation_length(blueprint, 128)
         64
-
-    Args:
-        blueprint: The model without weights.
-        max_length: Number of tokens.
-        name: The setting of ``max_length``, for messages.
 
     Raises:
         ValueError: ``max_length`` is not positive.
@@ -192,13 +183,7 @@ def tokenize_labeled(
 
 
 def beginning(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
-    """Return the part of a very long text that has all tokens which truncation leaves; other texts as they are.
-
-    Args:
-        text: The text.
-        tokenizer: The tokenizer.
-        max_length: Number of tokens to truncate to.
-    """
+    """Return the part of a very long text that has all tokens which truncation leaves; other texts as they are."""
     start = text[: max(_LONG_TEXT, 100 * max_length)]
     if len(start) == len(text) or tokenizer.truncation_side != "right":
         return text

@@ -36,9 +36,6 @@ def tradeoff_figure(tradeoff: Tradeoff) -> Figure:
     """Draw the validation score of each candidate over its speed, with the front, the dense score and the limit.
 
     Test scores are shown as small circles; they are no part of the choice.
-
-    Args:
-        tradeoff: The choice.
     """
     figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     axes, score = figure.subplots(), tradeoff.score

@@ -41,12 +41,7 @@ class Baseline:
         return self.fit()
 
     def update(self, metrics: MetricCollection, batch: Batch) -> None:
-        """Update metrics with the constant prediction for a batch.
-
-        Args:
-            metrics: Metrics on the device of the batch.
-            batch: A batch with its targets.
-        """
+        """Update metrics with the constant prediction for a batch."""
         device = next(batch[name].device for name in TARGETS if name in batch)
         self.add(metrics, self.constant.to(device), batch)
 

@@ -22,12 +22,7 @@ class SpanScore(Metric):
     correct: Tensor
 
     def __init__(self, tag_names: Sequence[str], *, kind: Literal["f1", "precision", "recall"]) -> None:
-        """Store the tags.
-
-        Args:
-            tag_names: Names of the tags in the order of their numbers.
-            kind: The metric.
-        """
+        """Store the tags."""
         super().__init__()
         self._tag_names = list(tag_names)
         self._kind = kind

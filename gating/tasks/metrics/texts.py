@@ -33,10 +33,6 @@ def choose_text_metrics(metrics: Metrics | None, score: str | None) -> ChosenMet
 def build_text_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> TextMetrics:
     """Return the chosen metrics; of tokens, which every validation needs, both are taken if none are chosen.
 
-    Args:
-        chosen: Metrics of :func:`choose_text_metrics`.
-        vocab_size: Number of logits of a token.
-
     Raises:
         InputError: A metric does not fit texts.
     """

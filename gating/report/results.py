@@ -1,0 +1,77 @@
+"""The results of a run, which its page, figures and tables show."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from gating.report.card import CompactReport, KeptHeads, KeptNeurons
+from gating.report.curves import Curves, curves_of
+from gating.report.history import History
+from gating.report.score import Score
+from gating.report.summary import Stage, Summary
+
+__all__ = ["RunResults"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """The results of a run.
+
+    Attributes:
+        history: Observations of the run.
+        score: Score of the observations.
+        final_score: Score of the tables and the headline.
+        summary: Measurements of the run.
+        kept: The kept heads of each attention block.
+        neurons: The kept neurons of each feed-forward block.
+        search_steps: Step at which units were removed; 0 in a dense run.
+        total_steps: Steps of the whole run.
+        dense: Metrics of a dense reference from another run, by the names ``val/NAME`` and ``test/NAME``.
+        log: Rows of its log: values by their names, and the number of the step by ``step``.
+    """
+
+    history: History
+    score: Score
+    final_score: Score
+    summary: Summary = field(default_factory=Summary)
+    kept: Sequence[KeptHeads] = ()
+    neurons: Sequence[KeptNeurons] = ()
+    search_steps: int = 0
+    total_steps: int = 0
+    dense: Mapping[str, float] = field(default_factory=dict)
+    log: Sequence[Mapping[str, float]] = ()
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no units were searched for."""
+        return not self.search_steps
+
+    @property
+    def final(self) -> Mapping[str, float]:
+        """Metrics of the final model."""
+        return self.summary.metrics.get(Stage.COMPACT, {})
+
+    @property
+    def reference(self) -> Mapping[str, float]:
+        """Metrics of a dense model: of another run, or of the teacher of this one; empty without one."""
+        return self.dense or self.summary.metrics.get(Stage.DENSE, {})
+
+    @cached_property
+    def report(self) -> CompactReport:
+        """The measurements as formatted tables."""
+        return self.summary.compact_report(self.final_score)
+
+    @cached_property
+    def curves(self) -> Curves:
+        """The values over the steps."""
+        return curves_of(self.history, self.summary, score=self.score, removal=self.search_steps, log=self.log)
+
+    @property
+    def amounts(self) -> tuple[float, float]:
+        """The quantity of the budget before and after the removal: heads, neurons, or the share of cost of both."""
+        if self.history.quantity == "cost":
+            return 1, sum(self.history.spent.values()) or math.nan
+        if self.history.quantity == "heads":
+            return sum(number for _, _, number in self.kept), sum(len(heads) for _, heads, _ in self.kept)
+        return sum(number for _, _, number in self.neurons), sum(number for _, number, _ in self.neurons)
