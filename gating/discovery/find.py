@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Collection, Mapping
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -21,23 +20,17 @@ from gating.discovery.ungated import (
     without_left_out,
 )
 from gating.discovery.ungated_neurons import find_ungated_neurons
-from gating.errors import RemedyError
 from gating.proof.conditions import check_not_wrapped, check_stays
 from gating.structure.blocks import AttentionBlock
-from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, FeedForwardBlock
+from gating.structure.feed_forward import FeedForwardBlock
 
 __all__ = [
-    "Unit",
-    "check_units",
     "find_attention_blocks",
-    "find_blocks",
     "find_feed_forward_blocks",
     "removable_attention",
     "search_attention",
     "search_feed_forward",
 ]
-
-Unit = Literal["heads", "neurons"]
 
 
 def find_attention_blocks(
@@ -182,52 +175,3 @@ def search_feed_forward(
     if not blocks:
         raise explain_no_neurons(model, refused, searched=discover)
     return blocks, find_ungated_neurons(model, blocks, refused, searched=discover)
-
-
-def find_blocks(
-    model: nn.Module,
-    *,
-    units: Unit | Collection[Unit] = "heads",
-    group_size: int | None = DEFAULT_GROUP_SIZE,
-    discover: bool = False,
-    probe: Mapping[str, Tensor] | None = None,
-) -> list[Block]:
-    """Find the blocks of a model with some kinds of units: attention blocks first, then feed-forward blocks.
-
-    There is no warning about other modules that look like such blocks. The arguments and errors are those of
-    :func:`find_attention_blocks` and :func:`find_feed_forward_blocks`.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
-        >>> [block.kind for block in find_blocks(model, units=["heads", "neurons"])]
-        ['encoder', 'feed_forward']
-    """
-    chosen = check_units(units)
-    found: list[Block] = []
-    if "heads" in chosen:
-        found += removable_attention(model, discover=discover, probe=probe)
-    if "neurons" in chosen:
-        found += search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)[0]
-    return found
-
-
-def check_units(units: Collection[str] | str) -> tuple[Unit, ...]:
-    """Return the kinds of units in their order: ``heads`` first.
-
-    Raises:
-        InputError: A kind is unknown, or there is none.
-
-    Example:
-        >>> check_units("neurons")
-        ('neurons',)
-    """
-    given = units if isinstance(units, Collection) and not isinstance(units, str) else [units]
-    if not given or any(unit not in ("heads", "neurons") for unit in given):
-        raise RemedyError(
-            f"units={units!r} must be heads, neurons or both, as in ",
-            python='units=("heads", "neurons").',
-            command="gates.units=[heads,neurons].",
-        )
-    order: tuple[Unit, ...] = ("heads", "neurons")
-    return tuple(unit for unit in order if unit in given)

@@ -2,37 +2,18 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from gating.errors import InputError
-from gating.gates.draw import Draw
+from gating.gates.sample import BlockGate, GateSample
 from gating.gates.weight_gate import WeightGate, can_gate_weight
 from gating.structure.edits import Handle
-from gating.structure.feed_forward import Block, FeedForwardBlock
+from gating.structure.feed_forward import Block
+from gating.units import unit_of
 
 __all__ = ["CHILD_NAME", "Attachment", "check_not_gated"]
 
 CHILD_NAME = "head_gates"
-
-
-class _BlockGate(nn.Module):
-    """The gates of one block, as a function of its features.
-
-    A module, not a closure: ``print(model)`` shows it, and a copy of the model has its own.
-    """
-
-    def __init__(self, draw: Draw, block_index: int, *, shown: str) -> None:
-        super().__init__()
-        self.draw = draw
-        self.block_index = block_index
-        self.shown = shown
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Scale features of heads or neurons, or the columns of a weight that they meet: ``[..., num_features]``."""
-        return features * self.draw.scaling(self.block_index, features.dtype)
-
-    def extra_repr(self) -> str:
-        return self.shown
 
 
 class Attachment:
@@ -54,28 +35,28 @@ class Attachment:
         model.add_module(CHILD_NAME, gates)
         gates.train(model.training)
 
-    def hook_passes(self, draw: Draw) -> None:
-        """Make a draw before each forward pass of the model."""
+    def hook_passes(self, sample: GateSample) -> None:
+        """Make a sample before each forward pass of the model."""
         # The base model may be called alone. Not all models with a task head call it: some call a part of it only.
         base = getattr(self.model, "base_model", self.model)
         self.other_handles += [
-            base.register_forward_pre_hook(draw.begin_base_pass),
-            base.register_forward_hook(draw.end_pass, always_call=True),
+            base.register_forward_pre_hook(sample.begin_base_pass),
+            base.register_forward_hook(sample.end_pass, always_call=True),
         ]
         if base is not self.model:
             self.other_handles += [
-                self.model.register_forward_pre_hook(draw.begin_pass),
-                self.model.register_forward_hook(draw.end_pass, always_call=True),
+                self.model.register_forward_pre_hook(sample.begin_pass),
+                self.model.register_forward_hook(sample.end_pass, always_call=True),
             ]
 
-    def hook_blocks(self, draw: Draw, blocks: Sequence[Block], num_gates: Sequence[int]) -> None:
-        """Scale the outputs of each block's heads or neurons by its gates."""
+    def hook_blocks(self, sample: GateSample, blocks: Sequence[Block], num_gates: Sequence[int]) -> None:
+        """Scale the features of each block by its gates, or the weight that they meet where that is cheaper."""
         for index, (block, size) in enumerate(zip(blocks, num_gates, strict=True)):
-            gate = _BlockGate(draw, index, shown=_show(block, size)).train(self.model.training)
-            projection = block.output_projection
+            unit, projection = unit_of(block), block.output_projection
+            gate = BlockGate(sample, index, shown=unit.describe_gates(block, size)).train(self.model.training)
             projection.add_module("gate", gate)
             self.projections.append(projection)
-            by_weight = isinstance(block, FeedForwardBlock) and can_gate_weight(projection)
+            by_weight = unit.gates_weight and can_gate_weight(projection)
             self.gate_handles.append(WeightGate(projection) if by_weight else block.hook_features(gate))
 
     def remove(self) -> None:
@@ -90,15 +71,7 @@ class Attachment:
 def check_not_gated(blocks: Sequence[Block]) -> None:
     """Raise ``InputError`` for a block that has gates, as those of a part of the model or of a model around it."""
     for block in blocks:
-        if isinstance(block.output_projection._modules.get("gate"), _BlockGate):
+        if isinstance(block.output_projection._modules.get("gate"), BlockGate):
             raise InputError(
                 f"{block.name} has gates of another model with the same layers: call head_gates.remove() of it first."
             )
-
-
-def _show(block: Block, num_gates: int) -> str:
-    """Return the description of a block's gates in ``print(model)``."""
-    if block.kind == "feed_forward":
-        return f"num_neurons={sum(block.slot_widths)}, num_gates={num_gates}"
-    num_heads = len(block.unit_ids)
-    return f"num_heads={num_heads}" if num_gates == num_heads else f"num_heads={num_heads}, num_gates={num_gates}"

@@ -7,18 +7,17 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.find import check_units, find_blocks
 from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
 from gating.gates.counts import GateCounts
-from gating.gates.draw import Draw
+from gating.gates.sample import GateSample
 from gating.gates.sampler import GateChoice, GateSampler
-from gating.gates.sizes import gate_sizes
-from gating.structure.blocks import AttentionBlock, group_labels
+from gating.structure.blocks import group_labels
 from gating.structure.edits import Handle
-from gating.structure.feed_forward import Block, FeedForwardBlock
+from gating.structure.feed_forward import Block
+from gating.units import UNITS, check_units, find_blocks, unit_of
 
 __all__ = ["HeadGates"]
 
@@ -34,25 +33,26 @@ class HeadGates(GateCounts):
 
     Attributes:
         log_alpha: Parameter of shape ``[num_gates]``, float32: the location of each gate, block after block.
-        heads_per_gate: Number of heads of each gate; 0 for a gate of neurons.
-        neurons_per_gate: Number of neurons of each gate; 0 for a gate of heads.
+        units_per_gate: Number of units of each gate: of heads, or of neurons.
+        counts: For each unit, its number in each gate; 0 for a gate of other units.
         parameters_per_gate: Number of parameters that removing each gate's units saves, ``[num_gates]``, float64
             on the CPU.
         macs_per_gate: Multiply-accumulates of each gate's units for one example, ``[num_gates]``, float64 on the CPU;
             of 128 tokens unless :meth:`set_macs` has been called.
         gate_sizes: Units, features and parameters of each gate.
-        units: Kinds of gated units: ``heads``, ``neurons``, or both.
+        units: Names of the gated units: ``heads``, ``neurons``, or both.
         group_size: Number of neurons of a gate; None without gates of neurons.
         block_names: Names of the gated attention and feed-forward blocks.
         block_sizes: Number of gates of each block.
         block_kinds: Kind of attention of each block (:attr:`AttentionBlock.kind`), or ``feed_forward``.
+        block_units: Name of the unit of each block.
         block_towers: Tower of each block, such as ``language`` or ``vision``.
         block_groups: Group of each block in reports: its tower, or its kind in a model of one kind of input.
         ungated: Modules that look like blocks of these units, have no gates and were not left out, with the reasons.
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
         search_number: Number of the search that :meth:`follow` has begun, unique in this process.
-        draw: The values of the present forward pass.
+        pass_sample: The values of the present forward pass.
         attachment: The hooks in the model; None while the gates are not attached.
 
     Example:
@@ -85,42 +85,33 @@ class HeadGates(GateCounts):
         self.group_queries = group_queries
         self.block_names = [block.name for block in blocks]
         self.block_kinds = [block.kind for block in blocks]
+        self.block_units = [block.unit for block in blocks]
         self.block_towers = [block.tower for block in blocks]
         self.block_groups = group_labels(blocks)
         self.ungated: tuple[UngatedModules, ...] = ()
-        by_block = [gate_sizes(block, group_queries=group_queries) for block in blocks]
-        self.block_sizes = [len(gates) for gates in by_block]
-        self.gate_sizes = tuple(size for gates in by_block for size in gates)
-        sizes = self.gate_sizes
-        features = [size.num_features for size in sizes]
-        self.heads_per_gate = tuple(size.num_heads for size in sizes)
-        self.neurons_per_gate = tuple(size.num_neurons for size in sizes)
-        self.units = check_units({"neurons" if isinstance(block, FeedForwardBlock) else "heads" for block in blocks})
-        sizes_of_groups = {block.group_size for block in blocks if isinstance(block, FeedForwardBlock)}
-        self.group_size = next(iter(sizes_of_groups), None)
-        self._features_of_each = features[0] if len(set(features)) == 1 else None
+        self.units = check_units(set(self.block_units))
+        group_sizes = (getattr(block, "group_size", None) for block in blocks)
+        self.group_size = next((size for size in group_sizes if size is not None), None)
+        sizes = [unit_of(block).gate_sizes(block, group_queries=group_queries) for block in blocks]
         start = hard_concrete.log_alpha_for(init_prob_open, temperature=temperature, stretch_limits=stretch_limits)
         device = next(blocks[0].module.parameters()).device
-        self.log_alpha = nn.Parameter(torch.full((len(sizes),), start, device=device))
-        for name, counts in (
-            ("_num_heads", self.heads_per_gate),
-            ("_num_neurons", self.neurons_per_gate),
-            ("_num_features", features),
-        ):
-            self.register_buffer(name, torch.tensor(counts, device=device), persistent=False)
+        self.log_alpha = nn.Parameter(torch.full((sum(map(len, sizes)),), start, device=device))
+        self.count_units(sizes)
+        features = [size.num_features for size in self.gate_sizes]
+        self._features_of_each = features[0] if len(set(features)) == 1 else None
+        self._total_features = sum(features)
+        self.register_buffer("_num_features", torch.tensor(features, device=device), persistent=False)
         # On the CPU: some devices lack double precision.
-        self.parameters_per_gate = torch.tensor(
-            [size.num_parameters for size in sizes], dtype=torch.float64, device="cpu"
-        )
-        self.macs_per_gate = torch.tensor([size.macs() for size in sizes], dtype=torch.float64, device="cpu")
+        parameters, macs = zip(*((size.num_parameters, size.macs()) for size in self.gate_sizes), strict=True)
+        self.parameters_per_gate = torch.tensor(parameters, dtype=torch.float64, device="cpu")
+        self.macs_per_gate = torch.tensor(macs, dtype=torch.float64, device="cpu")
         self.constraint: nn.Module | None = None
         self.sampler: GateSampler | None = None
         # In a tuple: the objective is no submodule of the gates.
         self._followed: tuple[GateChoice | None] = (None,)
         self.search_number = next(_search_numbers)
         self._fixed: Tensor | None = None
-        self._total_features = sum(features)
-        self.draw = Draw(self, [sum(block.slot_widths) for block in blocks])
+        self.pass_sample = GateSample(self, [sum(block.slot_widths) for block in blocks])
         self.attachment: Attachment | None = None
 
     @property
@@ -188,7 +179,7 @@ class HeadGates(GateCounts):
         if self.objective is not None:
             self.constraint = self.sampler = None
             self.log_alpha.requires_grad_(True)
-            self.forget_draw()
+            self.invalidate_sample()
         self._followed = (objective,)
         self.search_number = next(_search_numbers)
         return self.search_number
@@ -207,22 +198,22 @@ class HeadGates(GateCounts):
             raise InputError(f"Expected {expected} gate values, got a tensor of shape {tuple(values.shape)}.")
         before = self._fixed
         self._fixed = values.to(self.log_alpha.device)
-        self.forget_draw()
+        self.invalidate_sample()
         try:
             yield
         finally:
             self._fixed = before
-            self.forget_draw()
+            self.invalidate_sample()
 
-    def forget_draw(self) -> None:
-        """Make a new draw when values are needed next; to call after a change of anything but ``log_alpha``."""
-        self.draw.forget()
+    def invalidate_sample(self) -> None:
+        """Make a new sample when values are needed next; to call after a change of anything but ``log_alpha``."""
+        self.pass_sample.invalidate()
 
     def attach(self, model: nn.Module, blocks: Sequence[Block]) -> None:
         """Put the gates into a model, in place: hooks on every output projection and on the model."""
         self.attachment = Attachment(model, self)
-        self.attachment.hook_passes(self.draw)
-        self.attachment.hook_blocks(self.draw, blocks, self.block_sizes)
+        self.attachment.hook_passes(self.pass_sample)
+        self.attachment.hook_blocks(self.pass_sample, blocks, self.block_sizes)
 
     @contextmanager
     def detached(self) -> Iterator[nn.Module]:
@@ -254,10 +245,6 @@ class HeadGates(GateCounts):
         blocks = {block.name: block for block in find_blocks(model, units=self.units, group_size=self.group_size)}
         return [blocks[name] for name in self.block_names]
 
-    def attention_blocks(self) -> list[AttentionBlock]:
-        """Return the attention blocks that have these gates; the errors are those of :meth:`blocks`."""
-        return [block for block in self.blocks() if isinstance(block, AttentionBlock)]
-
     def remove_with_gates(self, handle: Handle) -> None:
         """Remove another hook, too, when :meth:`remove` is called."""
         self._present_attachment().other_handles.append(handle)
@@ -267,17 +254,15 @@ class HeadGates(GateCounts):
         if self.attachment is not None:
             self.attachment.remove()
         self.attachment = None
-        self.forget_draw()
+        self.invalidate_sample()
 
     def extra_repr(self) -> str:
-        """Show the number of heads and neurons with a gate."""
-        num_blocks = sum(kind != "feed_forward" for kind in self.block_kinds)
-        num_gates = sum(self.block_sizes[:num_blocks])
-        heads = f"{self.num_heads} heads in {num_blocks} attention blocks"
-        parts = [heads if num_gates == self.num_heads else f"{num_gates} gates for {heads}"] if num_blocks else []
-        if self.num_neurons:
-            neurons = f"{self.num_neurons} neurons in {len(self.block_names) - num_blocks} feed-forward blocks"
-            parts.append(f"{self.log_alpha.numel() - num_gates} gates for {neurons}")
+        """Show the number of units with a gate."""
+        parts = []
+        for unit in self.units:
+            num_blocks, num_gates = self.block_units.count(unit), self.unit_of_gate.count(unit)
+            units = f"{self.total(unit)} {unit} in {num_blocks} {UNITS[unit].label} blocks"
+            parts.append(units if num_gates == self.total(unit) else f"{num_gates} gates for {units}")
         return ", ".join(parts)
 
     def _present_attachment(self) -> Attachment:

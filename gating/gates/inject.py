@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.discovery.find import Unit, check_units, search_attention, search_feed_forward
 from gating.discovery.ungated import (
     UngatedModules,
     check_patterns,
@@ -23,12 +22,10 @@ from gating.gates.attachment import CHILD_NAME, check_not_gated
 from gating.gates.gates import HeadGates
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
-from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import without_adapter
-from gating.structure.families import find_spec
-from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block, ExpertsBlock, FeedForwardBlock
-from gating.structure.feed_forward_specs import find_feed_forward_spec
+from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block
 from gating.structure.removal import plan_removal
+from gating.units import UNITS, UnitName, check_units, unit_of
 
 __all__ = ["create_gates", "inject_gates"]
 
@@ -36,7 +33,7 @@ __all__ = ["create_gates", "inject_gates"]
 def inject_gates(
     model: nn.Module,
     *,
-    units: Unit | Collection[Unit] = "heads",
+    units: UnitName | Collection[UnitName] = "heads",
     group_size: int = DEFAULT_GROUP_SIZE,
     temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
     stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
@@ -114,7 +111,7 @@ def inject_gates(
 def create_gates(
     model: nn.Module,
     *,
-    units: Unit | Collection[Unit] = "heads",
+    units: UnitName | Collection[UnitName] = "heads",
     group_size: int = DEFAULT_GROUP_SIZE,
     temperature: float = hard_concrete.DEFAULT_TEMPERATURE,
     stretch_limits: tuple[float, float] = hard_concrete.DEFAULT_STRETCH_LIMITS,
@@ -156,7 +153,7 @@ def create_gates(
 def _find(
     model: nn.Module,
     *,
-    units: Unit | Collection[Unit],
+    units: UnitName | Collection[UnitName],
     group_size: int,
     exclude: Collection[str],
     towers: Collection[str] | str | None,
@@ -167,15 +164,11 @@ def _find(
     if hasattr(model, CHILD_NAME):
         raise InputError(f"{type(model).__name__} has gates already; call model.{CHILD_NAME}.remove() first.")
     _check_not_sequential(model)
-    chosen = check_units(units)
     found: list[Block] = []
     ungated: list[UngatedModules] = []
-    if "heads" in chosen:
-        attention, ungated = search_attention(model, discover=discover, probe=probe)
-        found += attention
-    if "neurons" in chosen:
-        feed_forward, others = search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
-        found += feed_forward
+    for unit in check_units(units):
+        blocks_of_unit, others = UNITS[unit].search(model, group_size=group_size, discover=discover, probe=probe)
+        found += blocks_of_unit
         ungated += others
     unfound = [name for one in ungated for name in one.names]
     wanted = check_towers([*(block.name for block in found), *unfound], towers)
@@ -184,7 +177,7 @@ def _find(
         block for block in found if block.unit_ids and not is_left_out(block.name, exclude=exclude, towers=wanted)
     ]
     if not blocks:
-        units_found = {"attention head" if isinstance(block, AttentionBlock) else "neuron" for block in found}
+        units_found = {unit_of(block).full_name for block in found}
         raise InputError(f"No {' or '.join(sorted(units_found))} of {type(model).__name__} is left to put a gate on.")
     check_not_gated(blocks)
     return blocks, without_left_out(ungated, exclude=exclude, towers=wanted)
@@ -198,7 +191,7 @@ def _check_exclude(found: list[Block], others: list[str], exclude: Collection[st
     if unknown:
         name = sorted(unknown)[0]
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        kinds = {"attention" if isinstance(block, AttentionBlock) else "feed-forward" for block in found}
+        kinds = {unit_of(block).label for block in found}
         raise InputError(
             f"There is no {' or '.join(sorted(kinds))} block {name!r} to exclude. Did you mean {nearest!r}?"
         )
@@ -218,28 +211,14 @@ def _prove_foreign_blocks(
     is_whole = not any(weight.is_meta or hasattr(weight, "full_tensor") for weight in model.parameters())
     if not is_possible or has_adapters or not is_whole:
         return
-    neurons = [block for block in blocks if isinstance(block, FeedForwardBlock) and _is_foreign(block)]
-    heads = [block for block in blocks if isinstance(block, AttentionBlock) and _is_foreign(block)]
-    if heads and probe is None and not _runs(model):
-        heads = []
-    for foreign in (neurons, heads):
-        kept = {block.name: _all_but_some(block, group_queries=group_queries) for block in foreign}
+    for unit in UNITS.values():
+        foreign = [block for block in blocks if unit_of(block) is unit and unit.is_foreign(block)]
+        if foreign and unit.is_tried_if_it_runs and probe is None and not _runs(model):
+            continue
+        kept = {block.name: unit.all_but_some(block, group_queries=group_queries) for block in foreign}
         edits = [edit for block in foreign for edit in plan_removal(block, kept[block.name])]
         if edits:
             try_removal(model, foreign, kept, edits, probe=probe, must_matter=False)
-
-
-def _all_but_some(block: Block, *, group_queries: bool) -> tuple[int, ...]:
-    """Return the units of a block without those of its first gate, or without the first head of each group of queries.
-
-    A block of one gate stays whole: some classes cannot be left without a head.
-    """
-    removed = {block.unit_ids[0]}
-    if isinstance(block, AttentionBlock) and block.num_key_value_heads > 1:
-        size = len(block.head_slots) // block.num_key_value_heads
-        removed = set(block.head_slots[:size] if group_queries else block.head_slots[::size])
-        removed = removed if len(removed) < len(block.head_slots) else {block.head_slots[0]}
-    return tuple(unit for unit in block.unit_ids if unit not in removed) or block.unit_ids
 
 
 def _runs(model: nn.Module) -> bool:
@@ -248,18 +227,6 @@ def _runs(model: nn.Module) -> bool:
     except ValueError:
         return False  # The user may have a batch for the removal.
     return True
-
-
-def _is_foreign(block: Block) -> bool:
-    """Return whether a block has a module of a class from elsewhere, or a layout that the registry lacks."""
-    classes = {type(module).__module__.partition(".")[0] for module in block.module.modules()}
-    if isinstance(block, AttentionBlock):
-        is_guessed = getattr(block.module, "attention_spec", None) == block.spec
-        shipped: object = block.spec if is_guessed else find_spec(block.module, shipped_only=True)
-    else:
-        is_known = isinstance(block, ExpertsBlock)
-        shipped = block.spec if is_known else find_feed_forward_spec(block.module, shipped_only=True)
-    return shipped != block.spec or not classes <= {"torch", "transformers", "gating"}
 
 
 def _check_not_sequential(model: nn.Module) -> None:

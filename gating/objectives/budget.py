@@ -1,4 +1,4 @@
-"""Budgets: the heads, neurons or cost to keep, and the gates with the largest scores that meet it."""
+"""Budgets: the units or cost to keep, and the gates with the largest scores that meet it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
-from gating.objectives.parts import BudgetPart, BudgetUnit, Costs, gate_costs, parts_of
+from gating.objectives.parts import COST, BudgetPart, Costs, gate_costs, parts_of
+from gating.units import UNITS, UnitName
 
-__all__ = ["DEFAULT_KEEP", "HeadBudget", "resolve_budget", "whole_amount"]
+__all__ = ["DEFAULT_KEEP", "HeadBudget", "KeepsBudget", "resolve_budget", "whole_amount"]
 
 # Share of the heads, or of the cost, that a budget without any number keeps.
 DEFAULT_KEEP = 0.25
@@ -24,9 +25,9 @@ Share = float | Mapping[str, float]
 class HeadBudget:
     """The heads and neurons that an objective keeps.
 
-    With gates on heads alone or on neurons alone, ``keep`` is a share of their number. With gates on both, ``keep`` is
-    a share of the cost of all of them, for which heads and neurons compete; numbers of heads and of neurons are exact,
-    and a unit without a number keeps all.
+    With gates on one unit, ``keep`` is a share of its number. With gates on several, ``keep`` is a share of the cost of
+    all of them, for which they compete; numbers of heads and of neurons are exact, and a unit without a number keeps
+    all.
 
     Attributes:
         num_heads: Number of heads to keep, or a number for each kind of attention, such as
@@ -60,18 +61,24 @@ class HeadBudget:
         defaults = {one.name: one.default for one in fields(self)}
         return ", ".join(f"{name}={value}" for name, value in given.items() if value != defaults[name])
 
-    def parts(self, gates: HeadGates) -> list[tuple[BudgetPart, float]]:
-        """Return the parts of the gates that have a budget each, with its number of heads or neurons, or share of cost.
+    @property
+    def numbers(self) -> dict[UnitName, Number]:
+        """The numbers that are given, by unit."""
+        found = {unit: getattr(self, f"num_{unit}", None) for unit in UNITS}
+        return {unit: number for unit, number in found.items() if number is not None}
 
-        All gates are one part, unless heads and neurons have numbers, or the budget is one for each kind of attention.
-        A share of heads or neurons is rounded to a number that the gates can keep.
+    def parts(self, gates: HeadGates) -> list[tuple[BudgetPart, float]]:
+        """Return the parts of the gates that have a budget each, with its number of units or share of cost.
+
+        All gates are one part, unless units have numbers, or the budget is one for each kind of attention. A share of
+        units is rounded to a number that the gates can keep.
 
         Raises:
             InputError: The budget is out of range, is for a unit without gates or for a kind of attention that the
                 model lacks, is not a multiple of the heads or neurons of a gate, or is too small for ``min_per_layer``.
         """
         # Objectives ask at every step, and a large model has thousands of gates.
-        key = (gates.heads_per_gate, gates.block_kinds, gates.macs_per_gate)
+        key = (gates.units_per_gate, gates.block_kinds, gates.macs_per_gate)
         known = self._cache.get("key")
         if known is None or any(one is not other for one, other in zip(known, key, strict=True)):
             self._cache.update(parts=list(self._resolve(gates)), key=key)
@@ -83,7 +90,7 @@ class HeadBudget:
         (replace(self, cost="macs") if self.cost == "latency" else self).parts(gates)
 
     def resolve(self, gates: HeadGates) -> float:
-        """Return the budget as a number of heads, of neurons, or for both as a share of cost, of the whole model.
+        """Return the budget as a number of units of the whole model, or for several units as a share of their cost.
 
         The errors are those of :meth:`parts`.
 
@@ -97,11 +104,11 @@ class HeadBudget:
         return self.amount(gates, [number for _, number in self.parts(gates)])
 
     def amount(self, gates: HeadGates, numbers: Sequence[float]) -> float:
-        """Return numbers of :meth:`parts` as one: of heads, of neurons, or for both the share of the cost of all gates.
+        """Return numbers of :meth:`parts` as one: of units, or for several units the share of the cost of all gates.
 
         Args:
             gates: The gates.
-            numbers: Number of heads or neurons, or share of cost, of each part.
+            numbers: Number of units, or share of cost, of each part.
         """
         if len(gates.units) == 1:
             return sum(numbers)
@@ -113,7 +120,7 @@ class HeadBudget:
 
         Args:
             gates: The gates.
-            scores: Score of one unit of each gate, ``[num_gates]``: of one head, one neuron, or per cost.
+            scores: Score of one unit of each gate, ``[num_gates]``, or per cost.
             numbers: Number for each of :meth:`parts` that its gates can keep; the budget if left out.
 
         Returns:
@@ -133,21 +140,21 @@ class HeadBudget:
             chosen = chosen.index_fill(0, part.choose(scores.detach(), number), True)
         return chosen
 
-    def at(self, keep: float) -> "HeadBudget":
+    def with_keep(self, keep: float) -> "HeadBudget":
         """Return the budget with a share in place of its numbers and its own share."""
         return replace(self, num_heads=None, num_neurons=None, keep=keep)
 
     def _resolve(self, gates: HeadGates) -> Iterator[tuple[BudgetPart, float]]:
         keep = self._checked_share(gates)
-        if keep is not None and not isinstance(keep, Mapping) and len(gates.units) == 2:
-            (part,) = self._parts_of(gates, "cost", by=None)
+        if keep is not None and not isinstance(keep, Mapping) and len(gates.units) > 1:
+            (part,) = self._parts_of(gates, COST, by=None)
             share = _checked_keep(keep, of="the cost")
             part.check(share, exact=False)
             yield part, share
             return
         found = []
         for unit in gates.units:
-            number = self.num_heads if unit == "heads" else self.num_neurons
+            number = self.numbers.get(unit)
             budget = number if keep is None else keep
             parts = self._parts_of(gates, unit, by=_grouping(budget, gates))
             if isinstance(number, Mapping):
@@ -160,8 +167,7 @@ class HeadBudget:
 
     def _checked_share(self, gates: HeadGates) -> Share | None:
         """Return the share to keep; None if numbers are given, and all units with a number have gates."""
-        numbers = {"heads": self.num_heads, "neurons": self.num_neurons}
-        given = {unit: number for unit, number in numbers.items() if number is not None}
+        given = self.numbers
         keep = DEFAULT_KEEP if not given and self.keep is None else self.keep
         for unit, number in given.items():
             if keep is not None:
@@ -172,49 +178,75 @@ class HeadBudget:
                     python='put gates on both with inject_gates(model, units=("heads", "neurons")).',
                     command="put gates on both with gates.units=[heads,neurons].",
                 )
-        if self.min_per_layer and "heads" not in gates.units:
-            raise InputError(f"min_per_layer={self.min_per_layer} is a number of heads, and the gates are of neurons.")
+        if self.min_per_layer and not any(UNITS[unit].has_minimum for unit in gates.units):
+            units = " or ".join(name for name, unit in UNITS.items() if unit.has_minimum)
+            raise InputError(
+                f"min_per_layer={self.min_per_layer} is a number of {units}, and the gates are of {gates.units[0]}."
+            )
         return keep
 
-    def _parts_of(self, gates: HeadGates, unit: BudgetUnit, *, by: Literal["kind", "tower"] | None) -> list[BudgetPart]:
-        # Exact numbers of both need costs only to show them as one share.
-        cost = "macs" if unit != "cost" and self.cost == "latency" else self.cost
+    def _parts_of(self, gates: HeadGates, unit: UnitName, *, by: Literal["kind", "tower"] | None) -> list[BudgetPart]:
+        # Exact numbers of several units need costs only to show them as one share.
+        cost = "macs" if unit != COST and self.cost == "latency" else self.cost
         return parts_of(
             gates,
             by=by,
             unit=unit,
-            costs=gate_costs(gates, cost) if len(gates.units) == 2 else (),
+            costs=gate_costs(gates, cost) if len(gates.units) > 1 else (),
             min_per_layer=self.min_per_layer,
             uniform=self.uniform,
         )
 
     def _resolve_part(self, part: BudgetPart, number: int | None, keep: float | None) -> float:
-        # A kind that was left out keeps all its heads or neurons.
-        left_out = number is None and keep is None
-        total, unit = int(part.total), "heads" if part.unit == "heads" else "neurons"
-        budget = resolve_budget(number, 1.0 if left_out else keep, total=total, kind=part.kind, unit=unit)
+        # A kind that was left out keeps all its units.
+        keep = 1.0 if number is None and keep is None else keep
+        budget = resolve_budget(number, keep, total=int(part.total), kind=part.kind, unit=part.unit)
         part.check(budget, exact=number is not None)
         return part.nearest(budget) if number is None else budget
 
 
+class KeepsBudget:
+    """The part of an objective that keeps the gates with the largest ``log_alpha`` that meet a budget."""
+
+    _budget: HeadBudget
+
+    def extra_repr(self) -> str:
+        """Return the budget."""
+        return str(self._budget)
+
+    def check(self, gates: HeadGates) -> None:
+        """Raise ``InputError`` if these gates cannot keep the budget."""
+        self._budget.check(gates)
+
+    def penalty(self, gates: HeadGates) -> Tensor:
+        """Return zero: the budget is met by construction."""
+        return gates.log_alpha.new_zeros(())
+
+    def kept(self, gates: HeadGates) -> Tensor:
+        """Return the gates with the largest ``log_alpha`` that meet the budget."""
+        return self._budget.choose(gates, gates.log_alpha)
+
+    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
+        """Return the gates that stay with another share of the cost, or of the units of gates on one."""
+        return self._budget.with_keep(keep).choose(gates, gates.log_alpha)
+
+
 def whole_amount(gates: HeadGates) -> float:
-    """Return the number of all heads, or of all neurons; 1 for gates on both, the share of their cost."""
-    if len(gates.units) == 2:
-        return 1.0
-    return gates.num_heads if "heads" in gates.units else gates.num_neurons
+    """Return the number of all units; 1 for gates on several, the share of their cost."""
+    return gates.total(gates.units[0]) if len(gates.units) == 1 else 1.0
 
 
 def resolve_budget(
-    num_heads: int | None, keep: float | None, *, total: int, kind: str | None = None, unit: str = "heads"
+    number: int | None, keep: float | None, *, total: int, kind: str | None = None, unit: UnitName = "heads"
 ) -> int:
-    """Return a budget as a number of heads, or of neurons.
+    """Return a budget as a number of units.
 
     Args:
-        num_heads: Number to keep.
+        number: Number to keep.
         keep: Share to keep, instead; rounded to the nearest number, at least one.
-        total: Number of heads or neurons of the model, or of the kind.
-        kind: Kind of attention of the budget, for the error message; None for a whole model.
-        unit: ``heads`` or ``neurons``, for the error message.
+        total: Number of units of the model, or of the kind.
+        kind: Kind of blocks of the budget, for the error message; None for a whole model.
+        unit: Name of the unit, for the error message.
 
     Raises:
         InputError: Both or neither were given, or the budget is not between one and all of them.
@@ -223,18 +255,17 @@ def resolve_budget(
         >>> resolve_budget(None, 0.25, total=72)
         18
     """
-    if (num_heads is None) == (keep is None):
-        raise InputError(f"Give either num_{unit} or keep: got num_{unit}={num_heads} and keep={keep}.")
-    of_kind, has = (f".{kind}", f"{kind} attention of this model") if kind else ("", "this model")
+    if (number is None) == (keep is None):
+        raise InputError(f"Give either num_{unit} or keep: got num_{unit}={number} and keep={keep}.")
+    of_kind = f".{kind}" if kind else ""
     if keep is not None:
         return max(1, round(_checked_keep(keep, of=unit, kind=of_kind) * total))
-    if isinstance(num_heads, bool) or not isinstance(num_heads, int) or not 1 <= num_heads <= total:
-        has = "this model" if unit == "neurons" else has
+    if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= total:
         raise InputError(
-            f"num_{unit}{of_kind}={num_heads} cannot be kept: {has} has {total} {unit}, so give an integer from 1 to "
-            f"{total}."
+            f"num_{unit}{of_kind}={number} cannot be kept: {UNITS[unit].part_in_words(kind)} has {total} {unit}, so "
+            f"give an integer from 1 to {total}."
         )
-    return num_heads
+    return number
 
 
 def _checked_keep(keep: float, *, of: str, kind: str = "") -> float:
@@ -250,7 +281,7 @@ def _check_cost(cost: Costs) -> None:
         is_valid = cost in ("macs", "parameters", "latency")
     else:
         rates = [rate for rate in cost.values() if isinstance(rate, (int, float)) and 0 <= rate < float("inf")]
-        is_valid = set(cost) <= {"heads", "neurons"} and len(rates) == len(cost) and any(rates)
+        is_valid = set(cost) <= set(UNITS) and len(rates) == len(cost) and any(rates)
     if not is_valid:
         raise InputError(
             f"cost={cost} cannot be used: give macs, parameters, latency, or the cost of a multiply-accumulate of each "

@@ -80,8 +80,7 @@ class Convergence:
         allowed = 0 if len(gates.units) == 1 else max(1, len(now) // 100)
         if self._num_unchanged < self._patience or undecided > self._max_undecided or num_others > allowed:
             return None
-        counts = {"heads": gates.heads_per_gate, "neurons": gates.neurons_per_gate}
-        kept_units = " and ".join(f"{sum(itertools.compress(counts[unit], now))} {unit}" for unit in gates.units)
+        kept_units = " and ".join(f"{sum(itertools.compress(gates.counts[unit], now))} {unit}" for unit in gates.units)
         return (
             f"the same {kept_units} were kept at {self._num_unchanged + 1} checks in a row, and "
             f"{undecided:.0%} of the gates are undecided"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gating.gates import HeadGates, hard_concrete
 from gating.objectives.base import begin_search, check_search
-from gating.objectives.budget import HeadBudget
+from gating.objectives.budget import HeadBudget, KeepsBudget
 from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule, DescentStart, given_or_default
@@ -131,7 +131,7 @@ def _search(logits: Tensor, weights: Tensor, target: Tensor) -> Tensor:
     return low + width * (num_intervals / 2)
 
 
-class ExactBudget(nn.Module):
+class ExactBudget(KeepsBudget, nn.Module):
     """An objective that keeps exactly the given number of heads or neurons, without a hyperparameter.
 
     Instead of a price on open gates, the expected number of open gates is held at a scheduled budget at every step
@@ -186,14 +186,6 @@ class ExactBudget(nn.Module):
         self._schedule = given_or_default(schedule)
         self._start = DescentStart() if self._schedule.start is None else None
 
-    def extra_repr(self) -> str:
-        """Return the budget."""
-        return str(self._budget)
-
-    def check(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if these gates cannot keep the budget."""
-        self._budget.check(gates)
-
     def attach(self, gates: HeadGates) -> None:
         """Let the gates compete for the budget, in a search that begins."""
         parts = [part for part, _ in self._budget.parts(gates)]
@@ -208,7 +200,7 @@ class ExactBudget(nn.Module):
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the expected number of open heads or neurons, or the share of cost, for this share of the search."""
         check_search(self, gates)
-        gates.forget_draw()
+        gates.invalidate_sample()
         start = None if self._start is None else self._start.update(self._schedule, progress)
         waits = self._start is not None and start is None
         decides = self._start is not None and self._start.followed_loss(self._schedule)
@@ -224,23 +216,11 @@ class ExactBudget(nn.Module):
         if self._start is not None:
             self._start.observe(loss)
 
-    def penalty(self, gates: HeadGates) -> Tensor:
-        """Return zero: the budget is met by construction."""
-        return gates.log_alpha.new_zeros(())
-
     def target(self, gates: HeadGates) -> float:
         """Return the expected number of open heads or neurons; with gates on both, the expected share of cost."""
         parts = [part for part, _ in self._budget.parts(gates)]
         counts = [float(count.target) / _scale(part) for part, count in zip(parts, _counts_of(gates), strict=True)]
         return self._budget.amount(gates, counts)
-
-    def kept(self, gates: HeadGates) -> Tensor:
-        """Return the gates with the largest ``log_alpha`` that meet the budget."""
-        return self._budget.choose(gates, gates.log_alpha)
-
-    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
-        """Return the gates that stay with another share of the cost, or of the heads or neurons of gates on one."""
-        return self._budget.at(keep).choose(gates, gates.log_alpha)
 
 
 def _constraint(gates: HeadGates, part: BudgetPart) -> nn.Module:
@@ -261,8 +241,8 @@ def _initial_count(part: BudgetPart) -> float:
 
 
 def _scale(part: BudgetPart) -> float:
-    """Return the factor for neurons and costs with which weights are 1 in the mean, as those of heads are."""
-    return 1 if part.unit == "heads" else len(part.weights) / part.total
+    """Return the factor with which the weights of units that are weighed are 1 in the mean, as those of heads are."""
+    return len(part.weights) / part.total if part.is_weighed else 1
 
 
 def _counts_of(gates: HeadGates) -> list[ExpectedCount]:

@@ -8,18 +8,17 @@ import torch
 from torch import Tensor
 
 from gating.errors import RemedyError
+from gating.units import UnitName
 
-__all__ = ["FEED_FORWARD", "BlockGates", "Items", "by_rank", "equal_gates", "uniform_items"]
-
-# Kind of the blocks whose gates are of neurons.
-FEED_FORWARD = "feed_forward"
+__all__ = ["BlockGates", "Items", "by_rank", "equal_gates", "uniform_items"]
 
 
 class BlockGates(NamedTuple):
-    """Name and kind of a block, and the positions of its gates."""
+    """Name, kind and unit of a block, and the positions of its gates."""
 
     name: str
     kind: str
+    unit: UnitName
     gates: range
 
 
@@ -27,20 +26,20 @@ class Items(NamedTuple):
     """Items that a selection takes or leaves, in groups of consecutive ones.
 
     Attributes:
-        sizes: Heads, neurons or cost of each item.
-        heads: Number of heads of each item.
+        sizes: Units or cost of each item.
+        units: Number of units of each item.
         groups: Number of items of each group: the gates of a block, or the ranks of a kind.
-        least: Least number of heads of each group.
+        least: Least number of units of each group.
     """
 
     sizes: tuple[float, ...]
-    heads: tuple[int, ...]
+    units: tuple[int, ...]
     groups: tuple[int, ...]
     least: tuple[int, ...]
 
     @property
     def whole(self) -> tuple[int, ...]:
-        """Sizes as whole numbers, those of heads and neurons."""
+        """Sizes as whole numbers, those of units."""
         return tuple(map(int, self.sizes))
 
 
@@ -49,7 +48,7 @@ def equal_gates(blocks: Sequence[BlockGates], units_per_gate: Sequence[int]) -> 
 
     Args:
         blocks: Blocks with the gates.
-        units_per_gate: Number of heads or neurons of each gate; gates without any are left out.
+        units_per_gate: Number of units of each gate; gates without any are left out.
 
     Returns:
         Positions of gates, ``[num_blocks, num_gates_per_block]``, by kind and size.
@@ -58,7 +57,7 @@ def equal_gates(blocks: Sequence[BlockGates], units_per_gate: Sequence[int]) -> 
         InputError: Blocks of one kind have different gates.
 
     Example:
-        >>> blocks = [BlockGates("first", "self", range(2)), BlockGates("second", "self", range(2, 4))]
+        >>> blocks = [BlockGates(name, "self", "heads", range(at, at + 2)) for name, at in (("a", 0), ("b", 2))]
         >>> equal_gates(blocks, [1, 1, 1, 1])
         {('self', 1): tensor([[0, 1],
                 [2, 3]])}
@@ -92,7 +91,7 @@ def uniform_items(
     blocks: Sequence[BlockGates],
     matrices: Mapping[tuple[str, int], Tensor],
     sizes: Sequence[float],
-    heads: Sequence[int],
+    units: Sequence[int],
     least: Mapping[str, int],
 ) -> Items:
     """Return the items of equal layers: the best gate of every block of a kind, the second best ones, and so on.
@@ -100,16 +99,16 @@ def uniform_items(
     Args:
         blocks: Blocks with the gates.
         matrices: Gates of each block from :func:`equal_gates`; those of one block have the same size in each.
-        sizes: Heads, neurons or cost of each gate.
-        heads: Number of heads of each gate.
-        least: Least number of heads of each block, by kind.
+        sizes: Units or cost of each gate.
+        units: Number of units of each gate.
+        least: Least number of units of each block, by kind.
     """
     ranks = [(kind, rank) for (kind, _), matrix in matrices.items() for rank in matrix.T.tolist()]
     num_ranks = Counter(kind for kind, _ in ranks)
     num_blocks = Counter(block.kind for block in blocks)
     return Items(
         sizes=tuple(sum(sizes[gate] for gate in rank) for _, rank in ranks),
-        heads=tuple(sum(heads[gate] for gate in rank) for _, rank in ranks),
+        units=tuple(sum(units[gate] for gate in rank) for _, rank in ranks),
         groups=tuple(num_ranks.values()),
         least=tuple(least[kind] * num_blocks[kind] for kind in num_ranks),
     )
@@ -118,10 +117,9 @@ def uniform_items(
 def _check_equal(first: BlockGates, block: BlockGates, units_per_gate: Sequence[int]) -> None:
     sizes = [sorted(units_per_gate[gate] for gate in each.gates) for each in (first, block)]
     if sizes[0] != sizes[1]:
-        unit = "neurons" if block.kind == FEED_FORWARD else "heads"
         raise RemedyError(
-            f"Layers cannot keep equally many: {first.name} has {sum(sizes[0])} {unit} with {len(sizes[0])} gates, and "
-            f"{block.name} has {sum(sizes[1])} with {len(sizes[1])}. Let them differ with ",
+            f"Layers cannot keep equally many: {first.name} has {sum(sizes[0])} {block.unit} with {len(sizes[0])} "
+            f"gates, and {block.name} has {sum(sizes[1])} with {len(sizes[1])}. Let them differ with ",
             python="uniform=False.",
             command="objective.uniform=false.",
         )

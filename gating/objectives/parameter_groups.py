@@ -6,19 +6,17 @@ from typing import Any
 from torch import nn
 from transformers.trainer_pt_utils import get_parameter_names
 
-from gating.discovery.find import Unit
 from gating.gates import HeadGates
 from gating.objectives.base import Objective
+from gating.units import UNITS, UnitName
 
 __all__ = ["default_gate_lr", "gate_groups", "parameter_groups"]
 
-# With neurons, the second was better in a run at twice the speed on each of three data sets.
-_GATE_LR, _GATE_LR_WITH_NEURONS = 0.1, 0.2
 # Parameters that transformers' Trainer trains without weight decay.
 _WITHOUT_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
 
 
-def default_gate_lr(units: Collection[Unit]) -> float:
+def default_gate_lr(units: Collection[UnitName]) -> float:
     """Return the learning rate of gates: 0.1 on heads alone, 0.2 with gates on neurons.
 
     It is about a thousand times that of the weights, or no gate would close in a run.
@@ -30,7 +28,7 @@ def default_gate_lr(units: Collection[Unit]) -> float:
         >>> default_gate_lr(["heads"]), default_gate_lr(["heads", "neurons"])
         (0.1, 0.2)
     """
-    return _GATE_LR_WITH_NEURONS if "neurons" in units else _GATE_LR
+    return max(UNITS[unit].gate_lr for unit in units)
 
 
 def parameter_groups(

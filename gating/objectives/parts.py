@@ -11,20 +11,22 @@ from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
-from gating.objectives.items import FEED_FORWARD, BlockGates, Items, by_rank, equal_gates, uniform_items
+from gating.objectives.items import BlockGates, Items, by_rank, equal_gates, uniform_items
 from gating.objectives.selection import (
     check_reachable,
-    fewest_heads,
+    fewest_units,
     nearest_reachable,
     select_affordable,
     select_best,
     select_gates,
 )
 from gating.structure.blocks import tower_of
+from gating.units import UNITS, UnitName
 
-__all__ = ["BudgetPart", "BudgetUnit", "Costs", "gate_costs", "parts_of"]
+__all__ = ["COST", "BudgetPart", "Costs", "gate_costs", "parts_of"]
 
-BudgetUnit = Literal["heads", "neurons", "cost"]
+# In place of the name of a unit: a budget that is a share of the cost of all units, for which they compete.
+COST = "cost"
 Costs = Literal["macs", "parameters", "latency"] | Mapping[str, float]
 
 
@@ -33,23 +35,23 @@ class BudgetPart:
     """Gates that share a budget.
 
     Attributes:
-        unit: Unit of the budget: heads, neurons, or the share of the cost of these gates.
-        kind: Kind of attention, ``feed_forward``, or tower that the gates belong to; None for all gates with the unit.
+        name: Name of the part, unique among the parts of a budget.
+        unit: What is budgeted: the name of a unit, or ``cost`` for the share of the cost of these gates.
+        kind: Kind of blocks, or tower, that the gates belong to; None for all gates with the unit.
         indices: Indices of the gates among all gates.
-        units_per_gate: Number of heads or neurons of each gate.
-        heads_per_gate: Number of heads of each gate; 0 for a gate of neurons.
+        units_per_gate: Number of units of each gate.
         costs: Cost of each gate.
         share: Share of the cost of all gates that these gates have.
         blocks: Blocks with these gates.
-        min_per_layer: Least number of heads that each attention block keeps.
-        uniform: Whether all blocks of a kind keep equally many heads or neurons.
+        min_per_layer: Least number of units that each block keeps, of units that have a minimum.
+        uniform: Whether all blocks of a kind keep equally many units.
     """
 
-    unit: BudgetUnit
+    name: str
+    unit: UnitName
     kind: str | None
     indices: tuple[int, ...]
     units_per_gate: tuple[int, ...]
-    heads_per_gate: tuple[int, ...]
     costs: tuple[float, ...]
     share: float
     blocks: tuple[BlockGates, ...]
@@ -57,27 +59,26 @@ class BudgetPart:
     uniform: bool = False
 
     @property
-    def name(self) -> str:
-        """Name of the part, unique among the parts of a budget: its kind or tower, or its unit."""
-        is_tower_of_neurons = self.unit == "neurons" and self.kind not in (None, FEED_FORWARD)
-        return f"{self.kind}_neurons" if is_tower_of_neurons else self.kind or self.unit
+    def is_weighed(self) -> bool:
+        """Whether a search weighs gates by their units or cost over the mean; otherwise it counts units."""
+        return self.unit == COST or UNITS[self.unit].is_weighed
 
     @cached_property
     def total(self) -> float:
-        """Number of heads or neurons of all gates of the part; 1 for a share of cost."""
-        return 1.0 if self.unit == "cost" else sum(self.units_per_gate)
+        """Number of units of all gates of the part; 1 for a share of cost."""
+        return 1.0 if self.unit == COST else sum(self.units_per_gate)
 
     @cached_property
     def weights(self) -> tuple[float, ...]:
-        """Heads, neurons or share of cost of each gate, which sum to :attr:`total`."""
-        if self.unit != "cost":
+        """Units or share of cost of each gate, which sum to :attr:`total`."""
+        if self.unit != COST:
             return self.units_per_gate
         total = sum(self.costs)
         return tuple(cost / total for cost in self.costs)
 
     def nearest(self, number: float) -> float:
-        """Return the number of heads or neurons nearest to ``number`` that these gates can keep; a share as it is."""
-        if self.unit == "cost":
+        """Return the number of units nearest to ``number`` that these gates can keep; a share as it is."""
+        if self.unit == COST:
             return number
         items = self._items
         return nearest_reachable(round(number), items.whole, block_sizes=items.groups, min_per_layer=items.least)
@@ -86,23 +87,23 @@ class BudgetPart:
         """Raise ``InputError`` unless these gates can keep the budget.
 
         Args:
-            number: Number of heads or neurons, or share of cost.
+            number: Number of units, or share of cost.
             exact: Whether the number must be reached exactly; else it is rounded later.
         """
         items = self._items
         for block in self.blocks:
-            num_heads = sum(self.heads_per_gate[gate] for gate in block.gates)
-            if block.kind != FEED_FORWARD and num_heads < self.min_per_layer:
+            present = sum(self.units_per_gate[gate] for gate in block.gates)
+            if present < self._least_of(block):
                 raise InputError(
-                    f"min_per_layer={self.min_per_layer} is more than the {num_heads} heads of {block.name}."
+                    f"min_per_layer={self.min_per_layer} is more than the {present} {block.unit} of {block.name}."
                 )
-        if self.unit == "cost":
+        if self.unit == COST:
             self._check_cost(number)
             return
         if any(items.least):
-            fewest = fewest_heads(items.whole, block_sizes=items.groups, min_per_layer=items.least)
+            fewest = fewest_units(items.whole, block_sizes=items.groups, min_per_layer=items.least)
             if number < fewest:
-                self._refuse_minimum(f"{number} heads are too few", str(fewest))
+                self._refuse_minimum(f"{number} {self.unit} are too few", str(fewest))
         if exact:
             check_reachable(
                 int(number),
@@ -118,9 +119,9 @@ class BudgetPart:
         """Return the indices, among all gates, of the best gates for a budget.
 
         Args:
-            scores: Score of one unit of each gate of the model, ``[num_gates]``: of one head, one neuron, or per cost.
-            number: Number of heads or neurons that these gates can keep, such as that of :meth:`nearest`: the gates
-                stand for exactly it. Or the share of their cost that they may have at most.
+            scores: Score of one unit of each gate of the model, ``[num_gates]``, or per cost.
+            number: Number of units that these gates can keep, such as that of :meth:`nearest`: the gates stand for
+                exactly it. Or the share of their cost that they may have at most.
         """
         indices = torch.tensor(self.indices, device=scores.device)
         return indices[self.choose_own(scores[indices], number)]
@@ -151,20 +152,23 @@ class BudgetPart:
 
     @cached_property
     def _sizes(self) -> tuple[float, ...]:
-        return self.costs if self.unit == "cost" else self.units_per_gate
+        return self.costs if self.unit == COST else self.units_per_gate
 
     @cached_property
     def _items(self) -> Items:
-        least = {block.kind: 0 if block.kind == FEED_FORWARD else self.min_per_layer for block in self.blocks}
+        least = {block.kind: self._least_of(block) for block in self.blocks}
         if self.uniform:
-            return uniform_items(self.blocks, self.matrices, self._sizes, self.heads_per_gate, least)
+            return uniform_items(self.blocks, self.matrices, self._sizes, self.units_per_gate, least)
         groups = tuple(len(block.gates) for block in self.blocks)
-        return Items(self._sizes, self.heads_per_gate, groups, tuple(least[block.kind] for block in self.blocks))
+        return Items(self._sizes, self.units_per_gate, groups, tuple(least[block.kind] for block in self.blocks))
+
+    def _least_of(self, block: BlockGates) -> int:
+        return self.min_per_layer if UNITS[block.unit].has_minimum else 0
 
     def _select(self, scores: Tensor, number: float) -> Tensor:
         items = self._items
-        if self.unit == "cost":
-            first = select_best(scores, items.heads, items.groups, items.least)
+        if self.unit == COST:
+            first = select_best(scores, items.units, items.groups, items.least)
             return select_affordable(scores, items.sizes, number * sum(self.costs), first=first)
         return select_gates(scores, items.whole, int(number), block_sizes=items.groups, min_per_layer=items.least)
 
@@ -177,17 +181,17 @@ class BudgetPart:
                 "smaller groups of neurons."
             )
         if any(items.least):
-            first = select_best(torch.zeros(len(items.sizes)), items.heads, items.groups, items.least)
+            first = select_best(torch.zeros(len(items.sizes)), items.units, items.groups, items.least)
             needed = sum(items.sizes[item] for item in first) / total
             if needed > share * (1 + 1e-9):
                 self._refuse_minimum(f"keep={share} of the cost is too little", f"{needed:.4g}")
 
     def _refuse_minimum(self, problem: str, fewest: str) -> None:
-        num_blocks = sum(block.kind != FEED_FORWARD for block in self.blocks)
+        blocks = [block for block in self.blocks if self._least_of(block)]
         kind = f"{self.kind} " if self.kind else ""
         raise InputError(
-            f"{problem} for min_per_layer={self.min_per_layer} in each of {num_blocks} {kind}attention blocks: that "
-            f"takes {fewest}. Keep more, or lower min_per_layer."
+            f"{problem} for min_per_layer={self.min_per_layer} in each of {len(blocks)} {kind}"
+            f"{UNITS[blocks[0].unit].label} blocks: that takes {fewest}. Keep more, or lower min_per_layer."
         )
 
 
@@ -195,7 +199,7 @@ def parts_of(
     gates: HeadGates,
     *,
     by: Literal["kind", "tower"] | None,
-    unit: BudgetUnit | None = None,
+    unit: UnitName | None = None,
     costs: Sequence[float] = (),
     min_per_layer: int = 0,
     uniform: bool = False,
@@ -204,19 +208,20 @@ def parts_of(
 
     Args:
         gates: The gates.
-        by: Whether each kind of attention is a part, ``feed_forward`` being one kind, or each tower of the model.
-        unit: Unit of the budgets: heads, neurons, or the cost of both; the first of the gates if left out.
-        costs: Cost of each gate, if there are gates of both heads and neurons.
-        min_per_layer: Least number of heads that each attention block keeps.
+        by: Whether each kind of blocks is a part, such as ``encoder`` or ``feed_forward``, or each tower of the model.
+        unit: Unit of the budgets, or ``cost`` of all units; the first unit of the gates if left out.
+        costs: Cost of each gate, if there are gates of several units.
+        min_per_layer: Least number of units that each block keeps, of units that have a minimum.
         uniform: Whether all blocks of a kind keep equally many.
     """
     unit = unit or gates.units[0]
-    units = [heads + neurons for heads, neurons in zip(gates.heads_per_gate, gates.neurons_per_gate, strict=True)]
-    ends = accumulate(gates.block_sizes)
+    starts = accumulate(gates.block_sizes, initial=0)
     blocks = [
-        BlockGates(name, kind, range(end - size, end))
-        for name, kind, size, end in zip(gates.block_names, gates.block_kinds, gates.block_sizes, ends, strict=True)
-        if unit == "cost" or (kind == FEED_FORWARD) == (unit == "neurons")
+        BlockGates(name, kind, own_unit, range(start, start + size))
+        for name, kind, own_unit, size, start in zip(
+            gates.block_names, gates.block_kinds, gates.block_units, gates.block_sizes, starts, strict=False
+        )
+        if unit in (COST, own_unit)
     ]
     groups: dict[str | None, list[BlockGates]] = {}
     for block in blocks:
@@ -227,11 +232,11 @@ def parts_of(
         starts = accumulate((len(block.gates) for block in own), initial=0)
         parts.append(
             BudgetPart(
+                name=kind or unit if by != "tower" else f"{kind}_{unit}",
                 unit=unit,
                 kind=kind,
                 indices=tuple(indices),
-                units_per_gate=tuple(units[index] for index in indices),
-                heads_per_gate=tuple(gates.heads_per_gate[index] for index in indices),
+                units_per_gate=tuple(gates.units_per_gate[index] for index in indices),
                 costs=tuple(costs[index] for index in indices) if costs else (),
                 share=sum(costs[index] for index in indices) / sum(costs) if costs else 1.0,
                 blocks=tuple(
@@ -246,7 +251,7 @@ def parts_of(
 
 
 def gate_costs(gates: HeadGates, cost: Costs) -> tuple[float, ...]:
-    """Return the cost of each gate's heads or neurons.
+    """Return the cost of each gate's units.
 
     Args:
         gates: The gates.
@@ -270,14 +275,13 @@ def gate_costs(gates: HeadGates, cost: Costs) -> tuple[float, ...]:
             command="give objective.cost=macs or objective.cost=parameters.",
         )
     numbers = gates.parameters_per_gate if cost == "parameters" else gates.macs_per_gate
-    rates = dict(cost) if isinstance(cost, Mapping) else {"heads": 1.0, "neurons": 1.0}
+    rates = dict(cost) if isinstance(cost, Mapping) else dict.fromkeys(gates.units, 1.0)
     if missing := set(gates.units) - set(rates):
         raise InputError(f"cost={rates} lacks {missing.pop()}: give the cost of a multiply-accumulate of each unit.")
     # Timings may show no cost; such gates still compete by their scores, and take next to no room.
     rates = {unit: max(rate, 1e-6 * max(rates.values())) for unit, rate in rates.items()}
-    counts = zip(numbers.tolist(), gates.heads_per_gate, gates.neurons_per_gate, strict=True)
     # Padding of groups of query heads is never kept for its own sake.
     return tuple(
-        number * rates["heads" if heads else "neurons"] if heads or neurons else 0.0
-        for number, heads, neurons in counts
+        number * rates[unit] if count else 0.0
+        for number, unit, count in zip(numbers.tolist(), gates.unit_of_gate, gates.units_per_gate, strict=True)
     )

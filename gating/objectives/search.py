@@ -167,7 +167,7 @@ class Search:
         if self.convergence is not None:
             self.convergence.load_state_dict(state["convergence"])
         self.reason, self._checked_step = state["reason"], state["checked_step"]
-        self.gates.forget_draw()
+        self.gates.invalidate_sample()
 
     def _modules(self) -> dict[str, Any]:
         """Return the parts of the search that have tensors; an objective of a user may have none."""

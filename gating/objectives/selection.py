@@ -1,7 +1,7 @@
 """Selection of items by scores: an exact number of units, or as many as a budget affords.
 
-An item is a gate, or one gate of each block. It has a size: heads, neurons or cost. Items come in groups, such as the
-gates of a block, and each group may have a minimum of heads.
+An item is a gate, or one gate of each block. It has a size: units or cost. Items come in groups, such as the gates of a
+block, and each group may have a minimum of units.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gating.errors import RemedyError
 from gating.objectives.knapsack import fill_budget, select_exactly, values_of
+from gating.units import UNITS, UnitName
 
-__all__ = ["check_reachable", "fewest_heads", "nearest_reachable", "select_affordable", "select_best", "select_gates"]
+__all__ = ["check_reachable", "fewest_units", "nearest_reachable", "select_affordable", "select_best", "select_gates"]
 
 
 def check_reachable(
@@ -24,18 +25,18 @@ def check_reachable(
     block_sizes: Sequence[int] = (),
     min_per_layer: int | Sequence[int] = 0,
     kind: str | None = None,
-    unit: str = "heads",
+    unit: UnitName = "heads",
     uniform: bool = False,
 ) -> None:
     """Raise ``RemedyError`` unless some selection of gates has exactly ``number`` units.
 
     Args:
-        number: Number of heads or neurons to keep.
-        sizes: Number of heads or neurons of each gate.
+        number: Number of units to keep.
+        sizes: Number of units of each gate.
         block_sizes: Number of gates of each block; needed with ``min_per_layer``.
-        min_per_layer: Least number of heads that every block keeps, or a number for each block.
-        kind: Kind of attention that the gates belong to, for the message.
-        unit: ``heads`` or ``neurons``, for the message.
+        min_per_layer: Least number of units that every block keeps, or a number for each block.
+        kind: Kind of blocks that the gates belong to, for the message.
+        unit: Name of the unit, for the message.
         uniform: Whether the sizes are those of one gate of every block, for the message.
 
     Example:
@@ -52,17 +53,9 @@ def check_reachable(
     if uniform:
         reason = "uniform=true keeps equally many in every layer"
         remedy, python, command = "let layers differ with ", "uniform=False.", "objective.uniform=false."
-    elif unit == "neurons":
-        reason = f"a gate stands for a group of {max(sizes)} neurons"
-        remedy, python, command = (
-            "make smaller groups with ",
-            "inject_gates(model, group_size=...).",
-            "gates.group_size.",
-        )
     else:
-        reason = f"a gate stands for the {max(sizes)} query heads that share keys and values"
-        remedy, python = "give every head a gate with ", "inject_gates(model, group_queries=False)."
-        command = "gates.group_queries=false."
+        reason, remedy, python, command = UNITS[unit].why_inexact
+        reason = reason.format(max(sizes))
     problem = f"{name}={number} cannot be kept exactly: {reason}. The nearest possible {near}; or {remedy}"
     raise RemedyError(problem, python=python, command=command)
 
@@ -74,7 +67,7 @@ def nearest_reachable(
     block_sizes: Sequence[int] = (),
     min_per_layer: int | Sequence[int] = 0,
 ) -> int:
-    """Return the number of heads or neurons nearest to ``number``, but not 0, that some selection of gates has.
+    """Return the number of units nearest to ``number``, but not 0, that some selection of gates has.
 
     Example:
         >>> nearest_reachable(5, (2, 2, 2, 2))
@@ -86,16 +79,14 @@ def nearest_reachable(
     return min(_neighbors(number, reachable), key=lambda near: (abs(near - number), near))
 
 
-def fewest_heads(
-    heads_per_gate: tuple[int, ...], *, block_sizes: Sequence[int], min_per_layer: int | Sequence[int]
-) -> int:
-    """Return the smallest number of heads with ``min_per_layer`` in every attention block, which must have as many.
+def fewest_units(sizes: tuple[int, ...], *, block_sizes: Sequence[int], min_per_layer: int | Sequence[int]) -> int:
+    """Return the smallest number of units with ``min_per_layer`` in every block, which must have as many.
 
     Example:
-        >>> fewest_heads((2, 2, 2, 2), block_sizes=(2, 2), min_per_layer=1)
+        >>> fewest_units((2, 2, 2, 2), block_sizes=(2, 2), min_per_layer=1)
         4
     """
-    reachable = _reachable(heads_per_gate, tuple(block_sizes), _of_each(min_per_layer, block_sizes))
+    reachable = _reachable(sizes, tuple(block_sizes), _of_each(min_per_layer, block_sizes))
     return (reachable & -reachable).bit_length() - 1
 
 
@@ -107,16 +98,16 @@ def select_gates(
     block_sizes: Sequence[int] = (),
     min_per_layer: int | Sequence[int] = 0,
 ) -> Tensor:
-    """Select the gates with the largest scores that stand for exactly ``number`` heads or neurons.
+    """Select the gates with the largest scores that stand for exactly ``number`` units.
 
     If gates have different sizes, the selection maximizes the sum of score times size.
 
     Args:
-        scores: Score of one head or neuron of each gate, ``[num_gates]``.
-        sizes: Number of heads or neurons of each gate.
+        scores: Score of one unit of each gate, ``[num_gates]``.
+        sizes: Number of units of each gate.
         number: A number that :func:`check_reachable` accepts.
         block_sizes: Number of gates of each block; needed with ``min_per_layer``.
-        min_per_layer: Least number of heads that every block keeps, or a number for each: the best ones come first.
+        min_per_layer: Least number of units that every block keeps, or a number for each: the best ones come first.
 
     Returns:
         Indices of the selected gates.
@@ -169,14 +160,14 @@ def select_affordable(scores: Tensor, costs: Sequence[float], budget: float, *, 
     return torch.cat([torch.tensor(list(first), dtype=torch.int64), others]).to(scores.device)
 
 
-def select_best(scores: Tensor, heads: Sequence[int], groups: Sequence[int], least: Sequence[int]) -> list[int]:
-    """Select the best items of each group until it has its minimum of heads.
+def select_best(scores: Tensor, units: Sequence[int], groups: Sequence[int], least: Sequence[int]) -> list[int]:
+    """Select the best items of each group until it has its minimum of units.
 
     Args:
         scores: Score of each item, ``[num_items]``.
-        heads: Number of heads of each item.
+        units: Number of units of each item.
         groups: Number of items of each group of consecutive items.
-        least: Least number of heads of each group.
+        least: Least number of units of each group.
 
     Example:
         >>> select_best(torch.tensor([1.0, 3.0, 2.0, 0.0]), (1, 1, 0, 2), (2, 2), (1, 1))
@@ -186,11 +177,11 @@ def select_best(scores: Tensor, heads: Sequence[int], groups: Sequence[int], lea
     selected = []
     for (first, last), minimum in zip(pairwise(accumulate(groups, initial=0)), least, strict=True):
         missing = minimum
-        for index in (index for index in order if first <= index < last and heads[index]):
+        for index in (index for index in order if first <= index < last and units[index]):
             if missing <= 0:
                 break
             selected.append(index)
-            missing -= heads[index]
+            missing -= units[index]
     return selected
 
 

@@ -130,7 +130,6 @@ def _is_guessed(block: Block) -> bool:
 
 def _words(blocks: Sequence[Block]) -> tuple[str, str]:
     """Return the units of blocks, and the functions that register their layouts."""
-    is_feed_forward = {block.kind == "feed_forward" for block in blocks}
-    register = {False: "gating.register_attention_spec", True: "gating.register_feed_forward_spec"}
-    unit = "units" if len(is_feed_forward) == 2 else "neurons" if is_feed_forward == {True} else "heads"
-    return unit, " or ".join(register[each] for each in sorted(is_feed_forward))
+    units = {block.unit for block in blocks}
+    functions = sorted({f"gating.{block.registered_by}" for block in blocks})
+    return units.pop() if len(units) == 1 else "units", " or ".join(functions)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from gating.proof.undo import EntriesEdit
-from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import Edit, Features, fill, weight_dim, whole, without_adapter
 from gating.structure.feed_forward import Block
+from gating.units import unit_of
 
 __all__ = ["ScaleEntries", "plan_scale_features", "silence_inputs"]
 
@@ -56,11 +56,9 @@ def plan_scale_features(block: Block, scale: Tensor) -> list[Edit]:
     if (scale == 1).all():
         return []
     edits: list[Edit] = [ScaleEntries(module, name, scale, dim)]
-    if isinstance(block, AttentionBlock):
-        by_head = scale.unflatten(0, (-1, block.head_dim))
-        for other, width in block.other_outputs():
-            linear = without_adapter(other)
-            edits.append(ScaleEntries(linear, "weight", by_head[:, :width].flatten(), weight_dim(linear, "inputs")))
+    for other, factors in unit_of(block).other_inputs(block, scale):
+        linear = without_adapter(other)
+        edits.append(ScaleEntries(linear, "weight", factors, weight_dim(linear, "inputs")))
     return edits
 
 

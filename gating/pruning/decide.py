@@ -1,4 +1,4 @@
-"""The decision which heads and neurons stay, from the gates, and the warning about arbitrary decisions."""
+"""The decision which units stay, from the gates, and the warning about arbitrary decisions."""
 
 import math
 import warnings
@@ -8,12 +8,12 @@ from itertools import compress
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.find import Unit
 from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.gates.sampler import GateChoice
 from gating.objectives.selection import check_reachable, select_gates
 from gating.pruning.prune import whole_number
+from gating.units import UNITS, UnitName
 
 __all__ = ["decide_gate_values", "warn_if_arbitrary"]
 
@@ -56,13 +56,14 @@ def decide_gate_values(
         tensor([1., 0., 0., 0.])
     """
     values = gates.values().detach()
+    given = {"heads": num_heads, "neurons": num_neurons}
+    numbers = {unit: number for unit, number in given.items() if number is not None}
     if kept is not None:
-        numbers = None if num_heads is None and num_neurons is None else [f"num_{unit}" for unit in gates.units]
-        others = numbers or ([] if objective is None else ["an objective"])
-        _check_kept(gates, kept, others=others)
+        others = [f"num_{unit}" for unit in gates.units] if numbers else []
+        _check_kept(gates, kept, others=others or ([] if objective is None else ["an objective"]))
     else:
-        kept = _choice_of(objective, gates, {"heads": num_heads, "neurons": num_neurons})
-    if kept is None and num_heads is None and num_neurons is None:
+        kept = _choice_of(objective, gates, numbers)
+    if kept is None and not numbers:
         if not values.any():
             raise RemedyError(
                 f"Every gate is closed, so no {_one_of(gates)} would be left. Lower ",
@@ -72,24 +73,21 @@ def decide_gate_values(
         return values
     if kept is None:
         # Units without a number stay as their gates are.
-        is_neuron = torch.tensor(gates.neurons_per_gate, device=values.device) > 0
         kept = values > 0
-        if num_heads is not None:
-            kept = torch.where(is_neuron, kept, _largest(gates, num_heads, "heads"))
-        if num_neurons is not None:
-            kept = torch.where(is_neuron, _largest(gates, num_neurons, "neurons"), kept)
+        for unit, number in numbers.items():
+            kept = torch.where(gates.is_of(unit).to(kept.device), _largest(gates, number, unit), kept)
     # A kept head with a closed gate would output zeros: it gets its average strength in training instead, which is not
     # zero, since zero removes it.
     return kept * torch.where(values > 0, values, gates.prob_open().detach().clamp_min(_LEAST_STRENGTH))
 
 
-def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[Unit, int | None]) -> Tensor | None:
+def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[UnitName, int]) -> Tensor | None:
     """Return the gates that an objective keeps, ``[num_gates]``; None if numbers or the gates themselves decide.
 
     Args:
         objective: The objective; by default the one that is attached to the gates, if any.
         gates: The gates.
-        numbers: Number of heads and of neurons to keep, if given.
+        numbers: Number to keep of each unit for which one is given.
 
     Raises:
         InputError: A number is not the one that the objective keeps.
@@ -100,13 +98,12 @@ def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[
     if isinstance(objective, type) or not hasattr(objective, "kept"):
         raise InputTypeError(f"objective={objective!r} is no objective: give the one of the search, or num_heads=...")
     chosen = objective.kept(gates)
-    given = {unit: _check_number(gates, number, unit) for unit, number in numbers.items() if number is not None}
+    given = {unit: _check_number(gates, number, unit) for unit, number in numbers.items()}
     if chosen is None or (given and not gates.values().any() and math.isnan(objective.target(gates))):
         return None  # A price on gates sets no number.
     _check_kept(gates, chosen)
     for unit, number in given.items():
-        per_gate = gates.heads_per_gate if unit == "heads" else gates.neurons_per_gate
-        total = sum(compress(per_gate, chosen.tolist()))
+        total = sum(compress(gates.counts[unit], chosen.tolist()))
         if number != total:
             settings = objective.extra_repr() if isinstance(objective, nn.Module) else ""
             raise InputError(
@@ -117,19 +114,19 @@ def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[
     return chosen
 
 
-def _largest(gates: HeadGates, number: int, unit: Unit) -> Tensor:
-    """Return the mask of the gates with the largest ``log_alpha`` that stand for a number of heads or neurons."""
-    units_per_gate = gates.heads_per_gate if unit == "heads" else gates.neurons_per_gate
+def _largest(gates: HeadGates, number: int, unit: UnitName) -> Tensor:
+    """Return the mask of the gates with the largest ``log_alpha`` that stand for a number of units."""
     number = _check_number(gates, number, unit)
+    units_per_gate = gates.counts[unit]
     check_reachable(number, units_per_gate, unit=unit)
     kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
     kept[select_gates(gates.log_alpha.detach(), units_per_gate, number)] = True
     return kept
 
 
-def _check_number(gates: HeadGates, number: int, unit: Unit) -> int:
-    """Return a number of heads or neurons as a Python integer that the gates can have."""
-    total = gates.num_heads if unit == "heads" else gates.num_neurons
+def _check_number(gates: HeadGates, number: int, unit: UnitName) -> int:
+    """Return a number of units as a Python integer that the gates can have."""
+    total = gates.total(unit)
     try:
         number = whole_number(number)
     except TypeError:
@@ -162,15 +159,14 @@ def warn_if_arbitrary(gates: HeadGates, kept: Tensor, *, is_given: bool) -> None
         is_given: Whether the mask comes from the caller instead of the gates.
     """
     values = gates.values().detach()
-    is_neuron = torch.tensor(gates.neurons_per_gate, device=values.device) > 0
     for unit in gates.units:
-        of_unit = is_neuron if unit == "neurons" else ~is_neuron
+        of_unit = gates.is_of(unit).to(values.device)
         problem = _why_arbitrary(values[of_unit], kept[of_unit], unit, is_given=is_given)
         if problem is not None:
             warnings.warn(problem, stacklevel=3)
 
 
-def _why_arbitrary(values: Tensor, kept: Tensor, unit: Unit, *, is_given: bool) -> RemedyWarning | None:
+def _why_arbitrary(values: Tensor, kept: Tensor, unit: UnitName, *, is_given: bool) -> RemedyWarning | None:
     """Return the warning about a choice among the gates of one kind of units, or None."""
     removed = ~kept
     num_kept, num_removed, num_open = int(kept.sum()), int(removed.sum()), int((values > 0).sum())
@@ -190,16 +186,16 @@ def _why_arbitrary(values: Tensor, kept: Tensor, unit: Unit, *, is_given: bool) 
     return None
 
 
-def _too_few_open(num_kept: int, num_open: int, unit: Unit) -> RemedyWarning:
-    gated = "heads or groups" if unit == "heads" else "groups of neurons"
+def _too_few_open(num_kept: int, num_open: int, unit: UnitName) -> RemedyWarning:
     return RemedyWarning(
-        f"The choice of {unit} is nearly arbitrary: of {num_kept} {gated} to keep, {num_open} have an open gate.",
+        f"The choice of {unit} is nearly arbitrary: of {num_kept} {UNITS[unit].gated} to keep, "
+        f"{num_open} have an open gate.",
         python=" Train the gates longer, or keep fewer; a fixed price on open gates may be too high.",
         command=" Train longer (trainer.max_epochs), or keep fewer; objective.price of objective=l0 may be too high.",
     )
 
 
-def _too_alike(numbers: str, unit: Unit, *, is_given: bool) -> RemedyWarning:
+def _too_alike(numbers: str, unit: UnitName, *, is_given: bool) -> RemedyWarning:
     arbitrary = f"The choice of {unit} is nearly arbitrary: {numbers}"
     python = f"{arbitrary} Train"
     if is_given:
@@ -214,4 +210,4 @@ def _too_alike(numbers: str, unit: Unit, *, is_given: bool) -> RemedyWarning:
 
 def _one_of(gates: HeadGates) -> str:
     """Return the name of one gated unit: ``head``, ``neuron``, or both."""
-    return " or ".join(unit.removesuffix("s") for unit in gates.units)
+    return " or ".join(UNITS[unit].singular for unit in gates.units)

@@ -7,31 +7,11 @@ from torch import Tensor, nn
 
 from gating.gates import HeadGates
 from gating.proof.outputs import forward_outputs
-from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import Handle
-from gating.structure.feed_forward import Block, ExpertsBlock
+from gating.structure.feed_forward import Block
+from gating.units import unit_of
+from gating.units.unit import Calls
 
 __all__ = ["measure_macs"]
-
-
-class _Calls:
-    """Numbers of tokens in the calls of a block's projections during one forward pass."""
-
-    def __init__(self, block: Block) -> None:
-        # Experts compute each token as often as the router has chosen for it.
-        self._per_token = block.experts_per_token if isinstance(block, ExpertsBlock) else 1
-        self.num_tokens = 0.0
-        self.num_keys = 0
-
-    def count_tokens(self, features: Tensor) -> None:
-        self.num_tokens += features.numel() // max(1, features.shape[-1]) / self._per_token
-
-    def count_keys(self, layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        if isinstance(layer, nn.MultiheadAttention):
-            keys = named["key"] if "key" in named else inputs[1]
-            self.num_keys = keys.shape[-2 if layer.batch_first or keys.dim() == 2 else 0]
-        else:
-            self.num_keys = (*inputs, *named.values())[0].shape[-2]
 
 
 def measure_macs(model: nn.Module, gates: HeadGates, blocks: Sequence[Block], batch: Mapping[str, Tensor]) -> Tensor:
@@ -52,21 +32,19 @@ def measure_macs(model: nn.Module, gates: HeadGates, blocks: Sequence[Block], ba
 
     Example:
         >>> from transformers import BertConfig, BertModel
-        >>> from gating.discovery.find import find_blocks
+        >>> from gating.units import find_blocks
         >>> from gating.gates import create_gates
         >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4, vocab_size=10))
         >>> batch = {"input_ids": torch.ones(3, 5, dtype=torch.long)}
         >>> measure_macs(model, create_gates(model), find_blocks(model), batch).tolist()
         [420.0, 420.0, 420.0, 420.0]
     """
-    calls = [_Calls(block) for block in blocks]
-    handles: list[Handle] = []
-    for block, counts in zip(blocks, calls, strict=True):
-        handles.append(block.hook_features(counts.count_tokens))
-        if isinstance(block, AttentionBlock):
-            # Where keys are those of an earlier layer, there are as many as queries.
-            key = max(block.projections(), key=lambda projection: "k" in projection[1])[0]
-            handles.append(key.register_forward_pre_hook(counts.count_keys, with_kwargs=True))
+    calls = [Calls() for _ in blocks]
+    handles = [
+        handle
+        for block, counts in zip(blocks, calls, strict=True)
+        for handle in unit_of(block).hook_calls(block, counts)
+    ]
     try:
         forward_outputs(model, batch)
     finally:

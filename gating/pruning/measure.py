@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from gating.proof.outputs import forward_outputs
 from gating.structure.blocks import group_labels, iter_attention_blocks
-from gating.structure.feed_forward import iter_feed_forward_blocks
+from gating.units.heads import HEADS
+from gating.units.neurons import NEURONS
 
 __all__ = [
     "cache_bytes_per_token",
@@ -32,7 +33,7 @@ def count_heads(model: nn.Module) -> int:
         >>> count_heads(model)
         8
     """
-    return sum(block.num_heads for block in iter_attention_blocks(model))
+    return HEADS.count(model)
 
 
 def count_heads_by_kind(model: nn.Module) -> dict[str, int]:
@@ -53,7 +54,7 @@ def count_neurons(model: nn.Module) -> int:
         >>> count_neurons(model)
         6144
     """
-    return sum(block.num_neurons for block in iter_feed_forward_blocks(model))
+    return NEURONS.count(model)
 
 
 def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:

@@ -19,10 +19,11 @@ from gating.proof.undo import apply_edits
 from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.structure.blocks import AttentionBlock, layer_number
+from gating.structure.blocks import layer_number
 from gating.structure.edits import Edit
-from gating.structure.feed_forward import Block, FeedForwardBlock
+from gating.structure.feed_forward import Block
 from gating.structure.removal import plan_removal
+from gating.units import unit_of
 
 __all__ = ["kept_units", "plan_pruning", "prune_heads", "prune_neurons", "remove_in_copy", "whole_number"]
 
@@ -202,7 +203,7 @@ def _read_request(
     for layer, given in request.items():
         block = _find_block(blocks, layer, ungated)
         numbers = _read_numbers(given, layer, unit=unit)
-        total = block.num_groups_before if isinstance(block, FeedForwardBlock) else block.num_heads_before
+        total = unit_of(block).num_numbers(block)
         wrong = [number for number in numbers if not 0 <= number < total]
         if wrong:
             raise InputError(f"Layer {layer!r} has {unit}s 0 to {total - 1}; there is no {unit} {wrong[0]}.")
@@ -237,11 +238,11 @@ def whole_number(value: Any) -> int:
 
 
 def _find_block(blocks: Sequence[Block], layer: object, ungated: Sequence[UngatedModules]) -> Block:
-    kind = "attention" if isinstance(blocks[0], AttentionBlock) else "feed-forward"
+    kind = unit_of(blocks[0]).label
     try:
         wanted: object = layer if isinstance(layer, str) else whole_number(layer)
     except TypeError:
-        article = "an" if kind == "attention" else "a"
+        article = "an" if kind[0] in "aeiou" else "a"
         raise InputTypeError(f"A layer is a number or the name of {article} {kind} block; got {layer!r}.") from None
     if isinstance(wanted, int) and wanted < 0:
         wanted += max(block.layer_idx for block in blocks) + 1

@@ -1,62 +1,51 @@
 """Heads, neurons and parameters of a model, before and after a removal."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 from torch import nn
 
-from gating.structure.blocks import iter_attention_blocks
-from gating.structure.feed_forward import Block, FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.feed_forward import Block
+from gating.units import UNITS, UnitName
 
 __all__ = ["PruneReport", "UnitCounts", "num_parameters", "unproven_note"]
 
 
 @dataclass(frozen=True)
 class UnitCounts:
-    """Number of heads, neurons and parameters of a model."""
+    """Numbers of units and parameters of a model.
 
-    num_heads: int
-    num_neurons: int
+    Attributes:
+        units: Number of heads, of neurons, and of any further unit, by its name.
+        num_parameters: Number of parameters.
+    """
+
+    units: dict[UnitName, int]
     num_parameters: int
 
     @classmethod
     def of(cls, model: nn.Module) -> "UnitCounts":
         """Count the units and parameters of a model, without its gates."""
         num_gates = sum(parameter.numel() for parameter in getattr(model, "head_gates", nn.Module()).parameters())
-        return cls(
-            num_heads=sum(block.num_heads for block in iter_attention_blocks(model)),
-            num_neurons=sum(block.num_neurons for block in iter_feed_forward_blocks(model)),
-            num_parameters=num_parameters(model) - num_gates,
-        )
+        return cls({name: unit.count(model) for name, unit in UNITS.items()}, num_parameters(model) - num_gates)
 
 
 @dataclass(frozen=True)
 class PruneReport:
-    """Heads, neurons and parameters of a model before and after a removal.
+    """Units and parameters of a model before and after a removal.
 
     Attributes:
-        kept_heads: For each attention block, the original numbers of its remaining heads.
-        num_heads: Number of remaining heads.
-        num_heads_before: Number of heads before this removal.
-        num_parameters: Number of remaining parameters.
-        num_parameters_before: Number of parameters before this removal.
-        kept_neurons: For each feed-forward block whose neurons had gates, were pruned by hand or have lost any before,
-            the original numbers of its remaining groups; others are in no groups.
-        num_neurons: Number of remaining neurons.
-        num_neurons_before: Number of neurons before this removal.
+        before: Numbers of units and parameters before this removal.
+        after: Numbers of remaining units and parameters.
+        kept: For each unit, the original numbers of the remaining ones of each block.
         unproven: Names of the blocks that have lost units without a proof: the compared outputs do not depend on them,
             or no outputs were compared.
     """
 
-    kept_heads: dict[str, tuple[int, ...]]
-    num_heads: int
-    num_heads_before: int
-    num_parameters: int
-    num_parameters_before: int
-    kept_neurons: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    num_neurons: int = 0
-    num_neurons_before: int = 0
+    before: UnitCounts
+    after: UnitCounts
+    kept: dict[UnitName, dict[str, tuple[int, ...]]]
     unproven: tuple[str, ...] = ()
 
     @classmethod
@@ -69,23 +58,52 @@ class PruneReport:
             blocks: The blocks that could lose units, as they were before; neurons are counted in their groups.
             others: Attributes of a subclass.
         """
-        after = UnitCounts.of(model)
-        group_sizes = {block.name: block.group_size for block in blocks if isinstance(block, FeedForwardBlock)}
-        return cls(
-            kept_heads={block.name: block.head_ids for block in iter_attention_blocks(model)},
-            num_heads=after.num_heads,
-            num_heads_before=before.num_heads,
-            num_parameters=after.num_parameters,
-            num_parameters_before=before.num_parameters,
-            kept_neurons={
-                block.name: block.regrouped(group_sizes.get(block.name, block.group_size)).group_ids
-                for block in iter_feed_forward_blocks(model)
-                if block.name in group_sizes or block.num_neurons < block.width_before
-            },
-            num_neurons=after.num_neurons,
-            num_neurons_before=before.num_neurons,
-            **others,
-        )
+        by_name = {block.name: block for block in blocks}
+        kept = {name: unit.kept(model, by_name) for name, unit in UNITS.items()}
+        return cls(before=before, after=UnitCounts.of(model), kept=kept, **others)
+
+    @property
+    def kept_heads(self) -> dict[str, tuple[int, ...]]:
+        """For each attention block, the original numbers of its remaining heads."""
+        return self.kept["heads"]
+
+    @property
+    def kept_neurons(self) -> dict[str, tuple[int, ...]]:
+        """The original numbers of the remaining groups of feed-forward blocks.
+
+        For each block whose neurons had gates, were pruned by hand or have lost any before; others are in no groups.
+        """
+        return self.kept["neurons"]
+
+    @property
+    def num_heads(self) -> int:
+        """Number of remaining heads."""
+        return self.after.units["heads"]
+
+    @property
+    def num_heads_before(self) -> int:
+        """Number of heads before this removal."""
+        return self.before.units["heads"]
+
+    @property
+    def num_neurons(self) -> int:
+        """Number of remaining neurons."""
+        return self.after.units["neurons"]
+
+    @property
+    def num_neurons_before(self) -> int:
+        """Number of neurons before this removal."""
+        return self.before.units["neurons"]
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of remaining parameters."""
+        return self.after.num_parameters
+
+    @property
+    def num_parameters_before(self) -> int:
+        """Number of parameters before this removal."""
+        return self.before.num_parameters
 
 
 def num_parameters(model: nn.Module) -> int:

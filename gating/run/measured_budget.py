@@ -115,10 +115,8 @@ def _measure(
             f"({timer.words})."
         )
         return {"num_heads": num_heads}
-    print(
-        f"Of the model's time here, {costs.heads:.0%} are its gated heads, {costs.neurons:.0%} its gated neurons, "
-        f"{costs.fixed:.0%} the rest ({timer.words})."
-    )
+    shares = ", ".join(f"{share:.0%} are its gated {unit}" for unit, share in costs.shares.items())
+    print(f"Of the model's time here, {shares}, {costs.fixed:.0%} the rest ({timer.words}).")
     budget: dict[str, Any] = {"cost": costs.rates(gates)}
     if speedup:
         budget["keep"] = costs.keep_for(speedup)

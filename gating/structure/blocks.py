@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .attention_spec import AttentionSpec, RowLayout
-from .edits import Handle, Handles, hook_input, num_inputs, num_outputs, weight_dim, without_adapter
+from .edits import Edit, Handle, Handles, hook_input, num_inputs, num_outputs, weight_dim, without_adapter
 from .errors import InputError
 from .families import find_spec
 from .subclasses import ForwardHandle
@@ -18,6 +18,7 @@ from .subclasses import ForwardHandle
 __all__ = [
     "AttentionBlock",
     "AttentionKind",
+    "UnitBlock",
     "base_prefix",
     "group_labels",
     "iter_attention_blocks",
@@ -34,6 +35,86 @@ _TOWERS = {
     "language": r"language|text|(^|_)(llm|lm)($|_)",
 }
 _TOWER = re.compile(r"(?:^|\.)(?:\w+_)?(encoder|decoder)(?:\.|$)")
+
+
+class UnitBlock(Protocol):
+    """Blocks of units that are gated and removed: what gates, budgets and proofs ask of a block.
+
+    An :class:`AttentionBlock` has all of it but :meth:`plan_removal`, which is in ``removal.py``.
+    """
+
+    @property
+    def unit(self) -> str:
+        """Name of the unit, such as ``neurons``."""
+        ...
+
+    @property
+    def registered_by(self) -> str:
+        """Name of the public function that registers a layout of such blocks."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Dotted name, relative to the model without its task head; unique among all blocks of a model."""
+        ...
+
+    @property
+    def layer_idx(self) -> int:
+        """Number of the layer."""
+        ...
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that holds all of the weights of the block's units."""
+        ...
+
+    @property
+    def spec(self) -> object:
+        """The layout of its weights."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """Kind of the block among those of its unit, for which a budget can have a number."""
+        ...
+
+    @property
+    def tower(self) -> str:
+        """Part of the model that the block is in, such as ``language`` or ``vision``."""
+        ...
+
+    @property
+    def unit_ids(self) -> tuple[int, ...]:
+        """Original numbers of the present units, or groups of units."""
+        ...
+
+    @property
+    def slot_ids(self) -> tuple[int, ...]:
+        """Original numbers of the units in the slots: consecutive parts of the features, with padding if any."""
+        ...
+
+    @property
+    def slot_widths(self) -> tuple[int, ...]:
+        """Number of features in each slot."""
+        ...
+
+    @property
+    def output_projection(self) -> nn.Module:
+        """The layer whose inputs are the features; it gets the gates as its submodule ``gate``."""
+        ...
+
+    @property
+    def input_weight(self) -> tuple[nn.Module, str, int]:
+        """Module and name of the parameter that multiplies the features, and their dimension in it."""
+        ...
+
+    def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
+        """Call a function on the features, ``[..., sum(slot_widths)]``, in each use; a result replaces them."""
+        ...
+
+    def plan_removal(self, kept: Collection[int]) -> list[Edit]:
+        """Plan the removal of all units except the kept ones, given by their original numbers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +145,9 @@ class AttentionBlock:
     head_ids: tuple[int, ...]
     head_slots: tuple[int, ...]
     num_heads_before: int
+
+    unit = "heads"
+    registered_by = "register_attention_spec"
 
     @property
     def num_heads(self) -> int:
@@ -279,13 +363,13 @@ def group_labels(blocks: Collection[Any]) -> list[str]:
 
     A tower with several kinds of attention is several groups, such as ``language_decoder`` and ``language_cross``.
     """
-    kinds: dict[str, set[str]] = {}
-    for block in blocks:
-        kinds.setdefault(block.tower, set()).add(block.kind)
-    if len(kinds.keys() & _TOWERS.keys()) < 2:
+    if len({block.tower for block in blocks} & _TOWERS.keys()) < 2:
         return [block.kind for block in blocks]
-    is_mixed = {tower: len(its_kinds - {"feed_forward"}) > 1 for tower, its_kinds in kinds.items()}
-    return [f"{block.tower}_{block.kind}" if is_mixed[block.tower] else block.tower for block in blocks]
+    kinds: dict[tuple[str, str], set[str]] = {}
+    for block in blocks:
+        kinds.setdefault((block.tower, block.unit), set()).add(block.kind)
+    mixed = {tower for (tower, _), its_kinds in kinds.items() if len(its_kinds) > 1}
+    return [f"{block.tower}_{block.kind}" if block.tower in mixed else block.tower for block in blocks]
 
 
 def layer_number(name: str, *, default: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock, base_prefix, layer_number, tower_of
+from .blocks import AttentionBlock, UnitBlock, base_prefix, layer_number, tower_of
 from .edits import (
     Edit,
     Features,
@@ -66,6 +66,8 @@ class FeedForwardBlock:
     width_before: int
     group_ids: tuple[int, ...]
 
+    unit = "neurons"
+    registered_by = "register_feed_forward_spec"
     kind = "feed_forward"
 
     @property
@@ -107,6 +109,11 @@ class FeedForwardBlock:
     def hidden_size(self) -> int:
         """Width of the output."""
         return num_outputs(self.output_projection)
+
+    @property
+    def experts_per_token(self) -> int:
+        """Number of times that each token passes through the block."""
+        return 1
 
     def ups(self) -> Iterator[tuple[nn.Module, UpLayout]]:
         """Yield the linear layers that compute the intermediate features, with the layouts of their rows."""
@@ -247,8 +254,8 @@ class ExpertsBlock(FeedForwardBlock):
         return self.spec.plan_cuts(self.module, positions, width), self.module
 
 
-# Blocks with units that can be gated and removed: attention heads, or groups of feed-forward neurons.
-Block = AttentionBlock | FeedForwardBlock
+# Blocks with units that can be gated and removed, such as attention heads or groups of feed-forward neurons.
+Block = AttentionBlock | UnitBlock
 
 
 def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None) -> Iterator[FeedForwardBlock]:

@@ -18,7 +18,7 @@ from .blocks import AttentionBlock
 from .edits import ABSENT, Edit, Features, SetAttribute, num_outputs, plan_cut, plan_entries
 from .empty import BiasOnly, emptied
 from .errors import InputError
-from .feed_forward import Block, FeedForwardBlock
+from .feed_forward import Block
 from .subclasses import (
     ConfigView,
     HeadMask,
@@ -87,7 +87,7 @@ def plan_removal(block: Block, kept: Collection[int], *, padding: Collection[int
         >>> model.encoder.layer[0].attention.self.query
         Linear(in_features=8, out_features=4, bias=True)
     """
-    if isinstance(block, FeedForwardBlock):
+    if not isinstance(block, AttentionBlock):
         return block.plan_removal(kept)
     if set(kept) == set(block.head_ids) and padding is None:
         return []

@@ -117,7 +117,7 @@ def test_gates_are_visible_in_the_printed_model(bert):
     assert "(head_gates): HeadGates(12 heads in 3 attention blocks)" in text
     # Equal layers are printed once.
     assert "(0-2): 3 x BertLayer(" in text
-    assert "(gate): _BlockGate(num_heads=4)" in text
+    assert "(gate): BlockGate(num_heads=4)" in text
 
 
 def test_remove_leaves_no_trace(model):
@@ -140,7 +140,7 @@ def test_gates_without_a_model_have_no_attention_blocks(bert):
     removed.remove()
     for gates in (created, removed):
         with pytest.raises(OperationError, match="not attached to a model"):
-            gates.attention_blocks()
+            gates.blocks()
 
 
 def test_created_gates_are_those_that_would_be_injected_and_change_nothing(model):

@@ -7,7 +7,7 @@ import torch
 
 import gating
 from gating.objectives import HeadBudget
-from gating.objectives.selection import check_reachable, fewest_heads, nearest_reachable, select_gates
+from gating.objectives.selection import check_reachable, fewest_units, nearest_reachable, select_gates
 from tests.support.family_models import FAMILIES
 
 
@@ -53,7 +53,7 @@ def test_the_best_choice_is_found(heads_per_gate, block_sizes, min_per_layer):
             continue
         check_reachable(num_heads, heads_per_gate, **rules)
         assert (
-            nearest_reachable(num_heads, heads_per_gate, **rules) == num_heads >= fewest_heads(heads_per_gate, **rules)
+            nearest_reachable(num_heads, heads_per_gate, **rules) == num_heads >= fewest_units(heads_per_gate, **rules)
         )
         assert sorted(select_gates(scores, heads_per_gate, num_heads, **rules).tolist()) == expected
 

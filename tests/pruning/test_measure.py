@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gating
-from gating.discovery.find import find_blocks
 from gating.gates import create_gates
 from gating.proof.probe import make_probe
 from gating.pruning.macs import measure_macs
@@ -19,6 +18,7 @@ from gating.pruning.measure import (
     count_neurons,
     weight_megabytes,
 )
+from gating.units import find_blocks
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 import gating
+from gating.gates import create_gates
 from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.latency.speedup import _keep_evenly, num_heads_for_speedup
 from gating.pruning.measure import count_heads
+from gating.pruning.prune import remove_in_copy
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import batch_for, state_of
 
@@ -53,8 +55,9 @@ def test_groups_of_query_heads_stay_whole():
 
 @pytest.mark.parametrize("num_heads", [1, 5, 12])
 def test_heads_are_removed_evenly(bert, num_heads):
-    _keep_evenly(bert, num_heads, 1, [block.name for block in gating.find_attention_blocks(bert)])
-    counts = [block.num_heads for block in gating.find_attention_blocks(bert)]
+    gates = create_gates(bert)
+    compact = remove_in_copy(bert, gates, _keep_evenly(gates, num_heads))
+    counts = [block.num_heads for block in gating.find_attention_blocks(compact)]
     assert sum(counts) == num_heads
     assert max(counts) - min(counts) <= 1
 
@@ -77,5 +80,5 @@ def test_heads_without_a_gate_stay_and_do_not_count(bert):
     found = num_heads_for_speedup(bert, speedup=1.2, gates=gates, measure=line(gates.num_heads))
     assert found == 5
     assert gates.num_heads == 8
-    _keep_evenly(bert, 2, 1, gates.block_names)
-    assert [block.num_heads for block in gating.find_attention_blocks(bert)] == [4, 1, 1]
+    compact = remove_in_copy(bert, gates, _keep_evenly(gates, 2))
+    assert [block.num_heads for block in gating.find_attention_blocks(compact)] == [4, 1, 1]

@@ -10,7 +10,6 @@ from torch import nn
 
 import gating
 from gating.compact.stock import stock_model
-from gating.discovery.find import find_blocks
 from gating.gates import create_gates
 from gating.objectives.baselines.importance import Importance
 from gating.objectives.baselines.magnitude import Magnitude
@@ -20,6 +19,7 @@ from gating.proof.undo import apply_edits, undo_edits
 from gating.pruning.macs import measure_macs
 from gating.pruning.prune import plan_pruning
 from gating.structure.feed_forward import ExpertsBlock
+from gating.units import find_blocks
 from tests.support.expert_models import EXPERTS
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.masked_models import check_generation, compact, finalized, make_pattern, prune, without_gradient

@@ -7,12 +7,12 @@ from torch import nn
 import gating
 from gating.discovery.find import find_attention_blocks
 from gating.gates import create_gates
-from gating.objectives.baselines.magnitude import head_norms
 from gating.proof.masked import units_masked
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.pruning.macs import measure_macs
 from gating.pruning.measure import cache_bytes_per_token, count_macs
+from gating.units.heads import head_norms
 from tests.support.family_models import FAMILIES, TEXT, Family
 from tests.support.masked_models import generate_all, make_pattern, prune
 from tests.support.more_family_models import INDEXED, LATENT
@@ -93,9 +93,9 @@ def test_multiply_accumulates_and_parameters_fall_by_those_of_the_removed_gates(
     gates, blocks, batch = create_gates(model), find_attention_blocks(model), make_probe(model)
     removed = measure_macs(model, gates, blocks, batch)[0]
     macs, parameters = count_macs(model, batch), model.num_parameters()
-    gating.prune_heads(model, {0: blocks[0].head_ids[: gates.gate_sizes[0].num_heads]})
+    gating.prune_heads(model, {0: blocks[0].head_ids[: gates.gate_sizes[0].num_units]})
     assert macs - count_macs(model, batch) == float(removed)
-    of_sinks = 0 if getattr(blocks[0].module, "sinks", None) is None else gates.gate_sizes[0].num_heads
+    of_sinks = 0 if getattr(blocks[0].module, "sinks", None) is None else gates.gate_sizes[0].num_units
     assert parameters - model.num_parameters() == float(gates.parameters_per_gate[0]) + of_sinks
 
 

@@ -8,7 +8,6 @@ from torch import Tensor, distributed, nn
 
 from gating.gates import HeadGates
 from gating.objectives.base import begin_search, check_search
-from gating.objectives.items import FEED_FORWARD
 
 __all__ = ["Importance", "sensitivity"]
 
@@ -48,7 +47,7 @@ class Importance(nn.Module):
         begin_search(self, gates, number=gates.search_number)
         first = 0
         for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
-            widths = block.slot_widths if block.kind == FEED_FORWARD else (1,) * size
+            widths = [gate.num_features for gate in gates.gate_sizes[first : first + size]]
             hook = _SensitivityHook(self, gates, first, widths)
             gates.remove_with_gates(block.hook_features(hook))
             first += size
@@ -56,16 +55,15 @@ class Importance(nn.Module):
     def scores(self, gates: HeadGates) -> Tensor:
         """Return the importance of one unit of each gate, ``[num_gates]``, with a norm of one in each layer."""
         check_search(self, gates)
-        units = [heads + neurons for heads, neurons in zip(gates.heads_per_gate, gates.neurons_per_gate, strict=True)]
         importance = self.importance.clone()
         if distributed.is_available() and distributed.is_initialized():
             # Of the examples of all processes, as one process would have it.
             distributed.all_reduce(importance)
-        per_unit = importance / torch.tensor(units, device=self.importance.device).clamp_min(1)
+        per_unit = importance / torch.tensor(gates.units_per_gate, device=self.importance.device).clamp_min(1)
         layers = per_unit.split(gates.block_sizes)
         # The constant is that of the authors' program; a layer without an open head stays zero.
         norms = [layer.norm() + 1e-20 for layer in layers]
-        if len(gates.units) == 2:
+        if len(gates.units) > 1:
             norms = [norm / len(layer) ** 0.5 for norm, layer in zip(norms, layers, strict=True)]
         normalized = [layer / norm for layer, norm in zip(layers, norms, strict=True)]
         return torch.cat(normalized).to(gates.log_alpha.device)

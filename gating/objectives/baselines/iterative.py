@@ -11,8 +11,8 @@ from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
 from gating.objectives.base import NOT_ATTACHED, begin_search, check_search
 from gating.objectives.baselines.mask import MaskSampler
-from gating.objectives.budget import HeadBudget
-from gating.objectives.parts import BudgetPart, Costs
+from gating.objectives.budget import HeadBudget, KeepsBudget
+from gating.objectives.parts import COST, BudgetPart, Costs
 from gating.objectives.schedule import BudgetSchedule, given_or_default
 
 __all__ = ["HeadRanking", "IterativePruning"]
@@ -40,7 +40,7 @@ class HeadRanking(Protocol):
         ...
 
 
-class IterativePruning(FullPrecision):
+class IterativePruning(KeepsBudget, FullPrecision):
     """An objective that permanently closes the heads and neurons with the lowest rank in rounds (Michel et al. 2019).
 
     Gates are open or closed; weights are trained between the rounds. Each round closes the same share of all heads or
@@ -106,14 +106,6 @@ class IterativePruning(FullPrecision):
         if self._schedule.end == 0:
             raise InputError("schedule.end=0 leaves no batch to rank heads by: give a number above 0.")
 
-    def extra_repr(self) -> str:
-        """Return the budget."""
-        return str(self._budget)
-
-    def check(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if these gates cannot keep the budget."""
-        self._budget.check(gates)
-
     def attach(self, gates: HeadGates) -> None:
         """Open every gate; a mask gives their values from now on, and ``log_alpha`` is not trained."""
         self._budget.parts(gates)
@@ -125,7 +117,7 @@ class IterativePruning(FullPrecision):
     def update(self, gates: HeadGates, progress: float) -> None:
         """Close gates if a round is due at this share of the search."""
         check_search(self, gates)
-        gates.forget_draw()
+        gates.invalidate_sample()
         left = [self._num_left(part, budget, progress) for part, budget in self._budget.parts(gates)]
         num_open = self._budget.amount(gates, left)
         if num_open < _mask_of(gates).num_open.value:
@@ -133,10 +125,6 @@ class IterativePruning(FullPrecision):
             self.ranking.start_over(gates)
         elif progress <= self._schedule.earliest < self._schedule.end:
             self.ranking.start_over(gates)
-
-    def penalty(self, gates: HeadGates) -> Tensor:
-        """Return zero: gates are not trained."""
-        return gates.log_alpha.new_zeros(())
 
     def target(self, gates: HeadGates) -> float:
         """Return the number of open heads or neurons; with gates on both, the share of cost that may be open."""
@@ -148,7 +136,7 @@ class IterativePruning(FullPrecision):
 
     def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
         """Return the gates that stay with another share of the cost, or of the heads or neurons of gates on one."""
-        return self._choose(gates, self._budget.at(keep))
+        return self._choose(gates, self._budget.with_keep(keep))
 
     def _num_left(self, part: BudgetPart, budget: float, progress: float) -> float:
         """Return the heads, neurons or share of cost of a part that are open after the rounds that are due by now."""
@@ -156,7 +144,7 @@ class IterativePruning(FullPrecision):
         wanted = self._schedule.target(progress, total=total, budget=budget)
         if wanted <= budget:
             return budget
-        size = self._share_per_round if part.unit == "cost" else max(1, round(self._share_per_round * total))
+        size = self._share_per_round if part.unit == COST else max(1, round(self._share_per_round * total))
         # Rounding in the schedule must not delay a round.
         num_rounds = int((total - wanted) / size + 1e-6)
         left = max(budget, total - num_rounds * size)
@@ -172,7 +160,7 @@ class IterativePruning(FullPrecision):
         # Closed gates rank below all open ones, but can be chosen: if gates have different numbers of heads, one may
         # have to open again to meet the number.
         is_open = _mask_of(gates).mask > 0
-        if any(part.unit == "cost" for part, _ in budget.parts(gates)):
+        if any(part.unit == COST for part, _ in budget.parts(gates)):
             worse = _just_below(scores, is_open)
         else:
             worse = scores - 2 * len(scores) * (scores.max() - scores.min() + 1)

@@ -9,7 +9,7 @@ from gating.errors import OperationError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
 from gating.objectives.base import NOT_ATTACHED, begin_search, check_search
-from gating.objectives.budget import HeadBudget
+from gating.objectives.budget import HeadBudget, KeepsBudget
 from gating.objectives.parts import Costs
 from gating.objectives.per_part import UniformRanks, per_part
 from gating.objectives.schedule import BudgetSchedule, given_or_default
@@ -17,7 +17,7 @@ from gating.objectives.schedule import BudgetSchedule, given_or_default
 __all__ = ["Lagrangian"]
 
 
-class Lagrangian(FullPrecision):
+class Lagrangian(KeepsBudget, FullPrecision):
     """An objective that adds ``lambda_1 (s - t) + lambda_2 (s - t)^2`` to the loss and trains the lambdas by ascent.
 
     ``s`` is the expected sparsity of the gates and ``t`` the target, which rises linearly from zero during the warm-up
@@ -79,21 +79,13 @@ class Lagrangian(FullPrecision):
         self._schedule = given_or_default(schedule)
         self._started = False
 
-    def extra_repr(self) -> str:
-        """Return the budget."""
-        return str(self._budget)
-
-    def check(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if these gates cannot keep the budget."""
-        self._budget.check(gates)
-
     def attach(self, gates: HeadGates) -> None:
         """Start with multipliers of zero for each part of the gates with a budget."""
         parts = [part for part, _ in self._budget.parts(gates)]
         begin_search(self, gates)
         self._set_up(num_parts=len(parts))
         self._started = False
-        weights = torch.zeros(len(parts), len(gates.heads_per_gate))
+        weights = torch.zeros(len(parts), gates.log_alpha.numel())
         for row, part in zip(weights, parts, strict=True):
             row[list(part.indices)] = torch.tensor(part.weights, dtype=torch.float32)
         amounts = [self._budget.amount(gates, [part.total * (part is one) for one in parts]) for part in parts]
@@ -128,14 +120,6 @@ class Lagrangian(FullPrecision):
         """Return the number of heads or neurons that should be open now; with gates on both, the share of cost."""
         self._check_attached()
         return float(((1 - self.target_sparsity) * self._amounts).sum())
-
-    def kept(self, gates: HeadGates) -> Tensor:
-        """Return the gates with the largest ``log_alpha`` that meet the budget."""
-        return self._budget.choose(gates, gates.log_alpha)
-
-    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
-        """Return the gates that stay with another share of the cost, or of the heads or neurons of gates on one."""
-        return self._budget.at(keep).choose(gates, gates.log_alpha)
 
     def _check_attached(self) -> None:
         if not hasattr(self, "_weights"):

@@ -40,7 +40,7 @@ class RandomOrder(nn.Module):
     def scores(self, gates: HeadGates) -> Tensor:
         """Return a random number from 0 to 1 for each gate, ``[num_gates]``, the same at every call."""
         generator = torch.Generator().manual_seed(self._seed)
-        return torch.rand(len(gates.heads_per_gate), generator=generator, device="cpu").to(gates.log_alpha.device)
+        return torch.rand(gates.log_alpha.numel(), generator=generator, device="cpu").to(gates.log_alpha.device)
 
     def start_over(self, gates: HeadGates) -> None:
         """Change nothing: the order is the same in all rounds."""

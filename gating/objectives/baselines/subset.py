@@ -155,7 +155,7 @@ class GumbelTopK(nn.Module):
         self.register_buffer("temperature", torch.tensor(float(temperature)))
         self.register_buffer("_is_padding", torch.tensor(part.weights) == 0, persistent=False)
         self._scale = scale
-        self._counts_heads = part.unit == "heads"
+        self._is_weighed = part.is_weighed
         mean = part.total / (len(part.weights) - part.weights.count(0))
         # In draws, weights are 1 in the mean.
         self._per_draw = mean
@@ -180,7 +180,7 @@ class GumbelTopK(nn.Module):
     def _relax(self, scores: Tensor, temperature: Tensor | float) -> Tensor:
         # k heads are k / heads_per_draw gates if gates stand for several heads.
         num_draws = self.hard.num_open.value / self._per_draw
-        if not self._counts_heads:
+        if self._is_weighed:
             return soft_knapsack(scores, self._weights, torch.full_like(self.temperature, num_draws), temperature)
         num_draws = max(1, round(num_draws))
         return soft_top_k(scores.masked_fill(self._is_padding, -torch.inf), num_draws, temperature)

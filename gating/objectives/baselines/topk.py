@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping
 from typing import Literal, SupportsFloat, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.sampler import GateSampler
 from gating.objectives.base import begin_search, check_search
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
-from gating.objectives.budget import HeadBudget
+from gating.objectives.budget import HeadBudget, KeepsBudget
 from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule, given_or_default
@@ -21,7 +21,7 @@ __all__ = ["TopK"]
 Sampler = GumbelTopK | StraightThroughTopK
 
 
-class TopK(nn.Module):
+class TopK(KeepsBudget, nn.Module):
     """Differentiable subset pruning: an objective with importance variables of the heads, exactly k of them open.
 
     The joint variant of the paper, in which weights and importance variables ``w`` are trained together. ``gumbel``
@@ -109,14 +109,6 @@ class TopK(nn.Module):
         self._scale = scale
         self._schedule = given_or_default(schedule)
 
-    def extra_repr(self) -> str:
-        """Return the budget."""
-        return str(self._budget)
-
-    def check(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if these gates cannot keep the budget."""
-        self._budget.check(gates)
-
     def attach(self, gates: HeadGates) -> None:
         """Initialize ``log_alpha`` at random and set the sampler of the gates."""
         parts = self._budget.parts(gates)
@@ -132,27 +124,15 @@ class TopK(nn.Module):
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the temperature and k for this share of the search."""
         check_search(self, gates)
-        gates.forget_draw()
+        gates.invalidate_sample()
         for (part, budget), sampler in zip(self._budget.parts(gates), _samplers_of(gates), strict=True):
             if isinstance(sampler, GumbelTopK):
                 sampler.temperature.fill_(self._temperature(progress))
             _hard(sampler).num_open.value = self._num_open(part, budget, progress)
 
-    def penalty(self, gates: HeadGates) -> Tensor:
-        """Return zero: the budget is met by construction."""
-        return gates.log_alpha.new_zeros(())
-
     def target(self, gates: HeadGates) -> float:
         """Return the number of open heads or neurons; with gates on both, the share of cost that may be open."""
         return float(self._budget.amount(gates, [_hard(sampler).num_open.value for sampler in _samplers_of(gates)]))
-
-    def kept(self, gates: HeadGates) -> Tensor:
-        """Return the gates with the largest ``log_alpha`` that meet the budget."""
-        return self._budget.choose(gates, gates.log_alpha)
-
-    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
-        """Return the gates that stay with another share of the cost, or of the heads or neurons of gates on one."""
-        return self._budget.at(keep).choose(gates, gates.log_alpha)
 
     def _sampler(self, part: BudgetPart, budget: float) -> Sampler:
         hard = StraightThroughTopK(part, number=self._num_open(part, budget, 0.0))

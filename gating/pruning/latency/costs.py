@@ -1,29 +1,29 @@
-"""Latency of heads and neurons, measured on compact shapes, and the budget of a speedup."""
+"""Latency of units, measured on compact shapes, and the budget of a speedup."""
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.find import Unit
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
 from gating.objectives import ExactBudget
+from gating.objectives.budget import HeadBudget
 from gating.pruning.latency.comparison import LatencyComparison, margin
 from gating.pruning.latency.copies import PRECISION, CopyTimer
 from gating.pruning.latency.settings import LatencySettings
 from gating.pruning.latency.speedup import check_speedup, num_heads_for_speedup
 from gating.pruning.latency.time_budget import MAX_SECONDS, TimeBudget
 from gating.pruning.prune import remove_in_copy
+from gating.units import UNITS, UnitName
 
 __all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "measure_latency_costs", "time_kept"]
 
-# Shares of heads and of neurons in the models that are timed. The fit needs the first three; others make it exact.
-_SHAPES = ((0.0, 0.0), (1.0, 0.5), (0.5, 1.0), (0.5, 0.5), (0.25, 0.25), (0.0, 0.5), (0.5, 0.0))
+# Number of compact copies that the fit of two units needs; others make it exact.
 _NUM_NEEDED = 3
 # Number of forward passes with which the fit and the search for gates after it are exact.
 NUM_PASSES = 100
@@ -34,24 +34,20 @@ class LatencyCosts:
     """Shares of the dense model's latency that its gated units take, from a linear fit.
 
     Attributes:
-        heads: Share of all gated heads.
-        neurons: Share of all gated neurons.
+        shares: Share of all gated units, by their name.
         fixed: Share of everything else.
-        fastest: Speedup of the model with one gate of each kind left.
+        fastest: Speedup of the model with one gate of each unit left.
         error: Largest relative standard error of the timings; infinite if a copy was timed too few times.
     """
 
-    heads: float
-    neurons: float
+    shares: dict[UnitName, float]
     fixed: float
     fastest: float
     error: float = math.inf
 
     def rates(self, gates: HeadGates) -> dict[str, float]:
-        """Return the cost of one multiply-accumulate of heads and of neurons, as share of the dense latency."""
-        is_neuron = torch.tensor(gates.neurons_per_gate) > 0
-        macs = {"heads": gates.macs_per_gate[~is_neuron].sum(), "neurons": gates.macs_per_gate[is_neuron].sum()}
-        return {unit: getattr(self, unit) / float(total) for unit, total in macs.items() if total}
+        """Return the cost of one multiply-accumulate of each unit, as share of the dense latency."""
+        return {unit: self.shares[unit] / float(gates.macs_per_gate[gates.is_of(unit)].sum()) for unit in gates.units}
 
     def keep_for(self, speedup: float) -> float:
         """Return the share of the cost of all gated units that remains at a speedup.
@@ -60,7 +56,7 @@ class LatencyCosts:
             InputError: The speedup cannot be reached; the message names the largest one.
 
         Example:
-            >>> round(LatencyCosts(heads=0.3, neurons=0.5, fixed=0.2, fastest=4.8).keep_for(2.0), 3)
+            >>> round(LatencyCosts({"heads": 0.3, "neurons": 0.5}, fixed=0.2, fastest=4.8).keep_for(2.0), 3)
             0.375
         """
         if speedup > self.fastest:
@@ -69,7 +65,7 @@ class LatencyCosts:
                 f"speedup={speedup} cannot be reached by removing these units: with nearly all of them gone, the model "
                 f"is {self.fastest:.2f} times as fast here{precision}. Ask for less than that."
             )
-        share = (1 / speedup - self.fixed) / (self.heads + self.neurons)
+        share = (1 / speedup - self.fixed) / sum(self.shares.values())
         return min(1.0, max(0.01, share))
 
 
@@ -78,7 +74,7 @@ def budget_for_speedup(
     batch: Mapping[str, Tensor],
     *,
     speedup: float,
-    units: Unit | Collection[Unit] = "heads",
+    units: UnitName | Collection[UnitName] = "heads",
     max_seconds: float = MAX_SECONDS,
     **gate_options: Any,
 ) -> ExactBudget:
@@ -108,12 +104,14 @@ def budget_for_speedup(
     batch = budget.fit(model, batch, passes=NUM_PASSES)
     with budget.stage("timing copies") as stage:
         timer = CopyTimer(model, batch, stage=stage)
-        if "neurons" in gates.units:
+        if len(gates.units) > 1 or UNITS[gates.units[0]].is_weighed:
             costs = measure_latency_costs(model, gates, timer=timer)
             objective = ExactBudget(keep=costs.keep_for(speedup), cost=costs.rates(gates))
         else:
-            num_heads = num_heads_for_speedup(model, speedup=speedup, gates=gates, timer=timer)
-            objective = ExactBudget(num_heads=num_heads)
+            number = num_heads_for_speedup(model, speedup=speedup, gates=gates, timer=timer)
+            name = f"num_{gates.units[0]}"
+            has_number = hasattr(HeadBudget, name)
+            objective = ExactBudget(**{name: number} if has_number else {"keep": number / gates.total(gates.units[0])})
     if timer.error > PRECISION:
         warnings.warn(timer.shortfall("max_seconds"), stacklevel=2)
     return objective
@@ -126,10 +124,10 @@ def measure_latency_costs(
     timer: CopyTimer | None = None,
     measure: Callable[[Tensor], float] | None = None,
 ) -> LatencyCosts:
-    """Fit the latency of heads and neurons to timings of compact copies of a model.
+    """Fit the latency of units to timings of compact copies of a model.
 
-    Copies with some share of the heads and of the neurons of each block are timed against the dense model, alternately.
-    The fit is linear in the two shares. Copies that it can do without are left out when the time is over.
+    Copies with some share of each unit in each block are timed against the dense model, alternately. The fit is linear
+    in the shares. Copies that it can do without are left out when the time is over.
 
     Args:
         model: The dense model, without gates; unchanged.
@@ -144,73 +142,82 @@ def measure_latency_costs(
         >>> gates = create_gates(model, units=["heads", "neurons"])
         >>> half = lambda kept: 1 / (0.5 + 0.5 * kept[4:].float().mean().item())  # only neurons take time
         >>> costs = measure_latency_costs(model, gates, measure=half)
-        >>> round(costs.heads, 3), round(costs.neurons, 3)
-        (0.0, 0.5)
+        >>> {unit: round(share, 3) for unit, share in costs.shares.items()}
+        {'heads': 0.0, 'neurons': 0.5}
     """
-    has_heads, has_neurons = "heads" in gates.units, "neurons" in gates.units
-    shapes = dict.fromkeys((heads if has_heads else 1.0, neurons if has_neurons else 1.0) for heads, neurons in _SHAPES)
-    points = [(1.0, 1.0, 1.0)]
+    needed = max(_NUM_NEEDED, len(gates.units) + 1)
+    points = [([1.0] * len(gates.units), 1.0)]
     fastest = 1.0
-    for number, (heads, neurons) in enumerate(shape for shape in shapes if shape != (1.0, 1.0)):
-        if timer is not None and timer.is_over and number >= _NUM_NEEDED:
+    for number, shares in enumerate(_shapes(len(gates.units))):
+        if timer is not None and timer.is_over and number >= needed:
             break
-        kept = _keep_evenly(gates, heads=heads, neurons=neurons)
+        kept = _keep_evenly(gates, shares)
         if measure is not None:
             speedup = measure(kept)
         else:
             assert timer is not None
-            what = f"{heads:.0%} of the heads, {neurons:.0%} of the neurons"
+            what = ", ".join(f"{share:.0%} of the {unit}" for unit, share in zip(gates.units, shares, strict=True))
             # Those that are needed leave a part of the time to the others together.
-            share = 1 / max(_NUM_NEEDED + 0.5 - number, 1)
-            speedup = time_kept(model, gates, kept, timer, what=what, share=share).speedup
+            share_of_time = 1 / max(needed + 0.5 - number, 1)
+            speedup = time_kept(model, gates, kept, timer, what=what, share=share_of_time).speedup
         fastest = max(fastest, speedup)
-        points.append((*_shares(gates, kept), 1 / speedup))
-    heads, neurons = _fit(points, has_heads=has_heads, has_neurons=has_neurons)
-    error = math.inf if timer is None else timer.error
-    return LatencyCosts(heads, neurons, 1 - heads - neurons, fastest, error)
+        points.append((_shares_of_macs(gates, kept), 1 / speedup))
+    found = dict(zip(gates.units, _fit(points), strict=True))
+    return LatencyCosts(found, 1 - sum(found.values()), fastest, math.inf if timer is None else timer.error)
 
 
-def _fit(points: list[tuple[float, float, float]], *, has_heads: bool, has_neurons: bool) -> tuple[float, float]:
-    """Return the shares of heads and neurons that fit relative times best, from 0 to 1 together.
+def _shapes(num_units: int) -> list[tuple[float, ...]]:
+    """Return the shares of each unit in the copies that are timed; the fit needs those that come first."""
 
-    The dense model is exact: with ``h`` and ``n`` the removed shares, ``1 - time = heads * h + neurons * n``.
+    def one(index: int, share: float) -> tuple[float, ...]:
+        return tuple(share if index == other else 0.5 for other in range(num_units))
+
+    units = range(num_units)
+    shapes = [(0.0,) * num_units, *(one(unit, 1.0) for unit in units), *((share,) * num_units for share in (0.5, 0.25))]
+    shapes += [one(unit, 0.0) for unit in units]
+    return [shape for shape in dict.fromkeys(shapes) if set(shape) != {1.0}]
+
+
+def _fit(points: list[tuple[list[float], float]]) -> list[float]:
+    """Return the share of each unit that fits relative times best, from 0 to 1 together.
+
+    The dense model is exact: with ``r_u`` the removed shares, ``1 - time = sum_u share_u * r_u``.
+
+    Args:
+        points: The kept share of each unit in a copy, and its relative time.
     """
-    removed = torch.tensor([[1 - heads, 1 - neurons] for heads, neurons, _ in points], dtype=torch.float64)
-    saved = torch.tensor([1 - time for *_, time in points], dtype=torch.float64)
-    columns = [column for column, present in enumerate((has_heads, has_neurons)) if present]
+    removed = torch.tensor([[1 - share for share in shares] for shares, _ in points], dtype=torch.float64)
+    saved = torch.tensor([1 - time for _, time in points], dtype=torch.float64)
+    columns = list(range(removed.shape[1]))
+    fitted = [0.0] * len(columns)
     while columns:
         found = torch.linalg.lstsq(removed[:, columns], saved.unsqueeze(1)).solution.flatten().tolist()
         if min(found) >= 0:
             # Imprecise timings can explain more than all of the time.
             total = max(1.0, sum(found))
-            shares = dict(zip(columns, (share / total for share in found), strict=True))
-            return shares.get(0, 0.0), shares.get(1, 0.0)
+            for column, share in zip(columns, found, strict=True):
+                fitted[column] = share / total
+            break
         columns.remove(columns[found.index(min(found))])
-    return 0.0, 0.0
+    return fitted
 
 
-def _keep_evenly(gates: HeadGates, *, heads: float, neurons: float) -> Tensor:
-    """Return the mask of the first gates of each block, and of at least one gate of each kind."""
+def _keep_evenly(gates: HeadGates, shares: Sequence[float]) -> Tensor:
+    """Return the mask of the first gates of each block, and of at least one gate of each unit."""
+    share_of = dict(zip(gates.units, shares, strict=True))
     kept = []
-    missing = dict.fromkeys(gates.units, True)
-    for size, kind in zip(gates.block_sizes, gates.block_kinds, strict=True):
-        unit: Unit = "neurons" if kind == "feed_forward" else "heads"
-        number = round(size * (neurons if unit == "neurons" else heads))
-        if not number and missing[unit]:
-            number = 1
-        missing[unit] = False
+    missing = set(gates.units)
+    for size, unit in zip(gates.block_sizes, gates.block_units, strict=True):
+        number = round(size * share_of[unit]) or int(unit in missing)
+        missing.discard(unit)
         kept.append(torch.arange(size) < number)
     return torch.cat(kept)
 
 
-def _shares(gates: HeadGates, kept: Tensor) -> tuple[float, float]:
-    """Return the shares of the multiply-accumulates of heads and of neurons that a mask keeps; 1 if there are none."""
-    is_neuron = torch.tensor(gates.neurons_per_gate) > 0
-    shares = []
-    for of_kind in (~is_neuron, is_neuron):
-        total = gates.macs_per_gate[of_kind].sum()
-        shares.append(float(gates.macs_per_gate[of_kind & kept].sum() / total) if total else 1.0)
-    return shares[0], shares[1]
+def _shares_of_macs(gates: HeadGates, kept: Tensor) -> list[float]:
+    """Return the share of the multiply-accumulates of each unit that a mask keeps."""
+    masks = [gates.is_of(unit) for unit in gates.units]
+    return [float(gates.macs_per_gate[mask & kept].sum() / gates.macs_per_gate[mask].sum()) for mask in masks]
 
 
 @torch.no_grad()

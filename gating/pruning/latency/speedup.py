@@ -1,20 +1,18 @@
 """Number of heads to keep for a wanted speed-up, from timings on this device."""
 
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise, zip_longest
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gating.discovery.find import removable_attention
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
 from gating.objectives.selection import nearest_reachable
 from gating.pruning.latency.comparison import margin
 from gating.pruning.latency.copies import CopyTimer
-from gating.pruning.prune import prune_heads
+from gating.pruning.prune import remove_in_copy
 
 __all__ = ["check_speedup", "num_heads_for_speedup"]
 
@@ -95,7 +93,7 @@ def num_heads_for_speedup(
         assert timer is not None
         measure = partial(_time, model, gated, timer)
     is_over = (lambda: False) if timer is None else (lambda: timer.is_over)
-    points = _first_points(gated.heads_per_gate, measure, is_over)
+    points = _first_points(gated.units_per_gate, measure, is_over)
     total, least = max(points), min(points)
     if points[least] < speedup:
         precision = "" if timer is None else f" (timed {margin(timer.error)})"
@@ -103,7 +101,7 @@ def num_heads_for_speedup(
             f"speedup={speedup} cannot be reached by removing heads: with {least} of {total} heads left the model is "
             f"{points[least]:.2f} times as fast here{precision}. Ask for less than that."
         )
-    return _refine(points, gated.heads_per_gate, measure, is_over, speedup=speedup)
+    return _refine(points, gated.units_per_gate, measure, is_over, speedup=speedup)
 
 
 def _first_points(
@@ -159,24 +157,22 @@ def _at_most(num_heads: int, heads_per_gate: tuple[int, ...]) -> int:
     return nearest_reachable(num_heads, heads_per_gate)
 
 
-def _time(model: nn.Module, gates: HeadGates, timer: CopyTimer, num_heads: int) -> float:
-    compact = deepcopy(model)
-    _keep_evenly(compact, num_heads, max(gates.heads_per_gate), gates.block_names)
+def _time(model: nn.Module, gates: HeadGates, timer: CopyTimer, number: int) -> float:
+    with torch.no_grad():
+        compact = remove_in_copy(model, gates, _keep_evenly(gates, number))
     # Those that are needed leave a part of the time to the others together.
     share = 1 / max(_NUM_NEEDED + 0.5 - len(timer.timed), 1)
-    return timer.time(compact, what=f"{num_heads} of {gates.num_heads} heads", share=share).speedup
+    what = f"{number} of {sum(gates.units_per_gate)} {gates.units[0]}"
+    return timer.time(compact, what=what, share=share).speedup
 
 
-def _keep_evenly(model: nn.Module, num_heads: int, group: int, names: Sequence[str]) -> None:
-    """Keep ``num_heads`` heads in the named blocks, in place: one group of each block in turn."""
-    blocks = [block for block in removable_attention(model) if block.name in names]
-    kept: dict[str, set[int]] = {block.name: set() for block in blocks}
-    left = num_heads
-    for first in range(0, max(block.num_heads for block in blocks), group):
-        for block in blocks:
-            head_ids = block.head_ids[first : first + group]
-            if head_ids and len(head_ids) <= left:
-                kept[block.name].update(head_ids)
-                left -= len(head_ids)
-    with torch.no_grad():
-        prune_heads(model, {block.name: set(block.head_ids) - kept[block.name] for block in blocks})
+def _keep_evenly(gates: HeadGates, number: int) -> Tensor:
+    """Return the mask of gates that stand for a number of units: one gate of each block in turn."""
+    starts = accumulate(gates.block_sizes, initial=0)
+    blocks = [range(start, start + size) for start, size in zip(starts, gates.block_sizes, strict=False)]
+    kept = torch.zeros(len(gates.units_per_gate), dtype=torch.bool)
+    for gate in (gate for turn in zip_longest(*blocks) for gate in turn if gate is not None):
+        if 0 < gates.units_per_gate[gate] <= number:
+            kept[gate] = True
+            number -= gates.units_per_gate[gate]
+    return kept

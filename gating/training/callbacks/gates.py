@@ -13,11 +13,11 @@ from torch import nn
 from gating.distributed.collectives import check_same
 from gating.objectives.gate_metrics import open_amounts, quantity_of, spent_by_unit
 from gating.objectives.search import Search
-from gating.pruning.measure import count_heads, count_neurons
 from gating.report.figures import gates_figure
 from gating.report.history import History, Observation
 from gating.tracking.tensorboard_log import log_figure
 from gating.training.module import FineTuning
+from gating.units import UNITS
 
 __all__ = ["GateMonitor", "SearchEnd", "log_kept_heads", "record_spent"]
 
@@ -156,7 +156,7 @@ def _kept_amount(model: nn.Module, history: History) -> float:
     """Return the quantity of a history for a model without gates."""
     if history.quantity == "cost":
         return sum(history.spent.values())
-    return count_heads(model) if history.quantity == "heads" else count_neurons(model)
+    return UNITS[history.quantity].count(model)
 
 
 def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
@@ -164,13 +164,14 @@ def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
     if not loggers:
         return
-    kinds = dict(zip(gates.block_names, gates.block_kinds, strict=True))
-    heads = {name: values.tolist() for name, values in gates.by_block().items() if kinds[name] != "feed_forward"}
-    counts = torch.tensor(gates.neurons_per_gate).split(gates.block_sizes)
+    # Of many small units, the figure shows numbers; of others, each gate.
+    has_many = {name: UNITS[unit].is_weighed for name, unit in zip(gates.block_names, gates.block_units, strict=True)}
+    heads = {name: values.tolist() for name, values in gates.by_block().items() if not has_many[name]}
+    counts = torch.tensor(gates.units_per_gate).split(gates.block_sizes)
     neurons = [
         (name, num_open, int(numbers.sum()))
         for (name, num_open), numbers in zip(gates.open_by_block().items(), counts, strict=True)
-        if kinds[name] == "feed_forward"
+        if has_many[name]
     ]
     is_cost = quantity_of(gates) == "cost"
     figure = gates_figure(

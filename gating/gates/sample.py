@@ -1,4 +1,4 @@
-"""The gate values of one forward pass, and whether they are still valid."""
+"""The gate values of one forward pass: how they multiply the features of a block, and whether they are still valid."""
 
 import sys
 import weakref
@@ -12,11 +12,11 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from gating.errors import OperationError
 
-__all__ = ["Draw"]
+__all__ = ["BlockGate", "GateSample"]
 
 
 class _Gates(Protocol):
-    """The part of :class:`~gating.gates.HeadGates` that a draw is made from."""
+    """The part of :class:`~gating.gates.HeadGates` that a sample is made from."""
 
     training: bool
     log_alpha: nn.Parameter
@@ -29,22 +29,22 @@ class _Gates(Protocol):
     def feature_scales(self) -> Tensor: ...
 
 
-class Draw:
+class GateSample:
     """The gate values that all blocks of a model use in one forward pass.
 
-    A draw is made at the beginning of a pass, by a pre-hook of the model. The first block that uses it would be too
+    A sample is made at the beginning of a pass, by a pre-hook of the model. The first block that uses it would be too
     late: that block may be inside of a checkpoint, which runs again in the backward pass. Where a part of a model is
-    called alone, no such hook has run, so :meth:`scaling` makes a new draw if the present one is stale:
+    called alone, no such hook has run, so :meth:`scaling` makes a new sample if the present one is stale:
 
     - it was made in the other mode (training, evaluation) or before an update of ``log_alpha``;
     - its backward pass has run, so its graph is freed;
     - gradients are needed, and it was made without.
 
-    In a backward pass, where checkpoints compute activations again, the draw stays as it is.
+    In a backward pass, where checkpoints compute activations again, the sample stays as it is.
     """
 
     def __init__(self, gates: _Gates, block_widths: Sequence[int]) -> None:
-        """Start without a draw.
+        """Start without values.
 
         Args:
             gates: Maker of the values.
@@ -55,15 +55,15 @@ class Draw:
         # The factor of each feature of all blocks, and its parts for each block by dtype and gradient mode.
         self._scales: Tensor | None = None
         self._by_block: dict[tuple[torch.dtype, bool], tuple[Tensor, ...]] = {}
-        # The mode and the version of log_alpha that the draw was made with.
+        # The mode and the version of log_alpha that the sample was made with.
         self._made_with: tuple[bool, int] | None = None
         self._graph: _Graph | None = None
         self._earlier_graphs: list[weakref.ref[_Graph]] = []
         # Whether the current pass began with gradients; None outside of passes.
         self._pass_learns: bool | None = None
-        # Whether the model has made the draw for the pass of its base model, which comes next.
+        # Whether the model has made the sample for the pass of its base model, which comes next.
         self._is_made_for_base = False
-        # The state of the random numbers at the last draw outside of a pass, and how many were made in that state.
+        # The state of the random numbers at the last sample outside of a pass, and how many were made in that state.
         self._late = (-1, 0)
 
     def scaling(self, block_index: int, dtype: torch.dtype) -> Tensor:
@@ -75,19 +75,25 @@ class Draw:
         if torch.compiler.is_compiling():
             if self._pass_learns is None:
                 self._renew_outside_of_graph()
-        elif _is_in_backward():
+        elif torch._C._current_graph_task_id() != -1:
+            # A backward pass is running, in which checkpoints compute activations again.
             self._check_recomputation()
         else:
             self._renew_if_stale()
-        return self._split(dtype)[block_index]
+        assert self._scales is not None
+        # Some models run a part of themselves without gradients, which must not cut the graph of the other parts.
+        key = (dtype, torch.is_grad_enabled())
+        if key not in self._by_block:
+            self._by_block[key] = self._scales.to(dtype).split(self._block_widths)
+        return self._by_block[key][block_index]
 
     def begin_pass(self, *_: object) -> None:
-        """Make the draw of a pass; a pre-hook of the model."""
+        """Make the sample of a pass; a pre-hook of the model."""
         self._begin()
         self._is_made_for_base = True
 
     def begin_base_pass(self, *_: object) -> None:
-        """Make the draw of a pass, unless the whole model has; a pre-hook of the base model."""
+        """Make the sample of a pass, unless the whole model has; a pre-hook of the base model."""
         if not self._is_made_for_base:
             self._begin()
         self._is_made_for_base = False
@@ -97,8 +103,8 @@ class Draw:
         self._is_made_for_base = False
         self._pass_learns = None
 
-    def forget(self) -> None:
-        """Discard the draw, since the distribution of the values has changed."""
+    def invalidate(self) -> None:
+        """Discard the values, since their distribution has changed."""
         self._scales, self._by_block = None, {}
         self._retire_graph()
 
@@ -120,15 +126,6 @@ class Draw:
             self._graph = _Graph()
             self._scales.register_hook(self._graph.mark_used)
 
-    def _split(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Return the factors of each block, converted once for all of them."""
-        assert self._scales is not None
-        # Some models run a part of themselves without gradients, which must not cut the graph of the other parts.
-        key = (dtype, torch.is_grad_enabled())
-        if key not in self._by_block:
-            self._by_block[key] = self._scales.to(dtype).split(self._block_widths)
-        return self._by_block[key]
-
     def _renew_if_stale(self) -> None:
         if self._is_stale():
             self._make_late()
@@ -136,7 +133,7 @@ class Draw:
             self._check_not_reentrant()
 
     # A compiled graph cannot depend on versions of parameters and on backward passes.
-    _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale, reason="a draw may be stale")
+    _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale, reason="a sample may be stale")
 
     def _is_stale(self) -> bool:
         if self._scales is None or (self._graph is not None and self._graph.is_used):
@@ -146,9 +143,9 @@ class Draw:
         return lacks_graph or self._made_with != (self._gates.training, self._gates.log_alpha._version)
 
     def _make_late(self) -> None:
-        """Make a draw without a pass, perhaps inside of a checkpoint.
+        """Make a sample without a pass, perhaps inside of a checkpoint.
 
-        The checkpoint runs its function again, but not the draw. So the draw must not change the things that the
+        The checkpoint runs its function again, but makes no new sample. So this must not change the things that the
         checkpoint compares: the state of the random numbers and the tensors saved for the backward pass. Its seed comes
         from that state and a counter, since passes without other random numbers leave the state as it is.
         """
@@ -157,18 +154,19 @@ class Draw:
         with save_as_they_are, _fork_rng(device):
             state = int(torch.randint(2**62, (), device=device))
             self._late = (state, self._late[1] + 1 if state == self._late[0] else 0)
-            _seed(device, sum(self._late))
+            seed = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
+            seed(sum(self._late))
             self._make()
 
     def _retire_graph(self) -> None:
-        """Remember the graph of the draw as long as its backward pass may still run."""
+        """Remember the graph of the sample as long as its backward pass may still run."""
         if self._graph is not None:
             alive = [graph for graph in self._earlier_graphs if graph() is not None]
             self._earlier_graphs = [weakref.ref(self._graph), *alive]
         self._graph = None
 
     def _check_recomputation(self) -> None:
-        """Raise ``OperationError`` if activations may be computed again with the draw of another pass."""
+        """Raise ``OperationError`` if activations may be computed again with the sample of another pass."""
         earlier = [graph() for graph in self._earlier_graphs]
         if self._scales is None or any(graph is not None and not graph.is_used for graph in earlier):
             raise OperationError(
@@ -180,7 +178,7 @@ class Draw:
         """Raise ``OperationError`` if a part of a pass with gradients is inside of a reentrant checkpoint.
 
         The backward pass of such a checkpoint ends at its inputs, and the gates are not among them: they would get no
-        gradient. A whole pass inside of one makes its draw again in the backward pass.
+        gradient. A whole pass inside of one makes its sample again in the backward pass.
         """
         context = None if self._pass_learns is False else _reentrant_context()
         # Gradients are off inside. A pass records whether they are on outside; without one, only the inputs show it.
@@ -194,20 +192,36 @@ class Draw:
             )
 
 
+class BlockGate(nn.Module):
+    """The gates of one block, as a function of its features.
+
+    A module, not a closure: ``print(model)`` shows it, and a copy of the model has its own.
+    """
+
+    def __init__(self, sample: GateSample, block_index: int, *, shown: str) -> None:
+        """Args: ``sample`` of all gates, the position of the block among theirs, and what ``print(model)`` shows."""
+        super().__init__()
+        self.sample = sample
+        self.block_index = block_index
+        self.shown = shown
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scale features of heads or neurons, or the columns of a weight that they meet: ``[..., num_features]``."""
+        return features * self.sample.scaling(self.block_index, features.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the description."""
+        return self.shown
+
+
 class _Graph:
-    """Whether the backward pass of a draw has run; alive as long as the graph of the draw, whose hook holds it."""
+    """Whether the backward pass of a sample has run; alive as long as the graph, whose hook holds it."""
 
     def __init__(self) -> None:
         self.is_used = False
 
     def mark_used(self, _: Tensor) -> None:
         self.is_used = True
-
-
-def _is_in_backward() -> bool:
-    """Return whether a backward pass is running, in which checkpoints compute activations again."""
-    is_in_backward: bool = torch._C._current_graph_task_id() != -1
-    return is_in_backward
 
 
 def _reentrant_context() -> Any:
@@ -228,10 +242,3 @@ def _fork_rng(device: torch.device) -> AbstractContextManager[None]:
         return torch.random.fork_rng(devices=[])
     devices = range(torch.get_device_module(device).device_count())
     return torch.random.fork_rng(devices, device_type=device.type)
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    if device.type == "cpu":
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)
