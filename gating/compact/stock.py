@@ -21,6 +21,7 @@ from gating.errors import RemedyError
 from gating.structure.blocks import AttentionBlock, base_prefix, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.structure.record import RECORD_KEY
+from gating.units import unit_of
 
 __all__ = ["StockError", "may_be_stock", "stock_model"]
 
@@ -240,10 +241,8 @@ def _explain(model: PreTrainedModel, blocks: Sequence[_Block], differing: set[st
         return _refusal(model, f"{min(differing)} differs from the model that {config} describes")
     for other in blocks:
         if (other.kind, _size_before(other)) == (block.kind, _size_before(block)) and _size(other) != _size(block):
-            unit = "heads" if isinstance(block, AttentionBlock) else "neurons"
-            reason = (
-                f"{block.name} keeps {_size(block)} of {_size_before(block)} {unit}, but {other.name} {_size(other)}"
-            )
+            size = f"{_size(block)} of {_size_before(block)} {block.unit}"
+            reason = f"{block.name} keeps {size}, but {other.name} {_size(other)}"
             return _refusal(model, reason, "Remove equally many of every layer, as objectives with uniform=True do")
     if isinstance(block, AttentionBlock):
         return _refusal(model, _explain_heads(block, config, differing), "Remove neurons only")
@@ -266,8 +265,8 @@ def _explain_heads(block: AttentionBlock, config: str, differing: set[str]) -> s
 
 
 def _size(block: _Block) -> int:
-    return block.num_heads if isinstance(block, AttentionBlock) else block.num_neurons
+    return unit_of(block).size(block)
 
 
 def _size_before(block: _Block) -> int:
-    return block.num_heads_before if isinstance(block, AttentionBlock) else block.width_before
+    return unit_of(block).size_before(block)

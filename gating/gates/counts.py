@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gating.gates.attachment import Attachment
 from gating.gates.full_precision import FullPrecision
-from gating.units import GateSize, UnitName
+from gating.units import UNITS, GateSize, UnitName
 
 __all__ = ["GateCounts"]
 
@@ -52,6 +52,11 @@ class GateCounts(FullPrecision):
     def _counts_of(self, unit: UnitName) -> tuple[int, ...]:
         pairs = zip(self.unit_of_gate, self.units_per_gate, strict=True)
         return tuple(count if own == unit else 0 for own, count in pairs)
+
+    @property
+    def is_weighed(self) -> bool:
+        """Whether a search weighs gates by their units or cost; otherwise it counts the units of the only kind."""
+        return len(self.units) > 1 or UNITS[self.units[0]].is_weighed
 
     def total(self, unit: UnitName) -> int:
         """Return the number of gated units."""

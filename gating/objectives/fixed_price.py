@@ -73,7 +73,7 @@ class FixedPrice(nn.Module):
     def penalty(self, gates: HeadGates) -> Tensor:
         """Return ``price * mean P(open)``, weighted by neurons or cost, a scalar; zero before the start."""
         price = self._price if self._started else 0.0
-        if gates.units == ("heads",):
+        if not gates.is_weighed:
             return price * gates.prob_open().mean()
         ((part, _),) = self._budget.parts(gates)
         shares = torch.tensor(part.weights, device=gates.log_alpha.device, dtype=torch.float32) / part.total
@@ -85,8 +85,8 @@ class FixedPrice(nn.Module):
 
     def kept(self, gates: HeadGates) -> Tensor | None:
         """Return None, so that open gates stay; if there are none, the gate that is closest to open."""
-        if gates.num_open() or gates.num_open_neurons():
+        if any(gates.count_open(unit) for unit in gates.units):
             return None
-        if gates.units == ("heads",):
-            return HeadBudget(keep=1 / gates.num_heads).choose(gates, gates.log_alpha)
+        if not gates.is_weighed:
+            return HeadBudget(keep=1 / gates.total(gates.units[0])).choose(gates, gates.log_alpha)
         return torch.zeros_like(gates.log_alpha, dtype=torch.bool).index_fill(0, gates.log_alpha.argmax(), True)

@@ -10,7 +10,7 @@ from gating.objectives.base import HasCost, Objective
 from gating.objectives.parts import COST, gate_costs
 from gating.units import UNITS
 
-__all__ = ["Quantity", "gate_metrics", "open_amounts", "quantity_of", "spent_by_unit"]
+__all__ = ["Quantity", "gate_metrics", "metrics_of", "open_amounts", "quantity_of", "spent_by_unit"]
 
 # The quantity of a budget: the name of a unit for its number, or ``cost`` for the share of cost of several units.
 Quantity = str
@@ -26,7 +26,7 @@ def gate_metrics(gates: HeadGates, objective: Objective) -> dict[str, float | Te
         names = UNITS[unit].metrics
         metrics |= {names.expected: gates.count_expected(unit), names.open: float(gates.count_open(unit))}
     metrics |= {
-        "gates/cost/target" if quantity == COST else UNITS[quantity].metrics.target: objective.target(gates),
+        metrics_of(quantity)[2]: objective.target(gates),
         "gates/undecided": ((values > 0.05) & (values < 0.95)).float().mean(),
     }
     if quantity == COST:
@@ -51,6 +51,14 @@ def _open_by_block(gates: HeadGates) -> dict[str, float]:
     if len(groups) > 1:
         metrics |= {f"gates/{group}/open": float(num_open) for group, num_open in groups.items()}
     return metrics
+
+
+def metrics_of(quantity: Quantity) -> tuple[str, str, str]:
+    """Return the names in the logs of the expected, the open and the aimed-at amount of a quantity."""
+    if quantity == COST:
+        return "gates/cost/expected", "gates/cost/open", "gates/cost/target"
+    names = UNITS[quantity].metrics
+    return names.expected, names.open, names.target
 
 
 def quantity_of(gates: HeadGates) -> Quantity:

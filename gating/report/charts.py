@@ -137,18 +137,11 @@ def _fall(results: RunResults) -> str:
     return f"{shown} A fall that the recovery does not make up for asks for a larger budget or more recovery."
 
 
-# Name, factor between an observed and a shown value, and unit of each quantity.
-_AMOUNTS = {
-    "heads": ("Open heads", 1, ""),
-    "neurons": ("Open neurons", 1, ""),
-    "cost": ("Share of the cost", 100, " %"),
-}
-
-
 def _amount_chart(results: RunResults) -> Chart:
     """Return the chart of open heads or neurons, or their share of cost."""
     curves, (total, final) = results.curves, results.amounts
-    name, scale, unit = _AMOUNTS[results.history.quantity]
+    quantity = results.history.quantity
+    name, scale, unit = ("Share of the cost", 100, " %") if quantity == "cost" else (f"Open {quantity}", 1, "")
     series = [
         Series("expected", "line amount", [(step, scale * value) for step, value in curves.expected]),
         Series("open", "dots amount", [(step, scale * value) for step, value in curves.open]),

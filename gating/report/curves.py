@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gating.report.history import History, Quantity
+from gating.objectives.gate_metrics import metrics_of
+from gating.report.history import History
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 
@@ -12,12 +13,6 @@ __all__ = ["Curves", "curves_of"]
 
 Points = list[tuple[float, float]]
 
-# Names in the log of the expected, the open and the aimed-at amount of each quantity.
-_AMOUNTS: dict[Quantity, tuple[str, str, str]] = {
-    "heads": ("gates/expected_open", "gates/open", "gates/target"),
-    "neurons": ("gates/neurons/expected", "gates/neurons/open", "gates/neurons/target"),
-    "cost": ("gates/cost/expected", "gates/cost/open", "gates/cost/target"),
-}
 _LOSS, _TASK_LOSS, _VALIDATION_LOSS = "train/loss", "train/task_loss", "val/loss"
 
 
@@ -57,7 +52,7 @@ def curves_of(
         log: Rows of the log of the run: values by their names, and the number of the step by ``step``.
     """
     seen = history.observations
-    names = _AMOUNTS[history.quantity]
+    names = metrics_of(history.quantity)
     observed: list[Points] = [
         [(one.step, getattr(one, kind)) for one in seen] for kind in ("expected_open", "open", "target")
     ]

@@ -69,9 +69,14 @@ class RunResults:
 
     @property
     def amounts(self) -> tuple[float, float]:
-        """The quantity of the budget before and after the removal: heads, neurons, or the share of cost of both."""
+        """The quantity of the budget before and after the removal: a number of units, or the share of their cost."""
         if self.history.quantity == "cost":
             return 1, sum(self.history.spent.values()) or math.nan
-        if self.history.quantity == "heads":
-            return sum(number for _, _, number in self.kept), sum(len(heads) for _, heads, _ in self.kept)
-        return sum(number for _, _, number in self.neurons), sum(number for _, number, _ in self.neurons)
+        kept = {
+            "heads": [(len(heads), number) for _, heads, number in self.kept],
+            "neurons": [(width, number) for _, width, number in self.neurons],
+        }
+        if self.history.quantity not in kept:
+            return self.summary.sizes.get(self.history.quantity, (math.nan, math.nan))
+        pairs = kept[self.history.quantity]
+        return sum(before for _, before in pairs), sum(after for after, _ in pairs)

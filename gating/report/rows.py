@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from gating.pruning.latency.comparison import LatencyComparison
 from gating.report.card import Row
+from gating.units import UNITS
 
 __all__ = ["latency_rows", "size_rows"]
 
 # Name in tables, divisor of the shown value, and its decimals.
 _SHOWN = {
-    "heads": ("attention heads", 1, 0),
-    "neurons": ("feed-forward neurons", 1, 0),
+    **{name: (f"{unit.label} {name}", 1, 0) for name, unit in UNITS.items()},
     "macs": ("multiply-accumulates (millions)", 1e6, 1),
     "parameters": ("parameters", 1, 0),
     "megabytes": ("size on disk (MB)", 1, 1),

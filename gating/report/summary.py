@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from gating.pruning.latency.comparison import LatencyComparison, margin
 from gating.pruning.measure import (
     cache_bytes_per_token,
-    count_heads,
     count_heads_by_kind,
     count_macs,
-    count_neurons,
     weight_megabytes,
 )
 from gating.pruning.prune_report import num_parameters, unproven_note
@@ -30,6 +28,7 @@ from gating.report.metadata import EvaluatedData
 from gating.report.rows import latency_rows, size_rows
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file
+from gating.units import UNITS
 
 __all__ = ["NUMBERS", "Stage", "Summary"]
 
@@ -168,8 +167,7 @@ class Summary:
             batch: Keyword arguments of both models, to count multiply-accumulates; None not to count them.
         """
         sizes = {
-            "heads": (count_heads(dense), count_heads(compact)),
-            "neurons": (count_neurons(dense), count_neurons(compact)),
+            **{name: (unit.count(dense), unit.count(compact)) for name, unit in UNITS.items()},
             "macs": (0.0, 0.0) if batch is None else (count_macs(dense, batch), count_macs(compact, batch)),
             "parameters": (num_parameters(dense), num_parameters(compact)),
             "megabytes": (weight_megabytes(dense), weight_megabytes(compact)),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates
-from gating.units import UNITS, unit_of
+from gating.units import unit_of
 
 __all__ = ["Magnitude"]
 
@@ -37,7 +37,7 @@ class Magnitude(nn.Module):
             unit_of(block).norms(block).view(size, -1).sum(dim=1).to(device)
             for block, size in zip(gates.blocks(), gates.block_sizes, strict=True)
         ]
-        if len(gates.units) == 1 and not UNITS[gates.units[0]].is_weighed:
+        if not gates.is_weighed:
             return torch.cat(norms) / torch.tensor(gates.units_per_gate, device=device).clamp_min(1)
         return torch.cat(norms) / gates.parameters_per_gate.float().to(device)
 

@@ -19,7 +19,7 @@ from gating.pruning.latency.settings import LatencySettings
 from gating.pruning.latency.speedup import check_speedup, num_heads_for_speedup
 from gating.pruning.latency.time_budget import MAX_SECONDS, TimeBudget
 from gating.pruning.prune import remove_in_copy
-from gating.units import UNITS, UnitName
+from gating.units import UnitName
 
 __all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "measure_latency_costs", "time_kept"]
 
@@ -104,7 +104,7 @@ def budget_for_speedup(
     batch = budget.fit(model, batch, passes=NUM_PASSES)
     with budget.stage("timing copies") as stage:
         timer = CopyTimer(model, batch, stage=stage)
-        if len(gates.units) > 1 or UNITS[gates.units[0]].is_weighed:
+        if gates.is_weighed:
             costs = measure_latency_costs(model, gates, timer=timer)
             objective = ExactBudget(keep=costs.keep_for(speedup), cost=costs.rates(gates))
         else:

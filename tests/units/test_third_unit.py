@@ -1,0 +1,173 @@
+"""A third unit, whole feed-forward blocks, of which the package knows nothing: gated, searched, counted and removed."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import gating
+from gating.objectives.gate_metrics import gate_metrics
+from gating.objectives.parts import gate_costs
+from gating.proof.outputs import forward_outputs, max_relative_difference
+from gating.proof.probe import make_probe
+from gating.pruning.latency.costs import measure_latency_costs
+from gating.pruning.macs import measure_macs
+from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.units import UNITS, GateSize, Unit, find_blocks
+from gating.units.neurons import neuron_norms
+from gating.units.unit import Metrics
+from tests.support.tiny_models import NUM_LAYERS, batch_for
+
+WIDTH = 48
+BOTH = ("heads", "blocks")
+
+
+@dataclass(frozen=True)
+class WholeBlock:
+    """A feed-forward block with one unit: itself."""
+
+    inner: FeedForwardBlock
+
+    unit = "blocks"
+    registered_by = "register_feed_forward_spec"
+    kind = "whole"
+
+    def __getattr__(self, name):
+        return getattr(object.__getattribute__(self, "inner"), name)
+
+    @property
+    def group_size(self):
+        return None
+
+    @property
+    def unit_ids(self):
+        return (0,) if self.inner.num_neurons else ()
+
+    @property
+    def slot_ids(self):
+        return self.unit_ids
+
+    @property
+    def slot_widths(self):
+        return (self.inner.num_neurons,) * len(self.unit_ids)
+
+    def plan_removal(self, kept):
+        return self.inner.plan_removal(self.inner.group_ids if 0 in kept else ())
+
+
+class WholeBlocks(Unit):
+    name = "blocks"
+    singular = full_name = "block"
+    label = "whole feed-forward"
+    gated = "blocks"
+    metrics = Metrics("gates/blocks/expected", "gates/blocks/open", "gates/blocks/target", "gates/block_{:02d}/open")
+
+    def blocks(self, model):
+        return map(WholeBlock, iter_feed_forward_blocks(model))
+
+    def search(self, model, *, group_size=None, discover=False, probe=None):
+        return list(self.blocks(model)), []
+
+    def size(self, block):
+        return len(block.unit_ids)
+
+    def size_before(self, block):
+        return 1
+
+    def gate_sizes(self, block, *, group_queries=True):
+        macs, parameters = block.neuron_size()
+        return [GateSize(1, width, width * macs, width * parameters) for width in block.slot_widths]
+
+    def norms(self, block):
+        return neuron_norms(block.inner).sum().reshape(1)
+
+    def is_foreign(self, block):
+        return False
+
+
+@pytest.fixture(autouse=True)
+def _third_unit(monkeypatch):
+    monkeypatch.setitem(UNITS, "blocks", WholeBlocks())
+
+
+def test_its_gates_multiply_and_count(bert):
+    gates = gating.inject_gates(bert, units=BOTH)
+    assert gates.units == BOTH
+    assert (
+        repr(gates) == f"HeadGates(12 heads in 3 attention blocks, {NUM_LAYERS} blocks in 3 whole feed-forward blocks)"
+    )
+    assert gates.counts["blocks"] == (0,) * 12 + (1,) * NUM_LAYERS
+    gates.log_alpha.data[13] = -9.0
+    assert (gates.num_open(), gates.count_open("blocks"), gates.total("blocks")) == (12, 2, 3)
+    assert "all blocks" in gates.summary()
+    bert.eval()
+    seen = []
+    down = bert.bert.encoder.layer[1].output.dense
+    down.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    bert(**batch_for(bert))
+    assert not seen[0].any()
+    assert measure_macs(bert, gates, find_blocks(bert, units=BOTH), batch_for(bert)).min() > 0
+
+
+@pytest.mark.parametrize("units", ["blocks", BOTH], ids=str)
+def test_it_is_removed_and_proven(bert, units):
+    gates = gating.inject_gates(bert, units=units)
+    with torch.no_grad():
+        gates.log_alpha[-2] = -9.0
+        gates.log_alpha[-1] = 0.5
+    bert.eval()
+    probe = make_probe(bert)
+    masked = forward_outputs(bert, probe)
+    report = gating.finalize(bert, gates, probe=probe)
+    assert (report.before.units["blocks"], report.after.units["blocks"]) == (3, 2)
+    assert [len(kept) for kept in report.kept["blocks"].values()] == [1, 0, 1]
+    assert (report.num_heads, report.num_neurons) == (12, 2 * WIDTH)
+    assert max_relative_difference(masked, forward_outputs(bert, probe)) < 1e-5
+
+
+OBJECTIVES = {
+    "exact": lambda **budget: gating.ExactBudget(**budget),
+    "lagrangian": lambda **budget: gating.Lagrangian(**budget),
+    "top-k": lambda **budget: gating.TopK(**budget),
+    "importance": lambda **budget: gating.IterativePruning(gating.Importance(), **budget),
+    "magnitude": lambda **budget: gating.IterativePruning(gating.Magnitude(), **budget),
+    "fixed price": lambda **_: gating.FixedPrice(price=1.0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*nearly arbitrary")
+@pytest.mark.parametrize("units", ["blocks", BOTH], ids=str)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_searches_it(bert, name, units):
+    gates = gating.inject_gates(bert, units=units)
+    objective = OBJECTIVES[name](keep=0.67)
+    objective.attach(gates)
+    optimizer = torch.optim.Adam(gating.parameter_groups(bert, lr=1e-4, gates=gates, objective=objective))
+    for step in range(6):
+        objective.update(gates, step / 5)
+        loss = bert(**batch_for(bert)).logits.square().mean() + objective.penalty(gates)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    metrics = gate_metrics(gates, objective)
+    assert metrics["gates/blocks/open"] <= 3
+    assert {f"gates/block_{index:02d}/open" for index in range(3)} <= set(metrics)
+    if name == "fixed price":
+        return
+    kept = objective.kept(gates)
+    if units == "blocks":
+        assert kept.sum() == 2
+    else:
+        costs = torch.tensor(gate_costs(gates, "macs"))
+        assert 0.5 < float(costs[kept].sum() / costs.sum()) <= 0.67
+        assert {"gates/cost/heads", "gates/cost/blocks"} <= set(metrics)
+    report = gating.finalize(bert, gates, objective)
+    assert report.after.units["blocks"] == int(kept[-3:].sum())
+
+
+def test_its_latency_is_fitted(bert):
+    gates = gating.inject_gates(bert, units=BOTH)
+    with gates.detached() as model:
+        time = lambda kept: 1 / (0.2 + 0.3 * kept[:12].float().mean() + 0.5 * kept[12:].float().mean())  # noqa: E731
+        costs = measure_latency_costs(model, gates, measure=lambda kept: float(time(kept)))
+    assert costs.shares == pytest.approx({"heads": 0.3, "blocks": 0.5})
