@@ -6,7 +6,7 @@ import gating
 from gating.discovery.find import find_blocks
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.undo import apply_edits, undo_edits
-from gating.pruning.prune import plan_pruning
+from gating.pruning.plan import plan_pruning
 from tests.support.family_models import FAMILIES as ALL_FAMILIES
 from tests.support.masked_models import Units, check_generation, compact, finalized, group_sizes, without_gradient
 from tests.support.tiny_models import assert_same_state, state_of
