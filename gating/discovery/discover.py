@@ -12,13 +12,14 @@ from itertools import product
 
 from torch import Tensor, nn
 
-from gating.discovery.refusals import sort_blocks, why_not_attention, why_not_editable
+from gating.discovery.dependence import why_not_attention
+from gating.discovery.refusals import sort_blocks, why_not_editable
 from gating.errors import InputError
 from gating.proof.conditions import check_no_adapters
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
 from gating.structure.attention_spec import AttentionSpec, RowLayout
-from gating.structure.blocks import AttentionBlock
+from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.edits import num_inputs, num_outputs
 from gating.structure.families import find_spec
 from gating.structure.feed_forward_specs import FeedForwardSpec
@@ -178,7 +179,7 @@ def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, 
     The first group of heads tells layouts apart: the values of the last one are at the end of a fused projection in
     every layout.
     """
-    blocks = [block for block in sort_blocks(model)[0] if block.spec == spec]
+    blocks = [block for block in sort_blocks(iter_attention_blocks(model))[0] if block.spec == spec]
     kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
     try_removal(model, blocks, kept, edits, probe=probe)

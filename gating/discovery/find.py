@@ -1,28 +1,29 @@
 """The blocks of a model with units to gate: attention and feed-forward blocks, found by registries or by structure."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from gating.discovery.discover import discover_specs
 from gating.discovery.flow import discover_feed_forward_specs
+from gating.discovery.lookalikes import attention_lookalikes, feed_forward_lookalikes
 from gating.discovery.refusals import sort_blocks
-from gating.discovery.refusals_neurons import explain_no_neurons, sort_feed_forward
 from gating.discovery.ungated import (
     UngatedModules,
     check_patterns,
     check_towers,
-    explain_none,
-    find_ungated,
+    explain_no_heads,
+    explain_no_neurons,
+    group_ungated,
     is_left_out,
     ungated_warning,
     without_left_out,
 )
-from gating.discovery.ungated_neurons import find_ungated_neurons
 from gating.proof.conditions import check_not_wrapped, check_stays
-from gating.structure.blocks import AttentionBlock
-from gating.structure.feed_forward import FeedForwardBlock
+from gating.structure.blocks import AttentionBlock, iter_attention_blocks
+from gating.structure.feed_forward import Block, FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = [
     "find_attention_blocks",
@@ -31,6 +32,8 @@ __all__ = [
     "search_attention",
     "search_feed_forward",
 ]
+
+AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 
 def find_attention_blocks(
@@ -70,10 +73,22 @@ def find_attention_blocks(
     """
     check_patterns(exclude)
     blocks, ungated = search_attention(model, discover=discover, probe=probe)
+    return _chosen(model, blocks, ungated, exclude=exclude, towers=towers)
+
+
+def _chosen(
+    model: nn.Module,
+    blocks: Sequence[AnyBlock],
+    ungated: Sequence[UngatedModules],
+    *,
+    exclude: Collection[str],
+    towers: Collection[str] | str | None,
+) -> list[AnyBlock]:
+    """Return the blocks that a user does not leave out, and warn about other modules that look like them."""
     wanted = check_towers([*(block.name for block in blocks), *(name for one in ungated for name in one.names)], towers)
     ungated = without_left_out(ungated, exclude=exclude, towers=wanted)
     if ungated:
-        warnings.warn(ungated_warning(model, ungated), stacklevel=2)
+        warnings.warn(ungated_warning(model, ungated), stacklevel=3)
     return [block for block in blocks if not is_left_out(block.name, exclude=exclude, towers=wanted)]
 
 
@@ -85,7 +100,7 @@ def search_attention(
     The arguments and errors are those of :func:`find_attention_blocks`.
     """
     blocks, refused, problems = _search(model, discover=discover, probe=probe)
-    return blocks, find_ungated(model, blocks, refused=refused, problems=problems, searched=discover)
+    return blocks, _ungated_attention(model, blocks, refused, problems, searched=discover)
 
 
 def removable_attention(
@@ -100,16 +115,29 @@ def removable_attention(
 
 def _search(
     model: nn.Module, *, discover: bool, probe: Mapping[str, Tensor] | None
-) -> tuple[list[AttentionBlock], dict[str, str], dict[type, str]]:
-    """Return the blocks, the reasons against known ones by name, and the problems of discovered ones by class."""
+) -> tuple[list[AttentionBlock], list[tuple[AttentionBlock, str]], dict[type, str]]:
+    """Return the blocks, other known ones with the reasons, and the problems of discovered ones by class."""
     check_not_wrapped(model)
     check_stays(model)
     problems = discover_specs(model, probe=probe) if discover else {}
-    blocks, refused = sort_blocks(model)
+    blocks, refused = sort_blocks(iter_attention_blocks(model))
     if not blocks:
-        ungated = find_ungated(model, blocks, refused=refused, problems=problems, searched=discover)
-        raise explain_none(model, ungated, searched=discover)
+        ungated = _ungated_attention(model, blocks, refused, problems, searched=discover)
+        raise explain_no_heads(model, ungated, searched=discover)
     return blocks, refused, problems
+
+
+def _ungated_attention(
+    model: nn.Module,
+    blocks: Sequence[AttentionBlock],
+    refused: Sequence[tuple[AttentionBlock, str]],
+    problems: Mapping[type, str],
+    *,
+    searched: bool,
+) -> list[UngatedModules]:
+    known = [*blocks, *(block for block, _ in refused)]
+    lookalikes = attention_lookalikes(model, known, problems=problems, searched=searched)
+    return group_ungated(model, refused, lookalikes, unit="heads")
 
 
 def find_feed_forward_blocks(
@@ -150,11 +178,7 @@ def find_feed_forward_blocks(
     """
     check_patterns(exclude)
     blocks, ungated = search_feed_forward(model, group_size=group_size, discover=discover, probe=probe)
-    wanted = check_towers([*(block.name for block in blocks), *(name for one in ungated for name in one.names)], towers)
-    ungated = without_left_out(ungated, exclude=exclude, towers=wanted)
-    if ungated:
-        warnings.warn(ungated_warning(model, ungated), stacklevel=2)
-    return [block for block in blocks if not is_left_out(block.name, exclude=exclude, towers=wanted)]
+    return _chosen(model, blocks, ungated, exclude=exclude, towers=towers)
 
 
 def search_feed_forward(
@@ -171,7 +195,8 @@ def search_feed_forward(
     check_not_wrapped(model)
     if discover:
         discover_feed_forward_specs(model, probe=probe)
-    blocks, refused = sort_feed_forward(model, group_size=group_size)
+    blocks, refused = sort_blocks(iter_feed_forward_blocks(model, group_size=group_size))
     if not blocks:
         raise explain_no_neurons(model, refused, searched=discover)
-    return blocks, find_ungated_neurons(model, blocks, refused, searched=discover)
+    lookalikes = feed_forward_lookalikes(model, [*blocks, *(block for block, _ in refused)], searched=discover)
+    return blocks, group_ungated(model, refused, lookalikes, unit="neurons")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from gating.discovery.refusals_neurons import sort_feed_forward
+from gating.discovery.refusals import sort_blocks
 from gating.discovery.trace import is_linear, trace_feed_forward
 from gating.errors import InputError
 from gating.proof.conditions import check_no_adapters
@@ -64,7 +64,7 @@ def discover_feed_forward_specs(model: nn.Module, *, probe: Mapping[str, Tensor]
     try:
         for module, spec in found.items():
             module.feed_forward_spec = spec  # type: ignore[assignment]
-        blocks, refused = sort_feed_forward(model)
+        blocks, refused = sort_blocks(iter_feed_forward_blocks(model))
         for block, reason in refused:
             if block.module in found:
                 name = f"{block.name} ({type(block.module).__name__})"

@@ -1,41 +1,31 @@
-"""Modules of a model that get no gates, with the reasons; those of attention are found here."""
+"""Modules of a model that get no gates, with the reasons, and the names by which a user leaves them out."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from gating.discovery.refusals import why_not_attention
+from gating.discovery.lookalikes import UNREGISTERED, why_no_neurons
 from gating.errors import InputError, RemedyError, RemedyWarning
-from gating.structure.blocks import AttentionBlock, base_prefix, tower_of
+from gating.structure.blocks import base_prefix, tower_of
+from gating.structure.feed_forward import Block, FeedForwardBlock
 
 __all__ = [
     "UngatedModules",
     "check_patterns",
     "check_towers",
-    "explain_none",
-    "find_ungated",
+    "explain_no_heads",
+    "explain_no_neurons",
+    "group_ungated",
     "is_left_out",
-    "smallest_attention",
     "ungated_warning",
     "without_left_out",
 ]
 
-# Names of projections in modules whose class has another name.
-_PROJECTIONS = (
-    {"q_proj", "k_proj", "v_proj"},
-    {"query", "key", "value"},
-    {"to_q", "to_k", "to_v"},
-    {"q", "k", "v"},
-    {"in_proj_qkv", "out_proj"},
-)
 _MOST_SHOWN = 4
-_UNREGISTERED = "its class is not registered; discover=True may find its layout"
 
 
 @dataclass(frozen=True)
@@ -60,31 +50,28 @@ class UngatedModules:
         return f"{self.names[0]}{more} ({self.class_name}): {self.reason}"
 
 
-def find_ungated(
+def group_ungated(
     model: nn.Module,
-    blocks: Sequence[AttentionBlock],
+    refused: Sequence[tuple[Block, str]],
+    lookalikes: Iterable[tuple[str, nn.Module, str]],
     *,
-    refused: Mapping[str, str],
-    problems: Mapping[type, str],
-    searched: bool,
+    unit: Literal["heads", "neurons"],
 ) -> list[UngatedModules]:
-    """Return the modules that look like attention, by class name or structure, and are no block that can have gates.
+    """Return the modules without gates, those of one class with one reason together.
 
     Args:
         model: The model.
-        blocks: The blocks that can have gates.
-        refused: The reasons for which known blocks can have none, by name.
-        problems: What a trial of discovery found wrong with the layout of a class.
-        searched: Whether discovery has searched the structure of the model.
+        refused: The known blocks whose units depend on each other, with the reasons.
+        lookalikes: Names, modules and reasons of :mod:`gating.discovery.lookalikes`.
+        unit: What the modules keep all of.
     """
     found: dict[tuple[str, str], list[str]] = {}
+    for block, reason in refused:
+        found.setdefault((type(block.module).__name__, reason), []).append(block.name)
     prefix = base_prefix(model)
-    gated = {block.module for block in blocks}
-    for full_name, module in smallest_attention(model, gated):
-        name = full_name.removeprefix(prefix)
-        reason = refused.get(name) or problems.get(type(module)) or _why_ungated(module, searched=searched)
-        found.setdefault((type(module).__name__, reason), []).append(name)
-    return [UngatedModules(class_name, tuple(names), reason) for (class_name, reason), names in found.items()]
+    for name, module, reason in lookalikes:
+        found.setdefault((type(module).__name__, reason), []).append(name.removeprefix(prefix))
+    return [UngatedModules(class_name, tuple(names), reason, unit) for (class_name, reason), names in found.items()]
 
 
 def ungated_warning(model: nn.Module, ungated: Sequence[UngatedModules]) -> RemedyWarning:
@@ -110,7 +97,7 @@ def _sentence(model: nn.Module, ungated: Sequence[UngatedModules]) -> str:
     return f"{number} {kind} modules of {type(model).__name__} get no gates, so they keep all {unit}: {shown}{more}."
 
 
-def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, searched: bool) -> InputError:
+def explain_no_heads(model: nn.Module, ungated: Sequence[UngatedModules], *, searched: bool) -> InputError:
     """Return the error for a model without any attention block that can have gates.
 
     Args:
@@ -118,7 +105,7 @@ def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, searche
         ungated: Its modules that look like attention.
         searched: Whether discovery has searched its structure, too.
     """
-    known = [one for one in ungated if one.reason != _UNREGISTERED]
+    known = [one for one in ungated if one.reason != UNREGISTERED]
     # In a model with layers of several kinds, discovery may find attention in some.
     if known and (searched or len(known) == len(ungated)):
         return InputError(f"Heads cannot be removed from {type(model).__name__}: in {known[0]}.")
@@ -129,8 +116,36 @@ def explain_none(model: nn.Module, ungated: Sequence[UngatedModules], *, searche
         f"{', '.join(seen) or 'none by name'}. Describe one with gating.register_attention_spec("
         f"{(seen or ['MyAttention'])[0]!r}, gating.AttentionSpec(projections=..., output_projection=...))"
     )
-    if searched:
-        return InputError(f"{problem}; nothing in its structure looks like attention.")
+    return _unknown(problem, f"{problem}; nothing in its structure looks like attention." if searched else None)
+
+
+def explain_no_neurons(
+    model: nn.Module, refused: Sequence[tuple[FeedForwardBlock, str]], *, searched: bool
+) -> InputError:
+    """Return the error for a model without any feed-forward block that can have gates.
+
+    Args:
+        model: The model.
+        refused: Its blocks whose neurons depend on each other, with the reasons.
+        searched: Whether discovery has searched its structure, too.
+    """
+    for block, reason in refused:
+        owner = f"{block.name} ({type(block.module).__name__})"
+        return InputError(f"Neurons cannot be removed from {owner}: {reason}.")
+    if (cause := why_no_neurons(model)) is not None:
+        return InputError(f"Neurons cannot be removed from {type(model).__name__}: {cause}.")
+    problem = (
+        f"No feed-forward block of {type(model).__name__} is known: no module has two or three linear layers with "
+        "common names, such as fc1 and fc2. Describe one with gating.register_feed_forward_spec('MyMLP', "
+        "gating.FeedForwardSpec(ups=..., down=...))"
+    )
+    return _unknown(problem, f"{problem}; its flow of data shows none either." if searched else None)
+
+
+def _unknown(problem: str, searched: str | None) -> InputError:
+    """Return the error for a model without a known block: after a search, or with a search as its remedy."""
+    if searched is not None:
+        return InputError(searched)
     end = "to discover its structure."
     return RemedyError(problem, python=f", or pass discover=True {end}", command=f", or give gates.discover=true {end}")
 
@@ -177,40 +192,3 @@ def check_towers(names: Collection[str], towers: Any) -> tuple[str, ...] | None:
         problem = f"has no tower {unknown[0]!r}" if unknown else "gets no gates with towers=[]"
         raise InputError(f"The model {problem}. There are {', '.join(known)}.")
     return wanted
-
-
-def smallest_attention(model: nn.Module, gated: Collection[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules that look like attention, without those around or inside of others or of gated blocks."""
-    inside = {part for module in gated for part in module.modules()}
-    candidates = {
-        name: module
-        for name, module in model.named_modules()
-        if name and module not in inside and _looks_like_attention(module)
-    }
-    all_of_them = {*gated, *candidates.values()}
-    for name, module in candidates.items():
-        if not (set(module.modules()) - {module}) & all_of_them:
-            yield name, module
-
-
-def _looks_like_attention(module: nn.Module) -> bool:
-    if isinstance(module, PreTrainedModel):
-        return False  # The names of models match, too.
-    if isinstance(module, nn.MultiheadAttention):
-        return True
-    children = {name for name, child in module.named_children() if isinstance(child, (nn.Linear, Conv1D))}
-    if any(names <= children for names in _PROJECTIONS):
-        return True
-    if why_not_attention(module) is not None:
-        return True
-    named_so = re.search(r"attention|attn|retention|timemix", type(module).__name__, re.I)
-    return named_so is not None and any(isinstance(part, (nn.Linear, Conv1D, nn.Conv2d)) for part in module.modules())
-
-
-def _why_ungated(module: nn.Module, *, searched: bool) -> str:
-    reason = why_not_attention(module)
-    if reason is not None:
-        return reason
-    if searched:
-        return "discovery knows no projections of queries, keys and values, or no width of heads, by their names"
-    return _UNREGISTERED

@@ -1,5 +1,6 @@
 """Refusal of tokenizers that cannot be those of a model: made up for missing files, or of other texts."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -20,7 +21,11 @@ _LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 
 
 
 def vocabulary_size(model: PreTrainedModel) -> int | None:
-    """Return the number of rows of a model's embedding of tokens; None if it has none."""
+    """Return the number of tokens of a model: rows of its embedding, else the setting; None if it has none."""
+    with suppress(NotImplementedError, AttributeError):
+        rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+        if isinstance(rows, int):
+            return rows
     try:
         size = getattr(model.config.get_text_config(), "vocab_size", None)
     except ValueError:  # It has several parts for texts.

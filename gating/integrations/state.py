@@ -11,7 +11,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from gating.errors import DamageError, InputError, MissingFileError
 from gating.proof.undo import apply_edits
 from gating.pruning.compact_model import become_compact
-from gating.pruning.prune import plan_pruning
+from gating.pruning.plan import plan_pruning
 from gating.storage.atomic import replacing_file
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks

@@ -12,23 +12,17 @@ from gating.gates.sampler import GateChoice
 from gating.proof.conditions import check_has_values, check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, Processes
 from gating.proof.prove import apply_proven
-from gating.pruning.alignment_heads import plan_alignment_heads
-from gating.pruning.columns import plan_scale_features
 from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
-from gating.pruning.prune import kept_units
+from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import PruneReport, UnitCounts
-from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block
-from gating.structure.removal import plan_removal
 
 __all__ = [
     "FinalizeReport",
     "check_own_gates",
     "decide",
     "finalize",
-    "folded_values",
-    "plan_finalizing",
     "record_masked",
 ]
 
@@ -164,36 +158,3 @@ def record_masked(
         probe=probe,
         processes=processes,
     )
-
-
-def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> list[Edit]:
-    """Plan to fold the values of gates into the output projections, and to remove the units of closed gates.
-
-    Args:
-        model: The model, perhaps on the meta device.
-        blocks: Its blocks with gates.
-        values: Gate values of each block, ``[num_gates]``.
-    """
-    kept = kept_units(blocks, [len(one) for one in values], torch.cat(list(values)) > 0)
-    edits: list[Edit] = []
-    for block, block_values in zip(blocks, values, strict=True):
-        slot_values = _slot_values(block, block_values)
-        widths = torch.tensor(block.slot_widths, device=slot_values.device)
-        # Folded before the removal, so closed gates need no factor of 0.
-        factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
-        edits += [*plan_scale_features(block, factors), *plan_removal(block, kept[block.name])]
-    return [*edits, *plan_alignment_heads(model, blocks, kept)]
-
-
-def folded_values(blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
-    """Return the gate value of each kept unit, by block; the blocks are those before the removal."""
-    folded = {}
-    for block, block_values in zip(blocks, values, strict=True):
-        by_unit = dict(zip(block.slot_ids, _slot_values(block, block_values).tolist(), strict=True))
-        folded[block.name] = tuple(by_unit[unit] for unit in block.unit_ids if by_unit[unit] > 0)
-    return folded
-
-
-def _slot_values(block: Block, values: Tensor) -> Tensor:
-    """Expand a block's gate values, ``[num_gates]``, to its slots, ``[num_slots]``."""
-    return values.repeat_interleave(len(block.slot_ids) // len(values))

@@ -1,7 +1,7 @@
 """Removal of given heads, as with ``prune_heads`` of transformers 4, and of given groups of neurons."""
 
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
@@ -16,16 +16,14 @@ from gating.proof.conditions import check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, factors_of
 from gating.proof.prove import apply_proven
 from gating.proof.undo import apply_edits
-from gating.pruning.alignment_heads import plan_alignment_heads
 from gating.pruning.compact_model import become_compact
+from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.structure.blocks import layer_number
-from gating.structure.edits import Edit
 from gating.structure.feed_forward import Block
-from gating.structure.removal import plan_removal
 from gating.units import unit_of
 
-__all__ = ["kept_units", "plan_pruning", "prune_heads", "prune_neurons", "remove_in_copy", "whole_number"]
+__all__ = ["prune_heads", "prune_neurons", "remove_in_copy", "whole_number"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -147,33 +145,6 @@ def _prune(
         unproven = tuple(block.name for block in blocks if not kept[block.name] >= set(block.unit_ids))
     become_compact(model)
     return PruneReport.of(model, before, blocks, unproven=unproven)
-
-
-def kept_units(blocks: Sequence[Block], gates_of_block: Sequence[int], kept: Tensor) -> dict[str, set[int]]:
-    """Return the units of the kept gates of each block, by its name.
-
-    Args:
-        blocks: The gated blocks.
-        gates_of_block: Number of gates of each block; each multiplies equally many of its slots.
-        kept: Boolean mask, ``[num_gates]``.
-    """
-    units = {}
-    for block, mask in zip(blocks, kept.split(list(gates_of_block)), strict=True):
-        slots = mask.repeat_interleave(len(block.slot_ids) // len(mask)).nonzero().flatten().tolist()
-        units[block.name] = {block.slot_ids[slot] for slot in slots} & set(block.unit_ids)
-    return units
-
-
-def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
-    """Return the edits that remove all units but the kept ones.
-
-    Args:
-        model: The model.
-        blocks: The blocks to change.
-        kept: For each of these blocks, by name, the original numbers of the units to keep.
-    """
-    edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
-    return [*edits, *plan_alignment_heads(model, blocks, kept)]
 
 
 def remove_in_copy(model: Model, gates: HeadGates, kept: Tensor) -> Model:

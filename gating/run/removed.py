@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from gating.distributed.collectives import broadcast, is_rank_zero, world_size
 from gating.proof.undo import apply_edits
 from gating.pruning.compact_model import become_compact
-from gating.pruning.prune import plan_pruning
+from gating.pruning.plan import plan_pruning
 from gating.run.folder.checkpoints import remove_phases
 from gating.run.folder.contents import Phase
 from gating.run.run import Run

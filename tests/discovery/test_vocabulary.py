@@ -18,11 +18,13 @@ from transformers import (
     Qwen2Config,
     RobertaConfig,
     T5Config,
+    ViTConfig,
+    ViTModel,
     XLNetConfig,
 )
 
 import gating
-from gating.discovery.vocabulary import check_known, check_vocabulary
+from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.serving.sources import load_processor
 from tests.support.tiny_run import make_model_folder
 
@@ -89,3 +91,12 @@ def test_an_export_refuses_a_saved_tokenizer_without_tokens(tmp_path):
     assert len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]) == 5
     with pytest.raises(ValueError, match="has no tokens for texts"):
         load_processor(folder)
+
+
+def test_the_size_of_a_vocabulary_is_that_of_the_embedding():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = BertModel(BertConfig(vocab_size=30, **sizes))
+    assert vocabulary_size(model) == 30
+    model.embeddings.word_embeddings = torch.nn.Embedding(40, 8)
+    assert vocabulary_size(model) == 40
+    assert vocabulary_size(ViTModel(ViTConfig(image_size=32, **sizes))) is None

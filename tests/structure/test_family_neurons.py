@@ -5,7 +5,7 @@ import pytest
 import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.undo import apply_edits, undo_edits
-from gating.pruning.prune import plan_pruning
+from gating.pruning.plan import plan_pruning
 from gating.units import find_blocks
 from tests.support.family_models import FAMILIES as ALL_FAMILIES
 from tests.support.masked_models import Units, check_generation, compact, finalized, group_sizes, without_gradient

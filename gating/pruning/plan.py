@@ -1,0 +1,104 @@
+"""The planned edits of a removal: units go, gates are folded, settings that number heads follow."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gating.pruning.columns import plan_scale_features
+from gating.structure.blocks import AttentionBlock
+from gating.structure.edits import ABSENT, Edit, SetAttribute
+from gating.structure.feed_forward import Block
+from gating.structure.removal import plan_removal, select
+
+__all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning"]
+
+
+def kept_units(blocks: Sequence[Block], gates_of_block: Sequence[int], kept: Tensor) -> dict[str, set[int]]:
+    """Return the units of the kept gates of each block, by its name.
+
+    Args:
+        blocks: The gated blocks.
+        gates_of_block: Number of gates of each block; each multiplies equally many of its slots.
+        kept: Boolean mask, ``[num_gates]``.
+    """
+    units = {}
+    for block, mask in zip(blocks, kept.split(list(gates_of_block)), strict=True):
+        slots = mask.repeat_interleave(len(block.slot_ids) // len(mask)).nonzero().flatten().tolist()
+        units[block.name] = {block.slot_ids[slot] for slot in slots} & set(block.unit_ids)
+    return units
+
+
+def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
+    """Return the edits that remove all units but the kept ones.
+
+    Args:
+        model: The model.
+        blocks: The blocks to change.
+        kept: For each of these blocks, by name, the original numbers of the units to keep.
+    """
+    edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
+    return [*edits, *_plan_alignment_heads(model, blocks, kept)]
+
+
+def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> list[Edit]:
+    """Plan to fold the values of gates into the output projections, and to remove the units of closed gates.
+
+    Args:
+        model: The model, perhaps on the meta device.
+        blocks: Its blocks with gates.
+        values: Gate values of each block, ``[num_gates]``.
+    """
+    kept = kept_units(blocks, [len(one) for one in values], torch.cat(list(values)) > 0)
+    edits: list[Edit] = []
+    for block, block_values in zip(blocks, values, strict=True):
+        slot_values = _slot_values(block, block_values)
+        widths = torch.tensor(block.slot_widths, device=slot_values.device)
+        # Folded before the removal, so closed gates need no factor of 0.
+        factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
+        edits += [*plan_scale_features(block, factors), *plan_removal(block, kept[block.name])]
+    return [*edits, *_plan_alignment_heads(model, blocks, kept)]
+
+
+def folded_values(blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:
+    """Return the gate value of each kept unit, by block; the blocks are those before the removal."""
+    folded = {}
+    for block, block_values in zip(blocks, values, strict=True):
+        by_unit = dict(zip(block.slot_ids, _slot_values(block, block_values).tolist(), strict=True))
+        folded[block.name] = tuple(by_unit[unit] for unit in block.unit_ids if by_unit[unit] > 0)
+    return folded
+
+
+def _slot_values(block: Block, values: Tensor) -> Tensor:
+    """Expand a block's gate values, ``[num_gates]``, to its slots, ``[num_slots]``."""
+    return values.repeat_interleave(len(block.slot_ids) // len(values))
+
+
+def _plan_alignment_heads(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
+    """Plan the update of Whisper's ``alignment_heads``: pairs (decoder layer, head of its cross-attention).
+
+    Word-level timestamps are computed from the attention of these heads. Kept heads get their new positions. If none is
+    kept, the setting is removed, and transformers reports that these timestamps are not available.
+
+    Args:
+        model: The model.
+        blocks: Its blocks that lose units.
+        kept: For each block, by name, the original numbers of the heads to keep.
+    """
+    config = getattr(model, "generation_config", None)
+    pairs = getattr(config, "alignment_heads", None)
+    if not pairs:
+        return []
+    attention = [block for block in blocks if isinstance(block, AttentionBlock)]
+    cross_attention = {block.layer_idx: block for block in attention if block.is_cross_attention}
+    moved: list[list[int]] = []
+    for layer_idx, position in pairs:
+        block = cross_attention.get(layer_idx)
+        if block is None:
+            moved.append([layer_idx, position])
+            continue
+        head = block.head_slots[position]
+        heads = kept[block.name]
+        if head in heads:
+            moved.append([layer_idx, select(block, heads).head_slots.index(head)])
+    return [SetAttribute(config, "alignment_heads", moved or ABSENT)]
