@@ -23,24 +23,13 @@ from gating.storage.results import COMPACT_MODEL
 __all__ = [
     "check_arguments",
     "check_choice",
-    "check_optimizers",
     "check_place",
-    "check_reference",
     "check_strategy",
-    "check_tokenizer",
-    "require_accelerate",
+    "check_trainer",
 ]
 
 # Rows that tell whether a tokenizer knows the texts.
 _ROWS = 1000
-
-
-def require_accelerate() -> None:
-    """Raise ``MissingPackageError`` if accelerate is not installed, which transformers' Trainer needs."""
-    if not is_accelerate_available():
-        raise MissingPackageError(
-            "gating.integrations needs the package accelerate. Install it with: pip install 'head-gating[trainer]'"
-        )
 
 
 def check_arguments(
@@ -51,8 +40,13 @@ def check_arguments(
     multiplier_lr: float,
     gate_options: Mapping[str, Any],
     convergence: object,
+    optimizers: Any,
 ) -> None:
-    """Raise ``InputError`` if an argument of a trainer with gates has a value that cannot be used."""
+    """Raise ``InputError`` if an argument of a trainer with gates has a value that cannot be used.
+
+    Raises:
+        MissingPackageError: accelerate is not installed, which transformers' Trainer needs.
+    """
     check_objective(objective)
     if not _is_number(recovery) or not 0 <= recovery < 1:
         raise InputError(f"recovery={recovery} is not a share of the steps: give a number from 0 to below 1.")
@@ -64,18 +58,37 @@ def check_arguments(
         raise InputError(f"gate_options has {unknown[0]!r}: inject_gates takes {', '.join(known)}.")
     if convergence is not None and not isinstance(convergence, Convergence):
         raise InputError(f"convergence={convergence!r} is no criterion: give gating.Convergence(), or leave it out.")
+    if not is_accelerate_available():
+        raise MissingPackageError(
+            "gating.integrations needs the package accelerate. Install it with: pip install 'head-gating[trainer]'"
+        )
+    # A scheduler has no rate for the group of the gates.
+    if optimizers is not None and optimizers[1] is not None:
+        raise InputError(
+            "optimizers=(optimizer, scheduler) leaves the gates without a learning rate of their own, because the "
+            "scheduler is made before their group: give optimizers=(optimizer, None) and args.lr_scheduler_type."
+        )
 
 
 def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def check_optimizers(optimizers: Any) -> None:
-    """Raise ``InputError`` if a scheduler is given: it has no rate for the group of the gates."""
-    if optimizers is not None and optimizers[1] is not None:
+def check_trainer(trainer: Trainer, *, has_adapters: bool) -> None:
+    """Raise ``InputError`` if a trainer with gates cannot train its model.
+
+    Args:
+        trainer: The trainer; its model has no gates yet.
+        has_adapters: Whether the model has adapters of PEFT.
+    """
+    check_strategy(trainer)
+    _check_tokenizer(trainer)
+    # TRL makes no reference of its own for a model with adapters. This one would have gates, and lose its heads.
+    has_reference = getattr(trainer, "ref_model", trainer) is not None or getattr(trainer, "beta", None) == 0
+    if has_adapters and not has_reference:
         raise InputError(
-            "optimizers=(optimizer, scheduler) leaves the gates without a learning rate of their own, because the "
-            "scheduler is made before their group: give optimizers=(optimizer, None) and args.lr_scheduler_type."
+            f"{type(trainer).__name__} would take the trained model without its adapters as the reference, which loses "
+            "its heads: give ref_model=..., a copy of the model before the training."
         )
 
 
@@ -94,7 +107,7 @@ def check_strategy(trainer: Trainer) -> None:
         )
 
 
-def check_tokenizer(trainer: Trainer) -> None:
+def _check_tokenizer(trainer: Trainer) -> None:
     """Raise ``InputError`` if the tokenizer of a trainer is not the model's, or does not know its texts."""
     tokenizer: Any = trainer.processing_class
     if tokenizer is None or not hasattr(tokenizer, "all_special_ids"):
@@ -116,19 +129,6 @@ def _numbers_in(values: Any) -> Iterator[int]:
             yield from _numbers_in(value)
         elif value is not None:
             yield int(value)
-
-
-def check_reference(trainer: Trainer, *, has_adapters: bool) -> None:
-    """Raise ``InputError`` if the trained model without its adapters is the reference of preference training.
-
-    TRL makes no reference of its own for a model with adapters. This one would have gates, and lose its heads.
-    """
-    has_reference = getattr(trainer, "ref_model", trainer) is not None or getattr(trainer, "beta", None) == 0
-    if has_adapters and not has_reference:
-        raise InputError(
-            f"{type(trainer).__name__} would take the trained model without its adapters as the reference, which loses "
-            "its heads: give ref_model=..., a copy of the model before the training."
-        )
 
 
 def check_place(folder: Path, parts: Iterable[object], *, overwrite: bool, checkpoints: str | None) -> None:

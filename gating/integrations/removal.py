@@ -15,7 +15,7 @@ from gating.errors import InputError, MissingFileError
 from gating.gates import HeadGates
 from gating.integrations.state import KeptUnits, remove_others
 from gating.integrations.wrappers import merged
-from gating.objectives import Objective
+from gating.objectives.search import Search
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune import remove_in_copy
 from gating.pruning.prune_report import unproven_note
@@ -48,20 +48,19 @@ def finalize_merged(
     return base, finalize(base, gates, kept=kept, probe=probe)
 
 
-def check_stock(model: PreTrainedModel, gates: HeadGates, objective: Objective) -> None:
-    """Raise ``StockError`` if a model of plain transformers cannot have the units that the objective would keep now.
+def check_stock(model: PreTrainedModel, search: Search) -> None:
+    """Raise ``StockError`` if a model of plain transformers cannot have the units that the search would keep now.
 
     Args:
         model: The model with its gates; unchanged.
-        gates: The gates.
-        objective: The objective, attached to the gates.
+        search: The search, which has not begun.
     """
-    kept = objective.kept(gates)
+    kept = search.objective.kept(search.gates)
     if kept is None:
         return  # Which gates will be open is not known before the search.
     with torch.device("meta"):
-        blueprint = type(model)(deepcopy(model.config))
-    stock_model(remove_in_copy(blueprint, gates, kept))
+        meta_model = type(model)(deepcopy(model.config))
+    stock_model(remove_in_copy(meta_model, search.gates, kept))
 
 
 def check_compact_weights(folder: Path) -> None:

@@ -16,16 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from gating.compact.save import save_compact
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
-from gating.integrations.checks import (
-    check_arguments,
-    check_choice,
-    check_optimizers,
-    check_place,
-    check_reference,
-    check_strategy,
-    check_tokenizer,
-    require_accelerate,
-)
+from gating.integrations.checks import check_arguments, check_choice, check_place, check_trainer
 from gating.integrations.gated_checkpoints import GatedCheckpoints
 from gating.integrations.removal import check_stock, finalize_merged, report_of, save_compact_weights
 from gating.integrations.search import SearchEnd, without_early_stopping
@@ -87,18 +78,15 @@ class GatedTrainerMixin(GatedCheckpoints):
             multiplier_lr=multiplier_lr,
             gate_options=gate_options or {},
             convergence=convergence,
+            optimizers=kwargs.get("optimizers"),
         )
-        require_accelerate()
-        check_optimizers(kwargs.get("optimizers"))
         self._objective = objective
         self._recovery, self._convergence = recovery, convergence
         self._rates = {"gate_lr": gate_lr, "multiplier_lr": multiplier_lr}
         self._gate_options = dict(gate_options or {})
         self._report: FinalizeReport | None = None
         super().__init__(*args, **kwargs)
-        check_strategy(self)
-        check_tokenizer(self)
-        check_reference(self, has_adapters=adapter_config(self.model) is not None)
+        check_trainer(self, has_adapters=adapter_config(self.model) is not None)
         self._given_optimizer = self.optimizer
         self._begin_search(self.model)
 
@@ -166,10 +154,10 @@ class GatedTrainerMixin(GatedCheckpoints):
         """
         search = self._present_search()
         if search.reason is None:
-            steps = self._search_end.num_steps or "its"
+            done = f"{self.state.global_step} of {self._search_end.num_steps or 'its'} steps are done"
             raise OperationError(
-                f"No heads are removed before the search is complete: {self.state.global_step} of {steps} steps are "
-                "done. Call train(), or train(resume_from_checkpoint=True) after an interruption."
+                f"No heads are removed before the search is complete: {done}. Call train(), or "
+                "train(resume_from_checkpoint=True) after an interruption."
             )
         kept = search.kept() if kept is None else kept
         check_choice(self.accelerator, search.gates, kept)
@@ -209,7 +197,7 @@ class GatedTrainerMixin(GatedCheckpoints):
         parts = (base_model(self.model), self.processing_class)
         check_place(Path(output_dir), parts, overwrite=overwrite, checkpoints=self.args.output_dir)
         if stock and self.search is not None:
-            check_stock(base_model(self.model), self.search.gates, self.search.objective)
+            check_stock(base_model(self.model), self.search)
         self.train(resume_from_checkpoint)
         if self.search is not None:
             self.finalize(probe=probe)
@@ -234,11 +222,11 @@ class GatedTrainerMixin(GatedCheckpoints):
         """
         if self.search is not None:
             raise OperationError("The model still has gates: call finalize() before it is saved as a compact model.")
-        if (stopped := self._stopped()) and self.args.should_save:
-            warnings.warn(f"{stopped}: the model is saved as it is.", stacklevel=2)
         model = merged(without_autocast(self.model))
         self._use_model(model)
         if self.args.should_save:
+            if stopped := self._stopped():
+                warnings.warn(f"{stopped}: the model is saved as it is.", stacklevel=2)
             options = {"tokenizer": self.processing_class, "report": report_of(self._report), **options}
             save_compact(model, output_dir, **options)
         self.accelerator.wait_for_everyone()
@@ -247,23 +235,23 @@ class GatedTrainerMixin(GatedCheckpoints):
     def _begin_search(self, model: nn.Module) -> None:
         base = base_model(model)
         self._adapters = adapter_config(model)
-        gates: HeadGates | None = getattr(base, "head_gates", None)
-        if gates is not None and self._gate_options:
+        present: HeadGates | None = getattr(base, "head_gates", None)
+        if present is not None and self._gate_options:
             raise InputError("gate_options are for a model without gates, and this one has gates: leave them out.")
         objective, convergence = self._objective, self._convergence
         if self.model_init is not None:
             # They have a state, and each model begins with new ones.
             objective, convergence = deepcopy((objective, convergence))
-        own = inject_gates(base, **self._gate_options) if gates is None else gates
+        gates = inject_gates(base, **self._gate_options) if present is None else present
         try:
-            self.search = Search(own, objective, convergence=convergence)
+            self.search = Search(gates, objective, convergence=convergence)
         except BaseException:
-            if gates is None:
-                own.remove()
+            if present is None:
+                gates.remove()
             raise
         self._search_settings = search_settings(self.search, recovery=self._recovery, rates=self._rates, args=self.args)
-        self.remove_callback(SearchEnd)
         self._search_end = SearchEnd(self.search, recovery=self._recovery)
+        self.remove_callback(SearchEnd)
         self.add_callback(self._search_end)
 
     def _recover(self, *args: Any, **kwargs: Any) -> TrainOutput:

@@ -81,6 +81,7 @@ class Search:
             self.convergence.begin()
         self.reason: str | None = None
         self._checked_step = -1
+        # Penalty of the batch since the last update.
         self._last_penalty: Tensor | None = None
 
     def update(self, progress: float) -> None:
@@ -89,6 +90,7 @@ class Search:
         Args:
             progress: Share of the search that is done, 0 to 1.
         """
+        self._last_penalty = None
         self.objective.update(self.gates, progress)
 
     def penalty(self) -> Tensor:
@@ -114,7 +116,7 @@ class Search:
         return loss + penalty / num_parts
 
     def metrics(self, *, kept: Tensor | None = None) -> dict[str, float]:
-        """Return the state of the gates and the last penalty by their names in logs.
+        """Return the state of the gates, and the penalty since the last update, by their names in logs.
 
         Args:
             kept: Boolean mask of the gates to count as open, ``[num_gates]``; by default those that are open now.

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -41,34 +41,9 @@ _OF_RUNS = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 _OF_SCORES = ("reduce_lr_on_plateau", "reduce_on_plateau", "greedy")
 
 
-class OptimizerSettings(Protocol):
-    """Settings from which each phase builds its optimizer."""
-
-    @property
-    def lr(self) -> float:
-        """Learning rate of the weights."""
-
-    def build(
-        self,
-        model: nn.Module,
-        *,
-        gates: HeadGates | None = None,
-        objective: Objective | None = None,
-        fused: bool = True,
-    ) -> torch.optim.Optimizer:
-        """Return an optimizer whose groups have a ``name``; those of the weights begin with ``weights``.
-
-        Args:
-            model: The model; only parameters that require gradients are trained.
-            gates: The model's gates.
-            objective: The objective, whose multipliers ascend.
-            fused: Whether to use a fused implementation, several times faster on CPUs.
-        """
-
-
 @dataclass(frozen=True)
-class _Rates:
-    """Learning rates and weight decay of the parameter groups.
+class OptimizerSettings:
+    """Settings from which each phase builds its optimizer: learning rates and weight decay of the parameter groups.
 
     Attributes:
         lr: Learning rate of the weights.
@@ -94,7 +69,13 @@ class _Rates:
         objective: Objective | None = None,
         fused: bool = True,
     ) -> torch.optim.Optimizer:
-        """Return the optimizer; see :class:`OptimizerSettings`.
+        """Return an optimizer whose groups have a ``name``; those of the weights begin with ``weights``.
+
+        Args:
+            model: The model; only parameters that require gradients are trained.
+            gates: The model's gates.
+            objective: The objective, whose multipliers ascend.
+            fused: Whether to use a fused implementation, several times faster on CPUs.
 
         Raises:
             InputError: The class of the optimizer does not train parameters of the model.
@@ -126,7 +107,7 @@ class _Rates:
 
 
 @dataclass(frozen=True)
-class AdamW(_Rates):
+class AdamW(OptimizerSettings):
     """AdamW with separate learning rates for weights, gates and multipliers.
 
     Attributes:
@@ -140,7 +121,7 @@ class AdamW(_Rates):
 
 
 @dataclass(frozen=True)
-class AnyOptimizer(_Rates):
+class AnyOptimizer(OptimizerSettings):
     """Any class of optimizers for the weights, beside AdamW for gates and multipliers.
 
     Attributes:

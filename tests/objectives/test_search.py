@@ -136,6 +136,9 @@ def test_metrics_have_the_penalty_after_a_step_and_may_count_kept_gates():
     kept = torch.zeros(12, dtype=torch.bool)
     kept[:3] = True
     assert (loop.search.metrics(kept=kept)["gates/open"], loop.search.metrics()["gates/open"]) == (3, 12)
+    # At the end there is no batch, also where another process took the last step.
+    loop.search.update(1.0)
+    assert "gates/penalty" not in loop.search.metrics()
 
 
 class FirstHead(nn.Module):
