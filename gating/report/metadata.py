@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 from transformers.modelcard import TASK_MAPPING
 
-from gating.storage.hub import cached_card, invalid_name
+from gating.storage.transfer import cached_card, invalid_name
 
 __all__ = ["EvaluatedData", "card_metadata"]
 

@@ -24,21 +24,30 @@ from gating.models.sources import short_name
 from gating.objectives.budget import HeadBudget
 from gating.pruning.prune import remove_in_copy
 from gating.report.card import CompactReport, heads_per_layer, neurons_per_layer
+<<<<<<< HEAD
+=======
+from gating.report.curves import curves_of
+from gating.report.data_set import describe_data
+>>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
 from gating.report.figures import save_pictures
 from gating.report.page import RunPage, write_page
 from gating.report.summary import Stage
 from gating.report.tables import print_report, print_samples
-from gating.run.folder.contents import COMPACT, CONFIG, LAST_FILES
+from gating.run.folder.contents import COMPACT, CONFIG, GATES_PICTURE, HISTORY_PICTURE, LAST_FILES, PAGE, SAMPLES
 from gating.run.folder.earlier_run import check_resumed, note_models
 from gating.run.folder.space import end_checkpoints
 from gating.run.run import Run
-from gating.run.settings.data_set import describe_data
 from gating.run.sweep.reference import dense_metrics
 from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
 from gating.sharding.plan import gathered_root
 from gating.sharding.save import has_room_for, save_sharded
+<<<<<<< HEAD
 from gating.storage.hub import upload
+=======
+from gating.sharding.twin import empty_twin, gather_model
+from gating.storage.transfer import upload
+>>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
 from gating.storage.written import note_written
 from gating.structure.record import RECORD_KEY
 from gating.tasks.base import WritesText
@@ -113,7 +122,7 @@ def _export_whole(run: Run) -> None:
         # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
-    if run.settings.values["objective"].get("uniform"):
+    if run.objects.budget.uniform:
         _save_uniform(save)
     else:
         save()
@@ -127,7 +136,7 @@ def _export_shards(run: Run) -> None:
     state.summary.compare_models(dense, meta_copy(state.model))
     if is_rank_zero():
         print("The model has no room in the memory of one process: it is saved in parts, and not timed.")
-        if run.settings.values["objective"].get("uniform"):
+        if run.objects.budget.uniform:
             print("It is saved as a compact folder, not as a stock model of transformers, which is made from it whole.")
     save_sharded(
         state.model,
@@ -164,19 +173,44 @@ def report(run: Run) -> None:
     samples = _write_samples(run)
     if not is_rank_zero():
         return
+<<<<<<< HEAD
     state, page = run.state, _page_of(run, samples)
     save_pictures(page, gates_file=run.paths.gates_picture, history_file=run.paths.history_picture)
+=======
+    state, score, kept = run.state, run.data.prepared.score, heads_per_layer(run.state.model)
+    neurons = neurons_per_layer(state.model)
+    final_score = run.data.prepared.final_score or score
+    log = read_log(run.paths.folder)
+    curves = curves_of(state.history, state.summary, score=score, removal=state.search_steps, log=log)
+    save_pictures(
+        state.history,
+        gates_file=run.paths.report / GATES_PICTURE,
+        history_file=run.paths.report / HISTORY_PICTURE,
+        score=score,
+        kept=kept,
+        search_steps=state.search_steps,
+        neurons=neurons,
+        curves=curves,
+    )
+>>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), page.kept, page.report, neurons=page.neurons)
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
+<<<<<<< HEAD
     write_page(run.paths.page, page)
     state.summary.write(run.paths.metrics, score=page.final_score, seed=run.settings.seed)
+=======
+    page = replace(_page_of(run, samples), log=log)
+    write_page(run.paths.report / PAGE, page)
+    state.summary.write(run.paths.metrics, score=final_score, seed=run.settings.seed)
+>>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
     runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
-    print(f"Everything is in {run.paths.folder}; the report is {run.paths.page}, the model is in {run.paths.compact}")
+    place = run.paths
+    print(f"Everything is in {place.folder}; the report is {place.report / PAGE}, the model is in {place.compact}")
     print(end_checkpoints(run.paths, keep=run.settings.values["keep_checkpoints"]))
     # Last: if it fails, the run is finished nonetheless.
     if (name := run.settings.values["push_to_hub"]) is not None:
@@ -233,4 +267,4 @@ def _show_samples(run: Run, samples: list[dict[str, str]]) -> None:
     print_samples(Console(), samples)
     log_samples(run.loggers, samples)
     text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
-    run.paths.samples.write_text(text, encoding="utf-8")
+    (run.paths.report / SAMPLES).write_text(text, encoding="utf-8")
