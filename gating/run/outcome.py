@@ -24,11 +24,7 @@ from gating.models.sources import short_name
 from gating.objectives.budget import HeadBudget
 from gating.pruning.prune import remove_in_copy
 from gating.report.card import CompactReport, heads_per_layer, neurons_per_layer
-<<<<<<< HEAD
-=======
-from gating.report.curves import curves_of
 from gating.report.data_set import describe_data
->>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
 from gating.report.figures import save_pictures
 from gating.report.page import RunPage, write_page
 from gating.report.summary import Stage
@@ -42,12 +38,7 @@ from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
 from gating.sharding.plan import gathered_root
 from gating.sharding.save import has_room_for, save_sharded
-<<<<<<< HEAD
-from gating.storage.hub import upload
-=======
-from gating.sharding.twin import empty_twin, gather_model
 from gating.storage.transfer import upload
->>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
 from gating.storage.written import note_written
 from gating.structure.record import RECORD_KEY
 from gating.tasks.base import WritesText
@@ -173,43 +164,18 @@ def report(run: Run) -> None:
     samples = _write_samples(run)
     if not is_rank_zero():
         return
-<<<<<<< HEAD
-    state, page = run.state, _page_of(run, samples)
-    save_pictures(page, gates_file=run.paths.gates_picture, history_file=run.paths.history_picture)
-=======
-    state, score, kept = run.state, run.data.prepared.score, heads_per_layer(run.state.model)
-    neurons = neurons_per_layer(state.model)
-    final_score = run.data.prepared.final_score or score
-    log = read_log(run.paths.folder)
-    curves = curves_of(state.history, state.summary, score=score, removal=state.search_steps, log=log)
-    save_pictures(
-        state.history,
-        gates_file=run.paths.report / GATES_PICTURE,
-        history_file=run.paths.report / HISTORY_PICTURE,
-        score=score,
-        kept=kept,
-        search_steps=state.search_steps,
-        neurons=neurons,
-        curves=curves,
-    )
->>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
+    state, place, page = run.state, run.paths, _page_of(run, samples)
+    save_pictures(page, gates_file=place.report / GATES_PICTURE, history_file=place.report / HISTORY_PICTURE)
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), page.kept, page.report, neurons=page.neurons)
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
-<<<<<<< HEAD
-    write_page(run.paths.page, page)
-    state.summary.write(run.paths.metrics, score=page.final_score, seed=run.settings.seed)
-=======
-    page = replace(_page_of(run, samples), log=log)
-    write_page(run.paths.report / PAGE, page)
-    state.summary.write(run.paths.metrics, score=final_score, seed=run.settings.seed)
->>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
+    write_page(place.report / PAGE, page)
+    state.summary.write(place.metrics, score=page.final_score, seed=run.settings.seed)
     runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
-    place = run.paths
     print(f"Everything is in {place.folder}; the report is {place.report / PAGE}, the model is in {place.compact}")
     print(end_checkpoints(run.paths, keep=run.settings.values["keep_checkpoints"]))
     # Last: if it fails, the run is finished nonetheless.

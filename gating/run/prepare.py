@@ -19,11 +19,8 @@ from gating.models.adapters import check_adapters
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
 from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.sources import load_sharded
-<<<<<<< HEAD
 from gating.objectives.distillation import check_teacher
-=======
 from gating.run.data import RunData, encode_examples, load_examples
->>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
 from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.optimized import check_measured
@@ -36,20 +33,10 @@ from gating.run.run import Run, RunState
 from gating.run.settings.settings import Settings
 from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
-<<<<<<< HEAD
-from gating.storage.hub import check_login
-from gating.tasks.base import Task
-from gating.tracking.loggers import resolve_mode
-from gating.training.callbacks.interruption import check_monitors
-from gating.training.steps import count_evaluated, count_steps
-=======
-from gating.sharding.twin import config_without_sharding
 from gating.storage.transfer import check_login
 from gating.tracking.loggers import resolve_mode
 from gating.training.callbacks.interruption import check_monitors
-from gating.training.distillation import check_teacher
 from gating.training.steps import count_steps
->>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
 
 __all__ = ["prepare"]
 
@@ -71,17 +58,17 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     # The other processes learn the run's folder, which callbacks write to, from this one.
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)
-    blueprint = _check_blueprint(settings, objects)
+    meta_model = _check_meta_model(settings, objects)
     examples = load_examples(settings, objects.task)
-    data = encode_examples(examples, settings, objects, blueprint, num_processes=devices.num_processes)
+    data = encode_examples(examples, settings, objects, meta_model, num_processes=devices.num_processes)
     inputs = _check_inputs(settings, examples, data, resumes=resumes) if is_rank_zero() else {}
     timing = RunTiming.of(objects.latency, data.module)
-    timing.check(blueprint)
+    timing.check(meta_model)
     for phase in phases.values():
         check_monitors(phase.callbacks, data.prepared)
     check_measured(settings.optimized_metric, data.prepared, num_evaluated=data.num_evaluated)
     steps = count_steps(settings.values["trainer"], num_batches=data.module.num_batches())
-    state = _load_models(settings, objects, data, blueprint, devices=devices)
+    state = _load_models(settings, objects, data, meta_model, devices=devices)
     state.search_steps = max(1, round((1 - settings.recovery) * steps)) if objects.objective else 0
     started = time.monotonic()
     settings, objects = measure_budget(
@@ -145,31 +132,31 @@ def _check_accounts(settings: Settings) -> None:
     resolve_mode(settings.values["logger"].get("mode", "disabled"))
 
 
-def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel:
+def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedModel:
     """Check adapters, gates and budget against the model without weights, and return that model."""
-    blueprint = make_blueprint(objects.source, objects.task.auto_class)
-    check_adapters(objects.adapters, objects.source, blueprint)
+    meta_model = make_meta_model(objects.source, objects.task.auto_class)
+    check_adapters(objects.adapters, objects.source, meta_model)
     if settings.values["trainer"].get("strategy") == "fsdp":
-        _check_no_layerdrop(blueprint)
+        _check_no_layerdrop(meta_model)
     else:
-        check_memory(blueprint, title=objects.source.title)
+        check_memory(meta_model, title=objects.source.title)
     if settings.gradient_checkpointing:
-        check_gradient_checkpointing(blueprint, compiled=settings.compile)
+        check_gradient_checkpointing(meta_model, compiled=settings.compile)
     if objects.discovers:
-        return blueprint  # Discovery runs the model, which needs weights.
+        return meta_model  # Discovery runs the model, which needs weights.
     if objects.objective is None:
-        removable_attention(blueprint)
+        removable_attention(meta_model)
     else:
-        gates = objects.gates_without_model(blueprint)
-        _check_objective(blueprint, gates, objects)
+        gates = objects.gates_without_model(meta_model)
+        _check_objective(meta_model, gates, objects)
         if objects.budget.uniform and is_rank_zero():
-            note_unless_stock(blueprint, gates)
-    return blueprint
+            note_unless_stock(meta_model, gates)
+    return meta_model
 
 
-def _check_no_layerdrop(blueprint: PreTrainedModel) -> None:
+def _check_no_layerdrop(meta_model: PreTrainedModel) -> None:
     """Raise ``InputError`` for a model that skips layers at random: each process would gather others."""
-    config = blueprint.config
+    config = meta_model.config
     for part in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
         for name, value in vars(part).items():
             if "layerdrop" in name and value:
@@ -205,90 +192,11 @@ def _check_inputs(settings: Settings, examples: Examples, data: RunData, *, resu
     return inputs
 
 
-<<<<<<< HEAD
-def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel:
-    """Check adapters, gates and budget against the model without weights, and return that model."""
-    blueprint = make_meta_model(objects.source, objects.task.auto_class)
-    check_adapters(objects.adapters, objects.source, blueprint)
-    if settings.values["trainer"].get("strategy") == "fsdp":
-        _check_no_layerdrop(blueprint)
-    else:
-        check_memory(blueprint, title=objects.source.title)
-    if settings.gradient_checkpointing:
-        check_gradient_checkpointing(blueprint, compiled=settings.compile)
-    if objects.make_gates.keywords.get("discover"):
-        return blueprint  # Discovery runs the model, which needs weights.
-    if objects.objective is None:
-        removable_attention(blueprint)
-    else:
-        gates = objects.gates_without_model(blueprint)
-        objects.check_objective(gates)
-        _check_emptying(blueprint, gates, settings.values["objective"])
-        if settings.values["objective"].get("uniform") and is_rank_zero():
-            note_unless_stock(blueprint, gates)
-    return blueprint
-
-
-def load_examples(settings: Settings, task: Task, *, hold_out_missing: bool = True) -> Examples:
-    """Load the examples, and draw missing splits from the training data.
-
-    Args:
-        settings: Settings of the data, and the seed.
-        task: The task.
-        hold_out_missing: Whether to draw missing splits.
-
-    Raises:
-        InputError: The source rejects its settings, or returns no examples.
-    """
-    values = settings.values["data"]
-    values.pop("allow_changed", None)
-    take_arguments(ExampleDataModule, values)
-    preparation = take_arguments(task.prepare, values)
-    examples = as_examples(call_source("data", values), target=values["_target_"])
-    if not hold_out_missing:
-        return examples
-    has_classes = getattr(task, "has_classes", False)
-    return hold_out(examples, settings=preparation, has_classes=has_classes, seed=settings.seed)
-
-
-def encode_examples(
-    examples: Examples, settings: Settings, objects: RunObjects, model: PreTrainedModel, *, num_processes: int = 1
-) -> RunData:
-    """Encode examples for the task, and return them with their tokenizer or image processor.
-
-    Args:
-        examples: The examples.
-        settings: Settings of the data and the trainer.
-        objects: The task and the source of the model.
-        model: The model, with or without weights.
-        num_processes: World size.
-
-    Raises:
-        InputError: The examples do not fit the task or the model.
-    """
-    values, trainer = settings.values["data"], settings.values["trainer"]
-    batching = take_arguments(ExampleDataModule, values)
-    preparation = take_arguments(objects.task.prepare, values)
-    with numbering_rows(examples.rows):
-        processor = objects.task.load_processor(objects.source, model, examples.splits)
-        prepared = objects.task.prepare(examples, processor, model, **preparation)
-    module = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=settings.seed, **batching)
-    module.shard(num_processes)
-    num_evaluated = {
-        split: count_evaluated(trainer, split, num_batches=len(module.evaluation_dataloader(split)))
-        for split in module.splits
-        if split != "train"
-    }
-    return RunData(processor, prepared, module, num_evaluated)
-
-
-=======
->>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
 def _load_models(
     settings: Settings,
     objects: RunObjects,
     data: RunData,
-    blueprint: PreTrainedModel,
+    meta_model: PreTrainedModel,
     *,
     devices: Devices,
 ) -> RunState:
@@ -299,7 +207,7 @@ def _load_models(
     auto_class, config = objects.task.auto_class, data.prepared.config
     if devices.is_sharded:
         start_processes(settings.values["trainer"], devices.num_processes)
-        model = load_sharded(objects.source, auto_class, blueprint, **config)
+        model = load_sharded(objects.source, auto_class, meta_model, **config)
     else:
         model = objects.source.load(auto_class, **config)
     if objects.discovers:
@@ -311,17 +219,11 @@ def _load_models(
     state = RunState(model)
     if objects.distillation is not None and objects.teacher is not None:
         if devices.is_sharded:
-            state.teacher = load_sharded(objects.teacher, auto_class, make_blueprint(objects.teacher, auto_class))
+            state.teacher = load_sharded(objects.teacher, auto_class, make_meta_model(objects.teacher, auto_class))
         else:
-<<<<<<< HEAD
-            teacher = load_sharded(objects.teacher, auto_class, make_meta_model(objects.teacher, auto_class))
-        check_teacher(teacher, model, data.module.probe_batch())
-        for each in (model, teacher):
-=======
             state.teacher = objects.teacher.load(auto_class)
         check_teacher(state.teacher, model, data.module.probe_batch())
         for each in (model, state.teacher):
->>>>>>> b076018 (A run is prepared in one order of steps, and its objects are asked once they are built)
             reshard(each)
     if not devices.is_sharded:
         start_processes(settings.values["trainer"], devices.num_processes)
