@@ -7,7 +7,7 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import ModelCard
 
-from gating.report.data_set import describe_data
+from gating.report.metadata import describe_data
 from gating.run import outcome
 from gating.run.folder.state import is_finished
 from gating.storage.transfer import upload
