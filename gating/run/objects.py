@@ -133,11 +133,6 @@ class RunObjects:
         gates.remove()
         return gates
 
-    def check_objective(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if the objective does not fit the gates; one without ``check`` is attached to them."""
-        if self.objective is not None:
-            getattr(self.objective, "check", self.objective.attach)(gates)
-
 
 def build_objects(settings: Settings) -> RunObjects:
     """Return the objects of a run.

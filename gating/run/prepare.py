@@ -19,6 +19,7 @@ from gating.models.adapters import check_adapters
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
 from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.sources import load_sharded
+from gating.objectives import Objective
 from gating.objectives.distillation import check_teacher
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
@@ -148,7 +149,7 @@ def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedMode
         removable_attention(meta_model)
     else:
         gates = objects.gates_without_model(meta_model)
-        _check_objective(meta_model, gates, objects)
+        _check_objective(objects, objects.objective, gates, meta_model)
         if objects.budget.uniform and is_rank_zero():
             note_unless_stock(meta_model, gates)
     return meta_model
@@ -166,9 +167,9 @@ def _check_no_layerdrop(meta_model: PreTrainedModel) -> None:
                 )
 
 
-def _check_objective(model: PreTrainedModel, gates: HeadGates, objects: RunObjects) -> None:
+def _check_objective(objects: RunObjects, objective: Objective, gates: HeadGates, model: PreTrainedModel) -> None:
     """Raise ``InputError`` if the objective does not fit the gates, or may empty a layer that must keep a head."""
-    objects.check_objective(gates)
+    objective.check(gates)
     least = objects.budget.min_per_layer
     for block in removable_attention(model) if not least else ():
         if block.name in gates.block_names and block.spec.returns == "unknown":
@@ -213,7 +214,7 @@ def _load_models(
     if objects.discovers:
         gates = objects.gates_without_model(model, probe=data.module.probe_batch())
         if objects.objective is not None:
-            _check_objective(model, gates, objects)
+            _check_objective(objects, objects.objective, gates, model)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     state = RunState(model)

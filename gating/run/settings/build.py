@@ -34,7 +34,7 @@ _NEEDED = {
     "distillation": "loss",
     "latency": "batch_size",
     "model": "load_config",
-    "objective": "attach",
+    "objective": "check",
     "optimizer": "build",
     "scheduler": "build",
     "task": "prepare",
