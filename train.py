@@ -7,8 +7,9 @@ run import torch, which takes seconds: functions below import them once help is 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gating.distributed.threads import limit_spinning
 from gating.errors import InputError, explain, missing_extra
@@ -55,9 +56,8 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
         job: Number of the job.
         sweep: Folder of the sweep.
     """
-    from gating.run.settings.recall import with_output_dir
-    from gating.run.sweep.jobs import check_own_folder, recording_job, starts_in_later_job
-    from gating.run.sweep.naming import with_job_names
+    from gating.run.settings.settings import as_plain
+    from gating.run.sweep.jobs import check_own_folder, recording_job, starts_in_later_job, with_job_names
     from gating.tracking.redaction import redact_file
 
     if starts_in_later_job(job):
@@ -69,28 +69,32 @@ def run_job(cfg: DictConfig, overrides: Sequence[str], *, job: int, sweep: Path)
     redact_file(sweep / "multirun.yaml")
     with recording_job(sweep, Path(folder), number=job, overrides=overrides):
         check_own_folder(sweep, Path(folder), number=job)
-        return guarded_run(with_job_names(with_output_dir(cfg, folder), sweep=sweep, overrides=overrides), overrides)
+        settings = {**as_plain(cfg), "output_dir": folder}
+        return guarded_run(with_job_names(settings, sweep=sweep, overrides=overrides), overrides)
     return None
 
 
-def guarded_run(cfg: DictConfig, overrides: Sequence[str] | None = None) -> float | None:
+def guarded_run(cfg: Mapping[str, Any], overrides: Sequence[str] | None = None) -> float | None:
     """Run, with a message and an exit code after errors and signals; return the number to optimize.
 
     Args:
-        cfg: The configuration; ``resume=DIR`` takes other settings from the run in DIR.
+        cfg: The configuration, with its interpolations; ``resume=DIR`` takes other settings from the run in DIR.
         overrides: Overrides of the command line; None outside of a command.
     """
     from gating.run.ending import handling_errors
-    from gating.run.settings.names import naming_settings
+    from gating.run.settings.options import naming_settings
     from gating.run.settings.recall import with_recalled
+    from gating.run.settings.settings import as_plain
 
     with faults_of_run(), handling_errors():
-        composed = cfg if overrides is None else with_recalled(cfg, overrides, conf=CONF)
+        composed = as_plain(cfg)
+        if overrides is not None:
+            composed = with_recalled(composed, overrides, conf=CONF)
         with naming_settings(composed, conf=CONF):
             return run(composed)
 
 
-def run(cfg: DictConfig) -> float | None:
+def run(cfg: Mapping[str, Any]) -> float | None:
     """Execute the run of a configuration; return the number to optimize."""
     from gating.run import execute
 

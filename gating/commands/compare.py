@@ -11,7 +11,7 @@ from gating.errors import FolderExistsError, InputError
 from gating.report.tradeoff.table import as_plain
 from gating.run.folder.contents import COMPACT, is_run
 from gating.run.folder.state import is_finished
-from gating.run.sweep.outcome import FORMATS, compare, is_figure, print_choice, write_figure
+from gating.run.sweep.choice import FORMATS, compare, is_figure, print_choice, write_figure
 from gating.run.sweep.records import jobs_of
 from gating.run.sweep.results import why_no_result
 

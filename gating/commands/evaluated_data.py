@@ -13,11 +13,10 @@ from transformers import PreTrainedModel
 
 from gating.data.labels import using_classes
 from gating.errors import InputError, RemedyError, UserError, explain, shorten
+from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder.inputs import data_difference, describe_inputs, read_inputs
 from gating.run.folder.stored_settings import read_settings_of
 from gating.run.objects import RunObjects
-from gating.run.prepare import encode_examples, load_examples
-from gating.run.run import RunData
 from gating.run.settings.settings import Settings
 from gating.storage.identity import NUM_ROWS
 

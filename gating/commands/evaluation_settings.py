@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
 
 from gating.errors import InputError, explain, is_input_error
 from gating.run.folder.stored_settings import read_settings_of
@@ -13,7 +12,7 @@ from gating.run.settings.open_tables import open_tables
 from gating.run.settings.options import names_given, read_options
 from gating.run.settings.read import read_settings
 from gating.run.settings.recall import with_recalled
-from gating.run.settings.settings import Settings
+from gating.run.settings.settings import Settings, as_plain
 
 __all__ = ["PLACES", "evaluation_settings"]
 
@@ -46,7 +45,7 @@ def evaluation_settings(
     chosen = {override.partition("=")[0] for override in overrides}
     # The options of the run's groups are not known to Hydra.
     added = [f"++{o}" if run_folder and o.partition(".")[0] in {*_GROUPS} - chosen else o for o in overrides]
-    cfg = _compose(open_tables(added, conf=conf), conf)
+    values = _compose(open_tables(added, conf=conf), conf)
     names = names_given(overrides, read_options(conf))
     for name in names:
         if name.partition(".")[0] not in (*_GROUPS, "seed"):
@@ -66,9 +65,8 @@ def evaluation_settings(
                 "hub, also its data with data=..., such as data=files."
             )
         raise InputError(f"{model} is not in the folder of a run, which has data: give data=..., such as data=files.")
-    values = _plain(cfg)
     if run_folder is not None:
-        recalled = _recall(_with(cfg, resume=str(run_folder)), overrides, conf=conf, run_folder=run_folder)
+        recalled = _recall({**values, "resume": str(run_folder)}, overrides, conf=conf, run_folder=run_folder)
         values |= {name: recalled[name] for name in (*_GROUPS, "seed")}
         # Data are evaluated whole, also where the run looked at a part of its own.
         values["trainer"] |= {name: 1.0 for name in _LIMITS if f"trainer.{name}" not in names}
@@ -78,20 +76,20 @@ def evaluation_settings(
     # On one device: batches of several processes are padded otherwise.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     values["model"] = {"_target_": "gating.models.pretrained.Pretrained", "name": model}
-    return read_settings(OmegaConf.create(values), groups=groups), only
+    return read_settings(values, groups=groups), only
 
 
-def _recall(cfg: DictConfig, overrides: Sequence[str], *, conf: Path, run_folder: Path) -> dict[str, Any]:
+def _recall(composed: dict[str, Any], overrides: Sequence[str], *, conf: Path, run_folder: Path) -> dict[str, Any]:
     """Return the settings of a run, except those of the command.
 
     An option of data that names the run's own source says where other data is, and changes nothing else.
     """
-    data, options = _plain(cfg)["data"], read_options(conf)
+    data, options = composed["data"], read_options(conf)
     is_same = read_settings_of(run_folder)["data"].get("_target_") == data.get("_target_")
     others = [line for line in overrides if not (is_same and names_given([line], options) == ["data"])]
     places = {name: value for name, value in data.items() if name in PLACES} if len(others) < len(overrides) else {}
     try:
-        recalled = _plain(with_recalled(cfg, others, conf=conf))
+        recalled = with_recalled(composed, others, conf=conf)
         return {**recalled, "data": {**recalled["data"], **places}}
     except InputError as error:
         # Settings that are not trusted are repeated in this command.
@@ -115,23 +113,14 @@ def _conf_folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
-def _compose(overrides: Sequence[str], conf: Path) -> DictConfig:
+def _compose(overrides: Sequence[str], conf: Path) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(conf), version_base="1.3"):
-            return compose("config", overrides=list(overrides))
+            return as_plain(compose("config", overrides=list(overrides)))
     except Exception as error:  # Hydra raises errors of many classes about settings.
         if is_input_error(error):
             raise
         raise InputError(explain(error)) from error
-
-
-def _with(cfg: DictConfig, **changes: Any) -> DictConfig:
-    return OmegaConf.create({**_plain(cfg), **changes})
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    values: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    return values
 
 
 def _take_single_file(data: dict[str, Any], split: str | None, *, given: Sequence[str]) -> str | None:

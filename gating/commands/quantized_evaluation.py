@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,43 +52,30 @@ def _compare(folder: str, exported: Path, overrides: Sequence[str], *, split: st
             "with the predictions of both models."
         )
     # Other exports need neither Hydra nor Lightning.
-    from omegaconf import OmegaConf
-
+    from gating.commands.evaluate import check_task
     from gating.commands.evaluated_data import encode_split, limit_of
     from gating.commands.evaluation_settings import evaluation_settings
-    from gating.commands.folder_evaluation import check_task
     from gating.models.pretrained import Pretrained
     from gating.run.objects import build_objects
-    from gating.run.settings.names import naming_settings
+    from gating.run.settings.options import naming_settings
     from gating.tracking.verbosity import quiet_libraries
 
     quiet_libraries()
     settings, only = evaluation_settings(str(place), overrides, run_folder=run_folder, split=split)
-    with naming_settings(OmegaConf.create(settings.values)):
+    with naming_settings(settings.values):
         objects = replace(build_objects(settings), source=Pretrained(str(place)))
         model: Any = load_compact(place)
         check_task(model, objects, folder)
         data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
         score = data.prepared.score
-        (floats, _), (integers, number) = (
-            _evaluate(module, data, objects.task, split) for module in (model, GraphModel(model.config, exported))
+        # Of generated text, a graph only predicts the next token: metrics that need it are left out.
+        (floats, _), (integers, tally) = (
+            data.evaluate(module, split, task=objects.task, metrics=data.prepared.metrics)
+            for module in (model, GraphModel(model.config, exported))
         )
         limit = limit_of(settings, data, split)
-    examples = f"{number:,} examples" + (f" ({limit})" if limit else "")
+    examples = f"{tally.count()[0]:,} examples" + (f" ({limit})" if limit else "")
     return _sentence(score, floats[score.name], integers[score.name], split=split, examples=examples)
-
-
-def _evaluate(model: Any, data: Any, task: Any, split: str) -> tuple[dict[str, float], int]:
-    """Return the metrics of a module that need no generated text, since a graph only predicts the next token.
-
-    Their number of examples comes second.
-    """
-    from gating.training.evaluation import Tally, evaluate
-
-    batches = islice(data.module.evaluation_dataloader(split), data.num_evaluated[split])
-    tally = Tally(data.prepared.metrics, None, device=model.device)
-    values = evaluate(model, tally.watch(batches), task=task, metrics=data.prepared.metrics)
-    return values, tally.count()[0]
 
 
 def _sentence(score: "Score", floats: float, integers: float, *, split: str, examples: str) -> str:

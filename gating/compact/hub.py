@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from gating.errors import MissingFileError, UnreachableError
 from gating.report.card import write_card
-from gating.storage.hub import download, invalid_name
+from gating.storage.transfer import download, invalid_name
 from gating.structure.compact import CompactMixin
 
 __all__ = ["find_folder"]

@@ -20,8 +20,8 @@ from gating.proof.conditions import check_has_values, check_no_adapters, check_s
 from gating.pruning.compact_model import become_compact, has_lost_units
 from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder
-from gating.storage.hub import check_upload, upload
 from gating.storage.results import COMPACT_MODEL
+from gating.storage.transfer import check_upload, upload
 from gating.structure.integrity import check_finite, write_checksums
 
 __all__ = ["Processor", "save_compact"]

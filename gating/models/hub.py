@@ -11,7 +11,7 @@ import huggingface_hub.constants as hub
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from gating.errors import InputError, MissingFileError, MissingPackageError, UnreachableError
-from gating.storage.hub import invalid_name
+from gating.storage.transfer import invalid_name
 from gating.tracking.reachability import with_timeout
 
 __all__ = ["cached_folder", "locate", "package_folder", "require_hub"]

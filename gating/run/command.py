@@ -30,9 +30,6 @@ _NO_OPTION = re.compile(
 def prepare_arguments(conf: Path) -> None:
     """Check and complete the arguments of the command, in place.
 
-    Args:
-        conf: The folder of the groups of settings.
-
     Raises:
         SystemExit: A group of settings is set to null, or a sweep is asked for without ``-m``.
     """
@@ -45,11 +42,7 @@ def prepare_arguments(conf: Path) -> None:
 
 @contextmanager
 def compose_errors(conf: Path) -> Iterator[None]:
-    """Print Hydra's errors about the composition of settings as one sentence, with exit code 1.
-
-    Args:
-        conf: The folder of the groups of settings.
-    """
+    """Print Hydra's errors about the composition of settings as one sentence, with exit code 1."""
     # With this variable Hydra raises its errors instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

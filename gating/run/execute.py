@@ -1,8 +1,7 @@
 """One run, stage by stage."""
 
-from collections.abc import Collection
-
-from omegaconf import DictConfig
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from gating.distributed.collectives import is_rank_zero
 from gating.pruning.measure import count_heads
@@ -23,15 +22,15 @@ from gating.tracking.verbosity import quiet_libraries
 __all__ = ["execute", "run"]
 
 
-def run(cfg: DictConfig, *, groups: Collection[str]) -> float | None:
+def run(composed: Mapping[str, Any], *, groups: Collection[str]) -> float | None:
     """Check the settings, load data and model, and execute the run; return the number to optimize.
 
     Args:
-        cfg: The configuration.
+        composed: The configuration, with its interpolations.
         groups: Names of the groups of settings.
     """
     quiet_libraries()
-    settings = read_settings(cfg, groups=groups)
+    settings = read_settings(composed, groups=groups)
     resumed = find_run(settings.values, has_own_folder=settings.has_own_folder)
     if resumed is not None:
         if is_finished(resumed):

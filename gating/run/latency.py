@@ -48,13 +48,7 @@ class RunTiming:
 
     @classmethod
     def of(cls, settings: LatencySettings, module: ExampleDataModule, *, split: str = "validation") -> "RunTiming":
-        """Return the timings of a run that has not timed anything yet.
-
-        Args:
-            settings: Settings of the batch and the time.
-            module: The data.
-            split: Split of the data.
-        """
+        """Return the timings of a run that has not timed anything yet."""
         return cls(settings, module, TimeBudget(settings.max_seconds), split)
 
     def stage(self, title: str, *, share: float = 1.0) -> AbstractContextManager[Stage]:

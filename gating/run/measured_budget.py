@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,17 +20,17 @@ from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs, time
 from gating.pruning.latency.reached import Reached, kept_for_speedup
 from gating.pruning.latency.speedup import num_heads_for_speedup
 from gating.pruning.macs import measure_macs
+from gating.run.data import RunData
 from gating.run.folder.stored_settings import read_settings_of
 from gating.run.latency import RunTiming
-from gating.run.objects import RunObjects
-from gating.run.run import Run, RunData, RunState
-from gating.run.settings.build import make_objective
+from gating.run.objects import Budget, RunObjects
+from gating.run.run import Run, RunState
 from gating.run.settings.settings import Settings
 from gating.sharding.copies import untrained_copy
 from gating.sharding.plan import is_sharded, reshard
 from gating.tracking.verbosity import printed_warnings
 
-__all__ = ["count_macs", "kept_gates", "with_measured_budget"]
+__all__ = ["count_macs", "kept_gates", "measure_budget"]
 
 # Settings of the objective that a measurement fills in.
 _MEASURED = ("num_heads", "keep", "cost")
@@ -43,7 +42,7 @@ _SHARE_OF_CHOICE = 0.4
 _PASSES_OF_STEP = 3
 
 
-def with_measured_budget(
+def measure_budget(
     settings: Settings,
     objects: RunObjects,
     state: RunState,
@@ -59,8 +58,7 @@ def with_measured_budget(
     A speedup by heads alone becomes a number of heads. With neurons, it becomes a share of the latency of all gated
     units, and ``objective.cost=latency`` the measured costs.
     """
-    objective = settings.values["objective"]
-    if not objective.get("speedup") and objective.get("cost") != "latency":
+    if not objects.budget.is_measured:
         return settings, objects
     budget: dict[str, Any] = {}
     if resumes:
@@ -71,42 +69,42 @@ def with_measured_budget(
         gates = objects.gates_without_model(model)
         if gates.num_neurons:
             count_macs(gates, model, data)
-        _check_measured(objective, gates)
+        _check_measured(objects.budget, gates)
         # Of all steps, in one process.
         num_examples = steps * settings.values["trainer"]["accumulate_grad_batches"] * data.module.batch_size
         with state.summary.timed("latency"):
-            budget = _measure(model, gates, objective, timing, num_examples=num_examples)
+            budget = _measure(model, gates, objects.budget, timing, num_examples=num_examples)
     settings = settings.with_budget(broadcast(budget))
-    return settings, replace(objects, objective=make_objective(settings.values["objective"]))
+    return settings, objects.with_objective(settings.values["objective"])
 
 
-def _check_measured(objective: Mapping[str, Any], gates: HeadGates) -> None:
+def _check_measured(budget: Budget, gates: HeadGates) -> None:
     """Raise ``InputError`` if an objective cannot have a budget that is measured with these gates."""
-    speedup = objective.get("speedup")
-    if speedup is None and not gates.num_neurons:
+    if budget.speedup is None and not gates.num_neurons:
         raise InputError("objective.cost=latency needs gates on neurons, too: give gates.units=[heads,neurons].")
-    if gates.num_neurons and "cost" not in objective:
-        raise InputError(f"objective.speedup={speedup} needs a cost: give objective.cost=latency.")
+    if gates.num_neurons and budget.cost is None:
+        raise InputError(f"objective.speedup={budget.speedup} needs a cost: give objective.cost=latency.")
 
 
 def _measure(
-    model: PreTrainedModel, gates: HeadGates, objective: Mapping[str, Any], timing: RunTiming, *, num_examples: int
+    model: PreTrainedModel, gates: HeadGates, asked: Budget, timing: RunTiming, *, num_examples: int
 ) -> dict[str, Any]:
     """Return the settings of a budget that reaches a speedup, or whose cost is latency, and print how it was found.
 
     Args:
         model: The dense model.
         gates: The gates that it will have.
-        objective: Settings of the objective.
+        asked: The budget of the settings.
         timing: What is timed, and for how long.
         num_examples: Number of examples that this process trains on.
     """
     num_passes = _PASSES_OF_STEP * num_examples / timing.settings.batch_size
     batch = timing.fitted_batch(model, passes=NUM_PASSES, run_seconds=lambda one_pass: num_passes * one_pass)
-    speedup = objective.get("speedup")
+    speedup = asked.speedup
     with _timer(model, batch, timing, title="Compact copies are timed on this device", share=_SHARE_BEFORE) as timer:
         if not gates.num_neurons:
-            num_heads = num_heads_for_speedup(model, speedup=objective["speedup"], gates=gates, timer=timer)
+            assert speedup is not None
+            num_heads = num_heads_for_speedup(model, speedup=speedup, gates=gates, timer=timer)
         else:
             costs = measure_latency_costs(model, gates, timer=timer)
     if not gates.num_neurons:
@@ -152,8 +150,7 @@ def kept_gates(run: Run, objective: Objective, gates: HeadGates) -> Tensor | Non
 
     With a speedup of neurons, compact copies are timed on rank 0, and the budget is moved until the choice has it.
     """
-    settings = run.settings.values["objective"]
-    speedup = settings.get("speedup")
+    speedup = run.objects.budget.speedup
     if not speedup or not gates.num_neurons or not isinstance(objective, HasMovableBudget):
         return objective.kept(gates)
     # Rankings synchronize ranks, so that each chooses; some read the weights of the gated blocks.
@@ -167,7 +164,7 @@ def kept_gates(run: Run, objective: Objective, gates: HeadGates) -> Tensor | Non
             return broadcast(Reached(0.0) if timer is None else _time_choice(run, gates, whole, kept, timer))
 
         with printed_warnings():
-            return kept_for_speedup(choose, measure, speedup=speedup, keep=settings["keep"])
+            return kept_for_speedup(choose, measure, speedup=speedup, keep=run.objects.budget.keep)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Objects that the settings describe, built before anything is loaded."""
+"""Objects that the settings describe, built before anything is loaded; from then on, a run asks them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -14,18 +14,18 @@ from gating.errors import InputError
 from gating.gates import HeadGates, create_gates, inject_gates
 from gating.models.adapters import Adapters
 from gating.models.sources import ModelSource, teacher_source
-from gating.objectives import NoObjective, Objective
+from gating.objectives import Objective
 from gating.objectives.convergence import Convergence
 from gating.objectives.distillation import Distillation
 from gating.pruning.latency.settings import LatencySettings
 from gating.run.folder.contents import Phase
 from gating.run.settings.build import build, make_objective, make_optimizer, partial_of, with_partial_metrics
-from gating.run.settings.settings import Settings
+from gating.run.settings.settings import Settings, is_dense
 from gating.tasks.base import Task
 from gating.tracking.loggers import check_loggers
 from gating.training.optimizers import OptimizerSettings
 
-__all__ = ["RunObjects", "PhaseObjects", "build_objects", "build_phases"]
+__all__ = ["Budget", "PhaseObjects", "RunObjects", "build_objects", "build_phases"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,42 @@ class PhaseObjects:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The budget of an objective as far as a run acts on it; an objective need not have these settings.
+
+    Attributes:
+        speedup: Speed-up to reach on this device; None without one.
+        keep: Share of the cost to keep.
+        cost: Cost for which heads and neurons compete; None for an objective without one.
+        min_per_layer: Least number of heads that every layer keeps; None for an objective that takes none.
+        uniform: Whether all layers keep equally many.
+    """
+
+    speedup: float | None = None
+    keep: Any = None
+    cost: Any = None
+    min_per_layer: int | None = None
+    uniform: bool = False
+
+    @classmethod
+    def of(cls, objective: Mapping[str, Any]) -> "Budget":
+        """Return the budget in the settings of an objective."""
+        return cls(**{field.name: objective[field.name] for field in fields(cls) if field.name in objective})
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether a part of it is measured on the device, before the run begins."""
+        return bool(self.speedup) or self.cost == "latency"
+
+
+@dataclass(frozen=True)
 class RunObjects:
     """Objects of a run.
 
     Attributes:
         task: The task.
         objective: Decides which heads are kept; None in a dense run.
+        budget: The budget of the objective.
         source: Source of the model.
         adapters: Low-rank adapters, or none.
         distillation: Loss of distillation; None without it.
@@ -66,6 +96,7 @@ class RunObjects:
 
     task: Task
     objective: Objective | None
+    budget: Budget
     source: ModelSource
     adapters: Adapters
     distillation: Distillation | None
@@ -74,6 +105,15 @@ class RunObjects:
     latency: LatencySettings
     make_gates: "partial[HeadGates]"
     make_loggers: Callable[..., list[Logger]]
+
+    @property
+    def discovers(self) -> bool:
+        """Whether attention blocks are discovered, which takes the weights of the model."""
+        return bool(self.make_gates.keywords.get("discover"))
+
+    def with_objective(self, settings: Mapping[str, Any]) -> "RunObjects":
+        """Return the same objects with an objective whose budget was measured."""
+        return replace(self, objective=make_objective(settings), budget=Budget.of(settings))
 
     def gates_without_model(self, model: PreTrainedModel, **keywords: Any) -> HeadGates:
         """Return the gates that the model would have, and leave none in it.
@@ -93,11 +133,6 @@ class RunObjects:
         gates.remove()
         return gates
 
-    def check_objective(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if the objective does not fit the gates; one without ``check`` is attached to them."""
-        if self.objective is not None:
-            getattr(self.objective, "check", self.objective.attach)(gates)
-
 
 def build_objects(settings: Settings) -> RunObjects:
     """Return the objects of a run.
@@ -106,14 +141,15 @@ def build_objects(settings: Settings) -> RunObjects:
         InputError: A constructor rejects its settings.
     """
     values = settings.values
-    objective = make_objective(values["objective"])
+    objective = None if is_dense(values) else make_objective(values["objective"])
     distillation = dict(values["distillation"])
     teacher = distillation.pop("teacher", None)
     make_loggers = partial_of("logger", values["logger"])
     check_loggers(make_loggers.keywords.get("loggers"))
     return RunObjects(
         task=build("task", with_partial_metrics(values["task"])),
-        objective=None if isinstance(objective, NoObjective) else objective,
+        objective=objective,
+        budget=Budget.of(values["objective"]),
         source=build("model", values["model"]),
         adapters=build("adapters", values["adapters"]),
         distillation=build("distillation", distillation) if distillation else None,

@@ -25,20 +25,20 @@ from gating.objectives.budget import HeadBudget
 from gating.pruning.prune import remove_in_copy
 from gating.report.card import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
+from gating.report.metadata import describe_data
 from gating.report.page import RunPage, write_page
 from gating.report.summary import Stage
 from gating.report.tables import print_report, print_samples
-from gating.run.folder.contents import COMPACT, CONFIG, LAST_FILES
+from gating.run.folder.contents import COMPACT, CONFIG, GATES_PICTURE, HISTORY_PICTURE, LAST_FILES, PAGE, SAMPLES
 from gating.run.folder.earlier_run import check_resumed, note_models
 from gating.run.folder.space import end_checkpoints
 from gating.run.run import Run
-from gating.run.settings.data_set import describe_data
 from gating.run.sweep.reference import dense_metrics
 from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
 from gating.sharding.plan import gathered_root
 from gating.sharding.save import has_room_for, save_sharded
-from gating.storage.hub import upload
+from gating.storage.transfer import upload
 from gating.storage.written import note_written
 from gating.structure.record import RECORD_KEY
 from gating.tasks.base import WritesText
@@ -113,7 +113,7 @@ def _export_whole(run: Run) -> None:
         # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
-    if run.settings.values["objective"].get("uniform"):
+    if run.objects.budget.uniform:
         _save_uniform(save)
     else:
         save()
@@ -127,7 +127,7 @@ def _export_shards(run: Run) -> None:
     state.summary.compare_models(dense, meta_copy(state.model))
     if is_rank_zero():
         print("The model has no room in the memory of one process: it is saved in parts, and not timed.")
-        if run.settings.values["objective"].get("uniform"):
+        if run.objects.budget.uniform:
             print("It is saved as a compact folder, not as a stock model of transformers, which is made from it whole.")
     save_sharded(
         state.model,
@@ -164,19 +164,19 @@ def report(run: Run) -> None:
     samples = _write_samples(run)
     if not is_rank_zero():
         return
-    state, page = run.state, _page_of(run, samples)
-    save_pictures(page, gates_file=run.paths.gates_picture, history_file=run.paths.history_picture)
+    state, place, page = run.state, run.paths, _page_of(run, samples)
+    save_pictures(page, gates_file=place.report / GATES_PICTURE, history_file=place.report / HISTORY_PICTURE)
     log_outcome(run.loggers, state.summary.flat(), run.paths.compact)
     print_report(Console(), page.kept, page.report, neurons=page.neurons)
     is_alone = Stage.DENSE not in state.summary.metrics and _sweep_of_run() is None
     if run.objects.objective is not None and is_alone:
         print("There is no dense run to compare with; for one: python train.py <the same settings> objective=none")
     _show_samples(run, samples)
-    write_page(run.paths.page, page)
-    state.summary.write(run.paths.metrics, score=page.final_score, seed=run.settings.seed)
+    write_page(place.report / PAGE, page)
+    state.summary.write(place.metrics, score=page.final_score, seed=run.settings.seed)
     runtimes = [runtime.name for runtime in page.runtimes if runtime.command]
     print(f"The model runs in transformers, {', '.join(runtimes)}; the commands are in the report.")
-    print(f"Everything is in {run.paths.folder}; the report is {run.paths.page}, the model is in {run.paths.compact}")
+    print(f"Everything is in {place.folder}; the report is {place.report / PAGE}, the model is in {place.compact}")
     print(end_checkpoints(run.paths, keep=run.settings.values["keep_checkpoints"]))
     # Last: if it fails, the run is finished nonetheless.
     if (name := run.settings.values["push_to_hub"]) is not None:
@@ -233,4 +233,4 @@ def _show_samples(run: Run, samples: list[dict[str, str]]) -> None:
     print_samples(Console(), samples)
     log_samples(run.loggers, samples)
     text = "".join(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
-    run.paths.samples.write_text(text, encoding="utf-8")
+    (run.paths.report / SAMPLES).write_text(text, encoding="utf-8")

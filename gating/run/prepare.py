@@ -9,42 +9,37 @@ import pytorch_lightning as pl
 from filelock import BaseFileLock
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.data.datamodule import ExampleDataModule
-from gating.data.examples import Examples, as_examples
-from gating.data.held_out import hold_out
-from gating.data.rows import numbering_rows
+from gating.data.examples import Examples
 from gating.discovery.find import removable_attention
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
-from gating.distributed.launch import check_devices, start_processes
+from gating.distributed.launch import Devices, check_devices, start_processes
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.models.adapters import check_adapters
 from gating.models.gradient_checkpointing import check_gradient_checkpointing, enable_gradient_checkpointing
 from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.sources import load_sharded
+from gating.objectives import Objective
 from gating.objectives.distillation import check_teacher
+from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.optimized import check_measured
 from gating.run.folder.state import enter_folder
 from gating.run.latency import RunTiming
-from gating.run.measured_budget import with_measured_budget
+from gating.run.measured_budget import measure_budget
 from gating.run.objects import RunObjects, build_objects, build_phases
 from gating.run.outcome import note_unless_stock
-from gating.run.run import Run, RunData, RunState
-from gating.run.settings.build import call_source
-from gating.run.settings.check import take_arguments
-from gating.run.settings.model_config import check_model_config
+from gating.run.run import Run, RunState
 from gating.run.settings.settings import Settings
 from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
-from gating.storage.hub import check_login
-from gating.tasks.base import Task
+from gating.storage.transfer import check_login
 from gating.tracking.loggers import resolve_mode
 from gating.training.callbacks.interruption import check_monitors
-from gating.training.steps import count_evaluated, count_steps
+from gating.training.steps import count_steps
 
-__all__ = ["encode_examples", "load_examples", "prepare"]
+__all__ = ["prepare"]
 
 
 def prepare(settings: Settings, *, resumes: bool) -> Run:
@@ -57,60 +52,55 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     Raises:
         InputError: The settings do not fit the data, the model, the machine, or the folder.
     """
-    trainer = settings.values["trainer"]
-    devices = check_devices(trainer)
-    num_processes = devices.num_processes
-    if devices.is_sharded:
-        _check_sharded(settings)
+    devices = _check_machine(settings)
     found = check_claim(settings.paths, settings=settings.values, resumes=resumes) if is_rank_zero() else ()
-    if is_rank_zero() and settings.values["push_to_hub"] is not None:
-        check_login(settings.values["push_to_hub"], setting="push_to_hub")
-    resolve_mode(settings.values["logger"].get("mode", "disabled"))
+    _check_accounts(settings)
     objects = build_objects(settings)
+    # The other processes learn the run's folder, which callbacks write to, from this one.
     phases = build_phases(settings) if is_rank_zero() else {}
     pl.seed_everything(settings.seed, verbose=False)
-    blueprint = _check_blueprint(settings, objects)
+    meta_model = _check_meta_model(settings, objects)
     examples = load_examples(settings, objects.task)
-    data = encode_examples(examples, settings, objects, blueprint, num_processes=num_processes)
-    check_model_config(settings.values["model"], data.prepared.config)
+    data = encode_examples(examples, settings, objects, meta_model, num_processes=devices.num_processes)
     inputs = _check_inputs(settings, examples, data, resumes=resumes) if is_rank_zero() else {}
     timing = RunTiming.of(objects.latency, data.module)
-    timing.check(blueprint)
+    timing.check(meta_model)
     for phase in phases.values():
         check_monitors(phase.callbacks, data.prepared)
     check_measured(settings.optimized_metric, data.prepared, num_evaluated=data.num_evaluated)
-    total_steps = count_steps(trainer, num_batches=data.module.num_batches())
-    search_steps = max(1, round((1 - settings.recovery) * total_steps)) if objects.objective else 0
-    if devices.is_sharded:
-        # Each process loads its part; otherwise, errors of the model come before others are started.
-        start_processes(trainer, num_processes)
-    state = _load_models(settings, objects, data, blueprint if devices.is_sharded else None, search_steps=search_steps)
-    dense_config, started = config_without_sharding(state.model), time.monotonic()
-    start_processes(trainer, num_processes)
-    settings, objects = with_measured_budget(
-        settings, objects, state, data, timing=timing, device=devices.root, resumes=resumes, steps=total_steps
+    steps = count_steps(settings.values["trainer"], num_batches=data.module.num_batches())
+    state = _load_models(settings, objects, data, meta_model, devices=devices)
+    state.search_steps = max(1, round((1 - settings.recovery) * steps)) if objects.objective else 0
+    started = time.monotonic()
+    settings, objects = measure_budget(
+        settings, objects, state, data, timing=timing, device=devices.root, resumes=resumes, steps=steps
     )
-    data.module.shard(num_processes, index=rank())
+    data.module.shard(devices.num_processes, index=rank())
     # By default the folder is named after the time, which differs between ranks.
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
-    phases = phases or build_phases(settings)
-    config = None if resumes else settings.to_yaml()
-    locks = _claim(settings, config=config, inputs=inputs, found=found)
-    loggers = objects.make_loggers(settings.paths.folder, run_config=settings.values, resume=resumes)
+    locks = _claim(settings, inputs=inputs, found=found, resumes=resumes)
     return Run(
         settings=settings,
         objects=objects,
-        phases=phases,
+        phases=phases or build_phases(settings),
         data=data,
-        dense_config=dense_config,
-        total_steps=total_steps,
-        loggers=loggers,
+        dense_config=config_without_sharding(state.model),
+        total_steps=steps,
+        loggers=objects.make_loggers(settings.paths.folder, run_config=settings.values, resume=resumes),
         is_resumed=resumes,
         locks=locks,
         started=started,
         timing=timing,
         state=state,
     )
+
+
+def _check_machine(settings: Settings) -> Devices:
+    """Return the devices of the trainer's settings, if the other settings can be used with them."""
+    devices = check_devices(settings.values["trainer"])
+    if devices.is_sharded:
+        _check_sharded(settings)
+    return devices
 
 
 def _check_sharded(settings: Settings) -> None:
@@ -135,9 +125,39 @@ def _check_sharded(settings: Settings) -> None:
         )
 
 
-def _check_no_layerdrop(blueprint: PreTrainedModel) -> None:
+def _check_accounts(settings: Settings) -> None:
+    """Check that the hub and W&B can be used, if the settings name them."""
+    name = settings.values["push_to_hub"]
+    if is_rank_zero() and name is not None:
+        check_login(name, setting="push_to_hub")
+    resolve_mode(settings.values["logger"].get("mode", "disabled"))
+
+
+def _check_meta_model(settings: Settings, objects: RunObjects) -> PreTrainedModel:
+    """Check adapters, gates and budget against the model without weights, and return that model."""
+    meta_model = make_meta_model(objects.source, objects.task.auto_class)
+    check_adapters(objects.adapters, objects.source, meta_model)
+    if settings.values["trainer"].get("strategy") == "fsdp":
+        _check_no_layerdrop(meta_model)
+    else:
+        check_memory(meta_model, title=objects.source.title)
+    if settings.gradient_checkpointing:
+        check_gradient_checkpointing(meta_model, compiled=settings.compile)
+    if objects.discovers:
+        return meta_model  # Discovery runs the model, which needs weights.
+    if objects.objective is None:
+        removable_attention(meta_model)
+    else:
+        gates = objects.gates_without_model(meta_model)
+        _check_objective(objects, objects.objective, gates, meta_model)
+        if objects.budget.uniform and is_rank_zero():
+            note_unless_stock(meta_model, gates)
+    return meta_model
+
+
+def _check_no_layerdrop(meta_model: PreTrainedModel) -> None:
     """Raise ``InputError`` for a model that skips layers at random: each process would gather others."""
-    config = blueprint.config
+    config = meta_model.config
     for part in (config, *(value for value in vars(config).values() if isinstance(value, PreTrainedConfig))):
         for name, value in vars(part).items():
             if "layerdrop" in name and value:
@@ -147,21 +167,17 @@ def _check_no_layerdrop(blueprint: PreTrainedModel) -> None:
                 )
 
 
-def _claim(
-    settings: Settings, *, config: str | None, inputs: Mapping[str, Any], found: FolderCheck
-) -> list[BaseFileLock]:
-    """Take the run's folders on rank 0, and return the locks; see :func:`claim_folder`."""
-    if is_rank_zero():
-        return claim_folder(
-            settings.paths,
-            settings=settings.values,
-            config=config,
-            inputs=inputs,
-            ckpt_path=settings.ckpt_path,
-            found=found,
-        )
-    enter_folder(settings.paths.folder)
-    return []
+def _check_objective(objects: RunObjects, objective: Objective, gates: HeadGates, model: PreTrainedModel) -> None:
+    """Raise ``InputError`` if the objective does not fit the gates, or may empty a layer that must keep a head."""
+    objective.check(gates)
+    least = objects.budget.min_per_layer
+    for block in removable_attention(model) if not least else ():
+        if block.name in gates.block_names and block.spec.returns == "unknown":
+            instead = "objective=budget objective" if least is None else "objective"
+            raise InputError(
+                f"{block.name} ({type(block.module).__name__}) cannot be left without a head: its output without heads "
+                f"is unknown. Keep one in each layer with {instead}.min_per_layer=1."
+            )
 
 
 def _check_inputs(settings: Settings, examples: Examples, data: RunData, *, resumes: bool) -> dict[str, Any]:
@@ -177,124 +193,54 @@ def _check_inputs(settings: Settings, examples: Examples, data: RunData, *, resu
     return inputs
 
 
-def _check_blueprint(settings: Settings, objects: RunObjects) -> PreTrainedModel:
-    """Check adapters, gates and budget against the model without weights, and return that model."""
-    blueprint = make_meta_model(objects.source, objects.task.auto_class)
-    check_adapters(objects.adapters, objects.source, blueprint)
-    if settings.values["trainer"].get("strategy") == "fsdp":
-        _check_no_layerdrop(blueprint)
-    else:
-        check_memory(blueprint, title=objects.source.title)
-    if settings.gradient_checkpointing:
-        check_gradient_checkpointing(blueprint, compiled=settings.compile)
-    if objects.make_gates.keywords.get("discover"):
-        return blueprint  # Discovery runs the model, which needs weights.
-    if objects.objective is None:
-        removable_attention(blueprint)
-    else:
-        gates = objects.gates_without_model(blueprint)
-        objects.check_objective(gates)
-        _check_emptying(blueprint, gates, settings.values["objective"])
-        if settings.values["objective"].get("uniform") and is_rank_zero():
-            note_unless_stock(blueprint, gates)
-    return blueprint
-
-
-def load_examples(settings: Settings, task: Task, *, hold_out_missing: bool = True) -> Examples:
-    """Load the examples, and draw missing splits from the training data.
-
-    Args:
-        settings: Settings of the data, and the seed.
-        task: The task.
-        hold_out_missing: Whether to draw missing splits.
-
-    Raises:
-        InputError: The source rejects its settings, or returns no examples.
-    """
-    values = settings.values["data"]
-    values.pop("allow_changed", None)
-    take_arguments(ExampleDataModule, values)
-    preparation = take_arguments(task.prepare, values)
-    examples = as_examples(call_source("data", values), target=values["_target_"])
-    if not hold_out_missing:
-        return examples
-    has_classes = getattr(task, "has_classes", False)
-    return hold_out(examples, settings=preparation, has_classes=has_classes, seed=settings.seed)
-
-
-def encode_examples(
-    examples: Examples, settings: Settings, objects: RunObjects, model: PreTrainedModel, *, num_processes: int = 1
-) -> RunData:
-    """Encode examples for the task, and return them with their tokenizer or image processor.
-
-    Args:
-        examples: The examples.
-        settings: Settings of the data and the trainer.
-        objects: The task and the source of the model.
-        model: The model, with or without weights.
-        num_processes: World size.
-
-    Raises:
-        InputError: The examples do not fit the task or the model.
-    """
-    values, trainer = settings.values["data"], settings.values["trainer"]
-    batching = take_arguments(ExampleDataModule, values)
-    preparation = take_arguments(objects.task.prepare, values)
-    with numbering_rows(examples.rows):
-        processor = objects.task.load_processor(objects.source, model, examples.splits)
-        prepared = objects.task.prepare(examples, processor, model, **preparation)
-    module = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=settings.seed, **batching)
-    module.shard(num_processes)
-    num_evaluated = {
-        split: count_evaluated(trainer, split, num_batches=len(module.evaluation_dataloader(split)))
-        for split in module.splits
-        if split != "train"
-    }
-    return RunData(processor, prepared, module, num_evaluated)
-
-
 def _load_models(
-    settings: Settings, objects: RunObjects, data: RunData, blueprint: PreTrainedModel | None, *, search_steps: int
+    settings: Settings,
+    objects: RunObjects,
+    data: RunData,
+    meta_model: PreTrainedModel,
+    *,
+    devices: Devices,
 ) -> RunState:
-    """Load the model, and a teacher if its folder or name is given; cut over all processes if there is a blueprint."""
-    auto_class = objects.task.auto_class
-    if blueprint is None:
-        model = objects.source.load(auto_class, **data.prepared.config)
+    """Load the model, and a teacher if its folder or name is given, and start the other processes of the run.
+
+    They start first if each loads its part; otherwise, errors of the model come before others are started.
+    """
+    auto_class, config = objects.task.auto_class, data.prepared.config
+    if devices.is_sharded:
+        start_processes(settings.values["trainer"], devices.num_processes)
+        model = load_sharded(objects.source, auto_class, meta_model, **config)
     else:
-        model = load_sharded(objects.source, auto_class, blueprint, **data.prepared.config)
-    if objects.make_gates.keywords.get("discover"):
-        _check_discovered(model, objects, data, settings.values["objective"])
+        model = objects.source.load(auto_class, **config)
+    if objects.discovers:
+        gates = objects.gates_without_model(model, probe=data.module.probe_batch())
+        if objects.objective is not None:
+            _check_objective(objects, objects.objective, gates, model)
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    teacher = None
+    state = RunState(model)
     if objects.distillation is not None and objects.teacher is not None:
-        if blueprint is None:
-            teacher = objects.teacher.load(auto_class)
+        if devices.is_sharded:
+            state.teacher = load_sharded(objects.teacher, auto_class, make_meta_model(objects.teacher, auto_class))
         else:
-            teacher = load_sharded(objects.teacher, auto_class, make_meta_model(objects.teacher, auto_class))
-        check_teacher(teacher, model, data.module.probe_batch())
-        for each in (model, teacher):
+            state.teacher = objects.teacher.load(auto_class)
+        check_teacher(state.teacher, model, data.module.probe_batch())
+        for each in (model, state.teacher):
             reshard(each)
-    return RunState(model, search_steps=search_steps, teacher=teacher)
+    if not devices.is_sharded:
+        start_processes(settings.values["trainer"], devices.num_processes)
+    return state
 
 
-def _check_discovered(model: PreTrainedModel, objects: RunObjects, data: RunData, objective: Mapping[str, Any]) -> None:
-    """Discover the attention blocks of a model, and check that the objective fits them."""
-    gates = objects.gates_without_model(model, probe=data.module.probe_batch())
-    if objects.objective is None:
-        return
-    objects.check_objective(gates)
-    _check_emptying(model, gates, objective)
-
-
-def _check_emptying(model: PreTrainedModel, gates: HeadGates, objective: Mapping[str, Any]) -> None:
-    """Raise ``InputError`` if a layer that must keep a head may lose all."""
-    if objective.get("min_per_layer"):
-        return
-    for block in removable_attention(model):
-        if block.name in gates.block_names and block.spec.returns == "unknown":
-            instead = "objective" if "min_per_layer" in objective else "objective=budget objective"
-            raise InputError(
-                f"{block.name} ({type(block.module).__name__}) cannot be left without a head: its output without heads "
-                f"is unknown. Keep one in each layer with {instead}.min_per_layer=1."
-            )
+def _claim(settings: Settings, *, inputs: Mapping[str, Any], found: FolderCheck, resumes: bool) -> list[BaseFileLock]:
+    """Take the run's folders on rank 0, and return the locks; see :func:`claim_folder`."""
+    if is_rank_zero():
+        return claim_folder(
+            settings.paths,
+            settings=settings.values,
+            config=None if resumes else settings.to_yaml(),
+            inputs=inputs,
+            ckpt_path=settings.ckpt_path,
+            found=found,
+        )
+    enter_folder(settings.paths.folder)
+    return []

@@ -93,11 +93,11 @@ def _remove_again(model: PreTrainedModel, checkpoint: Mapping[str, Any]) -> None
 
 
 def _load_compact_shards(model: PreTrainedModel, path: Path, checkpoint: Mapping[str, Any]) -> PreTrainedModel:
-    """Return a twin of a sharded model after a saved removal, with the weights of the checkpoint."""
-    twin = meta_copy(model)
-    _remove_again(twin, checkpoint)
-    shard_copy(twin, model, tensors_of(model), fresh=True)
-    weights = twin.state_dict()
+    """Return a copy of a sharded model after a saved removal, with the weights of the checkpoint."""
+    compact = meta_copy(model)
+    _remove_again(compact, checkpoint)
+    shard_copy(compact, model, tensors_of(model), fresh=True)
+    weights = compact.state_dict()
     load_shards(path, {"weights": weights})
-    twin.load_state_dict(weights)
-    return twin
+    compact.load_state_dict(weights)
+    return compact

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +12,21 @@ from filelock import BaseFileLock
 from pytorch_lightning.loggers import Logger
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.compact.save import Processor
-from gating.data.datamodule import ExampleDataModule
 from gating.distributed.collectives import broadcast, gather_objects, is_rank_zero, rank, world_size
 from gating.report.history import History
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
+from gating.run.data import RunData
 from gating.run.folder.contents import Phase, RunPaths
 from gating.run.latency import RunTiming
 from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import is_sharded
-from gating.tasks.base import Prepared
 from gating.tracking.position import LogPosition
-from gating.training.callbacks.progress import watched
 from gating.training.checkpoints import checkpoints_in, why_unusable
-from gating.training.evaluation import Tally, evaluate
+from gating.training.evaluation import Tally
 
-__all__ = ["Run", "RunData", "RunState"]
-
-
-@dataclass(frozen=True)
-class RunData:
-    """Data of a run, ready to train on.
-
-    Attributes:
-        processor: Tokenizer or image processor.
-        prepared: Encoded examples and their metrics.
-        module: Lightning data module of the examples.
-        num_evaluated: Number of batches to evaluate, by split.
-    """
-
-    processor: Processor
-    prepared: Prepared
-    module: ExampleDataModule
-    num_evaluated: Mapping[str, int]
-
-    def is_part(self, split: str) -> bool:
-        """Return whether the settings of the trainer limit the evaluation of a split."""
-        return self.num_evaluated[split] < len(self.module.evaluation_dataloader(split))
+__all__ = ["Run", "RunState"]
 
 
 @dataclass
@@ -69,7 +44,7 @@ class RunState:
     """
 
     model: PreTrainedModel
-    search_steps: int
+    search_steps: int = 0
     teacher: PreTrainedModel | None = None
     history: History = field(default_factory=History)
     summary: Summary = field(default_factory=Summary)
@@ -159,13 +134,13 @@ class Run:
         metrics = prepared.metrics if stage == Stage.SEARCH else prepared.all_metrics
         with self.state.summary.timed("evaluate"):
             for split in (split for split in splits if self.data.num_evaluated[split]):
-                total = self.data.num_evaluated[split]
-                loader = islice(self.data.module.evaluation_dataloader(split), total)
-                batches = watched(loader, title=f"{title}: {split}", total=total)
-                baseline = prepared.baseline if stage == Stage.COMPACT else None
-                tally = Tally(metrics, baseline, device=self.state.model.device)
-                values = evaluate(
-                    model or self.state.model, tally.watch(batches), task=self.objects.task, metrics=metrics
+                values, tally = self.data.evaluate(
+                    model or self.state.model,
+                    split,
+                    task=self.objects.task,
+                    metrics=metrics,
+                    baseline=prepared.baseline if stage == Stage.COMPACT else None,
+                    title=f"{title}: {split}",
                 )
                 self.state.summary.add_metrics(stage, title, split, values)
                 if stage == Stage.COMPACT:

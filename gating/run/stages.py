@@ -96,7 +96,7 @@ def remove_heads(run: Run, search: Search) -> None:
     kept = kept_gates(run, objective, gates)
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
-        if run.settings.values["objective"].get("speedup") and gates.num_neurons:
+        if run.objects.budget.speedup and gates.num_neurons:
             chosen = objective.kept(gates)
             state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), kept.cpu())
     log_kept_heads(run.loggers, search, kept=kept, step=state.search_steps)

@@ -75,10 +75,6 @@ def digest_record(described: Mapping[str, Any]) -> str:
 def check_result(folder: Path, *, kind: ResultKind) -> None:
     """Check that a folder is an earlier result of a kind, as it was written.
 
-    Args:
-        folder: Folder to replace.
-        kind: Kind of the result that replaces it.
-
     Raises:
         FileExistsError: The folder is not such a result, or holds a file that is not part of it or was changed.
     """

@@ -82,9 +82,6 @@ def build_loggers(
 def check_loggers(loggers: object) -> None:
     """Check that each of the further loggers is one.
 
-    Args:
-        loggers: The argument of :func:`build_loggers`.
-
     Raises:
         InputError: An object is not a logger of Lightning.
     """
@@ -173,11 +170,6 @@ def log_outcome(loggers: list[Logger], numbers: dict[str, float], compact_folder
     """Log the outcome of a run.
 
     W&B gets it in its summary and, online, the compact model as an artifact; TensorBoard beside the run's settings.
-
-    Args:
-        loggers: The loggers of the run.
-        numbers: Numbers by name.
-        compact_folder: Folder of the compact model.
     """
     sizes = ("num_heads", "num_neurons", "num_parameters", "macs")
     names = {"speedup", *sizes, *(f"{name}_before" for name in sizes)}

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,11 +11,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from gating.errors import MissingPackageError
-from gating.storage.written import note_written
+from gating.storage.folders import is_inside
+from gating.storage.written import note_written, written_in
 from gating.tracking.contents import EVENT_FILES, TENSORBOARD
-from gating.tracking.event_files import find_event_files
 
-__all__ = ["TensorBoardLog", "log_figure"]
+__all__ = ["TensorBoardLog", "find_event_files", "log_figure"]
 
 
 class TensorBoardLog(TensorBoardLogger):
@@ -86,3 +87,11 @@ class TensorBoardLog(TensorBoardLogger):
 def log_figure(logger: TensorBoardLogger, name: str, figure: Figure, *, step: int) -> None:
     """Log a figure as an image."""
     logger.experiment.add_figure(name, figure, global_step=step)
+
+
+def find_event_files(run: Path) -> list[Path]:
+    """Return the event files of a run by the patterns of names in its record; others may lie beside them."""
+    patterns, folder = written_in(run) or (), run / TENSORBOARD
+    # A link may lead to the events of other runs.
+    found = [path for path in folder.glob(EVENT_FILES) if is_inside(path, run) and not path.is_symlink()]
+    return sorted(path for path in found if any(fnmatchcase(f"{TENSORBOARD}/{path.name}", one) for one in patterns))

@@ -100,12 +100,7 @@ class TolerantWandbLogger(WandbLogger):
 
     @_tolerant
     def log_outcome(self, numbers: dict[str, float], compact_folder: Path) -> None:
-        """Add numbers to the W&B summary and, online, log the compact model as an artifact.
-
-        Args:
-            numbers: Numbers by their names in the summary.
-            compact_folder: Folder of the compact model.
-        """
+        """Add numbers to the W&B summary and, online, log the compact model as an artifact."""
         run = self.experiment
         run.summary.update(numbers)
         if run.offline:

@@ -10,8 +10,8 @@ import pytest
 
 import train
 from gating.__main__ import main
-from gating.commands.folder_evaluation import evaluate_folder
-from gating.run.sweep.outcome import compare
+from gating.commands.evaluate import evaluate_folder
+from gating.run.sweep.choice import compare
 from gating.storage.written import note_written
 from tests.run.test_claim import HOLD
 from tests.storage.test_results import put, snapshot

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from gating.report.tradeoff.table import as_plain
-from gating.run.sweep.outcome import compare as read
-from gating.run.sweep.outcome import print_choice
+from gating.run.sweep.choice import compare as read
+from gating.run.sweep.choice import print_choice
 from gating.run.sweep.records import Job
 from tests.support.sweeps import write_run
 

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,9 @@ def test_models_without_a_run_or_data_are_one_sentence(exported_run, tmp_path):
 def test_a_missing_package_is_one_sentence_and_a_fault_is_raised(exported_run, monkeypatch):
     run, exported = exported_run
     with monkeypatch.context() as patch:
-        patch.setitem(__import__("sys").modules, "omegaconf", None)
+        for name in ("gating.commands.evaluation_settings", "gating.run.settings.read"):
+            patch.delitem(sys.modules, name)
+        patch.setitem(sys.modules, "omegaconf", None)
         (sentence,) = compare_accuracy(str(run), exported)
     assert "head-gating[train]" in sentence
     monkeypatch.setattr(evaluated_data, "encode_split", lambda *_, **__: 1 / 0)

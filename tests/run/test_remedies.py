@@ -4,14 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import gating
 from gating.errors import explain
 from gating.objectives.distillation import check_teacher
-from gating.run.settings.names import naming_settings
+from gating.run.settings.options import naming_settings
 
 
 def ask_for_heads_that_groups_cannot_keep() -> None:
@@ -71,14 +70,12 @@ def test_each_user_gets_the_remedy_in_their_own_words(action):
     ],
 )
 def test_parameters_have_the_names_of_settings_in_a_command(in_python, in_command):
-    cfg = OmegaConf.create(
-        {
-            "seed": 1,
-            "objective": {"price": 9, "num_heads": {"cross": 7}, "schedule": {"start": 2, "end": 1}},
-            "gates": {"temperature": 0.5},
-            "distillation": {"temperature": 0.5},
-        }
-    )
-    with pytest.raises(ValueError) as caught, naming_settings(cfg):  # noqa: PT011
+    settings = {
+        "seed": 1,
+        "objective": {"price": 9, "num_heads": {"cross": 7}, "schedule": {"start": 2, "end": 1}},
+        "gates": {"temperature": 0.5},
+        "distillation": {"temperature": 0.5},
+    }
+    with pytest.raises(ValueError) as caught, naming_settings(settings):  # noqa: PT011
         raise ValueError(in_python)
     assert (str(caught.value), explain(caught.value)) == (in_python, in_command)

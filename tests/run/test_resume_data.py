@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gating.commands.folder_evaluation import evaluate_folder
+from gating.commands.evaluate import evaluate_folder
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
 from tests.support.resumed import recalled, resume
 from tests.support.tiny_run import make_inputs, make_model_folder, write_table

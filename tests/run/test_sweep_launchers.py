@@ -7,7 +7,8 @@ import sys
 import pytest
 import yaml
 
-from gating.run.sweep.naming import with_job_names
+from gating.run.settings.settings import as_plain
+from gating.run.sweep.jobs import with_job_names
 from gating.run.sweep.records import jobs_of
 from tests.support.sweeps import run_sweep
 from tests.support.tiny_run import ROOT, checked_settings, compose_settings, make_inputs, run_command
@@ -118,17 +119,17 @@ def test_jobs_are_named_after_their_overrides_and_their_sweep(tmp_path):
     (sweep / ".jobs").mkdir(parents=True)
     (sweep / ".jobs" / "swept.json").write_text('{"swept": ["objective.num_heads", "seed"]}')
     overrides = ["data=bbc", "objective.num_heads=3", "seed=1"]
-    logger = with_job_names(compose_settings(overrides), sweep=sweep, overrides=overrides).logger
-    assert (logger.name, logger.group) == ("objective.num_heads=3 seed=1", "2026-01-31 12-00-00")
-    assert (logger.job_type, list(logger.tags)) == ("search", ["sweep"])
+    logger = with_job_names(as_plain(compose_settings(overrides)), sweep=sweep, overrides=overrides)["logger"]
+    assert (logger["name"], logger["group"]) == ("objective.num_heads=3 seed=1", "2026-01-31 12-00-00")
+    assert (logger["job_type"], logger["tags"]) == ("search", ["sweep"])
     overrides = ["data=bbc", "seed=1", "objective=none"]
-    logger = with_job_names(compose_settings(overrides), sweep=sweep, overrides=overrides).logger
-    assert (logger.name, logger.job_type) == ("seed=1 objective=none", "dense")
+    logger = with_job_names(as_plain(compose_settings(overrides)), sweep=sweep, overrides=overrides)["logger"]
+    assert (logger["name"], logger["job_type"]) == ("seed=1 objective=none", "dense")
 
 
 def test_names_of_the_settings_stay(tmp_path):
-    cfg = compose_settings(["logger.name=mine", "logger.tags=[a]", "logger.group=g", "logger.job_type=t"])
-    assert with_job_names(cfg, sweep=tmp_path, overrides=["seed=1"]).logger == cfg.logger
+    cfg = as_plain(compose_settings(["logger.name=mine", "logger.tags=[a]", "logger.group=g", "logger.job_type=t"]))
+    assert with_job_names(cfg, sweep=tmp_path, overrides=["seed=1"])["logger"] == cfg["logger"]
 
 
 def test_jobs_of_a_sweep_have_their_names_in_their_settings(inputs, tmp_path):

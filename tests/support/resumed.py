@@ -7,6 +7,7 @@ import yaml
 
 import train
 from gating.run.settings.recall import recall
+from gating.run.settings.settings import as_plain
 from tests.support.tiny_run import ROOT, compose_settings
 
 
@@ -22,7 +23,7 @@ def resume(folder: Path, *settings: str) -> int | str | None:
 
 def recalled(folder: Path, *settings: str) -> dict[str, Any]:
     overrides = [f"resume={folder}", *settings]
-    return recall(compose_settings(overrides), overrides, conf=ROOT / "conf")
+    return recall(as_plain(compose_settings(overrides)), overrides, conf=ROOT / "conf")
 
 
 def change(folder: Path, **settings: Any) -> None:

@@ -118,26 +118,6 @@ class RunPaths:
         """Folder of the page, the figures and the samples."""
         return self.folder / REPORT
 
-    @property
-    def gates_picture(self) -> Path:
-        """File of the figure of the gates."""
-        return self.report / GATES_PICTURE
-
-    @property
-    def history_picture(self) -> Path:
-        """File of the figure of open heads and the metric."""
-        return self.report / HISTORY_PICTURE
-
-    @property
-    def samples(self) -> Path:
-        """File of the texts that the compact model generated."""
-        return self.report / SAMPLES
-
-    @property
-    def page(self) -> Path:
-        """File of the report as one page."""
-        return self.report / PAGE
-
     def of_phase(self, phase: Phase) -> Path:
         """Return the folder of a phase's checkpoints."""
         return self.checkpoints / phase

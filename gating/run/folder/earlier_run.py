@@ -29,7 +29,7 @@ from gating.storage.results import COMPACT_MODEL, RECORD_FILE, check_result, fin
 from gating.storage.tables import read_table
 from gating.storage.written import WRITTEN, note_written, written_in
 from gating.structure.integrity import digest_table
-from gating.tracking.event_files import find_event_files
+from gating.tracking.tensorboard_log import find_event_files
 from gating.training.checkpoints import found_checkpoints, noted_checkpoints
 
 __all__ = ["check_earlier", "check_links", "check_resumed", "check_teacher", "clearing", "note_models", "remove_model"]
@@ -64,9 +64,6 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
 
 def check_resumed(folder: Path) -> None:
     """Check that a resumed run would replace only files and models that it has recorded.
-
-    Args:
-        folder: The run's folder.
 
     Raises:
         InputError: A file or model in the place of one of the run's was not written by it, or there is no record.
@@ -154,10 +151,6 @@ def _check_foreign(checkpoints: Path, *, may_be_noted: bool) -> None:
 
 def check_links(folder: Path, checkpoints: Path) -> None:
     """Check that a run reads and writes only its own files.
-
-    Args:
-        folder: The run's folder.
-        checkpoints: Folder of its checkpoints.
 
     Raises:
         InputError: A file, or a folder above it, is a link out of the run's folder.

@@ -11,7 +11,7 @@ from datasets import Dataset
 from gating.errors import InputError
 from gating.run.folder.checkpoints import has_checkpoint
 from gating.run.folder.contents import INPUTS
-from gating.run.folder.places import local_places
+from gating.run.folder.stored_settings import local_places
 from gating.storage.atomic import replacing_file
 from gating.storage.identity import NUM_ROWS, Digests, find_difference, folder_digests, table_digests
 
@@ -87,11 +87,6 @@ def write_inputs(folder: Path, inputs: Inputs) -> None:
 
 def check_inputs(folder: Path, inputs: Inputs, *, allow_changed: bool = False) -> None:
     """Check that a resumed run has the data, model and teacher that it began with.
-
-    Args:
-        folder: The run's folder.
-        inputs: The current inputs.
-        allow_changed: Whether other inputs are only warned of.
 
     Raises:
         InputError: Something differs, or there is no record to compare with.

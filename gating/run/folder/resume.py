@@ -8,9 +8,8 @@ from hydra.utils import get_object
 
 from gating.errors import FolderExistsError, InputError
 from gating.run.folder.contents import is_run
-from gating.run.folder.places import local_places, with_absolute_paths
 from gating.run.folder.state import is_finished, owned_by_other_process
-from gating.run.folder.stored_settings import read_settings_of, with_values
+from gating.run.folder.stored_settings import local_places, read_settings_of, with_absolute_paths, with_values
 from gating.storage.same_settings import check_same_settings, find_difference, leaves
 from gating.tracking.redaction import redact_settings
 

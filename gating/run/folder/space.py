@@ -16,12 +16,7 @@ __all__ = ["end_checkpoints", "free_space", "megabytes", "size_of"]
 
 
 def end_checkpoints(paths: RunPaths, *, keep: bool) -> str:
-    """Remove the checkpoints of a run that has finished, and return a sentence on the space that it takes.
-
-    Args:
-        paths: Folders of the run.
-        keep: Whether its checkpoints stay.
-    """
+    """Remove the checkpoints of a run that has finished, and return a sentence on the space that it takes."""
     freed = size_of(noted_in(paths.checkpoints))
     problem = "" if keep else _remove(paths.checkpoints)
     left = size_of(noted_in(paths.checkpoints))
@@ -38,10 +33,6 @@ def free_space(folder: Path, *, dry_run: bool) -> tuple[int, str]:
     """Remove the checkpoints of a run that has finished, and return their size in bytes and a sentence.
 
     Those of other runs stay.
-
-    Args:
-        folder: The run's folder.
-        dry_run: Whether to remove nothing.
 
     Raises:
         InputError: Another process trains the run.
@@ -89,8 +80,5 @@ def megabytes(size: int) -> str:
 
     >>> megabytes(1234567890)
     '1,234.6 MB'
-
-    Args:
-        size: Size in bytes.
     """
     return f"{size / 1e6:,.1f} MB"

@@ -34,7 +34,7 @@ _NEEDED = {
     "distillation": "loss",
     "latency": "batch_size",
     "model": "load_config",
-    "objective": "attach",
+    "objective": "check",
     "optimizer": "build",
     "scheduler": "build",
     "task": "prepare",
@@ -147,9 +147,6 @@ def of_its_class(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of an optimizer without those that ``optimizer=adamw`` has and its own class does not take.
 
     A command that replaces the class alone leaves the defaults of the option.
-
-    Args:
-        values: The group of settings.
     """
     target = locate_target(values["_target_"], "optimizer.")
     if not is_optimizer(target):

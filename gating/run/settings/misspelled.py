@@ -89,9 +89,6 @@ def _names_of(group: str, target: str) -> set[str] | None:
 def parameters_of(target: str) -> set[str] | None:
     """Return the names of the parameters of a function or class, without importing it.
 
-    Args:
-        target: Its dotted name.
-
     Returns:
         The names; None if it takes any, or if its source file does not tell.
 

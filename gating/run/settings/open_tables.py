@@ -28,10 +28,6 @@ def open_tables(arguments: Sequence[str], *, conf: Path) -> list[str]:
     """Return the arguments of a command with ``++`` (add or replace) in front of settings that may be added.
 
     The validation of all settings refuses unknown names later.
-
-    Args:
-        arguments: Arguments of the command.
-        conf: The folder of the groups of settings.
     """
     chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     return [f"++{argument}" if _is_added(argument, chosen, conf) else argument for argument in arguments]

@@ -1,19 +1,23 @@
-"""Options of Hydra's groups in the configuration folders of a command."""
+"""Options of Hydra's groups in the configuration folders of a command, and the names of settings in messages."""
 
 import importlib.resources
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from gating.compact.files import walk
+from gating.errors import explain
 from gating.run.folder.stored_settings import leaves
 
-__all__ = ["Option", "names_given", "read_options"]
+__all__ = ["Option", "names_given", "naming_settings", "read_options"]
 
+_CLASS = re.compile(r"(?<![^\s(])(?P<group>\w+)\._target_=(?P<name>[\w.]+\w)")
 _PACKAGE = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
 
 
@@ -87,3 +91,44 @@ def names_given(overrides: Sequence[str], options: Sequence[Option]) -> list[str
                 also = [f"{group}={line}" if "=" not in line else line.partition(" /")[2] or line for line in also]
                 names += names_given([line for line in also if line != f"{group}=_self_"], options)
     return names
+
+
+@contextmanager
+def naming_settings(settings: Mapping[str, Any], *, conf: Path | None = None) -> Iterator[None]:
+    """Add the message for a command to errors in a ``with`` block, with dotted names of settings.
+
+    Args:
+        settings: The settings of the command, as plain values.
+        conf: Its configuration folder, whose options are named in place of their classes; None to name the classes.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        sentence = _with_settings(explain(error), settings)
+        error.in_command = sentence if conf is None else _with_options(sentence, conf)  # type: ignore[union-attr]
+        raise
+
+
+def _with_options(sentence: str, conf: Path) -> str:
+    """Return a message with ``objective=none`` in place of a class that a single option of the group has."""
+
+    def named(match: re.Match[str]) -> str:
+        options = [option for option in read_options(conf) if option.name.startswith(f"{match['group']}/")]
+        found = [option.name for option in options if option.settings.get("_target_") == match["name"]]
+        return found[0].replace("/", "=") if len(found) == 1 else match[0]
+
+    return _CLASS.sub(named, sentence)
+
+
+def _with_settings(sentence: str, settings: Mapping[str, Any]) -> str:
+    """Return a message with the group in front of each ``name=value`` that is unique to one group."""
+    places = defaultdict[str, list[str]](list)
+    for name, value in walk(dict(settings)):
+        for short in {name.partition(".")[2], name.rpartition(".")[2]} - {"", name}:
+            places[f"{short}={value}"].append(f"{name}={value}")
+    for short, (full, *others) in places.items():
+        if not others:
+            # Not inside a path or another name.
+            named = re.compile(rf"(?<![^\s(]){re.escape(short)}(?![^\s,.:;)])")
+            sentence = full.join(named.split(sentence))
+    return sentence

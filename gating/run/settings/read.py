@@ -5,14 +5,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gating import tasks
 from gating.data.datamodule import ExampleDataModule
 from gating.errors import InputError, explain
 from gating.models.sources import teacher_source
-from gating.objectives.baselines.none import NoObjective
 from gating.pruning.latency.speedup import check_speedup
 from gating.run.folder.inputs import check_inputs
 from gating.run.folder.optimized import check_optimized
@@ -25,32 +24,30 @@ from gating.run.settings.check import (
     locate_target,
     takes_any,
 )
-from gating.run.settings.settings import Settings
+from gating.run.settings.settings import Settings, as_plain, is_dense
 from gating.training.optimizers import AnyOptimizer
 
 __all__ = ["read_settings", "resolving"]
 
 
-def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> Settings:
+def read_settings(composed: Mapping[str, Any], *, groups: Collection[str]) -> Settings:
     """Return the settings of a configuration, each validated against the signature that takes it.
 
     Args:
-        cfg: The configuration as composed by Hydra; unchanged.
+        composed: The configuration, with its interpolations; unchanged.
         groups: Names of the groups of settings.
 
     Raises:
         InputError: A setting is missing, unknown, of the wrong type, or contradicts another one.
     """
     with resolving():
-        plain: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+        plain = as_plain(composed)
         check_complete(plain, groups=groups)
-        objective = plain["objective"]["_target_"]
-        if locate_target(objective, "objective.") is NoObjective:
+        if is_dense(plain):
             # Budgets of an experiment are not meant for its dense run.
-            plain["objective"] = {"_target_": objective}
+            plain["objective"] = {"_target_": plain["objective"]["_target_"]}
         plain["optimizer"] = of_its_class(plain["optimizer"])
-        composed = OmegaConf.create(plain)
-        values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+        values: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)  # type: ignore[assignment]
     values["data"] = _without_defaults(values["data"])
     # To a user, batches, tokens and columns are settings of the data.
     places: dict[str, list[Callable[..., Any]]] = {
@@ -65,7 +62,7 @@ def read_settings(cfg: DictConfig, *, groups: Collection[str]) -> Settings:
     check_optimized(values["optimized_metric"])
     check_speedup(**{name: values["objective"].get(name) for name in ("speedup", "num_heads", "num_neurons", "keep")})
     _check_movable(values["objective"])
-    return Settings.of(composed, data=values["data"])
+    return Settings.of(plain, data=values["data"])
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from gating.run.folder.contents import Phase, RunPaths
-from gating.run.folder.places import absolute_path, with_absolute_paths
+from gating.run.folder.stored_settings import absolute_path, with_absolute_paths
 from gating.tracking.redaction import redact_settings
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "as_plain", "is_dense"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,6 @@ class Settings:
 
     Attributes:
         paths: Folders of the run and of its checkpoints.
-        overwrite: Whether a folder that is not empty may be written to.
-        resume: Folder of the run to resume, or ``auto``.
         ckpt_path: Checkpoint to return to.
         seed: Seed of the data's split and order, new weights, dropout and gates.
         recovery: Share of the optimizer steps after the removal.
@@ -37,8 +35,6 @@ class Settings:
     """
 
     paths: RunPaths
-    overwrite: bool
-    resume: str | None
     ckpt_path: str | None
     seed: int
     recovery: float
@@ -52,6 +48,27 @@ class Settings:
     # Resolved and checked; without the settings of data that are left to the task.
     _values: Mapping[str, Any]
 
+    @classmethod
+    def of(cls, composed: Mapping[str, Any], *, data: Mapping[str, Any]) -> "Settings":
+        """Return the settings of a composed configuration that was checked.
+
+        Args:
+            composed: The configuration, with its interpolations.
+            data: The settings of ``data`` that are not left to the task.
+        """
+        values = {**_resolve(composed), "data": dict(data)}
+        # The time of day in it is resolved once.
+        frozen = OmegaConf.create({**composed, "output_dir": values["output_dir"]})
+        OmegaConf.set_readonly(frozen, True)
+        names = ("ckpt_path", "seed", "recovery", "compile", "gradient_checkpointing", "recovery_keep")
+        return cls(
+            paths=RunPaths(Path(str(values["output_dir"])), Path(str(values["paths"]["checkpoints"]))),
+            **{name: values[name] for name in (*names, "optimized_metric")},
+            has_own_folder="${now:" not in str(composed["output_dir"]),
+            _composed=frozen,
+            _values=values,
+        )
+
     @property
     def values(self) -> dict[str, Any]:
         """All settings as plain values, without those of ``data`` that are left to the task."""
@@ -59,60 +76,43 @@ class Settings:
 
     def of_phase(self, phase: Phase) -> dict[str, Any]:
         """Return all settings as plain values, with the interpolation ``${phase}`` resolved."""
-        return _resolve(_replace(self._composed, {"phase": phase.value}))
+        return _resolve({**as_plain(self._composed), "phase": phase.value})
 
     def in_folder(self, folder: Path) -> "Settings":
         """Return the same settings with another folder of the run."""
-        return self._with({"output_dir": str(folder)})
+        return self._with(output_dir=str(folder))
 
     def with_budget(self, budget: Mapping[str, Any]) -> "Settings":
         """Return the same settings with some settings of the objective replaced by measured ones."""
-        changed = self._with({"objective": budget})
+        changed = self._with(objective={**as_plain(self._composed)["objective"], **budget})
         return replace(changed, has_own_folder=self.has_own_folder)
 
     def to_yaml(self) -> str:
         """Return all settings as YAML, with absolute paths and without secrets."""
-        absolute = {
-            "output_dir": absolute_path(str(self.paths.folder)),
-            "paths": {"checkpoints": absolute_path(str(self.paths.checkpoints))},
-        }
-        values = with_absolute_paths(_resolve(_replace(self._composed, absolute)))
-        return OmegaConf.to_yaml(OmegaConf.create(redact_settings(values)))
+        plain = as_plain(self._composed)
+        plain["output_dir"] = absolute_path(str(self.paths.folder))
+        plain["paths"] = {**plain["paths"], "checkpoints": absolute_path(str(self.paths.checkpoints))}
+        return OmegaConf.to_yaml(OmegaConf.create(redact_settings(with_absolute_paths(_resolve(plain)))))
 
-    @classmethod
-    def of(cls, composed: DictConfig, *, data: Mapping[str, Any]) -> "Settings":
-        """Return the settings of a composed configuration that was checked.
-
-        Args:
-            composed: The configuration.
-            data: The settings of ``data`` that are not left to the task.
-        """
-        given = str(OmegaConf.to_container(composed)["output_dir"])  # type: ignore[call-overload,index]
-        values = {**_resolve(composed), "data": dict(data)}
-        # The time of day in it is resolved once.
-        composed = _replace(composed, {"output_dir": values["output_dir"]})
-        OmegaConf.set_readonly(composed, True)
-        return cls(
-            paths=RunPaths(Path(str(values["output_dir"])), Path(str(values["paths"]["checkpoints"]))),
-            **{name: values[name] for name in ("overwrite", "resume", "ckpt_path", "seed", "recovery", "compile")},
-            gradient_checkpointing=values["gradient_checkpointing"],
-            recovery_keep=values["recovery_keep"],
-            optimized_metric=values["optimized_metric"],
-            has_own_folder="${now:" not in given,
-            _composed=composed,
-            _values=values,
-        )
-
-    def _with(self, changes: Mapping[str, Any]) -> "Settings":
-        return Settings.of(_replace(self._composed, changes), data=self._values["data"])
+    def _with(self, **changes: Any) -> "Settings":
+        return Settings.of({**as_plain(self._composed), **changes}, data=self._values["data"])
 
 
-def _replace(composed: DictConfig, changes: Mapping[str, Any]) -> DictConfig:
-    changed = OmegaConf.merge(composed, changes)
-    assert isinstance(changed, DictConfig)
-    return changed
+def as_plain(composed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a command as nested plain values, with their interpolations.
+
+    Args:
+        composed: The settings, as composed by Hydra or as plain values; unchanged.
+    """
+    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(composed))  # type: ignore[assignment]
+    return plain
 
 
-def _resolve(composed: DictConfig) -> dict[str, Any]:
-    values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+def is_dense(settings: Mapping[str, Any]) -> bool:
+    """Return whether the settings of a run are those of a dense one."""
+    return str(settings["objective"].get("_target_")).endswith(".NoObjective")
+
+
+def _resolve(composed: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(composed), resolve=True)  # type: ignore[assignment]
     return values

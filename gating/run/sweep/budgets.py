@@ -8,8 +8,9 @@ from typing import Any
 from gating.objectives.budget import DEFAULT_KEEP
 from gating.run.folder.resume import is_free
 from gating.run.folder.stored_settings import leaves
+from gating.run.settings.settings import is_dense
 
-__all__ = ["as_text", "budget_text", "differing", "is_dense", "of_group", "settings_texts", "units_text"]
+__all__ = ["as_text", "budget_text", "differing", "of_group", "settings_texts", "units_text"]
 
 # Settings of a budget, of which an objective takes one.
 _BUDGETS = ("num_heads", "num_neurons", "keep", "speedup", "price")
@@ -24,11 +25,6 @@ _MEASURED = ("objective.num_heads", "objective.keep", "objective.cost")
 _FILES = ("data.train", "data.validation", "data.test", "data.path")
 # Where a group's object differs, its other settings differ with it.
 _NAMES = ("_target_", "name")
-
-
-def is_dense(settings: Mapping[str, Any]) -> bool:
-    """Return whether the settings of a run are those of a dense one."""
-    return str(settings["objective"].get("_target_")).endswith(".NoObjective")
 
 
 def budget_text(settings: Mapping[str, Any], *, with_units: bool) -> str:
@@ -75,12 +71,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def differing(runs: Sequence[Mapping[str, Any]], *, besides: Sequence[str] = ("gates.units",)) -> list[str]:
-    """Return the names of settings in which runs differ, besides budget, seed and those of no effect.
-
-    Args:
-        runs: The settings of each run.
-        besides: Other names that are left out.
-    """
+    """Return the names of settings in which runs differ, besides budget, seed and those of no effect."""
     tables = [_with_effect(settings) for settings in runs]
     # Settings that were measured in some runs are compared among the others.
     chosen = [table for settings, table in zip(runs, tables, strict=True) if not _measured(settings)]

@@ -46,10 +46,6 @@ class DenseFirst(BasicSweeper):
 def with_dense_jobs(jobs: Sequence[Sequence[str]], *, swept: Iterable[str]) -> list[list[str]]:
     """Return the overrides of jobs after those of the dense jobs to compare them with.
 
-    Args:
-        jobs: Overrides of each job.
-        swept: Names of the settings that vary.
-
     >>> with_dense_jobs([["objective.keep=0.5", "seed=0"], ["objective.keep=0.1", "seed=0"]], swept=["objective.keep"])
     [['seed=0', 'objective=none'], ['objective.keep=0.5', 'seed=0'], ['objective.keep=0.1', 'seed=0']]
     """

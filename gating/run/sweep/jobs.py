@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,17 +13,28 @@ from typing import Any
 from filelock import BaseFileLock
 
 from gating.distributed.collectives import is_rank_zero
-from gating.errors import InputError, explain
+from gating.errors import InputError, explain, shorten
 from gating.run.folder.state import take_lock
-from gating.run.sweep.records import JOBS, SWEPT, Job, jobs_of
+from gating.run.settings.settings import is_dense
+from gating.run.sweep.records import JOBS, SWEPT, Job, jobs_of, own_overrides
 from gating.storage.atomic import replacing_file
 from gating.tracking.redaction import redact
 from gating.training.signals import Stopped, Unfinished
 
-__all__ = ["begin_jobs", "check_own_folder", "leave_sweep", "recording_job", "starts_in_later_job", "take_sweep"]
+__all__ = [
+    "begin_jobs",
+    "check_own_folder",
+    "leave_sweep",
+    "recording_job",
+    "starts_in_later_job",
+    "take_sweep",
+    "with_job_names",
+]
 
 # Environment variable: the job in which rank 0 started this process.
 _FIRST_JOB = "HEAD_GATING_FIRST_JOB"
+# W&B accepts names of up to 128 characters.
+_MOST = 120
 
 
 # Locks of the sweeps of this process. Not in the callback, which launchers pickle.
@@ -58,14 +69,7 @@ def starts_in_later_job(job: int) -> bool:
 
 @contextmanager
 def recording_job(sweep: Path, folder: Path, *, number: int, overrides: Sequence[str]) -> Iterator[None]:
-    """Record a job and its failure in the sweep's folder, so that the next job begins; a signal ends the sweep.
-
-    Args:
-        sweep: The sweep's folder.
-        folder: Folder of the job's run.
-        number: Number of the job.
-        overrides: Overrides of the job.
-    """
+    """Record a job and its failure in the sweep's folder, so that the next job begins; a signal ends the sweep."""
     job = Job(number, [redact(line) for line in overrides], os.path.relpath(folder, sweep))
     _record(sweep, job)
     try:
@@ -86,11 +90,6 @@ def recording_job(sweep: Path, folder: Path, *, number: int, overrides: Sequence
 def check_own_folder(sweep: Path, folder: Path, *, number: int) -> None:
     """End a job whose folder is that of an earlier one of the same sweep, whose results it would replace.
 
-    Args:
-        sweep: The sweep's folder.
-        folder: Folder of the job's run.
-        number: Number of the job.
-
     Raises:
         SystemExit: An earlier job has the folder.
     """
@@ -105,12 +104,7 @@ def check_own_folder(sweep: Path, folder: Path, *, number: int) -> None:
 
 
 def begin_jobs(sweep: Path, *, swept: Sequence[str]) -> None:
-    """Forget the jobs of an earlier sweep in the same folder, and record the settings that vary in this one.
-
-    Args:
-        sweep: The sweep's folder.
-        swept: Names of the settings with several values.
-    """
+    """Forget the jobs of an earlier sweep in the same folder, and record the settings that vary in this one."""
     for path in (sweep / JOBS).glob("*.json"):
         path.unlink(missing_ok=True)
     _write(sweep / JOBS / SWEPT, {"swept": list(swept)})
@@ -125,3 +119,30 @@ def _record(sweep: Path, job: Job) -> None:
 def _write(path: Path, values: dict[str, Any]) -> None:
     with replacing_file(path) as new:
         new.write_text(json.dumps(values) + "\n", encoding="utf-8")
+
+
+def with_job_names(settings: Mapping[str, Any], *, sweep: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a job with its names in those of the loggers.
+
+    Args:
+        settings: The settings, as plain values.
+        sweep: Folder of the sweep, after which the group is named.
+        overrides: Overrides of the job, after which it is named.
+    """
+    place = sweep.absolute()
+    names = {
+        "name": shorten(redact(" ".join(own_overrides(sweep, overrides))), most=_MOST),
+        # The default folders are named after the date and, inside, the time.
+        "group": f"{place.parent.name} {place.name}" if place.parent.name[:2].isdigit() else place.name,
+        "tags": ["sweep"],
+        "job_type": "dense" if is_dense(settings) else "search",
+    }
+    return {**settings, "logger": _named(settings["logger"], names)}
+
+
+def _named(logger: Any, names: Mapping[str, Any]) -> Any:
+    """Return the settings of a logger, or of several by name, with the names of a job where they have none."""
+    if not isinstance(logger, Mapping):
+        return logger
+    given = {key: names.get(key) if value is None else value for key, value in logger.items()}
+    return {key: _named(value, names) if isinstance(value, Mapping) else value for key, value in given.items()}

@@ -71,12 +71,7 @@ def recommended_job(sweep: Path) -> str | None:
 
 
 def own_overrides(sweep: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of a job in which it differs from the others of its sweep; all if it differs in none.
-
-    Args:
-        sweep: The sweep's folder.
-        overrides: Overrides of the job.
-    """
+    """Return the overrides of a job in which it differs from the others of its sweep; all if it differs in none."""
     swept = read_table(sweep / JOBS / SWEPT).get("swept", [])
     lines = [line.lstrip("+") for line in overrides]
     own = [line for line in lines if line.partition("=")[0] in swept or line == "objective=none"]

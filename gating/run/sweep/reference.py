@@ -10,7 +10,7 @@ from gating.run.folder.contents import METRICS
 from gating.run.folder.resume import is_free
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import leaves, read_settings_of
-from gating.run.sweep.budgets import is_dense
+from gating.run.settings.settings import is_dense
 from gating.run.sweep.records import jobs_of
 from gating.storage.tables import finite_number, read_table
 
@@ -22,10 +22,6 @@ _OF_GATES = ("objective", "gates", "convergence", "recovery", "latency", "optimi
 
 def dense_metrics(sweep: Path, folder: Path) -> dict[str, float]:
     """Return the metrics of the dense job with the seed and the other settings of a job, such as ``val/accuracy``.
-
-    Args:
-        sweep: The sweep's folder.
-        folder: Folder of the job.
 
     Returns:
         The metrics; empty if there is no such job, or it is not finished, as where jobs run side by side.

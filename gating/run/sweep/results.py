@@ -11,7 +11,8 @@ from gating.report.tradeoff.decision import Result
 from gating.run.folder.contents import METRICS, is_run
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import read_settings_of
-from gating.run.sweep.budgets import budget_text, differing, is_dense, of_group, settings_texts, units_text
+from gating.run.settings.settings import is_dense
+from gating.run.sweep.budgets import budget_text, differing, of_group, settings_texts, units_text
 from gating.run.sweep.comparable import FinishedRun, find_problem, seed_of
 from gating.storage.tables import finite_number, read_table
 
@@ -38,9 +39,6 @@ class Comparison(NamedTuple):
 
 def read_comparison(folders: Sequence[Path]) -> Comparison:
     """Return the results of runs.
-
-    Args:
-        folders: Folders of finished runs.
 
     Raises:
         InputError: A folder is not that of a finished run, or its files are damaged.

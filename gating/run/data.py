@@ -1,0 +1,161 @@
+"""Data of a run or of an evaluation: loaded, encoded for a task, and the evaluation of a model on them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from torchmetrics import MetricCollection
+from transformers import PreTrainedModel
+
+from gating.compact.save import Processor
+from gating.data.datamodule import ExampleDataModule
+from gating.data.examples import Examples, as_examples
+from gating.data.held_out import hold_out
+from gating.data.rows import numbering_rows
+from gating.errors import InputError, shorten
+from gating.run.objects import RunObjects
+from gating.run.settings.build import call_source
+from gating.run.settings.check import take_arguments
+from gating.run.settings.settings import Settings
+from gating.tasks.base import Prepared, Task
+from gating.tasks.metrics.baselines import Baseline
+from gating.training.callbacks.progress import watched
+from gating.training.evaluation import Tally, evaluate
+from gating.training.steps import count_evaluated
+
+__all__ = ["RunData", "encode_examples", "load_examples"]
+
+# Values of the model's configuration that the data decide.
+_OF_DATA = ("num_labels", "id2label", "label2id", "problem_type")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """Data of a run, ready to train on.
+
+    Attributes:
+        processor: Tokenizer or image processor.
+        prepared: Encoded examples and their metrics.
+        module: Lightning data module of the examples.
+        num_evaluated: Number of batches to evaluate, by split.
+    """
+
+    processor: Processor
+    prepared: Prepared
+    module: ExampleDataModule
+    num_evaluated: Mapping[str, int]
+
+    def is_part(self, split: str) -> bool:
+        """Return whether the settings of the trainer limit the evaluation of a split."""
+        return self.num_evaluated[split] < len(self.module.evaluation_dataloader(split))
+
+    def evaluate(
+        self,
+        model: Any,
+        split: str,
+        *,
+        task: Task,
+        metrics: MetricCollection,
+        baseline: Baseline | None = None,
+        title: str | None = None,
+    ) -> tuple[dict[str, float], Tally]:
+        """Return the metrics of a model on a split, and what was counted on the way.
+
+        Args:
+            model: The model.
+            split: Name of the split.
+            task: The task, which updates the metrics from model outputs.
+            metrics: The metrics.
+            baseline: A prediction without a model, to measure beside it; None without one.
+            title: Title of the progress bar; None without a bar.
+        """
+        total = self.num_evaluated[split]
+        batches = islice(self.module.evaluation_dataloader(split), total)
+        tally = Tally(metrics, baseline, device=model.device)
+        counted = tally.watch(batches if title is None else watched(batches, title=title, total=total))
+        return evaluate(model, counted, task=task, metrics=metrics), tally
+
+
+def load_examples(settings: Settings, task: Task, *, hold_out_missing: bool = True) -> Examples:
+    """Load the examples, and draw missing splits from the training data.
+
+    Args:
+        settings: Settings of the data, and the seed.
+        task: The task.
+        hold_out_missing: Whether to draw missing splits.
+
+    Raises:
+        InputError: The source rejects its settings, or returns no examples.
+    """
+    values = settings.values["data"]
+    values.pop("allow_changed", None)
+    take_arguments(ExampleDataModule, values)
+    preparation = take_arguments(task.prepare, values)
+    examples = as_examples(call_source("data", values), target=values["_target_"])
+    if not hold_out_missing:
+        return examples
+    has_classes = getattr(task, "has_classes", False)
+    return hold_out(examples, settings=preparation, has_classes=has_classes, seed=settings.seed)
+
+
+def encode_examples(
+    examples: Examples,
+    settings: Settings,
+    objects: RunObjects,
+    model: PreTrainedModel,
+    *,
+    num_processes: int = 1,
+) -> RunData:
+    """Encode examples for the task, and return them with their tokenizer or image processor.
+
+    Args:
+        examples: The examples.
+        settings: Settings of the data and the trainer.
+        objects: The task and the source of the model.
+        model: The model, with or without weights.
+        num_processes: World size.
+
+    Raises:
+        InputError: The examples do not fit the task or the model.
+    """
+    values, trainer, task = settings.values["data"], settings.values["trainer"], objects.task
+    batching = take_arguments(ExampleDataModule, values)
+    preparation = take_arguments(task.prepare, values)
+    with numbering_rows(examples.rows):
+        processor = task.load_processor(objects.source, model, examples.splits)
+        prepared = task.prepare(examples, processor, model, **preparation)
+    _check_model_config(settings.values["model"], prepared.config)
+    module = ExampleDataModule(prepared.splits, collate=prepared.collate, order_seed=settings.seed, **batching)
+    module.shard(num_processes)
+    num_evaluated = {
+        split: count_evaluated(trainer, split, num_batches=len(module.evaluation_dataloader(split)))
+        for split in module.splits
+        if split != "train"
+    }
+    return RunData(processor, prepared, module, num_evaluated)
+
+
+def _check_model_config(model: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
+    """Check that the settings of a model do not contradict the classes of the data.
+
+    Args:
+        model: The settings of the model.
+        decided: Values of its configuration that the task takes from the data.
+
+    Raises:
+        InputError: A value differs, which would be replaced.
+    """
+    given = model.get("config")
+    given = given if isinstance(given, Mapping) else {}
+    for name in _OF_DATA:
+        if name in given and name in decided and _plain(given[name]) != _plain(decided[name]):
+            raise InputError(
+                f"model.config.{name}={shorten(str(given[name]))} cannot be used: the data and the task decide it, "
+                f"{shorten(str(decided[name]))}. Leave it out."
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with texts in place of numbers: the keys of settings may be either."""
+    return {str(key): str(one) for key, one in value.items()} if isinstance(value, Mapping) else value
