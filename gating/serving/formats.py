@@ -73,29 +73,29 @@ class ServingFormat:
 FORMATS: Mapping[str, ServingFormat] = {
     "onnx": ServingFormat(
         "ONNX Runtime, one forward pass without a cache",
-        "gating.serving.graphs.export:export_onnx",
+        "gating.serving.graphs.graph_export:export_onnx",
         "-onnx",
         ("int8",),
         ("onnx", "onnxscript", "onnxruntime"),
         "export",
     ),
-    "torch": ServingFormat("torch.export", "gating.serving.graphs.export:export_torch", "-torch"),
+    "torch": ServingFormat("torch.export", "gating.serving.graphs.graph_export:export_torch", "-torch"),
     "gguf": ServingFormat(
         "llama.cpp, decoders of LLaMA, Mistral, Qwen2 and Qwen3",
-        "gating.serving.gguf.export:export_gguf",
+        "gating.serving.gguf.gguf_export:export_gguf",
         ".gguf",
         ("dtype", "tokenizer_from", "pre_tokenizer"),
         ("gguf",),
     ),
     "onnx-genai": ServingFormat(
         "ONNX Runtime GenAI, decoders with a cache",
-        "gating.serving.genai.export:export_genai",
+        "gating.serving.genai.genai_export:export_genai",
         "-onnx-genai",
         ("dtype",),
         ("onnx", "onnxruntime", "onnxruntime_genai"),
     ),
     "openvino": ServingFormat(
-        "OpenVINO", "gating.serving.openvino.export:export_openvino", "-openvino", ("dtype",), ("openvino",)
+        "OpenVINO", "gating.serving.openvino.openvino_export:export_openvino", "-openvino", ("dtype",), ("openvino",)
     ),
     "vllm": ServingFormat("vLLM, decoders", "gating.serving.vllm:export_vllm", "-vllm"),
 }
@@ -130,7 +130,7 @@ def export_compact(
     # The table of formats is read by `--help`, which does not wait for torch and transformers.
     from transformers import PreTrainedModel
 
-    from gating.serving.sources import source_of
+    from gating.serving.opening import source_of
 
     if format not in FORMATS:
         raise InputError(f"format={format!r} is not a format of exports: give one of {', '.join(FORMATS)}.")

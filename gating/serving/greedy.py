@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ __all__ = [
     "NUM_NEW_TOKENS",
     "TOLERANCES",
     "TokenCheck",
+    "check_alone_and_in_batch",
     "check_tokens",
     "make_prompts",
     "short_prompts",
@@ -94,13 +95,7 @@ def short_prompts(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 @torch.inference_mode()
 def write_greedily(model: PreTrainedModel, prompt: Sequence[int], count: int = NUM_NEW_TOKENS) -> list[int]:
-    """Return the tokens with the largest logits, one after another, also after a token that ends texts.
-
-    Args:
-        model: A decoder.
-        prompt: Tokens before them.
-        count: Number of tokens.
-    """
+    """Return the tokens with the largest logits, one after another, also after a token that ends texts."""
     tokens = torch.tensor([list(prompt)], device=model.device)
     for _ in range(count):
         logits = model(input_ids=tokens, use_cache=False).logits
@@ -163,3 +158,32 @@ def check_tokens(
             f"the logits of the others are up to {100 * largest_gap:.2g} % below the largest. Nothing was written."
         )
     return TokenCheck(num_tokens, num_equal, largest_gap)
+
+
+def check_alone_and_in_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    write: Callable[[Sequence[Sequence[int]]], list[list[int]]],
+    *,
+    tolerance: float | None,
+    runtime: str,
+    side: str,
+) -> list[str]:
+    """Compare the tokens of a runtime after each prompt, and after the short ones in a batch; return sentences.
+
+    Args:
+        model: The model that was exported.
+        prompts: Tokens of each prompt.
+        write: Function that returns the written tokens for a batch of prompts.
+        tolerance: Largest gap of logits, see :func:`check_tokens`.
+        runtime: Name of the runtime, for messages.
+        side: Side of the padding in a batch, for messages.
+
+    Raises:
+        RuntimeError: The runtime wrote a token whose logit is smaller than the tolerance allows.
+    """
+    rows = short_prompts(prompts)
+    alone, together = [write([prompt])[0] for prompt in prompts], write(rows)
+    check = check_tokens(model, prompts, alone, tolerance=tolerance, runtime=runtime)
+    batch = check_tokens(model, rows, together, tolerance=tolerance, runtime=f"{runtime} in a padded batch")
+    return [check.describe(runtime), batch.describe(f"a batch of {len(rows)} prompts, padded on the {side}")]

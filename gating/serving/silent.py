@@ -97,13 +97,7 @@ def _dense_config(model: PreTrainedModel) -> PreTrainedConfig:
 
 @torch.no_grad()
 def _silence(model: PreTrainedModel, block: AttentionBlock, *, like: Any) -> None:
-    """Give a block without values zeros in its projections, and elsewhere the values of a new model.
-
-    Args:
-        model: The model.
-        block: The block.
-        like: A tensor on its device, of its dtype.
-    """
+    """Give a block without values zeros in its projections, and elsewhere the values of a new model."""
     projections = [linear for linear, _ in block.projections()]
     outputs = [block.output_projection, *(linear for linear, _ in block.other_outputs())]
     for module in {*block.module.modules(), *projections, *outputs}:

@@ -71,9 +71,6 @@ _NAMES = "LLaMA, Mistral, Qwen2 and Qwen3"
 def find_architecture(model: PreTrainedModel) -> Architecture:
     """Return the architecture of llama.cpp for a decoder.
 
-    Args:
-        model: A decoder, compact or dense.
-
     Raises:
         ValueError: llama.cpp has none; the message names the reason and another export.
     """
@@ -102,12 +99,7 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
 
 
 def blocks_to_fill(model: PreTrainedModel, architecture: Architecture) -> tuple[str, ...]:
-    """Return the names of the emptied attention blocks in whose place an architecture needs a silent group.
-
-    Args:
-        model: A decoder that the architecture computes.
-        architecture: The architecture.
-    """
+    """Return the names of the emptied attention blocks in whose place an architecture needs a silent group."""
     sizes = sizes_of(model)
     if not architecture.may_be_empty:
         return sizes.emptied

@@ -84,11 +84,6 @@ def add_tokenizer(
 def copy_tokenizer(writer: gguf.GGUFWriter, source: Path, *, vocab_size: int) -> None:
     """Copy the tokenizer of another GGUF file, such as that of the dense model.
 
-    Args:
-        writer: Writer of the file.
-        source: The other file.
-        vocab_size: Number of rows of the input embedding.
-
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is not GGUF, or has another number of tokens.

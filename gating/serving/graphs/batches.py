@@ -82,13 +82,7 @@ def _usually_made(model: PreTrainedModel, needed: set[str]) -> set[str]:
 
 
 def batch_to_trace(model: PreTrainedModel, names: Sequence[str], processor: object = None) -> dict[str, Tensor]:
-    """Return the batch to trace an export with.
-
-    Args:
-        model: The model.
-        names: Names of its inputs.
-        processor: Its tokenizer or processor.
-    """
+    """Return the batch to trace an export with."""
     lengths = _shortened(_TRACED[: _most_rows(model)], _longest(model, processor))
     return _make_batch(model, names, lengths, _pad_token_id(model, processor), "right")
 
