@@ -13,7 +13,7 @@ from gating.data.text.tokens import load_tokenizer
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 
-__all__ = ["load_or_train_tokenizer", "train_tokenizer"]
+__all__ = ["Frame", "load_or_train_tokenizer", "train_tokenizer"]
 
 # Longest word, or run of digits, signs or spaces, that a new tokenizer learns from as a whole, in characters.
 _LONGEST = 256

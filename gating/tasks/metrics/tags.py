@@ -18,16 +18,7 @@ _IGNORED = -100  # label of ignored positions in transformers
 
 
 def choose_tag_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of tags that settings choose, checked as far as is possible without data.
-
-    Args:
-        metrics: ``f1``, ``precision`` and ``recall`` of spans, ``accuracy`` and ``macro_f1`` of words, or classes; None
-            for those of the data.
-        score: Name of the metric by which runs are compared; the first if None.
-
-    Raises:
-        InputError: A name is unknown, or a metric cannot be created.
-    """
+    """Return the metrics of tags that settings choose, checked as far as is possible without data."""
     known = (*_SPANS, "accuracy", "macro_f1")
     return ChosenMetrics(metrics, score, known=known, of="tags", fills=("num_classes", "ignore_index", "task"))
 

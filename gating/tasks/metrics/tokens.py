@@ -27,15 +27,7 @@ TOKEN_SCORES = {"perplexity": PERPLEXITY, "accuracy": Score("accuracy")}
 
 
 def choose_token_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of tokens that settings choose, checked as far as is possible without data.
-
-    Args:
-        metrics: ``perplexity``, ``accuracy``, or classes; None for these two.
-        score: Name of the metric by which runs are compared; the first if None.
-
-    Raises:
-        InputError: A name is unknown, or a metric cannot be created.
-    """
+    """Return the metrics of tokens that settings choose, checked as far as is possible without data."""
     return ChosenMetrics(metrics, score, known=TOKEN_SCORES, of="tokens", fills=("num_classes", "task"))
 
 
