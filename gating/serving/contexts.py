@@ -12,7 +12,7 @@ _NAMES = frozenset(
     {
         *("sliding_window", "sliding_window_size", "window_size", "local_attention", "attention_window"),
         *("attention_chunk_size", "local_attn_chunk_length", "local_radius", "attention_window_size"),
-        # Of blocks of local attention and of recurrent layers, and of the tokens that sparse attention selects.
+        # These are lengths of blocks of local attention and recurrent layers, and of selections of sparse attention.
         *("lsh_attn_chunk_length", "local_attention_window_len", "block_size", "global_block_size", "chunk_size"),
         *("mamba_chunk_size", "keep_window_size", "index_topk", "floor_scale"),
     }
@@ -25,7 +25,7 @@ _DYNAMIC, _LONG = CHANGING = ("dynamic", "longrope")
 def boundaries(config: Any) -> list[int]:
     """Return the lengths that a configuration and its parts name, in tokens, in ascending order."""
     found = {length for name, value in _settings(config) if name in _NAMES for length in _numbers(value)}
-    # Of other rotary embeddings, such as YaRN's, the frequencies depend on no length of a text.
+    # Frequencies of other rotary embeddings, such as YaRN's, do not depend on the length of a text.
     steady = steady_context(config)
     found |= set() if steady is None else {steady}
     # The first context of others is passed where that costs little.

@@ -51,7 +51,7 @@ def fix_rotations(model: PreTrainedModel) -> None:
     module: Any
     for module in model.modules():
         kinds: Any = getattr(module, "rope_type", None)
-        # Of a table, by the kind of layers.
+        # A table has a rope type for each kind of layers.
         prefixes = {f"{kind}_": rope for kind, rope in kinds.items()} if isinstance(kinds, dict) else {"": kinds}
         for prefix, rope in prefixes.items():
             first: Any = getattr(module, f"{prefix}original_inv_freq", None)

@@ -32,7 +32,7 @@ _LONGEST_OF_BATCH = 256
 # By the type of the weights: the largest gap, as a share of the largest logit, between the logit of the token that a
 # runtime wrote and the largest one. Runtimes sum in another order; types of 16 and 8 bits round weights.
 TOLERANCES: Mapping[str, float] = {"f32": 1e-3, "f16": 2e-2, "bf16": 5e-2, "q8_0": 5e-2}
-# The same for the model's own arithmetic.
+# Gaps that the rounding of the model's own arithmetic causes.
 _TOLERANCES_OF_MODELS = {torch.float16: TOLERANCES["f16"], torch.bfloat16: TOLERANCES["bf16"]}
 
 
@@ -61,14 +61,9 @@ class TokenCheck:
 
 
 def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: int = 0) -> tuple[list[list[int]], int]:
-    """Return prompts of random tokens, without special tokens, and the number of tokens to write after each.
+    """Return prompts of random tokens without special tokens, and the number of tokens to write after each.
 
     Some go past each length at which the model computes otherwise, such as the end of a sliding window.
-
-    Args:
-        model: A decoder.
-        context: Largest number of tokens of a prompt with its continuation; by default that of the model.
-        seed: Seed of the tokens.
     """
     config = model.config
     context = context or getattr(config, "max_position_embeddings", None) or 2 * NUM_NEW_TOKENS
@@ -78,7 +73,7 @@ def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: in
     allowed = torch.tensor([token for token in range(config.vocab_size) if token not in special])
     generator = torch.Generator().manual_seed(seed)
     lengths = [min(length, max(1, context // 2)) for length in _LENGTHS]
-    # Past each boundary, and where there is room also towards it, so that the written tokens pass it.
+    # Prompts end past each boundary and, where there is room, before it, so that the written tokens pass it.
     room = min(NUM_NEW_TOKENS, context // 2)
     for boundary in boundaries(config):
         past, towards = min(boundary + _BEYOND, context - room), boundary - room // 2
@@ -170,14 +165,6 @@ def check_alone_and_in_batch(
     side: str,
 ) -> list[str]:
     """Compare the tokens of a runtime after each prompt, and after the short ones in a batch; return sentences.
-
-    Args:
-        model: The model that was exported.
-        prompts: Tokens of each prompt.
-        write: Function that returns the written tokens for a batch of prompts.
-        tolerance: Largest gap of logits, see :func:`check_tokens`.
-        runtime: Name of the runtime, for messages.
-        side: Side of the padding in a batch, for messages.
 
     Raises:
         RuntimeError: The runtime wrote a token whose logit is smaller than the tolerance allows.

@@ -1,33 +1,14 @@
 """Refused models with the formats that take them, and failures of exporters, as sentences."""
 
-import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from transformers import PreTrainedModel
 
 from gating.errors import InputError, OperationError, UserError, explain, shorten
+from gating.serving.formats import FORMATS
 
-__all__ = ["check_supported", "reason_against", "reporting_failure"]
-
-# By format, the function that raises for models that its runtime does not run. They are imported when they are used:
-# exporters import this module.
-_CHECKS: Mapping[str, str] = {
-    "gguf": "gating.serving.gguf.architectures:find_architecture",
-    "onnx-genai": "gating.serving.genai.genai_export:check_genai",
-    "openvino": "gating.serving.openvino.openvino_export:check_openvino",
-    "vllm": "gating.serving.vllm:check_vllm",
-}
-
-
-def reason_against(format: str, model: PreTrainedModel) -> str:
-    """Return the reason for which a runtime does not run a model, as a sentence; an empty one if it does."""
-    module, _, function = _CHECKS[format].partition(":")
-    try:
-        getattr(importlib.import_module(module), function)(model)
-    except InputError as error:
-        return str(error)
-    return ""
+__all__ = ["check_supported", "reporting_failure"]
 
 
 def check_supported(format: str, model: PreTrainedModel) -> None:
@@ -36,8 +17,10 @@ def check_supported(format: str, model: PreTrainedModel) -> None:
     Raises:
         ValueError: It does not; the message names the reason and the formats that take the model.
     """
-    if reason := reason_against(format, model):
-        others = [other for other in _CHECKS if other != format and not reason_against(other, model)]
+    if reason := FORMATS[format].reason_against(model):
+        others = [
+            name for name, row in FORMATS.items() if row.check and name != format and not row.reason_against(model)
+        ]
         *names, last = [*others, "onnx"]
         listed = f"{', '.join(names)} or {last}" if names else last
         raise InputError(f"{reason} Another format takes it: {listed}.")

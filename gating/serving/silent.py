@@ -105,7 +105,7 @@ def _silence(model: PreTrainedModel, block: AttentionBlock, *, like: Any) -> Non
             _fill(owned, like)
         if module not in projections and module not in outputs:
             model._init_weights(module)
-    # After the others: attention modules of some families initialize their projections, too.
+    # Projections come last, because attention modules of some families initialize them, too.
     for linear in (*projections, *outputs):
         for parameter in linear.parameters():
             parameter.zero_()

@@ -33,7 +33,7 @@ _READ_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gem
 
 _OF_THE_MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 
-# Beside the model, because its other files are those of any compact model.
+# Only this file beside the model tells the folder from that of any compact model.
 _MARK, _MARKED = "export.json", {"export_format": "vllm"}
 _KIND = export_kind(lambda folder: read_table(folder / _MARK) == _MARKED)
 

@@ -37,12 +37,7 @@ class Labeled(NamedTuple):
 
 
 def encode_classes(taken: DatasetDict, chosen: ChosenMetrics, default: Sequence[str]) -> tuple[Labeled, list[str]]:
-    """Encode labels as classes.
-
-    Args:
-        taken: The data, with a column ``label``.
-        chosen: Metrics that settings choose.
-        default: Names of the metrics of the data, if it has some.
+    """Encode the column ``label`` as classes; ``default`` are names of the metrics of the data, if it has some.
 
     Returns:
         The encoded data, and the names of the classes.

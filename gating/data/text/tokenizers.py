@@ -131,10 +131,6 @@ def _cut(text: str, room: int) -> tuple[list[str], int]:
     """Return a text in pieces that end where a word becomes too long, and how many characters of such words are left.
 
     The time of the training grows with the square of the length of words.
-
-    Args:
-        text: The text.
-        room: Number of characters of long words that may still be taken.
     """
     pieces, start = [], 0
     for match in _LONG.finditer(text):

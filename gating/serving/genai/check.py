@@ -58,7 +58,7 @@ def _unlikely_token(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) ->
     """
     likeliest = torch.full((model.config.vocab_size,), -torch.inf, device=model.device)
     for prompt in prompts:
-        # Of a few tokens: logits of long texts take memory.
+        # A few tokens are enough: logits of long texts take memory.
         some = torch.tensor([prompt[:_FEW]], device=model.device)
         logits = model(input_ids=some, use_cache=False).logits[0].float()
         likeliest = likeliest.maximum(logits.log_softmax(-1).amax(0))

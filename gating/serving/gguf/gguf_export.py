@@ -32,7 +32,7 @@ __all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
 GGUF_TYPES: tuple[GgufType, ...] = ("f32", "f16", "bf16", "q8_0")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-# Of the check, in tokens: room for the texts, also.
+# The context of the check, in tokens, has room for the texts, too.
 _LEAST_CONTEXT = 2048
 _NO_TOKENIZER = "The model has no tokenizer: the file has placeholders, and reads and writes numbers of tokens only"
 _OTHER_SPECIAL = "That file adds other special tokens to a text than the model's tokenizer: write them in the prompt"

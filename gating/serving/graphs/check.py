@@ -63,12 +63,6 @@ class ExportCheck:
 def check_exported(model: PreTrainedModel, exported: Any, axes: Axes, processor: object) -> ExportCheck:
     """Compare the outputs of an exported model with those of the model on batches of several sizes and lengths.
 
-    Args:
-        model: The model.
-        exported: The model as loaded from its export.
-        axes: Shapes of its inputs.
-        processor: The model's tokenizer or processor, if any.
-
     Raises:
         RuntimeError: The exported model rejects every batch, or its outputs differ.
     """

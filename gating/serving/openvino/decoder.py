@@ -140,13 +140,6 @@ def check_decoder(
 ) -> list[str]:
     """Compare the tokens that OpenVINO writes, alone and in a batch, with a decoder's own; return sentences.
 
-    Args:
-        compiled: The compiled model.
-        model: The decoder that was exported, in float32.
-        dtype: Type of the weights.
-        pad_token_id: Token that fills rows of a batch.
-        context: Longest text of the export; by default that of the decoder.
-
     Raises:
         RuntimeError: OpenVINO writes other tokens than the decoder.
     """

@@ -26,13 +26,7 @@ def choose_tag_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetr
 def build_tag_metrics(
     chosen: ChosenMetrics, default: Sequence[str], *, tag_names: Sequence[str], mark_spans: bool
 ) -> tuple[MetricCollection, Score]:
-    """Return the chosen metrics of tags, and the score by which runs are compared.
-
-    Args:
-        chosen: Metrics of :func:`choose_tag_metrics`.
-        default: Names of the metrics if none are chosen; those of spans if tags mark spans, else accuracy, if empty.
-        tag_names: Names of the tags in the order of their numbers.
-        mark_spans: Whether the tags mark spans.
+    """Return the chosen metrics of tags, or ``default``, or usual ones; and the score to compare runs by.
 
     Raises:
         InputError: A name is unknown, or a metric does not fit the tags.

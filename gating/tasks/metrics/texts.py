@@ -22,7 +22,7 @@ def choose_text_metrics(metrics: Metrics | None, score: str | None) -> ChosenMet
 
 
 def build_text_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> TextMetrics:
-    """Return the chosen metrics; of tokens, which every validation needs, both are taken if none are chosen.
+    """Return the chosen metrics; token metrics default to perplexity and accuracy.
 
     Raises:
         InputError: A metric does not fit texts.

@@ -50,7 +50,7 @@ def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[Metr
         arguments={"num_classes": vocab_size, "task": "multiclass"},
         example=(logits, targets),
     )
-    # Without groups, because they are updated with different arguments.
+    # Metrics in one group would be updated with the same arguments.
     return MetricCollection(dict(metrics.items()), compute_groups=False), score
 
 
