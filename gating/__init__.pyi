@@ -38,7 +38,7 @@ from .pruning.prune import prune_heads, prune_neurons
 from .pruning.prune_report import PruneReport
 from .report.card import CompactReport
 from .serving.formats import export_compact
-from .serving.graphs.export import export_onnx
+from .serving.graphs.graph_export import export_onnx
 from .structure.attention_spec import AttentionSpec
 from .structure.blocks import AttentionBlock
 from .structure.families import register_attention_spec

@@ -68,12 +68,7 @@ def find_text_columns(splits: DatasetDict, text: str | None, text_pair: str | No
 
 
 def find_input_columns(table: Dataset, settings: Mapping[str, Any]) -> list[str]:
-    """Return the columns of model inputs, as far as they are known without the task.
-
-    Args:
-        table: The data.
-        settings: Settings of the data, such as ``text_column``; the usual names are tried if it names none.
-    """
+    """Return the columns of model inputs, as far as they are known without the task."""
     present = set(table.column_names)
     given = [settings[f"{role}_column"] for role in _INPUT_ROLES if settings.get(f"{role}_column")]
     usual = next((names for names in _USUAL_INPUTS if present.issuperset(names)), ())

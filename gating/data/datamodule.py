@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice, pairwise
 from typing import Any
 
@@ -151,16 +151,13 @@ class ExampleDataModule(pl.LightningDataModule):
 
     def probe_batch(self, *, size: int = 8, split: str = "validation") -> dict[str, Any]:
         """Return the model inputs, without targets, of the longest examples of a split; equal in all processes."""
-        longest = self._by_length(split)[-size:]
-        batch = self._collate([self._splits[split][index] for index in longest])
-        return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
+        return self._inputs(split, self._by_length(split)[-size:])
 
     def median_batch(self, *, size: int = 8) -> dict[str, Any]:
         """Return the model inputs, without targets, of training examples of median length; equal in all processes."""
         order = self._by_length("train")
         first = max(0, (len(order) - size) // 2)
-        batch = self._collate([self._splits["train"][index] for index in order[first : first + size]])
-        return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
+        return self._inputs("train", order[first : first + size])
 
     def timing_batch(self, length: str | int = "p95", *, size: int = 8, split: str = "validation") -> dict[str, Any]:
         """Return the model inputs, without targets, of examples of one length; equal in all processes.
@@ -184,9 +181,13 @@ class ExampleDataModule(pl.LightningDataModule):
         chosen = order[:stop][-size:]
         # The last example is the longest.
         chosen = [*islice(cycle(reversed(chosen)), size)][::-1]
-        batch = self._collate([self._splits[split][index] for index in chosen])
-        inputs = {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
+        inputs = self._inputs(split, chosen)
         return inputs if isinstance(length, str) else _with_length(inputs, length)
+
+    def _inputs(self, split: str, examples: Sequence[int]) -> dict[str, Any]:
+        """Return the model inputs, without targets, of some examples."""
+        batch = self._collate([self._splits[split][index] for index in examples])
+        return {name: tensor for name, tensor in model_inputs(batch).items() if name not in TARGETS}
 
     def _by_length(self, split: str) -> list[int]:
         lengths = self._lengths_of(split)

@@ -12,11 +12,6 @@ def cut_excerpts(splits: DatasetDict, *, words: int, number: int) -> DatasetDict
 
     An excerpt that several texts share is left out, so that no split has an excerpt of another one.
 
-    Args:
-        splits: Tables with the columns ``text`` and ``label``.
-        words: Number of words of an excerpt.
-        number: Largest number of excerpts of a text, one after the other; shorter texts have fewer.
-
     Example:
         >>> texts = Dataset.from_dict({"text": ["one two three four five", "six"], "label": [0, 1]})
         >>> cut_excerpts(DatasetDict(train=texts), words=2, number=4)["train"].to_list()

@@ -15,7 +15,7 @@ from gating.models.sources import ModelSource
 
 __all__ = ["load_image_processor", "transform_images", "vision_config"]
 
-# Not the one with torchvision: the arithmetic of Pillow is the same on every machine.
+# The arithmetic of Pillow is the same on every machine, unlike that of torchvision.
 _NewProcessor = transformers.ViTImageProcessorPil
 
 _MAX_16_BIT = 2**16 - 1

@@ -19,13 +19,12 @@ from gating.models.configs import MAX_CLASSES
 __all__ = [
     "LABEL_COLUMNS",
     "check_classes",
-    "check_number",
     "classes_of_model",
     "encode_labels",
     "hint_at_regression",
+    "number_classes",
     "sort_labels",
     "using_classes",
-    "warn_of_spellings",
 ]
 
 # Usual names of the column of labels.
@@ -89,9 +88,7 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         raise InputError(
             f"All training examples have the label {shorten(repr(names[0]))}; a classifier needs at least two."
         )
-    check_number(names)
-    warn_of_spellings(names, Counter(written["train"]))
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers = number_classes(names, Counter(written["train"]))
     encoded = {}
     for split, table in splits.items():
         check_classes(written[split], numbers, split)
@@ -100,11 +97,11 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     return DatasetDict(encoded), names
 
 
-def check_number(names: Sequence[str]) -> None:
-    """Check that there are not more classes than any model tells apart, such as the numbers of the rows.
+def number_classes(names: Sequence[str], counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the number of each class; warn, on rank 0, of classes that differ only in their spelling.
 
     Raises:
-        ValueError: There are too many.
+        ValueError: There are more classes than any model tells apart, such as the numbers of the rows.
     """
     if len(names) > MAX_CLASSES:
         raise InputError(
@@ -112,6 +109,16 @@ def check_number(names: Sequence[str]) -> None:
             f"{MAX_CLASSES:,} can be learned. Name the right column with data.label_column=..., or learn numbers with "
             "task=regression."
         )
+    groups = groups_of_spellings(names)
+    twice = [f"{name!a} ({counts.get(name, 0)})" for group in groups for name in group]
+    if twice and is_rank_zero():
+        distinct = len(names) - len(twice) + len(groups)
+        _log.warning(
+            f"{len(names)} classes are {distinct} when case, spaces, invisible characters and different codes of the "
+            f"same character are ignored: {shorten(', '.join(twice), most=400)}. Each is learned as a separate class, "
+            "with this number of examples; spell the same class the same way."
+        )
+    return {name: number for number, name in enumerate(names)}
 
 
 def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str) -> None:
@@ -191,19 +198,6 @@ def _missing(split: str, row: int) -> str:
     # Benchmarks do not publish the labels of their test splits.
     instead = "leave the test out" if split == "test" else "remove the row"
     raise InputError(f"The {split} data has no label in {name_row(split, row)}. Fill it in, or {instead}.")
-
-
-def warn_of_spellings(names: Sequence[str], counts: Mapping[str, int]) -> None:
-    """Warn, on rank 0, of classes that differ only in their spelling."""
-    groups = groups_of_spellings(names)
-    twice = [f"{name!a} ({counts.get(name, 0)})" for group in groups for name in group]
-    if twice and is_rank_zero():
-        distinct = len(names) - len(twice) + len(groups)
-        _log.warning(
-            f"{len(names)} classes are {distinct} when case, spaces, invisible characters and different codes of the "
-            f"same character are ignored: {shorten(', '.join(twice), most=400)}. Each is learned as a separate class, "
-            "with this number of examples; spell the same class the same way."
-        )
 
 
 def hint_at_regression(splits: DatasetDict, names: Sequence[str]) -> None:

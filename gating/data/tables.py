@@ -97,11 +97,7 @@ def _check_content(content: bytes, setting: str, *, is_json: bool) -> None:
 
 
 def warn_of_same_files(files: Mapping[str, str | None]) -> None:
-    """Warn, on rank 0, if splits have the same file or copies of it.
-
-    Args:
-        files: The existing file of each split, or None.
-    """
+    """Warn, on rank 0, if splits have the same file or copies of it."""
     given = [(split, file, Path(file).expanduser()) for split, file in files.items() if file is not None]
     same = [
         f"data.{split}={file} and data.{other_split}={other_file}"

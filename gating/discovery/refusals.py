@@ -12,7 +12,7 @@ from gating.errors import InputError
 from gating.proof.conditions import is_shard
 from gating.structure.blocks import AttentionBlock
 from gating.structure.edits import parameter_names, without_adapter
-from gating.structure.feed_forward import Block, ExpertsBlock
+from gating.structure.feed_forward import Block, ExpertsBlock, FeedForwardBlock
 
 __all__ = ["sort_blocks", "why_not_editable"]
 

@@ -101,7 +101,8 @@ def write_card(
         stock: Whether the folder holds a stock model, which loads without further code.
         repo_id: Name on the hub that the card is uploaded to; its license may then be looked up there.
     """
-    units = _removed_units(model)
+    heads, neurons = heads_per_layer(model), neurons_per_layer(model)
+    units = _removed_units(heads, neurons)
     metadata = card_metadata(
         model,
         name=(repo_id or f"compact {model.config.model_type}").rpartition("/")[2],
@@ -116,7 +117,7 @@ def write_card(
         f"{_TITLES[units]} were removed from this model with head-gating; the others kept their original numbers.\n",
     ]
     measured = [] if report is None else report.rows
-    sizes = [[row.name, row.before, row.after, row.ratio] for row in measured or _recorded_rows(model)]
+    sizes = [[row.name, row.before, row.after, row.ratio] for row in measured or _recorded_rows(model, heads, neurons)]
     parts += [_table(["", "before", "after", "ratio"], sizes)] if sizes else []
     if report is not None:
         if report.scores and not report.metrics:
@@ -128,7 +129,7 @@ def write_card(
         parts += [f"{note}\n" for note in report.notes]
     place = repo_id or "."
     usage = _usage(model, path.parent, place=place, units=units, stock=stock)
-    parts += [*_heads_section(model), *_neurons_section(model), usage]
+    parts += [*_heads_section(heads), *_neurons_section(model), usage]
     ModelCard("\n".join(parts)).save(path)
 
 
@@ -186,17 +187,16 @@ _TITLES = {
 }
 
 
-def _removed_units(model: nn.Module) -> str:
-    has_all_heads = all(len(head_ids) == num_heads for _, head_ids, num_heads in heads_per_layer(model))
-    has_all_neurons = all(kept == before for _, kept, before in neurons_per_layer(model))
+def _removed_units(heads: Sequence[KeptHeads], neurons: Sequence[KeptNeurons]) -> str:
+    has_all_heads = all(len(head_ids) == num_heads for _, head_ids, num_heads in heads)
+    has_all_neurons = all(kept == before for _, kept, before in neurons)
     if has_all_neurons:
         return "heads"
     return "neurons" if has_all_heads else "heads and neurons"
 
 
-def _recorded_rows(model: PreTrainedModel) -> list[Row]:
+def _recorded_rows(model: PreTrainedModel, heads: Sequence[KeptHeads], neurons: Sequence[KeptNeurons]) -> list[Row]:
     """Return the heads, neurons and bytes of the key-value cache before and after, where there are fewer now."""
-    heads, neurons = heads_per_layer(model), neurons_per_layer(model)
     original = build_original(model, model.config)
     sizes = {
         "heads": (sum(num_heads for _, _, num_heads in heads), sum(len(head_ids) for _, head_ids, _ in heads)),
@@ -206,10 +206,10 @@ def _recorded_rows(model: PreTrainedModel) -> list[Row]:
     return [Row(name, f"{old:,}", f"{new:,}", f"{new / old:.2f}") for name, (old, new) in sizes.items() if new < old]
 
 
-def _heads_section(model: nn.Module) -> list[str]:
+def _heads_section(heads: Sequence[KeptHeads]) -> list[str]:
     rows = [
         [name, ", ".join(map(str, head_ids)) or "none", f"{len(head_ids)} of {num_heads}"]
-        for name, head_ids, num_heads in heads_per_layer(model)
+        for name, head_ids, num_heads in heads
     ]
     if not rows:
         return []

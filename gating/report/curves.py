@@ -42,15 +42,7 @@ class Curves:
 def curves_of(
     history: History, summary: Summary, *, score: Score, removal: int, log: Sequence[Mapping[str, float]] = ()
 ) -> Curves:
-    """Return the curves of a run.
-
-    Args:
-        history: Observations at each validation.
-        summary: Measurements of the run, with the scores at the end of the search and after the removal.
-        score: Score of the observations.
-        removal: Step of the removal; 0 without one.
-        log: Rows of the log of the run: values by their names, and the number of the step by ``step``.
-    """
+    """Return the curves of a run."""
     seen = history.observations
     names = metrics_of(history.quantity)
     observed: list[Points] = [

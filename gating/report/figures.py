@@ -128,13 +128,7 @@ def _draw_cost(axes: Axes, spent: Mapping[str, float], *, target: float) -> None
 
 
 def save_pictures(results: RunResults, *, gates_file: Path, history_file: Path) -> None:
-    """Save the figures of a run; their folders are created if needed.
-
-    Args:
-        results: The results of the run.
-        gates_file: File for the gates at the end of the search, if there were gates.
-        history_file: File for open units, metric and loss by step.
-    """
+    """Save the gates at the end of a search, if any, and the charts of the run; folders are created if needed."""
     history, kept = results.history, results.kept
     for file in (gates_file, history_file):
         file.parent.mkdir(parents=True, exist_ok=True)

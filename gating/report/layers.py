@@ -99,15 +99,7 @@ def frames_of(
     search_steps: int,
     score: Score,
 ) -> list[Frame]:
-    """Return the gates at each validation of the search, at its end and, as the last frame, after the removal.
-
-    Args:
-        history: Observations of the run.
-        kept: The kept heads of each attention block, in the order of the panels.
-        neurons: The kept neurons of each feed-forward block, in the order of the panels.
-        search_steps: Step at which units were removed.
-        score: The score of the observations.
-    """
+    """Return the gates at each validation of the search, at its end and, as the last frame, after the removal."""
     last = len(history.gate_values) - 1
     chosen = sorted({round(i * last / (_MOST_FRAMES - 1)) for i in range(_MOST_FRAMES)}) if last >= 0 else []
     frames = []

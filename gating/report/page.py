@@ -84,12 +84,7 @@ class RunPage(RunResults):
 
 
 def write_page(path: Path, page: RunPage) -> None:
-    """Write the report of a run as one HTML file, whole or not at all.
-
-    Args:
-        path: Path of the file; its folder is created if needed.
-        page: The contents.
-    """
+    """Write the report of a run as one HTML file, whole or not at all; its folder is created if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = _environment().get_template("page.html.j2").render(_context(page))
     with replacing_file(path) as new:

@@ -19,12 +19,7 @@ _SHOWN = {
 
 
 def size_rows(sizes: Mapping[str, tuple[float, float]], kinds: Mapping[str, tuple[int, int]]) -> list[Row]:
-    """Return rows of sizes.
-
-    Args:
-        sizes: Sizes of the dense and the compact model by name, as in :class:`~gating.report.summary.Summary`.
-        kinds: Heads of each kind of attention in both models.
-    """
+    """Return rows of the sizes and kinds of heads of :class:`~gating.report.summary.Summary`."""
     named = [(_SHOWN[name], numbers) for name, numbers in sizes.items()]
     heads = [((f"{kind} heads", 1, 0), numbers) for kind, numbers in kinds.items()]
     return [

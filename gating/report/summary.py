@@ -159,13 +159,7 @@ class Summary:
         return None
 
     def compare_models(self, dense: nn.Module, compact: nn.Module, batch: Mapping[str, Tensor] | None = None) -> None:
-        """Record the sizes of the two models.
-
-        Args:
-            dense: The dense model.
-            compact: The compact model.
-            batch: Keyword arguments of both models, to count multiply-accumulates; None not to count them.
-        """
+        """Record the sizes of two models; multiply-accumulates only if there is a batch to count them with."""
         sizes = {
             **{name: (unit.count(dense), unit.count(compact)) for name, unit in UNITS.items()},
             "macs": (0.0, 0.0) if batch is None else (count_macs(dense, batch), count_macs(compact, batch)),
@@ -178,12 +172,7 @@ class Summary:
         self.kinds = {kind: (before[kind], after.get(kind, 0)) for kind in before} if len(before) > 1 else {}
 
     def compact_report(self, score: Score, data: EvaluatedData | None = None) -> CompactReport:
-        """Return the measurements as formatted tables, and the metrics of the compact model.
-
-        Args:
-            score: The metric to show for each stage.
-            data: Data set of the metrics, for the metadata of the model card.
-        """
+        """Return the measurements as formatted tables, and the metrics of the compact model."""
         stages = []
         for stage, values in self.metrics.items():
             named = [f"{split}/{score.name}" for split in _SPLITS.values()]

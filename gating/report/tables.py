@@ -17,14 +17,7 @@ _BAR = 24
 def print_report(
     console: Console, kept: Sequence[KeptHeads], report: CompactReport, *, neurons: Sequence[KeptNeurons] = ()
 ) -> None:
-    """Print the kept heads and neurons, the sizes before and after, and the metric at each stage.
-
-    Args:
-        console: Console to print to.
-        kept: The kept heads of each attention block.
-        report: Measurements of the run.
-        neurons: The kept neurons of each feed-forward block; a table of them is printed if any were removed.
-    """
+    """Print the kept heads and neurons, the sizes before and after, and the metric at each stage."""
     has_fewer = any(num_kept < before for _, num_kept, before in neurons)
     tables = [kept_heads_table(kept)] if kept else []
     for table in (*tables, *([kept_neurons_table(neurons)] if has_fewer else []), *_report_tables(report)):
@@ -34,12 +27,7 @@ def print_report(
 
 
 def print_samples(console: Console, samples: Sequence[Mapping[str, str]]) -> None:
-    """Print samples of generated text.
-
-    Args:
-        console: Console to print to.
-        samples: For each sample, its texts by label, such as the prompt and the generated text.
-    """
+    """Print samples of generated text, each a table of its texts by label."""
     for sample in samples:
         table = Table(show_header=False, title_justify="left", title="Written by the compact model")
         for name, text in sample.items():

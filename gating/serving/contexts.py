@@ -12,7 +12,7 @@ _NAMES = frozenset(
     {
         *("sliding_window", "sliding_window_size", "window_size", "local_attention", "attention_window"),
         *("attention_chunk_size", "local_attn_chunk_length", "local_radius", "attention_window_size"),
-        # Of blocks of local attention and of recurrent layers, and of the tokens that sparse attention selects.
+        # These are lengths of blocks of local attention and recurrent layers, and of selections of sparse attention.
         *("lsh_attn_chunk_length", "local_attention_window_len", "block_size", "global_block_size", "chunk_size"),
         *("mamba_chunk_size", "keep_window_size", "index_topk", "floor_scale"),
     }
@@ -23,13 +23,9 @@ _DYNAMIC, _LONG = CHANGING = ("dynamic", "longrope")
 
 
 def boundaries(config: Any) -> list[int]:
-    """Return the lengths that a configuration and its parts name, in tokens, in ascending order.
-
-    Args:
-        config: A configuration of transformers.
-    """
+    """Return the lengths that a configuration and its parts name, in tokens, in ascending order."""
     found = {length for name, value in _settings(config) if name in _NAMES for length in _numbers(value)}
-    # Of other rotary embeddings, such as YaRN's, the frequencies depend on no length of a text.
+    # Frequencies of other rotary embeddings, such as YaRN's, do not depend on the length of a text.
     steady = steady_context(config)
     found |= set() if steady is None else {steady}
     # The first context of others is passed where that costs little.
@@ -42,9 +38,6 @@ def steady_context(config: Any) -> int | None:
     """Return the longest text for which the frequencies of rotary embeddings stay; None if they always do.
 
     Beyond it, dynamic and long ones are others for all tokens, those in a cache included.
-
-    Args:
-        config: A configuration of transformers.
     """
     for rope in _ropes(config):
         kind = rope.get("rope_type")
@@ -58,9 +51,6 @@ def checked_context(config: Any) -> tuple[int | None, str | None]:
     """Return the context of an export in tokens, and a sentence if it is shorter than the model's; None for no limit.
 
     It ends where the frequencies of rotary embeddings change, and before a boundary that is too long to be checked.
-
-    Args:
-        config: A configuration of transformers.
     """
     longest, steady = _longest(config), steady_context(config)
     if steady is not None:

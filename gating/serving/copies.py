@@ -16,11 +16,7 @@ __all__ = ["as_converted", "copy_in_float32", "fix_rotations"]
 
 
 def copy_in_float32(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a model's modules on the CPU without caching; it shares tensors that are in float32 there.
-
-    Args:
-        model: The model, in any type and on any device.
-    """
+    """Return a copy of a model's modules on the CPU without caching; it shares tensors that are in float32 there."""
     shared: dict[int, Any] = {}
     if model.device.type == "cpu" and all(parameter.dtype == torch.float32 for parameter in model.parameters()):
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -36,9 +32,6 @@ def as_converted(model: PreTrainedModel) -> PreTrainedModel:
 
     Products with a layer without inputs, as in a block that has lost all neurons, are not zero in OpenVINO, nor in ONNX
     Runtime with 8-bit integers: only the bias stays of such a layer.
-
-    Args:
-        model: The model; it stays as it is.
     """
     copied: Any = copy_in_float32(model)
     if getattr(copied.config, "_experts_implementation", None) is not None:
@@ -54,14 +47,11 @@ def fix_rotations(model: PreTrainedModel) -> None:
     """Keep the frequencies of rotary embeddings at those of short texts, in place: a graph cannot choose by the length.
 
     Texts up to :func:`gating.serving.contexts.steady_context` have these.
-
-    Args:
-        model: A copy of the exported model.
     """
     module: Any
     for module in model.modules():
         kinds: Any = getattr(module, "rope_type", None)
-        # Of a table, by the kind of layers.
+        # A table has a rope type for each kind of layers.
         prefixes = {f"{kind}_": rope for kind, rope in kinds.items()} if isinstance(kinds, dict) else {"": kinds}
         for prefix, rope in prefixes.items():
             first: Any = getattr(module, f"{prefix}original_inv_freq", None)

@@ -31,21 +31,26 @@ class ServingReport:
     sentences: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServingFormat:
     """A format of exported models.
 
     Attributes:
+        runtime: Name of its runtime.
         summary: Its runtime and models, for ``--help``.
         exporter: Module and name of the function that exports a model, which is imported when it is used.
+        check: Module and name of the function that raises for models that the runtime does not run; empty if it runs
+            all.
         ending: Ending of the default name: that of a file, or ``-NAME`` for a folder.
         options: Names of the function's options beside ``overwrite``.
         packages: Packages that the export needs.
         extra: The extra of this package that has them.
     """
 
+    runtime: str
     summary: str
     exporter: str
+    check: str = ""
     ending: str
     options: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
@@ -65,39 +70,74 @@ class ServingFormat:
                 raise MissingPackageError(
                     f"The package {name} is needed for this export: pip install 'head-gating[{self.extra}]'"
                 )
-        module, _, name = self.exporter.partition(":")
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        return function
+        return _load(self.exporter)
+
+    def reason_against(self, model: "PreTrainedModel") -> str:
+        """Return the reason for which the runtime does not run a model, as a sentence; an empty one if it does."""
+        try:
+            if self.check:
+                _load(self.check)(model)
+        except InputError as error:
+            return str(error)
+        return ""
+
+
+def _load(place: str) -> Callable[..., Any]:
+    module, _, name = place.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 FORMATS: Mapping[str, ServingFormat] = {
     "onnx": ServingFormat(
-        "ONNX Runtime, one forward pass without a cache",
-        "gating.serving.graphs.export:export_onnx",
-        "-onnx",
-        ("int8",),
-        ("onnx", "onnxscript", "onnxruntime"),
-        "export",
+        runtime="ONNX Runtime",
+        summary="ONNX Runtime, one forward pass without a cache",
+        exporter="gating.serving.graphs.graph_export:export_onnx",
+        ending="-onnx",
+        options=("int8",),
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        extra="export",
     ),
-    "torch": ServingFormat("torch.export", "gating.serving.graphs.export:export_torch", "-torch"),
+    "torch": ServingFormat(
+        runtime="PyTorch",
+        summary="torch.export",
+        exporter="gating.serving.graphs.graph_export:export_torch",
+        ending="-torch",
+    ),
     "gguf": ServingFormat(
-        "llama.cpp, decoders of LLaMA, Mistral, Qwen2 and Qwen3",
-        "gating.serving.gguf.export:export_gguf",
-        ".gguf",
-        ("dtype", "tokenizer_from", "pre_tokenizer"),
-        ("gguf",),
+        runtime="llama.cpp",
+        summary="llama.cpp, decoders of LLaMA, Mistral, Qwen2 and Qwen3",
+        exporter="gating.serving.gguf.gguf_export:export_gguf",
+        check="gating.serving.gguf.architectures:find_architecture",
+        ending=".gguf",
+        options=("dtype", "tokenizer_from", "pre_tokenizer"),
+        packages=("gguf",),
     ),
     "onnx-genai": ServingFormat(
-        "ONNX Runtime GenAI, decoders with a cache",
-        "gating.serving.genai.export:export_genai",
-        "-onnx-genai",
-        ("dtype",),
-        ("onnx", "onnxruntime", "onnxruntime_genai"),
+        runtime="ONNX Runtime GenAI",
+        summary="ONNX Runtime GenAI, decoders with a cache",
+        exporter="gating.serving.genai.genai_export:export_genai",
+        check="gating.serving.genai.genai_export:check_genai",
+        ending="-onnx-genai",
+        options=("dtype",),
+        packages=("onnx", "onnxruntime", "onnxruntime_genai"),
     ),
     "openvino": ServingFormat(
-        "OpenVINO", "gating.serving.openvino.export:export_openvino", "-openvino", ("dtype",), ("openvino",)
+        runtime="OpenVINO",
+        summary="OpenVINO",
+        exporter="gating.serving.openvino.openvino_export:export_openvino",
+        check="gating.serving.openvino.openvino_export:check_openvino",
+        ending="-openvino",
+        options=("dtype",),
+        packages=("openvino",),
     ),
-    "vllm": ServingFormat("vLLM, decoders", "gating.serving.vllm:export_vllm", "-vllm"),
+    "vllm": ServingFormat(
+        runtime="vLLM",
+        summary="vLLM, decoders",
+        exporter="gating.serving.vllm:export_vllm",
+        check="gating.serving.vllm:check_vllm",
+        ending="-vllm",
+    ),
 }
 
 
@@ -130,7 +170,7 @@ def export_compact(
     # The table of formats is read by `--help`, which does not wait for torch and transformers.
     from transformers import PreTrainedModel
 
-    from gating.serving.sources import source_of
+    from gating.serving.opening import source_of
 
     if format not in FORMATS:
         raise InputError(f"format={format!r} is not a format of exports: give one of {', '.join(FORMATS)}.")

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ __all__ = [
     "NUM_NEW_TOKENS",
     "TOLERANCES",
     "TokenCheck",
+    "check_alone_and_in_batch",
     "check_tokens",
     "make_prompts",
     "short_prompts",
@@ -31,7 +32,7 @@ _LONGEST_OF_BATCH = 256
 # By the type of the weights: the largest gap, as a share of the largest logit, between the logit of the token that a
 # runtime wrote and the largest one. Runtimes sum in another order; types of 16 and 8 bits round weights.
 TOLERANCES: Mapping[str, float] = {"f32": 1e-3, "f16": 2e-2, "bf16": 5e-2, "q8_0": 5e-2}
-# The same for the model's own arithmetic.
+# Gaps that the rounding of the model's own arithmetic causes.
 _TOLERANCES_OF_MODELS = {torch.float16: TOLERANCES["f16"], torch.bfloat16: TOLERANCES["bf16"]}
 
 
@@ -60,14 +61,9 @@ class TokenCheck:
 
 
 def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: int = 0) -> tuple[list[list[int]], int]:
-    """Return prompts of random tokens, without special tokens, and the number of tokens to write after each.
+    """Return prompts of random tokens without special tokens, and the number of tokens to write after each.
 
     Some go past each length at which the model computes otherwise, such as the end of a sliding window.
-
-    Args:
-        model: A decoder.
-        context: Largest number of tokens of a prompt with its continuation; by default that of the model.
-        seed: Seed of the tokens.
     """
     config = model.config
     context = context or getattr(config, "max_position_embeddings", None) or 2 * NUM_NEW_TOKENS
@@ -77,7 +73,7 @@ def make_prompts(model: PreTrainedModel, *, context: int | None = None, seed: in
     allowed = torch.tensor([token for token in range(config.vocab_size) if token not in special])
     generator = torch.Generator().manual_seed(seed)
     lengths = [min(length, max(1, context // 2)) for length in _LENGTHS]
-    # Past each boundary, and where there is room also towards it, so that the written tokens pass it.
+    # Prompts end past each boundary and, where there is room, before it, so that the written tokens pass it.
     room = min(NUM_NEW_TOKENS, context // 2)
     for boundary in boundaries(config):
         past, towards = min(boundary + _BEYOND, context - room), boundary - room // 2
@@ -94,13 +90,7 @@ def short_prompts(prompts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 @torch.inference_mode()
 def write_greedily(model: PreTrainedModel, prompt: Sequence[int], count: int = NUM_NEW_TOKENS) -> list[int]:
-    """Return the tokens with the largest logits, one after another, also after a token that ends texts.
-
-    Args:
-        model: A decoder.
-        prompt: Tokens before them.
-        count: Number of tokens.
-    """
+    """Return the tokens with the largest logits, one after another, also after a token that ends texts."""
     tokens = torch.tensor([list(prompt)], device=model.device)
     for _ in range(count):
         logits = model(input_ids=tokens, use_cache=False).logits
@@ -163,3 +153,24 @@ def check_tokens(
             f"the logits of the others are up to {100 * largest_gap:.2g} % below the largest. Nothing was written."
         )
     return TokenCheck(num_tokens, num_equal, largest_gap)
+
+
+def check_alone_and_in_batch(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    write: Callable[[Sequence[Sequence[int]]], list[list[int]]],
+    *,
+    tolerance: float | None,
+    runtime: str,
+    side: str,
+) -> list[str]:
+    """Compare the tokens of a runtime after each prompt, and after the short ones in a batch; return sentences.
+
+    Raises:
+        RuntimeError: The runtime wrote a token whose logit is smaller than the tolerance allows.
+    """
+    rows = short_prompts(prompts)
+    alone, together = [write([prompt])[0] for prompt in prompts], write(rows)
+    check = check_tokens(model, prompts, alone, tolerance=tolerance, runtime=runtime)
+    batch = check_tokens(model, rows, together, tolerance=tolerance, runtime=f"{runtime} in a padded batch")
+    return [check.describe(runtime), batch.describe(f"a batch of {len(rows)} prompts, padded on the {side}")]

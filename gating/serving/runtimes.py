@@ -6,12 +6,10 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from gating.report.page import Runtime
-from gating.serving.refusals import reason_against
+from gating.serving.formats import FORMATS
 from gating.serving.vllm import serve_stock
 
 __all__ = ["find_runtimes"]
-
-_NAMES = {"llama.cpp": "gguf", "ONNX Runtime GenAI": "onnx-genai", "OpenVINO": "openvino", "vLLM": "vllm"}
 
 
 def find_runtimes(model: PreTrainedModel, folder: Path, *, compact: Path | None = None) -> list[Runtime]:
@@ -31,13 +29,14 @@ def find_runtimes(model: PreTrainedModel, folder: Path, *, compact: Path | None 
         ['ONNX Runtime', 'OpenVINO']
     """
     command = f"head-gating export {shlex.quote(str(folder))} --format "
-    runtimes = [Runtime("ONNX Runtime", f"{command}onnx")]
-    for name, format in _NAMES.items():
-        reason = reason_against(format, model)
-        if reason:
-            runtimes.append(Runtime(name, "", reason))
+    runtimes = []
+    for format, row in FORMATS.items():
+        if format == "torch":
+            continue  # PyTorch runs the model itself.
+        if reason := row.reason_against(model):
+            runtimes.append(Runtime(row.runtime, "", reason))
         elif format == "vllm" and compact is not None:
-            runtimes.append(Runtime(name, serve_stock(model, compact)))
+            runtimes.append(Runtime(row.runtime, serve_stock(model, compact)))
         else:
-            runtimes.append(Runtime(name, f"{command}{format}"))
+            runtimes.append(Runtime(row.runtime, f"{command}{format}"))
     return runtimes

@@ -97,13 +97,7 @@ def _dense_config(model: PreTrainedModel) -> PreTrainedConfig:
 
 @torch.no_grad()
 def _silence(model: PreTrainedModel, block: AttentionBlock, *, like: Any) -> None:
-    """Give a block without values zeros in its projections, and elsewhere the values of a new model.
-
-    Args:
-        model: The model.
-        block: The block.
-        like: A tensor on its device, of its dtype.
-    """
+    """Give a block without values zeros in its projections, and elsewhere the values of a new model."""
     projections = [linear for linear, _ in block.projections()]
     outputs = [block.output_projection, *(linear for linear, _ in block.other_outputs())]
     for module in {*block.module.modules(), *projections, *outputs}:
@@ -111,7 +105,7 @@ def _silence(model: PreTrainedModel, block: AttentionBlock, *, like: Any) -> Non
             _fill(owned, like)
         if module not in projections and module not in outputs:
             model._init_weights(module)
-    # After the others: attention modules of some families initialize their projections, too.
+    # Projections come last, because attention modules of some families initialize them, too.
     for linear in (*projections, *outputs):
         for parameter in linear.parameters():
             parameter.zero_()

@@ -19,14 +19,12 @@ from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved
 from gating.serving.contexts import steady_context
+from gating.serving.folder_export import export_kind, exporting, megabytes_of
 from gating.serving.formats import ServingReport
-from gating.serving.refusals import naming_alternatives
+from gating.serving.opening import Exportable
 from gating.serving.silent import with_silent_groups
-from gating.serving.sources import load_model, source_of
-from gating.storage.folders import check_replaceable, replacing_folder
-from gating.storage.results import MODEL_FILES, ResultKind
+from gating.storage.results import MODEL_FILES
 from gating.storage.tables import read_table
-from gating.structure.integrity import check_finite
 
 __all__ = ["check_vllm", "export_vllm", "serve_stock"]
 
@@ -35,19 +33,13 @@ _READ_HEAD_DIM = frozenset({"llama", "mistral", "qwen3", "gemma", "gemma2", "gem
 
 _OF_THE_MODEL = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 
-# Beside the model, because its other files are those of any compact model.
+# Only this file beside the model tells the folder from that of any compact model.
 _MARK, _MARKED = "export.json", {"export_format": "vllm"}
-
-
-def _own_files(folder: Path) -> frozenset[str] | None:
-    return frozenset() if read_table(folder / _MARK) == _MARKED else None
-
-
-VLLM_MODEL = ResultKind("export", _own_files, in_command="--overwrite")
+_KIND = export_kind(lambda folder: read_table(folder / _MARK) == _MARKED)
 
 
 def export_vllm(
-    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    model_or_directory: Exportable,
     save_path: str | os.PathLike[str],
     *,
     overwrite: bool = False,
@@ -69,31 +61,19 @@ def export_vllm(
         ValueError: The model is no decoder of text, or of a family whose uneven layers vLLM does not run.
         FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
     """
-    place, given = Path(save_path), model_or_directory
-    keep = [source_of(given)]
-    # Before the model is loaded, too.
-    check_replaceable(place, overwrite=overwrite, kind=VLLM_MODEL, keep=keep)
-    model, source = load_model(given)
-    with naming_alternatives("vllm", model):
-        check_vllm(model)
-    sizes = sizes_of(model)
-    check_finite(model, type(model).__name__)
-    with replacing_folder(place, overwrite=overwrite, kind=VLLM_MODEL, keep=keep) as folder:
-        is_stock = _save(model, folder, sizes)
+    place = Path(save_path)
+    with exporting(model_or_directory, place, kind=_KIND, overwrite=overwrite, format="vllm") as opened:
+        model, source, folder = opened
+        is_stock = _save(model, folder, sizes_of(model))
         (folder / _MARK).write_text(json.dumps(_MARKED) + "\n", encoding="utf-8")
         has_tokenizer = source is not None and _copy_tokenizer(source, folder)
         check_saved(model, folder)
-        megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+        megabytes = megabytes_of(folder)
     return ServingReport(place, megabytes, _describe(model, place, is_stock=is_stock, has_tokenizer=has_tokenizer))
 
 
 def serve_stock(model: PreTrainedModel, folder: Path) -> str:
-    """Return the command that serves a stock folder.
-
-    Args:
-        model: The compact model that was saved there.
-        folder: The folder.
-    """
+    """Return the command that serves a stock folder of a compact model."""
     sizes = sizes_of(model)
     computes = model.config.hidden_size // sizes.num_heads[0] == sizes.head_dim
     is_native = computes or model.config.model_type in _READ_HEAD_DIM

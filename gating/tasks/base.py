@@ -1,6 +1,6 @@
-"""Protocol of tasks: the class of model, how examples become batches, and how predictions are scored."""
+"""Protocol of tasks: the class of model, how examples become batches, and how predictions are scored; common parts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,13 +10,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.compact.save import Processor
 from gating.data.batches import Batch
-from gating.errors import InputError
+from gating.data.text.tokenizers import Frame, load_or_train_tokenizer
 from gating.models.sources import ModelSource
 from gating.report.score import Score
 from gating.tasks.metrics.baselines import Baseline
+from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["Prepared", "Sample", "Task", "WritesText", "check_block_length"]
+__all__ = ["MetricTask", "Metrics", "Prepared", "Sample", "Task", "TextTask", "WritesText"]
 
+# Metrics in the settings of a task, whose values are checked when they are chosen.
+Metrics = Sequence[Any] | Mapping[str, Any]
 # A text that a model generated: ``prompt`` or ``source``, ``written``, and ``right`` if there is a reference.
 Sample = dict[str, str]
 
@@ -126,10 +129,39 @@ class WritesText(Protocol):
         """
 
 
-def check_block_length(max_length: int) -> None:
-    """Raise ``InputError`` for blocks of a single token, whose loss has no target or nothing to predict it from."""
-    if max_length == 1:
-        raise InputError(
-            f"data.max_length={max_length} leaves no room for a text: language models predict a token from others. "
-            "Give at least 2, such as 128."
-        )
+class MetricTask:
+    """Base of tasks whose metrics are chosen by settings."""
+
+    def __init__(self, metrics: Metrics | None = None, score: str | None = None) -> None:
+        """Store the metrics.
+
+        Args:
+            metrics: Names of the metrics of the task, or metrics, or their classes by name; those of the data, or the
+                usual ones of the task, if None.
+            score: Name of the metric by which runs are compared; the first if None.
+
+        Raises:
+            InputError: A name is unknown, or a metric cannot be created.
+        """
+        self._metrics = self.choose_metrics(metrics, score)
+
+    @staticmethod
+    def choose_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
+        """Return the metrics that the settings choose, checked as far as is possible without data."""
+        raise NotImplementedError
+
+
+class TextTask(MetricTask):
+    """Base of tasks of texts, whose tokenizer is loaded, or trained for a new model.
+
+    Attributes:
+        frame: Special tokens that a new tokenizer adds to a text: at ``both`` ends, at its ``end``, or ``none``.
+    """
+
+    frame: Frame = "both"
+
+    def load_processor(
+        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+    ) -> PreTrainedTokenizerBase:
+        """Load the tokenizer, or train one for a new model."""
+        return load_or_train_tokenizer(source, blueprint, splits, frame=self.frame)

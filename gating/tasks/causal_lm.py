@@ -1,39 +1,28 @@
 """Causal language modeling: the next token of a text, for GPT, LLaMA and other decoders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from datasets import DatasetDict
 from torch import Tensor
-from torchmetrics import MetricCollection
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from gating.data.batches import Batch
-from gating.data.examples import Examples
-from gating.data.text.token_blocks import read_blocks
-from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import truncation_length
 from gating.errors import InputError
-from gating.models.sources import ModelSource
-from gating.models.special_tokens import special_token_ids
-from gating.tasks.base import Prepared, Sample, check_block_length
-from gating.tasks.metrics.baselines import Baseline, log_frequencies
-from gating.tasks.metrics.tokens import (
-    build_token_metrics,
-    choose_token_metrics,
-    update_token_baseline,
-    update_token_metrics,
-)
+from gating.tasks.base import Metrics, Sample
+from gating.tasks.blocks import BlockTask
 
 __all__ = ["CausalLM"]
 
 
-class CausalLM:
+class CausalLM(BlockTask):
     """Prediction of the next token, in blocks of text."""
 
     auto_class = AutoModelForCausalLM
+    frame = "none"
+    with_ends, shift = True, 1
 
     def __init__(
         self,
@@ -41,7 +30,7 @@ class CausalLM:
         num_samples: int = 3,
         sample_length: int = 60,
         sample_seed: int = 0,
-        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+        metrics: Metrics | None = None,
         score: str | None = None,
     ) -> None:
         """Store the settings of the samples that the finished model generates, and the metrics.
@@ -64,57 +53,25 @@ class CausalLM:
             )
         if not 0 <= sample_seed < 2**32:
             raise InputError(f"task.sample_seed={sample_seed}: give a whole number from 0 to {2**32 - 1}.")
-        self._metrics = choose_token_metrics(metrics, score)
+        super().__init__(metrics, score)
         self._prompts = prompts
         self._num_samples = num_samples
         self._sample_length = sample_length
         self._sample_seed = sample_seed
 
-    def load_processor(
-        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
-    ) -> PreTrainedTokenizerBase:
-        """Load the tokenizer, or train one for a new model."""
-        return load_or_train_tokenizer(source, blueprint, splits, frame="none")
+    def collator(self, processor: PreTrainedTokenizerBase) -> "_BlockCollator":
+        """Return the function that pads blocks; the labels are the tokens themselves."""
+        return _BlockCollator(processor)
 
-    def prepare(
-        self,
-        examples: Examples,
-        processor: PreTrainedTokenizerBase,
-        blueprint: PreTrainedModel,
-        *,
-        max_length: int = 128,
-        text_column: str | None = None,
-    ) -> Prepared:
-        """Tokenize texts into blocks; the labels are the tokens themselves.
-
-        Raises:
-            ValueError: A prompt has no token, there is no room for a text, or the texts cannot be used.
-        """
+    def check_settings(self, processor: PreTrainedTokenizerBase) -> None:
+        """Raise ``InputError`` for a prompt without tokens."""
         for prompt in self._prompts or ():
             if not processor(prompt)["input_ids"]:
                 raise InputError(f"task.prompts has {prompt!r}, which has no tokens: give a text, or leave it out.")
-        check_block_length(max_length)
-        blocks = read_blocks(
-            examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=True
-        )
-        vocab_size = blueprint.config.get_text_config().vocab_size
-        metrics, score = build_token_metrics(self._metrics, vocab_size=vocab_size)
-        return Prepared(
-            splits=blocks,
-            collate=_BlockCollator(processor),
-            metrics=metrics,
-            score=score,
-            config={**special_token_ids(processor, blueprint.config), **_causal(blueprint.config)},
-            baseline=Baseline(
-                "frequencies of tokens", log_frequencies(blocks["train"], "input_ids", size=vocab_size), _add_unigram
-            ),
-        )
 
-    def update(
-        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
-    ) -> None:
-        """Compare the logits at each position with the next token."""
-        update_token_metrics(metrics, outputs["logits"][:, :-1], batch["labels"][:, 1:])
+    def config(self, blueprint: PreTrainedModel) -> dict[str, bool]:
+        """Return the configuration values that give an encoder, such as BERT, a causal mask."""
+        return {"is_decoder": True} if blueprint.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else {}
 
     def write_samples(
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict
@@ -146,15 +103,6 @@ class CausalLM:
             )
         continuation = str(processor.decode(written[0, len(prompt) :], skip_special_tokens=True))
         return {"prompt": str(processor.decode(prompt)), "written": continuation}
-
-
-def _add_unigram(metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
-    update_token_baseline(metrics, logits, batch["labels"][:, 1:])
-
-
-def _causal(config: PreTrainedConfig) -> dict[str, bool]:
-    """Return the configuration values that give an encoder, such as BERT, a causal mask."""
-    return {"is_decoder": True} if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else {}
 
 
 class _BlockCollator:

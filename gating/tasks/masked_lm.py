@@ -1,13 +1,11 @@
 """Masked language modeling, for BERT, RoBERTa and other encoders."""
 
 import zlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from datasets import DatasetDict
 from torch import Tensor
-from torchmetrics import MetricCollection
 from transformers import (
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
@@ -15,36 +13,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from gating.data.batches import Batch
-from gating.data.examples import Examples
-from gating.data.text.token_blocks import read_blocks
-from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.errors import InputError
 from gating.models.sources import ModelSource
-from gating.models.special_tokens import special_token_ids
-from gating.tasks.base import Prepared, check_block_length
-from gating.tasks.metrics.baselines import Baseline, log_frequencies
-from gating.tasks.metrics.tokens import (
-    build_token_metrics,
-    choose_token_metrics,
-    update_token_baseline,
-    update_token_metrics,
-)
+from gating.tasks.base import Metrics
+from gating.tasks.blocks import BlockTask
 
 __all__ = ["MaskedLM"]
 
 
-class MaskedLM:
+class MaskedLM(BlockTask):
     """Prediction of masked tokens, in blocks of text."""
 
     auto_class = AutoModelForMaskedLM
+    with_ends, shift = False, 0
 
-    def __init__(
-        self,
-        hidden: float = 0.15,
-        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
-        score: str | None = None,
-    ) -> None:
+    def __init__(self, hidden: float = 0.15, metrics: Metrics | None = None, score: str | None = None) -> None:
         """Store the share of tokens to mask, and the metrics.
 
         Args:
@@ -57,8 +40,8 @@ class MaskedLM:
         """
         if not 0 < hidden < 1:
             raise InputError(f"task.hidden must be a number between 0 and 1, such as .15, got task.hidden={hidden}.")
+        super().__init__(metrics, score)
         self._hidden = hidden
-        self._metrics = choose_token_metrics(metrics, score)
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
@@ -68,7 +51,7 @@ class MaskedLM:
         Raises:
             ValueError: The tokenizer has no mask token.
         """
-        tokenizer = load_or_train_tokenizer(source, blueprint, splits, frame="both")
+        tokenizer = super().load_processor(source, blueprint, splits)
         if tokenizer.mask_token is None:
             raise InputError(
                 f"The tokenizer of {source.title} has no mask token, which task=masked_lm needs: take a "
@@ -76,47 +59,13 @@ class MaskedLM:
             )
         return tokenizer
 
-    def prepare(
-        self,
-        examples: Examples,
-        processor: PreTrainedTokenizerBase,
-        blueprint: PreTrainedModel,
-        *,
-        max_length: int = 128,
-        text_column: str | None = None,
-    ) -> Prepared:
-        """Tokenize texts into blocks; tokens are masked when batches are collated.
+    def collator(self, processor: PreTrainedTokenizerBase) -> "_MaskingCollator":
+        """Return the function that masks tokens and pads blocks."""
+        return _MaskingCollator(processor, hidden=self._hidden)
 
-        Raises:
-            ValueError: There is no room for a text, or the texts cannot be used.
-        """
-        check_block_length(max_length)
-        blocks = read_blocks(
-            examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=False
-        )
-        vocab_size = blueprint.config.vocab_size
-        metrics, score = build_token_metrics(self._metrics, vocab_size=vocab_size)
-        # Special tokens are never masked.
-        special = tuple(number for number in processor.all_special_ids if number < vocab_size)
-        frequencies = log_frequencies(blocks["train"], "input_ids", size=vocab_size, without=special)
-        return Prepared(
-            splits=blocks,
-            collate=_MaskingCollator(processor, hidden=self._hidden),
-            metrics=metrics,
-            score=score,
-            config=special_token_ids(processor, blueprint.config),
-            baseline=Baseline("frequencies of tokens", frequencies, _add_unigram),
-        )
-
-    def update(
-        self, metrics: MetricCollection, batch: Batch, *, outputs: Mapping[str, Any], model: PreTrainedModel
-    ) -> None:
-        """Compare the logits at each masked position with the original token."""
-        update_token_metrics(metrics, outputs["logits"], batch["labels"])
-
-
-def _add_unigram(metrics: MetricCollection, logits: Tensor, batch: Batch) -> None:
-    update_token_baseline(metrics, logits, batch["labels"])
+    def uncounted(self, processor: PreTrainedTokenizerBase, vocab_size: int) -> tuple[int, ...]:
+        """Return the special tokens, which are never masked."""
+        return tuple(number for number in processor.all_special_ids if number < vocab_size)
 
 
 class _MaskingCollator:

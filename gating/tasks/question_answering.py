@@ -18,13 +18,12 @@ from transformers import (
 from gating.data.batches import Batch
 from gating.data.columns import find_column, take_columns
 from gating.data.examples import Examples
-from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import check_no_nulls, check_texts, require_offsets, tokenize, truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
 from gating.report.score import Score
-from gating.tasks.base import Prepared
+from gating.tasks.base import Prepared, TextTask
 from gating.tasks.metrics.answers import AnswerScores, best_spans
 from gating.tasks.metrics.baselines import Baseline
 from gating.tasks.windows import check_stride, make_windows, read_answers
@@ -32,7 +31,7 @@ from gating.tasks.windows import check_stride, make_windows, read_answers
 __all__ = ["QuestionAnswering"]
 
 
-class QuestionAnswering:
+class QuestionAnswering(TextTask):
     """Extractive question answering, in the format of SQuAD."""
 
     auto_class = AutoModelForQuestionAnswering
@@ -60,7 +59,7 @@ class QuestionAnswering:
         Raises:
             ValueError: The tokenizer does not map tokens to characters.
         """
-        tokenizer = load_or_train_tokenizer(source, blueprint, splits, frame="both")
+        tokenizer = super().load_processor(source, blueprint, splits)
         tokenizer = require_offsets(tokenizer, "task=question_answering")
         # Padding on the left would shift positions.
         tokenizer.padding_side = "right"

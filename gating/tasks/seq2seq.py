@@ -1,6 +1,6 @@
 """Sequence-to-sequence tasks: translation and summarization, for T5, BART, Marian and other encoder-decoders."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,12 +17,11 @@ from transformers import (
 from gating.data.batches import Batch
 from gating.data.columns import take_columns
 from gating.data.examples import Examples
-from gating.data.text.tokenizers import load_or_train_tokenizer
 from gating.data.text.tokens import beginning, check_texts, tokenize, truncation_length
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
-from gating.tasks.base import Prepared, Sample
+from gating.tasks.base import Metrics, Prepared, Sample, TextTask
 from gating.tasks.languages import language_token, set_language
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.texts import build_text_metrics, choose_text_metrics
@@ -43,10 +42,12 @@ _USUAL = (
 )
 
 
-class Seq2Seq:
+class Seq2Seq(TextTask):
     """Generation of a target text from a source text."""
 
     auto_class = AutoModelForSeq2SeqLM
+    frame = "end"
+    choose_metrics = staticmethod(choose_text_metrics)
 
     def __init__(
         self,
@@ -55,7 +56,7 @@ class Seq2Seq:
         num_samples: int = 3,
         source_language: str | None = None,
         target_language: str | None = None,
-        metrics: Sequence[Any] | Mapping[str, Any] | None = None,
+        metrics: Metrics | None = None,
         score: str | None = None,
     ) -> None:
         """Store the settings of generation, and the metrics.
@@ -77,10 +78,10 @@ class Seq2Seq:
             raise InputError(f"task.num_samples={num_samples}: give 0 or more.")
         if num_beams < 1:
             raise InputError(f"task.num_beams={num_beams}: a search has at least one beam.")
+        super().__init__(metrics, score)
         self._prefix = prefix
         self._num_beams = num_beams
         self._num_samples = num_samples
-        self._metrics = choose_text_metrics(metrics, score)
         self._languages = {"source": source_language, "target": target_language}
         # Set by prepare(), because they depend on the settings of the data.
         self._generate: _Generation | None = None
@@ -94,7 +95,7 @@ class Seq2Seq:
         Raises:
             ValueError: The tokenizer lacks a language, or needs one.
         """
-        tokenizer = load_or_train_tokenizer(source, blueprint, splits, frame="end")
+        tokenizer = super().load_processor(source, blueprint, splits)
         for side, language in self._languages.items():
             if language is not None:
                 set_language(tokenizer, side, language)

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from gating.data.labels import check_classes, check_number, classes_of_model, sort_labels, warn_of_spellings
+from gating.data.labels import check_classes, classes_of_model, number_classes, sort_labels
 from gating.data.rows import name_row
 from gating.errors import InputError, shorten
 
@@ -45,9 +45,7 @@ def encode_tags(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
     names = list(classes_of_model() or [*first, *others])
     if len(names) < 2:
         raise InputError(f"All words have the tag {', '.join(names) or 'none'}; there must be at least two.")
-    check_number(names)
-    warn_of_spellings(names, Counter(tag for rows in tags.values() for row in rows for tag in row))
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers = number_classes(names, Counter(tag for rows in tags.values() for row in rows for tag in row))
     for split, rows in tags.items():
         # One tag of each row, an unknown one if there is any.
         check_classes((next((tag for tag in row if tag not in numbers), row[0]) for row in rows), numbers, split)

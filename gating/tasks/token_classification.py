@@ -1,6 +1,6 @@
 """Token classification: a tag for every word, such as named entities or parts of speech."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import DatasetDict
@@ -19,7 +19,7 @@ from gating.data.examples import Examples
 from gating.data.text.tokens import check_no_nulls, load_tokenizer, require_offsets, tokenize, truncation_length
 from gating.models.sources import ModelSource
 from gating.models.special_tokens import special_token_ids
-from gating.tasks.base import Prepared
+from gating.tasks.base import MetricTask, Prepared
 from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.classes import class_config
 from gating.tasks.metrics.tags import build_tag_metrics, choose_tag_metrics
@@ -31,24 +31,15 @@ _WORD_COLUMNS = ("tokens", "words", "text")
 _TAG_COLUMNS = ("ner_tags", "tags", "label", "labels", "pos_tags")
 
 
-class TokenClassification:
-    """Classification of the words of a text."""
+class TokenClassification(MetricTask):
+    """Classification of the words of a text.
+
+    Its metrics are ``f1``, ``precision`` and ``recall`` of spans, ``accuracy`` and ``macro_f1`` of words; by default
+    those of spans if tags mark spans, else accuracy.
+    """
 
     auto_class = AutoModelForTokenClassification
-
-    def __init__(self, metrics: Sequence[Any] | Mapping[str, Any] | None = None, score: str | None = None) -> None:
-        """Store the metrics.
-
-        Args:
-            metrics: Of ``f1``, ``precision`` and ``recall`` of spans, ``accuracy`` and ``macro_f1`` of words, or
-                metrics, or their classes by name. If None, those of the data; or those of spans if tags mark spans,
-                else accuracy.
-            score: Name of the metric by which runs are compared; the first if None.
-
-        Raises:
-            InputError: A name is unknown, or a metric cannot be created.
-        """
-        self._metrics = choose_tag_metrics(metrics, score)
+    choose_metrics = staticmethod(choose_tag_metrics)
 
     def load_processor(
         self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict

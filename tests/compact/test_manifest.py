@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import gating
 from gating.errors import UserError, explain
 from gating.models.pretrained import Pretrained
-from gating.serving.sources import load_model
+from gating.serving.opening import load_model
 from tests.support.tiny_models import batch_for, logits_of
 
 WEIGHTS = "model.safetensors"

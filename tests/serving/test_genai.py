@@ -13,7 +13,7 @@ import transformers
 
 import gating
 from gating.serving.genai import check as genai_check
-from gating.serving.genai.export import check_genai, export_genai
+from gating.serving.genai.genai_export import check_genai, export_genai
 from tests.serving.decoders import make_tokenizer
 from tests.support.family_models import randomize
 
@@ -194,7 +194,7 @@ def test_an_export_with_other_logits_is_refused(small, tmp_path, monkeypatch):
 
 
 def test_errors_of_the_builder_are_one_sentence(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("gating.serving.genai.export.build_graph", lambda *args, **kwargs: {}["missing"])
+    monkeypatch.setattr("gating.serving.genai.genai_export.build_graph", lambda *args, **kwargs: {}["missing"])
     with pytest.raises(RuntimeError, match=r"LlamaForCausalLM cannot be exported .*KeyError.*Nothing was written"):
         export_genai(small, tmp_path / "exported")
     assert list(tmp_path.iterdir()) == []

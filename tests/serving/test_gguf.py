@@ -13,7 +13,8 @@ from tests.serving.decoders import make_decoder, make_tokenizer, remove
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 pytest.importorskip("xllamacpp", reason="the package xllamacpp, llama.cpp, is not installed")
 
-from gating.serving.gguf import export, tokenizer  # noqa: E402
+from gating.serving.gguf import gguf_export as export  # noqa: E402
+from gating.serving.gguf import tokenizer  # noqa: E402
 from gating.serving.gguf.architectures import find_architecture  # noqa: E402
 from gating.serving.gguf.check import Answer, run_llama_cpp  # noqa: E402
 

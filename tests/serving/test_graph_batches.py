@@ -10,7 +10,7 @@ import transformers
 
 import gating
 from gating.serving.graphs.batches import input_names
-from gating.serving.graphs.export import export_onnx, export_torch
+from gating.serving.graphs.graph_export import export_onnx, export_torch
 from gating.serving.graphs.runtime import GraphModel
 from tests.support.family_models import FAMILIES, randomize
 from tests.support.tiny_models import VOCABULARY

@@ -10,7 +10,8 @@ import torch.fx.config as fx_config
 from transformers import BertForSequenceClassification
 
 import gating
-from gating.serving.graphs import check, export
+from gating.serving.graphs import check
+from gating.serving.graphs import graph_export as export
 from gating.serving.graphs.tracing import quick_tracing
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import make_model_folder
@@ -43,7 +44,7 @@ def test_onnx_runtime_gives_the_same_outputs(compact_folder, tmp_path):
 
 
 def test_what_an_export_rejects_or_lacks_is_a_sentence(tmp_path):
-    report = export.RuntimeReport(tmp_path, "torch", 0.0, 1.0, {}, "", ("input_ids of 1 x 1",), ("token_type_ids",))
+    report = export.GraphReport(0.0, {}, "", ("input_ids of 1 x 1",), tmp_path, "torch", 1.0, ("token_type_ids",))
     assert report.sentences[2:] == (
         "It rejects input_ids of 1 x 1, which the model accepts",
         "The tokenizer or processor also makes token_type_ids, which the export does not accept: leave that out",

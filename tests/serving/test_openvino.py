@@ -10,7 +10,7 @@ import torch
 import gating
 from gating.serving.greedy import make_prompts
 from gating.serving.openvino import decoder as openvino_decoder
-from gating.serving.openvino.export import check_openvino, export_openvino
+from gating.serving.openvino.openvino_export import check_openvino, export_openvino
 from tests.serving.decoders import make_decoder, make_tokenizer, remove
 from tests.support.family_models import FAMILIES
 
@@ -138,7 +138,7 @@ def test_other_tokens_are_errors(decoder, monkeypatch):
 
 
 def test_errors_of_the_converter_are_one_sentence(decoder, tmp_path, monkeypatch):
-    monkeypatch.setattr("gating.serving.openvino.export.convert_decoder", lambda *args: {}["missing"])
+    monkeypatch.setattr("gating.serving.openvino.openvino_export.convert_decoder", lambda *args: {}["missing"])
     with pytest.raises(RuntimeError, match=r"LlamaForCausalLM cannot be exported .*KeyError.*Nothing was written"):
         export_openvino(decoder, tmp_path / "exported")
     assert list(tmp_path.iterdir()) == []

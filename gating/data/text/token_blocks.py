@@ -31,15 +31,7 @@ def read_blocks(
     text_column: str | None,
     with_ends: bool,
 ) -> DatasetDict:
-    """Find the texts of a data set, and tokenize them into blocks that fit a model.
-
-    Args:
-        examples: The data.
-        tokenizer: The model's tokenizer.
-        blueprint: The model without weights.
-        max_length: Number of tokens in a block; fewer if the model has fewer positions.
-        text_column: Column of the texts; the usual names are tried if None.
-        with_ends: Whether to separate texts; see :func:`cut_into_blocks`.
+    """Find the texts of a data set, and tokenize them into blocks of :func:`cut_into_blocks` that fit a model.
 
     Returns:
         The splits with one column, ``input_ids``.

@@ -13,7 +13,7 @@ from gating.data.text.tokens import load_tokenizer
 from gating.errors import InputError
 from gating.models.sources import ModelSource
 
-__all__ = ["load_or_train_tokenizer", "train_tokenizer"]
+__all__ = ["Frame", "load_or_train_tokenizer", "train_tokenizer"]
 
 # Longest word, or run of digits, signs or spaces, that a new tokenizer learns from as a whole, in characters.
 _LONGEST = 256
@@ -131,10 +131,6 @@ def _cut(text: str, room: int) -> tuple[list[str], int]:
     """Return a text in pieces that end where a word becomes too long, and how many characters of such words are left.
 
     The time of the training grows with the square of the length of words.
-
-    Args:
-        text: The text.
-        room: Number of characters of long words that may still be taken.
     """
     pieces, start = [], 0
     for match in _LONG.finditer(text):

@@ -122,12 +122,7 @@ def truncation_length(blueprint: PreTrainedModel, max_length: int, *, name: str 
 
 
 def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: PreTrainedTokenizerBase) -> DatasetDict:
-    """Map every split in batches, or load the result from the cache of an earlier run.
-
-    Args:
-        splits: The data.
-        function: Function that maps a batch of columns to columns of tokens; the old columns are removed.
-        tokenizer: The tokenizer that it uses.
+    """Map every split in batches to columns of tokens alone, or load the result from the cache of an earlier run.
 
     Raises:
         ValueError: The tokenizer does not know more than a third of the training data.
@@ -232,7 +227,7 @@ def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
     """
     for split, table in splits.items():
         for column in columns:
-            # In Arrow, because images would be decoded otherwise.
+            # Arrow reads the column without decoding images.
             missing = table.with_format("arrow")[column][:].is_null().to_pylist()
             if any(missing):
                 row = missing.index(True)

@@ -116,7 +116,7 @@ def _set_limits(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> N
 def _draw_names(axes: Axes, tradeoff: Tradeoff, drawn: Sequence[Candidate]) -> None:
     """Write the name of each candidate beside its point, where no point or earlier name is if there is a place."""
     points = [(tradeoff.speed(candidate), _height(tradeoff, candidate)) for candidate in drawn]
-    # In shares of the axes.
+    # Corners are shares of the axes.
     corners = [tuple(axes.transAxes.inverted().transform(axes.transData.transform(point))) for point in points]
     taken = [(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in corners]
     for candidate, (x, y), corner in zip(drawn, points, corners, strict=True):

@@ -16,12 +16,7 @@ _AXES = {"speedup": "speed-up", "work": "less work"}
 
 
 def tradeoff_table(tradeoff: Tradeoff, *, with_settings: bool = True) -> Table:
-    """Return a table with a row for each candidate; a star marks the front, an arrow the recommended one, ! warnings.
-
-    Args:
-        tradeoff: The choice.
-        with_settings: Whether it has a column of the settings in which candidates differ, if they do.
-    """
+    """Return a table of the candidates: a star marks the front, an arrow the recommended one, ! warnings."""
     extra = with_settings and any(candidate.runs[0].settings for candidate in tradeoff.candidates)
     table = Table(title=Text(f"{tradeoff.score.name.capitalize()} by speed"), title_justify="left")
     short = _short_speedups(tradeoff)
@@ -73,12 +68,7 @@ def failed_table(failed: Sequence[tuple[str, str]]) -> Table:
 
 
 def explain_choice(tradeoff: Tradeoff, *, setting: str) -> list[str]:
-    """Return the recommendation as sentences.
-
-    Args:
-        tradeoff: The choice.
-        setting: Name of the setting or option for the largest accepted loss.
-    """
+    """Return the recommendation as sentences, with the name of the setting for the largest accepted loss."""
     search = [] if tradeoff.search is None else [tradeoff.search]
     if tradeoff.problem is not None:
         return [*search, f"No run is recommended: {tradeoff.problem}", *tradeoff.notes]

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gating.errors import OperationError, explain, shorten
-from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts, short_prompts
+from gating.serving.greedy import TOLERANCES, check_alone_and_in_batch, make_prompts
 
 __all__ = ["check_in_genai", "check_tokenizer"]
 
@@ -24,12 +24,6 @@ def check_in_genai(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: s
 
     Quantized weights may change the tokens: then the change is measured, and only runs that fail are errors.
 
-    Args:
-        genai: The package ``onnxruntime_genai``.
-        model: The decoder that was exported, in float32.
-        folder: Folder with the graph and its ``genai_config.json``.
-        dtype: Type of the weights.
-
     Raises:
         RuntimeError: The weights are not quantized, and the runtime's tokens or logits differ from the decoder's.
     """
@@ -37,26 +31,23 @@ def check_in_genai(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: s
     end = _unlikely_token(model, prompts)
     prompts = [[token for token in prompt if token != end] or prompt for prompt in prompts]
     runtime = _load_with_end(genai, folder, end)
-    alone, change = [], 0.0
-    for prompt in prompts:
-        (tokens,), (logits,) = _write(genai, runtime, [prompt], end, count)
-        alone.append(tokens)
-        change = max(change, _change_of_logits(model, prompt, tokens, logits))
-    rows = short_prompts(prompts)
-    together, _ = _write(genai, runtime, rows, end, count)
-    tolerance = TOLERANCES.get(dtype)
-    check = check_tokens(model, prompts, alone, tolerance=tolerance, runtime=_RUNTIME)
-    batch = check_tokens(model, rows, together, tolerance=tolerance, runtime=f"{_RUNTIME} in a padded batch")
+    change, tolerance = 0.0, TOLERANCES.get(dtype)
+
+    def write(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        nonlocal change
+        written, logits = _write(genai, runtime, rows, end, count)
+        if len(rows) == 1:
+            change = max(change, _change_of_logits(model, rows[0], written[0], logits[0]))
+        return written
+
+    alone, batch = check_alone_and_in_batch(model, prompts, write, tolerance=tolerance, runtime=_RUNTIME, side="right")
     if tolerance is not None and not change <= tolerance:
         raise OperationError(
             f"The logits of {_RUNTIME} differ from the model's by {100 * change:.2g} % of the largest, more than "
             "rounding. Nothing was written."
         )
     share = f"{100 * change:.2g} %" if change >= 1e-4 else f"{change:.0e}"
-    return [
-        f"{check.describe(_RUNTIME)}, and its logits differ by up to {share} of the largest",
-        batch.describe(f"a batch of {len(rows)} prompts, padded on the right"),
-    ]
+    return [f"{alone}, and its logits differ by up to {share} of the largest", batch]
 
 
 @torch.inference_mode()
@@ -67,7 +58,7 @@ def _unlikely_token(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) ->
     """
     likeliest = torch.full((model.config.vocab_size,), -torch.inf, device=model.device)
     for prompt in prompts:
-        # Of a few tokens: logits of long texts take memory.
+        # A few tokens are enough: logits of long texts take memory.
         some = torch.tensor([prompt[:_FEW]], device=model.device)
         logits = model(input_ids=some, use_cache=False).logits[0].float()
         likeliest = likeliest.maximum(logits.log_softmax(-1).amax(0))

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gating.errors import MissingPackageError
 from gating.serving.contexts import checked_context
 from gating.serving.genai.heads import DecoderHeads, lay_out_heads
 
-__all__ = ["DTYPES", "Dtype", "TokenIds", "build_graph", "require_genai"]
+__all__ = ["DTYPES", "Dtype", "TokenIds", "build_graph"]
 
 Dtype = Literal["f32", "int8", "int4"]
 # Kinds of layers of Gemma 3, in the order in which the builder asks for their rotary tables.
@@ -46,21 +45,6 @@ class TokenIds:
     bos: int
     eos: tuple[int, ...]
     pad: int
-
-
-def require_genai() -> Any:
-    """Return the package ``onnxruntime_genai``.
-
-    Raises:
-        ImportError: It is not installed.
-    """
-    try:
-        importlib.import_module("onnx_ir")
-        return importlib.import_module("onnxruntime_genai")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"The package {error.name} is needed to export to ONNX Runtime GenAI: pip install 'head-gating[serving]'"
-        ) from error
 
 
 def build_graph(model: PreTrainedModel, folder: Path, *, builder: str, dtype: Dtype, tokens: TokenIds) -> DecoderHeads:

@@ -56,10 +56,6 @@ def lay_out_heads(model: PreTrainedModel, *, interleaved: bool) -> DecoderHeads:
     """Split fused projections of a decoder, and pad its heads with zeros to a width that the runtime takes.
 
     The model is changed: its weights serve the runtime, and its own forward pass does not run any more.
-
-    Args:
-        model: A decoder with at least one key-value group in every layer.
-        interleaved: Whether neighbouring entries of a head are rotated together, instead of entries of its two halves.
     """
     config: Any = model.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -56,7 +56,8 @@ _OPENELM = Architecture("openelm", has_norms=True, is_fused=True, sizes_per_laye
 # Its full attention rotates half of a head, so each layer gets a sliding window as long as the context.
 _STEP35 = Architecture("step35", has_norms=True, sizes_per_layer=("heads",), ties=False, rope_types=("default",))
 
-# For even sizes, and for uneven ones. The architecture qwen2 has as many query rows as hidden values; llama has biases.
+# Each family has an architecture for even sizes and some for uneven ones. Qwen2 is run as llama, which has biases, too:
+# the architecture qwen2 has as many query rows as hidden values.
 _FAMILIES: dict[str, tuple[Architecture, tuple[Architecture, ...]]] = {
     "llama": (_LLAMA, (_DECI,)),
     "mistral": (_LLAMA, (_DECI,)),
@@ -70,9 +71,6 @@ _NAMES = "LLaMA, Mistral, Qwen2 and Qwen3"
 
 def find_architecture(model: PreTrainedModel) -> Architecture:
     """Return the architecture of llama.cpp for a decoder.
-
-    Args:
-        model: A decoder, compact or dense.
 
     Raises:
         ValueError: llama.cpp has none; the message names the reason and another export.
@@ -102,12 +100,7 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
 
 
 def blocks_to_fill(model: PreTrainedModel, architecture: Architecture) -> tuple[str, ...]:
-    """Return the names of the emptied attention blocks in whose place an architecture needs a silent group.
-
-    Args:
-        model: A decoder that the architecture computes.
-        architecture: The architecture.
-    """
+    """Return the names of the emptied attention blocks in whose place an architecture needs a silent group."""
     sizes = sizes_of(model)
     if not architecture.may_be_empty:
         return sizes.emptied

@@ -37,13 +37,6 @@ def run_llama_cpp(
 
     Its cache is float32 and its attention the plain one, so that its logits are the model's up to rounding.
 
-    Args:
-        file: The GGUF file.
-        prompts: Tokens of each prompt.
-        count: Number of tokens to write after each.
-        context: Number of tokens of the context.
-        texts: Texts to tokenize.
-
     Raises:
         RuntimeError: llama.cpp does not load the file, or fails.
     """

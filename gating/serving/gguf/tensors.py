@@ -19,12 +19,7 @@ _SILENT_NEURONS = 32
 
 
 def widths_in_file(architecture: Architecture, sizes: DecoderSizes) -> list[int]:
-    """Return the number of neurons of each layer in the file; silent ones fill layers up where they have to.
-
-    Args:
-        architecture: Architecture of the file.
-        sizes: Sizes of the model.
-    """
+    """Return the number of neurons of each layer in the file; silent ones fill layers up where they have to."""
     widths = [width or _SILENT_NEURONS for width in sizes.num_neurons]
     return widths if "neurons" in architecture.sizes_per_layer else [max(widths)] * len(widths)
 
@@ -32,13 +27,7 @@ def widths_in_file(architecture: Architecture, sizes: DecoderSizes) -> list[int]
 def decoder_tensors(
     model: PreTrainedModel, architecture: Architecture, sizes: DecoderSizes
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a model with their names in a file.
-
-    Args:
-        model: A model of the layout of LLaMA.
-        architecture: Architecture of the file.
-        sizes: Sizes of the model.
-    """
+    """Yield the tensors of a model with their names in a file."""
     base: Any = model.base_model
     yield "token_embd.weight", base.embed_tokens.weight
     yield "output_norm.weight", base.norm.weight

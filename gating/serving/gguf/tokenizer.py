@@ -24,7 +24,7 @@ _TEKKEN = (
 _PRE_TOKENIZERS = {_LLAMA3: "llama-bpe", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}"): "qwen2", _TEKKEN: "tekken"}
 # Kinds of tokens that end a text, by the names of llama.cpp: it has a place for one of each.
 _ENDS = ("eos", "eot", "eom")
-# Of byte-level BPE without such an entry.
+# llama.cpp takes this token as the end for byte-level BPE without such an entry.
 _DEFAULT_END = 11
 _NO_MERGE = "! !"
 _WITH = "with a GGUF file of the dense model: removal of heads does not change its tokens."
@@ -84,11 +84,6 @@ def add_tokenizer(
 def copy_tokenizer(writer: gguf.GGUFWriter, source: Path, *, vocab_size: int) -> None:
     """Copy the tokenizer of another GGUF file, such as that of the dense model.
 
-    Args:
-        writer: Writer of the file.
-        source: The other file.
-        vocab_size: Number of rows of the input embedding.
-
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is not GGUF, or has another number of tokens.
@@ -127,13 +122,7 @@ def add_placeholders(writer: gguf.GGUFWriter, *, vocab_size: int) -> None:
 
 
 def add_ends_of_model(writer: gguf.GGUFWriter, model: PreTrainedModel, *, known: Mapping[str, int]) -> None:
-    """Add the special tokens of a model's settings that its tokenizer does not name; llama.cpp has other defaults.
-
-    Args:
-        writer: Writer of the file.
-        model: The model; it may end texts with several tokens, as chat models do.
-        known: Special tokens that the file has already, by their kinds.
-    """
+    """Add the special tokens of a model's settings that its tokenizer does not name; llama.cpp has other defaults."""
     special = {kind: numbers[0] for kind in ("bos", "pad") if (numbers := _tokens_of(model, kind))}
     ends = dict.fromkeys([*([known["eos"]] if "eos" in known else []), *_tokens_of(model, "eos")])
     for kind, number in {**special, **dict(zip(_ENDS, ends, strict=False))}.items():

@@ -19,7 +19,7 @@ def _load(task: dict[str, Any]) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = task["file"]
     params.n_ctx, params.n_parallel, params.warmup = task["context"], 1, False
-    # Without rounding of the cache, so that the logits are the model's.
+    # The cache is not rounded, so that the logits are the model's.
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     # Its threads wait busily for each other: on a machine with other work, one for each core is much slower.
@@ -35,7 +35,7 @@ def _ask(server: Any, endpoint: str, **request: Any) -> Any:
 
 
 def _write(server: Any, prompt: list[int], count: int) -> list[int]:
-    # Without tokens that end a text, so that it goes on.
+    # Tokens that end a text are left out, so that it goes on.
     request = {"prompt": prompt, "n_predict": count, "ignore_eos": True, "return_tokens": True, "cache_prompt": False}
     tokens: list[int] = _ask(server, "completion", samplers=["top_k"], top_k=1, **request)["tokens"]
     return tokens

@@ -40,14 +40,7 @@ class TokenizerSource(NamedTuple):
 def write_gguf(
     model: PreTrainedModel, architecture: Architecture, file: Path, *, dtype: str, source: TokenizerSource
 ) -> None:
-    """Write a decoder as a GGUF file.
-
-    Args:
-        model: A decoder that the architecture computes, with attention in all layers that need it.
-        architecture: Architecture of llama.cpp.
-        file: Path of the file.
-        dtype: Type of the matrices: ``f32``, ``f16``, ``bf16`` or ``q8_0``; vectors are float32.
-        source: Where the tokenizer is from.
+    """Write a decoder with attention in all layers that need it as a GGUF file, whose vectors are float32.
 
     Raises:
         ValueError: The tokenizer cannot be converted, or is of another model.
@@ -69,7 +62,7 @@ def write_gguf(
     except OSError as error:
         if error.errno is not None:
             raise
-        # Of numpy, which has written less than it was asked to.
+        # numpy has written less than it was asked to, and names no reason.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from error
     finally:
         writer.close()

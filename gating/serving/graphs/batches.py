@@ -82,13 +82,7 @@ def _usually_made(model: PreTrainedModel, needed: set[str]) -> set[str]:
 
 
 def batch_to_trace(model: PreTrainedModel, names: Sequence[str], processor: object = None) -> dict[str, Tensor]:
-    """Return the batch to trace an export with.
-
-    Args:
-        model: The model.
-        names: Names of its inputs.
-        processor: Its tokenizer or processor.
-    """
+    """Return the batch to trace an export with."""
     lengths = _shortened(_TRACED[: _most_rows(model)], _longest(model, processor))
     return _make_batch(model, names, lengths, _pad_token_id(model, processor), "right")
 
@@ -113,7 +107,7 @@ def batches_to_check(
     pad_token_id = _pad_token_id(model, processor)
     pads, longest, most = any(name in names for name in _MASKS), _longest(model, processor), _most_rows(model)
     candidates = [_TRACED, *_CHECKED, (longest,), _TRACED[:1]]
-    # Past each boundary, also one that is beyond the longest text of other checks.
+    # Texts go past each boundary, also past one that is beyond the longest text of other checks.
     furthest = _longest(model, processor, most=LONGEST_CHECKED)
     candidates += [(min(length + _BEYOND, furthest),) for length in boundaries(model.config) if length < furthest]
     for lengths in (_shortened(lengths, furthest) for lengths in candidates if len(lengths) <= most):

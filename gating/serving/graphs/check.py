@@ -1,7 +1,7 @@
 """Check of an exported model: its outputs on batches of several sizes, compared with the model's own."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from transformers import PreTrainedModel
 from gating.errors import OperationError, explain, shorten
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.graphs.batches import PaddedBatch, batches_to_check, real_positions
-from gating.serving.graphs.formats import ExportFormat
 
-__all__ = ["TOLERANCE", "ExportCheck", "check_exported", "check_quantized"]
+__all__ = ["TOLERANCE", "Axes", "ExportCheck", "check_exported", "check_quantized"]
+
+# Shape of each input of a graph: fixed sizes are integers, others are dynamic.
+Axes = Mapping[str, tuple[object, ...]]
 
 # Largest relative difference: runtimes sum in another order and fuse operations.
 TOLERANCE = 1e-4
@@ -35,20 +37,36 @@ class ExportCheck:
     checked: str
     refused: tuple[str, ...]
 
+    def describe(
+        self, left_out: Sequence[str], context: str | None, *, outputs: str = "its outputs differ"
+    ) -> list[str]:
+        """Return the inputs and the result of the check, for people.
 
-def check_exported(model: PreTrainedModel, exported: Any, format: ExportFormat, processor: object) -> ExportCheck:
+        Args:
+            left_out: Inputs that the tokenizer or processor makes and the graph does not have.
+            context: Sentence about texts that are too long for the graph, if any.
+            outputs: Subject and verb of the sentence on the outputs.
+        """
+        inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in self.inputs.items())
+        return [
+            f"Its inputs are {inputs}",
+            f"Checked on {self.checked}: {outputs} from the model's by {self.max_difference:.1e}",
+            *(f"It rejects {refused}, which the model accepts" for refused in self.refused),
+            *(
+                f"The tokenizer or processor also makes {name}, which the export does not accept: leave that out"
+                for name in left_out
+            ),
+            *([] if context is None else [context]),
+        ]
+
+
+def check_exported(model: PreTrainedModel, exported: Any, axes: Axes, processor: object) -> ExportCheck:
     """Compare the outputs of an exported model with those of the model on batches of several sizes and lengths.
-
-    Args:
-        model: The model.
-        exported: The model as loaded from its export.
-        format: Format of the export.
-        processor: The model's tokenizer or processor, if any.
 
     Raises:
         RuntimeError: The exported model rejects every batch, or its outputs differ.
     """
-    check = _compare(model, exported, format, processor)
+    check = _compare(model, exported, axes, processor)
     if check.max_difference > TOLERANCE:
         raise OperationError(
             f"The exported model's outputs differ from the model's by {check.max_difference:.1e}, more than rounding. "
@@ -58,21 +76,16 @@ def check_exported(model: PreTrainedModel, exported: Any, format: ExportFormat, 
 
 
 def check_quantized(
-    model: PreTrainedModel, exported: Any, format: ExportFormat, processor: object, *, floats: ExportCheck
+    model: PreTrainedModel, exported: Any, axes: Axes, processor: object, *, floats: ExportCheck
 ) -> float:
     """Return the largest relative difference that quantization makes to a model's outputs on the batches of a check.
 
-    Args:
-        model: The model.
-        exported: The quantized model as loaded from its export.
-        format: Format of the export.
-        processor: The model's tokenizer or processor, if any.
-        floats: Result of :func:`check_exported` before quantization.
+    ``floats`` is the result of :func:`check_exported` before quantization, with the same other arguments.
 
     Raises:
         RuntimeError: The quantized model rejects a batch that it accepted before, or its outputs are not finite.
     """
-    check = _compare(model, exported, format, processor)
+    check = _compare(model, exported, axes, processor)
     if check.refused != floats.refused:
         raise OperationError(
             f"With 8-bit weights, the exported model rejects {', '.join(check.refused)}. Nothing was written: leave "
@@ -85,8 +98,7 @@ def check_quantized(
     return check.max_difference
 
 
-def _compare(model: PreTrainedModel, exported: Any, format: ExportFormat, processor: object) -> ExportCheck:
-    axes = format.input_axes(exported)
+def _compare(model: PreTrainedModel, exported: Any, axes: Axes, processor: object) -> ExportCheck:
     difference, checked, refused, reason = 0.0, list[PaddedBatch](), list[str](), ""
     for padded in batches_to_check(model, list(axes), axes, processor):
         batch = padded.inputs

@@ -19,10 +19,6 @@ def quantize(exported: Any, batch: Mapping[str, Tensor]) -> None:
 
     Products of two activations, as in attention, stay products of floats.
 
-    Args:
-        exported: The model, as an ``ExportedModel`` of transformers with one graph.
-        batch: Inputs of the model.
-
     Raises:
         ValueError: No matrix product has a constant weight.
     """

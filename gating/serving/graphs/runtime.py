@@ -26,10 +26,6 @@ class GraphModel(nn.Module):
     def __init__(self, config: PreTrainedConfig, folder: str | os.PathLike[str]) -> None:
         """Load a graph.
 
-        Args:
-            config: Configuration of the model.
-            folder: Folder that :func:`gating.export_onnx` wrote.
-
         Raises:
             ValueError: The graph cannot be loaded.
         """

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from gating.errors import InputError
-from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts, short_prompts
+from gating.serving.greedy import TOLERANCES, check_alone_and_in_batch, make_prompts
 
 __all__ = ["check_decoder", "check_layers", "convert_decoder"]
 
@@ -22,11 +22,7 @@ _KINDS = {"full_attention", "sliding_attention"}
 
 
 def check_layers(model: PreTrainedModel) -> None:
-    """Check that every layer of a decoder attends to all earlier tokens, or to those of a window.
-
-    Raises:
-        ValueError: A layer is of another kind.
-    """
+    """Raise ``ValueError`` if a layer attends to other tokens than all earlier ones or those of a window."""
     others = sorted(set(getattr(model.config, "layer_types", None) or ()) - _KINDS)
     if others:
         raise InputError(
@@ -92,10 +88,6 @@ def convert_decoder(openvino: Any, model: PreTrainedModel) -> Any:
 
     Its inputs are those of optimum-intel and of ``openvino_genai.LLMPipeline``: ``input_ids``, ``attention_mask``,
     ``position_ids`` and ``beam_idx``, which orders the rows of the cache.
-
-    Args:
-        openvino: The package.
-        model: A decoder in float32 on the CPU.
     """
     step, past = _Step(model), _example_cache(model)
     rows, length, past_length = 2, 4, past[0].shape[2]
@@ -148,27 +140,18 @@ def check_decoder(
 ) -> list[str]:
     """Compare the tokens that OpenVINO writes, alone and in a batch, with a decoder's own; return sentences.
 
-    Args:
-        compiled: The compiled model.
-        model: The decoder that was exported, in float32.
-        dtype: Type of the weights.
-        pad_token_id: Token that fills rows of a batch.
-        context: Longest text of the export; by default that of the decoder.
-
     Raises:
         RuntimeError: OpenVINO writes other tokens than the decoder.
     """
     prompts, count = make_prompts(model, context=context)
-    alone = [_write(compiled, [prompt], count, pad_token_id)[0] for prompt in prompts]
-    rows = short_prompts(prompts)
-    together = _write(compiled, rows, count, pad_token_id)
-    tolerance = TOLERANCES[dtype]
-    check = check_tokens(model, prompts, alone, tolerance=tolerance, runtime="OpenVINO")
-    batch = check_tokens(model, rows, together, tolerance=tolerance, runtime="OpenVINO in a padded batch")
-    return [
-        check.describe("OpenVINO"),
-        batch.describe(f"a batch of {len(rows)} prompts, padded on the left"),
-    ]
+    return check_alone_and_in_batch(
+        model,
+        prompts,
+        lambda rows: _write(compiled, rows, count, pad_token_id),
+        tolerance=TOLERANCES[dtype],
+        runtime="OpenVINO",
+        side="left",
+    )
 
 
 def _write(compiled: Any, prompts: Sequence[Sequence[int]], count: int, pad_token_id: int) -> list[list[int]]:

@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.graphs.batches import batch_to_trace
-from gating.serving.graphs.check import ExportCheck, check_exported
-from gating.serving.graphs.formats import ExportFormat
+from gating.serving.graphs.check import Axes, ExportCheck, check_exported
 
 __all__ = ["check_graph", "convert_graph", "rounding_of_graph"]
 
@@ -45,14 +44,7 @@ def _by_name(outputs: Any, name: str = "") -> dict[str, Tensor]:
 
 
 def convert_graph(openvino: Any, model: PreTrainedModel, names: Sequence[str], processor: object) -> Any:
-    """Return a model as an OpenVINO model with batches and lengths of any size.
-
-    Args:
-        openvino: The package.
-        model: A model in float32 on the CPU.
-        names: Names of its inputs.
-        processor: Its tokenizer or processor, if any.
-    """
+    """Return a model in float32 on the CPU as an OpenVINO model with batches and lengths of any size."""
     batch = batch_to_trace(model, names, processor)
     step = _Pass(model, names)
     with torch.inference_mode():
@@ -80,38 +72,23 @@ class _Compiled:
         return [torch.from_numpy(output.copy()) for output in outputs.values()]
 
 
-def _axes(exported: _Compiled) -> dict[str, tuple[object, ...]]:
+def _axes(compiled: Any) -> Axes:
     return {
         port.any_name: tuple("dynamic" if size.is_dynamic else size.get_length() for size in port.partial_shape)
-        for port in exported.compiled.inputs
+        for port in compiled.inputs
     }
 
 
-_FORMAT = ExportFormat(exporter="", config="", export_format="openvino", endings=(), input_axes=_axes)
-
-
 def check_graph(compiled: Any, model: PreTrainedModel, processor: object) -> ExportCheck:
-    """Compare the outputs of a compiled model with the model's own on batches of several sizes.
-
-    Args:
-        compiled: The compiled model.
-        model: The model that was exported, in float32 on the CPU.
-        processor: Its tokenizer or processor, if any.
+    """Compare the outputs of a compiled model with those of a model in float32 on batches of several sizes.
 
     Raises:
         RuntimeError: The outputs differ.
     """
-    return check_exported(model, _Compiled(compiled), _FORMAT, processor)
+    return check_exported(model, _Compiled(compiled), _axes(compiled), processor)
 
 
 def rounding_of_graph(compiled: Any, model: PreTrainedModel, names: Sequence[str], processor: object) -> float:
-    """Return the largest relative difference of a compiled model with rounded weights, on one batch.
-
-    Args:
-        compiled: The compiled model.
-        model: The model that was exported, in float32 on the CPU.
-        names: Names of its inputs.
-        processor: Its tokenizer or processor, if any.
-    """
+    """Return the largest relative difference of a compiled model with rounded weights, on one batch."""
     batch = batch_to_trace(model, names, processor)
     return max_relative_difference(forward_outputs(model, batch), _Compiled(compiled)(**batch))

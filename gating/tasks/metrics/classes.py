@@ -91,15 +91,7 @@ _METRICS: dict[str, Callable[[int], Metric]] = {
 
 
 def choose_class_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of classes that settings choose, checked as far as is possible without data.
-
-    Args:
-        metrics: Names of :func:`class_metrics`, or classes; None for those of the data.
-        score: Name of the metric by which runs are compared; the first if None.
-
-    Raises:
-        InputError: A name is unknown, or a metric cannot be created.
-    """
+    """Return the metrics of classes that settings choose, checked as far as is possible without data."""
     return ChosenMetrics(metrics, score, known=_METRICS, of="classes", fills=("num_classes", "task"))
 
 
@@ -107,11 +99,6 @@ def build_class_metrics(
     chosen: ChosenMetrics, default: Sequence[str], *, num_classes: int
 ) -> tuple[MetricCollection, Score]:
     """Return the chosen metrics of classes, and the score by which runs are compared.
-
-    Args:
-        chosen: Metrics of :func:`choose_class_metrics`.
-        default: Names of the metrics if none are chosen.
-        num_classes: Number of classes.
 
     Raises:
         InputError: A name is unknown, or a metric does not fit the classes.

@@ -33,24 +33,12 @@ _CORRELATIONS = (pearson_corrcoef, spearman_corrcoef)
 
 
 def choose_number_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of numbers that settings choose, checked as far as is possible without data.
-
-    Args:
-        metrics: Names of :func:`number_metrics`, or classes; None for those of the data.
-        score: Name of the metric by which runs are compared; the first if None.
-
-    Raises:
-        InputError: A name is unknown, or a metric cannot be created.
-    """
+    """Return the metrics of numbers that settings choose, checked as far as is possible without data."""
     return ChosenMetrics(metrics, score, known=_METRICS, of="numbers")
 
 
 def build_number_metrics(chosen: ChosenMetrics, default: Sequence[str]) -> tuple[MetricCollection, Score]:
     """Return the chosen metrics of numbers, and the score by which runs are compared.
-
-    Args:
-        chosen: Metrics of :func:`choose_number_metrics`.
-        default: Names of the metrics if none are chosen.
 
     Raises:
         InputError: A name is unknown, or a metric does not fit numbers.

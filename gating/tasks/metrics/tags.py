@@ -18,16 +18,7 @@ _IGNORED = -100  # label of ignored positions in transformers
 
 
 def choose_tag_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of tags that settings choose, checked as far as is possible without data.
-
-    Args:
-        metrics: ``f1``, ``precision`` and ``recall`` of spans, ``accuracy`` and ``macro_f1`` of words, or classes; None
-            for those of the data.
-        score: Name of the metric by which runs are compared; the first if None.
-
-    Raises:
-        InputError: A name is unknown, or a metric cannot be created.
-    """
+    """Return the metrics of tags that settings choose, checked as far as is possible without data."""
     known = (*_SPANS, "accuracy", "macro_f1")
     return ChosenMetrics(metrics, score, known=known, of="tags", fills=("num_classes", "ignore_index", "task"))
 
@@ -35,13 +26,7 @@ def choose_tag_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetr
 def build_tag_metrics(
     chosen: ChosenMetrics, default: Sequence[str], *, tag_names: Sequence[str], mark_spans: bool
 ) -> tuple[MetricCollection, Score]:
-    """Return the chosen metrics of tags, and the score by which runs are compared.
-
-    Args:
-        chosen: Metrics of :func:`choose_tag_metrics`.
-        default: Names of the metrics if none are chosen; those of spans if tags mark spans, else accuracy, if empty.
-        tag_names: Names of the tags in the order of their numbers.
-        mark_spans: Whether the tags mark spans.
+    """Return the chosen metrics of tags, or ``default``, or usual ones; and the score to compare runs by.
 
     Raises:
         InputError: A name is unknown, or a metric does not fit the tags.

@@ -16,22 +16,13 @@ TextMetrics = tuple[MetricCollection, Score, MetricCollection | None, Score]
 
 
 def choose_text_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of texts that settings choose, checked as far as is possible without data.
-
-    Args:
-        metrics: ``bleu`` and ``chrf`` of texts, ``perplexity`` and ``accuracy`` of tokens, or classes of metrics of
-            texts; None for these four.
-        score: Name of the metric by which runs are compared; the first if None.
-
-    Raises:
-        InputError: A name is unknown, or a metric cannot be created.
-    """
+    """Return the metrics of texts that settings choose, checked as far as is possible without data."""
     known = (*_TEXT_SCORES, *TOKEN_SCORES)
     return ChosenMetrics(known if metrics is None else metrics, score, known=known, of="texts")
 
 
 def build_text_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> TextMetrics:
-    """Return the chosen metrics; of tokens, which every validation needs, both are taken if none are chosen.
+    """Return the chosen metrics; token metrics default to perplexity and accuracy.
 
     Raises:
         InputError: A metric does not fit texts.

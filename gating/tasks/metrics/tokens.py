@@ -27,15 +27,7 @@ TOKEN_SCORES = {"perplexity": PERPLEXITY, "accuracy": Score("accuracy")}
 
 
 def choose_token_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of tokens that settings choose, checked as far as is possible without data.
-
-    Args:
-        metrics: ``perplexity``, ``accuracy``, or classes; None for these two.
-        score: Name of the metric by which runs are compared; the first if None.
-
-    Raises:
-        InputError: A name is unknown, or a metric cannot be created.
-    """
+    """Return the metrics of tokens that settings choose, checked as far as is possible without data."""
     return ChosenMetrics(metrics, score, known=TOKEN_SCORES, of="tokens", fills=("num_classes", "task"))
 
 
@@ -58,7 +50,7 @@ def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[Metr
         arguments={"num_classes": vocab_size, "task": "multiclass"},
         example=(logits, targets),
     )
-    # Without groups, because they are updated with different arguments.
+    # Metrics in one group would be updated with the same arguments.
     return MetricCollection(dict(metrics.items()), compute_groups=False), score
 
 

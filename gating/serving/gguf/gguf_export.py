@@ -20,9 +20,9 @@ from gating.serving.gguf.ownership import is_sealed
 from gating.serving.gguf.tokenizer import tokens_never_written
 from gating.serving.gguf.writing import TokenizerSource, write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
-from gating.serving.refusals import naming_alternatives
+from gating.serving.opening import Exportable, load_model, source_of
+from gating.serving.refusals import check_supported
 from gating.serving.silent import with_silent_groups
-from gating.serving.sources import load_model, source_of
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_replaceable, is_or_holds
 from gating.storage.results import COMPACT_MODEL
@@ -32,7 +32,7 @@ __all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
 GGUF_TYPES: tuple[GgufType, ...] = ("f32", "f16", "bf16", "q8_0")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-# Of the check, in tokens: room for the texts, also.
+# The context of the check, in tokens, has room for the texts, too.
 _LEAST_CONTEXT = 2048
 _NO_TOKENIZER = "The model has no tokenizer: the file has placeholders, and reads and writes numbers of tokens only"
 _OTHER_SPECIAL = "That file adds other special tokens to a text than the model's tokenizer: write them in the prompt"
@@ -46,7 +46,7 @@ _TEXTS = (
 
 
 def export_gguf(
-    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    model_or_directory: Exportable,
     save_path: str | os.PathLike[str],
     *,
     dtype: GgufType = "f16",
@@ -87,8 +87,8 @@ def export_gguf(
     check = partial(_check_target, target, overwrite=overwrite, sources=sources)
     check()
     model, folder = load_model(model_or_directory)
-    with naming_alternatives("gguf", model):
-        architecture = find_architecture(model)
+    check_supported("gguf", model)
+    architecture = find_architecture(model)
     # Checked again when it is written, which may take long.
     with tempfile.TemporaryDirectory(prefix="head-gating-") as scratch, replacing_file(target, check=check) as new:
         own = _tokenizer_folder(folder, tokenizer, Path(scratch))

@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import importlib
 import os
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,52 +11,34 @@ from transformers import PreTrainedModel
 
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
-from gating.errors import (
-    InputError,
-    MissingPackageError,
-    OperationError,
-)
+from gating.errors import InputError, OperationError
 from gating.serving.contexts import checked_context
 from gating.serving.copies import as_converted, copy_in_float32
+from gating.serving.folder_export import export_kind, exporting, megabytes_of
 from gating.serving.formats import ServingReport
 from gating.serving.graphs.batches import input_names
 from gating.serving.graphs.tracing import quiet_exporters
+from gating.serving.opening import Exportable, load_processor, require
 from gating.serving.openvino.decoder import check_decoder, check_layers, convert_decoder
 from gating.serving.openvino.graph import check_graph, convert_graph, rounding_of_graph
-from gating.serving.refusals import naming_alternatives, reporting_failure
-from gating.serving.sources import load_model, load_processor, source_of
-from gating.storage.folders import check_replaceable, replacing_folder
-from gating.storage.results import ResultKind
+from gating.serving.refusals import reporting_failure
 from gating.structure.record import RECORD_KEY
 
-__all__ = ["OPENVINO_MODEL", "Dtype", "check_openvino", "export_openvino"]
+__all__ = ["Dtype", "check_openvino", "export_openvino"]
 
 Dtype = Literal["f32", "f16"]
 _DTYPES: tuple[str, ...] = get_args(Dtype)
-_FILES = frozenset({"openvino_model.xml", "openvino_model.bin"})
+_FILES = ("openvino_model.xml", "openvino_model.bin")
 # Without these, the plugin rounds to 16 bits on some processors, and the cache to 8.
 _EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 _EXACT_CACHE = {**_EXACT, "KV_CACHE_PRECISION": "f32"}
 
 
-def _own_files(folder: Path) -> frozenset[str] | None:
-    # openvino_tokenizers adds its files to the folder.
-    converted = {f"openvino_{name}.{ending}" for name in ("tokenizer", "detokenizer") for ending in ("xml", "bin")}
-    return _FILES | converted if all((folder / name).is_file() for name in _FILES) else None
-
-
-OPENVINO_MODEL = ResultKind("export", _own_files, in_command="--overwrite")
+_KIND = export_kind(lambda folder: all((folder / name).is_file() for name in _FILES))
 
 
 def check_openvino(model: PreTrainedModel) -> None:
-    """Check that a model can be exported to OpenVINO, without its package.
-
-    Args:
-        model: The model.
-
-    Raises:
-        ValueError: The model is a decoder with layers other than attention to all tokens or to a window.
-    """
+    """Raise ``ValueError`` for a decoder with layers other than attention to all tokens or to a window."""
     if _writes_text(model):
         sizes_of(model)
         check_layers(model)
@@ -69,7 +50,7 @@ def _writes_text(model: PreTrainedModel) -> bool:
 
 
 def export_openvino(
-    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    model_or_directory: Exportable,
     save_path: str | os.PathLike[str],
     *,
     dtype: Dtype = "f32",
@@ -102,32 +83,18 @@ def export_openvino(
     """
     if dtype not in _DTYPES:
         raise InputError(f"dtype={dtype!r} is not a type of OpenVINO's weights here: give one of {', '.join(_DTYPES)}.")
-    openvino = _require_openvino()
-    place, given = Path(save_path), model_or_directory
-    source = source_of(given)
-    check_replaceable(place, overwrite=overwrite, kind=OPENVINO_MODEL, keep=[source])
-    model, origin = load_model(given)
-    with naming_alternatives("openvino", model):
-        check_openvino(model)
-    processor: Any = tokenizer or load_processor(origin)
-    write = _write_decoder if _writes_text(model) else _write_graph
-    with replacing_folder(place, overwrite=overwrite, kind=OPENVINO_MODEL, keep=[source]) as folder:
+    openvino, place = require("openvino", target="OpenVINO"), Path(save_path)
+    with exporting(model_or_directory, place, kind=_KIND, overwrite=overwrite, format="openvino") as opened:
+        model, origin, folder = opened
+        processor: Any = tokenizer or load_processor(origin)
+        write = _write_decoder if _writes_text(model) else _write_graph
         with reporting_failure(model, "OpenVINO"), quiet_exporters(), torch.no_grad():
             sentences = write(openvino, model, folder, dtype, processor)
         _save_settings(model, folder)
         if processor is not None:
             processor.save_pretrained(folder)
-        megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+        megabytes = megabytes_of(folder)
     return ServingReport(place, megabytes, tuple(sentences))
-
-
-def _require_openvino() -> Any:
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"The package {error.name} is needed to export to OpenVINO: pip install 'head-gating[serving]'"
-        ) from error
 
 
 def _write_decoder(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dtype, processor: Any) -> list[str]:
@@ -159,15 +126,7 @@ def _write_graph(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dty
         # Masks of truth values make NaN of rows that are only padding; those of eager attention are numbers.
         converted.set_attn_implementation("eager")
         check = check_graph(write("f32"), reference, processor)
-    inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in check.inputs.items())
-    sentences = [
-        f"Its inputs are {inputs}",
-        f"Checked on {check.checked}: its outputs differ from the model's by {check.max_difference:.1e}",
-        *(f"It rejects {refused}, which the model accepts" for refused in check.refused),
-        *(f"The tokenizer or processor also makes {name}, which it does not accept: leave it out" for name in left_out),
-    ]
-    note = checked_context(model.config)[1]
-    sentences += [] if note is None else [note]
+    sentences = check.describe(left_out, checked_context(model.config)[1])
     if dtype == "f16":
         change = rounding_of_graph(write(dtype), reference, names, processor)
         sentences.append(f"With weights in f16, its outputs differ by {change:.1e}")

@@ -6,26 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
-from gating.discovery.vocabulary import check_vocabulary
-from gating.errors import InputError, loading
+from gating.errors import InputError
 from gating.serving.contexts import checked_context
+from gating.serving.copies import copy_in_float32
+from gating.serving.folder_export import export_kind, exporting, megabytes_of
 from gating.serving.formats import ServingReport
 from gating.serving.genai.check import check_in_genai, check_tokenizer
-from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph, require_genai
+from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph
 from gating.serving.genai.heads import DecoderHeads
-from gating.serving.refusals import naming_alternatives, reporting_failure
+from gating.serving.opening import Exportable, load_processor, require
+from gating.serving.refusals import reporting_failure
 from gating.serving.silent import with_silent_groups
-from gating.serving.sources import load_model, source_of
-from gating.storage.folders import check_replaceable, replacing_folder
-from gating.storage.results import ResultKind
 from gating.storage.tables import read_table
 
-__all__ = ["GENAI_MODEL", "check_genai", "export_genai"]
+__all__ = ["check_genai", "export_genai"]
 
 # Class of the runtime's builder by model type; all were compared with transformers token by token.
 _BUILDERS: Mapping[str, str] = {
@@ -50,26 +48,11 @@ _ACTIVATIONS = frozenset(
 _FIXED_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 # The builder takes quantized experts from the files of the original model.
 _ONLY_F32 = frozenset({"gpt_oss"})
-_CONFIG = "genai_config.json"
-
-
-def _own_files(folder: Path) -> frozenset[str] | None:
-    described = read_table(folder / _CONFIG)
-    return frozenset({_CONFIG, "model.onnx", "model.onnx.data"}) if "model" in described else None
-
-
-GENAI_MODEL = ResultKind("export", _own_files, in_command="--overwrite")
+_KIND = export_kind(lambda folder: "model" in read_table(folder / "genai_config.json"))
 
 
 def check_genai(model: PreTrainedModel) -> None:
-    """Check that a model can be exported to ONNX Runtime GenAI, without its package.
-
-    Args:
-        model: The model.
-
-    Raises:
-        ValueError: The model is not a decoder of text, or its family, activation or rotary embedding is not supported.
-    """
+    """Raise ``ValueError`` with the reason for which ONNX Runtime GenAI cannot run a model."""
     sizes = sizes_of(model)
     name, config = type(model).__name__, cast("Any", model.config)
     if config.model_type not in _BUILDERS or not name.endswith("ForCausalLM"):
@@ -90,7 +73,7 @@ def check_genai(model: PreTrainedModel) -> None:
 
 
 def export_genai(
-    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    model_or_directory: Exportable,
     save_path: str | os.PathLike[str],
     *,
     dtype: Dtype = "f32",
@@ -127,26 +110,24 @@ def export_genai(
         raise InputError(
             f"dtype={dtype!r} is not a type of ONNX Runtime GenAI's weights: give one of {', '.join(DTYPES)}."
         )
-    genai = require_genai()
-    place, given = Path(save_path), model_or_directory
-    source = source_of(given)
-    check_replaceable(place, overwrite=overwrite, kind=GENAI_MODEL, keep=[source])
-    model, origin = load_model(given)
-    with naming_alternatives("onnx-genai", model):
-        check_genai(model)
-    if dtype != "f32" and model.config.model_type in _ONLY_F32:
-        raise InputError(f"dtype={dtype!r} is not available for {type(model).__name__}: export it with dtype='f32'.")
-    tokenizer = tokenizer or _tokenizer_of(origin)
-    tokens = _token_ids(model, tokenizer)
-    with replacing_folder(place, overwrite=overwrite, kind=GENAI_MODEL, keep=[source]) as folder:
+    require("onnx_ir", target="ONNX Runtime GenAI")
+    genai, place = require("onnxruntime_genai", target="ONNX Runtime GenAI"), Path(save_path)
+    with exporting(model_or_directory, place, kind=_KIND, overwrite=overwrite, format="onnx-genai") as opened:
+        model, origin, folder = opened
+        if dtype != "f32" and model.config.model_type in _ONLY_F32:
+            raise InputError(
+                f"dtype={dtype!r} is not available for {type(model).__name__}: export it with dtype='f32'."
+            )
+        processor: Any = tokenizer or load_processor(origin)
+        tokens = _token_ids(model, processor)
         sentences = _write_checked(genai, model, folder, dtype=dtype, tokens=tokens)
         note = checked_context(model.config)[1]
         sentences += [] if note is None else [note]
-        if not _find_tokens("eos", model, tokenizer):
+        if not _find_tokens("eos", model, processor):
             sentences.append(f"No token is known that ends a text: the runtime ends it at token {tokens.eos[0]}")
-        if tokenizer is not None:
-            sentences += _save_tokenizer(genai, model, folder, tokenizer)
-        megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+        if processor is not None:
+            sentences += _save_tokenizer(genai, model, folder, processor)
+        megabytes = megabytes_of(folder)
     return ServingReport(place, megabytes, tuple(sentences))
 
 
@@ -155,17 +136,11 @@ def _write_checked(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: D
     with reporting_failure(model, "ONNX Runtime GenAI"):
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
-        reference = model if _is_float32(model) else copy.deepcopy(model).float()
-        # A copy of the modules, because the builder changes some; it shares their tensors.
-        tensors = {id(tensor): tensor for tensor in (*reference.parameters(), *reference.buffers())}
-        copied: PreTrainedModel = copy.deepcopy(reference, tensors)
-        builder = _BUILDERS[model.config.model_type]
-        heads = build_graph(with_silent_groups(copied), folder, builder=builder, dtype=dtype, tokens=tokens)
+        reference = copy_in_float32(model)
+        # The builder changes some modules of its copy, which shares their tensors.
+        copied = with_silent_groups(copy_in_float32(reference))
+        heads = build_graph(copied, folder, builder=_BUILDERS[model.config.model_type], dtype=dtype, tokens=tokens)
         return [_describe(model, heads, dtype), *check_in_genai(genai, reference, folder, dtype=dtype)]
-
-
-def _is_float32(model: PreTrainedModel) -> bool:
-    return all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
 def _describe(model: PreTrainedModel, heads: DecoderHeads, dtype: str) -> str:
@@ -194,15 +169,6 @@ def _save_tokenizer(genai: Any, model: PreTrainedModel, folder: Path, tokenizer:
     saved.model_max_length = min(saved.model_max_length, model.config.max_position_embeddings)
     saved.save_pretrained(folder)
     return check_tokenizer(genai, folder, tokenizer)
-
-
-def _tokenizer_of(folder: Path | None) -> Any:
-    if folder is None or not (folder / "tokenizer_config.json").is_file():
-        return None
-    with loading(str(folder), remedy="Export the model again."):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    check_vocabulary(tokenizer, size=None, name=str(folder))
-    return tokenizer
 
 
 def _token_ids(model: PreTrainedModel, tokenizer: Any) -> TokenIds:

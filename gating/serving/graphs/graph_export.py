@@ -4,6 +4,7 @@ import copy
 import importlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,67 @@ from transformers import PreTrainedModel
 from gating.compact.save import Processor
 from gating.serving.contexts import checked_context, steady_context
 from gating.serving.copies import as_converted, fix_rotations
+from gating.serving.folder_export import exporting, megabytes_of
 from gating.serving.graphs.batches import batch_to_trace, input_names
-from gating.serving.graphs.check import check_exported, check_quantized
-from gating.serving.graphs.formats import EXPORT, FORMATS, RuntimeFormat
+from gating.serving.graphs.check import Axes, ExportCheck, check_exported, check_quantized
+from gating.serving.graphs.exporters import EXPORT, EXPORTERS, GraphFormat
 from gating.serving.graphs.int8 import quantize
-from gating.serving.graphs.report import RuntimeReport
 from gating.serving.graphs.tracing import as_exported, quick_tracing, quiet_exporters
+from gating.serving.opening import Exportable, load_processor
 from gating.serving.refusals import reporting_failure
-from gating.serving.sources import load_model, load_processor, source_of
-from gating.storage.folders import check_replaceable, replacing_folder
 
-__all__ = ["RuntimeReport", "export_onnx", "export_torch"]
+__all__ = ["GraphReport", "export_onnx", "export_torch"]
+
+
+@dataclass(frozen=True)
+class GraphReport(ExportCheck):
+    """An export and the result of its check, in which refused batches are those that the model alone accepts.
+
+    Attributes:
+        folder: Folder of the export; ``ExportedModel.from_pretrained(folder)`` of transformers loads it.
+        format: ``onnx`` or ``torch``.
+        megabytes: Size of the folder, in millions of bytes.
+        left_out: Inputs that the tokenizer or processor makes and the graph does not have.
+        context: Sentence about texts that are too long for the graph; None if it takes all that the model does.
+        int8_difference: Largest relative difference after quantization to 8-bit integers; None for float weights, of
+            which ``max_difference`` is.
+    """
+
+    folder: Path
+    format: GraphFormat
+    megabytes: float
+    left_out: tuple[str, ...]
+    context: str | None = None
+    int8_difference: float | None = None
+
+    @property
+    def path(self) -> Path:
+        """The folder, by the name that it has in the reports of all formats."""
+        return self.folder
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The contents and the result of the check, for people."""
+        if self.int8_difference is None:
+            return tuple(self.describe(self.left_out, self.context))
+        first, second, *others = self.describe(
+            self.left_out, self.context, outputs="the outputs of the float graph differ"
+        )
+        change = (
+            "Its weights are 8-bit integers, with which the outputs on these random batches differ by "
+            f"{self.int8_difference:.1e}: measure its accuracy before use"
+        )
+        return (first, second, change, *others)
 
 
 def export_onnx(
-    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    model_or_directory: Exportable,
     save_directory: str | os.PathLike[str],
     *,
     tokenizer: Processor | None = None,
     int8: bool = False,
     overwrite: bool = False,
-) -> RuntimeReport:
+) -> GraphReport:
     """Export a model to ONNX, with the inputs that its tokenizer makes, and check its outputs in ONNX Runtime.
 
     The check runs batches of several sizes and lengths, with and without padding. Decoders that generate compute
@@ -65,12 +106,12 @@ def export_onnx(
 
 
 def export_torch(
-    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    model_or_directory: Exportable,
     save_directory: str | os.PathLike[str],
     *,
     tokenizer: Processor | None = None,
     overwrite: bool = False,
-) -> RuntimeReport:
+) -> GraphReport:
     """Export a model with ``torch.export``, with the inputs that its tokenizer makes, and check its outputs.
 
     See :func:`export_onnx` for the check and the position ids.
@@ -89,74 +130,74 @@ def export_torch(
         RuntimeError: The model cannot be exported, or its outputs differ afterwards. Nothing is written.
     """
     return _export_checked(
-        model_or_directory, Path(save_directory), format="torch", tokenizer=tokenizer, int8=False, overwrite=overwrite
+        model_or_directory, Path(save_directory), format="torch", tokenizer=tokenizer, overwrite=overwrite
     )
 
 
 def _export_checked(
-    model_or_directory: PreTrainedModel | str | os.PathLike[str],
+    model_or_directory: Exportable,
     place: Path,
     *,
-    format: RuntimeFormat,
+    format: GraphFormat,
     tokenizer: Processor | None,
-    int8: bool,
+    int8: bool = False,
     overwrite: bool,
-) -> RuntimeReport:
-    row, given = FORMATS[format], model_or_directory
+) -> GraphReport:
     with quiet_exporters():
-        export = row.load_exporter()
-    source = source_of(given)
-    # Before the model is loaded, too.
-    check_replaceable(place, overwrite=overwrite, kind=EXPORT, keep=[source])
-    model, origin = load_model(given)
-    processor: Any = load_processor(origin) if tokenizer is None else tokenizer
-    if format == "onnx":
-        model = as_converted(model)
-    elif steady_context(model.config) is not None:
-        model = copy.deepcopy(model)
-        fix_rotations(model)
-    names, left_out = input_names(model, processor)
-    sources, batch = [model.name_or_path], batch_to_trace(model, names, processor)
-    with replacing_folder(place, overwrite=overwrite, kind=EXPORT, keep=sources) as folder, as_exported(model):
-        exported = _export(model, format, export, batch, folder)
-        check = check_exported(model, exported, row, processor)
+        export = EXPORTERS[format].load()
+    with exporting(model_or_directory, place, kind=EXPORT, overwrite=overwrite) as (model, origin, folder):
+        processor: Any = load_processor(origin) if tokenizer is None else tokenizer
+        model = _prepared(model, format)
+        names, left_out = input_names(model, processor)
+        batch = batch_to_trace(model, names, processor)
         int8_difference = None
-        if int8:
-            with reporting_failure(model, "8-bit integers"), quiet_exporters():
-                quantize(exported, batch)
-            exported = _save_and_load(model, format, exported, folder)
-            int8_difference = check_quantized(model, exported, row, processor, floats=check)
+        with as_exported(model):
+            exported, axes = _export(model, format, export, batch, folder)
+            check = check_exported(model, exported, axes, processor)
+            if int8:
+                with reporting_failure(model, "8-bit integers"), quiet_exporters():
+                    quantize(exported, batch)
+                exported, axes = _save_and_load(model, format, exported, folder)
+                int8_difference = check_quantized(model, exported, axes, processor, floats=check)
         if processor is not None:
             processor.save_pretrained(folder)
-        megabytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-    return RuntimeReport(
+        megabytes = megabytes_of(folder)
+    return GraphReport(
+        **vars(check),
         folder=place,
         format=format,
-        max_difference=check.max_difference,
         megabytes=megabytes,
-        inputs=check.inputs,
-        checked=check.checked,
-        refused=check.refused,
         left_out=(*left_out, *(name for name in names if name not in check.inputs)),
         context=checked_context(model.config)[1],
         int8_difference=int8_difference,
     )
 
 
+def _prepared(model: PreTrainedModel, format: GraphFormat) -> PreTrainedModel:
+    """Return a model or a copy whose operations the format has."""
+    if format == "onnx":
+        return as_converted(model)
+    if steady_context(model.config) is not None:
+        model = copy.deepcopy(model)
+        fix_rotations(model)
+    return model
+
+
 def _export(
-    model: PreTrainedModel, format: RuntimeFormat, export: Callable[..., Any], batch: dict[str, Tensor], folder: Path
-) -> Any:
-    """Export a model into a folder and load the export."""
+    model: PreTrainedModel, format: GraphFormat, export: Callable[..., Any], batch: dict[str, Tensor], folder: Path
+) -> tuple[Any, Axes]:
+    """Export a model into a folder and load the export with the shapes of its inputs."""
     with reporting_failure(model, format), quick_tracing(), quiet_exporters():
         exported = export(model, batch)
     return _save_and_load(model, format, exported, folder)
 
 
-def _save_and_load(model: PreTrainedModel, format: RuntimeFormat, exported: Any, folder: Path) -> Any:
+def _save_and_load(model: PreTrainedModel, format: GraphFormat, exported: Any, folder: Path) -> tuple[Any, Axes]:
     # Imported by name: the type stubs of transformers lack this package.
     exporters: Any = importlib.import_module("transformers.exporters")
     with quiet_exporters():
         exported.save_pretrained(folder)
     with reporting_failure(model, format), quiet_exporters():
         # transformers unpickles a .pt2 only with trust; this process has just written it.
-        return exporters.ExportedModel.from_pretrained(folder, trust_remote_code=True)
+        loaded = exporters.ExportedModel.from_pretrained(folder, trust_remote_code=True)
+    return loaded, EXPORTERS[format].input_axes(loaded)

@@ -1,5 +1,6 @@
-"""Models to export with their processors, from a folder or in memory."""
+"""Models to export with their processors, from a folder or in memory, and the packages of exports."""
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,36 @@ from transformers import AutoProcessor, PreTrainedModel
 from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
 from gating.discovery.vocabulary import check_vocabulary
-from gating.errors import InputError, InputTypeError, loading
+from gating.errors import InputError, InputTypeError, MissingPackageError, loading
 from gating.proof.conditions import check_has_values, check_no_adapters
 from gating.structure.integrity import check_finite
 
-__all__ = ["load_model", "load_processor", "source_of"]
+__all__ = ["Exportable", "load_model", "load_processor", "require", "source_of"]
 
+# A compact model, its folder, or its name on the hub.
+Exportable = PreTrainedModel | str | os.PathLike[str]
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
-def source_of(model_or_directory: PreTrainedModel | str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """Return the place that a model is or was loaded from, which an export must not replace.
-
-    Args:
-        model_or_directory: A model, the folder of a compact model, or its name on the hub.
+def require(package: str, *, target: str, extra: str = "serving") -> Any:
+    """Import a package that an export needs.
 
     Raises:
-        TypeError: It is something else.
+        ImportError: It is not installed; the message names the extra of this package that has it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"The package {error.name} is needed to export to {target}: pip install 'head-gating[{extra}]'"
+        ) from error
+
+
+def source_of(model_or_directory: Exportable) -> str | os.PathLike[str]:
+    """Return the place that a model is or was loaded from, which an export must not replace.
+
+    Raises:
+        TypeError: It is neither a model of transformers nor a path.
     """
     if isinstance(model_or_directory, PreTrainedModel):
         return str(model_or_directory.name_or_path)
@@ -38,20 +52,22 @@ def source_of(model_or_directory: PreTrainedModel | str | os.PathLike[str]) -> s
     return model_or_directory
 
 
-def load_model(model_or_directory: PreTrainedModel | str | os.PathLike[str]) -> tuple[PreTrainedModel, Path | None]:
+def load_model(model_or_directory: Exportable) -> tuple[PreTrainedModel, Path | None]:
     """Return a model in evaluation mode, and its folder if it is loaded from one.
-
-    Args:
-        model_or_directory: A model, the folder of a compact model, or its name on the hub.
 
     Raises:
         ValueError: The model still has gates or adapters, or its weights are NaN or infinite.
     """
-    if isinstance(model_or_directory, PreTrainedModel):
-        _check_exportable(model_or_directory)
-        return model_or_directory.eval(), None
-    folder = find_folder(model_or_directory)
-    return load_compact(folder).eval(), folder
+    if not isinstance(model_or_directory, PreTrainedModel):
+        folder = find_folder(model_or_directory)
+        return load_compact(folder).eval(), folder
+    model = model_or_directory
+    if hasattr(model, "head_gates"):
+        raise InputError("The model still has gates: call gating.finalize(model, gates) before exporting it.")
+    check_no_adapters(model)
+    check_has_values(model)
+    check_finite(model, type(model).__name__)
+    return model.eval(), None
 
 
 def load_processor(folder: Path | None) -> Any:
@@ -63,11 +79,3 @@ def load_processor(folder: Path | None) -> Any:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     check_vocabulary(processor, size=None, name=str(folder))
     return processor
-
-
-def _check_exportable(model: PreTrainedModel) -> None:
-    if hasattr(model, "head_gates"):
-        raise InputError("The model still has gates: call gating.finalize(model, gates) before exporting it.")
-    check_no_adapters(model)
-    check_has_values(model)
-    check_finite(model, type(model).__name__)
