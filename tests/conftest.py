@@ -43,6 +43,7 @@ import gating  # noqa: E402
 from gating.report import figures  # noqa: E402
 from gating.structure import families  # noqa: E402
 from tests.support.fresh_process import answers_of_fresh_process  # noqa: E402
+from tests.support.interruptions import run_in  # noqa: E402
 from tests.support.tiny_models import (  # noqa: E402
     FAMILIES,
     NUM_HEADS,
@@ -53,6 +54,7 @@ from tests.support.tiny_models import (  # noqa: E402
     build_bert_base,
     logits_of,
 )
+from tests.support.tiny_run import make_inputs  # noqa: E402
 
 # Two threads that share a busy machine wait for each other longer than they compute.
 torch.set_num_threads(1)
@@ -173,6 +175,30 @@ def bert_base(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     batch = batch_for(model)
     folder = gating.save_compact(model, tmp_path_factory.mktemp("base") / "compact")
     return Saved(model, folder, batch, logits_of(model, batch))
+
+
+@pytest.fixture(scope="session")
+def tiny_inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Return the settings of a tiny run, with its model and data. A test that changes a file restores it."""
+    folder = tmp_path_factory.mktemp("inputs")
+    settings = make_inputs(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    yield settings
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture(scope="session")
+def inputs(tiny_inputs: list[str]) -> list[str]:
+    """Return the settings of a tiny run, to which modules may add others."""
+    return tiny_inputs
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny run that nobody interrupted. Copy it before you change it."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_in(folder, tiny_inputs)
+    return folder
 
 
 TEXTS = ["the cat sat on the mat", "a fast dog ran home"]

@@ -23,6 +23,7 @@ def examined():
     return {row["model_type"]: row for row in examine_types([*SAMPLE, *REFUSED])}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("model_type", SAMPLE)
 def test_a_sample_is_exact_by_the_registry(examined, model_type):
     row = examined[model_type]
@@ -34,6 +35,7 @@ def test_a_sample_is_exact_by_the_registry(examined, model_type):
     assert row["transformers"] == transformers.__version__
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_a_refusal_has_a_reason(examined, model_type):
     assert examined[model_type]["outcome"] == "refused"

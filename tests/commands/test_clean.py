@@ -17,7 +17,9 @@ from tests.run.test_claim import HOLD
 from tests.storage.test_results import put, snapshot
 from tests.support.few_timings import few_timings
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import compose_settings
+
+pytestmark = pytest.mark.runs
 
 SHORT = ["trainer.max_steps=4", "trainer.val_check_interval=2", "distillation=logits"]
 
@@ -29,8 +31,8 @@ def _few_timings():
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), *SHORT]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs, *SHORT]
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,7 @@ def test_the_mean_has_its_error_and_no_correlation():
     assert values == {"pearson": 0, "spearman": 0, "mse": 2, "mae": 1}
 
 
+@pytest.mark.runs
 def test_tokens_have_the_perplexity_of_their_frequencies():
     table = Dataset.from_dict({"input_ids": [[1, 1, 2], [3, 1]]})
     logs = log_frequencies(table, "input_ids", size=5, without=(3,))()
@@ -135,6 +136,7 @@ def run_of(folder: Path, *settings: str) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.runs
 @pytest.mark.filterwarnings("default:The choice of heads is nearly arbitrary")
 @pytest.mark.filterwarnings("default:Gates hardly tell the heads to keep")
 def test_a_run_has_its_baseline_and_keeps_its_warnings(tmp_path, capsys):
@@ -176,6 +178,7 @@ def write_numbers(path: Path, rows: int, *, label: str | None = None) -> Path:
     return path
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("metrics", ["[pearson,spearman,r2]", "[r2]", "[mse]"])
 def test_regression_to_a_constant_finishes_and_says_that_its_score_is_not_finite(metrics, tmp_path, capsys):
     inputs = [*make_inputs(tmp_path / "inputs"), "task=regression", f"task.metrics={metrics}"]

@@ -25,6 +25,8 @@ from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.tiny_run import ROOT, WORDS, compose_settings
 from tests.tasks.test_tasks import SETTINGS
 
+pytestmark = pytest.mark.runs
+
 # The data of experiments: the folder that the variable names, or one beside this checkout.
 DATA = Path(os.environ.get("HEAD_GATING_DATA", ROOT.parent / "shared" / "data"))
 SMALL_GPT2 = [

@@ -14,6 +14,8 @@ from gating.run.settings.read import read_settings
 from gating.run.settings.settings import Settings
 from tests.support.tiny_run import compose_settings
 
+pytestmark = pytest.mark.runs
+
 CHOICES = [
     ["objective.num_heads=4"],
     ["objective=random", "adapters=lora", "distillation=logits"],

@@ -10,6 +10,8 @@ from tests.support.sharded_runs import check_equal, run_both
 from tests.support.tiny_run import WORDS, make_model_folder, write_table
 from tests.tasks.test_tasks import SETTINGS
 
+pytestmark = pytest.mark.processes
+
 # No random draws: those of gates and of dropout are others in each process.
 EXACT = ["objective=topk", "objective.variant=straight_through"]
 LANGUAGE = [setting for setting in SETTINGS if not setting.startswith(("objective.", "data.batch", "logger"))]

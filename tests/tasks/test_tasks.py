@@ -18,6 +18,8 @@ import gating
 import train
 from tests.support.tiny_run import WORDS, compose_settings, make_model_folder, write_table
 
+pytestmark = pytest.mark.runs
+
 SETTINGS = [
     "data.batch_size=8",
     "trainer.max_steps=16",
