@@ -43,7 +43,6 @@ import gating  # noqa: E402
 from gating.report import figures  # noqa: E402
 from gating.structure import families  # noqa: E402
 from tests.support.fresh_process import answers_of_fresh_process  # noqa: E402
-from tests.support.interruptions import run_in  # noqa: E402
 from tests.support.tiny_models import (  # noqa: E402
     FAMILIES,
     NUM_HEADS,
@@ -54,7 +53,6 @@ from tests.support.tiny_models import (  # noqa: E402
     build_bert_base,
     logits_of,
 )
-from tests.support.tiny_run import make_inputs  # noqa: E402
 
 # Two threads that share a busy machine wait for each other longer than they compute.
 torch.set_num_threads(1)
@@ -76,6 +74,22 @@ def _quick_figures(request: pytest.FixtureRequest) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if request.path.parent.name != "report":
             patch.setattr(figures, "Figure", _QuickFigure)
+        yield
+
+
+# Folders with whole runs in this process, whose models are timed at the end.
+_WITH_RUNS = {"commands", "data", "docs", "models", "run", "tasks", "tracking", "training"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_timings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Time the final models of runs with few passes, but not in tests of the latency."""
+    if request.path.parent.name not in _WITH_RUNS or "latency" in request.path.stem:
+        yield
+        return
+    from tests.support.few_timings import few_timings
+
+    with few_timings():
         yield
 
 
@@ -180,6 +194,8 @@ def bert_base(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 @pytest.fixture(scope="session")
 def tiny_inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """Return the settings of a tiny run, with its model and data. A test that changes a file restores it."""
+    from tests.support.tiny_run import make_inputs
+
     folder = tmp_path_factory.mktemp("inputs")
     settings = make_inputs(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -196,6 +212,8 @@ def inputs(tiny_inputs: list[str]) -> list[str]:
 @pytest.fixture(scope="session")
 def whole(tiny_inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a tiny run that nobody interrupted. Copy it before you change it."""
+    from tests.support.interruptions import run_in
+
     folder = tmp_path_factory.mktemp("whole") / "run"
     run_in(folder, tiny_inputs)
     return folder

@@ -15,19 +15,12 @@ from gating.run.sweep.outcome import compare
 from gating.storage.written import note_written
 from tests.run.test_claim import HOLD
 from tests.storage.test_results import put, snapshot
-from tests.support.few_timings import few_timings
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.tiny_run import compose_settings
 
 pytestmark = pytest.mark.runs
 
 SHORT = ["trainer.max_steps=4", "trainer.val_check_interval=2", "distillation=logits"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_timings():
-    with few_timings():
-        yield
 
 
 @pytest.fixture(scope="module")

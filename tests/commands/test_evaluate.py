@@ -16,18 +16,11 @@ import gating
 from gating import __main__ as command_line
 from gating.commands.evaluation_settings import evaluation_settings
 from gating.errors import InputError
-from tests.support.few_timings import few_timings
 from tests.support.interruptions import run_in
 from tests.support.sweeps import write_run
 from tests.support.tiny_run import WORDS, checked_settings, make_inputs, make_model_folder, write_table
 
 pytestmark = pytest.mark.runs
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_timings():
-    with few_timings():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from gating.tasks.metrics.tokens import token_metrics, update_token_baseline
 from gating.tasks.question_answering import _add_no_answer
 from gating.tasks.regression import _add_mean
 from gating.training.evaluation import Tally, to_number
-from tests.support.few_timings import few_timings
 from tests.support.tiny_run import WORDS, compose_settings, make_inputs, write_table
 
 
@@ -131,8 +130,7 @@ def test_a_score_is_better_than_a_baseline_by_more_than_chance(score, value, bas
 
 
 def run_of(folder: Path, *settings: str) -> dict:
-    with few_timings():
-        train.run(compose_settings([*settings, "logger=csv", f"output_dir={folder}"]))
+    train.run(compose_settings([*settings, "logger=csv", f"output_dir={folder}"]))
     return json.loads((folder / "metrics.json").read_text())
 
 

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from benchmarks.faults.outcome import Outcome
 from gating.training.module import FineTuning
-from tests.support.few_timings import few_timings
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in, steps_of_checkpoints
 
 pytestmark = pytest.mark.runs
@@ -24,12 +23,6 @@ EVERY = "callbacks.checkpoint.every_n_steps=1"
 @pytest.fixture(scope="module")
 def inputs(inputs: list[str]) -> list[str]:
     return [*inputs, *STEPS]
-
-
-@pytest.fixture(autouse=True)
-def _few_timings():
-    with few_timings():
-        yield
 
 
 @contextmanager

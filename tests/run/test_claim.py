@@ -10,18 +10,11 @@ import pytest
 
 from gating.run import prepare
 from tests.storage.test_results import put, snapshot
-from tests.support.few_timings import few_timings
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
 from tests.support.tiny_run import ROOT, run_command
 from tests.support.warm_python import warm_python
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_timings():
-    with few_timings():
-        yield
 
 
 @pytest.fixture(scope="module")
