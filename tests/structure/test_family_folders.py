@@ -60,7 +60,7 @@ def test_other_auto_classes_load_the_same_folder(tmp_path: Path) -> None:
                 expected = {} if part is None else {"last_hidden_state": model.get_submodule(part)(**probe)[0]}
             folder = f"{name}-{auto_class}"
             gating.save_compact(model, tmp_path / folder)
-            torch.save({"probe": probe, "expected": expected}, tmp_path / folder / "check.pt")
+            torch.save({"batch": probe, "expected": expected}, tmp_path / folder / "check.pt")
             assert difference_elsewhere(tmp_path / folder, auto_class) == 0.0, folder
 
 

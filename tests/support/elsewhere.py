@@ -23,16 +23,19 @@ def auto_class_of(model: Any) -> str:
     return next(auto for auto, path in auto_map.items() if path.endswith("." + type(model).__name__))
 
 
-def save_for_elsewhere(model: Any, folder: Path, probe: dict[str, Any], **options: Any) -> None:
-    """Save a compact model with a batch and its finite outputs, for :func:`difference_elsewhere`."""
+def save_for_elsewhere(model: Any, folder: Path, batch: dict[str, Any], **options: Any) -> None:
+    """Save a compact model with a batch and its finite outputs, for :func:`difference_elsewhere`.
+
+    ``options`` are arguments of :func:`gating.save_compact`.
+    """
     import torch
 
     import gating
 
-    outputs = _outputs_of(model.eval(), probe)
+    outputs = _outputs_of(model.eval(), batch)
     gating.save_compact(model, folder, **options)
     expected = {key: value for key, value in outputs.items() if torch.is_tensor(value) and value.isfinite().all()}
-    torch.save({"probe": probe, "expected": expected}, folder / "check.pt")
+    torch.save({"batch": batch, "expected": expected}, folder / "check.pt")
 
 
 def difference_elsewhere(folder: Path, auto_class: str) -> float:
@@ -113,17 +116,17 @@ def _reload(folder: str, auto_class: str) -> float:
     first.save_pretrained(f"{folder}/again")
     total = 0.0
     for model in (first, load(f"{folder}/again")):
-        outputs = _outputs_of(model, saved["probe"])
+        outputs = _outputs_of(model, saved["batch"])
         total += sum(float((outputs[key] - value).abs().max()) for key, value in saved["expected"].items())
     return total
 
 
-def _outputs_of(model: Any, probe: dict[str, Any]) -> Any:
+def _outputs_of(model: Any, batch: dict[str, Any]) -> Any:
     import torch
 
     torch.manual_seed(0)  # Masked auto-encoders draw which patches to hide.
     with torch.no_grad():
-        return model(**probe)
+        return model(**batch)
 
 
 if __name__ == "__main__":
