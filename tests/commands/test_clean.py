@@ -105,6 +105,7 @@ def test_a_finished_run_keeps_no_checkpoints_and_says_how_much_remains(finished,
     assert (tmp_path / "run" / "teacher" / "model.safetensors").is_file()
 
 
+@pytest.mark.first
 def test_a_run_that_keeps_its_checkpoints_names_the_command(inputs, tmp_path, capsys):
     place = tmp_path / "disk"
     run_in(tmp_path / "run", inputs, "keep_checkpoints=true", f"paths.checkpoints={place}", "distillation=none")

@@ -14,8 +14,6 @@ from gating.run.settings.read import read_settings
 from gating.run.settings.settings import Settings
 from tests.support.tiny_run import compose_settings
 
-pytestmark = pytest.mark.runs
-
 CHOICES = [
     ["objective.num_heads=4"],
     ["objective=random", "adapters=lora", "distillation=logits"],
@@ -47,6 +45,7 @@ def without(settings: DictConfig, name: str) -> DictConfig:
     return rest
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_removed_settings_are_optional_or_named_in_one_sentence(choice):
     settings = compose_settings(["output_dir=x", *choice])
