@@ -128,6 +128,7 @@ def test_packages_that_cannot_be_installed_are_reported_in_one_sentence(tmp_path
         environments._pip("a thing", sys.executable, ["--no-index", "--target", str(tmp_path), "no-such-package"])
 
 
+@pytest.mark.runs
 def test_batches_of_similar_length_are_counted_and_waited_for(tmp_path):
     output = tmp_path / "batching.jsonl"
     batching.main(["--quick", "--measurements", "tokens", "waiting", "--output", str(output)])

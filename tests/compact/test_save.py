@@ -99,7 +99,6 @@ def test_a_tokenizer_is_saved_with_the_model(saved, tokenizer):
     assert loaded(TEXTS)["input_ids"] == tokenizer(TEXTS)["input_ids"]
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
 def test_a_pipeline_gives_the_same_scores_where_the_package_is_missing(saved, fresh_answers, tokenizer, name):
     one, answer = saved[name], fresh_answers["remote"][name]

@@ -8,8 +8,8 @@ import torch
 import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from tests.support.elsewhere import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.family_models import FAMILIES
+from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.masked_models import TOLERANCE, Units, check_chain, check_generation, check_gradients, compact
 from tests.support.tiers import tiered
 from tests.support.tiny_models import assert_same_state, state_of

@@ -13,8 +13,8 @@ import torch
 
 import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference
-from tests.support.elsewhere import difference_elsewhere
 from tests.support.family_models import FAMILIES
+from tests.support.fresh_process import difference_elsewhere
 from tests.support.masked_models import Units, compact
 
 pytestmark = [

@@ -10,8 +10,8 @@ from gating.discovery.find import find_blocks
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.undo import apply_edits, undo_edits
 from gating.pruning.prune import plan_pruning
-from tests.support.elsewhere import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.family_models import FAMILIES as ALL_FAMILIES
+from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.masked_models import (
     TOLERANCE,
     Units,

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 import gating
 from gating.discovery.find import search_attention
 from gating.proof.outputs import forward_outputs, max_relative_difference
-from tests.support.elsewhere import auto_class_of, difference_elsewhere, save_for_elsewhere
+from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.masked_models import make_pattern, prune
 from tests.support.single_models import GENERATING, NAMES, build, make_batch
 from tests.support.tiers import tiered
