@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["REPRESENTATIVES", "tiered"]
+__all__ = ["REPRESENTATIVES", "first_of", "tiered"]
 
 # Together they have every row layout, return form and borrowed projection of the specs (tests/structure/test_tiers.py).
 REPRESENTATIVES = frozenset(
@@ -15,6 +15,12 @@ REPRESENTATIVES = frozenset(
     # of tests/support/multimodal_models.py and tests/support/single_models.py
     | {"gemma4-shared-values", "grounding_dino", "lilt", "led", "bloom", "codegen", "openai_gpt", "hiera", "funnel"}
 )
+
+
+def first_of(cases: Iterable[Any]) -> list[Any]:
+    """Return the cases of a test, all but the first one marked ``families``."""
+    first, *others = cases
+    return [first, *(pytest.param(case, marks=pytest.mark.families) for case in others)]
 
 
 def tiered(cases: Iterable[Any]) -> list[Any]:
