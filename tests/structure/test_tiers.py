@@ -1,15 +1,14 @@
 """The families of the first tier have every layout of the tables."""
 
 from collections.abc import Iterator
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 from transformers import PreTrainedModel
 
 import gating
-from gating.structure import attention_spec, families
-from gating.structure.attention_spec import AttentionSpec
-from gating.structure.feed_forward_specs import UpLayout
+from gating import AttentionSpec, FeedForwardSpec
+from gating.structure import families
 from tests.support import family_models, multimodal_models, single_models
 from tests.support.tiers import REPRESENTATIVES
 
@@ -24,6 +23,12 @@ def representative_models() -> Iterator[PreTrainedModel]:
             yield (multimodal_models if name in multimodal_models.NAMES else single_models).build(name)
 
 
+def layouts_of(pairs: object) -> set[str]:
+    """Return the layouts in the type of pairs of a path and a layout."""
+    _, layout = get_args(get_args(pairs)[0])
+    return set(get_args(layout))
+
+
 def forms_of(spec: AttentionSpec) -> set[tuple[str, str]]:
     """Return the return form of a spec, and which projections it borrows; of its layouts, a model need not have all."""
     return {("returns", spec.returns), ("borrowed", spec.borrowed)}
@@ -35,9 +40,9 @@ def test_representatives_have_every_row_layout_return_form_and_borrowed_projecti
         for block in gating.find_attention_blocks(model):
             found |= forms_of(block.spec)
             found |= {("rows", layout) for path, layout in block.spec.projections if block.has(path)}
-    expected = {("rows", layout) for layout in get_args(attention_spec.RowLayout)}
-    expected |= {("returns", form) for form in get_args(attention_spec.Returns)}
-    expected |= {("borrowed", which) for which in ("", "v", "kv")}
+    types = get_type_hints(AttentionSpec)
+    expected = {("rows", layout) for layout in layouts_of(types["projections"])}
+    expected |= {(name, form) for name in ("returns", "borrowed") for form in get_args(types[name])}
     # Rows of the tables, too, or a form that only a table names would be of nobody.
     for row in families._SHIPPED.values():
         if isinstance(row, AttentionSpec):
@@ -51,7 +56,7 @@ def test_representatives_have_every_layout_of_up_projections():
         assert name in REPRESENTATIVES
         blocks = gating.find_feed_forward_blocks(family_models.FAMILIES[name].build())
         layouts |= {layout for block in blocks for _, layout in block.spec.ups}
-    assert layouts == set(get_args(UpLayout))
+    assert layouts == layouts_of(get_type_hints(FeedForwardSpec)["ups"])
 
 
 def test_representatives_are_few_and_have_names_of_families():
