@@ -1,6 +1,7 @@
 # make train   set up and run the embedded example
-# make test    set up and run the tests
-# make test-lowest   the same with the lowest versions that pyproject.toml allows, in an environment of its own
+# make test    set up and run the tests of the first tier: every guarantee, in a few minutes
+# make test-all      all tests but those marked slow, as continuous integration does
+# make test-lowest   the same as test-all with the lowest versions that pyproject.toml allows, in an environment of its own
 # make check   lint and types
 # make docs    build the documentation site in site/, with its links checked; make docs-serve shows it while you write
 # make bench   measure speed and print it beside the last committed figures
@@ -11,8 +12,9 @@ VENV ?= .venv
 LOWEST ?= .venv-lowest
 # A worker for each core; `make test WORKERS= ARGS=...` runs a few tests in one process.
 WORKERS ?= -n $(shell nproc) --dist worksteal
+ALL := -m "not slow"
 BIN := $(VENV)/bin
-.PHONY: train test test-lowest check docs docs-serve bench format clean
+.PHONY: train test test-all test-lowest check docs docs-serve bench format clean
 
 train: $(VENV)/train.stamp
 	$(BIN)/python train.py $(ARGS)
@@ -20,10 +22,13 @@ train: $(VENV)/train.stamp
 test: $(VENV)/test.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
+test-all: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(ALL) $(ARGS)
+
 # Old releases use deprecated parts of their own dependencies.
 test-lowest: $(LOWEST)/test.stamp
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest \
-		$(WORKERS) -W ignore::DeprecationWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
+		$(WORKERS) $(ALL) -W ignore::DeprecationWarning -W ignore::pytest.PytestUnraisableExceptionWarning $(ARGS)
 
 bench: $(VENV)/train.stamp
 	$(BIN)/python -m benchmarks.speed $(ARGS)

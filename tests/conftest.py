@@ -77,6 +77,22 @@ def _quick_figures(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+# Folders with whole runs in this process, whose models are timed at the end.
+_WITH_RUNS = {"commands", "data", "docs", "models", "run", "tasks", "tracking", "training"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_timings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Time the final models of runs with few passes, but not in tests of the latency."""
+    if request.path.parent.name not in _WITH_RUNS or "latency" in request.path.stem:
+        yield
+        return
+    from tests.support.few_timings import few_timings
+
+    with few_timings():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _registered_specs() -> Iterator[None]:
     """Forget the layouts that a test has registered: other tests, also of pages, use the same names of classes."""
@@ -173,6 +189,34 @@ def bert_base(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     batch = batch_for(model)
     folder = gating.save_compact(model, tmp_path_factory.mktemp("base") / "compact")
     return Saved(model, folder, batch, logits_of(model, batch))
+
+
+@pytest.fixture(scope="session")
+def tiny_inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Return the settings of a tiny run, with its model and data. A test that changes a file restores it."""
+    from tests.support.tiny_run import make_inputs
+
+    folder = tmp_path_factory.mktemp("inputs")
+    settings = make_inputs(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    yield settings
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture(scope="session")
+def inputs(tiny_inputs: list[str]) -> list[str]:
+    """Return the settings of a tiny run, to which modules may add others."""
+    return tiny_inputs
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny run that nobody interrupted. Copy it before you change it."""
+    from tests.support.interruptions import run_in
+
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_in(folder, tiny_inputs)
+    return folder
 
 
 TEXTS = ["the cat sat on the mat", "a fast dog ran home"]

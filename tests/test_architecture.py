@@ -1,4 +1,7 @@
-"""Folders of the package: the page that shows them, their sizes, and which may import which."""
+"""Folders of the package: the page that shows them, and which may import which.
+
+Their sizes are for reviews: `python -m benchmarks.size`.
+"""
 
 import ast
 import re
@@ -17,10 +20,8 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGE = ROOT / "gating"
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
-MAX_MODULES = 14
 # Python files that a compact model carries: transformers follows relative imports within one folder only.
 TRAVELING = PACKAGE / "structure"
-MAX_TRAVELING = 20
 
 
 def shown_folders() -> dict[str, str]:
@@ -46,14 +47,6 @@ def test_the_page_shows_each_folder_with_the_first_line_of_its_docstring():
 def test_links_of_the_page_hold():
     for path in re.findall(r"\]\((?!https)([^)#]+)", PAGE):
         assert (ROOT / "docs" / path).exists(), path
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(PACKAGE)))
-def test_a_folder_has_few_modules(folder):
-    modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
-    assert len(modules) <= (MAX_TRAVELING if folder == TRAVELING else MAX_MODULES)
-    for path in modules:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 300, path
 
 
 @cache

@@ -63,6 +63,7 @@ def test_inspect_takes_dense_models_too(compact, monkeypatch, capsys):
     assert "12 of 12 heads" in capsys.readouterr().out
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("output", ["| true", "> /dev/full"])
 def test_commands_finish_without_their_output(output, compact, tmp_path):
     command = " ".join([*warm_python(), "-m", "gating"])

@@ -58,6 +58,7 @@ def ended(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("command", ANSWERED)
 def test_help_is_shown_without_torch(command):
     end = ended(command)
@@ -65,6 +66,7 @@ def test_help_is_shown_without_torch(command):
     assert ANSWERED[command] in end.stdout
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("command", REFUSED)
 def test_wrong_names_are_refused_without_torch(command):
     end = ended(command)
@@ -100,6 +102,7 @@ def test_all_public_names_are_imported_at_first_use():
         assert getattr(gating, name) is not None
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [

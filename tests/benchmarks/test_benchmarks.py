@@ -79,6 +79,7 @@ def row_of(rows: dict[str, dict], method: str) -> dict:
 CASE_PARAMETERS = ["one layer emptied", pytest.param("uneven", marks=pytest.mark.slow)]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("case", CASE_PARAMETERS)
 def test_ours_removes_the_heads_and_reloads(run_case, case):
     row = run_case(case)[rivals.OURS]
@@ -90,6 +91,7 @@ def test_ours_removes_the_heads_and_reloads(run_case, case):
     assert row["seconds"] > 0
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("case", CASE_PARAMETERS)
 def test_torch_prunings_graph_removes_the_heads_and_reloads_as_a_pickle(run_case, case):
     row = row_of(run_case(case), GRAPH)
@@ -98,6 +100,7 @@ def test_torch_prunings_graph_removes_the_heads_and_reloads_as_a_pickle(run_case
     assert row["from_pretrained"] != "yes"
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("case", CASE_PARAMETERS)
 def test_torch_prunings_pruner_leaves_a_layer_whole_that_was_to_be_emptied(run_case, case):
     row = row_of(run_case(case), PRUNER)
@@ -105,6 +108,7 @@ def test_torch_prunings_pruner_leaves_a_layer_whole_that_was_to_be_emptied(run_c
     assert ("silently" in row.get("error", "")) == (case == "one layer emptied")
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("case", CASE_PARAMETERS)
 def test_transformers4_cannot_empty_a_layer(run_case, case):
     row = row_of(run_case(case), rivals.TRANSFORMERS4)
@@ -124,6 +128,7 @@ def test_packages_that_cannot_be_installed_are_reported_in_one_sentence(tmp_path
         environments._pip("a thing", sys.executable, ["--no-index", "--target", str(tmp_path), "no-such-package"])
 
 
+@pytest.mark.runs
 def test_batches_of_similar_length_are_counted_and_waited_for(tmp_path):
     output = tmp_path / "batching.jsonl"
     batching.main(["--quick", "--measurements", "tokens", "waiting", "--output", str(output)])
@@ -140,6 +145,7 @@ def test_data_sets_that_are_not_there_are_named(tmp_path, capsys):
 
 
 # Forking makes a case cheap; nothing in the child waits for a thread of this process.
+@pytest.mark.runs
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_damaged_folders_give_the_model_that_was_saved_or_one_sentence():
     rows = list(run_cases(range(2 * len(DAMAGES)), remote=False))
@@ -149,6 +155,7 @@ def test_damaged_folders_give_the_model_that_was_saved_or_one_sentence():
     assert sum(row["outcome"] == "sentence" for row in rows) > 0.7 * len(rows)
 
 
+@pytest.mark.runs
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.parametrize(
     ("load", "why"),

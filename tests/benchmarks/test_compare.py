@@ -96,6 +96,7 @@ def test_figure_is_drawn(tmp_path):
     assert (tmp_path / "new" / "figure.png").stat().st_size > 1000
 
 
+@pytest.mark.runs
 def test_runs_are_planned_recorded_and_not_repeated(tmp_path, monkeypatch, capsys):
     results = tmp_path / "results.jsonl"
     data = "toy:" + " ".join(

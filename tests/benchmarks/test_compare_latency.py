@@ -183,6 +183,7 @@ def test_first_layers_are_compared_with_the_full_model(command):
     assert re.fullmatch(r"\d+ x \d+", row["latency_batch"])
 
 
+@pytest.mark.runs
 def test_failed_runs_do_not_stop_the_others(command, monkeypatch, capsys):
     def fake(settings, folder, *, threads):
         if "objective.speedup=3" in settings:
@@ -197,6 +198,7 @@ def test_failed_runs_do_not_stop_the_others(command, monkeypatch, capsys):
     assert len(command("--methods", "both", "--speedups", "1.5")) == 1
 
 
+@pytest.mark.runs
 def test_example_has_means_against_dense(tmp_path, monkeypatch, capsys):
     results = tmp_path / "embedded.jsonl"
     numbers = {"num_heads": 18, "num_parameters": 1000, "latency_ms": 2.0, "speedup": 1.5, "latency_batch": "8 x 45"}

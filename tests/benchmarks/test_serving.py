@@ -33,6 +33,7 @@ def quick(tmp_path_factory):
     return rows
 
 
+@pytest.mark.runs
 def test_quick_form_measures_every_section(quick):
     assert {row["section"] for row in quick} == set(serving.SECTIONS) - {"vllm"}
     assert not [row["failed"] for row in quick if "failed" in row]

@@ -38,6 +38,7 @@ def check_state(rows: list[dict]) -> None:
         assert 0 < row["gates"][0] < 0.001 * row["own"][0]
 
 
+@pytest.mark.processes
 def test_quick_form_measures_every_section(quick, capsys):
     assert {row["section"] for row in quick} == set(SECTIONS)
     check_state(rows_of("state", quick))

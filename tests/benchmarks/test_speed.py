@@ -27,6 +27,7 @@ def results(tmp_path, monkeypatch):
 SLOW = ("run", "finalize")
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("section", [pytest.param(s, marks=[pytest.mark.slow] * (s in SLOW)) for s in speed.SECTIONS])
 def test_every_section_measures(section, capsys, monkeypatch, results):
     rows = []

@@ -15,22 +15,17 @@ from gating.run.sweep.choice import compare
 from gating.storage.written import note_written
 from tests.run.test_claim import HOLD
 from tests.storage.test_results import put, snapshot
-from tests.support.few_timings import few_timings
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import compose_settings
+
+pytestmark = pytest.mark.runs
 
 SHORT = ["trainer.max_steps=4", "trainer.val_check_interval=2", "distillation=logits"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _few_timings():
-    with few_timings():
-        yield
-
-
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), *SHORT]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs, *SHORT]
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +105,7 @@ def test_a_finished_run_keeps_no_checkpoints_and_says_how_much_remains(finished,
     assert (tmp_path / "run" / "teacher" / "model.safetensors").is_file()
 
 
+@pytest.mark.first
 def test_a_run_that_keeps_its_checkpoints_names_the_command(inputs, tmp_path, capsys):
     place = tmp_path / "disk"
     run_in(tmp_path / "run", inputs, "keep_checkpoints=true", f"paths.checkpoints={place}", "distillation=none")

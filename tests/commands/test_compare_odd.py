@@ -70,6 +70,7 @@ def shown(folders: list[Path], capsys) -> tuple[str, dict]:
     return capsys.readouterr().out, plain_of(json.dumps(as_plain(tradeoff, setting="--max-drop")))
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", NAMES)
 def test_no_value_in_the_numbers_of_a_run_ends_in_a_traceback(name, three, capsys):
     path = three[-1] / "metrics.json"

@@ -16,21 +16,11 @@ import gating
 from gating import __main__ as command_line
 from gating.commands.evaluation_settings import evaluation_settings
 from gating.errors import InputError
-from tests.support.few_timings import few_timings
 from tests.support.interruptions import run_in
 from tests.support.sweeps import write_run
 from tests.support.tiny_run import WORDS, checked_settings, make_inputs, make_model_folder, write_table
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _few_timings():
-    with few_timings():
-        yield
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+pytestmark = pytest.mark.runs
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +74,7 @@ def of_run(folder: Path, split: str) -> dict[str, float]:
     return {name.partition("/")[2]: value for name, value in numbers.items() if name.startswith(f"{split}/")}
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("place", ["", "compact"])
 def test_a_folder_alone_repeats_the_evaluation_of_its_run_to_the_bit(place, finished, evaluate):
     numbers = evaluate(finished / place)
@@ -97,6 +88,7 @@ def test_a_folder_alone_repeats_the_evaluation_of_its_run_to_the_bit(place, fini
     assert numbers["latency_ms"] > 0 < numbers["speedup"]
 
 
+@pytest.mark.first
 def test_the_text_names_metrics_sizes_and_latency(finished, monkeypatch, capsys):
     out, _ = call(monkeypatch, capsys, finished)
     assert f"accuracy  {100 * of_run(finished, 'test')['accuracy']:.2f} %" in out

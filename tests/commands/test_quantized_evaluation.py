@@ -16,6 +16,8 @@ from gating.serving.graphs.runtime import GraphModel
 from tests.support.interruptions import run_in
 from tests.support.tiny_run import make_inputs
 
+pytestmark = pytest.mark.runs
+
 pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
 
 

@@ -69,6 +69,7 @@ def test_metrics_are_those_that_glue_reports(name, folder):
     assert separators == len(texts)
 
 
+@pytest.mark.runs
 def test_a_run_needs_only_the_name_of_the_task(folder, tmp_path):
     overrides = [
         *("model=pretrained", f"model.name={folder}", "data=glue", "data.name=cola", "trainer.max_steps=4"),
@@ -80,6 +81,7 @@ def test_a_run_needs_only_the_name_of_the_task(folder, tmp_path):
     assert "test/accuracy" not in numbers
 
 
+@pytest.mark.runs
 def test_numbers_as_labels_of_classes_suggest_regression(folder, tmp_path, capsys):
     overrides = [
         "model=pretrained",

@@ -47,6 +47,7 @@ TABLES = {
 }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("task", TABLES)
 def test_one_table_is_enough(task, bert, tmp_path, capsys):
     path = tmp_path / "table.jsonl"
@@ -60,6 +61,7 @@ def test_one_table_is_enough(task, bert, tmp_path, capsys):
 T5 = {"d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 270}
 
 
+@pytest.mark.runs
 def test_one_table_of_pairs_is_enough(tmp_path, capsys):
     path = tmp_path / "pairs.tsv"
     path.write_text("text_a\ttext_b\n" + "".join(f"{words(row)}\t{words(row)}\n" for row in range(NUM_ROWS)))
@@ -70,6 +72,7 @@ def test_one_table_of_pairs_is_enough(tmp_path, capsys):
     assert "test/bleu" in numbers
 
 
+@pytest.mark.runs
 def test_one_table_of_images_is_enough(tmp_path, capsys):
     images = [Pillow.new("L", (8, 8), 4 * row) for row in range(NUM_ROWS)]
     features = Features({"image": Image(), "label": Value("string")})
@@ -108,6 +111,7 @@ def test_errors_give_the_rows_of_the_file_and_not_of_the_splits(task, column, be
     assert rows[int(found[1]) - 1][column] is None
 
 
+@pytest.mark.runs
 def test_a_run_hints_at_regression(bert, tmp_path, caplog):
     rows = [{**TABLES["regression"](row), "score": row % 30} for row in range(NUM_ROWS)]
     path = tmp_path / "table.jsonl"

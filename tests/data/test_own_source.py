@@ -40,6 +40,7 @@ def command() -> list[str]:
     return [f"hydra.searchpath=[file://{Path(words[at + 1]).absolute()}]", *words[at + 2 :]]
 
 
+@pytest.mark.runs
 def test_the_example_runs(own, capsys):
     model = make_model_folder(own / "model")
     small = ["data.batch_size=8", "trainer.max_steps=8", "trainer.accelerator=cpu", "objective=none", "logger=csv"]

@@ -94,6 +94,7 @@ def test_a_single_column_may_have_any_name(tmp_path):
     assert table.to_dict() == {"body;of;a;post": ["Hello; you"]}
 
 
+@pytest.mark.processes
 def test_a_command_prints_nothing_but_the_error_about_a_file(tmp_path):
     (tmp_path / "latin.csv").write_bytes("text,label\ncaf\u00e9,x\n".encode("latin-1"))
     process = run_command(["data=files", "data.train=latin.csv", "logger=csv"], cwd=tmp_path)

@@ -13,6 +13,7 @@ import gating
 from gating.discovery.find import search_attention
 from gating.errors import RemedyWarning
 from tests.support.family_models import FAMILIES, GROUPED, TEXT
+from tests.support.tiers import tiered
 
 
 class OddAttention(nn.Module):
@@ -109,7 +110,7 @@ def test_unknown_attention_beside_a_layer_without_heads_is_refused_with_a_remedy
         gating.inject_gates(towers)
 
 
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", tiered(FAMILIES))
 def test_no_attention_of_a_family_is_left_without_a_word(name):
     """Outside of hybrids, whose other layers have reasons of their own."""
     model = FAMILIES[name].build()

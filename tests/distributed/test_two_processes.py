@@ -10,13 +10,10 @@ import torch
 
 from benchmarks.faults.outcome import Outcome
 from tests.support.steps_of_ranks import train_some_steps
-from tests.support.tiny_run import make_inputs, make_model_folder
+from tests.support.tiny_run import make_model_folder
 from tests.support.two_processes import TWO, run_script
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +22,7 @@ def finished(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
     return where, run_script("command_of_ranks.py", [*inputs, *TWO], cwd=where)
 
 
+@pytest.mark.first
 def test_a_run_on_two_devices_finishes_and_prints_everything_once(finished):
     _, process = finished
     assert process.returncode == 0, process.stderr
@@ -33,6 +31,7 @@ def test_a_run_on_two_devices_finishes_and_prints_everything_once(finished):
         assert process.stdout.count(line) == 1, line
 
 
+@pytest.mark.first
 def test_both_processes_keep_the_same_heads(finished):
     where, _ = finished
     first, second = (json.loads((where / f"kept-{rank}.json").read_text()) for rank in (0, 1))
@@ -40,6 +39,7 @@ def test_both_processes_keep_the_same_heads(finished):
     assert sum(map(len, first[0].values())) == 4
 
 
+@pytest.mark.first
 def test_only_one_folder_is_written(finished):
     where, _ = finished
     assert len(list((where / "outputs").glob("*/*"))) == 1  # named after the time at which rank 0 started

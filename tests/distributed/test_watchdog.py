@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from gating.distributed import watchdog
-from tests.support.tiny_run import make_inputs
 from tests.support.two_processes import ROOT, SUPPORT, TWO, run_script
 from tests.support.warm_python import warm_python
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), *TWO, "logger=csv", "callbacks.checkpoint.every_n_steps=1"]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs, *TWO, "logger=csv", "callbacks.checkpoint.every_n_steps=1"]
 
 
+@pytest.mark.processes
 def test_a_process_that_hangs_after_the_death_of_another_ends_with_a_message(inputs, tmp_path):
     settings = [*inputs, "output_dir=out"]
     process = run_script("command_of_ranks.py", settings, cwd=tmp_path, HAPPENS="1 7 SIGKILL", HANGS="0 7")
@@ -28,6 +28,7 @@ def test_a_process_that_hangs_after_the_death_of_another_ends_with_a_message(inp
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("hangs", ["- -", "1 7"])
 def test_other_ranks_report_the_death_of_rank_zero_and_end(hangs, inputs, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HAPPENS": "0 7 SIGKILL", "HANGS": hangs}

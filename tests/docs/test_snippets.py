@@ -68,6 +68,7 @@ def hub(tmp_path, monkeypatch):
 
 
 # Of huggingface_hub's use of its HTTP library, and of transformers' Trainer on a machine without a GPU.
+@pytest.mark.runs
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.language == "python" for b in blocks_of(page))])

@@ -9,9 +9,10 @@ import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
+from tests.support.tiers import first_of
 
 
-@pytest.mark.parametrize("name", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize("name", first_of(["bert", "llama", "gpt2"]))
 def test_compact_model_compiles_to_one_graph(name):
     model = FAMILIES[name].build()
     blocks = gating.find_attention_blocks(model)
@@ -28,7 +29,7 @@ def test_compact_model_compiles_to_one_graph(name):
 # Dynamo looks at every tensor it meets, also at the gate values, which are no leaves.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("budget", [False, True])
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("name", first_of(["bert", "llama"]))
 def test_gated_model_compiles_to_one_graph_and_its_gates_get_the_same_gradients(name, budget):
     model = FAMILIES[name].build().train()
     for module in model.modules():
@@ -56,7 +57,7 @@ def test_gated_model_compiles_to_one_graph_and_its_gates_get_the_same_gradients(
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("after_pass", [False, True])
+@pytest.mark.parametrize("after_pass", first_of([True, False]))
 def test_a_compiled_part_that_is_called_alone_trains_the_gates_at_every_step(after_pass):
     model = FAMILIES["clip"].build().train()  # Which draws no other random numbers.
     gating.inject_gates(model, init_prob_open=0.6)

@@ -68,6 +68,7 @@ def test_objects_with_other_numbers_have_other_descriptions(kind):
     assert describe(make(1.0)) != describe(make(-1.0))
 
 
+@pytest.mark.processes
 def test_descriptions_are_the_same_in_another_process():
     program = "from tests.integrations.test_descriptions import KINDS, describe\n"
     program += "print([describe(make(1.0)) for make in KINDS.values()])"

@@ -52,6 +52,7 @@ def test_adapters_are_merged_for_the_removal_and_new_ones_are_trained_after_it(t
     assert torch.equal(loaded.bert.encoder.layer[0].intermediate.dense.weight, frozen)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("stop_at", [7, 15])
 def test_a_training_of_adapters_resumes_to_the_bit(tmp_path, assert_same, stop_at):
     def compact(folder, *, stop_at=None, resume=None):
@@ -79,6 +80,7 @@ def of_adapters(tmp_path_factory):
     return folder
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("step", [8, 16])
 def test_adapters_do_not_resume_on_weights_of_another_seed(of_adapters, step):
     trainer = make_trainer(of_adapters, model=with_lora(make_classifier(5)))
@@ -104,6 +106,7 @@ def test_a_file_of_the_user_in_the_place_of_the_weights_below_adapters_stays(tmp
     assert trainer.finalize().num_heads == 5
 
 
+@pytest.mark.runs
 def test_a_recovery_does_not_resume_on_the_weights_of_another_training(of_adapters, tmp_path, monkeypatch):
     folder = shutil.copytree(of_adapters, tmp_path / "checkpoints")
     before = (folder / "compact.safetensors").read_bytes()
@@ -187,6 +190,7 @@ SHARED = {
 }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("has_adapters", [False, True])
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_supervised_fine_tuning_of_trl(tmp_path, llama, words, has_adapters):
@@ -205,6 +209,7 @@ def test_supervised_fine_tuning_of_trl(tmp_path, llama, words, has_adapters):
     assert "gates/open" in trainer.state.log_history[0]
 
 
+@pytest.mark.runs
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_preference_optimization_of_trl(tmp_path, llama, words):
     trainer = GatedDPOTrainer(
@@ -248,6 +253,7 @@ class InOrder(GatedTrainer):
 
 
 # Lightning's norm of the gradients has that of the multipliers, too.
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("objective", "clip", "atol"),
     # Straight-through gates enlarge differences of rounding.

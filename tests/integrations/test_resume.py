@@ -48,12 +48,19 @@ def fresh(name):
 @pytest.mark.parametrize(
     ("name", "stop_at"),
     [
-        *(("exact", step) for step in (7, 13, 15)),
-        ("lagrangian", 7),
-        ("convergence", 7),
-        ("accumulation", 15),
-        ("bf16", 15),
-        ("checkpointing", 15),
+        ("exact", 15),
+        *(
+            pytest.param(*case, marks=pytest.mark.runs)
+            for case in (
+                ("exact", 7),
+                ("exact", 13),
+                ("lagrangian", 7),
+                ("convergence", 7),
+                ("accumulation", 15),
+                ("bf16", 15),
+                ("checkpointing", 15),
+            )
+        ),
     ],
 )
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path, assert_same, name, stop_at):
@@ -93,6 +100,7 @@ class StopSoftly(TrainerCallback):
         return control
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(("step", "event"), [(13, "on_step_end"), (14, "on_log"), (15, "on_save")])
 def test_a_training_that_was_stopped_in_the_recovery_saves_nothing_and_resumes(tmp_path, assert_same, step, event):
     save = {"save_steps": 1, "logging_steps": 1}
@@ -124,6 +132,7 @@ def test_a_checkpoint_of_the_search_is_not_for_a_model_without_its_heads(tmp_pat
     trainer.train()
 
 
+@pytest.mark.runs
 def test_a_checkpoint_of_the_recovery_is_for_the_model_of_the_search(tmp_path):
     compact(tmp_path)
     other = make_classifier()
@@ -133,6 +142,7 @@ def test_a_checkpoint_of_the_recovery_is_for_the_model_of_the_search(tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoints" / "checkpoint-16"))
 
 
+@pytest.mark.runs
 def test_a_damaged_state_of_the_gates_is_named(tmp_path):
     compact(tmp_path)
     checkpoint = tmp_path / "checkpoints" / "checkpoint-8"
@@ -144,6 +154,7 @@ def test_a_damaged_state_of_the_gates_is_named(tmp_path):
         make_trainer(tmp_path / "checkpoints").train(resume_from_checkpoint=str(checkpoint))
 
 
+@pytest.mark.runs
 def test_a_finished_training_resumes_to_the_same_model(tmp_path, assert_same):
     trainer = compact(tmp_path)
     again = make_trainer(tmp_path / "checkpoints")

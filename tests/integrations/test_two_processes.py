@@ -2,12 +2,15 @@
 
 import shutil
 
+import pytest
 import torch
 
 import gating
 from gating.pruning.measure import count_heads
 from tests.support.tiny_run import ROOT
 from tests.support.two_processes import run_script
+
+pytestmark = pytest.mark.processes
 
 
 def start(folder, *arguments):

@@ -16,6 +16,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_second_trainer_chooses_as_one_with_a_new_objective(tmp_path, assert_same, name):
     make, convergence = OBJECTIVES[name], gating.Convergence(patience=1, max_undecided=1.0)
@@ -39,6 +40,7 @@ def test_two_trainers_at_once_need_an_objective_each(tmp_path):
     second.train()
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_training_that_was_stopped_and_begins_again_has_a_new_search(tmp_path, name):
     class Stop(TrainerCallback):

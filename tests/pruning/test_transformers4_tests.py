@@ -21,6 +21,7 @@ from gating.structure.blocks import AttentionBlock
 from gating.structure.compact import compact_class
 from gating.structure.record import RECORD_KEY
 from tests.support.family_models import FAMILIES
+from tests.support.tiers import tiered
 
 # Some families have layers without gates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*get no gates")
@@ -56,7 +57,7 @@ ALIKE = {
     *("youtu", "glm4_moe_lite", "minicpm3", "axk1", "mistral4", "kimi_linear", "bailing_hybrid", "qwen3_5_moe"),
     *("bamba", "granitemoehybrid", "nemotron_h", "falcon-mq"),
 }
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in FAMILIES]
+NAMES = tiered(pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in FAMILIES)
 
 
 def build(name: str) -> tuple[PreTrainedModel, dict[str, Tensor], list[AttentionBlock]]:

@@ -6,34 +6,33 @@ from pathlib import Path
 import pytest
 
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
-from tests.support.tiny_run import make_inputs
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def whole(inputs, tmp_path_factory) -> Path:
-    """The folder of a run that nobody interrupted."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    run_in(folder, inputs)
-    return folder
+@pytest.fixture(scope="session")
+def interrupted(tiny_inputs, tmp_path_factory) -> tuple[Path, Path]:
+    """The folder of a run that ended in its search, at step 7 of 9, and a copy of it as it was."""
+    place = tmp_path_factory.mktemp("half")
+    with at_batch(8, interrupt), pytest.raises(Interrupted):
+        run_in(place / "run", tiny_inputs)
+    return place / "run", Path(shutil.copytree(place / "run", place / "copy"))
 
 
 @pytest.fixture
-def half(inputs, tmp_path) -> Path:
-    """The folder of a run that ended in its search, at step 7 of 9, with a checkpoint after step 4."""
-    with at_batch(8, interrupt), pytest.raises(Interrupted):
-        run_in(tmp_path / "run", inputs)
-    return tmp_path / "run"
+def half(interrupted) -> Path:
+    """The folder of a run that ended in its search, with a checkpoint after step 4; a test may change it."""
+    folder, copied = interrupted
+    shutil.rmtree(folder)
+    return Path(shutil.copytree(copied, folder))
 
 
-@pytest.fixture(scope="module")
-def begun(inputs, tmp_path_factory) -> Path:
+@pytest.fixture(scope="session")
+def begun(tiny_inputs, tmp_path_factory) -> Path:
     """The folder of a run that ended at its third step."""
-    folder = tmp_path_factory.mktemp("begun") / "run"
+    return begin(tmp_path_factory.mktemp("begun") / "run", tiny_inputs)
+
+
+def begin(folder: Path, inputs: list[str]) -> Path:
+    """Begin a run and end it at its third step; return its folder."""
     with at_batch(3, interrupt), pytest.raises(Interrupted):
         run_in(folder, inputs)
     return folder

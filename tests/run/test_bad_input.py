@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.support.bad_input import AREAS, Area, outcome
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", AREAS)
 def test_bad_input_gives_a_right_result_or_one_sentence(name):
     area = AREAS[name]

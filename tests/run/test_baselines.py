@@ -20,7 +20,6 @@ from gating.tasks.metrics.tokens import token_metrics, update_token_baseline
 from gating.tasks.question_answering import _add_no_answer
 from gating.tasks.regression import _add_mean
 from gating.training.evaluation import Tally, to_number
-from tests.support.few_timings import few_timings
 from tests.support.tiny_run import WORDS, compose_settings, make_inputs, write_table
 
 
@@ -54,6 +53,7 @@ def test_the_mean_has_its_error_and_no_correlation():
     assert values == {"pearson": 0, "spearman": 0, "mse": 2, "mae": 1}
 
 
+@pytest.mark.runs
 def test_tokens_have_the_perplexity_of_their_frequencies():
     table = Dataset.from_dict({"input_ids": [[1, 1, 2], [3, 1]]})
     logs = log_frequencies(table, "input_ids", size=5, without=(3,))()
@@ -130,11 +130,11 @@ def test_a_score_is_better_than_a_baseline_by_more_than_chance(score, value, bas
 
 
 def run_of(folder: Path, *settings: str) -> dict:
-    with few_timings():
-        train.run(compose_settings([*settings, "logger=csv", f"output_dir={folder}"]))
+    train.run(compose_settings([*settings, "logger=csv", f"output_dir={folder}"]))
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.runs
 @pytest.mark.filterwarnings("default:The choice of heads is nearly arbitrary")
 @pytest.mark.filterwarnings("default:Gates hardly tell the heads to keep")
 def test_a_run_has_its_baseline_and_keeps_its_warnings(tmp_path, capsys):
@@ -176,6 +176,7 @@ def write_numbers(path: Path, rows: int, *, label: str | None = None) -> Path:
     return path
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("metrics", ["[pearson,spearman,r2]", "[r2]", "[mse]"])
 def test_regression_to_a_constant_finishes_and_says_that_its_score_is_not_finite(metrics, tmp_path, capsys):
     inputs = [*make_inputs(tmp_path / "inputs"), "task=regression", f"task.metrics={metrics}"]

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from benchmarks.faults.outcome import Outcome
 from gating.training.module import FineTuning
-from tests.support.few_timings import few_timings
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in, steps_of_checkpoints
-from tests.support.tiny_run import make_inputs
+
+pytestmark = pytest.mark.runs
 
 # Validations of the recovery after the steps 8, 10 and 12.
 STEPS = ["recovery=0.5", "trainer.val_check_interval=2", "callbacks.checkpoint.keep=99", "convergence=null"]
@@ -21,14 +21,8 @@ EVERY = "callbacks.checkpoint.every_n_steps=1"
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), *STEPS]
-
-
-@pytest.fixture(autouse=True)
-def _few_timings():
-    with few_timings():
-        yield
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs, *STEPS]
 
 
 @contextmanager

@@ -10,21 +10,16 @@ import pytest
 
 from gating.run import prepare
 from tests.storage.test_results import put, snapshot
-from tests.support.few_timings import few_timings
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
-from tests.support.tiny_run import ROOT, make_inputs, run_command
+from tests.support.tiny_run import ROOT, run_command
 from tests.support.warm_python import warm_python
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_timings():
-    with few_timings():
-        yield
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), "trainer.max_steps=4", "trainer.val_check_interval=2"]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs, "trainer.max_steps=4", "trainer.val_check_interval=2"]
 
 
 @pytest.fixture(scope="module")

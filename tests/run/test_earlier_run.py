@@ -13,12 +13,13 @@ from gating.run.folder.earlier_run import clearing
 from gating.storage.written import note_written
 from tests.storage.test_results import put, snapshot
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in
-from tests.support.tiny_run import make_inputs
+
+pytestmark = pytest.mark.runs
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), "trainer.max_steps=4", "distillation=logits"]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs, "trainer.max_steps=4", "distillation=logits"]
 
 
 @pytest.fixture(scope="module")

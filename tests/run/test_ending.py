@@ -6,15 +6,17 @@ import pytest
 
 import train
 from tests.support.interruptions import at_batch, end_of
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import compose_settings
+
+pytestmark = pytest.mark.runs
 
 GO_ON = "Resume the run: python train.py resume="
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def inputs(inputs: list[str]) -> list[str]:
     settings = ["trainer.max_steps=4", "callbacks.checkpoint.every_n_steps=1"]
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), *settings]
+    return [*inputs, *settings]
 
 
 def fail() -> None:

@@ -25,6 +25,8 @@ from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.tiny_run import ROOT, WORDS, compose_settings
 from tests.tasks.test_tasks import SETTINGS
 
+pytestmark = pytest.mark.runs
+
 # The data of experiments: the folder that the variable names, or one beside this checkout.
 DATA = Path(os.environ.get("HEAD_GATING_DATA", ROOT.parent / "shared" / "data"))
 SMALL_GPT2 = [
@@ -126,6 +128,7 @@ def test_a_new_gpt2_learns_a_single_file_and_writes(play, tmp_path, capsys):
     assert model.config.eos_token_id == tokenizer.eos_token_id == 2
 
 
+@pytest.mark.first
 def test_a_new_llama_keeps_whole_groups_and_its_text_is_in_wandb(play, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     overrides = [*SMALL_LLAMA, *one_file(play), "trainer.max_steps=4", "trainer.val_check_interval=4", "callbacks=none"]
@@ -157,6 +160,7 @@ def test_other_decoders_are_tried_by_their_folder_alone(family, play, tmp_path):
     assert again.num_parameters() == numbers["num_parameters"]
 
 
+@pytest.mark.first
 def test_a_new_bert_learns_hidden_words(play, tmp_path):
     sizes = "{vocab_size:300,hidden_size:32,num_hidden_layers:2,num_attention_heads:4,intermediate_size:32}"
     model = ["model=scratch", "model.model_type=bert", f"+model.config={sizes}", "data.max_length=32"]
@@ -166,6 +170,7 @@ def test_a_new_bert_learns_hidden_words(play, tmp_path):
     assert AutoTokenizer.from_pretrained(compact).mask_token_id == 3
 
 
+@pytest.mark.first
 def test_a_new_marian_keeps_the_budget_of_each_kind_of_attention(pairs, tmp_path):
     settings = [
         "optimizer.lr=3e-3",

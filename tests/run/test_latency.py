@@ -11,6 +11,8 @@ from gating.pruning.latency import comparison
 from tests.support.interruptions import run_in
 from tests.support.tiny_run import compose_settings
 
+pytestmark = pytest.mark.runs
+
 BOTH = ("objective.num_heads=null", "gates.units=[heads,neurons]", "gates.group_size=8")
 
 

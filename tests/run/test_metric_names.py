@@ -9,12 +9,7 @@ import pytest
 import train
 from gating.tracking.wandb_logger import TolerantWandbLogger
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
-from tests.support.tiny_run import compose_settings, make_inputs
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+from tests.support.tiny_run import compose_settings
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -32,6 +27,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gates_are_last_logged_with_the_heads_that_are_kept(name, inputs, tmp_path, monkeypatch):
     summary, logged = {}, {}
@@ -57,6 +53,7 @@ def test_gates_are_last_logged_with_the_heads_that_are_kept(name, inputs, tmp_pa
     assert "val/accuracy" in rows_of(tmp_path / "run")[0]
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("units", "budget", "total"),
     [
@@ -90,6 +87,7 @@ def test_neurons_are_logged_beside_heads(units, budget, total, inputs, tmp_path)
         assert float(last["gates/cost/open"]) <= 0.5 == pytest.approx(float(last["gates/cost/expected"]), abs=1e-2)
 
 
+@pytest.mark.runs
 def test_a_resumed_recovery_shows_the_cost_that_was_kept(inputs, tmp_path):
     others = [line for line in inputs if not line.startswith("objective")]
     settings = [

@@ -24,12 +24,6 @@ from gating.structure import families
 from gating.structure.attention_spec import context_spec
 from tests.run.test_train import run_here, setting
 from tests.support.interruptions import end_of
-from tests.support.tiny_run import make_inputs
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def new_model(inputs: list[str], model_type: str, config: dict) -> list[str]:
@@ -52,6 +46,7 @@ def test_a_model_whose_attention_was_discovered_is_exported(inputs, tmp_path):
     assert sum(block.num_heads for block in gating.find_attention_blocks(model)) == 4
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("discover", [False, True])
 def test_layers_that_cannot_be_emptied_are_refused_before_the_search(
     inputs, tmp_path, capsys, monkeypatch, request, discover
@@ -67,6 +62,7 @@ def test_layers_that_cannot_be_emptied_are_refused_before_the_search(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.runs
 def test_a_family_without_known_attention_is_refused_before_anything_is_written(inputs, tmp_path, capsys):
     run = new_model(inputs, "squeezebert", {"hidden_size": 32, "embedding_size": 32, "num_attention_heads": 4})
     run = [line for line in run if not line.startswith("objective")]
@@ -100,6 +96,7 @@ def test_a_correlation_with_one_value_is_null_and_the_progress_may_be_hidden(inp
     assert numbers["val/pearson"] is None
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("value", ["null", "3", "[]"])
 def test_places_are_texts(value, inputs, tmp_path, capsys):
     assert end_of(tmp_path / "run", inputs, f"paths.checkpoints={value}") == 1

@@ -44,6 +44,7 @@ def test_names_that_cannot_be_there_are_refused_with_the_settings(name):
         checked_settings([f"optimized_metric='{name}'"])
 
 
+@pytest.mark.runs
 def test_a_finished_run_returns_its_value_again_and_is_not_lost_for_a_wrong_name(tmp_path, capsys):
     inputs, run = make_inputs(tmp_path), tmp_path / "run"
     value = train.run(compose_settings([*inputs, "logger=csv", f"output_dir={run}"]))

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_run import ROOT, make_inputs
+from tests.support.tiny_run import ROOT
 from tests.support.warm_python import warm_python
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+pytestmark = pytest.mark.processes
 
 
 def run_in_shell(inputs: list[str], redirection: str, *settings: str, cwd: Path) -> subprocess.CompletedProcess[str]:

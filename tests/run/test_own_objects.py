@@ -7,6 +7,8 @@ import pytest
 import train
 from tests.support.tiny_run import compose_settings, run_command
 
+pytestmark = pytest.mark.runs
+
 MODULE = """
 import gating
 

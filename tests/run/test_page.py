@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.interruptions import run_in
 
+pytestmark = pytest.mark.runs
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 UNITS = ["gates.units=[heads,neurons]", "gates.group_size=8", "objective.num_heads=null", "objective.keep=0.5"]
 

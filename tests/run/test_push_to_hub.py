@@ -27,6 +27,7 @@ def hub(tmp_path, monkeypatch):
         yield server
 
 
+@pytest.mark.runs
 def test_a_finished_run_uploads_its_model_with_its_results(hub, tmp_path, monkeypatch):
     inputs, run = make_inputs(tmp_path / "reviews"), tmp_path / "run"
 

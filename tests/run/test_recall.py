@@ -2,22 +2,30 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from gating.run.folder.stored_settings import read_settings_of
 from gating.run.settings.options import names_given, read_options
+from tests.run.conftest import begin
 from tests.storage.test_results import snapshot
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.resumed import change, recalled, resume
-from tests.support.tiny_run import ROOT, make_inputs
+from tests.support.tiny_run import ROOT
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), "trainer.max_steps=4", "trainer.val_check_interval=1"]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs, "trainer.max_steps=4", "trainer.val_check_interval=1"]
 
 
+@pytest.fixture(scope="module")
+def begun(inputs, tmp_path_factory) -> Path:
+    return begin(tmp_path_factory.mktemp("begun") / "run", inputs)
+
+
+@pytest.mark.runs
 def test_checkpoints_on_another_disk_are_remembered_after_a_move_and_can_be_named(inputs, tmp_path):
     place = f"paths.checkpoints={tmp_path}/disk"
     with at_batch(3, interrupt), pytest.raises(Interrupted):
@@ -30,6 +38,7 @@ def test_checkpoints_on_another_disk_are_remembered_after_a_move_and_can_be_name
         resume(moved, place)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("given", [False, True])
 def test_a_copy_of_a_run_does_not_take_its_checkpoints_on_another_disk(given, inputs, tmp_path, capsys):
     place = f"paths.checkpoints={tmp_path}/disk"

@@ -19,6 +19,8 @@ from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
 from tests.support.tiny_run import compose_settings
 
+pytestmark = pytest.mark.runs
+
 EACH_STEP = "callbacks.checkpoint.every_n_steps=1"
 
 
@@ -109,7 +111,9 @@ def test_a_removal_is_on_the_disk_before_recovery_starts(inputs, whole, tmp_path
     assert_same_end(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.first), (signal.SIGINT, 130)]
+)
 def test_a_signal_saves_a_checkpoint_and_prints_the_resume_command(number, code, inputs, whole, tmp_path, capsys):
     folder = tmp_path / "run"
     with at_batch(6, lambda: os.kill(os.getpid(), number)) as steps:

@@ -11,6 +11,8 @@ from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt
 from tests.support.resumed import recalled, resume
 from tests.support.tiny_run import make_inputs, make_model_folder, write_table
 
+pytestmark = pytest.mark.runs
+
 SHORT = ["trainer.max_steps=4", "trainer.val_check_interval=1"]
 
 

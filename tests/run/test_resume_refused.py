@@ -15,6 +15,7 @@ from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt
 from tests.support.tiny_run import compose_settings
 
 
+@pytest.mark.runs
 def test_checkpoints_of_another_run_are_neither_taken_nor_removed(inputs, tmp_path, capsys):
     shared = tmp_path / "shared"
     place = f"paths.checkpoints={shared}"
@@ -31,6 +32,7 @@ def test_checkpoints_of_another_run_are_neither_taken_nor_removed(inputs, tmp_pa
     assert (shared / "search" / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("place", ["{run}/../shared", "{run}/linked"])
 def test_checkpoints_of_another_run_are_found_wherever_a_path_leads(place, inputs, tmp_path, capsys):
     checkpoint = tmp_path / "shared" / "search" / "step-4.ckpt"
@@ -45,6 +47,7 @@ def test_checkpoints_of_another_run_are_found_wherever_a_path_leads(place, input
     assert checkpoint.read_text() == "precious"
 
 
+@pytest.mark.runs
 def test_a_run_does_not_resume_from_the_checkpoints_of_another(inputs, half, tmp_path, capsys):
     with at_batch(6, interrupt), pytest.raises(Interrupted):
         run_in(tmp_path / "other", inputs, "seed=2")
@@ -54,6 +57,7 @@ def test_a_run_does_not_resume_from_the_checkpoints_of_another(inputs, half, tmp
     assert sorted((tmp_path / "other").rglob("*")) == before
 
 
+@pytest.mark.runs
 def test_numbers_of_something_else_do_not_make_a_run_a_finished_one(inputs, tmp_path, capsys):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -86,6 +90,7 @@ def test_damaged_settings_are_refused_with_the_name_of_their_file(text, inputs, 
     assert all(line.startswith(f"error: {half / 'config.yaml'} ") and "overwrite=true" in line for line in said)
 
 
+@pytest.mark.runs
 def test_a_finished_run_is_left_alone(inputs, whole, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     with at_batch(1, interrupt):
@@ -121,6 +126,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("settings", REFUSED)
 def test_another_run_is_refused_and_left_unchanged(settings, inputs, half, capsys):
     before = {path: path.stat().st_mtime_ns for path in half.rglob("*") if path.name != ".lock"}
@@ -145,6 +151,7 @@ def test_other_data_than_before_are_refused(inputs, half, capsys):
     assert "has 60 rows, and had 64" in capsys.readouterr().err
 
 
+@pytest.mark.runs
 def test_a_run_that_another_process_is_at_is_left_to_it(inputs, half, capsys, tmp_path):
     script = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True)"
     script += "; input()"

@@ -18,6 +18,8 @@ from tests.support.interruptions import Interrupted, at_batch, interrupt
 from tests.support.tiny_run import compose_settings
 from tests.support.wandb_rows import rows_of
 
+pytestmark = pytest.mark.runs
+
 
 class Clock:
     """Stand-in for the module ``time`` with seconds that tests add."""

@@ -23,13 +23,12 @@ from gating.run.sweep.records import Job, jobs_of, recommended_job
 from gating.run.sweep.reference import dense_metrics
 from tests.storage.test_results import snapshot
 from tests.support.sweeps import Ended, run_sweep, write_run
-from tests.support.tiny_run import make_inputs
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
+def inputs(inputs: list[str]) -> list[str]:
     # Without the budget of the tiny run.
-    return [*make_inputs(tmp_path_factory.mktemp("inputs"))[:-1], "logger=csv"]
+    return [*inputs[:-1], "logger=csv"]
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +157,7 @@ def test_a_budget_of_the_command_replaces_that_of_the_sweep(monkeypatch, tmp_pat
     assert all(objective.get("speedup") is None for objective in begun)
 
 
+@pytest.mark.runs
 def test_a_sweep_without_a_dense_run_says_how_to_get_one(inputs, tmp_path):
     end = run_sweep(tmp_path / "sweep", *inputs, "objective.num_heads=3", "seed=0,1", "trainer.max_steps=4")
     assert end.code == 0
@@ -166,6 +166,7 @@ def test_a_sweep_without_a_dense_run_says_how_to_get_one(inputs, tmp_path):
     assert (run["budget"], run["seeds"]) == ("3 heads", [0, 1])
 
 
+@pytest.mark.runs
 def test_a_sweep_in_which_all_jobs_fail_has_no_table(inputs, tmp_path):
     end = run_sweep(tmp_path / "sweep", *inputs, "objective.num_heads=98,99")
     assert end.code == 1
@@ -195,6 +196,7 @@ def test_the_jobs_of_a_sweep_are_not_replaced_by_those_of_another(inputs, swept)
     assert snapshot(folder) == before
 
 
+@pytest.mark.runs
 def test_jobs_in_folders_of_other_names_are_added_to_a_sweep(inputs, swept, tmp_path):
     folder = shutil.copytree(swept[0], tmp_path / "sweep")
     end = run_sweep(folder, *inputs, "objective.num_heads=98,99", "hydra.sweep.subdir=more-${hydra.job.num}")

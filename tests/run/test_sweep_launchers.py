@@ -11,13 +11,13 @@ from gating.run.settings.settings import as_plain
 from gating.run.sweep.jobs import with_job_names
 from gating.run.sweep.records import jobs_of
 from tests.support.sweeps import run_sweep
-from tests.support.tiny_run import ROOT, checked_settings, compose_settings, make_inputs, run_command
+from tests.support.tiny_run import ROOT, checked_settings, compose_settings, run_command
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
+def inputs(inputs: list[str]) -> list[str]:
     short = ["trainer.max_steps=4", "trainer.val_check_interval=2", "logger=csv"]
-    return [*make_inputs(tmp_path_factory.mktemp("inputs"))[:-1], *short]
+    return [*inputs[:-1], *short]
 
 
 LAUNCHERS = {
@@ -26,6 +26,7 @@ LAUNCHERS = {
 }
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit", marks=pytest.mark.slow)])
 def test_jobs_of_other_processes_are_decided_upon(launcher, inputs, tmp_path, monkeypatch):
     command = ["-m", "sweep=reference", *LAUNCHERS[launcher], *inputs, "objective.num_heads=3,99", "output_dir=sweep"]
@@ -37,6 +38,7 @@ def test_jobs_of_other_processes_are_decided_upon(launcher, inputs, tmp_path, mo
     assert all(line in process.stdout for line in numbers["conclusion"])
 
 
+@pytest.mark.processes
 def test_optuna_searches_with_the_validation_score(inputs, tmp_path):
     space = ["optimizer.gate_lr=interval(0.05,0.3)", "objective.num_heads=4", "hydra.sweeper.n_trials=2"]
     command = ["-m", "hparams_search=optuna", *inputs, *space, "output_dir=sweep", "resume=auto"]
@@ -58,6 +60,7 @@ def test_optuna_searches_with_the_validation_score(inputs, tmp_path):
     assert process.stdout.count("there is nothing to resume") == 2
 
 
+@pytest.mark.processes
 def test_a_search_in_which_all_trials_fail_lists_them(inputs, tmp_path):
     space = ["optimizer.lr=choice(-1.0,-2.0)", "hydra.sweeper.n_trials=2", "output_dir=sweep"]
     others = [line for line in inputs if not line.startswith("optimizer.lr")]
@@ -80,6 +83,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.processes
 def test_a_missing_plugin_is_one_sentence(tmp_path):
     command = [sys.executable, "-c", WITHOUT_PLUGINS, str(ROOT / "train.py"), "-m", "hparams_search=optuna", "seed=0,1"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)

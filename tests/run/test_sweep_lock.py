@@ -12,25 +12,20 @@ import pytest
 from gating.run.sweep.records import jobs_of
 from tests.run.test_claim import HOLD, SLOW
 from tests.storage.test_results import snapshot
-from tests.support.few_timings import few_timings
 from tests.support.interruptions import at_batch
 from tests.support.sweeps import run_sweep
-from tests.support.tiny_run import ROOT, make_inputs, run_command
+from tests.support.tiny_run import ROOT, run_command
 from tests.support.warm_python import warm_python
+
+pytestmark = pytest.mark.processes
 
 SHORT = ["trainer.max_steps=2", "trainer.val_check_interval=2", "logger=csv", "objective.num_heads=4"]
 IN_USE = "is in use by another process, which runs a sweep or a run there. Wait for its end, or choose another"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _few_timings():
-    with few_timings():
-        yield
-
-
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs"))[:-1], *SHORT]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs[:-1], *SHORT]
 
 
 @pytest.mark.parametrize("settings", [["overwrite=true"], ["resume=auto"]], ids=" ".join)

@@ -12,14 +12,15 @@ from gating.run import execute as stages
 from gating.run.sweep.records import jobs_of
 from tests.support.interruptions import at_batch
 from tests.support.sweeps import Ended, run_sweep
-from tests.support.tiny_run import make_inputs
+
+pytestmark = pytest.mark.processes
 
 BUDGETS = "objective.num_heads=6,99,2"
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs"))[:-1], "logger=csv", "resume=auto"]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs[:-1], "logger=csv", "resume=auto"]
 
 
 def sweep(folder: Path, inputs: list[str]) -> Ended:

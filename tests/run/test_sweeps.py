@@ -15,14 +15,9 @@ from hydra.plugins.sweeper import Sweeper
 import train
 from gating.run.sweep.records import jobs_of
 from gating.training.signals import Unfinished
-from tests.support.tiny_run import ROOT, make_inputs, run_command
+from tests.support.tiny_run import ROOT, run_command
 from tests.support.two_processes import TWO
 from tests.support.warm_python import warm_python
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def sweep(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int | str | None:
@@ -57,6 +52,7 @@ def fail_at(*seeds: int, error: BaseException):
     return action
 
 
+@pytest.mark.processes
 def test_a_bad_value_fails_its_job_alone(inputs, tmp_path):
     command = ["-m", *inputs, "logger=csv", "seed=0,-1,2", "output_dir=sweep"]
     process = run_command(command, cwd=tmp_path)
@@ -193,6 +189,7 @@ def test_a_sweep_replaces_the_files_of_an_earlier_one(inputs, tmp_path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [".lock", "multirun.yaml"]
 
 
+@pytest.mark.processes
 @pytest.mark.slow
 def test_processes_of_a_sweep_begin_again_after_a_failed_job(inputs, tmp_path):
     settings = [*inputs, *TWO, "logger=csv", "optimizer.lr=1e-3,1e30,2e-3", "output_dir=sweep"]
@@ -203,6 +200,7 @@ def test_processes_of_a_sweep_begin_again_after_a_failed_job(inputs, tmp_path):
     assert [(tmp_path / "sweep" / str(job) / "metrics.json").exists() for job in range(3)] == [True, False, True]
 
 
+@pytest.mark.processes
 def test_ctrl_c_ends_a_sweep_of_the_command_line(inputs, tmp_path):
     command = [*warm_python(), str(ROOT / "train.py"), "-m", *inputs, "logger=csv", "seed=0,1", "output_dir=sweep"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

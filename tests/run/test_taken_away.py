@@ -45,6 +45,7 @@ def without(settings: DictConfig, name: str) -> DictConfig:
     return rest
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
 def test_removed_settings_are_optional_or_named_in_one_sentence(choice):
     settings = compose_settings(["output_dir=x", *choice])

@@ -19,6 +19,8 @@ from gating.run import measured_budget
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import compose_settings, run_command
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def finished(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess]:
@@ -34,6 +36,7 @@ def run_here(overrides: list[str], folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.first
 def test_run_ends_well(finished):
     _, process = finished
     assert process.returncode == 0, process.stderr
@@ -42,6 +45,7 @@ def test_run_ends_well(finished):
         assert wanted in process.stdout
 
 
+@pytest.mark.first
 def test_run_folder_keeps_the_contract(finished):
     folder, _ = finished
     numbers = json.loads((folder / "metrics.json").read_text())
@@ -58,6 +62,7 @@ def test_run_folder_keeps_the_contract(finished):
     assert not list(folder.rglob("*.bin"))
 
 
+@pytest.mark.first
 def test_compact_model_is_physically_smaller(finished):
     folder, _ = finished
     weights = load_file(folder / "compact" / "model.safetensors")
@@ -71,6 +76,7 @@ def test_compact_model_is_physically_smaller(finished):
             assert weights[f"bert.{name}.query.weight"].shape == (width, 32)
 
 
+@pytest.mark.first
 def test_compact_model_has_the_accuracy_that_was_reported(finished, inputs):
     folder, _ = finished
     model = gating.load_compact(folder / "compact")
@@ -83,6 +89,7 @@ def test_compact_model_has_the_accuracy_that_was_reported(finished, inputs):
     assert sum(right) / len(right) == pytest.approx(reported)
 
 
+@pytest.mark.first
 def test_offline_run_can_be_read_back(finished):
     folder, _ = finished
     run_folder = next((folder / "wandb").glob("offline-run-*"))
@@ -109,6 +116,7 @@ def test_offline_run_can_be_read_back(finished):
     assert any("exit" in json.dumps(record) for record in records)
 
 
+@pytest.mark.first
 def test_gates_descend_to_the_budget(finished):
     folder, _ = finished
     header, *rows = [line.split(",") for line in (folder / "csv" / "metrics.csv").read_text().splitlines()]
@@ -271,6 +279,7 @@ def test_help_shows_groups_and_settings(tmp_path):
         assert wanted in process.stdout
 
 
+@pytest.mark.first
 def test_a_run_trains_its_own_teacher(inputs, tmp_path):
     numbers = run_here([*inputs, "distillation=logits"], tmp_path / "out")
     assert numbers["num_heads"] == 4

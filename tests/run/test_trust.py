@@ -6,15 +6,23 @@ from typing import Any
 
 import pytest
 
+from tests.run.conftest import begin
 from tests.storage.test_results import snapshot
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
 from tests.support.resumed import change, recalled, resume
-from tests.support.tiny_run import make_inputs, run_command
+from tests.support.tiny_run import run_command
+
+pytestmark = pytest.mark.runs
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), "trainer.max_steps=4", "trainer.val_check_interval=1"]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs, "trainer.max_steps=4", "trainer.val_check_interval=1"]
+
+
+@pytest.fixture(scope="module")
+def begun(inputs, tmp_path_factory) -> Path:
+    return begin(tmp_path_factory.mktemp("begun") / "run", inputs)
 
 
 EVIL = {"_target_": "os.system", "command": "touch evil"}

@@ -14,6 +14,7 @@ from tests.support.family_models import FAMILIES
 from tests.support.tiny_run import make_inputs
 
 
+@pytest.mark.runs
 def test_neurons_alone_give_a_stock_model_and_bert_heads_a_compact_one(tmp_path, capsys):
     inputs = [line for line in make_inputs(tmp_path) if not line.startswith("objective.")]
     uniform = [*inputs, "objective.uniform=true", "gates.group_size=16"]

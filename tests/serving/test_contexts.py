@@ -20,6 +20,7 @@ from gating.serving.copies import as_converted
 from gating.serving.graphs.batches import batches_to_check
 from gating.serving.greedy import make_prompts
 from tests.serving.decoders import make_decoder
+from tests.support.tiers import first_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -69,7 +70,7 @@ def test_prompts_go_past_a_window_before_and_while_writing(window):
         assert any(length < window <= length + count for length in lengths)
 
 
-@pytest.mark.parametrize("format", ["gguf", "openvino", "onnx-genai"])
+@pytest.mark.parametrize("format", first_of(["gguf", "openvino", "onnx-genai"]))
 def test_decoders_with_several_ends_of_texts_are_exported(format, tmp_path):
     for package in {"gguf": ["gguf", "xllamacpp"], "onnx-genai": ["onnxruntime_genai"]}.get(format, [format]):
         pytest.importorskip(package, reason=f"{package} is not installed")
@@ -92,7 +93,7 @@ def test_batches_go_past_a_window(config_class, model_class, window):
     assert 1107 in {batch.inputs["input_ids"].shape[1] for batch in batches_to_check(model, ["input_ids"], axes)}
 
 
-@pytest.mark.parametrize("format", ["openvino", "gguf", "onnx", "torch"])
+@pytest.mark.parametrize("format", first_of(["torch", "openvino", "gguf", "onnx"]))
 def test_dynamic_embeddings_end_the_context_where_they_change(format, tmp_path):
     packages = {"openvino": "openvino", "gguf": "gguf", "onnx": "onnxruntime", "torch": "torch"}
     pytest.importorskip(packages[format], reason=f"{packages[format]} is not installed")

@@ -16,6 +16,7 @@ from gating.serving.genai import check as genai_check
 from gating.serving.genai.genai_export import check_genai, export_genai
 from tests.serving.decoders import make_tokenizer
 from tests.support.family_models import randomize
+from tests.support.tiers import first_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -107,7 +108,7 @@ def check_decoder(name, folder):
     assert list(model.state_dict()) == names
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", first_of(DECODERS))
 def test_the_runtime_writes_the_tokens_of_the_model(name, tmp_path):
     check_decoder(name, tmp_path / "exported")
 

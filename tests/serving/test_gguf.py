@@ -9,6 +9,7 @@ import gating
 from gating.compact.decoders import sizes_of
 from gating.serving.greedy import TokenCheck, check_tokens, make_prompts, write_greedily
 from tests.serving.decoders import make_decoder, make_tokenizer, remove
+from tests.support.tiers import first_of
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 pytest.importorskip("xllamacpp", reason="the package xllamacpp, llama.cpp, is not installed")
@@ -57,7 +58,7 @@ def llama():
     return make("llama")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", first_of(CASES))
 def test_llama_cpp_writes_the_tokens_of_the_model(name, tmp_path):
     model = make(name)
     folder = gating.save_compact(model, tmp_path / "compact", stock=False)

@@ -13,6 +13,7 @@ from gating.serving.graphs.batches import input_names
 from gating.serving.graphs.graph_export import export_onnx, export_torch
 from gating.serving.graphs.runtime import GraphModel
 from tests.support.family_models import FAMILIES, randomize
+from tests.support.tiers import first_of
 from tests.support.tiny_models import VOCABULARY
 
 ort = pytest.importorskip("onnxruntime", reason="the packages of the export are not installed")
@@ -63,7 +64,7 @@ def alone(batch, row):
     return {name: tensor[row : row + 1, real] for name, tensor in batch.items()}
 
 
-@pytest.fixture(scope="module", params=["bert", "distilbert", "roberta"])
+@pytest.fixture(scope="module", params=first_of(["bert", "distilbert", "roberta"]))
 def exported_encoder(request, tmp_path_factory):
     family, folder = request.param, tmp_path_factory.mktemp("encoder") / "exported"
     model = build(family, layers=2, **({"type_vocab_size": 1} if family == "roberta" else {}))
@@ -85,7 +86,7 @@ def test_encoders_in_onnx_runtime_ignore_padding(exported_encoder, side):
                 torch.testing.assert_close(answer(session, alone(batch, row)), single, rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=first_of(["llama", "gpt2"]))
 def exported_decoder(request, tmp_path_factory):
     model = build(request.param)
     return model, gating.export_onnx(model, tmp_path_factory.mktemp("decoder") / "exported")
@@ -111,6 +112,7 @@ def test_decoders_in_onnx_runtime_compute_positions_from_the_mask(exported_decod
 SMALL = {"num_hidden_layers": 1, "type_vocab_size": 1}
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("name", ["Roberta", pytest.param("Camembert", marks=pytest.mark.slow)])
 def test_decoders_with_other_positions_keep_them(name, tmp_path):
     config = getattr(transformers, f"{name}Config")(**{**FAMILIES["bert-decoder"].arguments, **SMALL})
@@ -125,7 +127,7 @@ def test_decoders_with_other_positions_keep_them(name, tmp_path):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize("family", first_of(["t5", "bart"]))
 def test_encoder_decoders_in_onnx_runtime_ignore_padding_of_both_inputs(family, tmp_path):
     model = build(family)
     report = gating.export_onnx(model, tmp_path / "exported")
@@ -151,6 +153,7 @@ def test_images_come_in_batches_of_any_size(tmp_path):
     assert report.checked == "batches of 1, 2 and 3"
 
 
+@pytest.mark.families
 def test_whisper_reads_thirty_seconds_and_decoder_texts_of_any_length(tmp_path):
     report = gating.export_onnx(build("whisper"), tmp_path / "exported")
     assert set(report.inputs) == {"input_features"} | DECODER
@@ -158,6 +161,7 @@ def test_whisper_reads_thirty_seconds_and_decoder_texts_of_any_length(tmp_path):
     assert report.inputs["decoder_input_ids"] == ("batch", "decoder length")
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_audio_models_have_the_mask_of_their_feature_extractor(masked, tmp_path):
     model = build("wav2vec2", feat_extract_norm="layer" if masked else "group")

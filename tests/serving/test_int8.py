@@ -50,6 +50,7 @@ def test_a_graph_model_runs_padded_batches_and_ignores_labels(side, exported):
     torch.testing.assert_close(one, graph(**{name: tensor[:1] for name, tensor in batch.items()})["logits"])
 
 
+@pytest.mark.families
 def test_layers_without_neurons_and_weights_in_16_bits(tmp_path):
     model = build("bert", layers=2, type_vocab_size=2)
     gating.prune_neurons(model, {0: range(6)}, group_size=8)

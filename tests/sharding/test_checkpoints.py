@@ -15,6 +15,8 @@ from tests.support.in_ranks import run_in_ranks
 from tests.support.sharded_runs import fit, sharded
 from tests.support.tiny_run import make_inputs
 
+pytestmark = pytest.mark.processes
+
 EVERY_STEP = ["callbacks.checkpoint.every_n_steps=1", "resume=auto"]
 
 

@@ -20,6 +20,8 @@ from gating.sharding.save import save_sharded
 from tests.sharding.models import build, choose, differences, gate, state_of
 from tests.support.in_ranks import run_in_ranks
 
+pytestmark = pytest.mark.processes
+
 CASES = {
     "bert with a new head": ("bert", AutoModelForSequenceClassification, {"num_labels": 5}),
     "llama": ("llama", AutoModelForCausalLM, {}),

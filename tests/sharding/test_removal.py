@@ -13,6 +13,8 @@ from gating.sharding import finalize_sharded, is_sharded, shard_model
 from tests.sharding.models import build, choose, gate, remove_both, state_of
 from tests.support.in_ranks import run_in_ranks
 
+pytestmark = pytest.mark.processes
+
 # Grouped queries with padding, biases, tied and untied embeddings, Conv1D, position biases, scalars, experts, a module
 # that serves all layers, latent attention, a state, images and sounds.
 IN_CI = [

@@ -10,6 +10,8 @@ from tests.support.sharded_runs import check_equal, run_both
 from tests.support.tiny_run import WORDS, make_model_folder, write_table
 from tests.tasks.test_tasks import SETTINGS
 
+pytestmark = pytest.mark.processes
+
 # No random draws: those of gates and of dropout are others in each process.
 EXACT = ["objective=topk", "objective.variant=straight_through"]
 LANGUAGE = [setting for setting in SETTINGS if not setting.startswith(("objective.", "data.batch", "logger"))]
@@ -41,7 +43,7 @@ BERT = {
     "bfloat16": ([*EXACT, "objective.num_heads=4", "trainer.precision=bf16-mixed"], 2, 1e-2),
     "sgd": ([*EXACT, "objective.num_heads=4", "optimizer=sgd"], 2, 1e-5),
     "random": (["objective=random", "objective.num_heads=4"], 2, 1e-5),
-    "speedup": ([*EXACT, "objective.speedup=1.05"], 2, 1e-5),
+    "speedup": ([*EXACT, "objective.speedup=1.05", "latency.max_seconds=null"], 2, 1e-5),
 }
 IN_CI = ("straight-through", "heads and neurons", "importance", "adapters", "distillation")
 
@@ -58,7 +60,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *("model=pretrained", f"model.name={make_model_folder(folder / 'model')}", "data=files", *DROPOUT),
         *(f"data.{split}={path}" for split, path in files.items()),
         *("trainer.max_steps=12", "trainer.val_check_interval=4", "trainer.log_every_n_steps=1", "optimizer.lr=1e-3"),
-        "data.eval_batch_size=4",
+        *("data.eval_batch_size=4", "latency.max_seconds=1"),
     ]
 
 

@@ -16,6 +16,8 @@ from gating.structure.edits import whole
 from tests.sharding.models import build, gate
 from tests.support.in_ranks import run_in_ranks
 
+pytestmark = pytest.mark.processes
+
 NUM_STEPS = 3
 
 

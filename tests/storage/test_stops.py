@@ -103,6 +103,7 @@ gating.save_compact(model, sys.argv[1])
 """
 
 
+@pytest.mark.processes
 def test_sigterm_in_a_program_of_a_user_leaves_no_hidden_folder(tmp_path: Path):
     (tmp_path / "program.py").write_text(STOPPED_WHILE_SAVING)
     place = tmp_path / "models"

@@ -14,6 +14,7 @@ import gating
 from gating.proof.masked import units_masked
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
+from tests.support.tiers import tiered
 
 NAMES = ["bert", "gpt2", "llama", "vit", "t5", "bart", "whisper", "deberta-v2", "mpnet", "beit", "albert", "swin"]
 
@@ -27,7 +28,7 @@ def without_gradient(model: nn.Module) -> set[str]:
 
 
 @pytest.mark.parametrize("which", ["first", "cross", "all"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiered(NAMES))
 def test_no_parameter_loses_its_gradient(name, which):
     model = FAMILIES[name].build()
     unused = without_gradient(copy.deepcopy(model))
@@ -43,7 +44,7 @@ def test_no_parameter_loses_its_gradient(name, which):
     assert without_gradient(model) <= unused
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", tiered(NAMES))
 def test_gradients_are_those_of_masked_heads(name):
     compact, masked = FAMILIES[name].build(), FAMILIES[name].build()
     blocks = gating.find_attention_blocks(masked)
@@ -60,6 +61,7 @@ def test_gradients_are_those_of_masked_heads(name):
             torch.testing.assert_close(parameter.grad, expected[key].grad, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.processes
 def test_two_processes_train_models_with_emptied_layers(tmp_path):
     names = ["llama", "gpt2", "t5", "vit", "bart"]
     root = Path(__file__).resolve().parents[2]

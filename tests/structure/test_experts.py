@@ -23,6 +23,7 @@ from gating.units import find_blocks
 from tests.support.expert_models import EXPERTS
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 from tests.support.masked_models import check_generation, compact, finalized, make_pattern, prune, without_gradient
+from tests.support.tiers import tiered
 from tests.support.tiny_models import assert_same_state, state_of
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -41,7 +42,7 @@ def experts_of(model):
     return [block for block in blocks if isinstance(block, ExpertsBlock)]
 
 
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", tiered(EXPERTS))
 def test_compact_equals_masked(name):
     for seed in (0, 1, None):
         model, masked, probe = compact(EXPERTS[name], seed, units="neurons")
@@ -75,7 +76,7 @@ def test_generates_the_same(name):
     check_generation(EXPERTS[name], 0, units=BOTH)
 
 
-@pytest.mark.parametrize("name", STACKED)
+@pytest.mark.parametrize("name", tiered(STACKED))
 def test_fractions_are_folded(name):
     model, masked, probe = finalized(EXPERTS[name], 2, units="neurons")
     assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
@@ -226,7 +227,7 @@ def test_sizes_of_gates_count_all_parameters_and_the_experts_of_a_token(name, pe
     assert report.num_parameters_before - report.num_parameters == gates.parameters_per_gate[first]
 
 
-@pytest.mark.parametrize("name", STACKED)
+@pytest.mark.parametrize("name", tiered(STACKED))
 def test_rankings_know_experts(name):
     model = EXPERTS[name].build()
     gates, ranking = gating.inject_gates(model, units="neurons", group_size=8), Importance()

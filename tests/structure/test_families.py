@@ -9,7 +9,10 @@ import gating
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
-from tests.support.masked_models import Units, check_generation, check_gradients, compact
+from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
+from tests.support.masked_models import TOLERANCE, Units, check_chain, check_generation, check_gradients, compact
+from tests.support.tiers import tiered
+from tests.support.tiny_models import assert_same_state, state_of
 
 pytestmark = [
     pytest.mark.usefixtures("quiet"),
@@ -17,20 +20,30 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*get no gates"),
 ]
 
-# Masked and compact models add the same numbers in another order.
-TOLERANCE = 1e-5
 FAMILY_IMPLEMENTATIONS = [
     (name, implementation) for name, family in FAMILIES.items() for implementation in family.implementations
 ]
 GENERATIVE = [name for name, family in FAMILIES.items() if family.generates]
 
 
-@pytest.mark.parametrize(("name", "implementation"), FAMILY_IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", tiered(FAMILIES))
+def test_a_family_goes_from_gates_to_a_folder_that_loads_elsewhere(name: str, tmp_path: Path) -> None:
+    model, probe = check_chain(FAMILIES[name], 0)
+    folder = tmp_path / "compact"
+    save_for_elsewhere(model, folder, probe)
+    # transformers 5.24 loads another embedding of the padding token of a dense Youtu than it saves.
+    if name != "youtu":
+        assert_same_state(gating.load_compact(folder), state_of(model))
+    # Mixtures of experts order their sums by the memory layout of the experts' weights.
+    assert difference_elsewhere(folder, auto_class_of(model)) <= (1e-6 if name == "gpt_oss" else 0.0)
+
+
+@pytest.mark.parametrize(("name", "implementation"), tiered(FAMILY_IMPLEMENTATIONS))
 def test_compact_equals_masked(name: str, implementation: str) -> None:
     family = FAMILIES[name]
     first = implementation == family.implementations[0]
-    for seed in (0, 1) if first else (2, None):
-        model, masked, probe = compact(family, seed, implementation=implementation, group_queries=seed == 1)
+    for seed in (1,) if first else (2, None):
+        model, masked, probe = compact(family, seed, implementation=implementation, group_queries=first)
         assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
         check_gradients(model, probe)
 
@@ -44,12 +57,6 @@ def test_compact_equals_masked_on_more_patterns(
 ) -> None:
     model, masked, probe = compact(FAMILIES[name], seed, implementation=implementation, group_queries=group_queries)
     assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
-
-
-@pytest.mark.parametrize("name", GENERATIVE)
-def test_generates_the_same(name: str) -> None:
-    family = FAMILIES[name]
-    check_generation(family, 0, implementation=family.implementations[0], group_queries=False)
 
 
 @pytest.mark.slow

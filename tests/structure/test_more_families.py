@@ -1,7 +1,6 @@
 """Families of sound, images, detection and text with layouts of their own: gates, removal, training and folders."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,9 +10,10 @@ from transformers import PreTrainedModel
 import gating
 from gating.discovery.find import search_attention
 from gating.proof.outputs import forward_outputs, max_relative_difference
-from tests.structure.test_family_folders import auto_class_of, reload_elsewhere
+from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.masked_models import make_pattern, prune
 from tests.support.single_models import GENERATING, NAMES, build, make_batch
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -36,11 +36,33 @@ def generate(model: PreTrainedModel, batch: dict[str, Tensor]) -> list[list[int]
     return tokens
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_all_attention_has_gates_that_change_nothing_while_open(name: str) -> None:
+@pytest.mark.parametrize("name", tiered(NAMES))
+def test_a_family_goes_from_gates_to_a_folder_that_loads_elsewhere(name: str, tmp_path: Path) -> None:
+    """One model: all attention gated, open gates, a search of two steps, partly open gates, removal, the folder."""
     model = build(name)
     batch = make_batch(name, model)
-    expected = forward_outputs(model, batch)
+    dense = forward_outputs(model, batch)
+    assert_all_attention_is_known_and_reached(model, batch)
+    gates = gating.inject_gates(model)
+    with gates.fixed_at(torch.ones(sum(gates.block_sizes))):
+        assert max_relative_difference(dense, forward_outputs(model, batch)) <= 1e-5
+    assert_training_reaches_every_gate(model, gates, batch)
+    is_open = pattern_of(gates, 0) > 0
+    with torch.no_grad():
+        noise = torch.randn(is_open.shape, generator=torch.Generator().manual_seed(0))
+        gates.log_alpha.copy_(torch.where(is_open, noise, -9.0))
+    masked = forward_outputs(model, batch)
+    tokens = generate(model, batch) if name in GENERATING else None
+    assert max_relative_difference(dense, masked) > 1e-4
+    gating.finalize(model, gates, probe=batch)
+    assert max_relative_difference(masked, forward_outputs(model, batch)) <= TOLERANCE
+    if tokens is not None:
+        assert generate(model, batch) == tokens
+    save_for_elsewhere(model, tmp_path / "compact", batch, probe=batch)
+    assert difference_elsewhere(tmp_path / "compact", auto_class_of(model)) <= 1e-5
+
+
+def assert_all_attention_is_known_and_reached(model: PreTrainedModel, batch: dict[str, Tensor]) -> None:
     blocks, ungated = search_attention(model)
     assert blocks
     assert not ungated
@@ -50,35 +72,11 @@ def test_all_attention_has_gates_that_change_nothing_while_open(name: str) -> No
     for handle in handles:
         handle.remove()
     assert reached == {block.name for block in blocks}
-    gates = gating.inject_gates(model)
-    with gates.fixed_at(torch.ones(sum(gates.block_sizes))):
-        assert max_relative_difference(expected, forward_outputs(model, batch)) <= 1e-5
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_removal_equals_masking(name: str, seed: int) -> None:
-    model = build(name)
-    batch = make_batch(name, model)
-    dense = forward_outputs(model, batch)
-    gates = gating.inject_gates(model)
-    pattern = pattern_of(gates, seed)
-    generates = name in GENERATING
-    with gates.fixed_at(pattern):
-        masked = forward_outputs(model, batch)
-        tokens = generate(model, batch) if generates else None
-    assert max_relative_difference(dense, masked) > 1e-4
-    prune(model, gates, pattern)
-    assert max_relative_difference(masked, forward_outputs(model, batch)) <= TOLERANCE
-    if generates:
-        assert generate(model, batch) == tokens
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_training_reaches_every_gate(name: str) -> None:
-    model = build(name)
-    batch = make_batch(name, model)
-    gates = gating.inject_gates(model)
+def assert_training_reaches_every_gate(
+    model: PreTrainedModel, gates: gating.HeadGates, batch: dict[str, Tensor]
+) -> None:
     optimizer = torch.optim.SGD(gates.parameters(), lr=0.1)
     model.train()
     for _ in range(2):
@@ -101,33 +99,16 @@ def loss_of(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
     return sum((value.masked_fill(value.isinf(), 0.0).pow(2).mean() for value in outputs), torch.zeros(()))
 
 
-@pytest.fixture(scope="module")
-def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Finalize a model of each family with gates that are partly open, and load its folder in a fresh process."""
-    cwd = tmp_path_factory.mktemp("elsewhere")
-    folders = []
-    for name in NAMES:
-        model = build(name)
-        batch = make_batch(name, model)
-        gates = gating.inject_gates(model)
-        is_open = pattern_of(gates, 0) > 0
-        with torch.no_grad():
-            noise = torch.randn(is_open.shape, generator=torch.Generator().manual_seed(0))
-            gates.log_alpha.copy_(torch.where(is_open, noise, -9.0))
+@pytest.mark.parametrize("name", tiered(NAMES))
+def test_a_removal_equals_masking(name: str) -> None:
+    model = build(name)
+    batch = make_batch(name, model)
+    gates = gating.inject_gates(model)
+    pattern = pattern_of(gates, 1)
+    with gates.fixed_at(pattern):
         masked = forward_outputs(model, batch)
-        gating.finalize(model, gates, probe=batch)
-        assert max_relative_difference(masked, forward_outputs(model, batch)) <= TOLERANCE, name
-        gating.save_compact(model, cwd / name, probe=batch)
-        torch.manual_seed(0)
-        with torch.no_grad():
-            outputs = model.eval()(**batch)
-        tensors = {key: value for key, value in outputs.items() if isinstance(value, Tensor)}
-        expected = {key: value for key, value in tensors.items() if value.isfinite().all()}
-        torch.save({"probe": batch, "expected": expected}, cwd / name / "check.pt")
-        folders.append((name, auto_class_of(model)))
-    return reload_elsewhere(folders, cwd)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_reloads_in_a_fresh_process(name: str, reloaded: dict[str, Any], tmp_path: Path) -> None:
-    assert reloaded[name] <= 1e-5, reloaded[name]
+        tokens = generate(model, batch) if name in GENERATING else None
+    prune(model, gates, pattern)
+    assert max_relative_difference(masked, forward_outputs(model, batch)) <= TOLERANCE
+    if tokens is not None:
+        assert generate(model, batch) == tokens

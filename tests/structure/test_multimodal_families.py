@@ -1,10 +1,7 @@
 """Models of several modalities: gates and removal in all of their towers, by the registry alone."""
 
 import warnings
-from collections import Counter
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +15,9 @@ from gating.errors import RemedyWarning
 from gating.proof.masked import units_masked
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from tests.structure.test_family_folders import auto_class_of
-from tests.support.fresh_process import answers_of_fresh_process, outputs_of
+from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
 from tests.support.multimodal_models import MODELS, NAMES, build
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -33,44 +30,25 @@ UNGATED = {
 }
 
 
-@dataclass
-class Case:
-    """A model whose gates were trained for two steps and then removed with the closed heads.
-
-    Attributes:
-        model: The compact model.
-        probe: Its batch.
-        ungated: Reasons for which attention has no gates, by class.
-        unreached: Blocks that the batch does not reach.
-        open_difference: Difference of the outputs with all gates open from those of the original.
-        gradient: Gradient of the outputs with respect to the values of all gates.
-        emptied: Number of blocks without heads of each tower.
-        masked: Outputs with the closed heads masked.
-    """
-
-    model: PreTrainedModel
-    probe: dict[str, Tensor]
-    ungated: dict[str, str]
-    unreached: list[str]
-    open_difference: float
-    gradient: Tensor
-    emptied: Counter[str]
-    masked: list[Tensor]
-
-
-@lru_cache
-def case(name: str) -> Case:
+@pytest.mark.parametrize("name", tiered(NAMES))
+def test_all_towers_go_from_gates_to_a_folder_that_loads_elsewhere(name: str, tmp_path: Path) -> None:
+    """One model: all attention gated, open gates, two steps, partly open gates, removal, the folder."""
     model = build(name)
     probe, (blocks, ungated) = make_probe(model), search_attention(model)
+    expected = UNGATED.get(name, {})
+    reasons = {one.class_name: one.reason for one in ungated}
+    assert reasons.keys() == expected.keys()
+    assert all(reason in reasons[class_name] for class_name, reason in expected.items())
     original = forward_outputs(model, probe)
-    reached = blocks_in_use(model, probe)
+    assert blocks_in_use(model, probe) == {block.name for block in blocks}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RemedyWarning)
         gates = gating.inject_gates(model)
     values = torch.ones(gates.log_alpha.shape, requires_grad=True)
     with gates.fixed_at(values):
-        open_difference = max_relative_difference(original, forward_outputs(model, probe))
+        assert max_relative_difference(original, forward_outputs(model, probe)) <= 1e-6
         loss_of(model, probe).backward()
+    assert (values.grad.isfinite() & (values.grad != 0)).all()
     train(model, probe)
     pattern = uneven_pattern(gates)
     with torch.no_grad():
@@ -78,16 +56,13 @@ def case(name: str) -> Case:
         gates.log_alpha.copy_(torch.where(pattern > 0, noise, -9.0))
     masked = forward_outputs(model, probe)
     gating.finalize(model, gates, probe=probe)
-    return Case(
-        model,
-        probe,
-        {one.class_name: one.reason for one in ungated},
-        [block.name for block in blocks if block.name not in reached],
-        open_difference,
-        values.grad,
-        Counter(block.tower for block in search_attention(model)[0] if not block.num_heads),
-        masked,
-    )
+    assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
+    compact = search_attention(model)[0]
+    # A block without heads in each tower.
+    assert {block.tower for block in compact if not block.num_heads} == {block.tower for block in compact}
+    save_for_elsewhere(model, tmp_path / "compact", probe)
+    # ViLT puts patches in a random order, so that sums differ in theirs.
+    assert difference_elsewhere(tmp_path / "compact", auto_class_of(model)) <= (1e-5 if name == "vilt" else 1e-6)
 
 
 def blocks_in_use(model: PreTrainedModel, probe: dict[str, Tensor]) -> set[str]:
@@ -133,44 +108,8 @@ def uneven_pattern(gates: gating.HeadGates) -> Tensor:
     return pattern
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_all_towers_have_gates_that_learn(name: str) -> None:
-    found = case(name)
-    expected = UNGATED.get(name, {})
-    assert found.ungated.keys() == expected.keys()
-    assert all(reason in found.ungated[class_name] for class_name, reason in expected.items())
-    assert found.unreached == []
-    assert found.open_difference <= 1e-6
-    assert (found.gradient.isfinite() & (found.gradient != 0)).all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_compact_equals_masked(name: str) -> None:
-    found = case(name)
-    assert max_relative_difference(found.masked, forward_outputs(found.model, found.probe)) <= TOLERANCE
-    assert set(found.emptied) == {block.tower for block in search_attention(found.model)[0]}
-
-
-@pytest.fixture(scope="module")
-def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder, jobs = tmp_path_factory.mktemp("folders"), {}
-    for name in NAMES:
-        found = case(name)
-        gating.save_compact(found.model, folder / name)
-        jobs[name] = {"folder": str(folder / name), "auto_class": auto_class_of(found.model), "batch": found.probe}
-    return answers_of_fresh_process(jobs, with_package=False)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_reloads_in_a_fresh_process(name: str, reloaded: dict[str, Any]) -> None:
-    found = case(name)
-    with torch.no_grad():
-        expected = found.model(**found.probe)[0]
-    # ViLT puts patches in a random order, so that sums differ in theirs.
-    torch.testing.assert_close(outputs_of(reloaded[name])[0], expected, rtol=0, atol=1e-5 if name == "vilt" else 1e-6)
-
-
 # Layers that lend keys and values, cached keys of images, and a replaced forward with two caches.
+@pytest.mark.families
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4", "mllama", "trocr"])
 @pytest.mark.parametrize("kept", [(), (1,), (0, 4)], ids=str)
 def test_generates_the_same(name: str, kept: tuple[int, ...]) -> None:

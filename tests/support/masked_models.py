@@ -8,13 +8,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gating
-from gating.proof.outputs import forward_outputs
+from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.structure.feed_forward import FeedForwardBlock
 from tests.support.family_models import Family
 
 Units = Literal["heads", "neurons"] | Collection[Literal["heads", "neurons"]]
 
+# Masked and compact models add the same numbers in another order.
+TOLERANCE = 1e-5
 # Of the 48 neurons of most families: 6 groups, which most random patterns keep some of; 48; 7, the last one smaller.
 GROUP_SIZES = (8, 1, 7)
 GROUP_SIZES_OF_EXPERTS = (8, 16, 32)
@@ -114,11 +116,8 @@ def check_generation(
     units: Units = "heads",
     group_size: int = GROUP_SIZES[0],
 ) -> None:
-    ways: dict[str, dict[str, Any]] = {"greedy": {}, "beams": {"num_beams": 2}, "no cache": {"use_cache": False}}
-    if family.static_cache:
-        ways["static"] = {"cache_implementation": "static"}
     model = family.build(implementation)
-    probe = make_probe(model)
+    probe, ways = make_probe(model), ways_to_generate(family)
     gates = gating.inject_gates(model, group_queries=group_queries, units=units, group_size=group_size)
     pattern = make_pattern(gates, seed)
     with gates.fixed_at(pattern):
@@ -126,6 +125,36 @@ def check_generation(
     assert masked["greedy"] == masked["no cache"]
     prune(model, gates, pattern)
     assert generate_all(model, probe, ways) == masked
+
+
+def ways_to_generate(family: Family) -> dict[str, dict[str, Any]]:
+    """Return the arguments of ``generate`` by the names of the ways in which a family is compared, if it generates."""
+    if not family.generates:
+        return {}
+    ways: dict[str, dict[str, Any]] = {"greedy": {}, "beams": {"num_beams": 2}, "no cache": {"use_cache": False}}
+    return ways | ({"static": {"cache_implementation": "static"}} if family.static_cache else {})
+
+
+def check_chain(
+    family: Family, seed: int, *, units: Units = "heads", group_size: int = GROUP_SIZES[0]
+) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """Mask a model and remove what is masked; fail unless both compute and generate the same.
+
+    Returns:
+        The compact model, after a backward pass, and its batch.
+    """
+    model = family.build()
+    probe, ways = make_probe(model), ways_to_generate(family)
+    gates = gating.inject_gates(model, units=units, group_size=group_size)
+    pattern = make_pattern(gates, seed)
+    with gates.fixed_at(pattern):
+        masked, tokens = forward_outputs(model, probe), generate_all(model, probe, ways)
+    assert tokens.get("greedy") == tokens.get("no cache")
+    prune(model, gates, pattern)
+    assert max_relative_difference(masked, forward_outputs(model, probe)) <= TOLERANCE
+    check_gradients(model, probe)
+    assert generate_all(model, probe, ways) == tokens
+    return model, probe
 
 
 def make_pattern(gates: gating.HeadGates, seed: int | None) -> Tensor:

@@ -115,6 +115,9 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         True}, "audio_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "output_proj_dims":
         48, "subsampling_conv_channels": [8, 4], "use_clipped_linears": True}, "image_token_id": 99, "audio_token_id":
         98, "video_token_id": 97}),
+    # Full attention has no projection of values there: keys are the values, too.
+    "gemma4-shared-values": ("Gemma4ForCausalLM", "Gemma4TextConfig", {**GEMMA, "global_head_dim": 16,
+        "num_global_key_value_heads": 2, "attention_k_eq_v": True}),
     "mistral3": ("Mistral3ForConditionalGeneration", "Mistral3Config", {"text_config": {**WIDE, "model_type":
         "mistral"}, "vision_config": {**IMAGES, "model_type": "pixtral", "head_dim": 8}, "image_token_id": 99}),
     "pixtral": ("PixtralVisionModel", "PixtralVisionConfig", {**IMAGES, "head_dim": 8}),

@@ -1,6 +1,7 @@
 """Sweeps in this process, and folders with the results of runs that were not trained."""
 
 import contextlib
+import functools
 import io
 import json
 import sys
@@ -39,6 +40,16 @@ def run_sweep(folder: Path, *arguments: str) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
+_FOLDER = "/folder-of-the-run"
+
+
+@functools.cache
+def _settings_of(*overrides: str) -> str:
+    """Return the settings of a run in the folder ``_FOLDER`` as the text of a file."""
+    given = ["data=files", "data.train=a.tsv", "logger=csv", *overrides, f"output_dir={_FOLDER}"]
+    return yaml.safe_dump(checked_settings(given), sort_keys=False)
+
+
 def write_run(folder: Path, *overrides: str, score: Score | None = None, **numbers: Any) -> Path:
     """Write the settings and numbers of a finished run.
 
@@ -49,8 +60,7 @@ def write_run(folder: Path, *overrides: str, score: Score | None = None, **numbe
         numbers: Its numbers in place of those of a dense run, with ``_`` for ``/``.
     """
     folder.mkdir(parents=True)
-    settings = checked_settings(["data=files", "data.train=a.tsv", "logger=csv", *overrides, f"output_dir={folder}"])
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    (folder / "config.yaml").write_text(_settings_of(*overrides).replace(_FOLDER, str(folder)))
     stored = {} if score is None else {"score": {"scale": score.scale, "unit": score.unit}}
     if score is not None:
         stored["score"]["higher_is_better"] = score.higher_is_better

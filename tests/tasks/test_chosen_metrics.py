@@ -21,7 +21,7 @@ from gating.tasks.metrics.numbers import build_number_metrics, choose_number_met
 from gating.tasks.metrics.tags import build_tag_metrics, choose_tag_metrics
 from gating.tasks.metrics.texts import build_text_metrics, choose_text_metrics
 from gating.tasks.metrics.tokens import build_token_metrics, choose_token_metrics, update_token_metrics
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import compose_settings
 
 sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
 
@@ -231,11 +231,6 @@ class ShareOfFirst(Metric):
 '''
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
 @pytest.fixture
 def own(tmp_path, monkeypatch) -> Path:
     (tmp_path / "my_metric.py").write_text(OWN)
@@ -249,6 +244,7 @@ def own(tmp_path, monkeypatch) -> Path:
     sys.modules.pop("my_metric", None)
 
 
+@pytest.mark.runs
 def test_a_run_reports_the_metrics_of_a_users_module(own, inputs):
     settings = [
         f"hydra.searchpath=[file://{own / 'conf'}]",

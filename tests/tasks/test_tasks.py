@@ -18,6 +18,8 @@ import gating
 import train
 from tests.support.tiny_run import WORDS, compose_settings, make_model_folder, write_table
 
+pytestmark = pytest.mark.runs
+
 SETTINGS = [
     "data.batch_size=8",
     "trainer.max_steps=16",
@@ -27,6 +29,7 @@ SETTINGS = [
     "objective.num_heads=4",
     "callbacks=none",
     "logger=csv",
+    "latency.max_seconds=1",
 ]
 ROWS = {"train": 64, "validation": 16, "test": 24}
 
@@ -92,6 +95,7 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.first
 def test_tags_of_words_and_their_f1_equal_those_of_seqeval(bert, tagged, tmp_path):
     seqeval = pytest.importorskip("seqeval.metrics", reason="seqeval is not installed")
     numbers, compact = run(
@@ -149,6 +153,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.first
 def test_answers_and_their_scores_equal_those_of_torchmetrics(bert, questions, tmp_path):
     """Windows of 20 tokens over texts of up to 21 words: the answer is the best span over all windows."""
     from torchmetrics.text import SQuAD
@@ -205,6 +210,7 @@ def rated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.first
 def test_numbers_and_their_correlation_equal_those_of_scipy(bert, rated, tmp_path):
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
     # Large weights, so that predictions for different texts differ by much more than rounding errors.
@@ -232,6 +238,7 @@ SMALL_VIT = [
 ]
 
 
+@pytest.mark.first
 def test_digits_with_a_new_vision_transformer(tmp_path):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     numbers, compact = run(SMALL_VIT, tmp_path / "out")

@@ -16,14 +16,9 @@ from gating.tracking.loggers import build_loggers
 from gating.tracking.position import log_position, return_to
 from gating.tracking.tensorboard_log import TensorBoardLog
 from tests.support.interruptions import Interrupted, at_batch, interrupt, run_in
-from tests.support.tiny_run import ROOT, compose_settings, make_inputs
+from tests.support.tiny_run import ROOT, compose_settings
 
 SECRET = "hf_" + "s" * 30
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def events_of(folder: Path) -> EventAccumulator:
@@ -42,6 +37,7 @@ def whole(inputs, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.runs
 def test_a_run_has_curves_figures_and_settings(whole):
     events, logged = events_of(whole), curves(whole)
     assert [step for step, _ in logged["train/loss"]] == list(range(12))
@@ -54,6 +50,7 @@ def test_a_run_has_curves_figures_and_settings(whole):
     assert (whole / "csv" / "metrics.csv").is_file()
 
 
+@pytest.mark.runs
 def test_a_resumed_run_logs_no_step_twice(whole, inputs, tmp_path):
     folder = tmp_path / "run"
     with at_batch(8, interrupt), pytest.raises(Interrupted):
@@ -65,6 +62,7 @@ def test_a_resumed_run_logs_no_step_twice(whole, inputs, tmp_path):
     assert {tag: found[tag] for tag in found.keys() - timed} == {tag: expected[tag] for tag in expected.keys() - timed}
 
 
+@pytest.mark.runs
 def test_a_new_run_in_the_same_folder_replaces_the_events(whole, inputs, tmp_path):
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     (folder / "tensorboard" / "notes.txt").write_text("mine")
@@ -175,6 +173,7 @@ def own(tmp_path, monkeypatch):
     sys.modules.pop("my_logger", None)
 
 
+@pytest.mark.runs
 def test_a_logger_of_a_user_gets_settings_metrics_and_the_outcome(own, inputs):
     settings = [*inputs, "trainer.max_steps=4", "callbacks=none", f"hydra.searchpath=[file://{own / 'conf'}]"]
     settings += ["logger=[csv,mine]", f"output_dir={own / 'run'}", "logger.loggers.mine.flush_logs_every_n_steps=7"]

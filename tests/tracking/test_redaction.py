@@ -11,7 +11,7 @@ import pytest
 
 import train
 from gating.tracking.redaction import hidden_arguments, redact, redact_file, redact_output, redact_settings
-from tests.support.tiny_run import compose_settings, make_inputs, run_command
+from tests.support.tiny_run import compose_settings, run_command
 
 SENTINEL = "s3ntinel"
 
@@ -122,8 +122,8 @@ TOKEN, URL = "model.token=s3ntinel-override", "logger.name='https://me:s3ntinel-
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), "trainer.max_steps=4"]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs, "trainer.max_steps=4"]
 
 
 @pytest.fixture
@@ -140,6 +140,8 @@ def files_with_a_secret(folder: Path) -> list[str]:
 WANDB_FILE = "wandb/offline-run-*/run-*.wandb"
 
 
+@pytest.mark.first
+@pytest.mark.runs
 def test_no_file_of_a_run_has_a_secret(inputs, secrets, tmp_path, monkeypatch, capfd):
     repository = tmp_path / "repository"
     subprocess.run(["git", "init", "-q", repository], check=True)
@@ -184,6 +186,7 @@ def test_no_error_shows_a_secret(inputs, secrets, tmp_path, monkeypatch, error):
     assert SENTINEL not in said
 
 
+@pytest.mark.runs
 def test_the_output_and_files_of_a_sweep_show_no_secret(inputs, secrets, tmp_path):
     process = run_command(["-m", *inputs, f"+{TOKEN}", "seed=0,1", "output_dir=sweep"], cwd=tmp_path)
     assert process.returncode == 1

@@ -96,6 +96,8 @@ def test_a_process_without_wandb_in_between_takes_no_row_away(tmp_path):
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.first
+@pytest.mark.runs
 @pytest.mark.parametrize("is_uploaded_between", [False, True])
 def test_one_command_uploads_all_parts_with_each_step_once(is_uploaded_between, tmp_path, monkeypatch):
     with fake_server() as server:

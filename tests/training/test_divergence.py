@@ -8,12 +8,8 @@ import torch
 from gating.training.checkpoints import read_checkpoint
 from gating.training.module import FineTuning
 from tests.support.interruptions import at_batch, end_of, steps_of_checkpoints
-from tests.support.tiny_run import make_inputs
 
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
+pytestmark = pytest.mark.runs
 
 
 def bad_loss(monkeypatch, *, after: int, value: float, gradient_only: bool = False) -> None:

@@ -7,12 +7,14 @@ import pytest
 
 import train
 from gating.run import run as run_module
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import compose_settings
+
+pytestmark = pytest.mark.runs
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [*make_inputs(tmp_path_factory.mktemp("inputs")), "data.eval_batch_size=2", "logger=csv"]
+def inputs(inputs: list[str]) -> list[str]:
+    return [*inputs, "data.eval_batch_size=2", "logger=csv"]
 
 
 @pytest.fixture

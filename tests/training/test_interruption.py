@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 import train
 from gating.training.module import FineTuning
 from tests.support.interruptions import Interrupted, at_batch, end_of, interrupt, run_in, steps_of_checkpoints
-from tests.support.tiny_run import compose_settings, make_inputs
+from tests.support.tiny_run import compose_settings
+
+pytestmark = pytest.mark.runs
 
 EARLY = (
     "+callbacks.early={_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/loss, mode: min, patience: 1, "
@@ -27,18 +29,6 @@ class StopAt(pl.Callback):
             trainer.should_stop = trainer.should_stop or trainer.global_step >= step
 
         setattr(self, hook, stop)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def whole(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    run_in(folder, inputs)
-    return folder
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

@@ -194,6 +194,7 @@ def two_phases(folder, *, compiler: str | None) -> list[float]:
 
 
 # Dynamo reads .grad of all tensors, also of gate values, which are not leaves.
+@pytest.mark.runs
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 # Imports of Inductor.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")

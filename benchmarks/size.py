@@ -1,0 +1,139 @@
+"""Measure the size of a package, for a review to look at: no number here fails a check.
+
+    python -m benchmarks.size                     # this package
+    python -m benchmarks.size FOLDER [FOLDER...]  # others beside it
+
+Code is what is no blank line, comment or docstring; functions are measured without their docstring. Public are names
+without an underscore in all of their path. Below the table are the largest files and functions of the first folder.
+"""
+
+import argparse
+import ast
+import io
+import statistics
+import tokenize
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LONG_FILE = 300
+LONG_FUNCTION = 50
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass
+class Sizes:
+    """Sizes of a package.
+
+    Attributes:
+        files: Number of lines of each file.
+        functions: Number of lines of each function, by ``file:line name``.
+        code: Lines of code.
+        docstrings: Lines of docstrings.
+        public: Number of public functions and methods.
+        typed: Those of them whose arguments and return value have annotations.
+        documented: Those of them with a docstring.
+        folders: Number of modules in each folder, ``__init__`` not counted.
+    """
+
+    files: dict[str, int] = field(default_factory=dict)
+    functions: dict[str, int] = field(default_factory=dict)
+    code: int = 0
+    docstrings: int = 0
+    public: int = 0
+    typed: int = 0
+    documented: int = 0
+    folders: Counter[str] = field(default_factory=Counter)
+
+
+def main() -> None:
+    """Print the table of all folders and the largest pieces of the first one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.size", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="*", type=Path, default=[ROOT / "gating"], help="packages to measure")
+    folders: list[Path] = parser.parse_args().folders
+    sizes = [measure(folder) for folder in folders]
+    print("\n".join(table({folder.name: one for folder, one in zip(folders, sizes, strict=True)})))
+    for title, found, limit in (("files", sizes[0].files, LONG_FILE), ("functions", sizes[0].functions, LONG_FUNCTION)):
+        print(f"\nThe longest {title}; {sum(lines > limit for lines in found.values())} have more than {limit} lines:")
+        for name, lines in sorted(found.items(), key=lambda one: -one[1])[:10]:
+            print(f"{lines:6}  {name}")
+
+
+def measure(folder: Path) -> Sizes:
+    """Measure all Python files below a folder."""
+    sizes = Sizes()
+    for path in sorted(folder.rglob("*.py")):
+        text, name = path.read_text(encoding="utf-8"), str(path.relative_to(folder))
+        tree = ast.parse(text)
+        docstrings = {line for node in ast.walk(tree) for line in _docstring_lines(node)}
+        sizes.files[name] = len(text.splitlines())
+        sizes.docstrings += len(docstrings)
+        sizes.code += len(_lines_with_tokens(text) - docstrings)
+        sizes.folders[str(path.parent.relative_to(folder))] += path.name != "__init__.py"
+        for node in ast.walk(tree):
+            if isinstance(node, Function):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1 - len(_docstring_lines(node))
+                sizes.functions[f"{name}:{node.lineno} {node.name}"] = lines
+        is_public = not any(part.startswith("_") and part != "__init__.py" for part in path.parts)
+        for function in _public_functions(tree) if is_public else ():
+            sizes.public += 1
+            sizes.typed += _is_typed(function)
+            sizes.documented += ast.get_docstring(function) is not None
+    return sizes
+
+
+def _docstring_lines(node: ast.AST) -> range:
+    if isinstance(node, Function | ast.ClassDef | ast.Module) and ast.get_docstring(node) is not None:
+        return range(node.body[0].lineno, (node.body[0].end_lineno or node.body[0].lineno) + 1)
+    return range(0)
+
+
+def _lines_with_tokens(text: str) -> set[int]:
+    """Return the lines that are neither blank nor a comment."""
+    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return {line for one in tokens if one.type not in nothing for line in range(one.start[0], one.end[0] + 1)}
+
+
+def _public_functions(node: ast.Module | ast.ClassDef) -> Iterator[Function]:
+    for child in node.body:
+        if isinstance(child, Function | ast.ClassDef) and not child.name.startswith("_"):
+            if isinstance(child, ast.ClassDef):
+                yield from _public_functions(child)
+            else:
+                yield child
+
+
+def _is_typed(function: Function) -> bool:
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    untyped = [one for one in arguments if one.annotation is None and one.arg not in ("self", "cls")]
+    return not untyped and function.returns is not None
+
+
+def table(packages: dict[str, Sizes]) -> list[str]:
+    """Return the lines of the table, in Markdown."""
+    rows: dict[str, Callable[[Sizes], str]] = {
+        "files / lines": lambda one: f"{len(one.files)} / {sum(one.files.values()):,}",
+        "code / docstring lines": lambda one: f"{one.code:,} / {one.docstrings:,}",
+        "file median / p90 / max": lambda one: _spread(one.files.values()),
+        "function median / p90 / max": lambda one: _spread(one.functions.values()),
+        "public typed / documented %": lambda one: (
+            f"{one.typed / max(one.public, 1):.0%} / {one.documented / max(one.public, 1):.0%}"
+        ),
+        "folders, most modules in one": lambda one: f"{len(one.folders)}, {max(one.folders.values(), default=0)}",
+    }
+    lines = [f"| | {' | '.join(packages)} |", f"|---|{'---|' * len(packages)}"]
+    return lines + [f"| {name} | {' | '.join(map(cell, packages.values()))} |" for name, cell in rows.items()]
+
+
+def _spread(values: Collection[int]) -> str:
+    ordered = sorted(values) or [0]
+    return f"{statistics.median(ordered):g} / {ordered[int(0.9 * (len(ordered) - 1))]} / {ordered[-1]}"
+
+
+if __name__ == "__main__":
+    main()

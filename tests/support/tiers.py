@@ -1,0 +1,38 @@
+"""The families that stand for all others in the first tier of tests, `make test`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+__all__ = ["REPRESENTATIVES", "first_of", "tiered"]
+
+# Together they have every row layout, return form and borrowed projection of the specs (tests/structure/test_tiers.py).
+REPRESENTATIVES = frozenset(
+    # of tests/support/family_models.py
+    {"bert", "albert", "mpnet", "gpt2-cross", "llama", "phi3", "falcon-new", "falcon-rw-alibi", "t5", "bart", "vit"}
+    | {"siglip", "gpt_oss", "deepseek_v3", "qwen3_next"}
+    # of tests/support/multimodal_models.py and tests/support/single_models.py
+    | {"gemma4-shared-values", "grounding_dino", "lilt", "led", "bloom", "codegen", "openai_gpt", "hiera", "funnel"}
+)
+
+
+def first_of(cases: Iterable[Any]) -> list[Any]:
+    """Return the cases of a test, all but the first one marked ``families``."""
+    first, *others = cases
+    return [first, *(pytest.param(case, marks=pytest.mark.families) for case in others)]
+
+
+def tiered(cases: Iterable[Any]) -> list[Any]:
+    """Return the cases of a test of families: those of other families than the representatives marked ``families``.
+
+    Args:
+        cases: Names of families, or tuples and ``pytest.param`` that begin with one.
+    """
+    marked = []
+    for case in cases:
+        values, marks = (case.values, case.marks) if hasattr(case, "marks") else (case, ())
+        values = values if isinstance(values, tuple) else (values,)
+        others = () if values[0] in REPRESENTATIVES else (pytest.mark.families,)
+        marked.append(pytest.param(*values, marks=[*marks, *others]))
+    return marked
