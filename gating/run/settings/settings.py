@@ -104,7 +104,7 @@ def as_plain(composed: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         composed: The settings, as composed by Hydra or as plain values; unchanged.
     """
-    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(composed))  # type: ignore[assignment]
+    plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(composed))  # type: ignore[assignment, call-overload]
     return plain
 
 
@@ -114,5 +114,5 @@ def is_dense(settings: Mapping[str, Any]) -> bool:
 
 
 def _resolve(composed: Mapping[str, Any]) -> dict[str, Any]:
-    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(composed), resolve=True)  # type: ignore[assignment]
+    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(composed), resolve=True)  # type: ignore[assignment, call-overload]
     return values
