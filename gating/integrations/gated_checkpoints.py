@@ -25,8 +25,9 @@ from gating.integrations.settings import (
     optimizer_settings,
     training_settings,
 )
-from gating.integrations.state import GateState, KeptUnits
+from gating.integrations.state import GateState
 from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
+from gating.pruning.repeat import KeptUnits
 from gating.storage.same_settings import check_same_settings
 
 __all__ = ["GatedCheckpoints"]

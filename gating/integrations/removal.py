@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 from gating.compact.stock import stock_model
 from gating.errors import InputError, MissingFileError
 from gating.gates import HeadGates
-from gating.integrations.state import KeptUnits, remove_others
 from gating.integrations.wrappers import merged
 from gating.objectives.search import Search
 from gating.pruning.finalize import FinalizeReport, finalize
 from gating.pruning.prune import remove_in_copy
 from gating.pruning.prune_report import unproven_note
+from gating.pruning.repeat import KeptUnits
 from gating.report.card import CompactReport
 from gating.report.rows import size_rows
 from gating.storage.atomic import replacing_file
@@ -133,7 +133,7 @@ def repeat_removal(
         )
     gates.remove()
     base = merged(model)
-    remove_others(base, kept)
+    kept.remove_others(base)
     if adapters is not None:
         safetensors.torch.load_model(base, str(weights), device=str(base.device))
     return base

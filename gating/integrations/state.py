@@ -1,47 +1,19 @@
-"""State of the gates in a checkpoint of transformers' Trainer, and models as they were at a checkpoint."""
+"""State of the gates in a checkpoint of transformers' Trainer, and the checkpoint to resume from."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
 from gating.errors import DamageError, InputError, MissingFileError
-from gating.proof.undo import apply_edits
-from gating.pruning.compact_model import become_compact
-from gating.pruning.plan import plan_pruning
+from gating.pruning.repeat import KeptUnits
 from gating.storage.atomic import replacing_file
-from gating.structure.blocks import iter_attention_blocks
-from gating.structure.feed_forward import iter_feed_forward_blocks
 
-__all__ = ["GateState", "KeptUnits", "find_checkpoint", "remove_others"]
+__all__ = ["GateState", "find_checkpoint"]
 
 _FILE = "gates.pt"
-
-
-@dataclass(frozen=True)
-class KeptUnits:
-    """Heads and neurons of a compact model.
-
-    Attributes:
-        heads: Original numbers of the kept heads of each attention block.
-        neurons: Group size and original numbers of the kept groups of neurons of each feed-forward block.
-    """
-
-    heads: dict[str, list[int]]
-    neurons: dict[str, tuple[int, list[int]]]
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> "KeptUnits":
-        """Return the heads and neurons of a model."""
-        return cls(
-            heads={block.name: list(block.head_ids) for block in iter_attention_blocks(model)},
-            neurons={
-                block.name: (block.group_size, list(block.group_ids)) for block in iter_feed_forward_blocks(model)
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -135,29 +107,3 @@ def _training_of(checkpoint: Path) -> str | None:
         return GateState.load(checkpoint).training
     except (MissingFileError, DamageError):
         return None
-
-
-def remove_others(model: PreTrainedModel, kept: KeptUnits) -> None:
-    """Remove the heads and neurons of a dense model that a compact one no longer has, in place.
-
-    Args:
-        model: The model, without gates and adapters.
-        kept: The units of the compact model.
-
-    Raises:
-        InputError: The model has other blocks than the compact one; nothing is changed.
-    """
-    attention = list(iter_attention_blocks(model))
-    feed_forward = [
-        block.regrouped(kept.neurons[block.name][0])
-        for block in iter_feed_forward_blocks(model)
-        if block.name in kept.neurons
-    ]
-    if {block.name for block in attention} != set(kept.heads) or len(feed_forward) != len(kept.neurons):
-        raise InputError(
-            f"The checkpoint is of another model than this {type(model).__name__}: they have other attention or "
-            "feed-forward blocks. Resume with the model that the training began with."
-        )
-    groups = {name: group_ids for name, (_, group_ids) in kept.neurons.items()}
-    apply_edits(plan_pruning(model, [*attention, *feed_forward], {**kept.heads, **groups}))
-    become_compact(model)

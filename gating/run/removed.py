@@ -8,16 +8,12 @@ import torch
 from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, is_rank_zero, world_size
-from gating.proof.undo import apply_edits
-from gating.pruning.compact_model import become_compact
-from gating.pruning.plan import plan_pruning
+from gating.pruning.repeat import KeptUnits
 from gating.run.folder.checkpoints import remove_phases
 from gating.run.folder.contents import Phase
 from gating.run.run import Run
 from gating.sharding.copies import meta_copy, shard_copy, tensors_of
 from gating.storage.atomic import replacing_file
-from gating.structure.blocks import iter_attention_blocks
-from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.tracking.position import log_position
 from gating.training.checkpoints import checkpoint_path, note_checkpoint, read_checkpoint
 from gating.training.shards import NUM_PROCESSES, check_num_processes, load_shards, save_shards
@@ -37,11 +33,7 @@ def save_removed(run: Run) -> None:
     path = checkpoint_path(run.paths.of_phase(Phase.REMOVED), state.search_steps)
     checkpoint = {
         "phase": path.parent.name,
-        "kept_heads": {block.name: list(block.head_ids) for block in iter_attention_blocks(state.model)},
-        "kept_neurons": {
-            block.name: {"group": block.group_size, "kept": list(block.group_ids)}
-            for block in iter_feed_forward_blocks(state.model)
-        },
+        "kept": vars(KeptUnits.of(state.model)),
         "history": state.history.state_dict(),
         "summary": state.summary.state_dict(),
         "search_steps": state.search_steps,
@@ -70,7 +62,7 @@ def restore_removed(run: Run) -> bool:
         check_num_processes(checkpoint, path)
         state.model = _load_compact_shards(state.model, path, checkpoint)
     else:
-        _remove_again(state.model, checkpoint)
+        KeptUnits(**checkpoint["kept"]).remove_others(state.model)
         state.model.load_state_dict(checkpoint["weights"])
     state.history.load_state_dict(checkpoint["history"])
     state.summary.load_state_dict(checkpoint["summary"])
@@ -78,24 +70,10 @@ def restore_removed(run: Run) -> bool:
     return True
 
 
-def _remove_again(model: PreTrainedModel, checkpoint: Mapping[str, Any]) -> None:
-    """Repeat a saved removal on a model, which may be on the meta device, in place."""
-    heads, neurons = checkpoint["kept_heads"], checkpoint["kept_neurons"]
-    attention = [block for block in iter_attention_blocks(model) if block.name in heads]
-    feed_forward = [
-        block.regrouped(neurons[block.name]["group"])
-        for block in iter_feed_forward_blocks(model)
-        if block.name in neurons
-    ]
-    kept = {**heads, **{name: entry["kept"] for name, entry in neurons.items()}}
-    apply_edits(plan_pruning(model, [*attention, *feed_forward], kept))
-    become_compact(model)
-
-
 def _load_compact_shards(model: PreTrainedModel, path: Path, checkpoint: Mapping[str, Any]) -> PreTrainedModel:
     """Return a copy of a sharded model after a saved removal, with the weights of the checkpoint."""
     compact = meta_copy(model)
-    _remove_again(compact, checkpoint)
+    KeptUnits(**checkpoint["kept"]).remove_others(compact)
     shard_copy(compact, model, tensors_of(model), fresh=True)
     weights = compact.state_dict()
     load_shards(path, {"weights": weights})
