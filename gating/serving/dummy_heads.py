@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
-from gating.errors import InputError
 from gating.proof.conditions import check_no_adapters, check_whole
 from gating.pruning.compact_model import become_compact, describe_kept_units
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
@@ -26,14 +25,14 @@ def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = Non
 
     Args:
         model: The model, whole and without adapters; it stays as it is, and shares all other tensors with the copy.
-        names: Names of the blocks, as :func:`~gating.discovery.find.find_attention_blocks` has them; by default all
-            emptied self-attention blocks.
+        names: Names of the emptied self-attention blocks to change, as
+            :func:`~gating.discovery.find.find_attention_blocks` has them; all of them by default.
 
     Returns:
         The copy, in the mode of the model; the model itself if no block is to change.
 
     Raises:
-        ValueError: The model has adapters or is sharded, or a name is not that of an emptied self-attention block.
+        ValueError: The model has adapters or is sharded.
 
     Example:
         >>> from gating import prune_heads
@@ -51,12 +50,6 @@ def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = Non
         for block in iter_attention_blocks(model)
         if not block.head_slots and not block.is_cross_attention
     }
-    unknown = sorted(set(names or ()) - emptied.keys())
-    if unknown:
-        raise InputError(
-            f"{unknown[0]!r} is not a self-attention block without heads of this {type(model).__name__}, whose are: "
-            f"{', '.join(emptied) or 'none'}."
-        )
     dummy = list(emptied if names is None else names)
     if not dummy:
         return model

@@ -99,9 +99,6 @@ def test_some_blocks_by_name_and_no_others():
     gating.prune_heads(model, {2: range(8)})
     copy = with_dummy_heads(model, ["layers.2.self_attn"])
     assert [block.num_key_value_heads for block in gating.find_attention_blocks(copy)] == [4, 0, 1]
-    for name in ("layers.0.self_attn", "layers.9.self_attn"):
-        with pytest.raises(ValueError, match=rf"'{name}' is not a self-attention block .*: layers.1.self_attn, layers"):
-            with_dummy_heads(model, [name])
 
 
 @pytest.mark.parametrize("name", ["albert", "t5", "falcon-rw-alibi", "gpt_oss", "gptj", "deepseek_v3"])

@@ -34,8 +34,6 @@ __all__ = [
 
 # Number of tokens that tell whether a tokenizer knows the texts.
 _CHECKED = 10_000_000
-# Longest text that may be asked for, in tokens.
-_MAX_LENGTH = 1_000_000_000
 # Number of characters beyond which a text is not tokenized as a whole to be truncated.
 _LONG_TEXT = 100_000
 # Types of values that are tokenized as they are printed.
@@ -105,8 +103,6 @@ def truncation_length(meta_model: PreTrainedModel, max_length: int, *, name: str
     """
     if max_length < 1:
         raise InputError(f"{name}={max_length}: a text has at least one token.")
-    if max_length > _MAX_LENGTH:
-        raise InputError(f"{name}={max_length} is longer than any text: give at most {_MAX_LENGTH}.")
     # Some encoder-decoders have a configuration for each of their two parts.
     parts = [meta_model.config, *(getattr(meta_model.config, part, None) for part in ("encoder", "decoder"))]
     found = [getattr(part, "max_position_embeddings", None) for part in parts if isinstance(part, PreTrainedConfig)]
