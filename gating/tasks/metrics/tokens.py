@@ -95,7 +95,7 @@ def update_token_baseline(
         return
     for metric in metrics.values():
         if isinstance(metric, Perplexity):
-            # Two classes, the target and all others, in place of the whole vocabulary.
+            # Two classes, the target and all others, stand for the whole vocabulary.
             own = log_frequencies[targets].double()
             pairs = torch.stack([own, torch.log1p(-own.exp())], dim=-1)
             metric.update(pairs.unsqueeze(0), torch.zeros_like(targets).unsqueeze(0))
