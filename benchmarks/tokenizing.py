@@ -42,14 +42,14 @@ def load_and_tokenize(
         The tokenized splits, the tokenizer, and the seconds of both steps.
     """
     task, source = SequenceClassification(), Pretrained(TOKENIZER)
-    blueprint = make_meta_model(source, task.auto_class)
+    meta_model = make_meta_model(source, task.auto_class)
     tokenizer = load_tokenizer(source)
     start = time.perf_counter()
     splits = getattr(sources, loader)(**arguments).splits
     loaded = time.perf_counter()
     if limit is not None:
         splits = DatasetDict({name: table.select(range(min(limit, len(table)))) for name, table in splits.items()})
-    tokens = task.prepare(sources.Examples(splits), tokenizer, blueprint, max_length=max_length).splits
+    tokens = task.prepare(sources.Examples(splits), tokenizer, meta_model, max_length=max_length).splits
     return tokens, tokenizer, {"load": loaded - start, "tokenize": time.perf_counter() - loaded}
 
 

@@ -24,14 +24,14 @@ _MAX_16_BIT = 2**16 - 1
 _MODES = {1: "L", 3: "RGB"}
 
 
-def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> ImageProcessingMixin:
+def load_image_processor(source: ModelSource, meta_model: PreTrainedModel) -> ImageProcessingMixin:
     """Load a model's image processor, or create one with the image size and channels of a new model.
 
     Raises:
         ValueError: There is no image processor, or it needs a package that is not installed.
     """
     if source.processor is None:
-        config = vision_config(blueprint)
+        config = vision_config(meta_model)
         height, width = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         middle = [0.5] * config.num_channels
         created: ImageProcessingMixin = _NewProcessor(
@@ -50,9 +50,9 @@ def load_image_processor(source: ModelSource, blueprint: PreTrainedModel) -> Ima
     return loaded
 
 
-def vision_config(blueprint: PreTrainedModel) -> PreTrainedConfig:
+def vision_config(meta_model: PreTrainedModel) -> PreTrainedConfig:
     """Return the vision part of a model's configuration."""
-    config: PreTrainedConfig = getattr(blueprint.config, "vision_config", blueprint.config)
+    config: PreTrainedConfig = getattr(meta_model.config, "vision_config", meta_model.config)
     return config
 
 

@@ -111,7 +111,7 @@ def _num_shared(rows: pa.ChunkedArray, others: pa.ChunkedArray) -> int:
 def _as_bytes(column: Any) -> Any:
     """Return a column as bytes, within Arrow because Python would take minutes."""
     if pa.types.is_struct(column.type):
-        # An image: its encoded content, or else the path of its file.
+        # An image is compared by its encoded content, or else by the path of its file.
         content = pc.struct_field(column, "bytes")
         return pc.coalesce(content.cast(pa.large_binary()), _as_bytes(pc.struct_field(column, "path")))
     if pa.types.is_list(column.type):

@@ -144,7 +144,7 @@ def check_tokens(
         num_tokens += len(tokens)
         num_equal += int((gaps == 0).sum())
         gap = float(gaps.max())
-        # NaN stays.
+        # A gap that is NaN stays the largest.
         largest_gap = largest_gap if gap <= largest_gap else gap
     most = math.inf if tolerance is None else max(tolerance, _TOLERANCES_OF_MODELS.get(model.dtype, 0.0))
     if not largest_gap <= most:

@@ -19,10 +19,10 @@ from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
 from gating.compact.verify import check_saved
 from gating.serving.contexts import steady_context
+from gating.serving.dummy_heads import with_dummy_heads
 from gating.serving.folder_export import export_kind, exporting, megabytes_of
 from gating.serving.formats import ServingReport
 from gating.serving.opening import Exportable
-from gating.serving.silent import with_silent_groups
 from gating.storage.results import MODEL_FILES
 from gating.storage.tables import read_table
 
@@ -107,7 +107,7 @@ def _save(model: PreTrainedModel, folder: Path, sizes: DecoderSizes) -> bool:
             pass
         else:
             return True
-    save_compact(with_silent_groups(model), folder, stock=False, verify=False)
+    save_compact(with_dummy_heads(model), folder, stock=False, verify=False)
     return False
 
 

@@ -80,12 +80,12 @@ class Task(Protocol):
 
     auto_class: type
 
-    def load_processor(self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict) -> Processor:
+    def load_processor(self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict) -> Processor:
         """Return the tokenizer or image processor, which is also saved with the compact model.
 
         Args:
             source: The source of the model.
-            blueprint: The model without weights.
+            meta_model: The model without weights.
             splits: The data, to train a new tokenizer on.
 
         Raises:
@@ -94,10 +94,10 @@ class Task(Protocol):
 
     # A method, which adds keyword arguments of its own.
     prepare: Callable[..., Prepared]
-    """Select and encode the columns of the data: ``prepare(examples, processor, blueprint, *, ...) -> Prepared``.
+    """Select and encode the columns of the data: ``prepare(examples, processor, meta_model, *, ...) -> Prepared``.
 
     ``examples`` are :class:`gating.data.examples.Examples`, ``processor`` is the result of ``load_processor``, and
-    ``blueprint`` is the model without weights. Errors of users' data are ``gating.errors.InputError``.
+    ``meta_model`` is the model without weights. Errors of users' data are ``gating.errors.InputError``.
     """
 
     def update(
@@ -161,7 +161,7 @@ class TextTask(MetricTask):
     frame: Frame = "both"
 
     def load_processor(
-        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+        self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
         """Load the tokenizer, or train one for a new model."""
-        return load_or_train_tokenizer(source, blueprint, splits, frame=self.frame)
+        return load_or_train_tokenizer(source, meta_model, splits, frame=self.frame)

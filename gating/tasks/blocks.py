@@ -50,7 +50,7 @@ class BlockTask(TextTask):
         """Return the tokens that are never targets, which the baseline leaves out."""
         return ()
 
-    def config(self, blueprint: PreTrainedModel) -> dict[str, Any]:
+    def config(self, meta_model: PreTrainedModel) -> dict[str, Any]:
         """Return values of the configuration, beside those of special tokens."""
         return {}
 
@@ -58,7 +58,7 @@ class BlockTask(TextTask):
         self,
         examples: Examples,
         processor: PreTrainedTokenizerBase,
-        blueprint: PreTrainedModel,
+        meta_model: PreTrainedModel,
         *,
         max_length: int = 128,
         text_column: str | None = None,
@@ -68,7 +68,7 @@ class BlockTask(TextTask):
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without weights.
+            meta_model: The model without weights.
             max_length: Number of tokens in a block.
             text_column: Column of the texts; found by its name if None.
 
@@ -82,9 +82,9 @@ class BlockTask(TextTask):
                 "others. Give at least 2, such as 128."
             )
         blocks = read_blocks(
-            examples, processor, blueprint, max_length=max_length, text_column=text_column, with_ends=self.with_ends
+            examples, processor, meta_model, max_length=max_length, text_column=text_column, with_ends=self.with_ends
         )
-        vocab_size = blueprint.config.get_text_config().vocab_size
+        vocab_size = meta_model.config.get_text_config().vocab_size
         metrics, score = build_token_metrics(self._metrics, vocab_size=vocab_size)
         without = self.uncounted(processor, vocab_size)
         frequencies = log_frequencies(blocks["train"], "input_ids", size=vocab_size, without=without)
@@ -93,7 +93,7 @@ class BlockTask(TextTask):
             collate=self.collator(processor),
             metrics=metrics,
             score=score,
-            config={**special_token_ids(processor, blueprint.config), **self.config(blueprint)},
+            config={**special_token_ids(processor, meta_model.config), **self.config(meta_model)},
             baseline=Baseline("frequencies of tokens", frequencies, partial(_add_unigram, shift=self.shift)),
         )
 

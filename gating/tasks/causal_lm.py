@@ -69,9 +69,9 @@ class CausalLM(BlockTask):
             if not processor(prompt)["input_ids"]:
                 raise InputError(f"task.prompts has {prompt!r}, which has no tokens: give a text, or leave it out.")
 
-    def config(self, blueprint: PreTrainedModel) -> dict[str, bool]:
+    def config(self, meta_model: PreTrainedModel) -> dict[str, bool]:
         """Return the configuration values that give an encoder, such as BERT, a causal mask."""
-        return {"is_decoder": True} if blueprint.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else {}
+        return {"is_decoder": True} if meta_model.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else {}
 
     def write_samples(
         self, model: PreTrainedModel, processor: PreTrainedTokenizerBase, splits: DatasetDict

@@ -31,16 +31,16 @@ class ImageClassification(MetricTask):
     choose_metrics = staticmethod(choose_class_metrics)
 
     def load_processor(
-        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+        self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> ImageProcessingMixin:
         """Load the image processor, or create one for a new model."""
-        return load_image_processor(source, blueprint)
+        return load_image_processor(source, meta_model)
 
     def prepare(
         self,
         examples: Examples,
         processor: ImageProcessingMixin,
-        blueprint: PreTrainedModel,
+        meta_model: PreTrainedModel,
         *,
         image_column: str | None = None,
         label_column: str | None = None,
@@ -56,7 +56,7 @@ class ImageClassification(MetricTask):
         }
         labeled, _ = encode_classes(take_columns(examples.splits, columns), self._metrics, examples.metrics)
         check_no_nulls(labeled.splits, ["image"])
-        channels = getattr(vision_config(blueprint), "num_channels", 3)
+        channels = getattr(vision_config(meta_model), "num_channels", 3)
         transformed = {
             split: transform_images(table, processor, num_channels=channels, where=split)
             for split, table in labeled.splits.items()

@@ -70,7 +70,7 @@ class LabeledTexts(TextTask):
         self,
         examples: Examples,
         processor: PreTrainedTokenizerBase,
-        blueprint: PreTrainedModel,
+        meta_model: PreTrainedModel,
         *,
         max_length: int = 128,
         text_column: str | None = None,
@@ -82,7 +82,7 @@ class LabeledTexts(TextTask):
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without weights.
+            meta_model: The model without weights.
             max_length: Number of tokens to truncate examples to.
             text_column: Column of the texts; found by its name if None, as the others.
             text_pair_column: Column of the second texts of pairs.
@@ -95,7 +95,7 @@ class LabeledTexts(TextTask):
         label = find_column(examples.splits, label_column, self.label_columns)
         labeled = self.encode(take_columns(examples.splits, {**texts, "label": label}), examples.metrics)
         check_texts(labeled.splits, list(texts))
-        length = truncation_length(blueprint, max_length)
+        length = truncation_length(meta_model, max_length)
         return Prepared(
             splits=tokenize_labeled(labeled.splits, processor, list(texts), length),
             collate=DataCollatorWithPadding(processor),
@@ -103,7 +103,7 @@ class LabeledTexts(TextTask):
             score=labeled.score,
             config={
                 **labeled.config,
-                **special_token_ids(processor, blueprint.config),
+                **special_token_ids(processor, meta_model.config),
                 # Decoders locate the last token of a text by the padding.
                 "pad_token_id": processor.pad_token_id,
             },

@@ -44,14 +44,14 @@ class MaskedLM(BlockTask):
         self._hidden = hidden
 
     def load_processor(
-        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+        self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
         """Load the tokenizer, or train one for a new model.
 
         Raises:
             ValueError: The tokenizer has no mask token.
         """
-        tokenizer = super().load_processor(source, blueprint, splits)
+        tokenizer = super().load_processor(source, meta_model, splits)
         if tokenizer.mask_token is None:
             raise InputError(
                 f"The tokenizer of {source.title} has no mask token, which task=masked_lm needs: take a "

@@ -52,14 +52,14 @@ class QuestionAnswering(TextTask):
         self._score = score
 
     def load_processor(
-        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+        self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
         """Load the tokenizer, or train one for a new model.
 
         Raises:
             ValueError: The tokenizer does not map tokens to characters.
         """
-        tokenizer = super().load_processor(source, blueprint, splits)
+        tokenizer = super().load_processor(source, meta_model, splits)
         tokenizer = require_offsets(tokenizer, "task=question_answering")
         # Padding on the left would shift positions.
         tokenizer.padding_side = "right"
@@ -69,7 +69,7 @@ class QuestionAnswering(TextTask):
         self,
         examples: Examples,
         processor: PreTrainedTokenizerBase,
-        blueprint: PreTrainedModel,
+        meta_model: PreTrainedModel,
         *,
         max_length: int = 384,
         stride: int | None = None,
@@ -82,7 +82,7 @@ class QuestionAnswering(TextTask):
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without weights.
+            meta_model: The model without weights.
             max_length: Number of tokens in a window, question included.
             stride: Number of tokens that consecutive windows share; a quarter of ``max_length`` if None.
             context_column: Column of the contexts.
@@ -101,7 +101,7 @@ class QuestionAnswering(TextTask):
         check_no_nulls(taken, ["answers"])
         check_texts(taken, ["context", "question"])
         splits = read_answers(taken)
-        length = truncation_length(blueprint, max_length)
+        length = truncation_length(meta_model, max_length)
         stride = check_stride(length, stride)
         held_out = [split for split in splits if split != "train"]
         references = concatenate_datasets([splits[split] for split in held_out])
@@ -111,7 +111,7 @@ class QuestionAnswering(TextTask):
             collate=_WindowCollator(processor),
             metrics=MetricCollection([AnswerScores(references, unanswerable=unanswerable)]),
             score=Score(self._score or "f1"),
-            config={**special_token_ids(processor, blueprint.config), "pad_token_id": processor.pad_token_id},
+            config={**special_token_ids(processor, meta_model.config), "pad_token_id": processor.pad_token_id},
             baseline=Baseline("no answer", lambda: torch.tensor(1.0), _add_no_answer) if unanswerable else None,
         )
 

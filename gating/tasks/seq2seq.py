@@ -88,14 +88,14 @@ class Seq2Seq(TextTask):
         self._text_names = set[str]()
 
     def load_processor(
-        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+        self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
         """Load the tokenizer, or train one on sources and targets for a new model.
 
         Raises:
             ValueError: The tokenizer lacks a language, or needs one.
         """
-        tokenizer = super().load_processor(source, blueprint, splits)
+        tokenizer = super().load_processor(source, meta_model, splits)
         for side, language in self._languages.items():
             if language is not None:
                 set_language(tokenizer, side, language)
@@ -111,7 +111,7 @@ class Seq2Seq(TextTask):
         self,
         examples: Examples,
         processor: PreTrainedTokenizerBase,
-        blueprint: PreTrainedModel,
+        meta_model: PreTrainedModel,
         *,
         max_length: int = 128,
         max_target_length: int | None = None,
@@ -123,7 +123,7 @@ class Seq2Seq(TextTask):
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without weights.
+            meta_model: The model without weights.
             max_length: Number of tokens to truncate sources to.
             max_target_length: Number of tokens to truncate targets to, and maximum number to generate; ``max_length``
                 if None.
@@ -136,13 +136,13 @@ class Seq2Seq(TextTask):
         columns = _find_columns(examples.splits, text_column, text_pair_column)
         texts = take_columns(examples.splits, columns)
         check_texts(texts, list(columns))
-        length = truncation_length(blueprint, max_length)
+        length = truncation_length(meta_model, max_length)
         target_length = length
         if max_target_length is not None:
-            target_length = truncation_length(blueprint, max_target_length, name="data.max_target_length")
+            target_length = truncation_length(meta_model, max_target_length, name="data.max_target_length")
         self._generate = _Generation(processor, num_beams=self._num_beams, max_length=target_length)
-        collate, ids = self._collator(processor, blueprint)
-        vocab_size = blueprint.config.get_text_config(decoder=True).vocab_size
+        collate, ids = self._collator(processor, meta_model)
+        vocab_size = meta_model.config.get_text_config(decoder=True).vocab_size
         metrics, score, final_metrics, final_score = build_text_metrics(self._metrics, vocab_size=vocab_size)
         self._text_names = {str(name) for name in final_metrics} if final_metrics is not None else set()
         splits = _tokenize(texts, processor, prefix=self._prefix, length=length, target_length=target_length)
@@ -160,16 +160,16 @@ class Seq2Seq(TextTask):
         )
 
     def _collator(
-        self, tokenizer: PreTrainedTokenizerBase, blueprint: PreTrainedModel
+        self, tokenizer: PreTrainedTokenizerBase, meta_model: PreTrainedModel
     ) -> tuple["_PairCollator", dict[str, int | None]]:
         """Return a collator and the special tokens that generation must start with to match the collated targets."""
-        ids: dict[str, int | None] = {**special_token_ids(tokenizer, blueprint.config)}
+        ids: dict[str, int | None] = {**special_token_ids(tokenizer, meta_model.config)}
         # The collator shifts targets by the model's own method, which differs between families.
-        blueprint.config.update(ids)
-        collate = _PairCollator(tokenizer, blueprint)
+        meta_model.config.update(ids)
+        collate = _PairCollator(tokenizer, meta_model)
         # mBART moves the last token to the front.
         ids["decoder_start_token_id"] = collate.first_token
-        blueprint.config.update(ids)
+        meta_model.config.update(ids)
         if self._languages["target"] is not None:
             # The saved generation config may force another language.
             ids["forced_bos_token_id"] = language_token(tokenizer, self._languages["target"])
@@ -227,9 +227,9 @@ class _Generation:
 class _PairCollator:
     """Collator that pads sources and targets; ``metric_target`` are the target texts."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, blueprint: PreTrainedModel) -> None:
-        self._pad = DataCollatorForSeq2Seq(tokenizer, model=blueprint)
-        self._start, self._padding = blueprint.config.decoder_start_token_id, blueprint.config.pad_token_id
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, meta_model: PreTrainedModel) -> None:
+        self._pad = DataCollatorForSeq2Seq(tokenizer, model=meta_model)
+        self._start, self._padding = meta_model.config.decoder_start_token_id, meta_model.config.pad_token_id
         target = tokenizer(text_target="a")["input_ids"]
         batch = self([{"input_ids": target, "labels": target, "metric_target": "a"}])
         self.first_token = int(batch["decoder_input_ids"][0, 0])

@@ -42,21 +42,21 @@ class TokenClassification(MetricTask):
     choose_metrics = staticmethod(choose_tag_metrics)
 
     def load_processor(
-        self, source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict
+        self, source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict
     ) -> PreTrainedTokenizerBase:
         """Load a tokenizer that tokenizes every word as if it followed a space.
 
         Raises:
             ValueError: The tokenizer does not map tokens to words.
         """
-        tokenizer = load_tokenizer(source, after_space=True, blueprint=blueprint)
+        tokenizer = load_tokenizer(source, after_space=True, meta_model=meta_model)
         return require_offsets(tokenizer, "task=token_classification")
 
     def prepare(
         self,
         examples: Examples,
         processor: PreTrainedTokenizerBase,
-        blueprint: PreTrainedModel,
+        meta_model: PreTrainedModel,
         *,
         max_length: int = 128,
         text_column: str | None = None,
@@ -67,7 +67,7 @@ class TokenClassification(MetricTask):
         Args:
             examples: The data.
             processor: The model's tokenizer.
-            blueprint: The model without weights.
+            meta_model: The model without weights.
             max_length: Number of tokens in an example; longer texts become several examples.
             text_column: Column of the words: lists, or strings with spaces.
             label_column: Column of the tags: lists, or strings with spaces.
@@ -86,11 +86,11 @@ class TokenClassification(MetricTask):
             self._metrics, examples.metrics, tag_names=tag_names, mark_spans=mark_spans(tag_names)
         )
         return Prepared(
-            splits=_tokenize_words(splits, processor, truncation_length(blueprint, max_length)),
+            splits=_tokenize_words(splits, processor, truncation_length(meta_model, max_length)),
             collate=DataCollatorForTokenClassification(processor),
             metrics=metrics,
             score=score,
-            config={**class_config(tag_names), **special_token_ids(processor, blueprint.config)},
+            config={**class_config(tag_names), **special_token_ids(processor, meta_model.config)},
             baseline=Baseline(
                 "majority tag", log_frequencies(splits["train"], "tags", size=len(tag_names)), _add_majority
             ),

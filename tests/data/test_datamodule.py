@@ -29,8 +29,8 @@ def make_splits(**columns) -> DatasetDict:
 
 def prepare(splits: DatasetDict, tokenizer, max_length: int = 8) -> Prepared:
     with torch.device("meta"):
-        blueprint = BertForSequenceClassification(BertConfig(num_hidden_layers=1))
-    return TASK.prepare(Examples(splits), tokenizer, blueprint, max_length=max_length)
+        meta_model = BertForSequenceClassification(BertConfig(num_hidden_layers=1))
+    return TASK.prepare(Examples(splits), tokenizer, meta_model, max_length=max_length)
 
 
 def make_data(tokenizer, **options) -> ExampleDataModule:

@@ -57,10 +57,10 @@ def folder(tmp_path_factory):
 def test_metrics_are_those_that_glue_reports(name, folder):
     texts, classes, metrics = GLUE[name]
     with torch.device("meta"):
-        blueprint = BertForSequenceClassification(BertConfig(num_hidden_layers=1))
+        meta_model = BertForSequenceClassification(BertConfig(num_hidden_layers=1))
     task = SequenceClassification() if classes else Regression()
     examples, tokenizer = sources.load_glue(name=name), AutoTokenizer.from_pretrained(folder)
-    prepared = task.prepare(examples, tokenizer, blueprint, max_length=16)
+    prepared = task.prepare(examples, tokenizer, meta_model, max_length=16)
     assert list(prepared.metrics) == metrics
     assert prepared.score.name == metrics[0]
     assert prepared.config["num_labels"] == (len(classes) or 1)

@@ -13,7 +13,7 @@ from gating.data.images import load_image_processor, transform_images
 from gating.models.sources import NewModel, Pretrained
 
 
-def blueprint(**config) -> ViTForImageClassification:
+def meta_model(**config) -> ViTForImageClassification:
     with torch.device("meta"):
         return ViTForImageClassification(
             ViTConfig(num_hidden_layers=1, hidden_size=12, num_attention_heads=2, **config)
@@ -30,7 +30,7 @@ def picture(mode: str, *, width: int = 6, height: int = 9) -> Pillow.Image:
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 def test_images_of_any_size_and_mode_become_pixel_values_of_a_new_model(channels, mode):
-    made = load_image_processor(NewModel("vit"), blueprint(image_size=8, num_channels=channels))
+    made = load_image_processor(NewModel("vit"), meta_model(image_size=8, num_channels=channels))
     features = Features({"image": Image(), "label": Value("int64")})
     images = [picture(mode), picture(mode, width=30)]
     table = Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
@@ -43,7 +43,7 @@ def test_images_of_any_size_and_mode_become_pixel_values_of_a_new_model(channels
 
 
 def test_pixels_of_the_right_size_are_only_scaled():
-    made = load_image_processor(NewModel("vit"), blueprint(image_size=[4, 4], num_channels=1))
+    made = load_image_processor(NewModel("vit"), meta_model(image_size=[4, 4], num_channels=1))
     pixels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     features = Features({"image": Image(), "label": Value("int64")})
     table = Dataset.from_dict({"image": [Pillow.fromarray(pixels)], "label": [0]}, features=features)
@@ -54,7 +54,7 @@ def test_pixels_of_the_right_size_are_only_scaled():
 
 def test_files_of_images_can_be_named_in_a_column(tmp_path):
     picture("L").save(tmp_path / "one.png")
-    made = load_image_processor(NewModel("vit"), blueprint(image_size=8, num_channels=3))
+    made = load_image_processor(NewModel("vit"), meta_model(image_size=8, num_channels=3))
     table = Dataset.from_dict({"image": [str(tmp_path / "one.png")], "label": [0]})
     assert transform_images(table, made, num_channels=3, where="train")[0]["pixel_values"].shape == (3, 8, 8)
     (tmp_path / "one.png").unlink()
@@ -70,12 +70,12 @@ def test_column_without_images_is_named():
 def test_model_without_an_image_processor_is_named(tmp_path):
     ViTConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"does not load: .*model\.tokenizer="):
-        load_image_processor(Pretrained(str(tmp_path)), blueprint())
+        load_image_processor(Pretrained(str(tmp_path)), meta_model())
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I"])
 def test_brightness_is_kept_in_16_bits(mode):
-    made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=3))
+    made = load_image_processor(NewModel("vit"), meta_model(image_size=4, num_channels=3))
     bytes_ = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     deep = Pillow.fromarray(bytes_.astype(np.uint16) * 257)
     deep = deep if mode == "I;16" else deep.convert("I")
@@ -87,7 +87,7 @@ def test_brightness_is_kept_in_16_bits(mode):
 
 
 def test_numbers_without_a_known_white_are_refused():
-    made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=3))
+    made = load_image_processor(NewModel("vit"), meta_model(image_size=4, num_channels=3))
     odd = Pillow.fromarray(np.full((4, 4), 1e5, dtype=np.float32))
     table = Dataset.from_dict({"image": [{"path": None, "bytes": _tiff(odd)}], "label": [0]})
     with pytest.raises(ValueError, match=r"mode F.*save it with 8 or 16 bits"):
@@ -97,9 +97,9 @@ def test_numbers_without_a_known_white_are_refused():
 def test_encoded_images_are_decoded_and_conversion_is_checked_at_once():
     image = Pillow.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4) * 16)
     table = Dataset.from_dict({"image": [_tiff(image)], "label": [0]})
-    made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=1))
+    made = load_image_processor(NewModel("vit"), meta_model(image_size=4, num_channels=1))
     assert transform_images(table, made, num_channels=1, where="train")[0]["pixel_values"].shape == (1, 4, 4)
-    made = load_image_processor(NewModel("vit"), blueprint(image_size=4, num_channels=3))
+    made = load_image_processor(NewModel("vit"), meta_model(image_size=4, num_channels=3))
     with pytest.raises(ValueError, match=r"first image of the train data cannot be converted to model inputs"):
         transform_images(table, made, num_channels=1, where="train")
 

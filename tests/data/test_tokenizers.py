@@ -61,8 +61,8 @@ def test_a_given_tokenizer_is_loaded_and_must_fit(tmp_path):
 
     def load(size):
         source = NewModel("gpt2", config={"vocab_size": size, "n_embd": 8, "n_head": 2}, tokenizer=str(tmp_path))
-        blueprint = make_meta_model(source, transformers.AutoModelForCausalLM)
-        return load_or_train_tokenizer(source, blueprint, DatasetDict(train=TABLE), frame="none")
+        meta_model = make_meta_model(source, transformers.AutoModelForCausalLM)
+        return load_or_train_tokenizer(source, meta_model, DatasetDict(train=TABLE), frame="none")
 
     assert len(load(400)) == 280
     with pytest.raises(ValueError, match=r"has 280 tokens, and the new gpt2 has 279: .*vocab_size=280"):
@@ -74,10 +74,10 @@ def test_a_new_tokenizer_is_the_same_when_it_is_loaded_with_its_model(model_type
     """AutoTokenizer loads a class of its own for some families."""
     source = NewModel(model_type, config={"vocab_size": 300})
     auto_class = transformers.AutoModelForSeq2SeqLM if model_type == "marian" else transformers.AutoModelForCausalLM
-    blueprint = make_meta_model(source, auto_class)
-    made = load_or_train_tokenizer(source, blueprint, DatasetDict(train=TABLE), frame="none")
+    meta_model = make_meta_model(source, auto_class)
+    made = load_or_train_tokenizer(source, meta_model, DatasetDict(train=TABLE), frame="none")
     made.save_pretrained(tmp_path)
-    blueprint.config.save_pretrained(tmp_path)
+    meta_model.config.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert len(loaded) == len(made) <= 300
     assert loaded(STRANGE)["input_ids"] == made(STRANGE)["input_ids"]

@@ -25,9 +25,9 @@ def prepare(folder, *, unanswerable: bool = False):
     table = Dataset.from_dict({"context": [CONTEXT] * 6, "question": ["word0"] * 6, "answers": answers})
     splits = DatasetDict(train=table, validation=table.select(range(2)), test=table.select(range(3)))
     with torch.device("meta"):
-        blueprint = BertForQuestionAnswering(BertConfig(num_hidden_layers=1))
+        meta_model = BertForQuestionAnswering(BertConfig(num_hidden_layers=1))
     return QuestionAnswering().prepare(
-        Examples(splits), AutoTokenizer.from_pretrained(folder), blueprint, max_length=20
+        Examples(splits), AutoTokenizer.from_pretrained(folder), meta_model, max_length=20
     )
 
 

@@ -152,11 +152,11 @@ def multilingual(tmp_path_factory):
 
 
 def test_languages_are_set_in_the_tokenizer(multilingual):
-    blueprint = make_meta_model(multilingual, Auto)
+    meta_model = make_meta_model(multilingual, Auto)
     splits = DatasetDict(train=TABLE, validation=TABLE)
     task = Seq2Seq(source_language="de_DE", target_language="en_XX")
-    tokenizer = task.load_processor(multilingual, blueprint, splits)
-    prepared = task.prepare(Examples(splits), tokenizer, blueprint)
+    tokenizer = task.load_processor(multilingual, meta_model, splits)
+    prepared = task.prepare(Examples(splits), tokenizer, meta_model)
     batch = prepared.collate(list(prepared.splits["train"])[:1])
     german, english = tokenizer.convert_tokens_to_ids(["de_DE", "en_XX"])
     assert batch["input_ids"][0, -1] == german
@@ -167,10 +167,10 @@ def test_languages_are_set_in_the_tokenizer(multilingual):
 @pytest.mark.parametrize("saved", ["ro_RO", None])
 def test_no_saved_language_is_forced_on_generated_texts(saved, multilingual):
     source = Pretrained(multilingual.name)
-    blueprint, splits = make_meta_model(source, Auto), DatasetDict(train=TABLE, validation=TABLE)
+    meta_model, splits = make_meta_model(source, Auto), DatasetDict(train=TABLE, validation=TABLE)
     task = Seq2Seq(source_language="en_XX", target_language="de_DE")
-    tokenizer = task.load_processor(source, blueprint, splits)
-    prepared = task.prepare(Examples(splits), tokenizer, blueprint)
+    tokenizer = task.load_processor(source, meta_model, splits)
+    prepared = task.prepare(Examples(splits), tokenizer, meta_model)
     assert prepared.config["forced_bos_token_id"] is None  # The decoder starts with German.
     path = Path(multilingual.name) / "generation_config.json"
     before = path.read_text()

@@ -25,7 +25,7 @@ TokenIds = np.ndarray[Any, np.dtype[np.int32]]
 def read_blocks(
     examples: Examples,
     tokenizer: PreTrainedTokenizerBase,
-    blueprint: PreTrainedModel,
+    meta_model: PreTrainedModel,
     *,
     max_length: int,
     text_column: str | None,
@@ -41,7 +41,7 @@ def read_blocks(
     """
     texts = take_columns(examples.splits, {"text": find_column(examples.splits, text_column, _TEXT_COLUMNS)})
     check_texts(texts, ["text"])
-    return cut_into_blocks(texts, tokenizer, length=truncation_length(blueprint, max_length), with_ends=with_ends)
+    return cut_into_blocks(texts, tokenizer, length=truncation_length(meta_model, max_length), with_ends=with_ends)
 
 
 def cut_into_blocks(

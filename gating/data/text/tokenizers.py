@@ -29,17 +29,17 @@ Frame = Literal["none", "end", "both"]
 
 
 def load_or_train_tokenizer(
-    source: ModelSource, blueprint: PreTrainedModel, splits: DatasetDict, *, frame: Frame
+    source: ModelSource, meta_model: PreTrainedModel, splits: DatasetDict, *, frame: Frame
 ) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer, or train one on all texts of the training data if the model has none.
 
     Raises:
         ValueError: The tokenizer has more tokens than the model, or the vocabulary is too small for a new one.
     """
-    size = blueprint.config.get_text_config().vocab_size
+    size = meta_model.config.get_text_config().vocab_size
     if source.processor is None:
         trained = train_tokenizer(splits["train"], size=size, frame=frame)
-        loaded = _class_when_loaded(trained, blueprint)
+        loaded = _class_when_loaded(trained, meta_model)
         if loaded is type(trained):
             return trained
         # Families such as Qwen: AutoTokenizer always loads their own class, so that class is trained.
@@ -47,7 +47,7 @@ def load_or_train_tokenizer(
             _texts(splits["train"]), size, show_progress=False
         )
         return other
-    tokenizer = load_tokenizer(source, blueprint=blueprint)
+    tokenizer = load_tokenizer(source, meta_model=meta_model)
     if len(tokenizer) > size:
         raise InputError(
             f"The tokenizer {source.processor} has {len(tokenizer)} tokens, and the {source.title} has {size}: let "
@@ -103,11 +103,11 @@ def _template(tokenizer: Tokenizer, frame: Frame) -> processors.TemplateProcessi
     )
 
 
-def _class_when_loaded(tokenizer: PreTrainedTokenizerFast, blueprint: PreTrainedModel) -> type[Any]:
+def _class_when_loaded(tokenizer: PreTrainedTokenizerFast, meta_model: PreTrainedModel) -> type[Any]:
     """Return the class that AutoTokenizer loads when a tokenizer is saved beside a model."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        blueprint.config.save_pretrained(folder)
+        meta_model.config.save_pretrained(folder)
         return type(AutoTokenizer.from_pretrained(folder))
 
 

@@ -34,8 +34,6 @@ __all__ = [
 
 # Number of tokens that tell whether a tokenizer knows the texts.
 _CHECKED = 10_000_000
-# Longest text that may be asked for, in tokens.
-_MAX_LENGTH = 1_000_000_000
 # Number of characters beyond which a text is not tokenized as a whole to be truncated.
 _LONG_TEXT = 100_000
 # Types of values that are tokenized as they are printed.
@@ -43,14 +41,14 @@ _PRINTABLE = (str, int, float, decimal.Decimal, datetime.date, datetime.time, da
 
 
 def load_tokenizer(
-    source: ModelSource, *, after_space: bool = False, blueprint: PreTrainedModel | None = None
+    source: ModelSource, *, after_space: bool = False, meta_model: PreTrainedModel | None = None
 ) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer; it pads with its EOS token if it has no padding token, as those of decoders.
 
     Args:
         source: The source of the model.
         after_space: Whether to tokenize every text as if it followed a space, if the tokenizer distinguishes.
-        blueprint: The model without weights, whose vocabulary the tokenizer must fit; None to leave that out.
+        meta_model: The model without weights, whose vocabulary the tokenizer must fit; None to leave that out.
 
     Raises:
         ValueError: The model is new and has no tokenizer, or the tokenizer cannot be loaded or is not the model's.
@@ -63,7 +61,7 @@ def load_tokenizer(
         if after_space and getattr(tokenizer, "add_prefix_space", True) is False:
             tokenizer = load(add_prefix_space=True)
     # A new model has learned nothing from another tokenizer.
-    size = None if blueprint is None or isinstance(source, NewModel) else vocabulary_size(blueprint)
+    size = None if meta_model is None or isinstance(source, NewModel) else vocabulary_size(meta_model)
     check_vocabulary(tokenizer, size=size, name=str(source.processor))
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise InputError(
@@ -89,15 +87,15 @@ def require_offsets(tokenizer: PreTrainedTokenizerBase, task: str) -> PreTrained
     return tokenizer
 
 
-def truncation_length(blueprint: PreTrainedModel, max_length: int, *, name: str = "data.max_length") -> int:
+def truncation_length(meta_model: PreTrainedModel, max_length: int, *, name: str = "data.max_length") -> int:
     """Return the number of tokens to truncate texts to: ``max_length``, or the model's number of positions.
 
     Example:
         >>> import torch
         >>> from transformers import BertConfig, BertModel
         >>> with torch.device("meta"):
-        ...     blueprint = BertModel(BertConfig(num_hidden_layers=1, max_position_embeddings=64))
-        >>> truncation_length(blueprint, 128)
+        ...     meta_model = BertModel(BertConfig(num_hidden_layers=1, max_position_embeddings=64))
+        >>> truncation_length(meta_model, 128)
         64
 
     Raises:
@@ -105,16 +103,14 @@ def truncation_length(blueprint: PreTrainedModel, max_length: int, *, name: str 
     """
     if max_length < 1:
         raise InputError(f"{name}={max_length}: a text has at least one token.")
-    if max_length > _MAX_LENGTH:
-        raise InputError(f"{name}={max_length} is longer than any text: give at most {_MAX_LENGTH}.")
     # Some encoder-decoders have a configuration for each of their two parts.
-    parts = [blueprint.config, *(getattr(blueprint.config, part, None) for part in ("encoder", "decoder"))]
+    parts = [meta_model.config, *(getattr(meta_model.config, part, None) for part in ("encoder", "decoder"))]
     found = [getattr(part, "max_position_embeddings", None) for part in parts if isinstance(part, PreTrainedConfig)]
     # XLNet has -1 for no limit.
     positions: int | None = min((number for number in found if number is not None and number > 0), default=None)
     if positions is None:
         return max_length
-    for path, module in blueprint.named_modules():
+    for path, module in meta_model.named_modules():
         # RoBERTa and similar models start to count positions after the padding index.
         if path.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions -= module.padding_idx + 1

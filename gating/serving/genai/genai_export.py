@@ -13,6 +13,7 @@ from gating.compact.save import Processor
 from gating.errors import InputError
 from gating.serving.contexts import checked_context
 from gating.serving.copies import copy_in_float32
+from gating.serving.dummy_heads import with_dummy_heads
 from gating.serving.folder_export import export_kind, exporting, megabytes_of
 from gating.serving.formats import ServingReport
 from gating.serving.genai.check import check_in_genai, check_tokenizer
@@ -20,7 +21,6 @@ from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph
 from gating.serving.genai.heads import DecoderHeads
 from gating.serving.opening import Exportable, load_processor, require
 from gating.serving.refusals import reporting_failure
-from gating.serving.silent import with_silent_groups
 from gating.storage.tables import read_table
 
 __all__ = ["check_genai", "export_genai"]
@@ -138,7 +138,7 @@ def _write_checked(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: D
             model.generation_config.save_pretrained(folder)
         reference = copy_in_float32(model)
         # The builder changes some modules of its copy, which shares their tensors.
-        copied = with_silent_groups(copy_in_float32(reference))
+        copied = with_dummy_heads(copy_in_float32(reference))
         heads = build_graph(copied, folder, builder=_BUILDERS[model.config.model_type], dtype=dtype, tokens=tokens)
         return [_describe(model, heads, dtype), *check_in_genai(genai, reference, folder, dtype=dtype)]
 

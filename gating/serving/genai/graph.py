@@ -102,7 +102,7 @@ class _UnevenDecoder:
     source: Any
     heads: DecoderHeads
     tokens: TokenIds
-    # Attributes of the builder.
+    # The builder sets these attributes.
     attention_attrs: dict[str, Any]
     embed_attrs: dict[str, Any]
     layernorm_attrs: dict[str, Any]

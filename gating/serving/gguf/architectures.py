@@ -100,7 +100,7 @@ def find_architecture(model: PreTrainedModel) -> Architecture:
 
 
 def blocks_to_fill(model: PreTrainedModel, architecture: Architecture) -> tuple[str, ...]:
-    """Return the names of the emptied attention blocks in whose place an architecture needs a silent group."""
+    """Return the names of the emptied attention blocks in whose place an architecture needs a dummy group."""
     sizes = sizes_of(model)
     if not architecture.may_be_empty:
         return sizes.emptied

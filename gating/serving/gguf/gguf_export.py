@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from gating.compact.save import Processor
 from gating.errors import FolderExistsError, InputError, OperationError
+from gating.serving.dummy_heads import with_dummy_heads
 from gating.serving.formats import ServingReport
 from gating.serving.gguf.architectures import blocks_to_fill, context_length, find_architecture
 from gating.serving.gguf.check import RUNTIME, Answer, run_llama_cpp
@@ -22,7 +23,6 @@ from gating.serving.gguf.writing import TokenizerSource, write_gguf
 from gating.serving.greedy import TOLERANCES, check_tokens, make_prompts
 from gating.serving.opening import Exportable, load_model, source_of
 from gating.serving.refusals import check_supported
-from gating.serving.silent import with_silent_groups
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_replaceable, is_or_holds
 from gating.storage.results import COMPACT_MODEL
@@ -98,7 +98,7 @@ def export_gguf(
                 f"{'there is none' if own is None else 'that of tokenizer_from is copied'}. Leave it out."
             )
         source = TokenizerSource(own, None if tokenizer_from is None else Path(tokenizer_from), pre_tokenizer)
-        filled = with_silent_groups(model, blocks_to_fill(model, architecture))
+        filled = with_dummy_heads(model, blocks_to_fill(model, architecture))
         write_gguf(filled, architecture, new, dtype=dtype, source=source)
         notes = [] if own is not None or tokenizer_from is not None else [_NO_TOKENIZER]
         notes += [] if tokenizer_from is None else [f"The tokenizer is that of {tokenizer_from}"]

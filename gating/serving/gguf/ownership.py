@@ -46,7 +46,7 @@ def _read(file: Path) -> _Sealed | None:
     """Return the place and the value of a file's checksum, and its value for the present content; None without one."""
     with file.open("rb") as opened:
         begin = opened.read(_BEGINNING)
-        # The key, its type in 4 bytes and the length in 8, then the text.
+        # The text follows the key, its type in 4 bytes and its length in 8.
         offset = begin.find(_KEY.encode()) + len(_KEY) + 4 + 8
         if not begin.startswith(b"GGUF") or _KEY.encode() not in begin or offset + len(_ZEROS) > len(begin):
             return None

@@ -15,12 +15,12 @@ __all__ = ["decoder_tensors", "widths_in_file"]
 
 # Neurons without weights in a layer that has none: llama.cpp leaves such a layer out with its attention. Its 8-bit
 # weights come in blocks of 32.
-_SILENT_NEURONS = 32
+_DUMMY_NEURONS = 32
 
 
 def widths_in_file(architecture: Architecture, sizes: DecoderSizes) -> list[int]:
-    """Return the number of neurons of each layer in the file; silent ones fill layers up where they have to."""
-    widths = [width or _SILENT_NEURONS for width in sizes.num_neurons]
+    """Return the number of neurons of each layer in the file; dummy ones fill layers up where they have to."""
+    widths = [width or _DUMMY_NEURONS for width in sizes.num_neurons]
     return widths if "neurons" in architecture.sizes_per_layer else [max(widths)] * len(widths)
 
 

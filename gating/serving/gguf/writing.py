@@ -88,7 +88,7 @@ def _add_metadata(writer: gguf.GGUFWriter, model: PreTrainedModel, architecture:
     writer.add_feed_forward_length(widths if has_own_widths else widths[0])
     _add_rope(writer, config, sizes.head_dim)
     if architecture.name == "step35":
-        # A window as long as the context: layers of full attention rotate only half of each head there.
+        # The window is as long as the context, because layers of full attention rotate only half of each head there.
         writer.add_sliding_window(context)
         writer.add_sliding_window_pattern([True] * len(widths))
         writer.add_float32("step35.rope.freq_base_swa", float(config.rope_parameters["rope_theta"]))

@@ -175,7 +175,7 @@ def _make_batch(
 
 def _make_row(model: PreTrainedModel, names: Sequence[str], number: int, lengths: Sequence[int]) -> dict[str, Tensor]:
     row: dict[str, Tensor] = {}
-    # Different lengths for encoder and decoder.
+    # Encoder and decoder get different lengths.
     for prefix, length in (("decoder_", max(1, lengths[-1 - number] - 2)), ("", lengths[number])):
         probe = make_probe(model, batch_size=len(lengths), length=length)
         # Probes of text stay a little below the model's largest length.
@@ -185,7 +185,7 @@ def _make_row(model: PreTrainedModel, names: Sequence[str], number: int, lengths
                 is_text = name.endswith("_ids")
                 row[name] = longer[name][number].repeat(length)[-length:] if is_text else probe[name][number]
         if f"{prefix}attention_mask" in names:
-            # The dtypes of tokenizers and of feature extractors.
+            # Tokenizers make masks of int64, feature extractors of int32.
             dtype = torch.int64 if f"{prefix}input_ids" in row else torch.int32
             row[f"{prefix}attention_mask"] = torch.ones(_width(model, row, prefix), dtype=dtype)
     if "token_type_ids" in names:

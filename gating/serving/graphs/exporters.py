@@ -10,11 +10,16 @@ from gating.serving.folder_export import export_kind
 from gating.serving.opening import require
 from gating.storage.tables import read_table
 
-__all__ = ["EXPORT", "EXPORTERS", "GraphExporter", "GraphFormat"]
+__all__ = ["EXPORT", "EXPORTERS", "GraphExporter", "GraphFormat", "of_transformers"]
 
 GraphFormat = Literal["onnx", "torch"]
 # Names of the formats in the ``export.json`` of transformers.
 _NAMES = ("onnx", "dynamo")
+
+
+def of_transformers() -> Any:
+    """Return the package ``transformers.exporters``, which the type stubs of transformers lack."""
+    return importlib.import_module("transformers.exporters")
 
 
 class GraphExporter(NamedTuple):
@@ -38,8 +43,7 @@ class GraphExporter(NamedTuple):
         Raises:
             ImportError: A package is not installed.
         """
-        # Imported by name: the type stubs of transformers lack this package.
-        exporters: Any = importlib.import_module("transformers.exporters")
+        exporters = of_transformers()
         for package in self.packages:
             require(package, target="ONNX", extra="export")
         return partial(getattr(exporters, self.exporter)().export, config=getattr(exporters, self.config)(dynamic=True))

@@ -1,7 +1,6 @@
 """Export of compact models to ONNX and ``torch.export``, through the exporters of transformers."""
 
 import copy
-import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from gating.serving.copies import as_converted, fix_rotations
 from gating.serving.folder_export import exporting, megabytes_of
 from gating.serving.graphs.batches import batch_to_trace, input_names
 from gating.serving.graphs.check import Axes, ExportCheck, check_exported, check_quantized
-from gating.serving.graphs.exporters import EXPORT, EXPORTERS, GraphFormat
+from gating.serving.graphs.exporters import EXPORT, EXPORTERS, GraphFormat, of_transformers
 from gating.serving.graphs.int8 import quantize
 from gating.serving.graphs.tracing import as_exported, quick_tracing, quiet_exporters
 from gating.serving.opening import Exportable, load_processor
@@ -193,11 +192,9 @@ def _export(
 
 
 def _save_and_load(model: PreTrainedModel, format: GraphFormat, exported: Any, folder: Path) -> tuple[Any, Axes]:
-    # Imported by name: the type stubs of transformers lack this package.
-    exporters: Any = importlib.import_module("transformers.exporters")
     with quiet_exporters():
         exported.save_pretrained(folder)
     with reporting_failure(model, format), quiet_exporters():
         # transformers unpickles a .pt2 only with trust; this process has just written it.
-        loaded = exporters.ExportedModel.from_pretrained(folder, trust_remote_code=True)
+        loaded = of_transformers().ExportedModel.from_pretrained(folder, trust_remote_code=True)
     return loaded, EXPORTERS[format].input_axes(loaded)

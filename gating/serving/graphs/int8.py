@@ -1,12 +1,12 @@
 """Quantization of an ONNX graph: matrix products with 8-bit integers, through ONNX Runtime."""
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from gating.errors import InputError
+from gating.serving.graphs.exporters import of_transformers
 
 __all__ = ["quantize"]
 
@@ -22,8 +22,7 @@ def quantize(exported: Any, batch: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: No matrix product has a constant weight.
     """
-    # Imported by name: the type stubs of transformers lack this package.
-    exporters: Any = importlib.import_module("transformers.exporters")
+    exporters = of_transformers()
     config = exporters.OnnxRuntimeDynamicConfig(
         op_types_to_quantize=list(_OPERATIONS), extra_options={"MatMulConstBOnly": True}
     )

@@ -1,6 +1,5 @@
 """An exported graph with the interface of the model that it was exported from."""
 
-import importlib
 import os
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from gating.errors import InputError, loading
+from gating.serving.graphs.exporters import of_transformers
 
 __all__ = ["GraphModel"]
 
@@ -31,9 +31,8 @@ class GraphModel(nn.Module):
         """
         super().__init__()
         self.config = config
-        exporters: Any = importlib.import_module("transformers.exporters")
         with loading(str(folder), remedy="Export the model again."):
-            self._exported = exporters.ExportedModel.from_pretrained(folder, device="cpu")
+            self._exported = of_transformers().ExportedModel.from_pretrained(folder, device="cpu")
             (runner,) = self._exported.runners.values()
         self._names = [given.name for given in runner.session.get_inputs()]
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torchmetrics.classification import (
 from torchmetrics.utilities import dim_zero_cat
 
 from gating.report.score import Score
-from gating.tasks.metrics.choice import ChosenMetrics, Metrics
+from gating.tasks.metrics.choice import ChosenMetrics
 
 __all__ = ["build_class_metrics", "choose_class_metrics", "class_config", "class_metrics"]
 
@@ -90,9 +91,7 @@ _METRICS: dict[str, Callable[[int], Metric]] = {
 }
 
 
-def choose_class_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of classes that settings choose, checked as far as is possible without data."""
-    return ChosenMetrics(metrics, score, known=_METRICS, of="classes", fills=("num_classes", "task"))
+choose_class_metrics = partial(ChosenMetrics, known=_METRICS, of="classes", fills=("num_classes", "task"))
 
 
 def build_class_metrics(

@@ -16,7 +16,7 @@ from torchmetrics.functional import (
 from torchmetrics.utilities import dim_zero_cat
 
 from gating.report.score import Score
-from gating.tasks.metrics.choice import ChosenMetrics, Metrics
+from gating.tasks.metrics.choice import ChosenMetrics
 
 __all__ = ["build_number_metrics", "choose_number_metrics", "correlations_in", "number_metrics"]
 
@@ -32,9 +32,7 @@ _METRICS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Score]] = {
 _CORRELATIONS = (pearson_corrcoef, spearman_corrcoef)
 
 
-def choose_number_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of numbers that settings choose, checked as far as is possible without data."""
-    return ChosenMetrics(metrics, score, known=_METRICS, of="numbers")
+choose_number_metrics = partial(ChosenMetrics, known=_METRICS, of="numbers")
 
 
 def build_number_metrics(chosen: ChosenMetrics, default: Sequence[str]) -> tuple[MetricCollection, Score]:

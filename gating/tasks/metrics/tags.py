@@ -1,6 +1,7 @@
 """Metrics of the tags of words."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torchmetrics import Metric, MetricCollection
@@ -8,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from gating.errors import InputError
 from gating.report.score import Score
-from gating.tasks.metrics.choice import ChosenMetrics, Metrics
+from gating.tasks.metrics.choice import ChosenMetrics
 from gating.tasks.metrics.spans import SpanScore
 
 __all__ = ["build_tag_metrics", "choose_tag_metrics"]
@@ -17,10 +18,9 @@ _SPANS = ("f1", "precision", "recall")
 _IGNORED = -100  # label of ignored positions in transformers
 
 
-def choose_tag_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of tags that settings choose, checked as far as is possible without data."""
-    known = (*_SPANS, "accuracy", "macro_f1")
-    return ChosenMetrics(metrics, score, known=known, of="tags", fills=("num_classes", "ignore_index", "task"))
+choose_tag_metrics = partial(
+    ChosenMetrics, known=(*_SPANS, "accuracy", "macro_f1"), of="tags", fills=("num_classes", "ignore_index", "task")
+)
 
 
 def build_tag_metrics(

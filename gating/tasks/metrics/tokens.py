@@ -1,6 +1,7 @@
 """Metrics of language models."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
 from gating.report.score import Score
-from gating.tasks.metrics.choice import ChosenMetrics, Metrics
+from gating.tasks.metrics.choice import ChosenMetrics
 
 __all__ = [
     "TOKEN_SCORES",
@@ -26,9 +27,7 @@ PERPLEXITY = Score("perplexity", scale=1, unit="", higher_is_better=False)
 TOKEN_SCORES = {"perplexity": PERPLEXITY, "accuracy": Score("accuracy")}
 
 
-def choose_token_metrics(metrics: Metrics | None, score: str | None) -> ChosenMetrics:
-    """Return the metrics of tokens that settings choose, checked as far as is possible without data."""
-    return ChosenMetrics(metrics, score, known=TOKEN_SCORES, of="tokens", fills=("num_classes", "task"))
+choose_token_metrics = partial(ChosenMetrics, known=TOKEN_SCORES, of="tokens", fills=("num_classes", "task"))
 
 
 def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[MetricCollection, Score]:
@@ -96,7 +95,7 @@ def update_token_baseline(
         return
     for metric in metrics.values():
         if isinstance(metric, Perplexity):
-            # Two classes, the target and all others, in place of the whole vocabulary.
+            # Two classes, the target and all others, stand for the whole vocabulary.
             own = log_frequencies[targets].double()
             pairs = torch.stack([own, torch.log1p(-own.exp())], dim=-1)
             metric.update(pairs.unsqueeze(0), torch.zeros_like(targets).unsqueeze(0))

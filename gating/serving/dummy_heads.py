@@ -8,16 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
-from gating.errors import InputError
 from gating.proof.conditions import check_no_adapters, check_whole
 from gating.pruning.compact_model import become_compact, describe_kept_units
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.record import RECORD_KEY, plan_from_record
 
-__all__ = ["with_silent_groups"]
+__all__ = ["with_dummy_heads"]
 
 
-def with_silent_groups(model: PreTrainedModel, names: Collection[str] | None = None) -> PreTrainedModel:
+def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = None) -> PreTrainedModel:
     """Return a copy of a compact model in which each self-attention block has at least one key-value group.
 
     An emptied block gets the first head of the original model again, with its own key and value: the weights and biases
@@ -26,14 +25,14 @@ def with_silent_groups(model: PreTrainedModel, names: Collection[str] | None = N
 
     Args:
         model: The model, whole and without adapters; it stays as it is, and shares all other tensors with the copy.
-        names: Names of the blocks, as :func:`~gating.discovery.find.find_attention_blocks` has them; by default all
-            emptied self-attention blocks.
+        names: Names of the emptied self-attention blocks to change, as
+            :func:`~gating.discovery.find.find_attention_blocks` has them; all of them by default.
 
     Returns:
         The copy, in the mode of the model; the model itself if no block is to change.
 
     Raises:
-        ValueError: The model has adapters or is sharded, or a name is not that of an emptied self-attention block.
+        ValueError: The model has adapters or is sharded.
 
     Example:
         >>> from gating import prune_heads
@@ -41,7 +40,7 @@ def with_silent_groups(model: PreTrainedModel, names: Collection[str] | None = N
         >>> sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 10}
         >>> model = LlamaModel(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
         >>> report = prune_heads(model, {0: [0, 1, 2, 3]})
-        >>> with_silent_groups(model).layers[0].self_attn.k_proj.weight.shape  # one head of width 4
+        >>> with_dummy_heads(model).layers[0].self_attn.k_proj.weight.shape  # one head of width 4
         torch.Size([4, 16])
     """
     check_whole(model, remedy="gather it first, or load the compact folder in one process")
@@ -51,19 +50,13 @@ def with_silent_groups(model: PreTrainedModel, names: Collection[str] | None = N
         for block in iter_attention_blocks(model)
         if not block.head_slots and not block.is_cross_attention
     }
-    unknown = sorted(set(names or ()) - emptied.keys())
-    if unknown:
-        raise InputError(
-            f"{unknown[0]!r} is not a self-attention block without heads of this {type(model).__name__}, whose are: "
-            f"{', '.join(emptied) or 'none'}."
-        )
-    silent = list(emptied if names is None else names)
-    if not silent:
+    dummy = list(emptied if names is None else names)
+    if not dummy:
         return model
-    copy = _build(model, silent)
+    copy = _build(model, dummy)
     blocks = {block.name: block for block in iter_attention_blocks(copy)}
-    for name in silent:
-        _silence(copy, blocks[name], like=emptied[name].output_projection.weight)
+    for name in dummy:
+        _make_dummy(copy, blocks[name], like=emptied[name].output_projection.weight)
     _share(model, copy)
     become_compact(copy)
     if getattr(model, "generation_config", None) is not None:
@@ -72,14 +65,14 @@ def with_silent_groups(model: PreTrainedModel, names: Collection[str] | None = N
     return copy
 
 
-def _build(model: PreTrainedModel, silent: Collection[str]) -> PreTrainedModel:
-    """Build the copy without values; its record has, as padding, the heads of blocks that are to be silent."""
+def _build(model: PreTrainedModel, dummy: Collection[str]) -> PreTrainedModel:
+    """Build the copy without values; its record has, as padding, the heads of blocks that get dummy heads."""
     dense_class: type[PreTrainedModel] = getattr(type(model), "dense_class", type(model))
     record = describe_kept_units(model)
     with torch.device("meta"), initialization.no_init_weights():
         copy: PreTrainedModel = dense_class._from_config(_dense_config(model))
     for block in iter_attention_blocks(copy):
-        if block.name in silent:
+        if block.name in dummy:
             size = len(block.head_slots) // block.num_key_value_heads
             heads = block.head_slots[::size] if block.spec.keeps_key_value_heads else block.head_slots[:1]
             record["blocks"][block.name]["padding_heads"] = list(heads)
@@ -96,7 +89,7 @@ def _dense_config(model: PreTrainedModel) -> PreTrainedConfig:
 
 
 @torch.no_grad()
-def _silence(model: PreTrainedModel, block: AttentionBlock, *, like: Any) -> None:
+def _make_dummy(model: PreTrainedModel, block: AttentionBlock, *, like: Any) -> None:
     """Give a block without values zeros in its projections, and elsewhere the values of a new model."""
     projections = [linear for linear, _ in block.projections()]
     outputs = [block.output_projection, *(linear for linear, _ in block.other_outputs())]
