@@ -95,11 +95,11 @@ def num_heads_for_speedup(
     items = Items(gated.units_per_gate)
     is_over = (lambda: False) if timer is None else (lambda: timer.is_over)
     points = _first_points(items, measure, is_over)
-    total, least = max(points), min(points)
+    total, least, unit = max(points), min(points), gated.units[0]
     if points[least] < speedup:
         precision = "" if timer is None else f" (timed {margin(timer.error)})"
         raise InputError(
-            f"speedup={speedup} cannot be reached by removing heads: with {least} of {total} heads left the model is "
+            f"speedup={speedup} cannot be reached by removing {unit}: with {least} of {total} {unit} left the model is "
             f"{points[least]:.2f} times as fast here{precision}. Ask for less than that."
         )
     return _refine(points, items, measure, is_over, speedup=speedup)
