@@ -90,21 +90,24 @@ def inject_gates(
         >>> inject_gates(BertModel(config))
         HeadGates(8 heads in 2 attention blocks)
     """
-    blocks, ungated = _find(
-        model, units=units, group_size=group_size, exclude=exclude, towers=towers, discover=discover, probe=probe
-    )
-    _prove_foreign_blocks(model, blocks, group_queries=group_queries, probe=probe)
-    gates = HeadGates(
-        blocks,
+    gates = create_gates(
+        model,
+        units=units,
+        group_size=group_size,
         temperature=temperature,
         stretch_limits=stretch_limits,
         init_prob_open=init_prob_open,
+        exclude=exclude,
+        towers=towers,
         group_queries=group_queries,
+        discover=discover,
+        probe=probe,
     )
-    gates.ungated = tuple(ungated)
+    blocks = gates.blocks(model)
+    _prove_foreign_blocks(model, blocks, group_queries=group_queries, probe=probe)
     gates.attach(model, blocks)
-    if ungated:
-        warnings.warn(ungated_warning(model, ungated), stacklevel=2)
+    if gates.ungated:
+        warnings.warn(ungated_warning(model, gates.ungated), stacklevel=2)
     return gates
 
 
@@ -136,31 +139,6 @@ def create_gates(
         >>> hasattr(model, "head_gates")
         False
     """
-    blocks, ungated = _find(
-        model, units=units, group_size=group_size, exclude=exclude, towers=towers, discover=discover, probe=probe
-    )
-    gates = HeadGates(
-        blocks,
-        temperature=temperature,
-        stretch_limits=stretch_limits,
-        init_prob_open=init_prob_open,
-        group_queries=group_queries,
-    )
-    gates.ungated = tuple(ungated)
-    return gates
-
-
-def _find(
-    model: nn.Module,
-    *,
-    units: UnitName | Collection[UnitName],
-    group_size: int,
-    exclude: Collection[str],
-    towers: Collection[str] | str | None,
-    discover: bool,
-    probe: Mapping[str, Tensor] | None,
-) -> tuple[list[Block], list[UngatedModules]]:
-    """Return the blocks of a model that get gates, and its other modules that look like such blocks."""
     if hasattr(model, CHILD_NAME):
         raise InputError(f"{type(model).__name__} has gates already; call model.{CHILD_NAME}.remove() first.")
     _check_not_sequential(model)
@@ -180,7 +158,15 @@ def _find(
         units_found = {unit_of(block).full_name for block in found}
         raise InputError(f"No {' or '.join(sorted(units_found))} of {type(model).__name__} is left to put a gate on.")
     check_not_gated(blocks)
-    return blocks, without_left_out(ungated, exclude=exclude, towers=wanted)
+    gates = HeadGates(
+        blocks,
+        temperature=temperature,
+        stretch_limits=stretch_limits,
+        init_prob_open=init_prob_open,
+        group_queries=group_queries,
+    )
+    gates.ungated = tuple(without_left_out(ungated, exclude=exclude, towers=wanted))
+    return gates
 
 
 def _check_exclude(found: list[Block], others: list[str], exclude: Collection[str]) -> None:

@@ -21,14 +21,18 @@ def gate_metrics(gates: HeadGates, objective: Objective) -> dict[str, float | Te
     """Return the state of the gates by the names in the logs."""
     values = gates.values()
     quantity = quantity_of(gates)
-    metrics: dict[str, float | Tensor] = {}
-    for unit in gates.units:
-        names = UNITS[unit].metrics
-        metrics |= {names.expected: gates.count_expected(unit), names.open: float(gates.count_open(unit))}
-    metrics |= {
+    budget: dict[str, float | Tensor] = {
         metrics_of(quantity)[2]: objective.target(gates),
         "gates/undecided": ((values > 0.05) & (values < 0.95)).float().mean(),
     }
+    metrics: dict[str, float | Tensor] = {}
+    # Numbers of few units come first, and the target is beside them.
+    for unit in sorted(gates.units, key=lambda unit: UNITS[unit].is_weighed):
+        names = UNITS[unit].metrics
+        if UNITS[unit].is_weighed:
+            metrics |= budget
+        metrics |= {names.expected: gates.count_expected(unit), names.open: float(gates.count_open(unit))}
+    metrics |= budget
     if quantity == COST:
         expected, num_open = open_amounts(gates, objective)
         metrics |= {"gates/cost/expected": expected, "gates/cost/open": num_open}

@@ -1,4 +1,4 @@
-"""Items of a selection: gates, or one gate of each block where all layers keep equally many."""
+"""Items of layers that keep equally many units: one gate of each block."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from gating.errors import RemedyError
+from gating.objectives.selection import Items
 from gating.units import UnitName
 
-__all__ = ["BlockGates", "Items", "by_rank", "equal_gates", "uniform_items"]
+__all__ = ["BlockGates", "by_rank", "equal_gates", "uniform_items"]
 
 
 class BlockGates(NamedTuple):
@@ -20,27 +21,6 @@ class BlockGates(NamedTuple):
     kind: str
     unit: UnitName
     gates: range
-
-
-class Items(NamedTuple):
-    """Items that a selection takes or leaves, in groups of consecutive ones.
-
-    Attributes:
-        sizes: Units or cost of each item.
-        units: Number of units of each item.
-        groups: Number of items of each group: the gates of a block, or the ranks of a kind.
-        least: Least number of units of each group.
-    """
-
-    sizes: tuple[float, ...]
-    units: tuple[int, ...]
-    groups: tuple[int, ...]
-    least: tuple[int, ...]
-
-    @property
-    def whole(self) -> tuple[int, ...]:
-        """Sizes as whole numbers, those of units."""
-        return tuple(map(int, self.sizes))
 
 
 def equal_gates(blocks: Sequence[BlockGates], units_per_gate: Sequence[int]) -> dict[tuple[str, int], Tensor]:
@@ -90,27 +70,28 @@ def by_rank(gates: Tensor, scores: Tensor) -> Tensor:
 def uniform_items(
     blocks: Sequence[BlockGates],
     matrices: Mapping[tuple[str, int], Tensor],
-    sizes: Sequence[float],
-    units: Sequence[int],
     least: Mapping[str, int],
+    *,
+    units: Sequence[int],
+    costs: Sequence[float],
 ) -> Items:
     """Return the items of equal layers: the best gate of every block of a kind, the second best ones, and so on.
 
     Args:
         blocks: Blocks with the gates.
         matrices: Gates of each block from :func:`equal_gates`; those of one block have the same size in each.
-        sizes: Units or cost of each gate.
-        units: Number of units of each gate.
         least: Least number of units of each block, by kind.
+        units: Number of units of each gate.
+        costs: Cost of each gate, if any.
     """
     ranks = [(kind, rank) for (kind, _), matrix in matrices.items() for rank in matrix.T.tolist()]
     num_ranks = Counter(kind for kind, _ in ranks)
     num_blocks = Counter(block.kind for block in blocks)
     return Items(
-        sizes=tuple(sum(sizes[gate] for gate in rank) for _, rank in ranks),
         units=tuple(sum(units[gate] for gate in rank) for _, rank in ranks),
         groups=tuple(num_ranks.values()),
         least=tuple(least[kind] * num_blocks[kind] for kind in num_ranks),
+        costs=tuple(sum(costs[gate] for gate in rank) for _, rank in ranks) if costs else (),
     )
 
 

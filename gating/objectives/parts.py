@@ -11,15 +11,8 @@ from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
-from gating.objectives.items import BlockGates, Items, by_rank, equal_gates, uniform_items
-from gating.objectives.selection import (
-    check_reachable,
-    fewest_units,
-    nearest_reachable,
-    select_affordable,
-    select_best,
-    select_gates,
-)
+from gating.objectives.items import BlockGates, by_rank, equal_gates, uniform_items
+from gating.objectives.selection import Items, check_reachable
 from gating.structure.blocks import tower_of
 from gating.units import UNITS, UnitName
 
@@ -78,10 +71,7 @@ class BudgetPart:
 
     def nearest(self, number: float) -> float:
         """Return the number of units nearest to ``number`` that these gates can keep; a share as it is."""
-        if self.unit == COST:
-            return number
-        items = self._items
-        return nearest_reachable(round(number), items.whole, block_sizes=items.groups, min_per_layer=items.least)
+        return number if self.unit == COST else self._items.nearest(round(number))
 
     def check(self, number: float, *, exact: bool) -> None:
         """Raise ``InputError`` unless these gates can keep the budget.
@@ -100,20 +90,10 @@ class BudgetPart:
         if self.unit == COST:
             self._check_cost(number)
             return
-        if any(items.least):
-            fewest = fewest_units(items.whole, block_sizes=items.groups, min_per_layer=items.least)
-            if number < fewest:
-                self._refuse_minimum(f"{number} {self.unit} are too few", str(fewest))
+        if any(items.least) and number < items.fewest:
+            self._refuse_minimum(f"{number} {self.unit} are too few", str(items.fewest))
         if exact:
-            check_reachable(
-                int(number),
-                items.whole,
-                block_sizes=items.groups,
-                min_per_layer=items.least,
-                kind=self.kind,
-                unit=self.unit,
-                uniform=self.uniform,
-            )
+            check_reachable(int(number), items, unit=self.unit, kind=self.kind, uniform=self.uniform)
 
     def choose(self, scores: Tensor, number: float) -> Tensor:
         """Return the indices, among all gates, of the best gates for a budget.
@@ -158,31 +138,29 @@ class BudgetPart:
     def _items(self) -> Items:
         least = {block.kind: self._least_of(block) for block in self.blocks}
         if self.uniform:
-            return uniform_items(self.blocks, self.matrices, self._sizes, self.units_per_gate, least)
+            return uniform_items(self.blocks, self.matrices, least, units=self.units_per_gate, costs=self.costs)
         groups = tuple(len(block.gates) for block in self.blocks)
-        return Items(self._sizes, self.units_per_gate, groups, tuple(least[block.kind] for block in self.blocks))
+        return Items(self.units_per_gate, groups, tuple(least[block.kind] for block in self.blocks), self.costs)
 
     def _least_of(self, block: BlockGates) -> int:
         return self.min_per_layer if UNITS[block.unit].has_minimum else 0
 
     def _select(self, scores: Tensor, number: float) -> Tensor:
-        items = self._items
         if self.unit == COST:
-            first = select_best(scores, items.units, items.groups, items.least)
-            return select_affordable(scores, items.sizes, number * sum(self.costs), first=first)
-        return select_gates(scores, items.whole, int(number), block_sizes=items.groups, min_per_layer=items.least)
+            return self._items.select_within(scores, number * sum(self.costs))
+        return self._items.select(scores, int(number))
 
     def _check_cost(self, share: float) -> None:
         items, total = self._items, sum(self.costs)
-        smallest = min(size for size in items.sizes if size) / total
+        smallest = min(cost for cost in items.costs if cost) / total
         if smallest > share * (1 + 1e-9):
             raise InputError(
                 f"keep={share} of the cost holds no gate: the smallest takes {smallest:.4g}. Keep more, or make "
                 "smaller groups of neurons."
             )
         if any(items.least):
-            first = select_best(torch.zeros(len(items.sizes)), items.units, items.groups, items.least)
-            needed = sum(items.sizes[item] for item in first) / total
+            first = items.best_of_each(torch.zeros(len(items.units)))
+            needed = sum(items.costs[item] for item in first) / total
             if needed > share * (1 + 1e-9):
                 self._refuse_minimum(f"keep={share} of the cost is too little", f"{needed:.4g}")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.gates.sampler import GateChoice
-from gating.objectives.selection import check_reachable, select_gates
+from gating.objectives.selection import Items, check_reachable
 from gating.pruning.prune import whole_number
 from gating.units import UNITS, UnitName
 
@@ -117,10 +117,10 @@ def _choice_of(objective: GateChoice | None, gates: HeadGates, numbers: Mapping[
 def _largest(gates: HeadGates, number: int, unit: UnitName) -> Tensor:
     """Return the mask of the gates with the largest ``log_alpha`` that stand for a number of units."""
     number = _check_number(gates, number, unit)
-    units_per_gate = gates.counts[unit]
-    check_reachable(number, units_per_gate, unit=unit)
+    items = Items(gates.counts[unit])
+    check_reachable(number, items, unit=unit)
     kept = torch.zeros_like(gates.log_alpha, dtype=torch.bool)
-    kept[select_gates(gates.log_alpha.detach(), units_per_gate, number)] = True
+    kept[items.select(gates.log_alpha.detach(), number)] = True
     return kept
 
 

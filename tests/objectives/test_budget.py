@@ -7,7 +7,7 @@ import torch
 
 import gating
 from gating.objectives import HeadBudget
-from gating.objectives.selection import check_reachable, fewest_units, nearest_reachable, select_gates
+from gating.objectives.selection import Items, check_reachable
 from tests.support.family_models import FAMILIES
 
 
@@ -42,20 +42,18 @@ LAYOUTS = [((1,) * 6, (2, 4)), ((2,) * 6, (3, 3)), ((2, 2, 1, 1, 2, 1), (3, 3)),
 @pytest.mark.parametrize(("heads_per_gate", "block_sizes"), LAYOUTS)
 @pytest.mark.parametrize("min_per_layer", [0, 1, 2])
 def test_the_best_choice_is_found(heads_per_gate, block_sizes, min_per_layer):
-    rules = {"block_sizes": block_sizes, "min_per_layer": min_per_layer}
+    items = Items(heads_per_gate, block_sizes, (min_per_layer,) * len(block_sizes))
     for seed, num_heads in itertools.product(range(3), range(1, sum(heads_per_gate) + 1)):
         scores = torch.randn(6, generator=torch.Generator().manual_seed(seed))
         expected = best_by_hand(scores.tolist(), heads_per_gate, num_heads, block_sizes, min_per_layer)
         if expected is None:
             with pytest.raises(ValueError, match="cannot be kept exactly"):
-                check_reachable(num_heads, heads_per_gate, **rules)
-            assert nearest_reachable(num_heads, heads_per_gate, **rules) != num_heads
+                check_reachable(num_heads, items)
+            assert items.nearest(num_heads) != num_heads
             continue
-        check_reachable(num_heads, heads_per_gate, **rules)
-        assert (
-            nearest_reachable(num_heads, heads_per_gate, **rules) == num_heads >= fewest_units(heads_per_gate, **rules)
-        )
-        assert sorted(select_gates(scores, heads_per_gate, num_heads, **rules).tolist()) == expected
+        check_reachable(num_heads, items)
+        assert items.nearest(num_heads) == num_heads >= items.fewest
+        assert sorted(items.select(scores, num_heads).tolist()) == expected
 
 
 def test_the_best_heads_of_every_layer_come_first(gates):

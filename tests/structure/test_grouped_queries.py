@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gating
-from gating.objectives.selection import check_reachable, nearest_reachable, select_gates
+from gating.objectives.selection import Items, check_reachable
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.structure.record import RECORD_KEY
@@ -128,13 +128,13 @@ def test_damaged_padding_is_refused(llama, change, message):
 
 def test_choosing_gates_of_different_sizes_meets_the_budget():
     scores = torch.tensor([3.0, 2.0, 1.0, 0.5, 0.2])
-    assert sorted(select_gates(scores, (4, 1, 4, 1, 1), 6).tolist()) == [0, 1, 3]
-    assert sorted(select_gates(scores, (2, 2, 2, 2, 2), 4).tolist()) == [0, 1]
-    assert sorted(select_gates(scores, (0, 1, 1, 1, 1), 2).tolist()) == [1, 2]
+    assert sorted(Items((4, 1, 4, 1, 1)).select(scores, 6).tolist()) == [0, 1, 3]
+    assert sorted(Items((2, 2, 2, 2, 2)).select(scores, 4).tolist()) == [0, 1]
+    assert sorted(Items((0, 1, 1, 1, 1)).select(scores, 2).tolist()) == [1, 2]
     with pytest.raises(ValueError, match="nearest possible numbers are 3 or 8"):
-        check_reachable(5, (3, 8))
-    assert nearest_reachable(5, (3, 8)) == 3
-    check_reachable(11, (3, 8))
+        check_reachable(5, Items((3, 8)))
+    assert Items((3, 8)).nearest(5) == 3
+    check_reachable(11, Items((3, 8)))
 
 
 def test_key_value_heads_of_removed_groups_are_gone(llama):

@@ -61,7 +61,7 @@ def test_heads_of_linear_attention_take_their_channels_and_states_along(family):
     gates = create_gates(model)
     size = gates.gate_sizes[sum(gates.block_sizes[:1])]
     # Two heads of 8 features share a key of 8 features; the kernel of the convolution has 3 entries.
-    assert size.num_heads == 2
+    assert size.num_units == 2
     assert size.num_parameters == 64 * (2 * 8 + 2 * 2 * 8 + 2 * 2) + 3 * (2 * 8 + 2 * 8) + 64 * 2 * 8
     assert size.macs(10) == 10 * (size.num_parameters + 3 * 2 * 8 * 8)
     parameters, of_states = model.num_parameters(), 2 * 2

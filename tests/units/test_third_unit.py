@@ -1,5 +1,6 @@
 """A third unit, whole feed-forward blocks, of which the package knows nothing: gated, searched, counted and removed."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -17,6 +18,7 @@ from gating.units import UNITS, GateSize, Unit, find_blocks
 from gating.units.neurons import neuron_norms
 from gating.units.unit import Metrics
 from tests.support.tiny_models import NUM_LAYERS, batch_for
+from tests.support.tiny_run import ROOT
 
 WIDTH = 48
 BOTH = ("heads", "blocks")
@@ -171,3 +173,32 @@ def test_its_latency_is_fitted(bert):
         time = lambda kept: 1 / (0.2 + 0.3 * kept[:12].float().mean() + 0.5 * kept[12:].float().mean())  # noqa: E731
         costs = measure_latency_costs(model, gates, measure=lambda kept: float(time(kept)))
     assert costs.shares == pytest.approx({"heads": 0.3, "blocks": 0.5})
+
+
+def test_the_page_names_six_files_at_most():
+    page = (ROOT / "docs" / "adding-a-unit.md").read_text(encoding="utf-8")
+    table = page[page.index("| file |") : page.index("## The block")]
+    rows = [line for line in table.splitlines()[2:] if line.startswith("|")]
+    # The last row stands for two files.
+    assert len(rows) + 1 <= 6
+    for path in re.findall(r"\]\((\.\./[^)#]+)", page):
+        assert (ROOT / "docs" / path).exists(), path
+
+
+# Generation settings of Whisper name heads; and the record of a compact folder has a table for each unit.
+ABOUT_ONE_UNIT = {"pruning/plan.py", "pruning/compact_model.py", "pruning/recording.py"}
+ASKS = re.compile(
+    r"""isinstance\([^)]*(AttentionBlock|FeedForwardBlock|ExpertsBlock)|(==|in|is) \(?"(heads|neurons|feed_forward)"|"""
+    r"""len\((gates\.)?units\) == 2|gates\.(heads|neurons)_per_gate"""
+)
+
+
+@pytest.mark.parametrize("folder", ["proof", "gates", "objectives", "pruning", "integrations", "training", "sharding"])
+def test_nothing_asks_which_unit_it_is(folder):
+    package = ROOT / "gating"
+    asking = {
+        str(path.relative_to(package))
+        for path in (package / folder).rglob("*.py")
+        if ASKS.search(path.read_text(encoding="utf-8"))
+    }
+    assert asking <= ABOUT_ONE_UNIT

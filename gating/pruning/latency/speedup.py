@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
-from gating.objectives.selection import nearest_reachable
+from gating.objectives.selection import Items
 from gating.pruning.latency.comparison import margin
 from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.prune import remove_in_copy
@@ -92,26 +92,25 @@ def num_heads_for_speedup(
     if measure is None:
         assert timer is not None
         measure = partial(_time, model, gated, timer)
+    items = Items(gated.units_per_gate)
     is_over = (lambda: False) if timer is None else (lambda: timer.is_over)
-    points = _first_points(gated.units_per_gate, measure, is_over)
-    total, least = max(points), min(points)
+    points = _first_points(items, measure, is_over)
+    total, least, unit = max(points), min(points), gated.units[0]
     if points[least] < speedup:
         precision = "" if timer is None else f" (timed {margin(timer.error)})"
         raise InputError(
-            f"speedup={speedup} cannot be reached by removing heads: with {least} of {total} heads left the model is "
+            f"speedup={speedup} cannot be reached by removing {unit}: with {least} of {total} {unit} left the model is "
             f"{points[least]:.2f} times as fast here{precision}. Ask for less than that."
         )
-    return _refine(points, gated.units_per_gate, measure, is_over, speedup=speedup)
+    return _refine(points, items, measure, is_over, speedup=speedup)
 
 
-def _first_points(
-    heads_per_gate: tuple[int, ...], measure: Callable[[int], float], is_over: Callable[[], bool]
-) -> dict[int, float]:
+def _first_points(items: Items, measure: Callable[[int], float], is_over: Callable[[], bool]) -> dict[int, float]:
     """Return the speed-ups of a few numbers of heads, from all to the fewest possible."""
-    total, least = sum(heads_per_gate), nearest_reachable(1, heads_per_gate)
+    total, least = sum(items.units), items.nearest(1)
     points = {total: 1.0}
     for number, share in enumerate(_SHARES):
-        num_heads = nearest_reachable(max(least, round(share * total)), heads_per_gate)
+        num_heads = items.nearest(max(least, round(share * total)))
         if num_heads not in points and (number < _NUM_NEEDED or not is_over()):
             points[num_heads] = measure(num_heads)
     return points
@@ -119,7 +118,7 @@ def _first_points(
 
 def _refine(
     points: dict[int, float],
-    heads_per_gate: tuple[int, ...],
+    items: Items,
     measure: Callable[[int], float],
     is_over: Callable[[], bool],
     *,
@@ -129,7 +128,7 @@ def _refine(
     total, least = max(points), min(points)
     guess = _interpolate(points, speedup)
     while guess > least:
-        guess = _at_most(guess, heads_per_gate)
+        guess = _at_most(guess, items)
         if guess not in points and is_over():
             break
         reached = points.get(guess) or measure(guess)
@@ -150,11 +149,11 @@ def _interpolate(points: Mapping[int, float], speedup: float) -> int:
     return ordered[0][0]
 
 
-def _at_most(num_heads: int, heads_per_gate: tuple[int, ...]) -> int:
+def _at_most(num_heads: int, items: Items) -> int:
     """Return the largest number of heads up to ``num_heads`` that gates can keep."""
-    while nearest_reachable(num_heads, heads_per_gate) > num_heads:
+    while items.nearest(num_heads) > num_heads:
         num_heads -= 1
-    return nearest_reachable(num_heads, heads_per_gate)
+    return items.nearest(num_heads)
 
 
 def _time(model: nn.Module, gates: HeadGates, timer: CopyTimer, number: int) -> float:
