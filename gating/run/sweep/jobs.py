@@ -1,4 +1,4 @@
-"""Jobs of a sweep as they run: each is recorded, and a failed one does not end the others."""
+"""Jobs of a sweep as they run: each is recorded and has a name, and a failed one does not end the others."""
 
 import json
 import os
