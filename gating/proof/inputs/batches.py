@@ -147,7 +147,7 @@ def _masked_positions(tokens: Tensor, number: int) -> Variant:
 
 
 def _fitting(request: Request, name: str, others: Variant) -> list[Variant]:
-    """Return the forms of an argument, only those that the model's method for its features takes, if it takes any."""
+    """Return the candidate shapes that ``get_*_features`` of a model accepts, or all if none is accepted."""
     kind, make_variants = _MEDIA[name]
     variants = list(make_variants(request, name))
     if _features_method(request.model, kind) is None:
