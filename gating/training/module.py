@@ -138,9 +138,10 @@ class FineTuning(pl.LightningModule):
             loss = self._distillation.loss(loss, outputs, teacher_outputs, inputs.get("labels"))
         task_loss, weight = loss, self._weight_among_ranks(batch)
         if self.search is not None:
-            loss = task_loss + self.search.penalty()
+            penalty = self.search.penalty()
+            loss = task_loss + penalty
             self.search.observe(weight * task_loss)
-            self.log("train/task_loss", task_loss.detach())
+            self.log_dict({"train/task_loss": task_loss.detach(), "train/penalty": penalty.detach()})
         self.log("train/loss", loss.detach())
         self._log_step()
         return loss if weight == 1 else loss + (weight - 1) * task_loss
