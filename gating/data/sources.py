@@ -114,6 +114,10 @@ def load_glue(*, name: str, seed: int = 0) -> Examples:
     GLUE does not publish the labels of its test splits. Its validation split becomes ``test``, and 5 % of its training
     split (at most 2,000 examples), drawn with ``seed``, become ``validation``.
 
+    Args:
+        name: The task, such as ``sst2``.
+        seed: Seed of the split.
+
     Raises:
         ValueError: The task does not exist.
         ConnectionError: The hub cannot be reached.
@@ -132,6 +136,9 @@ def load_digits(*, seed: int = 0) -> Examples:
     """Load the handwritten digits of scikit-learn: 1,797 grayscale images of 8 x 8 pixels in 10 classes.
 
     A fifth of the images is for the test and a tenth for validation.
+
+    Args:
+        seed: Seed of the split.
     """
     package_folder("sklearn")
     loaded = importlib.import_module("sklearn.datasets").load_digits()
