@@ -83,6 +83,7 @@ def test_python_of_a_page_runs_from_top_to_bottom(page, folder, request):
             exec(compile("\n" * block.line + block.code, page, "exec"), names)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("page", [page for page in PAGES if any(b.language == "bash" for b in blocks_of(page))])
 def test_commands_of_a_page_are_accepted(page, folder):
     write_files(page, folder)
