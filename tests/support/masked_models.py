@@ -100,11 +100,13 @@ def run_backward(model: PreTrainedModel, probe: dict[str, Tensor]) -> None:
 
 
 def generate_all(model: PreTrainedModel, probe: dict[str, Tensor], ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    inputs = {key: value for key, value in probe.items() if not key.startswith("decoder_")}
-    return {
-        way: model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False, **arguments).tolist()
-        for way, arguments in ways.items()
-    }
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    generated = {}
+    for way, arguments in ways.items():
+        # Copies: BLIP writes into its batch.
+        inputs = {key: value.clone() for key, value in probe.items() if not key.startswith("decoder_")}
+        generated[way] = model.generate(**inputs, **options, **arguments).tolist()
+    return generated
 
 
 def check_generation(
