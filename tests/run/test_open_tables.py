@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -19,9 +20,9 @@ def settings_of(monkeypatch: pytest.MonkeyPatch):
     def settings_of(*arguments: str) -> list[DictConfig]:
         seen: list[DictConfig] = []
 
-        def run(cfg: DictConfig) -> None:
+        def run(cfg: dict[str, Any]) -> None:
             read_settings(cfg, groups=train.GROUPS)
-            seen.append(cfg)
+            seen.append(OmegaConf.create(cfg))
 
         for name in ("stdout", "stderr"):
             monkeypatch.setattr(sys, name, getattr(sys, name))

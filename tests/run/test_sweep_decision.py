@@ -151,7 +151,7 @@ def test_a_limit_that_is_no_number_is_refused_before_the_first_job(value, inputs
 
 def test_a_budget_of_the_command_replaces_that_of_the_sweep(monkeypatch, tmp_path, inputs):
     begun = []
-    monkeypatch.setattr("train.run", lambda cfg: begun.append(cfg.objective))
+    monkeypatch.setattr("train.run", lambda cfg: begun.append(cfg["objective"]))
     assert run_sweep(tmp_path / "sweep", "sweep=speedup", *inputs, "objective.num_heads=3,4").code == 0
     assert [objective.get("num_heads") for objective in begun] == [None, 3, 4]
     assert all(objective.get("speedup") is None for objective in begun)

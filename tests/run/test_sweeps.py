@@ -36,7 +36,7 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, action) -> list[int]:
     seeds = []
 
     def run(cfg):
-        seeds.append(cfg.seed)
+        seeds.append(cfg["seed"])
         return action(cfg)
 
     monkeypatch.setattr(train, "run", run)
@@ -45,9 +45,9 @@ def run_instead(monkeypatch: pytest.MonkeyPatch, action) -> list[int]:
 
 def fail_at(*seeds: int, error: BaseException):
     def action(cfg):
-        if cfg.seed in seeds:
+        if cfg["seed"] in seeds:
             raise error
-        return float(cfg.seed)
+        return float(cfg["seed"])
 
     return action
 

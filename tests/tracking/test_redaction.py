@@ -176,7 +176,7 @@ def test_no_error_shows_a_secret(inputs, secrets, tmp_path, monkeypatch, error):
     redact_output()
 
     def fail(cfg):
-        raise RuntimeError(f"{cfg.logger.name} did not answer")
+        raise RuntimeError(f"{cfg['logger']['name']} did not answer")
 
     monkeypatch.setattr(train, "run", fail)
     with pytest.raises(SystemExit):
