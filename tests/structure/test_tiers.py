@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 import gating
 from gating import AttentionSpec, FeedForwardSpec
-from gating.structure import families
+from gating.families import registry as families
 from tests.support import family_models, multimodal_models, single_models
 from tests.support.tiers import REPRESENTATIVES
 
