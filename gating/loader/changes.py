@@ -38,15 +38,8 @@ def shorten(owner: nn.Module, name: str, size: int, dim: int) -> Change:
     return owner, name, nn.Parameter(values, requires_grad=before.requires_grad)
 
 
-def shorten_layer(owner: nn.Module, path: str, size: int, side: Side) -> Iterator[Change]:
-    """Plan to keep the first inputs or outputs of the layer at a path of a module."""
-    linear = owner.get_submodule(path)
-    if not size and isinstance(linear, Conv1D):
-        from .parts import PARTS  # Not at the top: parts import this file.
-
-        holder, _, attribute = path.rpartition(".")
-        yield owner.get_submodule(holder), attribute, PARTS["empty_linear"](linear, side=side)
-        return
+def shorten_layer(linear: nn.Module, size: int, side: Side) -> Iterator[Change]:
+    """Plan to keep the first inputs or outputs of a layer."""
     weight, bias = parameter_names(linear)
     yield shorten(linear, weight, size, weight_dim(linear, side))
     yield from size_attributes(linear, size, side)

@@ -1,11 +1,14 @@
 """GPT-2's ``Conv1D``, which cannot have a width of zero."""
 
+from collections.abc import Iterator
+
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .changes import Side, num_inputs, num_outputs
+from .changes import Change, Side, num_inputs, num_outputs
+from .layouts import FeedForwardSpec
 
-__all__ = ["PARTS", "empty_linear"]
+__all__ = ["PARTS", "empty_linear", "without_neurons"]
 
 
 def empty_linear(layer: Conv1D, *, side: Side) -> nn.Linear:
@@ -20,4 +23,14 @@ def empty_linear(layer: Conv1D, *, side: Side) -> nn.Linear:
     return linear.train(layer.training)
 
 
-PARTS = {"empty_linear": empty_linear}
+def without_neurons(spec: FeedForwardSpec, module: nn.Module) -> Iterator[Change]:
+    """Plan to put linear layers in the places of the layers of a block without neurons."""
+    sides: list[tuple[str, Side]] = [*((path, "outputs") for path, _ in spec.ups), (spec.down, "inputs")]
+    for path, side in sides:
+        holder, _, attribute = path.rpartition(".")
+        layer = module.get_submodule(path)
+        assert isinstance(layer, Conv1D)
+        yield module.get_submodule(holder), attribute, empty_linear(layer, side=side)
+
+
+PARTS = {"without_neurons": without_neurons}

@@ -107,7 +107,7 @@ def plan_heads(block: Heads, kept: Sequence[int], padding: Sequence[int]) -> Ite
         raise ValueError(f"heads {list(kept)} with padding {list(padding)} do not fill the groups evenly")
     yield from _cut(block, slots, groups) if slots else empty(block)
     for outside in () if slots else block.projections_outside():
-        yield from shorten_layer(outside, "", 0, "outputs")
+        yield from shorten_layer(outside, 0, "outputs")
     yield from change_counts(block, len(slots), len(groups))
     yield from change_class(block, tuple(kept), tuple(slots))
 
@@ -117,9 +117,9 @@ def _cut(block: Heads, slots: Sequence[int], groups: Sequence[int]) -> Iterator[
     for linear, layout in block.projections():
         counts = {kind: len(slots if kind == "q" else groups) for kind in "qkv"}
         rows = sum(counts[kind] * block.run_width(linear, layout, kind) for kind in kinds_of(layout))
-        yield from shorten_layer(linear, "", rows, "outputs")
+        yield from shorten_layer(linear, rows, "outputs")
     for output, width in ((block.output_projection, block.head_dim), *block.other_outputs()):
-        yield from shorten_layer(output, "", len(slots) * width, "inputs")
+        yield from shorten_layer(output, len(slots) * width, "inputs")
     for path, dim, kept, num_before in block.per_head(slots, groups):
         owner, name = block.locate(path)
         value = getattr(owner, name)

@@ -125,7 +125,8 @@ class FeedForwardSpec:
         width = self.num_neurons(module)
         for path, layout in self.ups:
             rows = 1 if layout == "plain" else 2
-            if num_outputs(module.get_submodule(path)) != rows * width:
+            up = module.get_submodule(path)
+            if num_outputs(up) != rows * width:
                 raise ValueError(f"{path} has not as many rows as neurons")
-            yield from shorten_layer(module, path, rows * size, "outputs")
-        yield from shorten_layer(module, self.down, size, "inputs")
+            yield from shorten_layer(up, rows * size, "outputs")
+        yield from shorten_layer(module.get_submodule(self.down), size, "inputs")

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .changes import Change, num_inputs
 from .heads import Heads, plan_heads
@@ -112,8 +113,8 @@ def _plan_neurons(
     kept = _read_numbers(name, entry, "kept", "groups", -(-width // size))
     num_neurons = sum(min(size, width - group * size) for group in kept)
     if num_neurons < width:
-        changes = list(spec.plan(owner, num_neurons))
-        # An emptied layer of some classes is replaced.
+        is_replaced = not num_neurons and isinstance(modules[full_name], Conv1D)
+        changes = list(PARTS["without_neurons"](spec, owner) if is_replaced else spec.plan(owner, num_neurons))
         down = next((value for *_, value in reversed(changes) if isinstance(value, nn.Module)), modules[full_name])
         yield from changes
         memory = {"kept_groups": tuple(kept), "group_size": size, "width_before": width}

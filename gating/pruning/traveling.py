@@ -76,7 +76,7 @@ def _parts_of_model(model: PreTrainedModel) -> set[str]:
     """Return the names of the parts that the layers and weights of a model need."""
     conversions = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
     needed = {
-        "empty_linear": any(isinstance(module, Conv1D) for module in model.modules()),
+        "without_neurons": any(isinstance(module, Conv1D) for module in model.modules()),
         "indivisible_left_out": any(map(sharded.is_indivisible, model.parameters())),
         "rows_in_place": any(map(permuted.permutes_rows, conversions)),
     }
