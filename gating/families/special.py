@@ -3,6 +3,7 @@
 from typing import Any
 
 from gating.families.rows import Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
+from gating.loader.changes import num_outputs
 from gating.loader.forwards_texts import fsmt_forward, led_forward, longformer_forward
 from gating.loader.layouts import AttentionSpec
 
@@ -39,7 +40,7 @@ def _short_name(module: Any) -> AttentionSpec | None:
     """Return the spec for a class of transformers with a name that many packages use."""
     model = type(module).__module__.removeprefix("transformers.models.").partition(".")[0]
     if model == "openai":
-        width = module.c_proj.weight.shape[1] // getattr(module, "num_heads_before", module.n_head)
+        width = num_outputs(module.c_proj) // getattr(module, "num_heads_before", module.n_head)
         return AttentionSpec(
             (("c_attn", "qkv"),),
             "c_proj",
