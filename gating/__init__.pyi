@@ -13,7 +13,10 @@ from . import structure as structure
 from .compact.load import load_compact
 from .compact.save import save_compact
 from .discovery.find import find_attention_blocks, find_feed_forward_blocks
+from .families.feed_forward import register_feed_forward_spec
+from .families.registry import register_attention_spec
 from .gates import HeadGates, inject_gates
+from .loader.layouts import AttentionSpec, FeedForwardSpec
 from .objectives import (
     BudgetSchedule,
     ExactBudget,
@@ -39,11 +42,8 @@ from .pruning.prune_report import PruneReport
 from .report.card import CompactReport
 from .serving.formats import export_compact
 from .serving.graphs.graph_export import export_onnx
-from .structure.attention_spec import AttentionSpec
 from .structure.blocks import AttentionBlock
-from .structure.families import register_attention_spec
 from .structure.feed_forward import FeedForwardBlock
-from .structure.feed_forward_specs import FeedForwardSpec, register_feed_forward_spec
 
 __version__: str
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 
-from gating.structure.errors import DamageError, InputError, MissingFileError, UserError
+from gating.loader.integrity import DamageError, InputError, UserError
 
 __all__ = [
     "DamageError",
@@ -36,6 +36,10 @@ _TRAIN = (
     *("matplotlib", "PIL", "jinja2", "sacrebleu"),
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that does not exist."""
 
 
 class InputTypeError(UserError, TypeError):

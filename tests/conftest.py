@@ -40,8 +40,8 @@ from torch import Tensor  # noqa: E402
 from transformers import BertTokenizerFast, PreTrainedModel  # noqa: E402
 
 import gating  # noqa: E402
+from gating.families import registry as families  # noqa: E402
 from gating.report import figures  # noqa: E402
-from gating.structure import families  # noqa: E402
 from tests.support.fresh_process import answers_of_fresh_process  # noqa: E402
 from tests.support.tiny_models import (  # noqa: E402
     FAMILIES,

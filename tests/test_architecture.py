@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGE = ROOT / "gating"
 FOLDERS = sorted(path.parent for path in PACKAGE.rglob("__init__.py") if path.parent != PACKAGE)
 # Python files that a compact model carries: transformers follows relative imports within one folder only.
-TRAVELING = PACKAGE / "structure"
+TRAVELING = PACKAGE / "loader"
 
 
 def shown_folders() -> dict[str, str]:
@@ -112,7 +112,7 @@ def test_no_folder_imports_itself_through_others():
 def test_a_folder_imports_only_folders_above_it_in_the_tree():
     order = [name for name in shown_folders() if "/" not in name]
     # Every folder below may import the exported code's errors, and the others.
-    order.insert(order.index("structure") + 1, "errors")
+    order.insert(order.index("loader") + 1, "errors")
     for name in modules():
         if name in ("gating", "gating.__main__"):
             continue

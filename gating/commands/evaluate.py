@@ -22,8 +22,8 @@ from gating.distributed.launch import check_devices
 from gating.errors import InputError
 from gating.models.hub import locate
 from gating.models.pretrained import Pretrained
-from gating.pruning.compact_model import build_original
 from gating.pruning.latency.comparison import margin
+from gating.pruning.recording import build_original
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.latency import RunTiming

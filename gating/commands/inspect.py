@@ -11,9 +11,9 @@ from gating.compact.load import load_compact
 from gating.compact.original import read_original
 from gating.errors import InputError
 from gating.proof.probe import make_probe
-from gating.pruning.compact_model import build_original, build_recorded
 from gating.pruning.measure import cache_bytes_per_token, count_macs, weight_megabytes
 from gating.pruning.prune_report import num_parameters
+from gating.pruning.recording import build_original, build_recorded
 from gating.report.tables import kept_heads_table, kept_neurons_table
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,18 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gating.errors import DamageError, InputError, MissingFileError
-from gating.structure.integrity import CONFIG, INDEX, WEIGHTS, check_file
+from gating.loader.integrity import CHECKSUMS, CONFIG, GENERATION, INDEX, WEIGHTS, digest_file
 
-__all__ = ["StoredTensor", "read_config", "read_headers", "read_json", "walk"]
+__all__ = [
+    "StoredTensor",
+    "check_file",
+    "check_listed",
+    "digest_checked",
+    "read_config",
+    "read_headers",
+    "read_json",
+    "walk",
+]
 
 _MAX_JSON_BYTES = 2**26
 _PLAIN_NAME = re.compile(r"\w[\w.-]*\.safetensors")
@@ -51,6 +61,38 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not path.exists():
             raise MissingFileError(f"There is no compact model in {folder}: {path} does not exist.")
     return read_json(folder / CONFIG)
+
+
+def check_file(path: Path) -> None:
+    """Raise an error if a path is not a regular file inside its folder; reading a pipe or device may never end."""
+    if not path.exists():
+        raise MissingFileError(f"{path} does not exist.")
+    folder, place = path.parent.resolve(), path.resolve()
+    # The hub's cache keeps the files of a repository beside its snapshots.
+    snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
+    homes = [folder, *(parent.parent / "blobs" for parent in snapshots[:1])]
+    if not any(place.is_relative_to(home) for home in homes):
+        raise InputError(f"{path} is a link out of the folder, to {place}; put the file itself there.")
+    if not stat.S_ISREG(place.stat().st_mode):
+        raise InputError(f"{path} is not a file.")
+
+
+def check_listed(folder: Path, record: Any) -> None:
+    """Raise an error if a file with a checksum in a record, or the generation settings, is no file of the folder."""
+    sums = record.get(CHECKSUMS) if isinstance(record, dict) else None
+    if not isinstance(sums, (dict, type(None))):
+        raise InputError(f"{folder / CONFIG} is damaged: {CHECKSUMS} is not a table. Export the model again.")
+    present = {GENERATION} if os.path.lexists(folder / GENERATION) else set()
+    for name in sorted(present.union(sums or ()) - {CONFIG}):
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise InputError(f"{folder / CONFIG} has a checksum of {name!r}, which is not a file of the folder.")
+        check_file(folder / name)
+
+
+def digest_checked(path: Path) -> str:
+    """Return the checksum of a file of an untrusted folder; the errors are those of :func:`check_file`."""
+    check_file(path)
+    return digest_file(path)
 
 
 def read_headers(folder: Path) -> dict[str, StoredTensor]:

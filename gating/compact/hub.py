@@ -7,9 +7,9 @@ from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
 from gating.errors import MissingFileError, UnreachableError
+from gating.loader.compact import CompactMixin
 from gating.report.card import write_card
 from gating.storage.transfer import download, invalid_name
-from gating.structure.compact import CompactMixin
 
 __all__ = ["find_folder"]
 

@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from transformers import PreTrainedModel
 
-from gating.compact.files import StoredTensor, read_config, read_headers, walk
+from gating.compact.files import StoredTensor, check_listed, read_config, read_headers, walk
 from gating.compact.manifest import check_manifest
-from gating.errors import DamageError
-from gating.structure.blocks import iter_attention_blocks
-from gating.structure.compact import check_built
-from gating.structure.feed_forward import iter_feed_forward_blocks
-from gating.structure.integrity import check_checksums, mixed
-from gating.structure.record import RECORD_KEY
+from gating.errors import DamageError, InputError
+from gating.loader.compact import check_built
+from gating.loader.integrity import RECORD_KEY, check_checksums, mixed
+from gating.loader.record import recorded_names
 
 __all__ = ["checked_folder"]
 
@@ -48,8 +46,14 @@ def checked_folder(folder: Path, *, verify: bool, exact: bool) -> Iterator[None]
         ValueError: A file is damaged, or the files do not fit together.
     """
     config, stored = read_config(folder), read_headers(folder)
+    if any(name.startswith("head_gates.") for name in stored):
+        raise InputError(
+            f"{folder} is a checkpoint of a search: its model still has gates. Resume the training, or load a "
+            "checkpoint of the recovery."
+        )
     _check_numbers(folder, config, stored)
     if verify and RECORD_KEY in config:
+        check_listed(folder, config[RECORD_KEY])
         check_checksums(folder, config)
         # The record in the configuration has no checksums of the tokenizer.
         check_manifest(folder, of_model=False)
@@ -63,15 +67,17 @@ def checked_folder(folder: Path, *, verify: bool, exact: bool) -> Iterator[None]
         check_built.reset(token)
 
 
-def _accept(_model: PreTrainedModel) -> None:
+def _accept(_model: PreTrainedModel, _record: Any) -> None:
     """Check nothing."""
 
 
-def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, StoredTensor]) -> None:
+def _check_fits(
+    model: PreTrainedModel, record: dict[str, Any] | None, *, folder: Path, stored: Mapping[str, StoredTensor]
+) -> None:
     """Raise ``ValueError`` if a model that was built without memory does not fit the weights that it will get."""
     needed = model.state_dict()
     reason = (
-        _unknown_block(model)
+        _unknown_block(model, record or {})
         or _differing_shape(needed, stored)
         or _differing_size(model, needed, stored)
         or _differing_type(needed, stored)
@@ -80,14 +86,10 @@ def _check_fits(model: PreTrainedModel, *, folder: Path, stored: Mapping[str, St
         raise mixed(folder, reason)
 
 
-def _unknown_block(model: PreTrainedModel) -> str | None:
+def _unknown_block(model: PreTrainedModel, record: dict[str, Any]) -> str | None:
     """Return the problem of a record with a block that the model lacks."""
-    record = getattr(model.config, RECORD_KEY, None) or {}
-    for unit, blocks, recorded in (
-        ("heads", iter_attention_blocks(model), record.get("blocks", ())),
-        ("neurons", iter_feed_forward_blocks(model), record.get("feed_forward", ())),
-    ):
-        unknown = sorted(set(recorded) - {block.name for block in blocks})
+    for unit, recorded in (("heads", record.get("blocks", {})), ("neurons", record.get("feed_forward", {}))):
+        unknown = sorted(recorded.keys() - recorded_names(model, recorded))
         if unknown:
             return f"config.json has {unit} of {unknown[0]!r}, which {type(model).__name__} does not have"
     return None

@@ -15,11 +15,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from gating.compact.files import read_config, walk
 from gating.compact.hub import find_folder
 from gating.compact.limits import checked_folder
+from gating.compact.record_checks import check_record
 from gating.errors import DamageError, InputError, loading
-from gating.pruning.compact_model import check_specs
-from gating.structure.compact import auto_classes, compact_class
-from gating.structure.integrity import check_finite, load_whole, mixed
-from gating.structure.record import PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING
+from gating.loader.compact import auto_classes, compact_class
+from gating.loader.integrity import PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING, check_finite, load_whole, mixed
 
 __all__ = ["load_compact"]
 
@@ -85,7 +84,7 @@ def load_compact(
         checked_folder(folder, verify=verify, exact=is_compact),
         _without_load_report(),
     ):
-        check_specs(described.get(RECORD_KEY))
+        check_record(described.get(RECORD_KEY))
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         base = _model_class(config, folder)
         cls = compact_class(base, type(config)) if is_compact else base

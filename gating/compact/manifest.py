@@ -10,11 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from gating.compact.files import read_json
+from gating.compact.files import digest_checked, read_json
 from gating.errors import InputError, RemedyError
+from gating.loader.integrity import CHECKSUMS, CONFIG, INDEX, WEIGHTS
 from gating.storage.results import RECORD_FILE, digest_record
-from gating.structure.integrity import CONFIG, INDEX, WEIGHTS, digest_file
-from gating.structure.record import CHECKSUMS
 
 __all__ = ["check_manifest", "has_manifest", "read_record"]
 
@@ -75,13 +74,13 @@ def check_manifest(folder: Path, *, of_model: bool = True) -> None:
         if _FREE.fullmatch(name) or (is_of_model and not of_model):
             continue
         if is_of_model:
-            if digest_file(folder / name) != sums.get(name):
+            if digest_checked(folder / name) != sums.get(name):
                 raise _changed(
                     folder / name,
                     f" in {RECORD_FILE} differs, so it is damaged, or was replaced, edited or trained further",
                     " Save a model that was trained again in another folder.",
                 )
-        elif os.path.lexists(folder / name) and digest_file(folder / name) != sums[name]:
+        elif os.path.lexists(folder / name) and digest_checked(folder / name) != sums[name]:
             warnings.warn(
                 f"{folder / name} is not what was saved with this model: it was saved again, or is damaged.",
                 stacklevel=2,

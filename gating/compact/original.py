@@ -14,14 +14,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.compact.files import walk
 from gating.compact.manifest import has_manifest, read_record
+from gating.compact.record_checks import check_record
 from gating.compact.size_fields import is_size
 from gating.errors import InputError, loading
-from gating.pruning.compact_model import build_original, build_recorded, check_specs
+from gating.loader.integrity import CHECKSUMS, RECORD_KEY
 from gating.pruning.prune_report import num_parameters
+from gating.pruning.recording import build_original, build_recorded
 from gating.storage.results import RECORD_FILE
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
-from gating.structure.record import CHECKSUMS, RECORD_KEY
 
 __all__ = ["read_original", "write_original"]
 
@@ -86,7 +87,7 @@ def _check_record(described: Mapping[str, Any], model_type: str, path: Path) -> 
     record = described.get(RECORD_KEY)
     if not isinstance(record, dict):
         raise InputError(f"{path} has no record of kept units.")
-    check_specs(record)
+    check_record(record)
     for name, value in walk(record):
         if type(value) is int and value > _MOST:
             raise InputError(f"{path} has {name}={value}, which is no size of a layer.")

@@ -16,13 +16,13 @@ from gating.compact.verify import check_saved
 from gating.discovery.find import removable_attention
 from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
 from gating.errors import InputError, InputTypeError
+from gating.loader.integrity import check_finite, write_checksums
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
-from gating.pruning.compact_model import become_compact, has_lost_units
+from gating.pruning.recording import become_compact, has_lost_units
 from gating.report.card import CompactReport, write_card
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.storage.transfer import check_upload, upload
-from gating.structure.integrity import check_finite, write_checksums
 
 __all__ = ["Processor", "save_compact"]
 

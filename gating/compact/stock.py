@@ -18,9 +18,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
 from gating.compact.size_fields import HEADS, KEY_VALUE_HEADS, new_width
 from gating.errors import RemedyError
-from gating.structure.blocks import AttentionBlock, base_prefix, iter_attention_blocks
+from gating.loader.integrity import RECORD_KEY
+from gating.loader.record import base_prefix
+from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
-from gating.structure.record import RECORD_KEY
 from gating.units import unit_of
 
 __all__ = ["StockError", "may_be_stock", "stock_model"]

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gating.families.feed_forward import rows_of_layout
 from gating.structure.edits import num_inputs
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
-from gating.structure.feed_forward_specs import rows_of_layout
 
 __all__ = ["why_features_change"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from gating.structure.subclasses import original_class, subclass
+from gating.loader.modules import original_class, subclass
 
 __all__ = ["WeightGate", "can_gate_weight"]
 

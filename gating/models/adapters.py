@@ -22,7 +22,7 @@ from gating.pruning.padding import silence_padding
 from gating.sharding.plan import is_sharded, reshard
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.edits import fill, whole
-from gating.structure.empty import has_no_weight
+from gating.structure.removal import has_no_weight
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
 

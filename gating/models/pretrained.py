@@ -15,11 +15,11 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from gating.compact.manifest import check_manifest, has_manifest
 from gating.errors import InputError, loading
+from gating.loader.integrity import PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING
 from gating.models.configs import check_names, load_checked, without_generation_values
 from gating.models.hub import locate
 from gating.sharding.missing import initialize_missing
 from gating.sharding.plan import on_own_device, sharding_of
-from gating.structure.record import PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING
 
 __all__ = ["Pretrained"]
 

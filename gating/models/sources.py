@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from gating.loader.sharded import is_indivisible
 from gating.models.new import NewModel
 from gating.models.pretrained import Pretrained
 from gating.sharding.plan import shard_model
-from gating.structure.compact import is_indivisible
 
 __all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "short_name", "teacher_source"]
 

@@ -12,10 +12,10 @@ from gating.gates.sampler import GateChoice
 from gating.proof.conditions import check_has_values, check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, Processes
 from gating.proof.prove import apply_proven
-from gating.pruning.compact_model import become_compact
 from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import PruneReport, UnitCounts
+from gating.pruning.recording import become_compact
 from gating.structure.feed_forward import Block
 
 __all__ = [

@@ -16,9 +16,9 @@ from gating.proof.conditions import check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, factors_of
 from gating.proof.prove import apply_proven
 from gating.proof.undo import apply_edits
-from gating.pruning.compact_model import become_compact
 from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
+from gating.pruning.recording import become_compact
 from gating.structure.blocks import layer_number
 from gating.structure.feed_forward import Block
 from gating.units import unit_of

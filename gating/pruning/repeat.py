@@ -6,8 +6,8 @@ from transformers import PreTrainedModel
 
 from gating.errors import InputError
 from gating.proof.undo import apply_edits
-from gating.pruning.compact_model import become_compact
 from gating.pruning.plan import plan_pruning
+from gating.pruning.recording import become_compact
 from gating.structure.blocks import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 

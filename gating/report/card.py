@@ -10,13 +10,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import nn
 from transformers import PreTrainedModel
 
+from gating.loader.compact import auto_classes
+from gating.loader.integrity import RECORD_KEY
 from gating.proof.probe import make_probe
-from gating.pruning.compact_model import build_original
 from gating.pruning.measure import cache_bytes_per_token
+from gating.pruning.recording import build_original
 from gating.report.metadata import EvaluatedData, card_metadata
-from gating.structure.compact import auto_classes
 from gating.structure.feed_forward import iter_feed_forward_blocks
-from gating.structure.record import RECORD_KEY
 
 __all__ = ["CompactReport", "KeptHeads", "KeptNeurons", "Row", "heads_per_layer", "neurons_per_layer", "write_card"]
 

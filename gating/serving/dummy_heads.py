@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
+from gating.loader.changes import set_attribute
+from gating.loader.integrity import RECORD_KEY
+from gating.loader.record import plan_from_record
 from gating.proof.conditions import check_no_adapters, check_whole
-from gating.pruning.compact_model import become_compact, describe_kept_units
+from gating.pruning.recording import become_compact, describe_kept_units
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.record import RECORD_KEY, plan_from_record
 
 __all__ = ["with_dummy_heads"]
 
@@ -76,8 +78,8 @@ def _build(model: PreTrainedModel, dummy: Collection[str]) -> PreTrainedModel:
             size = len(block.head_slots) // block.num_key_value_heads
             heads = block.head_slots[::size] if block.spec.keeps_key_value_heads else block.head_slots[:1]
             record["blocks"][block.name]["padding_heads"] = list(heads)
-    for edit in plan_from_record(copy, record):
-        edit.apply()
+    for change in plan_from_record(copy, record):
+        set_attribute(*change)
     return copy
 
 

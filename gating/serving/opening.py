@@ -11,8 +11,8 @@ from gating.compact.hub import find_folder
 from gating.compact.load import load_compact
 from gating.discovery.vocabulary import check_vocabulary
 from gating.errors import InputError, InputTypeError, MissingPackageError, loading
+from gating.loader.integrity import check_finite
 from gating.proof.conditions import check_has_values, check_no_adapters
-from gating.structure.integrity import check_finite
 
 __all__ = ["Exportable", "load_model", "load_processor", "require", "source_of"]
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gating.discovery.discover import share_specs
 from gating.errors import OperationError
 from gating.gates.attachment import CHILD_NAME
-from gating.structure.compact import indivisible_left_out, is_indivisible
+from gating.loader.sharded import indivisible_left_out, is_indivisible
 from gating.structure.edits import whole
 
 __all__ = [

@@ -13,10 +13,10 @@ from gating.gates import HeadGates
 from gating.gates.sampler import GateChoice
 from gating.proof.masked import Processes
 from gating.proof.prove import check_proven
-from gating.pruning.compact_model import become_compact
 from gating.pruning.finalize import FinalizeReport, check_own_gates, decide, record_masked
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import UnitCounts
+from gating.pruning.recording import become_compact
 from gating.sharding.copies import meta_copy, shard_copy, shard_like, tensors_of
 from gating.sharding.plan import is_sharded, reshard
 from gating.structure.edits import Edit, SetAttribute, whole

@@ -21,17 +21,17 @@ from gating.compact.layer_counts import write_layer_counts
 from gating.compact.save import Processor
 from gating.compact.verify import SAVED_TOLERANCE, check_outputs
 from gating.errors import InputError, OperationError
+from gating.loader.compact import auto_places, compact_class
+from gating.loader.integrity import INDEX, write_checksums
 from gating.proof.conditions import check_no_adapters
 from gating.proof.masked import ExpectedOutputs
-from gating.pruning.compact_model import become_compact, has_lost_units
+from gating.pruning.recording import become_compact, has_lost_units
 from gating.report.card import CompactReport, write_card
 from gating.sharding.copies import dense_class, meta_copy, tensors_of
 from gating.sharding.plan import is_sharded, on_own_device, reshard
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
-from gating.structure.compact import auto_places, compact_class
 from gating.structure.edits import own_part
-from gating.structure.integrity import INDEX, write_checksums
 
 __all__ = ["has_room_for", "save_sharded"]
 

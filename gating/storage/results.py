@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gating.errors import FolderExistsError
+from gating.loader.integrity import CHECKSUMS, CONFIG, INDEX, WEIGHTS, digest_file, digest_table
 from gating.storage.tables import read_table
-from gating.structure.integrity import CONFIG, INDEX, WEIGHTS, digest_file, digest_table
-from gating.structure.record import CHECKSUMS
 
 __all__ = [
     "COMPACT_MODEL",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gating.structure.errors import InputError
+from gating.errors import InputError
 
 __all__ = ["check_same_settings", "find_difference", "leaves"]
 

@@ -2,18 +2,21 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .attention_spec import AttentionSpec, RowLayout
-from .edits import Edit, Handle, Handles, hook_input, num_inputs, num_outputs, weight_dim, without_adapter
-from .errors import InputError
-from .families import find_spec
-from .subclasses import ForwardHandle
+from gating.errors import InputError
+from gating.families.registry import find_spec
+from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_adapter
+from gating.loader.heads import Heads, kinds_of
+from gating.loader.layouts import RowLayout
+from gating.loader.record import base_prefix
+from gating.structure.edits import Edit, Handle, Handles, hook_input
+from gating.structure.hooks import ForwardHandle
 
 __all__ = [
     "AttentionBlock",
@@ -117,8 +120,8 @@ class UnitBlock(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class AttentionBlock:
+@dataclass(frozen=True, kw_only=True)
+class AttentionBlock(Heads):
     """One attention module of a model with its projections.
 
     Attributes:
@@ -135,19 +138,46 @@ class AttentionBlock:
         num_heads_before: Number of heads before any removal.
     """
 
-    name: str
-    layer_idx: int
-    module: nn.Module
-    parent: nn.Module
-    spec: AttentionSpec
-    num_key_value_heads: int
-    head_dim: int
-    head_ids: tuple[int, ...]
-    head_slots: tuple[int, ...]
-    num_heads_before: int
+    unit: ClassVar[str] = "heads"
+    registered_by: ClassVar[str] = "register_attention_spec"
 
-    unit = "heads"
-    registered_by = "register_attention_spec"
+    layer_idx: int
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    head_ids: tuple[int, ...] = ()
+    head_slots: tuple[int, ...] = ()
+    num_heads_before: int = 0
+
+    def counted(self) -> "AttentionBlock":
+        """Return the block with the heads that its module has, or those that an earlier removal has noted there."""
+        module: Any = self.module
+        block = replace(self, head_dim=int(self.spec.width_of_head(module) or 0))
+        if hasattr(module, "head_slots"):
+            slots, heads, num_before = module.head_slots, module.head_ids, module.num_heads_before
+        else:
+            num_before = num_inputs(block.output_projection) // block.head_dim
+            slots = heads = tuple(range(num_before))
+        block = replace(block, head_ids=heads, head_slots=slots, num_heads_before=num_before)
+        return replace(block, num_key_value_heads=block._count_key_value_heads() if slots else 0)
+
+    def _count_key_value_heads(self) -> int:
+        num_slots = len(self.head_slots)
+        # Values first: their width is that of the output projection's columns, that of the keys may be another.
+        for linear, layout in sorted(self.projections(), key=lambda projection: projection[1] == "k"):
+            num_blocks = num_outputs(linear) // self.head_dim
+            if layout in ("k", "v"):
+                return num_blocks
+            if layout in ("qkv", "gqkv", "pqvk"):
+                return (num_blocks - num_slots) // 2
+            if layout in ("kkq", "gkkqq"):
+                return (num_outputs(linear) - layout.count("q") * num_slots * self.head_dim) // (2 * self.key_dim)
+        size = getattr(self.module, "num_key_value_groups", 1) if "k" in self.spec.borrowed else 1
+        return num_slots // int(size)
+
+    @property
+    def num_key_value_heads_before(self) -> int:
+        """Number of key-value heads before any removal."""
+        return int(getattr(self.module, "num_key_value_heads_before", self.num_key_value_heads))
 
     @property
     def num_heads(self) -> int:
@@ -168,11 +198,6 @@ class AttentionBlock:
     def slot_widths(self) -> tuple[int, ...]:
         """Width of the head in each slot."""
         return (self.head_dim,) * len(self.head_slots)
-
-    @property
-    def key_dim(self) -> int:
-        """Width of one query and one key."""
-        return int(getattr(self.module, self.spec.key_dim)) if self.spec.key_dim else self.head_dim
 
     @property
     def cache_width(self) -> int:
@@ -209,14 +234,6 @@ class AttentionBlock:
         return tower_of(self.name)
 
     @property
-    def output_projection(self) -> nn.Module:
-        """The linear layer that mixes the heads; its input is head-major."""
-        holder, attribute = self.locate(self.spec.output_projection)
-        module = getattr(holder, attribute)
-        assert isinstance(module, nn.Module)
-        return module
-
-    @property
     def input_weight(self) -> tuple[nn.Module, str, int]:
         """Module and name of the parameter that multiplies the features, and their dimension in it."""
         linear = without_adapter(self.output_projection)
@@ -230,37 +247,41 @@ class AttentionBlock:
         forward = None if self.spec.calls_projection else self.spec.forward
         return handle if forward is None else ForwardHandle(self.module, forward, handle)
 
-    def other_outputs(self) -> Iterator[tuple[nn.Module, int]]:
-        """Yield further output projections of the same heads, with the width of a head in their inputs."""
-        for path in self.spec.other_outputs if self.head_slots else ():
-            linear = getattr(*self.locate(path))
-            yield linear, num_inputs(linear) // len(self.head_slots)
-
-    def projections(self) -> Iterator[tuple[nn.Module, RowLayout]]:
-        """Yield the linear layers that compute queries, keys and values, with the layouts of their rows."""
-        for path, layout in self.spec.projections:
-            if self.has(path):
-                holder, attribute = self.locate(path)
-                found = getattr(holder, attribute)
-                yield found if isinstance(found, nn.Module) else holder, layout
-
     @property
     def num_parts(self) -> int:
         """Number of parts that the rows of a projection with the layout ``pqvk`` are in."""
         return int(getattr(self.module, "mp_num", 1))
 
-    def locate(self, path: str) -> tuple[nn.Module, str]:
-        """Return the module and the name of the attribute at a path of the spec."""
-        start = self.parent if path.startswith("^") else self.module
-        *way, attribute = path.removeprefix("^").split(".")
-        return start.get_submodule(".".join(way)), attribute
+    def row_runs(self, layout: RowLayout) -> list[tuple[str, int]]:
+        """Return the kind and position of the head of each run of rows of a projection, in the order of the rows.
 
-    def has(self, path: str) -> bool:
-        """Return whether a path of the spec exists; configurations of one class differ."""
-        try:
-            return getattr(*self.locate(path), None) is not None
-        except AttributeError:
-            return False
+        The kind is ``q`` for rows of one query head, and ``k`` or ``v`` for those of one key-value head.
+        """
+        queries = [("q", head) for head in range(len(self.head_slots))]
+        keys = [("k", head) for head in range(self.num_key_value_heads)]
+        values = [("v", head) for head in range(self.num_key_value_heads)]
+        runs = {"q": queries, "k": keys, "v": values}
+        kinds = kinds_of(layout)
+        if kinds in ("q", layout):
+            return [run for kind in kinds for run in runs[kind]]
+        num_groups = self.num_parts if layout == "pqvk" else len(keys)
+        size = {kind: len(its_runs) // num_groups for kind, its_runs in runs.items()}
+        return [
+            run
+            for group in range(num_groups)
+            for kind in kinds
+            for run in runs[kind][group * size[kind] : (group + 1) * size[kind]]
+        ]
+
+    def run_widths(self, linear: nn.Module, layout: RowLayout) -> list[int]:
+        """Return the number of rows of each run of a projection."""
+        widths = [self.run_width(linear, layout, kind) for kind, _ in self.row_runs(layout)]
+        if sum(widths) != num_outputs(linear):
+            raise InputError(
+                f"{self.name} has a projection with {num_outputs(linear)} rows, which cannot be shared out evenly "
+                f"among {len(widths)} heads: describe {type(self.module).__name__} with gating.register_attention_spec."
+            )
+        return widths
 
 
 def _call_padded(
@@ -283,16 +304,19 @@ def iter_attention_blocks(model: nn.Module) -> Iterator[AttentionBlock]:
     for full_name, module in modules.items():
         spec = find_spec(module)
         parent = modules[full_name.rpartition(".")[0]]
-        if spec is None or not _fits(full_name, module, parent, spec):
+        if spec is None:
             continue
         name = full_name.removeprefix(prefix)
-        yield _describe(name, layer_number(name, default=order), module, parent, spec)
-        order += 1
+        layer_idx = layer_number(name, default=order)
+        block = AttentionBlock(name=name, layer_idx=layer_idx, module=module, parent=parent, spec=spec)
+        if _fits(block, full_name):
+            yield block.counted()
+            order += 1
 
 
-def _fits(name: str, module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> bool:
+def _fits(block: AttentionBlock, name: str) -> bool:
     """Return whether a spec fits a module: other classes may have the same name. A spec of the user has to fit."""
-    block = AttentionBlock(name, 0, module, parent, spec, 0, 0, (), (), 0)
+    module, spec = block.module, block.spec
     if hasattr(module, "head_slots"):
         return True
     layouts = {kind for _, layout in block.projections() for kind in layout}.union(spec.borrowed)
@@ -306,39 +330,6 @@ def _fits(name: str, module: nn.Module, parent: nn.Module, spec: AttentionSpec) 
             + (f"it has no {missing[0]!r}." if missing else "its projections do not make queries, keys and values.")
         )
     return fits
-
-
-def _describe(name: str, layer_idx: int, module: nn.Module, parent: nn.Module, spec: AttentionSpec) -> AttentionBlock:
-    head_dim = int(spec.width_of_head(module) or 0)
-    unfinished = AttentionBlock(name, layer_idx, module, parent, spec, 0, head_dim, (), (), 0)
-    if hasattr(module, "head_slots"):
-        head_slots, head_ids, num_heads_before = _memory(module)
-    else:
-        num_heads_before = num_inputs(unfinished.output_projection) // head_dim
-        head_slots = head_ids = tuple(range(num_heads_before))
-    num_key_value_heads = _count_key_value_heads(unfinished, len(head_slots)) if head_slots else 0
-    return AttentionBlock(
-        name, layer_idx, module, parent, spec, num_key_value_heads, head_dim, head_ids, head_slots, num_heads_before
-    )
-
-
-def _memory(module: Any) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Return the attributes that an earlier removal has set."""
-    return module.head_slots, module.head_ids, module.num_heads_before
-
-
-def _count_key_value_heads(block: AttentionBlock, num_slots: int) -> int:
-    # Values first: their width is that of the output projection's columns, that of the keys may be another.
-    for linear, layout in sorted(block.projections(), key=lambda projection: projection[1] == "k"):
-        num_blocks = num_outputs(linear) // block.head_dim
-        if layout in ("k", "v"):
-            return num_blocks
-        if layout in ("qkv", "gqkv", "pqvk"):
-            return (num_blocks - num_slots) // 2
-        if layout in ("kkq", "gkkqq"):
-            return (num_outputs(linear) - layout.count("q") * num_slots * block.head_dim) // (2 * block.key_dim)
-    size = getattr(block.module, "num_key_value_groups", 1) if "k" in block.spec.borrowed else 1
-    return num_slots // int(size)
 
 
 def tower_of(name: str) -> str:
@@ -376,9 +367,3 @@ def layer_number(name: str, *, default: int) -> int:
     """Return the first number in a dotted name, or the default."""
     number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
     return int(number.group(1)) if number else default
-
-
-def base_prefix(model: nn.Module) -> str:
-    """Return the prefix that names of blocks lack, so that a record fits every task head."""
-    prefix = getattr(model, "base_model_prefix", "")
-    return f"{prefix}." if prefix and hasattr(model, prefix) else ""

@@ -1,16 +1,27 @@
-"""Planned changes to a model, the cutting of linear layers, and hooks on their inputs.
+"""Edits that keep the values of heads and neurons, tensors that are cut over processes, and hooks on inputs."""
 
-``nn.Linear`` keeps its weight as ``[outputs, inputs]``; GPT-2's ``Conv1D`` as ``[inputs, outputs]``.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from gating.loader.changes import (
+    ABSENT,
+    Change,
+    Side,
+    num_inputs,
+    num_outputs,
+    parameter_names,
+    set_attribute,
+    size_attributes,
+    weight_dim,
+    without_adapter,
+)
+from gating.loader.conv1d import empty_linear
 
 __all__ = [
     "ABSENT",
@@ -29,21 +40,12 @@ __all__ = [
     "plan_cut",
     "plan_cut_at",
     "plan_entries",
+    "set_all",
     "set_attribute",
-    "whole",
     "weight_dim",
+    "whole",
     "without_adapter",
 ]
-
-Side = Literal["inputs", "outputs"]
-_CHANNELS = ("in_channels", "out_channels", "groups")
-
-
-class _Absent:
-    """The value of an attribute that does not exist."""
-
-
-ABSENT: Final = _Absent()
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,9 @@ class TakeEntries(Edit):
         setattr(self.owner, self.attribute, nn.Parameter(values, requires_grad=before.requires_grad))
 
 
-def set_attribute(owner: object, attribute: str, value: object) -> None:
-    """Set an attribute, or delete it where the value is :data:`ABSENT`."""
-    if not isinstance(value, _Absent):
-        setattr(owner, attribute, value)
-    elif hasattr(owner, attribute):
-        delattr(owner, attribute)
+def set_all(changes: Iterable[Change]) -> list[Edit]:
+    """Return changes of attributes as edits."""
+    return [SetAttribute(*change) for change in changes]
 
 
 def plan_cut(linear: nn.Module, kept: Features, *, side: Side, silent: Features | None = None) -> list[Edit]:
@@ -124,22 +123,14 @@ def plan_cut(linear: nn.Module, kept: Features, *, side: Side, silent: Features 
         >>> layer
         Linear(in_features=2, out_features=2, bias=True)
     """
-    size_names = ("nx", "nf") if isinstance(linear, Conv1D) else ("in_features", "out_features")
-    # In a convolution of each channel for itself, the outputs are the inputs.
-    changed = _CHANNELS if isinstance(linear, nn.Conv1d) else (size_names[side == "outputs"],)
     weight, bias = parameter_names(linear)
     edits: list[Edit] = [
         TakeEntries(linear, weight, kept, weight_dim(linear, side), silent),
-        *(SetAttribute(linear, name, len(kept)) for name in changed if hasattr(linear, name)),
+        *set_all(size_attributes(linear, len(kept), side)),
     ]
     if side == "outputs" and getattr(linear, bias) is not None:
         edits.append(TakeEntries(linear, bias, kept, 0))
     return edits
-
-
-def parameter_names(linear: nn.Module) -> tuple[str, str]:
-    """Return the names of a layer's weight and bias; ``nn.MultiheadAttention`` projects its inputs itself."""
-    return ("in_proj_weight", "in_proj_bias") if isinstance(linear, nn.MultiheadAttention) else ("weight", "bias")
 
 
 def plan_cut_at(owner: nn.Module, path: str, kept: Features, *, side: Side) -> list[Edit]:
@@ -148,7 +139,7 @@ def plan_cut_at(owner: nn.Module, path: str, kept: Features, *, side: Side) -> l
     if len(kept) or not isinstance(layer, Conv1D):
         return plan_cut(layer, kept, side=side)
     holder, _, attribute = path.rpartition(".")
-    return [SetAttribute(owner.get_submodule(holder), attribute, _empty_linear(layer, side=side))]
+    return [SetAttribute(owner.get_submodule(holder), attribute, empty_linear(layer, side=side))]
 
 
 def plan_entries(owner: nn.Module, name: str, kept: Sequence[int], *, dim: int, num_before: int) -> Edit:
@@ -157,16 +148,6 @@ def plan_entries(owner: nn.Module, name: str, kept: Sequence[int], *, dim: int, 
     if isinstance(value, nn.ModuleList):
         return SetAttribute(owner, name, nn.ModuleList([value[head] for head in kept]))
     return TakeEntries(owner, name, Features(kept, value.shape[dim] // num_before), dim)
-
-
-def num_inputs(linear: nn.Module) -> int:
-    """Return the width of a linear layer's input, read from its weight."""
-    return _width(without_adapter(linear), "inputs")
-
-
-def num_outputs(linear: nn.Module) -> int:
-    """Return the width of a linear layer's output, read from its weight."""
-    return _width(without_adapter(linear), "outputs")
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -199,17 +180,6 @@ def fill(parameter: Tensor, values: Tensor) -> None:
         target, values = target.to_local(), shard.to_local()
     with torch.no_grad():
         target.copy_(values)
-
-
-def without_adapter(linear: nn.Module) -> nn.Module:
-    """Return the layer that an adapter, such as LoRA's, wraps; a layer without adapter as it is."""
-    inner = getattr(linear, "base_layer", None)
-    return without_adapter(inner) if isinstance(inner, nn.Module) else linear
-
-
-def weight_dim(linear: nn.Module, side: Side) -> int:
-    """Return the dimension of a layer's weight that belongs to its inputs or outputs."""
-    return int((side == "inputs") != isinstance(linear, Conv1D))
 
 
 class Handle(Protocol):
@@ -255,23 +225,3 @@ def _replace_input(
     first, *others = inputs
     replacement = function(first)
     return None if replacement is None else (replacement, *others)
-
-
-def _width(linear: Any, side: Side) -> int:
-    weight = getattr(linear, parameter_names(linear)[0], None)
-    if isinstance(weight, Tensor) and (weight.is_floating_point() or not hasattr(linear, "in_features")):
-        return int(weight.shape[weight_dim(linear, side)])
-    # A quantized layer, whose weight may be packed: the error that it cannot be edited comes later.
-    return int(linear.in_features if side == "inputs" else linear.out_features)
-
-
-def _empty_linear(layer: Conv1D, *, side: Side) -> nn.Linear:
-    """Return a linear layer without inputs or outputs: the forward pass of a Conv1D cannot infer such a shape."""
-    num_in, num_out = (0, num_outputs(layer)) if side == "inputs" else (num_inputs(layer), 0)
-    # Built with another shape, since initializing weights without elements gives a warning.
-    linear = nn.Linear(1, 1, device="meta")
-    linear.in_features, linear.out_features = num_in, num_out
-    weight, bias = layer.weight, layer.bias
-    linear.weight = nn.Parameter(weight.detach().new_empty(num_out, num_in), requires_grad=weight.requires_grad)
-    linear.bias = bias if num_out else nn.Parameter(bias.detach()[:0].clone(), requires_grad=bias.requires_grad)
-    return linear.train(layer.training)

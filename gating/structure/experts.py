@@ -5,17 +5,17 @@ experts of different widths would not fit into one parameter. The features betwe
 the output of no layer, so hooks are put on the activation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
 
-from .edits import Edit, Features, Handle, SetAttribute, TakeEntries
-from .feed_forward_specs import FeedForwardSpec, UpLayout, rows_of_layout
-from .subclasses import ConfigView
+from gating.loader.experts import ExpertsSpec
+from gating.loader.layouts import UpLayout
+from gating.structure.edits import Handle
 
-__all__ = ["GROUP_FACTOR", "ExpertsSpec", "find_experts_spec", "hook_activation"]
+__all__ = ["GROUP_FACTOR", "experts_per_token", "find_experts_spec", "hook_activation"]
 
 # torch.nn.functional.grouped_mm needs strides of 16 bytes: 8 numbers of half precision.
 GROUP_FACTOR = 8
@@ -25,69 +25,11 @@ _DOWN = "down_proj"
 _PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
 
 
-@dataclass(frozen=True)
-class ExpertsSpec(FeedForwardSpec):
-    """The layout of the parameters of experts; the paths are names of parameters ``[num_experts, outputs, inputs]``.
-
-    Attributes:
-        is_transposed: Whether the parameters are ``[num_experts, inputs, outputs]``.
-    """
-
-    is_transposed: bool = False
-
-    @property
-    def input_dim(self) -> int:
-        """The dimension of a parameter that belongs to the inputs of its experts."""
-        return 1 if self.is_transposed else 2
-
-    @property
-    def output_dim(self) -> int:
-        """The dimension of a parameter that belongs to the outputs of its experts."""
-        return 3 - self.input_dim
-
-    def num_neurons(self, experts: nn.Module) -> int:
-        """Return the number of neurons of each expert in a module."""
-        return _shape(experts, self.down)[self.input_dim]
-
-    def hidden_size(self, experts: nn.Module) -> int:
-        """Return the width of the output of experts."""
-        return _shape(experts, self.down)[self.output_dim]
-
-    def experts_per_token(self, experts: nn.Module) -> int:
-        """Return the number of experts that compute each token: those that the router chooses, or all as in Llama 4."""
-        config = getattr(experts, "config", None)
-        numbers = (getattr(config, name, None) for name in _PER_TOKEN)
-        return next((number for number in numbers if type(number) is int), _shape(experts, self.down)[0])
-
-    def neuron_size(self, experts: nn.Module) -> tuple[int, int]:
-        """Return the multiply-accumulates of a neuron for one token, and its number of parameters in all experts."""
-        num_rows = sum(1 if layout == "plain" else 2 for _, layout in self.ups)
-        num_biases = sum(1 if layout == "plain" else 2 for _, layout in self.biases(experts))
-        weights = self.hidden_size(experts) * (num_rows + 1)
-        return self.experts_per_token(experts) * weights, _shape(experts, self.down)[0] * (weights + num_biases)
-
-    def biases(self, experts: nn.Module) -> list[tuple[str, UpLayout]]:
-        """Return the names and layouts of the biases of the up projections, ``[num_experts, outputs]``."""
-        pairs = [(f"{name}_bias", layout) for name, layout in self.ups]
-        return [pair for pair in pairs if experts._parameters.get(pair[0]) is not None]
-
-    def plan_cuts(self, experts: nn.Module, positions: Sequence[int], width: int) -> list[Edit]:
-        """Plan to keep the neurons at some of ``width`` positions.
-
-        Without any neuron the experts give their biases, weighted by the router, and all parameters keep a gradient.
-        The grouped products of matrices refuse a width of zero; the batched ones, which replace them there, gather
-        weights of size zero.
-        """
-        dims = dict.fromkeys(self.ups, self.output_dim) | dict.fromkeys(self.biases(experts), 1)
-        edits: list[Edit] = [
-            TakeEntries(experts, name, Features(rows_of_layout(layout, positions, width), 1), dim)
-            for (name, layout), dim in dims.items()
-        ]
-        edits.append(TakeEntries(experts, self.down, Features(positions, 1), self.input_dim))
-        if not positions and hasattr(getattr(experts, "config", None), "_experts_implementation"):
-            view = ConfigView(experts.config, {"_experts_implementation": "batched_mm"})
-            edits.append(SetAttribute(experts, "config", view))
-        return edits
+def experts_per_token(experts: nn.Module, spec: ExpertsSpec) -> int:
+    """Return the number of experts that compute each token: those that the router chooses, or all as in Llama 4."""
+    config = getattr(experts, "config", None)
+    numbers = (getattr(config, name, None) for name in _PER_TOKEN)
+    return next((number for number in numbers if type(number) is int), _shape(experts, spec.down)[0])
 
 
 def find_experts_spec(module: nn.Module) -> ExpertsSpec | None:
@@ -110,7 +52,8 @@ def find_experts_spec(module: nn.Module) -> ExpertsSpec | None:
     # Shapes cannot tell for layers that are not fused; transformers has written the answer into the module.
     is_transposed = up == [down[1], 2 * down[0]] if is_fused else bool(getattr(module, "is_transposed", False))
     spec = ExpertsSpec(tuple((name, layout) for name in ups), _DOWN, is_transposed)
-    rows, hidden = spec.num_neurons(module) * (2 if is_fused else 1), spec.hidden_size(module)
+    rows = spec.num_neurons(module) * (2 if is_fused else 1)
+    hidden = _shape(module, _DOWN)[spec.output_dim]
     expected = [hidden, rows] if is_transposed else [rows, hidden]
     return spec if all(_shape(module, name)[1:] == expected for name in ups) else None
 

@@ -10,28 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import AttentionBlock, UnitBlock, base_prefix, layer_number, tower_of
-from .edits import (
-    Edit,
-    Features,
-    Handle,
-    SetAttribute,
-    hook_input,
-    num_inputs,
-    num_outputs,
-    plan_cut_at,
-    weight_dim,
-    without_adapter,
-)
-from .errors import InputError
-from .experts import GROUP_FACTOR, ExpertsSpec, find_experts_spec, hook_activation
-from .feed_forward_specs import (
-    FeedForwardSpec,
-    UpLayout,
-    check_group_size,
-    find_feed_forward_spec,
-    rows_of_layout,
-)
+from gating.errors import InputError
+from gating.families.feed_forward import check_group_size, find_feed_forward_spec, rows_of_layout
+from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_adapter
+from gating.loader.experts import ExpertsSpec, without_grouped_products
+from gating.loader.layouts import FeedForwardSpec, UpLayout
+from gating.loader.record import base_prefix
+from gating.structure.blocks import AttentionBlock, UnitBlock, layer_number, tower_of
+from gating.structure.edits import Edit, Features, Handle, SetAttribute, TakeEntries, hook_input, plan_cut_at, set_all
+from gating.structure.experts import GROUP_FACTOR, experts_per_token, find_experts_spec, hook_activation
 
 __all__ = [
     "DEFAULT_GROUP_SIZE",
@@ -210,7 +197,7 @@ class ExpertsBlock(FeedForwardBlock):
     @property
     def experts_per_token(self) -> int:
         """Number of experts that compute each token."""
-        return self.spec.experts_per_token(self.module)
+        return experts_per_token(self.module, self.spec)
 
     @property
     def output_projection(self) -> nn.Module:
@@ -220,7 +207,7 @@ class ExpertsBlock(FeedForwardBlock):
     @property
     def hidden_size(self) -> int:
         """Width of the output."""
-        return self.spec.hidden_size(self.module)
+        return int(getattr(self.module, self.spec.down).shape[self.spec.output_dim])
 
     def ups(self) -> Iterator[tuple[nn.Module, UpLayout]]:
         """Yield nothing: no layer computes the features of experts, but parameters of the module."""
@@ -237,7 +224,12 @@ class ExpertsBlock(FeedForwardBlock):
 
     def neuron_size(self) -> tuple[int, int]:
         """Return the multiply-accumulates of a neuron for one token, and its number of parameters in all experts."""
-        return self.spec.neuron_size(self.module)
+        num_rows = sum(1 if layout == "plain" else 2 for _, layout in self.spec.ups)
+        biases = [layout for name, layout, _ in self.spec.dims(self.module) if name.endswith("_bias")]
+        num_biases = sum(1 if layout == "plain" else 2 for layout in biases)
+        weights = self.hidden_size * (num_rows + 1)
+        num_experts = getattr(self.module, self.spec.down).shape[0]
+        return self.experts_per_token * weights, num_experts * (weights + num_biases)
 
     def regrouped(self, group_size: int) -> "FeedForwardBlock":
         """Return the same block in groups of another size; a size that is no multiple of 8 is an error, too."""
@@ -251,7 +243,12 @@ class ExpertsBlock(FeedForwardBlock):
         return block
 
     def _plan_cuts(self, positions: list[int], width: int) -> tuple[list[Edit], nn.Module]:
-        return self.spec.plan_cuts(self.module, positions, width), self.module
+        edits: list[Edit] = [
+            TakeEntries(self.module, name, Features(rows_of_layout(layout, positions, width), 1), dim)
+            for name, layout, dim in self.spec.dims(self.module)
+        ]
+        edits.append(TakeEntries(self.module, self.spec.down, Features(positions, 1), self.spec.input_dim))
+        return [*edits, *set_all(without_grouped_products(self.module, len(positions)))], self.module
 
 
 # Blocks with units that can be gated and removed, such as attention heads or groups of feed-forward neurons.

@@ -9,10 +9,10 @@ from transformers.pytorch_utils import Conv1D
 from gating.discovery.find import removable_attention, search_attention
 from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError
+from gating.families.registry import find_spec
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.edits import Features, Handle, num_inputs, num_outputs, parameter_names, whole, without_adapter
-from gating.structure.families import find_spec
-from gating.structure.removal import Selection, row_runs, rows_of, run_widths
+from gating.structure.removal import Selection, rows_of
 from gating.units.unit import Calls, GateSize, Metrics, Unit, has_foreign_classes, token_counter
 
 __all__ = ["HEADS", "Heads", "head_norms", "weight_matrix"]
@@ -197,7 +197,7 @@ def _gate_size(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
     weights = biases = 0.0
     for linear, layout in block.projections():
         shares: dict[int, float] = {}
-        for (kind, head), width in zip(row_runs(block, layout), run_widths(block, linear, layout), strict=True):
+        for (kind, head), width in zip(block.row_runs(layout), block.run_widths(linear, layout), strict=True):
             if head == 0:
                 shares[width] = shares.get(width, 0) + (1.0 if kind == "q" else 1 / group)
         rows = sum(width * share for width, share in shares.items())

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 import gating
+from gating.loader.compact import compact_class
 from gating.proof.probe import make_probe
-from gating.structure.compact import compact_class
 from tests.compact.test_load_damaged import edit_config
 from tests.support.family_models import FAMILIES, TEXT, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
@@ -76,8 +76,13 @@ def test_the_record_names_neurons_without_attention_that_is_unknown(forget, tmp_
     gating.prune_neurons(bloom, {0: [0]}, group_size=8)
     folder = gating.save_compact(bloom, tmp_path / "compact")
     record = json.loads((folder / "config.json").read_text())["head_gating"]
-    assert (record["format"], record["blocks"]) == (2, {})
-    assert record["feed_forward"]["h.0.mlp.dense_4h_to_h"] == {"width": 64, "group": 8, "kept": [*range(1, 8)]}
+    assert (record["format"], record["blocks"]) == (1, {})
+    assert record["feed_forward"]["h.0.mlp.dense_4h_to_h"] == {
+        "spec": "BloomMLP",
+        "width": 64,
+        "group": 8,
+        "kept": [*range(1, 8)],
+    }
 
 
 def test_a_dense_model_with_unknown_attention_is_not_saved(forget, tmp_path):
@@ -96,7 +101,7 @@ def renamed(name):
 
 
 def layout(**fields):
-    return lambda record: record.update(feed_forward_specs={FIRST: fields})
+    return lambda record: record.update(feed_forward_specs={"BertLayer": fields})
 
 
 @pytest.mark.parametrize(
@@ -122,12 +127,11 @@ def layout(**fields):
         (lambda record: record["feed_forward"].update({SECOND: [0]}), f"the entry of block '{SECOND}' is not a table"),
         (lambda record: record.update(feed_forward=[]), "feed_forward is not a table of blocks"),
         (lambda record: record.pop("feed_forward"), "in the weights, but the heads and neurons"),
-        (lambda record: record.update(format=1), "it has 'feed_forward', which this version does not know"),
         (lambda record: record.update(format=True), "its format is True"),
         (renamed("encoder.layer.7.output.dense"), r"has neurons of 'encoder\.layer\.7\.output\.dense', which Bert"),
-        (renamed("encoder.layer.2"), r"config\.json has neurons of 'encoder\.layer\.2', which BertFor.* does not have"),
+        (renamed("encoder.layer.2"), r"layout of block 'encoder\.layer\.2' does not fit BertFor"),
         (lambda record: record.update(feed_forward_specs=[]), "feed_forward_specs is not a table"),
-        (layout(ups=[], down="dense"), f"the layout of {FIRST} is not that of a feed-forward block"),
+        (layout(ups=[], down="dense"), "the layout of BertLayer is not that of a feed-forward block"),
         (layout(down="output.dense"), "the layout of .* is not that of a feed-forward block"),
         (layout(ups=[["a.__class__", "plain"]], down="output.dense"), "is not that of a feed-forward block"),
         (layout(ups=[["attention", "plain"]], down="output.dense"), f"layout of block '{FIRST}' does not fit BertFor"),
@@ -142,8 +146,8 @@ def test_a_damaged_record_of_neurons_is_refused_in_one_line(folder, change, mess
 
 @pytest.mark.parametrize("fields", [{"down": "output.dense"}, {"ups": [], "down": "x", "more": 1}, [0], None])
 def test_transformers_alone_names_a_damaged_layout(folder, fields):
-    edit_config(folder, lambda config: config["head_gating"].update(feed_forward_specs={FIRST: fields}))
-    with pytest.raises(ValueError, match=f"the layout of '{FIRST}' has other fields"):
+    edit_config(folder, lambda config: config["head_gating"].update(feed_forward_specs={"BertLayer": fields}))
+    with pytest.raises(ValueError, match="the layout 'BertLayer' has other fields"):
         compact_class(transformers.BertForSequenceClassification).from_pretrained(folder)
 
 

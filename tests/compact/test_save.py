@@ -29,7 +29,7 @@ def pruned(bert):
 
 def test_the_folder_holds_everything_and_no_pickle(saved):
     names = {path.name for path in saved["bert"].folder.rglob("*")}
-    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json", "compact.py", "removal.py"} <= names
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json", "compact.py", "heads.py"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pyc"))]
 
 

@@ -13,7 +13,7 @@ from gating.compact.original import read_original
 from gating.compact.stock import StockError, stock_model
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.compact_model import build_original, build_recorded
+from gating.pruning.recording import build_original, build_recorded
 from gating.storage.results import write_manifest
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, SEQ2SEQ, TEXT, VISION, Family

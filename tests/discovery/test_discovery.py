@@ -15,9 +15,9 @@ from transformers import (
 from transformers.models.stablelm.modeling_stablelm import StableLmAttention, StableLmRotaryEmbedding
 
 import gating
+from gating.loader.integrity import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.structure.record import RECORD_KEY
 from tests.support.family_models import GPT2, GROUPED, IDS, TEXT, Family
 
 

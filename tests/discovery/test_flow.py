@@ -6,15 +6,16 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 import gating
+from gating.compact.record_checks import check_record
 from gating.discovery import flow
 from gating.discovery.trace import is_linear
+from gating.families import feed_forward as feed_forward_specs
+from gating.loader.integrity import RECORD_KEY
+from gating.loader.record import plan_from_record
 from gating.proof.masked import units_masked
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.compact_model import check_specs
-from gating.structure import feed_forward_specs
 from gating.structure.feed_forward import iter_feed_forward_blocks
-from gating.structure.record import RECORD_KEY, plan_from_record
 from tests.discovery.test_trace import Block
 from tests.support.family_models import FAMILIES, GROUPED, IDS, Family
 
@@ -142,14 +143,14 @@ def test_gates_on_discovered_blocks(without_names, tmp_path):
     assert report.max_difference < 1e-5
     gating.save_compact(model, tmp_path / "compact")
     specs = model.config.to_dict()[RECORD_KEY]["feed_forward_specs"]
-    assert specs["layers.1.feed_forward.w2"] == {"ups": [["w1", "plain"], ["w3", "plain"]], "down": "w2"}
+    assert specs == {"Lfm2MLP": {"ups": [["w1", "plain"], ["w3", "plain"]], "down": "w2"}}
     again = gating.load_compact(tmp_path / "compact")
     probe = make_probe(model)
     assert max_relative_difference(forward_outputs(model, probe), forward_outputs(again, probe)) < 1e-5
 
 
 def _read(model, record):
-    check_specs(record)
+    check_record(record)
     return plan_from_record(model, record)
 
 
@@ -167,7 +168,9 @@ def _read(model, record):
 def test_an_invalid_layout_in_a_record_is_refused(change, message):
     model = UNKNOWN["lfm2"].build()
     spec = {"ups": [["w1", "plain"], ["w3", "plain"]], "down": "w2", **change}
-    record = {"format": 2, "blocks": {}, "feed_forward_specs": {"layers.0.feed_forward.w2": spec}, "feed_forward": {}}
+    name = "layers.0.feed_forward.w2"
+    blocks = {name: {"spec": name, "width": 256, "group": 8, "kept": [0]}}
+    record = {"format": 1, "blocks": {}, "feed_forward_specs": {name: spec}, "feed_forward": blocks}
     with pytest.raises(ValueError, match=f"'head_gating' in config.json.* {message}"):
         _read(model, record)
 

@@ -10,7 +10,7 @@ from transformers.models.bert.modeling_bert import BertIntermediate, BertSelfAtt
 
 import gating
 from gating.errors import RemedyWarning
-from gating.structure import families
+from gating.families import registry as families
 from tests.support.family_models import FAMILIES
 from tests.support.tiny_models import assert_same_state, hooks_of, state_of
 

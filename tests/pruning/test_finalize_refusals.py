@@ -7,7 +7,7 @@ import torch
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 import gating
-from gating.structure.families import _REGISTERED, _find_row
+from gating.families.registry import _REGISTERED, _find_row
 from tests.pruning.test_finalize import TOTAL, spread_gates
 from tests.support.tiny_models import NUM_LAYERS, assert_same_state, batch_for, hooks_of, logits_of, state_of
 

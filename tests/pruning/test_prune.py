@@ -8,8 +8,8 @@ from torch import nn
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 import gating
+from gating.loader.compact import compact_class
 from gating.pruning.prune_report import num_parameters
-from gating.structure.compact import compact_class
 from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
 NAME = "encoder.layer.1.attention.self"

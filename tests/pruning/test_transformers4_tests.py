@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gating
+from gating.loader.compact import compact_class
+from gating.loader.integrity import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.structure.blocks import AttentionBlock
-from gating.structure.compact import compact_class
-from gating.structure.record import RECORD_KEY
 from tests.support.family_models import FAMILIES
 from tests.support.tiers import tiered
 

@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 import gating
+from gating.loader.compact import compact_class
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.vllm import check_vllm, export_vllm, serve_stock
-from gating.structure.compact import compact_class
 from tests.support.family_models import FAMILIES, GROUPED, Family
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 

@@ -5,7 +5,7 @@ import transformers
 from torch import nn
 
 import gating
-from gating.structure.families import _REGISTERED, _find_row, find_spec
+from gating.families.registry import _REGISTERED, _find_row, find_spec
 from tests.support.tiny_models import NUM_HEADS, NUM_LAYERS
 
 

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import gating
+from gating.loader.integrity import RECORD_KEY
 from gating.objectives.selection import Items, check_reachable
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.structure.record import RECORD_KEY
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import num_kept
 
@@ -76,7 +76,9 @@ def test_split_groups_are_padded_and_the_padding_is_recorded(llama, tmp_path):
     assert (second.head_ids, second.head_slots) == ((3, 4, 5, 6, 7), (2, 3, 4, 5, 6, 7))
     assert max_relative_difference(expected, forward_outputs(llama, probe)) < 1e-5
     assert llama.config.to_dict()[RECORD_KEY]["blocks"]["layers.0.self_attn"] == {
+        "spec": "LlamaAttention",
         "num_heads": 8,
+        "num_key_value_heads": 4,
         "kept_heads": [0, 4, 5, 6, 7],
         "padding_heads": [1],
     }

@@ -10,9 +10,9 @@ import transformers
 from transformers import PreTrainedModel
 
 import gating
+from gating.families import registry as families
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.structure import families
 from tests.support.family_models import randomize
 from tests.support.fresh_process import answers_of_fresh_process, outputs_of
 

@@ -3,22 +3,31 @@
 import json
 
 import pytest
+import torch
 
 import gating
-from gating.proof.undo import apply_edits
-from gating.pruning.compact_model import check_specs, describe_kept_units
-from gating.structure.integrity import write_checksums
-from gating.structure.record import FORMAT_OF_HEADS, plan_from_record
-from tests.support.tiny_models import NUM_HEADS, assert_same_state, state_of
+from gating.compact.record_checks import check_record
+from gating.loader.changes import set_attribute
+from gating.loader.integrity import write_checksums
+from gating.loader.record import FORMAT, plan_from_record
+from gating.pruning.recording import describe_kept_units
+from tests.support.tiny_models import NUM_HEADS, assert_same_state, batch_for, logits_of, state_of
 
+SPEC = {
+    "projections": [["query", "q"], ["key", "k"], ["value", "v"]],
+    "output_projection": "^output.dense",
+    "head_dim": "attention_head_size",
+    "returns": "context",
+}
 NAMES = [f"encoder.layer.{i}.attention.self" for i in range(3)]
 
 
 @pytest.fixture
 def record():
     kept = ([0, 2], [], [0, 1, 2, 3])
-    blocks = {name: {"num_heads": NUM_HEADS, "kept_heads": heads} for name, heads in zip(NAMES, kept, strict=True)}
-    return {"format": FORMAT_OF_HEADS, "blocks": blocks}
+    entry = {"spec": "BertSelfAttention", "num_heads": NUM_HEADS}
+    blocks = {name: {**entry, "kept_heads": heads} for name, heads in zip(NAMES, kept, strict=True)}
+    return {"format": FORMAT, "specs": {"BertSelfAttention": dict(SPEC)}, "blocks": blocks}
 
 
 def test_a_record_is_plain_json_of_the_kept_heads(bert, record):
@@ -32,8 +41,11 @@ def test_a_record_is_plain_json_of_the_kept_heads(bert, record):
 def test_a_record_repeats_the_removal(bert, make_model, record):
     gating.prune_heads(bert, {0: [1, 3], 1: range(NUM_HEADS)})
     fresh = make_model("bert")
-    apply_edits(plan_from_record(fresh, record))
+    for change in plan_from_record(fresh, record):
+        set_attribute(*change)
+    fresh.load_state_dict(state_of(bert))
     assert_same_state(fresh, state_of(bert))
+    assert torch.equal(logits_of(fresh, batch_for(bert)), logits_of(bert, batch_for(bert)))
 
 
 def test_the_record_of_a_whole_model_needs_no_edit(bert):
@@ -41,12 +53,18 @@ def test_the_record_of_a_whole_model_needs_no_edit(bert):
 
 
 def test_a_record_fits_the_model_without_its_task_head(bert, record):
-    apply_edits(plan_from_record(bert.base_model, record))
+    for change in plan_from_record(bert.base_model, record):
+        set_attribute(*change)
     assert [block.num_heads for block in gating.find_attention_blocks(bert)] == [2, 0, 4]
 
 
 def set_kept(value):
     return lambda record: record["blocks"][NAMES[1]].update(kept_heads=value)
+
+
+def read(model, record):
+    check_record(record)
+    return plan_from_record(model, record)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +79,19 @@ def set_kept(value):
         (set_kept(None), "has no list of kept heads"),
         (set_kept([1.0]), "has no list of kept heads"),
         (set_kept([True]), "has no list of kept heads"),
-        (lambda record: record["blocks"].pop(NAMES[1]), r"does not mention .*'encoder\.layer\.1\.attention\.self'"),
-        (lambda record: record["blocks"].update({NAMES[1]: [0]}), "has no list of kept heads"),
+        (lambda record: record["blocks"][NAMES[1]].update(spec="Bert"), r"block 'encoder\.layer\.1.* has no layout"),
+        (lambda record: record["blocks"][NAMES[1]].pop("spec"), r"block 'encoder\.layer\.1.* has no layout"),
+        (
+            lambda record: record["blocks"].update({f"{NAMES[0]}.query": record["blocks"][NAMES[0]]}),
+            "does not fit Bert",
+        ),
+        (lambda record: record.update(blocks={"h.0.attn": record["blocks"][NAMES[0]]}), "has none of its blocks"),
+        (lambda record: record["specs"].update(BertSelfAttention={"ups": []}), "the spec of BertSelfAttention is not"),
+        (lambda record: record["specs"]["BertSelfAttention"].update(forward="x"), "the spec of BertSelfAttention has"),
+        (lambda record: record.update(specs=[]), "specs is not a table"),
+        (lambda record: record["blocks"].update({NAMES[1]: [0]}), f"the entry of block '{NAMES[1]}' is not a table"),
         (lambda record: record["blocks"][NAMES[1]].update(num_heads=8), "num_heads|8 heads"),
-        (lambda record: record.update(format=3), "its format is 3, and this version reads formats 1 and 2"),
+        (lambda record: record.update(format=3), "its format is 3, and this version reads format 1"),
         (lambda record: record.pop("format"), "its format is None"),
         (lambda record: record["blocks"][NAMES[1]].update(num_heads=4.0), r"num_heads=4\.0, but the model has 4"),
         (
@@ -80,7 +107,7 @@ def test_a_damaged_record_is_refused_and_the_damage_named(bert, record, damage, 
     state = state_of(bert)
     damage(record)
     with pytest.raises(ValueError, match=rf"(?s)'head_gating' in config\.json.*({message})"):
-        plan_from_record(bert, record)
+        read(bert, record)
     assert_same_state(bert, state)
 
 
@@ -88,14 +115,6 @@ def test_a_damaged_record_is_refused_and_the_damage_named(bert, record, damage, 
 def test_a_record_that_is_not_a_table_is_refused(bert, record):
     with pytest.raises(ValueError, match="not a table of blocks"):
         plan_from_record(bert, record)
-
-
-SPEC = {
-    "projections": [["query", "q"], ["key", "k"], ["value", "v"]],
-    "output_projection": "^output.dense",
-    "head_dim": "attention_head_size",
-    "returns": "context",
-}
 
 
 @pytest.mark.parametrize(
@@ -110,7 +129,8 @@ SPEC = {
         {"output_projection": "../output"},
         {"output_projection": None},
         {"head_dim": "a b"},
-        {"head_dim": 8},
+        {"head_dim": 0},
+        {"head_dim": True},
         {"returns": "anything"},
         {"returns": ["pair"]},
         {"is_cross_attention": 1},
@@ -128,7 +148,7 @@ SPEC = {
 def test_a_spec_with_an_invalid_field_is_refused(record, change):
     record["specs"] = {"BertSelfAttention": {**SPEC, **change}}
     with pytest.raises(ValueError, match=r"'head_gating' in config\.json.*the spec of BertSelfAttention"):
-        check_specs(record)
+        check_record(record)
 
 
 def test_load_compact_checks_specs(folder):

@@ -9,9 +9,9 @@ import transformers
 from torch import nn
 
 import gating
+from gating.loader.modules import BiasOnly
 from gating.proof.undo import apply_edits, undo_edits
 from gating.structure.edits import SetAttribute
-from gating.structure.empty import BiasOnly
 from gating.structure.removal import plan_removal
 from tests.support.tiny_models import (
     NUM_HEADS,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gating.errors import InputError
+from gating.loader.integrity import digest_table
 from gating.run.folder.checkpoints import find_checkpoints, remove_noted
 from gating.run.folder.contents import (
     CHECKPOINTS,
@@ -28,7 +29,6 @@ from gating.storage.folders import is_inside, is_or_holds
 from gating.storage.results import COMPACT_MODEL, RECORD_FILE, check_result, find_foreign
 from gating.storage.tables import read_table
 from gating.storage.written import WRITTEN, note_written, written_in
-from gating.structure.integrity import digest_table
 from gating.tracking.tensorboard_log import find_event_files
 from gating.training.checkpoints import found_checkpoints, noted_checkpoints
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
 from gating.errors import InputError, OperationError
+from gating.loader.integrity import RECORD_KEY
 from gating.serving.contexts import checked_context
 from gating.serving.copies import as_converted, copy_in_float32
 from gating.serving.folder_export import export_kind, exporting, megabytes_of
@@ -22,7 +23,6 @@ from gating.serving.opening import Exportable, load_processor, require
 from gating.serving.openvino.decoder import check_decoder, check_layers, convert_decoder
 from gating.serving.openvino.graph import check_graph, convert_graph, rounding_of_graph
 from gating.serving.refusals import reporting_failure
-from gating.structure.record import RECORD_KEY
 
 __all__ = ["Dtype", "check_openvino", "export_openvino"]
 

@@ -1,6 +1,6 @@
 """The registry of attention classes whose heads can be gated and removed, one row for each layout.
 
-To add a family, add its row to a table in one of the files ``families_*.py``, and a tiny model to
+To add a family, add its row to a table in one of the files of this folder, and a tiny model to
 ``tests/support/family_models.py``.
 """
 
@@ -10,13 +10,14 @@ from functools import lru_cache
 
 from torch import nn
 
-from .attention_spec import Q_K_V_PROJ, AttentionSpec, Row, check_row, context_spec
-from .families_audio import AUDIO_FAMILIES
-from .families_detection import DETECTION_FAMILIES
-from .families_media import MEDIA_FAMILIES
-from .families_special import SPECIAL_FAMILIES
-from .families_text import TEXT_FAMILIES
-from .subclasses import original_class
+from gating.families.audio import AUDIO_FAMILIES
+from gating.families.detection import DETECTION_FAMILIES
+from gating.families.media import MEDIA_FAMILIES
+from gating.families.rows import Q_K_V_PROJ, Row, check_row, context_spec
+from gating.families.special import SPECIAL_FAMILIES
+from gating.families.text import TEXT_FAMILIES
+from gating.loader.layouts import AttentionSpec
+from gating.loader.modules import original_class
 
 __all__ = ["find_spec", "register_attention_spec"]
 
@@ -105,7 +106,8 @@ def register_attention_spec(class_name: str, spec: AttentionSpec | Callable[[nn.
     Example:
         >>> register_attention_spec("MyAttention", AttentionSpec((("q", "q"), ("k", "k"), ("v", "v")), "out"))
     """
-    check_row(class_name, () if callable(spec) else getattr(spec, "projections", spec))
+    returns = getattr(spec, "returns", "pair")
+    check_row(class_name, () if callable(spec) else getattr(spec, "projections", spec), returns=returns)
     _REGISTERED.pop(class_name, None)
     _REGISTERED[class_name] = spec
     _find_row.cache_clear()

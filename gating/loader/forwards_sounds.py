@@ -1,18 +1,21 @@
-"""Attention classes of models of sound: encoders of speech, and classifiers of sounds."""
+"""Forward passes of models of sound whose own code needs all heads: WavLM and conformers with rotary positions."""
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from .attention_spec import Q_K_V_PROJ, AttentionSpec, Projections, Row
-from .empty import with_zero_gradients
+from .modules import with_zero_gradients
 
-__all__ = ["AUDIO_FAMILIES"]
+__all__ = [
+    "PARTS",
+    "rotary_forward",
+    "wavlm_forward",
+]
 
 
-def _wavlm_forward(
+def wavlm_forward(
     self: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -52,7 +55,7 @@ def _wavlm_forward(
     return with_zero_gradients(self.out_proj(output), hidden_states, position_bias), probabilities, position_bias
 
 
-def _rotary_forward(
+def rotary_forward(
     self: Any,
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
@@ -75,38 +78,9 @@ def _rotary_forward(
     return self.linear_out(head_outputs), probabilities
 
 
-_LINEAR: Projections = (("linear_q", "q"), ("linear_k", "k"), ("linear_v", "v"), ("linear_pos", "q"))
-
-
-def _conformer(module: nn.Module) -> AttentionSpec:
-    """Return the spec for a conformer's attention, by its type of positions."""
-    is_rotary = getattr(module, "position_embeddings_type", None) == "rotary"
-    return AttentionSpec(
-        _LINEAR,
-        "linear_out",
-        head_dim="head_size",
-        per_head=(("pos_bias_u", 0), ("pos_bias_v", 0)),
-        forward=_rotary_forward if is_rotary else None,
-    )
-
-
-AUDIO_FAMILIES: dict[str, Row] = {
-    "AST(Attention|SelfAttention)": AttentionSpec(Q_K_V_PROJ, "o_proj"),
-    "(Wav2Vec2Bert|Wav2Vec2Conformer|SeamlessM4TConformer)SelfAttention": _conformer,
-    "WavLMAttention": AttentionSpec(
-        Q_K_V_PROJ,
-        "out_proj",
-        returns="forward",
-        per_head=(("gru_rel_pos_const", 1),),
-        forward=_wavlm_forward,
-        calls_projection=False,
-    ),
-    "(ParakeetEncoder|NemotronAsrStreamingEncoder)Attention": AttentionSpec(
-        (*Q_K_V_PROJ, ("relative_k_proj", "q")),
-        "o_proj",
-        per_head=(("bias_u", 0), ("bias_v", 0)),
-        config_counts=("num_attention_heads",),
-    ),
-    "(Voxtral|Qwen2Audio)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
-    "SpeechT5Attention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
+# Modules of an emptied block that remain in use: the table of WavLM serves all layers.
+PARTS = {
+    "stays forward": ("rel_attn_embed",),
+    "forward rotary": rotary_forward,
+    "forward wavlm": wavlm_forward,
 }

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from .attention_spec import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, RowLayout, context_spec
+from gating.families.rows import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
+from gating.loader.layouts import AttentionSpec, RowLayout
 
 __all__ = ["TEXT_FAMILIES"]
 

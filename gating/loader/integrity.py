@@ -8,8 +8,6 @@ none; saving it writes new ones.
 import hashlib
 import json
 import os
-import re
-import stat
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -19,43 +17,45 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils.hub import cached_file
 
-from .errors import DamageError, InputError, MissingFileError
-from .record import CHECKSUMS, PLAIN_LOADING, RECORD_KEY, REMEDY_OF_PLAIN_LOADING, lacks_units
+__all__ = ["check_checksums", "check_finite", "digest_file", "digest_table", "load_whole", "mixed", "write_checksums"]
 
-__all__ = [
-    "CONFIG",
-    "INDEX",
-    "WEIGHTS",
-    "check_checksums",
-    "check_download",
-    "check_file",
-    "check_finite",
-    "digest_file",
-    "digest_table",
-    "load_whole",
-    "mixed",
-    "write_checksums",
-]
-
+RECORD_KEY, CHECKSUMS = "head_gating", "sha256"
+# By this setting, transformers loads weights from another file, and raises an error that ends with its value if that is
+# no name of one. Classes with fewer heads ignore it; a plain class would say that sizes may be ignored.
+PLAIN_LOADING = "transformers_weights"
+REMEDY_OF_PLAIN_LOADING = (
+    "none, because this model has lost heads or neurons, of which its plain class does not know. Load it with an Auto "
+    "class or a pipeline and trust_remote_code=True, or with gating.load_compact"
+)
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_GENERATION = "generation_config.json"
-_LONGEST_JSON = 2**26
-_PLAIN_NAME = re.compile(r"\w[\w.-]*")
+GENERATION = "generation_config.json"
+
+
+class UserError(Exception):
+    """An error that the user can mend, as its message explains."""
+
+    in_command: str | None = None  # The message for users of the command line, where it differs.
+
+
+class InputError(UserError, ValueError):
+    """A value that cannot be used."""
+
+
+class DamageError(InputError):
+    """A model folder with a damaged file, or with files that do not belong together."""
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        """Args: ``reason`` is the message without folder and remedy; the whole message when left out."""
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
 
 def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = True) -> None:
-    """Compare a folder with the checksums in its record; warn if the record has none.
+    """Raise ``ValueError`` if a folder differs from the checksums in its ``config``; warn if there are none.
 
-    Args:
-        folder: The folder of a model.
-        config: The content of its ``config.json``.
-        whole: Whether all saved files must be there; classes that do not generate download no generation settings.
-
-    Raises:
-        ValueError: A file differs from the saved one.
+    Unless it is ``whole``, it may lack generation settings: classes that do not generate do not download them.
     """
     record = config.get(RECORD_KEY)
     if not isinstance(record, dict):
@@ -69,56 +69,32 @@ def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = Tr
             stacklevel=2,
         )
         return
-    if not isinstance(sums, dict):
-        raise InputError(f"{folder / CONFIG} is damaged: {CHECKSUMS} is not a table. Export the model again.")
     # transformers prefers one file of weights to several, so that a new one would replace the saved ones.
-    names = {CONFIG, *sums, *(name for name in (WEIGHTS, INDEX) if os.path.lexists(folder / name))}
-    if os.path.lexists(folder / _GENERATION):
-        names.add(_GENERATION)
-    elif not whole:
-        names.discard(_GENERATION)
+    names = {CONFIG, *sums, *(name for name in (WEIGHTS, INDEX, GENERATION) if os.path.lexists(folder / name))}
+    if not whole and not os.path.lexists(folder / GENERATION):
+        names.discard(GENERATION)
     for name in sorted(names):
-        if not _PLAIN_NAME.fullmatch(name):
-            raise InputError(f"{folder / CONFIG} has a checksum of {name!r}, which is not a file of the folder.")
         if sums.get(name) != (_digest_config(config) if name == CONFIG else digest_file(folder / name)):
-            raise _for_both(
+            raise InputError(
                 f"{folder / name} is not what was saved with this model: its checksum differs, so it is damaged or was "
-                "replaced. Export the model again, or ",
-                python="pass verify=False if it was changed on purpose.",
-                command="load it in Python with verify=False and save it again if it was changed on purpose.",
+                "replaced. Export the model again, or load it in Python with verify=False if it was changed on purpose."
             )
 
 
-def check_download(name: str, options: Mapping[str, Any]) -> None:
-    """Compare the files of a model from the hub, which are in the cache now, with their checksums.
-
-    Args:
-        name: Name on the hub.
-        options: Options of the ``from_pretrained`` that has loaded it.
-    """
-    places = {key: options[key] for key in ("cache_dir", "revision", "subfolder", "token") if key in options}
-    snapshot = Path(str(cached_file(name, CONFIG, local_files_only=True, **places))).parent
-    check_checksums(snapshot, json.loads((snapshot / CONFIG).read_text(encoding="utf-8")), whole=False)
-
-
 def write_checksums(folder: Path, *, places: Mapping[str, str] | None = None) -> None:
-    """Write the checksums of a folder that was just saved into its record, if it has a record.
+    """Write the checksums of a folder that was just saved into its record, if it has one.
 
-    Args:
-        folder: The folder.
-        places: For each Auto class, the place of the compact class; transformers writes another for some names.
+    The ``places`` are those of the compact class for each Auto class; transformers writes others for some names.
     """
     path = folder / CONFIG
-    if not path.is_file():
-        return
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if not isinstance(config.get(RECORD_KEY), dict):
         return
     if places:
         config["auto_map"] = dict(places)
     if PLAIN_LOADING not in config and lacks_units(config[RECORD_KEY]):
         config[PLAIN_LOADING] = REMEDY_OF_PLAIN_LOADING
-    patterns = ("*.safetensors", "*.safetensors.index.json", _GENERATION)
+    patterns = ("*.safetensors", "*.safetensors.index.json", GENERATION)
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     sums = {file.name: digest_file(file) for file in files}
     config[RECORD_KEY][CHECKSUMS] = {**sums, CONFIG: _digest_config(config)}
@@ -127,24 +103,18 @@ def write_checksums(folder: Path, *, places: Mapping[str, str] | None = None) ->
     os.replace(beside, path)
 
 
-def check_file(path: Path) -> None:
-    """Raise an error if a path is not a regular file inside its folder; reading a pipe or device may never end."""
-    if not path.exists():
-        raise MissingFileError(f"{path} does not exist.")
-    folder, place = path.parent.resolve(), path.resolve()
-    # The hub's cache keeps the files of a repository beside its snapshots.
-    snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
-    homes = [folder, *(parent.parent / "blobs" for parent in snapshots[:1])]
-    if not any(place.is_relative_to(home) for home in homes):
-        raise InputError(f"{path} is a link out of the folder, to {place}; put the file itself there.")
-    if not stat.S_ISREG(place.stat().st_mode):
-        raise InputError(f"{path} is not a file.")
+def lacks_units(record: dict[str, Any]) -> bool:
+    """Return whether a record that was just written has fewer heads or neurons than the original model."""
+    return any(len(entry["kept_heads"]) < entry["num_heads"] for entry in record["blocks"].values()) or any(
+        len(entry["kept"]) * entry["group"] < entry["width"] for entry in record.get("feed_forward", {}).values()
+    )
 
 
 def digest_file(path: Path) -> str:
     """Return the checksum of a file; that of JSON does not depend on its layout, which git changes on some systems."""
-    check_file(path)
-    if path.suffix == ".json" and path.stat().st_size <= _LONGEST_JSON:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    if path.suffix == ".json":
         with suppress(ValueError, RecursionError):
             return digest_table(json.loads(path.read_text(encoding="utf-8")))
     with path.open("rb") as file:
@@ -163,30 +133,17 @@ def _digest_config(config: Mapping[str, Any]) -> str:
 
 
 def load_whole(load: Callable[..., Any], folder: Path) -> PreTrainedModel:
-    """Load a model, and raise ``ValueError`` unless it takes up every tensor of its folder.
-
-    Args:
-        load: Some ``from_pretrained`` with its arguments.
-        folder: The folder.
-    """
+    """Load a model by some ``from_pretrained``; raise ``ValueError`` unless it takes up every tensor of its folder."""
     # transformers would give missing weights new values; mismatches are allowed so that the error names the tensor.
     loaded: tuple[PreTrainedModel, Any] = load(ignore_mismatched_sizes=True, output_loading_info=True)
     model, found = loaded
     for kind, problem in (
-        (
-            "mismatched_keys",
-            "has another shape in the weights than the heads and neurons in config.json ask for",
-        ),
+        ("mismatched_keys", "has another shape in the weights than the heads and neurons in config.json ask for"),
         ("missing_keys", "is not in the weights"),
         ("unexpected_keys", "is in the weights, but the heads and neurons in config.json do not keep it"),
     ):
         if found[kind]:
             first = sorted(found[kind])[0]
-            if kind == "unexpected_keys" and first.startswith("head_gates."):
-                raise InputError(
-                    f"{folder} is a checkpoint of a search: its model still has gates. Resume the training, or load a "
-                    "checkpoint of the recovery."
-                )
             raise mixed(folder, f"{first if isinstance(first, str) else first[0]} {problem}")
     return model
 
@@ -206,17 +163,11 @@ def check_finite(model: nn.Module, name: object) -> None:
         low, high = tensor.detach().aminmax()
         if low.isnan() or (isinstance(tensor, nn.Parameter) and (low.isinf() or high.isinf())):
             is_half = tensor.dtype is torch.float16
-            raise _for_both(
+            problem = (
                 f"{name}: {key} has values that are NaN or infinite, as after training that has diverged"
                 f"{', or as numbers beyond 65504 are in float16' * is_half}. Take an earlier checkpoint"
-                f"{' or another dtype' * is_half}",
-                python=", or pass verify=False to load anyway.",
-                command=".",
+                f"{' or another dtype' * is_half}"
             )
-
-
-def _for_both(problem: str, *, python: str, command: str) -> InputError:
-    """Return an error with a remedy for users of Python and another for users of a command."""
-    error = InputError(problem + python)
-    error.in_command = problem + command
-    return error
+            error = InputError(f"{problem}, or pass verify=False to load anyway.")
+            error.in_command = f"{problem}."
+            raise error

@@ -3,47 +3,17 @@
 import operator
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
-from .attention_spec import check_row
-from .edits import num_inputs, num_outputs, without_adapter
-from .errors import InputError
+from gating.errors import InputError
+from gating.families.rows import check_row
+from gating.loader.changes import num_inputs, num_outputs, without_adapter
+from gating.loader.layouts import FeedForwardSpec, UpLayout
 
-__all__ = [
-    "FeedForwardSpec",
-    "UpLayout",
-    "check_group_size",
-    "find_feed_forward_spec",
-    "fits",
-    "register_feed_forward_spec",
-    "rows_of_layout",
-]
-
-UpLayout = Literal["plain", "halves", "pairs"]
-
-
-@dataclass(frozen=True)
-class FeedForwardSpec:
-    """The layout of the feed-forward block in one class of modules.
-
-    Attributes:
-        ups: Pairs ``(path, layout)`` of the linear layers that compute the intermediate features. The layout is the
-            order of their output rows: ``plain`` for one row a neuron; ``halves`` for all rows of the gate, then all
-            others; ``pairs`` for the two rows of one neuron after another.
-        down: Path of the linear layer back to the hidden size; its input is ``[..., num_neurons]``.
-
-    Example:
-        >>> FeedForwardSpec((("gate_proj", "plain"), ("up_proj", "plain")), "down_proj").down
-        'down_proj'
-    """
-
-    ups: tuple[tuple[str, UpLayout], ...]
-    down: str
-
+__all__ = ["check_group_size", "find_feed_forward_spec", "fits", "register_feed_forward_spec", "rows_of_layout"]
 
 # Names of the projections, relative to the smallest module that holds all. Of two rows that fit, the first one counts.
 _SHIPPED = (

@@ -2,39 +2,11 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from .attend import attend_eagerly, split_heads
-from .attention_spec import Q_K_V_PROJ, QUERY_KEY_VALUE, AttentionSpec, Projections, Row, context_spec
+from gating.families.rows import Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
+from gating.loader.forwards_images import detr_forward, mgp_forward
+from gating.loader.layouts import AttentionSpec
 
 __all__ = ["DETECTION_FAMILIES"]
-
-
-def _detr_forward(
-    self: Any,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    object_queries: Tensor | None = None,
-    key_value_states: Tensor | None = None,
-    spatial_position_embeddings: Tensor | None = None,
-    output_attentions: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Attend as the first DETR, whose own code gives the outputs of the heads the hidden size."""
-    placed = hidden_states if object_queries is None else hidden_states + object_queries
-    values_from = hidden_states if key_value_states is None else key_value_states
-    keys_from = placed if key_value_states is None else key_value_states
-    if spatial_position_embeddings is not None and key_value_states is not None:
-        keys_from = key_value_states + spatial_position_embeddings
-    queries, keys, values = split_heads(self, self.q_proj(placed), self.k_proj(keys_from), self.v_proj(values_from))
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        attention_mask = torch.zeros_like(attention_mask, dtype=queries.dtype).masked_fill_(attention_mask, -torch.inf)
-    dropout = getattr(self, "attention_dropout", None)
-    rate = (self.dropout if dropout is None else dropout) if self.training else 0.0
-    head_outputs, probabilities = attend_eagerly(
-        self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=rate
-    )
-    return self.out_proj(head_outputs.flatten(2)), probabilities if output_attentions else None
 
 
 _DAB_PARTS = ("query_content", "query_pos", "key_content", "key_pos", "value", "query_pos_sine")
@@ -79,19 +51,11 @@ def _hiera(module: Any) -> AttentionSpec:
     )
 
 
-def _mgp_forward(self: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
-    """Attend as MGP-STR, whose own code computes the width of a head from the hidden size."""
-    queries, keys, values = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    probabilities = self.attn_drop(torch.softmax(queries @ keys.transpose(-1, -2) * self.scale, dim=-1))
-    head_outputs = (probabilities @ values).transpose(1, 2).flatten(2)
-    return self.proj_drop(self.proj(head_outputs)), probabilities
-
-
 def _mgp(module: Any) -> AttentionSpec:
     """Return the spec for MGP-STR, which has an attribute for the number of heads only."""
     num_heads = getattr(module, "num_heads_before", module.num_heads)
     width = int(module.proj.weight.shape[0]) // num_heads
-    return AttentionSpec((("qkv", "qkv"),), "proj", head_dim=width, forward=_mgp_forward)
+    return AttentionSpec((("qkv", "qkv"),), "proj", head_dim=width, forward=mgp_forward)
 
 
 _CONTENT: Projections = (
@@ -108,7 +72,7 @@ DETECTION_FAMILIES: dict[str, Row] = {
     f"{_DETR_LIKE}CrossAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", is_cross_attention=True),
     "ConditionalDetrDecoderSelfAttention": AttentionSpec(_CONTENT, "o_proj"),
     "ConditionalDetrDecoderCrossAttention": AttentionSpec(_CONTENT, "o_proj", is_cross_attention=True),
-    "(Detr|TableTransformer)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=_detr_forward),
+    "(Detr|TableTransformer)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=detr_forward),
     "DabDetrAttention": _dab,
     "(DeformableDetr|RTDetr|RTDetrV2|GroundingDino|MMGroundingDino|OmDetTurbo|LwDetr|RfDetr|PPDocLayoutV[234]|"
     "(Mask2Former|OneFormer)PixelDecoderEncoder)MultiscaleDeformableAttention": _deformable,

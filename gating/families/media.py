@@ -1,0 +1,157 @@
+"""Attention classes of models of images, videos and sound, and of the towers of models of several of them."""
+
+from typing import Any
+
+from torch import nn
+
+from gating.families.rows import Q_K_V, Q_K_V_PROJ, QUERY_KEY_VALUE, Projections, Row, context_spec
+from gating.loader.forwards_images import (
+    blip_2_forward,
+    blip_vision_forward,
+    channel_forward,
+    group_vit_forward,
+    multihead_forward,
+    timesformer_forward,
+    trocr_forward,
+    window_forward,
+)
+from gating.loader.layouts import AttentionSpec
+
+__all__ = ["MEDIA_FAMILIES"]
+
+
+def _timesformer(module: Any) -> AttentionSpec:
+    """Return the spec for TimeSformer, which has an attribute for the number of heads and one for their scale."""
+    width = round(module.scale**-2)
+    return AttentionSpec(
+        (("qkv", "qkv"),), "^output.dense", head_dim=width, returns="context", forward=timesformer_forward
+    )
+
+
+def _two_way(module: Any) -> AttentionSpec:
+    """Return the spec for the mask decoder of SAM, where the width of all heads together has an attribute."""
+    num_heads = getattr(module, "num_heads_before", module.num_attention_heads)
+    return AttentionSpec(Q_K_V_PROJ, "out_proj", head_dim=int(module.internal_dim) // num_heads)
+
+
+def _fused(module: Any, count: str, forward: Any = None, *, returns: str = "pair") -> AttentionSpec:
+    """Return the spec for a class without an attribute for the width of a head, only for their number."""
+    width = module.proj.weight.shape[0] // getattr(module, "num_heads_before", getattr(module, count))
+    return AttentionSpec(
+        (("qkv", "qkv"),),
+        "proj",
+        head_dim=int(width),
+        returns="forward" if forward else returns,
+        head_counts=(count,),
+        forward=forward,
+    )
+
+
+def _multihead(module: nn.Module) -> AttentionSpec:
+    """Return the spec for ``nn.MultiheadAttention``; with keys of its own, beside those of the input, none fits."""
+    has_own_keys = getattr(module, "bias_k", None) is not None or getattr(module, "add_zero_attn", False)
+    return AttentionSpec(
+        () if has_own_keys else (("in_proj_weight", "qkv"),),
+        "out_proj",
+        returns="forward",
+        forward=multihead_forward,
+        calls_projection=False,
+    )
+
+
+def _gemma(module: Any) -> AttentionSpec:
+    """Return the spec for Gemma 3n and 4, where some layers use the keys and values of an earlier one."""
+    is_borrowing = getattr(module, "is_kv_shared_layer", False)
+    return AttentionSpec(
+        Q_K_V_PROJ,
+        "o_proj",
+        borrowed="kv" if is_borrowing else "v" if getattr(module, "v_proj", None) is None else "",
+        lends=bool(getattr(module, "store_full_length_kv", False)),
+    )
+
+
+_LINEAR_PARTS: Projections = (("q_proj.linear", "q"), ("k_proj.linear", "k"), ("v_proj.linear", "v"))
+_IMAGES: dict[str, Row] = {
+    "(ViT|ViTMAE|ViTMSN|DeiT|Dinov2|Dinov2WithRegisters|DINOv3ViT|IJepa|Pixtral|Llama4Vision|MllamaVision)Attention": (
+        AttentionSpec(Q_K_V_PROJ, "o_proj")
+    ),
+    # The layer's and the encoder's table of position biases both come in through the mask.
+    "BeitAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", per_head_inputs=(("attention_mask", 1),)),
+    "SwinAttention": AttentionSpec(
+        Q_K_V_PROJ, "o_proj", per_head=(("relative_position_bias.relative_position_bias_table", 1),)
+    ),
+    # A table of biases in the layer, or one in the encoder for all layers.
+    "Data2VecVision(Sdpa)?SelfAttention": context_spec(
+        per_head=(("relative_position_bias.relative_position_bias_table", 1),),
+        per_head_inputs=(("relative_position_bias", 1),),
+    ),
+    "(DonutSwin|ClapAudio)SelfAttention": context_spec(per_head=(("relative_position_bias_table", 1),)),
+    "(CLIP|Siglip|Siglip2|Aimv2|CLIPSeg|AltCLIP|ChineseCLIPVision|OwlViT|Owlv2|XCLIP|Kosmos2Vision|Idefics2Vision|"
+    "Idefics3Vision|SmolVLMVision|Ovis2Vision)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    "BlipAttention": AttentionSpec(
+        (("qkv", "qkv"),), "projection", head_widths=("embed_dim",), forward=blip_vision_forward
+    ),
+    "(Blip2|InstructBlip|InstructBlipVideo|PPOCRV5ServerRec|PPOCRV5MobileRec|PPOCRV6SmallRec)Attention": AttentionSpec(
+        (("qkv", "qkv"),), "projection", forward=blip_2_forward
+    ),
+    "(InternVL|QianfanOCR|Janus)VisionAttention": AttentionSpec(
+        Q_K_V_PROJ, "projection_layer", head_widths=("embed_dim",)
+    ),
+    "GroupViTAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=group_vit_forward),
+    "(Qwen2_5_VLVision|Qwen3VLVision|Qwen3VLMoeVision|Qwen3_5Vision|Qwen3_5MoeVision|Glm4vVision|Glm4vMoeVision|Vision)"
+    "Attention": AttentionSpec((("qkv", "qkv"),), "proj", returns="tensor"),
+    "Qwen2_5OmniVisionAttention": AttentionSpec(Q_K_V, "proj", returns="tensor"),
+    "Gemma4VisionAttention": AttentionSpec(_LINEAR_PARTS, "o_proj.linear"),
+    "Kosmos2_5VisionAttention": AttentionSpec(QUERY_KEY_VALUE, "output", head_widths=("inner_dim",)),
+    "(Sam|SamHQ|GotOcr2|PPFormulaNet|SLANeXt|UnlimitedOcrSam|DeepseekOcr2Sam)VisionAttention": lambda module: _fused(
+        module, "num_attention_heads"
+    ),
+    "VitDetAttention": lambda module: _fused(module, "num_heads", returns="mpnet"),
+    "TimesformerSelfAttention": _timesformer,
+    "(Sam|SamHQ)Attention": _two_way,
+    "(Sam2|EdgeTam)(Video)?Attention|Sam3Tracker(Video)?Attention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
+    "Exaone4_5_VisionAttention": AttentionSpec(
+        (("qkv", "qkv"),), "proj", returns="tensor", head_widths=("q_dim",), key_widths=("kv_dim",)
+    ),
+    "Pix2StructVisionAttention": AttentionSpec(
+        QUERY_KEY_VALUE, "output", head_dim="key_value_proj_dim", head_widths=("inner_dim",)
+    ),
+    "Florence2VisionWindowAttention": lambda module: _fused(module, "num_heads", window_forward),
+    "Florence2VisionChannelAttention": lambda module: _fused(module, "groups", channel_forward),
+}
+_SOUND: dict[str, Row] = {
+    "(Wav2Vec2|Hubert|UniSpeech|UniSpeechSat|SEW|Data2VecAudio)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    "Qwen2_5OmniAudioAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", returns="tensor"),
+    "Gemma4AudioAttention": AttentionSpec((*_LINEAR_PARTS, ("relative_k_proj", "q")), "post.linear"),
+}
+# Attention between towers, and of tokens that stand for what a tower sees.
+_BETWEEN: dict[str, Row] = {
+    "MultiheadAttention": _multihead,
+    "(Blip2|InstructBlip|InstructBlipVideo)QFormerMultiHeadAttention": context_spec(),
+    "(Flava|Vilt|BridgeTower)SelfAttention": context_spec(),
+    "BridgeTowerCrossAttention": context_spec(is_cross_attention=True),
+    "Idefics2PerceiverAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", is_cross_attention=True),
+    "XCLIPCrossAttention": AttentionSpec(Q_K_V_PROJ, "proj", returns="tensor", is_cross_attention=True),
+    "MllamaTextCrossAttention": AttentionSpec(Q_K_V_PROJ, "o_proj", is_cross_attention=True),
+}
+_LANGUAGE: dict[str, Row] = {
+    "(BlipText|AlignText|AltRoberta|ChineseCLIPText|ClapText)SelfAttention": context_spec(),
+    "(Qwen2VL|Qwen2_5_VL|Qwen3VLText|Qwen3VLMoeText|Qwen2_5Omni|Llama4Text|AriaText|Glm4vText|Glm4vMoeText)Attention": (
+        AttentionSpec(Q_K_V_PROJ, "o_proj")
+    ),
+    "MllamaTextSelfAttention": AttentionSpec(Q_K_V_PROJ, "o_proj"),
+    "(Kosmos|Kosmos2_5)TextAttention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
+    "(Gemma3n|Gemma4)TextAttention": _gemma,
+    "ChameleonAttention": AttentionSpec(
+        Q_K_V_PROJ,
+        "o_proj",
+        per_head=(("q_norm.weight", 0), ("q_norm.bias", 0)),
+        per_key_value_head=(("k_norm.weight", 0), ("k_norm.bias", 0)),
+    ),
+    # One table of position biases, in the first layer, serves the whole stack, as in T5.
+    "Pix2StructTextAttention": AttentionSpec(
+        QUERY_KEY_VALUE, "output", head_dim="key_value_proj_dim", head_widths=("inner_dim",), returns="t5"
+    ),
+    "TrOCRAttention": AttentionSpec(Q_K_V_PROJ, "out_proj", forward=trocr_forward),
+}
+MEDIA_FAMILIES: dict[str, Row] = {**_IMAGES, **_SOUND, **_BETWEEN, **_LANGUAGE}

@@ -1,0 +1,1 @@
+"""What travels with a compact model: its classes, the record, and the removal that it describes; no other imports."""

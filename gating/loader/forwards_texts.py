@@ -1,0 +1,127 @@
+"""Forward passes of models of text whose own code needs all heads: Longformer, LED and FSMT."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .attend import attend_eagerly, keys_and_values, split_heads
+from .modules import update_cache, with_zero_gradients
+
+__all__ = [
+    "PARTS",
+    "fsmt_forward",
+    "led_forward",
+    "longformer_forward",
+]
+
+
+def longformer_forward(
+    self: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    is_index_masked: Tensor | None = None,
+    is_index_global_attn: Tensor | None = None,
+    is_global_attn: bool | None = None,
+    output_attentions: bool = False,
+) -> tuple[Tensor, ...]:
+    """Attend in windows and to some tokens of all as Longformer, whose own code joins heads to the hidden size."""
+    assert attention_mask is not None
+    assert is_index_masked is not None
+    window = self.one_sided_attn_window_size
+    queries, keys, values = (
+        project(hidden_states).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value)
+    )
+    queries = queries / self.head_dim**0.5
+    is_masked = (attention_mask != 0)[:, :, None, None]
+    added = is_masked.type_as(queries).masked_fill(is_masked, torch.finfo(queries.dtype).min)
+    scores = self._sliding_chunks_query_key_matmul(queries, keys, window)
+    scores = scores + self._sliding_chunks_query_key_matmul(torch.ones_like(added), added, window)
+    found = self._get_global_attn_indices(is_index_global_attn) if is_global_attn else None
+    names = (
+        "max_num_global_attn_indices",
+        "is_index_global_attn_nonzero",
+        "is_local_index_global_attn_nonzero",
+        "is_local_index_no_global_attn_nonzero",
+    )
+    places = dict(zip(names, found, strict=True)) if found is not None else {}
+    if places:
+        to_global = self._concat_with_global_key_attn_probs(query_vectors=queries, key_vectors=keys, **places)
+        scores = torch.cat((to_global, scores), dim=-1)
+    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    probabilities = probabilities.masked_fill(is_index_masked[:, :, None, None], 0.0).type_as(scores)
+    weights = functional.dropout(probabilities, p=self.dropout, training=self.training)
+    if not places:
+        head_outputs = self._sliding_chunks_matmul_attn_probs_value(weights, values, window)
+        return (head_outputs.flatten(2), weights) if output_attentions else (head_outputs.flatten(2),)
+    head_outputs = self._compute_attn_output_with_global_indices(
+        value_vectors=values, attn_probs=weights, **{name: places[name] for name in names[:3]}
+    ).flatten(2)
+    of_global, global_weights = self._compute_global_attn_output_from_hidden(
+        hidden_states=hidden_states.transpose(0, 1), is_index_masked=is_index_masked, **places
+    )
+    row, position = places["is_local_index_global_attn_nonzero"]
+    head_outputs[places["is_index_global_attn_nonzero"]] = of_global[row, :, position].flatten(1)
+    weights[places["is_index_global_attn_nonzero"]] = 0
+    return (head_outputs, weights, global_weights) if output_attentions else (head_outputs,)
+
+
+def led_forward(
+    self: Any,
+    hidden_states: Tensor,
+    key_value_states: Tensor | None = None,
+    cache: Any = None,
+    attention_mask: Tensor | None = None,
+    output_attentions: bool = False,
+    **_kwargs: object,
+) -> tuple[Tensor, Tensor | None, Any]:
+    """Attend as LED's decoder, whose own code gives the outputs of the heads the hidden size."""
+    (queries,) = split_heads(self, self.q_proj(hidden_states))
+    keys, values = keys_and_values(self, key_value_states, cache, hidden_states)
+    dropout = self.dropout if self.training else 0.0
+    head_outputs, weights = attend_eagerly(
+        self, queries, keys, values, attention_mask, scaling=self.scaling, dropout=dropout
+    )
+    output = self.out_proj(head_outputs.flatten(2))
+    return output, weights if output_attentions else None, cache
+
+
+def fsmt_forward(
+    self: Any,
+    query: Tensor,
+    key: Tensor | None,
+    key_padding_mask: Tensor | None = None,
+    layer_state: Any = None,
+    attn_mask: Tensor | None = None,
+    output_attentions: bool | None = False,
+    **_kwargs: object,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as FSMT, ``[length, batch, channels]``, whose own code gives the outputs of the heads the hidden size."""
+    hidden_states = query.transpose(0, 1)
+    source = key.transpose(0, 1) if key is not None and self.encoder_decoder_attention else None
+    if not self.num_heads:
+        key_length = update_cache(self, hidden_states, source, layer_state)
+        features, weights = hidden_states, query.new_zeros(*hidden_states.shape[:2], 0, key_length).transpose(1, 2)
+    else:
+        (queries,) = split_heads(self, self.q_proj(hidden_states))
+        keys, values = keys_and_values(self, source, layer_state, hidden_states)
+        mask = attn_mask
+        if key_padding_mask is not None and key_padding_mask.dim():
+            is_padding = key_padding_mask[:, None, None]
+            padding = torch.zeros_like(is_padding, dtype=query.dtype).masked_fill(
+                is_padding, torch.finfo(query.dtype).min
+            )
+            mask = padding if mask is None else torch.minimum(mask, padding)
+        dropout = self.dropout if self.training else 0.0
+        features, weights = attend_eagerly(self, queries, keys, values, mask, scaling=self.scaling, dropout=dropout)
+        features = features.flatten(2)
+    output = with_zero_gradients(self.out_proj(features.transpose(0, 1)), key)
+    return output, weights if output_attentions else None
+
+
+PARTS = {
+    "forward fsmt": fsmt_forward,
+    "forward led": led_forward,
+    "forward longformer": longformer_forward,
+}

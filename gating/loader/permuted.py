@@ -1,0 +1,38 @@
+"""Saving of models whose checkpoints have the rows of each head in another order than the model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import conversion_mapping
+
+__all__ = ["PARTS", "permutes_rows", "rows_in_place"]
+
+
+@contextmanager
+def rows_in_place(model: Any) -> Iterator[None]:
+    """Leave out of a model's conversions, in a ``with`` block, those that permute the rows of each head.
+
+    On saving and loading, transformers would take the number of heads from the configuration, which is that of the
+    dense model. Under the names of the model class, these weights are loaded as they are.
+    """
+    before = getattr(model, "_weight_conversions", None)
+    # Those of a model that was not loaded are all but prefixes, as in transformers.
+    known = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
+    found = before if before is not None else [one for one in known if type(one).__name__ != "PrefixChange"]
+    kept = [conversion for conversion in found if not permutes_rows(conversion)]
+    if len(kept) < len(found):
+        model._weight_conversions = kept
+    try:
+        yield
+    finally:
+        model._weight_conversions = before
+
+
+def permutes_rows(conversion: Any) -> bool:
+    """Return whether a conversion of transformers permutes rows of heads."""
+    # By name: versions of transformers have several such operations, or none.
+    return any("PermuteForRope" in type(operation).__name__ for operation in getattr(conversion, "operations", ()))
+
+
+PARTS = {"rows_in_place": rows_in_place}
