@@ -19,7 +19,7 @@ __all__ = ["PLACES", "evaluation_settings"]
 # Groups that an evaluation reads, in addition to the seed, with which missing splits are drawn.
 _GROUPS = ("data", "task", "trainer", "latency")
 _LIMITS = ("limit_val_batches", "limit_test_batches")
-# Of the trainer, settings that an evaluation reads; the last are always those of one device.
+# An evaluation reads these settings of the trainer; the last are always those of one device.
 _OF_TRAINER = ("accelerator", *_LIMITS, "devices", "num_nodes", "strategy")
 _FILES, _TEXT = "gating.data.sources.load_files", "gating.data.text_files.load_text"
 # Settings that say where data is: with an option of the run's own source, they alone are not those of the run.
@@ -73,7 +73,7 @@ def evaluation_settings(
         if not {"data", "data.path", "data.name"}.isdisjoint(names):
             values["data"] |= _whole_splits(values["data"], given=names)
     only = _take_single_file(values["data"], split, given=names)
-    # On one device: batches of several processes are padded otherwise.
+    # One device evaluates, since batches of several processes are padded otherwise.
     values["trainer"] |= {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     values["model"] = {"_target_": "gating.models.pretrained.Pretrained", "name": model}
     return read_settings(values, groups=groups), only
@@ -136,7 +136,7 @@ def _take_single_file(data: dict[str, Any], split: str | None, *, given: Sequenc
     files = [name for name in ("validation", "test") if f"data.{name}" in given and data.get(name) is not None]
     split = split or (files[-1] if files else "test")
     if split in files:
-        # Of texts without validation data, the training file would be divided.
+        # The training file of texts without validation data would be divided.
         data.update(train=data[split], validation=data[split] if data["_target_"] == _TEXT else None, test=None)
         return split
     if data.get("train") == "???":

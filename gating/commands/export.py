@@ -15,7 +15,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Export a compact model, and print its contents and the check."""
     place = str(find_model(arguments.folder)[0] or arguments.folder)
     source = find_folder(place, revision=arguments.revision)
-    # Of user/name, the export lies in the current folder.
+    # The export of user/name lies in the current folder.
     name = place.rstrip("/") if source == Path(place) else Path(place).name
     report = export_compact(
         source,

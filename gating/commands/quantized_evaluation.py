@@ -68,7 +68,7 @@ def _compare(folder: str, exported: Path, overrides: Sequence[str], *, split: st
         check_task(model, objects, folder)
         data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
         score = data.prepared.score
-        # Of generated text, a graph only predicts the next token: metrics that need it are left out.
+        # A graph only predicts the next token: metrics that need generated text are left out.
         (floats, _), (integers, tally) = (
             data.evaluate(module, split, task=objects.task, metrics=data.prepared.metrics)
             for module in (model, GraphModel(model.config, exported))

@@ -106,7 +106,7 @@ def _check_trust(folder: Path, described: Mapping[str, Any]) -> None:
     for dotted, value in walk(described):
         name = dotted.rpartition(".")[2]
         if (dotted, value) == (PLAIN_LOADING, REMEDY_OF_PLAIN_LOADING):
-            # A sentence for other loaders.
+            # The sentence is for other loaders.
             if RECORD_KEY not in described:
                 raise mixed(folder, "config.json lacks the record of the heads and neurons that are left")
         elif name in _FOREIGN and value is not None:

@@ -18,7 +18,7 @@ from gating.storage.results import RECORD_FILE, digest_record
 __all__ = ["check_manifest", "has_manifest", "read_record"]
 
 _GENERATION = "generation_config.json"
-# Of the model, which a difference changes; transformers takes one file of weights before several.
+# A difference in these files changes the model; transformers takes one file of weights before several.
 _OF_MODEL = re.compile(r"(config|generation_config)\.json|[\w.-]+\.safetensors(\.index\.json)?")
 _PLACE = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 # The card, and code, which only trust_remote_code runs.

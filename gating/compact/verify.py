@@ -85,7 +85,7 @@ def _load(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         loaded: PreTrainedModel = type(model).from_pretrained(folder, dtype="auto")
         return loaded
     except Exception as error:  # transformers raises any class for a configuration of another model.
-        # Not the message about damage: the folder was just written, so its files are whole.
+        # The message about damage would mislead: the folder was just written, so its files are whole.
         reason = error.reason if isinstance(error, DamageError) else explain(error.__cause__ or error)
         reason = reason.replace(str(folder), "the folder").rstrip(".")
         raise InputError(

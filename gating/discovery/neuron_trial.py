@@ -105,7 +105,7 @@ def _features(block: FeedForwardBlock, rows: Mapping[nn.Module, Tensor]) -> Tens
     if not required or num_others > _MOST_OTHERS:
         return None
     try:
-        # Masks, residuals and alike.
+        # They are masks, residuals and alike.
         others = [None] * (len(required) - 1)
         _without_values(block.module, replaced)(torch.zeros(1, 3, hidden_size), *others)
     except Exception:

@@ -15,7 +15,7 @@ __all__ = ["check_known", "check_vocabulary", "vocabulary_size"]
 _MOST_UNKNOWN = 1 / 3
 # A vocabulary this many times smaller than the embedding must at least have all letters and digits.
 _FAR_SMALLER = 100
-# More tokens than special ones.
+# Special tokens alone are never so many.
 _FEW = 1000
 _LETTERS = "a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9"
 

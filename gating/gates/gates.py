@@ -101,13 +101,13 @@ class HeadGates(GateCounts):
         self._features_of_each = features[0] if len(set(features)) == 1 else None
         self._total_features = sum(features)
         self.register_buffer("_num_features", torch.tensor(features, device=device), persistent=False)
-        # On the CPU: some devices lack double precision.
+        # They are on the CPU, since some devices lack double precision.
         parameters, macs = zip(*((size.num_parameters, size.macs()) for size in self.gate_sizes), strict=True)
         self.parameters_per_gate = torch.tensor(parameters, dtype=torch.float64, device="cpu")
         self.macs_per_gate = torch.tensor(macs, dtype=torch.float64, device="cpu")
         self.constraint: nn.Module | None = None
         self.sampler: GateSampler | None = None
-        # In a tuple: the objective is no submodule of the gates.
+        # A tuple keeps the objective from being a submodule of the gates.
         self._followed: tuple[GateChoice | None] = (None,)
         self.search_number = next(_search_numbers)
         self._fixed: Tensor | None = None

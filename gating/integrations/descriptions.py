@@ -20,7 +20,7 @@ __all__ = ["describe", "describe_object", "digest"]
 # Attributes of any module, and those that say where an object comes from, which are no settings.
 _NO_SETTINGS = frozenset(vars(nn.Module())) | {"_search_number", "name_or_path"}
 _DEEPEST = 4
-# Of longer lists and mappings there is a digest.
+# Longer lists and mappings are compared by a digest.
 _MOST_VALUES = 1000
 # Folders of installed packages, whose functions have the same names in other versions.
 _INSTALLED = ("site-packages", "dist-packages")

@@ -38,7 +38,7 @@ class GatedCheckpoints(GatedSteps):
 
     # Configuration of the adapters of PEFT; None without them.
     _adapters: Any = None
-    # Optimizer that the user has given.
+    # The user has given the optimizer.
     _given_optimizer: torch.optim.Optimizer | None = None
     # Settings that decide the result: those of the search, those that its first step may change, and all of them.
     _search_settings: Mapping[str, Any]

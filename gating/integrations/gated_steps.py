@@ -18,7 +18,7 @@ __all__ = ["GatedSteps"]
 
 # Names in the log of the numbers of one layer.
 _OF_LAYER = re.compile(r"gates/(layer|feed_forward)_\d+/")
-# Of any class that is made from transformers' Trainer.
+# The class may be any that is made from transformers' Trainer.
 _Base: Any = object
 
 
@@ -30,7 +30,7 @@ class GatedSteps(_Base):  # type: ignore[misc]
     """
 
     search: Search | None = None
-    # The callback that ends it.
+    # This callback ends it.
     _search_end: SearchEnd
     # Attributes of transformers' Trainer.
     model: Any

@@ -35,7 +35,7 @@ __all__ = [
 
 # Weights of the compact model, beside the checkpoints: those of the recovery have adapters only.
 _WEIGHTS = "compact.safetensors"
-# In the header of that file; one without it is the user's.
+# This key is in the header of that file; a file without it is the user's.
 _MARK = {"written_by": "head-gating"}
 
 

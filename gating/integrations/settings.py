@@ -39,20 +39,20 @@ _FREE = (
     # How a training resumes.
     *("ignore_data_skip", "restore_callback_states_from_checkpoint", "auto_find_batch_size"),
 )
-# These decide in spite of their beginning.
+# These settings decide in spite of their beginning.
 _DECIDES = ("dataloader_drop_last",)
 # They say when the gates are checked, and when the best model is looked for.
 _OF_LOGS, _OF_EVALUATIONS = ("logging_strategy", "logging_steps"), ("eval_strategy", "eval_steps", "eval_delay")
-# Of adapters: where they come from.
+# These settings of adapters say where they come from.
 _OF_PLACES = ("peft_version", "base_model_name_or_path", "auto_mapping", "runtime_config", "inference_mode", "revision")
-# Of the configuration of a model: how the work is done, what is returned, and what a training sets by itself.
+# These settings of a configuration say how the work is done, what is returned, and what a training sets by itself.
 _FREE_OF_MODELS = (
     *("_", "attn_implementation", "transformers_version", "architectures", "problem_type", "use_cache"),
-    # Of units that were removed from another model with this configuration.
+    # These belong to units that were removed from another model with this configuration.
     *("head_gating", "auto_map"),
     *("output_", "return_dict", "pad_token_id", "bos_token_id", "eos_token_id"),
 )
-# Of the weights below adapters, about as many bytes are read, evenly spread; it takes about a second.
+# About as many bytes of the weights below adapters are read, evenly spread; it takes about a second.
 _MOST_BYTES = 2**30
 
 

@@ -43,7 +43,7 @@ class GateState:
 
     def save(self, checkpoint: Path) -> None:
         """Save the state in the folder of a checkpoint."""
-        # Plain values, which load without code.
+        # Plain values load without code.
         values = {**vars(self), "kept": None if self.kept is None else vars(self.kept)}
         with replacing_file(checkpoint / _FILE) as new:
             torch.save(values, new)

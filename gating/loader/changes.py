@@ -50,7 +50,7 @@ def shorten_layer(linear: nn.Module, size: int, side: Side) -> Iterator[Change]:
 def size_attributes(linear: nn.Module, size: int, side: Side) -> Iterator[Change]:
     """Plan the update of the sizes that a layer keeps beside its weight."""
     names = ("nx", "nf") if isinstance(linear, Conv1D) else ("in_features", "out_features")
-    # In a convolution of each channel for itself, the outputs are the inputs.
+    # The outputs of a convolution of each channel for itself are the inputs.
     is_convolution = isinstance(linear, nn.Conv1d)
     changed = ("in_channels", "out_channels", "groups") if is_convolution else (names[side == "outputs"],)
     yield from ((linear, name, size) for name in changed if hasattr(linear, name))

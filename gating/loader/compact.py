@@ -38,7 +38,7 @@ class CompactMixin:
     is_compact = True
     dense_class: Any
     config: Any
-    # Of gating: functions that write the model card of an upload, and remove the code that a model does not need.
+    # gating sets these functions: they write the card of an upload, and remove code that a model does not need.
     write_card: Any = None
     choose_parts: Any = None
 
@@ -56,7 +56,7 @@ class CompactMixin:
         if record is not None:
             for change in plan_from_record(model, record):
                 set_attribute(*change)
-            # Without checksums: training changes the weights.
+            # The checksums are left out, since training changes the weights.
             setattr(config, RECORD_KEY, record_of_part(record, model))
         if (check := check_built.get()) is not None:
             check(model, record)
@@ -96,7 +96,7 @@ class CompactMixin:
         """Save a model as transformers does, with checksums."""
         with PARTS.get("rows_in_place", nullcontext)(self):
             super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
-        # Of a sharded model, one process writes all files.
+        # One process writes all files of a sharded model.
         if cast(Any, self).should_save_on_this_rank(is_main_process):
             self._finish(Path(save_directory))
 
@@ -155,7 +155,7 @@ def _without_layers(config: Any) -> Any:
 
 
 _COMPACT_CLASSES: dict[tuple[type, type | None], type[PreTrainedModel]] = {}
-# Between the names of a model class and of a configuration class that it was not written for, as of InternLM3.
+# It stands between the names of a model class and of a configuration class of another family, as for InternLM3.
 _OF = "__of__"
 
 
@@ -210,7 +210,7 @@ def __getattr__(name: str) -> type[PreTrainedModel]:
 def auto_classes(config_class: type | None) -> dict[str, type[PreTrainedModel]]:
     """Return the model class that each Auto class of transformers picks for a configuration."""
     found = {}
-    # Not dir(transformers), which takes a fifth of a second.
+    # dir(transformers) would take a fifth of a second.
     for auto_name, auto_class in vars(modeling_auto).items():
         mapping = getattr(auto_class, "_model_mapping", None) if auto_name.startswith("AutoModel") else None
         if mapping is not None and config_class in mapping:

@@ -62,7 +62,7 @@ def check_checksums(folder: Path, config: Mapping[str, Any], *, whole: bool = Tr
         return
     sums = record.get(CHECKSUMS)
     if sums is None:
-        # As after saving a configuration alone over the one of the folder.
+        # This happens where a configuration alone was saved over the one of the folder.
         warnings.warn(
             f"{folder / CONFIG} has no checksums, so damage to the files of this model is not noticed. Save the "
             "whole model again to have them.",

@@ -24,7 +24,7 @@ Members = dict[str, Any]
 _CLASSES: dict[tuple[object, ...], type[nn.Module]] = {}
 # Arguments with the sequence that cross-attention reads.
 _SOURCES = ("encoder_hidden_states", "key_value_states", "cross_attention_states", "hidden_kv", "kv")
-# What most classes return.
+# Most classes return one of these.
 COMMON_FORMS = ("pair", "context", "tensor")
 _DROPOUTS = ("resid_dropout", "out_drop", "output_dropout", "proj_drop", "projection_dropout", "hidden_dropout")
 

@@ -31,7 +31,7 @@ def rows_in_place(model: Any) -> Iterator[None]:
 
 def permutes_rows(conversion: Any) -> bool:
     """Return whether a conversion of transformers permutes rows of heads."""
-    # By name: versions of transformers have several such operations, or none.
+    # Operations are told by their names: versions of transformers have several, or none.
     return any("PermuteForRope" in type(operation).__name__ for operation in getattr(conversion, "operations", ()))
 
 

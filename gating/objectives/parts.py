@@ -18,7 +18,7 @@ from gating.units import UNITS, UnitName
 
 __all__ = ["COST", "BudgetPart", "Costs", "gate_costs", "parts_of"]
 
-# In place of the name of a unit: a budget that is a share of the cost of all units, for which they compete.
+# Stands in place of a unit's name for a budget that is a share of the cost of all units, for which they compete.
 COST = "cost"
 Costs = Literal["macs", "parameters", "latency"] | Mapping[str, float]
 

@@ -70,7 +70,7 @@ class Search:
         Raises:
             InputError: The objective does not fit the gates.
         """
-        # Of a user's class, too, whose attach need not let the gates know whose choice counts.
+        # The attach of a user's class need not let the gates know whose choice counts.
         self.gates.follow(self.objective)
         try:
             self.objective.attach(self.gates)

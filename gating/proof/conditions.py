@@ -53,7 +53,7 @@ def _check_shards(model: nn.Module) -> None:
 
 
 def _is_of_fsdp(model: nn.Module) -> bool:
-    # By name: some builds of torch have no distributed tensors.
+    # The class is told by its name, since some builds of torch have no distributed tensors.
     return any(ancestor.__name__ == "FSDPModule" for ancestor in type(model).__mro__)
 
 

@@ -39,7 +39,7 @@ def become_compact(model: nn.Module) -> None:
                 become_compact(child)
         return
     model.__class__ = compact_class(type(model), type(model.config))
-    # By the name of the class, which a new model registers; without it, no attentions or hidden states are returned.
+    # A new model registers the name of its class; without it, no attentions or hidden states are returned.
     _CAN_RECORD_REGISTRY[model] = model._can_record_outputs
     setattr(model.config, RECORD_KEY, describe_kept_units(model))
     # transformers looks custom code up by Auto class; each one for this configuration gets its class.

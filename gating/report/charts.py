@@ -182,6 +182,6 @@ def score_axis(values: Sequence[float], score: Score) -> Axis:
 
 
 def _axis(low: float, high: float, unit: str) -> Axis:
-    # Steps that 100 is a multiple of.
+    # 100 is a multiple of each of these steps.
     ticks = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     return Axis(float(ticks[0]), float(ticks[-1]), tuple(float(tick) for tick in ticks), unit)

@@ -56,7 +56,7 @@ class Stage(StrEnum):
     COMPACT = "compact"
     # The teacher, or the model of a dense run.
     DENSE = "dense"
-    # A prediction without a model.
+    # The baseline is a prediction without a model.
     BASELINE = "baseline"
 
 

@@ -70,7 +70,7 @@ def measure_budget(
         if gates.num_neurons:
             count_macs(gates, model, data)
         _check_measured(objects.budget, gates)
-        # Of all steps, in one process.
+        # These are the examples of all steps, in one process.
         num_examples = steps * settings.values["trainer"]["accumulate_grad_batches"] * data.module.batch_size
         with state.summary.timed("latency"):
             budget = _measure(model, gates, objects.budget, timing, num_examples=num_examples)

@@ -119,7 +119,7 @@ def shard_like(tensor: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     if is_indivisible(tensor):
         return tensor.detach()
     other = next(other for other in tensors.values() if isinstance(other, DTensor))
-    # Without communication: each process cuts its own copy.
+    # Each process cuts its own copy, without communication.
     return distribute_tensor(tensor.detach(), other.device_mesh, other.placements, src_data_rank=None)
 
 

@@ -53,7 +53,7 @@ def clip_gradients(
         squares = sum((_square(shard.to_local()) for shard in shards), torch.zeros((), device=local[0].device))
         torch.distributed.all_reduce(squares)
         norm = (squares + sum(_square(grad) for grad in others)).sqrt()
-        # As in clip_grad_norm_.
+        # clip_grad_norm_ does the same.
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for grad in local:
             grad.mul_(factor.to(grad.dtype))

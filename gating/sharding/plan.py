@@ -152,7 +152,7 @@ def _embeddings(model: PreTrainedModel) -> dict[str, str]:
     return {
         name: styles[id(module)]
         for name, module in model.named_modules()
-        # Of other classes, models may read the weight without a call of the module.
+        # Models may read the weight of other classes without a call of the module.
         if id(module) in styles and type(module) in (nn.Embedding, nn.Linear) and owners[id(module.weight)] == 1
     }
 

@@ -122,7 +122,7 @@ def _cut(copy: PreTrainedModel, edits: Sequence[Edit], tensors: dict[str, Tensor
             setattr(edit.owner, edit.attribute, weight)
         edit.apply()
         if key in gathered and last[key] == number:
-            # Before the next weight is gathered.
+            # The weight is cut again before the next one is gathered.
             weight = getattr(edit.owner, edit.attribute)
             tensors[gathered[key]] = shard_like(weight, tensors)
             setattr(edit.owner, edit.attribute, nn.Parameter(weight.to("meta"), requires_grad=weight.requires_grad))

@@ -59,7 +59,7 @@ def _free_bytes() -> float:
         lines = _MEMORY.read_text(encoding="ascii").splitlines()
         limits += [1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
     with suppress(OSError, ValueError):
-        # Of a container or a job.
+        # This is the limit of a container or a job.
         limit, used = ((_GROUP / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
         limits.append(float(int(limit) - int(used)))
     return min(limits)
@@ -123,7 +123,7 @@ def save_sharded(
     target = Path(save_directory)
     with _folder_of_all(target, overwrite=overwrite) as folder:
         if torch.distributed.get_rank() == 0:
-            # Everything but the weights.
+            # This writes everything but the weights.
             copy.save_pretrained(folder, state_dict={})
             write_layer_counts(copy, folder)
             if tokenizer is not None:

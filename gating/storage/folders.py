@@ -52,7 +52,7 @@ def replacing_folder(
                         yield scratch / "new"
                         write_manifest(scratch / "new")
                         _flush(scratch / "new")
-                        # Again: writing may have taken hours.
+                        # The folder is checked again: writing may have taken hours.
                         check_replaceable(target, overwrite=overwrite, kind=kind, keep=keep)
                     _swap(scratch, target)
         except BaseException:

@@ -16,11 +16,11 @@ NUM_ROWS = "num_rows"
 # Rows of a table that are hashed at once, whatever chunks it was read in.
 _ROWS = 10_000
 _BLOCK = 2**20
-# Of larger columns and files, blocks of this size in all are hashed, evenly spread. It takes about a second.
+# Blocks of this size in all are hashed of larger columns and files, evenly spread. It takes about a second.
 _MOST_BYTES = 2**30
-# Of columns with more files, evenly spread ones are read; names and sizes of files cannot tell them apart.
+# Evenly spread files are read of columns with more; names and sizes of files cannot tell columns apart.
 _MOST_FILES = 20_000
-# Columns that follow from others.
+# These columns follow from others.
 _DERIVED = {"attention_mask", "token_type_ids", "special_tokens_mask", "metric_offsets", "metric_cls_index"}
 # Files of a model, tokenizer or processor; a card or a log changes nothing.
 _OF_MODELS = {".json", ".safetensors", ".bin", ".pt", ".txt", ".model", ".tiktoken", ".jinja", ".py"}

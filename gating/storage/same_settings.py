@@ -9,7 +9,7 @@ __all__ = ["check_same_settings", "find_difference", "leaves"]
 
 # Characters of a value in a message.
 _MOST_SHOWN = 200
-# Of these, 1 is one batch and 1.0 is all of them; 1 and 1.0 are the same value of any other setting.
+# In these settings, 1 is one batch and 1.0 is all of them; 1 and 1.0 are the same value of any other setting.
 _NUMBERS_OR_SHARES = (
     *("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches"),
     *("overfit_batches", "val_check_interval"),

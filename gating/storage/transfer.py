@@ -30,7 +30,7 @@ _DOWNLOADED = ["README.md", "adapter_config.json", RECORD_FILE, *MODEL_FILES]
 # Weights of an earlier upload, of which a smaller model may have other files.
 _REPLACED = [
     *("model.safetensors", "model-[0-9]*-of-[0-9]*.safetensors", "model.safetensors.index.json"),
-    # Of a stock model, in place of which a compact one may come.
+    # A compact model may take the place of a stock one.
     RECORD_FILE,
 ]
 

@@ -18,7 +18,7 @@ from gating.tasks.metrics.numbers import build_number_metrics, choose_number_met
 
 __all__ = ["Regression", "encode_numbers"]
 
-# Just below the largest float32.
+# This is just below the largest float32.
 _MAX = 3e38
 
 

@@ -7,7 +7,7 @@ CSV = "csv"
 CSV_FILES = (f"{CSV}/metrics.csv", f"{CSV}/hparams.yaml")
 # Folder of the W&B runs, as wandb names it.
 WANDB = "wandb"
-# In it, the id of the W&B run of this run; the folders of earlier runs stay.
+# It holds the id of the W&B run of this run; the folders of earlier runs stay.
 WANDB_ID = f"{WANDB}/id-of-run"
 # Folder of TensorBoard's event files, and the pattern of their names.
 TENSORBOARD = "tensorboard"

@@ -16,7 +16,7 @@ __all__ = ["HIDDEN", "hidden_arguments", "redact", "redact_file", "redact_output
 
 # Replacement of a secret.
 HIDDEN = "***"
-# As a whole name or behind an underscore; not pad_token, max_tokens or tokenizer.
+# They match as a whole name or behind an underscore: not in pad_token, max_tokens or tokenizer.
 _LONG = (
     r"(?:\w*_)?(?:api_?key|access_key|auth_token|access_token|hf_token|secret|secret_key|password|passwd|passphrase)"
 )
@@ -121,7 +121,7 @@ class _RedactingStream:
 
 @contextmanager
 def _dropping_lost_output() -> Iterator[None]:
-    # ValueError: the stream is closed.
+    # A closed stream raises ValueError.
     with suppress(OSError, ValueError):
         yield
 

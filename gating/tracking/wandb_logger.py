@@ -48,7 +48,7 @@ class TolerantWandbLogger(WandbLogger):
         self.is_broken = False
         self._earlier: list[Path] = []
         self._num_uploaded = 0
-        # Deprecated in wandb, which warns about it.
+        # wandb warns about it, since it is deprecated.
         self._wandb_init.pop("anonymous", None)
 
     @property

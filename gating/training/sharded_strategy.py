@@ -76,7 +76,7 @@ class ShardedStrategy(ModelParallelStrategy):
         optimizers = [_unwrapped(optimizer) for optimizer in self.optimizers]
         states = _numbered([get_optimizer_state_dict(self.model, optimizer) for optimizer in optimizers])
         wanted = _weights_of_best(checkpoint)
-        # Of the buffers, those too that no state dict has.
+        # Buffers that no state dict has are among them.
         present = self._stacked(
             {name: parameter.detach() for name, parameter in self.model.named_parameters(remove_duplicate=False)}
             | dict(self.model.named_buffers())

@@ -46,7 +46,7 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
     problem: str | None = None
     try:
         if rank == 0:
-            # Of a process that was killed while it wrote.
+            # A process that was killed while it wrote has left it.
             for left in path.parent.glob(".*.ckpt.new"):
                 shutil.rmtree(left)
             new.mkdir(parents=True)

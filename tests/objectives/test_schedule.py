@@ -148,7 +148,7 @@ def test_an_objective_with_a_fixed_start_ignores_losses(bert):
     objective.observe(torch.tensor(1.0))
     objective.update(gates, 0.4)
     assert objective.target(gates) == pytest.approx(3 + (0.98 * 12 - 3) * 0.5)
-    # Checkpoints of earlier versions have a fixed start.
+    # There is no start to remember.
     assert not objective.state_dict()
 
 

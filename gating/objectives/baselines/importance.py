@@ -38,7 +38,7 @@ class Importance(nn.Module):
     """
 
     importance: Tensor
-    # Of the search that the statistics belong to.
+    # This is the number of the search that the statistics belong to.
     _search_number: int | None = None
 
     def attach(self, gates: HeadGates) -> None:
@@ -57,7 +57,7 @@ class Importance(nn.Module):
         check_search(self, gates)
         importance = self.importance.clone()
         if distributed.is_available() and distributed.is_initialized():
-            # Of the examples of all processes, as one process would have it.
+            # The mean is over the examples of all processes, as one process would have it.
             distributed.all_reduce(importance)
         per_unit = importance / torch.tensor(gates.units_per_gate, device=self.importance.device).clamp_min(1)
         layers = per_unit.split(gates.block_sizes)
@@ -118,7 +118,7 @@ class _SensitivityHook(nn.Module):
 
     def __init__(self, ranking: Importance, gates: HeadGates, first: int, widths: Sequence[int]) -> None:
         super().__init__()
-        # Not submodules: the ranking belongs to the objective, and the gates to the model.
+        # They are no submodules: the ranking belongs to the objective, and the gates to the model.
         object.__setattr__(self, "ranking", ranking)
         object.__setattr__(self, "gates", gates)
         self._first = first

@@ -157,7 +157,7 @@ class GumbelTopK(nn.Module):
         self._scale = scale
         self._is_weighed = part.is_weighed
         mean = part.total / (len(part.weights) - part.weights.count(0))
-        # In draws, weights are 1 in the mean.
+        # The weights of a draw are 1 in the mean.
         self._per_draw = mean
         weights = torch.tensor([weight / mean for weight in part.weights], dtype=torch.float32)
         self.register_buffer("_weights", weights, persistent=False)

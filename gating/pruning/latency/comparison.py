@@ -143,7 +143,7 @@ def _error_of_ratio(times: list[tuple[float, float]]) -> float:
     ratios = [first / second for first, second in times]
     median = statistics.median(ratios)
     deviation = 1.4826 * statistics.median(abs(ratio - median) for ratio in ratios)
-    # Of normal deviates, the median has 1.2533 times the standard error of the mean.
+    # The median of normal deviates has 1.2533 times the standard error of the mean.
     return float(1.2533 * deviation / len(ratios) ** 0.5 / median)
 
 

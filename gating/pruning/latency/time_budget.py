@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_SECONDS", "Stage", "TimeBudget"]
 
-# Of a run, timings take this share, within limits in seconds.
+# Timings take this share of a run, within limits in seconds.
 _SHARE_OF_RUN, _MIN_SECONDS, MAX_SECONDS = 0.05, 20.0, 120.0
 # A bar is redrawn after so many seconds, between two passes.
 _REDRAW_S = 0.25

@@ -43,7 +43,7 @@ class Phase(StrEnum):
     TEACHER = "teacher"
     DENSE = "dense"
     SEARCH = "search"
-    # The model between removal and recovery.
+    # This is the model between removal and recovery.
     REMOVED = "removed"
     RECOVERY = "recovery"
 
@@ -52,15 +52,15 @@ class Phase(StrEnum):
 CONFIG, METRICS = "config.yaml", "metrics.json"
 # Its data, model and teacher by their content.
 INPUTS = "inputs.json"
-# Held by the process that trains.
+# The process that trains holds this lock.
 LOCK = ".lock"
 # Settings of an earlier run while a new one removes its files, so that an interrupted removal can be continued.
 CLEARED = ".config.yaml.old"
-# In the run's folder and in a checkpoint folder elsewhere: the same random number in both.
+# The run's folder and a checkpoint folder elsewhere hold the same random number.
 OWNER_MARK = ".run-of-checkpoints"
 
 CHECKPOINTS, REPORT = "checkpoints", "report"
-# In the folder of the report.
+# These files are in the folder of the report.
 GATES_PICTURE, HISTORY_PICTURE, SAMPLES, PAGE = "gates.png", "history.png", "samples.jsonl", "index.html"
 COMPACT, TEACHER = "compact", "teacher"
 
@@ -69,7 +69,7 @@ _REPORT_FILES = (GATES_PICTURE, HISTORY_PICTURE, SAMPLES, PAGE)
 # Files that a new run in the same folder replaces, besides those.
 OTHER_FILES = (*CSV_FILES, *(f"{REPORT}/{name}" for name in _REPORT_FILES), OWNER_MARK, INPUTS)
 FILES = (*RECORD_FILES, *OTHER_FILES)
-# Of these, those of every run from its first step on, and those of its end.
+# Every run has the first of these from its first step on, and the others at its end.
 FIRST_FILES = (CONFIG, OWNER_MARK, INPUTS, *CSV_FILES)
 LAST_FILES = (METRICS, *(f"{REPORT}/{name}" for name in _REPORT_FILES))
 # Files that a process reads and writes to know whose the others are.
@@ -77,7 +77,7 @@ STATE_FILES = (LOCK, WRITTEN)
 # Folders with files that a new run replaces; the folders of W&B runs stay.
 REPLACED_FOLDERS = (CHECKPOINTS, CSV, TENSORBOARD, REPORT)
 FOLDERS = (*REPLACED_FOLDERS, WANDB)
-# Folders of saved models.
+# These folders hold saved models.
 MODELS = (COMPACT, TEACHER)
 
 

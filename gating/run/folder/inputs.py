@@ -17,7 +17,7 @@ from gating.storage.identity import NUM_ROWS, Digests, find_difference, folder_d
 
 __all__ = ["Inputs", "check_inputs", "data_difference", "describe_inputs", "read_inputs", "write_inputs"]
 
-# By split, and by setting for folders: paths and digests.
+# Paths and digests are kept by split, and by setting for folders.
 Inputs = Mapping[str, Any]
 
 _log = logging.getLogger(__name__)

@@ -51,7 +51,7 @@ class _RunSettings(typing.TypedDict):
     keep_checkpoints: bool
     optimized_metric: str | None
     push_to_hub: str | None
-    # For interpolations; each phase of a run replaces it.
+    # Interpolations need it; each phase of a run replaces it.
     phase: Literal["teacher", "dense", "search", "removed", "recovery"]
 
 

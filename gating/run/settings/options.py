@@ -128,7 +128,7 @@ def _with_settings(sentence: str, settings: Mapping[str, Any]) -> str:
             places[f"{short}={value}"].append(f"{name}={value}")
     for short, (full, *others) in places.items():
         if not others:
-            # Not inside a path or another name.
+            # A name does not count inside a path or another name.
             named = re.compile(rf"(?<![^\s(]){re.escape(short)}(?![^\s,.:;)])")
             sentence = full.join(named.split(sentence))
     return sentence

@@ -49,7 +49,7 @@ def read_settings(composed: Mapping[str, Any], *, groups: Collection[str]) -> Se
         plain["optimizer"] = of_its_class(plain["optimizer"])
         values: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)  # type: ignore[assignment]
     values["data"] = _without_defaults(values["data"])
-    # To a user, batches, tokens and columns are settings of the data.
+    # A user finds batches, tokens and columns among the settings of the data.
     places: dict[str, list[Callable[..., Any]]] = {
         "data": [ExampleDataModule, check_inputs, locate_target(f"{values['task']['_target_']}.prepare", "task.")],
         "objective": [check_speedup],

@@ -28,7 +28,7 @@ __all__ = ["recall", "with_recalled"]
 
 # Settings of one command, not of a run.
 _OF_COMMAND = {"output_dir", "overwrite", "resume", "ckpt_path", "phase", "optimized_metric", "push_to_hub", "sweep"}
-# Checkpoints of the current phase.
+# The current phase has its checkpoints here.
 _OWN_PLACE = "${paths.checkpoints}/${phase}"
 
 # Keys of Hydra: targets, and ways to call them.

@@ -43,7 +43,7 @@ class Settings:
     recovery_keep: str
     optimized_metric: str | None
     has_own_folder: bool
-    # Read-only, with its interpolations.
+    # It is read-only and has its interpolations.
     _composed: DictConfig
     # Resolved and checked; without the settings of data that are left to the task.
     _values: Mapping[str, Any]

@@ -20,7 +20,7 @@ from gating.run.sweep.records import JOBS, NUMBERS, Job, is_sweep, jobs_of, own_
 __all__ = ["SweepReport", "ending_sweep"]
 
 _FIGURE = "report/tradeoff.png"
-# Written by Optuna's sweeper.
+# Optuna's sweeper writes this file.
 _BEST = "optimization_results.yaml"
 _FILES = (JOBS, _FIGURE, NUMBERS, _BEST)
 _SETTING = "sweep.max_drop"
@@ -60,7 +60,7 @@ class SweepReport(Callback):
         folder = _folder_of(config)
         # Hydra turns other errors of callbacks into warnings.
         _max_drop(config)
-        # In each process, because Hydra writes the command in each.
+        # Each process does so, because Hydra writes the command in each.
         _check_own(folder)
         # Hydra makes this object for every command, and torch takes seconds to import.
         from gating.distributed.collectives import is_rank_zero
@@ -208,7 +208,7 @@ def _check_own(folder: Path) -> None:
 
 def _check_repeated(folder: Path, config: DictConfig) -> None:
     """Exit where jobs would be numbered as those of an earlier sweep, which have begun."""
-    # Without a value yet: the number of the job.
+    # The number of the job has no value yet.
     subdir: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     is_numbered = subdir["subdir"] == "${hydra.job.num}"
     if is_numbered and config.get("resume") is None and not config.get("overwrite"):

@@ -18,7 +18,7 @@ __all__ = ["FORMATS", "compare", "is_figure", "print_choice", "write_figure", "w
 
 # Suffixes of a figure, which name its format.
 FORMATS = (".png", ".pdf", ".svg")
-# In the metadata of each, uncompressed in all formats.
+# The text is in the metadata of each figure, uncompressed in all formats.
 _CREATOR = "head-gating"
 _METADATA = re.compile(
     rb"\x89PNG.*tEXtCreator\0%(name)b|%%PDF.*/Creator \(%(name)b\)|"

@@ -9,11 +9,11 @@ from gating.storage.tables import read_table
 
 __all__ = ["JOBS", "NUMBERS", "SWEPT", "Job", "is_sweep", "jobs_of", "own_overrides", "recommended_job"]
 
-# In the sweep's folder, one file for each job, because launchers run jobs in other processes and on other machines.
+# The sweep's folder has one file for each job, because launchers run jobs in other processes and on other machines.
 JOBS = ".jobs"
-# In that folder: names of the settings that vary.
+# This file in that folder has the names of the settings that vary.
 SWEPT = "swept.json"
-# In the sweep's folder: the numbers of its runs, and the choice among them.
+# This file in the sweep's folder has the numbers of its runs, and the choice among them.
 NUMBERS = "report/tradeoff.json"
 
 

@@ -111,7 +111,7 @@ def _result(run: FinishedRun, *, budget: str, settings: Sequence[str], base: flo
         group=of_group(run.settings),
         seed=seed_of(run),
         settings=settings_texts(run.settings, settings),
-        # Of different dense models, only latencies of the same batch are known.
+        # Different dense models share only latencies of the same batch.
         speedup_short=_positive(numbers, "speedup_short") if base is None else math.nan,
         validation=_measured(numbers, f"val/{name}"),
         test=_measured(numbers, f"test/{name}"),

@@ -164,7 +164,7 @@ def _log_figure(trainer: pl.Trainer, search: Search, *, step: int) -> None:
     loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger | TensorBoardLogger)]
     if not loggers:
         return
-    # Of many small units, the figure shows numbers; of others, each gate.
+    # The figure shows numbers of many small units, and each gate of others.
     has_many = {name: UNITS[unit].is_weighed for name, unit in zip(gates.block_names, gates.block_units, strict=True)}
     heads = {name: values.tolist() for name, values in gates.by_block().items() if not has_many[name]}
     counts = torch.tensor(gates.units_per_gate).split(gates.block_sizes)
