@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gating.report.tradeoff.decision import Tradeoff, decide
-from gating.report.tradeoff.figure import tradeoff_figure
-from gating.report.tradeoff.table import as_plain, explain_choice, failed_table, settings_lines, tradeoff_table
 from gating.run.sweep.results import read_comparison
+from gating.run.sweep.tradeoff.decision import Tradeoff, decide
+from gating.run.sweep.tradeoff.figure import tradeoff_figure
+from gating.run.sweep.tradeoff.table import as_plain, explain_choice, failed_table, settings_lines, tradeoff_table
 from gating.storage.atomic import replacing_file
 
 __all__ = ["FORMATS", "compare", "is_figure", "print_choice", "write_figure", "write_numbers"]

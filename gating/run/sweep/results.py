@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from gating.errors import InputError
 from gating.report.score import Score
-from gating.report.tradeoff.decision import Result
 from gating.run.folder.contents import METRICS, is_run
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import read_settings_of
 from gating.run.settings.settings import is_dense
 from gating.run.sweep.budgets import budget_text, differing, of_group, settings_texts, units_text
 from gating.run.sweep.comparable import FinishedRun, find_problem, seed_of
+from gating.run.sweep.tradeoff.decision import Result
 from gating.storage.tables import finite_number, read_table
 
 __all__ = ["Comparison", "read_comparison", "why_no_result"]

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gating.report.score import NOT_FINITE, Score
-from gating.report.tradeoff.decision import Candidate, Tradeoff
+from gating.run.sweep.tradeoff.decision import Candidate, Tradeoff
 
 __all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "settings_lines", "tradeoff_table"]
 

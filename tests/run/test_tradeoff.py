@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gating.report.score import Score
-from gating.report.tradeoff.decision import Result, Tradeoff, decide
-from gating.report.tradeoff.figure import tradeoff_figure
-from gating.report.tradeoff.table import as_plain, explain_choice, failed_table, tradeoff_table
+from gating.run.sweep.tradeoff.decision import Result, Tradeoff, decide
+from gating.run.sweep.tradeoff.figure import tradeoff_figure
+from gating.run.sweep.tradeoff.table import as_plain, explain_choice, failed_table, tradeoff_table
 from tests.support.tiny_run import ROOT
 
 ACCURACY, PERPLEXITY = Score("accuracy"), Score("perplexity", scale=1, unit="", higher_is_better=False)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from gating.report.tradeoff.decision import Candidate, Tradeoff
+from gating.run.sweep.tradeoff.decision import Candidate, Tradeoff
 
 __all__ = ["tradeoff_figure"]
 
