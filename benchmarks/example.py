@@ -25,7 +25,7 @@ from benchmarks.measuring import ROOT, machine
 __all__ = ["COMMANDS", "change_table", "table"]
 
 RESULTS = ROOT / "benchmarks" / "results" / "embedded.jsonl"
-# With the recipe of before: recovery_keep=last optimizer.decay_biases_and_norms=true
+# These runs have recovery_keep=last optimizer.decay_biases_and_norms=true.
 FORMER = RESULTS.with_name("embedded_former.jsonl")
 DENSE = "objective=none"
 # Settings after `make train`.
