@@ -22,7 +22,7 @@ _LIMITS = ("limit_val_batches", "limit_test_batches")
 # An evaluation reads these settings of the trainer; the last are always those of one device.
 _OF_TRAINER = ("accelerator", *_LIMITS, "devices", "num_nodes", "strategy")
 _FILES, _TEXT = "gating.data.sources.load_files", "gating.data.text_files.load_text"
-# Settings that say where data is: with an option of the run's own source, they alone are not those of the run.
+# These settings say where data is. Overriding only these does not select another source.
 PLACES = ("train", "validation", "test", "path", "name")
 
 

@@ -17,7 +17,7 @@ __all__ = ["WeightGate", "can_gate_weight"]
 
 
 def can_gate_weight(projection: nn.Module) -> bool:
-    """Return whether the weight of a layer can be scaled in its place, and is trained.
+    """Return whether to scale the weight of a layer, not its input.
 
     Adapters see the same features as their layer, so that features are scaled where a layer has any. For a frozen
     weight, the gradient of the scale would be the only reason to compute that of the weight.

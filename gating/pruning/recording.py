@@ -76,7 +76,7 @@ def build_original(
 
 
 def has_lost_units(model: nn.Module) -> bool:
-    """Return whether heads or neurons of a module were removed, or the attempt has marked it so."""
+    """Return whether a removal was applied to a module, even one that kept everything."""
     return any(hasattr(module, "head_slots") or hasattr(module, "kept_groups") for module in model.modules())
 
 

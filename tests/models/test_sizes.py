@@ -12,9 +12,9 @@ from gating.models.sources import NewModel
 
 def test_a_model_larger_than_the_memory_is_refused():
     source = NewModel("bert", config={"vocab_size": 900_000_000, "num_hidden_layers": 1})
-    blueprint = make_meta_model(source, AutoModelForSequenceClassification)
+    meta_model = make_meta_model(source, AutoModelForSequenceClassification)
     with pytest.raises(ValueError, match=r"The model big has [\d,]+ GB of weights .* this machine has"):
-        check_memory(blueprint, title="big")
+        check_memory(meta_model, title="big")
     check_memory(BertForSequenceClassification(BertConfig(num_hidden_layers=1)), title="small")
 
 
@@ -26,6 +26,6 @@ def test_numbers_of_rows_are_no_classes():
 
 def test_an_absurd_length_is_refused():
     source = NewModel("bert", config={"num_hidden_layers": 1})
-    blueprint = make_meta_model(source, AutoModelForSequenceClassification)
+    meta_model = make_meta_model(source, AutoModelForSequenceClassification)
     with pytest.raises(ValueError, match=r"data.max_length=1000000000000 is longer than any text"):
-        truncation_length(blueprint, 10**12)
+        truncation_length(meta_model, 10**12)

@@ -83,8 +83,8 @@ def test_more_layers_than_are_stored_are_refused(folder):
 
 def test_a_new_model_follows_its_configuration():
     source = NewModel("vit", config={**SMALL_VIT, "num_channels": 1})
-    blueprint = make_meta_model(source, AutoModelForImageClassification)
-    assert {weight.device.type for weight in blueprint.parameters()} == {"meta"}
+    meta_model = make_meta_model(source, AutoModelForImageClassification)
+    assert {weight.device.type for weight in meta_model.parameters()} == {"meta"}
     model = source.load(AutoModelForImageClassification, num_labels=7)
     assert model.classifier.weight.shape == (7, 16)
     assert model.dtype == torch.float32

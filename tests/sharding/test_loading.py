@@ -118,9 +118,9 @@ def test_adapters_are_merged_exactly_into_shards():
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_layers_that_are_skipped_at_random_are_refused(rate):
     source = NewModel("bart", config={"encoder_layers": 1, "decoder_layers": 1, "encoder_layerdrop": rate})
-    blueprint = make_meta_model(source, AutoModelForSeq2SeqLM)
+    meta_model = make_meta_model(source, AutoModelForSeq2SeqLM)
     if rate:
         with pytest.raises(InputError, match=r"encoder_layerdrop=0\.1 skips layers at random"):
-            _check_no_layerdrop(blueprint)
+            _check_no_layerdrop(meta_model)
     else:
-        _check_no_layerdrop(blueprint)
+        _check_no_layerdrop(meta_model)

@@ -45,8 +45,8 @@ def make_data(folder: Path, batch_size: int) -> ExampleDataModule:
     rows = Dataset.from_dict({"text": texts, "label": ["a", "b", "b"] * 8})
     splits = DatasetDict(train=rows, validation=rows.select(range(9)))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    blueprint = make_meta_model(Pretrained(str(folder)), TASK.auto_class)
-    prepared = TASK.prepare(Examples(splits), tokenizer, blueprint, max_length=12)
+    meta_model = make_meta_model(Pretrained(str(folder)), TASK.auto_class)
+    prepared = TASK.prepare(Examples(splits), tokenizer, meta_model, max_length=12)
     return ExampleDataModule(prepared.splits, collate=prepared.collate, batch_size=batch_size, eval_batch_size=3)
 
 

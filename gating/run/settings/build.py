@@ -19,7 +19,7 @@ __all__ = [
     "call_source",
     "make_objective",
     "make_optimizer",
-    "of_its_class",
+    "drop_unaccepted_settings",
     "partial_of",
     "with_partial_metrics",
 ]
@@ -143,7 +143,7 @@ def make_optimizer(values: Mapping[str, Any]) -> OptimizerSettings:
         raise InputError(f"optimizer cannot be used: {explain(error).rstrip('.')}.") from error
 
 
-def of_its_class(values: Mapping[str, Any]) -> dict[str, Any]:
+def drop_unaccepted_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of an optimizer without those that ``optimizer=adamw`` has and its own class does not take.
 
     A command that replaces the class alone leaves the defaults of the option.

@@ -15,7 +15,7 @@ from gating.models.sources import teacher_source
 from gating.pruning.latency.speedup import check_speedup
 from gating.run.folder.inputs import check_inputs
 from gating.run.folder.optimized import check_optimized
-from gating.run.settings.build import of_its_class
+from gating.run.settings.build import drop_unaccepted_settings
 from gating.run.settings.check import (
     check_complete,
     check_settings,
@@ -46,7 +46,7 @@ def read_settings(composed: Mapping[str, Any], *, groups: Collection[str]) -> Se
         if is_dense(plain):
             # Budgets of an experiment are not meant for its dense run.
             plain["objective"] = {"_target_": plain["objective"]["_target_"]}
-        plain["optimizer"] = of_its_class(plain["optimizer"])
+        plain["optimizer"] = drop_unaccepted_settings(plain["optimizer"])
         values: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(plain), resolve=True)  # type: ignore[assignment]
     values["data"] = _without_defaults(values["data"])
     # A user finds batches, tokens and columns among the settings of the data.

@@ -89,9 +89,9 @@ def parts() -> tuple[Any, Any]:
 
 def prepare(splits: Mapping[str, datasets.Dataset], **settings: Any) -> Any:
     """Prepare data as a run does, and check the result."""
-    tokenizer, blueprint = parts()
+    tokenizer, meta_model = parts()
     prepared = SequenceClassification().prepare(
-        Examples(datasets.DatasetDict(splits)), tokenizer, blueprint, **settings
+        Examples(datasets.DatasetDict(splits)), tokenizer, meta_model, **settings
     )
     num_classes = len(prepared.config["id2label"])
     for name, table in prepared.splits.items():
