@@ -15,6 +15,7 @@ from gating.run.folder.contents import CONFIG
 from gating.storage.same_settings import leaves
 
 __all__ = [
+    "MEASURED",
     "absolute_path",
     "checkpoints_of",
     "leaves",
@@ -24,6 +25,8 @@ __all__ = [
     "with_values",
 ]
 
+# Settings of the objective that a measurement fills in.
+MEASURED = ("num_heads", "keep", "cost")
 # Groups of every run, and the remedy if they are missing.
 _GROUPS = ("model", "task", "data", "objective", "trainer", "callbacks", "logger", "paths")
 _NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in another output_dir."
