@@ -29,7 +29,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "RunCheckpoint",
     "checkpoint_path",
-    "checkpoints_in",
+    "recorded_checkpoints",
     "found_checkpoints",
     "note_checkpoint",
     "noted_checkpoints",
@@ -88,7 +88,7 @@ def found_checkpoints(folder: Path) -> list[Path]:
     return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
+def recorded_checkpoints(folder: Path) -> list[Path]:
     """Return the paths of a phase's checkpoints, the latest first: those that the record of its folder names."""
     names = written_in(folder) or ()
     return [path for path in found_checkpoints(folder) if path.name in names]
@@ -107,7 +107,7 @@ def noted_checkpoints(folder: Path) -> list[Path]:
     """Return the paths of a phase's checkpoints, and of parts of such ones, of a process that was killed."""
     names = written_in(folder) or frozenset()
     parts = [path for path in folder.glob(".step-*.ckpt*.new") for name in names if path.name.startswith(f".{name}.")]
-    return [*checkpoints_in(folder), *parts]
+    return [*recorded_checkpoints(folder), *parts]
 
 
 def why_unusable(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
@@ -279,7 +279,7 @@ class RunCheckpoint(Callback):
         finally:
             self._is_between_steps = False
         if is_rank_zero():
-            saved, new = checkpoints_in(self._folder), checkpoint_path(self._folder, module.step_in_run)
+            saved, new = recorded_checkpoints(self._folder), checkpoint_path(self._folder, module.step_in_run)
             # On a full disk there may be no record of the new one.
             last = saved.index(new) if new in saved else None
             # Later ones are damaged: this run resumed from an earlier one.

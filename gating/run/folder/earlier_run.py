@@ -9,7 +9,7 @@ from typing import Any
 
 from gating.errors import InputError
 from gating.loader.integrity import digest_table
-from gating.run.folder.checkpoints import find_checkpoints, remove_noted
+from gating.run.folder.checkpoints import checkpoint_folder, remove_noted
 from gating.run.folder.contents import (
     CHECKPOINTS,
     CLEARED,
@@ -55,7 +55,7 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
         _check_compact(folder, remedy=_ELSEWHERE)
         check_teacher(folder, remedy=_ELSEWHERE)
         _check_sources(folder, settings)
-    own = [folder / CHECKPOINTS, *([find_checkpoints(folder)] if written is not None else [])]
+    own = [folder / CHECKPOINTS, *([checkpoint_folder(folder)] if written is not None else [])]
     for place in (checkpoints, folder / CHECKPOINTS):
         check_links(folder, place)
     is_own = written is not None and checkpoints.resolve() in [place.resolve() for place in own]
@@ -177,7 +177,7 @@ def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
         (folder / METRICS).unlink(missing_ok=True)
         if (folder / CONFIG).is_file():
             (folder / CONFIG).replace(folder / CLEARED)
-        for place in {folder / CHECKPOINTS, find_checkpoints(folder)}:
+        for place in {folder / CHECKPOINTS, checkpoint_folder(folder)}:
             if is_inside(place, folder):
                 remove_noted(place)
         for name in written.intersection(MODELS):

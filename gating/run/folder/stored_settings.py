@@ -17,7 +17,7 @@ from gating.storage.same_settings import leaves
 __all__ = [
     "MEASURED",
     "absolute_path",
-    "checkpoints_of",
+    "stored_checkpoint_folder",
     "leaves",
     "local_places",
     "read_settings_of",
@@ -78,7 +78,7 @@ def with_values(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     return changed
 
 
-def checkpoints_of(folder: Path, settings: Mapping[str, Any]) -> Path:
+def stored_checkpoint_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
     """Return the folder of a run's checkpoints, which moves with the run's folder if it is inside."""
     place, before = Path(str(settings["paths"].get("checkpoints"))), str(settings.get("output_dir"))
     return folder / place.relative_to(before) if place.is_relative_to(before) else place

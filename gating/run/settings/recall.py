@@ -19,7 +19,7 @@ from gating.run.folder.contents import CONFIG
 from gating.run.folder.earlier_run import check_links
 from gating.run.folder.resume import OF_COMMAND, named_run
 from gating.run.folder.state import has_own_checkpoints
-from gating.run.folder.stored_settings import MEASURED, checkpoints_of, read_settings_of
+from gating.run.folder.stored_settings import MEASURED, read_settings_of, stored_checkpoint_folder
 from gating.run.settings.options import Option, names_given, read_options
 from gating.run.settings.read import resolving
 from gating.tracking.redaction import HIDDEN
@@ -72,7 +72,7 @@ def recall(composed: Mapping[str, Any], overrides: Sequence[str], *, conf: Path)
     given = names_given(overrides, options)
     folder = named_run(resume, ckpt_path)
     stored = read_settings_of(folder)
-    check_links(folder, checkpoints_of(folder, stored))
+    check_links(folder, stored_checkpoint_folder(folder, stored))
     stored = _relocated(stored, folder, given)
     taken = {name: value for name, value in stored.items() if name in composed and name not in OF_COMMAND}
     _check_trusted(taken, folder=folder, given=given, command=composed, options=options)
@@ -95,7 +95,7 @@ def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> di
     Raises:
         InputError: Its checkpoints are outside its folder, and may be another run's.
     """
-    checkpoints = checkpoints_of(folder, stored)
+    checkpoints = stored_checkpoint_folder(folder, stored)
     if not _is_given("paths.checkpoints", given) and not has_own_checkpoints(folder, checkpoints):
         again = shlex.quote(f"paths.checkpoints={stored['paths'].get('checkpoints')}")
         raise InputError(
