@@ -5,9 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from gating.loader.changes import ABSENT
 from gating.pruning.columns import plan_scale_features
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import ABSENT, Edit, SetAttribute
+from gating.structure.edits import Edit, SetAttribute
 from gating.structure.feed_forward import Block
 from gating.structure.removal import plan_removal, select
 

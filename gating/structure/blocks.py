@@ -22,7 +22,6 @@ __all__ = [
     "AttentionBlock",
     "AttentionKind",
     "UnitBlock",
-    "base_prefix",
     "group_labels",
     "iter_attention_blocks",
     "layer_number",

@@ -33,9 +33,10 @@ from gating.run.folder.earlier_run import (
 )
 from gating.run.folder.inputs import Inputs, write_inputs
 from gating.run.folder.state import enter_folder, is_finished, owned_by_other_process, owner_of, take_lock
-from gating.run.folder.stored_settings import leaves, local_places, read_settings_of, with_values
+from gating.run.folder.stored_settings import local_places, read_settings_of, with_values
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder, is_inside
+from gating.storage.same_settings import leaves
 from gating.storage.written import note_written
 from gating.training.checkpoints import (
     found_checkpoints,

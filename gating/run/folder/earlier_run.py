@@ -24,9 +24,9 @@ from gating.run.folder.contents import (
     TEACHER,
     Phase,
 )
-from gating.run.folder.stored_settings import leaves
 from gating.storage.folders import is_inside, is_or_holds
 from gating.storage.results import COMPACT_MODEL, RECORD_FILE, check_result, find_foreign
+from gating.storage.same_settings import leaves
 from gating.storage.tables import read_table
 from gating.storage.written import WRITTEN, note_written, written_in
 from gating.tracking.tensorboard_log import find_event_files

@@ -12,13 +12,11 @@ from omegaconf import OmegaConf
 
 from gating.errors import InputError
 from gating.run.folder.contents import CONFIG
-from gating.storage.same_settings import leaves
 
 __all__ = [
     "MEASURED",
     "absolute_path",
     "stored_checkpoint_folder",
-    "leaves",
     "local_places",
     "read_settings_of",
     "with_absolute_paths",
