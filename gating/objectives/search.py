@@ -169,7 +169,7 @@ class Search:
         if self.convergence is not None:
             self.convergence.load_state_dict(state["convergence"])
         self.reason, self._checked_step = state["reason"], state["checked_step"]
-        self.gates.invalidate_sample()
+        self.gates.renew_values()
 
     def _modules(self) -> dict[str, Any]:
         """Return the parts of the search that have tensors; an objective of a user may have none."""

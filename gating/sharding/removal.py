@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
-from gating.gates.sampler import GateChoice
+from gating.gates.interfaces import GateChoice
 from gating.proof.masked import Processes
 from gating.proof.prove import check_proven
 from gating.pruning.finalize import FinalizeReport, check_own_gates, decide, record_masked
