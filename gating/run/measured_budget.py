@@ -23,7 +23,7 @@ from gating.pruning.macs import measure_macs
 from gating.run.data import RunData
 from gating.run.folder.stored_settings import MEASURED, read_settings_of
 from gating.run.latency import RunTiming
-from gating.run.objects import Budget, RunObjects
+from gating.run.objects import BudgetSettings, RunObjects
 from gating.run.run import Run, RunState
 from gating.run.settings.settings import Settings
 from gating.sharding.copies import untrained_copy
@@ -76,7 +76,7 @@ def measure_budget(
     return settings, objects.with_objective(settings.values["objective"])
 
 
-def _check_measured(budget: Budget, gates: HeadGates) -> None:
+def _check_measured(budget: BudgetSettings, gates: HeadGates) -> None:
     """Raise ``InputError`` if an objective cannot have a budget that is measured with these gates."""
     if budget.speedup is None and not gates.num_neurons:
         raise InputError("objective.cost=latency needs gates on neurons, too: give gates.units=[heads,neurons].")
@@ -85,7 +85,7 @@ def _check_measured(budget: Budget, gates: HeadGates) -> None:
 
 
 def _measure(
-    model: PreTrainedModel, gates: HeadGates, asked: Budget, timing: RunTiming, *, num_examples: int
+    model: PreTrainedModel, gates: HeadGates, asked: BudgetSettings, timing: RunTiming, *, num_examples: int
 ) -> dict[str, Any]:
     """Return the settings of a budget that reaches a speedup, or whose cost is latency, and print how it was found.
 
