@@ -55,7 +55,7 @@ def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[
     for block, block_values in zip(blocks, values, strict=True):
         slot_values = _slot_values(block, block_values)
         widths = torch.tensor(block.slot_widths, device=slot_values.device)
-        # Folded before the removal, so closed gates need no factor of 0.
+        # Values are folded before the removal, so closed gates need no factor of 0.
         factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
         edits += [*plan_scale_features(block, factors), *plan_removal(block, kept[block.name])]
     return [*edits, *_plan_alignment_heads(model, blocks, kept)]

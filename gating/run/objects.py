@@ -78,7 +78,7 @@ class BudgetSettings:
 
 @dataclass(frozen=True)
 class RunObjects:
-    """Objects of a run.
+    """Objects that a run asks from its first check to its export.
 
     Attributes:
         task: The task.

@@ -46,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint plugin that writes atomically and loads tensors and plain values only (``weights_only=True``)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save a checkpoint."""
+        """Write a checkpoint beside its place, then move it there."""
         with replacing_file(Path(path)) as new, new.open("wb") as file:
             torch.save(checkpoint, file)
 
@@ -207,7 +207,7 @@ class RunCheckpoint(Callback):
             trainer.fit_loop.epoch_loop._batches_that_stepped = self._batches_that_stepped
             self._batches_that_stepped = None
         if trainer.global_step == self._step:
-            return  # In the middle of accumulating gradients.
+            return  # Gradients are being accumulated.
         self._step = trainer.global_step
         stop, requeue, is_late = all_reduce_max(
             self._signals.stop,

@@ -130,7 +130,7 @@ def _is_used(path: Path) -> bool:
 def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
     places = [folder / name for name in (*REPLACED_FOLDERS, *MODELS)]
     for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation")}):
-        with suppress(OSError):  # Such as a value too long for a path.
+        with suppress(OSError):  # A value may be too long for a path.
             if isinstance(value, str) and value and "\0" not in value:
                 source = Path(os.path.expanduser(value))
                 if any(is_or_holds(place, source) for place in places):
