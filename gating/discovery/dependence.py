@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gating.discovery.neuron_trial import why_features_change
+from gating.loader.changes import num_outputs
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import num_outputs
 from gating.structure.feed_forward import Block, ExpertsBlock, FeedForwardBlock
 
 __all__ = ["why_dependent", "why_mixed", "why_not_attention"]

@@ -16,12 +16,12 @@ from gating.discovery.dependence import why_not_attention
 from gating.discovery.refusals import sort_blocks, why_not_editable
 from gating.errors import InputError
 from gating.families.registry import find_spec
+from gating.loader.changes import num_inputs, num_outputs
 from gating.loader.layouts import AttentionSpec, FeedForwardSpec, RowLayout
 from gating.proof.conditions import check_no_adapters
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.edits import num_inputs, num_outputs
 from gating.structure.removal import plan_removal
 
 __all__ = ["discover_specs", "share_specs"]

@@ -15,12 +15,12 @@ from gating.discovery.refusals import sort_blocks
 from gating.discovery.trace import is_linear, trace_feed_forward
 from gating.errors import InputError
 from gating.families.feed_forward import find_feed_forward_spec
+from gating.loader.changes import num_inputs, num_outputs, without_adapter
 from gating.loader.layouts import FeedForwardSpec
 from gating.proof.conditions import check_no_adapters
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
 from gating.structure.blocks import iter_attention_blocks
-from gating.structure.edits import num_inputs, num_outputs, without_adapter
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = ["discover_feed_forward_specs"]

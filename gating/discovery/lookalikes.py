@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.dependence import why_mixed, why_not_attention
+from gating.loader.changes import num_inputs, num_outputs, without_adapter
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.edits import num_inputs, num_outputs, without_adapter
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 
 __all__ = ["UNREGISTERED", "attention_lookalikes", "feed_forward_lookalikes", "why_no_neurons"]

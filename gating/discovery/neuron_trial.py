@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.families.feed_forward import rows_of_layout
-from gating.structure.edits import num_inputs
+from gating.loader.changes import num_inputs
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 
 __all__ = ["why_features_change"]

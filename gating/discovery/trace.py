@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from transformers.pytorch_utils import Conv1D
 
+from gating.loader.changes import num_inputs, num_outputs
 from gating.loader.layouts import UpLayout
 from gating.proof.outputs import forward_outputs
-from gating.structure.edits import num_inputs, num_outputs
 
 __all__ = ["Ups", "is_linear", "trace_feed_forward"]
 

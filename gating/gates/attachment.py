@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from gating.errors import InputError
-from gating.gates.sample import BlockGate, GateSample
+from gating.gates.pass_values import BlockGate, PassValues
 from gating.gates.weight_gate import WeightGate, can_gate_weight
 from gating.structure.edits import Handle
 from gating.structure.feed_forward import Block
@@ -35,25 +35,25 @@ class Attachment:
         model.add_module(CHILD_NAME, gates)
         gates.train(model.training)
 
-    def hook_passes(self, sample: GateSample) -> None:
-        """Make a sample before each forward pass of the model."""
+    def hook_passes(self, values: PassValues) -> None:
+        """Make the gate values before each forward pass of the model."""
         # The base model may be called alone. Not all models with a task head call it: some call a part of it only.
         base = getattr(self.model, "base_model", self.model)
         self.other_handles += [
-            base.register_forward_pre_hook(sample.begin_base_pass),
-            base.register_forward_hook(sample.end_pass, always_call=True),
+            base.register_forward_pre_hook(values.begin_base_pass),
+            base.register_forward_hook(values.end_pass, always_call=True),
         ]
         if base is not self.model:
             self.other_handles += [
-                self.model.register_forward_pre_hook(sample.begin_pass),
-                self.model.register_forward_hook(sample.end_pass, always_call=True),
+                self.model.register_forward_pre_hook(values.begin_pass),
+                self.model.register_forward_hook(values.end_pass, always_call=True),
             ]
 
-    def hook_blocks(self, sample: GateSample, blocks: Sequence[Block], num_gates: Sequence[int]) -> None:
+    def hook_blocks(self, values: PassValues, blocks: Sequence[Block], num_gates: Sequence[int]) -> None:
         """Scale the features of each block by its gates, or the weight that they meet where that is cheaper."""
         for index, (block, size) in enumerate(zip(blocks, num_gates, strict=True)):
             unit, projection = unit_of(block), block.output_projection
-            gate = BlockGate(sample, index, shown=unit.describe_gates(block, size)).train(self.model.training)
+            gate = BlockGate(values, index, shown=unit.describe_gates(block, size)).train(self.model.training)
             projection.add_module("gate", gate)
             self.projections.append(projection)
             by_weight = unit.gates_weight and can_gate_weight(projection)

@@ -12,8 +12,8 @@ from gating.errors import InputError, OperationError
 from gating.gates import hard_concrete
 from gating.gates.attachment import Attachment
 from gating.gates.counts import GateCounts
-from gating.gates.sample import GateSample
-from gating.gates.sampler import GateChoice, GateSampler
+from gating.gates.interfaces import GateChoice, GateSampler
+from gating.gates.pass_values import PassValues
 from gating.structure.blocks import group_labels
 from gating.structure.edits import Handle
 from gating.structure.feed_forward import Block
@@ -52,7 +52,7 @@ class HeadGates(GateCounts):
         constraint: Optional module that maps ``log_alpha`` to the locations used; the exact budget is one.
         sampler: Optional module that makes the values from the locations, in place of the hard-concrete distribution.
         search_number: Number of the search that :meth:`follow` has begun, unique in this process.
-        pass_sample: The values of the present forward pass.
+        pass_values: The values of the present forward pass.
         attachment: The hooks in the model; None while the gates are not attached.
 
     Example:
@@ -111,7 +111,7 @@ class HeadGates(GateCounts):
         self._followed: tuple[GateChoice | None] = (None,)
         self.search_number = next(_search_numbers)
         self._fixed: Tensor | None = None
-        self.pass_sample = GateSample(self, [sum(block.slot_widths) for block in blocks])
+        self.pass_values = PassValues(self, [sum(block.slot_widths) for block in blocks])
         self.attachment: Attachment | None = None
 
     @property
@@ -169,7 +169,7 @@ class HeadGates(GateCounts):
         self.macs_per_gate = macs.double().cpu()
 
     def follow(self, objective: GateChoice | None) -> int:
-        """Reset the state of an earlier objective for a new search; trained locations stay.
+        """Let an objective choose these gates from now on: forget what an earlier one has set; trained locations stay.
 
         Objectives call this in ``attach``.
 
@@ -179,7 +179,7 @@ class HeadGates(GateCounts):
         if self.objective is not None:
             self.constraint = self.sampler = None
             self.log_alpha.requires_grad_(True)
-            self.invalidate_sample()
+            self.renew_values()
         self._followed = (objective,)
         self.search_number = next(_search_numbers)
         return self.search_number
@@ -198,28 +198,28 @@ class HeadGates(GateCounts):
             raise InputError(f"Expected {expected} gate values, got a tensor of shape {tuple(values.shape)}.")
         before = self._fixed
         self._fixed = values.to(self.log_alpha.device)
-        self.invalidate_sample()
+        self.renew_values()
         try:
             yield
         finally:
             self._fixed = before
-            self.invalidate_sample()
+            self.renew_values()
 
-    def invalidate_sample(self) -> None:
-        """Make a new sample when values are needed next; to call after a change of anything but ``log_alpha``."""
-        self.pass_sample.invalidate()
+    def renew_values(self) -> None:
+        """Make new values when they are needed next; to call after a change of anything but ``log_alpha``."""
+        self.pass_values.invalidate()
 
     def attach(self, model: nn.Module, blocks: Sequence[Block]) -> None:
         """Put the gates into a model, in place: hooks on every output projection and on the model."""
         self.attachment = Attachment(model, self)
-        self.attachment.hook_passes(self.pass_sample)
-        self.attachment.hook_blocks(self.pass_sample, blocks, self.block_sizes)
+        self.attachment.hook_passes(self.pass_values)
+        self.attachment.hook_blocks(self.pass_values, blocks, self.block_sizes)
 
     @contextmanager
     def detached(self) -> Iterator[nn.Module]:
         """Take the gates out of their model, which is the value, inside of a ``with`` block.
 
-        Hooks of :meth:`remove_with_gates` do not come back.
+        Hooks of :meth:`keep_until_removed` do not come back.
         """
         model, blocks = self._present_attachment().model, self.blocks()
         self.remove()
@@ -245,8 +245,8 @@ class HeadGates(GateCounts):
         blocks = {block.name: block for block in find_blocks(model, units=self.units, group_size=self.group_size)}
         return [blocks[name] for name in self.block_names]
 
-    def remove_with_gates(self, handle: Handle) -> None:
-        """Remove another hook, too, when :meth:`remove` is called."""
+    def keep_until_removed(self, handle: Handle) -> None:
+        """Keep a hook of the model until :meth:`remove` is called, which removes it, too."""
         self._present_attachment().other_handles.append(handle)
 
     def remove(self) -> None:
@@ -254,7 +254,7 @@ class HeadGates(GateCounts):
         if self.attachment is not None:
             self.attachment.remove()
         self.attachment = None
-        self.invalidate_sample()
+        self.renew_values()
 
     def extra_repr(self) -> str:
         """Show the number of units with a gate."""

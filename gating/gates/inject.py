@@ -20,9 +20,9 @@ from gating.errors import InputError
 from gating.gates import hard_concrete
 from gating.gates.attachment import CHILD_NAME, check_not_gated
 from gating.gates.gates import HeadGates
+from gating.loader.changes import without_adapter
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
-from gating.structure.edits import without_adapter
 from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block
 from gating.structure.removal import plan_removal
 from gating.units import UNITS, UnitName, check_units, unit_of

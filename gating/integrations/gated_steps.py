@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback
 
 from gating.integrations.rates import add_gate_groups, keep_gate_rates
-from gating.integrations.search import SearchEnd
+from gating.integrations.search import TrainerSearchEnd
 from gating.objectives.search import Search
 
 __all__ = ["GatedSteps"]
@@ -31,7 +31,7 @@ class GatedSteps(_Base):  # type: ignore[misc]
 
     search: Search | None = None
     # This callback ends it.
-    _search_end: SearchEnd
+    _search_end: TrainerSearchEnd
     # Attributes of transformers' Trainer.
     model: Any
     model_init: Any

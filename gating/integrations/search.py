@@ -17,10 +17,10 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from gating.objectives.search import Search
 
-__all__ = ["SearchEnd", "ended_by_score", "without_early_stopping"]
+__all__ = ["TrainerSearchEnd", "ended_by_score", "without_early_stopping"]
 
 
-class SearchEnd(TrainerCallback):
+class TrainerSearchEnd(TrainerCallback):
     """Callback that ends the training at the end of the search, with a last log, evaluation and checkpoint.
 
     Attributes:

@@ -19,7 +19,7 @@ from gating.gates import HeadGates, inject_gates
 from gating.integrations.checks import check_arguments, check_choice, check_place, check_trainer
 from gating.integrations.gated_checkpoints import GatedCheckpoints
 from gating.integrations.removal import check_stock, finalize_merged, report_of, save_compact_weights
-from gating.integrations.search import SearchEnd, without_early_stopping
+from gating.integrations.search import TrainerSearchEnd, without_early_stopping
 from gating.integrations.settings import search_settings
 from gating.integrations.state import GateState, find_checkpoint
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
@@ -250,8 +250,8 @@ class GatedTrainerMixin(GatedCheckpoints):
                 gates.remove()
             raise
         self._search_settings = search_settings(self.search, recovery=self._recovery, rates=self._rates, args=self.args)
-        self._search_end = SearchEnd(self.search, recovery=self._recovery)
-        self.remove_callback(SearchEnd)
+        self._search_end = TrainerSearchEnd(self.search, recovery=self._recovery)
+        self.remove_callback(TrainerSearchEnd)
         self.add_callback(self._search_end)
 
     def _recover(self, *args: Any, **kwargs: Any) -> TrainOutput:

@@ -17,11 +17,11 @@ from .layouts import AttentionSpec, RowLayout
 from .modules import COMMON_FORMS, BiasOnly, emptied, original_class, replaced_forward, subclass
 from .parts import PARTS
 
-__all__ = ["Heads", "change_class", "change_counts", "empty", "kinds_of", "plan_heads"]
+__all__ = ["AttentionModule", "change_class", "change_counts", "empty", "kinds_of", "plan_heads"]
 
 
 @dataclass(frozen=True)
-class Heads:
+class AttentionModule:
     """One attention module of a model with its projections; see the attributes of ``gating.AttentionBlock``."""
 
     name: str
@@ -97,7 +97,7 @@ def kinds_of(layout: RowLayout) -> str:
     return "q" if layout == "hkv" else layout.lstrip("hgp")
 
 
-def plan_heads(block: Heads, kept: Sequence[int], padding: Sequence[int]) -> Iterator[Change]:
+def plan_heads(block: AttentionModule, kept: Sequence[int], padding: Sequence[int]) -> Iterator[Change]:
     """Plan to leave a block that has all its heads with some of them, and with others as padding."""
     slots, size = sorted({*kept, *padding}), len(block.head_slots) // block.num_key_value_heads
     groups = sorted({head // size for head in slots})
@@ -112,7 +112,7 @@ def plan_heads(block: Heads, kept: Sequence[int], padding: Sequence[int]) -> Ite
     yield from change_class(block, tuple(kept), tuple(slots))
 
 
-def _cut(block: Heads, slots: Sequence[int], groups: Sequence[int]) -> Iterator[Change]:
+def _cut(block: AttentionModule, slots: Sequence[int], groups: Sequence[int]) -> Iterator[Change]:
     """Plan to give all parameters the shapes for some heads."""
     for linear, layout in block.projections():
         counts = {kind: len(slots if kind == "q" else groups) for kind in "qkv"}
@@ -129,7 +129,7 @@ def _cut(block: Heads, slots: Sequence[int], groups: Sequence[int]) -> Iterator[
             yield shorten(owner, name, value.shape[dim] // num_before * len(kept), dim)
 
 
-def empty(block: Heads) -> Iterator[Change]:
+def empty(block: AttentionModule) -> Iterator[Change]:
     """Plan to keep only the output projection's bias: parameters without gradient stop distributed training."""
     module = block.module
     outputs = [block.locate(path) for path in (block.spec.output_projection, *block.spec.other_outputs)]
@@ -155,7 +155,7 @@ def empty(block: Heads) -> Iterator[Change]:
     yield module, "_is_hf_initialized", True
 
 
-def change_counts(block: Heads, num_slots: int, num_groups: int) -> Iterator[Change]:
+def change_counts(block: AttentionModule, num_slots: int, num_groups: int) -> Iterator[Change]:
     """Plan the update of the counts that a module keeps beside its weights."""
     module = block.module
     values: dict[str, Any] = {path: num_slots for path in block.spec.head_counts if num_slots or path[0] != "^"}
@@ -169,7 +169,7 @@ def change_counts(block: Heads, num_slots: int, num_groups: int) -> Iterator[Cha
         yield module, "config", PARTS["config_view"](module.config, dict.fromkeys(block.spec.config_counts, num_slots))
 
 
-def change_class(block: Heads, heads: tuple[int, ...], slots: tuple[int, ...]) -> Iterator[Change]:
+def change_class(block: AttentionModule, heads: tuple[int, ...], slots: tuple[int, ...]) -> Iterator[Change]:
     """Plan to change a module's class where its ``forward`` would fail, and to note its heads and its slots."""
     module, spec = block.module, block.spec
     maker: Callable[..., dict[str, Any]] | None = None

@@ -22,7 +22,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .changes import Change, num_inputs
-from .heads import Heads, plan_heads
+from .heads import AttentionModule, plan_heads
 from .integrity import CHECKSUMS, RECORD_KEY, InputError
 from .layouts import AttentionSpec, FeedForwardSpec
 from .parts import PARTS
@@ -86,7 +86,7 @@ def _plan_heads(
     parent = modules[full_name.rpartition(".")[0]]
     head_dim, num_heads = int(spec.width_of_head(module) or 0), entry.get("num_heads")
     slots = range(num_heads if type(num_heads) is int else 0)
-    block = Heads(name, module, parent, spec, head_dim, entry.get("num_key_value_heads", len(slots)), slots)
+    block = AttentionModule(name, module, parent, spec, head_dim, entry.get("num_key_value_heads", len(slots)), slots)
     present = num_inputs(block.output_projection) // head_dim
     if not slots or num_heads != present:
         raise damaged(f"block {name!r} has num_heads={num_heads}, but the model has {present} heads")

@@ -45,7 +45,7 @@ class NewModel:
         return "main"
 
     def load_config(self, **changes: Any) -> PreTrainedConfig:
-        """Return the configuration.
+        """Return the configuration of the model that :meth:`load` makes.
 
         Args:
             **changes: Configuration values to change.

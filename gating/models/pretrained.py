@@ -76,7 +76,7 @@ class Pretrained:
         return self.revision if self.tokenizer is None else "main"
 
     def load_config(self, **changes: Any) -> PreTrainedConfig:
-        """Return the configuration.
+        """Return the configuration of the model that :meth:`load` makes.
 
         Args:
             **changes: Configuration values to change.

@@ -200,7 +200,7 @@ class ExactBudget(KeepsBudget, nn.Module):
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the expected number of open heads or neurons, or the share of cost, for this share of the search."""
         check_search(self, gates)
-        gates.invalidate_sample()
+        gates.renew_values()
         start = None if self._start is None else self._start.update(self._schedule, progress)
         waits = self._start is not None and start is None
         decides = self._start is not None and self._start.followed_loss(self._schedule)

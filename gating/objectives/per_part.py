@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gating.errors import OperationError
-from gating.gates.sampler import GateSampler
+from gating.gates.interfaces import GateSampler
 from gating.objectives.base import NOT_ATTACHED
 from gating.objectives.items import by_rank
 from gating.objectives.parts import BudgetPart

@@ -22,7 +22,8 @@ class Search:
     """A training of weights and gates together, in which an objective closes gates.
 
     A loop calls :meth:`update` before each batch and :meth:`add_penalty` on its loss, and takes steps with an optimizer
-    of its own. The Lightning module of a run and ``GatedTrainer`` do the same.
+    of its own. ``GatedTrainer`` does the same; the Lightning module of a run calls the two parts, :meth:`penalty` and
+    :meth:`observe`.
 
     Attributes:
         gates: The gates of the model.
@@ -70,7 +71,7 @@ class Search:
         Raises:
             InputError: The objective does not fit the gates.
         """
-        # The attach of a user's class need not let the gates know whose choice counts.
+        # A user's class need not call follow in its attach, so it is called here, too.
         self.gates.follow(self.objective)
         try:
             self.objective.attach(self.gates)
@@ -81,7 +82,7 @@ class Search:
             self.convergence.begin()
         self.reason: str | None = None
         self._checked_step = -1
-        # Penalty of the batch since the last update.
+        # It is None until the batch after an update has one.
         self._last_penalty: Tensor | None = None
 
     def update(self, progress: float) -> None:
@@ -144,7 +145,11 @@ class Search:
 
     @torch.no_grad()
     def kept(self) -> Tensor | None:
-        """Return the gates that stay if the search ends now, a boolean tensor ``[num_gates]``; None: the open ones."""
+        """Take the objective to the end of its schedule, and return the gates that stay.
+
+        Returns:
+            A boolean tensor ``[num_gates]``; None: the open ones.
+        """
         self.update(1.0)
         return self.objective.kept(self.gates)
 
@@ -169,7 +174,7 @@ class Search:
         if self.convergence is not None:
             self.convergence.load_state_dict(state["convergence"])
         self.reason, self._checked_step = state["reason"], state["checked_step"]
-        self.gates.invalidate_sample()
+        self.gates.renew_values()
 
     def _modules(self) -> dict[str, Any]:
         """Return the parts of the search that have tensors; an objective of a user may have none."""

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gating.structure.edits import ABSENT, Edit, TakeEntries, set_attribute
+from gating.loader.changes import ABSENT, set_attribute
+from gating.structure.edits import Edit, TakeEntries
 
 __all__ = ["EntriesEdit", "Undo", "apply_edits", "undo_edits"]
 

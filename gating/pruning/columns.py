@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from gating.loader.changes import weight_dim, without_adapter
 from gating.proof.undo import EntriesEdit
-from gating.structure.edits import Edit, Features, fill, weight_dim, whole, without_adapter
+from gating.structure.edits import Edit, Features, fill, whole
 from gating.structure.feed_forward import Block
 from gating.units import unit_of
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.gates.sampler import GateChoice
+from gating.gates.interfaces import GateChoice
 from gating.proof.conditions import check_has_values, check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, Processes
 from gating.proof.prove import apply_proven
@@ -21,7 +21,7 @@ from gating.structure.feed_forward import Block
 __all__ = [
     "FinalizeReport",
     "check_own_gates",
-    "decide",
+    "checked_gate_values",
     "finalize",
     "record_masked",
 ]
@@ -93,7 +93,7 @@ def finalize(
     """
     check_own_gates(model, gates)
     check_whole(model, remedy="call gating.sharding.finalize_sharded(model, gates)")
-    values = decide(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
+    values = checked_gate_values(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     gated, before = gates.blocks(), UnitCounts.of(model)
     masked = record_masked(model, gates, gated, values, probe)
     edits = plan_finalizing(model, gated, values.split(gates.block_sizes))
@@ -111,7 +111,7 @@ def finalize(
     )
 
 
-def decide(
+def checked_gate_values(
     model: nn.Module,
     gates: HeadGates,
     objective: GateChoice | None,

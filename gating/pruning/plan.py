@@ -5,9 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from gating.loader.changes import ABSENT
 from gating.pruning.columns import plan_scale_features
 from gating.structure.blocks import AttentionBlock
-from gating.structure.edits import ABSENT, Edit, SetAttribute
+from gating.structure.edits import Edit, SetAttribute
 from gating.structure.feed_forward import Block
 from gating.structure.removal import plan_removal, select
 
@@ -54,7 +55,7 @@ def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[
     for block, block_values in zip(blocks, values, strict=True):
         slot_values = _slot_values(block, block_values)
         widths = torch.tensor(block.slot_widths, device=slot_values.device)
-        # Folded before the removal, so closed gates need no factor of 0.
+        # Values are folded before the removal, so closed gates need no factor of 0.
         factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
         edits += [*plan_scale_features(block, factors), *plan_removal(block, kept[block.name])]
     return [*edits, *_plan_alignment_heads(model, blocks, kept)]

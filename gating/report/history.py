@@ -7,7 +7,7 @@ from typing import Any
 from gating.objectives.gate_metrics import Quantity
 from gating.report.card import KeptHeads
 
-__all__ = ["History", "Observation", "Quantity", "head_values"]
+__all__ = ["History", "Observation", "head_values"]
 
 
 @dataclass(frozen=True)

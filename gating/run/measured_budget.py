@@ -21,9 +21,9 @@ from gating.pruning.latency.reached import Reached, kept_for_speedup
 from gating.pruning.latency.speedup import num_heads_for_speedup
 from gating.pruning.macs import measure_macs
 from gating.run.data import RunData
-from gating.run.folder.stored_settings import read_settings_of
+from gating.run.folder.stored_settings import MEASURED, read_settings_of
 from gating.run.latency import RunTiming
-from gating.run.objects import Budget, RunObjects
+from gating.run.objects import BudgetSettings, RunObjects
 from gating.run.run import Run, RunState
 from gating.run.settings.settings import Settings
 from gating.sharding.copies import untrained_copy
@@ -32,8 +32,6 @@ from gating.tracking.verbosity import printed_warnings
 
 __all__ = ["count_macs", "kept_gates", "measure_budget"]
 
-# Settings of the objective that a measurement fills in.
-_MEASURED = ("num_heads", "keep", "cost")
 # Shares of the time that is left: for the timings before the search and after it. The rest is for the final ones.
 _SHARE_BEFORE, _SHARE_AFTER = 0.5, 0.6
 # Share of the time left that one choice of gates may take after the search; two or three are usual.
@@ -63,7 +61,7 @@ def measure_budget(
     budget: dict[str, Any] = {}
     if resumes:
         stored = read_settings_of(settings.paths.folder)["objective"]
-        budget = {name: stored[name] for name in _MEASURED if stored.get(name) is not None}
+        budget = {name: stored[name] for name in MEASURED if stored.get(name) is not None}
     elif is_rank_zero():
         model = untrained_copy(state.model) if is_sharded(state.model) else state.model.to(device)  # type: ignore[arg-type]
         gates = objects.gates_without_model(model)
@@ -78,7 +76,7 @@ def measure_budget(
     return settings, objects.with_objective(settings.values["objective"])
 
 
-def _check_measured(budget: Budget, gates: HeadGates) -> None:
+def _check_measured(budget: BudgetSettings, gates: HeadGates) -> None:
     """Raise ``InputError`` if an objective cannot have a budget that is measured with these gates."""
     if budget.speedup is None and not gates.num_neurons:
         raise InputError("objective.cost=latency needs gates on neurons, too: give gates.units=[heads,neurons].")
@@ -87,7 +85,7 @@ def _check_measured(budget: Budget, gates: HeadGates) -> None:
 
 
 def _measure(
-    model: PreTrainedModel, gates: HeadGates, asked: Budget, timing: RunTiming, *, num_examples: int
+    model: PreTrainedModel, gates: HeadGates, asked: BudgetSettings, timing: RunTiming, *, num_examples: int
 ) -> dict[str, Any]:
     """Return the settings of a budget that reaches a speedup, or whose cost is latency, and print how it was found.
 

@@ -25,7 +25,7 @@ from gating.tasks.base import Task
 from gating.tracking.loggers import check_loggers
 from gating.training.optimizers import OptimizerSettings
 
-__all__ = ["Budget", "PhaseObjects", "RunObjects", "build_objects", "build_phases"]
+__all__ = ["BudgetSettings", "PhaseObjects", "RunObjects", "build_objects", "build_phases"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PhaseObjects:
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetSettings:
     """The budget of an objective as far as a run acts on it; an objective need not have these settings.
 
     Attributes:
@@ -66,7 +66,7 @@ class Budget:
     uniform: bool = False
 
     @classmethod
-    def of(cls, objective: Mapping[str, Any]) -> "Budget":
+    def of(cls, objective: Mapping[str, Any]) -> "BudgetSettings":
         """Return the budget in the settings of an objective."""
         return cls(**{field.name: objective[field.name] for field in fields(cls) if field.name in objective})
 
@@ -78,7 +78,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class RunObjects:
-    """Objects of a run.
+    """Objects that a run asks from its first check to its export.
 
     Attributes:
         task: The task.
@@ -96,7 +96,7 @@ class RunObjects:
 
     task: Task
     objective: Objective | None
-    budget: Budget
+    budget: BudgetSettings
     source: ModelSource
     adapters: Adapters
     distillation: Distillation | None
@@ -113,7 +113,7 @@ class RunObjects:
 
     def with_objective(self, settings: Mapping[str, Any]) -> "RunObjects":
         """Return the same objects with an objective whose budget was measured."""
-        return replace(self, objective=make_objective(settings), budget=Budget.of(settings))
+        return replace(self, objective=make_objective(settings), budget=BudgetSettings.of(settings))
 
     def gates_without_model(self, model: PreTrainedModel, **keywords: Any) -> HeadGates:
         """Return the gates that the model would have, and leave none in it.
@@ -149,7 +149,7 @@ def build_objects(settings: Settings) -> RunObjects:
     return RunObjects(
         task=build("task", with_partial_metrics(values["task"])),
         objective=objective,
-        budget=Budget.of(values["objective"]),
+        budget=BudgetSettings.of(values["objective"]),
         source=build("model", values["model"]),
         adapters=build("adapters", values["adapters"]),
         distillation=build("distillation", distillation) if distillation else None,

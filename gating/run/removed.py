@@ -50,7 +50,10 @@ def save_removed(run: Run) -> None:
 
 
 def restore_removed(run: Run) -> bool:
-    """Repeat a saved removal on the dense model, in place; return False if none was saved."""
+    """Repeat a saved removal on the dense model, in place.
+
+    Without one, remove checkpoints of the recovery, and return False.
+    """
     path, state = run.last_checkpoint(Phase.REMOVED), run.state
     if path is None:
         if is_rank_zero():

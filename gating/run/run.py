@@ -23,7 +23,7 @@ from gating.run.objects import PhaseObjects, RunObjects
 from gating.run.settings.settings import Settings
 from gating.sharding.plan import is_sharded
 from gating.tracking.position import LogPosition
-from gating.training.checkpoints import checkpoints_in, why_unusable
+from gating.training.checkpoints import recorded_checkpoints, why_unusable
 from gating.training.evaluation import Tally
 
 __all__ = ["Run", "RunState"]
@@ -100,8 +100,8 @@ class Run:
 
     def last_checkpoint(self, phase: Phase) -> Path | None:
         """Return the last undamaged checkpoint of a phase, the same on all ranks."""
-        for path in broadcast(checkpoints_in(self.paths.of_phase(phase)) if is_rank_zero() else []):
-            reason = _why_unusable(path)
+        for path in broadcast(recorded_checkpoints(self.paths.of_phase(phase)) if is_rank_zero() else []):
+            reason = _why_unusable_on_any_rank(path)
             if reason is None:
                 return path
             if is_rank_zero():
@@ -170,7 +170,7 @@ class Run:
         return {name: tensor.to(device) for name, tensor in self.data.module.probe_batch().items()}
 
 
-def _why_unusable(checkpoint: Path) -> str | None:
+def _why_unusable_on_any_rank(checkpoint: Path) -> str | None:
     """Return why a checkpoint is unusable; the processes share the work where it is a folder."""
     if checkpoint.is_dir():
         reasons = gather_objects(why_unusable(checkpoint, part=rank(), num_parts=world_size()))

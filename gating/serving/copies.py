@@ -8,9 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from gating.loader.changes import num_inputs
 from gating.loader.modules import BiasOnly
 from gating.serving.contexts import CHANGING
-from gating.structure.edits import num_inputs
 
 __all__ = ["as_converted", "copy_in_float32", "fix_rotations"]
 

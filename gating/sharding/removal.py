@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
-from gating.gates.sampler import GateChoice
+from gating.gates.interfaces import GateChoice
 from gating.proof.masked import Processes
 from gating.proof.prove import check_proven
-from gating.pruning.finalize import FinalizeReport, check_own_gates, decide, record_masked
+from gating.pruning.finalize import FinalizeReport, check_own_gates, checked_gate_values, record_masked
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import UnitCounts
 from gating.pruning.recording import become_compact
@@ -62,7 +62,7 @@ def finalize_sharded(
         raise InputError(f"{type(model).__name__} is not sharded: call gating.finalize(model, gates).")
     check_own_gates(model, gates)
     reshard(model)
-    values = decide(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
+    values = checked_gate_values(model, gates, objective, num_heads=num_heads, num_neurons=num_neurons, kept=kept)
     check_decided_alike(values)
     gated, before = gates.blocks(), UnitCounts.of(model)
     processes = Processes(partial(_largest_of_all, device=values.device), free=reshard, cached=False)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from gating.errors import InputError
 from gating.families.registry import find_spec
 from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_adapter
-from gating.loader.heads import Heads, kinds_of
+from gating.loader.heads import AttentionModule, kinds_of
 from gating.loader.layouts import RowLayout
 from gating.loader.record import base_prefix
 from gating.structure.edits import Edit, Handle, Handles, hook_input
@@ -22,7 +22,6 @@ __all__ = [
     "AttentionBlock",
     "AttentionKind",
     "UnitBlock",
-    "base_prefix",
     "group_labels",
     "iter_attention_blocks",
     "layer_number",
@@ -121,7 +120,7 @@ class UnitBlock(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionBlock(Heads):
+class AttentionBlock(AttentionModule):
     """One attention module of a model with its projections.
 
     Attributes:

@@ -10,21 +10,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from gating.loader.changes import (
-    ABSENT,
     Change,
     Side,
-    num_inputs,
-    num_outputs,
     parameter_names,
     set_attribute,
     size_attributes,
     weight_dim,
-    without_adapter,
 )
 from gating.loader.conv1d import empty_linear
 
 __all__ = [
-    "ABSENT",
     "Edit",
     "Features",
     "Handle",
@@ -33,18 +28,12 @@ __all__ = [
     "TakeEntries",
     "fill",
     "hook_input",
-    "num_inputs",
-    "num_outputs",
     "own_part",
-    "parameter_names",
     "plan_cut",
     "plan_cut_at",
     "plan_entries",
     "set_all",
-    "set_attribute",
-    "weight_dim",
     "whole",
-    "without_adapter",
 ]
 
 

@@ -29,7 +29,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "RunCheckpoint",
     "checkpoint_path",
-    "checkpoints_in",
+    "recorded_checkpoints",
     "found_checkpoints",
     "note_checkpoint",
     "noted_checkpoints",
@@ -46,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint plugin that writes atomically and loads tensors and plain values only (``weights_only=True``)."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save a checkpoint."""
+        """Write a checkpoint beside its place, then move it there."""
         with replacing_file(Path(path)) as new, new.open("wb") as file:
             torch.save(checkpoint, file)
 
@@ -88,7 +88,7 @@ def found_checkpoints(folder: Path) -> list[Path]:
     return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
+def recorded_checkpoints(folder: Path) -> list[Path]:
     """Return the paths of a phase's checkpoints, the latest first: those that the record of its folder names."""
     names = written_in(folder) or ()
     return [path for path in found_checkpoints(folder) if path.name in names]
@@ -107,7 +107,7 @@ def noted_checkpoints(folder: Path) -> list[Path]:
     """Return the paths of a phase's checkpoints, and of parts of such ones, of a process that was killed."""
     names = written_in(folder) or frozenset()
     parts = [path for path in folder.glob(".step-*.ckpt*.new") for name in names if path.name.startswith(f".{name}.")]
-    return [*checkpoints_in(folder), *parts]
+    return [*recorded_checkpoints(folder), *parts]
 
 
 def why_unusable(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
@@ -207,7 +207,7 @@ class RunCheckpoint(Callback):
             trainer.fit_loop.epoch_loop._batches_that_stepped = self._batches_that_stepped
             self._batches_that_stepped = None
         if trainer.global_step == self._step:
-            return  # In the middle of accumulating gradients.
+            return  # Gradients are being accumulated.
         self._step = trainer.global_step
         stop, requeue, is_late = all_reduce_max(
             self._signals.stop,
@@ -279,7 +279,7 @@ class RunCheckpoint(Callback):
         finally:
             self._is_between_steps = False
         if is_rank_zero():
-            saved, new = checkpoints_in(self._folder), checkpoint_path(self._folder, module.step_in_run)
+            saved, new = recorded_checkpoints(self._folder), checkpoint_path(self._folder, module.step_in_run)
             # On a full disk there may be no record of the new one.
             last = saved.index(new) if new in saved else None
             # Later ones are damaged: this run resumed from an earlier one.

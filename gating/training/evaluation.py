@@ -94,7 +94,7 @@ class Tally:
         undefined = {} if self._baseline is None else self._baseline.undefined
         for name, metric in self._metrics.items():
             if not metric[name].update_called:
-                continue  # Without a baseline, and metrics of generated texts.
+                continue  # There is no baseline, or the metric is one of generated texts.
             values[name] = undefined.get(name, np.nan)
             with suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -10,8 +10,9 @@ from gating.discovery.find import removable_attention, search_attention
 from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError
 from gating.families.registry import find_spec
+from gating.loader.changes import num_inputs, num_outputs, parameter_names, without_adapter
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.edits import Features, Handle, num_inputs, num_outputs, parameter_names, whole, without_adapter
+from gating.structure.edits import Features, Handle, whole
 from gating.structure.removal import Selection, rows_of
 from gating.units.unit import Calls, GateSize, Metrics, Unit, has_foreign_classes, token_counter
 

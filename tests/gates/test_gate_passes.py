@@ -29,7 +29,7 @@ def test_a_submodule_uses_gates_changed_by_the_objective():
         before = model.get_encoder()(input_ids=ids)[0]
         objective.update(gates, 1.0)
         after = model.get_encoder()(input_ids=ids)[0]
-        gates.invalidate_sample()
+        gates.renew_values()
         assert torch.equal(after, model.get_encoder()(input_ids=ids)[0])
     assert not torch.equal(after, before)
 
@@ -103,7 +103,7 @@ def test_a_pass_that_failed_leaves_no_trace():
         first, second = (model.model.decoder(input_ids=ids)[0] for _ in range(2))
         gates.eval()
     assert first.shape == second.shape
-    assert not gates.pass_sample._is_made_for_base
+    assert not gates.pass_values._is_made_for_base
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "vit"])

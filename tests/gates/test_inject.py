@@ -135,7 +135,7 @@ def test_remove_leaves_no_trace(model):
     assert torch.equal(logits_of(model, batch), expected)
 
 
-def test_gates_without_a_model_have_no_attention_blocks(bert):
+def test_gates_without_a_model_have_no_blocks(bert):
     created, removed = create_gates(bert), gating.inject_gates(bert)
     removed.remove()
     for gates in (created, removed):

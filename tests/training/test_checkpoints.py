@@ -12,10 +12,10 @@ from gating.training.checkpoints import (
     AtomicCheckpointIO,
     RunCheckpoint,
     checkpoint_path,
-    checkpoints_in,
     found_checkpoints,
     note_checkpoint,
     read_checkpoint,
+    recorded_checkpoints,
     why_unusable,
 )
 
@@ -92,10 +92,10 @@ def test_the_latest_checkpoint_comes_first(tmp_path):
     for other in ("step-3.txt", "step-x.ckpt", "hpc_ckpt_1.ckpt", "last.ckpt", ".step-200.ckpt.17.new"):
         (tmp_path / other).touch()
     assert found_checkpoints(tmp_path) == [checkpoint_path(tmp_path, step) for step in (100, 20, 9)]
-    assert found_checkpoints(tmp_path / "nowhere") == checkpoints_in(tmp_path) == []
+    assert found_checkpoints(tmp_path / "nowhere") == recorded_checkpoints(tmp_path) == []
     for step in (9, 100):
         note_checkpoint(checkpoint_path(tmp_path, step))
-    assert checkpoints_in(tmp_path) == [checkpoint_path(tmp_path, step) for step in (100, 9)]
+    assert recorded_checkpoints(tmp_path) == [checkpoint_path(tmp_path, step) for step in (100, 9)]
 
 
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"every_n_steps": -1}, {"every_minutes": 0}])

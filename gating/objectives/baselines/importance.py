@@ -49,7 +49,7 @@ class Importance(nn.Module):
         for block, size in zip(gates.blocks(), gates.block_sizes, strict=True):
             widths = [gate.num_features for gate in gates.gate_sizes[first : first + size]]
             hook = _SensitivityHook(self, gates, first, widths)
-            gates.remove_with_gates(block.hook_features(hook))
+            gates.keep_until_removed(block.hook_features(hook))
             first += size
 
     def scores(self, gates: HeadGates) -> Tensor:

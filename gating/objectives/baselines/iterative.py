@@ -117,7 +117,7 @@ class IterativePruning(KeepsBudget, FullPrecision):
     def update(self, gates: HeadGates, progress: float) -> None:
         """Close gates if a round is due at this share of the search."""
         check_search(self, gates)
-        gates.invalidate_sample()
+        gates.renew_values()
         left = [self._num_left(part, budget, progress) for part, budget in self._budget.parts(gates)]
         num_open = self._budget.amount(gates, left)
         if num_open < _mask_of(gates).num_open.value:

@@ -8,7 +8,7 @@ from torch import nn
 
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.gates.sampler import GateSampler
+from gating.gates.interfaces import GateSampler
 from gating.objectives.base import begin_search, check_search
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
 from gating.objectives.budget import HeadBudget, KeepsBudget
@@ -124,7 +124,7 @@ class TopK(KeepsBudget, nn.Module):
     def update(self, gates: HeadGates, progress: float) -> None:
         """Set the temperature and k for this share of the search."""
         check_search(self, gates)
-        gates.invalidate_sample()
+        gates.renew_values()
         for (part, budget), sampler in zip(self._budget.parts(gates), _samplers_of(gates), strict=True):
             if isinstance(sampler, GumbelTopK):
                 sampler.temperature.fill_(self._temperature(progress))

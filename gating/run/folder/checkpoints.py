@@ -5,14 +5,14 @@ from pathlib import Path
 
 from gating.errors import InputError
 from gating.run.folder.contents import CHECKPOINTS, CLEARED, CONFIG, TEACHER, Phase
-from gating.run.folder.stored_settings import checkpoints_of, read_settings_of
+from gating.run.folder.stored_settings import read_settings_of, stored_checkpoint_folder
 from gating.storage.folders import is_inside
 from gating.storage.written import WRITTEN
-from gating.training.checkpoints import checkpoints_in, found_checkpoints, noted_checkpoints, remove_checkpoint
+from gating.training.checkpoints import found_checkpoints, noted_checkpoints, recorded_checkpoints, remove_checkpoint
 
 __all__ = [
     "check_recorded",
-    "find_checkpoints",
+    "checkpoint_folder",
     "has_checkpoint",
     "noted_in",
     "remove_noted",
@@ -20,17 +20,17 @@ __all__ = [
 ]
 
 
-def find_checkpoints(folder: Path) -> Path:
+def checkpoint_folder(folder: Path) -> Path:
     """Return the folder of a run's checkpoints by its stored settings; the default one if they are damaged."""
     for name in (CONFIG, CLEARED):
         with suppress(ValueError):
-            return checkpoints_of(folder, read_settings_of(folder, name=name))
+            return stored_checkpoint_folder(folder, read_settings_of(folder, name=name))
     return folder / CHECKPOINTS
 
 
 def has_checkpoint(folder: Path) -> bool:
     """Return whether a run has a checkpoint or a teacher to resume from."""
-    places = {folder / CHECKPOINTS, find_checkpoints(folder)}
+    places = {folder / CHECKPOINTS, checkpoint_folder(folder)}
     return (folder / TEACHER).is_dir() or any(found_checkpoints(place / phase) for place in places for phase in Phase)
 
 
@@ -74,7 +74,7 @@ def check_recorded(checkpoints: Path, *, chosen: str | None) -> None:
     """
     known = {Path(chosen).resolve()} if chosen else set()
     for phase in (checkpoints / phase for phase in Phase):
-        own = checkpoints_in(phase)
+        own = recorded_checkpoints(phase)
         for path in (path for path in found_checkpoints(phase) if path not in own and path.resolve() not in known):
             raise InputError(
                 f"{path} is not recorded as a checkpoint of this run, which might replace it: move it away. If the run "

@@ -33,14 +33,15 @@ from gating.run.folder.earlier_run import (
 )
 from gating.run.folder.inputs import Inputs, write_inputs
 from gating.run.folder.state import enter_folder, is_finished, owned_by_other_process, owner_of, take_lock
-from gating.run.folder.stored_settings import leaves, local_places, read_settings_of, with_values
+from gating.run.folder.stored_settings import local_places, read_settings_of, with_values
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import check_folder, is_inside
+from gating.storage.same_settings import leaves
 from gating.storage.written import note_written
 from gating.training.checkpoints import (
-    checkpoints_in,
     found_checkpoints,
     note_checkpoint,
+    recorded_checkpoints,
     remove_checkpoint,
     why_unusable,
 )
@@ -219,7 +220,7 @@ def _return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
         check_teacher(folder, remedy="Move it away.")
     # It may be from a backup.
     note_checkpoint(checkpoint.resolve())
-    for later in set(found[: found.index(checkpoint.resolve())]).intersection(checkpoints_in(phase)):
+    for later in set(found[: found.index(checkpoint.resolve())]).intersection(recorded_checkpoints(phase)):
         remove_checkpoint(later)
     remove_phases(checkpoints, after=Phase(phase.name))
     if phase.name == Phase.TEACHER:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gating.errors import InputError
 from gating.loader.integrity import digest_table
-from gating.run.folder.checkpoints import find_checkpoints, remove_noted
+from gating.run.folder.checkpoints import checkpoint_folder, remove_noted
 from gating.run.folder.contents import (
     CHECKPOINTS,
     CLEARED,
@@ -24,9 +24,9 @@ from gating.run.folder.contents import (
     TEACHER,
     Phase,
 )
-from gating.run.folder.stored_settings import leaves
 from gating.storage.folders import is_inside, is_or_holds
 from gating.storage.results import COMPACT_MODEL, RECORD_FILE, check_result, find_foreign
+from gating.storage.same_settings import leaves
 from gating.storage.tables import read_table
 from gating.storage.written import WRITTEN, note_written, written_in
 from gating.tracking.tensorboard_log import find_event_files
@@ -55,7 +55,7 @@ def check_earlier(folder: Path, checkpoints: Path, *, settings: Mapping[str, Any
         _check_compact(folder, remedy=_ELSEWHERE)
         check_teacher(folder, remedy=_ELSEWHERE)
         _check_sources(folder, settings)
-    own = [folder / CHECKPOINTS, *([find_checkpoints(folder)] if written is not None else [])]
+    own = [folder / CHECKPOINTS, *([checkpoint_folder(folder)] if written is not None else [])]
     for place in (checkpoints, folder / CHECKPOINTS):
         check_links(folder, place)
     is_own = written is not None and checkpoints.resolve() in [place.resolve() for place in own]
@@ -130,7 +130,7 @@ def _is_used(path: Path) -> bool:
 def _check_sources(folder: Path, settings: Mapping[str, Any]) -> None:
     places = [folder / name for name in (*REPLACED_FOLDERS, *MODELS)]
     for name, value in leaves({group: settings[group] for group in ("model", "data", "distillation")}):
-        with suppress(OSError):  # Such as a value too long for a path.
+        with suppress(OSError):  # A value may be too long for a path.
             if isinstance(value, str) and value and "\0" not in value:
                 source = Path(os.path.expanduser(value))
                 if any(is_or_holds(place, source) for place in places):
@@ -177,7 +177,7 @@ def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
         (folder / METRICS).unlink(missing_ok=True)
         if (folder / CONFIG).is_file():
             (folder / CONFIG).replace(folder / CLEARED)
-        for place in {folder / CHECKPOINTS, find_checkpoints(folder)}:
+        for place in {folder / CHECKPOINTS, checkpoint_folder(folder)}:
             if is_inside(place, folder):
                 remove_noted(place)
         for name in written.intersection(MODELS):

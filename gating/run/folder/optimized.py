@@ -12,8 +12,8 @@ from gating.tasks.base import Prepared
 
 __all__ = ["check_measured", "check_optimized", "optimized_value"]
 
-_MEASURED = re.compile(rf"(?P<stage>({'|'.join(Stage)})/)?(?P<split>val|test)/(?P<metric>\w+)")
-_NAME = re.compile(rf"({_MEASURED.pattern})|(num_heads|num_heads_before|seconds)/\w+")
+_METRIC = re.compile(rf"(?P<stage>({'|'.join(Stage)})/)?(?P<split>val|test)/(?P<metric>\w+)")
+_NAME = re.compile(rf"({_METRIC.pattern})|(num_heads|num_heads_before|seconds)/\w+")
 
 
 def check_optimized(name: str | None) -> None:
@@ -45,7 +45,7 @@ def check_measured(name: str | None, prepared: Prepared, *, num_evaluated: Mappi
     Raises:
         InputError: There is no such metric, or its split is not evaluated.
     """
-    found = _MEASURED.fullmatch(name or "")
+    found = _METRIC.fullmatch(name or "")
     metrics = list(prepared.all_metrics.keys(keep_base=True))
     if found is None or any(score and score.name not in metrics for score in (prepared.score, prepared.final_score)):
         return  # Some metrics have several values, whose names are known after the first validation.

@@ -9,19 +9,23 @@ from hydra.utils import get_object
 from gating.errors import FolderExistsError, InputError
 from gating.run.folder.contents import is_run
 from gating.run.folder.state import is_finished, owned_by_other_process
-from gating.run.folder.stored_settings import local_places, read_settings_of, with_absolute_paths, with_values
+from gating.run.folder.stored_settings import (
+    MEASURED,
+    local_places,
+    read_settings_of,
+    with_absolute_paths,
+    with_values,
+)
 from gating.storage.same_settings import check_same_settings, find_difference, leaves
 from gating.tracking.redaction import redact_settings
 
-__all__ = ["find_run", "is_free", "named_run"]
+__all__ = ["OF_COMMAND", "find_run", "is_free", "named_run"]
 
+# Settings of one command, not of a run.
+OF_COMMAND = ("output_dir", "overwrite", "resume", "ckpt_path", "phase", "optimized_metric", "push_to_hub", "sweep")
 # Settings that may differ between a run and the command that resumes it: they change no result.
 _FREE = (
-    "output_dir",
-    "overwrite",
-    "resume",
-    "ckpt_path",
-    "phase",
+    *OF_COMMAND,
     "paths",
     "logger",
     "callbacks",
@@ -30,9 +34,6 @@ _FREE = (
     "latency.max_seconds",
     "model.base_model",
     "keep_checkpoints",
-    "optimized_metric",
-    "push_to_hub",
-    "sweep",
     "trainer.max_time",
 )
 
@@ -131,11 +132,11 @@ def _comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict
     """Return those of the stored and the given settings, by dotted names, that must not differ."""
     # Secrets are not stored.
     old, new = dict(leaves(before)), dict(leaves(redact_settings(with_absolute_paths(now))))
+    # A measured budget is not compared: another measurement could differ a little.
     is_measured = new.get("objective.cost") == "latency" and any(name.startswith("objective.cost.") for name in old)
     measured = ["objective.cost"] if is_measured else []
     if new.get("objective.speedup") is not None:
-        measured = ["objective.cost", "objective.num_heads", "objective.keep"]
-    # Measured when the run began; another measurement could differ a little.
+        measured = [f"objective.{name}" for name in MEASURED]
     free = [name for name in old | new if is_free(name) or name.startswith(tuple(measured))]
     left_out = set(free) - _of_deciding_callbacks(before) - _of_deciding_callbacks(now)
     names = sorted((old | new).keys() - left_out)

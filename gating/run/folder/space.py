@@ -5,7 +5,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from gating.errors import InputError
-from gating.run.folder.checkpoints import find_checkpoints, noted_in, remove_noted
+from gating.run.folder.checkpoints import checkpoint_folder, noted_in, remove_noted
 from gating.run.folder.contents import METRICS, Phase, RunPaths
 from gating.run.folder.state import has_own_checkpoints, holding, is_finished, owned_by_other_process
 from gating.storage.folders import is_inside
@@ -44,7 +44,7 @@ def free_space(folder: Path, *, dry_run: bool) -> tuple[int, str]:
         # Results of another program do not make a run a finished one.
         if not (is_finished(folder) and METRICS in (written_in(folder) or ())):
             return 0, f"{folder}: not finished, so its checkpoints stay; resume it with python train.py resume={folder}"
-        place = find_checkpoints(folder)
+        place = checkpoint_folder(folder)
         if not has_own_checkpoints(folder, place):
             return 0, f"{folder}: its checkpoints are in {place}, which may be those of another run, so they stay."
         noted = noted_in(place)

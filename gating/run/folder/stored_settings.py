@@ -12,18 +12,19 @@ from omegaconf import OmegaConf
 
 from gating.errors import InputError
 from gating.run.folder.contents import CONFIG
-from gating.storage.same_settings import leaves
 
 __all__ = [
+    "MEASURED",
     "absolute_path",
-    "checkpoints_of",
-    "leaves",
+    "stored_checkpoint_folder",
     "local_places",
     "read_settings_of",
     "with_absolute_paths",
     "with_values",
 ]
 
+# Settings of the objective that a measurement fills in.
+MEASURED = ("num_heads", "keep", "cost")
 # Groups of every run, and the remedy if they are missing.
 _GROUPS = ("model", "task", "data", "objective", "trainer", "callbacks", "logger", "paths")
 _NO_SETTINGS = "Begin again with the whole command and overwrite=true, or in another output_dir."
@@ -75,7 +76,7 @@ def with_values(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[
     return changed
 
 
-def checkpoints_of(folder: Path, settings: Mapping[str, Any]) -> Path:
+def stored_checkpoint_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
     """Return the folder of a run's checkpoints, which moves with the run's folder if it is inside."""
     place, before = Path(str(settings["paths"].get("checkpoints"))), str(settings.get("output_dir"))
     return folder / place.relative_to(before) if place.is_relative_to(before) else place

@@ -98,7 +98,7 @@ def call_source(name: str, values: Mapping[str, Any]) -> Any:
 
 
 def make_objective(values: Mapping[str, Any]) -> Any:
-    """Return the objective; a speedup is converted to a number of heads elsewhere."""
+    """Return the objective without its speedup, which gating/run/measured_budget.py replaces by a budget."""
     return build("objective", {name: value for name, value in values.items() if name != "speedup"})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gating.run.folder.stored_settings import leaves
+from gating.storage.same_settings import leaves
 
 __all__ = ["names_in", "open_tables"]
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from gating.compact.files import walk
 from gating.errors import explain
-from gating.run.folder.stored_settings import leaves
+from gating.storage.same_settings import leaves
 
 __all__ = ["Option", "names_given", "naming_settings", "read_options"]
 

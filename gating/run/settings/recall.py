@@ -17,17 +17,15 @@ from gating.compact.files import walk
 from gating.errors import InputError
 from gating.run.folder.contents import CONFIG
 from gating.run.folder.earlier_run import check_links
-from gating.run.folder.resume import named_run
+from gating.run.folder.resume import OF_COMMAND, named_run
 from gating.run.folder.state import has_own_checkpoints
-from gating.run.folder.stored_settings import checkpoints_of, read_settings_of
+from gating.run.folder.stored_settings import MEASURED, read_settings_of, stored_checkpoint_folder
 from gating.run.settings.options import Option, names_given, read_options
 from gating.run.settings.read import resolving
 from gating.tracking.redaction import HIDDEN
 
 __all__ = ["recall", "with_recalled"]
 
-# Settings of one command, not of a run.
-_OF_COMMAND = {"output_dir", "overwrite", "resume", "ckpt_path", "phase", "optimized_metric", "push_to_hub", "sweep"}
 # The current phase has its checkpoints here.
 _OWN_PLACE = "${paths.checkpoints}/${phase}"
 
@@ -74,14 +72,14 @@ def recall(composed: Mapping[str, Any], overrides: Sequence[str], *, conf: Path)
     given = names_given(overrides, options)
     folder = named_run(resume, ckpt_path)
     stored = read_settings_of(folder)
-    check_links(folder, checkpoints_of(folder, stored))
+    check_links(folder, stored_checkpoint_folder(folder, stored))
     stored = _relocated(stored, folder, given)
-    taken = {name: value for name, value in stored.items() if name in composed and name not in _OF_COMMAND}
+    taken = {name: value for name, value in stored.items() if name in composed and name not in OF_COMMAND}
     _check_trusted(taken, folder=folder, given=given, command=composed, options=options)
     taken["paths"] = {**composed["paths"], **taken["paths"]}
     if "allow_changed" in taken["data"]:
         taken["data"]["allow_changed"] = False  # Each command allows it anew.
-    for name in (name for name in given if name.partition(".")[0] not in _OF_COMMAND):
+    for name in (name for name in given if name.partition(".")[0] not in OF_COMMAND):
         _override(taken, composed, name.split("."))
     if HIDDEN in str(taken):
         raise InputError(
@@ -97,7 +95,7 @@ def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> di
     Raises:
         InputError: Its checkpoints are outside its folder, and may be another run's.
     """
-    checkpoints = checkpoints_of(folder, stored)
+    checkpoints = stored_checkpoint_folder(folder, stored)
     if not _is_given("paths.checkpoints", given) and not has_own_checkpoints(folder, checkpoints):
         again = shlex.quote(f"paths.checkpoints={stored['paths'].get('checkpoints')}")
         raise InputError(
@@ -107,7 +105,7 @@ def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> di
     objective = stored["objective"]
     if objective.get("speedup") is not None:
         # They were measured from the speedup.
-        before = {"num_heads": None, "keep": None, "cost": "macs"}
+        before = {**dict.fromkeys(MEASURED), "cost": "macs"}
         objective = objective | {name: value for name, value in before.items() if name in objective}
     # Callbacks are stored with the folder of one phase.
     place = f"{stored['paths'].get('checkpoints')}/{stored.get('phase')}"

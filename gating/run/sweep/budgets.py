@@ -7,8 +7,9 @@ from typing import Any
 
 from gating.objectives.budget import DEFAULT_KEEP
 from gating.run.folder.resume import is_free
-from gating.run.folder.stored_settings import leaves
+from gating.run.folder.stored_settings import MEASURED
 from gating.run.settings.settings import is_dense
+from gating.storage.same_settings import leaves
 
 __all__ = ["as_text", "budget_text", "differing", "of_group", "settings_texts", "units_text"]
 
@@ -21,7 +22,7 @@ _SHOWN = {
     "speedup": "{}x",
     "price": "price {}",
 }
-_MEASURED = ("objective.num_heads", "objective.keep", "objective.cost")
+_MEASURED = tuple(f"objective.{name}" for name in MEASURED)
 _FILES = ("data.train", "data.validation", "data.test", "data.path")
 # Where a group's object differs, its other settings differ with it.
 _NAMES = ("_target_", "name")

@@ -208,7 +208,7 @@ def _check_own(folder: Path) -> None:
 
 def _check_repeated(folder: Path, config: DictConfig) -> None:
     """Exit where jobs would be numbered as those of an earlier sweep, which have begun."""
-    # The number of the job has no value yet.
+    # The number of the job is not known yet.
     subdir: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     is_numbered = subdir["subdir"] == "${hydra.job.num}"
     if is_numbered and config.get("resume") is None and not config.get("overwrite"):

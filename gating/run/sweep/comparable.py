@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from gating.errors import InputError
 from gating.run.folder.inputs import read_inputs
 from gating.run.folder.resume import is_free
-from gating.run.folder.stored_settings import leaves
 from gating.storage.identity import NUM_ROWS
+from gating.storage.same_settings import leaves
 from gating.storage.tables import finite_number
 from gating.tasks.metrics.tokens import PERPLEXITY
 

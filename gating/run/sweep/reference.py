@@ -9,9 +9,10 @@ from gating.errors import InputError
 from gating.run.folder.contents import METRICS
 from gating.run.folder.resume import is_free
 from gating.run.folder.state import is_finished
-from gating.run.folder.stored_settings import leaves, read_settings_of
+from gating.run.folder.stored_settings import read_settings_of
 from gating.run.settings.settings import is_dense
 from gating.run.sweep.records import jobs_of
+from gating.storage.same_settings import leaves
 from gating.storage.tables import finite_number, read_table
 
 __all__ = ["dense_metrics"]

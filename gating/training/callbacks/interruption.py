@@ -53,7 +53,7 @@ class InterruptOnStop(Callback):
     ) -> None:
         """Interrupt the run; :class:`RunCheckpoint` precedes this callback and has saved a checkpoint."""
         if trainer.global_step == self._step:
-            return  # In the middle of accumulating gradients.
+            return  # Gradients are being accumulated.
         self._step = trainer.global_step
         if self._reason is not None:
             raise Unfinished(self._phase, step=self._step, num_steps=trainer.max_steps, reason=self._reason)

@@ -12,11 +12,11 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from gating.errors import OperationError
 
-__all__ = ["BlockGate", "GateSample"]
+__all__ = ["BlockGate", "PassValues"]
 
 
 class _Gates(Protocol):
-    """The part of :class:`~gating.gates.HeadGates` that a sample is made from."""
+    """The part of :class:`~gating.gates.HeadGates` that the values are made from."""
 
     training: bool
     log_alpha: nn.Parameter
@@ -29,18 +29,19 @@ class _Gates(Protocol):
     def feature_scales(self) -> Tensor: ...
 
 
-class GateSample:
+class PassValues:
     """The gate values that all blocks of a model use in one forward pass.
 
-    A sample is made at the beginning of a pass, by a pre-hook of the model. The first block that uses it would be too
-    late: that block may be inside of a checkpoint, which runs again in the backward pass. Where a part of a model is
-    called alone, no such hook has run, so :meth:`scaling` makes a new sample if the present one is stale:
+    In training they are a sample, in evaluation the deterministic values. They are made at the beginning of a pass, by
+    a pre-hook of the model. The first block that uses them would be too late: that block may be inside of a checkpoint,
+    which runs again in the backward pass. Where a part of a model is called alone, no such hook has run, so
+    :meth:`scaling` makes new values if the present ones are stale:
 
-    - it was made in the other mode (training, evaluation) or before an update of ``log_alpha``;
-    - its backward pass has run, so its graph is freed;
-    - gradients are needed, and it was made without.
+    - they were made in the other mode (training, evaluation) or before an update of ``log_alpha``;
+    - their backward pass has run, so their graph is freed;
+    - gradients are needed, and they were made without.
 
-    In a backward pass, where checkpoints compute activations again, the sample stays as it is.
+    In a backward pass, where checkpoints compute activations again, the values stay as they are.
     """
 
     def __init__(self, gates: _Gates, block_widths: Sequence[int]) -> None:
@@ -48,26 +49,26 @@ class GateSample:
 
         Args:
             gates: Maker of the values.
-            block_widths: Number of features of each block: the input width of its output projection.
+            block_widths: Number of features of each block, the sum of its slot widths.
         """
         self._gates = gates
         self._block_widths = list(block_widths)
         # The factor of each feature of all blocks, and its parts for each block by dtype and gradient mode.
         self._scales: Tensor | None = None
         self._by_block: dict[tuple[torch.dtype, bool], tuple[Tensor, ...]] = {}
-        # The mode and the version of log_alpha that the sample was made with.
+        # The mode and the version of log_alpha that the values were made with.
         self._made_with: tuple[bool, int] | None = None
         self._graph: _Graph | None = None
         self._earlier_graphs: list[weakref.ref[_Graph]] = []
         # Whether the current pass began with gradients; None outside of passes.
         self._pass_learns: bool | None = None
-        # Whether the model has made the sample for the pass of its base model, which comes next.
+        # Whether the model has made the values for the pass of its base model, which comes next.
         self._is_made_for_base = False
-        # The state of the random numbers at the last sample outside of a pass, and how many were made in that state.
+        # The state of the random numbers when values were last made outside of a pass, and how often in that state.
         self._late = (-1, 0)
 
     def scaling(self, block_index: int, dtype: torch.dtype) -> Tensor:
-        """Return the factors of a block's features in this forward pass, ``[num_slots * head_dim]``.
+        """Return the factors of a block's features in this forward pass, ``[sum(slot_widths)]``.
 
         Raises:
             OperationError: A checkpoint computes activations of an earlier pass again, or would give gates no gradient.
@@ -88,12 +89,12 @@ class GateSample:
         return self._by_block[key][block_index]
 
     def begin_pass(self, *_: object) -> None:
-        """Make the sample of a pass; a pre-hook of the model."""
+        """Make the values of a pass; a pre-hook of the model."""
         self._begin()
         self._is_made_for_base = True
 
     def begin_base_pass(self, *_: object) -> None:
-        """Make the sample of a pass, unless the whole model has; a pre-hook of the base model."""
+        """Make the values of a pass, unless the whole model has; a pre-hook of the base model."""
         if not self._is_made_for_base:
             self._begin()
         self._is_made_for_base = False
@@ -133,7 +134,7 @@ class GateSample:
             self._check_not_reentrant()
 
     # A compiled graph cannot depend on versions of parameters and on backward passes.
-    _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale, reason="a sample may be stale")
+    _renew_outside_of_graph = torch.compiler.disable(_renew_if_stale, reason="values may be stale")
 
     def _is_stale(self) -> bool:
         if self._scales is None or (self._graph is not None and self._graph.is_used):
@@ -143,9 +144,9 @@ class GateSample:
         return lacks_graph or self._made_with != (self._gates.training, self._gates.log_alpha._version)
 
     def _make_late(self) -> None:
-        """Make a sample without a pass, perhaps inside of a checkpoint.
+        """Make values without a pass, perhaps inside of a checkpoint.
 
-        The checkpoint runs its function again, but makes no new sample. So this must not change the things that the
+        The checkpoint runs its function again, but makes no new values. So this must not change the things that the
         checkpoint compares: the state of the random numbers and the tensors saved for the backward pass. Its seed comes
         from that state and a counter, since passes without other random numbers leave the state as it is.
         """
@@ -159,14 +160,14 @@ class GateSample:
             self._make()
 
     def _retire_graph(self) -> None:
-        """Remember the graph of the sample as long as its backward pass may still run."""
+        """Remember the graph of the values as long as its backward pass may still run."""
         if self._graph is not None:
             alive = [graph for graph in self._earlier_graphs if graph() is not None]
             self._earlier_graphs = [weakref.ref(self._graph), *alive]
         self._graph = None
 
     def _check_recomputation(self) -> None:
-        """Raise ``OperationError`` if activations may be computed again with the sample of another pass."""
+        """Raise ``OperationError`` if activations may be computed again with the values of another pass."""
         earlier = [graph() for graph in self._earlier_graphs]
         if self._scales is None or any(graph is not None and not graph.is_used for graph in earlier):
             raise OperationError(
@@ -178,7 +179,7 @@ class GateSample:
         """Raise ``OperationError`` if a part of a pass with gradients is inside of a reentrant checkpoint.
 
         The backward pass of such a checkpoint ends at its inputs, and the gates are not among them: they would get no
-        gradient. A whole pass inside of one makes its sample again in the backward pass.
+        gradient. A whole pass inside of one makes its values again in the backward pass.
         """
         context = None if self._pass_learns is False else _reentrant_context()
         # Gradients are off inside. A pass records whether they are on outside; without one, only the inputs show it.
@@ -198,16 +199,16 @@ class BlockGate(nn.Module):
     A module, not a closure: ``print(model)`` shows it, and a copy of the model has its own.
     """
 
-    def __init__(self, sample: GateSample, block_index: int, *, shown: str) -> None:
-        """Args: ``sample`` of all gates, the position of the block among theirs, and what ``print(model)`` shows."""
+    def __init__(self, pass_values: PassValues, block_index: int, *, shown: str) -> None:
+        """Args: Values of all gates, the position of the block among theirs, and what ``print(model)`` shows."""
         super().__init__()
-        self.sample = sample
+        self.pass_values = pass_values
         self.block_index = block_index
         self.shown = shown
 
     def forward(self, features: Tensor) -> Tensor:
         """Scale features of heads or neurons, or the columns of a weight that they meet: ``[..., num_features]``."""
-        return features * self.sample.scaling(self.block_index, features.dtype)
+        return features * self.pass_values.scaling(self.block_index, features.dtype)
 
     def extra_repr(self) -> str:
         """Return the description."""
@@ -215,7 +216,7 @@ class BlockGate(nn.Module):
 
 
 class _Graph:
-    """Whether the backward pass of a sample has run; alive as long as the graph, whose hook holds it."""
+    """Whether the backward pass of the values has run; alive as long as the graph, whose hook holds it."""
 
     def __init__(self) -> None:
         self.is_used = False
