@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gating
+from gating.objectives import HeadBudget
 from gating.objectives.gate_metrics import gate_metrics
 from gating.objectives.parts import gate_costs
 from gating.proof.outputs import forward_outputs, max_relative_difference
@@ -165,6 +166,17 @@ def test_every_objective_searches_it(bert, name, units):
         assert {"gates/cost/heads", "gates/cost/blocks"} <= set(metrics)
     report = gating.finalize(bert, gates, objective)
     assert report.after.units["blocks"] == int(kept[-3:].sum())
+
+
+def test_a_share_takes_the_place_of_every_number():
+    @dataclass(frozen=True)
+    class Budget(HeadBudget):
+        num_blocks: int | None = None
+
+    budget = Budget(num_heads=3, num_neurons=64, num_blocks=2, min_per_layer=1)
+    assert budget.numbers == {"heads": 3, "neurons": 64, "blocks": 2}
+    moved = budget.with_keep(0.5)
+    assert (moved.numbers, moved.keep, moved.min_per_layer) == ({}, 0.5, 1)
 
 
 def test_its_latency_is_fitted(bert):
