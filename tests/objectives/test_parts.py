@@ -222,7 +222,8 @@ def test_a_module_per_part_sees_only_its_gates_and_puts_them_back():
     [
         (
             {"num_heads": {"encoder": 4, "middle": 2}},
-            r"num_heads\.middle=2: there is no block of the kind middle.*kinds of blocks .*has: encoder \(8 heads\), decoder \(12 heads\), cross",
+            r"num_heads\.middle=2: there is no block of the kind middle; give numbers for kinds of blocks .*"
+            r"has: encoder \(8 heads\), decoder \(12 heads\), cross",
         ),
         ({"keep": {"self": 0.5}}, r"keep\.self=0\.5: there is no block of the kind self"),
         ({"num_heads": {}}, r"num_heads=\{\} is empty; .* encoder \(8 heads\)"),

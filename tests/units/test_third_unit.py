@@ -7,13 +7,17 @@ import pytest
 import torch
 
 import gating
+from gating.errors import InputError
+from gating.gates import create_gates
 from gating.objectives import HeadBudget
 from gating.objectives.gate_metrics import gate_metrics
 from gating.objectives.parts import gate_costs
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.latency.costs import measure_latency_costs
+from gating.pruning.latency.costs import budget_of_number, measure_latency_costs
 from gating.pruning.macs import measure_macs
+from gating.run.measured_budget import _check_measured
+from gating.run.objects import Budget
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.units import UNITS, GateSize, Unit, find_blocks
 from gating.units.neurons import neuron_norms
@@ -185,6 +189,23 @@ def test_its_latency_is_fitted(bert):
         time = lambda kept: 1 / (0.2 + 0.3 * kept[:12].float().mean() + 0.5 * kept[12:].float().mean())  # noqa: E731
         costs = measure_latency_costs(model, gates, measure=lambda kept: float(time(kept)))
     assert costs.shares == pytest.approx({"heads": 0.3, "blocks": 0.5})
+
+
+def test_its_number_for_a_speedup_is_a_share(bert):
+    alone = create_gates(bert, units="blocks")
+    assert budget_of_number(alone, 2) == {"keep": pytest.approx(2 / NUM_LAYERS)}
+    assert gating.ExactBudget(**budget_of_number(alone, 2)).kept(alone).sum() == 2
+    assert budget_of_number(create_gates(bert), 5) == {"num_heads": 5}
+
+
+def test_a_run_measures_its_latency_beside_heads_and_its_number_alone(bert):
+    asked = Budget(speedup=1.5, cost="latency")
+    _check_measured(asked, create_gates(bert, units=BOTH))
+    with pytest.raises(InputError, match="needs a cost"):
+        _check_measured(Budget(speedup=1.5), create_gates(bert, units=BOTH))
+    _check_measured(Budget(speedup=1.5), create_gates(bert, units="blocks"))
+    with pytest.raises(InputError, match="needs gates on neurons"):
+        _check_measured(Budget(cost="latency"), create_gates(bert, units="blocks"))
 
 
 def test_the_page_names_six_files_at_most():
