@@ -19,6 +19,7 @@ from gating.pruning.macs import measure_macs
 from gating.run.measured_budget import _check_measured
 from gating.run.objects import Budget
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.training.callbacks.progress import describe_open
 from gating.units import UNITS, GateSize, Unit, find_blocks
 from gating.units.neurons import neuron_norms
 from gating.units.unit import Metrics
@@ -107,6 +108,10 @@ def test_its_gates_multiply_and_count(bert):
     gates.log_alpha.data[13] = -9.0
     assert (gates.num_open(), gates.count_open("blocks"), gates.total("blocks")) == (12, 2, 3)
     assert "all blocks" in gates.summary()
+    assert describe_open(gates) == "12 of 12 heads and 2 of 3 blocks"
+    with gates.detached() as model:
+        alone = create_gates(model, units="blocks")
+    assert describe_open(alone) == "3 of 3 blocks"
     bert.eval()
     seen = []
     down = bert.bert.encoder.layer[1].output.dense
