@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import gating
-from gating.errors import InputError
+from gating.discovery.ungated import UngatedModules
+from gating.errors import InputError, RemedyWarning
 from gating.gates import create_gates
 from gating.objectives import HeadBudget
 from gating.objectives.gate_metrics import gate_metrics
@@ -175,6 +176,14 @@ def test_every_objective_searches_it(bert, name, units):
         assert {"gates/cost/heads", "gates/cost/blocks"} <= set(metrics)
     report = gating.finalize(bert, gates, objective)
     assert report.after.units["blocks"] == int(kept[-3:].sum())
+
+
+def test_modules_without_its_gates_have_a_sentence(bert, monkeypatch):
+    ungated = UngatedModules("Odd", ("encoder.odd", "encoder.even"), "it is odd", "blocks", "whole feed-forward")
+    monkeypatch.setattr(WholeBlocks, "search", lambda unit, model, **_: (list(unit.blocks(model)), [ungated]))
+    sentence = "2 whole feed-forward modules of .* get no gates, so they keep all blocks: encoder.odd and 1 more"
+    with pytest.warns(RemedyWarning, match=sentence):
+        gating.inject_gates(bert, units=BOTH)
 
 
 def test_a_share_takes_the_place_of_every_number():
