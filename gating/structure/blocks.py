@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gating.errors import InputError
-from gating.families.registry import find_spec
+from gating.families.registry import find_spec, registered_spec
 from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_adapter
 from gating.loader.heads import Heads, kinds_of
 from gating.loader.layouts import RowLayout
@@ -74,6 +74,11 @@ class UnitBlock(Protocol):
     @property
     def spec(self) -> object:
         """The layout of its weights."""
+        ...
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether discovery has found the layout, for which the registry has no row."""
         ...
 
     @property
@@ -208,6 +213,12 @@ class AttentionBlock(Heads):
         if latent is not None:
             return num_inputs(latent) + int(getattr(self.module, "qk_rope_head_dim", 0))
         return self.num_key_value_heads * (self.key_dim + self.head_dim)
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether discovery has found the layout; that of a loaded compact model is stored in the module, too."""
+        stored = getattr(self.module, "attention_spec", None)
+        return stored == self.spec != registered_spec(self.module)
 
     @property
     def is_cross_attention(self) -> bool:

@@ -11,7 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.families.feed_forward import check_group_size, find_feed_forward_spec, rows_of_layout
+from gating.families.feed_forward import (
+    check_group_size,
+    find_feed_forward_spec,
+    registered_feed_forward_spec,
+    rows_of_layout,
+)
 from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_adapter
 from gating.loader.experts import ExpertsSpec, without_grouped_products
 from gating.loader.layouts import FeedForwardSpec, UpLayout
@@ -96,6 +101,12 @@ class FeedForwardBlock:
     def hidden_size(self) -> int:
         """Width of the output."""
         return num_outputs(self.output_projection)
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether discovery has found the layout; that of a loaded compact model is stored in the module, too."""
+        stored = getattr(self.module, "feed_forward_spec", None)
+        return stored == self.spec != registered_feed_forward_spec(self.module)
 
     @property
     def experts_per_token(self) -> int:
@@ -193,6 +204,11 @@ class ExpertsBlock(FeedForwardBlock):
     """
 
     spec: ExpertsSpec
+
+    @property
+    def is_guessed(self) -> bool:
+        """Always False: names and shapes of parameters show the layout."""
+        return False
 
     @property
     def experts_per_token(self) -> int:
