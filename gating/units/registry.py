@@ -23,7 +23,7 @@ def unit_of(block: Block) -> Unit[Any]:
 
 
 def check_units(units: Collection[str] | str) -> tuple[UnitName, ...]:
-    """Return the kinds of units in their order: ``heads`` first.
+    """Return the names of units in the order of the table: ``heads`` first.
 
     Raises:
         InputError: A kind is unknown, or there is none.

@@ -19,6 +19,7 @@ from gating.pruning.latency.costs import budget_of_number, measure_latency_costs
 from gating.pruning.macs import measure_macs
 from gating.run.measured_budget import _check_measured
 from gating.run.objects import Budget
+from gating.structure.blocks import UnitBlock
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.training.callbacks.progress import describe_open
 from gating.units import UNITS, GateSize, Unit, find_blocks
@@ -69,6 +70,7 @@ class WholeBlocks(Unit):
     singular = full_name = "block"
     label = "whole feed-forward"
     gated = "blocks"
+    why_inexact = ("a gate stands for {} blocks", "give a share, ", "keep=0.5.", "objective.keep=0.5.")
     metrics = Metrics("gates/blocks/expected", "gates/blocks/open", "gates/blocks/target", "gates/block_{:02d}/open")
 
     def blocks(self, model):
@@ -222,25 +224,69 @@ def test_a_run_measures_its_latency_beside_heads_and_its_number_alone(bert):
         _check_measured(Budget(cost="latency"), create_gates(bert, units="blocks"))
 
 
-def test_the_page_names_six_files_at_most():
-    page = (ROOT / "docs" / "adding-a-unit.md").read_text(encoding="utf-8")
-    table = page[page.index("| file |") : page.index("## The block")]
-    rows = [line for line in table.splitlines()[2:] if line.startswith("|")]
-    # The last row stands for two files.
-    assert len(rows) + 1 <= 6
-    for path in re.findall(r"\]\((\.\./[^)#]+)", page):
+PAGE = (ROOT / "docs" / "adding-a-unit.md").read_text(encoding="utf-8")
+
+
+def _names(text):
+    return set(re.findall(r"`(\w+)(?:\(\w*\))?`", text))
+
+
+def _part(begin, end):
+    return PAGE[PAGE.index(begin) : PAGE.index(end, PAGE.index(begin))]
+
+
+def test_every_path_on_the_page_is_there():
+    for path in re.findall(r"\]\((\.\./[^)#]+)", PAGE):
         assert (ROOT / "docs" / path).exists(), path
 
 
-# Generation settings of Whisper name heads; and the record of a compact folder has a table for each unit.
-ABOUT_ONE_UNIT = {"pruning/plan.py", "pruning/compact_model.py", "pruning/recording.py"}
+def test_the_page_names_two_new_files_and_one_table():
+    rows = [line for line in _part("| file |", "Two further").splitlines()[2:] if line.startswith("|")]
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "sign"),
+    [
+        ("| a number of its own", r"num_neurons: (int|Number)\b"),
+        ("| a record of its own", r'"feed_forward"|^    neurons: dict'),
+    ],
+)
+def test_the_page_names_every_file_of_a_number_or_a_record(row, sign):
+    named = re.findall(r"\(\.\./([^)]+)\)", _part(row, "\n"))
+    modules = [path for path in (ROOT / "gating").rglob("*.py") if "structure" not in path.parts]
+    found = [path for path in modules if re.search(sign, path.read_text(encoding="utf-8"), re.M)]
+    assert found
+    for path in (str(path.relative_to(ROOT)) for path in found):
+        assert any(path == each or path.startswith(f"{each}/") for each in named), path
+
+
+def test_the_page_names_every_attribute_of_a_block():
+    members = {name for name in vars(UnitBlock) if not name.startswith("_")}
+    assert members <= _names(_part("## The block", "## The unit"))
+
+
+def test_the_page_names_every_attribute_of_a_unit_and_those_without_default():
+    members = {name for name in {*Unit.__annotations__, *vars(Unit)} if not name.startswith("_")}
+    table = _part("| asked |", "Most have")
+    asked = [_names(line.split("|")[1]) for line in table.splitlines()[2:] if line.startswith("|")]
+    assert set().union(*asked) == members
+    without = {name for name in members if not hasattr(Unit, name)} | Unit.__abstractmethods__
+    assert asked[0] | _names(_part("Most have", "have none")) == without
+
+
+# The padding of groups of heads is planned for all blocks at once, and the table of a sweep is a report.
+ABOUT_ONE_UNIT = {"pruning/plan.py", "run/sweep/tradeoff/table.py"}
 ASKS = re.compile(
     r"""isinstance\([^)]*(AttentionBlock|FeedForwardBlock|ExpertsBlock)|(==|in|is) \(?"(heads|neurons|feed_forward)"|"""
-    r"""len\((gates\.)?units\) == 2|gates\.(heads|neurons)_per_gate"""
+    r"""len\((gates\.)?units\) == 2|gates\.(heads|neurons)_per_gate|(if|not|and|or) gates\.num_neurons"""
 )
 
 
-@pytest.mark.parametrize("folder", ["proof", "gates", "objectives", "pruning", "integrations", "training", "sharding"])
+FOLDERS = ["proof", "gates", "objectives", "pruning", "integrations", "training", "sharding", "run"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_nothing_asks_which_unit_it_is(folder):
     package = ROOT / "gating"
     asking = {
