@@ -18,8 +18,7 @@ from gating.discovery.find import search_attention, search_feed_forward
 from gating.discovery.ungated import UngatedModules
 from gating.proof.masked import units_masked
 from gating.proof.outputs import forward_outputs, max_relative_difference
-from gating.structure.blocks import AttentionBlock
-from gating.structure.feed_forward import Block
+from gating.structure.blocks import AttentionBlock, Block
 
 __all__ = ["BATCH", "EXACT", "Row", "Tiny", "examine_heads", "examine_neurons", "save"]
 

@@ -22,8 +22,8 @@ from gating.discovery.ungated import (
     without_left_out,
 )
 from gating.proof.conditions import check_not_wrapped, check_stays
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.feed_forward import Block, FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.blocks import AttentionBlock, Block, iter_attention_blocks
+from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = [
     "find_attention_blocks",

@@ -22,8 +22,9 @@ from gating.gates.attachment import CHILD_NAME, check_not_gated
 from gating.gates.gates import HeadGates
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
+from gating.structure.blocks import Block
 from gating.structure.edits import without_adapter
-from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block
+from gating.structure.feed_forward import DEFAULT_GROUP_SIZE
 from gating.structure.removal import plan_removal
 from gating.units import UNITS, UnitName, check_units, unit_of
 

@@ -18,7 +18,7 @@ from gating.proof.outputs import (
     rounding_tolerance,
 )
 from gating.proof.probe import run_probe
-from gating.structure.feed_forward import Block
+from gating.structure.blocks import Block
 
 __all__ = ["ExpectedOutputs", "MaskedOutputs", "Processes", "factors_of", "units_masked"]
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from gating.errors import InputError, LayoutError
 from gating.proof.masked import MaskedOutputs, factors_of
 from gating.proof.undo import Undo, apply_edits, undo_edits
+from gating.structure.blocks import Block
 from gating.structure.edits import Edit
-from gating.structure.feed_forward import Block
 
 __all__ = ["Proof", "apply_proven", "check_proven", "try_removal"]
 

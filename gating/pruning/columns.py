@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from gating.proof.undo import EntriesEdit
+from gating.structure.blocks import Block
 from gating.structure.edits import Edit, Features, fill, weight_dim, whole, without_adapter
-from gating.structure.feed_forward import Block
 from gating.units import unit_of
 
 __all__ = ["ScaleEntries", "plan_scale_features", "silence_inputs"]

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gating.pruning.columns import plan_scale_features
-from gating.structure.blocks import AttentionBlock
+from gating.structure.blocks import AttentionBlock, Block
 from gating.structure.edits import ABSENT, Edit, SetAttribute
-from gating.structure.feed_forward import Block
 from gating.structure.removal import plan_removal, select
 
 __all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning"]

@@ -96,7 +96,7 @@ def remove_heads(run: Run, search: Search) -> None:
     check_same(gates.log_alpha, "The location of the gates")
     is_timed = run.objects.budget.speedup and gates.is_weighed
     if is_timed and isinstance(objective, HasMovableBudget):
-        kept = kept_at_speedup(run, objective, gates)
+        kept: torch.Tensor | None = kept_at_speedup(run, objective, gates)
         chosen = objective.kept(gates)
         state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), kept.cpu())
     else:

@@ -21,6 +21,7 @@ from gating.structure.hooks import ForwardHandle
 __all__ = [
     "AttentionBlock",
     "AttentionKind",
+    "Block",
     "UnitBlock",
     "base_prefix",
     "group_labels",
@@ -293,6 +294,10 @@ class AttentionBlock(Heads):
                 f"among {len(widths)} heads: describe {type(self.module).__name__} with gating.register_attention_spec."
             )
         return widths
+
+
+# Blocks with units that can be gated and removed, such as attention heads or groups of feed-forward neurons.
+Block = AttentionBlock | UnitBlock
 
 
 def _call_padded(

@@ -21,13 +21,12 @@ from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_a
 from gating.loader.experts import ExpertsSpec, without_grouped_products
 from gating.loader.layouts import FeedForwardSpec, UpLayout
 from gating.loader.record import base_prefix
-from gating.structure.blocks import AttentionBlock, UnitBlock, layer_number, tower_of
+from gating.structure.blocks import layer_number, tower_of
 from gating.structure.edits import Edit, Features, Handle, SetAttribute, TakeEntries, hook_input, plan_cut_at, set_all
 from gating.structure.experts import GROUP_FACTOR, experts_per_token, find_experts_spec, hook_activation
 
 __all__ = [
     "DEFAULT_GROUP_SIZE",
-    "Block",
     "ExpertsBlock",
     "FeedForwardBlock",
     "iter_feed_forward_blocks",
@@ -265,10 +264,6 @@ class ExpertsBlock(FeedForwardBlock):
         ]
         edits.append(TakeEntries(self.module, self.spec.down, Features(positions, 1), self.spec.input_dim))
         return [*edits, *set_all(without_grouped_products(self.module, len(positions)))], self.module
-
-
-# Blocks with units that can be gated and removed, such as attention heads or groups of feed-forward neurons.
-Block = AttentionBlock | UnitBlock
 
 
 def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None) -> Iterator[FeedForwardBlock]:

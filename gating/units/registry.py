@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from gating.errors import RemedyError
-from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block
+from gating.structure.blocks import Block
+from gating.structure.feed_forward import DEFAULT_GROUP_SIZE
 from gating.units.heads import HEADS
 from gating.units.neurons import NEURONS
 from gating.units.unit import Unit, UnitName

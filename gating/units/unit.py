@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 
 from gating.discovery.ungated import UngatedModules
+from gating.structure.blocks import Block
 from gating.structure.edits import Handle
-from gating.structure.feed_forward import Block
 
 __all__ = [
     "NUM_TOKENS",
