@@ -5,6 +5,7 @@ from copy import deepcopy
 from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
@@ -94,11 +95,11 @@ def remove_heads(run: Run, search: Search) -> None:
     """
     state, gates, objective = run.state, search.gates, search.objective
     check_same(gates.log_alpha, "The location of the gates")
-    is_timed = run.objects.budget.speedup and gates.is_weighed
-    if is_timed and isinstance(objective, HasMovableBudget):
-        kept: torch.Tensor | None = kept_at_speedup(run, objective, gates)
+    kept: Tensor | None
+    if run.objects.budget.speedup and gates.is_weighed and isinstance(objective, HasMovableBudget):
+        kept = at_speedup = kept_at_speedup(run, objective, gates)
         chosen = objective.kept(gates)
-        state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), kept.cpu())
+        state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), at_speedup.cpu())
     else:
         kept = objective.kept(gates)
     if kept is not None:
