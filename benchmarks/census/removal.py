@@ -16,10 +16,9 @@ import gating
 from benchmarks.census.models import looks_like_attention
 from gating.discovery.find import search_attention, search_feed_forward
 from gating.discovery.ungated import UngatedModules
-from gating.proof.masked import units_masked
+from gating.proof.masked import factors_of, features_scaled
 from gating.proof.outputs import forward_outputs, max_relative_difference
-from gating.structure.blocks import AttentionBlock
-from gating.structure.feed_forward import Block
+from gating.structure.blocks import AttentionBlock, Block
 
 __all__ = ["BATCH", "EXACT", "Row", "Tiny", "examine_heads", "examine_neurons", "save"]
 
@@ -147,7 +146,7 @@ def _without_effect(tiny: Tiny, blocks: Sequence[Block]) -> list[Block]:
     """Return the blocks whose units, all masked, change the outputs by no more than a mistake could."""
     found = []
     for block in blocks:
-        with units_masked([block], {block.name: set()}):
+        with features_scaled([block], factors_of([block], {block.name: set()})):
             outputs = forward_outputs(tiny.model, tiny.batch)
         if max_relative_difference(list(tiny.outputs), outputs) <= _EFFECT:
             found.append(block)
@@ -172,7 +171,7 @@ def _pattern(blocks: Sequence[Block], seed: int) -> dict[str, set[int]]:
 
 def _difference(tiny: Tiny, blocks: Sequence[Block], kept: dict[str, set[int]], compact: Any) -> float:
     """Return the difference between the outputs of the masked and of the compact model."""
-    with units_masked(blocks, kept):
+    with features_scaled(blocks, factors_of(blocks, kept)):
         expected = forward_outputs(tiny.model, tiny.batch)
     return max_relative_difference(expected, forward_outputs(compact(blocks, kept), tiny.batch))
 
@@ -210,6 +209,6 @@ def _generates_the_same(tiny: Tiny, blocks: Sequence[Block]) -> bool | None:
         generate(tiny.model)
     except Exception:
         return None  # The dense model does not, for these inputs.
-    with units_masked(blocks, kept):
+    with features_scaled(blocks, factors_of(blocks, kept)):
         expected = generate(tiny.model)
     return torch.equal(expected, generate(_without_heads(tiny, blocks, kept)))

@@ -240,14 +240,14 @@ def _explain(model: PreTrainedModel, blocks: Sequence[_Block], differing: set[st
     block = next((one for one in blocks if any(name.startswith(f"{prefix}{one.name}.") for name in differing)), None)
     if block is None:
         return _refusal(model, f"{min(differing)} differs from the model that {config} describes")
+    size = f"{_size(block)} of {_size_before(block)} {block.unit}"
     for other in blocks:
         if (other.kind, _size_before(other)) == (block.kind, _size_before(block)) and _size(other) != _size(block):
-            size = f"{_size(block)} of {_size_before(block)} {block.unit}"
             reason = f"{block.name} keeps {size}, but {other.name} {_size(other)}"
             return _refusal(model, reason, "Remove equally many of every layer, as objectives with uniform=True do")
     if isinstance(block, AttentionBlock):
         return _refusal(model, _explain_heads(block, config, differing), "Remove neurons only")
-    return _refusal(model, f"no setting of {config} gives {block.name} {_size(block)} of {_size_before(block)} neurons")
+    return _refusal(model, f"no setting of {config} gives {block.name} {size}")
 
 
 def _explain_heads(block: AttentionBlock, config: str, differing: set[str]) -> str:

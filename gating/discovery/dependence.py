@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from gating.discovery.neuron_trial import why_features_change
 from gating.loader.changes import num_outputs
-from gating.structure.blocks import AttentionBlock
-from gating.structure.feed_forward import Block, ExpertsBlock, FeedForwardBlock
+from gating.structure.blocks import AttentionBlock, Block
+from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 
 __all__ = ["why_dependent", "why_mixed", "why_not_attention"]
 

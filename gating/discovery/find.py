@@ -22,8 +22,8 @@ from gating.discovery.ungated import (
     without_left_out,
 )
 from gating.proof.conditions import check_not_wrapped, check_stays
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.feed_forward import Block, FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.blocks import AttentionBlock, Block, iter_attention_blocks
+from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = [
     "find_attention_blocks",
@@ -137,7 +137,7 @@ def _ungated_attention(
 ) -> list[UngatedModules]:
     known = [*blocks, *(block for block, _ in refused)]
     lookalikes = attention_lookalikes(model, known, problems=problems, searched=searched)
-    return group_ungated(model, refused, lookalikes, unit="heads")
+    return group_ungated(model, refused, lookalikes, unit="heads", label="attention")
 
 
 def find_feed_forward_blocks(
@@ -199,4 +199,4 @@ def search_feed_forward(
     if not blocks:
         raise explain_no_neurons(model, refused, searched=discover)
     lookalikes = feed_forward_lookalikes(model, [*blocks, *(block for block, _ in refused)], searched=discover)
-    return blocks, group_ungated(model, refused, lookalikes, unit="neurons")
+    return blocks, group_ungated(model, refused, lookalikes, unit="neurons", label="feed-forward")

@@ -11,8 +11,8 @@ from gating.discovery.dependence import why_dependent
 from gating.errors import InputError
 from gating.loader.changes import parameter_names, without_adapter
 from gating.proof.conditions import is_shard
-from gating.structure.blocks import AttentionBlock
-from gating.structure.feed_forward import Block, ExpertsBlock, FeedForwardBlock
+from gating.structure.blocks import AttentionBlock, Block
+from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
 
 __all__ = ["sort_blocks", "why_not_editable"]
 

@@ -4,15 +4,15 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from gating.discovery.lookalikes import UNREGISTERED, why_no_neurons
 from gating.errors import InputError, RemedyError, RemedyWarning
 from gating.loader.record import base_prefix
-from gating.structure.blocks import tower_of
-from gating.structure.feed_forward import Block, FeedForwardBlock
+from gating.structure.blocks import Block, tower_of
+from gating.structure.feed_forward import FeedForwardBlock
 
 __all__ = [
     "UngatedModules",
@@ -31,19 +31,21 @@ _MOST_SHOWN = 4
 
 @dataclass(frozen=True)
 class UngatedModules:
-    """Attention or feed-forward modules of one class that get no gates.
+    """Modules of one class that look like blocks with units and get no gates.
 
     Attributes:
         class_name: Name of their class.
         names: Their names, relative to the model without its task head.
-        reason: Why their heads or neurons have no gates.
-        unit: What they keep all of.
+        reason: Why their units have no gates.
+        unit: Name of the units that they keep all of.
+        label: Their kind in messages, such as ``attention``.
     """
 
     class_name: str
     names: tuple[str, ...]
     reason: str
-    unit: Literal["heads", "neurons"] = "heads"
+    unit: str = "heads"
+    label: str = "attention"
 
     def __str__(self) -> str:
         """Return one clause of a sentence."""
@@ -56,7 +58,8 @@ def group_ungated(
     refused: Sequence[tuple[Block, str]],
     lookalikes: Iterable[tuple[str, nn.Module, str]],
     *,
-    unit: Literal["heads", "neurons"],
+    unit: str,
+    label: str,
 ) -> list[UngatedModules]:
     """Return the modules without gates, those of one class with one reason together.
 
@@ -64,7 +67,8 @@ def group_ungated(
         model: The model.
         refused: The known blocks whose units depend on each other, with the reasons.
         lookalikes: Names, modules and reasons of :mod:`gating.discovery.lookalikes`.
-        unit: What the modules keep all of.
+        unit: Name of the units that the modules keep all of.
+        label: The modules in messages, such as ``attention``.
     """
     found: dict[tuple[str, str], list[str]] = {}
     for block, reason in refused:
@@ -72,15 +76,16 @@ def group_ungated(
     prefix = base_prefix(model)
     for name, module, reason in lookalikes:
         found.setdefault((type(module).__name__, reason), []).append(name.removeprefix(prefix))
-    return [UngatedModules(class_name, tuple(names), reason, unit) for (class_name, reason), names in found.items()]
+    return [
+        UngatedModules(class_name, tuple(names), reason, unit, label) for (class_name, reason), names in found.items()
+    ]
 
 
 def ungated_warning(model: nn.Module, ungated: Sequence[UngatedModules]) -> RemedyWarning:
     """Return the warning about modules without gates."""
     sentences = [
         _sentence(model, [one for one in ungated if one.unit == unit])
-        for unit in ("heads", "neurons")
-        if any(one.unit == unit for one in ungated)
+        for unit in dict.fromkeys(one.unit for one in ungated)
     ]
     name, others = ungated[0].names[0], "or patterns with *, or the towers to gate in"
     return RemedyWarning(
@@ -91,8 +96,7 @@ def ungated_warning(model: nn.Module, ungated: Sequence[UngatedModules]) -> Reme
 
 
 def _sentence(model: nn.Module, ungated: Sequence[UngatedModules]) -> str:
-    number, unit = sum(len(one.names) for one in ungated), ungated[0].unit
-    kind = "attention" if unit == "heads" else "feed-forward"
+    number, unit, kind = sum(len(one.names) for one in ungated), ungated[0].unit, ungated[0].label
     shown = "; ".join(str(one) for one in ungated[:_MOST_SHOWN])
     more = f"; and {len(ungated) - _MOST_SHOWN} more classes" if len(ungated) > _MOST_SHOWN else ""
     return f"{number} {kind} modules of {type(model).__name__} get no gates, so they keep all {unit}: {shown}{more}."

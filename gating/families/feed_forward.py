@@ -13,7 +13,14 @@ from gating.families.rows import check_row
 from gating.loader.changes import num_inputs, num_outputs, without_adapter
 from gating.loader.layouts import FeedForwardSpec, UpLayout
 
-__all__ = ["check_group_size", "find_feed_forward_spec", "fits", "register_feed_forward_spec", "rows_of_layout"]
+__all__ = [
+    "check_group_size",
+    "find_feed_forward_spec",
+    "fits",
+    "register_feed_forward_spec",
+    "registered_feed_forward_spec",
+    "rows_of_layout",
+]
 
 # Names of the projections, relative to the smallest module that holds all. Of two rows that fit, the first one counts.
 _SHIPPED = (
@@ -80,6 +87,11 @@ def find_feed_forward_spec(module: nn.Module, *, shipped_only: bool = False) -> 
     own = None if shipped_only else getattr(module, "feed_forward_spec", None)
     if isinstance(own, FeedForwardSpec):
         return own
+    return registered_feed_forward_spec(module, shipped_only=shipped_only)
+
+
+def registered_feed_forward_spec(module: nn.Module, *, shipped_only: bool = False) -> FeedForwardSpec | None:
+    """Return the spec in a row that fits a module, or None; see :func:`find_feed_forward_spec`."""
     registered = None if shipped_only else _find_registered(type(module))  # type: ignore[arg-type]
     if registered is None:
         return next((spec for spec in _SHIPPED if fits(module, spec)), None)

@@ -19,7 +19,7 @@ from gating.families.text import TEXT_FAMILIES
 from gating.loader.layouts import AttentionSpec
 from gating.loader.modules import original_class
 
-__all__ = ["find_spec", "register_attention_spec"]
+__all__ = ["find_spec", "register_attention_spec", "registered_spec"]
 
 
 def _any_of(names: str, suffix: str = "Attention") -> str:
@@ -129,6 +129,11 @@ def find_spec(module: nn.Module, *, shipped_only: bool = False) -> AttentionSpec
     own = getattr(module, "attention_spec", None)
     if isinstance(own, AttentionSpec) and not shipped_only:
         return own
+    return registered_spec(module, shipped_only=shipped_only)
+
+
+def registered_spec(module: nn.Module, *, shipped_only: bool = False) -> AttentionSpec | None:
+    """Return the spec in the row of a module's class, or None; the arguments are those of :func:`find_spec`."""
     row = _find_row(original_class(type(module)), shipped_only)  # type: ignore[arg-type]
     return row if row is None or isinstance(row, AttentionSpec) else row(module)
 

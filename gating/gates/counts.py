@@ -107,10 +107,6 @@ class GateCounts(FullPrecision):
         """Return the expected number of open heads, a scalar; differentiable."""
         return self.count_expected("heads")
 
-    def expected_neurons(self) -> Tensor:
-        """Return the expected number of open neurons, a scalar; differentiable."""
-        return self.count_expected("neurons")
-
     def open_by_block(self) -> dict[str, int]:
         """Count the units of each block whose gate's deterministic value is not zero, by its name."""
         sizes = torch.tensor(self.units_per_gate, device=self.log_alpha.device)

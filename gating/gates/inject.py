@@ -23,7 +23,8 @@ from gating.gates.gates import HeadGates
 from gating.loader.changes import without_adapter
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
-from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block
+from gating.structure.blocks import Block
+from gating.structure.feed_forward import DEFAULT_GROUP_SIZE
 from gating.structure.removal import plan_removal
 from gating.units import UNITS, UnitName, check_units, unit_of
 

@@ -142,7 +142,8 @@ class HeadBudget:
 
     def with_keep(self, keep: float) -> "HeadBudget":
         """Return the budget with a share in place of its numbers and its own share."""
-        return replace(self, num_heads=None, num_neurons=None, keep=keep)
+        no_numbers: dict[str, Any] = {f"num_{unit}": None for unit in self.numbers}
+        return replace(self, keep=keep, **no_numbers)
 
     def _resolve(self, gates: HeadGates) -> Iterator[tuple[BudgetPart, float]]:
         keep = self._checked_share(gates)
@@ -302,15 +303,17 @@ def _of(part: BudgetPart, budget: Any) -> Any:
 
 
 def _check_kinds(name: str, budgets: Mapping[str, object], parts: Sequence[BudgetPart], gates: HeadGates) -> None:
-    """Raise ``InputError`` unless the model has every kind of attention, or tower, that a budget is for."""
+    """Raise ``InputError`` unless the model has every kind of block, or tower, that a budget is for."""
     has = ", ".join(f"{part.kind} ({part.total} {part.unit})" for part in parts)
     kinds = {part.kind for part in parts}
     unknown = [
-        f"{name}.{kind}={number}: there is no {kind} attention" for kind, number in budgets.items() if kind not in kinds
+        f"{name}.{kind}={number}: there is no block of the kind {kind}"
+        for kind, number in budgets.items()
+        if kind not in kinds
     ]
     if unknown or not budgets:
         problem = unknown[0] if unknown else f"{name}={{}} is empty"
-        raise InputError(f"{problem}; give numbers for kinds of attention that this model has: {has}{_towers(gates)}.")
+        raise InputError(f"{problem}; give numbers for kinds of blocks that this model has: {has}{_towers(gates)}.")
 
 
 def _towers(gates: HeadGates) -> str:

@@ -18,9 +18,9 @@ from gating.proof.outputs import (
     rounding_tolerance,
 )
 from gating.proof.probe import run_probe
-from gating.structure.feed_forward import Block
+from gating.structure.blocks import Block
 
-__all__ = ["ExpectedOutputs", "MaskedOutputs", "Processes", "factors_of", "units_masked"]
+__all__ = ["ExpectedOutputs", "MaskedOutputs", "Processes", "factors_of", "features_scaled"]
 
 # A `with` block in which the features of each block are multiplied by the factors of its gates or units.
 Masking = Callable[[Sequence[Tensor]], AbstractContextManager[object]]
@@ -122,7 +122,7 @@ class MaskedOutputs:
             InputError: The model does not run on the batch, or an output or a factor is NaN.
         """
         processes = processes or Processes()
-        recorder = _Recorder(model, blocks, factors, masked or partial(_features_scaled, blocks), processes)
+        recorder = _Recorder(model, blocks, factors, masked or partial(features_scaled, blocks), processes)
         passes = [recorder.record(probe)]
         if probe is not None and passes[0].unproven:
             # A batch of texts alone does not reach the vision tower.
@@ -194,26 +194,14 @@ def _find_problem_with_cache(model: nn.Module, probe: Mapping[str, Tensor], tole
     return f"with a cache, the next token's outputs differ by {difference:.1e}"
 
 
-@contextmanager
-def units_masked(blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> Iterator[None]:
-    """Set the features of all units except the kept ones to zero inside a ``with`` block.
-
-    Args:
-        blocks: The blocks to mask.
-        kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
-    """
-    with _features_scaled(blocks, factors_of(blocks, kept)):
-        yield
-
-
 def factors_of(blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Tensor]:
     """Return the factor of each slot of each block: 1 for kept units, else 0."""
     return [torch.tensor([float(unit in kept[block.name]) for unit in block.slot_ids]) for block in blocks]
 
 
 @contextmanager
-def _features_scaled(blocks: Sequence[Block], factors: Sequence[Tensor]) -> Iterator[None]:
-    """Multiply the features of each slot by its factor inside a ``with`` block."""
+def features_scaled(blocks: Sequence[Block], factors: Sequence[Tensor]) -> Iterator[None]:
+    """Multiply the features of each slot of each block by its factor, ``[num_slots]``, inside a ``with`` block."""
     handles = []
     for block, factor in zip(blocks, factors, strict=True):
         if block.slot_ids:

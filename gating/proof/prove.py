@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from gating.errors import InputError, LayoutError
 from gating.proof.masked import MaskedOutputs, factors_of
 from gating.proof.undo import Undo, apply_edits, undo_edits
+from gating.structure.blocks import Block
 from gating.structure.edits import Edit
-from gating.structure.feed_forward import Block
 
 __all__ = ["Proof", "apply_proven", "check_proven", "try_removal"]
 
@@ -106,7 +106,7 @@ def try_removal(
 def _wrong_layout(model: nn.Module, blocks: Sequence[Block], problem: str) -> LayoutError:
     """Return the error for a layout that is not that of its class, which says where the layout is from."""
     unit, register = _words(blocks)
-    guessed = sorted({type(block.module).__name__ for block in blocks if _is_guessed(block)})
+    guessed = sorted({type(block.module).__name__ for block in blocks if block.is_guessed})
     classes = guessed or sorted({type(block.module).__name__ for block in blocks})
     difference = (
         f"ithout its removed {unit}, {type(model).__name__} differs from the model with these {unit} masked: {problem}"
@@ -120,12 +120,6 @@ def _wrong_layout(model: nn.Module, blocks: Sequence[Block], problem: str) -> La
         f"W{difference}. The layout of {', '.join(classes)} is another one than that of its row in the registry; "
         f"describe it with {register}. Nothing was changed."
     )
-
-
-def _is_guessed(block: Block) -> bool:
-    """Return whether discovery has stored the layout of a block, rather than a row of a registry."""
-    stored = (getattr(block.module, name, None) for name in ("attention_spec", "feed_forward_spec"))
-    return any(spec == block.spec for spec in stored)
 
 
 def _words(blocks: Sequence[Block]) -> tuple[str, str]:

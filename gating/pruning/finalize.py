@@ -16,7 +16,7 @@ from gating.pruning.decide import decide_gate_values, warn_if_arbitrary
 from gating.pruning.plan import folded_values, plan_finalizing
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.pruning.recording import become_compact
-from gating.structure.feed_forward import Block
+from gating.structure.blocks import Block
 
 __all__ = [
     "FinalizeReport",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gating.gates import HeadGates
 from gating.proof.outputs import forward_outputs
-from gating.structure.feed_forward import Block
+from gating.structure.blocks import Block
 from gating.units import unit_of
 from gating.units.unit import Calls
 

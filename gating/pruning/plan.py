@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from gating.loader.changes import ABSENT
 from gating.pruning.columns import plan_scale_features
-from gating.structure.blocks import AttentionBlock
+from gating.structure.blocks import AttentionBlock, Block
 from gating.structure.edits import Edit, SetAttribute
-from gating.structure.feed_forward import Block
 from gating.structure.removal import plan_removal, select
 
 __all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning"]

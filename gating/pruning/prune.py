@@ -19,8 +19,7 @@ from gating.proof.undo import apply_edits
 from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.pruning.recording import become_compact
-from gating.structure.blocks import layer_number
-from gating.structure.feed_forward import Block
+from gating.structure.blocks import Block, layer_number
 from gating.units import unit_of
 
 __all__ = ["prune_heads", "prune_neurons", "remove_in_copy", "whole_number"]

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from gating.structure.feed_forward import Block
+from gating.structure.blocks import Block
 from gating.units import UNITS, UnitName
 
 __all__ = ["PruneReport", "UnitCounts", "num_parameters", "unproven_note"]

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from gating.distributed.collectives import broadcast, is_rank_zero
 from gating.errors import InputError
 from gating.gates import HeadGates
-from gating.objectives import HasMovableBudget, Objective
+from gating.objectives import HasMovableBudget
 from gating.pruning.latency.comparison import describe_batch
 from gating.pruning.latency.copies import PRECISION, CopyTimer
-from gating.pruning.latency.costs import NUM_PASSES, measure_latency_costs, time_kept
+from gating.pruning.latency.costs import NUM_PASSES, budget_of_number, measure_latency_costs, time_kept
 from gating.pruning.latency.reached import Reached, kept_for_speedup
 from gating.pruning.latency.speedup import num_heads_for_speedup
 from gating.pruning.macs import measure_macs
@@ -30,7 +30,7 @@ from gating.sharding.copies import untrained_copy
 from gating.sharding.plan import is_sharded, reshard
 from gating.tracking.verbosity import printed_warnings
 
-__all__ = ["count_macs", "kept_gates", "measure_budget"]
+__all__ = ["kept_at_speedup", "measure_budget", "set_measured_macs"]
 
 # Shares of the time that is left: for the timings before the search and after it. The rest is for the final ones.
 _SHARE_BEFORE, _SHARE_AFTER = 0.5, 0.6
@@ -53,8 +53,8 @@ def measure_budget(
 ) -> tuple[Settings, RunObjects]:
     """Replace a speedup by the budget that reaches it on this device; a resumed run keeps its budget.
 
-    A speedup by heads alone becomes a number of heads. With neurons, it becomes a share of the latency of all gated
-    units, and ``objective.cost=latency`` the measured costs.
+    A speedup by heads alone becomes a number of heads. With units that are weighed, such as neurons, it becomes a share
+    of the latency of all gated units, and ``objective.cost=latency`` the measured costs.
     """
     if not objects.budget.is_measured:
         return settings, objects
@@ -65,8 +65,8 @@ def measure_budget(
     elif is_rank_zero():
         model = untrained_copy(state.model) if is_sharded(state.model) else state.model.to(device)  # type: ignore[arg-type]
         gates = objects.gates_without_model(model)
-        if gates.num_neurons:
-            count_macs(gates, model, data)
+        if len(gates.units) > 1:
+            set_measured_macs(gates, model, data)
         _check_measured(objects.budget, gates)
         # These are the examples of all steps, in one process.
         num_examples = steps * settings.values["trainer"]["accumulate_grad_batches"] * data.module.batch_size
@@ -78,9 +78,9 @@ def measure_budget(
 
 def _check_measured(budget: BudgetSettings, gates: HeadGates) -> None:
     """Raise ``InputError`` if an objective cannot have a budget that is measured with these gates."""
-    if budget.speedup is None and not gates.num_neurons:
+    if budget.speedup is None and not gates.is_weighed:
         raise InputError("objective.cost=latency needs gates on neurons, too: give gates.units=[heads,neurons].")
-    if gates.num_neurons and budget.cost is None:
+    if gates.is_weighed and budget.cost is None:
         raise InputError(f"objective.speedup={budget.speedup} needs a cost: give objective.cost=latency.")
 
 
@@ -100,17 +100,17 @@ def _measure(
     batch = timing.fitted_batch(model, passes=NUM_PASSES, run_seconds=lambda one_pass: num_passes * one_pass)
     speedup = asked.speedup
     with _timer(model, batch, timing, title="Compact copies are timed on this device", share=_SHARE_BEFORE) as timer:
-        if not gates.num_neurons:
-            assert speedup is not None
-            num_heads = num_heads_for_speedup(model, speedup=speedup, gates=gates, timer=timer)
-        else:
+        if gates.is_weighed:
             costs = measure_latency_costs(model, gates, timer=timer)
-    if not gates.num_neurons:
+        else:
+            assert speedup is not None
+            number = num_heads_for_speedup(model, speedup=speedup, gates=gates, timer=timer)
+    if not gates.is_weighed:
         print(
-            f"{num_heads} heads, evenly spread over its layers, make the model {speedup} times as fast here "
+            f"{number} {gates.units[0]}, evenly spread over its layers, make the model {speedup} times as fast here "
             f"({timer.words})."
         )
-        return {"num_heads": num_heads}
+        return budget_of_number(gates, number)
     shares = ", ".join(f"{share:.0%} are its gated {unit}" for unit, share in costs.shares.items())
     print(f"Of the model's time here, {shares}, {costs.fixed:.0%} the rest ({timer.words}).")
     budget: dict[str, Any] = {"cost": costs.rates(gates)}
@@ -134,23 +134,20 @@ def _timer(
         print(timer.shortfall("latency.max_seconds"), flush=True)
 
 
-def count_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -> None:
-    """Set the multiply-accumulates of gates of heads and neurons, for training examples of the median length."""
-    if len(gates.units) == 1:
-        return  # Numbers of heads or of neurons need none.
+def set_measured_macs(gates: HeadGates, model: PreTrainedModel, data: RunData) -> None:
+    """Set the multiply-accumulates of gates of several units, for training examples of the median length."""
     batch = {name: tensor.to(model.device) for name, tensor in data.module.median_batch().items()}
     gates.set_macs(measure_macs(model, gates, gates.blocks(model), batch))
     reshard(model)
 
 
-def kept_gates(run: Run, objective: Objective, gates: HeadGates) -> Tensor | None:
-    """Return the gates that stay after the search, equal on all ranks; None for the open ones.
+def kept_at_speedup(run: Run, objective: HasMovableBudget, gates: HeadGates) -> Tensor:
+    """Return the gates that stay for the speedup of a run, equal on all ranks.
 
-    With a speedup of neurons, compact copies are timed on rank 0, and the budget is moved until the choice has it.
+    Compact copies are timed on rank 0, and the budget is moved until the choice has the speedup.
     """
     speedup = run.objects.budget.speedup
-    if not speedup or not gates.num_neurons or not isinstance(objective, HasMovableBudget):
-        return objective.kept(gates)
+    assert speedup is not None
     # Rankings synchronize ranks, so that each chooses; some read the weights of the gated blocks.
     choose = partial(objective.kept_at, gates)
     # One process times a whole model of the shapes of one that is cut over several.

@@ -5,20 +5,21 @@ from copy import deepcopy
 from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero
 from gating.errors import RemedyWarning
 from gating.models.meta_model import make_meta_model
 from gating.models.sources import Pretrained, load_sharded
-from gating.objectives import Objective
+from gating.objectives import HasMovableBudget, Objective
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
 from gating.pruning.measure import count_heads
 from gating.pruning.prune_report import unproven_note
 from gating.report.summary import Stage
 from gating.run.folder.contents import Phase
-from gating.run.measured_budget import count_macs, kept_gates
+from gating.run.measured_budget import kept_at_speedup, set_measured_macs
 from gating.run.phase import train_phase
 from gating.run.removed import save_removed
 from gating.run.run import Run
@@ -67,7 +68,8 @@ def search(run: Run, objective: Objective) -> Search:
         # Printed below, as one line for each class.
         warnings.simplefilter("ignore", RemedyWarning)
         gates = run.objects.make_gates(state.model)
-    count_macs(gates, state.model, run.data)
+    if len(gates.units) > 1:
+        set_measured_macs(gates, state.model, run.data)
     search = Search(gates, objective, convergence=run.objects.convergence)
     num_others = count_heads(state.model) - gates.num_heads if gates.num_heads else 0
     if num_others and is_rank_zero():
@@ -93,12 +95,15 @@ def remove_heads(run: Run, search: Search) -> None:
     """
     state, gates, objective = run.state, search.gates, search.objective
     check_same(gates.log_alpha, "The location of the gates")
-    kept = kept_gates(run, objective, gates)
+    kept: Tensor | None
+    if run.objects.budget.speedup and gates.is_weighed and isinstance(objective, HasMovableBudget):
+        kept = at_speedup = kept_at_speedup(run, objective, gates)
+        chosen = objective.kept(gates)
+        state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), at_speedup.cpu())
+    else:
+        kept = objective.kept(gates)
     if kept is not None:
         check_same(kept.float(), "The choice of heads")
-        if run.objects.budget.speedup and gates.num_neurons:
-            chosen = objective.kept(gates)
-            state.history.is_moved = chosen is not None and not torch.equal(chosen.cpu(), kept.cpu())
     log_kept_heads(run.loggers, search, kept=kept, step=state.search_steps)
     record_spent(state.history, search, kept=kept)
     with state.summary.timed("finalize"), printed_warnings() as sentences:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gating.errors import InputError
-from gating.families.registry import find_spec
+from gating.families.registry import find_spec, registered_spec
 from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_adapter
 from gating.loader.heads import AttentionModule, kinds_of
 from gating.loader.layouts import RowLayout
@@ -21,6 +21,7 @@ from gating.structure.hooks import ForwardHandle
 __all__ = [
     "AttentionBlock",
     "AttentionKind",
+    "Block",
     "UnitBlock",
     "group_labels",
     "iter_attention_blocks",
@@ -73,6 +74,11 @@ class UnitBlock(Protocol):
     @property
     def spec(self) -> object:
         """The layout of its weights."""
+        ...
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether discovery has found the layout, for which the registry has no row."""
         ...
 
     @property
@@ -209,6 +215,12 @@ class AttentionBlock(AttentionModule):
         return self.num_key_value_heads * (self.key_dim + self.head_dim)
 
     @property
+    def is_guessed(self) -> bool:
+        """Whether discovery has found the layout; that of a loaded compact model is stored in the module, too."""
+        stored = getattr(self.module, "attention_spec", None)
+        return stored == self.spec != registered_spec(self.module)
+
+    @property
     def is_cross_attention(self) -> bool:
         """Whether keys and values come from another sequence."""
         named_so = bool(_CROSS_ATTENTION.search(self.name))
@@ -281,6 +293,10 @@ class AttentionBlock(AttentionModule):
                 f"among {len(widths)} heads: describe {type(self.module).__name__} with gating.register_attention_spec."
             )
         return widths
+
+
+# Blocks with units that can be gated and removed, such as attention heads or groups of feed-forward neurons.
+Block = AttentionBlock | UnitBlock
 
 
 def _call_padded(

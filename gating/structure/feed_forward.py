@@ -11,18 +11,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.families.feed_forward import check_group_size, find_feed_forward_spec, rows_of_layout
+from gating.families.feed_forward import (
+    check_group_size,
+    find_feed_forward_spec,
+    registered_feed_forward_spec,
+    rows_of_layout,
+)
 from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_adapter
 from gating.loader.experts import ExpertsSpec, without_grouped_products
 from gating.loader.layouts import FeedForwardSpec, UpLayout
 from gating.loader.record import base_prefix
-from gating.structure.blocks import AttentionBlock, UnitBlock, layer_number, tower_of
+from gating.structure.blocks import layer_number, tower_of
 from gating.structure.edits import Edit, Features, Handle, SetAttribute, TakeEntries, hook_input, plan_cut_at, set_all
 from gating.structure.experts import GROUP_FACTOR, experts_per_token, find_experts_spec, hook_activation
 
 __all__ = [
     "DEFAULT_GROUP_SIZE",
-    "Block",
     "ExpertsBlock",
     "FeedForwardBlock",
     "iter_feed_forward_blocks",
@@ -96,6 +100,12 @@ class FeedForwardBlock:
     def hidden_size(self) -> int:
         """Width of the output."""
         return num_outputs(self.output_projection)
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether discovery has found the layout; that of a loaded compact model is stored in the module, too."""
+        stored = getattr(self.module, "feed_forward_spec", None)
+        return stored == self.spec != registered_feed_forward_spec(self.module)
 
     @property
     def experts_per_token(self) -> int:
@@ -195,6 +205,11 @@ class ExpertsBlock(FeedForwardBlock):
     spec: ExpertsSpec
 
     @property
+    def is_guessed(self) -> bool:
+        """Always False: names and shapes of parameters show the layout."""
+        return False
+
+    @property
     def experts_per_token(self) -> int:
         """Number of experts that compute each token."""
         return experts_per_token(self.module, self.spec)
@@ -249,10 +264,6 @@ class ExpertsBlock(FeedForwardBlock):
         ]
         edits.append(TakeEntries(self.module, self.spec.down, Features(positions, 1), self.spec.input_dim))
         return [*edits, *set_all(without_grouped_products(self.module, len(positions)))], self.module
-
-
-# Blocks with units that can be gated and removed, such as attention heads or groups of feed-forward neurons.
-Block = AttentionBlock | UnitBlock
 
 
 def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None) -> Iterator[FeedForwardBlock]:

@@ -1,4 +1,4 @@
-"""Removal of units: which heads pad the groups of the others, and the checks before the first change.
+"""Removal of heads: which of them pad the groups of the others; other blocks plan their own removal.
 
 With grouped queries, all key-value heads serve the same number of query heads, their group. A group therefore cannot
 shrink alone: groups without any head are removed, and the others shrink to the size of the largest. Removed heads pad
@@ -17,9 +17,8 @@ from gating.loader.changes import num_inputs, num_outputs
 from gating.loader.heads import change_class, change_counts, empty
 from gating.loader.layouts import RowLayout
 from gating.loader.modules import BiasOnly
-from gating.structure.blocks import AttentionBlock
+from gating.structure.blocks import AttentionBlock, Block
 from gating.structure.edits import Edit, Features, plan_cut, plan_entries, set_all
-from gating.structure.feed_forward import Block
 
 __all__ = ["Selection", "has_no_weight", "plan_removal", "rows_of", "select"]
 

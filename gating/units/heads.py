@@ -98,8 +98,9 @@ class Heads(Unit[AttentionBlock]):
 
     def is_foreign(self, block: AttentionBlock) -> bool:
         """Return whether the block has a class from elsewhere, or a layout that the registry lacks."""
-        is_guessed = getattr(block.module, "attention_spec", None) == block.spec
-        shipped = block.spec if is_guessed else find_spec(block.module, shipped_only=True)
+        # Discovery has tried the layouts that it stores, and so has the save of a record.
+        is_tried = getattr(block.module, "attention_spec", None) == block.spec
+        shipped = block.spec if is_tried else find_spec(block.module, shipped_only=True)
         return shipped != block.spec or has_foreign_classes(block.module)
 
     def all_but_some(self, block: AttentionBlock, *, group_queries: bool) -> tuple[int, ...]:

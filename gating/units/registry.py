@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from gating.errors import RemedyError
-from gating.structure.feed_forward import DEFAULT_GROUP_SIZE, Block
+from gating.structure.blocks import Block
+from gating.structure.feed_forward import DEFAULT_GROUP_SIZE
 from gating.units.heads import HEADS
 from gating.units.neurons import NEURONS
 from gating.units.unit import Unit, UnitName
@@ -23,7 +24,7 @@ def unit_of(block: Block) -> Unit[Any]:
 
 
 def check_units(units: Collection[str] | str) -> tuple[UnitName, ...]:
-    """Return the kinds of units in their order: ``heads`` first.
+    """Return the names of units in the order of the table: ``heads`` first.
 
     Raises:
         InputError: A kind is unknown, or there is none.

@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 
 from gating.discovery.ungated import UngatedModules
+from gating.structure.blocks import Block
 from gating.structure.edits import Handle
-from gating.structure.feed_forward import Block
 
 __all__ = [
     "NUM_TOKENS",
@@ -106,8 +106,8 @@ class Unit(ABC, Generic[AnyBlock]):
         gated: What gates stand for, such as ``heads or groups``.
         metrics: Names of its logged numbers.
         has_minimum: Whether ``min_per_layer`` of a budget is a number of these units.
-        is_weighed: Whether a search weighs gates by the units they stand for over their mean, as those of many small
-            units of which single ones do not matter; otherwise units are counted.
+        is_weighed: Whether a search weighs each gate by its number of units over the mean, as for small units of which
+            single ones do not matter; else it counts units.
         gates_weight: Whether the weight that meets the features may be scaled in their place.
         is_tried_if_it_runs: Whether foreign blocks get gates untried if the model does not run on a batch made for it.
         why_inexact: Reason why gates cannot keep each number of units, with the largest size of a gate to fill in, and

@@ -18,7 +18,8 @@ import gating
 from gating.loader.integrity import RECORD_KEY
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from tests.support.family_models import GPT2, GROUPED, IDS, TEXT, Family
+from gating.units import find_blocks
+from tests.support.family_models import FAMILIES, GPT2, GROUPED, IDS, TEXT, Family
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,30 @@ def test_unknown_classes_are_found_by_structure(name, tmp_path):
     gating.save_compact(model, tmp_path / "compact")
     again = gating.load_compact(tmp_path / "compact")
     assert max_relative_difference(forward_outputs(model, probe), forward_outputs(again, probe)) == 0
+
+
+def test_layouts_of_discovery_are_guessed_and_those_of_records_are_not(tmp_path):
+    found = gating.find_attention_blocks(UNKNOWN["stablelm"].build(), discover=True)
+    assert all(block.is_guessed for block in found)
+    model = FAMILIES["bert"].build()
+    gating.prune_heads(model, {0: range(4), 1: [0]})
+    gating.prune_neurons(model, {0: range(6), 1: [0]}, group_size=8)
+    gating.save_compact(model, tmp_path / "compact")
+    for each in (model, gating.load_compact(tmp_path / "compact")):
+        blocks = find_blocks(each, units=("heads", "neurons"), group_size=None)
+        assert len(blocks) == 6
+        assert not any(block.is_guessed for block in blocks)
+
+
+def test_a_wrong_output_of_a_loaded_model_is_not_blamed_on_discovery(tmp_path):
+    model = FAMILIES["llama"].build()
+    gating.prune_heads(model, {0: [0, 1]})
+    gating.save_compact(model, tmp_path / "compact")
+    again = gating.load_compact(tmp_path / "compact")
+    for name in ("q_proj", "k_proj", "v_proj"):
+        getattr(again.model.layers[1].self_attn, name).__class__ = Reversed
+    with pytest.raises(ValueError, match=r"another one than that of its row in the registry"):
+        gating.prune_heads(again, {1: [0, 1]}, probe=make_probe(again))
 
 
 def test_pruning_with_discovery_is_checked():

@@ -12,12 +12,12 @@ from gating.discovery.trace import is_linear
 from gating.families import feed_forward as feed_forward_specs
 from gating.loader.integrity import RECORD_KEY
 from gating.loader.record import plan_from_record
-from gating.proof.masked import units_masked
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.structure.feed_forward import iter_feed_forward_blocks
 from tests.discovery.test_trace import Block
 from tests.support.family_models import FAMILIES, GROUPED, IDS, Family
+from tests.support.masked_models import units_masked
 
 SAMPLE = [
     "albert-1group",

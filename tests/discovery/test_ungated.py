@@ -134,7 +134,7 @@ def test_budgets_and_gates_by_tower():
 
 def test_a_budget_for_a_tower_that_is_not_there_names_those_that_are():
     gates = gating.inject_gates(FAMILIES["clip"].build())
-    with pytest.raises(ValueError, match=r"no audio attention; .* or for its towers: language, vision"):
+    with pytest.raises(ValueError, match=r"no block of the kind audio; .* or for its towers: language, vision"):
         gating.ExactBudget(num_heads={"audio": 3}).check(gates)
 
 

@@ -12,11 +12,11 @@ from gating.discovery import neuron_trial
 from gating.discovery.find import search_feed_forward
 from gating.discovery.neuron_trial import why_features_change
 from gating.errors import RemedyWarning
-from gating.proof.masked import units_masked
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from tests.support.family_models import FAMILIES
+from tests.support.masked_models import units_masked
 from tests.support.multimodal_models import build as build_multimodal
 from tests.support.single_models import build as build_single
 

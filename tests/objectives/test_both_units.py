@@ -148,7 +148,7 @@ def test_the_expected_cost_is_the_target_at_every_step(arguments):
         assert expected == pytest.approx(objective.target(gates), abs=1e-3)
     if "num_heads" in arguments:
         assert gates.expected_open().item() == pytest.approx(5, abs=1e-3)
-        assert gates.expected_neurons().item() == pytest.approx(68, abs=1e-2)
+        assert gates.count_expected("neurons").item() == pytest.approx(68, abs=1e-2)
         assert isinstance(gates.constraint, PerPart)
 
 

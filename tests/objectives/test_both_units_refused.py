@@ -39,7 +39,11 @@ GROUP = 20
         (BOTH, {"num_heads": 5, "uniform": True}, r"num_heads=5 .* uniform=true keeps equally many .* 3 or 6; or let"),
         (BOTH, {"num_neurons": 40, "uniform": True}, r"num_neurons=40 .* The nearest possible numbers are 24 or 60"),
         (BOTH, {"num_heads": 3, "min_per_layer": 2, "uniform": True}, "3 heads are too few for min_per_layer=2"),
-        (BOTH, {"num_neurons": {"middle": 3}}, r"num_neurons\.middle=3: .*has: feed_forward \(144 neurons\)"),
+        (
+            BOTH,
+            {"num_neurons": {"middle": 3}},
+            r"num_neurons\.middle=3: there is no block of .*has: feed_forward \(144 neurons\)",
+        ),
     ],
 )
 def test_a_budget_that_does_not_fit_is_refused_before_the_gates_change(units, arguments, message):

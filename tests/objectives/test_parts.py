@@ -222,9 +222,10 @@ def test_a_module_per_part_sees_only_its_gates_and_puts_them_back():
     [
         (
             {"num_heads": {"encoder": 4, "middle": 2}},
-            r"num_heads\.middle=2: there is no middle .*has: encoder \(8 heads\), decoder \(12 heads\), cross",
+            r"num_heads\.middle=2: there is no block of the kind middle; give numbers for kinds of blocks .*"
+            r"has: encoder \(8 heads\), decoder \(12 heads\), cross",
         ),
-        ({"keep": {"self": 0.5}}, r"keep\.self=0\.5: there is no self attention"),
+        ({"keep": {"self": 0.5}}, r"keep\.self=0\.5: there is no block of the kind self"),
         ({"num_heads": {}}, r"num_heads=\{\} is empty; .* encoder \(8 heads\)"),
         ({"num_heads": {"encoder": 9}}, r"num_heads\.encoder=9 cannot be kept: encoder attention of .* has 8 heads"),
         ({"num_heads": {"cross": 0}}, r"num_heads\.cross=0 cannot be kept"),

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import gating
-from gating.proof.masked import units_masked
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
 from tests.support.kept_heads import has_padding
+from tests.support.masked_models import units_masked
 
 
 def test_padding_heads_stay_silent_in_further_training():

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import gating
-from gating.proof.masked import units_masked
 from gating.proof.probe import make_probe
 from tests.support.family_models import FAMILIES
+from tests.support.masked_models import units_masked
 from tests.support.tiers import tiered
 
 NAMES = ["bert", "gpt2", "llama", "vit", "t5", "bart", "whisper", "deberta-v2", "mpnet", "beit", "albert", "swin"]

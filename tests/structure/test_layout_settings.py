@@ -3,10 +3,10 @@
 import pytest
 
 import gating
-from gating.proof.masked import units_masked
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.family_models import GPT2, IDS, VISION, Family
+from tests.support.masked_models import units_masked
 
 BIASES = {"use_relative_position_bias": True}
 SHARED_BIASES = {"use_shared_relative_position_bias": True}

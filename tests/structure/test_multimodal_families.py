@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 import gating
 from gating.discovery.find import search_attention
 from gating.errors import RemedyWarning
-from gating.proof.masked import units_masked
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
 from tests.support.fresh_process import auto_class_of, difference_elsewhere, save_for_elsewhere
+from tests.support.masked_models import units_masked
 from tests.support.multimodal_models import MODELS, NAMES, build
 from tests.support.tiers import tiered
 

@@ -1,6 +1,7 @@
 """Compact models of every family, beside the outputs of the same models with masked heads and neurons."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import gating
+from gating.proof.masked import factors_of, features_scaled
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
+from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock
 from tests.support.family_models import Family
 
@@ -26,6 +29,16 @@ def group_sizes(family: Family) -> tuple[int, int, int]:
     """Return three sizes of groups: one that divides the width, a special one, and one that does not divide it."""
     has_experts = any("expert" in key for key in family.arguments)
     return GROUP_SIZES_OF_EXPERTS if has_experts else GROUP_SIZES
+
+
+def units_masked(blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> AbstractContextManager[None]:
+    """Set the features of all units except the kept ones to zero inside a ``with`` block.
+
+    Args:
+        blocks: The blocks to mask.
+        kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
+    """
+    return features_scaled(blocks, factors_of(blocks, kept))
 
 
 def compact(

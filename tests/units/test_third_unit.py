@@ -7,13 +7,21 @@ import pytest
 import torch
 
 import gating
+from gating.discovery.ungated import UngatedModules
+from gating.errors import InputError, RemedyWarning
+from gating.gates import create_gates
+from gating.objectives import HeadBudget
 from gating.objectives.gate_metrics import gate_metrics
 from gating.objectives.parts import gate_costs
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.proof.probe import make_probe
-from gating.pruning.latency.costs import measure_latency_costs
+from gating.pruning.latency.costs import budget_of_number, measure_latency_costs
 from gating.pruning.macs import measure_macs
+from gating.run.measured_budget import _check_measured
+from gating.run.objects import Budget
+from gating.structure.blocks import UnitBlock
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
+from gating.training.callbacks.progress import describe_open
 from gating.units import UNITS, GateSize, Unit, find_blocks
 from gating.units.neurons import neuron_norms
 from gating.units.unit import Metrics
@@ -62,6 +70,7 @@ class WholeBlocks(Unit):
     singular = full_name = "block"
     label = "whole feed-forward"
     gated = "blocks"
+    why_inexact = ("a gate stands for {} blocks", "give a share, ", "keep=0.5.", "objective.keep=0.5.")
     metrics = Metrics("gates/blocks/expected", "gates/blocks/open", "gates/blocks/target", "gates/block_{:02d}/open")
 
     def blocks(self, model):
@@ -102,6 +111,10 @@ def test_its_gates_multiply_and_count(bert):
     gates.log_alpha.data[13] = -9.0
     assert (gates.num_open(), gates.count_open("blocks"), gates.total("blocks")) == (12, 2, 3)
     assert "all blocks" in gates.summary()
+    assert describe_open(gates) == "12 of 12 heads and 2 of 3 blocks"
+    with gates.detached() as model:
+        alone = create_gates(model, units="blocks")
+    assert describe_open(alone) == "3 of 3 blocks"
     bert.eval()
     seen = []
     down = bert.bert.encoder.layer[1].output.dense
@@ -167,6 +180,25 @@ def test_every_objective_searches_it(bert, name, units):
     assert report.after.units["blocks"] == int(kept[-3:].sum())
 
 
+def test_modules_without_its_gates_have_a_sentence(bert, monkeypatch):
+    ungated = UngatedModules("Odd", ("encoder.odd", "encoder.even"), "it is odd", "blocks", "whole feed-forward")
+    monkeypatch.setattr(WholeBlocks, "search", lambda unit, model, **_: (list(unit.blocks(model)), [ungated]))
+    sentence = "2 whole feed-forward modules of .* get no gates, so they keep all blocks: encoder.odd and 1 more"
+    with pytest.warns(RemedyWarning, match=sentence):
+        gating.inject_gates(bert, units=BOTH)
+
+
+def test_a_share_takes_the_place_of_every_number():
+    @dataclass(frozen=True)
+    class Budget(HeadBudget):
+        num_blocks: int | None = None
+
+    budget = Budget(num_heads=3, num_neurons=64, num_blocks=2, min_per_layer=1)
+    assert budget.numbers == {"heads": 3, "neurons": 64, "blocks": 2}
+    moved = budget.with_keep(0.5)
+    assert (moved.numbers, moved.keep, moved.min_per_layer) == ({}, 0.5, 1)
+
+
 def test_its_latency_is_fitted(bert):
     gates = gating.inject_gates(bert, units=BOTH)
     with gates.detached() as model:
@@ -175,25 +207,86 @@ def test_its_latency_is_fitted(bert):
     assert costs.shares == pytest.approx({"heads": 0.3, "blocks": 0.5})
 
 
-def test_the_page_names_six_files_at_most():
-    page = (ROOT / "docs" / "adding-a-unit.md").read_text(encoding="utf-8")
-    table = page[page.index("| file |") : page.index("## The block")]
-    rows = [line for line in table.splitlines()[2:] if line.startswith("|")]
-    # The last row stands for two files.
-    assert len(rows) + 1 <= 6
-    for path in re.findall(r"\]\((\.\./[^)#]+)", page):
+def test_its_number_for_a_speedup_is_a_share(bert):
+    alone = create_gates(bert, units="blocks")
+    assert budget_of_number(alone, 2) == {"keep": pytest.approx(2 / NUM_LAYERS)}
+    assert gating.ExactBudget(**budget_of_number(alone, 2)).kept(alone).sum() == 2
+    assert budget_of_number(create_gates(bert), 5) == {"num_heads": 5}
+
+
+def test_a_run_measures_its_latency_beside_heads_and_its_number_alone(bert):
+    asked = Budget(speedup=1.5, cost="latency")
+    _check_measured(asked, create_gates(bert, units=BOTH))
+    with pytest.raises(InputError, match="needs a cost"):
+        _check_measured(Budget(speedup=1.5), create_gates(bert, units=BOTH))
+    _check_measured(Budget(speedup=1.5), create_gates(bert, units="blocks"))
+    with pytest.raises(InputError, match="needs gates on neurons"):
+        _check_measured(Budget(cost="latency"), create_gates(bert, units="blocks"))
+
+
+PAGE = (ROOT / "docs" / "adding-a-unit.md").read_text(encoding="utf-8")
+
+
+def _names(text):
+    return set(re.findall(r"`(\w+)(?:\(\w*\))?`", text))
+
+
+def _part(begin, end):
+    return PAGE[PAGE.index(begin) : PAGE.index(end, PAGE.index(begin))]
+
+
+def test_every_path_on_the_page_is_there():
+    for path in re.findall(r"\]\((\.\./[^)#]+)", PAGE):
         assert (ROOT / "docs" / path).exists(), path
 
 
-# Generation settings of Whisper name heads; and the record of a compact folder has a table for each unit.
-ABOUT_ONE_UNIT = {"pruning/plan.py", "pruning/compact_model.py", "pruning/recording.py"}
+def test_the_page_names_two_new_files_and_one_table():
+    rows = [line for line in _part("| file |", "Two further").splitlines()[2:] if line.startswith("|")]
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "sign"),
+    [
+        ("| a number of its own", r"num_neurons: (int|Number)\b"),
+        ("| a record of its own", r'"feed_forward"|^    neurons: dict'),
+    ],
+)
+def test_the_page_names_every_file_of_a_number_or_a_record(row, sign):
+    named = re.findall(r"\(\.\./([^)]+)\)", _part(row, "\n"))
+    modules = [path for path in (ROOT / "gating").rglob("*.py") if "structure" not in path.parts]
+    found = [path for path in modules if re.search(sign, path.read_text(encoding="utf-8"), re.M)]
+    assert found
+    for path in (str(path.relative_to(ROOT)) for path in found):
+        assert any(path == each or path.startswith(f"{each}/") for each in named), path
+
+
+def test_the_page_names_every_attribute_of_a_block():
+    members = {name for name in vars(UnitBlock) if not name.startswith("_")}
+    assert members <= _names(_part("## The block", "## The unit"))
+
+
+def test_the_page_names_every_attribute_of_a_unit_and_those_without_default():
+    members = {name for name in {*Unit.__annotations__, *vars(Unit)} if not name.startswith("_")}
+    table = _part("| asked |", "Most have")
+    asked = [_names(line.split("|")[1]) for line in table.splitlines()[2:] if line.startswith("|")]
+    assert set().union(*asked) == members
+    without = {name for name in members if not hasattr(Unit, name)} | Unit.__abstractmethods__
+    assert asked[0] | _names(_part("Most have", "have none")) == without
+
+
+# The padding of groups of heads is planned for all blocks at once, and the table of a sweep is a report.
+ABOUT_ONE_UNIT = {"pruning/plan.py", "run/sweep/tradeoff/table.py"}
 ASKS = re.compile(
     r"""isinstance\([^)]*(AttentionBlock|FeedForwardBlock|ExpertsBlock)|(==|in|is) \(?"(heads|neurons|feed_forward)"|"""
-    r"""len\((gates\.)?units\) == 2|gates\.(heads|neurons)_per_gate"""
+    r"""len\((gates\.)?units\) == 2|gates\.(heads|neurons)_per_gate|(if|not|and|or) gates\.num_neurons"""
 )
 
 
-@pytest.mark.parametrize("folder", ["proof", "gates", "objectives", "pruning", "integrations", "training", "sharding"])
+FOLDERS = ["proof", "gates", "objectives", "pruning", "integrations", "training", "sharding", "run"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_nothing_asks_which_unit_it_is(folder):
     package = ROOT / "gating"
     asking = {

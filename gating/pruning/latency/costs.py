@@ -1,5 +1,6 @@
 """Latency of units, measured on compact shapes, and the budget of a speedup."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from gating.errors import InputError
 from gating.gates import HeadGates, create_gates
 from gating.objectives import ExactBudget
-from gating.objectives.budget import HeadBudget
 from gating.pruning.latency.comparison import LatencyComparison, margin
 from gating.pruning.latency.copies import PRECISION, CopyTimer
 from gating.pruning.latency.settings import LatencySettings
@@ -21,7 +21,7 @@ from gating.pruning.latency.time_budget import MAX_SECONDS, TimeBudget
 from gating.pruning.prune import remove_in_copy
 from gating.units import UnitName
 
-__all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "measure_latency_costs", "time_kept"]
+__all__ = ["NUM_PASSES", "LatencyCosts", "budget_for_speedup", "budget_of_number", "measure_latency_costs", "time_kept"]
 
 # Number of compact copies that the fit of two units needs; others make it exact.
 _NUM_NEEDED = 3
@@ -109,12 +109,17 @@ def budget_for_speedup(
             objective = ExactBudget(keep=costs.keep_for(speedup), cost=costs.rates(gates))
         else:
             number = num_heads_for_speedup(model, speedup=speedup, gates=gates, timer=timer)
-            name = f"num_{gates.units[0]}"
-            has_number = hasattr(HeadBudget, name)
-            objective = ExactBudget(**{name: number} if has_number else {"keep": number / gates.total(gates.units[0])})
+            objective = ExactBudget(**budget_of_number(gates, number))
     if timer.error > PRECISION:
         warnings.warn(timer.shortfall("max_seconds"), stacklevel=2)
     return objective
+
+
+def budget_of_number(gates: HeadGates, number: int) -> dict[str, Any]:
+    """Return a number of units as arguments of :class:`ExactBudget`: as a share if it takes no number of this unit."""
+    unit = gates.units[0]
+    is_taken = f"num_{unit}" in inspect.signature(ExactBudget).parameters
+    return {f"num_{unit}": number} if is_taken else {"keep": number / gates.total(unit)}
 
 
 def measure_latency_costs(

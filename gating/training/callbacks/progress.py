@@ -128,9 +128,7 @@ def _status(trainer: pl.Trainer, module: pl.LightningModule) -> str:
 
 def describe_open(gates: HeadGates) -> str:
     """Return the number of open units, as in ``40 of 72 heads and 3,072 of 9,216 neurons``."""
-    heads, neurons = f"{gates.num_open()} of {gates.num_heads} heads", f"{gates.num_open_neurons():,} of "
-    neurons += f"{gates.num_neurons:,} neurons"
-    return " and ".join([*([heads] if gates.num_heads else []), *([neurons] if gates.num_neurons else [])])
+    return " and ".join(f"{gates.count_open(unit):,} of {gates.total(unit):,} {unit}" for unit in gates.units)
 
 
 def describe_progress(gates: HeadGates, objective: Objective) -> str:
