@@ -18,7 +18,7 @@ from gating.proof.probe import make_probe
 from gating.pruning.latency.costs import budget_of_number, measure_latency_costs
 from gating.pruning.macs import measure_macs
 from gating.run.measured_budget import _check_measured
-from gating.run.objects import Budget
+from gating.run.objects import BudgetSettings
 from gating.structure.blocks import UnitBlock
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.training.callbacks.progress import describe_open
@@ -190,10 +190,10 @@ def test_modules_without_its_gates_have_a_sentence(bert, monkeypatch):
 
 def test_a_share_takes_the_place_of_every_number():
     @dataclass(frozen=True)
-    class Budget(HeadBudget):
+    class OwnBudget(HeadBudget):
         num_blocks: int | None = None
 
-    budget = Budget(num_heads=3, num_neurons=64, num_blocks=2, min_per_layer=1)
+    budget = OwnBudget(num_heads=3, num_neurons=64, num_blocks=2, min_per_layer=1)
     assert budget.numbers == {"heads": 3, "neurons": 64, "blocks": 2}
     moved = budget.with_keep(0.5)
     assert (moved.numbers, moved.keep, moved.min_per_layer) == ({}, 0.5, 1)
@@ -215,13 +215,13 @@ def test_its_number_for_a_speedup_is_a_share(bert):
 
 
 def test_a_run_measures_its_latency_beside_heads_and_its_number_alone(bert):
-    asked = Budget(speedup=1.5, cost="latency")
+    asked = BudgetSettings(speedup=1.5, cost="latency")
     _check_measured(asked, create_gates(bert, units=BOTH))
     with pytest.raises(InputError, match="needs a cost"):
-        _check_measured(Budget(speedup=1.5), create_gates(bert, units=BOTH))
-    _check_measured(Budget(speedup=1.5), create_gates(bert, units="blocks"))
+        _check_measured(BudgetSettings(speedup=1.5), create_gates(bert, units=BOTH))
+    _check_measured(BudgetSettings(speedup=1.5), create_gates(bert, units="blocks"))
     with pytest.raises(InputError, match="needs gates on neurons"):
-        _check_measured(Budget(cost="latency"), create_gates(bert, units="blocks"))
+        _check_measured(BudgetSettings(cost="latency"), create_gates(bert, units="blocks"))
 
 
 PAGE = (ROOT / "docs" / "adding-a-unit.md").read_text(encoding="utf-8")
