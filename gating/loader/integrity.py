@@ -3,6 +3,8 @@
 The record in ``config.json`` has under ``sha256`` a checksum of each file of weights, of the generation settings, and
 of the configuration itself without its checksums. They reveal damage and mix-ups, not forgery. A loaded model has
 none; saving it writes new ones.
+
+Nothing here imports torch, which takes seconds: the errors are needed before.
 """
 
 import hashlib
@@ -13,10 +15,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
-from transformers import PreTrainedModel
 
 __all__ = ["check_checksums", "check_finite", "digest_file", "digest_table", "load_whole", "mixed", "write_checksums"]
 
@@ -132,10 +130,10 @@ def _digest_config(config: Mapping[str, Any]) -> str:
     return digest_table({**config, RECORD_KEY: record})
 
 
-def load_whole(load: Callable[..., Any], folder: Path) -> PreTrainedModel:
+def load_whole(load: Callable[..., Any], folder: Path) -> Any:
     """Load a model by some ``from_pretrained``; raise ``ValueError`` unless it takes up every tensor of its folder."""
     # transformers would give missing weights new values; mismatches are allowed so that the error names the tensor.
-    loaded: tuple[PreTrainedModel, Any] = load(ignore_mismatched_sizes=True, output_loading_info=True)
+    loaded: tuple[Any, Any] = load(ignore_mismatched_sizes=True, output_loading_info=True)
     model, found = loaded
     for kind, problem in (
         ("mismatched_keys", "has another shape in the weights than the heads and neurons in config.json ask for"),
@@ -154,15 +152,16 @@ def mixed(folder: Path, reason: str) -> DamageError:
     return DamageError(message, reason=reason)
 
 
-def check_finite(model: nn.Module, name: object) -> None:
+def check_finite(model: Any, name: object) -> None:
     """Raise ``ValueError`` if a weight of a model, called ``name`` in the message, is NaN or infinite."""
-    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+    weights = dict(model.named_parameters())
+    for key, tensor in (*weights.items(), *model.named_buffers()):
         # Types of a single byte are quantized; buffers may mask with infinity.
         if tensor.is_meta or not tensor.is_floating_point() or tensor.element_size() == 1 or not tensor.numel():
             continue
         low, high = tensor.detach().aminmax()
-        if low.isnan() or (isinstance(tensor, nn.Parameter) and (low.isinf() or high.isinf())):
-            is_half = tensor.dtype is torch.float16
+        if low.isnan() or (key in weights and (low.isinf() or high.isinf())):
+            is_half = str(tensor.dtype) == "torch.float16"
             problem = (
                 f"{name}: {key} has values that are NaN or infinite, as after training that has diverged"
                 f"{', or as numbers beyond 65504 are in float16' * is_half}. Take an earlier checkpoint"

@@ -5,7 +5,6 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from gating.data.labels import encode_labels
-from gating.data.text.tokens import truncation_length
 from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.sources import NewModel
 
@@ -22,10 +21,3 @@ def test_numbers_of_rows_are_no_classes():
     rows = Dataset.from_dict({"text": ["a"] * 100_001, "label": list(range(100_001))})
     with pytest.raises(ValueError, match=r"has 100,001 classes.*data.label_column"):
         encode_labels(DatasetDict(train=rows))
-
-
-def test_an_absurd_length_is_refused():
-    source = NewModel("bert", config={"num_hidden_layers": 1})
-    meta_model = make_meta_model(source, AutoModelForSequenceClassification)
-    with pytest.raises(ValueError, match=r"data.max_length=1000000000000 is longer than any text"):
-        truncation_length(meta_model, 10**12)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import train
-from gating.run import run as run_module
+from gating.run import data as run_data
 from tests.support.tiny_run import compose_settings
 
 pytestmark = pytest.mark.runs
@@ -20,14 +20,14 @@ def inputs(inputs: list[str]) -> list[str]:
 @pytest.fixture
 def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that collects the number of batches of each evaluation."""
-    seen, evaluate = [], run_module.evaluate
+    seen, evaluate = [], run_data.evaluate
 
     def count(model, batches, **arguments):
         batches = list(batches)
         seen.append(len(batches))
         return evaluate(model, batches, **arguments)
 
-    monkeypatch.setattr(run_module, "evaluate", count)
+    monkeypatch.setattr(run_data, "evaluate", count)
     return seen
 
 
