@@ -89,7 +89,7 @@ def load_compact(
         base = _model_class(config, folder)
         cls = compact_class(base, type(config)) if is_compact else base
         load = partial(cls.from_pretrained, folder, config=config, dtype=dtype or "auto", use_safetensors=True)
-        model = load_whole(load, folder)
+        model: PreTrainedModel = load_whole(load, folder)
     if verify:
         check_finite(model, folder)
     return model
