@@ -10,9 +10,9 @@ from gating.commands.options import MAX_DROP
 from gating.errors import FolderExistsError, InputError
 from gating.run.folder.contents import COMPACT, is_run
 from gating.run.folder.state import is_finished
-from gating.run.sweep.choice import FORMATS, compare, is_figure, print_choice, write_figure
+from gating.run.sweep.choice import FORMATS, is_figure, print_choice, write_figure
 from gating.run.sweep.records import jobs_of
-from gating.run.sweep.results import why_no_result
+from gating.run.sweep.results import compare, why_no_result
 from gating.run.sweep.tradeoff.table import as_plain
 
 __all__ = ["run"]

@@ -34,7 +34,7 @@ from gating.run.folder.contents import COMPACT, CONFIG, GATES_PICTURE, HISTORY_P
 from gating.run.folder.earlier_run import check_resumed, note_models
 from gating.run.folder.space import end_checkpoints
 from gating.run.run import Run
-from gating.run.sweep.reference import dense_metrics
+from gating.run.sweep.comparable import dense_metrics
 from gating.serving.runtimes import find_runtimes
 from gating.sharding.copies import gather_model, meta_copy
 from gating.sharding.plan import gathered_root

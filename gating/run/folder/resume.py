@@ -8,6 +8,7 @@ from hydra.utils import get_object
 
 from gating.errors import FolderExistsError, InputError
 from gating.run.folder.contents import is_run
+from gating.run.folder.effect import has_effect
 from gating.run.folder.state import is_finished, owned_by_other_process
 from gating.run.folder.stored_settings import (
     MEASURED,
@@ -19,23 +20,7 @@ from gating.run.folder.stored_settings import (
 from gating.storage.same_settings import check_same_settings, find_difference, leaves
 from gating.tracking.redaction import redact_settings
 
-__all__ = ["OF_COMMAND", "find_run", "is_free", "named_run"]
-
-# Settings of one command, not of a run.
-OF_COMMAND = ("output_dir", "overwrite", "resume", "ckpt_path", "phase", "optimized_metric", "push_to_hub", "sweep")
-# Settings that may differ between a run and the command that resumes it: they change no result.
-_FREE = (
-    *OF_COMMAND,
-    "paths",
-    "logger",
-    "callbacks",
-    "data.num_workers",
-    "data.allow_changed",
-    "latency.max_seconds",
-    "model.base_model",
-    "keep_checkpoints",
-    "trainer.max_time",
-)
+__all__ = ["find_run", "named_run"]
 
 # Callbacks of Lightning that change what is trained, or when it ends; those made from them do, too.
 _DECIDING_CALLBACKS = ("EarlyStopping", "StochasticWeightAveraging", "WeightAveraging", "GradientAccumulationScheduler")
@@ -103,11 +88,6 @@ def named_run(resume: str | None, ckpt_path: str | None) -> Path:
     return folder
 
 
-def is_free(name: str) -> bool:
-    """Return whether a setting may differ when a run is resumed."""
-    return any(name == free or name.startswith(f"{free}.") for free in _FREE)
-
-
 def _is_moved(stored: Mapping[str, Any], name: str) -> bool:
     """Return whether a run had a file or folder where another one is given."""
     before = dict(leaves(stored)).get(name)
@@ -137,7 +117,7 @@ def _comparable(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict
     measured = ["objective.cost"] if is_measured else []
     if new.get("objective.speedup") is not None:
         measured = [f"objective.{name}" for name in MEASURED]
-    free = [name for name in old | new if is_free(name) or name.startswith(tuple(measured))]
+    free = [name for name in old | new if not has_effect(name, on="results") or name.startswith(tuple(measured))]
     left_out = set(free) - _of_deciding_callbacks(before) - _of_deciding_callbacks(now)
     names = sorted((old | new).keys() - left_out)
     return {name: old.get(name) for name in names}, {name: new.get(name) for name in names}

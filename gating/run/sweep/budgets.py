@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gating.objectives.budget import DEFAULT_KEEP
-from gating.run.folder.resume import is_free
+from gating.run.folder.effect import has_effect
 from gating.run.folder.stored_settings import MEASURED
 from gating.run.settings.settings import is_dense
 from gating.storage.same_settings import leaves
@@ -115,7 +115,7 @@ def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in leaves(settings)
         # A setting without a value is as good as one that is left out.
         if value is not None
-        and not is_free(name)
+        and has_effect(name, on="results")
         and name.rpartition(".")[2] != "seed"
         and not (measured and name.startswith(measured))
     }

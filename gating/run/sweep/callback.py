@@ -128,8 +128,8 @@ def _report(folder: Path, failed: list[tuple[str, str]], config: DictConfig) -> 
         failed: Jobs that have failed or whose results cannot be read, each with the reason; extended.
         config: The settings of the sweep.
     """
-    from gating.run.sweep.choice import compare, print_choice, write_figure, write_numbers
-    from gating.run.sweep.results import why_no_result
+    from gating.run.sweep.choice import print_choice, write_figure, write_numbers
+    from gating.run.sweep.results import compare, why_no_result
 
     jobs, finished = jobs_of(folder), list[Job]()
     # Functions that are called in place of a run may write none.

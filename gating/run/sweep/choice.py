@@ -8,13 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gating.run.sweep.results import read_comparison
-from gating.run.sweep.tradeoff.decision import Tradeoff, decide
+from gating.run.sweep.tradeoff.decision import Tradeoff
 from gating.run.sweep.tradeoff.figure import tradeoff_figure
 from gating.run.sweep.tradeoff.table import as_plain, explain_choice, failed_table, settings_lines, tradeoff_table
 from gating.storage.atomic import replacing_file
 
-__all__ = ["FORMATS", "compare", "is_figure", "print_choice", "write_figure", "write_numbers"]
+__all__ = ["FORMATS", "is_figure", "print_choice", "write_figure", "write_numbers"]
 
 # Suffixes of a figure, which name its format.
 FORMATS = (".png", ".pdf", ".svg")
@@ -28,23 +27,6 @@ _METADATA = re.compile(
 
 # Least width of a table that is not printed to a terminal, and of its column of folders.
 _WIDTH, _FOLDER = 120, 16
-
-
-def compare(folders: list[Path], *, max_drop: float, search: str | None = None, notes: Sequence[str] = ()) -> Tradeoff:
-    """Return the choice among the runs in some folders.
-
-    Args:
-        folders: The folders.
-        max_drop: Largest loss of validation score that is accepted, in the shown unit of the score.
-        search: Sentence on the best trial of an optimizing sweeper.
-        notes: Further sentences on the comparison.
-
-    Raises:
-        InputError: A folder is not that of a finished run.
-    """
-    results, score, axis, found, problem = read_comparison(folders)
-    every = [*notes, *found]
-    return decide(results, score, max_drop=max_drop, axis=axis, notes=every, problem=problem, search=search)
 
 
 def print_choice(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:
