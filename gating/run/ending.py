@@ -13,7 +13,7 @@ from gating.distributed.watchdog import LostProcess, exit_on_lost_process, find_
 from gating.errors import explain, is_input_error
 from gating.run.folder.checkpoints import has_checkpoint
 from gating.run.folder.contents import is_run
-from gating.run.folder.state import current_folder, is_finished, leave_folder, owned_by_this_process
+from gating.run.folder.state import current_folder, enter_folder, is_finished, owned_by_this_process
 from gating.tracking.loggers import close_wandb
 from gating.tracking.wandb_parts import is_offline
 from gating.training.callbacks.divergence import DivergedError
@@ -33,7 +33,7 @@ def handling_errors() -> Iterator[None]:
     A user's error ends in one sentence and exit code 1, a signal in exit code 128 plus its number. Faults keep their
     traceback.
     """
-    leave_folder()
+    enter_folder(None)
     failed = True
     try:
         with stop_on_signals(), exit_on_lost_process(_print_lost):

@@ -30,9 +30,10 @@ from gating.report.metadata import describe_data
 from gating.report.page import RunPage, write_page
 from gating.report.summary import Stage
 from gating.report.tables import print_report, print_samples
+from gating.run.folder.checkpoints import end_checkpoints
 from gating.run.folder.contents import COMPACT, CONFIG, GATES_PICTURE, HISTORY_PICTURE, LAST_FILES, PAGE, SAMPLES
-from gating.run.folder.earlier_run import check_resumed, note_models
-from gating.run.folder.space import end_checkpoints
+from gating.run.folder.own_files import note_models
+from gating.run.folder.resume import check_own_files
 from gating.run.run import Run
 from gating.run.sweep.comparable import dense_metrics
 from gating.serving.runtimes import find_runtimes
@@ -84,7 +85,7 @@ def gather(run: Run) -> bool:
 def export(run: Run) -> None:
     """Time the compact model against the dense one, and save it. Called by all ranks if the model is sharded still."""
     if is_rank_zero():
-        check_resumed(run.paths.folder)  # Again: training may have taken hours.
+        check_own_files(run.paths.folder)  # Again: training may have taken hours.
         note_written(run.paths.folder, COMPACT, *LAST_FILES)
     if run.is_sharded:
         _export_shards(run)

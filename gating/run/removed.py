@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from gating.distributed.collectives import broadcast, is_rank_zero, world_size
 from gating.pruning.repeat import KeptUnits
-from gating.run.folder.checkpoints import remove_phases
+from gating.run.folder.checkpoints import remove_noted
 from gating.run.folder.contents import Phase
 from gating.run.run import Run
 from gating.sharding.copies import meta_copy, shard_copy, tensors_of
@@ -58,7 +58,7 @@ def restore_removed(run: Run) -> bool:
     if path is None:
         if is_rank_zero():
             # Recovery starts again, too; its old checkpoints are of a model that no longer exists.
-            remove_phases(run.paths.checkpoints, after=Phase.SEARCH)
+            remove_noted(run.paths.checkpoints, after=Phase.SEARCH)
         return False
     checkpoint = read_checkpoint(path)
     if run.is_sharded:

@@ -1,14 +1,17 @@
-"""The run that a command resumes, and the check that its settings are the same."""
+"""A run that is resumed: which one, with the same settings, from its own files, at its last or a named checkpoint."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 
 from gating.errors import FolderExistsError, InputError
-from gating.run.folder.contents import is_run
+from gating.run.folder.checkpoints import owner_of, remove_noted
+from gating.run.folder.contents import CHECKPOINTS, CONFIG, TEACHER, Phase, RunPaths, is_run
 from gating.run.folder.effect import has_effect
+from gating.run.folder.own_files import check_compact, check_links, check_teacher, check_written, remove_model
 from gating.run.folder.state import is_finished, owned_by_other_process
 from gating.run.folder.stored_settings import (
     MEASURED,
@@ -17,10 +20,20 @@ from gating.run.folder.stored_settings import (
     with_absolute_paths,
     with_values,
 )
+from gating.storage.atomic import replacing_file
+from gating.storage.folders import is_inside
 from gating.storage.same_settings import check_same_settings, find_difference, leaves
+from gating.storage.written import WRITTEN, written_in
 from gating.tracking.redaction import redact_settings
+from gating.training.checkpoints import (
+    found_checkpoints,
+    note_checkpoint,
+    recorded_checkpoints,
+    remove_checkpoint,
+    why_unusable,
+)
 
-__all__ = ["find_run", "named_run"]
+__all__ = ["check_own_files", "check_resumed", "find_run", "named_run", "note_moved", "return_to"]
 
 # Callbacks of Lightning that change what is trained, or when it ends; those made from them do, too.
 _DECIDING_CALLBACKS = ("EarlyStopping", "StochasticWeightAveraging", "WeightAveraging", "GradientAccumulationScheduler")
@@ -140,3 +153,87 @@ def _class_names(target: str) -> set[str]:
     except Exception:  # Whatever a module of a user raises; building the callback says so.
         bases = ()
     return {target.rpartition(".")[2], *(base.__name__ for base in bases)}
+
+
+def check_resumed(paths: RunPaths, *, settings: Mapping[str, Any]) -> None:
+    """Check that a resumed run reads and replaces only its own files, without writing.
+
+    Raises:
+        InputError: A checkpoint, file or model is not one that the run has recorded, or a link out of its folder.
+        FolderExistsError: The folder of its compact model holds other files.
+    """
+    folder, checkpoints = paths.folder, paths.checkpoints
+    check_links(folder, checkpoints)
+    if not is_inside(checkpoints, folder):
+        before, owner = read_settings_of(folder)["paths"]["checkpoints"], owner_of(checkpoints)
+        if checkpoints.resolve() != Path(before).resolve():
+            raise InputError(
+                f"The run in {folder} has its checkpoints in {before}, and this command paths.checkpoints="
+                f"{checkpoints}: leave it unchanged, or move them into the run's folder."
+            )
+        if owner is not None and not owner.samefile(folder):
+            inside = folder / CHECKPOINTS
+            raise InputError(
+                f"paths.checkpoints={checkpoints} are those of the run in {owner}, of which {folder} is a copy: resume "
+                f"that one, or copy them to {inside} and give paths.checkpoints={inside}."
+            )
+    check_own_files(folder)
+    # A checkpoint that the command names may be one of a backup.
+    known = {Path(settings["ckpt_path"]).resolve()} if settings["ckpt_path"] else set()
+    for phase in (checkpoints / phase for phase in Phase):
+        own = recorded_checkpoints(phase)
+        for path in (path for path in found_checkpoints(phase) if path not in own and path.resolve() not in known):
+            raise InputError(
+                f"{path} is not recorded as a checkpoint of this run, which might replace it: move it away. If the run "
+                f"has written it, go on from it with ckpt_path={path}"
+            )
+
+
+def check_own_files(folder: Path) -> None:
+    """Check that a resumed run would replace only files and models that it has recorded.
+
+    Raises:
+        InputError: A file or model in the place of one of the run's was not written by it, or there is no record.
+        FolderExistsError: The folder of its compact model holds other files.
+    """
+    written = written_in(folder)
+    if written is None:
+        raise InputError(
+            f"{folder / WRITTEN} is missing, the record of the files that the run has written: restore it, or begin "
+            "another run in another output_dir."
+        )
+    check_written(folder, written, "the run would overwrite it", remedy="Move it away.")
+    check_compact(folder, remedy="Move it away.")
+
+
+def return_to(checkpoint: Path, folder: Path, checkpoints: Path) -> None:
+    """Make a checkpoint the last one of a run: remove everything written after it."""
+    phase = checkpoint.resolve().parent
+    found = found_checkpoints(phase)
+    if phase.parent != checkpoints.resolve() or phase.name not in list(Phase) or checkpoint.resolve() not in found:
+        raise InputError(
+            f"ckpt_path={checkpoint} is not a checkpoint of this run; checkpoints are "
+            f"{checkpoints / 'PHASE' / 'step-N.ckpt'}."
+        )
+    wrong = why_unusable(checkpoint)
+    if wrong is not None:
+        raise InputError(f"ckpt_path={checkpoint} is damaged ({wrong}); resume=auto takes the last undamaged one.")
+    if phase.name == Phase.TEACHER:
+        check_teacher(folder, remedy="Move it away.")
+    # It may be from a backup.
+    note_checkpoint(checkpoint.resolve())
+    for later in set(found[: found.index(checkpoint.resolve())]).intersection(recorded_checkpoints(phase)):
+        remove_checkpoint(later)
+    remove_noted(checkpoints, after=Phase(phase.name))
+    if phase.name == Phase.TEACHER:
+        remove_model(folder / TEACHER)
+
+
+def note_moved(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Store the places from which a resumed run reads its data, model and teacher, where they have changed."""
+    stored = read_settings_of(folder)
+    before = dict(leaves(stored))
+    moved = {name: str(path) for name, path in local_places(settings).items() if before.get(name) != str(path)}
+    if moved:
+        with replacing_file(folder / CONFIG) as new:
+            new.write_text(OmegaConf.to_yaml(OmegaConf.create(with_values(stored, moved))), encoding="utf-8")

@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 
 from gating.compact.files import walk
 from gating.errors import InputError
+from gating.run.folder.checkpoints import has_own_checkpoints
 from gating.run.folder.contents import CONFIG
-from gating.run.folder.earlier_run import check_links
 from gating.run.folder.effect import OF_COMMAND
+from gating.run.folder.own_files import check_links
 from gating.run.folder.resume import named_run
-from gating.run.folder.state import has_own_checkpoints
 from gating.run.folder.stored_settings import MEASURED, read_settings_of, stored_checkpoint_folder
 from gating.run.settings.options import Option, names_given, read_options
 from gating.run.settings.read import resolving
