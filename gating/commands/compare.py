@@ -80,9 +80,7 @@ def _check_output(output: Path, *, overwrite: bool) -> None:
 def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:
     """Return the folders of the finished runs of a sweep, or the folder of a run itself.
 
-    Args:
-        folder: The folder.
-        failed: Jobs of the sweep that have no finished run, each with the reason; extended.
+    Jobs of the sweep without a finished run are added to ``failed``, each with the reason.
 
     Raises:
         InputError: The folder holds neither.

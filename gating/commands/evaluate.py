@@ -5,36 +5,31 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import PreTrainedModel
 
-from gating.commands.evaluated_data import encode_split, limit_of, warn_of_changes
+from gating.commands.evaluated_data import limit_of, load_evaluation, warn_of_changes
 from gating.commands.evaluation_settings import PLACES, evaluation_settings
 from gating.commands.model_folder import find_model
-from gating.compact.load import load_compact
 from gating.compact.original import read_original
 from gating.distributed.launch import check_devices
-from gating.errors import InputError
 from gating.models.hub import locate
-from gating.models.pretrained import Pretrained
 from gating.pruning.latency.comparison import margin
 from gating.pruning.recording import build_original
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.latency import RunTiming
-from gating.run.objects import RunObjects, build_objects
 from gating.run.settings.options import naming_settings
 from gating.run.settings.settings import Settings
 from gating.storage.tables import finite_number
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
 
-__all__ = ["Evaluated", "check_task", "evaluate_folder", "run"]
+__all__ = ["Evaluated", "evaluate_folder", "run"]
 
 # Settings of data that do not change how its texts are encoded.
 _SAME_ENCODING = ("data.batch_size", "data.eval_batch_size", "data.num_workers", "data.seed")
@@ -154,15 +149,10 @@ def _evaluate(
     run_folder: Path | None,
     is_encoded_alike: bool,
 ) -> Evaluated:
-    """Evaluate a model; see :func:`evaluate_folder`, :func:`encode_split` and :func:`warn_of_changes`."""
+    """Evaluate a model; see :func:`evaluate_folder`, :func:`load_evaluation` and :func:`warn_of_changes`."""
     device = check_devices(settings.values["trainer"]).root
-    objects = build_objects(settings)
     place = place or _download(folder)
-    # The processor is beside the weights.
-    objects = replace(objects, source=Pretrained(str(place)))
-    model = load_compact(place)
-    check_task(model, objects, folder)
-    data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
+    objects, model, data, split = load_evaluation(settings, place, split=split, only=only, folder=folder)
     if run_folder is not None:
         warn_of_changes(run_folder, settings, data, split=split, is_encoded_alike=is_encoded_alike)
     timing = RunTiming.of(objects.latency, data.module, split=split)
@@ -196,17 +186,3 @@ def _download(name: str) -> Path:
     """Return the folder of a model on the hub, or in the local cache."""
     located = locate(name)
     return Path(located if Path(located).is_dir() else snapshot_download(located))
-
-
-def check_task(model: PreTrainedModel, objects: RunObjects, folder: str) -> None:
-    """Check that the class of a model is one of the task."""
-    families = getattr(objects.task.auto_class, "_model_mapping", None)
-    if families is None:
-        return
-    kinds = families.get(type(model.config), ())
-    if not isinstance(model, kinds):
-        dense = getattr(type(model), "dense_class", type(model)).__name__
-        raise InputError(
-            f"{folder} is a {dense}, which is not a model of {type(objects.task).__name__}: choose its task with "
-            "task=..., such as task=token_classification."
-        )

@@ -31,12 +31,6 @@ def evaluation_settings(
 ) -> tuple[Settings, str | None]:
     """Return the settings of an evaluation, and the name of the split if the command gives a single file.
 
-    Args:
-        model: Folder or name of the model.
-        overrides: Settings of the command.
-        run_folder: Folder of the run that made the model; None for other models.
-        split: The split to evaluate on; None for the last one.
-
     Raises:
         InputError: A setting cannot be used, or there is no data.
     """
@@ -124,13 +118,7 @@ def _compose(overrides: Sequence[str], conf: Path) -> dict[str, Any]:
 
 
 def _take_single_file(data: dict[str, Any], split: str | None, *, given: Sequence[str]) -> str | None:
-    """Let the one file that a command gives be read whole, as the training data; return the split that it is.
-
-    Args:
-        data: The settings of the data, changed in place.
-        split: The split to evaluate on; None for the last one that is given.
-        given: Names of the settings that the command gives.
-    """
+    """Let the one file that a command gives be read whole, as the training data; return the split that it is."""
     if data.get("_target_") not in (_FILES, _TEXT) or "data.train" in given:
         return None
     files = [name for name in ("validation", "test") if f"data.{name}" in given and data.get(name) is not None]

@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gating.commands.model_folder import find_model
-from gating.compact.load import load_compact
 from gating.errors import InputError, explain, is_input_error, missing_extra
 from gating.serving.graphs.runtime import GraphModel
 
@@ -52,21 +50,15 @@ def _compare(folder: str, exported: Path, overrides: Sequence[str], *, split: st
             "with the predictions of both models."
         )
     # Other exports need neither Hydra nor Lightning.
-    from gating.commands.evaluate import check_task
-    from gating.commands.evaluated_data import encode_split, limit_of
+    from gating.commands.evaluated_data import limit_of, load_evaluation
     from gating.commands.evaluation_settings import evaluation_settings
-    from gating.models.pretrained import Pretrained
-    from gating.run.objects import build_objects
     from gating.run.settings.options import naming_settings
     from gating.tracking.verbosity import quiet_libraries
 
     quiet_libraries()
     settings, only = evaluation_settings(str(place), overrides, run_folder=run_folder, split=split)
     with naming_settings(settings.values):
-        objects = replace(build_objects(settings), source=Pretrained(str(place)))
-        model: Any = load_compact(place)
-        check_task(model, objects, folder)
-        data, split = encode_split(settings, objects, model, split=split, only=only, folder=folder)
+        objects, model, data, split = load_evaluation(settings, place, split=split, only=only, folder=folder)
         score = data.prepared.score
         # A graph only predicts the next token: metrics that need generated text are left out.
         (floats, _), (integers, tally) = (

@@ -107,11 +107,7 @@ def _all_reduce(values: tuple[int, ...], operation: Any) -> tuple[int, ...]:
 
 
 def check_same(tensor: Tensor, name: str) -> None:
-    """Check that a tensor is bit-identical in all ranks.
-
-    Args:
-        tensor: The tensor, with the same shape in all ranks.
-        name: Name of the tensor, for the message.
+    """Check that a tensor, of the same shape in all ranks, is bit-identical in them.
 
     Raises:
         OperationError: The tensor differs between ranks.

@@ -60,15 +60,9 @@ class RunData:
         baseline: Baseline | None = None,
         title: str | None = None,
     ) -> tuple[dict[str, float], Tally]:
-        """Return the metrics of a model on a split, and what was counted on the way.
+        """Return the metrics of a model on a split, and what was counted on the way: a baseline beside it, too.
 
-        Args:
-            model: The model.
-            split: Name of the split.
-            task: The task, which updates the metrics from model outputs.
-            metrics: The metrics.
-            baseline: A prediction without a model, to measure beside it; None without one.
-            title: Title of the progress bar; None without a bar.
+        Without a title there is no progress bar.
         """
         total = self.num_evaluated[split]
         batches = islice(self.module.evaluation_dataloader(split), total)
@@ -79,11 +73,6 @@ class RunData:
 
 def load_examples(settings: Settings, task: Task, *, hold_out_missing: bool = True) -> Examples:
     """Load the examples, and draw missing splits from the training data.
-
-    Args:
-        settings: Settings of the data, and the seed.
-        task: The task.
-        hold_out_missing: Whether to draw missing splits.
 
     Raises:
         InputError: The source rejects its settings, or returns no examples.
@@ -107,14 +96,7 @@ def encode_examples(
     *,
     num_processes: int = 1,
 ) -> RunData:
-    """Encode examples for the task, and return them with their tokenizer or image processor.
-
-    Args:
-        examples: The examples.
-        settings: Settings of the data and the trainer.
-        objects: The task and the source of the model.
-        model: The model, with or without weights.
-        num_processes: World size.
+    """Encode examples for the task and a model, which needs no weights; return them with their tokenizer or processor.
 
     Raises:
         InputError: The examples do not fit the task or the model.

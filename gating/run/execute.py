@@ -23,12 +23,7 @@ __all__ = ["execute", "run"]
 
 
 def run(composed: Mapping[str, Any], *, groups: Collection[str]) -> float | None:
-    """Check the settings, load data and model, and execute the run; return the number to optimize.
-
-    Args:
-        composed: The configuration, with its interpolations.
-        groups: Names of the groups of settings.
-    """
+    """Check the settings, load data and model, and execute the run; return the number to optimize."""
     quiet_libraries()
     settings = read_settings(composed, groups=groups)
     resumed = find_run(settings.values, has_own_folder=settings.has_own_folder)

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -54,10 +53,6 @@ def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
     """Print why a model cannot become a stock model of transformers although its layers keep equally many units.
 
     Half of the units are removed from a copy at random, as the choice of a run is not known before it.
-
-    Args:
-        model: The model without gates, which may be on the meta device; unchanged.
-        gates: The gates that it would have.
     """
     scores = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
     kept = HeadBudget(keep=0.5, uniform=True).choose(gates, scores)
@@ -114,10 +109,11 @@ def _export_whole(run: Run) -> None:
         # Only an earlier attempt of this run can be there.
         overwrite=True,
     )
-    if run.objects.budget.uniform:
-        _save_uniform(save)
-    else:
-        save()
+    try:
+        save(stock=True if run.objects.budget.uniform else None)
+    except StockError as error:
+        print(error.in_command)
+        save(stock=False)
 
 
 def _export_shards(run: Run) -> None:
@@ -146,15 +142,6 @@ def _compact_report(run: Run) -> CompactReport:
     score = prepared.final_score or prepared.score
     report = run.state.summary.compact_report(score, describe_data(run.settings.values["data"]))
     return replace(report, base_model=getattr(run.objects.source, "hub_name", None))
-
-
-def _save_uniform(save: Callable[..., object]) -> None:
-    """Save a model as one of transformers; if it cannot be, print the reason and save it as a compact folder."""
-    try:
-        save(stock=True)
-    except StockError as error:
-        print(error.in_command)
-        save(stock=False)
 
 
 def report(run: Run) -> None:

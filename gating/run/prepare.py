@@ -1,7 +1,6 @@
 """Preparation of a run: checks and loading first, then other processes, then the run's folder."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from gating.models.sources import load_sharded
 from gating.objectives import Objective
 from gating.objectives.distillation import check_teacher
 from gating.run.data import RunData, encode_examples, load_examples
-from gating.run.folder.claim import FolderCheck, check_claim, claim_folder
+from gating.run.folder.claim import check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
 from gating.run.folder.optimized import check_measured
 from gating.run.folder.state import enter_folder
@@ -45,14 +44,12 @@ __all__ = ["prepare"]
 def prepare(settings: Settings, *, resumes: bool) -> Run:
     """Check and load everything, and return the run; no file is written before.
 
-    Args:
-        settings: Settings of the run.
-        resumes: Whether the run in the settings' folder is resumed.
-
     Raises:
         InputError: The settings do not fit the data, the model, the machine, or the folder.
     """
-    devices = _check_machine(settings)
+    devices = check_devices(settings.values["trainer"])
+    if devices.is_sharded:
+        _check_sharded(settings)
     found = check_claim(settings.paths, settings=settings.values, resumes=resumes) if is_rank_zero() else ()
     _check_accounts(settings)
     objects = build_objects(settings)
@@ -78,7 +75,11 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
     data.module.shard(devices.num_processes, index=rank())
     # By default the folder is named after the time, which differs between ranks.
     settings = settings.in_folder(Path(broadcast(str(settings.paths.folder))))
-    locks = _claim(settings, inputs=inputs, found=found, resumes=resumes)
+    locks: list[BaseFileLock] = []
+    if is_rank_zero():
+        config = None if resumes else settings.to_yaml()
+        locks = claim_folder(settings.paths, settings=settings.values, config=config, inputs=inputs, found=found)
+    enter_folder(settings.paths.folder)
     return Run(
         settings=settings,
         objects=objects,
@@ -93,14 +94,6 @@ def prepare(settings: Settings, *, resumes: bool) -> Run:
         timing=timing,
         state=state,
     )
-
-
-def _check_machine(settings: Settings) -> Devices:
-    """Return the devices of the trainer's settings, if the other settings can be used with them."""
-    devices = check_devices(settings.values["trainer"])
-    if devices.is_sharded:
-        _check_sharded(settings)
-    return devices
 
 
 def _check_sharded(settings: Settings) -> None:
@@ -229,18 +222,3 @@ def _load_models(
     if not devices.is_sharded:
         start_processes(settings.values["trainer"], devices.num_processes)
     return state
-
-
-def _claim(settings: Settings, *, inputs: Mapping[str, Any], found: FolderCheck, resumes: bool) -> list[BaseFileLock]:
-    """Take the run's folders on rank 0, and return the locks; see :func:`claim_folder`."""
-    if is_rank_zero():
-        return claim_folder(
-            settings.paths,
-            settings=settings.values,
-            config=None if resumes else settings.to_yaml(),
-            inputs=inputs,
-            ckpt_path=settings.ckpt_path,
-            found=found,
-        )
-    enter_folder(settings.paths.folder)
-    return []

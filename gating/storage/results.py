@@ -94,11 +94,7 @@ def check_result(folder: Path, *, kind: ResultKind) -> None:
 
 
 def find_foreign(folder: Path) -> str | None:
-    """Return the name of an entry of a folder that is not as this package has written it, if there is one.
-
-    Args:
-        folder: Folder to search; of one without checksums, all entries are foreign.
-    """
+    """Return the name of an entry of a folder that is not as this package wrote it; any without checksums."""
     sums = _checksums(folder)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -11,13 +11,7 @@ WRITTEN = ".written"
 
 
 def note_written(folder: Path, *names: str, anew: bool = False) -> None:
-    """Add names to the record of a folder, before the files are written.
-
-    Args:
-        folder: The folder; it is created if needed.
-        names: Paths relative to it.
-        anew: Whether to forget the earlier names.
-    """
+    """Add names to the record of a folder, before the files are written; anew, the earlier names are forgotten."""
     known = frozenset() if anew else written_in(folder) or frozenset()
     if anew or not known.issuperset(names):
         with replacing_file(folder / WRITTEN) as new:

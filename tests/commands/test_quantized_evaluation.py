@@ -93,7 +93,7 @@ def test_a_missing_package_is_one_sentence_and_a_fault_is_raised(exported_run, m
         patch.setitem(sys.modules, "omegaconf", None)
         (sentence,) = compare_accuracy(str(run), exported)
     assert "head-gating[train]" in sentence
-    monkeypatch.setattr(evaluated_data, "encode_split", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(evaluated_data, "load_evaluation", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compare_accuracy(str(run), exported)
 

@@ -12,7 +12,7 @@ from gating.run.folder.contents import CONFIG, FIRST_FILES, METRICS, RunPaths
 from gating.run.folder.earlier_run import check_new, clearing
 from gating.run.folder.inputs import Inputs, write_inputs
 from gating.run.folder.resume import check_resumed, note_moved, return_to
-from gating.run.folder.state import enter_folder, is_finished, owned_by_other_process, take_lock
+from gating.run.folder.state import is_finished, owned_by_other_process, take_lock
 from gating.storage.atomic import replacing_file
 from gating.storage.folders import is_inside
 from gating.storage.written import note_written
@@ -25,11 +25,6 @@ FolderCheck = tuple[tuple[int, int] | None, ...]
 
 def check_claim(paths: RunPaths, *, settings: Mapping[str, Any], resumes: bool) -> FolderCheck:
     """Check that a run can have its folders, without writing.
-
-    Args:
-        paths: Folders of the run.
-        settings: All its settings, as plain values.
-        resumes: Whether the run in the folder is resumed.
 
     Returns:
         What was found there, to compare when the run begins.
@@ -55,18 +50,12 @@ def claim_folder(
     settings: Mapping[str, Any],
     config: str | None,
     inputs: Inputs,
-    ckpt_path: str | None,
     found: FolderCheck,
 ) -> list[filelock.BaseFileLock]:
-    """Lock a run's folders, check them again, prepare them, and make the run that of this process. For rank 0.
+    """Lock a run's folders, check them again, and prepare them. For rank 0.
 
-    Args:
-        paths: Folders of the run.
-        settings: All its settings, as plain values.
-        config: Its settings as YAML, for a new run; None for a resumed one.
-        inputs: Its data, and the folders that it reads; those that it goes on with if it is resumed.
-        ckpt_path: Checkpoint to return to.
-        found: Result of :func:`check_claim`, before the run has loaded its data.
+    A new run has ``config``, its settings as YAML. ``found`` is the result of :func:`check_claim` before the data was
+    loaded.
 
     Returns:
         The locks, which are released when the process ends.
@@ -88,8 +77,8 @@ def claim_folder(
                 with replacing_file(paths.folder / CONFIG) as new:
                     new.write_text(config, encoding="utf-8")
         mark_owner(paths.folder, paths.checkpoints)
-        if ckpt_path is not None:
-            return_to(Path(ckpt_path), paths.folder, paths.checkpoints)
+        if settings["ckpt_path"] is not None:
+            return_to(Path(settings["ckpt_path"]), paths.folder, paths.checkpoints)
         if config is None:
             note_moved(paths.folder, settings)
         write_inputs(paths.folder, inputs)
@@ -97,7 +86,6 @@ def claim_folder(
         for lock in locks:
             lock.release()
         raise
-    enter_folder(paths.folder)
     return locks
 
 

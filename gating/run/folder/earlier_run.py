@@ -91,9 +91,7 @@ def _check_foreign(checkpoints: Path, *, may_be_noted: bool) -> None:
 def clearing(folder: Path, checkpoints: Path) -> Iterator[None]:
     """Remove the files of an earlier run, before a ``with`` block that begins a new one.
 
-    Args:
-        folder: A folder that may be overwritten. Nothing is removed unless it is a run's.
-        checkpoints: Folder of the new run's checkpoints.
+    Nothing is removed from a folder that is not a run's.
     """
     written = written_in(folder)
     if written is not None:

@@ -42,9 +42,7 @@ _DECIDING_CALLBACKS = ("EarlyStopping", "StochasticWeightAveraging", "WeightAver
 def find_run(settings: Mapping[str, Any], *, has_own_folder: bool) -> Path | None:
     """Return the folder of the run to resume; None to begin a new one.
 
-    Args:
-        settings: All settings of the command, as plain values.
-        has_own_folder: Whether the command gives ``output_dir``, whose default contains the time.
+    A folder of its own is one that the command names: the default of ``output_dir`` contains the time.
 
     Raises:
         FolderExistsError: ``output_dir`` holds an unfinished run, without ``resume``.

@@ -32,15 +32,11 @@ def owned_by_other_process(folder: Path) -> bool:
     """Return whether another process trains a run; nothing is written to a folder that no process has taken."""
     if not (folder / LOCK).exists():
         return False
-    lock = _lock_of(folder)
     try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
+        with holding(folder, problem="It has the lock."):
+            return False
+    except InputError:
         return True
-    except NotImplementedError:
-        return False
-    lock.release()
-    return False
 
 
 def owned_by_this_process(folder: Path) -> bool:
@@ -49,11 +45,7 @@ def owned_by_this_process(folder: Path) -> bool:
 
 
 def take_lock(folder: Path, *, problem: str) -> filelock.BaseFileLock:
-    """Return the lock of a folder, which this process has from now on; the system releases it with the process.
-
-    Args:
-        folder: The folder of a run or a sweep; it is created if needed.
-        problem: Message of the error.
+    """Return the lock of a folder, which is created if needed; the system releases it with this process.
 
     Raises:
         InputError: Another process has it.

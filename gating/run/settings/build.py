@@ -42,12 +42,7 @@ _NEEDED = {
 
 
 def build(name: str, values: Any, **options: Any) -> Any:
-    """Return the object that a group of settings describes.
-
-    Args:
-        name: Dotted name of the group, for messages.
-        values: Its values: ``_target_`` and keyword arguments.
-        options: Further keyword arguments of :func:`hydra.utils.instantiate`.
+    """Return the object that a group of settings describes; options are those of :func:`hydra.utils.instantiate`.
 
     Raises:
         InputError: The values are not a group of settings, the constructor rejects them, or its object does not fit.
@@ -82,10 +77,6 @@ def partial_of(name: str, values: Any) -> partial[Any]:
 
 def call_source(name: str, values: Mapping[str, Any]) -> Any:
     """Return the result of a function that settings name; errors inside a user's function keep their traceback.
-
-    Args:
-        name: Name of the group of settings.
-        values: ``_target_`` and keyword arguments of the function.
 
     Raises:
         InputError: The function does not take the arguments.

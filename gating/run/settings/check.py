@@ -87,10 +87,6 @@ _PLAIN = {"callbacks", "paths"}
 def check_complete(settings: Mapping[str, Any], *, groups: Collection[str]) -> None:
     """Check that all settings that every run reads are present.
 
-    Args:
-        settings: Nested plain values, as composed from ``conf/``.
-        groups: Names of the groups of settings.
-
     Raises:
         InputError: A setting is missing; the message has its dotted name.
     """
@@ -120,11 +116,7 @@ def check_settings(
 ) -> None:
     """Check the name and type of every setting against the signature that takes it.
 
-    Args:
-        settings: Nested plain values, as composed from ``conf/``. Groups with a ``_target_`` of this package are
-            compared with its signature.
-        groups: Names of the groups of settings.
-        also: Further functions that take settings of a group, by group.
+    Groups with a ``_target_`` of this package are compared with its signature, and with further functions, ``also``.
 
     Raises:
         InputError: A setting is unknown, missing or of the wrong type; the message has its dotted name.
@@ -192,11 +184,6 @@ def _check_group(prefix: str, settings: Mapping[str, Any], also: Sequence[Callab
 def check_call(function: Callable[..., Any], settings: Mapping[str, Any], *, name: str) -> None:
     """Check that a function takes settings as its keyword arguments, without calling it.
 
-    Args:
-        function: The function.
-        settings: A group of settings; keys such as ``_target_`` are not arguments.
-        name: Dotted name of the group, for the message.
-
     Raises:
         InputError: The function does not take them.
     """
@@ -209,10 +196,6 @@ def check_call(function: Callable[..., Any], settings: Mapping[str, Any], *, nam
 
 def locate_target(target: object, prefix: str) -> Callable[..., Any]:
     """Import the function or class that a setting names.
-
-    Args:
-        target: Its dotted name.
-        prefix: Prefix of the setting's name, for messages.
 
     Raises:
         InputError: It does not exist, has no signature, or importing its module fails.

@@ -52,9 +52,7 @@ def _is_added(argument: str, chosen: Mapping[str, str], conf: Path) -> bool:
 def names_in(group: Path, options: tuple[str, ...]) -> set[str]:
     """Return the names of the settings in some files of a group, and in the files of their defaults.
 
-    Args:
-        group: The folder of the group.
-        options: Names of its files. Settings in tables have dotted names beside those of their tables.
+    Settings in tables have dotted names beside those of their tables.
     """
     names = set[str]()
     for option in options:

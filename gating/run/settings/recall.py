@@ -52,11 +52,6 @@ def recall(composed: Mapping[str, Any], overrides: Sequence[str], *, conf: Path)
 
     A command thus needs only ``resume=DIR``. With ``resume=auto``, the command is whole.
 
-    Args:
-        composed: The settings of the command, as plain values with their interpolations.
-        overrides: Overrides of the command line.
-        conf: The configuration folder of the program.
-
     Returns:
         Settings by name, to replace whole groups; empty if the command resumes no run by name.
 
@@ -144,13 +139,6 @@ def _check_trusted(
     options: list[Option],
 ) -> None:
     """Check that dangerous settings of a run's folder are also in the command or its configuration.
-
-    Args:
-        settings: Settings from the folder.
-        folder: The run's folder, for messages.
-        given: Dotted names of the settings that the command line sets, which override the folder's.
-        command: Settings of the command without the folder's.
-        options: All options of its configuration folders.
 
     Raises:
         InputError: A setting is not trusted; the message has the override that repeats it.

@@ -29,11 +29,7 @@ _NAMES = ("_target_", "name")
 
 
 def budget_text(settings: Mapping[str, Any], *, with_units: bool) -> str:
-    """Return the budget of a run as text.
-
-    Args:
-        settings: The settings of the run.
-        with_units: Whether to name the gated units, because they differ between runs.
+    """Return the budget of a run as text, with its gated units where they differ between runs.
 
     >>> budget_text({"objective": {"_target_": "gating.ExactBudget", "num_heads": 18}}, with_units=False)
     '18 heads'

@@ -30,13 +30,7 @@ _WIDTH, _FOLDER = 120, 16
 
 
 def print_choice(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:
-    """Print the table and the recommendation.
-
-    Args:
-        tradeoff: The choice.
-        setting: Name of the setting or option for the largest accepted loss.
-        failed: The failed jobs, each with its reason.
-    """
+    """Print the table, the failed jobs, and the recommendation with the name of the setting for the accepted loss."""
     whole, least = _widths(tradeoff)
     # A file or pipe has no width; rich would take 80 columns.
     console = Console() if sys.stdout.isatty() else Console(width=max(_WIDTH, whole))
@@ -59,12 +53,7 @@ def _widths(tradeoff: Tradeoff) -> tuple[int, int]:
 
 
 def write_figure(tradeoff: Tradeoff, path: Path) -> None:
-    """Write the figure.
-
-    Args:
-        tradeoff: The choice.
-        path: Path of the file; its suffix is one of ``FORMATS``.
-    """
+    """Write the figure to a file with one of the suffixes in ``FORMATS``."""
     with replacing_file(path) as new:
         figure = tradeoff_figure(tradeoff)
         figure.savefig(new, format=path.suffix.lower().removeprefix("."), dpi=120, metadata={"Creator": _CREATOR})
@@ -76,14 +65,7 @@ def is_figure(path: Path) -> bool:
 
 
 def write_numbers(tradeoff: Tradeoff, path: Path, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:
-    """Write the numbers as JSON.
-
-    Args:
-        tradeoff: The choice.
-        path: Path of the file.
-        setting: Name of the setting or option for the largest accepted loss.
-        failed: The failed jobs, each with its reason.
-    """
+    """Write the numbers, and the failed jobs with their reasons, as JSON."""
     plain = as_plain(tradeoff, setting=setting) | {"failed": dict(failed)}
     with replacing_file(path) as new:
         new.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -122,13 +122,7 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 
 
 def with_job_names(settings: Mapping[str, Any], *, sweep: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a job with its names in those of the loggers.
-
-    Args:
-        settings: The settings, as plain values.
-        sweep: Folder of the sweep, after which the group is named.
-        overrides: Overrides of the job, after which it is named.
-    """
+    """Return the settings of a job, with names after its overrides and its sweep's folder in those of the loggers."""
     place = sweep.absolute()
     names = {
         "name": shorten(redact(" ".join(own_overrides(sweep, overrides))), most=_MOST),
