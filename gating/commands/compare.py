@@ -10,10 +10,10 @@ from gating.commands.options import MAX_DROP
 from gating.errors import FolderExistsError, InputError
 from gating.run.folder.contents import COMPACT, is_run
 from gating.run.folder.state import is_finished
-from gating.run.sweep.choice import FORMATS, is_figure, print_choice, write_figure
 from gating.run.sweep.records import jobs_of
 from gating.run.sweep.results import compare, why_no_result
-from gating.run.sweep.tradeoff.table import as_plain
+from gating.run.sweep.tradeoff.figure import FORMATS, is_figure, write_figure
+from gating.run.sweep.tradeoff.table import as_plain, print_choice
 
 __all__ = ["run"]
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     if tradeoff.problem is not None:
         raise InputError(f"These runs cannot be compared: {tradeoff.problem}")
     if arguments.json:
-        plain = as_plain(tradeoff, setting=MAX_DROP) | {"failed": dict(failed)}
+        plain = as_plain(tradeoff, setting=MAX_DROP, failed=failed)
         print(json.dumps(plain, indent=2, allow_nan=False))
     else:
         print_choice(tradeoff, setting=MAX_DROP, failed=failed)

@@ -66,7 +66,8 @@ def find_run(settings: Mapping[str, Any], *, has_own_folder: bool) -> Path | Non
             raise InputError(f"The run to resume is in {folder}, and output_dir={place}: leave output_dir out.")
     stored = read_settings_of(folder)
     # What is in files and folders is compared by its content, since they may have moved.
-    moved = {name: str(path) for name, path in local_places(settings).items() if _is_moved(stored, name)}
+    given = dict(leaves(stored))
+    moved = {n: str(path) for n, path in local_places(settings).items() if Path(str(given.get(n))).is_absolute()}
     before, now = _comparable(with_values(stored, moved), settings)
     check_same_settings(
         before,
@@ -97,12 +98,6 @@ def named_run(resume: str | None, ckpt_path: str | None) -> Path:
             f"ckpt_path={checkpoint} is not a checkpoint of the run in resume={resume}: leave one of them out."
         )
     return folder
-
-
-def _is_moved(stored: Mapping[str, Any], name: str) -> bool:
-    """Return whether a run had a file or folder where another one is given."""
-    before = dict(leaves(stored)).get(name)
-    return isinstance(before, str) and Path(before).is_absolute()
 
 
 def _latest_like(settings: Mapping[str, Any], outputs: Path) -> Path | None:

@@ -25,7 +25,7 @@ from gating.run.settings.options import Option, names_given, read_options
 from gating.run.settings.read import resolving
 from gating.tracking.redaction import HIDDEN
 
-__all__ = ["recall", "with_recalled"]
+__all__ = ["with_recalled"]
 
 # The current phase has its checkpoints here.
 _OWN_PLACE = "${paths.checkpoints}/${phase}"
@@ -42,28 +42,20 @@ _KERNEL = re.compile(r"(model|distillation)\..*(attn|experts)_implementation")
 
 
 def with_recalled(composed: Mapping[str, Any], overrides: Sequence[str], *, conf: Path) -> dict[str, Any]:
-    """Return the settings of a command with those that :func:`recall` takes from a run's folder."""
-    with resolving():
-        return {**composed, **recall(composed, overrides, conf=conf)}
+    """Return the settings of a command, with those of the run that it resumes which its command line does not set.
 
-
-def recall(composed: Mapping[str, Any], overrides: Sequence[str], *, conf: Path) -> dict[str, Any]:
-    """Return the settings of the run that a command resumes, except those that its command line sets.
-
-    A command thus needs only ``resume=DIR``. With ``resume=auto``, the command is whole.
-
-    Returns:
-        Settings by name, to replace whole groups; empty if the command resumes no run by name.
+    A command thus needs only ``resume=DIR``. With ``resume=auto``, or where it resumes no run, the command is whole.
 
     Raises:
         InputError: There is no such run, a setting was a secret, or a setting is not trusted.
     """
-    cfg = OmegaConf.create(dict(composed))
-    resume, ckpt_path = OmegaConf.select(cfg, "resume"), OmegaConf.select(cfg, "ckpt_path")
-    if not all(value is None or isinstance(value, str) for value in (resume, ckpt_path)):
-        return {}  # The validation of all settings refuses them.
-    if ckpt_path is None and resume in (None, "auto"):
-        return {}
+    with resolving():
+        cfg = OmegaConf.create(dict(composed))
+        resume, ckpt_path = OmegaConf.select(cfg, "resume"), OmegaConf.select(cfg, "ckpt_path")
+    # The validation of all settings refuses values that are no texts.
+    is_whole = ckpt_path is None and resume in (None, "auto")
+    if is_whole or not all(value is None or isinstance(value, str) for value in (resume, ckpt_path)):
+        return dict(composed)
     options = read_options(conf)
     given = names_given(overrides, options)
     folder = named_run(resume, ckpt_path)
@@ -82,7 +74,7 @@ def recall(composed: Mapping[str, Any], overrides: Sequence[str], *, conf: Path)
             f"The run in {folder} had a secret among its settings, which is not kept there: give the whole command "
             f"again, with output_dir={folder} resume=auto."
         )
-    return taken if _is_given("output_dir", given) else {**taken, "output_dir": str(folder)}
+    return {**composed, **taken, **({} if _is_given("output_dir", given) else {"output_dir": str(folder)})}
 
 
 def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> dict[str, Any]:

@@ -13,9 +13,8 @@ from gating.storage.same_settings import leaves
 
 __all__ = ["as_text", "budget_text", "differing", "of_group", "settings_texts", "units_text"]
 
-# Settings of a budget, of which an objective takes one.
-_BUDGETS = ("num_heads", "num_neurons", "keep", "speedup", "price")
-_SHOWN = {
+# Settings of a budget, of which an objective takes one, and their values as text.
+_BUDGETS = {
     "num_heads": "{} heads",
     "num_neurons": "{} neurons",
     "keep": "keep {}",
@@ -63,7 +62,7 @@ def _shown(name: str, value: Any) -> str:
     >>> _shown("num_heads", 1), _shown("num_neurons", 64)
     ('1 head', '64 neurons')
     """
-    text = _SHOWN[name].format(as_text(value))
+    text = _BUDGETS[name].format(as_text(value))
     return text.removesuffix("s") if value == 1 and name.startswith("num_") else text
 
 

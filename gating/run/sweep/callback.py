@@ -125,8 +125,9 @@ def _report(folder: Path, failed: list[tuple[str, str]], config: DictConfig) -> 
 
     Jobs that have failed, or whose results cannot be read, are added to ``failed``, each with the reason.
     """
-    from gating.run.sweep.choice import print_choice, write_figure, write_numbers
     from gating.run.sweep.results import compare, why_no_result
+    from gating.run.sweep.tradeoff.figure import write_figure
+    from gating.run.sweep.tradeoff.table import print_choice, write_numbers
 
     jobs, finished = jobs_of(folder), list[Job]()
     # Functions that are called in place of a run may write none.

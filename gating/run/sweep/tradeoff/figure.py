@@ -1,7 +1,9 @@
 """Figure of the choice among runs: score over speed."""
 
 import math
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,8 +11,19 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 
 from gating.run.sweep.tradeoff.decision import Candidate, Tradeoff
+from gating.storage.atomic import replacing_file
 
-__all__ = ["tradeoff_figure"]
+__all__ = ["FORMATS", "is_figure", "tradeoff_figure", "write_figure"]
+
+# Suffixes of a figure, which name its format.
+FORMATS = (".png", ".pdf", ".svg")
+# The text is in the metadata of each figure, uncompressed in all formats.
+_CREATOR = "head-gating"
+_METADATA = re.compile(
+    rb"\x89PNG.*tEXtCreator\0%(name)b|%%PDF.*/Creator \(%(name)b\)|"
+    rb"<\?xml.*<dc:creator>\s*<cc:Agent>\s*<dc:title>%(name)b</dc:title>" % {b"name": _CREATOR.encode()},
+    re.DOTALL,
+)
 
 # Larger scores and speeds are not drawn.
 _LARGEST = 1e12
@@ -20,6 +33,18 @@ _LABELS = {"speedup": "measured speed-up over the dense model", "work": "work of
 _CHARACTER, _RADIUS = 0.0125, 5.0
 # Places of a name beside its point, in points, with its alignment, in order of preference.
 _PLACES = ((7, 6, "left"), (7, -14, "left"), (-7, 6, "right"), (-7, -14, "right"))
+
+
+def write_figure(tradeoff: Tradeoff, path: Path) -> None:
+    """Write the figure to a file with one of the suffixes in ``FORMATS``."""
+    with replacing_file(path) as new:
+        figure = tradeoff_figure(tradeoff)
+        figure.savefig(new, format=path.suffix.lower().removeprefix("."), dpi=120, metadata={"Creator": _CREATOR})
+
+
+def is_figure(path: Path) -> bool:
+    """Return whether a file is a figure of :func:`write_figure`, by its metadata."""
+    return path.is_file() and _METADATA.match(path.read_bytes()) is not None
 
 
 def tradeoff_figure(tradeoff: Tradeoff) -> Figure:

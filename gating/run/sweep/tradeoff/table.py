@@ -1,18 +1,48 @@
 """The choice among runs as a table, as sentences, and as plain values."""
 
+import json
 import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from gating.report.score import NOT_FINITE, Score
 from gating.run.sweep.tradeoff.decision import Candidate, Tradeoff
+from gating.storage.atomic import replacing_file
 
-__all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "settings_lines", "tradeoff_table"]
+__all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "print_choice", "tradeoff_table", "write_numbers"]
 
 _AXES = {"speedup": "speed-up", "work": "less work"}
+# Least width of a table that is not printed to a terminal, and of its column of folders.
+_WIDTH, _FOLDER = 120, 16
+
+
+def print_choice(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:
+    """Print the table, the failed jobs, and the recommendation with the name of the setting for the accepted loss."""
+    whole, least = _widths(tradeoff)
+    # A file or pipe has no width; rich would take 80 columns.
+    console = Console() if sys.stdout.isatty() else Console(width=max(_WIDTH, whole))
+    fits = least <= console.width
+    console.print(tradeoff_table(tradeoff, with_settings=fits))
+    for line in [] if fits else _settings_lines(tradeoff):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if failed:
+        console.print(failed_table(failed))
+    for sentence in explain_choice(tradeoff, setting=setting):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _widths(tradeoff: Tradeoff) -> tuple[int, int]:
+    """Return the width of the table in which nothing is broken, and that in which only long folders are."""
+    console = Console(width=10_000)
+    whole = console.measure(tradeoff_table(tradeoff)).maximum
+    longest = max(len(run.folder) for candidate in tradeoff.candidates for run in candidate.runs)
+    return whole, whole - max(0, longest - _FOLDER)
 
 
 def tradeoff_table(tradeoff: Tradeoff, *, with_settings: bool = True) -> Table:
@@ -53,7 +83,7 @@ def _short_speedups(tradeoff: Tradeoff) -> dict[Candidate, str]:
     return {candidate: "-" if math.isnan(speed) else f"{speed:.2f}x" for candidate, speed in speeds.items()}
 
 
-def settings_lines(tradeoff: Tradeoff) -> list[str]:
+def _settings_lines(tradeoff: Tradeoff) -> list[str]:
     """Return a line for each candidate that differs from others in its settings, for a table without them."""
     shown = [candidate for candidate in tradeoff.candidates if candidate.runs[0].settings]
     return [f"{candidate.best(tradeoff.score).folder}: {candidate.name}" for candidate in shown]
@@ -194,7 +224,7 @@ def drop_text(drop: float, score: Score) -> str:
     return f"{size}{' points' if score.scale == 100 else ''} {word}"
 
 
-def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
+def as_plain(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """Return the choice as plain values for JSON; missing numbers are None."""
     rows = []
     for candidate in tradeoff.candidates:
@@ -225,7 +255,15 @@ def as_plain(tradeoff: Tradeoff, *, setting: str) -> dict[str, Any]:
         "compared_by": tradeoff.axis,
         "runs": rows,
         "conclusion": explain_choice(tradeoff, setting=setting),
+        "failed": dict(failed),
     }
+
+
+def write_numbers(tradeoff: Tradeoff, path: Path, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:
+    """Write the numbers, and the failed jobs with their reasons, as JSON."""
+    plain = as_plain(tradeoff, setting=setting, failed=failed)
+    with replacing_file(path) as new:
+        new.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _score(candidate: Candidate, name: str, score: Score) -> str:
