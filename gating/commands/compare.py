@@ -63,12 +63,7 @@ def _aliases(given: Iterable[Path]) -> str:
 
 
 def _check_output(output: Path, *, overwrite: bool) -> None:
-    """Check that the figure can be written to a file before the runs are read.
-
-    Raises:
-        FolderExistsError: There is a file already, and ``overwrite`` is false, or it is no figure of this command.
-        InputError: Its suffix names no format.
-    """
+    """Check the suffix of a figure, and that it replaces only one of this command, before the runs are read."""
     if output.suffix.lower() not in FORMATS:
         raise InputError(f"--output {output} names no picture: give a file that ends with {', '.join(FORMATS)}.")
     if output.exists() and not (overwrite and output.is_file()):
@@ -81,9 +76,6 @@ def _runs_in(folder: Path, failed: list[tuple[str, str]]) -> list[Path]:
     """Return the folders of the finished runs of a sweep, or the folder of a run itself.
 
     Jobs of the sweep without a finished run are added to ``failed``, each with the reason.
-
-    Raises:
-        InputError: The folder holds neither.
     """
     if is_run(folder):
         return [folder]

@@ -7,8 +7,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from gating.errors import InputError, explain, is_input_error
+from gating.run.command import open_tables
 from gating.run.folder.stored_settings import read_settings_of
-from gating.run.settings.open_tables import open_tables
 from gating.run.settings.options import names_given, read_options
 from gating.run.settings.read import read_settings
 from gating.run.settings.recall import with_recalled

@@ -119,15 +119,7 @@ def encode_examples(
 
 
 def _check_model_config(model: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
-    """Check that the settings of a model do not contradict the classes of the data.
-
-    Args:
-        model: The settings of the model.
-        decided: Values of its configuration that the task takes from the data.
-
-    Raises:
-        InputError: A value differs, which would be replaced.
-    """
+    """Raise ``InputError`` if settings of a model differ from those that the data decide and replace."""
     given = model.get("config")
     given = given if isinstance(given, Mapping) else {}
     for name in _OF_DATA:

@@ -13,10 +13,9 @@ from gating.run.folder.state import is_finished
 from gating.run.outcome import export, gather, report
 from gating.run.phase import train_phase
 from gating.run.prepare import prepare
-from gating.run.removed import restore_removed
 from gating.run.run import Run
 from gating.run.settings.read import read_settings
-from gating.run.stages import remove_heads, search, train_teacher
+from gating.run.stages import remove_heads, restore_removed, search, train_teacher
 from gating.tracking.verbosity import quiet_libraries
 
 __all__ = ["execute", "run"]

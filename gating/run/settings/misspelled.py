@@ -1,8 +1,8 @@
 """Misspelled names of settings, found without importing the classes that take them.
 
-Hydra knows the names in the files of ``conf/``. The groups of :mod:`gating.run.settings.open_tables` take more: every
-parameter of their class. Signatures are read from source files here, since importing torch and Lightning takes seconds;
-a class that cannot be read is left to :mod:`gating.run.settings.check`.
+Hydra knows the names in the files of ``conf/``. The groups below take more: every parameter of their class. Signatures
+are read from source files here, since importing torch and Lightning takes seconds; a class that cannot be read is left
+to :mod:`gating.run.settings.check`.
 """
 
 import ast

@@ -78,11 +78,7 @@ def with_recalled(composed: Mapping[str, Any], overrides: Sequence[str], *, conf
 
 
 def _relocated(stored: dict[str, Any], folder: Path, given: Sequence[str]) -> dict[str, Any]:
-    """Return the stored settings of a run, adapted to the current path of its folder.
-
-    Raises:
-        InputError: Its checkpoints are outside its folder, and may be another run's.
-    """
+    """Return the stored settings of a run, adapted to the current path of its folder, with checkpoints of its own."""
     checkpoints = stored_checkpoint_folder(folder, stored)
     if not _is_given("paths.checkpoints", given) and not has_own_checkpoints(folder, checkpoints):
         again = shlex.quote(f"paths.checkpoints={stored['paths'].get('checkpoints')}")
@@ -130,11 +126,7 @@ def _check_trusted(
     command: Mapping[str, Any],
     options: list[Option],
 ) -> None:
-    """Check that dangerous settings of a run's folder are also in the command or its configuration.
-
-    Raises:
-        InputError: A setting is not trusted; the message has the override that repeats it.
-    """
+    """Raise ``InputError`` for a dangerous setting of a run's folder that neither the command nor its options have."""
     sources = [("", command), *((option.package, option.settings) for option in options)]
     known = set[tuple[str, str]]().union(*(_known(place, source, settings) for place, source in sources))
     for name, value in walk(dict(settings)):
