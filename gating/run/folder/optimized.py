@@ -63,14 +63,11 @@ def optimized_value(folder: Path, name: str | None) -> float | None:
     if not isinstance(found.get("metric"), str):
         raise InputError(f"{path} does not have the numbers of a run: train it again, with overwrite=true.")
     # None stands for numbers that are not finite, too.
-    numbers = {key: finite_number(value) for key, value in found.items() if _is_number(value)}
+    kinds = (int, float, type(None))
+    numbers = {key: finite_number(value) for key, value in found.items() if type(value) in kinds}
     if name is not None and name not in numbers:
         raise InputError(
             f"optimized_metric={name} is not in {path} of the finished run, which has {', '.join(sorted(numbers))}. "
             f"Give one of these with resume={folder}."
         )
     return numbers.get(name or f"val/{found['metric']}")
-
-
-def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))

@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gating.objectives.budget import DEFAULT_KEEP
-from gating.run.folder.effect import has_effect
+from gating.run.folder.effect import has_effect, shown_value
 from gating.run.folder.stored_settings import MEASURED
 from gating.run.settings.settings import is_dense
 from gating.storage.same_settings import leaves
@@ -22,7 +21,6 @@ _BUDGETS = {
     "price": "price {}",
 }
 _MEASURED = tuple(f"objective.{name}" for name in MEASURED)
-_FILES = ("data.train", "data.validation", "data.test", "data.path")
 # Where a group's object differs, its other settings differ with it.
 _NAMES = ("_target_", "name")
 
@@ -105,8 +103,7 @@ def _with_effect(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that change its results, without its seed, by dotted name."""
     measured = _measured(settings)
     return {
-        # The same file may lie elsewhere on another machine.
-        name: Path(value).name if name in _FILES and isinstance(value, str) else value
+        name: shown_value(name, value)
         for name, value in leaves(settings)
         # A setting without a value is as good as one that is left out.
         if value is not None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from gating.errors import InputError
 from gating.run.folder.contents import METRICS
-from gating.run.folder.effect import has_effect
+from gating.run.folder.effect import has_effect, shown_value
 from gating.run.folder.inputs import read_inputs
 from gating.run.folder.state import is_finished
 from gating.run.folder.stored_settings import read_settings_of
@@ -19,9 +19,6 @@ from gating.storage.tables import finite_number, read_table
 from gating.tasks.metrics.tokens import PERPLEXITY
 
 __all__ = ["FinishedRun", "dense_metrics", "find_problem", "seed_of"]
-
-_PLACES = ("data.train", "data.validation", "data.test", "data.path")
-_LIMITS = ("trainer.limit_val_batches", "trainer.limit_test_batches")
 
 
 class FinishedRun(NamedTuple):
@@ -80,16 +77,15 @@ def _evaluated(run: FinishedRun) -> dict[str, Any]:
     Files are compared by their examples and labels, not by their places. Texts are stored as tokens, which differ
     between models.
     """
-    found = {name: value for name, value in leaves({"data": run.settings["data"]}) if not name.endswith(".seed")}
-    found = {name: value for name, value in found.items() if has_effect(name, on="results")}
+    limits = {name: run.settings["trainer"].get(name) for name in ("limit_val_batches", "limit_test_batches")}
+    found = {
+        name: shown_value(name, value)
+        for name, value in leaves({"data": run.settings["data"], "trainer": limits})
+        if not name.endswith(".seed") and has_effect(name, on="results") and has_effect(name, on="examples")
+    }
     for split, digests in _data_of(run).items():
-        found[f"{split} examples"] = digests.get(NUM_ROWS)
-        found[f"{split} labels"] = digests.get("labels")
-    places = {name: Path(str(value)).name for name, value in found.items() if name in _PLACES and value is not None}
-    found |= places
-    limits = dict(leaves({"trainer": run.settings["trainer"]}))
-    found |= {name: limits.get(name) for name in _LIMITS}
-    return {name: value for name, value in found.items() if has_effect(name, on="examples")}
+        found |= {f"{split} examples": digests.get(NUM_ROWS), f"{split} labels": digests.get("labels")}
+    return found
 
 
 def _data_of(run: FinishedRun) -> Mapping[str, Any]:
@@ -118,13 +114,9 @@ def dense_metrics(sweep: Path, folder: Path) -> dict[str, float]:
         # Damaged settings of another job are no error of this one.
         with suppress(InputError):
             if is_finished(place) and is_dense(stored := read_settings_of(place)) and _of_training(stored) == wanted:
-                numbers = read_table(place / METRICS)
-                found = {name: finite_number(value) for name, value in numbers.items()}
-                return {
-                    name: value
-                    for name, value in found.items()
-                    if value is not None and name.startswith(("val/", "test/"))
-                }
+                numbers = {name: finite_number(value) for name, value in read_table(place / METRICS).items()}
+                measured = {name: value for name, value in numbers.items() if value is not None}
+                return {name: value for name, value in measured.items() if name.startswith(("val/", "test/"))}
     return {}
 
 

@@ -229,25 +229,24 @@ def as_plain(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str, st
     rows = []
     for candidate in tradeoff.candidates:
         first = candidate.runs[0]
-        numbers = {
-            name: _plain(candidate.mean(name)) for name in ("heads", "neurons", "speedup", "speedup_short", "work")
-        }
-        scores = {name: _plain(candidate.mean(name)) for name in ("validation", "test")}
-        spreads = {f"{name}_std": _plain(candidate.spread(name)) for name in scores}
-        marks = {
+        means = ("heads", "neurons", "speedup", "speedup_short", "work", "validation", "test")
+        row: dict[str, Any] = {
+            "budget": first.budget,
+            "settings": " ".join(first.settings),
+            "dense": candidate.is_dense,
+            **{name: _plain(candidate.mean(name)) for name in means},
+            **{f"{name}_std": _plain(candidate.spread(name)) for name in ("validation", "test")},
             "drop": _plain(tradeoff.drop(candidate)),
             "on_front": candidate in tradeoff.front,
             "recommended": candidate is tradeoff.chosen,
-        }
-        against = {
             "baseline": _plain(candidate.mean("baseline_validation")),
             "beats_baseline": candidate.beats_baseline(tradeoff.score),
             "warnings": _warnings(candidate),
+            "folders": [run.folder for run in candidate.runs],
+            "seeds": [run.seed for run in candidate.runs],
+            "best_folder": candidate.best(tradeoff.score).folder,
         }
-        texts = {"budget": first.budget, "settings": " ".join(first.settings), "dense": candidate.is_dense}
-        folders = {"folders": [run.folder for run in candidate.runs], "seeds": [run.seed for run in candidate.runs]}
-        best = {"best_folder": candidate.best(tradeoff.score).folder}
-        rows.append(texts | numbers | scores | spreads | marks | against | folders | best)
+        rows.append(row)
     return {
         "metric": tradeoff.score.name,
         "higher_is_better": tradeoff.score.higher_is_better,
