@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 from gating.report.score import Score
@@ -146,7 +146,7 @@ class Tradeoff:
     dense: Candidate | None = None
     chosen: Candidate | None = None
     closest: Candidate | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     problem: str | None = None
     search: str | None = None
 
