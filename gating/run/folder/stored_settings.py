@@ -58,19 +58,12 @@ def read_settings_of(folder: Path, *, name: str = CONFIG) -> dict[str, Any]:
 
 
 def with_values(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with some values changed, by dotted name; groups that the settings lack are left out.
+    """Return settings with some of their values replaced, by dotted name, in which items of lists have numbers.
 
-    >>> with_values({"seed": 0, "optimizer": {"lr": 1.0}}, {"optimizer.betas": None})
-    {'seed': 0, 'optimizer': {'lr': 1.0, 'betas': None}}
+    >>> with_values({"seed": 0, "data": {"train": ["x.csv"]}}, {"data.train.0": "/x.csv"})
+    {'seed': 0, 'data': {'train': ['/x.csv']}}
     """
-    changed = dict(settings)
-    for name, value in values.items():
-        group, _, inner = name.rpartition(".")
-        if not group:
-            changed[inner] = value
-        elif isinstance(changed.get(group), Mapping):
-            changed[group] = {**changed[group], inner: value}
-    return changed
+    return {name: _replaced(value, name, values) for name, value in settings.items()}
 
 
 def stored_checkpoint_folder(folder: Path, settings: Mapping[str, Any]) -> Path:
@@ -99,14 +92,11 @@ def with_absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Names on the hub stay, and so do paths that do not exist.
     """
-    places = {name: str(path) for name, path in local_places(settings).items()}
-    changed = {**settings, **{group: _replaced(settings.get(group), group, places) for group in _PLACES}}
-    changed = {group: value for group, value in changed.items() if group in settings}
-    paths = settings.get("paths")
-    if isinstance(paths, Mapping):
-        given = {name: absolute_path(value) for name, value in paths.items() if isinstance(value, str) and value}
-        changed["paths"] = {**paths, **given}
-    return changed
+    absolute = {name: str(path) for name, path in local_places(settings).items()}
+    for name, value in (settings.get("paths") or {}).items():
+        if isinstance(value, str) and value:
+            absolute[f"paths.{name}"] = absolute_path(value)
+    return with_values(settings, absolute)
 
 
 def _is_place(settings: Mapping[str, Any], name: str, value: str) -> bool:
@@ -119,9 +109,9 @@ def _is_place(settings: Mapping[str, Any], name: str, value: str) -> bool:
     return is_named and bool(value) and "\0" not in value and os.path.lexists(os.path.expanduser(value))
 
 
-def _replaced(value: Any, name: str, places: Mapping[str, str]) -> Any:
+def _replaced(value: Any, name: str, values: Mapping[str, Any]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _replaced(inner, f"{name}.{key}", places) for key, inner in value.items()}
+        return {key: _replaced(inner, f"{name}.{key}", values) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_replaced(inner, f"{name}.{number}", places) for number, inner in enumerate(value)]
-    return places.get(name, value)
+        return [_replaced(inner, f"{name}.{number}", values) for number, inner in enumerate(value)]
+    return values.get(name, value)
