@@ -90,9 +90,13 @@ def _finish_wandb(*, failed: bool) -> None:
 def _print_once(sentence: str) -> None:
     """Print a sentence on rank 0 only."""
     if is_rank_zero():
-        # The terminal may be gone.
-        with suppress(OSError):
-            print(sentence, file=sys.stderr, flush=True)
+        _print(sentence)
+
+
+def _print(sentence: str) -> None:
+    # The terminal may be gone.
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _print_lost(lost: LostProcess | None) -> None:
@@ -101,13 +105,7 @@ def _print_lost(lost: LostProcess | None) -> None:
         which = f": {lost}" if lost else ""
         folder = current_folder()
         resume = f"\n{_RESUME}{folder}" if folder is not None and _is_resumable(folder) else ""
-        with suppress(OSError):
-            print(
-                f"error: Another process of this run has ended{which}. Its own error message, if any, is above."
-                + resume,
-                file=sys.stderr,
-                flush=True,
-            )
+        _print(f"error: Another process of this run has ended{which}. Its own error message, if any, is above.{resume}")
 
 
 def _print_how_to_resume() -> None:

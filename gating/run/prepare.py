@@ -31,6 +31,7 @@ from gating.run.objects import RunObjects, build_objects, build_phases
 from gating.run.outcome import note_unless_stock
 from gating.run.run import Run, RunState
 from gating.run.settings.settings import Settings
+from gating.run.stages import load_teacher
 from gating.sharding.copies import config_without_sharding
 from gating.sharding.plan import reshard
 from gating.storage.transfer import check_login
@@ -212,10 +213,7 @@ def _load_models(
         enable_gradient_checkpointing(model)
     state = RunState(model)
     if objects.distillation is not None and objects.teacher is not None:
-        if devices.is_sharded:
-            state.teacher = load_sharded(objects.teacher, auto_class, make_meta_model(objects.teacher, auto_class))
-        else:
-            state.teacher = objects.teacher.load(auto_class)
+        state.teacher = load_teacher(objects.teacher, auto_class, is_sharded=devices.is_sharded)
         check_teacher(state.teacher, model, data.module.probe_batch())
         for each in (model, state.teacher):
             reshard(each)

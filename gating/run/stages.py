@@ -6,7 +6,6 @@ The model without its closed heads and neurons is saved, so that an interrupted 
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 from gating.distributed.collectives import broadcast, check_same, is_rank_zero, world_size
 from gating.errors import RemedyWarning
 from gating.models.meta_model import make_meta_model
-from gating.models.sources import Pretrained, load_sharded
+from gating.models.sources import ModelSource, Pretrained, load_sharded
 from gating.objectives import HasMovableBudget, Objective
 from gating.objectives.search import Search
 from gating.pruning.finalize import finalize
@@ -42,20 +41,14 @@ from gating.training.callbacks.gates import SearchEnd, log_kept_heads, record_sp
 from gating.training.checkpoints import checkpoint_path, note_checkpoint, read_checkpoint
 from gating.training.shards import NUM_PROCESSES, check_num_processes, load_shards, save_shards
 
-__all__ = ["remove_heads", "restore_removed", "search", "train_teacher"]
+__all__ = ["load_teacher", "remove_heads", "restore_removed", "search", "train_teacher"]
 
 
 def train_teacher(run: Run) -> PreTrainedModel:
     """Return a dense copy of the model, fine-tuned with as many steps as the run has and saved for other runs."""
     folder, auto_class = run.paths.teacher, run.objects.task.auto_class
     if run.is_resumed and broadcast(folder.is_dir()):
-        source = Pretrained(str(folder))
-        load = (
-            partial(load_sharded, source, meta_model=make_meta_model(source, auto_class))
-            if run.is_sharded
-            else source.load
-        )
-        teacher = load(auto_class)
+        teacher = load_teacher(Pretrained(str(folder)), auto_class, is_sharded=run.is_sharded)
     else:
         teacher = copy_sharded(run.state.model) if run.is_sharded else deepcopy(run.state.model)
         with run.adapted(teacher):
@@ -70,6 +63,13 @@ def train_teacher(run: Run) -> PreTrainedModel:
     teacher.to(run.state.model.device)  # type: ignore[arg-type]
     run.evaluate(Stage.DENSE, "dense teacher", splits=run.data.module.splits[1:], model=teacher)
     return teacher
+
+
+def load_teacher(source: ModelSource, auto_class: type, *, is_sharded: bool) -> PreTrainedModel:
+    """Load a dense model to distill from, cut over the processes if the model of the run is."""
+    if is_sharded:
+        return load_sharded(source, auto_class, make_meta_model(source, auto_class))
+    return source.load(auto_class)
 
 
 def search(run: Run, objective: Objective) -> Search:
