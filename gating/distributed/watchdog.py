@@ -70,7 +70,7 @@ class _WatchedLauncher(_SubprocessScriptLauncher):
 
 
 def find_lost_process(*, patience_s: float = 0.0) -> LostProcess | None:
-    """Return a process of the run that has died; its exit code is available later than the connection error.
+    """Return a process of the run that has died; its exit code may follow the connection error within the patience.
 
     Returns:
         The process; None if no process has died, or another program started the processes.
@@ -89,7 +89,7 @@ def find_lost_process(*, patience_s: float = 0.0) -> LostProcess | None:
 
 @contextmanager
 def exit_on_lost_process(on_lost: Callable[[LostProcess], None]) -> Iterator[None]:
-    """Exit this process with code 1, after a call, if another dies during a ``with`` block and this one hangs."""
+    """Call a function and exit with code 1 if another process dies during a ``with`` block and this one hangs."""
     global _on_lost
     _on_lost = on_lost
     try:

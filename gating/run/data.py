@@ -60,7 +60,7 @@ class RunData:
         baseline: Baseline | None = None,
         title: str | None = None,
     ) -> tuple[dict[str, float], Tally]:
-        """Return the metrics of a model on a split, and what was counted on the way: a baseline beside it, too.
+        """Return the metrics of a model on a split, and the tally of its targets, with a baseline's metrics.
 
         Without a title there is no progress bar.
         """
