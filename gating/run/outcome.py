@@ -11,18 +11,15 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from gating.compact.files import read_config
 from gating.compact.save import save_compact
-from gating.compact.stock import StockError, stock_model
+from gating.compact.stock import StockError
 from gating.discovery.discover import share_specs
 from gating.distributed.collectives import is_rank_zero
-from gating.gates import HeadGates
 from gating.loader.integrity import RECORD_KEY
 from gating.models.sources import short_name
-from gating.objectives.budget import HeadBudget
-from gating.pruning.prune import remove_in_copy
 from gating.report.card import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
 from gating.report.metadata import describe_data
@@ -46,20 +43,7 @@ from gating.tracking.csv_log import read_log
 from gating.tracking.loggers import log_outcome, log_samples
 from gating.tracking.redaction import redact
 
-__all__ = ["export", "gather", "note_unless_stock", "report"]
-
-
-def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
-    """Print why a model cannot become a stock model of transformers although its layers keep equally many units.
-
-    Half of the units are removed from a copy at random, as the choice of a run is not known before it.
-    """
-    scores = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
-    kept = HeadBudget(keep=0.5, uniform=True).choose(gates, scores)
-    try:
-        stock_model(remove_in_copy(model, gates, kept))
-    except StockError as error:
-        print(f"objective.uniform=true: {error.in_command}")
+__all__ = ["export", "gather", "report"]
 
 
 def gather(run: Run) -> bool:

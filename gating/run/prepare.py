@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from filelock import BaseFileLock
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from gating.compact.stock import StockError, stock_model
 from gating.data.examples import Examples
 from gating.discovery.find import removable_attention
 from gating.distributed.collectives import broadcast, is_rank_zero, rank
@@ -19,7 +21,9 @@ from gating.models.gradient_checkpointing import check_gradient_checkpointing, e
 from gating.models.meta_model import check_memory, make_meta_model
 from gating.models.sources import load_sharded
 from gating.objectives import Objective
+from gating.objectives.budget import HeadBudget
 from gating.objectives.distillation import check_teacher
+from gating.pruning.prune import remove_in_copy
 from gating.run.data import RunData, encode_examples, load_examples
 from gating.run.folder.claim import check_claim, claim_folder
 from gating.run.folder.inputs import check_inputs, describe_inputs
@@ -28,7 +32,6 @@ from gating.run.folder.state import enter_folder
 from gating.run.latency import RunTiming
 from gating.run.measured_budget import measure_budget
 from gating.run.objects import RunObjects, build_objects, build_phases
-from gating.run.outcome import note_unless_stock
 from gating.run.run import Run, RunState
 from gating.run.settings.settings import Settings
 from gating.run.stages import load_teacher
@@ -39,7 +42,7 @@ from gating.tracking.loggers import resolve_mode
 from gating.training.callbacks.interruption import check_monitors
 from gating.training.steps import count_steps
 
-__all__ = ["prepare"]
+__all__ = ["note_unless_stock", "prepare"]
 
 
 def prepare(settings: Settings, *, resumes: bool) -> Run:
@@ -172,6 +175,19 @@ def _check_objective(objects: RunObjects, objective: Objective, gates: HeadGates
                 f"{block.name} ({type(block.module).__name__}) cannot be left without a head: its output without heads "
                 f"is unknown. Keep one in each layer with {instead}.min_per_layer=1."
             )
+
+
+def note_unless_stock(model: PreTrainedModel, gates: HeadGates) -> None:
+    """Print why a model cannot become a stock model of transformers although its layers keep equally many units.
+
+    Half of the units are removed from a copy at random, as the choice of a run is not known before it.
+    """
+    scores = torch.rand(len(gates.log_alpha), generator=torch.Generator().manual_seed(0))
+    kept = HeadBudget(keep=0.5, uniform=True).choose(gates, scores)
+    try:
+        stock_model(remove_in_copy(model, gates, kept))
+    except StockError as error:
+        print(f"objective.uniform=true: {error.in_command}")
 
 
 def _check_inputs(settings: Settings, examples: Examples, data: RunData, *, resumes: bool) -> dict[str, Any]:

@@ -106,12 +106,9 @@ def check_inputs(folder: Path, inputs: Inputs, *, allow_changed: bool = False) -
     _log.warning(f"The run in {folder} goes on with other data (data.allow_changed=true): {changed}.")
 
 
-def data_difference(before: Inputs, inputs: Inputs, *, split: str, now: str | None = None) -> str | None:
-    """Return the difference of a split in two runs, as a sentence without its period; None if it is equal.
-
-    In the current run, the split may have another name, ``now``.
-    """
-    old, new = before["data"].get(split), inputs["data"].get(now or split)
+def data_difference(before: Inputs, inputs: Inputs, *, split: str) -> str | None:
+    """Return the difference of a split in two runs, as a sentence without its period; None if it is equal."""
+    old, new = before["data"].get(split), inputs["data"].get(split)
     if old is None or new is None:
         return f"there {'is' if old is None else 'was'} {split} data {'now' if old is None else 'before, and now none'}"
     changed = find_difference(old, new)
