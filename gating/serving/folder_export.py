@@ -16,7 +16,7 @@ __all__ = ["export_kind", "exporting", "megabytes_of"]
 
 def export_kind(is_export: Callable[[Path], bool]) -> ResultKind:
     """Return the kind of folders that an export may replace, by a function that recognizes them."""
-    return ResultKind("export", lambda folder: frozenset() if is_export(folder) else None, in_command="--overwrite")
+    return ResultKind("export", is_export, in_command="--overwrite")
 
 
 @contextmanager
