@@ -24,7 +24,6 @@ from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 from gating.run.latency import RunTiming
 from gating.run.settings.options import naming_settings
-from gating.run.settings.settings import Settings
 from gating.storage.tables import finite_number
 from gating.tasks.metrics.choice import score_of
 from gating.tracking.verbosity import quiet_libraries
@@ -130,56 +129,40 @@ def evaluate_folder(folder: str, overrides: Sequence[str], *, split: str | None 
     place, run_folder = find_model(folder)
     settings, only = evaluation_settings(str(place or folder), overrides, run_folder=run_folder, split=split)
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
-    # Data from another place may differ from the run's.
-    own = run_folder if given.isdisjoint({"data", *(f"data.{name}" for name in PLACES)}) else None
-    is_encoded_alike = not any(name.startswith("data.") for name in given.difference(_SAME_ENCODING))
     with naming_settings(settings.values):
-        return _evaluate(
-            folder, place, settings, split=split, only=only, run_folder=own, is_encoded_alike=is_encoded_alike
+        device = check_devices(settings.values["trainer"]).root
+        place = place or _download(folder)
+        objects, model, data, split = load_evaluation(settings, place, split=split, only=only, folder=folder)
+        # Data from another place may differ from the run's.
+        if run_folder is not None and given.isdisjoint({"data", *(f"data.{name}" for name in PLACES)}):
+            is_encoded_alike = not any(name.startswith("data.") for name in given.difference(_SAME_ENCODING))
+            warn_of_changes(run_folder, settings, data, split=split, is_encoded_alike=is_encoded_alike)
+        timing = RunTiming.of(objects.latency, data.module, split=split)
+        timing.check(model)
+        model.to(device)  # type: ignore[arg-type]
+        summary, prepared = Summary(), data.prepared
+        score = prepared.final_score or prepared.score
+        with summary.timed("evaluate"):
+            values, tally = data.evaluate(
+                model, split, task=objects.task, metrics=prepared.all_metrics, title=f"evaluating: {split}"
+            )
+        summary.add_metrics(Stage.COMPACT, "model", split, values)
+        original = read_original(model, place)
+        dense = model if original is None else build_original(model, original, device=device)
+        summary.compare_models(dense, model, timing.batch(device))
+        summary.latency, summary.short_latency = timing.compare(dense, model, run_seconds=summary.seconds["evaluate"])
+        formats = {name: score_of(name, metric) for name, metric in prepared.all_metrics.items()}
+        return Evaluated(
+            model=folder,
+            split=split,
+            num_examples=tally.count()[0],
+            limit=limit_of(settings, data, split),
+            score=score,
+            formats={**formats, score.name: score},
+            summary=summary,
+            is_compact=any(before != after for before, after in summary.sizes.values()),
+            device=str(device),
         )
-
-
-def _evaluate(
-    folder: str,
-    place: Path | None,
-    settings: Settings,
-    *,
-    split: str | None,
-    only: str | None,
-    run_folder: Path | None,
-    is_encoded_alike: bool,
-) -> Evaluated:
-    """Evaluate a model; see :func:`evaluate_folder`, :func:`load_evaluation` and :func:`warn_of_changes`."""
-    device = check_devices(settings.values["trainer"]).root
-    place = place or _download(folder)
-    objects, model, data, split = load_evaluation(settings, place, split=split, only=only, folder=folder)
-    if run_folder is not None:
-        warn_of_changes(run_folder, settings, data, split=split, is_encoded_alike=is_encoded_alike)
-    timing = RunTiming.of(objects.latency, data.module, split=split)
-    timing.check(model)
-    model.to(device)  # type: ignore[arg-type]
-    summary, prepared = Summary(), data.prepared
-    score = prepared.final_score or prepared.score
-    with summary.timed("evaluate"):
-        values, tally = data.evaluate(
-            model, split, task=objects.task, metrics=prepared.all_metrics, title=f"evaluating: {split}"
-        )
-    summary.add_metrics(Stage.COMPACT, "model", split, values)
-    original = read_original(model, place)
-    dense = model if original is None else build_original(model, original, device=device)
-    summary.compare_models(dense, model, timing.batch(device))
-    summary.latency, summary.short_latency = timing.compare(dense, model, run_seconds=summary.seconds["evaluate"])
-    return Evaluated(
-        model=folder,
-        split=split,
-        num_examples=tally.count()[0],
-        limit=limit_of(settings, data, split),
-        score=score,
-        formats={name: score_of(name, metric) for name, metric in prepared.all_metrics.items()} | {score.name: score},
-        summary=summary,
-        is_compact=any(before != after for before, after in summary.sizes.values()),
-        device=str(device),
-    )
 
 
 def _download(name: str) -> Path:
