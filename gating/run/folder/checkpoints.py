@@ -9,7 +9,7 @@ from gating.errors import InputError
 from gating.run.folder.contents import CHECKPOINTS, CLEARED, CONFIG, METRICS, OWNER_MARK, TEACHER, Phase, RunPaths
 from gating.run.folder.state import holding, is_finished, owned_by_other_process
 from gating.run.folder.stored_settings import read_settings_of, stored_checkpoint_folder
-from gating.storage.atomic import replacing_file
+from gating.storage.atomic import write_atomically
 from gating.storage.folders import is_inside
 from gating.storage.written import WRITTEN, written_in
 from gating.training.checkpoints import found_checkpoints, noted_checkpoints, remove_checkpoint
@@ -72,8 +72,7 @@ def mark_owner(folder: Path, checkpoints: Path) -> None:
     if not is_inside(checkpoints, folder):
         mark = f"{uuid.uuid4().hex}\n{folder.resolve()}"
         for place in (folder, checkpoints):
-            with replacing_file(place / OWNER_MARK) as new:
-                new.write_text(mark, encoding="utf-8")
+            write_atomically(place / OWNER_MARK, mark)
 
 
 def remove_noted(checkpoints: Path, *, after: Phase | None = None) -> None:

@@ -13,7 +13,7 @@ from gating.run.folder.earlier_run import check_new, clearing
 from gating.run.folder.inputs import Inputs, write_inputs
 from gating.run.folder.resume import check_resumed, note_moved, return_to
 from gating.run.folder.state import is_finished, owned_by_other_process, take_lock
-from gating.storage.atomic import replacing_file
+from gating.storage.atomic import write_atomically
 from gating.storage.folders import is_inside
 from gating.storage.written import note_written
 
@@ -74,8 +74,7 @@ def claim_folder(
         if config is not None:
             with clearing(paths.folder, paths.checkpoints):
                 note_written(paths.folder, *FIRST_FILES, anew=True)
-                with replacing_file(paths.folder / CONFIG) as new:
-                    new.write_text(config, encoding="utf-8")
+                write_atomically(paths.folder / CONFIG, config)
         mark_owner(paths.folder, paths.checkpoints)
         if settings["ckpt_path"] is not None:
             return_to(Path(settings["ckpt_path"]), paths.folder, paths.checkpoints)

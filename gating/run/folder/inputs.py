@@ -12,7 +12,7 @@ from gating.errors import InputError
 from gating.run.folder.checkpoints import has_checkpoint
 from gating.run.folder.contents import INPUTS
 from gating.run.folder.stored_settings import local_places
-from gating.storage.atomic import replacing_file
+from gating.storage.atomic import write_atomically
 from gating.storage.identity import NUM_ROWS, folder_digests, table_digests
 from gating.storage.same_settings import find_difference
 
@@ -78,8 +78,7 @@ def read_inputs(folder: Path) -> dict[str, Any] | None:
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
     """Write the record of a run's inputs."""
-    with replacing_file(folder / INPUTS) as new:
-        new.write_text(json.dumps(inputs, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(folder / INPUTS, json.dumps(inputs, indent=1, ensure_ascii=False) + "\n")
 
 
 def check_inputs(folder: Path, inputs: Inputs, *, allow_changed: bool = False) -> None:

@@ -20,7 +20,7 @@ from gating.run.folder.stored_settings import (
     with_absolute_paths,
     with_values,
 )
-from gating.storage.atomic import replacing_file
+from gating.storage.atomic import write_atomically
 from gating.storage.folders import is_inside
 from gating.storage.same_settings import check_same_settings, find_difference, leaves
 from gating.storage.written import WRITTEN, written_in
@@ -228,5 +228,4 @@ def note_moved(folder: Path, settings: Mapping[str, Any]) -> None:
     before = dict(leaves(stored))
     moved = {name: str(path) for name, path in local_places(settings).items() if before.get(name) != str(path)}
     if moved:
-        with replacing_file(folder / CONFIG) as new:
-            new.write_text(OmegaConf.to_yaml(OmegaConf.create(with_values(stored, moved))), encoding="utf-8")
+        write_atomically(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(with_values(stored, moved))))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from gating.report.score import NOT_FINITE, Score
 from gating.run.sweep.tradeoff.decision import Candidate, Tradeoff
-from gating.storage.atomic import replacing_file
+from gating.storage.atomic import write_atomically
 
 __all__ = ["as_plain", "drop_text", "explain_choice", "failed_table", "print_choice", "tradeoff_table", "write_numbers"]
 
@@ -261,8 +261,7 @@ def as_plain(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str, st
 def write_numbers(tradeoff: Tradeoff, path: Path, *, setting: str, failed: Sequence[tuple[str, str]] = ()) -> None:
     """Write the numbers, and the failed jobs with their reasons, as JSON."""
     plain = as_plain(tradeoff, setting=setting, failed=failed)
-    with replacing_file(path) as new:
-        new.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def _score(candidate: Candidate, name: str, score: Score) -> str:
