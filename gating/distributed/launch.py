@@ -20,12 +20,7 @@ from gating.distributed.collectives import is_distributed
 from gating.distributed.watchdog import WatchedDDP, stop_children
 from gating.errors import InputError
 
-__all__ = [
-    "Devices",
-    "check_devices",
-    "start_processes",
-    "stop_processes",
-]
+__all__ = ["Devices", "check_devices", "start_processes", "stop_processes"]
 
 # Limit of each collective. Nothing that a single rank does meanwhile takes longer: of a sharded model, rank 0 writes
 # whole files.

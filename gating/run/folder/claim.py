@@ -17,7 +17,7 @@ from gating.storage.atomic import write_atomically
 from gating.storage.folders import is_inside
 from gating.storage.written import note_written
 
-__all__ = ["FolderCheck", "check_claim", "claim_folder"]
+__all__ = ["check_claim", "claim_folder"]
 
 # Inodes and times of change of the settings and the results that were found in a folder; None for a missing file.
 FolderCheck = tuple[tuple[int, int] | None, ...]
