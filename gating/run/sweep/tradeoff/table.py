@@ -29,8 +29,10 @@ def print_choice(tradeoff: Tradeoff, *, setting: str, failed: Sequence[tuple[str
     console = Console() if sys.stdout.isatty() else Console(width=max(_WIDTH, whole))
     fits = least <= console.width
     console.print(tradeoff_table(tradeoff, with_settings=fits))
-    for line in [] if fits else _settings_lines(tradeoff):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for candidate in () if fits else tradeoff.candidates:
+        if candidate.runs[0].settings:
+            line = f"{candidate.best(tradeoff.score).folder}: {candidate.name}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     if failed:
         console.print(failed_table(failed))
     for sentence in explain_choice(tradeoff, setting=setting):
@@ -83,12 +85,6 @@ def _short_speedups(tradeoff: Tradeoff) -> dict[Candidate, str]:
     return {candidate: "-" if math.isnan(speed) else f"{speed:.2f}x" for candidate, speed in speeds.items()}
 
 
-def _settings_lines(tradeoff: Tradeoff) -> list[str]:
-    """Return a line for each candidate that differs from others in its settings, for a table without them."""
-    shown = [candidate for candidate in tradeoff.candidates if candidate.runs[0].settings]
-    return [f"{candidate.best(tradeoff.score).folder}: {candidate.name}" for candidate in shown]
-
-
 def failed_table(failed: Sequence[tuple[str, str]]) -> Table:
     """Return a table of runs that failed, each with its reason."""
     table = Table("failed", "reason")
@@ -105,9 +101,9 @@ def explain_choice(tradeoff: Tradeoff, *, setting: str) -> list[str]:
     lines = [*search, *_recommendation(tradeoff, f"{setting}={tradeoff.max_drop:g}")]
     if search and tradeoff.dense is None:
         # Trials of a search are compared with each other.
-        runs = [candidate for candidate in tradeoff.candidates if candidate.is_scored(tradeoff.score)]
-        is_vain = runs and not any(candidate.beats_baseline(tradeoff.score) for candidate in runs)
-        lines = [*search, *([_no_candidate(tradeoff, runs)] if is_vain else [])]
+        scored = [candidate for candidate in tradeoff.candidates if candidate.is_scored(tradeoff.score)]
+        is_vain = scored and not any(candidate.beats_baseline(tradeoff.score) for candidate in scored)
+        lines = [*search, *([_no_candidate(tradeoff, scored)] if is_vain else [])]
     score = tradeoff.score
     if tradeoff.front:
         speed = "speed-up" if tradeoff.axis == "speedup" else "work"
@@ -118,7 +114,8 @@ def explain_choice(tradeoff: Tradeoff, *, setting: str) -> list[str]:
         lines.append("One seed each: small differences can be chance; seed=0,1,2 shows how large chance is.")
     if tradeoff.baseline is None and tradeoff.chosen is not None:
         lines.append(f"There is no baseline for {score.name}: whether these models have learned is not checked.")
-    return [*lines, *tradeoff.notes, *_warning_lines(tradeoff)]
+    runs = [run for candidate in tradeoff.candidates for run in candidate.runs]
+    return [*lines, *tradeoff.notes, *(f"!: {run.folder}: {warning}" for run in runs for warning in run.warnings)]
 
 
 def _recommendation(tradeoff: Tradeoff, limit: str) -> list[str]:
@@ -199,12 +196,6 @@ def _best_seed(candidate: Candidate, score: Score) -> str:
 
 def _warnings(candidate: Candidate) -> list[str]:
     return list(dict.fromkeys(warning for run in candidate.runs for warning in run.warnings))
-
-
-def _warning_lines(tradeoff: Tradeoff) -> list[str]:
-    """Return the warnings of each run after its folder."""
-    runs = (run for candidate in tradeoff.candidates for run in candidate.runs)
-    return [f"!: {run.folder}: {warning}" for run in runs for warning in run.warnings]
 
 
 def drop_text(drop: float, score: Score) -> str:
