@@ -10,8 +10,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Json
 
-from gating.data.names.spelling import groups_of_spellings, hint_at_spelling
 from gating.data.rows import name_row
+from gating.data.spelling import groups_of_spellings, hint_at_spelling
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
 from gating.models.configs import MAX_CLASSES
@@ -41,10 +41,9 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 @contextmanager
 def using_classes(names: Sequence[str] | None) -> Iterator[None]:
-    """Encode labels in a ``with`` block as the classes of a model that is trained already.
+    """Encode labels in a ``with`` block as the classes of a trained model, in the order of their numbers.
 
-    Args:
-        names: Its classes in the order of their numbers; None for those of the training data.
+    Without names, the classes are those of the training data.
     """
     token = _of_model.set(None if names is None else tuple(names))
     try:

@@ -34,11 +34,7 @@ class ModelSource(Protocol):
         """Branch, tag or commit of the tokenizer or image processor on the hub."""
 
     def load_config(self, **changes: Any) -> PreTrainedConfig:
-        """Return the model's configuration.
-
-        Args:
-            **changes: Configuration values to change.
-        """
+        """Return the model's configuration, with some values changed."""
 
     def load(self, auto_class: type, **changes: Any) -> PreTrainedModel:
         """Return the model in full precision.
@@ -54,12 +50,6 @@ def load_sharded(source: ModelSource, auto_class: type, meta_model: PreTrainedMo
 
     No process holds a pretrained model whole. Others are made whole in each, and cut then; so are those with scalars,
     which transformers does not leave out.
-
-    Args:
-        source: The source.
-        auto_class: Auto class of transformers.
-        meta_model: The model without weights.
-        **changes: Configuration values to change.
     """
     leaves_out = getattr(meta_model, "is_compact", False) or not any(map(is_indivisible, meta_model.parameters()))
     if isinstance(source, Pretrained) and leaves_out:
@@ -78,9 +68,6 @@ def teacher_source(*, teacher: str | None) -> ModelSource | None:
 
 def short_name(source: ModelSource) -> str:
     """Return a short name of a model for titles: its name on the hub, or that of its package or folder.
-
-    Args:
-        source: The source.
 
     Example:
         >>> short_name(Pretrained("package://some_package/model")), short_name(Pretrained("user/bert-tiny"))

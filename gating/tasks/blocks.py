@@ -9,8 +9,10 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gating.data.batches import Batch
+from gating.data.columns import find_column, take_columns
 from gating.data.examples import Examples
-from gating.data.text.token_blocks import read_blocks
+from gating.data.text.token_blocks import cut_into_blocks
+from gating.data.text.tokens import check_texts, truncation_length
 from gating.errors import InputError
 from gating.models.special_tokens import special_token_ids
 from gating.tasks.base import Prepared, TextTask
@@ -23,6 +25,9 @@ from gating.tasks.metrics.tokens import (
 )
 
 __all__ = ["BlockTask"]
+
+# Usual names of the column of texts, in order of precedence.
+_TEXT_COLUMNS = ("text", "content", "sentence", "document")
 
 
 class BlockTask(TextTask):
@@ -63,14 +68,7 @@ class BlockTask(TextTask):
         max_length: int = 128,
         text_column: str | None = None,
     ) -> Prepared:
-        """Tokenize texts into blocks, whose labels are made when batches are collated.
-
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            meta_model: The model without weights.
-            max_length: Number of tokens in a block.
-            text_column: Column of the texts; found by its name if None.
+        """Tokenize texts into blocks of ``max_length`` tokens, whose labels are made when batches are collated.
 
         Raises:
             ValueError: There is no room for a text, or the texts cannot be used.
@@ -81,20 +79,25 @@ class BlockTask(TextTask):
                 f"data.max_length={max_length} leaves no room for a text: language models predict a token from "
                 "others. Give at least 2, such as 128."
             )
-        blocks = read_blocks(
-            examples, processor, meta_model, max_length=max_length, text_column=text_column, with_ends=self.with_ends
-        )
+        column = find_column(examples.splits, text_column, _TEXT_COLUMNS)
+        texts = take_columns(examples.splits, {"text": column})
+        check_texts(texts, ["text"])
+        length = truncation_length(meta_model, max_length)
+        blocks = cut_into_blocks(texts, processor, length=length, with_ends=self.with_ends)
         vocab_size = meta_model.config.get_text_config().vocab_size
         metrics, score = build_token_metrics(self._metrics, vocab_size=vocab_size)
         without = self.uncounted(processor, vocab_size)
-        frequencies = log_frequencies(blocks["train"], "input_ids", size=vocab_size, without=without)
         return Prepared(
             splits=blocks,
             collate=self.collator(processor),
             metrics=metrics,
             score=score,
             config={**special_token_ids(processor, meta_model.config), **self.config(meta_model)},
-            baseline=Baseline("frequencies of tokens", frequencies, partial(_add_unigram, shift=self.shift)),
+            baseline=Baseline(
+                "frequencies of tokens",
+                lambda: log_frequencies(blocks["train"], "input_ids", size=vocab_size, without=without),
+                partial(_add_unigram, shift=self.shift),
+            ),
         )
 
     def update(

@@ -120,15 +120,8 @@ class Seq2Seq(TextTask):
     ) -> Prepared:
         """Tokenize sources and targets.
 
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            meta_model: The model without weights.
-            max_length: Number of tokens to truncate sources to.
-            max_target_length: Number of tokens to truncate targets to, and maximum number to generate; ``max_length``
-                if None.
-            text_column: Column of the sources; ``translation.en`` selects a field of a nested column.
-            text_pair_column: Column of the targets.
+        Targets are truncated to ``max_target_length`` tokens, by default ``max_length``, and as many are generated at
+        most. A column such as ``translation.en`` is a field of a nested one.
 
         Raises:
             ValueError: A column is missing, or texts or lengths cannot be used.
@@ -155,7 +148,9 @@ class Seq2Seq(TextTask):
             final_metrics=final_metrics,
             final_score=final_score,
             baseline=Baseline(
-                "frequencies of tokens", log_frequencies(splits["train"], "labels", size=vocab_size), _add_unigram
+                "frequencies of tokens",
+                lambda: log_frequencies(splits["train"], "labels", size=vocab_size),
+                _add_unigram,
             ),
         )
 

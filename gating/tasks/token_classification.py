@@ -64,13 +64,8 @@ class TokenClassification(MetricTask):
     ) -> Prepared:
         """Tokenize words; the first token of each word has its tag as label.
 
-        Args:
-            examples: The data.
-            processor: The model's tokenizer.
-            meta_model: The model without weights.
-            max_length: Number of tokens in an example; longer texts become several examples.
-            text_column: Column of the words: lists, or strings with spaces.
-            label_column: Column of the tags: lists, or strings with spaces.
+        Words and tags are lists, or strings with spaces. Texts of more than ``max_length`` tokens become several
+        examples.
 
         Raises:
             ValueError: A column is missing, or words or tags cannot be used.
@@ -92,7 +87,7 @@ class TokenClassification(MetricTask):
             score=score,
             config={**class_config(tag_names), **special_token_ids(processor, meta_model.config)},
             baseline=Baseline(
-                "majority tag", log_frequencies(splits["train"], "tags", size=len(tag_names)), _add_majority
+                "majority tag", lambda: log_frequencies(splits["train"], "tags", size=len(tag_names)), _add_majority
             ),
         )
 

@@ -6,42 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from gating.data.columns import find_column, take_columns
-from gating.data.examples import Examples
-from gating.data.text.tokens import check_texts, tokenize, truncation_length
+from gating.data.text.tokens import tokenize
 from gating.errors import InputError
 
-__all__ = ["cut_into_blocks", "read_blocks"]
-
-
-# Usual names of the column of texts, in order of precedence.
-_TEXT_COLUMNS = ("text", "content", "sentence", "document")
+__all__ = ["cut_into_blocks"]
 
 TokenIds = np.ndarray[Any, np.dtype[np.int32]]
-
-
-def read_blocks(
-    examples: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    meta_model: PreTrainedModel,
-    *,
-    max_length: int,
-    text_column: str | None,
-    with_ends: bool,
-) -> DatasetDict:
-    """Find the texts of a data set, and tokenize them into blocks of :func:`cut_into_blocks` that fit a model.
-
-    Returns:
-        The splits with one column, ``input_ids``.
-
-    Raises:
-        ValueError: The column is missing, a row has no text, or a split has less than two tokens.
-    """
-    texts = take_columns(examples.splits, {"text": find_column(examples.splits, text_column, _TEXT_COLUMNS)})
-    check_texts(texts, ["text"])
-    return cut_into_blocks(texts, tokenizer, length=truncation_length(meta_model, max_length), with_ends=with_ends)
 
 
 def cut_into_blocks(
@@ -49,13 +21,8 @@ def cut_into_blocks(
 ) -> DatasetDict:
     """Tokenize the column ``text`` of every split, concatenate all texts, and cut the tokens into blocks.
 
-    The last block of a split may be shorter. A last block of a single token is left out, since it predicts nothing.
-
-    Args:
-        splits: The data.
-        tokenizer: The model's tokenizer.
-        length: Number of tokens in a block.
-        with_ends: Whether to append the EOS token to each text but the last, unless the tokenizer does.
+    A block has ``length`` tokens. The last one of a split may be shorter; it is left out if it is a single token, since
+    that predicts nothing. With ``with_ends``, each text but the last ends with the EOS token.
 
     Returns:
         The splits with one column, ``input_ids``.

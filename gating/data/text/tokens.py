@@ -14,8 +14,8 @@ from datasets import Dataset, DatasetDict, Value
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gating.data.names.spelling import is_blank
 from gating.data.rows import name_row
+from gating.data.spelling import is_blank
 from gating.discovery.vocabulary import check_known, check_vocabulary, vocabulary_size
 from gating.errors import InputError, loading, shorten
 from gating.models.sources import ModelSource, NewModel
@@ -30,7 +30,6 @@ __all__ = [
     "tokenize_labeled",
     "truncation_length",
 ]
-
 
 # Number of tokens that tell whether a tokenizer knows the texts.
 _CHECKED = 10_000_000
@@ -141,13 +140,9 @@ def tokenize(splits: DatasetDict, function: Callable[..., Any], *, tokenizer: Pr
 def tokenize_labeled(
     splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
 ) -> DatasetDict:
-    """Tokenize texts or text pairs, and rename ``label`` to ``labels``.
+    """Tokenize texts, or text pairs in two columns, and rename ``label`` to ``labels``.
 
-    Args:
-        splits: The data.
-        tokenizer: The model's tokenizer.
-        columns: Column of the texts, or the two columns of text pairs.
-        max_length: Number of tokens to truncate to, special tokens included.
+    They are truncated to ``max_length`` tokens, special tokens included.
 
     Raises:
         ValueError: There is no room for a text beside the special tokens.

@@ -16,7 +16,6 @@ __all__ = [
     "TOKEN_SCORES",
     "build_token_metrics",
     "choose_token_metrics",
-    "token_metrics",
     "update_token_baseline",
     "update_token_metrics",
 ]
@@ -51,11 +50,6 @@ def build_token_metrics(chosen: ChosenMetrics, *, vocab_size: int) -> tuple[Metr
     )
     # Metrics in one group would be updated with the same arguments.
     return MetricCollection(dict(metrics.items()), compute_groups=False), score
-
-
-def token_metrics(vocab_size: int) -> MetricCollection:
-    """Return perplexity and accuracy."""
-    return build_token_metrics(choose_token_metrics(None, None), vocab_size=vocab_size)[0]
 
 
 def update_token_metrics(metrics: Mapping[str, Metric] | MetricCollection, logits: Tensor, labels: Tensor) -> None:
