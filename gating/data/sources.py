@@ -25,8 +25,7 @@ from datasets import Dataset, DatasetDict
 from gating.data.examples import Examples
 from gating.data.excerpts import cut_excerpts
 from gating.data.held_out import draw_splits, find_class_column
-from gating.data.json_dates import dates_as_written
-from gating.data.tables import read_file, warn_of_same_files
+from gating.data.tables import dates_as_written, read_file, warn_of_same_files
 from gating.errors import InputError, MissingFileError
 from gating.models.hub import cached_folder, package_folder, require_hub
 

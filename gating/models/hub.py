@@ -14,9 +14,10 @@ from gating.errors import InputError, MissingFileError, MissingPackageError, Unr
 from gating.storage.transfer import invalid_name
 from gating.tracking.reachability import with_timeout
 
-__all__ = ["cached_folder", "locate", "package_folder", "require_hub"]
+__all__ = ["PACKAGE", "cached_folder", "locate", "package_folder", "require_hub"]
 
-_PACKAGE = "package://"
+# Beginning of the names of models in installed packages.
+PACKAGE = "package://"
 _TIMEOUT = 5.0
 _DEADLINE = 8.0
 _REMEDY = "connect to the internet, or give the path of a local folder or file instead"
@@ -44,8 +45,8 @@ def locate(name_or_path: str, *, revision: str = "main") -> str:
     """
     if not name_or_path.strip():
         raise MissingFileError("The name of a model is empty: give a folder or a name on the hub.")
-    if name_or_path.startswith(_PACKAGE):
-        package, _, inside = name_or_path.removeprefix(_PACKAGE).partition("/")
+    if name_or_path.startswith(PACKAGE):
+        package, _, inside = name_or_path.removeprefix(PACKAGE).partition("/")
         return str(package_folder(package) / inside)
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():

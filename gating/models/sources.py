@@ -9,13 +9,12 @@ from typing import Any, Protocol
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gating.loader.sharded import is_indivisible
+from gating.models.hub import PACKAGE
 from gating.models.new import NewModel
 from gating.models.pretrained import Pretrained
 from gating.sharding.plan import shard_model
 
 __all__ = ["ModelSource", "NewModel", "Pretrained", "load_sharded", "short_name", "teacher_source"]
-
-_PACKAGE = "package://"
 
 
 class ModelSource(Protocol):
@@ -74,6 +73,6 @@ def short_name(source: ModelSource) -> str:
         ('some_package', 'user/bert-tiny')
     """
     title = getattr(source, "hub_name", None) or source.title
-    if title.startswith(_PACKAGE):
-        return title.removeprefix(_PACKAGE).partition("/")[0]
+    if title.startswith(PACKAGE):
+        return title.removeprefix(PACKAGE).partition("/")[0]
     return Path(title).resolve().name if Path(title).expanduser().is_dir() else title

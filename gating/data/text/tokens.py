@@ -219,9 +219,8 @@ def check_no_nulls(splits: DatasetDict, columns: Sequence[str]) -> None:
     for split, table in splits.items():
         for column in columns:
             # Arrow reads the column without decoding images.
-            missing = table.with_format("arrow")[column][:].is_null().to_pylist()
-            if any(missing):
-                row = missing.index(True)
+            row = pc.index(table.with_format("arrow")[column][:].is_null(), True).as_py()
+            if row >= 0:
                 raise InputError(
                     f"The {split} data has no {column} in {name_row(split, row)}. Fill it in, or remove the row."
                 )

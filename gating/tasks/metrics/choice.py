@@ -5,6 +5,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -85,7 +86,7 @@ class ChosenMetrics:
         for name, choice in choices.items():
             if isinstance(choice, str):
                 metric, score = make(choice)
-                made[name] = metric, Score(name, score.scale, score.unit, score.higher_is_better)
+                made[name] = metric, replace(score, name=name)
             else:
                 metric = _fit(_create(name, choice, arguments), name=name, example=example, of=self._of)
                 made[name] = metric, score_of(name, metric)
