@@ -14,7 +14,6 @@ from gating.data.rows import name_row
 from gating.data.spelling import groups_of_spellings, hint_at_spelling
 from gating.distributed.collectives import is_rank_zero
 from gating.errors import InputError, shorten
-from gating.models.configs import MAX_CLASSES
 
 __all__ = [
     "LABEL_COLUMNS",
@@ -34,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 _of_model: ContextVar[tuple[str, ...] | None] = ContextVar("of_model", default=None)
 
+# More labels are numbers of rows, not classes.
+_MAX_CLASSES = 100_000
 # More whole numbers than that are hardly ever the names of classes.
 _MANY = 20
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
@@ -102,10 +103,10 @@ def number_classes(names: Sequence[str], counts: Mapping[str, int]) -> dict[str,
     Raises:
         ValueError: There are more classes than any model tells apart, such as the numbers of the rows.
     """
-    if len(names) > MAX_CLASSES:
+    if len(names) > _MAX_CLASSES:
         raise InputError(
             f"The training data has {len(names):,} classes, such as {shorten(ascii(names[0]))}; at most "
-            f"{MAX_CLASSES:,} can be learned. Name the right column with data.label_column=..., or learn numbers with "
+            f"{_MAX_CLASSES:,} can be learned. Name the right column with data.label_column=..., or learn numbers with "
             "task=regression."
         )
     groups = groups_of_spellings(names)
@@ -129,16 +130,12 @@ def check_classes(labels: Iterable[str], numbers: Mapping[str, int], split: str)
     unknown = next(((row, label) for row, label in enumerate(labels) if label not in numbers), None)
     if unknown:
         row, label = unknown
-        hint = hint_at_spelling(label, numbers)
+        owner, remedy = "training data", "Correct the row, or add examples of it to the training data."
         if classes_of_model() is not None:
-            raise InputError(
-                f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the model "
-                f"lacks; it has {shorten(', '.join(numbers))}. {hint or 'Evaluate it on data with its labels.'}"
-            )
+            owner, remedy = "model", "Evaluate it on data with its labels."
         raise InputError(
-            f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the training data "
-            f"lacks; it has {shorten(', '.join(numbers))}. "
-            f"{hint or 'Correct the row, or add examples of it to the training data.'}"
+            f"The {split} data has the label {shorten(repr(label))} ({name_row(split, row)}), which the {owner} "
+            f"lacks; it has {shorten(', '.join(numbers))}. {hint_at_spelling(label, numbers) or remedy}"
         )
 
 

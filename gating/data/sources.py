@@ -222,11 +222,7 @@ class _LoadedSet(NamedTuple):
     splits: DatasetDict
 
     def take(self, spec: str, split: str) -> Dataset:
-        """Return a split, or a slice of splits.
-
-        Raises:
-            ValueError: There is no such split.
-        """
+        """Return a split, or a slice of splits."""
         if spec in self.splits:
             return self.splits[spec]
         try:

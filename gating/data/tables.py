@@ -83,11 +83,7 @@ def _build(kind: str, path: Path, options: Mapping[str, Any]) -> Dataset | None:
 
 
 def _check_content(content: bytes, setting: str, *, is_json: bool) -> None:
-    """Check that a file is not empty, and that a JSON file can be passed to the reader.
-
-    Raises:
-        ValueError: The file is empty, no JSON object or list, or not UTF-8.
-    """
+    """Check that a file is not empty, and that a JSON file can be passed to the reader."""
     if not content.strip():
         raise InputError(f"{setting}: the file is empty.")
     if not is_json:
@@ -133,12 +129,7 @@ def _other_delimiter(path: Path) -> str | None:
 
 
 def _text_columns(path: Path, setting: str) -> datasets.Features | None:
-    """Return features that read all columns as text, so that ``007`` stays text and class 01 differs from 1.
-
-    Raises:
-        ValueError: Two columns have the same name, the first row has more fields than there are columns, or the columns
-            are separated by another character.
-    """
+    """Return features that read all columns as text, so that ``007`` stays text and class 01 differs from 1."""
     csv.field_size_limit(2**31 - 1)
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
     try:

@@ -80,16 +80,10 @@ def package_folder(package: str) -> Path:
 
 
 def cached_folder(repository: str, refused: ConnectionError, *, kind: str = "dataset", revision: str = "main") -> str:
-    """Return the folder of a repository in the local cache.
-
-    Args:
-        repository: Name on the hub.
-        refused: Error to raise if the repository is not in the cache.
-        kind: ``dataset`` or ``model``.
-        revision: Branch, tag or commit.
+    """Return the folder of a repository, a ``dataset`` or ``model``, in the local cache.
 
     Raises:
-        ConnectionError: ``refused``.
+        ConnectionError: ``refused``, if the repository is not in the cache.
     """
     try:
         return huggingface_hub.snapshot_download(repository, repo_type=kind, revision=revision, local_files_only=True)
@@ -102,9 +96,6 @@ def require_hub(wanted: str) -> None:
 
     huggingface_hub and datasets would retry for half a minute. After a failure this process puts both in offline mode,
     in which they load from their caches.
-
-    Args:
-        wanted: Title of the requested model or data set, for the message.
 
     Raises:
         ConnectionError: The hub cannot be reached or offline mode is on.

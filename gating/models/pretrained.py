@@ -158,11 +158,7 @@ class Pretrained:
         return model, loading_info
 
     def _check_weights(self, model: PreTrainedModel, loading_info: Mapping[str, Any]) -> None:
-        """Check that only weights of the head and pooler are new.
-
-        Raises:
-            ValueError: Weights of a layer are missing or have another shape.
-        """
+        """Check that only weights of the head and pooler are new."""
         base = f"{model.base_model_prefix}."
         for name, stored, expected in sorted(loading_info["mismatched_keys"]):
             if name.startswith(base):

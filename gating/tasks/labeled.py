@@ -66,9 +66,7 @@ class LabeledTexts(TextTask):
     def encode(self, taken: DatasetDict, default: Sequence[str]) -> Prepared:
         """Encode the column ``label`` as numbers; the inputs stay as they are, and are encoded next.
 
-        Args:
-            taken: The data, with the column ``label``.
-            default: Names of the metrics of the data, if it has some.
+        ``default`` are the names of the metrics of the data, if it has some.
 
         Raises:
             ValueError: The labels cannot be used, or the metrics do not fit them.

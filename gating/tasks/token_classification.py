@@ -1,6 +1,5 @@
 """Token classification: a tag for every word, such as named entities or parts of speech."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,11 +28,10 @@ from gating.tasks.metrics.baselines import Baseline, log_frequencies
 from gating.tasks.metrics.classes import class_config
 from gating.tasks.metrics.tags import build_tag_metrics, choose_tag_metrics
 
-__all__ = ["TokenClassification", "encode_tags", "mark_spans"]
+__all__ = ["TokenClassification", "encode_tags"]
 
 _WORD_COLUMNS = ("tokens", "words", "text")
 _TAG_COLUMNS = ("ner_tags", "tags", "label", "labels", "pos_tags")
-_MARK = re.compile(r"O|[BIES]-.+")
 
 
 class TokenClassification(MetricTask):
@@ -82,9 +80,7 @@ class TokenClassification(MetricTask):
         taken = take_columns(examples.splits, columns)
         check_no_nulls(taken, list(columns))
         splits, tag_names = encode_tags(taken)
-        metrics, score = build_tag_metrics(
-            self._metrics, examples.metrics, tag_names=tag_names, mark_spans=mark_spans(tag_names)
-        )
+        metrics, score = build_tag_metrics(self._metrics, examples.metrics, tag_names=tag_names)
         return Prepared(
             splits=_tokenize_words(splits, processor, truncation_length(meta_model, max_length)),
             collate=DataCollatorForTokenClassification(processor),
@@ -166,16 +162,6 @@ def _check_row(words: Sequence[Any], tags: Sequence[Any], *, split: str, row: in
             "every word one tag, as lists or with spaces between them; or learn one label for a whole text "
             "with task=sequence_classification."
         )
-
-
-def mark_spans(names: Sequence[str]) -> bool:
-    """Return whether tags mark spans, as ``B-person``, ``I-person`` and ``O`` do.
-
-    Example:
-        >>> mark_spans(["O", "B-person", "I-person"]), mark_spans(["NOUN", "VERB"])
-        (True, False)
-    """
-    return all(_MARK.fullmatch(name) for name in names)
 
 
 def _classes(table: Dataset) -> ClassLabel | None:

@@ -54,13 +54,8 @@ def constant_logits(metrics: MetricCollection, logits: Tensor, batch: Batch) -> 
 def log_frequencies(table: Dataset, column: str, *, size: int, without: tuple[int, ...] = ()) -> Tensor:
     """Return the logarithms of the frequencies of classes or tokens, ``[size]``.
 
-    Each is counted once more than it occurs, so that none is impossible.
-
-    Args:
-        table: The training data.
-        column: Column of numbers, or of lists of numbers; negative ones are no labels.
-        size: Number of classes or tokens.
-        without: Numbers that are not counted, such as those of special tokens.
+    Each is counted once more than it occurs, so that none is impossible. The column has numbers, or lists of numbers;
+    negative ones are no labels, and those in ``without``, such as special tokens, are not counted.
     """
     counts = np.zeros(size, dtype=np.int64)
     # Without the format of a table, images would be decoded.

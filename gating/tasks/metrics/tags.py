@@ -1,5 +1,6 @@
 """Metrics of the tags of words, and of the spans that they mark: a span is correct if its type and both ends are."""
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -12,11 +13,11 @@ from gating.errors import InputError
 from gating.report.score import Score
 from gating.tasks.metrics.choice import ChosenMetrics
 
-__all__ = ["SpanScore", "build_tag_metrics", "choose_tag_metrics", "find_spans"]
+__all__ = ["SpanScore", "build_tag_metrics", "choose_tag_metrics", "find_spans", "mark_spans"]
 
 _SPANS = ("f1", "precision", "recall")
 _IGNORED = -100  # label of ignored positions in transformers
-
+_MARK = re.compile(r"O|[BIES]-.+")
 
 choose_tag_metrics = partial(
     ChosenMetrics, known=(*_SPANS, "accuracy", "macro_f1"), of="tags", fills=("num_classes", "ignore_index", "task")
@@ -24,7 +25,7 @@ choose_tag_metrics = partial(
 
 
 def build_tag_metrics(
-    chosen: ChosenMetrics, default: Sequence[str], *, tag_names: Sequence[str], mark_spans: bool
+    chosen: ChosenMetrics, default: Sequence[str], *, tag_names: Sequence[str]
 ) -> tuple[MetricCollection, Score]:
     """Return the chosen metrics of tags, or ``default``, or usual ones; and the score to compare runs by.
 
@@ -35,24 +36,34 @@ def build_tag_metrics(
     predictions = labels.roll(1, dims=1)
     labels[:, -1] = _IGNORED
     return chosen.build(
-        default or (_SPANS if mark_spans else ("accuracy",)),
-        make=lambda name: (_metric(name, tag_names, mark_spans=mark_spans), Score(name)),
+        default or (_SPANS if mark_spans(tag_names) else ("accuracy",)),
+        make=lambda name: (_metric(name, tag_names), Score(name)),
         arguments={"num_classes": len(tag_names), "ignore_index": _IGNORED, "task": "multiclass"},
         example=(predictions, labels),
     )
 
 
-def _metric(name: str, tag_names: Sequence[str], *, mark_spans: bool) -> Metric:
+def _metric(name: str, tag_names: Sequence[str]) -> Metric:
     if name == "accuracy":
         return MulticlassAccuracy(len(tag_names), average="micro", ignore_index=_IGNORED)
     if name == "macro_f1":
         return MulticlassF1Score(len(tag_names), average="macro", ignore_index=_IGNORED)
-    if not mark_spans:
+    if not mark_spans(tag_names):
         raise InputError(
             f"task.metrics: {name} counts spans, which tags mark as B-TYPE, I-TYPE and O, but these are "
             f"{', '.join(tag_names[:5])}. Take task.metrics=[accuracy]."
         )
     return SpanScore(tag_names, kind=name)
+
+
+def mark_spans(names: Sequence[str]) -> bool:
+    """Return whether tags mark spans, as ``B-person``, ``I-person`` and ``O`` do.
+
+    Example:
+        >>> mark_spans(["O", "B-person", "I-person"]), mark_spans(["NOUN", "VERB"])
+        (True, False)
+    """
+    return all(_MARK.fullmatch(name) for name in names)
 
 
 class SpanScore(Metric):
