@@ -67,7 +67,7 @@ class Task(Protocol):
     """A class of model, and how examples become batches and predictions are scored.
 
     The arguments of a task's ``__init__`` are the settings ``task.NAME``; the keyword arguments of its ``prepare`` are
-    settings ``data.NAME``. A task may also have
+    settings ``data.NAME``, which ``conf/data/batches.yaml`` describes. A task may also have
 
     * ``has_classes = True`` if labels are classes, so that validation data is drawn stratified;
     * ``write_samples`` (:class:`WritesText`) if its models generate text.

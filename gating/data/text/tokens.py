@@ -62,12 +62,12 @@ def load_tokenizer(
     # A new model has learned nothing from another tokenizer.
     size = None if meta_model is None or isinstance(source, NewModel) else vocabulary_size(meta_model)
     check_vocabulary(tokenizer, size=size, name=str(source.processor))
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        raise InputError(
-            f"The tokenizer in {source.processor} has neither a padding token nor an EOS token, and "
-            "batches need one: set its pad_token and save it again."
-        )
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(
+                f"The tokenizer in {source.processor} has neither a padding token nor an EOS token, and "
+                "batches need one: set its pad_token and save it again."
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
