@@ -21,13 +21,14 @@ def cut_excerpts(splits: DatasetDict, *, words: int, number: int) -> DatasetDict
     counts = Counter(excerpt for text in texts for excerpt in set(_excerpts(text, words, number)))
     cut = {}
     for name, table in splits.items():
-        rows = [
-            {"text": excerpt, "label": label}
+        pairs = [
+            (excerpt, label)
             for text, label in zip(table["text"], table["label"], strict=True)
             for excerpt in dict.fromkeys(_excerpts(text, words, number))
             if counts[excerpt] == 1
         ]
-        cut[name] = Dataset.from_list(rows, features=table.features)
+        columns = {"text": [excerpt for excerpt, _ in pairs], "label": [label for _, label in pairs]}
+        cut[name] = Dataset.from_dict(columns, features=table.features)
     return DatasetDict(cut)
 
 
