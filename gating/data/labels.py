@@ -82,8 +82,6 @@ def encode_labels(splits: DatasetDict) -> tuple[DatasetDict, list[str]]:
         written = {split: _without_fractions(labels, split) for split, labels in written.items()}
     names = list(feature.names) if isinstance(feature, ClassLabel) else sort_labels(written["train"])
     names = list(classes_of_model() or names)
-    if not names:
-        raise InputError("The training data declares no classes and has no examples.")
     if len(names) < 2:
         raise InputError(
             f"All training examples have the label {shorten(repr(names[0]))}; a classifier needs at least two."

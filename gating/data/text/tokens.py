@@ -202,8 +202,8 @@ def check_texts(splits: DatasetDict, columns: Sequence[str]) -> None:
                     f"{shorten(repr(table[column][row]))}. Name the column of the texts "
                     f"with data.{column}_column=..., or correct the row."
                 )
-    batches = splits["train"].select_columns(list(columns)).iter(1000) if "train" in splits else ()
-    if batches and all(is_blank(str(text)) for batch in batches for column in columns for text in batch[column]):
+    batches = splits["train"].select_columns(list(columns)).iter(1000)
+    if all(is_blank(str(text)) for batch in batches for column in columns for text in batch[column]):
         raise InputError(
             f"The training data has no text: in all {len(splits['train'])} rows, {' and '.join(columns)} is empty, or "
             f"has invisible characters alone. Name the column of the texts with data.{columns[0]}_column=..."
