@@ -138,12 +138,7 @@ def _merge_shards(wrapped: nn.Module) -> None:
 
 
 def check_adapters(adapters: Adapters, source: ModelSource, meta_model: PreTrainedModel) -> None:
-    """Check adapters against a model before it is loaded.
-
-    Args:
-        adapters: The adapters.
-        source: The source of the model.
-        meta_model: The model without weights.
+    """Check adapters against a model without its weights, before they are loaded.
 
     Raises:
         ValueError: A target module does not exist, or the model's frozen weights would be random.
