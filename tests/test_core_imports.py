@@ -108,6 +108,7 @@ def test_the_core_gates_removes_saves_and_loads(compact):
     assert (compact / "README.md").is_file()
 
 
+@pytest.mark.processes
 def test_inspect_needs_no_extra(compact):
     ended = run_without(packages_of_extras() - WITH_THE_CORE, COMMAND, "inspect", compact)
     assert ended.returncode == 0, ended.stderr

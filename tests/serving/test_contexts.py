@@ -93,6 +93,7 @@ def test_batches_go_past_a_window(config_class, model_class, window):
     assert 1107 in {batch.inputs["input_ids"].shape[1] for batch in batches_to_check(model, ["input_ids"], axes)}
 
 
+@pytest.mark.families
 @pytest.mark.parametrize("format", first_of(["torch", "openvino", "gguf", "onnx"]))
 def test_dynamic_embeddings_end_the_context_where_they_change(format, tmp_path):
     packages = {"openvino": "openvino", "gguf": "gguf", "onnx": "onnxruntime", "torch": "torch"}

@@ -77,6 +77,7 @@ def test_missing_packages_are_named(compact_folder, tmp_path, monkeypatch):
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.families
 def test_models_without_neurons_in_some_layers_give_the_same_outputs_for_padded_batches(tmp_path):
     model = FAMILIES["gpt2"].build()
     gating.prune_neurons(model, {0: range(6), 1: [1, 3]}, group_size=8)

@@ -75,6 +75,7 @@ def test_damaged_graphs_are_one_sentence(exported, tmp_path):
         GraphModel(exported[0].config, tmp_path)
 
 
+@pytest.mark.families
 def test_nothing_is_written_if_quantization_has_no_effect(tmp_path, monkeypatch):
     monkeypatch.setattr(int8, "_QUANTIZED", ())
     with pytest.raises(InputError, match="int8=True has no effect"):
