@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from gating.discovery.dependence import why_neurons_depend
 from gating.discovery.refusals import sort_blocks
 from gating.discovery.trace import is_linear, trace_feed_forward
 from gating.errors import InputError
@@ -20,7 +21,7 @@ from gating.loader.layouts import FeedForwardSpec
 from gating.proof.conditions import check_no_adapters
 from gating.proof.probe import run_probe
 from gating.proof.prove import try_removal
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = ["discover_feed_forward_specs"]
@@ -65,7 +66,7 @@ def discover_feed_forward_specs(model: nn.Module, *, probe: Mapping[str, Tensor]
     try:
         for module, spec in found.items():
             module.feed_forward_spec = spec  # type: ignore[assignment]
-        blocks, refused = sort_blocks(iter_feed_forward_blocks(model))
+        blocks, refused = sort_blocks(iter_feed_forward_blocks(model), why_neurons_depend)
         for block, reason in refused:
             if block.module in found:
                 name = f"{block.name} ({type(block.module).__name__})"
@@ -83,7 +84,7 @@ def _find_candidates(model: nn.Module) -> dict[nn.Module, str]:
     for attention in iter_attention_blocks(model):
         known.update(attention.output_projection.modules(), attention.module.modules())
     for feed_forward in iter_feed_forward_blocks(model):
-        for linear in (feed_forward.output_projection, *(up for up, _ in feed_forward.ups())):
+        for linear in feed_forward.layers():
             known.update(linear.modules())
     for module in model.modules():
         # The two layers of a LoRA adapter look like a block.

@@ -10,8 +10,8 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.dependence import why_mixed, why_not_attention
 from gating.loader.changes import num_inputs, num_outputs, without_adapter
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
+from gating.structure.feed_forward import FeedForwardBlock
 
 __all__ = ["UNREGISTERED", "attention_lookalikes", "feed_forward_lookalikes", "why_no_neurons"]
 
@@ -94,8 +94,7 @@ def _unknown(model: nn.Module, blocks: Sequence[FeedForwardBlock]) -> Iterator[t
     for _, mixer in _smallest_attention(model, ()):
         others.update(mixer.modules())
     for block in blocks:
-        layers = [block.module] if isinstance(block, ExpertsBlock) else [up for up, _ in block.ups()]
-        for layer in (block.output_projection, *layers):
+        for layer in block.layers():
             others.update(layer.modules())
     for module in model.modules():
         others |= set(module.modules()) - {module} if without_adapter(module) is not module else set()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gating.families.feed_forward import rows_of_layout
 from gating.loader.changes import num_inputs
-from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock
+from gating.structure.feed_forward import FeedForwardBlock
 
 __all__ = ["why_features_change"]
 
@@ -35,9 +35,6 @@ def why_features_change(block: FeedForwardBlock) -> str | None:
     None also stands for a class whose forward pass needs more than hidden states. Blocks of one class with the same
     settings are tried once.
 
-    Args:
-        block: The block; experts are not tried.
-
     Example:
         >>> from transformers import BertConfig, BertModel
         >>> from gating import find_feed_forward_blocks
@@ -45,7 +42,7 @@ def why_features_change(block: FeedForwardBlock) -> str | None:
         >>> why_features_change(find_feed_forward_blocks(model)[0]) is None
         True
     """
-    if isinstance(block, ExpertsBlock) or block.num_neurons < 2:
+    if block.num_neurons < 2:
         return None
     parts = [part for name, module in block.module.named_modules() for part in (name, type(module), *_settings(module))]
     key = (block.spec, block.num_neurons, block.hidden_size, *parts)

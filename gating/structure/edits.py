@@ -1,9 +1,8 @@
-"""Edits that keep the values of heads and neurons, tensors that are cut over processes, and hooks on inputs."""
+"""Edits that keep the values of heads and neurons, and tensors that are cut over processes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +21,9 @@ from gating.loader.conv1d import empty_linear
 __all__ = [
     "Edit",
     "Features",
-    "Handle",
-    "Handles",
     "SetAttribute",
     "TakeEntries",
     "fill",
-    "hook_input",
     "own_part",
     "plan_cut",
     "plan_cut_at",
@@ -169,48 +165,3 @@ def fill(parameter: Tensor, values: Tensor) -> None:
         target, values = target.to_local(), shard.to_local()
     with torch.no_grad():
         target.copy_(values)
-
-
-class Handle(Protocol):
-    """A handle of a hook."""
-
-    def remove(self) -> None:
-        """Remove the hook."""
-
-
-@dataclass(frozen=True)
-class Handles:
-    """Two handles that are removed together."""
-
-    first: Handle
-    second: Handle
-
-    def remove(self) -> None:
-        """Remove both hooks."""
-        self.first.remove()
-        self.second.remove()
-
-
-def hook_input(layer: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:
-    """Call a function on the first input of a layer before each use; a result other than None replaces the input.
-
-    Args:
-        layer: The layer.
-        function: For models that are copied with their hooks, a module.
-
-    Example:
-        >>> layer = nn.Identity()
-        >>> handle = hook_input(layer, torch.neg)
-        >>> layer(torch.tensor([1.0]))
-        tensor([-1.])
-        >>> handle.remove()
-    """
-    return layer.register_forward_pre_hook(partial(_replace_input, function))
-
-
-def _replace_input(
-    function: Callable[[Tensor], Tensor | None], _layer: nn.Module, inputs: tuple[Tensor, ...]
-) -> tuple[Tensor, ...] | None:
-    first, *others = inputs
-    replacement = function(first)
-    return None if replacement is None else (replacement, *others)

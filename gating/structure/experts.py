@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gating.loader.experts import ExpertsSpec
 from gating.loader.layouts import UpLayout
-from gating.structure.edits import Handle
+from gating.structure.hooks import Handle
 
 __all__ = ["GROUP_FACTOR", "experts_per_token", "find_experts_spec", "hook_activation"]
 

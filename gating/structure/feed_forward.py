@@ -5,38 +5,30 @@ down projection there must be nothing but an activation, a product with the gate
 """
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from gating.errors import InputError
-from gating.families.feed_forward import (
-    check_group_size,
-    find_feed_forward_spec,
-    registered_feed_forward_spec,
-    rows_of_layout,
-)
-from gating.loader.changes import num_inputs, num_outputs, weight_dim, without_adapter
+from gating.families.feed_forward import find_feed_forward_spec, registered_feed_forward_spec, rows_of_layout
+from gating.loader.changes import num_inputs, num_outputs, without_adapter
 from gating.loader.experts import ExpertsSpec, without_grouped_products
 from gating.loader.layouts import FeedForwardSpec, UpLayout
 from gating.loader.record import base_prefix
-from gating.structure.blocks import layer_number, tower_of
-from gating.structure.edits import Edit, Features, Handle, SetAttribute, TakeEntries, hook_input, plan_cut_at, set_all
+from gating.structure.blocks import Block, layer_number, whole_number
+from gating.structure.edits import Edit, Features, SetAttribute, TakeEntries, plan_cut_at, set_all
 from gating.structure.experts import GROUP_FACTOR, experts_per_token, find_experts_spec, hook_activation
+from gating.structure.hooks import Handle
 
-__all__ = [
-    "DEFAULT_GROUP_SIZE",
-    "ExpertsBlock",
-    "FeedForwardBlock",
-    "iter_feed_forward_blocks",
-]
+__all__ = ["DEFAULT_GROUP_SIZE", "ExpertsBlock", "FeedForwardBlock", "iter_feed_forward_blocks"]
 
 DEFAULT_GROUP_SIZE = 64
 
 
 @dataclass(frozen=True)
-class FeedForwardBlock:
+class FeedForwardBlock(Block):
     """The feed-forward block of a layer with its projections.
 
     Attributes:
@@ -49,9 +41,6 @@ class FeedForwardBlock:
         group_ids: Original numbers of the present groups. Group ``g`` has the neurons from ``g * group_size`` on.
     """
 
-    name: str
-    layer_idx: int
-    module: nn.Module
     spec: FeedForwardSpec
     group_size: int
     width_before: int
@@ -62,18 +51,8 @@ class FeedForwardBlock:
     kind = "feed_forward"
 
     @property
-    def tower(self) -> str:
-        """Part of the model that the block is in, such as ``language`` or ``vision``."""
-        return tower_of(self.name)
-
-    @property
     def unit_ids(self) -> tuple[int, ...]:
         """Original numbers of the present groups."""
-        return self.group_ids
-
-    @property
-    def slot_ids(self) -> tuple[int, ...]:
-        """Original numbers of the groups with inputs of the down projection: the present ones."""
         return self.group_ids
 
     @property
@@ -117,15 +96,9 @@ class FeedForwardBlock:
         for path, layout in self.spec.ups:
             yield self.module.get_submodule(path), layout
 
-    @property
-    def input_weight(self) -> tuple[nn.Module, str, int]:
-        """Module and name of the parameter that multiplies the features, and their dimension in it."""
-        linear = without_adapter(self.output_projection)
-        return linear, "weight", weight_dim(linear, "inputs")
-
-    def hook_features(self, function: Callable[[Tensor], Tensor | None]) -> Handle:
-        """Call a function on the features, ``[..., num_neurons]``, in each use; a result replaces them."""
-        return hook_input(self.output_projection, function)
+    def layers(self) -> list[nn.Module]:
+        """Return the projections, the down projection last."""
+        return [*(up for up, _ in self.ups()), self.output_projection]
 
     def neuron_size(self) -> tuple[int, int]:
         """Return the multiply-accumulates of a neuron for one token, and its number of parameters."""
@@ -148,7 +121,7 @@ class FeedForwardBlock:
         Raises:
             ValueError: The size is not positive, or neurons were removed in groups that it does not divide.
         """
-        group_size = check_group_size(group_size)
+        group_size = _check_group_size(group_size)
         if group_size == self.group_size:
             return self
         if len(self.group_ids) == self.num_groups_before:
@@ -266,6 +239,14 @@ class ExpertsBlock(FeedForwardBlock):
         return [*edits, *set_all(without_grouped_products(self.module, len(positions)))], self.module
 
 
+def _check_group_size(group_size: Any) -> int:
+    with suppress(TypeError):
+        number = whole_number(group_size)
+        if number > 0:
+            return number
+    raise InputError(f"group_size={group_size!r} must be a positive whole number of neurons, such as 64.")
+
+
 def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None) -> Iterator[FeedForwardBlock]:
     """Yield the feed-forward blocks of a model with a known layout, in the order of modules.
 
@@ -279,37 +260,29 @@ def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None)
         ValueError: ``group_size`` does not fit an earlier removal.
     """
     prefix = base_prefix(model)
-    owners = [(name, module, _find_spec(module)) for name, module in model.named_modules()]
-    found = [(name, module, spec) for name, module, spec in owners if spec is not None]
+    owners = [
+        (name, module, find_experts_spec(module) or find_feed_forward_spec(module))
+        for name, module in model.named_modules()
+    ]
+    found = [(name, module, spec, _down(module, spec)) for name, module, spec in owners if spec is not None]
     # Blocks that have lost nothing are counted in the groups of the others.
-    downs = [_down(module, spec) for _, module, spec in found]
-    earlier = {down.group_size for down in downs if hasattr(down, "kept_groups")}
+    earlier = {down.group_size for *_, down in found if hasattr(down, "kept_groups")}
     default = earlier.pop() if len(earlier) == 1 else DEFAULT_GROUP_SIZE
-    for order, (owner_name, module, spec) in enumerate(found):
+    for order, (owner_name, module, spec, down) in enumerate(found):
+        is_experts = isinstance(spec, ExpertsSpec)
         # Adapters of parameters wrap the module itself.
-        path = owner_name.replace(".base_layer", "") if isinstance(spec, ExpertsSpec) else f"{owner_name}.{spec.down}"
+        path = owner_name.replace(".base_layer", "") if is_experts else f"{owner_name}.{spec.down}"
         name = path.removeprefix(".").removeprefix(prefix)
-        block = _describe(name, layer_number(name, default=order), module, spec, default)
+        if hasattr(down, "kept_groups"):
+            groups = down.group_size, down.width_before, down.kept_groups
+        else:
+            width = spec.num_neurons(module)
+            groups = default, width, tuple(range(-(-width // default)))
+        block_class = ExpertsBlock if is_experts else FeedForwardBlock
+        block = block_class(name, layer_number(name, default=order), module, spec, *groups)
         yield block if group_size is None else block.regrouped(group_size)
-
-
-def _find_spec(module: nn.Module) -> FeedForwardSpec | None:
-    return find_experts_spec(module) or find_feed_forward_spec(module)
 
 
 def _down(owner: nn.Module, spec: FeedForwardSpec) -> Any:
     """Return the module that has the down projection and keeps the memory of an earlier removal."""
     return owner if isinstance(spec, ExpertsSpec) else without_adapter(owner.get_submodule(spec.down))
-
-
-def _describe(
-    name: str, layer_idx: int, module: nn.Module, spec: FeedForwardSpec, default_size: int
-) -> FeedForwardBlock:
-    down = _down(module, spec)
-    width = spec.num_neurons(module) if isinstance(spec, ExpertsSpec) else num_inputs(down)
-    groups = default_size, width, tuple(range(-(-width // default_size)))
-    if hasattr(down, "kept_groups"):
-        groups = down.group_size, down.width_before, down.kept_groups
-    if isinstance(spec, ExpertsSpec):
-        return ExpertsBlock(name, layer_idx, module, spec, *groups)
-    return FeedForwardBlock(name, layer_idx, module, spec, *groups)

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gating.discovery.find import removable_attention, search_attention
+from gating.discovery.find import search_attention
 from gating.discovery.ungated import UngatedModules
 from gating.errors import InputError
 from gating.families.registry import find_spec
 from gating.loader.changes import num_inputs, num_outputs, parameter_names, without_adapter
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
-from gating.structure.edits import Features, Handle, whole
-from gating.structure.removal import Selection, rows_of
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
+from gating.structure.edits import Features, whole
+from gating.structure.hooks import Handle
 from gating.units.unit import Calls, GateSize, Metrics, Unit, has_foreign_classes, token_counter
 
 __all__ = ["HEADS", "Heads", "head_norms", "weight_matrix"]
@@ -52,17 +52,6 @@ class Heads(Unit[AttentionBlock]):
     ) -> tuple[list[AttentionBlock], list[UngatedModules]]:
         """Return the attention blocks that can lose heads, and the other modules that look like attention."""
         return search_attention(model, discover=discover, probe=probe)
-
-    def find(
-        self,
-        model: nn.Module,
-        *,
-        group_size: int | None = None,
-        discover: bool = False,
-        probe: Mapping[str, Tensor] | None = None,
-    ) -> list[AttentionBlock]:
-        """Return the attention blocks that can lose heads, without a look at other modules."""
-        return removable_attention(model, discover=discover, probe=probe)
 
     def size(self, block: AttentionBlock) -> int:
         """Return the number of present heads, without padding."""
@@ -170,8 +159,8 @@ def head_norms(block: AttentionBlock) -> Tensor:
     norms = torch.stack([_norm(columns, Features([slot], block.head_dim)) for slot in slots])
     for linear, layout in block.projections():
         weight = weight_matrix(linear)
-        own = [_norm(weight, rows_of(block, linear, layout, _only(slots=[slot]))) for slot in slots]
-        shared = [_norm(weight, rows_of(block, linear, layout, _only(groups=[group]))) for group in groups]
+        own = [_norm(weight, block.rows_of(linear, layout, [slot], ())) for slot in slots]
+        shared = [_norm(weight, block.rows_of(linear, layout, (), [group])) for group in groups]
         norms = norms + torch.stack(own) + torch.stack(shared).repeat_interleave(size) / size
     return norms
 
@@ -183,10 +172,6 @@ def weight_matrix(linear: nn.Module) -> Tensor:
     assert isinstance(weight, Tensor)
     weight = whole(weight)
     return weight.T if isinstance(linear, Conv1D) else weight
-
-
-def _only(*, slots: Sequence[int] = (), groups: Sequence[int] = ()) -> Selection:
-    return Selection(slots=tuple(slots), key_values=tuple(groups), heads=(), head_slots=())
 
 
 def _norm(weight: Tensor, rows: Features) -> Tensor:

@@ -9,8 +9,9 @@ from gating.discovery.find import search_feed_forward
 from gating.discovery.ungated import UngatedModules
 from gating.families.feed_forward import find_feed_forward_spec
 from gating.structure.blocks import Block
-from gating.structure.edits import Handle, whole
+from gating.structure.edits import whole
 from gating.structure.feed_forward import ExpertsBlock, FeedForwardBlock, iter_feed_forward_blocks
+from gating.structure.hooks import Handle
 from gating.units.heads import weight_matrix
 from gating.units.unit import Calls, GateSize, Metrics, Unit, has_foreign_classes, token_counter
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gating.discovery.ungated import UngatedModules
 from gating.structure.blocks import Block
-from gating.structure.edits import Handle
+from gating.structure.hooks import Handle
 
 __all__ = [
     "NUM_TOKENS",
@@ -145,17 +145,6 @@ class Unit(ABC, Generic[AnyBlock]):
 
         The arguments and errors are those of :func:`~gating.units.find_blocks`.
         """
-
-    def find(
-        self,
-        model: nn.Module,
-        *,
-        group_size: int | None = None,
-        discover: bool = False,
-        probe: Mapping[str, Tensor] | None = None,
-    ) -> Sequence[AnyBlock]:
-        """Return the blocks of :meth:`search` alone."""
-        return self.search(model, group_size=group_size, discover=discover, probe=probe)[0]
 
     @abstractmethod
     def size(self, block: AnyBlock) -> int:
