@@ -12,9 +12,9 @@ from gating.loader.forwards_images import (
     group_vit_forward,
     multihead_forward,
     timesformer_forward,
-    trocr_forward,
     window_forward,
 )
+from gating.loader.forwards_texts import trocr_forward
 from gating.loader.layouts import AttentionSpec
 
 __all__ = ["MEDIA_FAMILIES"]
