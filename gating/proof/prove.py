@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from gating.errors import InputError, LayoutError
 from gating.proof.masked import MaskedOutputs, factors_of
-from gating.proof.undo import Undo, apply_edits, undo_edits
 from gating.structure.blocks import Block
-from gating.structure.edits import Edit
+from gating.structure.edits import Edit, Undo, apply_edits, undo_edits
 
 __all__ = ["Proof", "apply_proven", "check_proven", "try_removal"]
 
@@ -38,8 +37,8 @@ def apply_proven(model: nn.Module, edits: Sequence[Edit], masked: MaskedOutputs)
         masked: The outputs of the model with the same units masked, recorded before.
 
     Returns:
-        The functions for :func:`~gating.proof.undo.undo_edits`, the difference of the outputs, and the blocks of which
-        nothing is proven.
+        The functions for :func:`~gating.structure.edits.undo_edits`, the difference of the outputs, and the blocks of
+        which nothing is proven.
 
     Raises:
         LayoutError: The outputs differ, or the model does not run any more. The model is bit for bit as before then.

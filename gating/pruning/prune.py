@@ -14,11 +14,11 @@ from gating.gates.attachment import check_not_gated
 from gating.proof.conditions import check_no_adapters, check_whole
 from gating.proof.masked import MaskedOutputs, factors_of
 from gating.proof.prove import apply_proven
-from gating.proof.undo import apply_edits
 from gating.pruning.plan import kept_units, plan_pruning
 from gating.pruning.prune_report import PruneReport, UnitCounts
 from gating.pruning.recording import become_compact
 from gating.structure.blocks import Block, layer_number, whole_number
+from gating.structure.edits import apply_edits
 from gating.units import unit_of
 
 __all__ = ["prune_heads", "prune_neurons", "remove_in_copy"]

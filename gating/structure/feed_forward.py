@@ -278,7 +278,7 @@ def iter_feed_forward_blocks(model: nn.Module, *, group_size: int | None = None)
         else:
             width = spec.num_neurons(module)
             groups = default, width, tuple(range(-(-width // default)))
-        block_class = ExpertsBlock if is_experts else FeedForwardBlock
+        block_class: type[FeedForwardBlock] = ExpertsBlock if is_experts else FeedForwardBlock
         block = block_class(name, layer_number(name, default=order), module, spec, *groups)
         yield block if group_size is None else block.regrouped(group_size)
 

@@ -10,8 +10,7 @@ from torch import nn
 
 import gating
 from gating.loader.modules import BiasOnly
-from gating.proof.undo import apply_edits, undo_edits
-from gating.structure.edits import SetAttribute
+from gating.structure.edits import SetAttribute, apply_edits, undo_edits
 from tests.support.tiny_models import (
     NUM_HEADS,
     NUM_LAYERS,
