@@ -25,7 +25,6 @@ def _conformer(module: nn.Module) -> AttentionSpec:
 
 
 AUDIO_FAMILIES: dict[str, Row] = {
-    "AST(Attention|SelfAttention)": AttentionSpec(Q_K_V_PROJ, "o_proj"),
     "(Wav2Vec2Bert|Wav2Vec2Conformer|SeamlessM4TConformer)SelfAttention": _conformer,
     "WavLMAttention": AttentionSpec(
         Q_K_V_PROJ,
@@ -41,6 +40,4 @@ AUDIO_FAMILIES: dict[str, Row] = {
         per_head=(("bias_u", 0), ("bias_v", 0)),
         config_counts=("num_attention_heads",),
     ),
-    "(Voxtral|Qwen2Audio)Attention": AttentionSpec(Q_K_V_PROJ, "out_proj"),
-    "SpeechT5Attention": AttentionSpec(Q_K_V_PROJ, "out_proj", head_widths=("embed_dim",)),
 }

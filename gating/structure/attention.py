@@ -36,14 +36,10 @@ _TOWER = re.compile(r"(?:^|\.)(?:\w+_)?(encoder|decoder)(?:\.|$)")
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionBlock(AttentionModule, Block):
-    """One attention module of a model with its projections.
+    """One attention module of a model with its projections; the module may serve several layers.
 
     Attributes:
-        name: Dotted name of the attention module, relative to the model without its task head.
-        layer_idx: Number of the layer.
-        module: The attention module, which may serve several layers.
-        parent: Its parent module.
-        spec: The layout of its heads.
+        parent: The parent of the module.
         num_key_value_heads: Number of key-value heads; smaller than ``num_heads`` with grouped queries.
         head_dim: Width of one head in the input of the output projection.
         head_ids: Original numbers of the present (query) heads.
@@ -155,11 +151,6 @@ class AttentionBlock(AttentionModule, Block):
         forward = None if self.spec.calls_projection else self.spec.forward
         return handle if forward is None else ForwardHandle(self.module, forward, handle)
 
-    @property
-    def num_parts(self) -> int:
-        """Number of parts that the rows of a projection with the layout ``pqvk`` are in."""
-        return int(getattr(self.module, "mp_num", 1))
-
     def row_runs(self, layout: RowLayout) -> list[tuple[str, int]]:
         """Return the kind and position of the head of each run of rows of a projection, in the order of the rows.
 
@@ -172,7 +163,7 @@ class AttentionBlock(AttentionModule, Block):
         kinds = kinds_of(layout)
         if kinds in ("q", layout):
             return [run for kind in kinds for run in runs[kind]]
-        num_groups = self.num_parts if layout == "pqvk" else len(keys)
+        num_groups = int(getattr(self.module, "mp_num", 1)) if layout == "pqvk" else len(keys)
         size = {kind: len(its_runs) // num_groups for kind, its_runs in runs.items()}
         return [
             run

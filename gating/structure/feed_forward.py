@@ -33,7 +33,6 @@ class FeedForwardBlock(Block):
 
     Attributes:
         name: Dotted name of the down projection, relative to the model without its task head.
-        layer_idx: Number of the layer.
         module: The smallest module that holds all projections; in BERT, the layer itself.
         spec: The layout of its projections.
         group_size: Number of neurons in a group; the last group is smaller if the size does not divide the width.
