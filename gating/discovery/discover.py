@@ -169,8 +169,7 @@ def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, 
     """
     blocks = [block for block in sort_blocks(iter_attention_blocks(model), why_heads_depend)[0] if block.spec == spec]
     kept = {block.name: () if emptied else _all_but_first_group(block) for block in blocks}
-    edits = [edit for block in blocks for edit in block.plan_removal(kept[block.name])]
-    try_removal(model, blocks, kept, edits, probe=probe)
+    try_removal(model, blocks, kept, probe=probe)
 
 
 def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:

@@ -34,13 +34,6 @@ def why_features_change(block: FeedForwardBlock) -> str | None:
 
     None also stands for a class whose forward pass needs more than hidden states. Blocks of one class with the same
     settings are tried once.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> from gating import find_feed_forward_blocks
-        >>> model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=4))
-        >>> why_features_change(find_feed_forward_blocks(model)[0]) is None
-        True
     """
     if block.num_neurons < 2:
         return None

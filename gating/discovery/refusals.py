@@ -25,10 +25,6 @@ def sort_blocks(
 ) -> tuple[list[AnyBlock], list[tuple[AnyBlock, str]]]:
     """Return the blocks that can lose units, and the others with the reasons why their units depend on each other.
 
-    Args:
-        blocks: The blocks.
-        why_dependent: Function that returns the reason for which units of a block depend on each other, or None.
-
     Raises:
         ValueError: A projection of a block cannot be edited, even once its adapters are merged, or is one of another
             block, too, or experts compute their activation where gates do not reach it.

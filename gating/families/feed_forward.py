@@ -77,10 +77,6 @@ def find_feed_forward_spec(module: nn.Module, *, shipped_only: bool = False) -> 
 
     Raises:
         ValueError: A registered spec does not fit the module.
-
-    Example:
-        >>> find_feed_forward_spec(nn.Linear(2, 2)) is None
-        True
     """
     own = None if shipped_only else getattr(module, "feed_forward_spec", None)
     if isinstance(own, FeedForwardSpec):

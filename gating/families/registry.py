@@ -61,10 +61,6 @@ def find_spec(module: nn.Module, *, shipped_only: bool = False) -> AttentionSpec
     Args:
         module: Any module.
         shipped_only: Whether to ignore discovered specs and those that the user registered.
-
-    Example:
-        >>> find_spec(nn.Linear(2, 2)) is None
-        True
     """
     own = getattr(module, "attention_spec", None)
     if isinstance(own, AttentionSpec) and not shipped_only:

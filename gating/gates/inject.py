@@ -202,9 +202,7 @@ def _prove_foreign_blocks(
         if foreign and unit.is_tried_if_it_runs and probe is None and not _runs(model):
             continue
         kept = {block.name: unit.all_but_some(block, group_queries=group_queries) for block in foreign}
-        edits = [edit for block in foreign for edit in block.plan_removal(kept[block.name])]
-        if edits:
-            try_removal(model, foreign, kept, edits, probe=probe, must_matter=False)
+        try_removal(model, foreign, kept, probe=probe, must_matter=False)
 
 
 def _runs(model: nn.Module) -> bool:

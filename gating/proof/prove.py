@@ -74,24 +74,25 @@ def try_removal(
     model: nn.Module,
     blocks: Sequence[Block],
     kept: Mapping[str, Collection[int]],
-    edits: Sequence[Edit],
     *,
     probe: Mapping[str, Tensor] | None = None,
     must_matter: bool = True,
 ) -> None:
-    """Apply a removal, compare the outputs with those of masked units, and undo it.
+    """Apply a removal, if it changes anything, compare the outputs with those of masked units, and undo it.
 
     Args:
         model: The model, which stays bit for bit as it is.
         blocks: The changed blocks.
         kept: For the name of each block, the original numbers of the units (heads, groups of neurons) to keep.
-        edits: The planned removal.
         probe: The batch to compare on; made from the model's configuration when left out.
         must_matter: Whether it is an error if the outputs depend on none of the blocks.
 
     Raises:
         ValueError: The outputs differ, or the model does not run on the probe, before or after the removal.
     """
+    edits = [edit for block in blocks for edit in block.plan_removal(kept[block.name])]
+    if not edits:
+        return
     masked = MaskedOutputs.record(model, blocks, factors_of(blocks, kept), probe=probe)
     losing = [block.name for block in blocks if not set(block.slot_ids) <= set(kept[block.name])]
     if must_matter and losing and set(losing) <= set(masked.unproven):

@@ -211,12 +211,7 @@ def _restoring(edit: Edit, before: nn.Parameter, dim: int, *, kept: Tensor, lost
     The former parameter is released at once: cutting BERT-base takes 3 MB beyond the model. Keeping all former
     parameters until the proof would take the attention weights once more, 113 MB, a quarter of the model.
 
-    Args:
-        edit: The edit.
-        before: The parameter.
-        dim: The dimension of the entries.
-        kept: Positions, in the former parameter, of the entries of the new one.
-        lost: Positions of the entries that the new parameter lacks or changes.
+    Positions are those in the former parameter: of the entries of the new one, and of those that it lacks or changes.
     """
     owner, attribute, size, device = edit.owner, edit.attribute, before.shape[dim], before.device
     kept, lost = kept.to(device), lost.to(device)

@@ -37,10 +37,6 @@ def find_experts_spec(module: nn.Module) -> ExpertsSpec | None:
 
     Source: the classes with ``use_experts_implementation`` in transformers 5.24, and those of Llama 4, LongCat and
     Inkling.
-
-    Example:
-        >>> find_experts_spec(nn.Linear(2, 2)) is None
-        True
     """
     parameters = module._parameters
     ups = next((names for names in _UPS if all(_has_three_dims(parameters.get(name)) for name in names)), None)
@@ -62,11 +58,8 @@ def hook_activation(experts: nn.Module, function: Callable[[Tensor], Tensor | No
     """Call a function on the features of experts, ``[..., num_neurons]``; a result other than None replaces them.
 
     The features are the output of the activation: the product with the other half, before it or after, is taken
-    element by element, as is a factor of each feature.
-
-    Args:
-        experts: The module of the experts.
-        function: For models that are copied with their hooks, a module.
+    element by element, as is a factor of each feature. For models that are copied with their hooks, the function has to
+    be a module.
     """
     name = _activation(experts)
     assert name is not None

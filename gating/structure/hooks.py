@@ -35,9 +35,7 @@ class Handles:
 def hook_input(layer: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Handle:
     """Call a function on the first input of a layer before each use; a result other than None replaces the input.
 
-    Args:
-        layer: The layer.
-        function: For models that are copied with their hooks, a module.
+    For models that are copied with their hooks, the function has to be a module.
 
     Example:
         >>> layer = nn.Identity()

@@ -38,9 +38,7 @@ class Heads(Unit[AttentionBlock]):
         "gates.group_queries=false.",
     )
 
-    def blocks(self, model: nn.Module) -> Iterator[AttentionBlock]:
-        """Yield the attention blocks with a known layout."""
-        return iter_attention_blocks(model)
+    blocks = staticmethod(iter_attention_blocks)
 
     def search(
         self,
@@ -189,8 +187,9 @@ def _gate_size(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
                 shares[width] = shares.get(width, 0) + (1.0 if kind == "q" else 1 / group)
         rows = sum(width * share for width, share in shares.items())
         # A convolution multiplies as many positions as its kernel has.
-        weights += rows * num_inputs(linear) * getattr(without_adapter(linear), "kernel_size", (1,))[0]
-        biases += rows * _has_bias(linear)
+        layer = without_adapter(linear)
+        weights += rows * num_inputs(layer) * getattr(layer, "kernel_size", (1,))[0]
+        biases += rows * (getattr(layer, parameter_names(layer)[1], None) is not None)
     weights += block.head_dim * num_outputs(block.output_projection)
     num_heads, num_slots = len(set(slots) & set(block.head_ids)), len(slots)
     return GateSize(
@@ -202,11 +201,6 @@ def _gate_size(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
         num_slots * (block.key_dim + block.head_dim) if num_heads else 0,
         num_slots * block.head_dim * block.key_dim if block.spec.has_state else 0,
     )
-
-
-def _has_bias(linear: nn.Module) -> bool:
-    linear = without_adapter(linear)
-    return getattr(linear, parameter_names(linear)[1], None) is not None
 
 
 def _slots_by_gate(block: AttentionBlock, *, group_queries: bool) -> list[tuple[int, ...]]:

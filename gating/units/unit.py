@@ -219,12 +219,7 @@ def has_foreign_classes(module: nn.Module) -> bool:
 
 
 def token_counter(calls: Calls, *, per_token: int = 1) -> Callable[[Tensor], None]:
-    """Return a function that counts the tokens of features, ``[..., num_features]``.
-
-    Args:
-        calls: The numbers so far.
-        per_token: Number of times that each token is among them.
-    """
+    """Return a function that counts tokens by their features, ``[..., num_features]``, each ``per_token`` times."""
 
     def count(features: Tensor) -> None:
         calls.num_tokens += features.numel() // max(1, features.shape[-1]) / per_token

@@ -130,7 +130,9 @@ def _text(request: Request, media: tuple[str, ...], batch: Variant) -> Variant:
             placeholders[token] = (1, token_type)
             batch["attention_mask"] = torch.ones(request.batch_size, tokens.shape[1] + 1, dtype=torch.long)
         elif number and has_mask:
-            return _masked_positions(tokens, number // request.batch_size)
+            # A mask names the tokens that features of an image replace.
+            spliced, types = splice(tokens, {int(tokens[0, 0]): (number // request.batch_size, 1)})
+            return {"input_ids": spliced, "image_embeds_position_mask": types}
     if not placeholders:
         return {"input_ids": tokens}
     spliced, types = splice(tokens, placeholders)
@@ -138,12 +140,6 @@ def _text(request: Request, media: tuple[str, ...], batch: Variant) -> Variant:
     if "mm_token_type_ids" in request.accepted:
         made["mm_token_type_ids"] = types
     return made
-
-
-def _masked_positions(tokens: Tensor, number: int) -> Variant:
-    """Return tokens of which a mask names those that features of an image replace."""
-    spliced, types = splice(tokens, {int(tokens[0, 0]): (number, 1)})
-    return {"input_ids": spliced, "image_embeds_position_mask": types}
 
 
 def _fitting(request: Request, name: str, others: Variant) -> list[Variant]:
