@@ -46,9 +46,7 @@ _WIDTHS = ("all_head_size", "inner_dim", "split_size")
 def discover_specs(model: nn.Module, *, probe: Mapping[str, Tensor] | None = None) -> dict[type, str]:
     """Set the attribute ``attention_spec`` of the attention modules that have no spec yet, in place.
 
-    Args:
-        model: The model.
-        probe: The batch to try candidate layouts on; made from the model's configuration when left out.
+    Candidate layouts are tried on the probe, or on a batch that is made for the model.
 
     Returns:
         For each class that looks like attention although every candidate layout fails, the reason.

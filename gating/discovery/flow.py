@@ -32,11 +32,7 @@ def discover_feed_forward_specs(model: nn.Module, *, probe: Mapping[str, Tensor]
     """Set the attribute ``feed_forward_spec`` of all modules with a feed-forward block that have no spec yet, in place.
 
     Such a module is the smallest that holds all projections of its block. Of two blocks in one such module, only the
-    first is found.
-
-    Args:
-        model: The model.
-        probe: The batch to run; made from the model's configuration when left out.
+    first is found. The probe is run, or a batch that is made for the model.
 
     Raises:
         ValueError: The model has adapters or does not run on the probe with gradients, or its outputs after a removal

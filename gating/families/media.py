@@ -14,6 +14,7 @@ from gating.loader.forwards_images import (
     timesformer_forward,
     window_forward,
 )
+from gating.loader.forwards_sounds import rotary_forward, wavlm_forward
 from gating.loader.forwards_texts import trocr_forward
 from gating.loader.layouts import AttentionSpec
 
@@ -70,6 +71,19 @@ def _gemma(module: Any) -> AttentionSpec:
     )
 
 
+def _conformer(module: nn.Module) -> AttentionSpec:
+    """Return the spec for a conformer's attention, by its type of positions."""
+    is_rotary = getattr(module, "position_embeddings_type", None) == "rotary"
+    return AttentionSpec(
+        _CONFORMER,
+        "linear_out",
+        head_dim="head_size",
+        per_head=(("pos_bias_u", 0), ("pos_bias_v", 0)),
+        forward=rotary_forward if is_rotary else None,
+    )
+
+
+_CONFORMER: Projections = (("linear_q", "q"), ("linear_k", "k"), ("linear_v", "v"), ("linear_pos", "q"))
 _LINEAR_PARTS: Projections = (("q_proj.linear", "q"), ("k_proj.linear", "k"), ("v_proj.linear", "v"))
 MEDIA_FAMILIES: dict[str, Row] = {
     # The layer's and the encoder's table of position biases both come in through the mask.
@@ -112,6 +126,21 @@ MEDIA_FAMILIES: dict[str, Row] = {
     "VJEPA2RopeAttention": AttentionSpec(QUERY_KEY_VALUE, "proj", head_dim="attention_head_size"),
     "MobileViTSelfAttention": AttentionSpec(
         QUERY_KEY_VALUE, "^output.dense", head_dim="attention_head_size", returns="unknown"
+    ),
+    "(Wav2Vec2Bert|Wav2Vec2Conformer|SeamlessM4TConformer)SelfAttention": _conformer,
+    "WavLMAttention": AttentionSpec(
+        Q_K_V_PROJ,
+        "out_proj",
+        returns="forward",
+        per_head=(("gru_rel_pos_const", 1),),
+        forward=wavlm_forward,
+        calls_projection=False,
+    ),
+    "(ParakeetEncoder|NemotronAsrStreamingEncoder)Attention": AttentionSpec(
+        (*Q_K_V_PROJ, ("relative_k_proj", "q")),
+        "o_proj",
+        per_head=(("bias_u", 0), ("bias_v", 0)),
+        config_counts=("num_attention_heads",),
     ),
     "Gemma4AudioAttention": AttentionSpec((*_LINEAR_PARTS, ("relative_k_proj", "q")), "post.linear"),
     "MultiheadAttention": _multihead,

@@ -10,7 +10,6 @@ from functools import lru_cache
 
 from torch import nn
 
-from gating.families.audio import AUDIO_FAMILIES
 from gating.families.detection import DETECTION_FAMILIES
 from gating.families.media import MEDIA_FAMILIES
 from gating.families.rows import Row, check_row
@@ -27,7 +26,6 @@ _SHIPPED: dict[str, Row] = {
     **TEXT_FAMILIES,
     **MEDIA_FAMILIES,
     **SPECIAL_FAMILIES,
-    **AUDIO_FAMILIES,
     **DETECTION_FAMILIES,
 }
 _REGISTERED: dict[str, Row] = {}

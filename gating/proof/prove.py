@@ -29,12 +29,7 @@ class Proof(NamedTuple):
 
 
 def apply_proven(model: nn.Module, edits: Sequence[Edit], masked: MaskedOutputs) -> Proof:
-    """Apply the edits of a removal, in place, and undo them unless the outputs equal those with masked units.
-
-    Args:
-        model: The model.
-        edits: The planned removal.
-        masked: The outputs of the model with the same units masked, recorded before.
+    """Apply the edits of a removal, in place, and undo them unless the outputs equal those recorded with masked units.
 
     Returns:
         The functions for :func:`~gating.structure.edits.undo_edits`, the difference of the outputs, and the blocks of
