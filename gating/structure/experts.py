@@ -15,21 +15,13 @@ from gating.loader.experts import ExpertsSpec
 from gating.loader.layouts import UpLayout
 from gating.structure.hooks import Handle
 
-__all__ = ["GROUP_FACTOR", "experts_per_token", "find_experts_spec", "hook_activation"]
+__all__ = ["GROUP_FACTOR", "find_experts_spec", "hook_activation"]
 
 # torch.nn.functional.grouped_mm needs strides of 16 bytes: 8 numbers of half precision.
 GROUP_FACTOR = 8
 
 _UPS: tuple[tuple[str, ...], ...] = (("gate_up_proj",), ("gate_proj", "up_proj"), ("up_proj",))
 _DOWN = "down_proj"
-_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
-
-
-def experts_per_token(experts: nn.Module, spec: ExpertsSpec) -> int:
-    """Return the number of experts that compute each token: those that the router chooses, or all as in Llama 4."""
-    config = getattr(experts, "config", None)
-    numbers = (getattr(config, name, None) for name in _PER_TOKEN)
-    return next((number for number in numbers if type(number) is int), _shape(experts, spec.down)[0])
 
 
 def find_experts_spec(module: nn.Module) -> ExpertsSpec | None:

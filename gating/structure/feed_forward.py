@@ -19,12 +19,14 @@ from gating.loader.layouts import FeedForwardSpec, UpLayout
 from gating.loader.record import base_prefix
 from gating.structure.blocks import Block, layer_number, whole_number
 from gating.structure.edits import Edit, Features, SetAttribute, TakeEntries, plan_cut_at, set_all
-from gating.structure.experts import GROUP_FACTOR, experts_per_token, find_experts_spec, hook_activation
+from gating.structure.experts import GROUP_FACTOR, find_experts_spec, hook_activation
 from gating.structure.hooks import Handle
 
 __all__ = ["DEFAULT_GROUP_SIZE", "ExpertsBlock", "FeedForwardBlock", "iter_feed_forward_blocks"]
 
 DEFAULT_GROUP_SIZE = 64
+# Names of settings with the number of experts that the router chooses.
+_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k_experts", "moe_k")
 
 
 @dataclass(frozen=True)
@@ -183,8 +185,15 @@ class ExpertsBlock(FeedForwardBlock):
 
     @property
     def experts_per_token(self) -> int:
-        """Number of experts that compute each token."""
-        return experts_per_token(self.module, self.spec)
+        """Number of experts that compute each token: those that the router chooses, or all as in Llama 4."""
+        config = getattr(self.module, "config", None)
+        numbers = (getattr(config, name, None) for name in _PER_TOKEN)
+        return next((number for number in numbers if type(number) is int), self.num_experts)
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts in the layer."""
+        return int(getattr(self.module, self.spec.down).shape[0])
 
     @property
     def output_projection(self) -> nn.Module:
@@ -215,8 +224,7 @@ class ExpertsBlock(FeedForwardBlock):
         biases = [layout for name, layout, _ in self.spec.dims(self.module) if name.endswith("_bias")]
         num_biases = sum(1 if layout == "plain" else 2 for layout in biases)
         weights = self.hidden_size * (num_rows + 1)
-        num_experts = getattr(self.module, self.spec.down).shape[0]
-        return self.experts_per_token * weights, num_experts * (weights + num_biases)
+        return self.experts_per_token * weights, self.num_experts * (weights + num_biases)
 
     def regrouped(self, group_size: int) -> "FeedForwardBlock":
         """Return the same block in groups of another size; a size that is no multiple of 8 is an error, too."""
