@@ -171,6 +171,5 @@ def _try(model: nn.Module, spec: AttentionSpec, probe: Mapping[str, Tensor], *, 
 
 
 def _all_but_first_group(block: AttentionBlock) -> tuple[int, ...]:
-    size = len(block.head_slots) // block.num_key_value_heads
     # Removing a single group would empty the block; its first query head is enough.
-    return block.head_slots[size if block.num_key_value_heads > 1 else 1 :]
+    return block.head_slots[block.queries_per_key if block.num_key_value_heads > 1 else 1 :]

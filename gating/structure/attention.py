@@ -89,6 +89,18 @@ class AttentionBlock(AttentionModule, Block):
         return int(getattr(self.module, "num_key_value_heads_before", self.num_key_value_heads))
 
     @property
+    def queries_per_key(self) -> int:
+        """Number of query heads, padding included, that share one key-value head."""
+        number, rest = divmod(len(self.head_slots), self.num_key_value_heads)
+        if rest:
+            raise InputError(
+                f"{self.name} has {len(self.head_slots)} query heads for {self.num_key_value_heads} key-value heads, "
+                "which cannot be shared out evenly: correct num_attention_heads or num_key_value_heads in the model's "
+                "configuration."
+            )
+        return number
+
+    @property
     def num_heads(self) -> int:
         """Number of present (query) heads, without padding."""
         return len(self.head_ids)
@@ -209,7 +221,7 @@ class AttentionBlock(AttentionModule, Block):
         """
         if not kept and not self.spec.lends:
             return [], []
-        size = len(self.head_slots) // self.num_key_value_heads
+        size = self.queries_per_key
         counts = [
             sum(head in kept for head in self.head_slots[start : start + size])
             for start in range(0, len(self.head_slots), size)

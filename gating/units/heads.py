@@ -8,7 +8,6 @@ from transformers.pytorch_utils import Conv1D
 
 from gating.discovery.find import search_attention
 from gating.discovery.ungated import UngatedModules
-from gating.errors import InputError
 from gating.families.registry import find_spec
 from gating.loader.changes import num_inputs, num_outputs, parameter_names, without_adapter
 from gating.structure.attention import AttentionBlock, iter_attention_blocks
@@ -94,7 +93,7 @@ class Heads(Unit[AttentionBlock]):
         """Return the heads without those of the first gate, or without the first one of each group of queries."""
         if block.num_key_value_heads <= 1:
             return super().all_but_some(block, group_queries=group_queries)
-        size = len(block.head_slots) // block.num_key_value_heads
+        size = block.queries_per_key
         removed = set(block.head_slots[:size] if group_queries else block.head_slots[::size])
         removed = removed if len(removed) < len(block.head_slots) else {block.head_slots[0]}
         return tuple(head for head in block.head_ids if head not in removed) or block.head_ids
@@ -152,7 +151,7 @@ def head_norms(block: AttentionBlock) -> Tensor:
         torch.Size([4])
     """
     slots, groups = range(len(block.head_slots)), range(block.num_key_value_heads)
-    size = len(slots) // len(groups)
+    size = block.queries_per_key
     columns = weight_matrix(block.output_projection).T
     norms = torch.stack([_norm(columns, Features([slot], block.head_dim)) for slot in slots])
     for linear, layout in block.projections():
@@ -178,7 +177,7 @@ def _norm(weight: Tensor, rows: Features) -> Tensor:
 
 def _gate_size(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
     # Query heads with a gate each share the rows of their keys and values.
-    group = len(block.head_slots) // block.num_key_value_heads
+    group = block.queries_per_key
     weights = biases = 0.0
     for linear, layout in block.projections():
         shares: dict[int, float] = {}
@@ -205,11 +204,7 @@ def _gate_size(block: AttentionBlock, slots: Sequence[int]) -> GateSize:
 
 def _slots_by_gate(block: AttentionBlock, *, group_queries: bool) -> list[tuple[int, ...]]:
     """Return the head slots of a block, as original head numbers, that each of its gates multiplies."""
-    slots, num_groups = block.head_slots, block.num_key_value_heads
-    if len(slots) % num_groups:
-        raise InputError(
-            f"{block.name} has {len(slots)} query heads for {num_groups} key-value heads, which cannot be shared out "
-            "evenly: correct num_attention_heads or num_key_value_heads in the model's configuration."
-        )
-    size = len(slots) // num_groups if group_queries and num_groups > 1 else 1
+    slots, size = block.head_slots, block.queries_per_key
+    if not group_queries or block.num_key_value_heads == 1:
+        size = 1
     return [slots[start : start + size] for start in range(0, len(slots), size)]
