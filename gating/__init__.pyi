@@ -42,7 +42,7 @@ from .pruning.prune_report import PruneReport
 from .report.card import CompactReport
 from .serving.formats import export_compact
 from .serving.graphs.graph_export import export_onnx
-from .structure.blocks import AttentionBlock
+from .structure.attention import AttentionBlock
 from .structure.feed_forward import FeedForwardBlock
 
 __version__: str

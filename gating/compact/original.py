@@ -21,7 +21,7 @@ from gating.loader.integrity import CHECKSUMS, RECORD_KEY
 from gating.pruning.prune_report import num_parameters
 from gating.pruning.recording import build_original, build_recorded
 from gating.storage.results import RECORD_FILE
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = ["read_original", "write_original"]

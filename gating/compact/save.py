@@ -13,7 +13,7 @@ from gating.compact.layer_counts import write_layer_counts
 from gating.compact.original import write_original
 from gating.compact.stock import StockError, may_be_stock, stock_model
 from gating.compact.verify import check_saved
-from gating.discovery.find import removable_attention
+from gating.discovery.find import search_attention
 from gating.discovery.vocabulary import check_vocabulary, vocabulary_size
 from gating.errors import InputError, InputTypeError
 from gating.loader.integrity import check_finite, write_checksums
@@ -137,7 +137,7 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *,
     """Write the files of a model and its tokenizer, but no card."""
     saved = stock_model(model) if stock else model
     if not has_lost_units(model):
-        removable_attention(model)  # Raises for a model without heads or neurons to describe.
+        search_attention(model)  # Raises for a model without heads or neurons to describe.
     become_compact(model)
     saved.save_pretrained(folder)
     if stock and has_lost_units(model):

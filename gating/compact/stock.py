@@ -20,7 +20,7 @@ from gating.compact.size_fields import HEADS, KEY_VALUE_HEADS, new_width
 from gating.errors import RemedyError
 from gating.loader.integrity import RECORD_KEY
 from gating.loader.record import base_prefix
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.units import unit_of
 

@@ -8,7 +8,7 @@ from gating.errors import InputError
 from gating.gates.pass_values import BlockGate, PassValues
 from gating.gates.weight_gate import WeightGate, can_gate_weight
 from gating.structure.blocks import Block
-from gating.structure.edits import Handle
+from gating.structure.hooks import Handle
 from gating.units import unit_of
 
 __all__ = ["CHILD_NAME", "Attachment", "check_not_gated"]

@@ -15,7 +15,7 @@ from gating.gates.counts import GateCounts
 from gating.gates.interfaces import GateChoice, GateSampler
 from gating.gates.pass_values import PassValues
 from gating.structure.blocks import Block, group_labels
-from gating.structure.edits import Handle
+from gating.structure.hooks import Handle
 from gating.units import UNITS, check_units, find_blocks, unit_of
 
 __all__ = ["HeadGates"]

@@ -20,9 +20,9 @@ from gating.gates import HeadGates
 from gating.models.sources import ModelSource, NewModel
 from gating.pruning.padding import silence_padding
 from gating.sharding.plan import is_sharded, reshard
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import has_no_weight
 from gating.structure.edits import fill, whole
-from gating.structure.removal import has_no_weight
 
 __all__ = ["Adapters", "LoRA", "NoAdapters", "check_adapters"]
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from gating.loader.changes import weight_dim, without_adapter
-from gating.proof.undo import EntriesEdit
 from gating.structure.blocks import Block
-from gating.structure.edits import Edit, Features, fill, whole
+from gating.structure.edits import Edit, EntriesEdit, Features, fill, whole
 from gating.units import unit_of
 
 __all__ = ["ScaleEntries", "plan_scale_features", "silence_inputs"]

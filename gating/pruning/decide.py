@@ -12,7 +12,7 @@ from gating.errors import InputError, InputTypeError, RemedyError, RemedyWarning
 from gating.gates import HeadGates
 from gating.gates.interfaces import GateChoice
 from gating.objectives.selection import Items, check_reachable
-from gating.pruning.prune import whole_number
+from gating.structure.blocks import whole_number
 from gating.units import UNITS, UnitName
 
 __all__ = ["decide_gate_values", "warn_if_arbitrary"]

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import flop_registry
 from transformers import PreTrainedModel
 
 from gating.proof.outputs import forward_outputs
-from gating.structure.blocks import group_labels, iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import group_labels
 from gating.units.heads import HEADS
 from gating.units.neurons import NEURONS
 

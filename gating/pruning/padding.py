@@ -3,7 +3,7 @@
 from torch import nn
 
 from gating.pruning.columns import silence_inputs
-from gating.structure.blocks import iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
 from gating.structure.edits import Features
 
 __all__ = ["silence_padding"]

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from gating.loader.changes import ABSENT
 from gating.pruning.columns import plan_scale_features
-from gating.structure.blocks import AttentionBlock, Block
+from gating.structure.attention import AttentionBlock
+from gating.structure.blocks import Block
 from gating.structure.edits import Edit, SetAttribute
-from gating.structure.removal import plan_removal, select
 
 __all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning"]
 
@@ -37,7 +37,7 @@ def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, C
         blocks: The blocks to change.
         kept: For each of these blocks, by name, the original numbers of the units to keep.
     """
-    edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
+    edits = [edit for block in blocks for edit in block.plan_removal(kept[block.name])]
     return [*edits, *_plan_alignment_heads(model, blocks, kept)]
 
 
@@ -56,7 +56,7 @@ def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[
         widths = torch.tensor(block.slot_widths, device=slot_values.device)
         # Values are folded before the removal, so closed gates need no factor of 0.
         factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
-        edits += [*plan_scale_features(block, factors), *plan_removal(block, kept[block.name])]
+        edits += [*plan_scale_features(block, factors), *block.plan_removal(kept[block.name])]
     return [*edits, *_plan_alignment_heads(model, blocks, kept)]
 
 
@@ -97,8 +97,7 @@ def _plan_alignment_heads(model: nn.Module, blocks: Sequence[Block], kept: Mappi
         if block is None:
             moved.append([layer_idx, position])
             continue
-        head = block.head_slots[position]
         heads = kept[block.name]
-        if head in heads:
-            moved.append([layer_idx, select(block, heads).head_slots.index(head)])
+        if block.head_slots[position] in heads:
+            moved.append([layer_idx, block.staying(heads)[0].index(position)])
     return [SetAttribute(config, "alignment_heads", moved or ABSENT)]

@@ -11,14 +11,14 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from gating.discovery.discover import share_specs
 from gating.loader.compact import CompactMixin, auto_places, compact_class
 from gating.loader.integrity import RECORD_KEY
 from gating.loader.modules import original_class
 from gating.loader.parts import PARTS
 from gating.loader.record import FORMAT
 from gating.pruning.traveling import choose_parts
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
+from gating.structure.blocks import share_specs
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 
 __all__ = ["become_compact", "build_original", "build_recorded", "describe_kept_units", "has_lost_units"]

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gating.compact.files import read_config
 from gating.compact.save import save_compact
 from gating.compact.stock import StockError, stock_model
-from gating.discovery.discover import share_specs
 from gating.distributed.collectives import is_rank_zero
 from gating.gates import HeadGates
 from gating.loader.integrity import RECORD_KEY
@@ -41,6 +40,7 @@ from gating.sharding.plan import gathered_root
 from gating.sharding.save import has_room_for, save_sharded
 from gating.storage.transfer import upload
 from gating.storage.written import note_written
+from gating.structure.blocks import share_specs
 from gating.tasks.base import WritesText
 from gating.tracking.csv_log import read_log
 from gating.tracking.loggers import log_outcome, log_samples

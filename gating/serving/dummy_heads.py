@@ -13,7 +13,7 @@ from gating.loader.integrity import RECORD_KEY
 from gating.loader.record import plan_from_record
 from gating.proof.conditions import check_no_adapters, check_whole
 from gating.pruning.recording import become_compact, describe_kept_units
-from gating.structure.blocks import AttentionBlock, iter_attention_blocks
+from gating.structure.attention import AttentionBlock, iter_attention_blocks
 
 __all__ = ["with_dummy_heads"]
 

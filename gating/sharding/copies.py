@@ -11,10 +11,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gating.discovery.discover import share_specs
 from gating.errors import OperationError
 from gating.gates.attachment import CHILD_NAME
 from gating.loader.sharded import indivisible_left_out, is_indivisible
+from gating.structure.blocks import share_specs
 from gating.structure.edits import whole
 
 __all__ = [

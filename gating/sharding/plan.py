@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from gating.loader.sharded import indivisible_left_out
-from gating.structure.blocks import Block, iter_attention_blocks
+from gating.structure.attention import iter_attention_blocks
+from gating.structure.blocks import Block
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
 __all__ = ["gathered_root", "is_sharded", "on_own_device", "reshard", "shard_model", "sharding_of"]

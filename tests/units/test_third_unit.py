@@ -19,7 +19,7 @@ from gating.pruning.latency.costs import budget_of_number, measure_latency_costs
 from gating.pruning.macs import measure_macs
 from gating.run.measured_budget import _check_measured
 from gating.run.objects import BudgetSettings
-from gating.structure.blocks import UnitBlock
+from gating.structure.blocks import Block
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.training.callbacks.progress import describe_open
 from gating.units import UNITS, GateSize, Unit, find_blocks
@@ -262,7 +262,7 @@ def test_the_page_names_every_file_of_a_number_or_a_record(row, sign):
 
 
 def test_the_page_names_every_attribute_of_a_block():
-    members = {name for name in vars(UnitBlock) if not name.startswith("_")}
+    members = {name for name in {*Block.__annotations__, *vars(Block)} if not name.startswith("_")}
     assert members <= _names(_part("## The block", "## The unit"))
 
 
