@@ -1,7 +1,6 @@
 """The model card of a compact model: kept heads and neurons, and measurements."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,61 +10,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from gating.loader.compact import auto_classes
-from gating.loader.integrity import RECORD_KEY
 from gating.proof.probe import make_probe
 from gating.pruning.measure import cache_bytes_per_token
 from gating.pruning.recording import build_original
-from gating.report.metadata import EvaluatedData, card_metadata
+from gating.report.metadata import card_metadata
+from gating.report.rows import CompactReport, KeptHeads, KeptNeurons, Row, heads_per_layer, neurons_per_layer
 from gating.structure.feed_forward import iter_feed_forward_blocks
 
-__all__ = ["CompactReport", "KeptHeads", "KeptNeurons", "Row", "heads_per_layer", "neurons_per_layer", "write_card"]
-
-# Name of an attention block, original numbers of its kept heads, number of its heads in the dense model.
-KeptHeads = tuple[str, Sequence[int], int]
-
-# Name of a feed-forward block, number of its kept neurons, number of its neurons in the dense model.
-KeptNeurons = tuple[str, int, int]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured quantity before and after.
-
-    Attributes:
-        name: Name of the quantity, with its unit.
-        before: Formatted value of the dense model.
-        after: Formatted value of the compact model.
-        ratio: Formatted ratio of the two.
-    """
-
-    name: str
-    before: str
-    after: str
-    ratio: str
-
-
-@dataclass(frozen=True)
-class CompactReport:
-    """Measurements of a compact model.
-
-    Attributes:
-        rows: Sizes and speed before and after.
-        metrics: For each stage, its title and the formatted validation and test metric.
-        metric_name: Name of this metric.
-        notes: Sentences on the method of measurement.
-        data: Data set of the scores.
-        scores: Results for the metadata of the card: split (``validation`` or ``test``), metric and value.
-        base_model: Name on the hub of the model that this one was made from; by default as its folder says.
-    """
-
-    rows: list[Row] = field(default_factory=list)
-    metrics: list[tuple[str, str, str]] = field(default_factory=list)
-    metric_name: str = "accuracy"
-    notes: list[str] = field(default_factory=list)
-    data: EvaluatedData | None = None
-    scores: list[tuple[str, str, float]] = field(default_factory=list)
-    base_model: str | None = None
-
+__all__ = ["write_card"]
 
 # Auto classes whose models have another one, of a clearer name; BART is among the masked language models, too.
 _VAGUE = ("AutoModelForMaskedLM", "AutoModelForTextEncoding", "AutoModelForPreTraining")
@@ -166,17 +118,6 @@ def _example(model: PreTrainedModel, folder: Path, task: str) -> str | None:
         return None
     # Probes are shorter for models with fewer positions.
     return "text" if probe.keys() <= takes and probe["input_ids"].shape[1] == _LENGTH else None
-
-
-def heads_per_layer(model: nn.Module) -> list[KeptHeads]:
-    """Return the kept heads of each attention block, from the record in the model's configuration."""
-    record = getattr(model.config, RECORD_KEY)
-    return [(name, block["kept_heads"], block["num_heads"]) for name, block in record["blocks"].items()]
-
-
-def neurons_per_layer(model: nn.Module) -> list[KeptNeurons]:
-    """Return the number of kept neurons of each feed-forward block, and its former number."""
-    return [(block.name, block.num_neurons, block.width_before) for block in iter_feed_forward_blocks(model)]
 
 
 # First words of a card, by the removed units.

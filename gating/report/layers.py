@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from gating.report.card import KeptHeads, KeptNeurons
 from gating.report.history import History, head_values
+from gating.report.rows import KeptHeads, KeptNeurons
 from gating.report.score import Score
 
 __all__ = ["Frame", "Panel", "frames_of", "layer_of", "moved_choice", "panels_of", "short_names"]

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from gating.report.card import CompactReport, KeptHeads, KeptNeurons
-from gating.report.curves import Curves, curves_of
 from gating.report.history import History
+from gating.report.rows import CompactReport, KeptHeads, KeptNeurons
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
 
@@ -62,10 +61,12 @@ class RunResults:
         """The measurements as formatted tables."""
         return self.summary.compact_report(self.final_score)
 
-    @cached_property
-    def curves(self) -> Curves:
-        """The values over the steps."""
-        return curves_of(self.history, self.summary, score=self.score, removal=self.search_steps, log=self.log)
+    @property
+    def fall(self) -> tuple[float, float]:
+        """The scores right before and right after the removal; NaN where they were not measured."""
+        stages = (self.summary.metrics.get(stage, {}) for stage in (Stage.SEARCH, Stage.REMOVED))
+        before, after = (metrics.get(f"val/{self.score.name}", math.nan) for metrics in stages)
+        return before, after
 
     @property
     def amounts(self) -> tuple[float, float]:
