@@ -17,14 +17,7 @@ from gating.integrations.gated_steps import GatedSteps
 from gating.integrations.rates import remake_options
 from gating.integrations.removal import check_compact_weights, repeat_removal
 from gating.integrations.search import ended_by_score
-from gating.integrations.settings import (
-    adapter_settings,
-    argument_settings,
-    data_settings,
-    early_stopping_settings,
-    optimizer_settings,
-    training_settings,
-)
+from gating.integrations.settings import phase_settings, training_settings
 from gating.integrations.state import GateState
 from gating.integrations.wrappers import base_model, with_new_adapters, without_autocast
 from gating.pruning.repeat import KeptUnits
@@ -107,11 +100,7 @@ class GatedCheckpoints(GatedSteps):
             self._first_settings = training_settings(self, has_adapters=self._adapters is not None)
         self._settings = {
             **self._search_settings,
-            "args": argument_settings(self.args),
-            "adapters": adapter_settings(self._adapters),
-            "optimizer": optimizer_settings(self._given_optimizer),
-            "train_dataset": data_settings(self.train_dataset),
-            "early_stopping": early_stopping_settings(self.callback_handler.callbacks),
+            **phase_settings(self, adapters=self._adapters, optimizer=self._given_optimizer),
             **self._first_settings,
         }
 

@@ -1,23 +1,20 @@
 """CSV logger that appends to the file of a resumed run."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
-from gating.distributed.collectives import is_rank_zero
 from gating.storage.atomic import replacing_file
 from gating.tracking.contents import CSV_FILES
 
-__all__ = ["CsvLogger", "keep_rows", "num_rows", "read_log"]
+__all__ = ["CsvLogger", "read_log"]
 
-
-def num_rows(loggers: Sequence[Logger]) -> int:
-    """Return the number of rows in the CSV files of this process."""
-    return sum(len(writer.read_rows()) for writer in _writers(loggers))
+# Name of the number of rows in a position.
+_ROWS = "rows"
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
@@ -27,12 +24,6 @@ def read_log(folder: Path) -> list[dict[str, float]]:
             return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []
-
-
-def keep_rows(loggers: Sequence[Logger], number: int) -> None:
-    """Truncate the CSV files to the first ``number`` rows; a resumed run logs the others again."""
-    for writer in _writers(loggers):
-        writer.keep_rows(number)
 
 
 class _CsvWriter(ExperimentWriter):
@@ -88,6 +79,10 @@ class CsvLogger(CSVLogger):
         assert isinstance(self._experiment, _CsvWriter)
         return self._experiment
 
+    def position(self) -> dict[str, int]:
+        """Return the number of rows in the file."""
+        return {_ROWS: len(self.experiment.read_rows())}
 
-def _writers(loggers: Sequence[Logger]) -> list[_CsvWriter]:
-    return [logger.experiment for logger in loggers if isinstance(logger, CsvLogger) and is_rank_zero()]
+    def return_to(self, position: Mapping[str, int]) -> None:
+        """Truncate the file to the rows of a position."""
+        self.experiment.keep_rows(position.get(_ROWS, 0))

@@ -271,15 +271,16 @@ class RunCheckpoint(Callback):
             return
         for logger in trainer.loggers:
             logger.save()
-        self._is_between_steps = True
+        new = checkpoint_path(self._folder, module.step_in_run)
         if is_rank_zero():
-            note_checkpoint(checkpoint_path(self._folder, module.step_in_run))
+            note_checkpoint(new)
+        self._is_between_steps = True
         try:
-            trainer.save_checkpoint(checkpoint_path(self._folder, module.step_in_run))
+            trainer.save_checkpoint(new)
         finally:
             self._is_between_steps = False
         if is_rank_zero():
-            saved, new = recorded_checkpoints(self._folder), checkpoint_path(self._folder, module.step_in_run)
+            saved = recorded_checkpoints(self._folder)
             # On a full disk there may be no record of the new one.
             last = saved.index(new) if new in saved else None
             # Later ones are damaged: this run resumed from an earlier one.

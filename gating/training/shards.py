@@ -14,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from gating.distributed.collectives import gather_objects
 from gating.errors import InputError
 from gating.training.shard_reader import PlainPlanner, PlainReader
 
@@ -63,13 +64,10 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
     except (OSError, RuntimeError, CheckpointException) as error:
         sums, problem = {}, _describe(error)
     _raise_anywhere(path, problem, new=new)
-    parts: list[dict[str, str]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, sums)
+    all_sums = {name: value for part in gather_objects(sums) for name, value in part.items()}
     if rank == 0:
         try:
-            (new / _SUMS).write_text(
-                json.dumps({name: part[name] for part in parts for name in part}), encoding="ascii"
-            )
+            (new / _SUMS).write_text(json.dumps(all_sums), encoding="ascii")
             _flush([new / _SUMS, new])
             if path.exists():
                 shutil.rmtree(path)
@@ -133,11 +131,8 @@ def damage_of(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
 
 def _flush_and_hash(names: list[str], folder: Path) -> dict[str, str]:
     """Flush files to the disk, and return their checksums by name."""
-    found = {}
-    for name in names:
-        _flush([folder / name])
-        found[name] = _hash(folder / name)
-    return found
+    _flush([folder / name for name in names])
+    return {name: _hash(folder / name) for name in names}
 
 
 def _hash(path: Path) -> str:
@@ -156,9 +151,7 @@ def _flush(paths: list[Path]) -> None:
 
 def _raise_anywhere(path: Path, problem: str | None, *, new: Path | None = None) -> None:
     """Raise ``OSError`` in all processes if one has a problem, and remove the temporary folder."""
-    problems: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(problems, problem)
-    found = next((each for each in problems if each), None)
+    found = next((each for each in gather_objects(problem) if each), None)
     if found is not None:
         if new is not None and torch.distributed.get_rank() == 0:
             shutil.rmtree(new, ignore_errors=True)
