@@ -88,12 +88,7 @@ def describe_object(value: object, *, depth: int = 0) -> Any:
 
 
 def digest(tensor: Tensor, *, step: int = 1) -> str:
-    """Return the shape and a fingerprint of a tensor.
-
-    Args:
-        tensor: The tensor.
-        step: Distance of the elements that are read.
-    """
+    """Return the shape and a fingerprint of a tensor, of which each ``step``-th element is read."""
     if tensor.is_meta:
         return f"{tuple(tensor.shape)}"
     read = tensor.detach().flatten()[::step].cpu()
@@ -106,15 +101,11 @@ def _attributes(value: object) -> dict[str, Any]:
     """Return the attributes of an object that may be settings."""
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value) if field.repr}
-    slots = [name for kind in type(value).__mro__ for name in _names(getattr(kind, "__slots__", ()))]
-    own = {name: getattr(value, name) for name in slots if name[:2] != "__" and hasattr(value, name)}
-    own |= getattr(value, "__dict__", {})
-    found = {name: one for name, one in own.items() if name not in _NO_SETTINGS}
+    state: Any = object.__getstate__(value)
+    # That of an object with slots is a pair.
+    parts = [part for part in (state if isinstance(state, tuple) else (state,)) if part]
+    found = {name: one for part in parts for name, one in part.items() if name not in _NO_SETTINGS}
     return found | (dict(value.named_children()) if isinstance(value, nn.Module) else {})
-
-
-def _names(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _each(values: Mapping[str, Any], *, depth: int) -> dict[str, Any]:

@@ -96,12 +96,7 @@ def phase_settings(trainer: Any, *, adapters: Any, optimizer: torch.optim.Optimi
 
 
 def training_settings(trainer: Any, *, has_adapters: bool) -> dict[str, Any]:
-    """Return the settings of the model, functions and evaluation data of a trainer before its search.
-
-    Args:
-        trainer: The trainer; its model has gates.
-        has_adapters: Whether checkpoints have the weights of adapters only.
-    """
+    """Return the settings of the model with gates, functions and evaluation data of a trainer before its search."""
     evaluation = None
     if _evaluation_decides(trainer.args):
         evaluation = {

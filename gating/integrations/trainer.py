@@ -17,11 +17,10 @@ from gating.compact.save import save_compact
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates, inject_gates
 from gating.integrations.checks import check_arguments, check_choice, check_place, check_trainer
-from gating.integrations.gated_checkpoints import GatedCheckpoints
+from gating.integrations.gated_checkpoints import GatedCheckpoints, GateState, find_checkpoint
 from gating.integrations.removal import check_stock, report_of, save_compact_weights
 from gating.integrations.search import TrainerSearchEnd, without_early_stopping
 from gating.integrations.settings import search_settings
-from gating.integrations.state import GateState, find_checkpoint
 from gating.integrations.wrappers import adapter_config, base_model, merged, without_autocast
 from gating.objectives import Objective
 from gating.objectives.convergence import Convergence

@@ -129,8 +129,7 @@ def save_pictures(results: RunResults, *, gates_file: Path, history_file: Path) 
             spent=history.spent,
         )
         figure.savefig(gates_file, dpi=150)
-    removed = "heads and neurons" if history.quantity == "cost" else history.quantity
-    _charts_figure(charts_of(results), removed=removed).savefig(history_file, dpi=150)
+    _charts_figure(charts_of(results), removed=results.units).savefig(history_file, dpi=150)
 
 
 # Colors of series by the last word of their style.

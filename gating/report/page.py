@@ -21,6 +21,7 @@ from gating.report.machine import machine, versions
 from gating.report.results import RunResults
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file
+from gating.units import UNITS
 
 __all__ = ["RunPage", "Runtime", "write_page"]
 
@@ -108,26 +109,18 @@ def _environment() -> Environment:
 
 def _context(page: RunPage) -> dict[str, object]:
     """Return the variables of the template."""
-    report, score = page.report, page.final_score
-    stages = list(report.metrics)
+    score, stages = page.final_score, list(page.report.metrics)
     if page.dense:
         validation, test = (score.show(page.dense.get(f"{split}/{score.name}", math.nan)) for split in ("val", "test"))
         stages.insert(0, ("dense, another run", validation, test))
     return {
         "page": page,
-        "title": page.title,
-        "is_dense": page.is_dense,
         "lead": _lead(page),
         "tiles": _tiles(page),
-        "report": report,
         "stages": stages,
-        "has_reference": bool(page.reference),
-        "units": "heads and neurons" if page.history.quantity == "cost" else page.history.quantity,
         **({} if page.is_dense else _map(page)),
         "charts": charts_of(page),
         "spent": {} if page.is_dense else page.history.spent,
-        "latencies": page.summary.latencies,
-        "observations": page.history.observations,
         "amount": lambda value: _amount(value, page.history),
         "folder": json.dumps(str(page.compact), ensure_ascii=False),
         "trust": "" if page.is_stock else ", trust_remote_code=True",
@@ -145,9 +138,10 @@ def _lead(page: RunPage) -> str:
             "the reference for runs that remove heads or neurons."
         )
     removed = [
-        f"{before - after:,} of {before:,} {name}"
-        for name, unit in (("attention heads", "heads"), ("feed-forward neurons", "neurons"))
-        if (sizes := summary.sizes.get(unit)) and (before := int(sizes[0])) > (after := int(sizes[1]))
+        f"{before - after:,.0f} of {before:,.0f} {unit.label} {name}"
+        for name, unit in UNITS.items()
+        for before, after in [summary.sizes.get(name, (0, 0))]
+        if after < before
     ]
     recovery = page.total_steps - page.search_steps
     return (
@@ -159,12 +153,12 @@ def _lead(page: RunPage) -> str:
 
 def _tiles(page: RunPage) -> list[_Tile]:
     """Return the headline numbers: units, parameters, speed and score."""
-    sizes, tiles = page.summary.sizes, []
-    for unit, name in (("heads", "attention heads"), ("neurons", "feed-forward neurons"), ("parameters", "parameters")):
-        before, after = sizes.get(unit, (0, 0))
+    tiles = []
+    for name, label in (*((name, f"{unit.label} {name}") for name, unit in UNITS.items()), ("parameters",) * 2):
+        before, after = page.summary.sizes.get(name, (0, 0))
         if before:
             fewer = f"of {_short(before)}: {100 * (1 - after / before):.0f} % fewer" if after < before else "all kept"
-            tiles.append(_Tile(name, _short(after), fewer))
+            tiles.append(_Tile(label, _short(after), fewer))
     if (times := page.summary.latency) is not None:
         now, then = (f"{1e3 * seconds:.1f} ms" for seconds in (times.after, times.before))
         if not page.is_dense:

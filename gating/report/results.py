@@ -9,6 +9,7 @@ from gating.report.history import History
 from gating.report.rows import CompactReport, KeptHeads, KeptNeurons
 from gating.report.score import Score
 from gating.report.summary import Stage, Summary
+from gating.units import UNITS
 
 __all__ = ["RunResults"]
 
@@ -73,11 +74,9 @@ class RunResults:
         """The quantity of the budget before and after the removal: a number of units, or the share of their cost."""
         if self.history.quantity == "cost":
             return 1, sum(self.history.spent.values()) or math.nan
-        kept = {
-            "heads": [(len(heads), number) for _, heads, number in self.kept],
-            "neurons": [(width, number) for _, width, number in self.neurons],
-        }
-        if self.history.quantity not in kept:
-            return self.summary.sizes.get(self.history.quantity, (math.nan, math.nan))
-        pairs = kept[self.history.quantity]
-        return sum(before for _, before in pairs), sum(after for after, _ in pairs)
+        return self.summary.sizes.get(self.history.quantity, (0, 0))
+
+    @property
+    def units(self) -> str:
+        """Names of the units with gates, such as ``heads``."""
+        return " and ".join(UNITS) if self.history.quantity == "cost" else self.history.quantity

@@ -183,9 +183,6 @@ def close_wandb(*, failed: bool) -> list[Path]:
     """Finish the W&B run, if there is one, and return the folders of its parts, the earliest first.
 
     Lightning leaves runs open: the next job of a sweep would log to this one.
-
-    Args:
-        failed: Whether to mark the run as failed.
     """
     run = wandb.run
     if run is None:

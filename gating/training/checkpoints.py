@@ -114,12 +114,7 @@ def why_unusable(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None
     """Verify a checkpoint and return the reason why it is unusable, or None if it is intact.
 
     A checkpoint is a zip archive; the CRC of each entry is verified. That of a sharded model is a folder; its files are
-    verified by checksums. The parent folder must be named after the phase.
-
-    Args:
-        path: The checkpoint.
-        part: Which files of a folder to read, if processes share the work.
-        num_parts: Number of processes that do.
+    verified by checksums, by ``num_parts`` processes together. The parent folder must be named after the phase.
     """
     if path.is_dir():
         reason = damage_of(path, part=part, num_parts=num_parts)

@@ -3,20 +3,26 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from gating.distributed.collectives import gather_objects
 from gating.errors import InputError
-from gating.training.shard_reader import PlainPlanner, PlainReader
 
 __all__ = ["NUM_PROCESSES", "check_num_processes", "damage_of", "load_shards", "read_metadata", "save_shards"]
 
@@ -26,6 +32,24 @@ _SUMS = "checksums.json"
 _METADATA = "meta.pt"
 # Name of the number of processes there.
 NUM_PROCESSES = "num_processes"
+# Torch's index of the tensors, and the classes and functions that it may name: torch's own reader unpickles any.
+_INDEX = ".metadata"
+_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"},
+    "pathlib": {"PosixPath", "WindowsPath"},
+}
 
 
 def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -60,7 +84,7 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
             torch.save(metadata, new / _METADATA)
         sums = _flush_and_hash(sorted(file.name for file in new.glob(f"__{rank}_*")), new)
         if rank == 0:
-            sums |= _flush_and_hash([".metadata", _METADATA], new)
+            sums |= _flush_and_hash([_INDEX, _METADATA], new)
     except (OSError, RuntimeError, CheckpointException) as error:
         sums, problem = {}, _describe(error)
     _raise_anywhere(path, problem, new=new)
@@ -79,21 +103,51 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
 
 
 def load_shards(path: Path, state: dict[str, Any]) -> None:
-    """Fill tables of tensors with the values in a checkpoint, in place; each process reads its part. Called by all.
+    """Fill tables of :func:`save_shards` with the values in a checkpoint, in place. Called by all.
 
     No code in the checkpoint is run.
-
-    Args:
-        path: Path of the folder.
-        state: Nested tables of tensors, as for :func:`save_shards`.
 
     Raises:
         InputError: The checkpoint has other tensors.
     """
     try:
-        load(state, storage_reader=PlainReader(path), planner=PlainPlanner())
+        load(state, storage_reader=_PlainReader(path), planner=_PlainPlanner())
     except (RuntimeError, CheckpointException) as error:
         raise InputError(f"{path} cannot be loaded ({_describe(error)}): it may be of another model.") from error
+
+
+class _PlainReader(FileSystemReader):
+    """Torch's reader of a folder, whose index may name the classes of torch's own indexes only."""
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        """Return the index.
+
+        Raises:
+            pickle.UnpicklingError: It names another class or function.
+        """
+        with (Path(self.path) / _INDEX).open("rb") as file:
+            metadata: Metadata = _PlainUnpickler(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _PlainPlanner(DefaultLoadPlanner):
+    """Torch's planner, which loads plain values and tensors only."""
+
+    def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
+        """Put a value that is no tensor into the state."""
+        name = read_item.dest_index.fqn
+        loaded = torch.load(value, weights_only=True)
+        set_element(self.original_state_dict, self.mappings[name], loaded)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _CLASSES.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not of an index")
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -113,13 +167,7 @@ def check_num_processes(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def damage_of(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
-    """Return why a checkpoint is not as it was written, or None.
-
-    Args:
-        path: Path of the folder.
-        part: Which of its files to read, if processes share the work: each ``num_parts``-th.
-        num_parts: Number of processes that do.
-    """
+    """Return why a checkpoint is not as it was written, or None; of ``num_parts`` processes, each reads other files."""
     try:
         sums = json.loads((path / _SUMS).read_text(encoding="ascii"))
         names = sorted(sums)[part::num_parts]

@@ -13,6 +13,7 @@ from gating.report.history import History, Observation
 from gating.report.results import RunResults
 from gating.report.rows import CompactReport, Row
 from gating.report.score import Score
+from gating.report.summary import Summary
 from gating.report.tables import print_report
 
 KEPT = [("encoder.layer.0", [0, 3], 4), ("encoder.layer.1", [], 4), ("encoder.layer.2", [0, 1, 2, 3], 4)]
@@ -34,7 +35,10 @@ def history(targets=(12.0, 6.0)):
 def save_in(folder, one, *, kept=KEPT, search_steps=10, neurons=()):
     """Save the pictures of a run with these observations."""
     accuracy, steps = Score("accuracy"), {"search_steps": search_steps, "total_steps": 20}
-    results = RunResults(history=one, score=accuracy, final_score=accuracy, kept=kept, neurons=neurons, **steps)
+    summary = Summary(sizes={"heads": (12, 6), "neurons": (228, 64)})
+    results = RunResults(
+        history=one, summary=summary, score=accuracy, final_score=accuracy, kept=kept, neurons=neurons, **steps
+    )
     save_pictures(results, gates_file=folder / "gates.png", history_file=folder / "history.png")
 
 
