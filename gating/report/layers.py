@@ -120,13 +120,12 @@ def frames_of(
 
 def moved_choice(history: History, kept: Sequence[KeptHeads]) -> str:
     """Return the difference between the open and the kept heads as a sentence; empty if there is none."""
-    blocks = {name for name, _, _ in kept}
     values = head_values(history, kept) if history.gate_values else {}
-    values = {name: row for name, row in values.items() if name in blocks}
-    is_kept = {(name, head) for name, heads, _ in kept for head in heads}
-    is_open = {(name, head) for name, row in values.items() for head, value in enumerate(row) if value > 0}
-    gated = {(name, head) for name, row in values.items() for head in range(len(row))}
-    removed, closed = len(is_open - is_kept), len((is_kept & gated) - is_open)
+    removed = closed = 0
+    for name, heads, _ in kept:
+        for head, value in enumerate(values.get(name, ())):
+            removed += value > 0 and head not in heads
+            closed += value <= 0 and head in heads
     parts = [
         *([f"{removed} open {_heads(removed)} removed"] if removed else []),
         *([f"{closed} closed {_heads(closed)} kept"] if closed else []),

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -86,15 +85,6 @@ class RunPage(RunResults):
 
 def write_page(path: Path, page: RunPage) -> None:
     """Write the report of a run as one HTML file, whole or not at all; its folder is created if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = _environment().get_template("page.html.j2").render(_context(page))
-    with replacing_file(path) as new:
-        # Names of files need not be valid text.
-        new.write_text(text, encoding="utf-8", errors="replace")
-
-
-@cache
-def _environment() -> Environment:
     # Names, settings and samples come from users and models: everything is escaped.
     environment = Environment(
         loader=PackageLoader("gating", "report"),
@@ -104,7 +94,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return environment
+    text = environment.get_template("page.html.j2").render(_context(page))
+    with replacing_file(path) as new:
+        # Names of files need not be valid text.
+        new.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _context(page: RunPage) -> dict[str, object]:

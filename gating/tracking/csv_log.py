@@ -19,11 +19,18 @@ _ROWS = "rows"
 
 def read_log(folder: Path) -> list[dict[str, float]]:
     """Return the rows of a run's CSV file, each with its values by name; none without a file."""
+    _, rows = _read(folder / CSV_FILES[0])
+    return [{name: float(value) for name, value in row.items() if value} for row in rows]
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Return the names and the rows of a CSV file; none without a file."""
     try:
-        with (folder / CSV_FILES[0]).open(encoding="utf-8", newline="") as file:
-            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or ()), list(reader)
     except FileNotFoundError:
-        return []
+        return [], []
 
 
 class _CsvWriter(ExperimentWriter):
@@ -31,11 +38,11 @@ class _CsvWriter(ExperimentWriter):
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
-        self.metrics_keys = self._read()[0]
+        self.metrics_keys, _ = _read(Path(self.metrics_file_path))
 
     def read_rows(self) -> list[dict[str, str]]:
-        """Return the rows of the file; an empty list if there is no file."""
-        return self._read()[1]
+        """Return the rows of the file; none without a file."""
+        return _read(Path(self.metrics_file_path))[1]
 
     def keep_rows(self, number: int) -> None:
         """Truncate the file to the first ``number`` rows."""
@@ -48,14 +55,6 @@ class _CsvWriter(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self._write(fieldnames, self.read_rows())
-
-    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        try:
-            with open(self.metrics_file_path, encoding="utf-8", newline="") as file:
-                reader = csv.DictReader(file)
-                return list(reader.fieldnames or ()), list(reader)
-        except FileNotFoundError:
-            return [], []
 
     def _write(self, fieldnames: list[str], rows: list[dict[str, str]]) -> None:
         with (

@@ -107,7 +107,6 @@ def check_loggers(loggers: object) -> None:
 
 def _enter_run(loggers: Mapping[str, Any] | None, folder: Path, *, settings: dict[str, Any]) -> list[Logger]:
     """Return the further loggers, with the folder and the settings of the run."""
-    check_loggers(loggers)
     chosen: list[Logger] = [logger for logger in (loggers or {}).values() if logger is not None]
     for logger in chosen:
         if isinstance(logger, TensorBoardLog):

@@ -5,7 +5,8 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -66,40 +67,43 @@ def save_shards(path: Path, state: dict[str, Any], metadata: dict[str, Any]) -> 
     Raises:
         OSError: A process cannot write, for example on a full disk; earlier checkpoints stay.
     """
-    rank = torch.distributed.get_rank()
-    new = path.with_name(f".{path.name}.new")
-    problem: str | None = None
-    try:
+    rank, new = torch.distributed.get_rank(), path.with_name(f".{path.name}.new")
+    with _all_or_none(path, new):
         if rank == 0:
             # A process that was killed while it wrote has left it.
             for left in path.parent.glob(".*.ckpt.new"):
                 shutil.rmtree(left)
             new.mkdir(parents=True)
-    except OSError as error:
-        problem = str(error.strerror)
-    _raise_anywhere(path, problem)
-    try:
+    with _all_or_none(path, new):
         save(state, checkpoint_id=new)
-        if rank == 0:
-            torch.save(metadata, new / _METADATA)
         sums = _flush_and_hash(sorted(file.name for file in new.glob(f"__{rank}_*")), new)
         if rank == 0:
+            torch.save(metadata, new / _METADATA)
             sums |= _flush_and_hash([_INDEX, _METADATA], new)
-    except (OSError, RuntimeError, CheckpointException) as error:
-        sums, problem = {}, _describe(error)
-    _raise_anywhere(path, problem, new=new)
     all_sums = {name: value for part in gather_objects(sums) for name, value in part.items()}
-    if rank == 0:
-        try:
+    with _all_or_none(path, new):
+        if rank == 0:
             (new / _SUMS).write_text(json.dumps(all_sums), encoding="ascii")
             _flush([new / _SUMS, new])
             if path.exists():
                 shutil.rmtree(path)
             os.replace(new, path)
             _flush([path.parent])
-        except OSError as error:
-            problem = str(error.strerror)
-    _raise_anywhere(path, problem, new=new)
+
+
+@contextmanager
+def _all_or_none(path: Path, new: Path) -> Iterator[None]:
+    """Raise ``OSError`` in all processes if a ``with`` block fails in one, and remove the temporary folder."""
+    problem: str | None = None
+    try:
+        yield
+    except (OSError, RuntimeError, CheckpointException) as error:
+        problem = _describe(error)
+    found = next((each for each in gather_objects(problem) if each), None)
+    if found is not None:
+        if torch.distributed.get_rank() == 0:
+            shutil.rmtree(new, ignore_errors=True)
+        raise OSError(f"{path} cannot be written ({found}); earlier checkpoints stay. Mend that and resume.")
 
 
 def load_shards(path: Path, state: dict[str, Any]) -> None:
@@ -195,15 +199,6 @@ def _flush(paths: list[Path]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _raise_anywhere(path: Path, problem: str | None, *, new: Path | None = None) -> None:
-    """Raise ``OSError`` in all processes if one has a problem, and remove the temporary folder."""
-    found = next((each for each in gather_objects(problem) if each), None)
-    if found is not None:
-        if new is not None and torch.distributed.get_rank() == 0:
-            shutil.rmtree(new, ignore_errors=True)
-        raise OSError(f"{path} cannot be written ({found}); earlier checkpoints stay. Mend that and resume.")
 
 
 def _describe(error: BaseException) -> str:
