@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from gating.report.history import History, head_values
+from gating.report.results import RunResults
 from gating.report.rows import KeptHeads, KeptNeurons
-from gating.report.score import Score
 
 __all__ = ["Frame", "Panel", "frames_of", "layer_of", "moved_choice", "panels_of", "short_names"]
 
@@ -91,15 +91,9 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
     return {path: ".".join(part) for path, part in zip(paths, parts, strict=True)}
 
 
-def frames_of(
-    history: History,
-    *,
-    kept: Sequence[KeptHeads],
-    neurons: Sequence[KeptNeurons],
-    search_steps: int,
-    score: Score,
-) -> list[Frame]:
-    """Return the gates at each validation of the search, at its end and, as the last frame, after the removal."""
+def frames_of(results: RunResults, *, kept: Sequence[KeptHeads], neurons: Sequence[KeptNeurons]) -> list[Frame]:
+    """Return the gates at each validation of the search, at its end and, in the last frame, after the removal."""
+    history, score = results.history, results.score
     last = len(history.gate_values) - 1
     chosen = sorted({round(i * last / (_MOST_FRAMES - 1)) for i in range(_MOST_FRAMES)}) if last >= 0 else []
     frames = []
@@ -107,7 +101,7 @@ def frames_of(
         values, by_block = head_values(history, kept, index=index), history.gate_values[index]
         gates = [value for name, _, num_heads in kept for value in values.get(name, [None] * num_heads)]
         widths = [_share_open(by_block.get(name, ())) for name, _, _ in neurons]
-        label = f"End of the search, step {search_steps:,}"
+        label = f"End of the search, step {results.search_steps:,}"
         if index < last and index < len(history.observations):
             seen = history.observations[index]
             label = f"Step {seen.step:,}, {score.name} {score.show(seen.metric)}"

@@ -18,6 +18,7 @@ from gating.report.history import History
 from gating.report.layers import frames_of, moved_choice, panels_of
 from gating.report.machine import machine, versions
 from gating.report.results import RunResults
+from gating.report.rows import SHOWN
 from gating.report.score import Score
 from gating.storage.atomic import replacing_file
 from gating.units import UNITS
@@ -131,10 +132,9 @@ def _lead(page: RunPage) -> str:
             "the reference for runs that remove heads or neurons."
         )
     removed = [
-        f"{before - after:,.0f} of {before:,.0f} {unit.label} {name}"
-        for name, unit in UNITS.items()
-        for before, after in [summary.sizes.get(name, (0, 0))]
-        if after < before
+        f"{before - after:,.0f} of {before:,.0f} {SHOWN[name][0]}"
+        for name, (before, after) in summary.sizes.items()
+        if name in UNITS and after < before
     ]
     recovery = page.total_steps - page.search_steps
     return (
@@ -147,11 +147,11 @@ def _lead(page: RunPage) -> str:
 def _tiles(page: RunPage) -> list[_Tile]:
     """Return the headline numbers: units, parameters, speed and score."""
     tiles = []
-    for name, label in (*((name, f"{unit.label} {name}") for name, unit in UNITS.items()), ("parameters",) * 2):
+    for name in (*UNITS, "parameters"):
         before, after = page.summary.sizes.get(name, (0, 0))
         if before:
             fewer = f"of {_short(before)}: {100 * (1 - after / before):.0f} % fewer" if after < before else "all kept"
-            tiles.append(_Tile(label, _short(after), fewer))
+            tiles.append(_Tile(SHOWN[name][0], _short(after), fewer))
     if (times := page.summary.latency) is not None:
         now, then = (f"{1e3 * seconds:.1f} ms" for seconds in (times.after, times.before))
         if not page.is_dense:
@@ -209,11 +209,9 @@ def _map(page: RunPage) -> dict[str, object]:
     neurons = [] if page.history.quantity == "heads" else page.neurons
     heads, widths = panels_of(kept), panels_of(neurons)
     frames = frames_of(
-        history,
+        page,
         kept=[block for panel in heads for _, block in panel.rows],
         neurons=[block for panel in widths for _, block in panel.rows],
-        search_steps=page.search_steps,
-        score=page.score,
     )
     shown = [asdict(frame) for frame in frames]
     return {"heads": heads, "widths": widths, "frames": shown, "moved": moved_choice(history, kept)}

@@ -12,6 +12,7 @@ from gating.structure.feed_forward import iter_feed_forward_blocks
 from gating.units import UNITS
 
 __all__ = [
+    "SHOWN",
     "CompactReport",
     "KeptHeads",
     "KeptNeurons",
@@ -70,7 +71,7 @@ class CompactReport:
 
 
 # Name in tables, divisor of the shown value, and its decimals.
-_SHOWN = {
+SHOWN = {
     **{name: (f"{unit.label} {name}", 1, 0) for name, unit in UNITS.items()},
     "macs": ("multiply-accumulates (millions)", 1e6, 1),
     "parameters": ("parameters", 1, 0),
@@ -92,7 +93,7 @@ def neurons_per_layer(model: nn.Module) -> list[KeptNeurons]:
 
 def size_rows(sizes: Mapping[str, tuple[float, float]], kinds: Mapping[str, tuple[int, int]]) -> list[Row]:
     """Return rows of the sizes and kinds of heads of :class:`~gating.report.summary.Summary`."""
-    named = [(_SHOWN[name], numbers) for name, numbers in sizes.items()]
+    named = [(SHOWN[name], numbers) for name, numbers in sizes.items()]
     heads = [((f"{kind} heads", 1, 0), numbers) for kind, numbers in kinds.items()]
     return [
         Row(name, f"{before / unit:,.{digits}f}", f"{after / unit:,.{digits}f}", f"{after / before:.2f}")

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from gating.errors import InputError, nearest_name
@@ -23,7 +23,8 @@ __all__ = ["AdamW", "AnyOptimizer", "OptimizerSettings", "WarmupSchedule"]
 _Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Decay = Annotated[float, Field(ge=0, lt=1)]
 
-_SCHEDULES = {kind.value: signature(schedule).parameters for kind, schedule in TYPE_TO_SCHEDULER_FUNCTION.items()}
+_FUNCTIONS: dict[SchedulerType, Any] = TYPE_TO_SCHEDULER_FUNCTION
+_SCHEDULES = {kind.value: signature(function).parameters for kind, function in _FUNCTIONS.items()}
 # Schedules of transformers that depend on the step alone; others do not count epochs.
 _SHAPES = [shape for shape, parameters in _SCHEDULES.items() if "last_epoch" in parameters]
 # Arguments of their functions that a run gives itself.
