@@ -1,6 +1,5 @@
 """Checkpoints of sharded training: folders with a file of each process, whole or not there."""
 
-import hashlib
 import json
 import os
 import pickle
@@ -24,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from gating.distributed.collectives import gather_objects
 from gating.errors import InputError
+from gating.loader.integrity import digest_file
 
 __all__ = ["NUM_PROCESSES", "check_num_processes", "damage_of", "load_shards", "read_metadata", "save_shards"]
 
@@ -175,7 +175,7 @@ def damage_of(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
     try:
         sums = json.loads((path / _SUMS).read_text(encoding="ascii"))
         names = sorted(sums)[part::num_parts]
-        wrong = [name for name in names if _hash(path / name) != sums[name]]
+        wrong = [name for name in names if digest_file(path / name) != sums[name]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
     return f"the checksum of {wrong[0]} does not match" if wrong else None
@@ -184,12 +184,7 @@ def damage_of(path: Path, *, part: int = 0, num_parts: int = 1) -> str | None:
 def _flush_and_hash(names: list[str], folder: Path) -> dict[str, str]:
     """Flush files to the disk, and return their checksums by name."""
     _flush([folder / name for name in names])
-    return {name: _hash(folder / name) for name in names}
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {name: digest_file(folder / name) for name in names}
 
 
 def _flush(paths: list[Path]) -> None:
