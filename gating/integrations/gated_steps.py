@@ -12,9 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import PrinterCallback, ProgressCallback
 
 from gating.errors import InputError
-from gating.gates import HeadGates
 from gating.integrations.search import TrainerSearchEnd
-from gating.objectives import Objective
 from gating.objectives.parameter_groups import gate_groups
 from gating.objectives.search import Search
 
@@ -65,7 +63,7 @@ class GatedSteps(_Base):  # type: ignore[misc]
             super().create_optimizer(*args, **kwargs)
         finally:
             gates.requires_grad_(True)
-        _add_gate_groups(self.optimizer, gates, self.search.objective, **self._rates)
+        _add_gate_groups(self.optimizer, self.search, self._rates)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -112,24 +110,17 @@ class GatedSteps(_Base):  # type: ignore[misc]
             super().log(logs, *args, **kwargs)
 
 
-def _add_gate_groups(
-    optimizer: torch.optim.Optimizer,
-    gates: HeadGates,
-    objective: Objective,
-    *,
-    gate_lr: float | None,
-    multiplier_lr: float,
-) -> None:
+def _add_gate_groups(optimizer: torch.optim.Optimizer, search: Search, rates: Mapping[str, Any]) -> None:
     """Add a group of the gates and, if the objective has multipliers, one of these to an optimizer, in place.
 
     Raises:
         InputError: Multipliers ascend, and the optimizer cannot; or it has the gates in another group already.
     """
-    groups = gate_groups(gates, objective, gate_lr=gate_lr, multiplier_lr=multiplier_lr)
+    groups = gate_groups(search.gates, search.objective, **rates)
     if len(groups) > 1 and "maximize" not in optimizer.defaults:
         raise InputError(
-            f"{type(objective).__name__} trains multipliers by gradient ascent, and {type(optimizer).__name__} has no "
-            "option maximize: choose an optimizer of torch, such as args.optim='adamw_torch'."
+            f"{type(search.objective).__name__} trains multipliers by gradient ascent, and {type(optimizer).__name__} "
+            "has no option maximize: choose an optimizer of torch, such as args.optim='adamw_torch'."
         )
     own = {id(parameter) for group in groups for parameter in group["params"]}
     for group in optimizer.param_groups:
@@ -162,7 +153,8 @@ def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, *
         )
     for index, group in enumerate(groups):
         factor = scheduler.lr_lambdas[index]
-        scheduler.lr_lambdas[index] = _one if group.get("name") in _CONSTANT else _later(factor, first_step)
+        is_constant = group.get("name") in _CONSTANT
+        scheduler.lr_lambdas[index] = (lambda _: 1.0) if is_constant else _later(factor, first_step)
         # The constructor has set the rate of the first step.
         group["lr"] = group["initial_lr"] * scheduler.lr_lambdas[index](0)
     scheduler._last_lr = [group["lr"] for group in groups]
@@ -171,10 +163,6 @@ def _keep_gate_rates(scheduler: LRScheduler, optimizer: torch.optim.Optimizer, *
 def _later(factor: Callable[[int], float], first_step: int) -> Callable[[int], float]:
     """Return a schedule that begins at a later step; a function, since schedulers save the fields of other objects."""
     return lambda step: factor(step + first_step)
-
-
-def _one(_: int) -> float:
-    return 1.0
 
 
 @contextmanager
