@@ -19,7 +19,8 @@ from gating.errors import InputError, InputTypeError
 from gating.loader.integrity import check_finite, write_checksums
 from gating.proof.conditions import check_has_values, check_no_adapters, check_savable
 from gating.pruning.recording import become_compact, has_lost_units
-from gating.report.card import CompactReport, write_card
+from gating.report.card import write_card
+from gating.report.rows import CompactReport
 from gating.storage.folders import replacing_folder
 from gating.storage.results import COMPACT_MODEL
 from gating.storage.transfer import check_upload, upload

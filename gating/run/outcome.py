@@ -23,10 +23,10 @@ from gating.loader.integrity import RECORD_KEY
 from gating.models.sources import short_name
 from gating.objectives.budget import HeadBudget
 from gating.pruning.prune import remove_in_copy
-from gating.report.card import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.figures import save_pictures
 from gating.report.metadata import describe_data
 from gating.report.page import RunPage, write_page
+from gating.report.rows import CompactReport, heads_per_layer, neurons_per_layer
 from gating.report.summary import Stage
 from gating.report.tables import print_report, print_samples
 from gating.run.folder.contents import COMPACT, CONFIG, GATES_PICTURE, HISTORY_PICTURE, LAST_FILES, PAGE, SAMPLES

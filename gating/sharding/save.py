@@ -26,7 +26,8 @@ from gating.loader.integrity import INDEX, write_checksums
 from gating.proof.conditions import check_no_adapters
 from gating.proof.masked import ExpectedOutputs
 from gating.pruning.recording import become_compact, has_lost_units
-from gating.report.card import CompactReport, write_card
+from gating.report.card import write_card
+from gating.report.rows import CompactReport
 from gating.sharding.copies import dense_class, meta_copy, tensors_of
 from gating.sharding.plan import is_sharded, on_own_device, reshard
 from gating.storage.folders import replacing_folder
