@@ -56,20 +56,21 @@ class ServingFormat:
     packages: tuple[str, ...] = ()
     extra: str = "serving"
 
-    def load(self) -> Callable[..., Any]:
-        """Return the function ``(model_or_directory, path, *, overwrite, ...)`` that exports a model.
-
-        It returns a :class:`ServingReport`.
-
-        Raises:
-            ImportError: A package for the export is not installed.
-        """
+    def check_packages(self) -> None:
+        """Raise ``ImportError`` with the extra to install if a package for the export is missing."""
         for package in self.packages:
             if find_spec(package) is None:
                 name = package.replace("_", "-")
                 raise MissingPackageError(
                     f"The package {name} is needed for this export: pip install 'head-gating[{self.extra}]'"
                 )
+
+    def load(self) -> Callable[..., Any]:
+        """Return the function ``(model_or_directory, path, *, overwrite, ...)`` that exports a model.
+
+        It returns a :class:`ServingReport`, and raises as :func:`export_compact`.
+        """
+        self.check_packages()
         return _load(self.exporter)
 
     def reason_against(self, model: "PreTrainedModel") -> str:
@@ -120,7 +121,7 @@ FORMATS: Mapping[str, ServingFormat] = {
         check="gating.serving.genai.genai_export:check_genai",
         ending="-onnx-genai",
         options=("dtype",),
-        packages=("onnx", "onnxruntime", "onnxruntime_genai"),
+        packages=("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
     ),
     "openvino": ServingFormat(
         runtime="OpenVINO",
@@ -170,7 +171,7 @@ def export_compact(
     # The table of formats is read by `--help`, which does not wait for torch and transformers.
     from transformers import PreTrainedModel
 
-    from gating.serving.opening import source_of
+    from gating.serving.exporting import source_of
 
     if format not in FORMATS:
         raise InputError(f"format={format!r} is not a format of exports: give one of {', '.join(FORMATS)}.")

@@ -1,6 +1,7 @@
 """Export of compact decoders to ONNX Runtime GenAI, which generates text with a key-value cache."""
 
 import copy
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +15,19 @@ from gating.errors import InputError
 from gating.serving.contexts import checked_context
 from gating.serving.copies import copy_in_float32
 from gating.serving.dummy_heads import with_dummy_heads
-from gating.serving.folder_export import export_kind, exporting, megabytes_of
+from gating.serving.exporting import (
+    Exportable,
+    export_kind,
+    exporting,
+    load_processor,
+    megabytes_of,
+    reporting_failure,
+    special_tokens,
+)
 from gating.serving.formats import ServingReport
 from gating.serving.genai.check import check_in_genai, check_tokenizer
 from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph
 from gating.serving.genai.heads import DecoderHeads
-from gating.serving.opening import Exportable, load_processor, require
-from gating.serving.refusals import reporting_failure
 from gating.storage.tables import read_table
 
 __all__ = ["check_genai", "export_genai"]
@@ -86,34 +93,26 @@ def export_genai(
     attention block gets one group that does nothing, because the runtime's cache has an entry for every layer. Heads
     of another width than a multiple of 16 are padded with zeros, which the runtime's attention asks for.
 
+    The folder has ``model.onnx``, ``genai_config.json`` and the tokenizer. It is checked with tokens after prompts of
+    several lengths, one at a time and in a padded batch. Errors are those of
+    :func:`~gating.serving.formats.export_compact`.
+
     Args:
         model_or_directory: A compact decoder, its folder, or its name on the hub.
-        save_path: Folder for ``model.onnx``, ``genai_config.json`` and the tokenizer; it is written whole or not at
-            all.
+        save_path: The folder.
         dtype: Type of the weights of linear layers: ``f32``, or ``int8`` or ``int4`` in blocks of 32, which changes
             the logits; the report says by how much. All else is in float32.
         tokenizer: Tokenizer of a model; by default the one in the model's folder.
-        overwrite: Whether an earlier export at ``save_path`` may be replaced.
-
-    Returns:
-        The folder, its size, and the result of the check: tokens after prompts of several lengths, one at a time and
-        in a padded batch.
-
-    Raises:
-        ImportError: onnxruntime-genai is not installed.
-        TypeError: The model is not one of transformers.
-        ValueError: The type is unknown, or :func:`check_genai` rejects the model.
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
-        RuntimeError: The export fails, or the runtime writes other tokens than the model. Nothing is written.
+        overwrite: Whether an earlier export may be replaced.
     """
     if dtype not in DTYPES:
         raise InputError(
             f"dtype={dtype!r} is not a type of ONNX Runtime GenAI's weights: give one of {', '.join(DTYPES)}."
         )
-    require("onnx_ir", target="ONNX Runtime GenAI")
-    genai, place = require("onnxruntime_genai", target="ONNX Runtime GenAI"), Path(save_path)
-    with exporting(model_or_directory, place, kind=_KIND, overwrite=overwrite, format="onnx-genai") as opened:
+    place = Path(save_path)
+    with exporting(model_or_directory, place, format="onnx-genai", kind=_KIND, overwrite=overwrite) as opened:
         model, origin, folder = opened
+        genai = importlib.import_module("onnxruntime_genai")
         if dtype != "f32" and model.config.model_type in _ONLY_F32:
             raise InputError(
                 f"dtype={dtype!r} is not available for {type(model).__name__}: export it with dtype='f32'."
@@ -123,7 +122,7 @@ def export_genai(
         sentences = _write_checked(genai, model, folder, dtype=dtype, tokens=tokens)
         note = checked_context(model.config)[1]
         sentences += [] if note is None else [note]
-        if not _find_tokens("eos", model, processor):
+        if not special_tokens("eos", model, processor):
             sentences.append(f"No token is known that ends a text: the runtime ends it at token {tokens.eos[0]}")
         if processor is not None:
             sentences += _save_tokenizer(genai, model, folder, processor)
@@ -173,20 +172,6 @@ def _save_tokenizer(genai: Any, model: PreTrainedModel, folder: Path, tokenizer:
 
 def _token_ids(model: PreTrainedModel, tokenizer: Any) -> TokenIds:
     """Return the special tokens of a decoder; the runtime needs one of each, and takes token 0 by default."""
-    eos = _find_tokens("eos", model, tokenizer)
-    pad = (*_find_tokens("pad", model, tokenizer), *eos, 0)[0]
-    return TokenIds(bos=(*_find_tokens("bos", model, tokenizer), *eos, 0)[0], eos=tuple(eos or [pad]), pad=pad)
-
-
-def _find_tokens(name: str, model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """Return the special tokens of a name, those of the model before that of the tokenizer.
-
-    A chat model may end a turn with a token that its configuration lacks.
-    """
-    found: list[int] = []
-    for source in (model.generation_config or model.config, model.config, tokenizer):
-        value = getattr(source, f"{name}_token_id", None)
-        if not found or source is tokenizer:
-            found += value if isinstance(value, list) else [] if value is None else [value]
-    # The runtime rejects tokens outside of the vocabulary.
-    return [token for token in dict.fromkeys(found) if 0 <= token < model.config.vocab_size]
+    bos, eos, pad = (special_tokens(kind, model, tokenizer) for kind in ("bos", "eos", "pad"))
+    fill = (*pad, *eos, 0)[0]
+    return TokenIds(bos=(*bos, *eos, 0)[0], eos=tuple(eos or [fill]), pad=fill)

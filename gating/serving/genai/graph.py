@@ -6,9 +6,8 @@ import io
 import logging
 import math
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 
 from gating.serving.contexts import checked_context
 from gating.serving.genai.heads import DecoderHeads, lay_out_heads
+from gating.serving.graphs.tracing import quiet_exporters
 
 __all__ = ["DTYPES", "Dtype", "TokenIds", "build_graph"]
 
@@ -182,14 +182,11 @@ class _UnevenDecoder:
 def _quiet() -> Iterator[None]:
     """Hide the builder's messages, and undo its changes of logging and of the import path."""
     root, path = logging.getLogger(), list(sys.path)
-    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
+    handlers, level = list(root.handlers), root.level
     try:
-        logging.disable(logging.WARNING)
-        hidden = redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO())
-        with hidden[0], hidden[1], warnings.catch_warnings(action="ignore"), torch.no_grad():
+        with quiet_exporters(), redirect_stderr(io.StringIO()), torch.no_grad():
             yield
     finally:
         sys.path[:] = path
         root.handlers[:] = handlers
         root.setLevel(level)
-        logging.disable(disabled)

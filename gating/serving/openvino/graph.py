@@ -1,7 +1,7 @@
 """Models with one forward pass in OpenVINO: encoders, vision and audio models, and others without a cache."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.graphs.batches import batch_to_trace
-from gating.serving.graphs.check import Axes, ExportCheck, check_exported
+from gating.serving.graphs.check import Axes, ExportCheck, check_exported, named_outputs
 
 __all__ = ["check_graph", "convert_graph", "rounding_of_graph"]
 
@@ -26,21 +26,7 @@ class _Pass(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         outputs = self.model(**dict(zip(self.names, tensors, strict=True)), **self.options)
-        return tuple(_by_name(outputs).values())
-
-
-def _by_name(outputs: Any, name: str = "") -> dict[str, Tensor]:
-    """Return the floating-point tensors of nested outputs by name."""
-    if isinstance(outputs, Tensor):
-        return {name: outputs} if outputs.is_floating_point() else {}
-    pairs: Any = outputs.items() if isinstance(outputs, Mapping) else ()
-    if isinstance(outputs, (list, tuple)):
-        pairs = enumerate(outputs)
-    return {
-        found: tensor
-        for key, value in pairs
-        for found, tensor in _by_name(value, f"{name}.{key}" if name else str(key)).items()
-    }
+        return tuple(named_outputs(outputs).values())
 
 
 def convert_graph(openvino: Any, model: PreTrainedModel, names: Sequence[str], processor: object) -> Any:
@@ -48,7 +34,7 @@ def convert_graph(openvino: Any, model: PreTrainedModel, names: Sequence[str], p
     batch = batch_to_trace(model, names, processor)
     step = _Pass(model, names)
     with torch.inference_mode():
-        outputs = _by_name(model(**batch, **step.options))
+        outputs = named_outputs(model(**batch, **step.options))
     converted = openvino.convert_model(step, example_input=tuple(batch[name] for name in names))
     for port, name in zip(converted.inputs, names, strict=True):
         # Texts and sounds have a length; images have one size.

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import importlib
 import os
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,14 +16,20 @@ from gating.errors import InputError, OperationError
 from gating.loader.integrity import RECORD_KEY
 from gating.serving.contexts import checked_context
 from gating.serving.copies import as_converted, copy_in_float32
-from gating.serving.folder_export import export_kind, exporting, megabytes_of
+from gating.serving.exporting import (
+    Exportable,
+    export_kind,
+    exporting,
+    load_processor,
+    megabytes_of,
+    reporting_failure,
+    special_tokens,
+)
 from gating.serving.formats import ServingReport
 from gating.serving.graphs.batches import input_names
 from gating.serving.graphs.tracing import quiet_exporters
-from gating.serving.opening import Exportable, load_processor, require
 from gating.serving.openvino.decoder import check_decoder, check_layers, convert_decoder
 from gating.serving.openvino.graph import check_graph, convert_graph, rounding_of_graph
-from gating.serving.refusals import reporting_failure
 
 __all__ = ["Dtype", "check_openvino", "export_openvino"]
 
@@ -32,7 +39,6 @@ _FILES = ("openvino_model.xml", "openvino_model.bin")
 # Without these, the plugin rounds to 16 bits on some processors, and the cache to 8.
 _EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 _EXACT_CACHE = {**_EXACT, "KV_CACHE_PRECISION": "f32"}
-
 
 _KIND = export_kind(lambda folder: all((folder / name).is_file() for name in _FILES))
 
@@ -60,32 +66,23 @@ def export_openvino(
     """Export a model to a folder for OpenVINO, and compare its results with the model's on the CPU.
 
     A decoder becomes a model whose state is its key-value cache, as ``openvino_genai.LLMPipeline`` and optimum-intel
-    take it; each layer keeps its own counts. Any other model becomes one forward pass.
+    take it; each layer keeps its own counts. Any other model becomes one forward pass. The check compares greedy tokens
+    of a decoder, alone and in a padded batch, or the outputs for batches of several sizes. Errors are those of
+    :func:`~gating.serving.formats.export_compact`.
 
     Args:
         model_or_directory: A compact model, its folder, or its name on the hub.
-        save_path: Folder for ``openvino_model.xml``, its weights, ``config.json`` and the tokenizer; it is written
-            whole or not at all.
+        save_path: Folder for ``openvino_model.xml``, its weights, ``config.json`` and the tokenizer.
         dtype: Type of the saved weights, ``f32`` or ``f16``.
         tokenizer: Tokenizer or processor of a model; by default the one in the model's folder.
-        overwrite: Whether an earlier export at ``save_path`` may be replaced.
-
-    Returns:
-        The folder, its size, and the result of the check: greedy tokens of a decoder, alone and in a padded batch, or
-        the outputs for batches of several sizes.
-
-    Raises:
-        ImportError: OpenVINO is not installed.
-        TypeError: The model is not one of transformers.
-        ValueError: The type is unknown, or :func:`check_openvino` rejects the model.
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
-        RuntimeError: The export fails, or the results differ. Nothing is written.
+        overwrite: Whether an earlier export may be replaced.
     """
     if dtype not in _DTYPES:
         raise InputError(f"dtype={dtype!r} is not a type of OpenVINO's weights here: give one of {', '.join(_DTYPES)}.")
-    openvino, place = require("openvino", target="OpenVINO"), Path(save_path)
-    with exporting(model_or_directory, place, kind=_KIND, overwrite=overwrite, format="openvino") as opened:
+    place = Path(save_path)
+    with exporting(model_or_directory, place, format="openvino", kind=_KIND, overwrite=overwrite) as opened:
         model, origin, folder = opened
+        openvino = importlib.import_module("openvino")
         processor: Any = tokenizer or load_processor(origin)
         write = _write_decoder if _writes_text(model) else _write_graph
         with reporting_failure(model, "OpenVINO"), quiet_exporters(), torch.no_grad():
@@ -100,7 +97,7 @@ def export_openvino(
 def _write_decoder(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dtype, processor: Any) -> list[str]:
     """Convert, save and check a decoder; return the result as sentences."""
     path = _save(openvino, convert_decoder(openvino, as_converted(model)), folder, dtype)
-    pad = next((value for value in (getattr(processor, "pad_token_id", None), model.config.pad_token_id) if value), 0)
+    pad = (*special_tokens("pad", model, processor), 0)[0]
     compiled = openvino.Core().compile_model(str(path), "CPU", _EXACT_CACHE)
     sizes, (context, note) = sizes_of(model), checked_context(model.config)
     layers = f"{len(sizes.names)} layers with a cache of {sum(sizes.num_key_value_heads)} key-value groups in all"
