@@ -22,13 +22,8 @@ __all__ = ["check_layers", "write_layer_counts"]
 def write_layer_counts(model: PreTrainedModel, folder: Path) -> bool:
     """Write the head counts of each layer into the configuration of a compact folder, if vLLM can run the model.
 
-    Args:
-        model: The compact model.
-        folder: Folder with its ``config.json``, whose checksum is then another one.
-
-    Returns:
-        Whether the file has changed: not for models that are no decoders, have all their heads, or a
-            layer without any.
+    Returns whether the file has changed, so that its checksum is another one: not for models that are no decoders, have
+    all their heads, or a layer without any.
     """
     try:
         check_layers(model)

@@ -35,12 +35,7 @@ _FREE = frozenset({"architectures", "dtype", "torch_dtype", "transformers_versio
 
 
 def write_original(model: PreTrainedModel, folder: Path) -> None:
-    """Write the record of a compact model into a stock folder.
-
-    Args:
-        model: The compact model, with the record in its configuration.
-        folder: The folder.
-    """
+    """Write the record of a compact model into a stock folder."""
     config = deepcopy(model.config)
     vars(config).pop("auto_map", None)
     config.architectures = [type(model).__name__]

@@ -18,8 +18,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, initialization
 
 from gating.compact.size_fields import HEADS, KEY_VALUE_HEADS, new_width
 from gating.errors import RemedyError
-from gating.loader.integrity import RECORD_KEY
 from gating.loader.record import base_prefix
+from gating.pruning.recording import dense_class, dense_config
 from gating.structure.blocks import AttentionBlock, iter_attention_blocks
 from gating.structure.feed_forward import FeedForwardBlock, iter_feed_forward_blocks
 from gating.units import unit_of
@@ -66,14 +66,14 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
         >>> stock_model(model).config.intermediate_size
         24
     """
-    dense_class: type[PreTrainedModel] = getattr(type(model), "dense_class", type(model))
-    if getattr(transformers, dense_class.__name__, None) is not dense_class:
-        raise _refusal(model, f"{dense_class.__name__} is not a class of transformers")
+    cls = dense_class(model)
+    if getattr(transformers, cls.__name__, None) is not cls:
+        raise _refusal(model, f"{cls.__name__} is not a class of transformers")
     blocks: list[_Block] = [*iter_attention_blocks(model), *iter_feed_forward_blocks(model)]
     _check_without_padding(model, blocks)
     state = _dense_state(model, blocks)
-    search = _Search(dense_class, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    config, differing = search.run(_dense_config(model), blocks)
+    search = _Search(cls, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    config, differing = search.run(dense_config(model.config), blocks)
     if differing:
         raise _explain(model, blocks, differing)
     stock = search.build(config)
@@ -126,15 +126,6 @@ class _Search:
             return set(self.shapes)
         built = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         return {name for name in built.keys() | self.shapes.keys() if built.get(name) != self.shapes.get(name)}
-
-
-def _dense_config(model: PreTrainedModel) -> PreTrainedConfig:
-    """Return a copy of a model's configuration without the record and the references to code."""
-    config: PreTrainedConfig = copy.deepcopy(model.config)
-    for name in (RECORD_KEY, "auto_map"):
-        if hasattr(config, name):
-            delattr(config, name)
-    return config
 
 
 def _dense_state(model: PreTrainedModel, blocks: Sequence[_Block]) -> dict[str, Tensor]:

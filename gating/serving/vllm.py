@@ -48,19 +48,8 @@ def export_vllm(
     """Save a decoder as a folder that vLLM serves, and compare the outputs of the folder with those of the model.
 
     A model that a configuration describes is saved as a dense one. Another one is saved as a compact folder whose
-    ``config.json`` has the head counts of each layer, and whose layers without heads have one that does nothing.
-
-    Args:
-        model_or_directory: A decoder, its folder, or its name on the hub; the tokenizer in a folder is copied.
-        save_path: The folder; it is written whole or not at all.
-        overwrite: Whether the folder of an earlier export for vLLM may be replaced.
-
-    Returns:
-        The folder, with the command that serves it.
-
-    Raises:
-        ValueError: The model is no decoder of text, or of a family whose uneven layers vLLM does not run.
-        FileExistsError: The folder is not empty and ``overwrite`` is false, or it is not an earlier export.
+    ``config.json`` has the head counts of each layer, and whose layers without heads have one that does nothing. The
+    tokenizer in a folder is copied. Arguments and errors are those of :func:`~gating.serving.formats.export_compact`.
     """
     place = Path(save_path)
     with exporting(model_or_directory, place, format="vllm", kind=_KIND, overwrite=overwrite) as opened:

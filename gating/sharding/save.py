@@ -89,24 +89,17 @@ def save_sharded(
     """Save a sharded model as the folder of :func:`gating.save_compact`, of which no process holds the whole.
 
     Called by all processes, which need a file system in common. Each writes its shards with torch's writer of
-    safetensors files; rank 0 joins them on the disk.
+    safetensors files; rank 0 joins them on the disk. Arguments and errors are those of :func:`gating.save_compact`.
 
     Args:
         model: A sharded model without gates.
         save_directory: Path of the folder.
-        tokenizer: The tokenizer, or the image processor, to save with the model.
+        tokenizer: The tokenizer, or the image processor.
         report: Measurements for the model card.
-        overwrite: Whether the folder of an earlier compact model may be replaced, if no other file is in it.
+        overwrite: Whether an earlier compact folder may be replaced.
         verify: Whether to load the saved folder, cut over the same processes, and compare outputs.
-        probe: Batch for this comparison, the same in all processes; by default made from the model's configuration.
+        probe: Batch for this comparison, the same in all processes.
         max_file_size: Size of a file of weights, such as ``5GB``.
-
-    Returns:
-        The path of the folder.
-
-    Raises:
-        ValueError: The model has gates or adapters, weights are NaN or infinite, or outputs differ after loading.
-        FileExistsError: As :func:`gating.save_compact`.
     """
     if hasattr(model, "head_gates"):
         raise InputError(

@@ -55,8 +55,8 @@ def build_graph(model: PreTrainedModel, folder: Path, *, builder: str, dtype: Dt
             that it cannot be used any more.
         folder: An existing folder. The defaults of sampling are read from its ``generation_config.json``, if any.
         builder: Name of the class of the runtime's builder for the family.
-        dtype: ``f32``, or the type of the quantized weights of linear layers.
-        tokens: Special tokens for ``genai_config.json``.
+        dtype: Type of the weights of linear layers.
+        tokens: Special tokens.
     """
     with _quiet():
         ir = importlib.import_module("onnx_ir")

@@ -1,6 +1,5 @@
 """Export of compact models to OpenVINO: decoders with a key-value cache, and other models with one forward pass."""
 
-import copy
 import errno
 import importlib
 import os
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
 from gating.errors import InputError, OperationError
-from gating.loader.integrity import RECORD_KEY
+from gating.pruning.recording import dense_config
 from gating.serving.contexts import checked_context
 from gating.serving.copies import as_converted, copy_in_float32
 from gating.serving.exporting import (
@@ -143,9 +142,7 @@ def _save(openvino: Any, converted: Any, folder: Path, dtype: Dtype) -> Path:
 
 def _save_settings(model: PreTrainedModel, folder: Path) -> None:
     """Save the configuration without the record and the names of code, which other packages would ask for."""
-    config = copy.deepcopy(model.config)
-    for name in (RECORD_KEY, "auto_map"):
-        vars(config).pop(name, None)
+    config = dense_config(model.config)
     if _writes_text(model) and (context := checked_context(config)[0]) is not None:
         config.max_position_embeddings = context
     config.save_pretrained(folder)
