@@ -1,7 +1,7 @@
 """Exports of models: opened with their processors, refused with the formats that take them, written and replaced."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from gating.storage.folders import check_replaceable, replacing_folder
 from gating.storage.results import ResultKind
 
 __all__ = [
+    "EXPORT",
     "Exportable",
-    "export_kind",
     "exporting",
     "load_model",
     "load_processor",
@@ -32,29 +32,33 @@ __all__ = [
 
 # A compact model, its folder, or its name on the hub.
 Exportable = PreTrainedModel | str | os.PathLike[str]
+# Each folder of an export has one of these, and no compact model has any.
+_EXPORT_FILES = ("export.json", "genai_config.json", "openvino_model.xml")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
-def export_kind(is_export: Callable[[Path], bool]) -> ResultKind:
-    """Return the kind of folders that an export may replace, by a function that recognizes them."""
-    return ResultKind("export", lambda folder: frozenset() if is_export(folder) else None, in_command="--overwrite")
+def _export_files(folder: Path) -> frozenset[str] | None:
+    return frozenset() if any((folder / name).is_file() for name in _EXPORT_FILES) else None
+
+
+EXPORT = ResultKind("export", _export_files, in_command="--overwrite")
 
 
 @contextmanager
 def exporting(
-    model_or_directory: Exportable, place: Path, *, format: str, kind: ResultKind, overwrite: bool
+    model_or_directory: Exportable, place: Path, *, format: str, overwrite: bool
 ) -> Iterator[tuple[PreTrainedModel, Path | None, Path]]:
     """Load a model, and yield it with its folder, if any, and a new folder that becomes the export.
 
     After an error in the block, nothing is written. The arguments and errors are those of
-    :func:`~gating.serving.formats.export_compact`; ``kind`` is the kind of export that may be replaced.
+    :func:`~gating.serving.formats.export_compact`.
     """
     FORMATS[format].check_packages()
     keep = [source_of(model_or_directory)]
     # It is checked again when it is replaced; loading a model may take long.
-    check_replaceable(place, overwrite=overwrite, kind=kind, keep=keep)
+    check_replaceable(place, overwrite=overwrite, kind=EXPORT, keep=keep)
     model, origin = load_model(model_or_directory, format=format)
-    with replacing_folder(place, overwrite=overwrite, kind=kind, keep=keep) as folder:
+    with replacing_folder(place, overwrite=overwrite, kind=EXPORT, keep=keep) as folder:
         yield model, origin, folder
 
 

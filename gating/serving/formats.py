@@ -164,7 +164,9 @@ def export_compact(
 
     Raises:
         ImportError: A package for the export is not installed.
-        ValueError: The format or the option is unknown, or the runtime has no such models.
+        TypeError: The model is not one of transformers.
+        ValueError: The format or the option is unknown, the model is not ready to be exported, or the runtime has no
+            such models.
         FileExistsError: The path exists and ``overwrite`` is false, or it is not an earlier export.
         RuntimeError: The export fails, or the runtime gives other results. Nothing is written.
     """

@@ -22,7 +22,7 @@ from gating.compact.verify import check_saved
 from gating.loader.integrity import CONFIG, RECORD_KEY
 from gating.serving.contexts import steady_context
 from gating.serving.dummy_heads import with_dummy_heads
-from gating.serving.exporting import Exportable, export_kind, exporting, megabytes_of
+from gating.serving.exporting import Exportable, exporting, megabytes_of
 from gating.serving.formats import ServingReport
 from gating.storage.results import MODEL_FILES
 from gating.storage.tables import read_table
@@ -36,7 +36,6 @@ _OF_THE_MODEL = ("config.json", "generation_config.json", "model*.safetensors", 
 
 # Only this file beside the model tells the folder from that of any compact model.
 _MARK, _MARKED = "export.json", {"export_format": "vllm"}
-_KIND = export_kind(lambda folder: read_table(folder / _MARK) == _MARKED)
 
 
 def export_vllm(
@@ -52,7 +51,7 @@ def export_vllm(
     tokenizer in a folder is copied. Arguments and errors are those of :func:`~gating.serving.formats.export_compact`.
     """
     place = Path(save_path)
-    with exporting(model_or_directory, place, format="vllm", kind=_KIND, overwrite=overwrite) as opened:
+    with exporting(model_or_directory, place, format="vllm", overwrite=overwrite) as opened:
         model, source, folder = opened
         save_compact(with_dummy_heads(model), folder, verify=False)
         is_stock = RECORD_KEY not in read_table(folder / CONFIG)

@@ -29,14 +29,12 @@ def initialize_missing(model: PreTrainedModel, names: Iterable[str], *, random_s
         torch.set_rng_state(random_state)
         return
     copy = meta_copy(model)
-    for prefix, module in copy.named_modules():
-        for attribute, parameter in list(module._parameters.items()):
-            if parameter is None:
-                continue
-            if f"{prefix}.{attribute}".removeprefix(".") in wanted:
-                module._parameters[attribute] = nn.Parameter(torch.empty_like(parameter, device="cpu"))
-            else:
-                parameter._is_hf_initialized = True
+    for name, parameter in list(copy.named_parameters(remove_duplicate=False)):
+        if name in wanted:
+            owner, _, attribute = name.rpartition(".")
+            setattr(copy.get_submodule(owner), attribute, nn.Parameter(torch.empty_like(parameter, device="cpu")))
+        else:
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
     for module in copy.modules():
         # Emptied blocks stay as they are.
         if not hasattr(module, "head_slots"):

@@ -17,7 +17,6 @@ from gating.serving.copies import copy_in_float32
 from gating.serving.dummy_heads import with_dummy_heads
 from gating.serving.exporting import (
     Exportable,
-    export_kind,
     exporting,
     load_processor,
     megabytes_of,
@@ -28,7 +27,6 @@ from gating.serving.formats import ServingReport
 from gating.serving.genai.check import check_in_genai, check_tokenizer
 from gating.serving.genai.graph import DTYPES, Dtype, TokenIds, build_graph
 from gating.serving.genai.heads import DecoderHeads
-from gating.storage.tables import read_table
 
 __all__ = ["check_genai", "export_genai"]
 
@@ -55,7 +53,6 @@ _ACTIVATIONS = frozenset(
 _FIXED_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 # The builder takes quantized experts from the files of the original model.
 _ONLY_F32 = frozenset({"gpt_oss"})
-_KIND = export_kind(lambda folder: "model" in read_table(folder / "genai_config.json"))
 
 
 def check_genai(model: PreTrainedModel) -> None:
@@ -110,7 +107,7 @@ def export_genai(
             f"dtype={dtype!r} is not a type of ONNX Runtime GenAI's weights: give one of {', '.join(DTYPES)}."
         )
     place = Path(save_path)
-    with exporting(model_or_directory, place, format="onnx-genai", kind=_KIND, overwrite=overwrite) as opened:
+    with exporting(model_or_directory, place, format="onnx-genai", overwrite=overwrite) as opened:
         model, origin, folder = opened
         genai = importlib.import_module("onnxruntime_genai")
         if dtype != "f32" and model.config.model_type in _ONLY_F32:

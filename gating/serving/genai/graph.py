@@ -8,10 +8,9 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -32,15 +31,8 @@ _ONNX_DTYPES = {"f32": "FLOAT", "int8": "INT8", "int4": "INT4"}
 _SIZES_OF_LAYER = ("sequence_length * num_attention_heads", "sequence_length * num_key_value_heads")
 
 
-@dataclass(frozen=True)
-class TokenIds:
-    """Special tokens of a decoder.
-
-    Attributes:
-        bos: Token at the start of a text.
-        eos: Tokens that end a text.
-        pad: Token that fills rows of a batch.
-    """
+class TokenIds(NamedTuple):
+    """Special tokens of a decoder: the first of a text, those that end it, and the one that fills rows of a batch."""
 
     bos: int
     eos: tuple[int, ...]

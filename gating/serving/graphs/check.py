@@ -38,26 +38,32 @@ class ExportCheck:
     refused: tuple[str, ...]
 
     def describe(
-        self, left_out: Sequence[str], context: str | None, *, outputs: str = "its outputs differ"
+        self, left_out: Sequence[str], context: str | None, *, int8_difference: float | None = None
     ) -> list[str]:
         """Return the inputs and the result of the check, for people.
 
         Args:
             left_out: Inputs that the tokenizer or processor makes and the graph does not have.
             context: Sentence about texts that are too long for the graph, if any.
-            outputs: Subject and verb of the sentence on the outputs.
+            int8_difference: Largest relative difference after quantization to 8-bit integers; None for float weights.
         """
         inputs = ", ".join(f"{name} [{', '.join(map(str, axes))}]" for name, axes in self.inputs.items())
-        return [
+        outputs = "its outputs differ" if int8_difference is None else "the outputs of the float graph differ"
+        sentences = [
             f"Its inputs are {inputs}",
             f"Checked on {self.checked}: {outputs} from the model's by {self.max_difference:.1e}",
-            *(f"It rejects {refused}, which the model accepts" for refused in self.refused),
-            *(
-                f"The tokenizer or processor also makes {name}, which the export does not accept: leave that out"
-                for name in left_out
-            ),
-            *([] if context is None else [context]),
         ]
+        if int8_difference is not None:
+            sentences.append(
+                "Its weights are 8-bit integers, with which the outputs on these random batches differ by "
+                f"{int8_difference:.1e}: measure its accuracy before use"
+            )
+        sentences += [f"It rejects {refused}, which the model accepts" for refused in self.refused]
+        sentences += [
+            f"The tokenizer or processor also makes {name}, which the export does not accept: leave that out"
+            for name in left_out
+        ]
+        return [*sentences, *([] if context is None else [context])]
 
 
 def check_exported(model: PreTrainedModel, exported: Any, axes: Axes, processor: object) -> ExportCheck:

@@ -3,16 +3,12 @@
 import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
-from gating.serving.exporting import export_kind
-from gating.storage.tables import read_table
-
-__all__ = ["EXPORT", "GraphFormat", "exporter_of", "input_axes", "of_transformers"]
+__all__ = ["GraphFormat", "exporter_of", "input_axes", "of_transformers"]
 
 GraphFormat = Literal["onnx", "torch"]
-# Names of the formats in transformers, also in its ``export.json``.
+# Names of the formats in transformers.
 _NAMES: Mapping[GraphFormat, str] = {"onnx": "onnx", "torch": "dynamo"}
 
 
@@ -35,11 +31,3 @@ def input_axes(exported: Any, format: GraphFormat) -> dict[str, tuple[object, ..
         return {given.name: tuple(given.shape) for given in runner.session.get_inputs()}
     names = exported.program.graph_signature.user_inputs
     return {node.name: tuple(node.meta["val"].shape) for node in exported.program.graph.nodes if node.name in names}
-
-
-def _is_export(folder: Path) -> bool:
-    described = read_table(folder / "export.json")
-    return described.get("export_format") in _NAMES.values() and isinstance(described.get("components"), dict)
-
-
-EXPORT = export_kind(_is_export)

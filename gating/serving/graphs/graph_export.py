@@ -14,7 +14,7 @@ from gating.serving.copies import as_converted, fix_rotations
 from gating.serving.exporting import Exportable, exporting, load_processor, megabytes_of, reporting_failure
 from gating.serving.graphs.batches import batch_to_trace, input_names
 from gating.serving.graphs.check import Axes, ExportCheck, check_exported, check_quantized
-from gating.serving.graphs.exporters import EXPORT, GraphFormat, exporter_of, input_axes, of_transformers
+from gating.serving.graphs.exporters import GraphFormat, exporter_of, input_axes, of_transformers
 from gating.serving.graphs.int8 import quantize
 from gating.serving.graphs.tracing import as_exported, quick_tracing, quiet_exporters
 
@@ -50,16 +50,7 @@ class GraphReport(ExportCheck):
     @property
     def sentences(self) -> tuple[str, ...]:
         """The contents and the result of the check, for people."""
-        if self.int8_difference is None:
-            return tuple(self.describe(self.left_out, self.context))
-        first, second, *others = self.describe(
-            self.left_out, self.context, outputs="the outputs of the float graph differ"
-        )
-        change = (
-            "Its weights are 8-bit integers, with which the outputs on these random batches differ by "
-            f"{self.int8_difference:.1e}: measure its accuracy before use"
-        )
-        return (first, second, change, *others)
+        return tuple(self.describe(self.left_out, self.context, int8_difference=self.int8_difference))
 
 
 def export_onnx(
@@ -122,7 +113,7 @@ def _export_checked(
     int8: bool = False,
     overwrite: bool,
 ) -> GraphReport:
-    with exporting(model_or_directory, place, format=format, kind=EXPORT, overwrite=overwrite) as opened:
+    with exporting(model_or_directory, place, format=format, overwrite=overwrite) as opened:
         model, origin, folder = opened
         processor: Any = load_processor(origin) if tokenizer is None else tokenizer
         model = _prepared(model, format)

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.serving.graphs.batches import batch_to_trace
-from gating.serving.graphs.check import Axes, ExportCheck, check_exported, named_outputs
+from gating.serving.graphs.check import Axes, named_outputs
 
-__all__ = ["check_graph", "convert_graph", "rounding_of_graph"]
+__all__ = ["CompiledGraph", "convert_graph"]
 
 
 class _Pass(nn.Module):
@@ -47,34 +46,22 @@ def convert_graph(openvino: Any, model: PreTrainedModel, names: Sequence[str], p
     return converted
 
 
-class _Compiled:
-    """A compiled model that takes and returns tensors."""
+class CompiledGraph:
+    """A compiled model that takes and returns tensors.
+
+    Attributes:
+        axes: Shape of each input.
+    """
 
     def __init__(self, compiled: Any) -> None:
+        """Args: ``compiled`` is a model that OpenVINO has compiled for a device."""
         self.compiled = compiled
+        self.axes: Axes = {
+            port.any_name: tuple("dynamic" if size.is_dynamic else size.get_length() for size in port.partial_shape)
+            for port in compiled.inputs
+        }
 
     def __call__(self, **batch: Tensor) -> list[Tensor]:
+        """Return the outputs for a batch, in the order of the model."""
         outputs = self.compiled({name: tensor.numpy() for name, tensor in batch.items()})
         return [torch.from_numpy(output.copy()) for output in outputs.values()]
-
-
-def _axes(compiled: Any) -> Axes:
-    return {
-        port.any_name: tuple("dynamic" if size.is_dynamic else size.get_length() for size in port.partial_shape)
-        for port in compiled.inputs
-    }
-
-
-def check_graph(compiled: Any, model: PreTrainedModel, processor: object) -> ExportCheck:
-    """Compare the outputs of a compiled model with those of a model in float32 on batches of several sizes.
-
-    Raises:
-        RuntimeError: The outputs differ.
-    """
-    return check_exported(model, _Compiled(compiled), _axes(compiled), processor)
-
-
-def rounding_of_graph(compiled: Any, model: PreTrainedModel, names: Sequence[str], processor: object) -> float:
-    """Return the largest relative difference of a compiled model with rounded weights, on one batch."""
-    batch = batch_to_trace(model, names, processor)
-    return max_relative_difference(forward_outputs(model, batch), _Compiled(compiled)(**batch))

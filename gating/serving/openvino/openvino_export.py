@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
 from gating.errors import InputError, OperationError
+from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.pruning.recording import dense_config
 from gating.serving.contexts import checked_context
 from gating.serving.copies import as_converted, copy_in_float32
 from gating.serving.exporting import (
     Exportable,
-    export_kind,
     exporting,
     load_processor,
     megabytes_of,
@@ -25,21 +25,19 @@ from gating.serving.exporting import (
     special_tokens,
 )
 from gating.serving.formats import ServingReport
-from gating.serving.graphs.batches import input_names
+from gating.serving.graphs.batches import batch_to_trace, input_names
+from gating.serving.graphs.check import check_exported
 from gating.serving.graphs.tracing import quiet_exporters
 from gating.serving.openvino.decoder import check_decoder, check_layers, convert_decoder
-from gating.serving.openvino.graph import check_graph, convert_graph, rounding_of_graph
+from gating.serving.openvino.graph import CompiledGraph, convert_graph
 
 __all__ = ["Dtype", "check_openvino", "export_openvino"]
 
 Dtype = Literal["f32", "f16"]
 _DTYPES: tuple[str, ...] = get_args(Dtype)
-_FILES = ("openvino_model.xml", "openvino_model.bin")
 # Without these, the plugin rounds to 16 bits on some processors, and the cache to 8.
 _EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 _EXACT_CACHE = {**_EXACT, "KV_CACHE_PRECISION": "f32"}
-
-_KIND = export_kind(lambda folder: all((folder / name).is_file() for name in _FILES))
 
 
 def check_openvino(model: PreTrainedModel) -> None:
@@ -79,7 +77,7 @@ def export_openvino(
     if dtype not in _DTYPES:
         raise InputError(f"dtype={dtype!r} is not a type of OpenVINO's weights here: give one of {', '.join(_DTYPES)}.")
     place = Path(save_path)
-    with exporting(model_or_directory, place, format="openvino", kind=_KIND, overwrite=overwrite) as opened:
+    with exporting(model_or_directory, place, format="openvino", overwrite=overwrite) as opened:
         model, origin, folder = opened
         openvino = importlib.import_module("openvino")
         processor: Any = tokenizer or load_processor(origin)
@@ -112,19 +110,22 @@ def _write_graph(openvino: Any, model: PreTrainedModel, folder: Path, dtype: Dty
     names, left_out = input_names(model, processor)
     core, converted, reference = openvino.Core(), as_converted(model), copy_in_float32(model)
 
-    def write(dtype: Dtype) -> Any:
+    def write(dtype: Dtype) -> CompiledGraph:
         path = _save(openvino, convert_graph(openvino, converted, names, processor), folder, dtype)
-        return core.compile_model(str(path), "CPU", _EXACT)
+        return CompiledGraph(core.compile_model(str(path), "CPU", _EXACT))
 
     try:
-        check = check_graph(write("f32"), reference, processor)
+        graph = write("f32")
+        check = check_exported(reference, graph, graph.axes, processor)
     except OperationError:
         # Masks of truth values make NaN of rows that are only padding; those of eager attention are numbers.
         converted.set_attn_implementation("eager")
-        check = check_graph(write("f32"), reference, processor)
+        graph = write("f32")
+        check = check_exported(reference, graph, graph.axes, processor)
     sentences = check.describe(left_out, checked_context(model.config)[1])
     if dtype == "f16":
-        change = rounding_of_graph(write(dtype), reference, names, processor)
+        batch = batch_to_trace(reference, names, processor)
+        change = max_relative_difference(forward_outputs(reference, batch), write(dtype)(**batch))
         sentences.append(f"With weights in f16, its outputs differ by {change:.1e}")
     return sentences
 
