@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -59,8 +60,10 @@ class TokenCheck:
         )
 
 
-def make_prompts(model: PreTrainedModel, *, context: int | None = None) -> tuple[list[list[int]], int]:
-    """Return prompts of random tokens without special tokens, and the number of tokens to write after each.
+def make_prompts(
+    model: PreTrainedModel, *, context: int | None = None, without: Sequence[int] = ()
+) -> tuple[list[list[int]], int]:
+    """Return prompts of random tokens without special and given ones, and the number of tokens to write after each.
 
     Some go past each length at which the model computes otherwise, such as the end of a sliding window.
     """
@@ -68,7 +71,7 @@ def make_prompts(model: PreTrainedModel, *, context: int | None = None) -> tuple
     context = context or getattr(config, "max_position_embeddings", None) or 2 * NUM_NEW_TOKENS
     context = min(context, LONGEST_CHECKED)
     named = [getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
-    special = {token for value in named for token in (value if isinstance(value, list) else [value])}
+    special = {*without, *(token for value in named for token in (value if isinstance(value, list) else [value]))}
     allowed = torch.tensor([token for token in range(config.vocab_size) if token not in special])
     generator = torch.Generator().manual_seed(0)
     lengths = [min(length, max(1, context // 2)) for length in _LENGTHS]
@@ -149,6 +152,7 @@ def check_alone_and_in_batch(
     prompts: Sequence[Sequence[int]],
     write: Callable[[Sequence[Sequence[int]]], list[list[int]]],
     *,
+    never_written: Sequence[int] = (),
     tolerance: float | None,
     runtime: str,
     side: str,
@@ -160,6 +164,7 @@ def check_alone_and_in_batch(
     """
     rows = short_prompts(prompts)
     alone, together = [write([prompt])[0] for prompt in prompts], write(rows)
-    check = check_tokens(model, prompts, alone, tolerance=tolerance, runtime=runtime)
-    batch = check_tokens(model, rows, together, tolerance=tolerance, runtime=f"{runtime} in a padded batch")
+    compare = partial(check_tokens, model, never_written=never_written, tolerance=tolerance)
+    check = compare(prompts, alone, runtime=runtime)
+    batch = compare(rows, together, runtime=f"{runtime} in a padded batch")
     return [check.describe(runtime), batch.describe(f"a batch of {len(rows)} prompts, padded on the {side}")]

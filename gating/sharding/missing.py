@@ -14,14 +14,10 @@ __all__ = ["initialize_missing"]
 
 @torch.no_grad()
 def initialize_missing(model: PreTrainedModel, names: Iterable[str], *, random_state: Tensor) -> None:
-    """Initialize parameters of a sharded model that a checkpoint lacks, in place.
+    """Initialize the named parameters of a sharded model, which a checkpoint lacks, in place.
 
     transformers initializes each shard for itself: with the same random numbers in all processes, and on the device.
-
-    Args:
-        model: A sharded model.
-        names: Names of the parameters.
-        random_state: State of the CPU's random numbers before the model was loaded.
+    The ``random_state`` is that of the CPU before the model was loaded.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     wanted = {name for name in names if name in parameters}

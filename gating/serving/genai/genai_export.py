@@ -136,7 +136,7 @@ def _write_checked(genai: Any, model: PreTrainedModel, folder: Path, *, dtype: D
         # The builder changes some modules of its copy, which shares their tensors.
         copied = with_dummy_heads(copy_in_float32(reference))
         heads = build_graph(copied, folder, builder=_BUILDERS[model.config.model_type], dtype=dtype, tokens=tokens)
-        return [_describe(model, heads, dtype), *check_in_genai(genai, reference, folder, dtype=dtype)]
+        return [_describe(model, heads, dtype), *check_in_genai(genai, reference, folder, dtype=dtype, tokens=tokens)]
 
 
 def _describe(model: PreTrainedModel, heads: DecoderHeads, dtype: str) -> str:

@@ -34,16 +34,10 @@ _WITH = "with a GGUF file of the dense model: removal of heads does not change i
 def add_tokenizer(
     writer: gguf.GGUFWriter, folder: Path, *, vocab_size: int, pre_tokenizer: str | None = None
 ) -> dict[str, int]:
-    """Add the byte-level BPE of a folder's ``tokenizer.json`` to a file.
+    """Add the byte-level BPE of a folder's ``tokenizer.json`` to a file; return its special tokens by kind (``eos``).
 
-    Args:
-        writer: Writer of the file.
-        folder: Folder with ``tokenizer.json`` and ``tokenizer_config.json``.
-        vocab_size: Number of rows of the input embedding; those beyond the tokens get placeholders.
-        pre_tokenizer: llama.cpp's name of the pre-tokenizer; by default found by its regular expression.
-
-    Returns:
-        The special tokens that the tokenizer has, by their kinds, such as ``eos``.
+    Rows of the input embedding beyond the tokens, up to ``vocab_size``, get placeholders. llama.cpp's name of the
+    ``pre_tokenizer`` is found by its regular expression unless it is given.
 
     Raises:
         ValueError: The tokenizer is of another kind, or has a regular expression that llama.cpp has no name for.
