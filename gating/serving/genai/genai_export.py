@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from gating.compact.decoders import sizes_of
 from gating.compact.save import Processor
 from gating.errors import InputError
-from gating.serving.contexts import checked_context
+from gating.serving.contexts import checked_context, rotary_parameters
 from gating.serving.copies import copy_in_float32
 from gating.serving.dummy_heads import with_dummy_heads
 from gating.serving.exporting import (
@@ -66,9 +66,8 @@ def check_genai(model: PreTrainedModel) -> None:
         raise InputError(f"{name} has hidden_act={activation!r}, which ONNX Runtime GenAI does not have.")
     if config.model_type == "gpt_oss" and 0 in sizes.num_neurons:
         raise InputError(f"{name} has a layer without neurons, which ONNX Runtime GenAI's experts cannot be.")
-    rotary: Any = getattr(config, "rope_parameters", None) or {}
-    for part in (rotary, *rotary.values()):
-        kind = part.get("rope_type", "default") if isinstance(part, Mapping) else "default"
+    for rotary in rotary_parameters(config):
+        kind = rotary.get("rope_type", "default")
         if kind not in _FIXED_ROTATIONS:
             raise InputError(
                 f"{name} has rope_type={kind!r}, which changes with the length of the text, so that no table for "
