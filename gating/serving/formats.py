@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gating.errors import InputError, MissingPackageError
 
+# The table of formats is read by `--help`, which does not wait for torch and transformers.
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -170,14 +171,8 @@ def export_compact(
         FileExistsError: The path exists and ``overwrite`` is false, or it is not an earlier export.
         RuntimeError: The export fails, or the runtime gives other results. Nothing is written.
     """
-    # The table of formats is read by `--help`, which does not wait for torch and transformers.
-    from transformers import PreTrainedModel
-
-    from gating.serving.exporting import source_of
-
     if format not in FORMATS:
         raise InputError(f"format={format!r} is not a format of exports: give one of {', '.join(FORMATS)}.")
-    source_of(model_or_directory)  # Raises for anything else.
     row = FORMATS[format]
     given = {name: value for name, value in options.items() if value is not None and value is not False}
     for name in given.keys() - set(row.options):
@@ -186,9 +181,9 @@ def export_compact(
         error = InputError(f"format={format!r} has no option {name}. {remedy}")
         error.in_command = f"--format {format} has no option --{name.replace('_', '-')}. {remedy}"
         raise error
-    export, training = row.load(), getattr(model_or_directory, "training", False)
+    export, training = row.load(), getattr(model_or_directory, "training", None)
     try:
         return export(model_or_directory, save_path, overwrite=overwrite, **given)
     finally:
-        if isinstance(model_or_directory, PreTrainedModel):
-            model_or_directory.train(training)
+        if training is not None:
+            cast("PreTrainedModel", model_or_directory).train(training)

@@ -142,8 +142,8 @@ def _describe(model: PreTrainedModel, heads: DecoderHeads, dtype: str) -> str:
     """Return the sizes of the layers as a sentence."""
     sizes = sizes_of(model)
     parts = [
-        f"{len(sizes.names)} layers of {_range(heads.query_heads)} query heads with {_range(heads.groups)} key-value "
-        f"groups, weights in {dtype}"
+        f"{len(sizes.names)} layers of {_range(heads.sizes.num_heads)} query heads with "
+        f"{_range(heads.sizes.num_key_value_heads)} key-value groups, weights in {dtype}"
     ]
     if sizes.emptied:
         parts.append(f"{len(sizes.emptied)} of them without heads have a group that does nothing")

@@ -64,7 +64,7 @@ def build_graph(model: PreTrainedModel, folder: Path, *, builder: str, dtype: Dt
             graph.model_type = config.model_type  # The runtime's name; others follow from the class.
         graph.make_model(str(folder))
         graph.save_model(str(folder))
-        graph.num_attn_heads, graph.num_kv_heads = max(heads.query_heads), max(heads.groups)
+        graph.num_attn_heads, graph.num_kv_heads = max(heads.sizes.num_heads), max(heads.sizes.num_key_value_heads)
         graph.make_genai_config(config, {}, str(folder))
     return heads
 
@@ -137,7 +137,8 @@ class _UnevenDecoder:
         return self.heads.rotary_table(cos[0], 1.0), self.heads.rotary_table(sin[0], 0.0)
 
     def make_attention(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
-        self.num_attn_heads, self.num_kv_heads = self.heads.query_heads[layer_id], self.heads.groups[layer_id]
+        sizes = self.heads.sizes
+        self.num_attn_heads, self.num_kv_heads = sizes.num_heads[layer_id], sizes.num_key_value_heads[layer_id]
         self.q_size, self.kv_size = self.num_attn_heads * self.heads.width, self.num_kv_heads * self.heads.width
         # SmolLM3 leaves positions out of some layers.
         self.attention_attrs |= {"scale": attention.scaling, "rope": bool(getattr(attention, "use_rope", True))}
@@ -160,7 +161,7 @@ class _UnevenDecoder:
 
     def make_key_value_cache_shape(self, layer_id: int, shape: list[Any]) -> list[Any]:
         batch, _, length, width = self._base().make_key_value_cache_shape(layer_id, shape)
-        return [batch, self.heads.groups[layer_id], length, width]
+        return [batch, self.heads.sizes.num_key_value_heads[layer_id], length, width]
 
     def make_value(self, name: str, dtype: Any = None, shape: Any = None) -> Any:
         if isinstance(shape, (list, tuple)):

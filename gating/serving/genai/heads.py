@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from gating.compact.decoders import sizes_of
+from gating.compact.decoders import DecoderSizes, sizes_of
 
 __all__ = ["DecoderHeads", "lay_out_heads"]
 
@@ -21,16 +21,14 @@ class DecoderHeads:
     """Sizes and places of the heads of a decoder.
 
     Attributes:
-        query_heads: Number of query heads of each layer.
-        groups: Number of key-value groups of each layer.
+        sizes: Numbers of heads and groups of each layer, and the model's own width of a head.
         width: Entries of a head, those that are always zero included.
         places: Places of the model's own entries in a head, ``[head_dim]``.
         rotary_width: Entries that are rotated, zeros included.
         rotary_dim: Number of the model's own entries that are rotated.
     """
 
-    query_heads: tuple[int, ...]
-    groups: tuple[int, ...]
+    sizes: DecoderSizes
     width: int
     places: Tensor
     rotary_width: int
@@ -62,7 +60,7 @@ def lay_out_heads(model: PreTrainedModel, *, interleaved: bool) -> DecoderHeads:
     sizes, base = sizes_of(model), cast(Any, model.base_model)
     rotary_dim = _rotary_dim(model) or sizes.head_dim
     places, width, rotary_width = _places(sizes.head_dim, rotary_dim, interleaved=interleaved)
-    laid_out = DecoderHeads(sizes.num_heads, sizes.num_key_value_heads, width, places, rotary_width, rotary_dim)
+    laid_out = DecoderHeads(sizes, width, places, rotary_width, rotary_dim)
     for layer, num_heads in zip(base.layers, sizes.num_heads, strict=True):
         _split_projection(layer.self_attn, num_heads * sizes.head_dim)
         if width != sizes.head_dim:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -29,7 +29,7 @@ from gating.storage.results import COMPACT_MODEL
 __all__ = ["GGUF_TYPES", "GgufType", "export_gguf"]
 
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
-GGUF_TYPES: tuple[GgufType, ...] = ("f32", "f16", "bf16", "q8_0")
+GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 # The context of the check, in tokens, has room for the texts, too.
 _LEAST_CONTEXT = 2048

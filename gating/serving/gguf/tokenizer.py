@@ -1,6 +1,6 @@
 """Tokenizers in GGUF files: byte-level BPE as llama.cpp knows it by name, or that of another file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,8 @@ def tokens_never_written(file: Path) -> list[int]:
 
 
 def _pre_tokenizer_name(table: dict[str, Any], folder: Path) -> str:
-    parts = list(_leaves(table.get("pre_tokenizer")))
+    whole = table.get("pre_tokenizer")
+    parts = [] if whole is None else whole.get("pretokenizers", [whole])
     kinds = [part["type"] for part in parts]
     regexes = [part["pattern"].get("Regex") for part in parts if part["type"] == "Split"]
     if kinds == ["Split", "ByteLevel"] and regexes[0] in _PRE_TOKENIZERS:
@@ -198,14 +199,3 @@ def _added_tokens(folder: Path) -> tuple[list[int], list[int]]:
     text, whole = reader("a", add_special_tokens=False)["input_ids"], reader("a")["input_ids"]
     start = next((i for i in range(len(whole)) if whole[i : i + len(text)] == text), 0)
     return whole[:start], whole[start + len(text) :]
-
-
-def _leaves(part: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """Yield the parts of a pre-tokenizer, those of sequences one by one."""
-    if part is None:
-        return
-    if "pretokenizers" in part:
-        for child in part["pretokenizers"]:
-            yield from _leaves(child)
-    else:
-        yield part
