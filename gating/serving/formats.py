@@ -42,7 +42,7 @@ class ServingFormat:
         exporter: Module and name of the function that exports a model, which is imported when it is used.
         check: Module and name of the function that raises for models that the runtime does not run; empty if it runs
             all.
-        ending: Ending of the default name: that of a file, or ``-NAME`` for a folder.
+        ending: Ending of the default name of a file; the name of a folder ends with that of the format.
         options: Names of the function's options beside ``overwrite``.
         packages: Packages that the export needs.
         extra: The extra of this package that has them.
@@ -52,7 +52,7 @@ class ServingFormat:
     summary: str
     exporter: str
     check: str = ""
-    ending: str
+    ending: str = ""
     options: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     extra: str = "serving"
@@ -95,7 +95,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         runtime="ONNX Runtime",
         summary="ONNX Runtime, one forward pass without a cache",
         exporter="gating.serving.graphs.graph_export:export_onnx",
-        ending="-onnx",
         options=("int8",),
         packages=("onnx", "onnxscript", "onnxruntime"),
         extra="export",
@@ -104,7 +103,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         runtime="PyTorch",
         summary="torch.export",
         exporter="gating.serving.graphs.graph_export:export_torch",
-        ending="-torch",
     ),
     "gguf": ServingFormat(
         runtime="llama.cpp",
@@ -120,7 +118,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         summary="ONNX Runtime GenAI, decoders with a cache",
         exporter="gating.serving.genai.genai_export:export_genai",
         check="gating.serving.genai.genai_export:check_genai",
-        ending="-onnx-genai",
         options=("dtype",),
         packages=("onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"),
     ),
@@ -129,7 +126,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         summary="OpenVINO",
         exporter="gating.serving.openvino.openvino_export:export_openvino",
         check="gating.serving.openvino.openvino_export:check_openvino",
-        ending="-openvino",
         options=("dtype",),
         packages=("openvino",),
     ),
@@ -138,7 +134,6 @@ FORMATS: Mapping[str, ServingFormat] = {
         summary="vLLM, decoders",
         exporter="gating.serving.vllm:export_vllm",
         check="gating.serving.vllm:check_vllm",
-        ending="-vllm",
     ),
 }
 
