@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from transformers import PreTrainedModel
 
-from gating.compact.files import StoredTensor, check_listed, read_config, read_headers, walk
+from gating.compact.files import StoredTensor, check_listed, damaged_file, read_config, read_headers, walk
 from gating.compact.manifest import check_manifest
-from gating.errors import DamageError, InputError
+from gating.errors import InputError
 from gating.loader.compact import check_built
-from gating.loader.integrity import RECORD_KEY, check_checksums, mixed
+from gating.loader.integrity import CONFIG, RECORD_KEY, check_checksums, mixed
 from gating.loader.record import recorded_names
 
 __all__ = ["checked_folder"]
@@ -135,8 +135,7 @@ def _check_numbers(folder: Path, config: Mapping[str, Any], stored: Mapping[str,
         last = name.rpartition(".")[2]
         most = _most_parameters(stored) if _LAYERS.search(last) else _MAX_LABELS if last == "num_labels" else 2**63 - 1
         if type(value) is int and abs(value) > most:
-            reason = f"{name}={value} cannot be of a model with {len(stored)} tensors"
-            raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
+            raise damaged_file(folder / CONFIG, f"{name}={value} cannot be of a model with {len(stored)} tensors")
 
 
 @contextmanager
@@ -154,7 +153,7 @@ def _bounded_building(folder: Path, stored: Mapping[str, StoredTensor]) -> Itera
         counts[1] += tensor.numel()
         if counts[0] > most_tensors or counts[1] > most_elements:
             reason = f"it describes a model far larger than its weights, which are {len(stored)} tensors"
-            raise DamageError(f"{folder}/config.json is damaged: {reason}. Export the model again.", reason=reason)
+            raise damaged_file(folder / CONFIG, reason)
 
     handles = [
         registration.register_module_parameter_registration_hook(count),

@@ -33,15 +33,6 @@ def with_dummy_heads(model: PreTrainedModel, names: Collection[str] | None = Non
 
     Raises:
         ValueError: The model has adapters or is sharded.
-
-    Example:
-        >>> from gating import prune_heads
-        >>> from transformers import LlamaConfig, LlamaModel
-        >>> sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 10}
-        >>> model = LlamaModel(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
-        >>> report = prune_heads(model, {0: [0, 1, 2, 3]})
-        >>> with_dummy_heads(model).layers[0].self_attn.k_proj.weight.shape  # one head of width 4
-        torch.Size([4, 16])
     """
     check_whole(model, remedy="gather it first, or load the compact folder in one process")
     check_no_adapters(model)
