@@ -79,11 +79,9 @@ def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
     A state dict of the module itself, which also cuts parameters again that a forward pass has left whole.
     """
-    found: dict[str, Tensor] = {
-        name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{CHILD_NAME}.")
-    }
     # Tables of positions are in no state dict.
-    return found | {name: buffer for name, buffer in model.named_buffers() if not name.startswith(f"{CHILD_NAME}.")}
+    found: dict[str, Tensor] = {**model.state_dict(), **dict(model.named_buffers())}
+    return {name: tensor for name, tensor in found.items() if not name.startswith(f"{CHILD_NAME}.")}
 
 
 def shard_copy(
