@@ -14,8 +14,7 @@ from gating.serving.copies import as_converted, fix_rotations
 from gating.serving.exporting import Exportable, exporting, load_processor, megabytes_of, reporting_failure
 from gating.serving.graphs.batches import batch_to_trace, input_names
 from gating.serving.graphs.check import Axes, ExportCheck, check_exported, check_quantized
-from gating.serving.graphs.exporters import GraphFormat, exporter_of, input_axes, of_transformers
-from gating.serving.graphs.int8 import quantize
+from gating.serving.graphs.exporters import GraphFormat, export_graph, input_axes, of_transformers, quantize
 from gating.serving.graphs.tracing import as_exported, quick_tracing, quiet_exporters
 
 __all__ = ["GraphReport", "export_onnx", "export_torch"]
@@ -122,7 +121,7 @@ def _export_checked(
         int8_difference = None
         with as_exported(model):
             with reporting_failure(model, format), quick_tracing(), quiet_exporters():
-                exported = exporter_of(format)(model, batch)
+                exported = export_graph(model, batch, format)
             exported, axes = _save_and_load(model, format, exported, folder)
             check = check_exported(model, exported, axes, processor)
             if int8:
