@@ -10,7 +10,6 @@ from typing import Any, cast
 from transformers import PreTrainedModel
 
 from gating.compact.decoders import sizes_of
-from gating.compact.save import Processor
 from gating.errors import InputError
 from gating.serving.contexts import checked_context, rotary_parameters
 from gating.serving.copies import copy_in_float32
@@ -80,7 +79,6 @@ def export_genai(
     save_path: str | os.PathLike[str],
     *,
     dtype: Dtype = "f32",
-    tokenizer: Processor | None = None,
     overwrite: bool = False,
 ) -> ServingReport:
     """Export a decoder to a folder for ONNX Runtime GenAI, and compare the tokens that it writes.
@@ -98,7 +96,6 @@ def export_genai(
         save_path: The folder.
         dtype: Type of the weights of linear layers: ``f32``, or ``int8`` or ``int4`` in blocks of 32, which changes
             the logits; the report says by how much. All else is in float32.
-        tokenizer: Tokenizer of a model; by default the one in the model's folder.
         overwrite: Whether an earlier export may be replaced.
     """
     if dtype not in DTYPES:
@@ -113,7 +110,7 @@ def export_genai(
             raise InputError(
                 f"dtype={dtype!r} is not available for {type(model).__name__}: export it with dtype='f32'."
             )
-        processor: Any = tokenizer or load_processor(origin)
+        processor = load_processor(origin)
         tokens = _token_ids(model, processor)
         sentences = _write_checked(genai, model, folder, dtype=dtype, tokens=tokens)
         note = checked_context(model.config)[1]

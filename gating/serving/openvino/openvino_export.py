@@ -10,7 +10,6 @@ import torch
 from transformers import PreTrainedModel
 
 from gating.compact.decoders import sizes_of
-from gating.compact.save import Processor
 from gating.errors import InputError, OperationError
 from gating.proof.outputs import forward_outputs, max_relative_difference
 from gating.pruning.recording import dense_config
@@ -57,7 +56,6 @@ def export_openvino(
     save_path: str | os.PathLike[str],
     *,
     dtype: Dtype = "f32",
-    tokenizer: Processor | None = None,
     overwrite: bool = False,
 ) -> ServingReport:
     """Export a model to a folder for OpenVINO, and compare its results with the model's on the CPU.
@@ -71,7 +69,6 @@ def export_openvino(
         model_or_directory: A compact model, its folder, or its name on the hub.
         save_path: Folder for ``openvino_model.xml``, its weights, ``config.json`` and the tokenizer.
         dtype: Type of the saved weights, ``f32`` or ``f16``.
-        tokenizer: Tokenizer or processor of a model; by default the one in the model's folder.
         overwrite: Whether an earlier export may be replaced.
     """
     if dtype not in _DTYPES:
@@ -80,7 +77,7 @@ def export_openvino(
     with exporting(model_or_directory, place, format="openvino", overwrite=overwrite) as opened:
         model, origin, folder = opened
         openvino = importlib.import_module("openvino")
-        processor: Any = tokenizer or load_processor(origin)
+        processor = load_processor(origin)
         write = _write_decoder if _writes_text(model) else _write_graph
         with reporting_failure(model, "OpenVINO"), quiet_exporters(), torch.no_grad():
             sentences = write(openvino, model, folder, dtype, processor)
