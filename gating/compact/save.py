@@ -1,8 +1,7 @@
 """Saving of compact models as folders that load with transformers alone."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,8 +114,7 @@ def save_compact(
                 _write(model, folder, tokenizer, stock=form)
                 write_card(folder / "README.md", model, report, form, repo_id=repo_id)
                 if verify:
-                    with _as_stock_error() if form else nullcontext():
-                        check_saved(model, folder, probe=probe)
+                    _check_saved(model, folder, probe, stock=form)
             break
         except StockError:
             if form is forms[-1]:
@@ -149,10 +147,11 @@ def _write(model: PreTrainedModel, folder: Path, tokenizer: Processor | None, *,
         tokenizer.save_pretrained(folder)
 
 
-@contextmanager
-def _as_stock_error() -> Iterator[None]:
-    """Turn an error about the saved model into one with the other form as a remedy."""
+def _check_saved(model: PreTrainedModel, folder: Path, probe: Mapping[str, Tensor] | None, *, stock: bool) -> None:
+    """Check a saved folder; the error about a stock model has the other form as a remedy."""
     try:
-        yield
+        check_saved(model, folder, probe=probe)
     except InputError as error:
+        if not stock:
+            raise
         raise StockError(str(error), python=" Or save it with stock=False, as a compact folder.", command="") from error

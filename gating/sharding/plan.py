@@ -37,12 +37,7 @@ class _OnlyPlan(dict[str, str]):
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether the parameters of a model are cut over several processes by FSDP2.
-
-    Example:
-        >>> is_sharded(nn.Linear(2, 2))
-        False
-    """
+    """Return whether the parameters of a model are cut over several processes by FSDP2."""
     return isinstance(model, FSDPModule)
 
 

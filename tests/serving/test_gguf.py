@@ -7,8 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 
 import gating
 from gating.compact.decoders import sizes_of
-from gating.serving.greedy import TokenCheck, check_tokens, make_prompts, write_greedily
-from tests.serving.decoders import make_decoder, make_tokenizer, remove
+from gating.serving.greedy import TokenCheck, check_tokens, make_prompts
+from tests.serving.decoders import make_decoder, make_tokenizer, remove, write_greedily
 from tests.support.tiers import first_of
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")

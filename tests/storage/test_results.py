@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 import gating
 from gating.__main__ import main
-from gating.serving.graphs.exporters import EXPORT
+from gating.serving.exporting import EXPORT
 from gating.storage.results import COMPACT_MODEL, check_result
 from tests.storage.test_folders import make_result, replacing
 from tests.support.tiers import first_of
