@@ -107,9 +107,9 @@ def test_copies_that_can_be_done_without_are_left_out(bert, clock, passes, find)
     with TimeBudget(10.0).stage("timing") as stage:
         timer = CopyTimer(bert, batch_for(bert), stage=stage)
         if find == "heads":
-            num_heads_for_speedup(bert, speedup=1.01, timer=timer)
+            num_heads_for_speedup(create_gates(bert), timer, speedup=1.01)
         else:
-            measure_latency_costs(bert, create_gates(bert, units=UNITS, group_size=4), timer=timer)
+            measure_latency_costs(create_gates(bert, units=UNITS, group_size=4), timer)
     assert len(timer.timed) == (2 if find == "heads" else 3)
     assert clock[0] <= 10 + 4 * 4
 
@@ -179,9 +179,7 @@ def test_a_terminal_shows_what_is_timed_and_the_time_left(bert, passes, monkeypa
     monkeypatch.setattr("rich.console.Console", lambda: console)
     passes(bert, 0.5)
     with TimeBudget(80.0).stage("timing") as stage:
-        measure_latency_costs(
-            bert, create_gates(bert, units=UNITS), timer=CopyTimer(bert, batch_for(bert), stage=stage)
-        )
+        measure_latency_costs(create_gates(bert, units=UNITS), CopyTimer(bert, batch_for(bert), stage=stage))
     shown = screen.getvalue()
     if terminal:
         assert "at most 1:20 left" in shown
@@ -194,8 +192,7 @@ def test_a_terminal_shows_what_is_timed_and_the_time_left(bert, passes, monkeypa
 def test_slow_copies_are_repeated_in_the_time_of_a_run(bert, passes, clock):
     passes(bert, 3.5, rows=2, noise=0.1)
     with TimeBudget(80.0).stage("timing") as stage:
-        costs = measure_latency_costs(
-            bert, create_gates(bert, units=UNITS, group_size=4), timer=CopyTimer(bert, batch_for(bert), stage=stage)
-        )
+        timer = CopyTimer(bert, batch_for(bert), stage=stage)
+        costs = measure_latency_costs(create_gates(bert, units=UNITS, group_size=4), timer)
     assert clock[0] <= 80 + 7
     assert costs.error < 0.05

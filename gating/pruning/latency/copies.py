@@ -3,10 +3,13 @@
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
+from gating.gates import HeadGates
 from gating.pruning.latency.comparison import LEAST_REPEATS, LatencyComparison, compare_latency, describe_batch, margin
 from gating.pruning.latency.time_budget import Stage
+from gating.pruning.prune import remove_in_copy
 
 __all__ = ["PRECISION", "CopyTimer"]
 
@@ -26,7 +29,7 @@ class CopyTimer:
         model: nn.Module,
         batch: Mapping[str, Tensor],
         *,
-        stage: Stage | None = None,
+        stage: Stage,
         repeats: int = 15,
         length: str = "",
         precision: float = PRECISION,
@@ -36,7 +39,7 @@ class CopyTimer:
         Args:
             model: The dense model.
             batch: Keyword arguments of the model, on its device.
-            stage: The time for all copies; None without a limit.
+            stage: The time for all copies.
             repeats: Least number of timings of each copy, if there is time.
             length: Words for the length of the texts, such as ``p95``.
             precision: Relative standard error up to which a copy is timed, if there is time.
@@ -52,8 +55,6 @@ class CopyTimer:
     @property
     def is_over(self) -> bool:
         """Whether there is no time to know another speedup and its error; copies that are needed are timed once."""
-        if self._stage is None:
-            return False
         passes = 2 * (1 + LEAST_REPEATS)
         return self._stage.left <= (passes * self.timed[-1].before if self.timed else 0)
 
@@ -79,6 +80,18 @@ class CopyTimer:
             f"after {repeats} repeat(s): give a larger {setting}, or time on a machine that is less busy."
         )
 
+    @torch.no_grad()
+    def time_kept(self, gates: HeadGates, kept: Tensor, *, what: str, share: float) -> LatencyComparison:
+        """Time a copy of the model with some gates kept, and the model in turns.
+
+        Args:
+            gates: Gates for the model, which are not attached to it now.
+            kept: Mask of the gates to keep, ``[num_gates]``.
+            what: As in :meth:`time`.
+            share: As in :meth:`time`.
+        """
+        return self.time(remove_in_copy(self._model, gates, kept), what=what, share=share)
+
     def time(self, compact: nn.Module, *, what: str, share: float = 1.0) -> LatencyComparison:
         """Time a copy and the model in turns.
 
@@ -87,20 +100,17 @@ class CopyTimer:
             what: The copy in words, for the progress bar.
             share: The share of the time that is left which it may take.
         """
-        seconds = math.inf
-        if self._stage is not None:
-            self._stage.show(what)
-            seconds = share * self._stage.left
+        self._stage.show(what)
         found = compare_latency(
             self._model,
             compact,
             self._batch,
             repeats=self._repeats,
             precision=self._precision,
-            seconds=seconds,
+            seconds=share * self._stage.left,
             before_seconds=self.timed[-1].before if self.timed else None,
             length=self._length,
-            on_timing=self._stage.tick if self._stage is not None else lambda: None,
+            on_timing=self._stage.tick,
         )
         self.timed.append(found)
         return found

@@ -1,18 +1,16 @@
 """Number of heads to keep for a wanted speed-up, from timings on this device."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from itertools import accumulate, pairwise, zip_longest
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gating.errors import InputError
-from gating.gates import HeadGates, create_gates
+from gating.gates import HeadGates
 from gating.objectives.selection import Items
 from gating.pruning.latency.comparison import margin
 from gating.pruning.latency.copies import CopyTimer
-from gating.pruning.prune import remove_in_copy
 
 __all__ = ["check_speedup", "num_heads_for_speedup"]
 
@@ -54,14 +52,7 @@ def check_speedup(
         raise InputError(f"speedup={speedup} is not above 1: give a number such as 1.3, or leave it out.")
 
 
-def num_heads_for_speedup(
-    model: nn.Module,
-    *,
-    speedup: float,
-    gates: HeadGates | None = None,
-    timer: CopyTimer | None = None,
-    measure: Callable[[int], float] | None = None,
-) -> int:
+def num_heads_for_speedup(gates: HeadGates, timer: CopyTimer, *, speedup: float) -> int:
     """Return the largest number of heads with which a forward pass reaches a speed-up.
 
     Copies of the model with heads removed evenly over the layers are timed against the dense model. When the time is
@@ -69,67 +60,41 @@ def num_heads_for_speedup(
     model with the same number of heads.
 
     Args:
-        model: The dense model; unchanged.
+        gates: Gates that the heads of the model will get. Heads without a gate stay.
+        timer: Timer of compact copies of the model.
         speedup: Time of the dense model over that of the compact one, above 1.
-        gates: Gates that the heads will get; by default gates on every head. Heads without a gate stay.
-        timer: Timer of its compact copies.
-        measure: Function from a number of heads to the speed-up, in place of the timer.
 
     Returns:
         A number of heads that these gates can keep.
 
     Raises:
         ValueError: The speed-up is not above 1, or a single head (or group of heads) is still slower.
-
-    Example:
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=8, num_attention_heads=4, num_hidden_layers=2, vocab_size=10))
-        >>> num_heads_for_speedup(model, speedup=1.25, measure=lambda num_heads: 2 / (1 + num_heads / 8))
-        4
     """
     check_speedup(speedup=speedup)
-    gated = create_gates(model) if gates is None else gates
-    if measure is None:
-        assert timer is not None
-        measure = partial(_time, model, gated, timer)
-    items = Items(gated.units_per_gate)
-    is_over = (lambda: False) if timer is None else (lambda: timer.is_over)
-    points = _first_points(items, measure, is_over)
-    total, least, unit = max(points), min(points), gated.units[0]
+    items, unit = Items(gates.units_per_gate), gates.units[0]
+    total, least = sum(items.units), items.nearest(1)
+
+    def measure(number: int) -> float:
+        # Those that are needed leave a part of the time to the others together.
+        share = 1 / max(_NUM_NEEDED + 0.5 - len(timer.timed), 1)
+        what = f"{number} of {total} {unit}"
+        return timer.time_kept(gates, _keep_evenly(gates, number), what=what, share=share).speedup
+
+    points = {total: 1.0}
+    for position, share in enumerate(_SHARES):
+        number = items.nearest(max(least, round(share * total)))
+        if number not in points and (position < _NUM_NEEDED or not timer.is_over):
+            points[number] = measure(number)
     if points[least] < speedup:
-        precision = "" if timer is None else f" (timed {margin(timer.error)})"
         raise InputError(
             f"speedup={speedup} cannot be reached by removing {unit}: with {least} of {total} {unit} left the model is "
-            f"{points[least]:.2f} times as fast here{precision}. Ask for less than that."
+            f"{points[least]:.2f} times as fast here (timed {margin(timer.error)}). Ask for less than that."
         )
-    return _refine(points, items, measure, is_over, speedup=speedup)
-
-
-def _first_points(items: Items, measure: Callable[[int], float], is_over: Callable[[], bool]) -> dict[int, float]:
-    """Return the speed-ups of a few numbers of heads, from all to the fewest possible."""
-    total, least = sum(items.units), items.nearest(1)
-    points = {total: 1.0}
-    for number, share in enumerate(_SHARES):
-        num_heads = items.nearest(max(least, round(share * total)))
-        if num_heads not in points and (number < _NUM_NEEDED or not is_over()):
-            points[num_heads] = measure(num_heads)
-    return points
-
-
-def _refine(
-    points: dict[int, float],
-    items: Items,
-    measure: Callable[[int], float],
-    is_over: Callable[[], bool],
-    *,
-    speedup: float,
-) -> int:
-    """Lower an interpolated number of heads until it reaches the speed-up, or the time is over."""
-    total, least = max(points), min(points)
     guess = _interpolate(points, speedup)
     while guess > least:
-        guess = _at_most(guess, items)
-        if guess not in points and is_over():
+        # This is the largest number up to the guess that gates can keep.
+        guess = items.neighbors(guess + 1)[0]
+        if guess not in points and timer.is_over:
             break
         reached = points.get(guess) or measure(guess)
         if reached >= speedup:
@@ -147,22 +112,6 @@ def _interpolate(points: Mapping[int, float], speedup: float) -> int:
             share = (1 / speedup - 1 / fast) / (1 / slow - 1 / fast)
             return int(fewer + share * (more - fewer) + 1e-6)
     return ordered[0][0]
-
-
-def _at_most(num_heads: int, items: Items) -> int:
-    """Return the largest number of heads up to ``num_heads`` that gates can keep."""
-    while items.nearest(num_heads) > num_heads:
-        num_heads -= 1
-    return items.nearest(num_heads)
-
-
-def _time(model: nn.Module, gates: HeadGates, timer: CopyTimer, number: int) -> float:
-    with torch.no_grad():
-        compact = remove_in_copy(model, gates, _keep_evenly(gates, number))
-    # Those that are needed leave a part of the time to the others together.
-    share = 1 / max(_NUM_NEEDED + 0.5 - len(timer.timed), 1)
-    what = f"{number} of {sum(gates.units_per_gate)} {gates.units[0]}"
-    return timer.time(compact, what=what, share=share).speedup
 
 
 def _keep_evenly(gates: HeadGates, number: int) -> Tensor:
