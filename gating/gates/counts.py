@@ -160,11 +160,7 @@ class GateCounts(FullPrecision):
 def _row(name: str, kind: str, numbers: Tensor, *, unit: UnitName) -> tuple[str, ...]:
     """Return the cells of a row.
 
-    Args:
-        name: Name of the block.
-        kind: Its kind.
-        numbers: Units, open and expected ones, parameters, and those of open units of each gate, ``[num_gates, 5]``.
-        unit: Name of the units.
+    The numbers are units, open and expected ones, parameters, and those of open units of each gate, ``[num_gates, 5]``.
     """
     units, num_open, expected, parameters, left = numbers.sum(dim=0).tolist()
     of_all = f"{num_open:,.0f} of {units:,.0f} {unit}"

@@ -114,12 +114,9 @@ def check_objective(objective: object) -> None:
 
 
 def begin_search(part: Any, gates: HeadGates, *, number: int | None = None) -> None:
-    """Let an objective, or a part of one, remember the search that it has the state of.
+    """Let an objective, which the gates follow from now on, or a part of one remember the search that it is used in.
 
-    Args:
-        part: The objective, which the gates follow from now on; or a part of it, which has a number.
-        gates: The gates.
-        number: Number of the search; by default a new one.
+    The search is a new one, unless its number is given.
     """
     part._search_number = gates.follow(part) if number is None else number
 

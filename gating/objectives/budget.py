@@ -9,7 +9,9 @@ from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
+from gating.gates.full_precision import FullPrecision
 from gating.objectives.parts import COST, BudgetPart, Costs, gate_costs, parts_of
+from gating.objectives.schedule import BudgetSchedule, given_or_default
 from gating.units import UNITS, UnitName
 
 __all__ = ["DEFAULT_KEEP", "HeadBudget", "KeepsBudget", "resolve_budget", "whole_amount"]
@@ -78,10 +80,9 @@ class HeadBudget:
                 model lacks, is not a multiple of the heads or neurons of a gate, or is too small for ``min_per_layer``.
         """
         # Objectives ask at every step, and a large model has thousands of gates.
-        key = (gates.units_per_gate, gates.block_kinds, gates.macs_per_gate)
-        known = self._cache.get("key")
-        if known is None or any(one is not other for one, other in zip(known, key, strict=True)):
-            self._cache.update(parts=list(self._resolve(gates)), key=key)
+        # Gates have a tensor of their own for their work, and a new one once it is measured.
+        if self._cache.get("macs") is not gates.macs_per_gate:
+            self._cache.update(parts=list(self._resolve(gates)), macs=gates.macs_per_gate)
         parts: list[tuple[BudgetPart, float]] = self._cache["parts"]
         return parts
 
@@ -93,23 +94,11 @@ class HeadBudget:
         """Return the budget as a number of units of the whole model, or for several units as a share of their cost.
 
         The errors are those of :meth:`parts`.
-
-        Example:
-            >>> from transformers import BertConfig, BertModel
-            >>> from gating.gates import create_gates
-            >>> config = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8)
-            >>> HeadBudget(keep=0.4).resolve(create_gates(BertModel(config)))
-            3
         """
         return self.amount(gates, [number for _, number in self.parts(gates)])
 
     def amount(self, gates: HeadGates, numbers: Sequence[float]) -> float:
-        """Return numbers of :meth:`parts` as one: of units, or for several units the share of the cost of all gates.
-
-        Args:
-            gates: The gates.
-            numbers: Number of units, or share of cost, of each part.
-        """
+        """Return numbers of :meth:`parts` as one: of units, or for several units the share of the cost of all gates."""
         if len(gates.units) == 1:
             return sum(numbers)
         parts = [part for part, _ in self.parts(gates)]
@@ -206,10 +195,18 @@ class HeadBudget:
         return part.nearest(budget) if number is None else budget
 
 
-class KeepsBudget:
-    """The part of an objective that keeps the gates with the largest ``log_alpha`` that meet a budget."""
+class KeepsBudget(FullPrecision):
+    """An objective that keeps the gates with the largest ``log_alpha`` that meet a budget, which a schedule ends at."""
 
-    _budget: HeadBudget
+    def __init__(self, budget: HeadBudget, schedule: BudgetSchedule | None) -> None:
+        super().__init__()
+        self._budget = budget
+        self._schedule = given_or_default(schedule)
+
+    @property
+    def cost(self) -> Costs:
+        """The cost for which heads and neurons compete."""
+        return self._budget.cost
 
     def extra_repr(self) -> str:
         """Return the budget."""

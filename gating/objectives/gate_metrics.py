@@ -83,10 +83,7 @@ def open_amounts(gates: HeadGates, objective: Objective) -> tuple[float, float]:
 def spent_by_unit(gates: HeadGates, objective: Objective, is_open: Tensor) -> dict[str, float]:
     """Return the share of the cost of all gates that the open ones of each unit have.
 
-    Args:
-        gates: Gates of several units.
-        objective: The objective, which may have a cost of its own.
-        is_open: Boolean mask of the open gates, ``[num_gates]``.
+    The cost is that of the objective, if it has one of its own.
     """
     shares = _cost_shares(gates, objective) * is_open.cpu()
     return {unit: float(shares[gates.is_of(unit)].sum()) for unit in gates.units}

@@ -107,9 +107,6 @@ class Items:
             Indices of the selected items.
 
         Example:
-            >>> items = Items((1, 1, 1, 1), costs=(2.0, 1.0, 1.0, 2.0))
-            >>> items.select_within(torch.tensor([0.3, 0.9, 0.8, 0.1]), 3.0).tolist()
-            [1, 2]
             >>> items = Items((0, 0, 0, 1), (3, 1), (0, 1), costs=(2.0, 1.0, 1.0, 2.0))
             >>> items.select_within(torch.tensor([0.3, 0.9, 0.8, 0.1]), 3.0).tolist()
             [3, 1]
@@ -122,12 +119,7 @@ class Items:
         return torch.cat([torch.tensor(first, dtype=torch.int64), others]).to(scores.device)
 
     def best_of_each(self, scores: Tensor) -> list[int]:
-        """Select the best items of each group until it has its minimum of units.
-
-        Example:
-            >>> Items((1, 1, 0, 2), (2, 2), (1, 1)).best_of_each(torch.tensor([1.0, 3.0, 2.0, 0.0]))
-            [1, 3]
-        """
+        """Select the best items of each group until it has its minimum of units."""
         selected = []
         order = scores.argsort(descending=True, stable=True).tolist() if any(self.least) else []
         for (start, end), minimum in self._bounds():
@@ -160,20 +152,7 @@ class Items:
 def check_reachable(
     number: int, items: Items, *, unit: UnitName = "heads", kind: str | None = None, uniform: bool = False
 ) -> None:
-    """Raise ``RemedyError`` unless some selection has exactly ``number`` units.
-
-    Args:
-        number: Number of units to keep.
-        items: The items.
-        unit: Name of the unit, for the message.
-        kind: Kind of blocks that the items belong to, for the message.
-        uniform: Whether an item is one gate of every block, for the message.
-
-    Example:
-        >>> check_reachable(3, Items((2, 2)))  # doctest: +IGNORE_EXCEPTION_DETAIL
-        Traceback (most recent call last):
-        gating.errors.RemedyError: num_heads=3 cannot be kept exactly
-    """
+    """Raise ``RemedyError`` unless some selection has exactly ``number`` units, which the message names."""
     if not 1 <= number <= sum(items.units) or items.has(number):
         return
     name = f"num_{unit}.{kind}" if kind else f"num_{unit}"

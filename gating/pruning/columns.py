@@ -41,17 +41,6 @@ def plan_scale_features(block: Block, scale: Tensor) -> list[Edit]:
     Args:
         block: The block.
         scale: Factors, ``[sum(slot_widths)]``. Nothing is planned if all are 1.
-
-    Example:
-        >>> import torch
-        >>> from gating import find_attention_blocks
-        >>> from transformers import BertConfig, BertModel
-        >>> model = BertModel(BertConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=2))
-        >>> weight = nn.init.ones_(model.encoder.layer[0].attention.output.dense.weight)
-        >>> for edit in plan_scale_features(find_attention_blocks(model)[0], torch.tensor([1.0, 1.0, 0.5, 0.5])):
-        ...     edit.apply()
-        >>> model.encoder.layer[0].attention.output.dense.weight[0].tolist()
-        [1.0, 1.0, 0.5, 0.5]
     """
     module, name, dim = block.input_weight
     if (scale == 1).all():

@@ -15,13 +15,7 @@ __all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning"]
 
 
 def kept_units(blocks: Sequence[Block], gates_of_block: Sequence[int], kept: Tensor) -> dict[str, set[int]]:
-    """Return the units of the kept gates of each block, by its name.
-
-    Args:
-        blocks: The gated blocks.
-        gates_of_block: Number of gates of each block; each multiplies equally many of its slots.
-        kept: Boolean mask, ``[num_gates]``.
-    """
+    """Return the units of the kept gates of each block, by its name, from the mask of all gates, ``[num_gates]``."""
     units = {}
     for block, mask in zip(blocks, kept.split(list(gates_of_block)), strict=True):
         slots = mask.repeat_interleave(len(block.slot_ids) // len(mask)).nonzero().flatten().tolist()
@@ -30,25 +24,13 @@ def kept_units(blocks: Sequence[Block], gates_of_block: Sequence[int], kept: Ten
 
 
 def plan_pruning(model: nn.Module, blocks: Sequence[Block], kept: Mapping[str, Collection[int]]) -> list[Edit]:
-    """Return the edits that remove all units but the kept ones.
-
-    Args:
-        model: The model.
-        blocks: The blocks to change.
-        kept: For each of these blocks, by name, the original numbers of the units to keep.
-    """
+    """Return the edits that remove all units of blocks but the kept ones, which have their original numbers."""
     edits = [edit for block in blocks for edit in plan_removal(block, kept[block.name])]
     return [*edits, *_plan_alignment_heads(model, blocks, kept)]
 
 
 def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[Tensor]) -> list[Edit]:
-    """Plan to fold the values of gates into the output projections, and to remove the units of closed gates.
-
-    Args:
-        model: The model, perhaps on the meta device.
-        blocks: Its blocks with gates.
-        values: Gate values of each block, ``[num_gates]``.
-    """
+    """Plan to fold the values of each block's gates into its output projection, and to remove units of closed gates."""
     kept = kept_units(blocks, [len(one) for one in values], torch.cat(list(values)) > 0)
     edits: list[Edit] = []
     for block, block_values in zip(blocks, values, strict=True):
@@ -79,11 +61,6 @@ def _plan_alignment_heads(model: nn.Module, blocks: Sequence[Block], kept: Mappi
 
     Word-level timestamps are computed from the attention of these heads. Kept heads get their new positions. If none is
     kept, the setting is removed, and transformers reports that these timestamps are not available.
-
-    Args:
-        model: The model.
-        blocks: Its blocks that lose units.
-        kept: For each block, by name, the original numbers of the heads to keep.
     """
     config = getattr(model, "generation_config", None)
     pairs = getattr(config, "alignment_heads", None)

@@ -11,10 +11,17 @@ from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.latency.time_budget import TimeBudget
 
 
-def timer_of(model: nn.Module, batch: Mapping[str, Tensor], *, repeats: int = 3) -> CopyTimer:
-    """Return a timer of copies that has enough time."""
-    with TimeBudget(1e6).stage("timing") as stage:
-        return CopyTimer(model, batch, stage=stage, repeats=repeats)
+def timer_of(
+    model: nn.Module, batch: Mapping[str, Tensor], *, seconds: float = 1e6, repeats: int = 3, precision: float = 1e9
+) -> CopyTimer:
+    """Return a timer of copies that has enough time, and needs no precision."""
+    with TimeBudget(seconds).stage("timing") as stage:
+        return CopyTimer(model, batch, stage=stage, repeats=repeats, precision=precision)
+
+
+def compare(before: nn.Module, after: nn.Module, batch: Mapping[str, Tensor], **options: Any) -> LatencyComparison:
+    """Time two models in turns; the options are those of :func:`timer_of`."""
+    return timer_of(before, batch, **options).time(after, what="a model")
 
 
 class KnownTimes(CopyTimer):

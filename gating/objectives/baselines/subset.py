@@ -75,13 +75,9 @@ def soft_knapsack(scores: Tensor, weights: Tensor, budget: Tensor, temperature: 
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
-    """Draw standard Gumbel noise; the k largest scores with this noise are k draws without replacement.
+    """Draw standard Gumbel noise of the shape of a tensor: ``-log(-log(u))`` for uniform ``u``, float32.
 
-    Args:
-        like: Tensor with the shape and device of the noise.
-
-    Returns:
-        ``-log(-log(u))`` for uniform ``u``, float32.
+    The k largest scores with this noise are k draws without replacement.
     """
     uniform = torch.rand(like.shape, device=like.device, dtype=torch.float32)
     return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
@@ -98,12 +94,7 @@ class StraightThroughTopK(nn.Module):
     """
 
     def __init__(self, part: BudgetPart, *, number: float) -> None:
-        """Set the number of open heads or neurons, or the share of cost.
-
-        Args:
-            part: The gates.
-            number: A number that the gates can keep, or a share.
-        """
+        """Set the number of open heads or neurons, which the gates can keep, or the share of cost."""
         super().__init__()
         self.num_open = HostCount(number)
         self._part = part
@@ -142,14 +133,7 @@ class GumbelTopK(nn.Module):
     _weights: Tensor
 
     def __init__(self, part: BudgetPart, *, hard: StraightThroughTopK, scale: float, temperature: float) -> None:
-        """Set up the sampler.
-
-        Args:
-            part: The gates.
-            hard: Sampler of the k largest.
-            scale: ``w`` over ``log_alpha``.
-            temperature: Temperature of the relaxation at the start.
-        """
+        """Set the gates, the sampler of the k largest, and the ratio of ``w`` to ``log_alpha``."""
         super().__init__()
         self.hard = hard
         self.register_buffer("temperature", torch.tensor(float(temperature)))

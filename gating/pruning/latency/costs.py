@@ -126,10 +126,6 @@ def measure_latency_costs(gates: HeadGates, timer: CopyTimer) -> LatencyCosts:
 
     Copies with some share of each unit in each block are timed against the dense model, alternately. The fit is linear
     in the shares. Copies that it can do without are left out when the time is over.
-
-    Args:
-        gates: The gates that the model would have.
-        timer: Timer of its compact copies.
     """
     needed = max(_NUM_NEEDED, len(gates.units) + 1)
     points = [([1.0] * len(gates.units), 1.0)]

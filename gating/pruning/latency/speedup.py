@@ -28,17 +28,8 @@ def check_speedup(
 ) -> None:
     """Check that a speed-up is above 1 and that no number or share of units is given with it.
 
-    Args:
-        speedup: Time of the dense model over that of the compact one; None is always valid.
-        num_heads: Number of heads to keep, if given.
-        num_neurons: Number of neurons to keep, if given.
-        keep: Share of heads or of cost to keep, if given.
-
     Raises:
         ValueError: The speed-up is not above 1, or another budget is given as well.
-
-    Example:
-        >>> check_speedup(speedup=1.3)
     """
     if speedup is None:
         return
@@ -53,7 +44,7 @@ def check_speedup(
 
 
 def num_heads_for_speedup(gates: HeadGates, timer: CopyTimer, *, speedup: float) -> int:
-    """Return the largest number of heads with which a forward pass reaches a speed-up.
+    """Return the largest number of heads, which these gates can keep, with which a forward pass reaches a speed-up.
 
     Copies of the model with heads removed evenly over the layers are timed against the dense model. When the time is
     over, the number is interpolated between those that were timed. A search that empties whole layers gives a faster
@@ -63,9 +54,6 @@ def num_heads_for_speedup(gates: HeadGates, timer: CopyTimer, *, speedup: float)
         gates: Gates that the heads of the model will get. Heads without a gate stay.
         timer: Timer of compact copies of the model.
         speedup: Time of the dense model over that of the compact one, above 1.
-
-    Returns:
-        A number of heads that these gates can keep.
 
     Raises:
         ValueError: The speed-up is not above 1, or a single head (or group of heads) is still slower.

@@ -48,16 +48,17 @@ class Stage:
 
     def show(self, what: str) -> None:
         """Show the name of the next timing in the bar."""
-        self._draw(what=what)
+        self._bar.update(self._task, what=what)
+        self._draw()
 
     def tick(self) -> None:
         """Redraw the bar, unless it was redrawn just now."""
         if time.perf_counter() - self._drawn >= _REDRAW_S:
             self._draw()
 
-    def _draw(self, **fields: str) -> None:
+    def _draw(self) -> None:
         minutes, seconds = divmod(math.ceil(self.left), 60)
-        self._bar.update(self._task, completed=self.elapsed, left=f"{minutes}:{seconds:02d}", **fields)
+        self._bar.update(self._task, completed=self.elapsed, left=f"{minutes}:{seconds:02d}")
         self._bar.refresh()
         self._drawn = time.perf_counter()
 
