@@ -11,7 +11,7 @@ from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
 from gating.gates.full_precision import FullPrecision
 from gating.objectives.parts import COST, BudgetPart, Costs, gate_costs, parts_of
-from gating.objectives.schedule import BudgetSchedule, given_or_default
+from gating.objectives.schedule import BudgetSchedule
 from gating.units import UNITS, UnitName
 
 __all__ = ["DEFAULT_KEEP", "HeadBudget", "KeepsBudget", "resolve_budget", "whole_amount"]
@@ -200,8 +200,10 @@ class KeepsBudget(FullPrecision):
 
     def __init__(self, budget: HeadBudget, schedule: BudgetSchedule | None) -> None:
         super().__init__()
+        if isinstance(schedule, type) or not (schedule is None or hasattr(schedule, "target")):
+            raise InputError(f"schedule={schedule!r} is no schedule: give one such as gating.BudgetSchedule(end=0.5).")
         self._budget = budget
-        self._schedule = given_or_default(schedule)
+        self._schedule = BudgetSchedule() if schedule is None else schedule
 
     @property
     def cost(self) -> Costs:

@@ -1,15 +1,17 @@
 """The planned edits of a removal: units go, gates are folded, settings that number heads follow."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gating.loader.changes import ABSENT
-from gating.pruning.columns import plan_scale_features
+from gating.loader.changes import ABSENT, weight_dim, without_adapter
+from gating.proof.undo import EntriesEdit
 from gating.structure.blocks import AttentionBlock, Block
 from gating.structure.edits import Edit, SetAttribute
 from gating.structure.removal import plan_removal, select
+from gating.units import unit_of
 
 __all__ = ["folded_values", "kept_units", "plan_finalizing", "plan_pruning"]
 
@@ -38,8 +40,47 @@ def plan_finalizing(model: nn.Module, blocks: Sequence[Block], values: Sequence[
         widths = torch.tensor(block.slot_widths, device=slot_values.device)
         # Values are folded before the removal, so closed gates need no factor of 0.
         factors = torch.where(slot_values > 0, slot_values, 1.0).repeat_interleave(widths)
-        edits += [*plan_scale_features(block, factors), *plan_removal(block, kept[block.name])]
+        edits += [*_plan_scaling(block, factors), *plan_removal(block, kept[block.name])]
     return [*edits, *_plan_alignment_heads(model, blocks, kept)]
+
+
+def _plan_scaling(block: Block, scale: Tensor) -> list[Edit]:
+    """Plan to give a block the outputs that it has if its features, which gates multiply, are multiplied by ``scale``.
+
+    Args:
+        block: The block.
+        scale: Factors, ``[sum(slot_widths)]``. Nothing is planned if all are 1.
+    """
+    module, name, dim = block.input_weight
+    if (scale == 1).all():
+        return []
+    edits: list[Edit] = [_ScaleEntries(module, name, scale, dim)]
+    for other, factors in unit_of(block).other_inputs(block, scale):
+        linear = without_adapter(other)
+        edits.append(_ScaleEntries(linear, "weight", factors, weight_dim(linear, "inputs")))
+    return edits
+
+
+@dataclass(frozen=True)
+class _ScaleEntries(EntriesEdit):
+    """The planned multiplication of a parameter by one factor for each entry along one dimension."""
+
+    factors: Tensor
+    dim: int
+
+    def changed(self) -> Tensor:
+        """Return the positions of the entries whose factor is not 1."""
+        return (self.factors != 1).nonzero().flatten()
+
+    def apply(self) -> None:
+        """Replace the parameter."""
+        before = getattr(self.owner, self.attribute)
+        index = self.changed().to(before.device)
+        factors = self.factors.to(before)[index]
+        factors = factors.reshape([-1 if dim == self.dim else 1 for dim in range(before.dim())])
+        values = before.detach().clone()
+        values.index_copy_(self.dim, index, before.detach().index_select(self.dim, index) * factors)
+        setattr(self.owner, self.attribute, nn.Parameter(values, requires_grad=before.requires_grad))
 
 
 def folded_values(blocks: Sequence[Block], values: Sequence[Tensor]) -> dict[str, tuple[float, ...]]:

@@ -17,8 +17,7 @@ from gating.objectives import HasMovableBudget
 from gating.pruning.latency.comparison import describe_batch
 from gating.pruning.latency.copies import PRECISION, CopyTimer
 from gating.pruning.latency.costs import NUM_PASSES, budget_of_number, measure_latency_costs
-from gating.pruning.latency.reached import Reached, kept_for_speedup
-from gating.pruning.latency.speedup import num_heads_for_speedup
+from gating.pruning.latency.speedup import Reached, kept_for_speedup, num_heads_for_speedup
 from gating.pruning.macs import measure_macs
 from gating.run.data import RunData
 from gating.run.folder.stored_settings import MEASURED, read_settings_of

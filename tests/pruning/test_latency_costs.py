@@ -11,7 +11,7 @@ from gating.pruning.latency import copies
 from gating.pruning.latency.comparison import LatencyComparison
 from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.latency.costs import LatencyCosts, measure_latency_costs
-from gating.pruning.latency.reached import Reached, kept_for_speedup
+from gating.pruning.latency.speedup import Reached, kept_for_speedup
 from gating.pruning.prune import remove_in_copy
 from tests.support.timers import KnownTimes, timer_of
 from tests.support.tiny_models import batch_for, state_of

@@ -15,8 +15,7 @@ from gating.pruning.latency import comparison
 from gating.pruning.latency.comparison import LatencyComparison
 from gating.pruning.latency.copies import CopyTimer
 from gating.pruning.latency.costs import measure_latency_costs
-from gating.pruning.latency.reached import Reached, kept_for_speedup
-from gating.pruning.latency.speedup import num_heads_for_speedup
+from gating.pruning.latency.speedup import Reached, kept_for_speedup, num_heads_for_speedup
 from gating.pruning.latency.time_budget import TimeBudget
 from tests.support.slow_model import Slow
 from tests.support.timers import compare, timer_of

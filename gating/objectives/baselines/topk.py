@@ -18,8 +18,6 @@ from gating.objectives.schedule import BudgetSchedule
 
 __all__ = ["TopK"]
 
-Sampler = GumbelTopK | StraightThroughTopK
-
 
 class TopK(KeepsBudget):
     """Differentiable subset pruning: an objective with importance variables of the heads, exactly k of them open.
@@ -120,17 +118,17 @@ class TopK(KeepsBudget):
         for (part, budget), sampler in zip(self._budget.parts(gates), _samplers_of(gates), strict=True):
             if isinstance(sampler, GumbelTopK):
                 sampler.temperature.fill_(self._temperature(progress))
-            _hard(sampler).num_open.value = self._num_open(part, budget, progress)
+            sampler.num_open.value = self._num_open(part, budget, progress)
 
     def target(self, gates: HeadGates) -> float:
         """Return the number of open heads or neurons; with gates on both, the share of cost that may be open."""
-        return float(self._budget.amount(gates, [_hard(sampler).num_open.value for sampler in _samplers_of(gates)]))
+        return float(self._budget.amount(gates, [sampler.num_open.value for sampler in _samplers_of(gates)]))
 
-    def _sampler(self, part: BudgetPart, budget: float) -> Sampler:
-        hard = StraightThroughTopK(part, number=self._num_open(part, budget, 0.0))
+    def _sampler(self, part: BudgetPart, budget: float) -> StraightThroughTopK:
+        number = self._num_open(part, budget, 0.0)
         if self._variant == "straight_through":
-            return hard
-        return GumbelTopK(part, hard=hard, scale=self._scale, temperature=self._temperature(0.0))
+            return StraightThroughTopK(part, number=number)
+        return GumbelTopK(part, number=number, scale=self._scale, temperature=self._temperature(0.0))
 
     def _num_open(self, part: BudgetPart, budget: float, progress: float) -> float:
         return part.nearest(self._schedule.target(progress, total=part.total, budget=budget))
@@ -141,10 +139,6 @@ class TopK(KeepsBudget):
         return math.exp(initial + done * (final - initial))
 
 
-def _samplers_of(gates: HeadGates) -> list[Sampler]:
+def _samplers_of(gates: HeadGates) -> list[StraightThroughTopK]:
     samplers = modules_of(cast(nn.Module | None, gates.sampler))
-    return [module for module in samplers if isinstance(module, (GumbelTopK, StraightThroughTopK))]
-
-
-def _hard(sampler: Sampler) -> StraightThroughTopK:
-    return sampler.hard if isinstance(sampler, GumbelTopK) else sampler
+    return [module for module in samplers if isinstance(module, StraightThroughTopK)]

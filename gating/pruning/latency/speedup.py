@@ -1,7 +1,9 @@
-"""Number of heads to keep for a wanted speed-up, from timings on this device."""
+"""What to keep for a wanted speed-up, from timings on this device: a number of heads, or a choice of gates."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from itertools import accumulate, pairwise, zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +14,15 @@ from gating.objectives.selection import Items
 from gating.pruning.latency.comparison import margin
 from gating.pruning.latency.copies import CopyTimer
 
-__all__ = ["check_speedup", "num_heads_for_speedup"]
+__all__ = ["Reached", "check_speedup", "kept_for_speedup", "num_heads_for_speedup"]
 
 # Shares of heads that are timed first. Time is nearly linear in the number of heads: two of them are needed.
 _SHARES = (0.0, 0.5, 0.25, 0.75)
 _NUM_NEEDED = 2
+# Number of choices of gates that are timed at most.
+_MAX_ATTEMPTS = 8
+# Distance from the wanted speedup at which the search for gates ends, and at which it warns.
+_CLOSE, _FAR = 0.02, 0.05
 
 
 def check_speedup(
@@ -112,3 +118,74 @@ def _keep_evenly(gates: HeadGates, number: int) -> Tensor:
             kept[gate] = True
             number -= gates.units_per_gate[gate]
     return kept
+
+
+class Reached(NamedTuple):
+    """The speedup of a choice of gates.
+
+    Attributes:
+        speedup: The speedup.
+        error: Its relative standard error.
+        is_over: Whether there is no time for another choice.
+    """
+
+    speedup: float
+    error: float = 0.0
+    is_over: bool = False
+
+
+def kept_for_speedup(
+    choose: Callable[[float], Tensor], measure: Callable[[Tensor], Reached], *, speedup: float, keep: float
+) -> Tensor:
+    """Return the choice of gates with which the compact model is measured to have a speedup.
+
+    Latency is linear in the kept units only roughly: layers that lose all heads also lose their softmax. So copies with
+    the chosen gates are timed, and the budget is moved until the speedup is right; a warning names the one that was
+    reached if it is further away than 5 percent. A difference that is smaller than the error of the timing ends the
+    search, too, and so does the end of the time.
+
+    Args:
+        choose: Function from a share of the cost to the mask of the gates to keep, ``[num_gates]``.
+        measure: Function from a mask to the speedup that it reaches.
+        speedup: Time of the dense model over that of the compact one.
+        keep: The share to begin with.
+
+    Example:
+        >>> import torch
+        >>> choose = lambda share: torch.arange(48) < share * 48
+        >>> speedup_of = lambda kept: Reached(1 / (0.2 + 0.8 * kept.float().mean().item()))
+        >>> kept_for_speedup(choose, speedup_of, speedup=2.0, keep=0.6).sum().item()
+        18
+    """
+    # Relative times of the nearest shares that are too fast and too slow.
+    fast, slow = (0.0, 0.0), (1.0, 1.0)
+    tried: list[tuple[float, float, Tensor]] = []
+    share = keep
+    for _ in range(_MAX_ATTEMPTS):
+        kept = choose(share)
+        reached, error, is_over = measure(kept)
+        tried.append((abs(reached / speedup - 1), reached, kept))
+        if is_over or tried[-1][0] <= max(_CLOSE, error):
+            break
+        if reached > speedup:
+            fast = (share, 1 / reached)
+        else:
+            slow = (share, 1 / reached)
+        share = _between(fast, slow, 1 / speedup)
+        if slow[0] - fast[0] < 1e-3:
+            break
+    distance, reached, kept = min(tried, key=lambda attempt: attempt[0])
+    if distance > _FAR:
+        warnings.warn(
+            f"The compact model is {reached:.2f} times as fast as the dense one here, not {speedup}: of {len(tried)} "
+            "choices of these gates that were timed, none was closer.",
+            stacklevel=2,
+        )
+    return kept
+
+
+def _between(fast: tuple[float, float], slow: tuple[float, float], time: float) -> float:
+    """Return the share at which a line through two points has the wanted time, away from both ends."""
+    (low, fast_time), (high, slow_time) = fast, slow
+    position = (time - fast_time) / (slow_time - fast_time) if slow_time > fast_time else 0.5
+    return low + min(0.9, max(0.1, position)) * (high - low)

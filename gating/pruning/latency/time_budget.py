@@ -101,7 +101,7 @@ class TimeBudget:
             run_seconds: Function from the seconds of a pass of the batch to those of the run; None for the most time.
         """
         rows = _num_rows(batch)
-        if self._rows is None or self.seconds is None:
+        if self._rows is None:
             start = time.perf_counter()
             one = seconds_of_pass(model, _last_rows(batch, 1))
             self.spent += time.perf_counter() - start
