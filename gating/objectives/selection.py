@@ -63,16 +63,13 @@ class Items:
         return (self._reachable & -self._reachable).bit_length() - 1
 
     def select(self, scores: Tensor, number: int) -> Tensor:
-        """Select the items with the largest scores that have exactly a number of units; the minima come first.
+        """Return the indices of items with the largest scores that have exactly a number of units; minima come first.
 
         If items have different numbers of units, the selection maximizes the sum of score times units.
 
         Args:
             scores: Score of one unit of each item, ``[num_items]``.
             number: A number that some selection has.
-
-        Returns:
-            Indices of the selected items.
 
         Example:
             >>> Items((1, 1, 1, 1)).select(torch.tensor([0.3, 0.9, 0.8, 0.1]), 2).tolist()
@@ -94,7 +91,7 @@ class Items:
         return select_exactly(values, self.units, number, groups=self.groups, least=least).to(scores.device)
 
     def select_within(self, scores: Tensor, budget: float) -> Tensor:
-        """Select the items with the largest scores whose costs sum to at most the budget; the minima come first.
+        """Return the indices of items with the largest scores whose costs sum to at most the budget; minima come first.
 
         The selection maximizes the sum of :func:`~gating.objectives.knapsack.values_of`, and leaves no room for another
         item.
@@ -102,9 +99,6 @@ class Items:
         Args:
             scores: Score per unit of cost of each item, ``[num_items]``.
             budget: Largest sum of costs.
-
-        Returns:
-            Indices of the selected items.
 
         Example:
             >>> items = Items((0, 0, 0, 1), (3, 1), (0, 1), costs=(2.0, 1.0, 1.0, 2.0))

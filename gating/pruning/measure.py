@@ -12,14 +12,12 @@ from transformers import PreTrainedModel
 from gating.proof.outputs import forward_outputs
 from gating.structure.blocks import group_labels, iter_attention_blocks
 from gating.units.heads import HEADS
-from gating.units.neurons import NEURONS
 
 __all__ = [
     "cache_bytes_per_token",
     "count_heads",
     "count_heads_by_kind",
     "count_macs",
-    "count_neurons",
     "weight_megabytes",
 ]
 
@@ -36,11 +34,6 @@ def count_heads_by_kind(model: nn.Module) -> dict[str, int]:
     for label, block in zip(group_labels(blocks), blocks, strict=True):
         counts[label] += block.num_heads
     return dict(counts)
-
-
-def count_neurons(model: nn.Module) -> int:
-    """Return the number of feed-forward neurons of a model; 0 if its feed-forward blocks are not known."""
-    return NEURONS.count(model)
 
 
 def count_macs(model: nn.Module, batch: Mapping[str, Tensor]) -> int:

@@ -16,7 +16,9 @@ def timer_of(
 ) -> CopyTimer:
     """Return a timer of copies that has enough time, and needs no precision."""
     with TimeBudget(seconds).stage("timing") as stage:
-        return CopyTimer(model, batch, stage=stage, repeats=repeats, precision=precision)
+        timer = CopyTimer(model, batch, stage=stage, precision=precision)
+    timer.repeats = repeats
+    return timer
 
 
 def compare(before: nn.Module, after: nn.Module, batch: Mapping[str, Tensor], **options: Any) -> LatencyComparison:

@@ -36,8 +36,11 @@ class CopyTimer:
     """Timings of compact copies of a model.
 
     Attributes:
+        repeats: Least number of timings of each copy, if there is time.
         timed: The comparisons so far.
     """
+
+    repeats = 15
 
     def __init__(
         self,
@@ -45,7 +48,6 @@ class CopyTimer:
         batch: Mapping[str, Tensor],
         *,
         stage: Stage,
-        repeats: int = 15,
         length: str = "",
         precision: float = PRECISION,
     ) -> None:
@@ -55,14 +57,12 @@ class CopyTimer:
             model: The dense model.
             batch: Keyword arguments of the model, on its device.
             stage: The time for all copies.
-            repeats: Least number of timings of each copy, if there is time.
             length: Words for the length of the texts, such as ``p95``.
             precision: Relative standard error up to which a copy is timed, if there is time.
         """
         self._model = model
         self._batch = batch
         self._stage = stage
-        self._repeats = repeats
         self._length = length
         self._precision = precision
         self.timed: list[LatencyComparison] = []
@@ -169,9 +169,9 @@ class CopyTimer:
         return first, second
 
     def _is_enough(self, times: list[tuple[float, float]]) -> bool:
-        if len(times) < self._repeats:
+        if len(times) < self.repeats:
             return False
-        return len(times) >= 8 * self._repeats or _error_of_ratio(times) <= self._precision
+        return len(times) >= 8 * self.repeats or _error_of_ratio(times) <= self._precision
 
 
 def _error_of_ratio(times: list[tuple[float, float]]) -> float:
