@@ -285,7 +285,7 @@ class HeadGates(GatedUnits):
         if self.attachment is not None:
             # The gates are parameters of the model.
             num_all = sum(weight.numel() for weight in self.attachment.model.parameters()) - self.log_alpha.numel()
-            closed = ~is_open.cpu() | (torch.tensor(self.units_per_gate) == 0)
+            closed = ~is_open.cpu() | (torch.tensor(self.units_per_gate, device="cpu") == 0)
             left = num_all - int(self.parameters_per_gate[closed].sum())
             share = f"about {left:,} of {num_all:,} parameters ({left / num_all:.1%}".replace("%", " %")
             lines.append(f"Without its closed units, the model has {share}).")

@@ -7,12 +7,10 @@ from torch import Tensor, nn
 
 from gating.errors import InputError, OperationError
 from gating.gates import HeadGates
-from gating.objectives.parts import Costs
 
 __all__ = [
     "NOT_ATTACHED",
     "FollowsLoss",
-    "HasCost",
     "HasMovableBudget",
     "Objective",
     "begin_search",
@@ -80,17 +78,6 @@ class HasMovableBudget(Protocol):
     def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
         """Return the gates that stay with a share ``keep`` of the cost, a boolean tensor ``[num_gates]``."""
         ...
-
-
-@runtime_checkable
-class HasCost(Protocol):
-    """Objectives whose heads and neurons compete for one cost.
-
-    Attributes:
-        cost: The cost, as in :func:`~gating.objectives.parts.gate_costs`.
-    """
-
-    cost: Costs
 
 
 @runtime_checkable

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gating.gates import HeadGates
-from gating.objectives.base import HasCost, Objective
-from gating.objectives.parts import COST, gate_costs
+from gating.objectives.base import Objective
+from gating.objectives.parts import COST, Costs, gate_costs
 from gating.units import UNITS
 
 __all__ = ["Quantity", "gate_metrics", "metrics_of", "open_amounts", "quantity_of", "spent_by_unit"]
@@ -91,7 +91,7 @@ def spent_by_unit(gates: HeadGates, objective: Objective, is_open: Tensor) -> di
 
 def _cost_shares(gates: HeadGates, objective: Objective) -> Tensor:
     """Return the share of each gate in the cost of all, ``[num_gates]``, in the cost that the objective has."""
-    cost = objective.cost if isinstance(objective, HasCost) else "macs"
+    cost: Costs = getattr(objective, "cost", "macs")
     # Exact numbers of heads and neurons need no measured cost.
     costs = torch.tensor(gate_costs(gates, "macs" if cost == "latency" else cost), dtype=torch.float64)
     return costs / costs.sum()
