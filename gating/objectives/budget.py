@@ -9,12 +9,10 @@ from torch import Tensor
 
 from gating.errors import InputError, RemedyError
 from gating.gates import HeadGates
-from gating.gates.full_precision import FullPrecision
 from gating.objectives.parts import COST, BudgetPart, Costs, gate_costs, parts_of
-from gating.objectives.schedule import BudgetSchedule
 from gating.units import UNITS, UnitName
 
-__all__ = ["DEFAULT_KEEP", "HeadBudget", "KeepsBudget", "resolve_budget", "whole_amount"]
+__all__ = ["DEFAULT_KEEP", "HeadBudget", "resolve_budget", "whole_amount"]
 
 # Share of the heads, or of the cost, that a budget without any number keeps.
 DEFAULT_KEEP = 0.25
@@ -193,42 +191,6 @@ class HeadBudget:
         budget = resolve_budget(number, keep, total=int(part.total), kind=part.kind, unit=part.unit)
         part.check(budget, exact=number is not None)
         return part.nearest(budget) if number is None else budget
-
-
-class KeepsBudget(FullPrecision):
-    """An objective that keeps the gates with the largest ``log_alpha`` that meet a budget, which a schedule ends at."""
-
-    def __init__(self, budget: HeadBudget, schedule: BudgetSchedule | None) -> None:
-        super().__init__()
-        if isinstance(schedule, type) or not (schedule is None or hasattr(schedule, "target")):
-            raise InputError(f"schedule={schedule!r} is no schedule: give one such as gating.BudgetSchedule(end=0.5).")
-        self._budget = budget
-        self._schedule = BudgetSchedule() if schedule is None else schedule
-
-    @property
-    def cost(self) -> Costs:
-        """The cost for which heads and neurons compete."""
-        return self._budget.cost
-
-    def extra_repr(self) -> str:
-        """Return the budget."""
-        return str(self._budget)
-
-    def check(self, gates: HeadGates) -> None:
-        """Raise ``InputError`` if these gates cannot keep the budget."""
-        self._budget.check(gates)
-
-    def penalty(self, gates: HeadGates) -> Tensor:
-        """Return zero: the budget is met by construction."""
-        return gates.log_alpha.new_zeros(())
-
-    def kept(self, gates: HeadGates) -> Tensor:
-        """Return the gates with the largest ``log_alpha`` that meet the budget."""
-        return self._budget.choose(gates, gates.log_alpha)
-
-    def kept_at(self, gates: HeadGates, keep: float) -> Tensor:
-        """Return the gates that stay with another share of the cost, or of the units of gates on one."""
-        return self._budget.with_keep(keep).choose(gates, gates.log_alpha)
 
 
 def whole_amount(gates: HeadGates) -> float:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from gating.gates import HeadGates, hard_concrete
-from gating.objectives.base import begin_search, check_search
-from gating.objectives.budget import HeadBudget, KeepsBudget
+from gating.objectives.base import KeepsBudget, begin_search, check_search
+from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule, DescentStart

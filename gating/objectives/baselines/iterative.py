@@ -8,9 +8,9 @@ from torch import Tensor, distributed
 
 from gating.errors import InputError, OperationError, RemedyError
 from gating.gates import HeadGates
-from gating.objectives.base import NOT_ATTACHED, begin_search, check_search
+from gating.objectives.base import NOT_ATTACHED, KeepsBudget, begin_search, check_search
 from gating.objectives.baselines.mask import MaskSampler
-from gating.objectives.budget import HeadBudget, KeepsBudget
+from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import COST, BudgetPart, Costs
 from gating.objectives.schedule import BudgetSchedule
 

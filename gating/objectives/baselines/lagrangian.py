@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from gating.errors import OperationError
 from gating.gates import HeadGates
-from gating.objectives.base import NOT_ATTACHED, begin_search, check_search
-from gating.objectives.budget import HeadBudget, KeepsBudget
+from gating.objectives.base import NOT_ATTACHED, KeepsBudget, begin_search, check_search
+from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import Costs
 from gating.objectives.per_part import UniformRanks, per_part
 from gating.objectives.schedule import BudgetSchedule

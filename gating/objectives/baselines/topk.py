@@ -9,9 +9,9 @@ from torch import nn
 from gating.errors import InputError
 from gating.gates import HeadGates
 from gating.gates.interfaces import GateSampler
-from gating.objectives.base import begin_search, check_search
+from gating.objectives.base import KeepsBudget, begin_search, check_search
 from gating.objectives.baselines.subset import GumbelTopK, StraightThroughTopK
-from gating.objectives.budget import HeadBudget, KeepsBudget
+from gating.objectives.budget import HeadBudget
 from gating.objectives.parts import BudgetPart, Costs
 from gating.objectives.per_part import UniformRanks, modules_of, per_part
 from gating.objectives.schedule import BudgetSchedule
